@@ -1,0 +1,249 @@
+-- Everything of one pipeline, in a schema of its own (search_path is set by the connection).
+-- Texts that are keys or shown in order are COLLATE "C": byte order, the same on every server, and faster.
+
+-- Whose schema this is: one row.
+create table pipeline (
+    one            boolean     primary key default true check (one),
+    pipeline_id    text        not null,
+    namespace      text        not null,
+    name           text        not null,
+    uid            text        not null,
+    shards         integer     not null check (shards between 1 and 256),
+    -- Oldest schema number whose binaries may still work on this schema.
+    min_compatible bigint      not null default 1,
+    created_at     timestamptz not null default now()
+);
+
+-- Every policy that was ever in force: the manifest's spec, by a rising version.
+create table policies (
+    version       bigint      primary key,
+    uid           text        not null,
+    generation    bigint      not null,
+    spec          text        not null,
+    registered_at timestamptz not null default now(),
+    unique (uid, generation)
+);
+
+-- Workers that live, for sharing the shards out evenly. Only this server's clock counts.
+create table workers (
+    worker     text        primary key,
+    seen_until timestamptz not null,
+    started_at timestamptz not null default now()
+);
+
+-- One row a shard: its lease, its fence (epoch, token), and its highest numbers. Locked by every commit of the shard.
+create table shards (
+    shard          integer     primary key,
+    owner          text,
+    lease_until    timestamptz,
+    epoch          bigint      not null default 0,
+    token          text        not null default '',
+    policy_version bigint      not null default 0,
+    -- Highest numbers given: of records (seq), dead letters, conflicts.
+    records        bigint      not null default 0,
+    dead_letters   bigint      not null default 0,
+    conflicts      bigint      not null default 0,
+    -- Counts.
+    processed      bigint      not null default 0,
+    duplicates     bigint      not null default 0,
+    alerts         bigint      not null default 0,
+    -- Settled entries that no serve process had appended.
+    foreign_settled bigint     not null default 0,
+    -- Entries seen to be gone before they were applied.
+    lost           bigint      not null default 0
+) with (fillfactor = 20);
+
+-- Who owned a shard in which epoch.
+create table epochs (
+    shard    integer     not null,
+    epoch    bigint      not null,
+    worker   text        not null,
+    taken_at timestamptz not null default now(),
+    primary key (shard, epoch)
+);
+
+-- From which record on a shard worked by which policy, so that every alert can be checked.
+create table shard_policies (
+    shard    integer     not null,
+    from_seq bigint      not null,
+    version  bigint      not null,
+    since    timestamptz not null default now(),
+    primary key (shard, from_seq, version)
+);
+
+-- Numbers that were skipped on purpose, after a Postgres that went back.
+create table gaps (
+    shard    integer     not null,
+    kind     text        not null check (kind in ('records', 'dead_letters', 'conflicts')),
+    from_n   bigint      not null,
+    to_n     bigint      not null,
+    noted_at timestamptz not null default now(),
+    primary key (shard, kind, from_n)
+);
+
+-- The processed records: the log (shard, seq), the outbox, and what is queried, in one.
+create table records (
+    shard          integer     not null,
+    seq            bigint      not null,
+    epoch          bigint      not null,
+    received_at    timestamptz not null,
+    processed_at   timestamptz not null,
+    time           timestamptz not null,
+    previous_count bigint      not null,
+    positive       boolean     not null,
+    record_id      text        collate "C" not null,
+    source_id      text        collate "C" not null,
+    destination_id text        collate "C" not null,
+    reference      text        collate "C" not null,
+    unit           text        collate "C" not null,
+    stream_id      text        collate "C" not null,
+    value          numeric     not null,
+    previous_total numeric     not null,
+    -- The threshold that was passed; null: no alert.
+    threshold      numeric,
+    -- As received, byte for byte.
+    attributes     text,
+    traceparent    text,
+    primary key (shard, seq)
+);
+create unique index records_id on records (record_id);
+create index records_destination on records (destination_id, seq);
+create index records_processed_at on records (processed_at);
+create index records_time on records using brin (time) with (pages_per_range = 32);
+
+-- Per key and unit: the running count and total. A destination's total is the sum over its keys.
+create table totals (
+    shard          integer not null,
+    count          bigint  not null,
+    destination_id text    collate "C" not null,
+    reference      text    collate "C" not null,
+    unit           text    collate "C" not null,
+    total          numeric not null,
+    primary key (destination_id, reference, unit)
+) with (fillfactor = 70);
+
+-- Entries whose id was taken by the same content.
+create table duplicates (
+    shard       integer     not null,
+    epoch       bigint      not null,
+    noted_at    timestamptz not null,
+    received_at timestamptz not null,
+    record_id   text        collate "C" not null,
+    stream_id   text        collate "C" not null
+);
+create index duplicates_id on duplicates (record_id, stream_id);
+create index duplicates_noted_at on duplicates (noted_at);
+
+-- Entries whose id was taken by other content; the content that was refused is kept.
+create table conflicts (
+    shard          integer     not null,
+    n              bigint      not null,
+    epoch          bigint      not null,
+    noted_at       timestamptz not null,
+    received_at    timestamptz not null,
+    record_id      text        collate "C" not null,
+    destination_id text        collate "C" not null,
+    stream_id      text        collate "C" not null,
+    -- The entry's record as JSON, as received.
+    payload        bytea       not null,
+    traceparent    text,
+    primary key (shard, n)
+);
+create index conflicts_id on conflicts (record_id, stream_id);
+create index conflicts_noted_at on conflicts (noted_at);
+
+-- Entries that could not be applied, with the reason; open until replayed or discarded.
+create table dead_letters (
+    shard          integer     not null,
+    n              bigint      not null,
+    epoch          bigint      not null,
+    opened_at      timestamptz not null,
+    received_at    timestamptz not null,
+    -- Null where the payload could not be read.
+    record_id      text        collate "C",
+    destination_id text        collate "C",
+    stream_id      text        collate "C" not null,
+    payload        bytea       not null,
+    -- A stable code and a sentence.
+    reason         text        not null,
+    detail         text        not null,
+    traceparent    text,
+    state          text        not null default 'open' check (state in ('open', 'replayed', 'discarded')),
+    closed_at      timestamptz,
+    -- The API key's name (or the command's user) that asked for the replay or discarded it.
+    closed_by      text,
+    requested_by   text,
+    -- The number, in the same shard, of the letter whose replay this one is.
+    replay_of      bigint,
+    primary key (shard, n)
+);
+create unique index dead_letters_open on dead_letters (record_id) where state = 'open';
+create index dead_letters_id on dead_letters (record_id);
+create index dead_letters_stream on dead_letters (stream_id);
+create index dead_letters_opened_at on dead_letters (opened_at);
+
+-- Entries delivered three times are noted before they are decided: a worker that dies of one leaves its note.
+create table attempts (
+    shard     integer     not null,
+    stream_id text        not null,
+    digest    bytea       not null,
+    attempts  integer     not null,
+    noted_at  timestamptz not null default now(),
+    primary key (shard, stream_id)
+);
+
+-- Sinks that were started, by name. The cursor itself lives beside the sink's stream.
+create table sinks (
+    name        text    primary key,
+    kind        text    not null check (kind in ('Processed', 'Alert', 'DeadLettered', 'Conflicted')),
+    -- The Redis stream; null for another kind of sink.
+    stream      text,
+    incarnation text    not null,
+    -- False until the cursor was made beside the stream.
+    started     boolean not null default false,
+    -- The stream it is moving away from, with the incarnation of the cursor there.
+    old_stream      text,
+    old_incarnation text,
+    -- Removed from the manifest; the row goes when the cursor is gone.
+    removed     boolean not null default false,
+    version     bigint  not null
+);
+
+-- Where each shard's part of a sink begins: outcomes above `after` are published.
+create table sink_starts (
+    sink  text    not null references sinks (name) on delete cascade,
+    shard integer not null,
+    after bigint  not null,
+    primary key (sink, shard)
+);
+
+-- What each serve process knows of its appends, flushed every second.
+create table appends (
+    process      text        not null,
+    shard        integer     not null,
+    acknowledged bigint      not null,
+    unknown      bigint      not null,
+    -- True once the process ended in order, with everything flushed.
+    closed       boolean     not null default false,
+    noted_at     timestamptz not null default now(),
+    primary key (process, shard)
+);
+
+-- API keys: only the hash is kept.
+create table api_keys (
+    id         text        primary key,
+    name       text        not null,
+    hash       bytea       not null unique,
+    scopes     text[]      not null,
+    created_at timestamptz not null default now(),
+    revoked_at timestamptz
+);
+
+-- What administrators did, beyond what dead letters tell themselves.
+create table admin_actions (
+    n      bigint      generated always as identity primary key,
+    time   timestamptz not null default now(),
+    actor  text        not null,
+    action text        not null,
+    reason text        not null default ''
+);

@@ -1,0 +1,59 @@
+//! The subcommands of `millrace`, one file each.
+
+pub mod config;
+pub mod dev;
+pub mod keys;
+pub mod migrate;
+pub mod openapi;
+pub mod send;
+pub mod serve;
+pub mod sinks;
+pub mod verify;
+pub mod work;
+
+/// Streams of business records into exact totals, notifications and alerts.
+#[derive(Debug, clap::Parser)]
+#[command(name = "millrace", version, max_term_width = 110)]
+pub enum Command {
+    /// The HTTP role: takes records, answers queries.
+    Serve(serve::Args),
+    /// The worker role: applies records, publishes outcomes.
+    Work(work::Args),
+    /// Bring the pipeline's schema in Postgres up to date.
+    Migrate(migrate::Args),
+    /// Print the OpenAPI document.
+    Openapi(openapi::Args),
+    /// Run a whole pipeline on this machine, with a Redis and a Postgres of its own.
+    Dev(dev::Args),
+    /// Send records from a file, from standard input, or generated.
+    Send(send::Args),
+    /// Re-derive totals, summaries and alerts from the records, and compare them with what is stored and published.
+    Verify(verify::Args),
+    /// List sinks, resume a halted one.
+    Sinks(sinks::Args),
+    /// Make, list and revoke API keys.
+    Keys(keys::Args),
+    /// Print the configuration that is in force, secrets hidden.
+    Config(config::Args),
+}
+
+impl Command {
+    /// Runs the subcommand.
+    ///
+    /// # Errors
+    /// What stopped it, in words for a person.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Serve(args) => serve::run(args).await,
+            Self::Work(args) => work::run(args).await,
+            Self::Migrate(args) => migrate::run(args).await,
+            Self::Openapi(args) => openapi::run(args).await,
+            Self::Dev(args) => dev::run(args).await,
+            Self::Send(args) => send::run(args).await,
+            Self::Verify(args) => verify::run(args).await,
+            Self::Sinks(args) => sinks::run(args).await,
+            Self::Keys(args) => keys::run(args).await,
+            Self::Config(args) => config::run(args).await,
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! `millrace openapi`: print the OpenAPI document.
+
+/// Flags of `millrace openapi`.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs the command.
+///
+/// # Errors
+/// What stopped it, in words for a person.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let Args {} = args;
+    anyhow::bail!("not built yet")
+}

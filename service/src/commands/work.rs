@@ -1,0 +1,14 @@
+//! `millrace work`: the worker role: own, decide, commit, publish.
+
+/// Flags of `millrace work`.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs the command.
+///
+/// # Errors
+/// What stopped it, in words for a person.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let Args {} = args;
+    anyhow::bail!("not built yet")
+}

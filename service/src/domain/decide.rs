@@ -1,0 +1,386 @@
+//! The decision: a batch, what is stored about its ids and keys, and the policy, into what is to be written.
+//!
+//! Pure and total: every entry ends as exactly one of a new record, a duplicate, a conflict, a dead letter, or nothing
+//! (a redelivery, or a replay whose letter is closed). Must never look at a stream id alone.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use rust_decimal::Decimal;
+
+use super::{Amount, Entry, Invalid, Kind, LetterId, Policy, Record, StreamId, Text, shard_of, total_in_bounds, total_nanos};
+
+/// Under which a running total is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// The destination.
+    pub destination_id: String,
+    /// The reference.
+    pub reference: String,
+    /// The unit.
+    pub unit: String,
+}
+
+impl Key {
+    /// The key of a record.
+    #[must_use]
+    pub fn of(record: &Record) -> Self {
+        Self {
+            destination_id: record.destination_id.to_string(),
+            reference: record.reference.to_string(),
+            unit: record.unit.to_string(),
+        }
+    }
+}
+
+/// Count and sum of the records of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Total {
+    /// How many records.
+    pub count: i64,
+    /// Their signed sum.
+    pub total: Decimal,
+}
+
+/// What is stored about the ids and keys of a batch.
+#[derive(Debug)]
+pub struct Known {
+    /// Processed records whose id is in the batch.
+    pub records: HashMap<Text, KnownRecord>,
+    /// Open letters whose id is in the batch, and letters of any state with a stream id or a replay of the batch.
+    pub letters: Vec<KnownLetter>,
+    /// (record id, stream id) of noted duplicates.
+    pub duplicates: HashSet<(Text, StreamId)>,
+    /// What was refused as a conflict, by (record id, stream id).
+    pub conflicts: HashMap<(Text, StreamId), Vec<Record>>,
+    /// Totals of the batch's keys; absent: none yet.
+    pub totals: HashMap<Key, Total>,
+    /// Totals in billionths per (destination, unit), where the policy has a minimum; absent: zero.
+    pub destinations: HashMap<(String, String), i128>,
+}
+
+/// A record that is stored.
+#[derive(Debug, Clone)]
+pub struct KnownRecord {
+    /// Its content.
+    pub record: Record,
+    /// Of the entry that it came in.
+    pub stream_id: StreamId,
+}
+
+/// A dead letter that is stored.
+#[derive(Debug, Clone)]
+pub struct KnownLetter {
+    /// Its number.
+    pub id: LetterId,
+    /// Whether it still takes its id.
+    pub open: bool,
+    /// Absent where the payload could not be read.
+    pub record_id: Option<Text>,
+    /// Of the entry that it came in.
+    pub stream_id: StreamId,
+    /// What came.
+    pub payload: Vec<u8>,
+}
+
+/// Where the shard stands before the batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Position {
+    /// The shard.
+    pub shard: u16,
+    /// How many shards there are.
+    pub shards: u16,
+    /// Highest number of a record.
+    pub records: i64,
+    /// Highest number of a dead letter.
+    pub dead_letters: i64,
+    /// Highest number of a conflict.
+    pub conflicts: i64,
+}
+
+/// A record to be stored.
+#[derive(Debug, Clone)]
+pub struct NewRecord {
+    /// Its number in the shard.
+    pub seq: i64,
+    /// Index of its entry in the batch.
+    pub entry: usize,
+    /// The content.
+    pub record: Record,
+    /// Count and total of the records before it on the same key and unit.
+    pub previous: Total,
+    /// The threshold that its value is above.
+    pub threshold: Option<Decimal>,
+}
+
+/// An entry whose id is taken by the same content.
+#[derive(Debug, Clone)]
+pub struct Duplicate {
+    /// Index of its entry in the batch.
+    pub entry: usize,
+    /// The id.
+    pub record_id: Text,
+}
+
+/// An entry whose id is taken by other content.
+#[derive(Debug, Clone)]
+pub struct NewConflict {
+    /// Its number in the shard.
+    pub n: i64,
+    /// Index of its entry in the batch.
+    pub entry: usize,
+    /// The content that was refused.
+    pub record: Record,
+}
+
+/// An entry that cannot be applied.
+#[derive(Debug, Clone)]
+pub struct NewLetter {
+    /// Its number in the shard.
+    pub n: i64,
+    /// Index of its entry in the batch.
+    pub entry: usize,
+    /// The id that it takes while it is open; `None` where the payload could not be read.
+    pub record_id: Option<Text>,
+    /// Where the payload could be read.
+    pub destination_id: Option<Text>,
+    /// A stable code.
+    pub reason: &'static str,
+    /// A sentence.
+    pub detail: String,
+    /// The letter whose replay was refused.
+    pub replay_of: Option<LetterId>,
+}
+
+/// Letters that a replay closed.
+pub type Closed = Vec<LetterId>;
+
+/// What is to be written, all of it in one transaction.
+#[derive(Debug, Default)]
+pub struct Decision {
+    /// New records, their numbers gap-free and in the order of the batch.
+    pub records: Vec<NewRecord>,
+    /// The keys that changed, with their new totals; sorted, so that locks are taken in one order.
+    pub totals: BTreeMap<Key, Total>,
+    /// Duplicates.
+    pub duplicates: Vec<Duplicate>,
+    /// Conflicts.
+    pub conflicts: Vec<NewConflict>,
+    /// Dead letters to be opened.
+    pub letters: Vec<NewLetter>,
+    /// Dead letters to be closed because their replay was decided here.
+    pub closed: Closed,
+    /// How many of `records` are above their threshold.
+    pub alerts: i64,
+    /// Settled entries that no serve process appended (replays not counted).
+    pub foreign: i64,
+    /// Entries that were settled before: counted nowhere.
+    pub redelivered: usize,
+}
+
+/// An entry of a batch, read.
+#[derive(Debug)]
+pub struct Item {
+    /// The entry.
+    pub entry: Entry,
+    /// What its payload says.
+    pub record: Result<Record, Invalid>,
+    /// Set when the entry was found to break its batch: a dead letter's reason and detail.
+    pub condemned: Option<(&'static str, String)>,
+}
+
+/// Decides a batch, in order.
+#[must_use]
+pub fn decide(batch: &[Item], known: Known, policy: &Policy, position: Position) -> Decision {
+    let mut ledger = Ledger::new(known, policy, position);
+    for (index, item) in batch.iter().enumerate() {
+        ledger.judge(index, item);
+    }
+    ledger.decision
+}
+
+/// What takes an id.
+struct Taken {
+    /// `None`: a letter whose payload cannot be read as a record of that id.
+    record: Option<Record>,
+    stream_id: StreamId,
+}
+
+struct Ledger<'a> {
+    policy: &'a Policy,
+    position: Position,
+    /// Ids taken by records and by open letters.
+    records: HashMap<Text, Taken>,
+    letters: HashMap<Text, Taken>,
+    open: HashMap<LetterId, Option<Text>>,
+    settled_letters: HashSet<(StreamId, Vec<u8>)>,
+    duplicates: HashSet<(Text, StreamId)>,
+    conflicts: HashMap<(Text, StreamId), Vec<Record>>,
+    totals: HashMap<Key, Total>,
+    destinations: HashMap<(String, String), i128>,
+    decision: Decision,
+}
+
+impl<'a> Ledger<'a> {
+    fn new(known: Known, policy: &'a Policy, position: Position) -> Self {
+        let mut ledger = Self {
+            policy,
+            position,
+            records: known
+                .records
+                .into_iter()
+                .map(|(id, known)| (id, Taken { record: Some(known.record), stream_id: known.stream_id }))
+                .collect(),
+            letters: HashMap::new(),
+            open: HashMap::new(),
+            settled_letters: HashSet::new(),
+            duplicates: known.duplicates,
+            conflicts: known.conflicts,
+            totals: known.totals,
+            destinations: known.destinations,
+            decision: Decision::default(),
+        };
+        for letter in known.letters {
+            if letter.open {
+                if let Some(id) = &letter.record_id {
+                    let record = Record::parse(&letter.payload).ok();
+                    ledger.letters.insert(id.clone(), Taken { record, stream_id: letter.stream_id });
+                }
+                ledger.open.insert(letter.id, letter.record_id);
+            }
+            if letter.id.shard == position.shard {
+                ledger.settled_letters.insert((letter.stream_id, letter.payload));
+            }
+        }
+        ledger
+    }
+
+    fn judge(&mut self, index: usize, item: &Item) {
+        let entry = &item.entry;
+        if let Some(letter) = entry.replay_of {
+            let Some(id) = self.open.remove(&letter) else {
+                self.decision.redelivered += 1;
+                return;
+            };
+            // Judged as if the letter were closed.
+            if let Some(id) = id {
+                self.letters.remove(&id);
+            }
+            self.decision.closed.push(letter);
+        } else if self.settled_letters.contains(&(entry.id, entry.payload.clone())) {
+            self.decision.redelivered += 1;
+            return;
+        }
+        let record = match &item.record {
+            Ok(record) => record,
+            Err(invalid) => {
+                let (reason, detail) = item.condemned.clone().unwrap_or(("malformed", invalid.to_string()));
+                return self.bury(index, entry, None, reason, detail);
+            }
+        };
+        if self.is_taken(index, entry, record) {
+            return;
+        }
+        if let Some((reason, detail)) = item.condemned.clone() {
+            return self.bury(index, entry, Some(record), reason, detail);
+        }
+        if shard_of(record.destination_id.as_str(), self.position.shards) != self.position.shard {
+            let detail = "the entry stands in the stream of another shard than its destinationId's".to_owned();
+            return self.bury(index, entry, Some(record), "wrong_shard", detail);
+        }
+        match self.add(record) {
+            Ok(previous) => self.keep(index, entry, record, previous),
+            Err((reason, detail)) => self.bury(index, entry, Some(record), reason, detail),
+        }
+    }
+
+    /// Settles an entry whose id is taken: as a redelivery, a duplicate or a conflict.
+    fn is_taken(&mut self, index: usize, entry: &Entry, record: &Record) -> bool {
+        let id = &record.record_id;
+        let Some(taken) = self.records.get(id).or_else(|| self.letters.get(id)) else { return false };
+        let same = taken.record.as_ref() == Some(record);
+        let mark = (id.clone(), entry.id);
+        let again = if same {
+            taken.stream_id == entry.id || self.duplicates.contains(&mark)
+        } else {
+            self.conflicts.get(&mark).is_some_and(|noted| noted.contains(record))
+        };
+        if again {
+            self.decision.redelivered += 1;
+        } else if same {
+            self.count_foreign(entry);
+            self.duplicates.insert(mark);
+            self.decision.duplicates.push(Duplicate { entry: index, record_id: id.clone() });
+        } else {
+            self.count_foreign(entry);
+            self.conflicts.entry(mark).or_default().push(record.clone());
+            self.position.conflicts += 1;
+            let conflict = NewConflict { n: self.position.conflicts, entry: index, record: record.clone() };
+            self.decision.conflicts.push(conflict);
+        }
+        true
+    }
+
+    /// Adds a record to its totals, or says why that may not be.
+    fn add(&mut self, record: &Record) -> Result<Total, (&'static str, String)> {
+        let key = Key::of(record);
+        let previous = self.totals.get(&key).copied().unwrap_or_default();
+        let total = previous.total.checked_add(record.signed()).filter(|total| total_in_bounds(*total)).ok_or((
+            "total_out_of_bounds",
+            "the total of its destinationId, reference and unit would have more than 19 integer digits".to_owned(),
+        ))?;
+        if let Some(minimum) = self.policy.minimum_total_nanos() {
+            let before =
+                self.destinations.entry((key.destination_id.clone(), key.unit.clone())).or_default();
+            let after = *before + total_nanos(record.signed());
+            if record.kind == Kind::Negative && after < minimum {
+                let detail = "its destination's total in this unit would be below policy.minimumTotal".to_owned();
+                return Err(("below_minimum_total", detail));
+            }
+            *before = after;
+        }
+        let next = Total { count: previous.count + 1, total };
+        self.totals.insert(key.clone(), next);
+        self.decision.totals.insert(key, next);
+        Ok(previous)
+    }
+
+    fn keep(&mut self, index: usize, entry: &Entry, record: &Record, previous: Total) {
+        self.count_foreign(entry);
+        let taken = Taken { record: Some(record.clone()), stream_id: entry.id };
+        self.records.insert(record.record_id.clone(), taken);
+        let threshold =
+            self.policy.threshold(record.unit.as_str()).filter(|threshold| record.value > Amount::stored(*threshold));
+        self.decision.alerts += i64::from(threshold.is_some());
+        self.position.records += 1;
+        self.decision.records.push(NewRecord {
+            seq: self.position.records,
+            entry: index,
+            record: record.clone(),
+            previous,
+            threshold,
+        });
+    }
+
+    fn bury(&mut self, index: usize, entry: &Entry, record: Option<&Record>, reason: &'static str, detail: String) {
+        self.count_foreign(entry);
+        self.settled_letters.insert((entry.id, entry.payload.clone()));
+        if let Some(record) = record {
+            let taken = Taken { record: Some(record.clone()), stream_id: entry.id };
+            self.letters.insert(record.record_id.clone(), taken);
+        }
+        self.position.dead_letters += 1;
+        self.decision.letters.push(NewLetter {
+            n: self.position.dead_letters,
+            entry: index,
+            record_id: record.map(|record| record.record_id.clone()),
+            destination_id: record.map(|record| record.destination_id.clone()),
+            reason,
+            detail,
+            replay_of: entry.replay_of,
+        });
+    }
+
+    fn count_foreign(&mut self, entry: &Entry) {
+        self.decision.foreign += i64::from(!entry.marked && entry.replay_of.is_none());
+    }
+}

@@ -1,0 +1,74 @@
+//! An entry of a records stream, as it was read.
+
+use std::{fmt, str::FromStr};
+
+use chrono::{DateTime, Utc};
+
+/// A Redis stream id. Ids may go back or come again after a failover: never trust one alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId {
+    /// Milliseconds of the server's clock.
+    pub ms: u64,
+    /// Number within the millisecond.
+    pub n: u64,
+}
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.ms, self.n)
+    }
+}
+
+impl FromStr for StreamId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (ms, n) = text.split_once('-').ok_or(())?;
+        Ok(Self { ms: ms.parse().map_err(drop)?, n: n.parse().map_err(drop)? })
+    }
+}
+
+/// A dead letter's number: `<shard>-d<n>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LetterId {
+    /// Its shard.
+    pub shard: u16,
+    /// Its number in the shard, from 1.
+    pub n: i64,
+}
+
+impl fmt::Display for LetterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-d{}", self.shard, self.n)
+    }
+}
+
+impl FromStr for LetterId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (shard, n) = text.split_once("-d").ok_or(())?;
+        let id = Self { shard: shard.parse().map_err(drop)?, n: n.parse().map_err(drop)? };
+        // One spelling only: an id is compared as text elsewhere.
+        if id.n > 0 && id.to_string() == text { Ok(id) } else { Err(()) }
+    }
+}
+
+/// One entry, delivered to this owner.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its id in the stream.
+    pub id: StreamId,
+    /// How often it was delivered, this time counted.
+    pub deliveries: u64,
+    /// The record as JSON; of an entry that some other program made, whatever stands for it.
+    pub payload: Vec<u8>,
+    /// When serve took it; of an entry of another program, the id's time.
+    pub received_at: DateTime<Utc>,
+    /// W3C trace context of the request.
+    pub traceparent: Option<String>,
+    /// Whether a serve process appended it: only such entries count as received.
+    pub marked: bool,
+    /// The dead letter whose replay this is.
+    pub replay_of: Option<LetterId>,
+}

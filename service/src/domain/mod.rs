@@ -1,0 +1,20 @@
+//! What happens to records: pure functions of what came, what is stored, and the policy.
+//!
+//! Must never do I/O, read a clock, draw random numbers, or know of Redis, Postgres or HTTP.
+
+mod amount;
+mod decide;
+mod entry;
+mod json;
+mod policy;
+mod record;
+
+pub use amount::{Amount, total_in_bounds, total_nanos};
+pub use decide::{
+    Closed, Decision, Duplicate, Item, Key, Known, KnownLetter, KnownRecord, NewConflict, NewLetter, NewRecord, Position,
+    Total, decide,
+};
+pub use entry::{Entry, LetterId, StreamId};
+pub use json::{Invalid, Raw, code, elements, members};
+pub use policy::Policy;
+pub use record::{Attributes, Draft, Kind, Record, Text, parse_time, render_time, shard_of};

@@ -1,0 +1,43 @@
+//! What raises an alert and what is refused, as of one version of the manifest.
+
+use std::collections::BTreeMap;
+
+use millrace_crds::RecordPipelineSpec;
+use rust_decimal::Decimal;
+
+use super::total_nanos;
+
+/// The part of a manifest that decides about records.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Its number in Postgres; rises with every change.
+    pub version: i64,
+    threshold: Option<Decimal>,
+    thresholds: BTreeMap<String, Decimal>,
+    minimum_total: Option<Decimal>,
+}
+
+impl Policy {
+    /// The policy of a manifest's spec that was registered as `version`.
+    #[must_use]
+    pub fn of(spec: &RecordPipelineSpec, version: i64) -> Self {
+        Self {
+            version,
+            threshold: spec.threshold.as_ref().map(|value| value.get()),
+            thresholds: spec.thresholds.iter().map(|(unit, value)| (unit.clone(), value.get())).collect(),
+            minimum_total: spec.policy.as_ref().and_then(|policy| policy.minimum_total.as_ref()).map(|value| value.get()),
+        }
+    }
+
+    /// The threshold for a unit; `None`: no value of it raises an alert.
+    #[must_use]
+    pub fn threshold(&self, unit: &str) -> Option<Decimal> {
+        self.thresholds.get(unit).copied().or(self.threshold)
+    }
+
+    /// The least a destination's total may be after a negative record, in billionths.
+    #[must_use]
+    pub fn minimum_total_nanos(&self) -> Option<i128> {
+        self.minimum_total.map(total_nanos)
+    }
+}

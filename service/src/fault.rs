@@ -1,0 +1,35 @@
+//! Points at which the crash tests kill the process. Without the feature `fault-points` they are nothing.
+
+/// A named point. With the feature, `MILLRACE_FAULT=<name>:<n>` kills the process with SIGKILL when it is passed the
+/// n-th time (n from 1).
+#[inline]
+pub fn point(name: &'static str) {
+    #[cfg(feature = "fault-points")]
+    armed::pass(name);
+    #[cfg(not(feature = "fault-points"))]
+    let _ = name;
+}
+
+#[cfg(feature = "fault-points")]
+mod armed {
+    use std::sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    };
+
+    static ARMED: LazyLock<Option<(String, u64)>> = LazyLock::new(|| {
+        let setting = std::env::var("MILLRACE_FAULT").ok()?;
+        let (name, n) = setting.split_once(':')?;
+        Some((name.to_owned(), n.parse().ok()?))
+    });
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+
+    pub(super) fn pass(name: &str) {
+        if let Some((armed, n)) = ARMED.as_ref()
+            && armed == name
+            && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *n
+        {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! What all HTTP paths share: the application's state, problems, access, and the assembled server.
+//!
+//! Must never know what a record is: that is `accept` (in) and `ask` (out).
+
+pub mod auth;
+pub mod problem;
+
+use crate::{config::InForce, store::Store, streams::Streams};
+
+/// What a request handler needs.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// Postgres.
+    pub store: Store,
+    /// Redis.
+    pub streams: Streams,
+    /// The manifest that is in force, followed.
+    pub manifest: tokio::sync::watch::Receiver<InForce>,
+    /// Who may call.
+    pub keys: auth::KeyRing,
+    /// This process's name, in logs and notes.
+    pub process: std::sync::Arc<str>,
+}

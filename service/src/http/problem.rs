@@ -1,0 +1,165 @@
+//! Errors as `application/problem+json` (RFC 9457) with a stable `code`.
+//!
+//! Internal errors are logged here once, with an id, and never shown.
+
+use poem_openapi::{ApiResponse, Object, payload::Json};
+
+use crate::{domain, store, streams};
+
+/// What is wrong, in a form that programs can read.
+#[derive(Debug, Clone, Object)]
+#[oai(skip_serializing_if_is_none)]
+pub struct Problem {
+    /// Always `about:blank`: `code` tells the kind.
+    pub r#type: String,
+    /// The status in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// A stable code; docs/errors.md lists all.
+    pub code: String,
+    /// What is wrong and what to do.
+    pub detail: String,
+    /// JSON pointer to the field of the request body that is wrong.
+    pub pointer: Option<String>,
+    /// Whether the same request may succeed later.
+    pub retryable: bool,
+}
+
+/// Every answer that is not a success.
+#[derive(Debug, ApiResponse)]
+pub enum Failure {
+    /// The request is not understood: wrong JSON, an unknown or repeated parameter, a cursor of another request.
+    #[oai(status = 400, content_type = "application/problem+json")]
+    BadRequest(Json<Problem>),
+    /// No API key, or one that is not known or revoked.
+    #[oai(status = 401, content_type = "application/problem+json")]
+    Unauthorized(Json<Problem>, #[oai(header = "WWW-Authenticate")] String),
+    /// The API key lacks the scope.
+    #[oai(status = 403, content_type = "application/problem+json")]
+    Forbidden(Json<Problem>, #[oai(header = "WWW-Authenticate")] String),
+    /// There is nothing by that name.
+    #[oai(status = 404, content_type = "application/problem+json")]
+    NotFound(Json<Problem>),
+    /// This path does not take this method.
+    #[oai(status = 405, content_type = "application/problem+json")]
+    MethodNotAllowed(Json<Problem>),
+    /// None of the formats in Accept can be given.
+    #[oai(status = 406, content_type = "application/problem+json")]
+    NotAcceptable(Json<Problem>),
+    /// The request took too long to arrive.
+    #[oai(status = 408, content_type = "application/problem+json")]
+    Timeout(Json<Problem>),
+    /// The state of things does not allow it.
+    #[oai(status = 409, content_type = "application/problem+json")]
+    Conflict(Json<Problem>),
+    /// The body is larger than allowed.
+    #[oai(status = 413, content_type = "application/problem+json")]
+    TooLarge(Json<Problem>),
+    /// The body's content type or encoding is not taken here.
+    #[oai(status = 415, content_type = "application/problem+json")]
+    UnsupportedMediaType(Json<Problem>),
+    /// The content breaks a rule.
+    #[oai(status = 422, content_type = "application/problem+json")]
+    Unprocessable(Json<Problem>),
+    /// Too much is queued; send again after the given seconds.
+    #[oai(status = 429, content_type = "application/problem+json")]
+    TooManyRequests(Json<Problem>, #[oai(header = "Retry-After")] u64),
+    /// A fault of ours.
+    #[oai(status = 500, content_type = "application/problem+json")]
+    Internal(Json<Problem>),
+    /// A server behind this one is away, or the outcome is unknown; send again with the same id.
+    #[oai(status = 503, content_type = "application/problem+json")]
+    Unavailable(Json<Problem>, #[oai(header = "Retry-After")] u64),
+}
+
+impl Failure {
+    /// A failure of a status, with a stable code and a sentence with the remedy.
+    #[must_use]
+    pub fn new(status: u16, code: &str, detail: impl Into<String>) -> Self {
+        Self::at(status, code, None, detail)
+    }
+
+    /// A failure that points at a field of the body.
+    #[must_use]
+    pub fn at(status: u16, code: &str, pointer: Option<String>, detail: impl Into<String>) -> Self {
+        let title = poem::http::StatusCode::from_u16(status)
+            .ok()
+            .and_then(|status| status.canonical_reason())
+            .unwrap_or("Error");
+        let problem = Json(Problem {
+            r#type: "about:blank".to_owned(),
+            title: title.to_owned(),
+            status,
+            code: code.to_owned(),
+            detail: detail.into(),
+            pointer,
+            retryable: matches!(status, 408 | 429 | 503),
+        });
+        let challenge = |error: &str| format!("Bearer realm=\"millrace\"{error}");
+        match status {
+            400 => Self::BadRequest(problem),
+            401 if code == "missing_key" => Self::Unauthorized(problem, challenge("")),
+            401 => Self::Unauthorized(problem, challenge(", error=\"invalid_token\"")),
+            403 => Self::Forbidden(problem, challenge(", error=\"insufficient_scope\"")),
+            404 => Self::NotFound(problem),
+            405 => Self::MethodNotAllowed(problem),
+            406 => Self::NotAcceptable(problem),
+            408 => Self::Timeout(problem),
+            409 => Self::Conflict(problem),
+            413 => Self::TooLarge(problem),
+            415 => Self::UnsupportedMediaType(problem),
+            422 => Self::Unprocessable(problem),
+            429 => Self::TooManyRequests(problem, 1),
+            503 => Self::Unavailable(problem, 1),
+            _ => Self::Internal(problem),
+        }
+    }
+
+    /// An error of ours: logged with its cause, shown without.
+    #[must_use]
+    pub fn internal(error: &dyn std::error::Error) -> Self {
+        tracing::error!(error = %error, "http.request.failed");
+        Self::new(500, "internal", "the service failed; the log says why")
+    }
+}
+
+impl From<domain::Invalid> for Failure {
+    fn from(invalid: domain::Invalid) -> Self {
+        let status = match invalid.code {
+            domain::code::INVALID_JSON if invalid.pointer.is_empty() => 400,
+            _ => 422,
+        };
+        let pointer = (!invalid.pointer.is_empty()).then_some(invalid.pointer);
+        Self::at(status, invalid.code, pointer, invalid.detail)
+    }
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        match &error {
+            store::Error::Sql(sqlx::Error::Database(database)) if error_is_ours(database.code().as_deref()) => {
+                Self::internal(&error)
+            }
+            store::Error::Sql(sqlx::Error::ColumnDecode { .. } | sqlx::Error::Encode(_) | sqlx::Error::Decode(_)) => {
+                Self::internal(&error)
+            }
+            _ => {
+                tracing::warn!(error = %error, "http.postgres.unavailable");
+                Self::new(503, "postgres_unavailable", "the database cannot be asked now; ask again")
+            }
+        }
+    }
+}
+
+/// Whether an SQLSTATE speaks of our statement rather than of the server's state.
+fn error_is_ours(code: Option<&str>) -> bool {
+    code.is_some_and(|code| ["22", "23", "42", "0A"].iter().any(|class| code.starts_with(class)))
+}
+
+impl From<streams::Error> for Failure {
+    fn from(error: streams::Error) -> Self {
+        tracing::warn!(error = %error, "http.redis.unavailable");
+        Self::new(503, "redis_unavailable", "the queue cannot be reached now; send again with the same recordId")
+    }
+}

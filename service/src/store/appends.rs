@@ -1,0 +1,1 @@
+//! What each serve process knows of its appends.

@@ -1,0 +1,1 @@
+//! Committed rows, read back for lanes.

@@ -1,0 +1,20 @@
+//! Postgres: the only place where SQL stands. One file a concern, each an `impl Store`.
+//!
+//! Must never speak to Redis, and must never decide anything about a record: it reads, writes and asserts what it wrote.
+
+mod appends;
+mod audit;
+mod commit;
+mod keys;
+mod leases;
+mod letters;
+mod log;
+mod outcomes;
+mod pipeline;
+mod pool;
+mod query;
+mod sinks;
+mod stats;
+mod verify;
+
+pub use pool::{Error, Store};

@@ -1,0 +1,1 @@
+//! How entries that somebody waits for were settled.

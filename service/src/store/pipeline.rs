@@ -1,0 +1,1 @@
+//! Whose schema this is, and the policies that were in force.

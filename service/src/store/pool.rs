@@ -1,0 +1,77 @@
+//! Connections, and how failures are classed.
+
+use std::{str::FromStr, time::Duration};
+
+use sqlx::{
+    PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+/// Why a statement did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Postgres, or the way to it.
+    #[error("postgres: {0}")]
+    Sql(#[from] sqlx::Error),
+    /// Another owner took the shard: nothing was written.
+    #[error("the shard was taken over by another worker")]
+    Fenced,
+    /// The shard is worked by a newer policy: nothing was written.
+    #[error("the shard stands at policy {0}, which is newer")]
+    OldPolicy(i64),
+    /// Another transaction took one of the ids or letters in between: nothing was written.
+    #[error("an id or letter of the batch was taken in between")]
+    Raced,
+    /// The schema is another pipeline's, or not of a version that this binary knows.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Error {
+    /// Whether the data is to blame: SQLSTATE classes 22, 23 and 54 (a race for an id is [`Error::Raced`]).
+    #[must_use]
+    pub fn blames_data(&self) -> bool {
+        let Self::Sql(sqlx::Error::Database(error)) = self else { return false };
+        error.code().is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
+    }
+}
+
+/// A pipeline's schema in Postgres.
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// Connections with `search_path` set to the pipeline's schema.
+    pub(super) pool: PgPool,
+}
+
+impl Store {
+    /// The schema of a pipeline: `millrace_` and its name, `-` as `_`.
+    #[must_use]
+    pub fn schema(pipeline: &str) -> String {
+        format!("millrace_{}", pipeline.replace('-', "_"))
+    }
+
+    /// Makes a pool that connects when it is first used.
+    ///
+    /// # Errors
+    /// When the URL is not one of Postgres.
+    pub fn connect(url: &str, pipeline: &str, connections: u32) -> Result<Self, Error> {
+        let options = PgConnectOptions::from_str(url)?
+            .application_name("millrace")
+            .options([
+                ("search_path", Self::schema(pipeline).as_str()),
+                ("timezone", "UTC"),
+                // A statement prepared while its table was small would otherwise keep a sequential scan for good.
+                ("plan_cache_mode", "force_custom_plan"),
+            ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy_with(options);
+        Ok(Self { pool })
+    }
+
+    /// Ends the connections.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}

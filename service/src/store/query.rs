@@ -1,0 +1,1 @@
+//! Records, aggregations, rollups and conflicts, read.

@@ -1,0 +1,1 @@
+//! Sinks that were started.

@@ -1,0 +1,1 @@
+//! What is stored, re-derived from the records.

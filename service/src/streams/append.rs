@@ -1,0 +1,1 @@
+//! Appending records: one script a shard, all or none.

@@ -1,0 +1,83 @@
+//! Connections, and how failures are classed.
+
+use std::time::Duration;
+
+use redis::{
+    AsyncConnectionConfig, Client, RedisError,
+    aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
+};
+
+/// Why Redis did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Redis, or the way to it. Whether the command took effect may be unknown.
+    #[error("redis: {0}")]
+    Redis(#[from] RedisError),
+    /// Redis is at its memory limit: nothing was written.
+    #[error("redis is full")]
+    Full,
+    /// The stream or its group is gone.
+    #[error("the stream or its consumer group is gone")]
+    NoGroup,
+    /// Another owner holds the fence: nothing was done.
+    #[error("the fence stands at epoch {0}")]
+    Fenced(i64),
+    /// The key belongs to another pipeline or sink: nothing was done.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Error {
+    /// Classes what Redis answered by its error code.
+    #[must_use]
+    pub fn of(error: RedisError) -> Self {
+        match error.code() {
+            Some("OOM") => Self::Full,
+            Some("NOGROUP") => Self::NoGroup,
+            _ => Self::Redis(error),
+        }
+    }
+}
+
+/// Redis, as one pipeline uses it.
+#[derive(Clone)]
+pub struct Streams {
+    client: Client,
+    /// Shared by all that does not block; reconnects by itself.
+    pub(super) shared: ConnectionManager,
+    /// The pipeline's name: prefix of its keys.
+    pub(super) pipeline: String,
+}
+
+impl Streams {
+    /// Prepares connections; Redis may still be away.
+    ///
+    /// # Errors
+    /// When the URL is not one of Redis.
+    pub fn connect(url: &str, pipeline: &str) -> Result<Self, Error> {
+        let client = Client::open(url)?;
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(Duration::from_secs(2)))
+            .set_response_timeout(Some(Duration::from_secs(5)))
+            .set_max_delay(Duration::from_secs(1));
+        let shared = ConnectionManager::new_lazy_with_config(client.clone(), config)?;
+        Ok(Self { client, shared, pipeline: pipeline.to_owned() })
+    }
+
+    /// A connection of its own for commands that block for up to `longest`.
+    ///
+    /// # Errors
+    /// When Redis cannot be reached.
+    pub async fn blocking(&self, longest: Duration) -> Result<MultiplexedConnection, Error> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(Duration::from_secs(2)))
+            .set_response_timeout(Some(longest + Duration::from_secs(5)));
+        Ok(self.client.get_multiplexed_async_connection_with_config(&config).await?)
+    }
+}
+
+impl std::fmt::Debug for Streams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Streams").field("pipeline", &self.pipeline).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,1 @@
+//! What Redis promises and how much is queued.

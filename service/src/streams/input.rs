@@ -1,0 +1,1 @@
+//! Reading a shard's entries under its fence.

@@ -1,0 +1,24 @@
+//! Names of keys. All keys of one script share a hash slot.
+
+/// The consumer group of every records stream.
+pub const GROUP: &str = "workers";
+
+/// A shard's records stream.
+#[must_use]
+pub fn records(pipeline: &str, shard: u16) -> String {
+    format!("{{{pipeline}.{shard}}}:records")
+}
+
+/// What stands beside a records stream: `pipeline` (id), `epoch`, `token`, and the highest committed numbers
+/// `records`, `deadLetters`, `conflicts`.
+#[must_use]
+pub fn fence(pipeline: &str, shard: u16) -> String {
+    format!("{{{pipeline}.{shard}}}:fence")
+}
+
+/// A sink's cursor, in the slot of its stream: `pipeline` (id), `sink`, `incarnation`, `<shard>` → highest number
+/// appended, and `unreadLost`.
+#[must_use]
+pub fn cursor(stream: &str) -> String {
+    format!("{{{stream}}}:cursor")
+}

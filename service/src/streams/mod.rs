@@ -1,0 +1,14 @@
+//! Redis: the only place that speaks to it. Input streams, their fences, and the sinks' streams with their cursors.
+//!
+//! Must never speak to Postgres, and must never hold a lock in Redis: what it keeps there are fences and cursors, compared
+//! by the very script that acts.
+
+mod append;
+mod connect;
+mod info;
+mod input;
+pub mod keys;
+mod output;
+mod search;
+
+pub use connect::{Error, Streams};
