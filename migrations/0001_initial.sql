@@ -50,7 +50,9 @@ create table shards (
     -- Settled entries that no serve process had appended.
     foreign_settled bigint     not null default 0,
     -- Entries seen to be gone before they were applied.
-    lost           bigint      not null default 0
+    lost           bigint      not null default 0,
+    -- How often its stream or group was gone; what was lost with it is not known.
+    vanished       bigint      not null default 0
 ) with (fillfactor = 20);
 
 -- Who owned a shard in which epoch.
@@ -214,6 +216,16 @@ create table sink_starts (
     sink  text    not null references sinks (name) on delete cascade,
     shard integer not null,
     after bigint  not null,
+    primary key (sink, shard)
+);
+
+-- What a lane last said of itself, written when it changes; no row: it runs.
+create table sink_states (
+    sink   text        not null references sinks (name) on delete cascade,
+    shard  integer     not null,
+    state  text        not null check (state in ('waiting', 'halted', 'failing')),
+    detail text        not null,
+    since  timestamptz not null default now(),
     primary key (sink, shard)
 );
 

@@ -17,4 +17,8 @@ mod sinks;
 mod stats;
 mod verify;
 
+pub use commit::{Commit, Numbers};
+pub use leases::{Rank, Taken};
+pub use log::{LogRow, RefusedRow};
 pub use pool::{Error, Store};
+pub use sinks::{SinkRow, SinkState};
