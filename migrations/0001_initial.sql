@@ -49,6 +49,8 @@ create table shards (
     alerts         bigint      not null default 0,
     -- Settled entries that no serve process had appended.
     foreign_settled bigint     not null default 0,
+    -- Whether its stream and group were made: a group that has to be made again was gone.
+    prepared       boolean     not null default false,
     -- Entries seen to be gone before they were applied.
     lost           bigint      not null default 0,
     -- How often its stream or group was gone; what was lost with it is not known.

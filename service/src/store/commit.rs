@@ -3,10 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
-use rust_decimal::Decimal;
 use sqlx::{Postgres, Transaction};
 
-use super::{Error, Store};
+use super::{Error, Store, pool::numeric};
 use crate::{
     domain::{
         Amount, Attributes, Decision, Item, Key, Kind, Known, KnownLetter, KnownRecord, LetterId, Policy, Position,
@@ -106,12 +105,11 @@ impl Commit {
         // Paired with the stream ids; an entry that cannot be read has no id to look for.
         let ids: Vec<Option<String>> =
             batch.iter().map(|item| item.record.as_ref().ok().map(|record| record.record_id.to_string())).collect();
-        let replays: Vec<i64> =
-            batch.iter().filter_map(|item| item.entry.replay_of).map(|letter| letter.n).collect();
+        let replays: Vec<i64> = batch.iter().filter_map(|item| item.entry.replay_of).map(|letter| letter.n).collect();
         let rows = sqlx::query!(
             r#"select 'record' as "what!", record_id, stream_id as "stream_id!", 0 as "shard!", 0::bigint as "n!",
                       false as "open!", null::bytea as payload, time, source_id, destination_id, reference, unit,
-                      positive, value, attributes
+                      positive, value::text as value, attributes
                from records where record_id = any($1)
                union all
                select 'letter', record_id, stream_id, shard, n, state = 'open', payload,
@@ -185,8 +183,7 @@ impl Commit {
     }
 
     async fn known_totals(&mut self, batch: &[Item]) -> Result<HashMap<Key, Total>, Error> {
-        let keys: HashSet<Key> =
-            batch.iter().filter_map(|item| item.record.as_ref().ok()).map(Key::of).collect();
+        let keys: HashSet<Key> = batch.iter().filter_map(|item| item.record.as_ref().ok()).map(Key::of).collect();
         let (mut destinations, mut references, mut units) = (Vec::new(), Vec::new(), Vec::new());
         for key in keys {
             destinations.push(key.destination_id);
@@ -194,22 +191,21 @@ impl Commit {
             units.push(key.unit);
         }
         let rows = sqlx::query!(
-            "select totals.destination_id, totals.reference, totals.unit, count, total
+            r#"select totals.destination_id, totals.reference, totals.unit, count, total::text as "total!"
              from unnest($1::text[], $2::text[], $3::text[]) as k (d, r, u)
-             join totals on totals.destination_id = k.d and totals.reference = k.r and totals.unit = k.u",
+             join totals on totals.destination_id = k.d and totals.reference = k.r and totals.unit = k.u"#,
             &destinations,
             &references,
             &units,
         )
         .fetch_all(&mut *self.transaction)
         .await?;
-        Ok(rows
-            .into_iter()
+        rows.into_iter()
             .map(|row| {
                 let key = Key { destination_id: row.destination_id, reference: row.reference, unit: row.unit };
-                (key, Total { count: row.count, total: row.total })
+                Ok((key, Total { count: row.count, total: numeric(&row.total)? }))
             })
-            .collect())
+            .collect()
     }
 
     async fn known_destinations(&mut self, batch: &[Item]) -> Result<HashMap<(String, String), i128>, Error> {
@@ -239,7 +235,8 @@ impl Commit {
     /// [`Error::Raced`] when one of the ids or letters was taken in between; on every error nothing is written, but a
     /// connection that broke while committing leaves it unknown: then the batch is decided anew and finds itself stored.
     pub async fn write(mut self, batch: &[Item], decision: &Decision, version: i64) -> Result<Numbers, Error> {
-        let Decision { records, totals, duplicates, conflicts, letters, closed, alerts, foreign, redelivered: _ } = decision;
+        let Decision { records, totals, duplicates, conflicts, letters, closed, alerts, foreign, redelivered: _ } =
+            decision;
         let numbers = [
             self.position.records + records.len() as i64,
             self.position.dead_letters + letters.len() as i64,
@@ -296,7 +293,7 @@ impl Commit {
         columns!(
             seqs: i64, received: DateTime<Utc>, times: DateTime<Utc>, previous_counts: i64, positives: bool,
             ids: &str, sources: &str, destinations: &str, references: &str, units: &str, stream_ids: String,
-            values: Decimal, previous_totals: Decimal, thresholds: Option<Decimal>, attributes: Option<&str>,
+            values: String, previous_totals: String, thresholds: Option<String>, attributes: Option<&str>,
             traces: Option<&str>,
         );
         for new in &decision.records {
@@ -312,9 +309,9 @@ impl Commit {
             references.push(record.reference.as_str());
             units.push(record.unit.as_str());
             stream_ids.push(entry.id.to_string());
-            values.push(record.value.get());
-            previous_totals.push(new.previous.total);
-            thresholds.push(new.threshold);
+            values.push(record.value.to_string());
+            previous_totals.push(new.previous.total.to_string());
+            thresholds.push(new.threshold.map(|threshold| threshold.to_string()));
             attributes.push(record.attributes.as_ref().map(Attributes::as_str));
             traces.push(entry.traceparent.as_deref());
         }
@@ -327,21 +324,28 @@ impl Commit {
             key_references.push(&key.reference);
             key_units.push(&key.unit);
             key_counts.push(total.count);
-            key_totals.push(total.total);
+            key_totals.push(total.total.to_string());
         }
         let inserted = sqlx::query_scalar!(
             r#"with inserted as (
                  insert into records (shard, epoch, processed_at, seq, received_at, time, previous_count, positive,
                      record_id, source_id, destination_id, reference, unit, stream_id, value, previous_total, threshold,
                      attributes, traceparent)
-                 select $1, $2, $3, * from unnest($4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::bigint[],
+                 select $1, $2, $3, n.seq, n.received_at, n.time, n.previous_count, n.positive, n.record_id, n.source_id,
+                     n.destination_id, n.reference, n.unit, n.stream_id, n.value::numeric, n.previous_total::numeric,
+                     n.threshold::numeric, n.attributes, n.traceparent
+                 from unnest($4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::bigint[],
                      $8::boolean[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
-                     $15::numeric[], $16::numeric[], $17::numeric[], $18::text[], $19::text[])
+                     $15::text[], $16::text[], $17::text[], $18::text[], $19::text[])
+                     as n (seq, received_at, time, previous_count, positive, record_id, source_id, destination_id,
+                           reference, unit, stream_id, value, previous_total, threshold, attributes, traceparent)
                  on conflict (record_id) do nothing
                  returning 1
                ), summed as (
                  insert into totals (shard, destination_id, reference, unit, count, total)
-                 select $1, * from unnest($20::text[], $21::text[], $22::text[], $23::bigint[], $24::numeric[])
+                 select $1, k.destination_id, k.reference, k.unit, k.count, k.total::numeric
+                 from unnest($20::text[], $21::text[], $22::text[], $23::bigint[], $24::text[])
+                     as k (destination_id, reference, unit, count, total)
                  on conflict (destination_id, reference, unit) do update
                  set count = excluded.count, total = excluded.total
                )
@@ -362,7 +366,7 @@ impl Commit {
             &stream_ids,
             &values,
             &previous_totals,
-            &thresholds as &[Option<Decimal>],
+            &thresholds as &[Option<String>],
             &attributes as &[Option<&str>],
             &traces as &[Option<&str>],
             &key_destinations as &[&str],
@@ -485,7 +489,8 @@ pub(super) struct StoredRecord {
     pub(super) reference: Option<String>,
     pub(super) unit: Option<String>,
     pub(super) positive: Option<bool>,
-    pub(super) value: Option<Decimal>,
+    /// As text: the driver's own conversion forgets the scale of a zero.
+    pub(super) value: Option<String>,
     pub(super) attributes: Option<String>,
 }
 
@@ -498,7 +503,7 @@ impl StoredRecord {
             source_id: Text::stored(self.source_id?),
             destination_id: Text::stored(self.destination_id?),
             kind: if self.positive? { Kind::Positive } else { Kind::Negative },
-            value: Amount::stored(self.value?),
+            value: Amount::stored(numeric(&self.value?).ok()?),
             unit: Text::stored(self.unit?),
             reference: Text::stored(self.reference?),
             attributes: self.attributes.and_then(Attributes::stored),

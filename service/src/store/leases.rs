@@ -3,15 +3,6 @@
 use super::{Error, Store};
 use crate::streams::Fence;
 
-/// A shard that was taken.
-#[derive(Debug, Clone)]
-pub struct Taken {
-    /// What the owner shows from now on.
-    pub fence: Fence,
-    /// Whether some worker had owned the shard before.
-    pub worked_before: bool,
-}
-
 /// Where this worker stands among those that live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rank {
@@ -98,7 +89,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn take(&self, worker: &str, shard: u16, token: &str, ttl_ms: i64) -> Result<Option<Taken>, Error> {
+    pub async fn take(&self, worker: &str, shard: u16, token: &str, ttl_ms: i64) -> Result<Option<Fence>, Error> {
         let epoch = sqlx::query_scalar!(
             "with taken as (
                  update shards set owner = $1, token = $3, epoch = epoch + 1,
@@ -116,10 +107,7 @@ impl Store {
         )
         .fetch_optional(&self.pool)
         .await?;
-        Ok(epoch.map(|epoch| Taken {
-            fence: Fence { epoch, token: token.to_owned() },
-            worked_before: epoch > 1,
-        }))
+        Ok(epoch.map(|epoch| Fence { epoch, token: token.to_owned() }))
     }
 
     /// Raises the epoch of a shard that is still this owner's above the one that stands beside the stream.
@@ -161,6 +149,20 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+
+    /// Says that a shard's group was made; answers whether it had been made before: then it was gone.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn note_prepared(&self, shard: u16) -> Result<bool, Error> {
+        Ok(sqlx::query_scalar!(
+            r#"with before as (select prepared from shards where shard = $1 for update)
+               update shards set prepared = true from before where shard = $1 returning before.prepared as "prepared!""#,
+            i32::from(shard),
+        )
+        .fetch_one(&self.pool)
+        .await?)
     }
 
     /// Notes entries that are gone before they were applied, and a stream or group that was gone.

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 
-use super::{Error, Numbers, Store, commit::StoredRecord};
+use super::{Error, Numbers, Store, commit::StoredRecord, pool::numeric};
 use crate::domain::{Record, Text, Total};
 
 /// A processed record as it stands in the log.
@@ -57,11 +57,12 @@ impl Store {
         limit: i64,
     ) -> Result<Vec<LogRow>, Error> {
         let rows = sqlx::query!(
-            "select seq, received_at, processed_at, time, previous_count, positive, record_id, source_id,
-                    destination_id, reference, unit, value, previous_total, threshold, attributes, traceparent
+            r#"select seq, received_at, processed_at, time, previous_count, positive, record_id, source_id,
+                    destination_id, reference, unit, value::text as "value!", previous_total::text as "previous_total!",
+                    threshold::text as threshold, attributes, traceparent
              from records
              where shard = $1 and seq > $2 and seq <= $3 and (not $4 or threshold is not null)
-             order by seq limit $5",
+             order by seq limit $5"#,
             i32::from(shard),
             after,
             upto,
@@ -70,9 +71,8 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
-        Ok(rows
-            .into_iter()
-            .filter_map(|row| {
+        rows.into_iter()
+            .map(|row| {
                 let stored = StoredRecord {
                     record_id: Text::stored(row.record_id),
                     time: Some(row.time),
@@ -84,17 +84,17 @@ impl Store {
                     value: Some(row.value),
                     attributes: row.attributes,
                 };
-                Some(LogRow {
+                Ok(LogRow {
                     seq: row.seq,
-                    record: stored.into_record()?,
+                    record: stored.into_record().ok_or(Error::Sql(sqlx::Error::RowNotFound))?,
                     received_at: row.received_at,
                     processed_at: row.processed_at,
-                    previous: Total { count: row.previous_count, total: row.previous_total },
-                    threshold: row.threshold,
+                    previous: Total { count: row.previous_count, total: numeric(&row.previous_total)? },
+                    threshold: row.threshold.as_deref().map(numeric).transpose()?,
                     traceparent: row.traceparent,
                 })
             })
-            .collect())
+            .collect()
     }
 
     /// Dead letters of a shard with `after` < n ≤ `upto`, in order.
@@ -149,12 +149,10 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn numbers(&self, shard: u16) -> Result<Numbers, Error> {
-        let row = sqlx::query!(
-            "select records, dead_letters, conflicts from shards where shard = $1",
-            i32::from(shard),
-        )
-        .fetch_one(&self.pool)
-        .await?;
+        let row =
+            sqlx::query!("select records, dead_letters, conflicts from shards where shard = $1", i32::from(shard),)
+                .fetch_one(&self.pool)
+                .await?;
         Ok([row.records, row.dead_letters, row.conflicts])
     }
 }

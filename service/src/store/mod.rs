@@ -18,7 +18,7 @@ mod stats;
 mod verify;
 
 pub use commit::{Commit, Numbers};
-pub use leases::{Rank, Taken};
+pub use leases::Rank;
 pub use log::{LogRow, RefusedRow};
 pub use pool::{Error, Store};
 pub use sinks::{SinkRow, SinkState};

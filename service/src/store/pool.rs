@@ -55,14 +55,12 @@ impl Store {
     /// # Errors
     /// When the URL is not one of Postgres.
     pub fn connect(url: &str, pipeline: &str, connections: u32) -> Result<Self, Error> {
-        let options = PgConnectOptions::from_str(url)?
-            .application_name("millrace")
-            .options([
-                ("search_path", Self::schema(pipeline).as_str()),
-                ("timezone", "UTC"),
-                // A statement prepared while its table was small would otherwise keep a sequential scan for good.
-                ("plan_cache_mode", "force_custom_plan"),
-            ]);
+        let options = PgConnectOptions::from_str(url)?.application_name("millrace").options([
+            ("search_path", Self::schema(pipeline).as_str()),
+            ("timezone", "UTC"),
+            // A statement prepared while its table was small would otherwise keep a sequential scan for good.
+            ("plan_cache_mode", "force_custom_plan"),
+        ]);
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(Duration::from_secs(5))
@@ -74,4 +72,9 @@ impl Store {
     pub async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+/// A numeric that came as text. The driver's own conversion forgets the scale of a zero.
+pub(super) fn numeric(text: &str) -> Result<rust_decimal::Decimal, Error> {
+    rust_decimal::Decimal::from_str_exact(text).map_err(|error| Error::Sql(sqlx::Error::Decode(Box::new(error))))
 }

@@ -129,13 +129,9 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn sink_started(&self, name: &str, incarnation: &str) -> Result<(), Error> {
-        sqlx::query!(
-            "update sinks set started = true where name = $1 and incarnation = $2",
-            name,
-            incarnation,
-        )
-        .execute(&self.pool)
-        .await?;
+        sqlx::query!("update sinks set started = true where name = $1 and incarnation = $2", name, incarnation,)
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 
@@ -143,13 +139,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn move_sink(
-        &self,
-        row: &SinkRow,
-        stream: &str,
-        incarnation: &str,
-        version: i64,
-    ) -> Result<(), Error> {
+    pub async fn move_sink(&self, row: &SinkRow, stream: &str, incarnation: &str, version: i64) -> Result<(), Error> {
         sqlx::query!(
             "update sinks set stream = $3, incarnation = $4, started = false, version = $5,
                     -- A move that was not finished goes on from where the first one came.

@@ -3,14 +3,12 @@
 //! Every script here compares the fence (epoch, token) beside the stream and runs with `allow-oom`, for a full Redis must
 //! be able to drain. Must never take an entry without the fence being compared in the same step.
 
-use std::{
-    collections::HashMap,
-    sync::LazyLock,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::LazyLock, time::Duration};
 
 use chrono::{DateTime, Utc};
-use redis::{AsyncCommands as _, FromRedisValue, Script, Value, aio::MultiplexedConnection, streams::StreamReadOptions};
+use redis::{
+    AsyncCommands as _, FromRedisValue, Script, Value, aio::MultiplexedConnection, streams::StreamReadOptions,
+};
 
 use super::{Error, Streams, keys};
 use crate::domain::{Entry, StreamId};
@@ -122,7 +120,8 @@ impl Input {
         let count = count.to_string();
         let mut reply = self.run(&CLAIM, fence, &[&self.consumer, start, &count]).await?.into_iter().skip(1);
         let next: String = text(reply.next())?;
-        let gone = Vec::<String>::from_redis_value(reply.next().unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?;
+        let gone =
+            Vec::<String>::from_redis_value(reply.next().unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?;
         let entries = entries(reply.next())?;
         Ok(Claimed { next: (!next.is_empty()).then_some(next), gone, entries })
     }
@@ -178,8 +177,7 @@ impl Input {
         longest: Duration,
     ) -> Result<(), Error> {
         let options = StreamReadOptions::default().count(1).block(longest.as_millis() as usize);
-        let _: Value =
-            connection.xread_options(&[&self.stream], &[last], &options).await.map_err(Error::of)?;
+        let _: Value = connection.xread_options(&[&self.stream], &[last], &options).await.map_err(Error::of)?;
         Ok(())
     }
 
@@ -225,8 +223,7 @@ fn text(value: Option<Value>) -> Result<String, Error> {
 /// Reads `[[id, deliveries, [field, value, …]], …]`.
 fn entries(value: Option<Value>) -> Result<Vec<Entry>, Error> {
     type Item = (String, u64, Vec<(Vec<u8>, Vec<u8>)>);
-    let items =
-        Vec::<Item>::from_redis_value(value.unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?;
+    let items = Vec::<Item>::from_redis_value(value.unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?;
     Ok(items.into_iter().filter_map(|(id, deliveries, fields)| entry(&id, deliveries, fields)).collect())
 }
 

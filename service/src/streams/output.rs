@@ -154,10 +154,8 @@ impl Streams {
     /// When Redis does not answer.
     pub async fn retire_cursor(&self, output: &Output) -> Result<Option<Vec<(u16, i64)>>, Error> {
         let held: HashMap<String, String> = self.retire(output, "keep").await?;
-        let positions: Vec<(u16, i64)> = held
-            .iter()
-            .filter_map(|(shard, number)| Some((shard.parse().ok()?, number.parse().ok()?)))
-            .collect();
+        let positions: Vec<(u16, i64)> =
+            held.iter().filter_map(|(shard, number)| Some((shard.parse().ok()?, number.parse().ok()?))).collect();
         Ok((!held.is_empty()).then_some(positions))
     }
 
