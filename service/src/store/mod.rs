@@ -11,10 +11,13 @@ mod letters;
 mod log;
 mod outcomes;
 mod pipeline;
+mod policies;
 mod pool;
 mod query;
 mod sinks;
 mod stats;
 mod verify;
 
+pub use pipeline::{Migrated, Pipeline};
+pub use policies::{Newest, Offer, Registered};
 pub use pool::{Error, Store};
