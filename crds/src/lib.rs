@@ -9,7 +9,7 @@ mod spec;
 mod validate;
 
 pub use decimal::{DecimalString, InvalidDecimal};
-pub use manifest::{API_VERSION, KIND, Metadata, ParseError, RecordPipeline};
+pub use manifest::{ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, ParseError, RecordPipeline};
 pub use spec::{
     Auth, Autoscaling, From, On, Overflow, Policy, PostgresRef, RecordPipelineSpec, RedisRef, RedisStream,
     SecretKeyRef, Serve, Sink, Webhook,
