@@ -9,6 +9,7 @@ use crate::{
     lifecycle::Lifecycle,
     process::{self, Context},
     publish::Keeper,
+    store,
 };
 
 /// Flags of `millrace work`.
@@ -29,13 +30,10 @@ pub struct Tuning {
     /// Most entries of one transaction.
     #[arg(long, env = "MILLRACE_BATCH", default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(1..=5_000))]
     batch: u16,
-    /// Most shards that read and commit at a time, each on a connection of its own.
-    #[arg(long, env = "MILLRACE_COMMITS", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=64))]
-    commits: u8,
 }
 
 /// Connections beside those that commit: for leases, lanes and the manifest.
-const OTHER_CONNECTIONS: u32 = 3;
+pub const CONNECTIONS: u32 = 3;
 
 /// Runs the command.
 ///
@@ -43,15 +41,9 @@ const OTHER_CONNECTIONS: u32 = 3;
 /// What stopped it, in words for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let lifecycle = Lifecycle::new();
-    let setup = Setup::new(&args.place, "work", connections(&args.tuning), &lifecycle).await?;
+    let setup = Setup::new(&args.place, "work", CONNECTIONS, &lifecycle).await?;
     start(setup, &args.tuning, &lifecycle);
     lifecycle.run(Duration::from_secs(30)).await
-}
-
-/// How many connections to Postgres a worker needs.
-#[must_use]
-pub fn connections(tuning: &Tuning) -> u32 {
-    u32::from(tuning.commits) + OTHER_CONNECTIONS
 }
 
 /// Starts a worker.
@@ -73,10 +65,9 @@ pub fn start(setup: Setup, tuning: &Tuning, lifecycle: &Lifecycle) {
             worker: setup.process,
             lease: Duration::from_millis(tuning.lease_ms),
             batch: usize::from(tuning.batch),
-            concurrency: usize::from(tuning.commits),
         },
         vitals: lifecycle.vitals.clone(),
-        permits: Semaphore::new(usize::from(tuning.commits)),
+        permits: Semaphore::new(store::COMMITS as usize),
     };
     lifecycle.spawn("own", process::own(Arc::new(context), lifecycle.clone()));
 }

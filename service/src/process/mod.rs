@@ -23,8 +23,6 @@ pub struct Options {
     pub lease: Duration,
     /// Most entries of one micro-batch.
     pub batch: usize,
-    /// How many shards commit at a time.
-    pub concurrency: usize,
 }
 
 /// What all shards of a worker share.

@@ -46,7 +46,7 @@ impl Store {
         version: i64,
         exclusive: bool,
     ) -> Result<Commit, Error> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.commits.begin().await?;
         if exclusive {
             sqlx::query!("select pg_advisory_xact_lock(hashtextextended(current_schema(), 1))")
                 .execute(&mut *transaction)
