@@ -21,6 +21,7 @@ use super::{
 use crate::{
     lifecycle::Beat,
     store::{Error, Registered, Store},
+    telemetry::metrics::{MANIFEST_REFUSED, POLICY_VERSION},
 };
 
 /// Between two looks. A change is in force after two of them at the most: one for the file, one for another process's.
@@ -104,9 +105,17 @@ impl Follower {
                     "the database is now pipeline {id}'s: its id differs from the one that this process started with; start again"
                 ),
             }
+            self.measure();
             beat.beat();
             look = look.wrapping_add(1);
         }
+    }
+
+    fn measure(&self) {
+        let in_force = self.in_force.borrow();
+        // Versions count from 1, far below what a float holds exactly.
+        metrics::gauge!(POLICY_VERSION).set(in_force.policy.version as f64);
+        metrics::gauge!(MANIFEST_REFUSED).set(if in_force.refusal.is_some() { 1.0 } else { 0.0 });
     }
 
     /// Reads the file; a content that was not seen yet becomes pending, or is refused with one line.
