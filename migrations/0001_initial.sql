@@ -179,8 +179,8 @@ create table dead_letters (
     -- The API key's name (or the command's user) that asked for the replay or discarded it.
     closed_by      text,
     requested_by   text,
-    -- The number, in the same shard, of the letter whose replay this one is.
-    replay_of      bigint,
+    -- The letter whose replay this one is: `<shard>-d<n>`.
+    replay_of      text,
     primary key (shard, n)
 );
 create unique index dead_letters_open on dead_letters (record_id) where state = 'open';

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     domain::{self, Decision, Entry, Invalid, Item, Record, code},
     store::{self, LogRow, Numbers},
+    telemetry::metrics as names,
 };
 
 /// Deliveries after which an entry is taken alone and noted before it is decided.
@@ -160,23 +161,19 @@ impl Shard {
 
     fn count(&self, batch: &[Item], decision: &Decision, started: Instant) {
         let shard = self.shard;
-        metrics::histogram!("millrace_batch_entries").record(batch.len() as f64);
-        metrics::histogram!("millrace_commit_seconds").record(started.elapsed().as_secs_f64());
-        for (outcome, n) in [
-            ("processed", decision.records.len()),
-            ("duplicate", decision.duplicates.len()),
-            ("conflict", decision.conflicts.len()),
-            ("dead_lettered", decision.letters.len()),
-            ("redelivered", decision.redelivered),
+        metrics::histogram!(names::BATCH_ENTRIES).record(batch.len() as f64);
+        metrics::histogram!(names::COMMIT_SECONDS).record(started.elapsed().as_secs_f64());
+        for (name, n) in [
+            (names::PROCESSED, decision.records.len()),
+            (names::DUPLICATES, decision.duplicates.len()),
+            (names::CONFLICTS, decision.conflicts.len()),
+            (names::ALERTS, decision.alerts as usize),
+            (names::REDELIVERED, decision.redelivered),
         ] {
-            if n > 0 {
-                metrics::counter!("millrace_settled_total", "outcome" => outcome).increment(n as u64);
-            }
-        }
-        if decision.alerts > 0 {
-            metrics::counter!("millrace_alerts_total").increment(decision.alerts as u64);
+            metrics::counter!(name).increment(n as u64);
         }
         for letter in &decision.letters {
+            metrics::counter!(names::DEAD_LETTERS, "reason" => letter.reason).increment(1);
             tracing::warn!(shard, n = letter.n, reason = letter.reason, "process.record.dead_lettered");
         }
         for conflict in &decision.conflicts {

@@ -17,6 +17,7 @@ use crate::{
     lifecycle::Lifecycle,
     store::{Error, Rank},
     streams::Fence,
+    telemetry::metrics as names,
 };
 
 /// A shard that this worker owns.
@@ -102,7 +103,7 @@ async fn pass(context: &Arc<Context>, held: &mut BTreeMap<u16, Held>, stopping: 
     let rank = context.store.heartbeat(&context.options.worker, lease_ms).await?;
     let shards = context.in_force.borrow().manifest.spec.shards;
     let share = share(rank, shards);
-    metrics::gauge!("millrace_shards_owned").set(held.len() as f64);
+    metrics::gauge!(names::SHARDS_OWNED).set(held.len() as f64);
     let owned: Vec<u16> =
         held.iter().filter(|(_, shard)| !shard.give_back.is_cancelled()).map(|(shard, _)| *shard).collect();
     for shard in owned.iter().skip(share) {
@@ -136,7 +137,7 @@ async fn renew(context: &Context, held: &BTreeMap<u16, Held>, lease_ms: i64) -> 
         // A fence that was raised meanwhile is renewed next time.
         if !renewed.contains(&shard) && current(&held[&shard].fence) == fence && !held[&shard].task.is_finished() {
             tracing::warn!(shard, epoch = fence.epoch, "process.shard.lost");
-            metrics::counter!("millrace_lease_changes_total", "change" => "lost").increment(1);
+            metrics::counter!(names::LEASE_CHANGES, "change" => "lost").increment(1);
             held[&shard].lost.cancel();
         }
     }
@@ -149,7 +150,7 @@ async fn take(context: &Arc<Context>, held: &mut BTreeMap<u16, Held>, shard: u16
         return Ok(());
     };
     tracing::info!(shard, epoch = fence.epoch, worker = %context.options.worker, "process.shard.taken");
-    metrics::counter!("millrace_lease_changes_total", "change" => "taken").increment(1);
+    metrics::counter!(names::LEASE_CHANGES, "change" => "taken").increment(1);
     let fence = Arc::new(Mutex::new(fence));
     let (give_back, lost) = (CancellationToken::new(), CancellationToken::new());
     let task =

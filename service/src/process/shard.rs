@@ -22,6 +22,7 @@ use crate::{
     publish::{ActiveSink, Feed, Lane},
     store,
     streams::{self, Fence, Input, Step},
+    telemetry::metrics as names,
 };
 
 /// Longest wait for an entry; also how often an idle shard looks whether its stream is still there.
@@ -117,7 +118,7 @@ pub(super) async fn work(
         if let Err(error) = context.store.release(shard, &current(&fence)).await {
             tracing::warn!(shard, error = %error, "process.shard.not_released");
         }
-        metrics::counter!("millrace_lease_changes_total", "change" => "released").increment(1);
+        metrics::counter!(names::LEASE_CHANGES, "change" => "released").increment(1);
         tracing::info!(shard, "process.shard.released");
     }
 }
@@ -176,7 +177,7 @@ impl Shard {
         let version = self.context.in_force.borrow().policy.version;
         if self.stands_at < version {
             self.stands_at = self.context.store.stand_at(self.shard, &current(&self.fence), version).await?;
-            metrics::gauge!("millrace_policy_version", "shard" => self.shard.to_string()).set(self.stands_at as f64);
+            tracing::info!(shard = self.shard, version = self.stands_at, "process.shard.stands_at");
         }
         match self.mode.clone() {
             Mode::Prepare => self.prepare().await,
@@ -194,7 +195,7 @@ impl Shard {
                 shard = self.shard,
                 "process.stream.vanished: the stream or its group was gone and was made again; entries may be lost"
             );
-            metrics::counter!("millrace_streams_vanished_total", "shard" => self.shard.to_string()).increment(1);
+            metrics::counter!(names::VANISHED, "shard" => self.shard.to_string()).increment(1);
             self.context.store.note_loss(self.shard, 0, true).await?;
         }
         self.mode = Mode::Claim("-".to_owned());
@@ -285,7 +286,7 @@ impl Shard {
     /// A loss: said in the log, as a metric, and in Postgres for `/stats`.
     async fn alarm(&self, lost: i64, what: &str) -> Result<(), Error> {
         tracing::error!(shard = self.shard, lost, what, "process.entries.lost");
-        metrics::counter!("millrace_lost_entries_total", "shard" => self.shard.to_string()).increment(lost as u64);
+        metrics::counter!(names::LOST, "shard" => self.shard.to_string()).increment(lost as u64);
         Ok(self.context.store.note_loss(self.shard, lost, false).await?)
     }
 }

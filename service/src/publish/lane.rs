@@ -12,6 +12,7 @@ use super::{ActiveSink, Feed, render};
 use crate::{
     store::{self, SinkState, Store},
     streams::{self, Notice, Published, Streams},
+    telemetry::metrics as names,
 };
 
 /// Most entries of one append.
@@ -155,10 +156,10 @@ impl Lane {
         let sink = self.sink.output.sink.clone();
         match published {
             Published::All { unread_lost } => {
-                metrics::counter!("millrace_published_total", "sink" => sink.clone())
+                metrics::counter!(names::PUBLISHED, "sink" => sink.clone())
                     .increment(next.notices.len() as u64);
                 if unread_lost > 0 {
-                    metrics::counter!("millrace_unread_lost_total", "sink" => sink).increment(unread_lost as u64);
+                    metrics::counter!(names::UNREAD_LOST, "sink" => sink).increment(unread_lost as u64);
                     tracing::warn!(
                         sink = self.sink.output.sink,
                         shard = self.shard,
@@ -230,7 +231,7 @@ impl Lane {
         }
         let end = highest.min(seen + WINDOW);
         let rows = self.store.log_rows(self.shard, (seen, end), alert, ENTRIES as i64).await?;
-        metrics::counter!("millrace_log_reads_total", "sink" => self.sink.output.sink.clone()).increment(1);
+        metrics::counter!(names::LOG_READS, "sink" => self.sink.output.sink.clone()).increment(1);
         let upto = if rows.len() < ENTRIES { end } else { rows.last().map_or(end, |row| row.seq) };
         Ok(Next { notices: rows.iter().map(|row| render::record(self.shard, row, alert)).collect(), upto })
     }
@@ -244,7 +245,7 @@ impl Lane {
             None => tracing::debug!(sink, shard, "publish.lane.runs"),
         }
         let halted = state.is_some_and(|state| state.state == "halted");
-        metrics::gauge!("millrace_sink_halted", "sink" => sink.clone(), "shard" => shard.to_string()).set(if halted {
+        metrics::gauge!(names::SINK_HALTED, "sink" => sink.clone(), "shard" => shard.to_string()).set(if halted {
             1.0
         } else {
             0.0

@@ -105,7 +105,11 @@ impl Commit {
         // Paired with the stream ids; an entry that cannot be read has no id to look for.
         let ids: Vec<Option<String>> =
             batch.iter().map(|item| item.record.as_ref().ok().map(|record| record.record_id.to_string())).collect();
-        let replays: Vec<i64> = batch.iter().filter_map(|item| item.entry.replay_of).map(|letter| letter.n).collect();
+        let (mut replay_shards, mut replays) = (Vec::new(), Vec::new());
+        for letter in batch.iter().filter_map(|item| item.entry.replay_of) {
+            replay_shards.push(i32::from(letter.shard));
+            replays.push(letter.n);
+        }
         let rows = sqlx::query!(
             r#"select 'record' as "what!", record_id, stream_id as "stream_id!", 0 as "shard!", 0::bigint as "n!",
                       false as "open!", null::bytea as payload, time, source_id, destination_id, reference, unit,
@@ -118,7 +122,8 @@ impl Commit {
                union all
                select 'letter', record_id, stream_id, shard, n, state = 'open', payload,
                       null, null, null, null, null, null, null, null
-               from dead_letters where shard = $3 and (stream_id = any($2) or n = any($4))
+               from dead_letters
+               where shard = $3 and stream_id = any($2) or (shard, n) in (select * from unnest($4::int[], $5::bigint[]))
                union all
                select 'duplicate', record_id, stream_id, 0, 0, false, null, null, null, null, null, null, null, null, null
                from duplicates
@@ -130,6 +135,7 @@ impl Commit {
             ids.as_slice() as &[Option<String>],
             &stream_ids,
             self.shard,
+            &replay_shards,
             &replays,
         )
         .fetch_all(&mut *self.transaction)
@@ -449,7 +455,7 @@ impl Commit {
                 letter.reason,
                 letter.detail,
                 entry.traceparent,
-                letter.replay_of.map(|letter| letter.n),
+                letter.replay_of.map(|letter| letter.to_string()),
             )
             .execute(&mut *self.transaction)
             .await?;
@@ -465,11 +471,12 @@ impl Commit {
         if closed.is_empty() {
             return Ok(());
         }
+        let shards: Vec<i32> = closed.iter().map(|letter| i32::from(letter.shard)).collect();
         let numbers: Vec<i64> = closed.iter().map(|letter| letter.n).collect();
         let done = sqlx::query!(
             "update dead_letters set state = 'replayed', closed_at = $3, closed_by = requested_by
-             where shard = $1 and n = any($2) and state = 'open'",
-            self.shard,
+             where (shard, n) in (select * from unnest($1::int[], $2::bigint[])) and state = 'open'",
+            &shards,
             &numbers,
             self.now,
         )
