@@ -193,7 +193,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_task_that_dies_stops_the_others_and_the_process_fails() {
-        let ways: [(&str, fn(&Lifecycle)); 3] = [
+        type Way = (&'static str, fn(&Lifecycle));
+        let ways: [Way; 3] = [
             ("lane: no route", |lifecycle| lifecycle.spawn("lane", async { bail!("no route") })),
             ("lane: ended early", |lifecycle| lifecycle.spawn("lane", async { Ok(()) })),
             ("boom", |lifecycle| lifecycle.spawn("lane", async { panic!("boom") })),
