@@ -20,6 +20,10 @@ mod stats;
 pub(crate) mod testing;
 mod verify;
 
+pub use commit::{Commit, Numbers};
+pub use leases::Rank;
+pub use log::{LogRow, RefusedRow};
 pub use pipeline::{Migrated, Pipeline};
 pub use policies::{Newest, Offer, Registered};
-pub use pool::{Error, Store};
+pub use pool::{COMMITS, Error, Store};
+pub use sinks::{SinkRow, SinkState};

@@ -12,3 +12,5 @@ mod output;
 mod search;
 
 pub use connect::{Error, Streams};
+pub use input::{Claimed, Fence, Fresh, Input, Step};
+pub use output::{Notice, Output, Published};
