@@ -17,4 +17,7 @@ mod sinks;
 mod stats;
 mod verify;
 
+pub use appends::ShardAppends;
+pub use keys::{ApiKey, LiveKey};
+pub use outcomes::{Awaited, Outcome, Settled};
 pub use pool::{Error, Store};

@@ -11,4 +11,5 @@ pub mod keys;
 mod output;
 mod search;
 
+pub use append::{AppendError, Outgoing};
 pub use connect::{Error, Streams};
