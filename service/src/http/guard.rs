@@ -10,7 +10,7 @@ use poem::{Body, error::ReadBodyError};
 use super::problem::Failure;
 
 /// Longest wait for the next part of a body.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a body was not read on.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
@@ -23,7 +23,7 @@ enum Cut {
 
 /// Passes a body on, until it is longer than `limit` bytes or its next part takes longer than `patience`.
 #[must_use]
-pub fn guard(body: Body, limit: Option<usize>, patience: Duration) -> Body {
+pub(crate) fn guard(body: Body, limit: Option<usize>, patience: Duration) -> Body {
     let parts = Box::pin(body.into_bytes_stream());
     let state = (parts, limit.unwrap_or(usize::MAX));
     Body::from_bytes_stream(futures::stream::unfold(Some(state), move |state| async move {
@@ -43,7 +43,7 @@ pub fn guard(body: Body, limit: Option<usize>, patience: Duration) -> Body {
 
 /// The answer when it was the guard that stopped the reading.
 #[must_use]
-pub fn failure(error: &io::Error) -> Option<Failure> {
+pub(crate) fn failure(error: &io::Error) -> Option<Failure> {
     // Readers wrap errors of what they read from in errors of their own.
     let mut inner: &(dyn std::error::Error + 'static) = error;
     loop {
@@ -67,7 +67,7 @@ pub fn failure(error: &io::Error) -> Option<Failure> {
 
 /// The answer to a framework's error in reading a body.
 #[must_use]
-pub fn read_failure(error: &ReadBodyError) -> Failure {
+pub(crate) fn read_failure(error: &ReadBodyError) -> Failure {
     match error {
         ReadBodyError::Io(error) => {
             failure(error).unwrap_or_else(|| Failure::new(400, "unreadable_body", "the body ended early; send it again"))
