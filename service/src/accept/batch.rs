@@ -15,7 +15,7 @@ use super::{
     body::{self, Format, Line, LineError, Lines},
     count_rejected, items, now, refusal,
     schema::ManyRecords,
-    single, trace,
+    single, traceparent,
 };
 use crate::{
     domain::{Invalid, code, shard_of},
@@ -68,7 +68,7 @@ pub(super) async fn send(
         app,
         acceptor,
         key,
-        traceparent: trace::parent(request),
+        traceparent: traceparent(request),
         received_at: now(),
         shards,
         by_shard: BTreeMap::new(),

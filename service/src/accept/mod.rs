@@ -10,7 +10,6 @@ pub(crate) mod idempotency;
 mod items;
 mod schema;
 mod single;
-mod trace;
 mod wait;
 
 use std::{
@@ -29,6 +28,7 @@ use crate::{
     lifecycle::Lifecycle,
     store::Store,
     streams::{AppendError, Outgoing},
+    telemetry::trace,
 };
 
 /// What accepting needs beside [`App`]: its counts, who waits, and the appends under way.
@@ -114,6 +114,11 @@ impl Acceptor {
 #[expect(clippy::disallowed_methods, reason = "the edge at which a record comes in; nothing is decided by this time")]
 fn now() -> chrono::DateTime<chrono::Utc> {
     chrono::Utc::now()
+}
+
+/// The trace context that goes on with a request's records.
+fn traceparent(request: &poem::Request) -> Option<String> {
+    trace::carry(request.headers().get("traceparent").and_then(|header| header.to_str().ok()))
 }
 
 /// Status, code and sentence of what was not appended.

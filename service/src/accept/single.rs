@@ -10,7 +10,7 @@ use super::{
     api::{Processed, Queued, Summary, Taken},
     body, count_rejected, idempotency, now, refusal,
     schema::OneRecord,
-    trace,
+    traceparent,
 };
 use crate::{
     domain::{Record, Text, shard_of},
@@ -31,7 +31,7 @@ pub(super) async fn send(
     body: OneRecord,
 ) -> Result<Taken, Failure> {
     let wait = wait_asked_for(request);
-    let traceparent = trace::parent(request);
+    let traceparent = traceparent(request);
     let bytes = body::whole(body.0, body::RECORD_BYTES).await?;
     let record = parse(&bytes, key, 0).map_err(|invalid| {
         count_rejected(invalid.code, 1);

@@ -7,7 +7,10 @@ use poem::{
     http::{HeaderValue, Method, StatusCode, Uri, header::ALLOW, uri::PathAndQuery},
 };
 
+use tracing::Instrument as _;
+
 use super::{errors, guard, operations::Operations};
+use crate::telemetry::trace;
 
 /// Most bytes of a body, but where records are taken.
 const SMALL_BODY: usize = 64 * 1024;
@@ -32,6 +35,9 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
         strip_version(request.uri_mut());
         let method = request.method().clone();
         let path = self.operations.find(request.uri().path());
+        let span = tracing::info_span!("http.request.handle", route = path.map(|path| path.template.as_str()));
+        let parent = request.headers().get("traceparent").and_then(|header| header.to_str().ok());
+        trace::continue_from(&span, parent);
         let mut response = match path.map(|path| path.check_query(&method, request.uri().query().unwrap_or_default())) {
             Some(Err(failure)) => errors::render(failure.into()),
             Some(Ok(())) if method == Method::OPTIONS => Response::builder().status(StatusCode::NO_CONTENT).finish(),
@@ -40,7 +46,7 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
                 let limit = (!takes_records).then_some(SMALL_BODY);
                 let body = guard::guard(request.take_body(), limit, guard::PATIENCE);
                 request.set_body(body);
-                match self.inner.call(request).await {
+                match self.inner.call(request).instrument(span).await {
                     Ok(response) => response,
                     Err(error) => errors::render(error),
                 }

@@ -6,6 +6,7 @@ pub mod auth;
 mod errors;
 mod front;
 pub(crate) mod guard;
+pub mod health;
 pub mod keyring;
 mod merged;
 mod operations;
