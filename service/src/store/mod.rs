@@ -4,6 +4,7 @@
 
 mod appends;
 mod audit;
+mod audit_summary;
 mod commit;
 mod keys;
 mod leases;
@@ -14,7 +15,13 @@ mod pipeline;
 mod pool;
 mod query;
 mod sinks;
+mod snapshot;
 mod stats;
 mod verify;
 
+pub use audit::{AuditFilter, AuditPlace, AuditTotals, DestinationFacts, Fact};
+pub use letters::{LetterFilter, StoredLetter};
 pub use pool::{Error, Store};
+pub use query::{ConflictFilter, RecordFilter, RecordLife, StoredConflict, StoredRecord, Traces};
+pub use snapshot::{RollupBy, RollupPart, Snapshot, UnitTotal};
+pub use stats::{Counts, PostgresPromises, ShardCounts, SinkState};

@@ -12,3 +12,5 @@ mod output;
 mod search;
 
 pub use connect::{Error, Streams};
+pub use info::{Backlog, Committed, RedisPromises};
+pub use search::{Queued, Search};
