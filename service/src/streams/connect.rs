@@ -84,7 +84,9 @@ impl Streams {
     pub(super) async fn query(&self) -> Result<deadpool_redis::Connection, Error> {
         self.queries.get().await.map_err(|error| match error {
             deadpool_redis::PoolError::Backend(error) => Error::of(error),
-            other => Error::Redis(RedisError::from(std::io::Error::new(std::io::ErrorKind::TimedOut, other.to_string()))),
+            other => {
+                Error::Redis(RedisError::from(std::io::Error::new(std::io::ErrorKind::TimedOut, other.to_string())))
+            }
         })
     }
 

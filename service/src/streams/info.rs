@@ -145,8 +145,7 @@ impl Streams {
                 Err(error) => return Err(Error::of(error)),
             }
         }
-        let info: String =
-            redis::cmd("INFO").arg("server").query_async(&mut connection).await.unwrap_or_default();
+        let info: String = redis::cmd("INFO").arg("server").query_async(&mut connection).await.unwrap_or_default();
         let version = info.lines().find_map(|line| line.strip_prefix("redis_version:")).map(str::trim);
         let mut setting = |name: &str| settings.remove(name).unwrap_or_else(|| "unknown".to_owned());
         Ok(RedisPromises {

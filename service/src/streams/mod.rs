@@ -11,6 +11,7 @@ pub mod keys;
 mod output;
 mod search;
 
+pub use append::{AppendError, Outgoing};
 pub use connect::{Error, Streams};
 pub use info::{Backlog, Committed, RedisPromises};
 pub use search::{Queued, Search};
