@@ -4,6 +4,7 @@
 
 mod appends;
 mod audit;
+mod audit_summary;
 mod commit;
 mod keys;
 mod leases;
@@ -15,6 +16,7 @@ mod policies;
 mod pool;
 mod query;
 mod sinks;
+mod snapshot;
 mod stats;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -30,3 +32,8 @@ pub use pipeline::{Migrated, Pipeline};
 pub use policies::{Newest, Offer, Registered};
 pub use pool::{COMMITS, Error, Store};
 pub use sinks::{SinkRow, SinkState};
+pub use audit::{AuditFilter, AuditPlace, AuditTotals, DestinationFacts, Fact};
+pub use letters::{LetterFilter, StoredLetter};
+pub use query::{ConflictFilter, RecordFilter, RecordLife, StoredConflict, StoredRecord, Traces};
+pub use snapshot::{RollupBy, RollupPart, Snapshot, UnitTotal};
+pub use stats::{Counts, PostgresPromises, ShardCounts, StartedSink};

@@ -15,3 +15,5 @@ pub use append::{AppendError, Outgoing};
 pub use connect::{Error, Streams};
 pub use input::{Claimed, Fence, Fresh, Input, Step};
 pub use output::{Notice, Output, Published};
+pub use info::{Backlog, Committed, RedisPromises};
+pub use search::{Queued, Search};
