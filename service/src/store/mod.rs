@@ -18,3 +18,4 @@ mod stats;
 mod verify;
 
 pub use pool::{Error, Store};
+pub use verify::{Difference, Differences, Extent, LoggedRecord, StartedSink, Verification};
