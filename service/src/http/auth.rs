@@ -111,9 +111,9 @@ macro_rules! caller {
                 _: &mut RequestBody,
                 _: ExtractParamOptions<()>,
             ) -> poem::Result<Self> {
-                let app: &App = request.data().ok_or_else(|| {
-                    Failure::new(500, "internal", "the service failed; the log says why")
-                })?;
+                let app: &App = request
+                    .data()
+                    .ok_or_else(|| Failure::new(500, "internal", "the service failed; the log says why"))?;
                 Ok(Self(app.keys.admit(request, $scope)?))
             }
         }

@@ -3,6 +3,7 @@
 //! Must never know what a record is: that is `accept` (in) and `ask` (out).
 
 pub mod auth;
+pub mod health;
 pub mod problem;
 
 use crate::{config::InForce, store::Store, streams::Streams};

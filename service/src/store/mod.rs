@@ -11,11 +11,14 @@ mod letters;
 mod log;
 mod outcomes;
 mod pipeline;
+mod policies;
 mod pool;
 mod query;
 mod sinks;
 mod stats;
 mod verify;
 
+pub use pipeline::{Migrated, Pipeline};
+pub use policies::{Newest, Offer, Registered};
 pub use pool::{Error, Store};
 pub use verify::{Difference, Differences, Extent, LoggedRecord, StartedSink, Verification};
