@@ -8,11 +8,12 @@ mod redis;
 mod servers;
 mod tools;
 
-
 /// Flags.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 /// Runs.
 /// # Errors
 /// x
-pub async fn run(_: Args) -> anyhow::Result<()> { Ok(()) }
+pub async fn run(_: Args) -> anyhow::Result<()> {
+    Ok(())
+}

@@ -123,7 +123,8 @@ impl Verification {
         )
         .fetch_one(&mut *self.snapshot)
         .await?;
-        let shards = u16::try_from(row.shards).map_err(|_| Error::Refused("the number of shards is none".to_owned()))?;
+        let shards =
+            u16::try_from(row.shards).map_err(|_| Error::Refused("the number of shards is none".to_owned()))?;
         Ok(Extent { shards, records: row.records, alerts: row.alerts, totals: row.totals })
     }
 
@@ -400,7 +401,10 @@ impl Verification {
             "Processed" => {
                 sqlx::query_scalar!(
                     "select seq from records where shard = $1 and seq > $2 and seq <= $3 order by seq limit $4",
-                    shard, after, until, limit
+                    shard,
+                    after,
+                    until,
+                    limit
                 )
                 .fetch_all(snapshot)
                 .await?
@@ -409,7 +413,10 @@ impl Verification {
                 sqlx::query_scalar!(
                     "select seq from records where shard = $1 and seq > $2 and seq <= $3 and threshold is not null
                      order by seq limit $4",
-                    shard, after, until, limit
+                    shard,
+                    after,
+                    until,
+                    limit
                 )
                 .fetch_all(snapshot)
                 .await?
@@ -417,7 +424,10 @@ impl Verification {
             "DeadLettered" => {
                 sqlx::query_scalar!(
                     "select n from dead_letters where shard = $1 and n > $2 and n <= $3 order by n limit $4",
-                    shard, after, until, limit
+                    shard,
+                    after,
+                    until,
+                    limit
                 )
                 .fetch_all(snapshot)
                 .await?
@@ -425,7 +435,10 @@ impl Verification {
             _ => {
                 sqlx::query_scalar!(
                     "select n from conflicts where shard = $1 and n > $2 and n <= $3 order by n limit $4",
-                    shard, after, until, limit
+                    shard,
+                    after,
+                    until,
+                    limit
                 )
                 .fetch_all(snapshot)
                 .await?
@@ -505,3 +518,6 @@ impl Verification {
         Ok(self.snapshot.rollback().await?)
     }
 }
+
+#[cfg(test)]
+mod tests;

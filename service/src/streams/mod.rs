@@ -10,5 +10,7 @@ mod input;
 pub mod keys;
 mod output;
 mod search;
+mod verify;
 
 pub use connect::{Error, Streams};
+pub use verify::{SinkEntry, SinkState};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use redis::{
     RedisResult, Value, cmd, pipe,
-    streams::{StreamRangeReply, StreamId as Ranged},
+    streams::{StreamId as Ranged, StreamRangeReply},
 };
 
 use super::{Error, Streams, keys};

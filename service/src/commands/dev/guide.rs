@@ -43,7 +43,9 @@ pub(super) fn commands(address: SocketAddr, env: &Path, manifest: &RecordPipelin
                 On::DeadLettered => "dead letters",
                 On::Conflicted => "conflicts",
             };
-            text.push_str(&format!("redis-cli --no-auth-warning -u \"$MILLRACE_REDIS_URL\" XRANGE {stream} - + COUNT 10   # {what}\n"));
+            text.push_str(&format!(
+                "redis-cli --no-auth-warning -u \"$MILLRACE_REDIS_URL\" XRANGE {stream} - + COUNT 10   # {what}\n"
+            ));
         }
     }
     text.push_str("\nCtrl-C drains and stops all of it.\n");

@@ -36,12 +36,7 @@ pub(super) struct Server {
 
 impl Server {
     /// Starts a server whose output goes to `log`.
-    pub(super) fn start(
-        name: &'static str,
-        mut command: Command,
-        log: PathBuf,
-        stop: Signal,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn start(name: &'static str, mut command: Command, log: PathBuf, stop: Signal) -> anyhow::Result<Self> {
         let output = OpenOptions::new()
             .create(true)
             .append(true)
