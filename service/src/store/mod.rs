@@ -18,6 +18,9 @@ mod sinks;
 mod stats;
 mod verify;
 
+pub use appends::ShardAppends;
+pub use keys::{ApiKey, LiveKey};
+pub use outcomes::{Awaited, Outcome, Settled};
 pub use pipeline::{Migrated, Pipeline};
 pub use policies::{Newest, Offer, Registered};
 pub use pool::{Error, Store};

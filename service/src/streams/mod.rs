@@ -12,5 +12,6 @@ mod output;
 mod search;
 mod verify;
 
+pub use append::{AppendError, Outgoing};
 pub use connect::{Error, Streams};
 pub use verify::{SinkEntry, SinkState};
