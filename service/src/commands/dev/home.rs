@@ -16,7 +16,6 @@ use nix::{
     unistd::{Gid, Uid, User, chown},
 };
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 /// Where Postgres's files go when its user cannot reach the data directory.
 const ELSEWHERE: &str = "/var/lib/millrace";
@@ -39,6 +38,8 @@ pub(super) struct Home {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct State {
+    /// Names this directory's files elsewhere: a directory that is made anew is not taken for the one before.
+    pub(super) id: String,
     pub(super) redis_port: u16,
     pub(super) redis_password: String,
     pub(super) postgres_port: u16,
@@ -58,7 +59,13 @@ impl Home {
     /// # Errors
     /// When another process holds it, or it cannot be written.
     pub(super) fn take(dir: &Path) -> anyhow::Result<Self> {
-        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        if !dir.exists() {
+            make_private(dir, None)?;
+            // Others may pass through, for Postgres runs as one of them, but see nothing.
+            if Uid::effective().is_root() {
+                fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
+            }
+        }
         let dir = dir.canonicalize().with_context(|| format!("cannot reach {}", dir.display()))?;
         let lock = OpenOptions::new()
             .create(true)
@@ -70,12 +77,18 @@ impl Home {
             bail!("{} is used by another `millrace dev`; give this one another --data-dir", dir.display());
         };
         let account = if Uid::effective().is_root() { Some(Account::lesser()?) } else { None };
-        let postgres = match account {
-            Some(account) => account.place(&dir)?,
-            None => dir.join("postgres"),
-        };
-        make_private(&postgres, account)?;
         let state = State::load(&dir.join("state.json"))?;
+        let postgres = match account {
+            Some(account) if !account.reaches(&dir)? => {
+                let place = Path::new(ELSEWHERE).join(&state.id);
+                tracing::info!(place = %place.display(), "dev.postgres.elsewhere: its user cannot reach the data directory");
+                place
+            }
+            _ => dir.join("postgres"),
+        };
+        // Before anything is made under them, the id and the passwords are kept.
+        state.save(&dir)?;
+        make_private(&postgres, account)?;
         Ok(Self { dir, state, account, postgres, _lock: lock })
     }
 
@@ -86,7 +99,7 @@ impl Home {
         let postgres = free_port(self.state.postgres_port)?;
         self.state.redis_port = redis.local_addr()?.port();
         self.state.postgres_port = postgres.local_addr()?.port();
-        write_private(&self.dir.join("state.json"), &serde_json::to_vec_pretty(&self.state)?)
+        self.state.save(&self.dir)
     }
 }
 
@@ -97,10 +110,16 @@ impl State {
                 serde_json::from_slice(&text).with_context(|| format!("{} is not what dev wrote", file.display()))
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Ok(Self { redis_port: 0, redis_password: password(), postgres_port: 0, postgres_password: password() })
+                Ok(Self { id: password(), redis_port: 0, redis_password: password(), postgres_port: 0, postgres_password: password() })
             }
             Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
         }
+    }
+}
+
+impl State {
+    fn save(&self, dir: &Path) -> anyhow::Result<()> {
+        write_private(&dir.join("state.json"), &serde_json::to_vec_pretty(self)?)
     }
 }
 
@@ -128,7 +147,7 @@ pub(super) fn write_private(file: &Path, content: &[u8]) -> anyhow::Result<()> {
 }
 
 /// Makes a directory that only its owner may enter.
-fn make_private(dir: &Path, account: Option<Account>) -> anyhow::Result<()> {
+pub(super) fn make_private(dir: &Path, account: Option<Account>) -> anyhow::Result<()> {
     let make = || -> std::io::Result<()> {
         fs::create_dir_all(dir)?;
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
@@ -149,17 +168,6 @@ impl Account {
             }
         }
         bail!("Postgres refuses to run as root, and there is neither a user postgres nor a user nobody to step down to")
-    }
-
-    /// Where this user's Postgres has its files for a data directory: in it, or elsewhere when it is out of reach.
-    fn place(self, dir: &Path) -> anyhow::Result<PathBuf> {
-        if self.reaches(dir)? {
-            return Ok(dir.join("postgres"));
-        }
-        let hash = hex::encode(&Sha256::digest(dir.as_os_str().as_encoded_bytes())[..8]);
-        let place = Path::new(ELSEWHERE).join(hash);
-        tracing::info!(place = %place.display(), "dev.postgres.elsewhere: its user cannot reach the data directory");
-        Ok(place)
     }
 
     /// Whether this user may pass through a directory and all above it.

@@ -1,13 +1,12 @@
 //! The private Redis of `millrace dev`: acknowledges a write once it is on disk, and never evicts.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
-use anyhow::Context as _;
 use nix::sys::signal::Signal;
 use tokio::process::Command;
 
 use super::{
-    home::{Home, write_private},
+    home::{Home, make_private, write_private},
     process::{Server, end_leftover},
     tools,
 };
@@ -22,7 +21,7 @@ pub(super) async fn end_left_over(home: &Home) -> anyhow::Result<()> {
 pub(super) async fn start(home: &Home) -> anyhow::Result<Server> {
     let program = tools::find("redis-server", "redis-server")?;
     let dir = home.dir.join("redis");
-    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    make_private(&dir, None)?;
     // In a file and not on the command line, which every user of the machine can read.
     let file = home.dir.join("redis.conf");
     write_private(&file, configuration(&dir, home.state.redis_port, &home.state.redis_password).as_bytes())?;
@@ -48,9 +47,9 @@ pub(super) async fn start(home: &Home) -> anyhow::Result<Server> {
     }
 }
 
-/// Its URL, with the password.
+/// Its URL, with the password. The user's name is given because redis-cli would otherwise ask for one that is empty.
 pub(super) fn url(home: &Home) -> String {
-    format!("redis://:{}@127.0.0.1:{}/0", home.state.redis_password, home.state.redis_port)
+    format!("redis://default:{}@127.0.0.1:{}/0", home.state.redis_password, home.state.redis_port)
 }
 
 fn configuration(dir: &Path, port: u16, password: &str) -> String {

@@ -118,5 +118,7 @@ mod tests {
         let failure = running.await.expect("ran").expect_err("a server died").to_string();
         assert!(failure.contains("redis-server ended") && failure.contains("redis.log"), "{failure}");
         servers.stop().await;
+        // Elsewhere, when this test runs as root.
+        std::fs::remove_dir_all(&home.postgres).expect("removed");
     }
 }
