@@ -22,7 +22,7 @@ use anyhow::{Context as _, bail};
 use futures::FutureExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{migrate, serve};
+use super::{migrate, serve, work};
 use crate::{
     config::{Place, Setup},
     http::health::{self, Health},
@@ -33,7 +33,9 @@ use home::{Home, write_private};
 use servers::Servers;
 
 /// Longest drain of `serve` and `work`.
-const LONGEST_STOP: Duration = Duration::from_secs(30);
+const LONGEST_STOP: Duration = Duration::from_secs(28);
+/// Connections to Postgres for serving.
+const SERVE_CONNECTIONS: u32 = 8;
 const MANIFEST: &str = include_str!("dev/pipeline.yaml");
 
 /// Flags of `millrace dev`.
@@ -51,6 +53,8 @@ pub struct Args {
     /// Where /health, /ready, /metrics and /status are answered as well.
     #[arg(long, value_name = "ADDRESS")]
     health_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    tuning: work::Tuning,
     #[command(flatten)]
     telemetry: TelemetryArgs,
 }
@@ -126,9 +130,11 @@ async fn start(
     }
     migrate::migrate(&place).await?;
     let address = {
-        let setup = Setup::new(&place, "serve", 8, lifecycle).await?;
+        let setup = Setup::new(&place, "serve", SERVE_CONNECTIONS, lifecycle).await?;
         serve::start(setup, serve::Options { listen: args.listen, open: true }, lifecycle).await?
     };
+    let setup = Setup::new(&place, "work", work::CONNECTIONS, lifecycle).await?;
+    work::start(setup, &args.tuning, lifecycle);
     guide::write_env(env, address, servers, manifest)?;
     println!("{}", guide::commands(address, env, &pipeline));
     Ok(())

@@ -19,9 +19,13 @@ mod stats;
 mod verify;
 
 pub use appends::ShardAppends;
+pub use commit::{Commit, Numbers};
 pub use keys::{ApiKey, LiveKey};
+pub use leases::Rank;
+pub use log::{LogRow, RefusedRow};
 pub use outcomes::{Awaited, Outcome, Settled};
 pub use pipeline::{Migrated, Pipeline};
 pub use policies::{Newest, Offer, Registered};
-pub use pool::{Error, Store};
+pub use pool::{COMMITS, Error, Store};
+pub use sinks::{SinkRow, SinkState};
 pub use verify::{Difference, Differences, Extent, LoggedRecord, StartedSink, Verification};

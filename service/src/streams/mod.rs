@@ -14,4 +14,6 @@ mod verify;
 
 pub use append::{AppendError, Outgoing};
 pub use connect::{Error, Streams};
+pub use input::{Claimed, Fence, Fresh, Input, Step};
+pub use output::{Notice, Output, Published};
 pub use verify::{SinkEntry, SinkState};

@@ -109,9 +109,13 @@ impl State {
             Ok(text) => {
                 serde_json::from_slice(&text).with_context(|| format!("{} is not what dev wrote", file.display()))
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Ok(Self { id: password(), redis_port: 0, redis_password: password(), postgres_port: 0, postgres_password: password() })
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self {
+                id: password(),
+                redis_port: 0,
+                redis_password: password(),
+                postgres_port: 0,
+                postgres_password: password(),
+            }),
             Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
         }
     }
