@@ -16,6 +16,8 @@ mod pool;
 mod query;
 mod sinks;
 mod stats;
+#[cfg(test)]
+pub(crate) mod testing;
 mod verify;
 
 pub use appends::ShardAppends;
