@@ -25,6 +25,19 @@ pub enum Scope {
     Admin,
 }
 
+impl Scope {
+    /// The scope by its name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "ingest" => Some(Self::Ingest),
+            "read" => Some(Self::Read),
+            "admin" => Some(Self::Admin),
+            _ => None,
+        }
+    }
+}
+
 /// A key that is in force.
 #[derive(Debug, Clone)]
 pub struct KnownKey {

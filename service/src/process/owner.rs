@@ -9,7 +9,7 @@ use std::{
 };
 
 use rand::Rng as _;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, shard};
@@ -27,7 +27,6 @@ struct Held {
     give_back: CancellationToken,
     /// Cancelled when it is another's by now.
     lost: CancellationToken,
-    task: JoinHandle<()>,
 }
 
 /// Owns shards until the process stops, then gives them back.
@@ -40,8 +39,8 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
     let beat = context.vitals.register("own", context.options.lease * 2);
     let mut held: BTreeMap<u16, Held> = BTreeMap::new();
     let mut failing = false;
+    let mut tasks: JoinSet<u16> = JoinSet::new();
     loop {
-        reap(&mut held).await?;
         let stopping = lifecycle.soft.is_cancelled();
         if stopping {
             held.values().for_each(|shard| shard.give_back.cancel());
@@ -49,7 +48,7 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
                 break;
             }
         }
-        match pass(&context, &mut held, stopping).await {
+        match pass(&context, &mut held, &mut tasks, stopping).await {
             Ok(()) => {
                 beat.beat();
                 failing = false;
@@ -61,18 +60,13 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
                 failing = true;
             }
         }
-        if held.values().any(|shard| shard.task.is_finished()) {
-            continue;
-        }
-        let ended = async {
-            // A shard that ends is noticed at once: on the way out, and when it was lost.
-            if held.is_empty() {
-                std::future::pending::<()>().await;
-            }
-            let _ = futures::future::select_all(held.values_mut().map(|shard| &mut shard.task)).await;
-        };
         tokio::select! {
-            () = ended => {}
+            Some(ended) = tasks.join_next() => {
+                held.remove(&ended?);
+                while let Some(ended) = tasks.try_join_next() {
+                    held.remove(&ended?);
+                }
+            }
             () = tokio::time::sleep(beat_every) => {}
             () = lifecycle.soft.cancelled(), if !stopping => {}
             () = lifecycle.hard.cancelled() => break,
@@ -84,17 +78,12 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
     Ok(())
 }
 
-async fn reap(held: &mut BTreeMap<u16, Held>) -> anyhow::Result<()> {
-    let done: Vec<u16> = held.iter().filter(|(_, shard)| shard.task.is_finished()).map(|(shard, _)| *shard).collect();
-    for shard in done {
-        if let Some(ended) = held.remove(&shard) {
-            ended.task.await.map_err(|error| anyhow::anyhow!("shard {shard}: {error}"))?;
-        }
-    }
-    Ok(())
-}
-
-async fn pass(context: &Arc<Context>, held: &mut BTreeMap<u16, Held>, stopping: bool) -> Result<(), Error> {
+async fn pass(
+    context: &Arc<Context>,
+    held: &mut BTreeMap<u16, Held>,
+    tasks: &mut JoinSet<u16>,
+    stopping: bool,
+) -> Result<(), Error> {
     let lease_ms = context.options.lease.as_millis() as i64;
     renew(context, held, lease_ms).await?;
     if stopping {
@@ -115,7 +104,7 @@ async fn pass(context: &Arc<Context>, held: &mut BTreeMap<u16, Held>, stopping: 
         for shard in
             free.into_iter().filter(|shard| !held.contains_key(shard)).take(share - owned.len()).collect::<Vec<_>>()
         {
-            take(context, held, shard, lease_ms).await?;
+            take(context, held, tasks, shard, lease_ms).await?;
         }
     }
     Ok(())
@@ -135,7 +124,7 @@ async fn renew(context: &Context, held: &BTreeMap<u16, Held>, lease_ms: i64) -> 
     let renewed = context.store.renew(&shown, lease_ms).await?;
     for (shard, fence) in shown {
         // A fence that was raised meanwhile is renewed next time.
-        if !renewed.contains(&shard) && current(&held[&shard].fence) == fence && !held[&shard].task.is_finished() {
+        if !renewed.contains(&shard) && current(&held[&shard].fence) == fence {
             tracing::warn!(shard, epoch = fence.epoch, "process.shard.lost");
             metrics::counter!(names::LEASE_CHANGES, "change" => "lost").increment(1);
             held[&shard].lost.cancel();
@@ -144,7 +133,13 @@ async fn renew(context: &Context, held: &BTreeMap<u16, Held>, lease_ms: i64) -> 
     Ok(())
 }
 
-async fn take(context: &Arc<Context>, held: &mut BTreeMap<u16, Held>, shard: u16, lease_ms: i64) -> Result<(), Error> {
+async fn take(
+    context: &Arc<Context>,
+    held: &mut BTreeMap<u16, Held>,
+    tasks: &mut JoinSet<u16>,
+    shard: u16,
+    lease_ms: i64,
+) -> Result<(), Error> {
     let token = format!("{:016x}{:016x}", rand::rng().next_u64(), rand::rng().next_u64());
     let Some(fence) = context.store.take(&context.options.worker, shard, &token, lease_ms).await? else {
         return Ok(());
@@ -153,9 +148,12 @@ async fn take(context: &Arc<Context>, held: &mut BTreeMap<u16, Held>, shard: u16
     metrics::counter!(names::LEASE_CHANGES, "change" => "taken").increment(1);
     let fence = Arc::new(Mutex::new(fence));
     let (give_back, lost) = (CancellationToken::new(), CancellationToken::new());
-    let task =
-        tokio::spawn(shard::work(Arc::clone(context), shard, Arc::clone(&fence), give_back.clone(), lost.clone()));
-    held.insert(shard, Held { fence, give_back, lost, task });
+    let work = shard::work(Arc::clone(context), shard, Arc::clone(&fence), give_back.clone(), lost.clone());
+    tasks.spawn(async move {
+        work.await;
+        shard
+    });
+    held.insert(shard, Held { fence, give_back, lost });
     Ok(())
 }
 

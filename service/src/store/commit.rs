@@ -122,16 +122,24 @@ impl Commit {
                union all
                select 'letter', record_id, stream_id, shard, n, state = 'open', payload,
                       null, null, null, null, null, null, null, null
-               from dead_letters
-               where shard = $3 and stream_id = any($2) or (shard, n) in (select * from unnest($4::int[], $5::bigint[]))
+               from dead_letters where stream_id = any($2) and shard = $3
                union all
-               select 'duplicate', record_id, stream_id, 0, 0, false, null, null, null, null, null, null, null, null, null
-               from duplicates
-               where (record_id, stream_id) in (select * from unnest($1::text[], $2::text[])) and shard = $3
+               select 'letter', l.record_id, l.stream_id, l.shard, l.n, l.state = 'open', l.payload,
+                      null, null, null, null, null, null, null, null
+               from unnest($4::int[], $5::bigint[]) as k (shard, n)
+               cross join lateral (select * from dead_letters where shard = k.shard and n = k.n offset 0) as l
                union all
-               select 'conflict', record_id, stream_id, 0, 0, false, payload, null, null, null, null, null, null, null, null
-               from conflicts
-               where (record_id, stream_id) in (select * from unnest($1::text[], $2::text[])) and shard = $3"#,
+               select 'duplicate', d.record_id, d.stream_id, 0, 0, false, null, null, null, null, null, null, null, null, null
+               from unnest($1::text[], $2::text[]) as k (id, stream_id)
+               cross join lateral (
+                   select * from duplicates where record_id = k.id and stream_id = k.stream_id and shard = $3 offset 0
+               ) as d
+               union all
+               select 'conflict', c.record_id, c.stream_id, 0, 0, false, c.payload, null, null, null, null, null, null, null, null
+               from unnest($1::text[], $2::text[]) as k (id, stream_id)
+               cross join lateral (
+                   select * from conflicts where record_id = k.id and stream_id = k.stream_id and shard = $3 offset 0
+               ) as c"#,
             ids.as_slice() as &[Option<String>],
             &stream_ids,
             self.shard,

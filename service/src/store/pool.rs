@@ -88,6 +88,7 @@ impl Store {
             ("timezone", "UTC"),
             // Filters that are absent fold away only in a plan for the values at hand.
             ("plan_cache_mode", "force_custom_plan"),
+            ("jit", "off"),
         ]))
     }
 
@@ -98,6 +99,8 @@ impl Store {
             // The commit's statements are planned once. A plan made while a table was small would keep a sequential scan
             // for good: there is an index for each of them.
             ("enable_seqscan", "off"),
+            // Compiling such a plan takes hundreds of milliseconds, running it one.
+            ("jit", "off"),
         ]))
     }
 

@@ -11,6 +11,7 @@ pub mod keys;
 mod output;
 mod search;
 
+pub use append::{AppendError, Outgoing};
 pub use connect::{Error, Streams};
 pub use input::{Claimed, Fence, Fresh, Input, Step};
 pub use output::{Notice, Output, Published};
