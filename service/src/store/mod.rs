@@ -20,11 +20,11 @@ mod stats;
 pub(crate) mod testing;
 mod verify;
 
+pub use appends::ShardAppends;
 pub use commit::{Commit, Numbers};
+pub use keys::{ApiKey, LiveKey};
 pub use leases::Rank;
 pub use log::{LogRow, RefusedRow};
-pub use appends::ShardAppends;
-pub use keys::{ApiKey, LiveKey};
 pub use outcomes::{Awaited, Outcome, Settled};
 pub use pipeline::{Migrated, Pipeline};
 pub use policies::{Newest, Offer, Registered};

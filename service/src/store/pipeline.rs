@@ -242,7 +242,7 @@ impl Store {
         .await?;
         for row in made.iter().filter(|row| row.epoch > 0 || row.records > 0) {
             let (shard, records) = (row.shard, row.records);
-            tracing::error!(shard, records, "store.shards.vanished: its row was made again from what is stored");
+            tracing::error!(shard, records, "store.shard.made_again");
         }
         Ok(made.into_iter().filter_map(|row| u16::try_from(row.shard).ok()).collect())
     }
