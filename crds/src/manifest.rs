@@ -67,13 +67,29 @@ pub enum ParseError {
     Rules(Vec<Violation>),
 }
 
+impl ParseError {
+    /// The parser's own words and the piece of the text that it means, on one line: they go into log lines.
+    fn form(error: &serde_saphyr::Error, text: &str) -> Self {
+        let said = error.to_string();
+        let said = said.lines().next().unwrap_or_default();
+        let said = said.strip_prefix("error: ").unwrap_or(said);
+        let piece = error.location().and_then(|at| {
+            let line = text.lines().nth(usize::try_from(at.line()).ok()?.checked_sub(1)?)?;
+            let before = usize::try_from(at.column()).ok()?.saturating_sub(40);
+            let piece: String = line.chars().skip(before).take(80).filter(|c| !c.is_control()).collect();
+            Some(format!(" in `{}`", piece.trim()))
+        });
+        Self::Form(format!("{said}{}", piece.unwrap_or_default()))
+    }
+}
+
 impl RecordPipeline {
     /// Reads a manifest from YAML (JSON is YAML) and checks its rules.
     ///
     /// # Errors
     /// [`ParseError`] names every field that is wrong and the remedy.
     pub fn from_yaml(text: &str) -> Result<Self, ParseError> {
-        let manifest: Self = serde_saphyr::from_str(text).map_err(|error| ParseError::Form(error.to_string()))?;
+        let manifest: Self = serde_saphyr::from_str(text).map_err(|error| ParseError::form(&error, text))?;
         let violations = manifest.violations();
         if violations.is_empty() { Ok(manifest) } else { Err(ParseError::Rules(violations)) }
     }

@@ -195,6 +195,7 @@ fn unknown_fields_and_wrong_forms_are_named() {
     ] {
         let said = refusal(&manifest("name: a", spec));
         assert!(said.contains(told), "{spec}: {said}");
+        assert!(!said.contains('\n') && said.contains("line 1 column"), "one line that says where: {said}");
     }
     assert!(refusal("").contains("not a RecordPipeline manifest"));
     assert!(refusal(&manifest("name: a", "").replace("spec", "specs")).contains("specs"));

@@ -177,3 +177,31 @@ async fn a_changed_redis_url_ends_the_process_in_order() {
     let ended = process.lifecycle.run(Duration::from_secs(5)).await.unwrap_err().to_string();
     assert!(ended.contains("URL of Redis changed"), "{ended}");
 }
+
+#[tokio::test]
+async fn a_process_waits_for_its_schema_and_is_not_ready_meanwhile() {
+    let (manifest, dir) = (testing::manifest("shards: 1"), tempfile::tempdir().unwrap());
+    let name = &manifest.metadata.name;
+    fs::write(dir.path().join("pipeline.yaml"), serde_saphyr::to_string(&manifest).unwrap()).unwrap();
+    let (place, lifecycle) = (place(&dir), Lifecycle::new());
+    let (waiting, vitals) = (Setup::new(&place, "test", 2, &lifecycle), lifecycle.vitals.clone());
+    let migrating = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let still = vitals.still();
+        crate::commands::migrate::migrate(&place).await.unwrap();
+        still
+    };
+    let (setup, still) = tokio::join!(waiting, migrating);
+    assert_eq!(setup.unwrap().in_force.borrow().policy.version, 1);
+    assert_eq!(still, ["waiting for the pipeline"]);
+    assert!(lifecycle.vitals.still().is_empty());
+    testing::drop_schema(name);
+}
+
+#[tokio::test]
+async fn a_process_of_another_namespace_is_refused_at_once() {
+    let (test, dir) = (TestPipeline::new("shards: 1").await, tempfile::tempdir().unwrap());
+    write(&test, &dir, ", namespace: prod", "shards: 1");
+    let refused = Setup::new(&place(&dir), "test", 2, &Lifecycle::new()).await.unwrap_err().to_string();
+    assert!(refused.contains("belongs to pipeline default/"), "{refused}");
+}

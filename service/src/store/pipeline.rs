@@ -218,9 +218,10 @@ impl Store {
         }
         // Without its row no worker can commit for a shard, so these counts stand still while they are taken.
         let made = sqlx::query!(
-            r#"insert into shards (shard, epoch, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts)
+            r#"insert into shards (shard, epoch, prepared, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts)
                select shard,
                       (select coalesce(max(epoch), 0) from epochs e where e.shard = s.shard),
+                      exists (select from epochs e where e.shard = s.shard),
                       (select coalesce(max(version), 0) from shard_policies p where p.shard = s.shard),
                       greatest((select coalesce(max(seq), 0) from records r where r.shard = s.shard),
                                (select coalesce(max(to_n), 0) from gaps g where g.shard = s.shard and kind = 'records')),
@@ -241,7 +242,7 @@ impl Store {
         .await?;
         for row in made.iter().filter(|row| row.epoch > 0 || row.records > 0) {
             let (shard, records) = (row.shard, row.records);
-            tracing::error!(shard, records, "store.shards.vanished: its row was made again from what is stored");
+            tracing::error!(shard, records, "store.shard.made_again");
         }
         Ok(made.into_iter().filter_map(|row| u16::try_from(row.shard).ok()).collect())
     }
@@ -307,6 +308,16 @@ mod tests {
         assert_eq!(made, 1);
         assert_eq!(store.pipeline().await.unwrap(), None, "not claimed yet");
         testing::drop_schema(name);
+    }
+
+    #[tokio::test]
+    async fn a_store_can_be_turned_to_another_server() {
+        let test = TestPipeline::new("shards: 1").await;
+        let name = &test.manifest.metadata.name;
+        let store = Store::connect("postgres://nobody@127.0.0.1:1/none", name, 1).unwrap();
+        assert!(matches!(store.pipeline().await, Err(Error::Sql(_))));
+        store.redirect(&testing::url(), name).unwrap();
+        assert_eq!(store.pipeline().await.unwrap(), Some(test.pipeline.clone()));
     }
 
     #[tokio::test]
