@@ -40,6 +40,8 @@ pub const ALERTS: &str = "millrace_alerts_total";
 pub const REDELIVERED: &str = "millrace_redelivered_total";
 /// Counter by `shard`: entries that were gone before they were applied. Above zero is an alarm.
 pub const LOST: &str = "millrace_lost_entries_total";
+/// Counter by `shard`: how often a stream or its group was gone. Above zero is an alarm.
+pub const VANISHED: &str = "millrace_streams_vanished_total";
 /// Counter by `change` (taken, lost, given_back): shards that changed owner.
 pub const LEASE_CHANGES: &str = "millrace_lease_changes_total";
 /// Gauge: shards that this worker owns.
@@ -48,6 +50,10 @@ pub const SHARDS_OWNED: &str = "millrace_shards_owned";
 pub const LANE_LAG: &str = "millrace_lane_lag_outcomes";
 /// Counter by `sink`: outcomes published.
 pub const PUBLISHED: &str = "millrace_published_total";
+/// Counter by `sink`: reads of the log by lanes that were too far behind for memory.
+pub const LOG_READS: &str = "millrace_log_reads_total";
+/// Counter by `sink`: entries trimmed by `overflow: Trim` before every group had acknowledged them.
+pub const UNREAD_LOST: &str = "millrace_unread_lost_total";
 /// Gauge by `sink`: 1 while it is halted until someone resumes it.
 pub const SINK_HALTED: &str = "millrace_sink_halted";
 /// Gauge: the version of the manifest that is in force.
@@ -130,6 +136,9 @@ fn describe() {
     describe_counter!(LEASE_CHANGES, "Shards that changed owner, by change");
     describe_gauge!(SHARDS_OWNED, "Shards that this worker owns");
     describe_gauge!(LANE_LAG, "Outcomes that are committed and not published yet, by shard and sink");
+    describe_counter!(VANISHED, "How often a stream or its group was gone, by shard; above zero is an alarm");
+    describe_counter!(LOG_READS, "Reads of the log by lanes too far behind for memory, by sink");
+    describe_counter!(UNREAD_LOST, "Entries trimmed before every group had acknowledged them, by sink");
     describe_counter!(PUBLISHED, "Outcomes published, by sink");
     describe_gauge!(SINK_HALTED, "1 while the sink is halted until someone resumes it");
     describe_gauge!(POLICY_VERSION, "The version of the manifest that is in force");
