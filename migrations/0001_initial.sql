@@ -19,10 +19,12 @@ create table policies (
     version       bigint      primary key,
     uid           text        not null,
     generation    bigint      not null,
+    -- Value of the annotation that allowed a lower generation of the same uid (an etcd that was restored); '' without.
+    accepted      text        not null default '',
     spec          text        not null,
-    registered_at timestamptz not null default now(),
-    unique (uid, generation)
+    registered_at timestamptz not null default now()
 );
+create index policies_uid on policies (uid, version);
 
 -- Workers that live, for sharing the shards out evenly. Only this server's clock counts.
 create table workers (

@@ -9,9 +9,9 @@ mod spec;
 mod validate;
 
 pub use decimal::{DecimalString, InvalidDecimal};
-pub use manifest::{Metadata, RecordPipeline, ParseError, API_VERSION, KIND};
+pub use manifest::{ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, ParseError, RecordPipeline};
 pub use spec::{
-    Auth, Autoscaling, From, On, Overflow, Policy, PostgresRef, RecordPipelineSpec, RedisRef, RedisStream, SecretKeyRef,
-    Serve, Sink, Webhook,
+    Auth, Autoscaling, From, On, Overflow, Policy, PostgresRef, RecordPipelineSpec, RedisRef, RedisStream,
+    SecretKeyRef, Serve, Sink, Webhook,
 };
 pub use validate::Violation;

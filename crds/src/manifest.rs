@@ -9,6 +9,11 @@ use crate::{RecordPipelineSpec, Violation};
 pub const API_VERSION: &str = "millrace.dev/v1alpha1";
 /// `kind` of the resource.
 pub const KIND: &str = "RecordPipeline";
+/// Annotation under which a lower generation of the same uid is accepted, once for each of its values. It is for a
+/// cluster whose etcd was restored from a backup.
+pub const ACCEPT_GENERATION: &str = "millrace.dev/accept-generation";
+/// Annotation whose value is the id of the pipeline that this manifest takes over.
+pub const ADOPT: &str = "millrace.dev/adopt";
 
 /// A pipeline: its name and what it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -69,6 +74,12 @@ impl RecordPipeline {
         let manifest: Self = serde_saphyr::from_str(text).map_err(|error| ParseError::Form(error.to_string()))?;
         let violations = manifest.violations();
         if violations.is_empty() { Ok(manifest) } else { Err(ParseError::Rules(violations)) }
+    }
+
+    /// The value of an annotation, empty where it is absent.
+    #[must_use]
+    pub fn annotation(&self, name: &str) -> &str {
+        self.metadata.annotations.get(name).map_or("", String::as_str)
     }
 
     /// The namespace, `default` for a local file.

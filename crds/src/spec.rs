@@ -55,6 +55,25 @@ pub struct RecordPipelineSpec {
     pub auth: Option<Auth>,
 }
 
+impl RecordPipelineSpec {
+    /// The one spelling of this content, as JSON: defaults written out, fields in the order of this type, maps sorted.
+    ///
+    /// # Panics
+    /// Never: the type has only string keys and numbers that JSON knows.
+    #[must_use]
+    pub fn canonical(&self) -> String {
+        serde_json::to_string(self).expect("a spec is JSON")
+    }
+
+    /// Reads what [`Self::canonical`] wrote.
+    ///
+    /// # Errors
+    /// When a newer version of this software wrote it, with fields that this one does not know.
+    pub fn from_canonical(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+}
+
 fn default_shards() -> u16 {
     16
 }

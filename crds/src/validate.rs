@@ -60,7 +60,10 @@ impl RecordPipelineSpec {
         }
         if let Some(scaling) = &self.autoscaling {
             if self.replicas.is_some_and(|replicas| replicas != 0) {
-                found.add("spec.replicas", "must be left out, or 0, beside spec.autoscaling; set autoscaling.minReplicas");
+                found.add(
+                    "spec.replicas",
+                    "must be left out, or 0, beside spec.autoscaling; set autoscaling.minReplicas",
+                );
             }
             if scaling.min_replicas > scaling.max_replicas || scaling.max_replicas > u32::from(self.shards) {
                 found.add("spec.autoscaling", "needs minReplicas <= maxReplicas <= shards");
@@ -90,7 +93,10 @@ impl RecordPipelineSpec {
                         found.add(at(".redisStream.stream"), "must be 1 to 200 letters, digits, '.', '_', ':' or '-'");
                     }
                     if !streams.insert(stream) {
-                        found.add(at(".redisStream.stream"), "belongs to another sink already; a stream belongs to one sink");
+                        found.add(
+                            at(".redisStream.stream"),
+                            "belongs to another sink already; a stream belongs to one sink",
+                        );
                     }
                     let _ = target;
                 }

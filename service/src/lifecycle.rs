@@ -68,7 +68,10 @@ impl Lifecycle {
                 Err(error) => error.to_string(),
             };
             tracing::error!(task = name, failure, "lifecycle.task.died");
-            this.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(format!("{name}: {failure}"));
+            this.failure
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .get_or_insert(format!("{name}: {failure}"));
             this.soft.cancel();
         });
     }

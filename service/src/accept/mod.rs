@@ -1,3 +1,144 @@
 //! HTTP in → stream: validate, pick the shard, append, answer when Redis has it on disk.
 //!
 //! Must never write a record to Postgres, and must never answer 202 for what Redis has not confirmed.
+
+mod api;
+mod batch;
+mod body;
+mod counts;
+pub(crate) mod idempotency;
+mod items;
+mod schema;
+mod single;
+mod wait;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio_util::task::TaskTracker;
+
+pub use api::RecordsApi;
+
+use crate::{
+    domain::StreamId,
+    fault,
+    http::App,
+    lifecycle::Lifecycle,
+    store::Store,
+    streams::{AppendError, Outgoing},
+    telemetry::trace,
+};
+
+/// What accepting needs beside [`App`]: its counts, who waits, and the appends under way.
+#[derive(Debug, Clone, Default)]
+pub struct Acceptor(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    counts: counts::Counts,
+    waiters: wait::Waiters,
+    appends: TaskTracker,
+}
+
+impl Acceptor {
+    /// Runs what accepts in the background: the poller of outcomes, and the notes of what was appended.
+    pub fn spawn(&self, store: &Store, process: &Arc<str>, lifecycle: &Lifecycle) {
+        let (this, store_, soft) = (self.clone(), store.clone(), lifecycle.soft.clone());
+        let beat = lifecycle.vitals.register("serve.outcomes", Duration::from_secs(30));
+        lifecycle.spawn("serve.outcomes", async move {
+            this.0.waiters.poll(&store_, &soft, &beat).await;
+            Ok(())
+        });
+        let (this, store, process, soft) =
+            (self.clone(), store.clone(), Arc::clone(process), lifecycle.soft.clone());
+        lifecycle.spawn("serve.appends", async move {
+            let mut failing = false;
+            while tokio::time::timeout(counts::FLUSH, soft.cancelled()).await.is_err() {
+                let flushed = this.0.counts.flush(&store, &process, false).await;
+                if let (Err(error), false) = (&flushed, failing) {
+                    tracing::warn!(%error, "accept.counts.unflushed");
+                }
+                failing = flushed.is_err();
+            }
+            Ok(())
+        });
+    }
+
+    /// The last word of this process on its appends, once the server takes no request any more.
+    pub async fn close(&self, store: &Store, process: &str) {
+        self.0.appends.close();
+        self.0.appends.wait().await;
+        if let Err(error) = self.0.counts.flush(store, process, true).await {
+            tracing::warn!(%error, "accept.counts.unflushed");
+        }
+    }
+
+    /// Appends entries of one shard, and counts them. Goes on to its end when the client is gone, so that the counts
+    /// stay exact.
+    async fn append(&self, app: &App, shard: u16, entries: Vec<Outgoing>) -> Result<Vec<StreamId>, AppendError> {
+        let (this, streams) = (Arc::clone(&self.0), app.streams.clone());
+        let (pipeline_id, limit) = {
+            let in_force = app.manifest.borrow();
+            (Arc::clone(&in_force.pipeline_id), in_force.manifest.spec.backlog_limit)
+        };
+        let appending = self.0.appends.spawn(async move {
+            let (n, began) = (entries.len(), Instant::now());
+            let appended = streams.append(shard, &pipeline_id, limit, &entries).await;
+            metrics::histogram!("millrace_append_seconds").record(began.elapsed());
+            match &appended {
+                Ok(_) => {
+                    fault::point("after_xadd");
+                    this.counts.acknowledged(shard, n);
+                    metrics::counter!("millrace_accepted_records_total").increment(n as u64);
+                }
+                Err(AppendError::Unknown(error)) => {
+                    this.counts.unknown(shard, n);
+                    tracing::warn!(shard, entries = n, %error, "accept.append.unknown");
+                }
+                Err(error) => tracing::warn!(shard, entries = n, %error, "accept.append.refused"),
+            }
+            appended
+        });
+        // A panic in it is a fault of ours, after which nothing is known.
+        appending.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "accept.append.died");
+            Err(AppendError::Unknown(std::io::Error::other("the append died").into()))
+        })
+    }
+}
+
+/// When a record was received. The one place where this process's clock is asked: the time is for people to read, nothing
+/// is decided by it.
+#[expect(clippy::disallowed_methods, reason = "the edge at which a record comes in; nothing is decided by this time")]
+fn now() -> chrono::DateTime<chrono::Utc> {
+    chrono::Utc::now()
+}
+
+/// The trace context that goes on with a request's records.
+fn traceparent(request: &poem::Request) -> Option<String> {
+    trace::carry(request.headers().get("traceparent").and_then(|header| header.to_str().ok()))
+}
+
+/// Status, code and sentence of what was not appended.
+fn refusal(error: &AppendError) -> (u16, &'static str, &'static str) {
+    match error {
+        AppendError::Backlog => (429, "backlog_full", "too much is queued for this destination's shard; send again later"),
+        AppendError::Full => (503, "redis_full", "the queue is full; send again later with the same recordId"),
+        AppendError::Away(_) => {
+            (503, "redis_unavailable", "the queue cannot be reached now; send again with the same recordId")
+        }
+        AppendError::Unknown(_) => {
+            (503, "outcome_unknown", "it may have been taken or not; send again with the same recordId, then it counts once")
+        }
+        AppendError::Refused(_) => {
+            (503, "queue_refused", "the queue belongs to another pipeline; the operator of this service has to resolve it")
+        }
+    }
+}
+
+/// Notes what was refused, by code.
+fn count_rejected(code: &str, n: u64) {
+    metrics::counter!("millrace_rejected_records_total", "code" => code.to_owned()).increment(n);
+}

@@ -1,14 +1,140 @@
 //! `millrace config`: print what is in force, secrets hidden.
 
+use std::{env, path::Path};
+
+use anyhow::Context as _;
+
+use crate::{
+    config::{Place, hide_password},
+    store::{Newest, Store},
+    telemetry::TelemetryArgs,
+};
+
 /// Flags of `millrace config`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    telemetry: TelemetryArgs,
+}
 
 /// Runs the command.
 ///
 /// # Errors
 /// What stopped it, in words for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let Args {} = args;
-    anyhow::bail!("not built yet")
+    let Args { place, telemetry } = args;
+    let manifest = place.manifest()?;
+    println!("# where it runs");
+    for setting in settings(&place, &telemetry) {
+        println!("{setting}");
+    }
+    println!("\n# the manifest, defaults written out ({})", place.pipeline.display());
+    println!("{}", serde_saphyr::to_string(&manifest).context("the manifest as YAML")?.trim_end());
+    println!("\n# in force");
+    match in_force(&place, &manifest.metadata.name).await {
+        Ok(Some(newest)) if newest.spec == manifest.spec => {
+            println!("version {} of pipeline {}: what the file says", newest.version, newest.pipeline_id);
+        }
+        Ok(Some(newest)) => {
+            println!(
+                "version {} of pipeline {}: the file differs; in force is this spec:",
+                newest.version, newest.pipeline_id
+            );
+            println!("{}", serde_saphyr::to_string(&newest.spec).context("the spec as YAML")?.trim_end());
+        }
+        Ok(None) => println!("nothing yet: no process has registered the manifest"),
+        Err(error) => println!("not known: {error:#}"),
+    }
+    Ok(())
+}
+
+async fn in_force(place: &Place, name: &str) -> anyhow::Result<Option<Newest>> {
+    let store = Store::connect(&place.postgres_url()?, name, 1)?;
+    let newest = match store.pipeline().await {
+        Ok(Some(_)) => store.newest().await,
+        Ok(None) => Ok(None),
+        Err(error) => Err(error),
+    };
+    store.close().await;
+    Ok(newest?)
+}
+
+/// One line a setting: its name, its value, where it came from.
+fn settings(place: &Place, telemetry: &TelemetryArgs) -> Vec<String> {
+    let url = |url: anyhow::Result<String>| url.map_or_else(|error| format!("({error:#})"), |url| hide_password(&url));
+    let path = |path: &Path| path.display().to_string();
+    let given = |set: bool, variable: &'static str| match (set, env::var_os(variable)) {
+        (false, _) => "default".to_owned(),
+        (true, Some(_)) => variable.to_owned(),
+        (true, None) => "flag".to_owned(),
+    };
+    let server = |direct: bool, file: Option<&Path>, variable: &'static str, file_variable: &'static str| match file {
+        Some(file) if !direct => format!("file {} ({})", file.display(), given(true, file_variable)),
+        _ if direct => given(true, variable),
+        _ => "not given".to_owned(),
+    };
+    let place_lines = [
+        ("pipeline", path(&place.pipeline), given(true, "MILLRACE_PIPELINE")),
+        (
+            "redis-url",
+            url(place.redis_url()),
+            server(
+                place.redis_url.is_some(),
+                place.redis_url_file.as_deref(),
+                "MILLRACE_REDIS_URL",
+                "MILLRACE_REDIS_URL_FILE",
+            ),
+        ),
+        (
+            "postgres-url",
+            url(place.postgres_url()),
+            server(
+                place.postgres_url.is_some(),
+                place.postgres_url_file.as_deref(),
+                "MILLRACE_POSTGRES_URL",
+                "MILLRACE_POSTGRES_URL_FILE",
+            ),
+        ),
+    ];
+    place_lines
+        .into_iter()
+        .chain(telemetry.settings())
+        .map(|(name, value, from)| format!("{name:<14} {value}  # {from}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Only {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn settings_say_where_they_came_from_and_hide_passwords() {
+        let only = Only::try_parse_from([
+            "config",
+            "--pipeline",
+            "p.yaml",
+            "--redis-url",
+            "redis://:s3cret@host",
+            "--postgres-url",
+            "postgres://me:s3cret@host/db",
+            "--log-format",
+            "json",
+        ]);
+        let args = only.map_err(|error| error.to_string()).unwrap().args;
+        let lines = settings(&args.place, &args.telemetry).join("\n");
+        assert!(!lines.contains("s3cret"), "{lines}");
+        assert!(lines.contains("redis://:(hidden)@host  # flag"), "{lines}");
+        assert!(lines.contains("log-format     json  # flag"), "{lines}");
+        assert!(lines.contains("# default"), "{lines}");
+    }
 }

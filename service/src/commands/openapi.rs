@@ -1,14 +1,40 @@
 //! `millrace openapi`: print the OpenAPI document.
 
+use std::io::Write as _;
+
+use crate::http::server;
+
 /// Flags of `millrace openapi`.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
-/// Runs the command.
+/// Runs the command. Needs no server.
 ///
 /// # Errors
 /// What stopped it, in words for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args {} = args;
-    anyhow::bail!("not built yet")
+    std::io::stdout().lock().write_all(server::document().as_bytes())?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_committed_document_is_the_one_that_is_served() {
+        let committed = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+        let committed = std::fs::read_to_string(committed).expect("docs/openapi.json is committed");
+        assert!(committed == server::document(), "run: millrace openapi > docs/openapi.json");
+    }
+
+    #[test]
+    fn no_key_stands_in_the_document_twice() {
+        crate::domain::members(server::document().as_bytes(), "").expect("an object without repeated keys");
+        let paths: serde_json::Value = serde_json::from_str(&server::document()).expect("JSON");
+        for path in ["/records", "/records/batch", "/health", "/ready"] {
+            assert!(paths["paths"].get(path).is_some(), "{path}");
+        }
+    }
 }

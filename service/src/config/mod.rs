@@ -2,9 +2,16 @@
 //!
 //! Must never show a secret.
 
+mod follow;
+mod place;
+mod setup;
+
 use std::sync::Arc;
 
-use millrace_crds::RecordPipeline;
+use millrace_crds::{RecordPipeline, RecordPipelineSpec};
+
+pub use place::{Place, Secret, hide_password};
+pub use setup::Setup;
 
 use crate::domain::Policy;
 
@@ -17,4 +24,21 @@ pub struct InForce {
     pub policy: Arc<Policy>,
     /// The pipeline's id, from Postgres.
     pub pipeline_id: Arc<str>,
+    /// Why this process's file is not what is in force; `None` when it is.
+    pub refusal: Option<Arc<str>>,
+}
+
+impl InForce {
+    /// A version of a pipeline's manifest: `frame` gives its name and metadata, `spec` its content.
+    #[must_use]
+    pub fn new(
+        frame: &RecordPipeline,
+        spec: RecordPipelineSpec,
+        version: i64,
+        pipeline_id: impl Into<Arc<str>>,
+    ) -> Self {
+        let policy = Policy::of(&spec, version);
+        let manifest = RecordPipeline { spec, status: None, ..frame.clone() };
+        Self { manifest: manifest.into(), policy: policy.into(), pipeline_id: pipeline_id.into(), refusal: None }
+    }
 }

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use rust_decimal::Decimal;
 
-use super::{Amount, Entry, Invalid, Kind, LetterId, Policy, Record, StreamId, Text, shard_of, total_in_bounds, total_nanos};
+use super::{
+    Amount, Entry, Invalid, Kind, LetterId, Policy, Record, StreamId, Text, shard_of, total_in_bounds, total_nanos,
+};
 
 /// Under which a running total is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -329,8 +331,7 @@ impl<'a> Ledger<'a> {
             "the total of its destinationId, reference and unit would have more than 19 integer digits".to_owned(),
         ))?;
         if let Some(minimum) = self.policy.minimum_total_nanos() {
-            let before =
-                self.destinations.entry((key.destination_id.clone(), key.unit.clone())).or_default();
+            let before = self.destinations.entry((key.destination_id.clone(), key.unit.clone())).or_default();
             let after = *before + total_nanos(record.signed());
             if record.kind == Kind::Negative && after < minimum {
                 let detail = "its destination's total in this unit would be below policy.minimumTotal".to_owned();

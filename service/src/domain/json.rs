@@ -233,7 +233,13 @@ fn quoted(text: &str) -> String {
 
 /// A number as sign, digits without zeros at either end, and a power of ten.
 fn write_number(text: &str, pointer: &str, out: &mut String) -> Result<(), Invalid> {
-    let too_long = || Invalid::new(code::INVALID_VALUE, pointer, "has more than 40 digits or an exponent beyond ±99; give it as a string");
+    let too_long = || {
+        Invalid::new(
+            code::INVALID_VALUE,
+            pointer,
+            "has more than 40 digits or an exponent beyond ±99; give it as a string",
+        )
+    };
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
     let exponent: i32 = exponent.parse().map_err(|_| too_long())?;
     let (negative, mantissa) = mantissa.strip_prefix('-').map_or((false, mantissa), |rest| (true, rest));
@@ -271,7 +277,9 @@ mod tests {
         ] {
             assert_eq!(canon(a), canon(b));
         }
-        for (a, b) in [("1", "2"), (r#""1""#, "1"), ("-1", "1"), ("[1,2]", "[2,1]"), (r#"{"a":null}"#, "{}"), ("10", "1")] {
+        for (a, b) in
+            [("1", "2"), (r#""1""#, "1"), ("-1", "1"), ("[1,2]", "[2,1]"), (r#"{"a":null}"#, "{}"), ("10", "1")]
+        {
             assert_ne!(canon(a), canon(b), "{a} {b}");
         }
     }

@@ -11,8 +11,8 @@ mod record;
 
 pub use amount::{Amount, total_in_bounds, total_nanos};
 pub use decide::{
-    Closed, Decision, Duplicate, Item, Key, Known, KnownLetter, KnownRecord, NewConflict, NewLetter, NewRecord, Position,
-    Total, decide,
+    Closed, Decision, Duplicate, Item, Key, Known, KnownLetter, KnownRecord, NewConflict, NewLetter, NewRecord,
+    Position, Total, decide,
 };
 pub use entry::{Entry, LetterId, StreamId};
 pub use json::{Invalid, Raw, code, elements, members};

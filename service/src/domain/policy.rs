@@ -25,7 +25,11 @@ impl Policy {
             version,
             threshold: spec.threshold.as_ref().map(|value| value.get()),
             thresholds: spec.thresholds.iter().map(|(unit, value)| (unit.clone(), value.get())).collect(),
-            minimum_total: spec.policy.as_ref().and_then(|policy| policy.minimum_total.as_ref()).map(|value| value.get()),
+            minimum_total: spec
+                .policy
+                .as_ref()
+                .and_then(|policy| policy.minimum_total.as_ref())
+                .map(|value| value.get()),
         }
     }
 

@@ -25,6 +25,19 @@ pub enum Scope {
     Admin,
 }
 
+impl Scope {
+    /// The scope by its name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "ingest" => Some(Self::Ingest),
+            "read" => Some(Self::Read),
+            "admin" => Some(Self::Admin),
+            _ => None,
+        }
+    }
+}
+
 /// A key that is in force.
 #[derive(Debug, Clone)]
 pub struct KnownKey {
@@ -111,9 +124,9 @@ macro_rules! caller {
                 _: &mut RequestBody,
                 _: ExtractParamOptions<()>,
             ) -> poem::Result<Self> {
-                let app: &App = request.data().ok_or_else(|| {
-                    Failure::new(500, "internal", "the service failed; the log says why")
-                })?;
+                let app: &App = request
+                    .data()
+                    .ok_or_else(|| Failure::new(500, "internal", "the service failed; the log says why"))?;
                 Ok(Self(app.keys.admit(request, $scope)?))
             }
         }

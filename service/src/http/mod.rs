@@ -3,7 +3,16 @@
 //! Must never know what a record is: that is `accept` (in) and `ask` (out).
 
 pub mod auth;
+mod errors;
+mod front;
+pub(crate) mod guard;
+pub mod health;
+pub mod keyring;
+mod merged;
+mod operations;
+mod probes;
 pub mod problem;
+pub mod server;
 
 use crate::{config::InForce, store::Store, streams::Streams};
 

@@ -8,7 +8,7 @@ use crate::{domain, store, streams};
 
 /// What is wrong, in a form that programs can read.
 #[derive(Debug, Clone, Object)]
-#[oai(skip_serializing_if_is_none)]
+#[oai(skip_serializing_if_is_none, rename_all = "camelCase")]
 pub struct Problem {
     /// Always `about:blank`: `code` tells the kind.
     pub r#type: String,
@@ -24,6 +24,34 @@ pub struct Problem {
     pub pointer: Option<String>,
     /// Whether the same request may succeed later.
     pub retryable: bool,
+    /// Of `dead_lettered`: the dead letter, `<shard>-d<n>`.
+    pub dead_letter: Option<String>,
+    /// Of `dead_lettered`: why, as a stable code.
+    pub reason: Option<String>,
+    /// Of an outcome that was waited for: whether the id was taken by the same content, whose state this is.
+    pub duplicate: Option<bool>,
+    /// Of a batch of which nothing was taken: what is wrong with each item.
+    pub errors: Option<Vec<ItemError>>,
+    /// Of a batch that was not read to its end: index of the first item that was not looked at.
+    pub next_index: Option<u64>,
+}
+
+/// What is wrong with one item of a batch.
+#[derive(Debug, Clone, Object)]
+#[oai(skip_serializing_if_is_none, rename_all = "camelCase")]
+pub struct ItemError {
+    /// Index in the request, from 0; blank lines are not counted.
+    pub index: u64,
+    /// The record's id, where it could be read.
+    pub record_id: Option<String>,
+    /// A stable code; docs/errors.md lists all.
+    pub code: String,
+    /// Whether the same item may succeed later.
+    pub retryable: bool,
+    /// JSON pointer to the field of the item that is wrong.
+    pub pointer: Option<String>,
+    /// What is wrong and what to do.
+    pub detail: String,
 }
 
 /// Every answer that is not a success.
@@ -95,6 +123,11 @@ impl Failure {
             detail: detail.into(),
             pointer,
             retryable: matches!(status, 408 | 429 | 503),
+            dead_letter: None,
+            reason: None,
+            duplicate: None,
+            errors: None,
+            next_index: None,
         });
         let challenge = |error: &str| format!("Bearer realm=\"millrace\"{error}");
         match status {
@@ -114,6 +147,49 @@ impl Failure {
             503 => Self::Unavailable(problem, 1),
             _ => Self::Internal(problem),
         }
+    }
+
+    /// What it says.
+    #[must_use]
+    pub fn problem(&self) -> &Problem {
+        match self {
+            Self::BadRequest(Json(problem))
+            | Self::Unauthorized(Json(problem), _)
+            | Self::Forbidden(Json(problem), _)
+            | Self::NotFound(Json(problem))
+            | Self::MethodNotAllowed(Json(problem))
+            | Self::NotAcceptable(Json(problem))
+            | Self::Timeout(Json(problem))
+            | Self::Conflict(Json(problem))
+            | Self::TooLarge(Json(problem))
+            | Self::UnsupportedMediaType(Json(problem))
+            | Self::Unprocessable(Json(problem))
+            | Self::TooManyRequests(Json(problem), _)
+            | Self::Internal(Json(problem))
+            | Self::Unavailable(Json(problem), _) => problem,
+        }
+    }
+
+    /// The same with more said.
+    #[must_use]
+    pub fn with(mut self, say: impl FnOnce(&mut Problem)) -> Self {
+        match &mut self {
+            Self::BadRequest(Json(problem))
+            | Self::Unauthorized(Json(problem), _)
+            | Self::Forbidden(Json(problem), _)
+            | Self::NotFound(Json(problem))
+            | Self::MethodNotAllowed(Json(problem))
+            | Self::NotAcceptable(Json(problem))
+            | Self::Timeout(Json(problem))
+            | Self::Conflict(Json(problem))
+            | Self::TooLarge(Json(problem))
+            | Self::UnsupportedMediaType(Json(problem))
+            | Self::Unprocessable(Json(problem))
+            | Self::TooManyRequests(Json(problem), _)
+            | Self::Internal(Json(problem))
+            | Self::Unavailable(Json(problem), _) => say(problem),
+        }
+        self
     }
 
     /// An error of ours: logged with its cause, shown without.

@@ -1,1 +1,140 @@
-//! API keys.
+//! API keys: only their hashes are kept.
+
+use chrono::{DateTime, Utc};
+
+use super::{Error, Store};
+
+/// Id and name of the key that comes from the environment.
+const BOOTSTRAP: &str = "bootstrap";
+
+/// A key, as it is listed.
+#[derive(Debug, Clone)]
+pub struct ApiKey {
+    /// Its id: not secret, for revoking it.
+    pub id: String,
+    /// Its name: the actor in the audit trail.
+    pub name: String,
+    /// What it allows.
+    pub scopes: Vec<String>,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When it was revoked; `None`: it is in force.
+    pub revoked_at: Option<DateTime<Utc>>,
+}
+
+/// A key that is in force, by its hash.
+#[derive(Debug, Clone)]
+pub struct LiveKey {
+    /// SHA-256 of the whole key.
+    pub hash: Vec<u8>,
+    /// Its name.
+    pub name: String,
+    /// What it allows.
+    pub scopes: Vec<String>,
+}
+
+impl Store {
+    /// The keys that are in force.
+    ///
+    /// # Errors
+    /// When Postgres cannot be asked.
+    pub async fn live_keys(&self) -> Result<Vec<LiveKey>, Error> {
+        Ok(sqlx::query_as!(LiveKey, "select hash, name, scopes from api_keys where revoked_at is null")
+            .fetch_all(&self.pool)
+            .await?)
+    }
+
+    /// All keys, oldest first.
+    ///
+    /// # Errors
+    /// When Postgres cannot be asked.
+    pub async fn list_keys(&self) -> Result<Vec<ApiKey>, Error> {
+        Ok(sqlx::query_as!(
+            ApiKey,
+            "select id, name, scopes, created_at, revoked_at from api_keys order by created_at, id"
+        )
+        .fetch_all(&self.pool)
+        .await?)
+    }
+
+    /// Stores a new key's hash, and the deed in the audit trail.
+    ///
+    /// # Errors
+    /// When Postgres cannot be written.
+    pub async fn create_key(
+        &self,
+        id: &str,
+        name: &str,
+        hash: &[u8],
+        scopes: &[String],
+        actor: &str,
+    ) -> Result<(), Error> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query!(
+            "insert into api_keys (id, name, hash, scopes) values ($1, $2, $3, $4)",
+            id,
+            name,
+            hash,
+            scopes
+        )
+        .execute(&mut *transaction)
+        .await?;
+        let reason = format!("key {id} ({name}) with scopes {}", scopes.join(", "));
+        sqlx::query!("insert into admin_actions (actor, action, reason) values ($1, 'keys.create', $2)", actor, reason)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Revokes a key, and notes the deed. False: no key in force has this id.
+    ///
+    /// # Errors
+    /// When Postgres cannot be written.
+    pub async fn revoke_key(&self, id: &str, actor: &str) -> Result<bool, Error> {
+        let mut transaction = self.pool.begin().await?;
+        let name = sqlx::query_scalar!(
+            "update api_keys set revoked_at = now() where id = $1 and revoked_at is null returning name",
+            id
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let Some(name) = name else { return Ok(false) };
+        let reason = format!("key {id} ({name})");
+        sqlx::query!("insert into admin_actions (actor, action, reason) values ($1, 'keys.revoke', $2)", actor, reason)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    /// Makes the key of the environment the key `bootstrap`, an administrator's. A revoked one stays revoked until the
+    /// key itself is another. True: something was written.
+    ///
+    /// # Errors
+    /// When Postgres cannot be written.
+    pub async fn bootstrap_key(&self, hash: &[u8]) -> Result<bool, Error> {
+        let mut transaction = self.pool.begin().await?;
+        let written = sqlx::query!(
+            "insert into api_keys (id, name, hash, scopes) values ($1, $1, $2, array['admin'])
+             on conflict (id) do update set hash = excluded.hash, created_at = now(), revoked_at = null
+             where api_keys.hash <> excluded.hash",
+            BOOTSTRAP,
+            hash,
+        )
+        .execute(&mut *transaction)
+        .await?
+        .rows_affected();
+        if written > 0 {
+            sqlx::query!(
+                "insert into admin_actions (actor, action, reason)
+                 values ($1, 'keys.bootstrap', 'key bootstrap from the environment')",
+                BOOTSTRAP
+            )
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(written > 0)
+    }
+}

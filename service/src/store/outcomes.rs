@@ -1,1 +1,126 @@
-//! How entries that somebody waits for were settled.
+//! How appended entries were settled, for those who wait.
+
+use super::{Error, Store};
+use crate::domain::LetterId;
+
+/// An entry whose outcome is waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Awaited {
+    /// Its shard.
+    pub shard: u16,
+    /// Its record's id.
+    pub record_id: String,
+    /// Its id in the shard's stream.
+    pub stream_id: String,
+}
+
+/// How an entry was settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// What became of it; of a duplicate, how its original now stands.
+    pub outcome: Outcome,
+    /// Whether its id was taken by the same content.
+    pub duplicate: bool,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in the log.
+    Processed {
+        /// Its number in the shard.
+        seq: i64,
+        /// Records before it on the same destination, reference and unit.
+        previous_count: i64,
+        /// Their sum, as a decimal.
+        previous_total: String,
+        /// The unit.
+        unit: String,
+    },
+    /// Its id is taken by other content.
+    Conflict {
+        /// The conflict's number in the shard.
+        n: i64,
+    },
+    /// It could not be applied.
+    DeadLettered {
+        /// The dead letter.
+        letter: LetterId,
+        /// A stable code.
+        reason: String,
+        /// A sentence.
+        detail: String,
+    },
+}
+
+impl Store {
+    /// How those of `awaited` that are settled were settled, by their index.
+    ///
+    /// # Errors
+    /// When Postgres cannot be asked.
+    pub async fn settled(&self, awaited: &[Awaited]) -> Result<Vec<(usize, Settled)>, Error> {
+        let shards: Vec<i32> = awaited.iter().map(|entry| i32::from(entry.shard)).collect();
+        let records: Vec<String> = awaited.iter().map(|entry| entry.record_id.clone()).collect();
+        let streams: Vec<String> = awaited.iter().map(|entry| entry.stream_id.clone()).collect();
+        // A duplicate's original is a record, or the letter that took the id: the open one, else the newest.
+        let rows = sqlx::query!(
+            r#"
+            with awaited as (
+                select * from unnest($1::int[], $2::text[], $3::text[]) with ordinality as a (shard, record_id, stream_id, at)
+            ),
+            hits as (
+                select a.at, false as duplicate, r.shard, r.seq, null::bigint as conflict, null::bigint as letter
+                from awaited a join records r
+                    on r.record_id = a.record_id and r.shard = a.shard and r.stream_id = a.stream_id
+                union all
+                select a.at, true, coalesce(r.shard, l.shard), r.seq, null, l.n
+                from awaited a
+                join lateral (
+                    select 1 from duplicates d
+                    where d.record_id = a.record_id and d.stream_id = a.stream_id and d.shard = a.shard limit 1
+                ) d on true
+                left join records r on r.record_id = a.record_id
+                left join lateral (
+                    select l.shard, l.n from dead_letters l
+                    where r.record_id is null and l.record_id = a.record_id
+                    order by l.state = 'open' desc, l.opened_at desc, l.n desc limit 1
+                ) l on true
+                where coalesce(r.shard, l.shard) is not null
+                union all
+                select a.at, false, c.shard, null, c.n, null
+                from awaited a join conflicts c
+                    on c.record_id = a.record_id and c.stream_id = a.stream_id and c.shard = a.shard
+                union all
+                select a.at, false, l.shard, null, null, l.n
+                from awaited a join dead_letters l
+                    on l.stream_id = a.stream_id and l.shard = a.shard and l.record_id = a.record_id
+            )
+            select h.at as "at!", h.duplicate as "duplicate!", h.shard as "shard!", h.seq, h.conflict, h.letter,
+                r.previous_count as "previous_count?", r.previous_total::text as previous_total, r.unit as "unit?",
+                l.reason as "reason?", l.detail as "detail?"
+            from hits h
+            left join records r on r.shard = h.shard and r.seq = h.seq
+            left join dead_letters l on l.shard = h.shard and l.n = h.letter
+            "#,
+            &shards,
+            &records,
+            &streams,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let settled = rows.into_iter().filter_map(|row| {
+            let outcome = if let (Some(seq), Some(count), Some(total), Some(unit)) =
+                (row.seq, row.previous_count, row.previous_total, row.unit)
+            {
+                Outcome::Processed { seq, previous_count: count, previous_total: total, unit }
+            } else if let Some(n) = row.conflict {
+                Outcome::Conflict { n }
+            } else {
+                let letter = LetterId { shard: u16::try_from(row.shard).ok()?, n: row.letter? };
+                Outcome::DeadLettered { letter, reason: row.reason?, detail: row.detail? }
+            };
+            Some((usize::try_from(row.at - 1).ok()?, Settled { outcome, duplicate: row.duplicate }))
+        });
+        Ok(settled.collect())
+    }
+}

@@ -1,1 +1,276 @@
-//! Whose schema this is, and the policies that were in force.
+//! Whose schema this is, and that it is whole: the migration, the claim, and the rows that every shard needs.
+//!
+//! Must never hand one pipeline's schema to another: [`Store::claim`] is the only place that writes whose it is.
+
+use std::sync::LazyLock;
+
+use millrace_crds::{ADOPT, RecordPipeline};
+use sqlx::{
+    Connection as _, PgConnection,
+    migrate::{Migrate as _, Migrator},
+};
+
+use super::{Error, Store};
+
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrations = sqlx::migrate!("../migrations");
+    // An older binary has to go on working on a schema that a newer one expanded; `min_compatible` says when not.
+    migrations.set_ignore_missing(true);
+    migrations
+});
+
+/// What a migration did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Migrated {
+    /// The schema's number before; 0: there was none.
+    pub from: i64,
+    /// The schema's number now.
+    pub to: i64,
+}
+
+/// Whose schema this is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pipeline {
+    /// Random, made at the first migration; beside every stream and in every notification.
+    pub pipeline_id: String,
+    /// The manifest's namespace, `default` for a local file.
+    pub namespace: String,
+    /// The manifest's name.
+    pub name: String,
+    /// The manifest's uid; the pipeline id for a local file.
+    pub uid: String,
+    /// Number of shards; never changes.
+    pub shards: u16,
+    /// Oldest schema number whose binaries may still work on this schema.
+    pub min_compatible: i64,
+}
+
+impl Pipeline {
+    /// The uid under which a manifest's versions are counted: its own, or of a local file the pipeline id.
+    #[must_use]
+    pub fn uid_of<'a>(&'a self, manifest: &'a RecordPipeline) -> &'a str {
+        manifest.metadata.uid.as_deref().unwrap_or(&self.pipeline_id)
+    }
+
+    /// Whether a manifest may work on this schema as it stands, its uid aside.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] says whose the schema is and what to do.
+    pub fn admits(&self, manifest: &RecordPipeline) -> Result<(), Error> {
+        let asked = (manifest.namespace(), manifest.metadata.name.as_str());
+        if asked != (self.namespace.as_str(), self.name.as_str()) && manifest.annotation(ADOPT) != self.pipeline_id {
+            return Err(Error::Refused(format!(
+                "schema {} belongs to pipeline {}/{} with id {id}, not to {}/{}: use another name or database, or take it \
+                 over with the annotation {ADOPT}: {id}",
+                Store::schema(&self.name),
+                self.namespace,
+                self.name,
+                asked.0,
+                asked.1,
+                id = self.pipeline_id,
+            )));
+        }
+        if manifest.spec.shards != self.shards {
+            return Err(Error::Refused(format!(
+                "spec.shards is immutable: the pipeline has {} shards and the manifest says {}; write {0} again, or make a \
+                 new pipeline under another name",
+                self.shards, manifest.spec.shards,
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// The newest schema number that this binary knows.
+    #[must_use]
+    pub fn schema_number() -> i64 {
+        MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
+    }
+
+    /// Makes the pipeline's schema, or brings it up to date. Several may run at once: they take turns.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached, or a migration fails; [`Error::Refused`] when this binary is too old for the schema.
+    pub async fn migrate(&self, pipeline: &str) -> Result<Migrated, Error> {
+        // A connection of its own, closed at the end whatever happens: the lock goes with it.
+        let mut turn = self.pool.acquire().await?.detach();
+        let schema = Self::schema(pipeline);
+        sqlx::query!("select pg_advisory_lock(hashtextextended('millrace migrate ' || $1, 0))", schema)
+            .execute(&mut turn)
+            .await?;
+        let outcome = Self::migrate_alone(&mut turn, &schema).await;
+        turn.close().await?;
+        outcome
+    }
+
+    async fn migrate_alone(turn: &mut PgConnection, schema: &str) -> Result<Migrated, Error> {
+        let known = sqlx::query_scalar!("select exists (select from pg_namespace where nspname = $1)", schema);
+        let made = known.fetch_one(&mut *turn).await? != Some(true);
+        // Asked first, for `create schema if not exists` wants the right to create even where it does nothing.
+        if made {
+            turn.create_schema_if_not_exists(schema).await.map_err(refused)?;
+        }
+        let from = if made { 0 } else { Self::applied(turn).await?.unwrap_or(0) };
+        if from > 0 {
+            Self::compatible(turn).await?;
+        }
+        MIGRATIONS.run_direct(None, turn, false).await.map_err(refused)?;
+        let to = Self::applied(turn).await?.unwrap_or(0);
+        Ok(Migrated { from, to })
+    }
+
+    /// The number of the newest migration that was applied; `None` before the first.
+    async fn applied(connection: &mut PgConnection) -> Result<Option<i64>, Error> {
+        let known = sqlx::query_scalar!("select to_regclass('_sqlx_migrations') is not null");
+        if known.fetch_one(&mut *connection).await? != Some(true) {
+            return Ok(None);
+        }
+        let applied = connection.list_applied_migrations(&MIGRATIONS.table_name).await.map_err(refused)?;
+        Ok(applied.iter().map(|migration| migration.version).max())
+    }
+
+    async fn compatible(connection: &mut PgConnection) -> Result<(), Error> {
+        if sqlx::query_scalar!("select to_regclass('pipeline') is not null").fetch_one(&mut *connection).await?
+            != Some(true)
+        {
+            return Ok(());
+        }
+        let least = sqlx::query_scalar!("select min_compatible from pipeline").fetch_optional(connection).await?;
+        match least {
+            Some(least) if least > Self::schema_number() => Err(Error::Refused(format!(
+                "the schema needs a millrace that knows schema {least}; this one knows {}: use a newer version",
+                Self::schema_number()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes whose schema this is, or makes sure that it is this manifest's, and that every shard has its row.
+    /// `fresh_id` becomes the pipeline id when this is the first claim.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when it is another's, when `shards` differs, or when a new uid comes while a worker still holds a
+    /// lease: says what to do.
+    pub async fn claim(&self, manifest: &RecordPipeline, fresh_id: &str) -> Result<Pipeline, Error> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query!(
+            "insert into pipeline (pipeline_id, namespace, name, uid, shards) values ($1, $2, $3, $4, $5)
+             on conflict do nothing",
+            fresh_id,
+            manifest.namespace(),
+            manifest.metadata.name,
+            manifest.metadata.uid.as_deref().unwrap_or(fresh_id),
+            i32::from(manifest.spec.shards),
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!("select from pipeline for update").fetch_one(&mut *tx).await?;
+        let mut pipeline = read_pipeline(&mut tx)
+            .await?
+            .ok_or_else(|| Error::Refused("the row of table pipeline is gone".to_owned()))?;
+        pipeline.admits(manifest)?;
+        let uid = pipeline.uid_of(manifest).to_owned();
+        let (namespace, name) = (manifest.namespace(), &manifest.metadata.name);
+        if (uid.as_str(), namespace, name) != (pipeline.uid.as_str(), pipeline.namespace.as_str(), &pipeline.name) {
+            if leases_alive(&mut tx).await? {
+                return Err(Error::Refused(format!(
+                    "pipeline {}/{} is still worked under uid {}: stop its workers first, then try again",
+                    pipeline.namespace, pipeline.name, pipeline.uid
+                )));
+            }
+            let done = sqlx::query!("update pipeline set uid = $1, namespace = $2, name = $3", uid, namespace, name)
+                .execute(&mut *tx)
+                .await?;
+            assert_eq!(done.rows_affected(), 1, "table pipeline has one row");
+            (pipeline.uid, pipeline.namespace, pipeline.name) = (uid, namespace.to_owned(), name.clone());
+        }
+        tx.commit().await?;
+        self.ensure_shards(pipeline.shards).await?;
+        Ok(pipeline)
+    }
+
+    /// Whose schema this is; `None` while it is not migrated as far as this binary needs it, or not claimed yet.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached; [`Error::Refused`] when this binary is too old for the schema.
+    pub async fn pipeline(&self) -> Result<Option<Pipeline>, Error> {
+        let mut connection = self.pool.acquire().await?;
+        if Self::applied(&mut connection).await?.is_none_or(|applied| applied < Self::schema_number()) {
+            return Ok(None);
+        }
+        Self::compatible(&mut connection).await?;
+        read_pipeline(&mut connection).await
+    }
+
+    /// Makes the rows of shards that have none: at the start, or when they vanished. A row that is made again gets its
+    /// highest numbers and counts from what is stored, and an epoch above all that were; what cannot be counted again
+    /// (`lost`, settled entries of other programs) starts at 0. Returns the shards whose rows were made.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached.
+    pub async fn ensure_shards(&self, shards: u16) -> Result<Vec<u16>, Error> {
+        let shards = i32::from(shards);
+        let there =
+            sqlx::query_scalar!("select count(*) from shards where shard < $1", shards).fetch_one(&self.pool).await?;
+        if there == Some(i64::from(shards)) {
+            return Ok(Vec::new());
+        }
+        // Without its row no worker can commit for a shard, so these counts stand still while they are taken.
+        let made = sqlx::query!(
+            r#"insert into shards (shard, epoch, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts)
+               select shard,
+                      (select coalesce(max(epoch), 0) from epochs e where e.shard = s.shard),
+                      (select coalesce(max(version), 0) from shard_policies p where p.shard = s.shard),
+                      greatest((select coalesce(max(seq), 0) from records r where r.shard = s.shard),
+                               (select coalesce(max(to_n), 0) from gaps g where g.shard = s.shard and kind = 'records')),
+                      greatest((select coalesce(max(n), 0) from dead_letters d where d.shard = s.shard),
+                               (select coalesce(max(to_n), 0) from gaps g where g.shard = s.shard and kind = 'dead_letters')),
+                      greatest((select coalesce(max(n), 0) from conflicts c where c.shard = s.shard),
+                               (select coalesce(max(to_n), 0) from gaps g where g.shard = s.shard and kind = 'conflicts')),
+                      (select count(*) from records r where r.shard = s.shard),
+                      (select count(*) from duplicates d where d.shard = s.shard),
+                      (select count(threshold) from records r where r.shard = s.shard)
+               from generate_series(0, $1 - 1) s (shard)
+               where not exists (select from shards there where there.shard = s.shard)
+               on conflict do nothing
+               returning shard, epoch, records"#,
+            shards
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        for row in made.iter().filter(|row| row.epoch > 0 || row.records > 0) {
+            let (shard, records) = (row.shard, row.records);
+            tracing::error!(shard, records, "store.shards.vanished: its row was made again from what is stored");
+        }
+        Ok(made.into_iter().filter_map(|row| u16::try_from(row.shard).ok()).collect())
+    }
+}
+
+pub(super) async fn read_pipeline(connection: &mut PgConnection) -> Result<Option<Pipeline>, Error> {
+    let row = sqlx::query!("select pipeline_id, namespace, name, uid, shards, min_compatible from pipeline")
+        .fetch_optional(connection)
+        .await?;
+    Ok(row.map(|row| Pipeline {
+        pipeline_id: row.pipeline_id,
+        namespace: row.namespace,
+        name: row.name,
+        uid: row.uid,
+        // The table checks that it is 1 to 256.
+        shards: u16::try_from(row.shards).unwrap_or(u16::MAX),
+        min_compatible: row.min_compatible,
+    }))
+}
+
+/// Whether any worker holds a lease, by Postgres's clock.
+pub(super) async fn leases_alive(connection: &mut PgConnection) -> Result<bool, Error> {
+    let alive = sqlx::query_scalar!("select exists (select from shards where lease_until > clock_timestamp())");
+    Ok(alive.fetch_one(connection).await? == Some(true))
+}
+
+fn refused(error: sqlx::migrate::MigrateError) -> Error {
+    match error {
+        sqlx::migrate::MigrateError::Execute(error) => Error::Sql(error),
+        error => Error::Refused(format!("the schema cannot be migrated: {error}")),
+    }
+}

@@ -55,19 +55,30 @@ impl Store {
     /// # Errors
     /// When the URL is not one of Postgres.
     pub fn connect(url: &str, pipeline: &str, connections: u32) -> Result<Self, Error> {
-        let options = PgConnectOptions::from_str(url)?
-            .application_name("millrace")
-            .options([
-                ("search_path", Self::schema(pipeline).as_str()),
-                ("timezone", "UTC"),
-                // A statement prepared while its table was small would otherwise keep a sequential scan for good.
-                ("plan_cache_mode", "force_custom_plan"),
-            ]);
+        let options = Self::options(url, pipeline)?;
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(Duration::from_secs(5))
             .connect_lazy_with(options);
         Ok(Self { pool })
+    }
+
+    /// Turns to another server or other credentials: for connections that are opened from now on.
+    ///
+    /// # Errors
+    /// When the URL is not one of Postgres.
+    pub fn redirect(&self, url: &str, pipeline: &str) -> Result<(), Error> {
+        self.pool.set_connect_options(Self::options(url, pipeline)?);
+        Ok(())
+    }
+
+    fn options(url: &str, pipeline: &str) -> Result<PgConnectOptions, Error> {
+        Ok(PgConnectOptions::from_str(url)?.application_name("millrace").options([
+            ("search_path", Self::schema(pipeline).as_str()),
+            ("timezone", "UTC"),
+            // A statement prepared while its table was small would otherwise keep a sequential scan for good.
+            ("plan_cache_mode", "force_custom_plan"),
+        ]))
     }
 
     /// Ends the connections.

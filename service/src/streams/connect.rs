@@ -61,6 +61,8 @@ impl Streams {
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(Duration::from_secs(2)))
             .set_response_timeout(Some(Duration::from_secs(5)))
+            // Who asks waits for one more try only: callers have back-offs of their own, or answer 503 at once.
+            .set_number_of_retries(1)
             .set_max_delay(Duration::from_secs(1));
         let shared = ConnectionManager::new_lazy_with_config(client.clone(), config)?;
         let config = AsyncConnectionConfig::new()

@@ -1,0 +1,155 @@
+//! The two paths that take records, as the OpenAPI document shows them.
+
+use poem::{Request, web::Data};
+use poem_openapi::{ApiResponse, Object, OpenApi, Tags, param::Header, payload::Json};
+
+use super::{
+    Acceptor, batch, idempotency,
+    schema::{ManyRecords, OneRecord},
+    single,
+};
+use crate::http::{
+    App,
+    auth::Ingester,
+    problem::{Failure, ItemError},
+};
+
+#[derive(Tags)]
+enum Tag {
+    /// Records in.
+    Records,
+}
+
+/// The paths that take records.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordsApi;
+
+/// A record that was taken.
+#[derive(Debug, Object)]
+#[oai(rename_all = "camelCase")]
+pub struct Queued {
+    /// The record's id, given or derived.
+    pub record_id: String,
+    /// Always `queued`: it is on disk and will be processed.
+    pub status: String,
+}
+
+/// What came before a record on the same destination, reference and unit.
+#[derive(Debug, Object)]
+#[oai(rename_all = "camelCase")]
+pub struct Summary {
+    /// How many records.
+    pub previous_count: i64,
+    /// Their signed sum, a decimal; `0` for the first.
+    pub previous_total: String,
+    /// The unit.
+    pub unit: String,
+}
+
+/// A record that was processed.
+#[derive(Debug, Object)]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
+pub struct Processed {
+    /// The record's id, given or derived.
+    pub record_id: String,
+    /// Always `processed`.
+    pub status: String,
+    /// The shard that it is in.
+    pub shard: u16,
+    /// Its number in the shard: the notification's id is `<shard>-<seq>`.
+    pub seq: i64,
+    /// What came before it.
+    pub summary: Summary,
+    /// True when the id was taken by the same content before: this is how the original stands.
+    pub duplicate: Option<bool>,
+}
+
+/// What became of one record.
+#[derive(Debug, ApiResponse)]
+pub enum Taken {
+    /// It is processed; only with `Prefer: wait`.
+    #[oai(status = 200)]
+    Processed(Json<Processed>),
+    /// It is on disk and will be processed.
+    #[oai(status = 202)]
+    Queued(Json<Queued>),
+}
+
+/// What became of a batch of which something was taken, or which was empty.
+#[derive(Debug, Object)]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
+pub struct BatchReport {
+    /// Items that are on disk and will be processed.
+    pub accepted: u64,
+    /// Items that were not taken, or whose outcome is unknown.
+    pub rejected: u64,
+    /// What is wrong with each item that was not taken, by index.
+    pub errors: Vec<ItemError>,
+    /// Present when reading stopped early: index of the first item that was not looked at.
+    pub next_index: Option<u64>,
+}
+
+/// The answer to a batch.
+#[derive(Debug, ApiResponse)]
+pub enum BatchTaken {
+    /// Something was taken, or there was nothing.
+    #[oai(status = 202)]
+    Report(Json<BatchReport>),
+}
+
+#[OpenApi(tag = "Tag::Records")]
+impl RecordsApi {
+    /// Send one record
+    ///
+    /// Answers 202 when the record is on disk. A record sent again with the same id and content counts once. With
+    /// `Prefer: wait=5` the answer is how the record was settled, if that happens within so many seconds (at most 60):
+    /// 200 processed, 409 `record_conflict` when its id is taken by other content, 422 `dead_lettered` when it could not
+    /// be applied.
+    #[oai(path = "/records", method = "post", operation_id = "sendRecord")]
+    async fn send_record(
+        &self,
+        _caller: Ingester,
+        app: Data<&App>,
+        acceptor: Data<&Acceptor>,
+        request: &Request,
+        /// A record without a recordId gets an id derived from this key, the sourceId and its index in the request.
+        #[oai(name = "Idempotency-Key", validator(min_length = 1, max_length = 200, pattern = "^[!-~]+$"))]
+        _key: Header<Option<String>>,
+        /// `wait=N`: wait up to N seconds for the outcome. Other preferences are ignored.
+        #[oai(name = "Prefer")]
+        _prefer: Header<Option<String>>,
+        /// W3C trace context; goes on to the notification. Ignored when it is not well-formed.
+        #[oai(name = "traceparent")]
+        _traceparent: Header<Option<String>>,
+        body: OneRecord,
+    ) -> Result<Taken, Failure> {
+        let key = idempotency::key(request)?;
+        single::send(app.0, acceptor.0, request, key.as_deref(), body).await
+    }
+
+    /// Send many records
+    ///
+    /// A JSON array, or NDJSON of any length, which is answered at its end. Good items are taken whatever their
+    /// neighbours are: 202 lists those that were not, each with a code. After 1,000 errors reading of NDJSON stops, and
+    /// `nextIndex` says where. Nothing taken: 503 or 429 if any item may succeed later, else 422, with the same list.
+    /// Items of one shard in a JSON array are taken all or none, in order.
+    #[oai(path = "/records/batch", method = "post", operation_id = "sendRecords")]
+    async fn send_records(
+        &self,
+        _caller: Ingester,
+        app: Data<&App>,
+        acceptor: Data<&Acceptor>,
+        request: &Request,
+        /// Items without a recordId get ids derived from this key, their sourceId and their index. With it, repeat a
+        /// request whole.
+        #[oai(name = "Idempotency-Key", validator(min_length = 1, max_length = 200, pattern = "^[!-~]+$"))]
+        _key: Header<Option<String>>,
+        /// W3C trace context; goes on to the notifications. Ignored when it is not well-formed.
+        #[oai(name = "traceparent")]
+        _traceparent: Header<Option<String>>,
+        body: ManyRecords,
+    ) -> Result<BatchTaken, Failure> {
+        let key = idempotency::key(request)?;
+        batch::send(app.0, acceptor.0, request, key.as_deref(), body).await
+    }
+}

@@ -1,0 +1,236 @@
+//! Many records: good items are taken whatever their neighbours are.
+//!
+//! Must never hold more of NDJSON than one chunk of lines.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use futures::future::join_all;
+use poem::Request;
+use poem_openapi::payload::Json;
+
+use super::{
+    Acceptor,
+    api::{BatchReport, BatchTaken},
+    body::{self, Format, Line, LineError, Lines},
+    count_rejected, items, now, refusal,
+    schema::ManyRecords,
+    single, traceparent,
+};
+use crate::{
+    domain::{Invalid, code, shard_of},
+    http::{
+        App,
+        problem::{Failure, ItemError},
+    },
+    streams::Outgoing,
+};
+
+/// Lines that are appended together.
+const CHUNK_LINES: u64 = 1_000;
+/// Bytes of lines that are appended together.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// Errors after which reading of NDJSON stops.
+const MOST_ERRORS: usize = 1_000;
+
+/// An item on its way into a shard's stream.
+struct Item {
+    index: u64,
+    record_id: String,
+    entry: Outgoing,
+}
+
+/// A request under way.
+struct Batch<'a> {
+    app: &'a App,
+    acceptor: &'a Acceptor,
+    key: Option<&'a str>,
+    traceparent: Option<String>,
+    received_at: DateTime<Utc>,
+    shards: u16,
+    by_shard: BTreeMap<u16, Vec<Item>>,
+    accepted: u64,
+    errors: Vec<ItemError>,
+    /// The first that was put off, for the answer's status when nothing was taken.
+    put_off: Option<(u16, &'static str, &'static str)>,
+}
+
+/// Takes many records.
+pub(super) async fn send(
+    app: &App,
+    acceptor: &Acceptor,
+    request: &Request,
+    key: Option<&str>,
+    body: ManyRecords,
+) -> Result<BatchTaken, Failure> {
+    let shards = app.manifest.borrow().manifest.spec.shards;
+    let mut batch = Batch {
+        app,
+        acceptor,
+        key,
+        traceparent: traceparent(request),
+        received_at: now(),
+        shards,
+        by_shard: BTreeMap::new(),
+        accepted: 0,
+        errors: Vec::new(),
+        put_off: None,
+    };
+    match body.format {
+        Format::Json => {
+            let bytes = body::whole(body.reader, body::BATCH_BYTES).await?;
+            for (index, item) in (0..).zip(items::of_array(&bytes)?) {
+                batch.take(index, item.get().as_bytes());
+            }
+            batch.append().await;
+            batch.answer(None)
+        }
+        Format::Ndjson => batch.read_lines(Lines::new(body.reader)).await,
+    }
+}
+
+impl Batch<'_> {
+    async fn read_lines(mut self, mut lines: Lines) -> Result<BatchTaken, Failure> {
+        let (mut index, mut held_lines, mut held_bytes) = (0_u64, 0_u64, 0_usize);
+        loop {
+            let line = lines.next().await;
+            let stopped = match line {
+                Ok(Some(Line::Record(line))) => {
+                    self.take(index, &line);
+                    held_bytes += line.len();
+                    None
+                }
+                Ok(Some(Line::TooLong)) => {
+                    self.reject(index, None, &too_large());
+                    None
+                }
+                Ok(None) => {
+                    self.append().await;
+                    return self.answer(None);
+                }
+                Err(LineError::Read(error)) => Some(body::unreadable(&error)),
+                Err(LineError::Endless) => {
+                    Some(Failure::new(413, "too_large", "a line is longer than 16 MiB; end each record with a newline"))
+                }
+            };
+            if let Some(failure) = stopped {
+                self.append().await;
+                return self.stop(index, failure);
+            }
+            index += 1;
+            held_lines += 1;
+            if held_lines >= CHUNK_LINES || held_bytes >= CHUNK_BYTES || self.errors.len() >= MOST_ERRORS {
+                self.append().await;
+                (held_lines, held_bytes) = (0, 0);
+                self.received_at = now();
+                if self.errors.len() >= MOST_ERRORS {
+                    return self.answer(Some(index));
+                }
+            }
+        }
+    }
+
+    /// Checks an item, and holds it for its shard.
+    fn take(&mut self, index: u64, json: &[u8]) {
+        if json.len() > body::RECORD_BYTES {
+            return self.reject(index, items::id_of(json), &too_large());
+        }
+        match single::parse(json, self.key, index) {
+            Ok(record) => {
+                let shard = shard_of(record.destination_id.as_str(), self.shards);
+                let entry = Outgoing {
+                    record: record.to_json(),
+                    received_at: self.received_at,
+                    traceparent: self.traceparent.clone(),
+                    serve: Some(Arc::clone(&self.app.process)),
+                    replay_of: None,
+                };
+                let item = Item { index, record_id: record.record_id.to_string(), entry };
+                self.by_shard.entry(shard).or_default().push(item);
+            }
+            Err(invalid) => self.reject(index, items::id_of(json), &invalid),
+        }
+    }
+
+    fn reject(&mut self, index: u64, record_id: Option<String>, invalid: &Invalid) {
+        count_rejected(invalid.code, 1);
+        self.errors.push(ItemError {
+            index,
+            record_id,
+            code: invalid.code.to_owned(),
+            retryable: false,
+            pointer: (!invalid.pointer.is_empty()).then(|| invalid.pointer.clone()),
+            detail: invalid.detail.clone(),
+        });
+    }
+
+    /// Appends what is held: one script a shard, the shards beside each other.
+    async fn append(&mut self) {
+        let held = std::mem::take(&mut self.by_shard);
+        let (app, acceptor) = (self.app, self.acceptor);
+        let appends = held.into_iter().map(async |(shard, items)| {
+            let (names, entries): (Vec<_>, Vec<_>) =
+                items.into_iter().map(|item| ((item.index, item.record_id), item.entry)).unzip();
+            (names, acceptor.append(app, shard, entries).await)
+        });
+        for (names, appended) in join_all(appends).await {
+            let Err(error) = appended else {
+                self.accepted += names.len() as u64;
+                continue;
+            };
+            let (status, code, detail) = refusal(&error);
+            count_rejected(code, names.len() as u64);
+            // Of two reasons to send again later, 503 is the graver.
+            if self.put_off.is_none_or(|(held, ..)| held < status) {
+                self.put_off = Some((status, code, detail));
+            }
+            self.errors.extend(names.into_iter().map(|(index, record_id)| ItemError {
+                index,
+                record_id: Some(record_id),
+                code: code.to_owned(),
+                retryable: true,
+                pointer: None,
+                detail: detail.to_owned(),
+            }));
+        }
+    }
+
+    /// The answer when reading stopped at `index`: the failure itself, unless something was settled before it.
+    fn stop(mut self, index: u64, failure: Failure) -> Result<BatchTaken, Failure> {
+        if self.accepted == 0 && self.errors.is_empty() {
+            return Err(failure);
+        }
+        let problem = failure.problem();
+        self.errors.push(ItemError {
+            index,
+            record_id: None,
+            code: problem.code.clone(),
+            retryable: problem.retryable,
+            pointer: None,
+            detail: problem.detail.clone(),
+        });
+        self.answer(Some(index))
+    }
+
+    fn answer(mut self, next_index: Option<u64>) -> Result<BatchTaken, Failure> {
+        self.errors.sort_by_key(|error| error.index);
+        let (accepted, rejected) = (self.accepted, self.errors.len() as u64);
+        tracing::debug!(accepted, rejected, "accept.batch.taken");
+        if accepted > 0 || rejected == 0 {
+            let report = BatchReport { accepted, rejected, errors: self.errors, next_index };
+            return Ok(BatchTaken::Report(Json(report)));
+        }
+        let failure = match self.put_off {
+            Some((status, code, detail)) => Failure::new(status, code, format!("nothing was taken: {detail}")),
+            None => Failure::new(422, "batch_refused", "nothing was taken; errors says what is wrong with each item"),
+        };
+        Err(failure.with(|problem| {
+            problem.errors = Some(self.errors);
+            problem.next_index = next_index;
+        }))
+    }
+}
+
+fn too_large() -> Invalid {
+    Invalid::new(code::TOO_LARGE, "", "is larger than 16 KiB")
+}

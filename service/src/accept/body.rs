@@ -1,0 +1,227 @@
+//! Reading request bodies: their format, their encoding, and never more of them than asked for.
+//!
+//! Must never hold more than one line, or one body within its limit, in memory.
+
+use std::pin::Pin;
+
+use async_compression::tokio::bufread::GzipDecoder;
+use poem::{
+    Body, Request,
+    http::header::{CONTENT_ENCODING, CONTENT_TYPE},
+};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio_util::io::StreamReader;
+
+use crate::http::{guard, problem::Failure};
+
+/// Most bytes of one record.
+pub(super) const RECORD_BYTES: usize = 16 * 1024;
+/// Most bytes of a JSON batch, and of what is passed over in search of a line's end.
+pub(super) const BATCH_BYTES: usize = 16 * 1024 * 1024;
+
+/// A body to be read.
+pub(super) type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
+
+/// What a body is said to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// `application/json`, or a type that ends in `+json`.
+    Json,
+    /// `application/x-ndjson`: one record a line.
+    Ndjson,
+}
+
+/// The format by `Content-Type`.
+pub(super) fn format(request: &Request) -> Option<Format> {
+    let header = request.headers().get(CONTENT_TYPE)?.to_str().ok()?.to_ascii_lowercase();
+    let mut parts = header.split(';').map(str::trim);
+    let essence = parts.next()?;
+    // JSON is UTF-8; another charset would be read wrongly.
+    if parts.any(|part| part.strip_prefix("charset=").is_some_and(|set| set.trim_matches('"') != "utf-8")) {
+        return None;
+    }
+    match essence {
+        "application/json" => Some(Format::Json),
+        "application/x-ndjson" => Some(Format::Ndjson),
+        other => (other.starts_with("application/") && other.ends_with("+json")).then_some(Format::Json),
+    }
+}
+
+/// The body, decoded as `Content-Encoding` says.
+///
+/// # Errors
+/// 415 for an encoding other than gzip.
+pub(super) fn reader(request: &Request, body: Body) -> Result<Reader, Failure> {
+    let mut encodings: Vec<String> = Vec::new();
+    for header in request.headers().get_all(CONTENT_ENCODING) {
+        let text = header.to_str().unwrap_or("unreadable").to_ascii_lowercase();
+        encodings.extend(text.split(',').map(|part| part.trim().to_owned()));
+    }
+    encodings.retain(|encoding| encoding != "identity" && !encoding.is_empty());
+    let plain = StreamReader::new(Box::pin(body.into_bytes_stream()));
+    match encodings.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [] => Ok(Box::pin(plain)),
+        ["gzip" | "x-gzip"] => {
+            let mut decoder = GzipDecoder::new(plain);
+            decoder.multiple_members(true);
+            Ok(Box::pin(BufReader::with_capacity(32 * 1024, decoder)))
+        }
+        _ => Err(Failure::new(
+            415,
+            "unsupported_content_encoding",
+            "the Content-Encoding is not taken; send the body as it is, or with gzip once",
+        )),
+    }
+}
+
+/// What a body that could not be read to its end is answered with.
+pub(super) fn unreadable(error: &std::io::Error) -> Failure {
+    if let Some(failure) = guard::failure(error) {
+        return failure;
+    }
+    Failure::new(400, "unreadable_body", "the body ended early, or is not of the encoding that Content-Encoding says; send it again")
+}
+
+/// Reads a whole body of at most `limit` bytes.
+///
+/// # Errors
+/// 413 when it is longer; else what stopped the reading.
+pub(super) async fn whole(mut reader: Reader, limit: usize) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    (&mut reader).take(most).read_to_end(&mut bytes).await.map_err(|error| unreadable(&error))?;
+    if bytes.len() <= limit {
+        return Ok(bytes);
+    }
+    drain(reader).await;
+    Err(Failure::new(413, "too_large", format!("the body is larger than {} KiB; send less at a time", limit / 1024)))
+}
+
+/// Reads on for a little, because many clients only look for an answer once they have sent everything.
+async fn drain(mut reader: Reader) {
+    let mut left = 2 * BATCH_BYTES;
+    let reading = async {
+        while let Ok(chunk) = reader.fill_buf().await {
+            let n = chunk.len();
+            if n == 0 || n > left {
+                return;
+            }
+            left -= n;
+            reader.as_mut().consume(n);
+        }
+    };
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), reading).await;
+}
+
+/// One line of NDJSON.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    /// Its bytes, without the newline; never blank.
+    Record(Vec<u8>),
+    /// Longer than a record may be; its bytes were passed over.
+    TooLong,
+}
+
+/// Why there is no next line.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LineError {
+    /// The body could not be read on.
+    #[error("the body cannot be read: {0}")]
+    Read(#[from] std::io::Error),
+    /// A line has no end within [`BATCH_BYTES`].
+    #[error("a line is longer than a batch may be")]
+    Endless,
+}
+
+/// The lines of a body. Blank ones are left out.
+pub(super) struct Lines {
+    reader: Reader,
+}
+
+impl Lines {
+    /// The lines of `reader`.
+    pub(super) fn new(reader: Reader) -> Self {
+        Self { reader }
+    }
+
+    /// The next line; `None` at the end.
+    ///
+    /// # Errors
+    /// [`LineError`]; there is nothing more to read then.
+    pub(super) async fn next(&mut self) -> Result<Option<Line>, LineError> {
+        let mut line = Vec::new();
+        let (mut length, mut blank) = (0_usize, true);
+        loop {
+            let chunk = self.reader.fill_buf().await?;
+            let end = chunk.iter().position(|byte| *byte == b'\n');
+            let part = &chunk[..end.unwrap_or(chunk.len())];
+            length += part.len();
+            blank = blank && part.iter().all(u8::is_ascii_whitespace);
+            if length <= RECORD_BYTES {
+                line.extend_from_slice(part);
+            }
+            let at_end = chunk.is_empty();
+            let used = part.len() + usize::from(end.is_some());
+            self.reader.as_mut().consume(used);
+            if end.is_some() || at_end {
+                if blank && !at_end {
+                    (length, line) = (0, Vec::new());
+                    // A body of newlines, unpacked from little, must not keep others from running.
+                    tokio::task::consume_budget().await;
+                    continue;
+                }
+                return Ok(match (blank, length > RECORD_BYTES) {
+                    (true, _) => None,
+                    (false, true) => Some(Line::TooLong),
+                    (false, false) => Some(Line::Record(line)),
+                });
+            }
+            if length > BATCH_BYTES {
+                return Err(LineError::Endless);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(chunks: &[&[u8]]) -> Lines {
+        let chunks: Vec<_> = chunks.iter().map(|chunk| Ok::<_, std::io::Error>(bytes::Bytes::copy_from_slice(chunk))).collect();
+        Lines::new(Box::pin(StreamReader::new(futures::stream::iter(chunks))))
+    }
+
+    async fn all(mut lines: Lines) -> Vec<Line> {
+        let mut found = Vec::new();
+        while let Some(line) = lines.next().await.expect("readable") {
+            found.push(line);
+        }
+        found
+    }
+
+    #[tokio::test]
+    async fn lines_are_found_whatever_the_chunks() {
+        let text = b"{\"a\":1}\n\r\n  \n{\"b\":2}\r\n{\"c\":3}";
+        let expected = ["{\"a\":1}", "{\"b\":2}\r", "{\"c\":3}"].map(|line| Line::Record(line.into()));
+        for size in 1..text.len() {
+            let chunks: Vec<&[u8]> = text.chunks(size).collect();
+            assert_eq!(all(lines(&chunks)).await, expected, "chunks of {size}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_line_is_passed_over_and_the_next_is_read() {
+        let longest = vec![b'x'; RECORD_BYTES];
+        let longer = vec![b'y'; RECORD_BYTES + 1];
+        let found = all(lines(&[&longest, b"\n", &longer, b"\nz"])).await;
+        assert_eq!(found, [Line::Record(longest), Line::TooLong, Line::Record(b"z".to_vec())]);
+    }
+
+    #[tokio::test]
+    async fn a_line_without_an_end_stops_the_reading() {
+        let part = vec![b'x'; 1024 * 1024];
+        let parts: Vec<&[u8]> = (0..20).map(|_| part.as_slice()).collect();
+        assert!(matches!(lines(&parts).next().await, Err(LineError::Endless)));
+    }
+}

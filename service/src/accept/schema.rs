@@ -1,0 +1,190 @@
+//! Bodies of `POST /records` and `POST /records/batch`: raw bytes to us, a schema to the reader of the document.
+
+use poem::{Request, RequestBody};
+use poem_openapi::{
+    ApiExtractor, ApiExtractorType, ExtractParamOptions,
+    registry::{MetaMediaType, MetaRequest, MetaSchema, MetaSchemaRef, Registry},
+};
+use serde_json::{Value, json};
+
+use super::body::{self, Format, Reader};
+use crate::http::problem::Failure;
+
+/// The body of one record.
+pub(super) struct OneRecord(pub(super) Reader);
+
+/// The body of many records.
+pub(super) struct ManyRecords {
+    pub(super) format: Format,
+    pub(super) reader: Reader,
+}
+
+const NAME: &str = "RecordIn";
+
+fn unsupported(detail: &str) -> Failure {
+    Failure::new(415, "unsupported_media_type", detail)
+}
+
+fn raw(request: &Request, body: &mut RequestBody) -> poem::Result<Reader> {
+    Ok(body::reader(request, body.take()?)?)
+}
+
+impl<'a> ApiExtractor<'a> for OneRecord {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        registry.create_schema::<Self, _>(NAME.to_owned(), |_| record());
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        let content = vec![MetaMediaType { content_type: "application/json", schema: reference() }];
+        let description = Some("One record, at most 16 KiB; `Content-Encoding: gzip` is taken.");
+        Some(MetaRequest { description, content, required: true })
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        if body::format(request) != Some(Format::Json) {
+            return Err(unsupported("send one record as Content-Type: application/json").into());
+        }
+        Ok(Self(raw(request, body)?))
+    }
+}
+
+impl<'a> ApiExtractor<'a> for ManyRecords {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        OneRecord::register(registry);
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        let array = MetaSchema { items: Some(Box::new(reference())), ..MetaSchema::new("array") };
+        let lines = MetaSchema {
+            description: Some("One record a line, each at most 16 KiB."),
+            example: Some(Value::from(format!("{}\n", example()))),
+            ..MetaSchema::new("string")
+        };
+        let content = vec![
+            MetaMediaType { content_type: "application/json", schema: MetaSchemaRef::Inline(Box::new(array)) },
+            MetaMediaType { content_type: "application/x-ndjson", schema: MetaSchemaRef::Inline(Box::new(lines)) },
+        ];
+        let description = Some(
+            "A JSON array of at most 16 MiB and 100,000 items, or NDJSON of any length; `Content-Encoding: gzip` is taken.",
+        );
+        Some(MetaRequest { description, content, required: true })
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        let Some(format) = body::format(request) else {
+            return Err(unsupported(
+                "send an array as Content-Type: application/json, or lines as Content-Type: application/x-ndjson",
+            )
+            .into());
+        };
+        Ok(Self { format, reader: raw(request, body)? })
+    }
+}
+
+fn reference() -> MetaSchemaRef {
+    MetaSchemaRef::Reference(NAME.to_owned())
+}
+
+fn example() -> Value {
+    json!({
+        "recordId": "order-1001",
+        "time": "2026-01-31T12:00:00Z",
+        "sourceId": "shop-7",
+        "destinationId": "account-42",
+        "type": "positive",
+        "value": "125.50",
+        "unit": "EUR",
+        "reference": "invoice-9"
+    })
+}
+
+/// The schema of a record as it comes in.
+fn record() -> MetaSchema {
+    let inline = |schema: MetaSchema| MetaSchemaRef::Inline(Box::new(schema));
+    let text = |description| {
+        // Control characters are refused; this is the part of it that a pattern can say.
+        inline(MetaSchema {
+            description: Some(description),
+            min_length: Some(1),
+            max_length: Some(200),
+            pattern: Some(r"^[^\u0000-\u001f\u007f-\u009f]*$".to_owned()),
+            ..MetaSchema::new("string")
+        })
+    };
+    let decimal = MetaSchema { pattern: Some(r"^[0-9]{1,15}(\.[0-9]{1,9})?$".to_owned()), ..MetaSchema::new("string") };
+    let number = MetaSchema { minimum: Some(0.0), maximum: Some(999_999_999_999_999.0), ..MetaSchema::new("number") };
+    let value = MetaSchema {
+        description: Some(
+            "Unsigned decimal of at most 15 integer and 9 fractional digits, without an exponent, as a string or a number. \
+             A number is read digit by digit, never through a float.",
+        ),
+        one_of: vec![inline(decimal), inline(number)],
+        ..MetaSchema::ANY
+    };
+    let kind = MetaSchema {
+        description: Some("The sign of the value."),
+        enum_items: vec!["positive".into(), "negative".into()],
+        ..MetaSchema::new("string")
+    };
+    let time = MetaSchema {
+        description: Some("When it happened: RFC 3339 with an offset and at most 6 fractional digits."),
+        ..MetaSchema::new_with_format("string", "date-time")
+    };
+    let attributes = MetaSchema {
+        description: Some("Anything else, at most 8 KiB; given back as the bytes received."),
+        nullable: true,
+        ..MetaSchema::new("object")
+    };
+    let record_id = MetaSchema {
+        description: Some(
+            "Unique over all shards and times. May be left out beside an Idempotency-Key header, from which it is then derived.",
+        ),
+        min_length: Some(1),
+        max_length: Some(200),
+        nullable: true,
+        ..MetaSchema::new("string")
+    };
+    MetaSchema {
+        description: Some("One record. Unknown fields are refused; null means absent."),
+        required: vec!["time", "sourceId", "destinationId", "type", "value", "unit", "reference"],
+        properties: vec![
+            ("recordId", inline(record_id)),
+            ("time", inline(time)),
+            ("sourceId", text("Who or what it comes from.")),
+            ("destinationId", text("What it is counted for; decides the shard.")),
+            ("type", inline(kind)),
+            ("value", inline(value)),
+            ("unit", text("Of what; amounts of different units are never added up.")),
+            ("reference", text("With the destination, the key under which totals are kept.")),
+            ("attributes", inline(attributes)),
+        ],
+        example: Some(example()),
+        ..MetaSchema::new("object")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::domain::Record;
+
+    #[test]
+    fn the_example_is_a_record() {
+        Record::parse(super::example().to_string().as_bytes()).expect("the example in the document is valid");
+    }
+}

@@ -1,0 +1,142 @@
+//! One record: append it, and wait for its outcome if that was asked for.
+
+use std::{sync::Arc, time::Duration};
+
+use poem::Request;
+use poem_openapi::payload::Json;
+
+use super::{
+    Acceptor,
+    api::{Processed, Queued, Summary, Taken},
+    body, count_rejected, idempotency, now, refusal,
+    schema::OneRecord,
+    traceparent,
+};
+use crate::{
+    domain::{Record, Text, shard_of},
+    http::{App, problem::Failure},
+    store::{Awaited, Outcome, Settled},
+    streams::Outgoing,
+};
+
+/// Longest wait for an outcome.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Takes one record.
+pub(super) async fn send(
+    app: &App,
+    acceptor: &Acceptor,
+    request: &Request,
+    key: Option<&str>,
+    body: OneRecord,
+) -> Result<Taken, Failure> {
+    let wait = wait_asked_for(request);
+    let traceparent = traceparent(request);
+    let bytes = body::whole(body.0, body::RECORD_BYTES).await?;
+    let record = parse(&bytes, key, 0).map_err(|invalid| {
+        count_rejected(invalid.code, 1);
+        Failure::from(invalid)
+    })?;
+    let shards = app.manifest.borrow().manifest.spec.shards;
+    let shard = shard_of(record.destination_id.as_str(), shards);
+    let entry = Outgoing {
+        record: record.to_json(),
+        received_at: now(),
+        traceparent,
+        serve: Some(Arc::clone(&app.process)),
+        replay_of: None,
+    };
+    let ids = acceptor.append(app, shard, vec![entry]).await.map_err(|error| {
+        let (status, code, detail) = refusal(&error);
+        count_rejected(code, 1);
+        Failure::new(status, code, detail)
+    })?;
+    let record_id = record.record_id;
+    tracing::debug!(record_id = record_id.as_str(), shard, "accept.record.queued");
+    let (Some(wait), Some(stream_id)) = (wait, ids.first()) else { return Ok(queued(record_id)) };
+    let awaited = Awaited { shard, record_id: record_id.to_string(), stream_id: stream_id.to_string() };
+    match acceptor.0.waiters.wait(awaited, wait).await {
+        Some(settled) => answer(record_id, shard, settled),
+        None => Ok(queued(record_id)),
+    }
+}
+
+/// Reads a record; one without an id gets it from the request's key and the index in the request.
+pub(super) fn parse(json: &[u8], key: Option<&str>, index: u64) -> Result<Record, crate::domain::Invalid> {
+    let Some(key) = key else { return Record::parse(json) };
+    let draft = Record::parse_draft(json)?;
+    let source_id = draft.source_id().clone();
+    Ok(draft.with_id(|| idempotency::derive(&source_id, key, index)))
+}
+
+fn queued(record_id: Text) -> Taken {
+    Taken::Queued(Json(Queued { record_id: record_id.to_string(), status: "queued".to_owned() }))
+}
+
+fn answer(record_id: Text, shard: u16, settled: Settled) -> Result<Taken, Failure> {
+    let duplicate = settled.duplicate.then_some(true);
+    match settled.outcome {
+        Outcome::Processed { seq, previous_count, previous_total, unit } => Ok(Taken::Processed(Json(Processed {
+            record_id: record_id.to_string(),
+            status: "processed".to_owned(),
+            shard,
+            seq,
+            summary: Summary { previous_count, previous_total, unit },
+            duplicate,
+        }))),
+        Outcome::Conflict { n } => Err(Failure::new(
+            409,
+            "record_conflict",
+            format!("this recordId is taken by other content; both are kept, see /conflicts ({shard}-c{n})"),
+        )),
+        Outcome::DeadLettered { letter, reason, detail } => {
+            Err(Failure::new(422, "dead_lettered", detail).with(|problem| {
+                problem.dead_letter = Some(letter.to_string());
+                problem.reason = Some(reason);
+                problem.duplicate = duplicate;
+            }))
+        }
+    }
+}
+
+/// The wait of `Prefer: wait=N`, at most [`LONGEST_WAIT`]. Preferences that are not understood are ignored, as
+/// RFC 7240 asks.
+fn wait_asked_for(request: &Request) -> Option<Duration> {
+    let headers = request.headers().get_all("prefer");
+    let mut preferences = headers.iter().filter_map(|header| header.to_str().ok()).flat_map(|text| text.split(','));
+    preferences.find_map(|preference| {
+        let (name, value) = preference.split(';').next()?.split_once('=')?;
+        if !name.trim().eq_ignore_ascii_case("wait") {
+            return None;
+        }
+        let seconds: u64 = value.trim().trim_matches('"').parse().ok()?;
+        Some(Duration::from_secs(seconds).min(LONGEST_WAIT))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_is_read_among_other_preferences_and_bounded() {
+        let asked = |prefer: &str| wait_asked_for(&Request::builder().header("Prefer", prefer).finish());
+        assert_eq!(asked("wait=5"), Some(Duration::from_secs(5)));
+        assert_eq!(asked("respond-async, Wait = 10; x=1"), Some(Duration::from_secs(10)));
+        assert_eq!(asked("wait=100000"), Some(LONGEST_WAIT));
+        for ignored in ["respond-async", "wait", "wait=", "wait=-1", "wait=soon", "wait=99999999999999999999999"] {
+            assert_eq!(asked(ignored), None, "{ignored}");
+        }
+    }
+
+    #[test]
+    fn an_own_id_counts_before_a_derived_one() {
+        let with = r#"{"recordId":"mine","time":"2026-01-31T12:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":1,"unit":"u","reference":"r"}"#;
+        let without = with.replace(r#""recordId":"mine","#, "");
+        assert_eq!(parse(with.as_bytes(), Some("k"), 3).expect("valid").record_id.as_str(), "mine");
+        let derived = parse(without.as_bytes(), Some("k"), 3).expect("valid").record_id;
+        assert!(derived.as_str().starts_with("ik-"));
+        assert_ne!(derived, parse(without.as_bytes(), Some("k"), 4).expect("valid").record_id);
+        assert_eq!(parse(without.as_bytes(), None, 0).expect_err("no id").pointer, "/recordId");
+    }
+}

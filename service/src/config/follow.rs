@@ -1,0 +1,252 @@
+//! Follows the manifest's file and its newest version in Postgres while the process runs.
+//!
+//! Files are followed by their content, which also holds for the symbolic links that a mounted ConfigMap swaps. Must never
+//! put anything in force that Postgres does not have as its newest version, and never drop what is in force because a server
+//! or the file is away.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::bail;
+use millrace_crds::RecordPipeline;
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    InForce, Place,
+    setup::{offer, other_uid, refusal, say},
+};
+use crate::{
+    lifecycle::Beat,
+    store::{Error, Registered, Store},
+    telemetry::metrics::{MANIFEST_REFUSED, POLICY_VERSION},
+};
+
+/// Between two looks. A change is in force after two of them at the most: one for the file, one for another process's.
+const LOOK: Duration = Duration::from_millis(300);
+/// Between two checks that every shard has its row.
+const CHECK_SHARDS: u32 = 10;
+
+/// The URLs that the connections were made with.
+pub(super) struct Urls {
+    pub(super) redis: String,
+    pub(super) postgres: String,
+}
+
+pub(super) struct Follower {
+    place: Place,
+    /// The last content of the file that was read, valid or not.
+    content: Option<String>,
+    /// While the file cannot be read: what was refused before.
+    unreadable: Option<Option<Arc<str>>>,
+    /// The file as it was last accepted; of its spec only `shards`, which never changes, counts.
+    frame: RecordPipeline,
+    /// A change that Postgres has not judged yet.
+    pending: Option<RecordPipeline>,
+    urls: Urls,
+    store: Store,
+    in_force: watch::Sender<InForce>,
+    /// What was last said of Postgres; said again only when it changes.
+    trouble: String,
+}
+
+impl Follower {
+    pub(super) fn new(
+        place: Place,
+        frame: RecordPipeline,
+        urls: Urls,
+        store: Store,
+        in_force: watch::Sender<InForce>,
+    ) -> Self {
+        Self {
+            place,
+            content: None,
+            unreadable: None,
+            frame,
+            pending: None,
+            urls,
+            store,
+            in_force,
+            trouble: String::new(),
+        }
+    }
+
+    pub(super) async fn run(mut self, beat: Arc<Beat>, stop: CancellationToken) -> anyhow::Result<()> {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = 0_u32;
+        loop {
+            tokio::select! {
+                _ = looks.tick() => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+            self.look_at_file().await;
+            self.look_at_urls()?;
+            let outcome = tokio::select! {
+                outcome = self.look_at_postgres(look.is_multiple_of(CHECK_SHARDS)) => outcome,
+                () = stop.cancelled() => return Ok(()),
+            };
+            match outcome {
+                Ok(()) if self.trouble.is_empty() => {}
+                Ok(()) => {
+                    tracing::info!("config.postgres.back");
+                    self.trouble.clear();
+                }
+                Err(Trouble::Passing(error)) => {
+                    let error = error.to_string();
+                    if error != self.trouble {
+                        tracing::warn!(error, "config.postgres.away: what is in force stays");
+                        self.trouble = error;
+                    }
+                }
+                Err(Trouble::OtherPipeline(id)) => bail!(
+                    "the database is now pipeline {id}'s: its id differs from the one that this process started with; start again"
+                ),
+            }
+            self.measure();
+            beat.beat();
+            look = look.wrapping_add(1);
+        }
+    }
+
+    fn measure(&self) {
+        let in_force = self.in_force.borrow();
+        // Versions count from 1, far below what a float holds exactly.
+        metrics::gauge!(POLICY_VERSION).set(in_force.policy.version as f64);
+        metrics::gauge!(MANIFEST_REFUSED).set(if in_force.refusal.is_some() { 1.0 } else { 0.0 });
+    }
+
+    /// Reads the file; a content that was not seen yet becomes pending, or is refused with one line.
+    async fn look_at_file(&mut self) {
+        let read = tokio::fs::read_to_string(&self.place.pipeline).await;
+        let content = match read {
+            Ok(content) => content,
+            // Not remembered as content, so that the same content coming back is no change.
+            Err(error) => {
+                if self.unreadable.is_none() {
+                    self.unreadable = Some(self.in_force.borrow().refusal.clone());
+                    self.refuse(&format!("cannot be read: {error}"));
+                }
+                return;
+            }
+        };
+        if let Some(before) = self.unreadable.take() {
+            self.in_force.send_modify(|in_force| in_force.refusal = before);
+        }
+        if self.content.as_ref() == Some(&content) {
+            return;
+        }
+        let parsed = RecordPipeline::from_yaml(&content);
+        let first = self.content.replace(content).is_none();
+        match parsed {
+            Ok(manifest) if first && manifest == self.frame => {}
+            Ok(manifest) if manifest.metadata.name != self.frame.metadata.name => {
+                let (was, is) = (&self.frame.metadata.name, &manifest.metadata.name);
+                self.refuse(&format!(
+                    "metadata.name changed from {was} to {is}: a pipeline keeps its name; start another one"
+                ));
+            }
+            Ok(manifest) => self.pending = Some(manifest),
+            Err(error) => self.refuse(&error.to_string()),
+        }
+    }
+
+    /// A changed URL of Postgres holds for new connections; one of Redis ends the process in order, to be started again.
+    fn look_at_urls(&mut self) -> anyhow::Result<()> {
+        if self.place.postgres_url_file.is_some()
+            && let Some(url) = changed(self.place.postgres_url(), &self.urls.postgres)
+        {
+            match self.store.redirect(&url, &self.frame.metadata.name) {
+                Ok(()) => tracing::info!("config.postgres_url.changed"),
+                Err(_) => tracing::warn!("config.postgres_url.refused: it is no URL of Postgres; the old one stays"),
+            }
+            self.urls.postgres = url;
+        }
+        if self.place.redis_url_file.is_some() && changed(self.place.redis_url(), &self.urls.redis).is_some() {
+            bail!("the URL of Redis changed in its file: start again to use it");
+        }
+        Ok(())
+    }
+
+    async fn look_at_postgres(&mut self, check_shards: bool) -> Result<(), Trouble> {
+        if let Some(manifest) = self.pending.take() {
+            match self.offer(&manifest).await {
+                Ok(()) => {}
+                Err(error) => {
+                    self.pending = Some(manifest);
+                    return Err(error.into());
+                }
+            }
+        }
+        if check_shards {
+            self.store.ensure_shards(self.frame.spec.shards).await?;
+        }
+        let Some(newest) = self.store.newest().await? else { return Ok(()) };
+        let now = self.in_force.borrow().clone();
+        if *newest.pipeline_id != *now.pipeline_id {
+            return Err(Trouble::OtherPipeline(newest.pipeline_id));
+        }
+        if newest.version != now.policy.version {
+            let mut next = InForce::new(&self.frame, newest.spec, newest.version, now.pipeline_id);
+            next.refusal = now.refusal;
+            tracing::info!(version = newest.version, was = now.policy.version, "config.manifest.in_force");
+            self.in_force.send_replace(next);
+        }
+        Ok(())
+    }
+
+    async fn offer(&mut self, manifest: &RecordPipeline) -> Result<(), Error> {
+        let Some(pipeline) = self.store.pipeline().await? else {
+            return Err(Error::Refused(
+                "the schema is not there, or older than this millrace: run `millrace migrate`".to_owned(),
+            ));
+        };
+        if let Err(Error::Refused(why)) = pipeline.admits(manifest) {
+            self.refuse(&why);
+            return Ok(());
+        }
+        if let Some(why) = other_uid(&pipeline, manifest) {
+            // Stays pending: it is judged once the schema was claimed for it.
+            return Err(Error::Refused(why));
+        }
+        let registered = self.store.register(&offer(manifest, true)).await?;
+        match refusal(&registered) {
+            Some(why) => self.refuse(&why),
+            None => {
+                say(&registered);
+                self.in_force.send_if_modified(|in_force| in_force.refusal.take().is_some());
+            }
+        }
+        if matches!(registered, Registered::AsNew(_) | Registered::Same(_)) {
+            self.frame = manifest.clone();
+        }
+        Ok(())
+    }
+
+    /// Says why the file's content is not in force, and keeps it for `/status`. Called once for each content.
+    fn refuse(&self, why: &str) {
+        let (file, version) = (self.place.pipeline.display(), self.in_force.borrow().policy.version);
+        tracing::warn!(%file, why, version, "config.manifest.refused: the version in force stays");
+        self.in_force.send_modify(|in_force| in_force.refusal = Some(why.into()));
+    }
+}
+
+/// The URL that a file holds now, when it is another one. A file that is away for a moment changes nothing.
+fn changed(read: anyhow::Result<String>, was: &str) -> Option<String> {
+    read.ok().filter(|url| !url.is_empty() && url != was)
+}
+
+enum Trouble {
+    /// Waited for.
+    Passing(Error),
+    /// Ends the process: what it holds belongs to another pipeline.
+    OtherPipeline(String),
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self::Passing(error)
+    }
+}

@@ -1,0 +1,156 @@
+//! Where a process runs: its manifest's file, its Redis and its Postgres.
+
+use std::{fmt, fs, path::PathBuf};
+
+use anyhow::{Context as _, bail};
+use millrace_crds::RecordPipeline;
+
+/// A text that is not shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+/// Where a process runs. Each is a flag or a variable.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Place {
+    /// The pipeline's manifest, a RecordPipeline as YAML
+    #[arg(long, value_name = "FILE", env = "MILLRACE_PIPELINE")]
+    pub pipeline: PathBuf,
+    /// Redis, such as redis://:password@host:6379
+    #[arg(long, value_name = "URL", env = "MILLRACE_REDIS_URL", hide_env_values = true)]
+    pub redis_url: Option<Secret>,
+    /// A file that holds the URL of Redis; it is followed
+    #[arg(long, value_name = "FILE", env = "MILLRACE_REDIS_URL_FILE", conflicts_with = "redis_url")]
+    pub redis_url_file: Option<PathBuf>,
+    /// Postgres, such as postgres://user:password@host:5432/database
+    #[arg(long, value_name = "URL", env = "MILLRACE_POSTGRES_URL", hide_env_values = true)]
+    pub postgres_url: Option<Secret>,
+    /// A file that holds the URL of Postgres; it is followed
+    #[arg(long, value_name = "FILE", env = "MILLRACE_POSTGRES_URL_FILE", conflicts_with = "postgres_url")]
+    pub postgres_url_file: Option<PathBuf>,
+}
+
+impl Place {
+    /// A place given by its URLs.
+    #[must_use]
+    pub fn new(pipeline: impl Into<PathBuf>, redis_url: impl Into<Secret>, postgres_url: impl Into<Secret>) -> Self {
+        Self {
+            pipeline: pipeline.into(),
+            redis_url: Some(redis_url.into()),
+            redis_url_file: None,
+            postgres_url: Some(postgres_url.into()),
+            postgres_url_file: None,
+        }
+    }
+
+    /// Reads and checks the manifest.
+    ///
+    /// # Errors
+    /// Names the file, and each field that is wrong.
+    pub fn manifest(&self) -> anyhow::Result<RecordPipeline> {
+        let text =
+            fs::read_to_string(&self.pipeline).with_context(|| format!("cannot read {}", self.pipeline.display()))?;
+        RecordPipeline::from_yaml(&text).with_context(|| self.pipeline.display().to_string())
+    }
+
+    /// The URL of Redis.
+    ///
+    /// # Errors
+    /// When none is given, or its file cannot be read.
+    pub fn redis_url(&self) -> anyhow::Result<String> {
+        url("Redis", "--redis-url", "MILLRACE_REDIS_URL", self.redis_url.as_ref(), self.redis_url_file.as_ref())
+    }
+
+    /// The URL of Postgres.
+    ///
+    /// # Errors
+    /// When none is given, or its file cannot be read.
+    pub fn postgres_url(&self) -> anyhow::Result<String> {
+        let (given, file) = (self.postgres_url.as_ref(), self.postgres_url_file.as_ref());
+        url("Postgres", "--postgres-url", "MILLRACE_POSTGRES_URL", given, file)
+    }
+}
+
+fn url(
+    server: &str,
+    flag: &str,
+    variable: &str,
+    given: Option<&Secret>,
+    file: Option<&PathBuf>,
+) -> anyhow::Result<String> {
+    match (given, file) {
+        (Some(Secret(url)), _) => Ok(url.trim().to_owned()),
+        (None, Some(file)) => {
+            let url = fs::read_to_string(file)
+                .with_context(|| format!("cannot read {}, the URL of {server}", file.display()))?;
+            Ok(url.trim().to_owned())
+        }
+        (None, None) => bail!("where is {server}? give {flag}, {variable} or {variable}_FILE"),
+    }
+}
+
+/// A URL without its password and parameters that may hold one; what is no URL is hidden whole.
+#[must_use]
+pub fn hide_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return "(hidden)".to_owned() };
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    // The last @ before the path ends the user's part: a password may itself hold one.
+    let (authority, path) = rest.split_at(rest.rfind('@').map_or(0, |at| at));
+    let shown = match (authority.is_empty(), path.strip_prefix('@')) {
+        (false, Some(host)) => match authority.split_once(':') {
+            Some((user, _)) => format!("{user}:(hidden)@{host}"),
+            None => format!("{authority}@{host}"),
+        },
+        _ => rest.to_owned(),
+    };
+    format!("{scheme}://{shown}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_hidden() {
+        for (url, shown) in [
+            ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+            ("redis://:s3cret@host:6379", "redis://:(hidden)@host:6379"),
+            ("postgres://me:s3:cr@et@host/db?password=s3cret", "postgres://me:(hidden)@host/db"),
+            ("postgres://me:s3/cret@host/db", "postgres://me:(hidden)@host/db"),
+            ("postgres://me@host/db", "postgres://me@host/db"),
+            ("s3cret", "(hidden)"),
+        ] {
+            assert_eq!(hide_password(url), shown);
+        }
+        assert!(!format!("{:?}", Place::new("p", "redis://:s3cret@h", "postgres://:s3cret@h")).contains("s3cret"));
+    }
+
+    #[test]
+    fn urls_come_from_files_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("url");
+        fs::write(&file, "redis://host\n").unwrap();
+        let mut place = Place::new("p", "", "");
+        (place.redis_url, place.redis_url_file) = (None, Some(file));
+        assert_eq!(place.redis_url().unwrap(), "redis://host");
+        place.redis_url_file = None;
+        assert!(place.redis_url().unwrap_err().to_string().contains("MILLRACE_REDIS_URL"));
+    }
+}

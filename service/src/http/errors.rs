@@ -1,0 +1,60 @@
+//! The framework's own errors as problems with stable codes.
+
+use poem::{
+    Error, Response,
+    error::{MethodNotAllowedError, NotFoundError, ParsePathError, ReadBodyError},
+};
+use poem_openapi::error::{ContentTypeError, ParseParamError, ParsePathError as ParseOpenApiPathError, ParseRequestPayloadError};
+
+use super::{guard, problem::Failure};
+use crate::accept::idempotency;
+
+/// The answer to an error: a failure of a handler as it is, one of the framework as a problem.
+pub(super) fn render(error: Error) -> Response {
+    if error.is_from_response() {
+        return error.into_response();
+    }
+    Error::from(failure(&error)).into_response()
+}
+
+/// The answer after a panic in a handler.
+pub(super) fn panicked(_: Box<dyn std::any::Any + Send + 'static>) -> Response {
+    // The panic hook has logged where and why.
+    Error::from(Failure::new(500, "internal", "the service failed; the log says why")).into_response()
+}
+
+fn failure(error: &Error) -> Failure {
+    if error.is::<NotFoundError>() {
+        return Failure::new(404, "not_found", "there is nothing at this path; /docs shows what there is");
+    }
+    if error.is::<MethodNotAllowedError>() {
+        return Failure::new(405, "method_not_allowed", "this path does not take this method; see the header Allow");
+    }
+    if let Some(error) = error.downcast_ref::<ReadBodyError>() {
+        return guard::read_failure(error);
+    }
+    if let Some(error) = error.downcast_ref::<ContentTypeError>() {
+        let detail = match error {
+            ContentTypeError::NotSupported { .. } => "the Content-Type is not taken here; send application/json",
+            ContentTypeError::ExpectContentType => "the Content-Type is missing; send application/json",
+        };
+        return Failure::new(415, "unsupported_media_type", detail);
+    }
+    if let Some(ParseParamError { name, reason }) = error.downcast_ref() {
+        if *name == "Idempotency-Key" {
+            return idempotency::invalid();
+        }
+        return Failure::new(400, "invalid_parameter", format!("{name}: {reason}"));
+    }
+    if error.is::<ParsePathError>() || error.is::<ParseOpenApiPathError>() {
+        return Failure::new(400, "invalid_parameter", "a part of the path cannot be read; percent-encode it as UTF-8");
+    }
+    if let Some(ParseRequestPayloadError { reason }) = error.downcast_ref() {
+        return Failure::new(400, "invalid_body", format!("the body is not what this path takes: {reason}"));
+    }
+    let status = error.status();
+    if status.is_client_error() {
+        return Failure::new(400, "invalid_request", "the request is not understood");
+    }
+    Failure::internal(error)
+}

@@ -1,0 +1,107 @@
+//! What stands before every path: `/v1`, parameters that nobody takes, bounds of bodies, errors as problems, metrics.
+
+use std::time::Instant;
+
+use poem::{
+    Endpoint, Request, Response, Result,
+    http::{HeaderValue, Method, StatusCode, Uri, header::ALLOW, uri::PathAndQuery},
+};
+
+use tracing::Instrument as _;
+
+use super::{errors, guard, operations::Operations};
+use crate::telemetry::trace;
+
+/// Most bytes of a body, but where records are taken.
+const SMALL_BODY: usize = 64 * 1024;
+
+/// The endpoint before all others.
+pub(super) struct Front<E> {
+    inner: E,
+    operations: Operations,
+}
+
+impl<E> Front<E> {
+    pub(super) fn new(inner: E, operations: Operations) -> Self {
+        Self { inner, operations }
+    }
+}
+
+impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
+    type Output = Response;
+
+    async fn call(&self, mut request: Request) -> Result<Response> {
+        let began = Instant::now();
+        strip_version(request.uri_mut());
+        let method = request.method().clone();
+        let path = self.operations.find(request.uri().path());
+        let span = tracing::info_span!("http.request.handle", route = path.map(|path| path.template.as_str()));
+        let parent = request.headers().get("traceparent").and_then(|header| header.to_str().ok());
+        trace::continue_from(&span, parent);
+        let mut response = match path.map(|path| path.check_query(&method, request.uri().query().unwrap_or_default())) {
+            Some(Err(failure)) => errors::render(failure.into()),
+            Some(Ok(())) if method == Method::OPTIONS => Response::builder().status(StatusCode::NO_CONTENT).finish(),
+            _ => {
+                let takes_records = path.is_some_and(|path| matches!(path.template.as_str(), "/records" | "/records/batch"));
+                let limit = (!takes_records).then_some(SMALL_BODY);
+                let body = guard::guard(request.take_body(), limit, guard::PATIENCE);
+                request.set_body(body);
+                match self.inner.call(request).instrument(span).await {
+                    Ok(response) => response,
+                    Err(error) => errors::render(error),
+                }
+            }
+        };
+        if let Some(path) = path
+            && (method == Method::OPTIONS || response.status() == StatusCode::METHOD_NOT_ALLOWED)
+            && let Ok(allow) = HeaderValue::from_str(&path.allow())
+        {
+            response.headers_mut().insert(ALLOW, allow);
+        }
+        // A path that is not ours is not a label: there are endlessly many.
+        let route = path.map_or_else(|| "other".to_owned(), |path| path.template.clone());
+        let (status, took) = (response.status().as_u16(), began.elapsed());
+        tracing::debug!(method = method.as_str(), route, status, took_us = took.as_micros(), "http.request.answered");
+        let known = matches!(method.as_str(), "GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "PATCH" | "OPTIONS");
+        let method = if known { method.as_str().to_owned() } else { "other".to_owned() };
+        let labels = [("route", route), ("method", method), ("status", status.to_string())];
+        metrics::histogram!("millrace_http_request_seconds", &labels).record(took);
+        Ok(response)
+    }
+}
+
+/// Takes `/v1` from the path: paths without it mean v1 for good.
+fn strip_version(uri: &mut Uri) {
+    let Some(rest) = uri.path().strip_prefix("/v1").filter(|rest| rest.is_empty() || rest.starts_with('/')) else {
+        return;
+    };
+    let path = if rest.is_empty() { "/" } else { rest };
+    let path = uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = PathAndQuery::try_from(path).ok();
+    if let Ok(stripped) = Uri::from_parts(parts) {
+        *uri = stripped;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_taken_from_the_path_only_where_it_is_one() {
+        for (given, expected) in [
+            ("/v1/records?a=%2F", "/records?a=%2F"),
+            ("/v1", "/"),
+            ("/v1?x", "/?x"),
+            ("/v1/", "/"),
+            ("/v12/records", "/v12/records"),
+            ("/records/v1", "/records/v1"),
+            ("/v1/v1/records", "/v1/records"),
+        ] {
+            let mut uri: Uri = given.parse().expect("a URI");
+            strip_version(&mut uri);
+            assert_eq!(uri.to_string(), expected);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The health port of each role: alive, ready, metrics, status. Keyless, so it must never show a record or a secret.
+
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use futures::future::BoxFuture;
+use poem::{
+    Endpoint, EndpointExt as _, IntoResponse as _, Response, Route, Server, get, handler, http::StatusCode,
+    listener::TcpAcceptor, web::Data,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    lifecycle::{Lifecycle, Vitals},
+    telemetry::Metrics,
+};
+
+/// How long `/status` may take; a server that is away must not hold the answer up for longer.
+const LONGEST_STATUS: Duration = Duration::from_secs(5);
+
+/// Makes what `/status` shows, beside the role and what stands still.
+pub type Status = Arc<dyn Fn() -> BoxFuture<'static, Value> + Send + Sync>;
+
+/// What the health port shows.
+#[derive(Clone)]
+pub struct Health {
+    /// `serve`, `work` or `dev`.
+    pub role: &'static str,
+    /// Which loops move.
+    pub vitals: Vitals,
+    /// For `/metrics`.
+    pub metrics: Metrics,
+    /// For `/status`: an object.
+    pub status: Status,
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Health").field("role", &self.role).finish_non_exhaustive()
+    }
+}
+
+/// Serves the health port until the process is told to stop. Gives the address, for a port of 0.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn serve(listen: SocketAddr, health: Health, lifecycle: &Lifecycle) -> anyhow::Result<SocketAddr> {
+    let listener = tokio::net::TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let address = listener.local_addr()?;
+    tracing::info!(%address, "http.health.listening");
+    let server = Server::new_with_acceptor(TcpAcceptor::from_tokio(listener)?);
+    let soft = lifecycle.soft.clone();
+    lifecycle.spawn("health", async move {
+        let stop = soft.cancelled_owned();
+        Ok(server.run_with_graceful_shutdown(routes(health), stop, Some(Duration::from_secs(2))).await?)
+    });
+    Ok(address)
+}
+
+/// The paths of the health port.
+pub fn routes(health: Health) -> impl Endpoint {
+    Route::new()
+        .at("/health", get(tell_alive))
+        .at("/ready", get(tell_ready))
+        .at("/metrics", get(tell_metrics))
+        .at("/status", get(tell_status))
+        .data(health)
+}
+
+/// The answer of `/health`: the process lives.
+#[must_use]
+pub fn alive_answer() -> Response {
+    answer(StatusCode::OK, &json!({"alive": true}))
+}
+
+/// The answer of `/ready`: 200, or 503 with the loops that stand still.
+#[must_use]
+pub fn ready_answer(vitals: &Vitals) -> Response {
+    let still = vitals.still();
+    let status = if still.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    answer(status, &json!({"ready": still.is_empty(), "standingStill": still}))
+}
+
+fn answer(status: StatusCode, body: &Value) -> Response {
+    body.to_string().with_content_type("application/json").with_status(status).into_response()
+}
+
+#[handler]
+fn tell_alive() -> Response {
+    alive_answer()
+}
+
+#[handler]
+fn tell_ready(health: Data<&Health>) -> Response {
+    ready_answer(&health.vitals)
+}
+
+#[handler]
+fn tell_metrics(health: Data<&Health>) -> Response {
+    health.metrics.render().with_content_type("text/plain; version=0.0.4; charset=utf-8").into_response()
+}
+
+#[handler]
+async fn tell_status(health: Data<&Health>) -> Response {
+    let frame = json!({"role": health.role, "standingStill": health.vitals.still()});
+    let (status, more) = match tokio::time::timeout(LONGEST_STATUS, (health.status)()).await {
+        Ok(more) => (StatusCode::OK, more),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, json!({"error": "the status could not be told within 5 s"})),
+    };
+    let (Value::Object(mut all), Value::Object(more)) = (frame, more) else {
+        return answer(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": "the status is no object"}));
+    };
+    all.extend(more);
+    answer(status, &Value::Object(all))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_health_port_tells_what_moves_and_stops_with_the_process() {
+        let lifecycle = Lifecycle::new();
+        let beat = lifecycle.vitals.register("shard 3", Duration::from_millis(300));
+        let (recorder, metrics) = Metrics::local();
+        metrics::with_local_recorder(&recorder, || metrics::counter!("millrace_processed_total").increment(7));
+        let health = Health {
+            role: "work",
+            vitals: lifecycle.vitals.clone(),
+            metrics,
+            status: Arc::new(|| Box::pin(async { json!({"policyVersion": 3}) })),
+        };
+        let address = serve(([127, 0, 0, 1], 0).into(), health, &lifecycle).await.unwrap();
+        let get = async |path: &str| {
+            let answer = reqwest::get(format!("http://{address}{path}")).await.unwrap();
+            (answer.status().as_u16(), answer.text().await.unwrap())
+        };
+        assert_eq!(get("/health").await.0, 200);
+        beat.beat();
+        assert_eq!(get("/ready").await.0, 200);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        assert_eq!(get("/ready").await, (503, r#"{"ready":false,"standingStill":["shard 3"]}"#.to_owned()));
+        assert_eq!(get("/health").await.0, 200, "alive while it stands still");
+        let status: Value = serde_json::from_str(&get("/status").await.1).unwrap();
+        assert_eq!(status, json!({"role": "work", "standingStill": ["shard 3"], "policyVersion": 3}));
+        assert!(get("/metrics").await.1.contains("millrace_processed_total 7"));
+        lifecycle.soft.cancel();
+        lifecycle.run(Duration::from_secs(5)).await.unwrap();
+        assert!(reqwest::get(format!("http://{address}/health")).await.is_err());
+    }
+}

@@ -1,0 +1,82 @@
+//! The assembled HTTP API: its document, its routes, and the server.
+
+use std::time::Duration;
+
+use poem::{
+    Endpoint, EndpointExt as _, IntoEndpoint as _, Response, Route, Server, endpoint::make_sync, listener::TcpAcceptor,
+    middleware::CatchPanic, web::Html,
+};
+use poem_openapi::{LicenseObject, OpenApi as _, OpenApiService, ServerObject};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{App, errors, front::Front, merged::Merged, operations::Operations, probes::ProbesApi};
+use crate::{
+    accept::{Acceptor, RecordsApi},
+    ask,
+    lifecycle::Vitals,
+};
+
+/// Connections without any traffic for so long are closed. Longer than the longest wait for an outcome.
+const IDLE: Duration = Duration::from_secs(120);
+/// What open requests get to end by themselves when the process stops.
+const LAST_REQUESTS: Duration = Duration::from_secs(20);
+
+type Apis = Merged<(RecordsApi, ask::Apis, ProbesApi)>;
+
+fn service() -> OpenApiService<Apis, ()> {
+    OpenApiService::new(Merged((RecordsApi, ask::apis(), ProbesApi)), "Millrace", env!("CARGO_PKG_VERSION"))
+        .description(
+            "Streams of business records into exact totals, notifications and alerts. One record counts once, whatever is \
+             killed.\n\nErrors are `application/problem+json` with a stable `code`. Paths without `/v1` mean v1 for good; \
+             within it, fields, codes and enum values are only added.",
+        )
+        .license(LicenseObject::new("Apache-2.0").url("https://www.apache.org/licenses/LICENSE-2.0"))
+        .server(ServerObject::new("/"))
+        .server(ServerObject::new("/v1"))
+}
+
+/// The OpenAPI document as pretty JSON.
+#[must_use]
+pub fn document() -> String {
+    let mut document = service().spec();
+    document.push('\n');
+    document
+}
+
+/// All paths of the main port, each also under `/v1`.
+pub fn routes(app: App, acceptor: Acceptor, vitals: Vitals) -> impl Endpoint<Output = Response> {
+    let service = service();
+    let (json, html) = (document(), service.swagger_ui_html());
+    let operations = Operations::new(Apis::meta(), &["/openapi.json", "/docs"]);
+    let routes = Route::new()
+        .at(
+            "/openapi.json",
+            poem::get(make_sync(move |_| Response::builder().content_type("application/json").body(json.clone()))),
+        )
+        .at("/docs", poem::get(make_sync(move |_| Html(html.clone()))))
+        .nest("/", service.into_endpoint())
+        .data(app)
+        .data(acceptor)
+        .data(vitals)
+        .with(CatchPanic::new().with_handler(errors::panicked))
+        .map_to_response();
+    Front::new(routes, operations)
+}
+
+/// Serves until `stop`, then lets open requests end, for a bounded time.
+///
+/// # Errors
+/// When the listener cannot be used.
+pub async fn run(
+    listener: TcpListener,
+    endpoint: impl Endpoint<Output = Response> + 'static,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let acceptor = TcpAcceptor::from_tokio(listener)?;
+    Server::new_with_acceptor(acceptor)
+        .name("serve")
+        .idle_timeout(IDLE)
+        .run_with_graceful_shutdown(endpoint, stop.cancelled_owned(), Some(LAST_REQUESTS))
+        .await
+}

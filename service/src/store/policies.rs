@@ -1,0 +1,199 @@
+//! The manifest's versions: which was registered when, and whether a file makes a new one.
+//!
+//! Versions rise by one and never change. Must never register without the lock on the pipeline's row: two processes that
+//! see the same file change at once make one version.
+
+use millrace_crds::{ACCEPT_GENERATION, RecordPipelineSpec};
+
+use super::{
+    Error, Store,
+    pipeline::{leases_alive, read_pipeline},
+};
+
+/// The newest version of the manifest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Newest {
+    /// Its number, from 1.
+    pub version: i64,
+    /// The pipeline's id, read in the same statement: another one means another pipeline's database.
+    pub pipeline_id: String,
+    /// What the pipeline is.
+    pub spec: RecordPipelineSpec,
+}
+
+/// A file's content, offered as the next version.
+#[derive(Debug, Clone, Copy)]
+pub struct Offer<'a> {
+    /// The manifest's uid; `None` for a local file.
+    pub uid: Option<&'a str>,
+    /// The manifest's generation; of no meaning without a uid.
+    pub generation: i64,
+    /// The value of the annotation that accepts a lower generation, empty without it.
+    pub accept: &'a str,
+    /// What it says.
+    pub spec: &'a RecordPipelineSpec,
+    /// Whether the process saw the file change while it ran.
+    pub changed: bool,
+}
+
+/// What became of an offer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Registered {
+    /// It is the newest version now.
+    AsNew(i64),
+    /// It says what the newest version says.
+    Same(i64),
+    /// It was in force before; the newest version stays.
+    Passed(i64),
+    /// A local file of a process that may not register: the newest version stays.
+    Differs(i64),
+    /// It may not be registered; says why and what to do.
+    Refused(String),
+}
+
+/// What is known of the versions when an offer is judged.
+struct Seen {
+    newest: Option<Version>,
+    /// The versions of the offer's uid, rising.
+    of_uid: Vec<Version>,
+    leases_alive: bool,
+}
+
+#[derive(Clone)]
+struct Version {
+    version: i64,
+    uid: String,
+    generation: i64,
+    accepted: String,
+    /// `None`: written by a newer version of this software.
+    spec: Option<RecordPipelineSpec>,
+}
+
+enum Judgement {
+    Register { generation: i64, accepted: String },
+    Leave(Registered),
+}
+
+/// Whether an offer makes a new version. `uid` is the offer's own or, of a local file, the pipeline id.
+fn judge(offer: &Offer<'_>, uid: &str, seen: &Seen) -> Judgement {
+    let leave = |outcome| Judgement::Leave(outcome);
+    let same = |version: &Version| version.spec.as_ref() == Some(offer.spec);
+    let register = |generation| Judgement::Register { generation, accepted: offer.accept.to_owned() };
+    let newest = seen.newest.as_ref();
+    if offer.uid.is_none() {
+        let next = seen.of_uid.iter().map(|version| version.generation).max().unwrap_or(0) + 1;
+        return match newest {
+            None => register(next),
+            Some(newest) if same(newest) => leave(Registered::Same(newest.version)),
+            Some(_) if offer.changed || !seen.leases_alive => register(next),
+            Some(newest) => leave(Registered::Differs(newest.version)),
+        };
+    }
+    let Some(newest) = newest else { return register(offer.generation) };
+    let is_newest = newest.uid == uid && newest.generation == offer.generation;
+    if is_newest && same(newest) {
+        return leave(Registered::Same(newest.version));
+    }
+    if !offer.accept.is_empty() {
+        // Each value of the annotation accepts once: a process whose file is old must not bring it back.
+        let taken = |version: &&Version| version.generation == offer.generation && version.accepted == offer.accept;
+        return match seen.of_uid.iter().find(taken) {
+            Some(_) => leave(Registered::Passed(newest.version)),
+            None => register(offer.generation),
+        };
+    }
+    // Generations count from the last one that an annotation let in.
+    let start = seen.of_uid.iter().rposition(|version| !version.accepted.is_empty()).unwrap_or(0);
+    let line = &seen.of_uid[start..];
+    let remedy = format!(
+        "if the cluster was restored from a backup, set the annotation {ACCEPT_GENERATION} to a value that it did not have before"
+    );
+    match line.iter().max_by_key(|version| version.generation) {
+        Some(highest) if highest.generation > offer.generation => leave(Registered::Refused(format!(
+            "generation {} of uid {uid} is lower than {}, which was in force: the file is old; {remedy}",
+            offer.generation, highest.generation
+        ))),
+        Some(highest) if highest.generation == offer.generation && same(highest) => {
+            leave(Registered::Passed(newest.version))
+        }
+        Some(highest) if highest.generation == offer.generation => leave(Registered::Refused(format!(
+            "generation {} of uid {uid} is known with other content; {remedy}",
+            offer.generation
+        ))),
+        _ => register(offer.generation),
+    }
+}
+
+impl Store {
+    /// Offers a file's content as the next version of the manifest.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached, or the schema was never claimed.
+    pub async fn register(&self, offer: &Offer<'_>) -> Result<Registered, Error> {
+        let mut tx = self.pool.begin().await?;
+        // The lock first, the look in later statements: they see what was committed while this one waited.
+        sqlx::query!("select from pipeline for update").fetch_optional(&mut *tx).await?;
+        let pipeline =
+            read_pipeline(&mut tx).await?.ok_or_else(|| Error::Refused("the schema is not claimed".to_owned()))?;
+        let uid = offer.uid.unwrap_or(&pipeline.pipeline_id);
+        let rows = sqlx::query!(
+            "select version, uid, generation, accepted, spec from policies
+             where uid = $1 or version = (select max(version) from policies) order by version",
+            uid
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        let mut of_uid: Vec<Version> = rows
+            .into_iter()
+            .map(|row| Version {
+                version: row.version,
+                uid: row.uid,
+                generation: row.generation,
+                accepted: row.accepted,
+                spec: RecordPipelineSpec::from_canonical(&row.spec).ok(),
+            })
+            .collect();
+        // Rising, so the newest is the last; it may be another uid's.
+        let newest = of_uid.last().cloned();
+        let version = newest.as_ref().map_or(0, |newest| newest.version) + 1;
+        of_uid.retain(|version| version.uid == uid);
+        let seen = Seen { newest, of_uid, leases_alive: leases_alive(&mut tx).await? };
+        let (generation, accepted) = match judge(offer, uid, &seen) {
+            Judgement::Leave(outcome) => return Ok(outcome),
+            Judgement::Register { generation, accepted } => (generation, accepted),
+        };
+        sqlx::query!(
+            "insert into policies (version, uid, generation, accepted, spec) values ($1, $2, $3, $4, $5)",
+            version,
+            uid,
+            generation,
+            accepted,
+            offer.spec.canonical(),
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(Registered::AsNew(version))
+    }
+
+    /// The newest version; `None` before the first.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached; [`Error::Refused`] when a newer version of this software wrote it.
+    pub async fn newest(&self) -> Result<Option<Newest>, Error> {
+        let row =
+            sqlx::query!("select version, spec, pipeline_id from policies, pipeline order by version desc limit 1")
+                .fetch_optional(&self.pool)
+                .await?;
+        row.map(|row| {
+            let spec = RecordPipelineSpec::from_canonical(&row.spec).map_err(|error| {
+                let version = row.version;
+                Error::Refused(format!(
+                    "version {version} of the manifest needs a newer millrace than this one: {error}"
+                ))
+            })?;
+            Ok(Newest { version: row.version, pipeline_id: row.pipeline_id, spec })
+        })
+        .transpose()
+    }
+}

@@ -1,0 +1,164 @@
+//! The metrics of this process: all names, what they mean, and their text for Prometheus.
+//!
+//! A metric that is not named here is not described there: add its constant and its line in [`describe`].
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+/// Counter: records that were accepted (202), redeliveries by clients counted too.
+pub const ACCEPTED: &str = "millrace_accepted_total";
+/// Counter by `code`: records that were not accepted.
+pub const REJECTED: &str = "millrace_rejected_total";
+/// Histogram: from asking Redis to append until it has the entries on disk.
+pub const APPEND_SECONDS: &str = "millrace_append_seconds";
+/// Histogram: from a request's arrival until its answer is complete, by `method`, `route`, `status`.
+pub const HTTP_SECONDS: &str = "millrace_http_request_seconds";
+/// Counter by `method`, `route`, `status`.
+pub const HTTP_REQUESTS: &str = "millrace_http_requests_total";
+/// Gauge by `shard`: entries that are not applied yet.
+pub const BACKLOG: &str = "millrace_backlog_entries";
+/// Histogram: entries in a micro-batch.
+pub const BATCH_ENTRIES: &str = "millrace_batch_entries";
+/// Histogram: a micro-batch's transaction, from begin to commit.
+pub const COMMIT_SECONDS: &str = "millrace_commit_seconds";
+/// Histogram: from accepting a record until it is committed.
+pub const PROCESS_SECONDS: &str = "millrace_process_seconds";
+/// Counter: records processed.
+pub const PROCESSED: &str = "millrace_processed_total";
+/// Counter: entries whose id was taken by the same content.
+pub const DUPLICATES: &str = "millrace_duplicates_total";
+/// Counter: entries whose id was taken by other content.
+pub const CONFLICTS: &str = "millrace_conflicts_total";
+/// Counter by `reason`: dead letters opened.
+pub const DEAD_LETTERS: &str = "millrace_dead_letters_total";
+/// Counter: records above their threshold.
+pub const ALERTS: &str = "millrace_alerts_total";
+/// Counter: entries delivered again after they were applied; they change nothing.
+pub const REDELIVERED: &str = "millrace_redelivered_total";
+/// Counter by `shard`: entries that were gone before they were applied. Above zero is an alarm.
+pub const LOST: &str = "millrace_lost_entries_total";
+/// Counter by `change` (taken, lost, given_back): shards that changed owner.
+pub const LEASE_CHANGES: &str = "millrace_lease_changes_total";
+/// Gauge: shards that this worker owns.
+pub const SHARDS_OWNED: &str = "millrace_shards_owned";
+/// Gauge by `shard` and `sink`: outcomes that are committed and not published yet.
+pub const LANE_LAG: &str = "millrace_lane_lag_outcomes";
+/// Counter by `sink`: outcomes published.
+pub const PUBLISHED: &str = "millrace_published_total";
+/// Gauge by `sink`: 1 while it is halted until someone resumes it.
+pub const SINK_HALTED: &str = "millrace_sink_halted";
+/// Gauge: the version of the manifest that is in force.
+pub const POLICY_VERSION: &str = "millrace_policy_version";
+/// Gauge: 1 while this process's manifest file is not what is in force.
+pub const MANIFEST_REFUSED: &str = "millrace_manifest_refused";
+
+/// Half a millisecond to ten seconds.
+const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const ENTRIES: [f64; 11] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0];
+const BYTES: [f64; 8] = [256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 16_777_216.0];
+
+/// Between two passes over the histograms; what was observed is kept one by one until then.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The metrics of this process, for reading.
+#[derive(Debug, Clone)]
+pub struct Metrics(PrometheusHandle);
+
+impl Metrics {
+    /// The text that Prometheus reads.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.0.render()
+    }
+
+    /// Makes the process's recorder.
+    pub(super) fn install() -> anyhow::Result<Self> {
+        let recorder = recorder()?;
+        let handle = recorder.handle();
+        metrics::set_global_recorder(recorder).context("metrics were started already")?;
+        describe();
+        Ok(Self(handle))
+    }
+
+    /// Keeps the memory of histograms bounded, for ever.
+    pub(super) async fn upkeep(self) {
+        let mut passes = tokio::time::interval(UPKEEP);
+        loop {
+            passes.tick().await;
+            self.0.run_upkeep();
+        }
+    }
+
+    /// Metrics that nothing else in the test's process writes.
+    #[cfg(test)]
+    pub(crate) fn local() -> (PrometheusRecorder, Self) {
+        let recorder = recorder().unwrap();
+        let handle = recorder.handle();
+        (recorder, Self(handle))
+    }
+}
+
+fn recorder() -> anyhow::Result<PrometheusRecorder> {
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .set_buckets_for_metric(Matcher::Suffix("_entries".to_owned()), &ENTRIES)?
+        .set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES)?;
+    Ok(builder.build_recorder())
+}
+
+/// Says what each metric means.
+fn describe() {
+    describe_counter!(ACCEPTED, "Records that were accepted");
+    describe_counter!(REJECTED, "Records that were not accepted, by code");
+    describe_histogram!(APPEND_SECONDS, Unit::Seconds, "From asking Redis to append until it has the entries on disk");
+    describe_histogram!(HTTP_SECONDS, Unit::Seconds, "From a request's arrival until its answer is complete");
+    describe_counter!(HTTP_REQUESTS, "Requests, by method, route and status");
+    describe_gauge!(BACKLOG, "Entries that are not applied yet, by shard");
+    describe_histogram!(BATCH_ENTRIES, "Entries in a micro-batch");
+    describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "A micro-batch's transaction, from begin to commit");
+    describe_histogram!(PROCESS_SECONDS, Unit::Seconds, "From accepting a record until it is committed");
+    describe_counter!(PROCESSED, "Records processed");
+    describe_counter!(DUPLICATES, "Entries whose id was taken by the same content");
+    describe_counter!(CONFLICTS, "Entries whose id was taken by other content");
+    describe_counter!(DEAD_LETTERS, "Dead letters opened, by reason");
+    describe_counter!(ALERTS, "Records above their threshold");
+    describe_counter!(REDELIVERED, "Entries delivered again after they were applied; they change nothing");
+    describe_counter!(LOST, "Entries that were gone before they were applied, by shard; above zero is an alarm");
+    describe_counter!(LEASE_CHANGES, "Shards that changed owner, by change");
+    describe_gauge!(SHARDS_OWNED, "Shards that this worker owns");
+    describe_gauge!(LANE_LAG, "Outcomes that are committed and not published yet, by shard and sink");
+    describe_counter!(PUBLISHED, "Outcomes published, by sink");
+    describe_gauge!(SINK_HALTED, "1 while the sink is halted until someone resumes it");
+    describe_gauge!(POLICY_VERSION, "The version of the manifest that is in force");
+    describe_gauge!(MANIFEST_REFUSED, "1 while this process's manifest file is not what is in force");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histograms_have_buckets_and_metrics_have_help() {
+        let (recorder, metrics) = Metrics::local();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            metrics::histogram!(COMMIT_SECONDS).record(0.0007);
+            metrics::histogram!(BATCH_ENTRIES).record(7.0);
+            metrics::counter!(LOST, "shard" => "3").increment(2);
+        });
+        let text = metrics.render();
+        for line in [
+            "millrace_commit_seconds_bucket{le=\"0.0005\"} 0",
+            "millrace_commit_seconds_bucket{le=\"0.001\"} 1",
+            "millrace_batch_entries_bucket{le=\"5\"} 0",
+            "millrace_batch_entries_bucket{le=\"10\"} 1",
+            "millrace_lost_entries_total{shard=\"3\"} 2",
+            "# HELP millrace_lost_entries_total Entries that were gone",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+}
