@@ -21,7 +21,7 @@ use millrace_crds::On;
 
 /// Where a record stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
-#[oai(rename_all = "snake_case")]
+#[oai(rename = "RecordStatus", rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Status {
     /// It waits to be decided.
@@ -60,7 +60,7 @@ pub(super) struct Published {
 
 /// What was on the record's key and unit before it.
 #[derive(Debug, Clone, Object, Serialize)]
-#[oai(rename_all = "camelCase")]
+#[oai(rename = "RecordSummary", rename_all = "camelCase")]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Summary {
     /// How many records.
@@ -91,7 +91,7 @@ pub(super) struct LetterOfRecord {
 
 /// One record's life.
 #[derive(Debug, Clone, Object, Serialize)]
-#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
+#[oai(rename = "RecordLife", rename_all = "camelCase", skip_serializing_if_is_none)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Life {
     /// The id.

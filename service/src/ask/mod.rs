@@ -13,6 +13,8 @@ mod records;
 mod rollups;
 mod stats;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod types;
 mod views;
 
