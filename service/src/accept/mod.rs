@@ -51,8 +51,7 @@ impl Acceptor {
             this.0.waiters.poll(&store_, &soft, &beat).await;
             Ok(())
         });
-        let (this, store, process, soft) =
-            (self.clone(), store.clone(), Arc::clone(process), lifecycle.soft.clone());
+        let (this, store, process, soft) = (self.clone(), store.clone(), Arc::clone(process), lifecycle.soft.clone());
         lifecycle.spawn("serve.appends", async move {
             let mut failing = false;
             while tokio::time::timeout(counts::FLUSH, soft.cancelled()).await.is_err() {
@@ -124,17 +123,23 @@ fn traceparent(request: &poem::Request) -> Option<String> {
 /// Status, code and sentence of what was not appended.
 fn refusal(error: &AppendError) -> (u16, &'static str, &'static str) {
     match error {
-        AppendError::Backlog => (429, "backlog_full", "too much is queued for this destination's shard; send again later"),
+        AppendError::Backlog => {
+            (429, "backlog_full", "too much is queued for this destination's shard; send again later")
+        }
         AppendError::Full => (503, "redis_full", "the queue is full; send again later with the same recordId"),
         AppendError::Away(_) => {
             (503, "redis_unavailable", "the queue cannot be reached now; send again with the same recordId")
         }
-        AppendError::Unknown(_) => {
-            (503, "outcome_unknown", "it may have been taken or not; send again with the same recordId, then it counts once")
-        }
-        AppendError::Refused(_) => {
-            (503, "queue_refused", "the queue belongs to another pipeline; the operator of this service has to resolve it")
-        }
+        AppendError::Unknown(_) => (
+            503,
+            "outcome_unknown",
+            "it may have been taken or not; send again with the same recordId, then it counts once",
+        ),
+        AppendError::Refused(_) => (
+            503,
+            "queue_refused",
+            "the queue belongs to another pipeline; the operator of this service has to resolve it",
+        ),
     }
 }
 

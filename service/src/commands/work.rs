@@ -107,12 +107,8 @@ fn status(known: Arc<OnceLock<Setup>>) -> Status {
 /// Starts a worker.
 pub fn start(setup: Setup, tuning: &Tuning, lifecycle: &Lifecycle) {
     let (active, sinks) = watch::channel(Arc::default());
-    let keeper = Keeper {
-        store: setup.store.clone(),
-        streams: setup.streams.clone(),
-        in_force: setup.in_force.clone(),
-        active,
-    };
+    let keeper =
+        Keeper { store: setup.store.clone(), streams: setup.streams.clone(), in_force: setup.in_force.clone(), active };
     lifecycle.spawn("sinks", keeper.run(lifecycle.clone()));
     let context = Context {
         store: setup.store,

@@ -156,8 +156,7 @@ impl Lane {
         let sink = self.sink.output.sink.clone();
         match published {
             Published::All { unread_lost } => {
-                metrics::counter!(names::PUBLISHED, "sink" => sink.clone())
-                    .increment(next.notices.len() as u64);
+                metrics::counter!(names::PUBLISHED, "sink" => sink.clone()).increment(next.notices.len() as u64);
                 if unread_lost > 0 {
                     metrics::counter!(names::UNREAD_LOST, "sink" => sink).increment(unread_lost as u64);
                     tracing::warn!(

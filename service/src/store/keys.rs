@@ -70,15 +70,9 @@ impl Store {
         actor: &str,
     ) -> Result<(), Error> {
         let mut transaction = self.pool.begin().await?;
-        sqlx::query!(
-            "insert into api_keys (id, name, hash, scopes) values ($1, $2, $3, $4)",
-            id,
-            name,
-            hash,
-            scopes
-        )
-        .execute(&mut *transaction)
-        .await?;
+        sqlx::query!("insert into api_keys (id, name, hash, scopes) values ($1, $2, $3, $4)", id, name, hash, scopes)
+            .execute(&mut *transaction)
+            .await?;
         let reason = format!("key {id} ({name}) with scopes {}", scopes.join(", "));
         sqlx::query!("insert into admin_actions (actor, action, reason) values ($1, 'keys.create', $2)", actor, reason)
             .execute(&mut *transaction)

@@ -140,7 +140,10 @@ impl Streams {
         let ids: Option<Vec<StreamId>> = answer.iter().map(|id| id.parse().ok()).collect();
         // An answer of another form is no proof that the entries are there.
         ids.filter(|ids| ids.len() == entries.len()).ok_or_else(|| {
-            AppendError::Unknown(RedisError::from((ErrorKind::UnexpectedReturnType, "the append answered other than ids")))
+            AppendError::Unknown(RedisError::from((
+                ErrorKind::UnexpectedReturnType,
+                "the append answered other than ids",
+            )))
         })
     }
 }
