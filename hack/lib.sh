@@ -14,7 +14,10 @@ wait_for() {
   shift 2
   until=$((SECONDS + seconds))
   until "$@" >/dev/null 2>&1; do
-    [ "$SECONDS" -lt "$until" ] || die "waited ${seconds} s for $what"
+    if [ "$SECONDS" -ge "$until" ]; then
+      "$@" >&2 || true # What it has to say.
+      die "waited ${seconds} s for $what"
+    fi
     sleep 0.1
   done
 }
