@@ -14,7 +14,10 @@ wait_for() {
   shift 2
   until=$((SECONDS + seconds))
   until "$@" >/dev/null 2>&1; do
-    [ "$SECONDS" -lt "$until" ] || die "waited ${seconds} s for $what"
+    if [ "$SECONDS" -ge "$until" ]; then
+      "$@" >&2 || true # What it has to say.
+      die "waited ${seconds} s for $what"
+    fi
     sleep 0.1
   done
 }
@@ -47,3 +50,42 @@ field() { python3 -c 'import json, sys; it = json.load(sys.stdin, parse_float=st
 settled() {
   get /stats | python3 "$root/hack/settled.py"
 }
+
+# in_pipeline MANIFEST [ARGUMENT…]: goes on inside a pipeline of this manifest; starts the calling script anew if need be.
+in_pipeline() {
+  local manifest=$1
+  shift
+  if [ "${MILLRACE_IN:-}" != "$manifest" ]; then
+    MILLRACE_IN=$manifest exec "$root/hack/with-dev" "$manifest" "$0" "$@"
+  fi
+}
+
+# post PATH BODY [CURL ARGUMENT…]: a POST of JSON; prints the answer, also a refusal.
+post() {
+  local path=$1 body=$2
+  shift 2
+  curl --silent --show-error --header 'Content-Type: application/json' --data "$body" "$@" "$MILLRACE_URL$path"
+}
+
+# record ID DESTINATION TYPE VALUE UNIT REFERENCE SOURCE [TIME]: a record as JSON; without an id when that is empty.
+record() {
+  local id=
+  [ -z "$1" ] || id="\"recordId\":\"$1\","
+  printf '{%s"time":"%s","sourceId":"%s","destinationId":"%s","type":"%s","value":%s,"unit":"%s","reference":"%s"}' \
+    "$id" "${8:-2026-01-31T12:00:00Z}" "$7" "$2" "$3" "$4" "$5" "$6"
+}
+
+# stream KEY DESTINATION: data of a sink's entries about a destination, one JSON object a line.
+stream() {
+  redis-cli --no-auth-warning --json -u "$MILLRACE_REDIS_URL" XRANGE "$1" - + | python3 -c '
+import json, sys
+for _, fields in json.load(sys.stdin):
+    entry = dict(zip(fields[::2], fields[1::2])) if isinstance(fields, list) else fields
+    data = json.loads(entry["data"])
+    of = data.get("record") or data.get("payload") or {}
+    if of.get("destinationId") == sys.argv[1]:
+        print(json.dumps(data))' "$2"
+}
+
+# A name that no earlier run has used.
+run=$(date +%s)-$$
