@@ -53,7 +53,7 @@ pub fn apis() -> Apis {
         LettersApi,
         AuditApi,
         LifeApi,
-        StatsApi::default(),
+        StatsApi,
     )
 }
 
