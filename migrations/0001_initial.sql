@@ -114,6 +114,8 @@ create table records (
 );
 create unique index records_id on records (record_id);
 create index records_destination on records (destination_id, seq);
+-- Few rows: what the alert filter and the alert lanes look for.
+create index records_alerts on records (shard, seq) where threshold is not null;
 create index records_processed_at on records (processed_at);
 create index records_time on records using brin (time) with (pages_per_range = 32);
 
@@ -187,6 +189,7 @@ create unique index dead_letters_open on dead_letters (record_id) where state = 
 create index dead_letters_id on dead_letters (record_id);
 create index dead_letters_stream on dead_letters (stream_id);
 create index dead_letters_opened_at on dead_letters (opened_at);
+create index dead_letters_closed_at on dead_letters (closed_at) where closed_at is not null;
 
 -- Entries delivered three times are noted before they are decided: a worker that dies of one leaves its note.
 create table attempts (
@@ -263,3 +266,80 @@ create table admin_actions (
     action text        not null,
     reason text        not null default ''
 );
+create index admin_actions_time on admin_actions (time);
+
+-- The audit trail is derived. One view a source, so that each can be read in order and stop early; `settled` is when the
+-- source was settled, `step` its facts in order. An entry is received and queued once: what a replayed dead letter
+-- became (same id, same received_at) does not repeat those facts.
+
+-- When an entry was queued: its stream id's milliseconds; of an id that no clock made, when it was received.
+create function queued_at(stream_id text, received_at timestamptz) returns timestamptz language sql immutable parallel safe
+return case when length(split_part(stream_id, '-', 1)) <= 13
+            then timestamptz '1970-01-01 00:00:00+00' + split_part(stream_id, '-', 1)::bigint * interval '1 millisecond'
+            else received_at end;
+
+create view audit_records as
+select r.processed_at as settled, r.shard, 1 as kind, r.seq as n, f.step, f.action, f.time, r.record_id,
+       r.destination_id, case when f.step > 2 then r.epoch end as epoch, null::text as actor,
+       case when f.step = 4 then 'above ' || r.threshold::text end as reason
+from records r cross join lateral (values
+    (1, 'RECEIVED', r.received_at),
+    (2, 'QUEUED', queued_at(r.stream_id, r.received_at)),
+    (3, 'PROCESSED', r.processed_at),
+    (4, 'ALERTED', r.processed_at)) f (step, action, time)
+where (f.step < 4 or r.threshold is not null)
+  and (f.step > 2 or not exists (select from dead_letters d where d.record_id = r.record_id and d.state = 'replayed'
+                                                              and d.received_at = r.received_at));
+
+create view audit_duplicates as
+select u.noted_at as settled, u.shard, 2 as kind, hashtextextended(u.record_id || ' ' || u.stream_id, 0) as n, f.step,
+       f.action, f.time, u.record_id,
+       coalesce((select r.destination_id from records r where r.record_id = u.record_id),
+                (select d.destination_id from dead_letters d where d.record_id = u.record_id
+                 order by d.opened_at limit 1)) as destination_id,
+       case when f.step > 2 then u.epoch end as epoch, null::text as actor,
+       case when f.step = 3 then 'duplicate' end as reason
+from duplicates u cross join lateral (values
+    (1, 'RECEIVED', u.received_at),
+    (2, 'QUEUED', queued_at(u.stream_id, u.received_at)),
+    (3, 'DROPPED', u.noted_at)) f (step, action, time)
+where f.step > 2 or not exists (select from dead_letters d where d.record_id = u.record_id and d.state = 'replayed'
+                                                             and d.received_at = u.received_at);
+
+create view audit_conflicts as
+select c.noted_at as settled, c.shard, 3 as kind, c.n, f.step, f.action, f.time, c.record_id, c.destination_id,
+       case when f.step > 2 then c.epoch end as epoch, null::text as actor,
+       case when f.step = 3 then 'record_conflict' end as reason
+from conflicts c cross join lateral (values
+    (1, 'RECEIVED', c.received_at),
+    (2, 'QUEUED', queued_at(c.stream_id, c.received_at)),
+    (3, 'CONFLICT', c.noted_at)) f (step, action, time)
+where f.step > 2 or not exists (select from dead_letters d where d.record_id = c.record_id and d.state = 'replayed'
+                                                             and d.received_at = c.received_at);
+
+create view audit_letters as
+select d.opened_at as settled, d.shard, 4 as kind, d.n, f.step, f.action, f.time, d.record_id, d.destination_id,
+       case when f.step > 2 then d.epoch end as epoch, null::text as actor,
+       case when f.step = 3 then d.reason end as reason
+from dead_letters d cross join lateral (values
+    (1, 'RECEIVED', d.received_at),
+    (2, 'QUEUED', queued_at(d.stream_id, d.received_at)),
+    (3, 'DEAD_LETTERED', d.opened_at)) f (step, action, time)
+where f.step > 2 or d.replay_of is null;
+
+create view audit_closed as
+select d.closed_at as settled, d.shard, 5 as kind, d.n, 1 as step, upper(d.state) as action, d.closed_at as time,
+       d.record_id, d.destination_id, null::bigint as epoch, coalesce(d.closed_by, d.requested_by) as actor, d.reason
+from dead_letters d
+where d.closed_at is not null;
+
+create view audit_admin as
+select a.time as settled, -1 as shard, 6 as kind, a.n, 1 as step, 'ADMIN' as action, a.time, null::text as record_id,
+       null::text as destination_id, null::bigint as epoch, a.actor,
+       case when a.reason = '' then a.action else a.action || ': ' || a.reason end as reason
+from admin_actions a;
+
+-- All of them, to be counted.
+create view audit_facts as
+select * from audit_records union all select * from audit_duplicates union all select * from audit_conflicts
+union all select * from audit_letters union all select * from audit_closed union all select * from audit_admin;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{App, errors, front::Front, merged::Merged, operations::Operations, probes::ProbesApi};
 use crate::{
     accept::{Acceptor, RecordsApi},
+    ask,
     lifecycle::Vitals,
 };
 
@@ -21,10 +22,10 @@ const IDLE: Duration = Duration::from_secs(120);
 /// What open requests get to end by themselves when the process stops.
 const LAST_REQUESTS: Duration = Duration::from_secs(20);
 
-type Apis = Merged<(RecordsApi, ProbesApi)>;
+type Apis = Merged<(RecordsApi, ask::Apis, ProbesApi)>;
 
 fn service() -> OpenApiService<Apis, ()> {
-    OpenApiService::new(Merged((RecordsApi, ProbesApi)), "Millrace", env!("CARGO_PKG_VERSION"))
+    OpenApiService::new(Merged((RecordsApi, ask::apis(), ProbesApi)), "Millrace", env!("CARGO_PKG_VERSION"))
         .description(
             "Streams of business records into exact totals, notifications and alerts. One record counts once, whatever is \
              killed.\n\nErrors are `application/problem+json` with a stable `code`. Paths without `/v1` mean v1 for good; \

@@ -104,6 +104,12 @@ impl Store {
         ]))
     }
 
+    /// The schema that a pool of a test's own database shows.
+    #[cfg(test)]
+    pub(crate) fn of_test(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
     /// Ends the connections.
     pub async fn close(&self) {
         self.pool.close().await;

@@ -45,6 +45,8 @@ pub struct Streams {
     client: Client,
     /// Shared by all that does not block; reconnects by itself.
     pub(super) shared: ConnectionManager,
+    /// For queries, each on a connection of its own: a long search holds up nobody's appends.
+    pub(super) queries: deadpool_redis::Pool,
     /// The pipeline's name: prefix of its keys.
     pub(super) pipeline: String,
 }
@@ -63,7 +65,31 @@ impl Streams {
             .set_number_of_retries(1)
             .set_max_delay(Duration::from_secs(1));
         let shared = ConnectionManager::new_lazy_with_config(client.clone(), config)?;
-        Ok(Self { client, shared, pipeline: pipeline.to_owned() })
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(Duration::from_secs(2)))
+            .set_response_timeout(Some(Duration::from_secs(5)));
+        let queries = deadpool_redis::Pool::builder(deadpool_redis::Manager::new_with_config(url, config)?)
+            .max_size(4)
+            .wait_timeout(Some(Duration::from_secs(2)))
+            .create_timeout(Some(Duration::from_secs(2)))
+            .recycle_timeout(Some(Duration::from_secs(2)))
+            .runtime(deadpool_redis::Runtime::Tokio1)
+            .build()
+            .map_err(|error| Error::Refused(error.to_string()))?;
+        Ok(Self { client, shared, queries, pipeline: pipeline.to_owned() })
+    }
+
+    /// A connection for a query, from the pool.
+    ///
+    /// # Errors
+    /// When Redis cannot be reached, or all connections are busy for two seconds.
+    pub(super) async fn query(&self) -> Result<deadpool_redis::Connection, Error> {
+        self.queries.get().await.map_err(|error| match error {
+            deadpool_redis::PoolError::Backend(error) => Error::of(error),
+            other => {
+                Error::Redis(RedisError::from(std::io::Error::new(std::io::ErrorKind::TimedOut, other.to_string())))
+            }
+        })
     }
 
     /// A connection of its own for commands that block for up to `longest`.

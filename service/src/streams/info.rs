@@ -1,1 +1,228 @@
-//! What Redis promises and how much is queued.
+//! What Redis promises, how much is queued, and where the sinks' cursors stand.
+//!
+//! Only reads: every script is flagged `no-writes`, so it also runs when Redis is full.
+
+use std::{collections::HashMap, sync::LazyLock};
+
+use futures::future::try_join_all;
+use redis::{AsyncCommands, Script};
+
+use super::{Error, Streams, keys};
+
+/// How much a shard's stream holds that is not settled.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Backlog {
+    /// The shard.
+    pub shard: u16,
+    /// Entries that were not delivered yet.
+    pub queued: u64,
+    /// Entries that were delivered and not acknowledged.
+    pub pending: u64,
+    /// Age of the oldest of them in milliseconds, by Redis's clock; 0 when there is none.
+    pub lag_ms: u64,
+    /// What the last acknowledgement knew to be committed; `None` before the first.
+    pub committed: Option<Committed>,
+}
+
+/// Highest committed numbers, as they stand beside a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// Of records.
+    pub records: i64,
+    /// Of dead letters.
+    pub dead_letters: i64,
+    /// Of conflicts.
+    pub conflicts: i64,
+}
+
+/// Settings of Redis that decide what a crash may cost; `unknown` where the server does not tell.
+#[derive(Debug, Clone)]
+pub struct RedisPromises {
+    /// `appendonly`.
+    pub appendonly: String,
+    /// `appendfsync`.
+    pub appendfsync: String,
+    /// `maxmemory-policy`.
+    pub maxmemory_policy: String,
+    /// `redis_version`.
+    pub version: String,
+}
+
+/// One shard in one step, so that the group and what stands beside the stream are of one moment. Redis cannot tell the
+/// lag of a group that was made in the middle of a stream, or after a deletion: then it is counted, up to 100,000.
+static BACKLOG: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "#!lua flags=no-writes
+local time = redis.call('TIME')
+local marks = redis.call('HMGET', KEYS[2], 'records', 'deadLetters', 'conflicts')
+local queued, pending, oldest, last, found = 0, 0, false, '0-0', false
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+    local group = {}
+    for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
+    if group['name'] == ARGV[1] then
+      found, pending, queued, last = true, group['pending'], group['lag'], group['last-delivered-id']
+    end
+  end
+  if not found then queued = redis.call('XLEN', KEYS[1]) end
+  if not queued then
+    queued = 0
+    local from = last
+    repeat
+      local page = redis.call('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 1000)
+      queued = queued + #page
+      if #page > 0 then from = page[#page][1] end
+    until #page < 1000 or queued >= 100000
+  end
+  if pending > 0 then
+    oldest = redis.call('XPENDING', KEYS[1], ARGV[1])[2]
+  elseif queued > 0 then
+    local first = redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 1)[1]
+    if first then oldest = first[1] end
+  end
+end
+return {time[1], time[2], queued, pending, oldest, marks[1], marks[2], marks[3]}",
+    )
+});
+
+type Answer = (u64, u64, u64, u64, Option<String>, Option<i64>, Option<i64>, Option<i64>);
+
+impl Streams {
+    /// What is queued in each shard.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn backlog(&self, shards: u16) -> Result<Vec<Backlog>, Error> {
+        let connection = self.query().await?;
+        try_join_all((0..shards).map(|shard| {
+            // Clones share the connection: all shards are asked in one round trip.
+            let mut connection = (*connection).clone();
+            async move {
+                let answer: Answer = BACKLOG
+                    .key(keys::records(&self.pipeline, shard))
+                    .key(keys::fence(&self.pipeline, shard))
+                    .arg(keys::GROUP)
+                    .invoke_async(&mut connection)
+                    .await
+                    .map_err(Error::of)?;
+                Ok(backlog(shard, answer))
+            }
+        }))
+        .await
+    }
+
+    /// Where the cursors of sinks' streams stand: per stream, shard → highest number appended.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn cursors(&self, streams: &[String]) -> Result<Vec<HashMap<i32, i64>>, Error> {
+        let connection = self.query().await?;
+        try_join_all(streams.iter().map(|stream| {
+            let mut connection = (*connection).clone();
+            async move {
+                let fields: HashMap<String, String> =
+                    connection.hgetall(keys::cursor(stream)).await.map_err(Error::of)?;
+                Ok(fields.iter().filter_map(|(shard, n)| Some((shard.parse().ok()?, n.parse().ok()?))).collect())
+            }
+        }))
+        .await
+    }
+
+    /// What this server promises.
+    ///
+    /// # Errors
+    /// When Redis does not answer. A server that refuses to tell is not an error.
+    pub async fn promises(&self) -> Result<RedisPromises, Error> {
+        let mut connection = self.query().await?;
+        let mut settings = HashMap::new();
+        for setting in ["appendonly", "appendfsync", "maxmemory-policy"] {
+            let told: Result<HashMap<String, String>, _> =
+                redis::cmd("CONFIG").arg("GET").arg(setting).query_async(&mut connection).await;
+            match told {
+                Ok(told) => settings.extend(told),
+                // Managed servers refuse CONFIG.
+                Err(error) if error.code().is_some() => {}
+                Err(error) => return Err(Error::of(error)),
+            }
+        }
+        let info: String = redis::cmd("INFO").arg("server").query_async(&mut connection).await.unwrap_or_default();
+        let version = info.lines().find_map(|line| line.strip_prefix("redis_version:")).map(str::trim);
+        let mut setting = |name: &str| settings.remove(name).unwrap_or_else(|| "unknown".to_owned());
+        Ok(RedisPromises {
+            appendonly: setting("appendonly"),
+            appendfsync: setting("appendfsync"),
+            maxmemory_policy: setting("maxmemory-policy"),
+            version: version.unwrap_or("unknown").to_owned(),
+        })
+    }
+}
+
+fn backlog(shard: u16, answer: Answer) -> Backlog {
+    let (seconds, micros, queued, pending, oldest, records, dead_letters, conflicts) = answer;
+    let now_ms = seconds.saturating_mul(1000).saturating_add(micros / 1000);
+    let oldest_ms = oldest.and_then(|id| id.split_once('-').and_then(|(ms, _)| ms.parse::<u64>().ok()));
+    let committed = records.map(|records| Committed {
+        records,
+        dead_letters: dead_letters.unwrap_or_default(),
+        conflicts: conflicts.unwrap_or_default(),
+    });
+    let lag_ms = oldest_ms.map_or(0, |ms| now_ms.saturating_sub(ms));
+    Backlog { shard, queued, pending, lag_ms, committed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn streams() -> (Streams, deadpool_redis::Connection, String) {
+        let url = std::env::var("MILLRACE_TEST_REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:63799".to_owned());
+        let name = format!("info-{:016x}", rand::random::<u64>());
+        let streams = Streams::connect(&url, &name).expect("URL");
+        let connection = streams.query().await.expect("a Redis for the tests");
+        (streams, connection, name)
+    }
+
+    #[tokio::test]
+    async fn a_backlog_is_what_is_queued_and_what_is_pending() {
+        let (streams, mut redis, name) = streams().await;
+        let (key, fence) = (keys::records(&name, 1), keys::fence(&name, 1));
+        let mut ids = Vec::new();
+        for n in 0..5 {
+            ids.push(redis.xadd::<_, _, _, _, String>(&key, "*", &[("record", n)]).await.expect("XADD"));
+        }
+        let all = streams.backlog(3).await.expect("backlog");
+        assert_eq!((all[1].queued, all[1].pending, &all[1].committed), (5, 0, &None), "without a group all is queued");
+        assert_eq!(all[2], Backlog { shard: 2, ..Backlog::default() }, "without a stream nothing is");
+
+        let () = redis.xgroup_create(&key, keys::GROUP, "0").await.expect("XGROUP");
+        let () = redis::cmd("XREADGROUP")
+            .arg(&["GROUP", keys::GROUP, "w", "COUNT", "2", "STREAMS", &key, ">"])
+            .query_async(&mut redis)
+            .await
+            .expect("XREADGROUP");
+        let () = redis.hset_multiple(&fence, &[("records", "7"), ("deadLetters", "1")]).await.expect("HSET");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        let shard = streams.backlog(2).await.expect("backlog").remove(1);
+        assert_eq!((shard.queued, shard.pending), (3, 2));
+        assert!(shard.lag_ms >= 5, "the oldest pending entry is {} ms old", shard.lag_ms);
+        assert_eq!(shard.committed, Some(Committed { records: 7, dead_letters: 1, conflicts: 0 }));
+
+        // A deletion ahead of the group: Redis no longer knows the lag.
+        let () = redis.xdel(&key, &[&ids[3]]).await.expect("XDEL");
+        let shard = streams.backlog(2).await.expect("backlog").remove(1);
+        assert_eq!((shard.queued, shard.pending), (2, 2));
+        let () = redis.del(&[key, fence]).await.expect("DEL");
+    }
+
+    #[tokio::test]
+    async fn cursors_hold_only_shards() {
+        let (streams, mut redis, name) = streams().await;
+        let stream = format!("{name}.alerts");
+        let key = keys::cursor(&stream);
+        let () = redis.hset_multiple(&key, &[("0", "12"), ("sink", "alerts"), ("3", "4")]).await.expect("HSET");
+        let cursors = streams.cursors(&[stream, format!("{name}.none")]).await.expect("cursors");
+        assert_eq!(cursors, [HashMap::from([(0, 12), (3, 4)]), HashMap::new()]);
+        assert_ne!(streams.promises().await.expect("promises").version, "unknown");
+        let () = redis.del(key).await.expect("DEL");
+    }
+}

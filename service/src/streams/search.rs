@@ -1,1 +1,129 @@
-//! Looking for a record that is still queued.
+//! A record that is still queued, looked for in the streams, newest first, up to a stated bound.
+
+use std::borrow::Cow;
+
+use redis::{AsyncCommands, streams::StreamRangeReply};
+
+use super::{Error, Streams, keys};
+use crate::domain::{Record, StreamId};
+
+/// Most entries that are looked at in one shard.
+const SHARD_BOUND: usize = 5_000;
+/// Most entries that are looked at over all shards.
+const BOUND: usize = 10_000;
+/// Entries asked for at once.
+const PAGE: usize = 500;
+
+/// An entry that stands in a stream.
+#[derive(Debug, Clone)]
+pub struct Queued {
+    /// Its shard.
+    pub shard: u16,
+    /// Its id.
+    pub id: StreamId,
+    /// What it says.
+    pub record: Record,
+    /// Microseconds since the epoch; absent in an entry of another program.
+    pub received_at_us: Option<i64>,
+}
+
+/// What a search says.
+#[derive(Debug, Clone)]
+pub enum Search {
+    /// There it is.
+    Found(Box<Queued>),
+    /// It is in no stream.
+    Absent,
+    /// It is not among the entries that were looked at; there are more.
+    BoundReached,
+}
+
+impl Streams {
+    /// Looks for a record in all shards, newest entries first.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn search(&self, record_id: &str, shards: u16) -> Result<Search, Error> {
+        let mut connection = self.query().await?;
+        let needle = serde_json::Value::from(record_id).to_string();
+        // Where each shard's search goes on; `None`: at its end.
+        let mut places: Vec<Option<Cow<'static, str>>> = vec![Some(Cow::Borrowed("+")); usize::from(shards)];
+        let (mut seen, mut cut) = (0, false);
+        for _ in 0..SHARD_BOUND / PAGE {
+            for shard in 0..shards {
+                let place = &mut places[usize::from(shard)];
+                let Some(from) = place.as_deref() else { continue };
+                if seen >= BOUND {
+                    cut = true;
+                    break;
+                }
+                let page: StreamRangeReply = connection
+                    .xrevrange_count(keys::records(&self.pipeline, shard), from, "-", PAGE)
+                    .await
+                    .map_err(Error::of)?;
+                seen += page.ids.len();
+                for entry in &page.ids {
+                    if let Some(found) = matching(shard, entry, &needle, record_id) {
+                        return Ok(Search::Found(Box::new(found)));
+                    }
+                }
+                *place = match page.ids.last() {
+                    Some(last) if page.ids.len() == PAGE => Some(Cow::Owned(format!("({}", last.id))),
+                    _ => None,
+                };
+            }
+        }
+        let all_seen = !cut && places.iter().all(Option::is_none);
+        Ok(if all_seen { Search::Absent } else { Search::BoundReached })
+    }
+}
+
+fn matching(shard: u16, entry: &redis::streams::StreamId, needle: &str, record_id: &str) -> Option<Queued> {
+    let payload: Vec<u8> = entry.get("record")?;
+    // Cheap first; a backslash may spell the id in another way, as other programs do.
+    let text = std::str::from_utf8(&payload).ok()?;
+    if !text.contains(needle) && !text.contains('\\') {
+        return None;
+    }
+    let record = Record::parse(&payload).ok().filter(|record| record.record_id.as_str() == record_id)?;
+    Some(Queued { shard, id: entry.id.parse().ok()?, record, received_at_us: entry.get("receivedAt") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(id: &str) -> String {
+        format!(
+            r#"{{"recordId":"{id}","time":"2026-01-01T00:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":"1","unit":"u","reference":"r"}}"#
+        )
+    }
+
+    #[tokio::test]
+    async fn a_queued_record_is_found_up_to_the_bound() {
+        let url = std::env::var("MILLRACE_TEST_REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:63799".to_owned());
+        let name = format!("search-{:016x}", rand::random::<u64>());
+        let streams = Streams::connect(&url, &name).expect("URL");
+        let mut redis = streams.query().await.expect("a Redis for the tests");
+        let key = keys::records(&name, 1);
+        let mut add = redis::pipe();
+        add.xadd(&key, "*", &[("record", json("first").as_str()), ("receivedAt", "1700000000000000")]).ignore();
+        add.xadd(&key, "*", &[("record", json("\\u0061bc").as_str())]).ignore();
+        for n in 0..1200 {
+            add.xadd(&key, "*", &[("record", json(&format!("x{n}")).as_str())]).ignore();
+        }
+        let () = add.query_async(&mut redis).await.expect("XADD");
+        let Ok(Search::Found(found)) = streams.search("first", 2).await else { panic!("the oldest is found") };
+        assert_eq!((found.shard, found.received_at_us), (1, Some(1_700_000_000_000_000)));
+        assert!(matches!(streams.search("abc", 2).await, Ok(Search::Found(_))), "however its id is spelt");
+        assert!(matches!(streams.search("d", 2).await, Ok(Search::Absent)), "another field is no id");
+
+        let mut more = redis::pipe();
+        for n in 0..SHARD_BOUND {
+            more.xadd(&key, "*", &[("record", json(&format!("y{n}")).as_str())]).ignore();
+        }
+        let () = more.query_async(&mut redis).await.expect("XADD");
+        assert!(matches!(streams.search("first", 2).await, Ok(Search::BoundReached)));
+        let () = redis.del(key).await.expect("DEL");
+    }
+}

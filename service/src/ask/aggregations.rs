@@ -1,0 +1,350 @@
+//! `GET /records/aggregations`: totals per destination and unit, with all the records they are made of, as one snapshot.
+//!
+//! Two readers go through the snapshot side by side, page by page: totals by (destination, unit), records by
+//! (destination, seq). What is in memory is one page of each.
+
+use std::collections::VecDeque;
+
+use poem::{http::HeaderMap, web::Data};
+use poem_openapi::{Object, OpenApi, param::Query};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{
+    Tags,
+    answer::Streamed,
+    format::{Format, csv_line},
+    stream::{Cut, Out, Slots, body},
+    types::{Time, Word},
+    views::{RecordParams, RecordType, RecordView},
+};
+use crate::{
+    domain::render_time,
+    http::{App, auth::Reader, problem::Failure},
+    store::{RecordFilter, Snapshot, StoredRecord, UnitTotal},
+};
+
+/// Rows of a page.
+const PAGE: i64 = 1_000;
+
+/// Count and total of records in one unit.
+#[derive(Debug, Clone, Object, Serialize)]
+pub(super) struct Total {
+    /// The unit.
+    pub unit: String,
+    /// How many records.
+    pub count: i64,
+    /// Their signed sum, exact.
+    pub total: String,
+}
+
+/// What one destination received.
+#[derive(Debug, Object, Serialize)]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct AggregationGroup {
+    /// The destination.
+    pub destination_id: String,
+    /// Totals per unit, ordered by unit.
+    pub totals: Vec<Total>,
+    /// How many records match.
+    pub count: i64,
+    /// All of them, in the order of processing; absent with `records=false`.
+    pub records: Option<Vec<RecordView>>,
+}
+
+/// Totals per destination, and what they are made of.
+#[derive(Debug, Object, Serialize)]
+#[oai(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Aggregations {
+    /// When the snapshot was taken that all of this is read from.
+    pub as_of: Time,
+    /// One group a destination, ordered by destinationId.
+    pub groups: Vec<AggregationGroup>,
+}
+
+/// Sums over records.
+#[derive(Debug, Clone, Default)]
+pub struct AggregationsApi {
+    pub(super) slots: Slots,
+}
+
+#[OpenApi(tag = "Tags::Sums")]
+impl AggregationsApi {
+    /// Totals per destination, with the records
+    ///
+    /// Streams an answer of any size from one snapshot (`asOf`). `Accept` chooses JSON, NDJSON (`{"group":…}`,
+    /// `{"record":…}` lines, and last `{"end":…}`) or CSV (one row a record; with `records=false` one row a group and
+    /// unit). On a failure the connection is cut without the final chunk, so that a part never looks whole.
+    #[oai(path = "/records/aggregations", method = "get", operation_id = "aggregateRecords")]
+    #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
+    async fn aggregations(
+        &self,
+        app: Data<&App>,
+        _reader: Reader,
+        headers: &HeaderMap,
+        /// `false`: only totals.
+        #[oai(default = "default_true")]
+        records: Query<bool>,
+        /// Only these ids; up to 100 times.
+        #[oai(name = "recordId", default)]
+        record_id: Query<Vec<Word>>,
+        /// Only this destination.
+        #[oai(name = "destinationId")]
+        destination_id: Query<Option<Word>>,
+        /// Only this reference.
+        reference: Query<Option<Word>>,
+        /// Only this source.
+        #[oai(name = "sourceId")]
+        source_id: Query<Option<Word>>,
+        /// Only this sign.
+        r#type: Query<Option<RecordType>>,
+        /// Only this unit.
+        unit: Query<Option<Word>>,
+        /// Only records whose `time` is at or after this.
+        #[oai(name = "startTime")]
+        start_time: Query<Option<Time>>,
+        /// Only records whose `time` is before this.
+        #[oai(name = "endTime")]
+        end_time: Query<Option<Time>>,
+        /// Only records that raised an alert, or only those that did not.
+        alerted: Query<Option<bool>>,
+    ) -> Result<Streamed<Aggregations>, Failure> {
+        let format = Format::of(headers)?;
+        let params = RecordParams {
+            record_id: record_id.0,
+            destination_id: destination_id.0,
+            reference: reference.0,
+            source_id: source_id.0,
+            r#type: r#type.0,
+            unit: unit.0,
+            start_time: start_time.0,
+            end_time: end_time.0,
+            alerted: alerted.0,
+        };
+        let filter = params.filter(app.0)?;
+        let slot = self.slots.take()?;
+        let snapshot = app.store.snapshot().await?;
+        let with_records = records.0;
+        let body = body(slot, move |out| {
+            let writer = Writer { out, format, with_records, first_total: true, groups: 0, records: 0 };
+            aggregate(snapshot, filter, writer)
+        });
+        Ok(Streamed::new(format, body))
+    }
+}
+
+fn default_true() -> bool {
+    true
+}
+
+async fn aggregate(mut snapshot: Snapshot, filter: RecordFilter, mut writer: Writer) -> Result<Out, Cut> {
+    let as_of = render_time(snapshot.as_of);
+    writer.begin(&as_of);
+    let mut records = Records::new(writer.with_records);
+    let mut after = (String::new(), String::new());
+    let mut group: Option<(String, i64)> = None;
+    loop {
+        let page = snapshot.totals(&filter, (&after.0, &after.1), PAGE).await?;
+        let last = page.len() < PAGE as usize;
+        if let Some(end) = page.last() {
+            after = (end.destination_id.clone(), end.unit.clone());
+        }
+        for total in page {
+            match &mut group {
+                Some((destination, count)) if *destination == total.destination_id => *count += total.count,
+                _ => {
+                    if let Some((destination, count)) = group.take() {
+                        writer.group(&mut snapshot, &filter, &mut records, &destination, count).await?;
+                    }
+                    writer.begin_group(&total)?;
+                    group = Some((total.destination_id.clone(), total.count));
+                }
+            }
+            writer.total(&total)?;
+            writer.out.pass().await?;
+        }
+        if last {
+            break;
+        }
+    }
+    if let Some((destination, count)) = group {
+        writer.group(&mut snapshot, &filter, &mut records, &destination, count).await?;
+    }
+    writer.end(&as_of)?;
+    snapshot.finish().await?;
+    Ok(writer.out)
+}
+
+/// Reads the matching records in the order of their groups.
+struct Records {
+    page: VecDeque<StoredRecord>,
+    after: (String, i64),
+    ended: bool,
+}
+
+impl Records {
+    fn new(wanted: bool) -> Self {
+        Self { page: VecDeque::new(), after: (String::new(), 0), ended: !wanted }
+    }
+
+    /// The next record, if it belongs to the destination.
+    async fn next_of(
+        &mut self,
+        snapshot: &mut Snapshot,
+        filter: &RecordFilter,
+        destination: &str,
+    ) -> Result<Option<StoredRecord>, Cut> {
+        if self.page.is_empty() && !self.ended {
+            let page = snapshot.records(filter, (&self.after.0, self.after.1), PAGE).await?;
+            self.ended = page.len() < PAGE as usize;
+            if let Some(last) = page.last() {
+                self.after = (last.destination_id.clone(), last.seq);
+            }
+            self.page = page.into();
+        }
+        Ok(self.page.pop_front_if(|record| record.destination_id == destination))
+    }
+}
+
+struct Writer {
+    out: Out,
+    format: Format,
+    with_records: bool,
+    first_total: bool,
+    groups: u64,
+    records: i64,
+}
+
+impl Writer {
+    fn begin(&mut self, as_of: &str) {
+        match self.format {
+            Format::Json => self.out.text(&format!("{{\"asOf\":\"{as_of}\",\"groups\":[")),
+            Format::Ndjson => {}
+            Format::Csv if self.with_records => csv_line(&mut self.out.buffer, RECORD_COLUMNS),
+            Format::Csv => csv_line(&mut self.out.buffer, ["destinationId", "unit", "count", "total"]),
+        }
+    }
+
+    fn begin_group(&mut self, first: &UnitTotal) -> Result<(), Cut> {
+        match self.format {
+            Format::Json if self.groups > 0 => self.out.text(",{\"destinationId\":"),
+            Format::Json => self.out.text("{\"destinationId\":"),
+            Format::Ndjson => self.out.text("{\"group\":{\"destinationId\":"),
+            Format::Csv => {}
+        }
+        if self.format != Format::Csv {
+            self.out.json(&first.destination_id)?;
+            self.out.text(",\"totals\":");
+        }
+        self.first_total = true;
+        self.groups += 1;
+        Ok(())
+    }
+
+    fn total(&mut self, total: &UnitTotal) -> Result<(), Cut> {
+        let UnitTotal { destination_id, unit, count, total } = total;
+        if self.format == Format::Csv {
+            if !self.with_records {
+                csv_line(&mut self.out.buffer, [destination_id.as_str(), unit, &count.to_string(), total]);
+            }
+            return Ok(());
+        }
+        self.out.text(if std::mem::take(&mut self.first_total) { "[" } else { "," });
+        self.out.json(&Total { unit: unit.clone(), count: *count, total: total.clone() })
+    }
+
+    /// Ends the totals of a group and writes its records.
+    async fn group(
+        &mut self,
+        snapshot: &mut Snapshot,
+        filter: &RecordFilter,
+        records: &mut Records,
+        destination: &str,
+        count: i64,
+    ) -> Result<(), Cut> {
+        match self.format {
+            Format::Json if self.with_records => self.out.text(&format!("],\"count\":{count},\"records\":[")),
+            Format::Json => self.out.text(&format!("],\"count\":{count}}}")),
+            Format::Ndjson => self.out.text(&format!("],\"count\":{count}}}}}\n")),
+            Format::Csv => {}
+        }
+        self.records += count;
+        if !self.with_records {
+            return self.out.pass().await;
+        }
+        let mut read = 0;
+        while let Some(record) = records.next_of(snapshot, filter, destination).await? {
+            if read > 0 && self.format == Format::Json {
+                self.out.text(",");
+            }
+            self.record(record.into())?;
+            read += 1;
+            self.out.pass().await?;
+        }
+        if read != count {
+            return Err(Cut::Inconsistent(count, read));
+        }
+        if self.format == Format::Json {
+            self.out.text("]}");
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, record: RecordView) -> Result<(), Cut> {
+        match self.format {
+            Format::Json => self.out.json(&record)?,
+            Format::Ndjson => {
+                self.out.text("{\"record\":");
+                self.out.json(&record)?;
+                self.out.text("}\n");
+            }
+            Format::Csv => {
+                let at = |time: Option<Time>| time.map(|time| render_time(time.0)).unwrap_or_default();
+                let fields = [
+                    record.record_id.as_str(),
+                    &render_time(record.time.0),
+                    &record.source_id,
+                    &record.destination_id,
+                    record.r#type.as_str(),
+                    &record.value,
+                    &record.unit,
+                    &record.reference,
+                    record.attributes.as_ref().map(|raw| raw.0.get()).unwrap_or_default(),
+                    &at(record.received_at),
+                    &at(record.processed_at),
+                ];
+                csv_line(&mut self.out.buffer, fields);
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, as_of: &str) -> Result<(), Cut> {
+        match self.format {
+            Format::Json => self.out.text("]}"),
+            Format::Ndjson => {
+                let end = json!({"end": {"groups": self.groups, "records": self.records, "asOf": as_of}});
+                self.out.json(&end)?;
+                self.out.text("\n");
+            }
+            Format::Csv => {}
+        }
+        Ok(())
+    }
+}
+
+const RECORD_COLUMNS: [&str; 11] = [
+    "recordId",
+    "time",
+    "sourceId",
+    "destinationId",
+    "type",
+    "value",
+    "unit",
+    "reference",
+    "attributes",
+    "receivedAt",
+    "processedAt",
+];

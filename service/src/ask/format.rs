@@ -1,0 +1,142 @@
+//! Formats of streamed answers: which one Accept asks for, and how a CSV field is written.
+
+use poem::http::{HeaderMap, header::ACCEPT};
+
+use crate::http::problem::Failure;
+
+/// A format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// One JSON document.
+    Json,
+    /// One JSON object a line.
+    Ndjson,
+    /// RFC 4180.
+    Csv,
+}
+
+impl Format {
+    const ALL: [Self; 3] = [Self::Json, Self::Ndjson, Self::Csv];
+
+    /// Its name in Accept.
+    pub(super) fn media_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Ndjson => "application/x-ndjson",
+            Self::Csv => "text/csv",
+        }
+    }
+
+    /// Its name in Content-Type.
+    pub(super) fn content_type(self) -> &'static str {
+        match self {
+            Self::Csv => "text/csv; charset=utf-8; header=present",
+            other => other.media_type(),
+        }
+    }
+
+    /// The format that the request asks for; JSON where it does not say.
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Failure> {
+        let accepted: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+        if accepted.iter().all(|value| value.trim().is_empty()) {
+            return Ok(Self::Json);
+        }
+        let accepted = accepted.join(",");
+        Self::ALL
+            .into_iter()
+            .map(|format| (format, format.quality(&accepted)))
+            // The first of the best: `max_by` would take the last.
+            .rev()
+            .max_by_key(|(_, quality)| *quality)
+            .filter(|(_, quality)| *quality > 0)
+            .map(|(format, _)| format)
+            .ok_or_else(|| {
+                let detail = "Accept: one of application/json, application/x-ndjson, text/csv can be given";
+                Failure::new(406, "not_acceptable", detail)
+            })
+    }
+
+    /// How much the format is wanted, in thousandths: the most specific range that it falls under decides.
+    fn quality(self, accept: &str) -> u32 {
+        let (mut best, mut quality) = (0, 0);
+        for range in accept.split(',') {
+            let mut parts = range.split(';').map(str::trim);
+            let name = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let major = self.media_type().split('/').next().unwrap_or_default();
+            let specific = match name.as_str() {
+                "*/*" => 1,
+                _ if name.strip_suffix("/*") == Some(major) => 2,
+                _ if name == self.media_type() => 3,
+                _ => continue,
+            };
+            let q = parts
+                .filter_map(|part| part.split_once('='))
+                .find(|(key, _)| key.trim().eq_ignore_ascii_case("q"))
+                .map_or(1000, |(_, value)| thousandths(value.trim()));
+            if specific > best {
+                (best, quality) = (specific, q);
+            }
+        }
+        quality
+    }
+}
+
+/// A q-value in thousandths; one that is not well-formed counts as 1.
+fn thousandths(value: &str) -> u32 {
+    match value.split_once('.') {
+        Some(("0", fraction)) if fraction.len() <= 3 => format!("{fraction:0<3}").parse().unwrap_or(1000),
+        None if value == "0" => 0,
+        _ => 1000,
+    }
+}
+
+/// Writes one line of CSV.
+pub(super) fn csv_line<'a>(out: &mut Vec<u8>, fields: impl IntoIterator<Item = &'a str>) {
+    for (index, field) in fields.into_iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        if field.contains([',', '"', '\r', '\n']) {
+            out.push(b'"');
+            out.extend_from_slice(field.replace('"', "\"\"").as_bytes());
+            out.push(b'"');
+        } else {
+            out.extend_from_slice(field.as_bytes());
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accept_is_understood() {
+        for (accept, format) in [
+            ("", Some(Format::Json)),
+            ("*/*", Some(Format::Json)),
+            ("text/*", Some(Format::Csv)),
+            ("text/csv", Some(Format::Csv)),
+            ("application/x-ndjson, application/json;q=0.9", Some(Format::Ndjson)),
+            ("text/html,application/xhtml+xml,*/*;q=0.8", Some(Format::Json)),
+            ("application/json;q=0, */*;q=0.1", Some(Format::Ndjson)),
+            ("application/json;q=0.2, Text/CSV; Q=0.25", Some(Format::Csv)),
+            ("image/png", None),
+            ("*/*;q=0", None),
+            ("application/json;q=0.0", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().expect("a header"));
+            assert_eq!(Format::of(&headers).ok(), format, "{accept}");
+        }
+        assert_eq!(Format::of(&HeaderMap::new()).ok(), Some(Format::Json));
+    }
+
+    #[test]
+    fn csv_is_quoted_where_it_has_to_be() {
+        let mut out = Vec::new();
+        csv_line(&mut out, ["plain", "a,b", "say \"hi\"", "two\nlines", "", "é;\t"]);
+        assert_eq!(String::from_utf8(out).expect("UTF-8"), "plain,\"a,b\",\"say \"\"hi\"\"\",\"two\nlines\",,é;\t\r\n");
+    }
+}

@@ -1,0 +1,333 @@
+//! `GET /records/rollups`: totals per window of time and group, streamed from one sorted pass over one snapshot.
+
+use std::{fmt::Write as _, time::Duration};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::TryStreamExt as _;
+use poem::{http::HeaderMap, web::Data};
+use poem_openapi::{Enum, Object, OpenApi, param::Query};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{
+    Tags,
+    aggregations::Total,
+    answer::{Streamed, invalid_parameter},
+    format::{Format, csv_line},
+    stream::{Cut, Out, Slots, body},
+    types::{Time, Word},
+    views::{RecordParams, RecordType},
+};
+use crate::{
+    domain::render_time,
+    http::{App, auth::Reader, problem::Failure},
+    store::{RecordFilter, RollupBy, RollupPart, Snapshot},
+};
+
+/// The length of a window.
+#[derive(Debug, Clone, Copy, Enum)]
+pub(super) enum Window {
+    /// A minute.
+    #[oai(rename = "1m")]
+    Minute,
+    /// Five minutes.
+    #[oai(rename = "5m")]
+    FiveMinutes,
+    /// A quarter of an hour.
+    #[oai(rename = "15m")]
+    QuarterHour,
+    /// An hour.
+    #[oai(rename = "1h")]
+    Hour,
+    /// A day in UTC.
+    #[oai(rename = "1d")]
+    Day,
+}
+
+impl Window {
+    fn length(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Minute => 60,
+            Self::FiveMinutes => 300,
+            Self::QuarterHour => 900,
+            Self::Hour => 3_600,
+            Self::Day => 86_400,
+        })
+    }
+}
+
+/// One window of one group.
+#[derive(Debug, Object, Serialize)]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RollupRow {
+    /// Start of the window, included; absent without `window`.
+    pub window_start: Option<Time>,
+    /// End of the window, not included; absent without `window`.
+    pub window_end: Option<Time>,
+    /// Where grouped by it.
+    pub destination_id: Option<String>,
+    /// Where grouped by it.
+    pub reference: Option<String>,
+    /// Where grouped by it.
+    pub source_id: Option<String>,
+    /// Where grouped by it.
+    pub r#type: Option<RecordType>,
+    /// Where grouped by it.
+    pub unit: Option<String>,
+    /// How many records.
+    pub count: i64,
+    /// How many distinct sources they have, exact.
+    pub distinct_source_ids: i64,
+    /// Totals per unit, ordered by unit.
+    pub totals: Vec<Total>,
+}
+
+/// Totals per window and group.
+#[derive(Debug, Object, Serialize)]
+#[oai(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Rollups {
+    /// When the snapshot was taken that all of this is read from.
+    pub as_of: Time,
+    /// Ordered by window, destinationId, reference, sourceId, type (negative first), unit. Empty windows are left out.
+    pub items: Vec<RollupRow>,
+}
+
+/// Sums per window.
+#[derive(Debug, Clone, Default)]
+pub struct RollupsApi {
+    pub(super) slots: Slots,
+}
+
+#[OpenApi(tag = "Tags::Sums")]
+impl RollupsApi {
+    /// Totals per window of time and group
+    ///
+    /// Windows are on the record's `time`, aligned to UTC; empty ones are left out. Streams an answer of any size from one
+    /// snapshot (`asOf`) as JSON, NDJSON (`{"row":…}` lines, and last `{"end":…}`) or CSV (one line a row and unit).
+    #[oai(path = "/records/rollups", method = "get", operation_id = "rollUpRecords")]
+    #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
+    async fn rollups(
+        &self,
+        app: Data<&App>,
+        _reader: Reader,
+        headers: &HeaderMap,
+        /// Length of a window; absent: one row a group.
+        window: Query<Option<Window>>,
+        /// Any of destinationId, reference, sourceId, type, unit; repeated, or separated by commas.
+        #[oai(name = "groupBy", default)]
+        group_by: Query<Vec<String>>,
+        /// Only these ids; up to 100 times.
+        #[oai(name = "recordId", default)]
+        record_id: Query<Vec<Word>>,
+        /// Only this destination.
+        #[oai(name = "destinationId")]
+        destination_id: Query<Option<Word>>,
+        /// Only this reference.
+        reference: Query<Option<Word>>,
+        /// Only this source.
+        #[oai(name = "sourceId")]
+        source_id: Query<Option<Word>>,
+        /// Only this sign.
+        r#type: Query<Option<RecordType>>,
+        /// Only this unit.
+        unit: Query<Option<Word>>,
+        /// Only records whose `time` is at or after this.
+        #[oai(name = "startTime")]
+        start_time: Query<Option<Time>>,
+        /// Only records whose `time` is before this.
+        #[oai(name = "endTime")]
+        end_time: Query<Option<Time>>,
+        /// Only records that raised an alert, or only those that did not.
+        alerted: Query<Option<bool>>,
+    ) -> Result<Streamed<Rollups>, Failure> {
+        let format = Format::of(headers)?;
+        let by = rollup_by(window.0, &group_by.0)?;
+        let params = RecordParams {
+            record_id: record_id.0,
+            destination_id: destination_id.0,
+            reference: reference.0,
+            source_id: source_id.0,
+            r#type: r#type.0,
+            unit: unit.0,
+            start_time: start_time.0,
+            end_time: end_time.0,
+            alerted: alerted.0,
+        };
+        let filter = params.filter(app.0)?;
+        let slot = self.slots.take()?;
+        let snapshot = app.store.snapshot().await?;
+        let body = body(slot, move |out| {
+            roll_up(snapshot, filter, by, Writer { out, format, by, rows: 0, first_total: true, row: None })
+        });
+        Ok(Streamed::new(format, body))
+    }
+}
+
+fn rollup_by(window: Option<Window>, group_by: &[String]) -> Result<RollupBy, Failure> {
+    let mut by = RollupBy { window: window.map(Window::length), ..RollupBy::default() };
+    for field in group_by.iter().flat_map(|fields| fields.split(',')) {
+        let chosen = match field.trim() {
+            "destinationId" => &mut by.destination_id,
+            "reference" => &mut by.reference,
+            "sourceId" => &mut by.source_id,
+            "type" => &mut by.kind,
+            "unit" => &mut by.unit,
+            _ => return Err(invalid_parameter("groupBy", "may name destinationId, reference, sourceId, type, unit")),
+        };
+        *chosen = true;
+    }
+    Ok(by)
+}
+
+async fn roll_up(mut snapshot: Snapshot, filter: RecordFilter, by: RollupBy, mut writer: Writer) -> Result<Out, Cut> {
+    let as_of = render_time(snapshot.as_of);
+    writer.begin(&as_of);
+    {
+        let mut parts = snapshot.rollup(&filter, by)?;
+        while let Some(part) = parts.try_next().await? {
+            writer.part(part)?;
+            writer.out.pass().await?;
+        }
+    }
+    writer.end(&as_of)?;
+    snapshot.finish().await?;
+    Ok(writer.out)
+}
+
+struct Writer {
+    out: Out,
+    format: Format,
+    by: RollupBy,
+    rows: u64,
+    first_total: bool,
+    /// The row whose units are being written; of CSV, to be repeated on each of its lines.
+    row: Option<RollupPart>,
+}
+
+impl Writer {
+    fn begin(&mut self, as_of: &str) {
+        match self.format {
+            Format::Json => self.out.text(&format!("{{\"asOf\":\"{as_of}\",\"items\":[")),
+            Format::Ndjson => {}
+            Format::Csv => {
+                let mut columns = Vec::new();
+                if self.by.window.is_some() {
+                    columns.extend(["windowStart", "windowEnd"]);
+                }
+                columns.extend(self.groups().into_iter().filter_map(|(by, name)| by.then_some(name)));
+                columns.extend(["count", "distinctSourceIds", "totalUnit", "totalCount", "total"]);
+                csv_line(&mut self.out.buffer, columns);
+            }
+        }
+    }
+
+    fn groups(&self) -> [(bool, &'static str); 5] {
+        let RollupBy { window: _, destination_id, reference, source_id, kind, unit } = self.by;
+        [
+            (destination_id, "destinationId"),
+            (reference, "reference"),
+            (source_id, "sourceId"),
+            (kind, "type"),
+            (unit, "unit"),
+        ]
+    }
+
+    fn part(&mut self, part: RollupPart) -> Result<(), Cut> {
+        if part.unit_total {
+            self.total(&part)
+        } else {
+            // Without records there is one part all the same: the empty whole.
+            if part.count > 0 {
+                self.close_row();
+                self.open_row(&part)?;
+                self.row = Some(part);
+            }
+            Ok(())
+        }
+    }
+
+    fn open_row(&mut self, part: &RollupPart) -> Result<(), Cut> {
+        match self.format {
+            Format::Csv => return Ok(()),
+            Format::Ndjson => self.out.text("{\"row\":{"),
+            Format::Json => self.out.text(if self.rows == 0 { "{" } else { ",{" }),
+        }
+        (self.rows, self.first_total) = (self.rows + 1, true);
+        if let Some((start, end)) = self.window(part) {
+            let mut text = String::new();
+            let _ = write!(text, "\"windowStart\":\"{start}\",\"windowEnd\":\"{end}\",");
+            self.out.text(&text);
+        }
+        let fields = self.fields(part);
+        for (name, value) in fields {
+            self.out.text(&format!("\"{name}\":"));
+            self.out.json(&value)?;
+            self.out.text(",");
+        }
+        let RollupPart { count, distinct_source_ids, .. } = part;
+        self.out.text(&format!("\"count\":{count},\"distinctSourceIds\":{distinct_source_ids},\"totals\":"));
+        Ok(())
+    }
+
+    /// The fields that the row is grouped by.
+    fn fields<'a>(&self, part: &'a RollupPart) -> Vec<(&'static str, &'a str)> {
+        let values = [
+            part.destination_id.as_deref(),
+            part.reference.as_deref(),
+            part.source_id.as_deref(),
+            part.positive.map(|positive| RecordType::of(positive).as_str()),
+            part.group_unit.as_deref(),
+        ];
+        let named = self.groups().into_iter().zip(values);
+        named.filter_map(|((by, name), value)| Some((name, value.filter(|_| by)?))).collect()
+    }
+
+    fn window(&self, part: &RollupPart) -> Option<(String, String)> {
+        let (start, length) = (part.window_start?, self.by.window?);
+        let end: DateTime<Utc> = start + TimeDelta::from_std(length).ok()?;
+        Some((render_time(start), render_time(end)))
+    }
+
+    fn total(&mut self, part: &RollupPart) -> Result<(), Cut> {
+        let unit = part.unit.clone().unwrap_or_default();
+        if self.format != Format::Csv {
+            self.out.text(if std::mem::take(&mut self.first_total) { "[" } else { "," });
+            return self.out.json(&Total { unit, count: part.count, total: part.total.clone() });
+        }
+        let Some(row) = &self.row else { return Ok(()) };
+        let mut fields: Vec<String> = Vec::with_capacity(12);
+        if let Some((start, end)) = self.window(row) {
+            fields.extend([start, end]);
+        }
+        fields.extend(self.fields(row).into_iter().map(|(_, value)| value.to_owned()));
+        fields.extend([row.count.to_string(), row.distinct_source_ids.to_string()]);
+        fields.extend([unit, part.count.to_string(), part.total.clone()]);
+        csv_line(&mut self.out.buffer, fields.iter().map(String::as_str));
+        Ok(())
+    }
+
+    fn close_row(&mut self) {
+        if self.row.take().is_some() {
+            match self.format {
+                Format::Json => self.out.text("]}"),
+                Format::Ndjson => self.out.text("]}}\n"),
+                Format::Csv => {}
+            }
+        }
+    }
+
+    fn end(&mut self, as_of: &str) -> Result<(), Cut> {
+        self.close_row();
+        match self.format {
+            Format::Json => self.out.text("]}"),
+            Format::Ndjson => {
+                self.out.json(&json!({"end": {"rows": self.rows, "asOf": as_of}}))?;
+                self.out.text("\n");
+            }
+            Format::Csv => {}
+        }
+        Ok(())
+    }
+}

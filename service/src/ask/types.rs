@@ -1,0 +1,146 @@
+//! Scalars of the answers and parameters: each says in the document what it is, and refuses what it is not.
+
+use std::borrow::Cow;
+
+use chrono::{DateTime, Utc};
+use poem_openapi::{
+    registry::{MetaSchema, MetaSchemaRef},
+    types::{ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type},
+};
+use serde::{Serialize, Serializer};
+use serde_json::{Value, value::RawValue};
+
+use crate::domain::{Text, parse_time, render_time};
+
+/// A point in time: RFC 3339, out in UTC with `Z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Time(pub DateTime<Utc>);
+
+/// An id, a unit or a reference, as a filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Word(pub String);
+
+/// JSON that is passed on byte for byte: through a tree of values, big numbers would be rounded.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub(super) struct RawJson(pub Box<RawValue>);
+
+macro_rules! scalar {
+    ($type:ty, $name:literal, $schema:expr) => {
+        impl Type for $type {
+            const IS_REQUIRED: bool = true;
+            type RawValueType = Self;
+            type RawElementValueType = Self;
+
+            fn name() -> Cow<'static, str> {
+                $name.into()
+            }
+
+            fn schema_ref() -> MetaSchemaRef {
+                MetaSchemaRef::Inline(Box::new($schema))
+            }
+
+            fn as_raw_value(&self) -> Option<&Self> {
+                Some(self)
+            }
+
+            fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
+                Box::new(std::iter::once(self))
+            }
+        }
+
+        impl ParseFromJSON for $type {
+            fn parse_from_json(value: Option<Value>) -> ParseResult<Self> {
+                Self::from_json(value.unwrap_or_default()).ok_or_else(|| ParseError::custom("is of another type"))
+            }
+        }
+    };
+}
+
+scalar!(Time, "Time", MetaSchema::new_with_format("string", "date-time"));
+scalar!(Word, "Word", MetaSchema { min_length: Some(1), max_length: Some(200), ..MetaSchema::new("string") });
+scalar!(RawJson, "RawJson", MetaSchema::ANY);
+
+impl Time {
+    fn from_json(value: Value) -> Option<Self> {
+        parse_time(value.as_str()?).ok().map(Self)
+    }
+}
+
+impl ParseFromParameter for Time {
+    fn parse_from_parameter(value: &str) -> ParseResult<Self> {
+        parse_time(value).map(Self).map_err(ParseError::custom)
+    }
+}
+
+impl ToJSON for Time {
+    fn to_json(&self) -> Option<Value> {
+        Some(render_time(self.0).into())
+    }
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&render_time(self.0))
+    }
+}
+
+impl Word {
+    fn from_json(value: Value) -> Option<Self> {
+        Self::parse_from_parameter(value.as_str()?).ok()
+    }
+}
+
+impl ParseFromParameter for Word {
+    fn parse_from_parameter(value: &str) -> ParseResult<Self> {
+        // What no record can hold is a mistake of the caller, and some of it Postgres could not even compare.
+        Text::parse(value).map(|text| Self(text.to_string())).map_err(ParseError::custom)
+    }
+}
+
+impl ToJSON for Word {
+    fn to_json(&self) -> Option<Value> {
+        Some(self.0.as_str().into())
+    }
+}
+
+impl RawJson {
+    /// JSON from its text; `None` when it is none.
+    pub(super) fn parse(text: String) -> Option<Self> {
+        RawValue::from_string(text).ok().map(Self)
+    }
+
+    fn from_json(value: Value) -> Option<Self> {
+        Self::parse(value.to_string())
+    }
+}
+
+impl ToJSON for RawJson {
+    /// Only for examples in the document; answers are written by [`Serialize`].
+    fn to_json(&self) -> Option<Value> {
+        serde_json::from_str(self.0.get()).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_passes_byte_for_byte() {
+        let text = r#"{"n": 12345678901234567890.10, "e":1E2}"#;
+        let raw = RawJson::parse(text.to_owned()).expect("JSON");
+        assert_eq!(serde_json::to_string(&[raw]).expect("written"), format!("[{text}]"));
+        assert!(RawJson::parse("{".to_owned()).is_none());
+    }
+
+    #[test]
+    fn words_and_times_refuse_what_no_record_holds() {
+        for word in ["", "a\0b", &"x".repeat(201)] {
+            assert!(Word::parse_from_parameter(word).is_err(), "{word:?}");
+        }
+        assert!(Time::parse_from_parameter("2026-01-01").is_err());
+        let time = Time::parse_from_parameter("2026-01-01T01:00:00+01:00").expect("a time");
+        assert_eq!(time.to_json(), Some("2026-01-01T00:00:00Z".into()));
+    }
+}

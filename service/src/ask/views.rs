@@ -1,0 +1,163 @@
+//! Records as they are given out, and the filters that ask for them.
+
+use poem_openapi::{Enum, Object, types::Example};
+use serde::Serialize;
+
+use super::{
+    answer::invalid_parameter,
+    types::{RawJson, Time, Word},
+};
+use crate::{
+    domain::{Kind, Record, shard_of},
+    http::{App, problem::Failure},
+    store::{RecordFilter, StoredRecord},
+};
+
+/// The sign of a record's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
+#[oai(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RecordType {
+    /// Adds to the total.
+    Positive,
+    /// Takes from the total.
+    Negative,
+}
+
+impl RecordType {
+    /// By whether it adds.
+    pub(super) fn of(positive: bool) -> Self {
+        if positive { Self::Positive } else { Self::Negative }
+    }
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Positive => Kind::Positive.as_str(),
+            Self::Negative => Kind::Negative.as_str(),
+        }
+    }
+}
+
+/// A record.
+#[derive(Debug, Clone, Object, Serialize)]
+#[oai(rename = "Record", rename_all = "camelCase", skip_serializing_if_is_none, example)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RecordView {
+    /// Its id, unique as long as it is kept.
+    pub record_id: String,
+    /// When it happened.
+    pub time: Time,
+    /// Who or what it comes from.
+    pub source_id: String,
+    /// What it is counted for.
+    pub destination_id: String,
+    /// The sign of the value.
+    pub r#type: RecordType,
+    /// How much: an unsigned decimal, exact, its scale as received.
+    pub value: String,
+    /// Of what; amounts of different units are never added up.
+    pub unit: String,
+    /// With destinationId, the key under which totals are kept.
+    pub reference: String,
+    /// An object, byte for byte as received; absent if there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attributes: Option<RawJson>,
+    /// When it was received.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub received_at: Option<Time>,
+    /// When it was processed; absent while it is queued.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processed_at: Option<Time>,
+}
+
+impl Example for RecordView {
+    fn example() -> Self {
+        let at = |micros| chrono::DateTime::from_timestamp_micros(micros).map(Time);
+        Self {
+            record_id: "order-1001".to_owned(),
+            time: Time(chrono::DateTime::UNIX_EPOCH + chrono::TimeDelta::seconds(1_769_860_800)),
+            source_id: "shop-7".to_owned(),
+            destination_id: "account-42".to_owned(),
+            r#type: RecordType::Positive,
+            value: "125.50".to_owned(),
+            unit: "EUR".to_owned(),
+            reference: "invoice-9".to_owned(),
+            attributes: RawJson::parse(r#"{"channel":"web"}"#.to_owned()),
+            received_at: at(1_769_860_801_250_000),
+            processed_at: at(1_769_860_801_262_417),
+        }
+    }
+}
+
+impl From<StoredRecord> for RecordView {
+    fn from(record: StoredRecord) -> Self {
+        Self {
+            record_id: record.record_id,
+            time: Time(record.time),
+            source_id: record.source_id,
+            destination_id: record.destination_id,
+            r#type: RecordType::of(record.positive),
+            value: record.value,
+            unit: record.unit,
+            reference: record.reference,
+            attributes: record.attributes.and_then(RawJson::parse),
+            received_at: Some(Time(record.received_at)),
+            processed_at: Some(Time(record.processed_at)),
+        }
+    }
+}
+
+impl From<&Record> for RecordView {
+    fn from(record: &Record) -> Self {
+        Self {
+            record_id: record.record_id.to_string(),
+            time: Time(record.time),
+            source_id: record.source_id.to_string(),
+            destination_id: record.destination_id.to_string(),
+            r#type: RecordType::of(record.kind == Kind::Positive),
+            value: record.value.to_string(),
+            unit: record.unit.to_string(),
+            reference: record.reference.to_string(),
+            attributes: record.attributes.as_ref().and_then(|raw| RawJson::parse(raw.as_str().to_owned())),
+            received_at: None,
+            processed_at: None,
+        }
+    }
+}
+
+/// The filters that lists of records and sums over them share, as they stand in the request.
+#[derive(Debug, Default)]
+pub(super) struct RecordParams {
+    pub(super) record_id: Vec<Word>,
+    pub(super) destination_id: Option<Word>,
+    pub(super) reference: Option<Word>,
+    pub(super) source_id: Option<Word>,
+    pub(super) r#type: Option<RecordType>,
+    pub(super) unit: Option<Word>,
+    pub(super) start_time: Option<Time>,
+    pub(super) end_time: Option<Time>,
+    pub(super) alerted: Option<bool>,
+}
+
+impl RecordParams {
+    pub(super) fn filter(self, app: &App) -> Result<RecordFilter, Failure> {
+        if self.record_id.len() > 100 {
+            return Err(invalid_parameter("recordId", "may be given up to 100 times"));
+        }
+        let shards = app.manifest.borrow().manifest.spec.shards;
+        let shard = self.destination_id.as_ref().map(|id| i32::from(shard_of(&id.0, shards)));
+        let ids: Vec<String> = self.record_id.into_iter().map(|id| id.0).collect();
+        Ok(RecordFilter {
+            record_ids: (!ids.is_empty()).then_some(ids),
+            destination_id: self.destination_id.map(|id| id.0),
+            shard,
+            reference: self.reference.map(|reference| reference.0),
+            source_id: self.source_id.map(|id| id.0),
+            positive: self.r#type.map(|kind| kind == RecordType::Positive),
+            unit: self.unit.map(|unit| unit.0),
+            start: self.start_time.map(|time| time.0),
+            end: self.end_time.map(|time| time.0),
+            alerted: self.alerted,
+        })
+    }
+}
