@@ -55,7 +55,7 @@ pub fn apis() -> Apis {
         LettersApi,
         AuditApi,
         LifeApi,
-        StatsApi::default(),
+        StatsApi,
     )
 }
 
