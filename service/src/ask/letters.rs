@@ -8,6 +8,7 @@ use poem::web::Data;
 use poem_openapi::{
     Enum, Object, OpenApi,
     param::{Path, Query},
+    types::Example,
 };
 use serde::Serialize;
 
@@ -74,7 +75,7 @@ pub(super) fn shown(payload: Vec<u8>) -> (Option<RawJson>, Option<String>) {
 
 /// An entry that could not be applied.
 #[derive(Debug, Object, Serialize)]
-#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none, example)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct DeadLetter {
     /// `<shard>-d<n>`.
@@ -113,6 +114,27 @@ pub(super) struct DeadLetter {
     /// What came, where it is not JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload_base64: Option<String>,
+}
+
+impl Example for DeadLetter {
+    fn example() -> Self {
+        Self {
+            id: "3-d17".to_owned(),
+            state: LetterState::Open,
+            reason: "below_minimum_total".to_owned(),
+            detail: "its destination's total in this unit would be below policy.minimumTotal".to_owned(),
+            record_id: Some("order-1001".to_owned()),
+            destination_id: Some("account-42".to_owned()),
+            opened_at: Time::example(),
+            received_at: Time::example(),
+            closed_at: None,
+            closed_by: None,
+            requested_by: None,
+            replay_of: None,
+            payload: RawJson::parse(r#"{"recordId":"order-1001"}"#.to_owned()),
+            payload_base64: None,
+        }
+    }
 }
 
 impl From<StoredLetter> for DeadLetter {
