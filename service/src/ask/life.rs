@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{
     Tags,
     answer::Answer,
-    letters::LetterState,
+    letter_view::LetterState,
     types::{Time, Word},
     views::RecordView,
 };
