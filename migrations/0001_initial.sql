@@ -51,8 +51,12 @@ create table shards (
     alerts         bigint      not null default 0,
     -- Settled entries that no serve process had appended.
     foreign_settled bigint     not null default 0,
+    -- Whether its stream and group were made: a group that has to be made again was gone.
+    prepared       boolean     not null default false,
     -- Entries seen to be gone before they were applied.
-    lost           bigint      not null default 0
+    lost           bigint      not null default 0,
+    -- How often its stream or group was gone; what was lost with it is not known.
+    vanished       bigint      not null default 0
 ) with (fillfactor = 20);
 
 -- Who owned a shard in which epoch.
@@ -177,8 +181,8 @@ create table dead_letters (
     -- The API key's name (or the command's user) that asked for the replay or discarded it.
     closed_by      text,
     requested_by   text,
-    -- The number, in the same shard, of the letter whose replay this one is.
-    replay_of      bigint,
+    -- The letter whose replay this one is: `<shard>-d<n>`.
+    replay_of      text,
     primary key (shard, n)
 );
 create unique index dead_letters_open on dead_letters (record_id) where state = 'open';
@@ -219,6 +223,16 @@ create table sink_starts (
     sink  text    not null references sinks (name) on delete cascade,
     shard integer not null,
     after bigint  not null,
+    primary key (sink, shard)
+);
+
+-- What a lane last said of itself, written when it changes; no row: it runs.
+create table sink_states (
+    sink   text        not null references sinks (name) on delete cascade,
+    shard  integer     not null,
+    state  text        not null check (state in ('waiting', 'halted', 'failing')),
+    detail text        not null,
+    since  timestamptz not null default now(),
     primary key (sink, shard)
 );
 

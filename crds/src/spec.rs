@@ -14,11 +14,13 @@ pub struct RecordPipelineSpec {
     /// A record whose value is above this raises an alert. Absent: only `thresholds` do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<DecimalString>,
-    /// Thresholds per unit; each overrides `threshold` for its unit.
+    /// Thresholds per unit, at most 64; each overrides `threshold` for its unit.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
     pub thresholds: BTreeMap<String, DecimalString>,
-    /// Number of workers. Instead of it: `autoscaling`.
+    /// Number of workers, at most 256; 0 stops the pipeline. Instead of it: `autoscaling`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 256))]
     pub replicas: Option<u32>,
     /// Scale the workers on the true backlog.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -29,10 +31,11 @@ pub struct RecordPipelineSpec {
     pub shards: u16,
     /// Entries a shard may hold before new records are answered 429, for the client to send again later.
     #[serde(default = "default_backlog_limit")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub backlog_limit: u64,
     /// The image of the pods; absent: the operator's default image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 500))]
     pub image: Option<String>,
     /// Where outcomes are published, at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -86,11 +89,14 @@ fn default_backlog_limit() -> u64 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Autoscaling {
-    /// Fewest workers.
+    /// Fewest workers, at least 1.
+    #[schemars(range(min = 1))]
     pub min_replicas: u32,
-    /// Most workers; more than `shards` would idle.
+    /// Most workers, at most `shards`: more would idle.
+    #[schemars(range(min = 1, max = 256))]
     pub max_replicas: u32,
-    /// Backlog, in entries, that one worker is meant to have.
+    /// Backlog, in entries, that one worker is meant to have, at least 1.
+    #[schemars(range(min = 1))]
     pub target_backlog: u64,
 }
 
@@ -144,8 +150,9 @@ pub struct RedisStream {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[A-Za-z0-9._:-]{1,200}$"))]
     pub stream: Option<String>,
-    /// Most entries the stream keeps; 0: no bound.
+    /// Most entries the stream keeps, at most 1,000,000,000; 0: no bound.
     #[serde(default = "default_max_length")]
+    #[schemars(range(max = 1_000_000_000))]
     pub max_length: u64,
     /// What happens at `maxLength`.
     #[serde(default)]
@@ -170,7 +177,8 @@ pub enum Overflow {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Webhook {
-    /// Where to post, an https URL.
+    /// Where to post, an https URL of at most 2,000 characters, without a user or password.
+    #[schemars(length(max = 2000))]
     pub url: String,
     /// The signing key, Standard Webhooks.
     pub secret_ref: SecretKeyRef,
@@ -181,8 +189,10 @@ pub struct Webhook {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretKeyRef {
     /// The Secret's name.
+    #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// The key in it.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._-]{1,253}$"))]
     pub key: String,
 }
 
@@ -215,8 +225,9 @@ pub struct PostgresRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Serve {
-    /// Number of HTTP pods.
+    /// Number of HTTP pods, at most 256.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 256))]
     pub replicas: Option<u32>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use crate::{API_VERSION, KIND, RecordPipeline, RecordPipelineSpec, Sink};
+use crate::{API_VERSION, KIND, RecordPipeline, RecordPipelineSpec, RedisStream, SecretKeyRef, Sink};
 
 /// One broken rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,11 +30,26 @@ impl RecordPipeline {
         if self.kind != KIND {
             found.add("kind", format!("must be {KIND}"));
         }
-        if !is_label(&self.metadata.name) || !self.metadata.name.starts_with(|c: char| c.is_ascii_lowercase()) {
+        if !is_label(&self.metadata.name, 40) || !self.metadata.name.starts_with(|c: char| c.is_ascii_lowercase()) {
             found.add(
                 "metadata.name",
                 "must be 1 to 40 lower-case letters, digits or '-', start with a letter and end with a letter or digit",
             );
+        }
+        let metadata = &self.metadata;
+        if metadata.namespace.as_ref().is_some_and(|namespace| !is_label(namespace, 63)) {
+            found.add("metadata.namespace", "must be 1 to 63 lower-case letters, digits or '-'");
+        }
+        match (metadata.uid.as_deref(), metadata.generation) {
+            (None, _) => {}
+            (Some(uid), _) if uid.is_empty() || uid.len() > 128 => {
+                found.add("metadata.uid", "must be 1 to 128 bytes; leave it out of a local file");
+            }
+            (Some(_), Some(1..)) => {}
+            (Some(_), _) => found.add(
+                "metadata.generation",
+                "must be at least 1 beside metadata.uid, as Kubernetes writes both; leave both out of a local file",
+            ),
         }
         self.spec.check(&self.metadata.name, &mut found);
         found.0
@@ -55,32 +70,70 @@ impl RecordPipelineSpec {
         if !(1..=256).contains(&self.shards) {
             found.add("spec.shards", "must be between 1 and 256");
         }
-        if self.backlog_limit == 0 {
-            found.add("spec.backlogLimit", "must be at least 1");
+        if !(1..=1_000_000_000).contains(&self.backlog_limit) {
+            found.add("spec.backlogLimit", "must be between 1 and 1,000,000,000");
         }
-        if let Some(scaling) = &self.autoscaling {
-            if self.replicas.is_some_and(|replicas| replicas != 0) {
-                found.add(
-                    "spec.replicas",
-                    "must be left out, or 0, beside spec.autoscaling; set autoscaling.minReplicas",
-                );
-            }
-            if scaling.min_replicas > scaling.max_replicas || scaling.max_replicas > u32::from(self.shards) {
-                found.add("spec.autoscaling", "needs minReplicas <= maxReplicas <= shards");
-            }
+        if self.image.as_ref().is_some_and(|image| !is_word(image, 500)) {
+            found.add("spec.image", "must be 1 to 500 characters without spaces");
+        }
+        self.check_scale(found);
+        if self.thresholds.len() > 64 {
+            found.add("spec.thresholds", "must be at most 64");
         }
         for unit in self.thresholds.keys() {
-            if unit.is_empty() || unit.chars().count() > 200 || unit.chars().any(char::is_control) {
-                found.add("spec.thresholds", "units have 1 to 200 characters and no control characters");
+            let fits = (1..=200).contains(&unit.chars().count()) && unit.len() <= 400;
+            if !fits || unit.chars().any(char::is_control) {
+                found.add(
+                    "spec.thresholds",
+                    "units have 1 to 200 characters, at most 400 bytes, and no control characters",
+                );
             }
         }
+        for (at, reference) in [
+            ("spec.redis.urlSecretRef", self.redis.as_ref().map(|redis| &redis.url_secret_ref)),
+            ("spec.postgres.urlSecretRef", self.postgres.as_ref().map(|postgres| &postgres.url_secret_ref)),
+            (
+                "spec.auth.bootstrapKeySecretRef",
+                self.auth.as_ref().and_then(|auth| auth.bootstrap_key_secret_ref.as_ref()),
+            ),
+        ] {
+            if let Some(reference) = reference {
+                reference.check(at, found);
+            }
+        }
+        self.check_sinks(pipeline, found);
+    }
+
+    fn check_scale(&self, found: &mut Found) {
+        if self.replicas.is_some_and(|replicas| replicas > 256) {
+            found.add("spec.replicas", "must be at most 256");
+        }
+        if self.serve.as_ref().and_then(|serve| serve.replicas).is_some_and(|replicas| replicas > 256) {
+            found.add("spec.serve.replicas", "must be at most 256");
+        }
+        let Some(scaling) = &self.autoscaling else { return };
+        if self.replicas.is_some_and(|replicas| replicas != 0) {
+            found.add("spec.replicas", "must be left out, or 0, beside spec.autoscaling; set autoscaling.minReplicas");
+        }
+        let in_order = 1 <= scaling.min_replicas
+            && scaling.min_replicas <= scaling.max_replicas
+            && scaling.max_replicas <= u32::from(self.shards);
+        if !in_order {
+            found.add("spec.autoscaling", "needs 1 <= minReplicas <= maxReplicas <= shards");
+        }
+        if scaling.target_backlog == 0 {
+            found.add("spec.autoscaling.targetBacklog", "must be at least 1");
+        }
+    }
+
+    fn check_sinks(&self, pipeline: &str, found: &mut Found) {
         if self.sinks.len() > 16 {
             found.add("spec.sinks", "must be at most 16");
         }
         let (mut names, mut streams) = (BTreeSet::new(), BTreeSet::new());
         for (index, sink) in self.sinks.iter().enumerate() {
             let at = |field: &str| format!("spec.sinks[{index}]{field}");
-            if !is_label(&sink.name) {
+            if !is_label(&sink.name, 40) {
                 found.add(at(".name"), "must be 1 to 40 lower-case letters, digits or '-'");
             }
             if !names.insert(&sink.name) {
@@ -88,7 +141,7 @@ impl RecordPipelineSpec {
             }
             match (&sink.redis_stream, &sink.webhook) {
                 (Some(target), None) => {
-                    let stream = sink.stream(pipeline).unwrap_or_default();
+                    let stream = target.key(pipeline, &sink.name);
                     if !is_key(&stream) {
                         found.add(at(".redisStream.stream"), "must be 1 to 200 letters, digits, '.', '_', ':' or '-'");
                     }
@@ -98,12 +151,18 @@ impl RecordPipelineSpec {
                             "belongs to another sink already; a stream belongs to one sink",
                         );
                     }
-                    let _ = target;
+                    if target.max_length > 1_000_000_000 {
+                        found.add(at(".redisStream.maxLength"), "must be at most 1,000,000,000, or 0 for no bound");
+                    }
                 }
                 (None, Some(webhook)) => {
-                    if !webhook.url.starts_with("https://") && !webhook.url.starts_with("http://") {
-                        found.add(at(".webhook.url"), "must be an https URL");
+                    if !is_web_url(&webhook.url) {
+                        found.add(
+                            at(".webhook.url"),
+                            "must be an http(s) URL of at most 2,000 characters, without spaces, user or password",
+                        );
                     }
+                    webhook.secret_ref.check(&at(".webhook.secretRef"), found);
                 }
                 _ => found.add(at(""), "needs exactly one of redisStream and webhook"),
             }
@@ -111,18 +170,42 @@ impl RecordPipelineSpec {
     }
 }
 
+impl SecretKeyRef {
+    fn check(&self, at: &str, found: &mut Found) {
+        let is_name = (1..=253).contains(&self.name.len()) && self.name.split('.').all(|part| is_label(part, 253));
+        if !is_name {
+            found.add(
+                format!("{at}.name"),
+                "must be a Secret's name: at most 253 lower-case letters, digits, '-' or '.'",
+            );
+        }
+        let is_key = (1..=253).contains(&self.key.len())
+            && self.key.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if !is_key {
+            found.add(format!("{at}.key"), "must be 1 to 253 letters, digits, '.', '_' or '-'");
+        }
+    }
+}
+
+impl RedisStream {
+    /// The stream's key: as named, else `<pipeline>.<sink name>`.
+    #[must_use]
+    pub fn key(&self, pipeline: &str, sink: &str) -> String {
+        self.stream.clone().unwrap_or_else(|| format!("{pipeline}.{sink}"))
+    }
+}
+
 impl Sink {
     /// The key of its Redis stream: as named, else `<pipeline>.<sink name>`; `None` for another kind of sink.
     #[must_use]
     pub fn stream(&self, pipeline: &str) -> Option<String> {
-        let target = self.redis_stream.as_ref()?;
-        Some(target.stream.clone().unwrap_or_else(|| format!("{pipeline}.{}", self.name)))
+        self.redis_stream.as_ref().map(|target| target.key(pipeline, &self.name))
     }
 }
 
-/// A DNS label of at most 40 characters.
-fn is_label(text: &str) -> bool {
-    (1..=40).contains(&text.len())
+/// A DNS label of at most `longest` characters.
+fn is_label(text: &str, longest: usize) -> bool {
+    (1..=longest).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !text.starts_with('-')
         && !text.ends_with('-')
@@ -130,4 +213,14 @@ fn is_label(text: &str) -> bool {
 
 fn is_key(text: &str) -> bool {
     (1..=200).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
+}
+
+fn is_word(text: &str, longest: usize) -> bool {
+    (1..=longest).contains(&text.len()) && !text.contains(|c: char| c.is_whitespace() || c.is_control())
+}
+
+fn is_web_url(text: &str) -> bool {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let host = host.and_then(|rest| rest.split(['/', '?', '#']).next());
+    is_word(text, 2000) && host.is_some_and(|host| !host.is_empty() && !host.contains('@'))
 }

@@ -3,7 +3,7 @@
 //! No task without an owner: each is spawned by [`Lifecycle::spawn`], and the process ends with failure when one dies.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::{
         Arc, Mutex,
@@ -22,6 +22,8 @@ pub struct Lifecycle {
     /// Cancelled on a second signal or when time is up: drop everything. Parent of `soft`.
     pub hard: CancellationToken,
     tracker: TaskTracker,
+    /// Names of the tasks that run; one that runs twice stands there once until either ends.
+    running: Arc<Mutex<BTreeSet<&'static str>>>,
     failure: Arc<Mutex<Option<String>>>,
     /// Which loops move.
     pub vitals: Vitals,
@@ -42,6 +44,7 @@ impl Lifecycle {
             soft: hard.child_token(),
             hard,
             tracker: TaskTracker::new(),
+            running: Arc::default(),
             failure: Arc::default(),
             vitals: Vitals::default(),
         }
@@ -55,12 +58,14 @@ impl Lifecycle {
     {
         let this = self.clone();
         let running = tokio::spawn(task);
+        lock(&self.running).insert(name);
         self.tracker.spawn(async move {
             let abort = running.abort_handle();
             let outcome = tokio::select! {
                 outcome = running => outcome,
                 () = this.hard.cancelled() => { abort.abort(); return; }
             };
+            lock(&this.running).remove(name);
             let failure = match outcome {
                 Ok(Ok(())) if this.soft.is_cancelled() => return,
                 Ok(Ok(())) => "ended early".to_owned(),
@@ -68,10 +73,7 @@ impl Lifecycle {
                 Err(error) => error.to_string(),
             };
             tracing::error!(task = name, failure, "lifecycle.task.died");
-            this.failure
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .get_or_insert(format!("{name}: {failure}"));
+            lock(&this.failure).get_or_insert(format!("{name}: {failure}"));
             this.soft.cancel();
         });
     }
@@ -79,13 +81,17 @@ impl Lifecycle {
     /// Waits until the process is told to stop (SIGTERM, SIGINT, or a task that died), then until all tasks have ended.
     ///
     /// # Errors
-    /// What the first task that died said.
+    /// What the first task that died said; or that tasks had to be dropped, by a second signal or after `longest_stop`.
     pub async fn run(self, longest_stop: Duration) -> anyhow::Result<()> {
         use tokio::signal::unix::{SignalKind, signal};
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let mut next = async || {
+        let next = async || {
             tokio::select! { _ = term.recv() => "SIGTERM", _ = int.recv() => "SIGINT" }
         };
+        self.run_with(next, longest_stop).await
+    }
+
+    async fn run_with(self, mut next: impl AsyncFnMut() -> &'static str, longest_stop: Duration) -> anyhow::Result<()> {
         tokio::select! {
             signal = next() => {
                 tracing::info!(signal, "lifecycle.process.stopping");
@@ -94,15 +100,28 @@ impl Lifecycle {
             () = self.soft.cancelled() => {}
         }
         self.tracker.close();
-        tokio::select! {
-            () = self.tracker.wait() => {}
-            signal = next() => tracing::warn!(signal, "lifecycle.process.stopped_at_once"),
-            () = tokio::time::sleep(longest_stop) => tracing::warn!("lifecycle.process.stopped_late"),
-        }
+        let dropped = tokio::select! {
+            () = self.tracker.wait() => None,
+            signal = next() => Some(format!("a second signal ({signal})")),
+            () = tokio::time::sleep(longest_stop) => Some(format!("{longest_stop:?} that were not enough to stop in order")),
+        };
+        let dropped = dropped.map(|cause| {
+            let tasks = lock(&self.running).iter().copied().collect::<Vec<_>>().join(", ");
+            tracing::warn!(tasks, cause, "lifecycle.process.stopped_hard");
+            format!("dropped {tasks} after {cause}")
+        });
         self.hard.cancel();
-        let failure = self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure)))
+        // A dropped task ends where it waits next; what never waits is left to the end of the process.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.tracker.wait()).await;
+        match lock(&self.failure).take().or(dropped) {
+            Some(failure) => Err(anyhow::anyhow!(failure)),
+            None => Ok(()),
+        }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Which loops move: each beats at every pass that did its work.
@@ -150,6 +169,99 @@ impl Vitals {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Beat>>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use anyhow::bail;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Runs with signals from a channel: real ones would reach all tests of the process.
+    async fn run(lifecycle: Lifecycle, signals: &[&'static str], longest_stop: Duration) -> anyhow::Result<()> {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        signals.iter().for_each(|signal| sender.send(*signal).unwrap());
+        lifecycle.run_with(async || receiver.recv().await.unwrap(), longest_stop).await
+    }
+
+    #[tokio::test]
+    async fn a_task_that_dies_stops_the_others_and_the_process_fails() {
+        type Way = (&'static str, fn(&Lifecycle));
+        let ways: [Way; 3] = [
+            ("lane: no route", |lifecycle| lifecycle.spawn("lane", async { bail!("no route") })),
+            ("lane: ended early", |lifecycle| lifecycle.spawn("lane", async { Ok(()) })),
+            ("boom", |lifecycle| lifecycle.spawn("lane", async { panic!("boom") })),
+        ];
+        for (said, die) in ways {
+            let lifecycle = Lifecycle::new();
+            let (soft, drained) = (lifecycle.soft.clone(), Arc::new(AtomicU64::new(0)));
+            let noted = Arc::clone(&drained);
+            lifecycle.spawn("shard", async move {
+                soft.cancelled().await;
+                noted.store(1, Ordering::SeqCst);
+                Ok(())
+            });
+            die(&lifecycle);
+            let failure = run(lifecycle, &[], LONG).await.unwrap_err().to_string();
+            assert!(failure.contains(said), "{failure}");
+            assert_eq!(drained.load(Ordering::SeqCst), 1, "the other task finished what it held");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_signal_stops_in_order() {
+        let lifecycle = Lifecycle::new();
+        let soft = lifecycle.soft.clone();
+        lifecycle.spawn("shard", async move {
+            soft.cancelled().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Ok(())
+        });
+        run(lifecycle, &["SIGTERM"], LONG).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_second_signal_drops_what_still_runs() {
+        let lifecycle = Lifecycle::new();
+        let hard = lifecycle.hard.clone();
+        lifecycle.spawn("shard", pending());
+        let failure = run(lifecycle, &["SIGTERM", "SIGINT"], LONG).await.unwrap_err().to_string();
+        assert_eq!(failure, "dropped shard after a second signal (SIGINT)");
+        assert!(hard.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_stop_that_takes_too_long_is_cut() {
+        let lifecycle = Lifecycle::new();
+        lifecycle.spawn("lane", pending());
+        lifecycle.soft.cancel();
+        let failure = run(lifecycle, &[], Duration::from_millis(20)).await.unwrap_err().to_string();
+        assert!(failure.starts_with("dropped lane after 20ms"), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn a_hard_stop_is_a_soft_stop_too() {
+        let lifecycle = Lifecycle::new();
+        lifecycle.hard.cancel();
+        assert!(lifecycle.soft.is_cancelled());
+    }
+
+    #[test]
+    fn vitals_name_the_loops_that_stand_still() {
+        let vitals = Vitals::default();
+        let moving = vitals.register("moving", LONG);
+        moving.beat();
+        let _still = vitals.register("still", Duration::ZERO);
+        std::thread::sleep(Duration::from_millis(3));
+        assert_eq!(vitals.still(), ["still"]);
+        vitals.forget("still");
+        assert!(vitals.still().is_empty());
     }
 }

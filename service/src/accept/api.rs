@@ -36,7 +36,7 @@ pub struct Queued {
 
 /// What came before a record on the same destination, reference and unit.
 #[derive(Debug, Object)]
-#[oai(rename_all = "camelCase")]
+#[oai(rename = "PreviousSummary", rename_all = "camelCase")]
 pub struct Summary {
     /// How many records.
     pub previous_count: i64,
@@ -106,6 +106,7 @@ impl RecordsApi {
     /// 200 processed, 409 `record_conflict` when its id is taken by other content, 422 `dead_lettered` when it could not
     /// be applied.
     #[oai(path = "/records", method = "post", operation_id = "sendRecord")]
+    #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
     async fn send_record(
         &self,
         _caller: Ingester,
@@ -134,6 +135,7 @@ impl RecordsApi {
     /// `nextIndex` says where. Nothing taken: 503 or 429 if any item may succeed later, else 422, with the same list.
     /// Items of one shard in a JSON array are taken all or none, in order.
     #[oai(path = "/records/batch", method = "post", operation_id = "sendRecords")]
+    #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
     async fn send_records(
         &self,
         _caller: Ingester,

@@ -221,7 +221,7 @@ impl Batch<'_> {
             return Ok(BatchTaken::Report(Json(report)));
         }
         let failure = match self.put_off {
-            Some((status, code, detail)) => Failure::new(status, code, format!("nothing was taken: {detail}")),
+            Some((status, code, detail)) => Failure::new(status, code, format!("no item was confirmed: {detail}")),
             None => Failure::new(422, "batch_refused", "nothing was taken; errors says what is wrong with each item"),
         };
         Err(failure.with(|problem| {

@@ -79,7 +79,11 @@ pub(super) fn unreadable(error: &std::io::Error) -> Failure {
     if let Some(failure) = guard::failure(error) {
         return failure;
     }
-    Failure::new(400, "unreadable_body", "the body ended early, or is not of the encoding that Content-Encoding says; send it again")
+    Failure::new(
+        400,
+        "unreadable_body",
+        "the body ended early, or is not of the encoding that Content-Encoding says; send it again",
+    )
 }
 
 /// Reads a whole body of at most `limit` bytes.
@@ -188,7 +192,8 @@ mod tests {
     use super::*;
 
     fn lines(chunks: &[&[u8]]) -> Lines {
-        let chunks: Vec<_> = chunks.iter().map(|chunk| Ok::<_, std::io::Error>(bytes::Bytes::copy_from_slice(chunk))).collect();
+        let chunks: Vec<_> =
+            chunks.iter().map(|chunk| Ok::<_, std::io::Error>(bytes::Bytes::copy_from_slice(chunk))).collect();
         Lines::new(Box::pin(StreamReader::new(futures::stream::iter(chunks))))
     }
 

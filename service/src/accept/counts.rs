@@ -45,6 +45,15 @@ impl Counts {
         }
     }
 
+    /// Shard, acknowledged and unknown, where there is anything.
+    #[cfg(test)]
+    pub(super) fn totals(&self) -> Vec<(u16, u64, u64)> {
+        let counts = (0_u16..).zip(&self.0).map(|(shard, counts)| {
+            (shard, counts.acknowledged.load(Ordering::Relaxed), counts.unknown.load(Ordering::Relaxed))
+        });
+        counts.filter(|(_, acknowledged, unknown)| acknowledged + unknown > 0).collect()
+    }
+
     /// Notes what changed since the last time. `closing`: everything, as the last word of this process.
     pub(super) async fn flush(&self, store: &Store, process: &str, closing: bool) -> Result<(), Error> {
         let mut changed = Vec::new();

@@ -13,7 +13,10 @@ mod single;
 mod wait;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -40,6 +43,35 @@ struct Inner {
     counts: counts::Counts,
     waiters: wait::Waiters,
     appends: TaskTracker,
+    /// Whether the last append failed for Redis's sake: said once, not for every request.
+    failing: AtomicBool,
+}
+
+impl Inner {
+    /// Notes and says what became of an append of `n` entries.
+    fn note(&self, shard: u16, n: usize, appended: &Result<Vec<StreamId>, AppendError>) {
+        let error = match appended {
+            Ok(_) => {
+                self.counts.acknowledged(shard, n);
+                metrics::counter!("millrace_accepted_records_total").increment(n as u64);
+                if self.failing.swap(false, Ordering::Relaxed) {
+                    tracing::info!(shard, "accept.append.recovered");
+                }
+                return;
+            }
+            // The shard's workers are behind: its metrics say so, and every client is told.
+            Err(AppendError::Backlog) => return tracing::debug!(shard, entries = n, "accept.append.backlog"),
+            Err(error) => error,
+        };
+        if matches!(error, AppendError::Unknown(_)) {
+            self.counts.unknown(shard, n);
+        }
+        if self.failing.swap(true, Ordering::Relaxed) {
+            tracing::debug!(shard, entries = n, %error, "accept.append.failed");
+        } else {
+            tracing::warn!(shard, entries = n, %error, "accept.append.failed");
+        }
+    }
 }
 
 impl Acceptor {
@@ -51,8 +83,7 @@ impl Acceptor {
             this.0.waiters.poll(&store_, &soft, &beat).await;
             Ok(())
         });
-        let (this, store, process, soft) =
-            (self.clone(), store.clone(), Arc::clone(process), lifecycle.soft.clone());
+        let (this, store, process, soft) = (self.clone(), store.clone(), Arc::clone(process), lifecycle.soft.clone());
         lifecycle.spawn("serve.appends", async move {
             let mut failing = false;
             while tokio::time::timeout(counts::FLUSH, soft.cancelled()).await.is_err() {
@@ -87,18 +118,10 @@ impl Acceptor {
             let (n, began) = (entries.len(), Instant::now());
             let appended = streams.append(shard, &pipeline_id, limit, &entries).await;
             metrics::histogram!("millrace_append_seconds").record(began.elapsed());
-            match &appended {
-                Ok(_) => {
-                    fault::point("after_xadd");
-                    this.counts.acknowledged(shard, n);
-                    metrics::counter!("millrace_accepted_records_total").increment(n as u64);
-                }
-                Err(AppendError::Unknown(error)) => {
-                    this.counts.unknown(shard, n);
-                    tracing::warn!(shard, entries = n, %error, "accept.append.unknown");
-                }
-                Err(error) => tracing::warn!(shard, entries = n, %error, "accept.append.refused"),
+            if appended.is_ok() {
+                fault::point("after_xadd");
             }
+            this.note(shard, n, &appended);
             appended
         });
         // A panic in it is a fault of ours, after which nothing is known.
@@ -124,17 +147,23 @@ fn traceparent(request: &poem::Request) -> Option<String> {
 /// Status, code and sentence of what was not appended.
 fn refusal(error: &AppendError) -> (u16, &'static str, &'static str) {
     match error {
-        AppendError::Backlog => (429, "backlog_full", "too much is queued for this destination's shard; send again later"),
+        AppendError::Backlog => {
+            (429, "backlog_full", "too much is queued for this destination's shard; send again later")
+        }
         AppendError::Full => (503, "redis_full", "the queue is full; send again later with the same recordId"),
         AppendError::Away(_) => {
             (503, "redis_unavailable", "the queue cannot be reached now; send again with the same recordId")
         }
-        AppendError::Unknown(_) => {
-            (503, "outcome_unknown", "it may have been taken or not; send again with the same recordId, then it counts once")
-        }
-        AppendError::Refused(_) => {
-            (503, "queue_refused", "the queue belongs to another pipeline; the operator of this service has to resolve it")
-        }
+        AppendError::Unknown(_) => (
+            503,
+            "outcome_unknown",
+            "it may have been taken or not; send again with the same recordId, then it counts once",
+        ),
+        AppendError::Refused(_) => (
+            503,
+            "queue_refused",
+            "the queue belongs to another pipeline; the operator of this service has to resolve it",
+        ),
     }
 }
 
@@ -142,3 +171,6 @@ fn refusal(error: &AppendError) -> (u16, &'static str, &'static str) {
 fn count_rejected(code: &str, n: u64) {
     metrics::counter!("millrace_rejected_records_total", "code" => code.to_owned()).increment(n);
 }
+
+#[cfg(test)]
+mod tests;

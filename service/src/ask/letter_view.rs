@@ -128,7 +128,7 @@ impl From<StoredLetter> for DeadLetter {
             closed_at: letter.closed_at.map(Time),
             closed_by: letter.closed_by,
             requested_by: letter.requested_by,
-            replay_of: letter.replay_of.map(|n| format!("{}-d{n}", letter.shard)),
+            replay_of: letter.replay_of,
             payload,
             payload_base64,
         }

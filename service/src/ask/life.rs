@@ -289,7 +289,7 @@ async fn published(app: &App, record: &StoredRecord, alerted: bool) -> Result<Ve
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    let started = app.store.sink_states().await?;
+    let started = app.store.sink_beginnings().await?;
     let cursors = app.streams.cursors(&streams).await.inspect_err(|error| {
         tracing::warn!(%error, "ask.cursors.failed");
     });

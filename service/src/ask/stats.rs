@@ -301,7 +301,7 @@ fn shard_stats(shard: &ShardCounts, backlog: Option<&[Backlog]>) -> ShardStats {
 }
 
 async fn sinks_without_redis(app: &App) -> Result<Vec<SinkStats>, Failure> {
-    let started = app.store.sink_states().await?;
+    let started = app.store.sink_beginnings().await?;
     let manifest = app.manifest.borrow().manifest.clone();
     let stats = manifest.spec.sinks.iter().map(|sink| SinkStats {
         name: sink.name.clone(),
@@ -316,7 +316,7 @@ async fn sinks_without_redis(app: &App) -> Result<Vec<SinkStats>, Failure> {
 
 async fn sinks(app: &App, counts: &Counts) -> Result<Vec<SinkStats>, Failure> {
     let mut sinks = sinks_without_redis(app).await?;
-    let started = app.store.sink_states().await?;
+    let started = app.store.sink_beginnings().await?;
     let manifest = app.manifest.borrow().manifest.clone();
     let streams: Vec<String> = sinks.iter().filter_map(|sink| sink.stream.clone()).collect();
     let Ok(cursors) = app.streams.cursors(&streams).await else { return Ok(sinks) };

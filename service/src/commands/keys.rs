@@ -89,13 +89,17 @@ async fn act(store: &Store, action: Action) -> anyhow::Result<()> {
         }
         Action::List => {
             for key in store.list_keys().await? {
-                let state = key.revoked_at.map_or_else(|| "in force".to_owned(), |at| format!("revoked {}", render_time(at)));
+                let state =
+                    key.revoked_at.map_or_else(|| "in force".to_owned(), |at| format!("revoked {}", render_time(at)));
                 let (made, scopes) = (render_time(key.created_at), key.scopes.join(","));
                 println!("{}\t{}\t{scopes}\tmade {made}\t{state}", key.id, key.name);
             }
         }
         Action::Revoke { id } => {
-            ensure!(store.revoke_key(&id, &actor()).await?, "no key in force has the id {id}; see `millrace keys list`");
+            ensure!(
+                store.revoke_key(&id, &actor()).await?,
+                "no key in force has the id {id}; see `millrace keys list`"
+            );
             eprintln!("{id} is revoked");
         }
     }

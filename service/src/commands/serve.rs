@@ -101,11 +101,8 @@ async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
 /// # Errors
 /// When the address cannot be listened on.
 pub async fn start(setup: Setup, options: Options, lifecycle: &Lifecycle) -> anyhow::Result<SocketAddr> {
-    let keys = if options.open {
-        KeyRing::open()
-    } else {
-        KeyRing::follow(&setup.store, Bootstrap::None, lifecycle).await?
-    };
+    let keys =
+        if options.open { KeyRing::open() } else { KeyRing::follow(&setup.store, Bootstrap::None, lifecycle).await? };
     serve(setup, options.listen, keys, lifecycle).await
 }
 

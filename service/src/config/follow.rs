@@ -97,7 +97,7 @@ impl Follower {
                 Err(Trouble::Passing(error)) => {
                     let error = error.to_string();
                     if error != self.trouble {
-                        tracing::warn!(error, "config.postgres.away: what is in force stays");
+                        tracing::warn!(error, "config.postgres.away");
                         self.trouble = error;
                     }
                 }
@@ -160,7 +160,7 @@ impl Follower {
         {
             match self.store.redirect(&url, &self.frame.metadata.name) {
                 Ok(()) => tracing::info!("config.postgres_url.changed"),
-                Err(_) => tracing::warn!("config.postgres_url.refused: it is no URL of Postgres; the old one stays"),
+                Err(_) => tracing::warn!(why = "it is no URL of Postgres", "config.postgres_url.refused"),
             }
             self.urls.postgres = url;
         }
@@ -228,7 +228,7 @@ impl Follower {
     /// Says why the file's content is not in force, and keeps it for `/status`. Called once for each content.
     fn refuse(&self, why: &str) {
         let (file, version) = (self.place.pipeline.display(), self.in_force.borrow().policy.version);
-        tracing::warn!(%file, why, version, "config.manifest.refused: the version in force stays");
+        tracing::warn!(%file, why, in_force = version, "config.manifest.refused");
         self.in_force.send_modify(|in_force| in_force.refusal = Some(why.into()));
     }
 }

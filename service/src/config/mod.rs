@@ -5,6 +5,8 @@
 mod follow;
 mod place;
 mod setup;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -96,13 +96,14 @@ fn url(
     file: Option<&PathBuf>,
 ) -> anyhow::Result<String> {
     match (given, file) {
-        (Some(Secret(url)), _) => Ok(url.trim().to_owned()),
-        (None, Some(file)) => {
+        // A variable that is set to nothing is as good as none.
+        (Some(Secret(url)), _) if !url.trim().is_empty() => Ok(url.trim().to_owned()),
+        (_, Some(file)) => {
             let url = fs::read_to_string(file)
                 .with_context(|| format!("cannot read {}, the URL of {server}", file.display()))?;
             Ok(url.trim().to_owned())
         }
-        (None, None) => bail!("where is {server}? give {flag}, {variable} or {variable}_FILE"),
+        (_, None) => bail!("where is {server}? give {flag}, {variable} or {variable}_FILE"),
     }
 }
 

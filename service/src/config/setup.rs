@@ -16,6 +16,9 @@ use crate::{
     streams::Streams,
 };
 
+/// What stands still until the pipeline is there.
+const WAITING: &str = "waiting for the pipeline";
+
 /// What a role starts from.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -48,6 +51,8 @@ impl Setup {
         let urls = follow::Urls { redis: place.redis_url()?, postgres: place.postgres_url()? };
         let store = Store::connect(&urls.postgres, &name, postgres_connections).context("the URL of Postgres")?;
         let streams = Streams::connect(&urls.redis, &name).context("the URL of Redis")?;
+        // Until the pipeline is there nothing of this role moves: it is not ready.
+        let _still = lifecycle.vitals.register(WAITING, Duration::ZERO);
         let in_force = tokio::select! {
             in_force = first(place, &manifest, &store) => in_force?,
             () = lifecycle.soft.cancelled() => bail!("stopped before the pipeline was ready"),
@@ -55,6 +60,7 @@ impl Setup {
         let (sender, receiver) = watch::channel(in_force);
         let follower = Follower::new(place.clone(), manifest, urls, store.clone(), sender);
         let beat = lifecycle.vitals.register("manifest", Duration::from_secs(30));
+        lifecycle.vitals.forget(WAITING);
         lifecycle.spawn("manifest", follower.run(beat, lifecycle.soft.clone()));
         Ok(Self { store, streams, in_force: receiver, process: process_name(role).into(), name })
     }

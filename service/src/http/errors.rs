@@ -4,7 +4,9 @@ use poem::{
     Error, Response,
     error::{MethodNotAllowedError, NotFoundError, ParsePathError, ReadBodyError},
 };
-use poem_openapi::error::{ContentTypeError, ParseParamError, ParsePathError as ParseOpenApiPathError, ParseRequestPayloadError};
+use poem_openapi::error::{
+    ContentTypeError, ParseParamError, ParsePathError as ParseOpenApiPathError, ParseRequestPayloadError,
+};
 
 use super::{guard, problem::Failure};
 use crate::accept::idempotency;

@@ -42,7 +42,8 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
             Some(Err(failure)) => errors::render(failure.into()),
             Some(Ok(())) if method == Method::OPTIONS => Response::builder().status(StatusCode::NO_CONTENT).finish(),
             _ => {
-                let takes_records = path.is_some_and(|path| matches!(path.template.as_str(), "/records" | "/records/batch"));
+                let takes_records =
+                    path.is_some_and(|path| matches!(path.template.as_str(), "/records" | "/records/batch"));
                 let limit = (!takes_records).then_some(SMALL_BODY);
                 let body = guard::guard(request.take_body(), limit, guard::PATIENCE);
                 request.set_body(body);

@@ -69,9 +69,8 @@ pub(crate) fn failure(error: &io::Error) -> Option<Failure> {
 #[must_use]
 pub(crate) fn read_failure(error: &ReadBodyError) -> Failure {
     match error {
-        ReadBodyError::Io(error) => {
-            failure(error).unwrap_or_else(|| Failure::new(400, "unreadable_body", "the body ended early; send it again"))
-        }
+        ReadBodyError::Io(error) => failure(error)
+            .unwrap_or_else(|| Failure::new(400, "unreadable_body", "the body ended early; send it again")),
         ReadBodyError::PayloadTooLarge => Failure::new(413, "too_large", "the body is larger than this path takes"),
         ReadBodyError::Utf8(_) => Failure::new(400, "invalid_json", "the body is not UTF-8"),
         ReadBodyError::BodyHasBeenTaken => Failure::internal(error),

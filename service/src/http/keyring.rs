@@ -39,7 +39,8 @@ impl Bootstrap {
             Self::None => Ok(None),
             Self::Key(hash) => Ok(Some(*hash)),
             Self::File(file) => {
-                let text = tokio::fs::read_to_string(file).await.with_context(|| format!("cannot read {}", file.display()))?;
+                let text =
+                    tokio::fs::read_to_string(file).await.with_context(|| format!("cannot read {}", file.display()))?;
                 hash(text.trim()).with_context(|| file.display().to_string()).map(Some)
             }
         }
@@ -51,9 +52,9 @@ impl Bootstrap {
 /// # Errors
 /// The rule that it breaks, without the key.
 pub fn hash(key: &str) -> anyhow::Result<Hash> {
-    let form = key.strip_prefix("mk_").is_some_and(|rest| {
-        rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
-    });
+    let form = key
+        .strip_prefix("mk_")
+        .is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')));
     ensure!(
         form && key.len() >= SHORTEST,
         "an API key is mk_ and letters, digits, - or _, at least {SHORTEST} characters in all; `echo mk_$(openssl rand -hex 32)` makes one"
@@ -149,7 +150,14 @@ mod tests {
     #[test]
     fn weak_and_foreign_keys_are_refused_without_being_shown() {
         hash(&format!("mk_{}", "a".repeat(29))).expect("well-formed");
-        for wrong in ["", "mk_", "secret", &format!("mk_{}", "a".repeat(28)), &format!("mk_{} ", "a".repeat(40)), &"a".repeat(64)] {
+        for wrong in [
+            "",
+            "mk_",
+            "secret",
+            &format!("mk_{}", "a".repeat(28)),
+            &format!("mk_{} ", "a".repeat(40)),
+            &"a".repeat(64),
+        ] {
             let error = hash(wrong).expect_err(wrong).to_string();
             assert!(wrong.len() < 4 || !error.contains(wrong));
         }

@@ -40,7 +40,8 @@ impl Operations {
         for path in apis.into_iter().flat_map(|api| api.paths) {
             let operations = path.operations.into_iter().map(|operation| {
                 let query = operation.params.into_iter().filter(|parameter| parameter.in_type == MetaParamIn::Query);
-                let query = query.map(|parameter| Parameter { many: parameter.schema.is_array(), name: parameter.name });
+                let query =
+                    query.map(|parameter| Parameter { many: parameter.schema.is_array(), name: parameter.name });
                 Operation { method: operation.method, query: query.collect() }
             });
             match paths.iter_mut().find(|known| known.template == path.path) {
@@ -155,7 +156,8 @@ mod tests {
     #[test]
     fn unknown_and_repeated_parameters_are_named() {
         let path = path(&[("limit", false), ("recordId", true)]);
-        let code = |query: &str| path.check_query(&Method::GET, query).err().map(|failure| failure.problem().code.clone());
+        let code =
+            |query: &str| path.check_query(&Method::GET, query).err().map(|failure| failure.problem().code.clone());
         for good in ["", "limit=1", "recordId=a&recordId=b&limit=2", "rec%6FrdId=a%20b", "&&limit="] {
             assert_eq!(code(good), None, "{good}");
         }

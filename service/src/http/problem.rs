@@ -54,51 +54,51 @@ pub struct ItemError {
     pub detail: String,
 }
 
-/// Every answer that is not a success.
+/// Every answer that is not a success. Boxed inside, for every result carries the place for it.
 #[derive(Debug, ApiResponse)]
 pub enum Failure {
     /// The request is not understood: wrong JSON, an unknown or repeated parameter, a cursor of another request.
     #[oai(status = 400, content_type = "application/problem+json")]
-    BadRequest(Json<Problem>),
+    BadRequest(Json<Box<Problem>>),
     /// No API key, or one that is not known or revoked.
     #[oai(status = 401, content_type = "application/problem+json")]
-    Unauthorized(Json<Problem>, #[oai(header = "WWW-Authenticate")] String),
+    Unauthorized(Json<Box<Problem>>, #[oai(header = "WWW-Authenticate")] String),
     /// The API key lacks the scope.
     #[oai(status = 403, content_type = "application/problem+json")]
-    Forbidden(Json<Problem>, #[oai(header = "WWW-Authenticate")] String),
+    Forbidden(Json<Box<Problem>>, #[oai(header = "WWW-Authenticate")] String),
     /// There is nothing by that name.
     #[oai(status = 404, content_type = "application/problem+json")]
-    NotFound(Json<Problem>),
+    NotFound(Json<Box<Problem>>),
     /// This path does not take this method.
     #[oai(status = 405, content_type = "application/problem+json")]
-    MethodNotAllowed(Json<Problem>),
+    MethodNotAllowed(Json<Box<Problem>>),
     /// None of the formats in Accept can be given.
     #[oai(status = 406, content_type = "application/problem+json")]
-    NotAcceptable(Json<Problem>),
+    NotAcceptable(Json<Box<Problem>>),
     /// The request took too long to arrive.
     #[oai(status = 408, content_type = "application/problem+json")]
-    Timeout(Json<Problem>),
+    Timeout(Json<Box<Problem>>),
     /// The state of things does not allow it.
     #[oai(status = 409, content_type = "application/problem+json")]
-    Conflict(Json<Problem>),
+    Conflict(Json<Box<Problem>>),
     /// The body is larger than allowed.
     #[oai(status = 413, content_type = "application/problem+json")]
-    TooLarge(Json<Problem>),
+    TooLarge(Json<Box<Problem>>),
     /// The body's content type or encoding is not taken here.
     #[oai(status = 415, content_type = "application/problem+json")]
-    UnsupportedMediaType(Json<Problem>),
+    UnsupportedMediaType(Json<Box<Problem>>),
     /// The content breaks a rule.
     #[oai(status = 422, content_type = "application/problem+json")]
-    Unprocessable(Json<Problem>),
+    Unprocessable(Json<Box<Problem>>),
     /// Too much is queued; send again after the given seconds.
     #[oai(status = 429, content_type = "application/problem+json")]
-    TooManyRequests(Json<Problem>, #[oai(header = "Retry-After")] u64),
+    TooManyRequests(Json<Box<Problem>>, #[oai(header = "Retry-After")] u64),
     /// A fault of ours.
     #[oai(status = 500, content_type = "application/problem+json")]
-    Internal(Json<Problem>),
+    Internal(Json<Box<Problem>>),
     /// A server behind this one is away, or the outcome is unknown; send again with the same id.
     #[oai(status = 503, content_type = "application/problem+json")]
-    Unavailable(Json<Problem>, #[oai(header = "Retry-After")] u64),
+    Unavailable(Json<Box<Problem>>, #[oai(header = "Retry-After")] u64),
 }
 
 impl Failure {
@@ -115,7 +115,7 @@ impl Failure {
             .ok()
             .and_then(|status| status.canonical_reason())
             .unwrap_or("Error");
-        let problem = Json(Problem {
+        let problem = Json(Box::new(Problem {
             r#type: "about:blank".to_owned(),
             title: title.to_owned(),
             status,
@@ -128,7 +128,7 @@ impl Failure {
             duplicate: None,
             errors: None,
             next_index: None,
-        });
+        }));
         let challenge = |error: &str| format!("Bearer realm=\"millrace\"{error}");
         match status {
             400 => Self::BadRequest(problem),

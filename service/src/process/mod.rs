@@ -1,3 +1,45 @@
 //! Own shards, read their entries, decide, commit, ack: the worker.
 //!
 //! Must never ack before the commit, and must never act on a shard without its fence being compared.
+
+mod batch;
+mod owner;
+mod shard;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::{Semaphore, watch};
+
+use crate::{config::InForce, lifecycle::Vitals, publish::ActiveSink, store::Store, streams::Streams};
+
+pub use owner::own;
+
+/// How a worker works.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// This worker's name; unique among those that live.
+    pub worker: Arc<str>,
+    /// How long a lease lasts without being renewed.
+    pub lease: Duration,
+    /// Most entries of one micro-batch.
+    pub batch: usize,
+}
+
+/// What all shards of a worker share.
+#[derive(Debug)]
+pub struct Context {
+    /// Postgres.
+    pub store: Store,
+    /// Redis.
+    pub streams: Streams,
+    /// The manifest, followed.
+    pub in_force: watch::Receiver<InForce>,
+    /// Sinks that may run, followed.
+    pub sinks: watch::Receiver<Arc<Vec<ActiveSink>>>,
+    /// How the worker works.
+    pub options: Options,
+    /// Which loops move.
+    pub vitals: Vitals,
+    /// Held while a shard reads and commits: what waits for one grows into a larger batch.
+    pub permits: Semaphore,
+}

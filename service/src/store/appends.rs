@@ -42,3 +42,26 @@ impl Store {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::PgPool;
+
+    use super::*;
+
+    #[sqlx::test(migrations = "../migrations")]
+    async fn counts_rise_and_the_last_word_closes(pool: PgPool) {
+        let store = Store { commits: pool.clone(), pool: pool.clone() };
+        let count = |acknowledged, unknown| ShardAppends { shard: 3, acknowledged, unknown };
+        // Notes may overtake each other on their way.
+        for (noted, closed) in [(count(5, 1), false), (count(9, 1), false), (count(7, 0), false), (count(9, 2), true)] {
+            store.note_appends("p", &[noted], closed).await.expect("noted");
+        }
+        let rows: Vec<(String, i32, i64, i64, bool)> =
+            sqlx::query_as("select process, shard, acknowledged, unknown, closed from appends")
+                .fetch_all(&pool)
+                .await
+                .expect("rows");
+        assert_eq!(rows, [("p".to_owned(), 3, 9, 2, true)]);
+    }
+}

@@ -1,1 +1,527 @@
-//! One micro-batch in one transaction.
+//! One micro-batch in one transaction: lock and check the fence, read what is stored, write what was decided.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, Utc};
+use sqlx::{Postgres, Transaction};
+
+use super::{Error, Store, pool::numeric};
+use crate::{
+    domain::{
+        Amount, Attributes, Decision, Item, Key, Kind, Known, KnownLetter, KnownRecord, LetterId, Policy, Position,
+        Record, StreamId, Text, Total,
+    },
+    streams::Fence,
+};
+
+/// A transaction that holds a shard's row, its fence checked.
+#[derive(Debug)]
+pub struct Commit {
+    transaction: Transaction<'static, Postgres>,
+    shard: i32,
+    fence: Fence,
+    shard_version: i64,
+    /// Where the shard stands.
+    pub position: Position,
+    /// This server's clock.
+    pub now: DateTime<Utc>,
+}
+
+/// Highest numbers of a shard: of records, dead letters, conflicts.
+pub type Numbers = [i64; 3];
+
+impl Store {
+    /// Begins: locks the shard and checks the fence and the policy's version.
+    ///
+    /// `exclusive`: no other shard commits meanwhile. It is needed to open a dead letter, which takes an id that another
+    /// shard could be about to store: there is no unique index over both tables.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] or [`Error::OldPolicy`] when this owner, or its policy, is out of date.
+    pub async fn begin_commit(
+        &self,
+        shard: u16,
+        shards: u16,
+        fence: &Fence,
+        version: i64,
+        exclusive: bool,
+    ) -> Result<Commit, Error> {
+        let mut transaction = self.commits.begin().await?;
+        if exclusive {
+            sqlx::query!("select pg_advisory_xact_lock(hashtextextended(current_schema(), 1))")
+                .execute(&mut *transaction)
+                .await?;
+        }
+        // An earlier statement than the one that looks for ids: under READ COMMITTED a statement that waited for a lock
+        // goes on with the snapshot from before the wait.
+        let row = sqlx::query!(
+            r#"with others as (select pg_advisory_xact_lock_shared(hashtextextended(current_schema(), 1)))
+               select epoch, token, policy_version, records, dead_letters, conflicts, clock_timestamp() as "now!"
+               from shards, others where shard = $1 for update of shards"#,
+            i32::from(shard),
+        )
+        .fetch_optional(&mut *transaction)
+        .await?
+        .ok_or(Error::Fenced)?;
+        if row.epoch != fence.epoch || row.token != fence.token {
+            return Err(Error::Fenced);
+        }
+        if row.policy_version > version {
+            return Err(Error::OldPolicy(row.policy_version));
+        }
+        Ok(Commit {
+            transaction,
+            shard: i32::from(shard),
+            fence: fence.clone(),
+            shard_version: row.policy_version,
+            position: Position {
+                shard,
+                shards,
+                records: row.records,
+                dead_letters: row.dead_letters,
+                conflicts: row.conflicts,
+            },
+            now: row.now,
+        })
+    }
+}
+
+impl Commit {
+    /// Reads what is stored about the ids and keys of a batch.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn known(&mut self, batch: &[Item], policy: &Policy) -> Result<Known, Error> {
+        let mut known = self.known_ids(batch).await?;
+        known.totals = self.known_totals(batch).await?;
+        if policy.minimum_total_nanos().is_some() {
+            known.destinations = self.known_destinations(batch).await?;
+        }
+        Ok(known)
+    }
+
+    async fn known_ids(&mut self, batch: &[Item]) -> Result<Known, Error> {
+        let stream_ids: Vec<String> = batch.iter().map(|item| item.entry.id.to_string()).collect();
+        // Paired with the stream ids; an entry that cannot be read has no id to look for.
+        let ids: Vec<Option<String>> =
+            batch.iter().map(|item| item.record.as_ref().ok().map(|record| record.record_id.to_string())).collect();
+        let (mut replay_shards, mut replays) = (Vec::new(), Vec::new());
+        for letter in batch.iter().filter_map(|item| item.entry.replay_of) {
+            replay_shards.push(i32::from(letter.shard));
+            replays.push(letter.n);
+        }
+        let rows = sqlx::query!(
+            r#"select 'record' as "what!", record_id, stream_id as "stream_id!", 0 as "shard!", 0::bigint as "n!",
+                      false as "open!", null::bytea as payload, time, source_id, destination_id, reference, unit,
+                      positive, value::text as value, attributes
+               from records where record_id = any($1)
+               union all
+               select 'letter', record_id, stream_id, shard, n, state = 'open', payload,
+                      null, null, null, null, null, null, null, null
+               from dead_letters where record_id = any($1) and state = 'open'
+               union all
+               select 'letter', record_id, stream_id, shard, n, state = 'open', payload,
+                      null, null, null, null, null, null, null, null
+               from dead_letters where stream_id = any($2) and shard = $3
+               union all
+               select 'letter', l.record_id, l.stream_id, l.shard, l.n, l.state = 'open', l.payload,
+                      null, null, null, null, null, null, null, null
+               from unnest($4::int[], $5::bigint[]) as k (shard, n)
+               cross join lateral (select * from dead_letters where shard = k.shard and n = k.n offset 0) as l
+               union all
+               select 'duplicate', d.record_id, d.stream_id, 0, 0, false, null, null, null, null, null, null, null, null, null
+               from unnest($1::text[], $2::text[]) as k (id, stream_id)
+               cross join lateral (
+                   select * from duplicates where record_id = k.id and stream_id = k.stream_id and shard = $3 offset 0
+               ) as d
+               union all
+               select 'conflict', c.record_id, c.stream_id, 0, 0, false, c.payload, null, null, null, null, null, null, null, null
+               from unnest($1::text[], $2::text[]) as k (id, stream_id)
+               cross join lateral (
+                   select * from conflicts where record_id = k.id and stream_id = k.stream_id and shard = $3 offset 0
+               ) as c"#,
+            ids.as_slice() as &[Option<String>],
+            &stream_ids,
+            self.shard,
+            &replay_shards,
+            &replays,
+        )
+        .fetch_all(&mut *self.transaction)
+        .await?;
+        let mut known = Known {
+            records: HashMap::new(),
+            letters: Vec::new(),
+            duplicates: HashSet::new(),
+            conflicts: HashMap::new(),
+            totals: HashMap::new(),
+            destinations: HashMap::new(),
+        };
+        for row in rows {
+            // An id that was stored was one; anything else could never be equal to one that comes.
+            let stream_id: StreamId = row.stream_id.parse().unwrap_or(StreamId { ms: 0, n: 0 });
+            let id = row.record_id.clone().map(Text::stored);
+            match (row.what.as_str(), id) {
+                ("record", Some(id)) => {
+                    let stored = StoredRecord {
+                        record_id: id.clone(),
+                        time: row.time,
+                        source_id: row.source_id,
+                        destination_id: row.destination_id,
+                        reference: row.reference,
+                        unit: row.unit,
+                        positive: row.positive,
+                        value: row.value,
+                        attributes: row.attributes,
+                    };
+                    if let Some(record) = stored.into_record() {
+                        known.records.insert(id, KnownRecord { record, stream_id });
+                    }
+                }
+                ("duplicate", Some(id)) => {
+                    known.duplicates.insert((id, stream_id));
+                }
+                ("conflict", Some(id)) => {
+                    let refused = row.payload.as_deref().and_then(|payload| Record::parse(payload).ok());
+                    known.conflicts.entry((id, stream_id)).or_default().extend(refused);
+                }
+                (_, record_id) => known.letters.push(KnownLetter {
+                    id: LetterId { shard: row.shard as u16, n: row.n },
+                    open: row.open,
+                    record_id,
+                    stream_id,
+                    payload: row.payload.unwrap_or_default(),
+                }),
+            }
+        }
+        Ok(known)
+    }
+
+    async fn known_totals(&mut self, batch: &[Item]) -> Result<HashMap<Key, Total>, Error> {
+        let keys: HashSet<Key> = batch.iter().filter_map(|item| item.record.as_ref().ok()).map(Key::of).collect();
+        let (mut destinations, mut references, mut units) = (Vec::new(), Vec::new(), Vec::new());
+        for key in keys {
+            destinations.push(key.destination_id);
+            references.push(key.reference);
+            units.push(key.unit);
+        }
+        let rows = sqlx::query!(
+            r#"select totals.destination_id, totals.reference, totals.unit, count, total::text as "total!"
+             from unnest($1::text[], $2::text[], $3::text[]) as k (d, r, u)
+             join totals on totals.destination_id = k.d and totals.reference = k.r and totals.unit = k.u"#,
+            &destinations,
+            &references,
+            &units,
+        )
+        .fetch_all(&mut *self.transaction)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                let key = Key { destination_id: row.destination_id, reference: row.reference, unit: row.unit };
+                Ok((key, Total { count: row.count, total: numeric(&row.total)? }))
+            })
+            .collect()
+    }
+
+    async fn known_destinations(&mut self, batch: &[Item]) -> Result<HashMap<(String, String), i128>, Error> {
+        let destinations: Vec<String> = batch
+            .iter()
+            .filter_map(|item| item.record.as_ref().ok())
+            .map(|record| record.destination_id.to_string())
+            .collect();
+        let rows = sqlx::query!(
+            r#"select destination_id, unit, (sum(total) * 1000000000)::numeric(60, 0)::text as "nanos!"
+               from totals where destination_id = any($1) group by destination_id, unit"#,
+            &destinations,
+        )
+        .fetch_all(&mut *self.transaction)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                let nanos = row.nanos.parse().map_err(|error| Error::Sql(sqlx::Error::Decode(Box::new(error))))?;
+                Ok(((row.destination_id, row.unit), nanos))
+            })
+            .collect()
+    }
+
+    /// Writes a decision and commits. Answers the shard's highest numbers after it.
+    ///
+    /// # Errors
+    /// [`Error::Raced`] when one of the ids or letters was taken in between; on every error nothing is written, but a
+    /// connection that broke while committing leaves it unknown: then the batch is decided anew and finds itself stored.
+    pub async fn write(mut self, batch: &[Item], decision: &Decision, version: i64) -> Result<Numbers, Error> {
+        let Decision { records, totals, duplicates, conflicts, letters, closed, alerts, foreign, redelivered: _ } =
+            decision;
+        let numbers = [
+            self.position.records + records.len() as i64,
+            self.position.dead_letters + letters.len() as i64,
+            self.position.conflicts + conflicts.len() as i64,
+        ];
+        self.close_letters(closed).await?;
+        self.open_letters(batch, decision).await?;
+        self.insert_conflicts(batch, decision).await?;
+        self.insert_duplicates(batch, decision).await?;
+        self.insert_records(batch, decision).await?;
+        let written = sqlx::query!(
+            "with position as (
+                 update shards set records = $4, dead_letters = $5, conflicts = $6, processed = processed + $7,
+                        duplicates = duplicates + $8, alerts = alerts + $9, foreign_settled = foreign_settled + $10,
+                        policy_version = $11
+                 where shard = $1 and epoch = $2 and token = $3
+                 returning shard
+             ), noted as (
+                 insert into shard_policies (shard, from_seq, version)
+                 select $1, $12, $11 where $13::boolean
+                 on conflict do nothing
+             )
+             select shard from position",
+            self.shard,
+            self.fence.epoch,
+            self.fence.token,
+            numbers[0],
+            numbers[1],
+            numbers[2],
+            records.len() as i64,
+            duplicates.len() as i64,
+            alerts,
+            foreign,
+            version,
+            self.position.records + 1,
+            self.shard_version < version,
+        )
+        .fetch_all(&mut *self.transaction)
+        .await?;
+        assert_eq!(written.len(), 1, "the shard's row was locked by this transaction");
+        debug_assert!(totals.len() <= records.len(), "only new records change totals");
+        crate::fault::point("before_commit");
+        self.transaction.commit().await?;
+        crate::fault::point("after_commit");
+        Ok(numbers)
+    }
+
+    async fn insert_records(&mut self, batch: &[Item], decision: &Decision) -> Result<(), Error> {
+        if decision.records.is_empty() {
+            return Ok(());
+        }
+        let n = decision.records.len();
+        macro_rules! columns { ($($name:ident: $type:ty),+ $(,)?) => { $(let mut $name: Vec<$type> = Vec::with_capacity(n);)+ } }
+        columns!(
+            seqs: i64, received: DateTime<Utc>, times: DateTime<Utc>, previous_counts: i64, positives: bool,
+            ids: &str, sources: &str, destinations: &str, references: &str, units: &str, stream_ids: String,
+            values: String, previous_totals: String, thresholds: Option<String>, attributes: Option<&str>,
+            traces: Option<&str>,
+        );
+        for new in &decision.records {
+            let (entry, record) = (&batch[new.entry].entry, &new.record);
+            seqs.push(new.seq);
+            received.push(entry.received_at);
+            times.push(record.time);
+            previous_counts.push(new.previous.count);
+            positives.push(record.kind == Kind::Positive);
+            ids.push(record.record_id.as_str());
+            sources.push(record.source_id.as_str());
+            destinations.push(record.destination_id.as_str());
+            references.push(record.reference.as_str());
+            units.push(record.unit.as_str());
+            stream_ids.push(entry.id.to_string());
+            values.push(record.value.to_string());
+            previous_totals.push(new.previous.total.to_string());
+            thresholds.push(new.threshold.map(|threshold| threshold.to_string()));
+            attributes.push(record.attributes.as_ref().map(Attributes::as_str));
+            traces.push(entry.traceparent.as_deref());
+        }
+        let mut key_destinations: Vec<&str> = Vec::new();
+        let mut key_references: Vec<&str> = Vec::new();
+        let mut key_units: Vec<&str> = Vec::new();
+        let (mut key_counts, mut key_totals) = (Vec::new(), Vec::new());
+        for (key, total) in &decision.totals {
+            key_destinations.push(&key.destination_id);
+            key_references.push(&key.reference);
+            key_units.push(&key.unit);
+            key_counts.push(total.count);
+            key_totals.push(total.total.to_string());
+        }
+        let inserted = sqlx::query_scalar!(
+            r#"with inserted as (
+                 insert into records (shard, epoch, processed_at, seq, received_at, time, previous_count, positive,
+                     record_id, source_id, destination_id, reference, unit, stream_id, value, previous_total, threshold,
+                     attributes, traceparent)
+                 select $1, $2, $3, n.seq, n.received_at, n.time, n.previous_count, n.positive, n.record_id, n.source_id,
+                     n.destination_id, n.reference, n.unit, n.stream_id, n.value::numeric, n.previous_total::numeric,
+                     n.threshold::numeric, n.attributes, n.traceparent
+                 from unnest($4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::bigint[],
+                     $8::boolean[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
+                     $15::text[], $16::text[], $17::text[], $18::text[], $19::text[])
+                     as n (seq, received_at, time, previous_count, positive, record_id, source_id, destination_id,
+                           reference, unit, stream_id, value, previous_total, threshold, attributes, traceparent)
+                 on conflict (record_id) do nothing
+                 returning 1
+               ), summed as (
+                 insert into totals (shard, destination_id, reference, unit, count, total)
+                 select $1, k.destination_id, k.reference, k.unit, k.count, k.total::numeric
+                 from unnest($20::text[], $21::text[], $22::text[], $23::bigint[], $24::text[])
+                     as k (destination_id, reference, unit, count, total)
+                 on conflict (destination_id, reference, unit) do update
+                 set count = excluded.count, total = excluded.total
+               )
+               select count(*) as "count!" from inserted"#,
+            self.shard,
+            self.fence.epoch,
+            self.now,
+            &seqs,
+            &received,
+            &times,
+            &previous_counts,
+            &positives,
+            &ids as &[&str],
+            &sources as &[&str],
+            &destinations as &[&str],
+            &references as &[&str],
+            &units as &[&str],
+            &stream_ids,
+            &values,
+            &previous_totals,
+            &thresholds as &[Option<String>],
+            &attributes as &[Option<&str>],
+            &traces as &[Option<&str>],
+            &key_destinations as &[&str],
+            &key_references as &[&str],
+            &key_units as &[&str],
+            &key_counts,
+            &key_totals,
+        )
+        .fetch_one(&mut *self.transaction)
+        .await?;
+        if inserted == n as i64 { Ok(()) } else { Err(Error::Raced) }
+    }
+
+    async fn insert_duplicates(&mut self, batch: &[Item], decision: &Decision) -> Result<(), Error> {
+        if decision.duplicates.is_empty() {
+            return Ok(());
+        }
+        let (mut ids, mut stream_ids, mut received) = (Vec::new(), Vec::new(), Vec::new());
+        for duplicate in &decision.duplicates {
+            let entry = &batch[duplicate.entry].entry;
+            ids.push(duplicate.record_id.as_str());
+            stream_ids.push(entry.id.to_string());
+            received.push(entry.received_at);
+        }
+        sqlx::query!(
+            "insert into duplicates (shard, epoch, noted_at, record_id, stream_id, received_at)
+             select $1, $2, $3, * from unnest($4::text[], $5::text[], $6::timestamptz[])",
+            self.shard,
+            self.fence.epoch,
+            self.now,
+            &ids as &[&str],
+            &stream_ids,
+            &received,
+        )
+        .execute(&mut *self.transaction)
+        .await?;
+        Ok(())
+    }
+
+    async fn insert_conflicts(&mut self, batch: &[Item], decision: &Decision) -> Result<(), Error> {
+        for conflict in &decision.conflicts {
+            let (entry, record) = (&batch[conflict.entry].entry, &conflict.record);
+            sqlx::query!(
+                "insert into conflicts (shard, n, epoch, noted_at, received_at, record_id, destination_id, stream_id,
+                     payload, traceparent) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                self.shard,
+                conflict.n,
+                self.fence.epoch,
+                self.now,
+                entry.received_at,
+                record.record_id.as_str(),
+                record.destination_id.as_str(),
+                entry.id.to_string(),
+                entry.payload,
+                entry.traceparent,
+            )
+            .execute(&mut *self.transaction)
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn open_letters(&mut self, batch: &[Item], decision: &Decision) -> Result<(), Error> {
+        for letter in &decision.letters {
+            let entry = &batch[letter.entry].entry;
+            let opened = sqlx::query!(
+                "insert into dead_letters (shard, n, epoch, opened_at, received_at, record_id, destination_id, stream_id,
+                     payload, reason, detail, traceparent, replay_of)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                 on conflict (record_id) where state = 'open' do nothing",
+                self.shard,
+                letter.n,
+                self.fence.epoch,
+                self.now,
+                entry.received_at,
+                letter.record_id.as_ref().map(Text::as_str),
+                letter.destination_id.as_ref().map(Text::as_str),
+                entry.id.to_string(),
+                entry.payload,
+                letter.reason,
+                letter.detail,
+                entry.traceparent,
+                letter.replay_of.map(|letter| letter.to_string()),
+            )
+            .execute(&mut *self.transaction)
+            .await?;
+            if opened.rows_affected() != 1 {
+                return Err(Error::Raced);
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes letters before others are opened: a letter that is opened again takes the same id.
+    async fn close_letters(&mut self, closed: &[LetterId]) -> Result<(), Error> {
+        if closed.is_empty() {
+            return Ok(());
+        }
+        let shards: Vec<i32> = closed.iter().map(|letter| i32::from(letter.shard)).collect();
+        let numbers: Vec<i64> = closed.iter().map(|letter| letter.n).collect();
+        let done = sqlx::query!(
+            "update dead_letters set state = 'replayed', closed_at = $3, closed_by = requested_by
+             where (shard, n) in (select * from unnest($1::int[], $2::bigint[])) and state = 'open'",
+            &shards,
+            &numbers,
+            self.now,
+        )
+        .execute(&mut *self.transaction)
+        .await?;
+        if done.rows_affected() == closed.len() as u64 { Ok(()) } else { Err(Error::Raced) }
+    }
+}
+
+/// A record's columns.
+#[derive(Debug)]
+pub(super) struct StoredRecord {
+    pub(super) record_id: Text,
+    pub(super) time: Option<DateTime<Utc>>,
+    pub(super) source_id: Option<String>,
+    pub(super) destination_id: Option<String>,
+    pub(super) reference: Option<String>,
+    pub(super) unit: Option<String>,
+    pub(super) positive: Option<bool>,
+    /// As text: the driver's own conversion forgets the scale of a zero.
+    pub(super) value: Option<String>,
+    pub(super) attributes: Option<String>,
+}
+
+impl StoredRecord {
+    /// The record; `None` only where a column is null, which no row of `records` has.
+    pub(super) fn into_record(self) -> Option<Record> {
+        Some(Record {
+            record_id: self.record_id,
+            time: self.time?,
+            source_id: Text::stored(self.source_id?),
+            destination_id: Text::stored(self.destination_id?),
+            kind: if self.positive? { Kind::Positive } else { Kind::Negative },
+            value: Amount::stored(numeric(&self.value?).ok()?),
+            unit: Text::stored(self.unit?),
+            reference: Text::stored(self.reference?),
+            attributes: self.attributes.and_then(Attributes::stored),
+        })
+    }
+}

@@ -70,15 +70,9 @@ impl Store {
         actor: &str,
     ) -> Result<(), Error> {
         let mut transaction = self.pool.begin().await?;
-        sqlx::query!(
-            "insert into api_keys (id, name, hash, scopes) values ($1, $2, $3, $4)",
-            id,
-            name,
-            hash,
-            scopes
-        )
-        .execute(&mut *transaction)
-        .await?;
+        sqlx::query!("insert into api_keys (id, name, hash, scopes) values ($1, $2, $3, $4)", id, name, hash, scopes)
+            .execute(&mut *transaction)
+            .await?;
         let reason = format!("key {id} ({name}) with scopes {}", scopes.join(", "));
         sqlx::query!("insert into admin_actions (actor, action, reason) values ($1, 'keys.create', $2)", actor, reason)
             .execute(&mut *transaction)
@@ -136,5 +130,45 @@ impl Store {
         }
         transaction.commit().await?;
         Ok(written > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::PgPool;
+
+    use super::*;
+
+    async fn names(store: &Store) -> Vec<String> {
+        let mut names: Vec<String> = store.live_keys().await.expect("keys").into_iter().map(|key| key.name).collect();
+        names.sort();
+        names
+    }
+
+    #[sqlx::test(migrations = "../migrations")]
+    async fn keys_are_in_force_until_they_are_revoked_and_each_deed_is_noted(pool: PgPool) {
+        let store = Store { commits: pool.clone(), pool: pool.clone() };
+        store.create_key("key_1", "a", b"hash", &["read".to_owned()], "me").await.expect("made");
+        assert!(store.bootstrap_key(b"first").await.expect("written"));
+        assert!(!store.bootstrap_key(b"first").await.expect("the same"));
+        assert_eq!(names(&store).await, ["a", "bootstrap"]);
+        assert!(store.revoke_key("key_1", "me").await.expect("revoked"));
+        assert!(!store.revoke_key("key_1", "me").await.expect("only once"));
+        assert!(store.revoke_key("bootstrap", "me").await.expect("revoked"));
+        // A restart must not bring a revoked key back; another key may come.
+        assert!(!store.bootstrap_key(b"first").await.expect("still revoked"));
+        assert_eq!(names(&store).await, [""; 0]);
+        assert!(store.bootstrap_key(b"second").await.expect("another"));
+        assert_eq!(names(&store).await, ["bootstrap"]);
+        let deeds: Vec<(String, String)> =
+            sqlx::query_as("select actor, action from admin_actions order by n").fetch_all(&pool).await.expect("rows");
+        let expected = [
+            ("me", "keys.create"),
+            ("bootstrap", "keys.bootstrap"),
+            ("me", "keys.revoke"),
+            ("me", "keys.revoke"),
+            ("bootstrap", "keys.bootstrap"),
+        ];
+        assert_eq!(deeds, expected.map(|(actor, action)| (actor.to_owned(), action.to_owned())));
     }
 }

@@ -34,7 +34,7 @@ pub struct StoredLetter {
     /// Who asked for its replay last.
     pub requested_by: Option<String>,
     /// The number of the letter whose replay was refused with this one.
-    pub replay_of: Option<i64>,
+    pub replay_of: Option<String>,
     /// What came.
     pub payload: Vec<u8>,
     /// W3C trace context of the request.

@@ -1,1 +1,158 @@
-//! Committed rows, read back for lanes.
+//! The log, read back for lanes that are far behind: committed records, dead letters and conflicts, by their numbers.
+
+use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
+
+use super::{Error, Numbers, Store, commit::StoredRecord, pool::numeric};
+use crate::domain::{Record, Text, Total};
+
+/// A processed record as it stands in the log.
+#[derive(Debug, Clone)]
+pub struct LogRow {
+    /// Its number in the shard.
+    pub seq: i64,
+    /// The content.
+    pub record: Record,
+    /// When serve took it.
+    pub received_at: DateTime<Utc>,
+    /// When it was committed.
+    pub processed_at: DateTime<Utc>,
+    /// Count and total before it on the same key and unit.
+    pub previous: Total,
+    /// The threshold that its value is above.
+    pub threshold: Option<Decimal>,
+    /// W3C trace context of the request.
+    pub traceparent: Option<String>,
+}
+
+/// A dead letter or a conflict as it stands in its log.
+#[derive(Debug, Clone)]
+pub struct RefusedRow {
+    /// Its number in the shard.
+    pub n: i64,
+    /// Absent where the payload could not be read.
+    pub record_id: Option<String>,
+    /// A stable code.
+    pub reason: String,
+    /// A sentence.
+    pub detail: String,
+    /// What came.
+    pub payload: Vec<u8>,
+    /// When it was committed.
+    pub noted_at: DateTime<Utc>,
+    /// W3C trace context of the request.
+    pub traceparent: Option<String>,
+}
+
+impl Store {
+    /// Records of a shard with `after` < seq ≤ `upto`, in order; only those that raised an alert where `alerts`.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn log_rows(
+        &self,
+        shard: u16,
+        (after, upto): (i64, i64),
+        alerts: bool,
+        limit: i64,
+    ) -> Result<Vec<LogRow>, Error> {
+        let rows = sqlx::query!(
+            r#"select seq, received_at, processed_at, time, previous_count, positive, record_id, source_id,
+                    destination_id, reference, unit, value::text as "value!", previous_total::text as "previous_total!",
+                    threshold::text as threshold, attributes, traceparent
+             from records
+             where shard = $1 and seq > $2 and seq <= $3 and (not $4 or threshold is not null)
+             order by seq limit $5"#,
+            i32::from(shard),
+            after,
+            upto,
+            alerts,
+            limit,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                let stored = StoredRecord {
+                    record_id: Text::stored(row.record_id),
+                    time: Some(row.time),
+                    source_id: Some(row.source_id),
+                    destination_id: Some(row.destination_id),
+                    reference: Some(row.reference),
+                    unit: Some(row.unit),
+                    positive: Some(row.positive),
+                    value: Some(row.value),
+                    attributes: row.attributes,
+                };
+                Ok(LogRow {
+                    seq: row.seq,
+                    record: stored.into_record().ok_or(Error::Sql(sqlx::Error::RowNotFound))?,
+                    received_at: row.received_at,
+                    processed_at: row.processed_at,
+                    previous: Total { count: row.previous_count, total: numeric(&row.previous_total)? },
+                    threshold: row.threshold.as_deref().map(numeric).transpose()?,
+                    traceparent: row.traceparent,
+                })
+            })
+            .collect()
+    }
+
+    /// Dead letters of a shard with `after` < n ≤ `upto`, in order.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn letter_rows(
+        &self,
+        shard: u16,
+        (after, upto): (i64, i64),
+        limit: i64,
+    ) -> Result<Vec<RefusedRow>, Error> {
+        Ok(sqlx::query_as!(
+            RefusedRow,
+            "select n, record_id, reason, detail, payload, opened_at as noted_at, traceparent
+             from dead_letters where shard = $1 and n > $2 and n <= $3 order by n limit $4",
+            i32::from(shard),
+            after,
+            upto,
+            limit,
+        )
+        .fetch_all(&self.pool)
+        .await?)
+    }
+
+    /// Conflicts of a shard with `after` < n ≤ `upto`, in order.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn conflict_rows(
+        &self,
+        shard: u16,
+        (after, upto): (i64, i64),
+        limit: i64,
+    ) -> Result<Vec<RefusedRow>, Error> {
+        Ok(sqlx::query_as!(
+            RefusedRow,
+            r#"select n, record_id, 'record_conflict' as "reason!",
+                      'the recordId is taken by other content' as "detail!", payload, noted_at, traceparent
+               from conflicts where shard = $1 and n > $2 and n <= $3 order by n limit $4"#,
+            i32::from(shard),
+            after,
+            upto,
+            limit,
+        )
+        .fetch_all(&self.pool)
+        .await?)
+    }
+
+    /// A shard's highest numbers: of records, dead letters, conflicts.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn numbers(&self, shard: u16) -> Result<Numbers, Error> {
+        let row =
+            sqlx::query!("select records, dead_letters, conflicts from shards where shard = $1", i32::from(shard),)
+                .fetch_one(&self.pool)
+                .await?;
+        Ok([row.records, row.dead_letters, row.conflicts])
+    }
+}

@@ -18,16 +18,23 @@ mod query;
 mod sinks;
 mod snapshot;
 mod stats;
+#[cfg(test)]
+pub(crate) mod testing;
 mod verify;
 
 pub use appends::ShardAppends;
 pub use audit::{AuditFilter, AuditPlace, AuditTotals, DestinationFacts, Fact};
+pub use commit::{Commit, Numbers};
 pub use keys::{ApiKey, LiveKey};
+pub use leases::Rank;
 pub use letters::{LetterFilter, StoredLetter};
+pub use log::{LogRow, RefusedRow};
 pub use outcomes::{Awaited, Outcome, Settled};
 pub use pipeline::{Migrated, Pipeline};
 pub use policies::{Newest, Offer, Registered};
-pub use pool::{Error, Store};
+pub use pool::{COMMITS, Error, Store};
 pub use query::{ConflictFilter, RecordFilter, RecordLife, StoredConflict, StoredRecord, Traces};
+pub use sinks::{SinkRow, SinkState};
 pub use snapshot::{RollupBy, RollupPart, Snapshot, UnitTotal};
-pub use stats::{Counts, PostgresPromises, ShardCounts, SinkState};
+pub use stats::{Counts, PostgresPromises, ShardCounts, SinkBeginning};
+pub use verify::{Difference, Differences, Extent, LoggedRecord, StartedSink, Verification};

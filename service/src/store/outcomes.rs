@@ -124,3 +124,66 @@ impl Store {
         Ok(settled.collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::PgPool;
+
+    use super::*;
+
+    fn awaited(record_id: &str, stream_id: &str) -> Awaited {
+        Awaited { shard: 1, record_id: record_id.to_owned(), stream_id: stream_id.to_owned() }
+    }
+
+    async fn run(pool: &PgPool, statement: &'static str) {
+        sqlx::query(statement).execute(pool).await.expect("a statement of the test");
+    }
+
+    #[sqlx::test(migrations = "../migrations")]
+    async fn each_way_to_be_settled_is_told(pool: PgPool) {
+        run(
+            &pool,
+            "insert into records values (1, 7, 1, now(), now(), now(), 3, true, 'r', 's', 'd', 'k', 'u', '5-0', 1, 10.20)",
+        )
+        .await;
+        run(&pool, "insert into duplicates values (1, 1, now(), now(), 'r', '6-0'), (1, 1, now(), now(), 'l', '9-0')")
+            .await;
+        run(&pool, "insert into conflicts values (1, 4, 1, now(), now(), 'r', 'd', '7-0', 'x', null)").await;
+        run(
+            &pool,
+            "insert into dead_letters (shard, n, epoch, opened_at, received_at, record_id, stream_id, payload, reason, detail)
+             values (1, 2, 1, now(), now(), 'l', '8-0', 'x', 'why', 'because')",
+        )
+        .await;
+        let store = Store { commits: pool.clone(), pool };
+        let asked = [
+            awaited("r", "5-0"),
+            awaited("r", "6-0"),
+            awaited("r", "7-0"),
+            awaited("l", "8-0"),
+            awaited("l", "9-0"),
+            // Not settled: another id, another entry, another shard.
+            awaited("x", "5-0"),
+            awaited("r", "5-1"),
+            Awaited { shard: 2, ..awaited("r", "5-0") },
+        ];
+        let mut settled = store.settled(&asked).await.expect("answered");
+        settled.sort_by_key(|(index, _)| *index);
+        let processed =
+            Outcome::Processed { seq: 7, previous_count: 3, previous_total: "10.20".to_owned(), unit: "u".to_owned() };
+        let letter = Outcome::DeadLettered {
+            letter: LetterId { shard: 1, n: 2 },
+            reason: "why".to_owned(),
+            detail: "because".to_owned(),
+        };
+        let expected = [
+            (processed.clone(), false),
+            (processed, true),
+            (Outcome::Conflict { n: 4 }, false),
+            (letter.clone(), false),
+            (letter, true),
+        ];
+        let expected = expected.map(|(outcome, duplicate)| Settled { outcome, duplicate });
+        assert_eq!(settled, expected.into_iter().enumerate().collect::<Vec<_>>());
+    }
+}

@@ -218,9 +218,10 @@ impl Store {
         }
         // Without its row no worker can commit for a shard, so these counts stand still while they are taken.
         let made = sqlx::query!(
-            r#"insert into shards (shard, epoch, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts)
+            r#"insert into shards (shard, epoch, prepared, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts)
                select shard,
                       (select coalesce(max(epoch), 0) from epochs e where e.shard = s.shard),
+                      exists (select from epochs e where e.shard = s.shard),
                       (select coalesce(max(version), 0) from shard_policies p where p.shard = s.shard),
                       greatest((select coalesce(max(seq), 0) from records r where r.shard = s.shard),
                                (select coalesce(max(to_n), 0) from gaps g where g.shard = s.shard and kind = 'records')),
@@ -241,7 +242,7 @@ impl Store {
         .await?;
         for row in made.iter().filter(|row| row.epoch > 0 || row.records > 0) {
             let (shard, records) = (row.shard, row.records);
-            tracing::error!(shard, records, "store.shards.vanished: its row was made again from what is stored");
+            tracing::error!(shard, records, "store.shard.made_again");
         }
         Ok(made.into_iter().filter_map(|row| u16::try_from(row.shard).ok()).collect())
     }
@@ -272,5 +273,130 @@ fn refused(error: sqlx::migrate::MigrateError) -> Error {
     match error {
         sqlx::migrate::MigrateError::Execute(error) => Error::Sql(error),
         error => Error::Refused(format!("the schema cannot be migrated: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing::{self, TestPipeline};
+
+    #[tokio::test]
+    async fn migrations_and_claims_at_once_make_one_pipeline() {
+        let manifest = testing::manifest("shards: 3");
+        let name = &manifest.metadata.name;
+        let store = Store::connect(&testing::url(), name, 8).unwrap();
+        assert_eq!(store.migrate(name).await.unwrap(), Migrated { from: 0, to: Store::schema_number() });
+        let (a, b) = tokio::join!(store.claim(&manifest, "a"), store.claim(&manifest, "b"));
+        let (a, b) = (a.unwrap(), b.unwrap());
+        assert_eq!(a, b);
+        assert_eq!((a.uid.as_str(), a.namespace.as_str(), a.shards), (a.pipeline_id.as_str(), "default", 3));
+        assert_eq!(store.pipeline().await.unwrap(), Some(a));
+        let shards = sqlx::query_scalar!("select count(*) from shards").fetch_one(&store.pool).await.unwrap();
+        assert_eq!(shards, Some(3));
+        testing::drop_schema(name);
+    }
+
+    #[tokio::test]
+    async fn migrations_take_turns() {
+        let manifest = testing::manifest("shards: 1");
+        let name = &manifest.metadata.name;
+        let store = Store::connect(&testing::url(), name, 8).unwrap();
+        assert_eq!(store.pipeline().await.unwrap(), None, "no schema yet");
+        let outcomes = futures::future::join_all((0..4).map(|_| store.migrate(name))).await;
+        let made = outcomes.into_iter().map(Result::unwrap).filter(|migrated| migrated.from == 0).count();
+        assert_eq!(made, 1);
+        assert_eq!(store.pipeline().await.unwrap(), None, "not claimed yet");
+        testing::drop_schema(name);
+    }
+
+    #[tokio::test]
+    async fn a_store_can_be_turned_to_another_server() {
+        let test = TestPipeline::new("shards: 1").await;
+        let name = &test.manifest.metadata.name;
+        let store = Store::connect("postgres://nobody@127.0.0.1:1/none", name, 1).unwrap();
+        assert!(matches!(store.pipeline().await, Err(Error::Sql(_))));
+        store.redirect(&testing::url(), name).unwrap();
+        assert_eq!(store.pipeline().await.unwrap(), Some(test.pipeline.clone()));
+    }
+
+    #[tokio::test]
+    async fn a_binary_that_is_too_old_is_refused() {
+        let test = TestPipeline::new("shards: 1").await;
+        sqlx::query!("update pipeline set min_compatible = 999").execute(&test.store.pool).await.unwrap();
+        assert!(matches!(test.store.pipeline().await, Err(Error::Refused(why)) if why.contains("999")));
+        let again = test.store.migrate(&test.manifest.metadata.name).await;
+        assert!(matches!(again, Err(Error::Refused(why)) if why.contains("newer version")));
+    }
+
+    #[tokio::test]
+    async fn another_pipeline_is_refused_until_it_adopts() {
+        let test = TestPipeline::new("shards: 2").await;
+        let (store, id) = (&test.store, &test.pipeline.pipeline_id);
+        let mut other = test.manifest.clone();
+        other.metadata.namespace = Some("prod".to_owned());
+        let refused = store.claim(&other, "x").await.unwrap_err().to_string();
+        assert!(refused.contains(&format!("{ADOPT}: {id}")), "{refused}");
+        other.metadata.annotations.insert(ADOPT.to_owned(), "another".to_owned());
+        store.claim(&other, "x").await.unwrap_err();
+        other.metadata.annotations.insert(ADOPT.to_owned(), id.clone());
+        let adopted = store.claim(&other, "x").await.unwrap();
+        assert_eq!((adopted.namespace.as_str(), &adopted.pipeline_id), ("prod", id));
+        let back = store.claim(&test.manifest, "x").await.unwrap_err().to_string();
+        assert!(back.contains("belongs to pipeline prod/"), "{back}");
+    }
+
+    #[tokio::test]
+    async fn shards_are_immutable() {
+        let test = TestPipeline::new("shards: 2").await;
+        let mut other = test.manifest.clone();
+        other.spec.shards = 3;
+        let refused = test.store.claim(&other, "x").await.unwrap_err().to_string();
+        assert!(refused.contains("has 2 shards and the manifest says 3"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_new_uid_resumes_once_no_lease_is_alive() {
+        let test = TestPipeline::new("shards: 1").await;
+        let mut anew = test.manifest.clone();
+        anew.metadata.uid = Some("uid-2".to_owned());
+        let until = "update shards set owner = 'w', lease_until = clock_timestamp() + $1::text::interval";
+        sqlx::query(until).bind("1 minute").execute(&test.store.pool).await.unwrap();
+        let refused = test.store.claim(&anew, "x").await.unwrap_err().to_string();
+        assert!(refused.contains("stop its workers first"), "{refused}");
+        sqlx::query(until).bind("-1 second").execute(&test.store.pool).await.unwrap();
+        let claimed = test.store.claim(&anew, "x").await.unwrap();
+        assert_eq!((claimed.uid.as_str(), claimed.pipeline_id), ("uid-2", test.pipeline.pipeline_id.clone()));
+    }
+
+    #[tokio::test]
+    async fn a_vanished_shard_row_comes_back_with_its_numbers() {
+        let test = TestPipeline::new("shards: 2").await;
+        let pool = &test.store.pool;
+        let fill = "
+            insert into epochs (shard, epoch, worker) values (1, 7, 'w'), (0, 9, 'w');
+            insert into shard_policies (shard, from_seq, version) values (1, 1, 4);
+            insert into gaps (shard, kind, from_n, to_n) values (1, 'conflicts', 3, 20);
+            insert into records (shard, seq, epoch, received_at, processed_at, time, previous_count, positive, record_id,
+                source_id, destination_id, reference, unit, stream_id, value, previous_total, threshold)
+            select 1, n, 7, now(), now(), now(), 0, true, n::text, 's', 'd', 'r', 'u', '1-1', 1, 0, case when n > 3 then 0 end
+            from generate_series(1, 5) n;
+            insert into duplicates values (1, 7, now(), now(), '1', '2-1');
+            insert into dead_letters (shard, n, epoch, opened_at, received_at, stream_id, payload, reason, detail)
+            values (1, 3, 7, now(), now(), '1-2', '', 'x', 'x');
+            insert into conflicts values (1, 2, 7, now(), now(), '1', 'd', '3-1', '');
+            delete from shards where shard = 1;";
+        sqlx::raw_sql(fill).execute(pool).await.unwrap();
+        assert_eq!(test.store.ensure_shards(2).await.unwrap(), [1]);
+        let row = sqlx::query!(
+            "select epoch, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts from shards where shard = 1"
+        )
+        .fetch_one(pool)
+        .await
+        .unwrap();
+        let numbers = (row.epoch, row.policy_version, row.records, row.dead_letters, row.conflicts);
+        assert_eq!(numbers, (7, 4, 5, 3, 20));
+        assert_eq!((row.processed, row.duplicates, row.alerts), (5, 1, 2));
+        assert!(test.store.ensure_shards(2).await.unwrap().is_empty());
     }
 }

@@ -197,3 +197,79 @@ impl Store {
         .transpose()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing::TestPipeline;
+
+    fn spec(threshold: &str) -> RecordPipelineSpec {
+        RecordPipelineSpec::from_canonical(&format!(r#"{{"shards": 1, "threshold": "{threshold}"}}"#)).unwrap()
+    }
+
+    async fn offer(
+        test: &TestPipeline,
+        uid: Option<&str>,
+        generation: i64,
+        accept: &str,
+        threshold: &str,
+        changed: bool,
+    ) -> Registered {
+        let spec = spec(threshold);
+        test.store.register(&Offer { uid, generation, accept, spec: &spec, changed }).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_local_file_registers_when_it_changes_or_nothing_runs() {
+        let test = TestPipeline::new("shards: 1").await;
+        let local = async |threshold, changed| offer(&test, None, 0, "", threshold, changed).await;
+        assert_eq!(local("1", false).await, Registered::AsNew(1));
+        assert_eq!(local("1", true).await, Registered::Same(1));
+        assert_eq!(local("1.00", true).await, Registered::Same(1), "another spelling is no change");
+        assert_eq!(local("2", false).await, Registered::AsNew(2), "no lease is alive");
+        let lease = "update shards set lease_until = clock_timestamp() + interval '1 minute'";
+        sqlx::query(lease).execute(&test.store.pool).await.unwrap();
+        assert_eq!(local("1", false).await, Registered::Differs(2));
+        assert_eq!(local("1", true).await, Registered::AsNew(3), "seen to change");
+        let newest = test.store.newest().await.unwrap().unwrap();
+        assert_eq!(
+            (newest.version, newest.spec, newest.pipeline_id),
+            (3, spec("1"), test.pipeline.pipeline_id.clone())
+        );
+    }
+
+    #[tokio::test]
+    async fn processes_that_see_one_change_make_one_version() {
+        let test = TestPipeline::new("shards: 1").await;
+        // Many rounds: only once all connections stand do the processes really meet.
+        for round in 1..=20 {
+            let threshold = round.to_string();
+            let all = futures::future::join_all((0..4).map(|_| offer(&test, None, 0, "", &threshold, true))).await;
+            assert_eq!(all.iter().filter(|outcome| **outcome == Registered::AsNew(round)).count(), 1, "{all:?}");
+            assert_eq!(all.iter().filter(|outcome| **outcome == Registered::Same(round)).count(), 3, "{all:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_generation_makes_a_version_once_and_never_goes_back() {
+        let test = TestPipeline::new("shards: 1").await;
+        let of_u =
+            async |generation, accept, threshold| offer(&test, Some("u"), generation, accept, threshold, true).await;
+        assert_eq!(of_u(1, "", "1").await, Registered::AsNew(1));
+        assert_eq!(of_u(1, "", "1").await, Registered::Same(1));
+        assert_eq!(of_u(3, "", "3").await, Registered::AsNew(2));
+        assert_eq!(of_u(4, "", "3").await, Registered::AsNew(3), "each generation, whatever it says");
+        let lower = of_u(2, "", "2").await;
+        assert!(matches!(&lower, Registered::Refused(why) if why.contains(ACCEPT_GENERATION)), "{lower:?}");
+        let other = of_u(4, "", "9").await;
+        assert!(matches!(&other, Registered::Refused(why) if why.contains("other content")), "{other:?}");
+
+        assert_eq!(of_u(2, "restored", "2").await, Registered::AsNew(4), "an annotation lets it in");
+        assert_eq!(of_u(2, "", "2").await, Registered::Same(4));
+        assert_eq!(of_u(3, "", "33").await, Registered::AsNew(5), "generations count on from there");
+        assert_eq!(of_u(2, "restored", "2").await, Registered::Passed(5), "an old file does not bring it back");
+
+        assert_eq!(offer(&test, Some("v"), 1, "", "1", false).await, Registered::AsNew(6), "a resource made anew");
+        assert_eq!(of_u(3, "", "33").await, Registered::Passed(6));
+    }
+}

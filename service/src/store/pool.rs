@@ -41,7 +41,12 @@ impl Error {
 pub struct Store {
     /// Connections with `search_path` set to the pipeline's schema.
     pub(super) pool: PgPool,
+    /// Connections for commits alone, so that nothing else can keep a commit waiting.
+    pub(super) commits: PgPool,
 }
+
+/// Most commits of a worker at a time.
+pub const COMMITS: u32 = 3;
 
 impl Store {
     /// The schema of a pipeline: `millrace_` and its name, `-` as `_`.
@@ -50,17 +55,21 @@ impl Store {
         format!("millrace_{}", pipeline.replace('-', "_"))
     }
 
-    /// Makes a pool that connects when it is first used.
+    /// Makes pools that connect when they are first used.
     ///
     /// # Errors
     /// When the URL is not one of Postgres.
     pub fn connect(url: &str, pipeline: &str, connections: u32) -> Result<Self, Error> {
-        let options = Self::options(url, pipeline)?;
-        let pool = PgPoolOptions::new()
-            .max_connections(connections)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(options);
-        Ok(Self { pool })
+        let pool = |connections, options| {
+            PgPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(Duration::from_secs(5))
+                .connect_lazy_with(options)
+        };
+        Ok(Self {
+            pool: pool(connections, Self::options(url, pipeline)?),
+            commits: pool(COMMITS, Self::commit_options(url, pipeline)?),
+        })
     }
 
     /// Turns to another server or other credentials: for connections that are opened from now on.
@@ -69,6 +78,7 @@ impl Store {
     /// When the URL is not one of Postgres.
     pub fn redirect(&self, url: &str, pipeline: &str) -> Result<(), Error> {
         self.pool.set_connect_options(Self::options(url, pipeline)?);
+        self.commits.set_connect_options(Self::commit_options(url, pipeline)?);
         Ok(())
     }
 
@@ -76,19 +86,38 @@ impl Store {
         Ok(PgConnectOptions::from_str(url)?.application_name("millrace").options([
             ("search_path", Self::schema(pipeline).as_str()),
             ("timezone", "UTC"),
-            // A statement prepared while its table was small would otherwise keep a sequential scan for good.
+            // Filters that are absent fold away only in a plan for the values at hand.
             ("plan_cache_mode", "force_custom_plan"),
+            ("jit", "off"),
+        ]))
+    }
+
+    fn commit_options(url: &str, pipeline: &str) -> Result<PgConnectOptions, Error> {
+        Ok(PgConnectOptions::from_str(url)?.application_name("millrace-commit").options([
+            ("search_path", Self::schema(pipeline).as_str()),
+            ("timezone", "UTC"),
+            // The commit's statements are planned once. A plan made while a table was small would keep a sequential scan
+            // for good: there is an index for each of them.
+            ("enable_seqscan", "off"),
+            // Compiling such a plan takes hundreds of milliseconds, running it one.
+            ("jit", "off"),
         ]))
     }
 
     /// The schema that a pool of a test's own database shows.
     #[cfg(test)]
     pub(crate) fn of_test(pool: PgPool) -> Self {
-        Self { pool }
+        Self { commits: pool.clone(), pool }
     }
 
     /// Ends the connections.
     pub async fn close(&self) {
         self.pool.close().await;
+        self.commits.close().await;
     }
+}
+
+/// A numeric that came as text. The driver's own conversion forgets the scale of a zero.
+pub(super) fn numeric(text: &str) -> Result<rust_decimal::Decimal, Error> {
+    rust_decimal::Decimal::from_str_exact(text).map_err(|error| Error::Sql(sqlx::Error::Decode(Box::new(error))))
 }

@@ -1,1 +1,273 @@
-//! Sinks that were started.
+//! Sinks that were started: which incarnation of which stream, from where, and what their lanes last said.
+
+use super::{Error, Numbers, Store};
+
+/// A sink as Postgres remembers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SinkRow {
+    /// Its name.
+    pub name: String,
+    /// `Processed`, `Alert`, `DeadLettered` or `Conflicted`.
+    pub kind: String,
+    /// The Redis stream.
+    pub stream: Option<String>,
+    /// Which start of it this is.
+    pub incarnation: String,
+    /// Whether the cursor was made.
+    pub started: bool,
+    /// The stream it is moving away from.
+    pub old_stream: Option<String>,
+    /// The cursor's incarnation there.
+    pub old_incarnation: Option<String>,
+    /// Removed from the manifest; its cursor is still to be taken away.
+    pub removed: bool,
+}
+
+/// What a lane says of itself when it does not run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SinkState {
+    /// `waiting`, `failing` or `halted`.
+    pub state: &'static str,
+    /// Why, and what to do.
+    pub detail: String,
+}
+
+impl Store {
+    /// All sinks.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn sinks(&self) -> Result<Vec<SinkRow>, Error> {
+        Ok(sqlx::query_as!(
+            SinkRow,
+            "select name, kind, stream, incarnation, started, old_stream, old_incarnation, removed
+             from sinks order by name",
+        )
+        .fetch_all(&self.pool)
+        .await?)
+    }
+
+    /// Writes the start of a sink that is new: each shard begins after `after`, or after what it holds now where that is
+    /// `None`. Does nothing where the sink is there already, or where `version` is not the newest policy.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn add_sink(
+        &self,
+        name: &str,
+        kind: &str,
+        stream: &str,
+        incarnation: &str,
+        from_beginning: bool,
+        version: i64,
+    ) -> Result<(), Error> {
+        sqlx::query!(
+            "with added as (
+                 insert into sinks (name, kind, stream, incarnation, version)
+                 select $1, $2, $3, $4, $6 where $6 = (select max(version) from policies)
+                 on conflict (name) do nothing
+                 returning name
+             )
+             insert into sink_starts (sink, shard, after)
+             select added.name, shards.shard,
+                    case when $5 then 0 when $2 = 'DeadLettered' then dead_letters when $2 = 'Conflicted' then conflicts
+                         else records end
+             from added, shards",
+            name,
+            kind,
+            stream,
+            incarnation,
+            from_beginning,
+            version,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Starts a sink anew under a new incarnation, each shard after `after`, or after what it holds now. True when there
+    /// is such a sink.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn resume_sink(&self, name: &str, incarnation: &str, from_beginning: bool) -> Result<bool, Error> {
+        let done = sqlx::query!(
+            "with resumed as (
+                 update sinks set incarnation = $2, started = false, old_stream = null, old_incarnation = null
+                 where name = $1 and not removed returning name, kind
+             ), cleared as (
+                 delete from sink_states where sink = $1
+             )
+             insert into sink_starts (sink, shard, after)
+             select resumed.name, shards.shard,
+                    case when $3 then 0 when kind = 'DeadLettered' then dead_letters
+                         when kind = 'Conflicted' then conflicts else records end
+             from resumed, shards
+             on conflict (sink, shard) do update set after = excluded.after",
+            name,
+            incarnation,
+            from_beginning,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Where each shard's part of a sink begins.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn sink_starts(&self, name: &str) -> Result<Vec<(u16, i64)>, Error> {
+        let rows = sqlx::query!("select shard, after from sink_starts where sink = $1 order by shard", name)
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(rows.into_iter().map(|row| (row.shard as u16, row.after)).collect())
+    }
+
+    /// Says that an incarnation's cursor was made.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn sink_started(&self, name: &str, incarnation: &str) -> Result<(), Error> {
+        sqlx::query!("update sinks set started = true where name = $1 and incarnation = $2", name, incarnation,)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Begins to move a sink to another stream, under a new incarnation, unless `version` is not the newest policy.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn move_sink(&self, row: &SinkRow, stream: &str, incarnation: &str, version: i64) -> Result<(), Error> {
+        sqlx::query!(
+            "update sinks set stream = $3, incarnation = $4, started = false, version = $5,
+                    -- A move that was not finished goes on from where the first one came.
+                    old_stream = coalesce(old_stream, stream), old_incarnation = coalesce(old_incarnation, incarnation)
+             where name = $1 and incarnation = $2 and $5 = (select max(version) from policies)",
+            row.name,
+            row.incarnation,
+            stream,
+            incarnation,
+            version,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Writes where the old cursor of a moving sink stood: the new one begins there.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn set_starts(&self, row: &SinkRow, starts: &[(u16, i64)]) -> Result<(), Error> {
+        let shards: Vec<i32> = starts.iter().map(|(shard, _)| i32::from(*shard)).collect();
+        let after: Vec<i64> = starts.iter().map(|(_, after)| *after).collect();
+        sqlx::query!(
+            "insert into sink_starts (sink, shard, after)
+             select sinks.name, s.shard, s.after
+             from sinks, unnest($3::int[], $4::bigint[]) as s (shard, after)
+             where sinks.name = $1 and sinks.incarnation = $2 and not sinks.started
+             on conflict (sink, shard) do update set after = excluded.after",
+            row.name,
+            row.incarnation,
+            &shards,
+            &after,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Forgets the stream that a sink moved away from.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn sink_moved(&self, row: &SinkRow) -> Result<(), Error> {
+        sqlx::query!(
+            "update sinks set old_stream = null, old_incarnation = null where name = $1 and incarnation = $2",
+            row.name,
+            row.incarnation,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Marks a sink as removed, unless `version` is not the newest policy.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn remove_sink(&self, name: &str, version: i64) -> Result<(), Error> {
+        sqlx::query!(
+            "update sinks set removed = true where name = $1 and $2 = (select max(version) from policies)",
+            name,
+            version,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Forgets a removed sink whose cursor is gone.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn forget_sink(&self, row: &SinkRow) -> Result<(), Error> {
+        sqlx::query!("delete from sinks where name = $1 and incarnation = $2 and removed", row.name, row.incarnation)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Keeps what a lane says of itself; `None`: it runs.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn set_sink_state(&self, sink: &str, shard: u16, state: Option<&SinkState>) -> Result<(), Error> {
+        let shard = i32::from(shard);
+        match state {
+            Some(SinkState { state, detail }) => {
+                sqlx::query!(
+                    "insert into sink_states (sink, shard, state, detail)
+                     select name, $2, $3, $4 from sinks where name = $1
+                     on conflict (sink, shard) do update
+                     set state = excluded.state, detail = excluded.detail, since = now()",
+                    sink,
+                    shard,
+                    state,
+                    detail,
+                )
+                .execute(&self.pool)
+                .await?;
+            }
+            None => {
+                sqlx::query!("delete from sink_states where sink = $1 and shard = $2", sink, shard)
+                    .execute(&self.pool)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What lanes say of themselves: (sink, shard, state, detail).
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn sink_states(&self) -> Result<Vec<(String, u16, String, String)>, Error> {
+        let rows = sqlx::query!("select sink, shard, state, detail from sink_states order by sink, shard")
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(rows.into_iter().map(|row| (row.sink, row.shard as u16, row.state, row.detail)).collect())
+    }
+
+    /// The number a lane of `kind` counts by, out of a shard's highest numbers.
+    #[must_use]
+    pub fn number_of(kind: millrace_crds::On, numbers: Numbers) -> i64 {
+        match kind {
+            millrace_crds::On::Processed | millrace_crds::On::Alert => numbers[0],
+            millrace_crds::On::DeadLettered => numbers[1],
+            millrace_crds::On::Conflicted => numbers[2],
+        }
+    }
+}

@@ -52,7 +52,7 @@ pub struct Counts {
 
 /// A sink as it was started.
 #[derive(Debug, Clone)]
-pub struct SinkState {
+pub struct SinkBeginning {
     /// Its name.
     pub name: String,
     /// Whether its cursor was made.
@@ -65,7 +65,7 @@ pub struct SinkState {
     pub start_after: Vec<i64>,
 }
 
-impl SinkState {
+impl SinkBeginning {
     /// Above which number of a shard the sink carries outcomes.
     #[must_use]
     pub fn begins_after(&self, shard: i32) -> Option<i64> {
@@ -149,9 +149,9 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn sink_states(&self) -> Result<Vec<SinkState>, Error> {
+    pub async fn sink_beginnings(&self) -> Result<Vec<SinkBeginning>, Error> {
         let sinks = sqlx::query_as!(
-            SinkState,
+            SinkBeginning,
             r#"select name, started, removed,
                       coalesce(array_agg(shard order by shard) filter (where shard is not null), '{}')
                           as "start_shards!",

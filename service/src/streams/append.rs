@@ -140,7 +140,129 @@ impl Streams {
         let ids: Option<Vec<StreamId>> = answer.iter().map(|id| id.parse().ok()).collect();
         // An answer of another form is no proof that the entries are there.
         ids.filter(|ids| ids.len() == entries.len()).ok_or_else(|| {
-            AppendError::Unknown(RedisError::from((ErrorKind::UnexpectedReturnType, "the append answered other than ids")))
+            AppendError::Unknown(RedisError::from((
+                ErrorKind::UnexpectedReturnType,
+                "the append answered other than ids",
+            )))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::AsyncCommands as _;
+
+    use super::*;
+
+    fn entry(record: &str) -> Outgoing {
+        Outgoing {
+            record: record.to_owned(),
+            received_at: DateTime::from_timestamp_micros(1_700_000_000_000_001).expect("a time"),
+            traceparent: None,
+            serve: Some("s1".into()),
+            replay_of: None,
+        }
+    }
+
+    fn streams() -> Streams {
+        let url = std::env::var("MILLRACE_TEST_REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:63799".to_owned());
+        Streams::connect(&url, &format!("append-{:016x}", rand::random::<u64>())).expect("a URL of Redis")
+    }
+
+    async fn read(streams: &Streams, shard: u16) -> Vec<Vec<(String, String)>> {
+        let mut redis = streams.shared.clone();
+        let range: redis::streams::StreamRangeReply =
+            redis.xrange_all(keys::records(&streams.pipeline, shard)).await.expect("readable");
+        let fields = |entry: redis::streams::StreamId| {
+            let mut fields: Vec<(String, String)> = entry
+                .map
+                .into_iter()
+                .map(|(name, value)| (name, redis::from_redis_value(value).expect("a text")))
+                .collect();
+            fields.sort();
+            fields
+        };
+        range.ids.into_iter().map(fields).collect()
+    }
+
+    async fn clean(streams: &Streams, shard: u16) {
+        let keys = [keys::records(&streams.pipeline, shard), keys::fence(&streams.pipeline, shard)];
+        let _: () = streams.shared.clone().del(&keys).await.expect("deleted");
+    }
+
+    #[tokio::test]
+    async fn entries_are_appended_in_order_with_what_is_known_of_them() {
+        let streams = streams();
+        let replay = Outgoing {
+            traceparent: Some("00-trace".to_owned()),
+            serve: None,
+            replay_of: Some(LetterId { shard: 3, n: 12 }),
+            ..entry("b")
+        };
+        let ids = streams.append(3, "id", 10, &[entry("a"), replay]).await.expect("appended");
+        assert!(ids.len() == 2 && ids[0] < ids[1], "{ids:?}");
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let received = pair("receivedAt", "1700000000000001");
+        assert_eq!(
+            read(&streams, 3).await,
+            [
+                vec![received.clone(), pair("record", "a"), pair("serve", "s1")],
+                vec![received, pair("record", "b"), pair("replayOf", "3-d12"), pair("traceparent", "00-trace")],
+            ]
+        );
+        assert!(streams.append(3, "id", 10, &[]).await.expect("nothing to do").is_empty());
+        clean(&streams, 3).await;
+    }
+
+    #[tokio::test]
+    async fn past_the_limit_none_is_appended() {
+        let streams = streams();
+        streams.append(0, "id", 3, &[entry("a"), entry("b")]).await.expect("below the limit");
+        let two = [entry("c"), entry("d")];
+        assert!(matches!(streams.append(0, "id", 3, &two).await, Err(AppendError::Backlog)));
+        assert_eq!(read(&streams, 0).await.len(), 2);
+        streams.append(0, "id", 3, &two[..1]).await.expect("at the limit");
+        clean(&streams, 0).await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_of_another_pipeline_is_left_alone() {
+        let streams = streams();
+        streams.append(0, "mine", 3, &[entry("a")]).await.expect("appended");
+        assert!(matches!(streams.append(0, "other", 3, &[entry("b")]).await, Err(AppendError::Refused(0))));
+        assert_eq!(read(&streams, 0).await.len(), 1);
+        clean(&streams, 0).await;
+    }
+
+    #[tokio::test]
+    async fn a_redis_that_cannot_be_reached_has_taken_nothing() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
+        let streams = Streams::connect(&format!("redis://{closed}"), "x").expect("a URL of Redis");
+        assert!(matches!(streams.append(0, "id", 3, &[entry("a")]).await, Err(AppendError::Away(_))));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_never_came_leaves_the_outcome_unknown() {
+        // Answers the handshake's commands, then drops the connection at the append.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let server = tokio::spawn(async move {
+            use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+            let (mut socket, _) = listener.accept().await.expect("a client");
+            let mut buffer = vec![0; 64 * 1024];
+            loop {
+                let n = socket.read(&mut buffer).await.expect("readable");
+                let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+                if n == 0 || text.contains("EVALSHA") {
+                    return;
+                }
+                let commands = text.matches('*').count();
+                socket.write_all("+OK\r\n".repeat(commands).as_bytes()).await.expect("writable");
+            }
+        });
+        let streams = Streams::connect(&format!("redis://{address}"), "x").expect("a URL of Redis");
+        let answer = streams.append(0, "id", 3, &[entry("a")]).await;
+        assert!(matches!(answer, Err(AppendError::Unknown(_))), "{answer:?}");
+        server.await.expect("the server ended in order");
     }
 }

@@ -1,1 +1,265 @@
-//! Reading a shard's entries under its fence.
+//! Reading a shard's entries under its fence, and acknowledging them.
+//!
+//! Every script here compares the fence (epoch, token) beside the stream and runs with `allow-oom`, for a full Redis must
+//! be able to drain. Must never take an entry without the fence being compared in the same step.
+
+use std::{collections::HashMap, sync::LazyLock, time::Duration};
+
+use chrono::{DateTime, Utc};
+use redis::{
+    AsyncCommands as _, FromRedisValue, Script, Value, aio::MultiplexedConnection, streams::StreamReadOptions,
+};
+
+use super::{Error, Streams, keys};
+use crate::domain::{Entry, StreamId};
+
+macro_rules! fenced_script {
+    ($name:literal) => {
+        LazyLock::new(|| {
+            Script::new(concat!(
+                "#!lua flags=allow-oom\n",
+                include_str!("scripts/fence.lua"),
+                include_str!(concat!("scripts/", $name, ".lua"))
+            ))
+        })
+    };
+}
+
+static PREPARE: LazyLock<Script> = fenced_script!("prepare");
+static CLAIM: LazyLock<Script> = fenced_script!("claim");
+static READ: LazyLock<Script> = fenced_script!("read");
+static ACK: LazyLock<Script> = fenced_script!("ack");
+
+/// What an owner shows at every step: compared beside the stream and in Postgres.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fence {
+    /// Rises with every owner.
+    pub epoch: i64,
+    /// Random, for a server that went back may give an epoch twice.
+    pub token: String,
+}
+
+/// One shard's records stream as its owner sees it.
+#[derive(Debug, Clone)]
+pub struct Input {
+    streams: Streams,
+    pipeline_id: String,
+    shard: u16,
+    stream: String,
+    fence_key: String,
+    consumer: String,
+}
+
+/// Pending entries taken over.
+#[derive(Debug)]
+pub struct Claimed {
+    /// Where to go on; `None`: there are no more.
+    pub next: Option<String>,
+    /// Ids that were pending but whose entries are gone.
+    pub gone: Vec<String>,
+    /// The entries, in order.
+    pub entries: Vec<Entry>,
+}
+
+/// New entries.
+#[derive(Debug)]
+pub struct Fresh {
+    /// The group's last delivered id.
+    pub last: String,
+    /// How many entries were removed without ever having been delivered.
+    pub lost: i64,
+    /// The entries, in order.
+    pub entries: Vec<Entry>,
+}
+
+/// What a fenced step came to.
+#[derive(Debug)]
+pub enum Step<T> {
+    /// Done.
+    Done(T),
+    /// The fence stood lower and was raised: take pending entries over anew.
+    Raised,
+}
+
+impl Streams {
+    /// A shard's stream, for the owner called `consumer`.
+    #[must_use]
+    pub fn input(&self, pipeline_id: &str, shard: u16, consumer: &str) -> Input {
+        Input {
+            streams: self.clone(),
+            pipeline_id: pipeline_id.to_owned(),
+            shard,
+            stream: keys::records(&self.pipeline, shard),
+            fence_key: keys::fence(&self.pipeline, shard),
+            consumer: consumer.to_owned(),
+        }
+    }
+}
+
+impl Input {
+    /// The shard.
+    #[must_use]
+    pub fn shard(&self) -> u16 {
+        self.shard
+    }
+
+    /// Sets the fence, makes stream and group where they are missing; true when the group had to be made.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when the fence stands higher.
+    pub async fn prepare(&self, fence: &Fence) -> Result<bool, Error> {
+        let reply = self.run(&PREPARE, fence, &[]).await?;
+        Ok(matches!(reply.get(1), Some(Value::Int(1))))
+    }
+
+    /// Takes over up to `count` pending entries from `start` on (`-` for the first).
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when the fence stands higher, [`Error::NoGroup`] when the group is gone.
+    pub async fn claim(&self, fence: &Fence, start: &str, count: usize) -> Result<Claimed, Error> {
+        let count = count.to_string();
+        let mut reply = self.run(&CLAIM, fence, &[&self.consumer, start, &count]).await?.into_iter().skip(1);
+        let next: String = text(reply.next())?;
+        let gone =
+            Vec::<String>::from_redis_value(reply.next().unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?;
+        let entries = entries(reply.next())?;
+        Ok(Claimed { next: (!next.is_empty()).then_some(next), gone, entries })
+    }
+
+    /// Reads up to `count` new entries.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when the fence stands higher, [`Error::NoGroup`] when the group is gone.
+    pub async fn read(&self, fence: &Fence, count: usize) -> Result<Step<Fresh>, Error> {
+        let reply = self.run(&READ, fence, &[&self.consumer, &count.to_string()]).await?;
+        if is(&reply, b"raised") {
+            return Ok(Step::Raised);
+        }
+        let mut reply = reply.into_iter().skip(1);
+        let last = text(reply.next())?;
+        let lost = match reply.next() {
+            Some(Value::Int(lost)) => lost,
+            _ => 0,
+        };
+        Ok(Step::Done(Fresh { last, lost, entries: entries(reply.next())? }))
+    }
+
+    /// Says that a loss was noted, so that it is not reported again.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn loss_noted(&self, lost: i64) -> Result<(), Error> {
+        let mut connection = self.streams.shared.clone();
+        let () = connection.hincr(&self.fence_key, "read", lost).await.map_err(Error::of)?;
+        Ok(())
+    }
+
+    /// Acknowledges settled entries and trims what is settled; keeps the highest committed numbers beside the stream.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when the fence stands higher, [`Error::NoGroup`] when the group is gone.
+    pub async fn ack(&self, fence: &Fence, numbers: [i64; 3], ids: &[StreamId]) -> Result<Step<()>, Error> {
+        let args: Vec<String> =
+            numbers.iter().map(ToString::to_string).chain(ids.iter().map(ToString::to_string)).collect();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let reply = self.run(&ACK, fence, &args).await?;
+        Ok(if is(&reply, b"raised") { Step::Raised } else { Step::Done(()) })
+    }
+
+    /// Waits up to `longest` for an entry above `last`; takes nothing.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn wait(
+        &self,
+        connection: &mut MultiplexedConnection,
+        last: &str,
+        longest: Duration,
+    ) -> Result<(), Error> {
+        let options = StreamReadOptions::default().count(1).block(longest.as_millis() as usize);
+        let _: Value = connection.xread_options(&[&self.stream], &[last], &options).await.map_err(Error::of)?;
+        Ok(())
+    }
+
+    /// Runs a script; what stops it becomes an error.
+    async fn run(&self, script: &Script, fence: &Fence, args: &[&str]) -> Result<Vec<Value>, Error> {
+        let mut call = script.key(&self.fence_key);
+        call.key(&self.stream).arg(&self.pipeline_id).arg(fence.epoch).arg(&fence.token);
+        for arg in args {
+            call.arg(*arg);
+        }
+        let mut connection = self.streams.shared.clone();
+        let reply: Vec<Value> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
+        let says = |word: &[u8]| is(&reply, word);
+        if says(b"fenced") {
+            let epoch = match reply.get(1) {
+                Some(Value::Int(epoch)) => *epoch,
+                _ => fence.epoch,
+            };
+            return Err(Error::Fenced(epoch));
+        }
+        if says(b"refused") {
+            let owner = text(reply.into_iter().nth(1))?;
+            return Err(Error::Refused(format!(
+                "the stream {} belongs to the pipeline with id {owner}; annotate millrace.dev/adopt to take it",
+                self.stream
+            )));
+        }
+        if says(b"nogroup") {
+            return Err(Error::NoGroup);
+        }
+        Ok(reply)
+    }
+}
+
+fn is(reply: &[Value], word: &[u8]) -> bool {
+    matches!(reply.first(), Some(Value::BulkString(text)) if text == word)
+}
+
+fn text(value: Option<Value>) -> Result<String, Error> {
+    Ok(String::from_redis_value(value.unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?)
+}
+
+/// Reads `[[id, deliveries, [field, value, …]], …]`.
+fn entries(value: Option<Value>) -> Result<Vec<Entry>, Error> {
+    type Item = (String, u64, Vec<(Vec<u8>, Vec<u8>)>);
+    let items = Vec::<Item>::from_redis_value(value.unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?;
+    Ok(items.into_iter().filter_map(|(id, deliveries, fields)| entry(&id, deliveries, fields)).collect())
+}
+
+/// One entry from its fields. Of an entry that some other program made, all fields become the payload.
+fn entry(id: &str, deliveries: u64, fields: Vec<(Vec<u8>, Vec<u8>)>) -> Option<Entry> {
+    let id: StreamId = id.parse().ok()?;
+    let mut named: HashMap<&[u8], &[u8]> = HashMap::with_capacity(fields.len());
+    for (name, value) in &fields {
+        named.insert(name, value);
+    }
+    let string = |name: &str| named.get(name.as_bytes()).and_then(|value| std::str::from_utf8(value).ok());
+    let received_at = string("receivedAt")
+        .and_then(|micros| micros.parse().ok())
+        .and_then(DateTime::<Utc>::from_timestamp_micros)
+        .or_else(|| DateTime::from_timestamp_millis(i64::try_from(id.ms).ok()?))
+        .filter(|time| (0..=253_402_300_799).contains(&time.timestamp()))
+        .unwrap_or_default();
+    Some(Entry {
+        id,
+        deliveries,
+        received_at,
+        traceparent: string("traceparent").filter(|text| text.len() <= 64 && !text.contains('\0')).map(str::to_owned),
+        marked: named.contains_key(b"serve".as_slice()),
+        replay_of: string("replayOf").and_then(|letter| letter.parse().ok()),
+        payload: match named.get(b"record".as_slice()) {
+            Some(record) => record.to_vec(),
+            None => other(&fields),
+        },
+    })
+}
+
+/// The fields of an entry without a record, as a JSON object for a person to read.
+fn other(fields: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+    let object: serde_json::Map<_, _> = fields
+        .iter()
+        .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), String::from_utf8_lossy(value).into()))
+        .collect();
+    serde_json::Value::Object(object).to_string().into_bytes()
+}

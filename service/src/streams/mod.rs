@@ -10,8 +10,12 @@ mod input;
 pub mod keys;
 mod output;
 mod search;
+mod verify;
 
 pub use append::{AppendError, Outgoing};
 pub use connect::{Error, Streams};
 pub use info::{Backlog, Committed, RedisPromises};
+pub use input::{Claimed, Fence, Fresh, Input, Step};
+pub use output::{Notice, Output, Published};
 pub use search::{Queued, Search};
+pub use verify::{SinkEntry, SinkState};

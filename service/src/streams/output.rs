@@ -1,1 +1,181 @@
-//! Appending to a sink's stream and moving its cursor, in one step.
+//! A sink's stream and its cursor, in one hash slot: appended and moved in one step, or not at all.
+//!
+//! Must never append what the cursor does not say is next.
+
+use std::{collections::HashMap, sync::LazyLock};
+
+use redis::{AsyncCommands as _, FromRedisValue, Script, Value};
+
+use super::{Error, Streams, keys};
+
+static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/publish.lua")));
+static START: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/start.lua")));
+static RETIRE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/retire.lua")));
+
+/// A sink's stream, for one incarnation of its cursor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// The pipeline's id.
+    pub pipeline_id: String,
+    /// The sink's name.
+    pub sink: String,
+    /// The stream's key.
+    pub stream: String,
+    /// Which start of the sink this is.
+    pub incarnation: String,
+    /// Most entries the stream keeps; 0: no bound.
+    pub max_length: u64,
+    /// Whether unread entries may be trimmed at `max_length`.
+    pub trim_unread: bool,
+}
+
+/// An entry to be appended.
+#[derive(Debug, Clone)]
+pub struct Notice {
+    /// Its number in the shard.
+    pub number: i64,
+    /// `<shard>-<number>`, for its kind.
+    pub id: String,
+    /// When it was committed, RFC 3339.
+    pub time: String,
+    /// W3C trace context of the request.
+    pub traceparent: Option<String>,
+    /// JSON.
+    pub data: String,
+}
+
+/// What came of publishing.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Published {
+    /// All appended; so many unread entries were trimmed away.
+    All {
+        /// Unread entries lost to `overflow: Trim`.
+        unread_lost: i64,
+    },
+    /// The stream is at its `maxLength`; appended up to `cursor`.
+    Full {
+        /// Where the cursor stands now.
+        cursor: i64,
+        /// The group that has not acknowledged; `None`: there is no group.
+        group: Option<String>,
+    },
+    /// The cursor stands elsewhere: nothing was appended.
+    Moved(i64),
+    /// The cursor is gone, retired, or of another incarnation: nothing was appended.
+    Gone,
+}
+
+impl Streams {
+    /// Appends `notices` of a shard and moves the cursor from `expected` to `new`.
+    ///
+    /// # Errors
+    /// When Redis does not answer, or is full; whether it took effect is then told by the next call.
+    pub async fn publish(
+        &self,
+        output: &Output,
+        shard: u16,
+        kind: &str,
+        (expected, new): (i64, i64),
+        notices: &[Notice],
+    ) -> Result<Published, Error> {
+        let mut call = PUBLISH.key(keys::cursor(&output.stream));
+        call.key(&output.stream)
+            .arg(&output.pipeline_id)
+            .arg(&output.sink)
+            .arg(&output.incarnation)
+            .arg(shard)
+            .arg(expected)
+            .arg(new)
+            .arg(output.max_length)
+            .arg(if output.trim_unread { "Trim" } else { "Wait" })
+            .arg(format!("{}/{}", self.pipeline, output.pipeline_id))
+            .arg(kind);
+        for notice in notices {
+            call.arg(notice.number)
+                .arg(&notice.id)
+                .arg(&notice.time)
+                .arg(notice.traceparent.as_deref().unwrap_or_default())
+                .arg(&notice.data);
+        }
+        let mut connection = self.shared.clone();
+        let reply: Vec<Value> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
+        let word: String = at(&reply, 0)?;
+        Ok(match word.as_str() {
+            "ok" => Published::All { unread_lost: at(&reply, 2)? },
+            "full" => Published::Full {
+                cursor: at(&reply, 1)?,
+                group: Some(at::<String>(&reply, 2)?).filter(|group| !group.is_empty()),
+            },
+            "moved" => Published::Moved(at(&reply, 1)?),
+            _ => Published::Gone,
+        })
+    }
+
+    /// Where the cursor of a shard stands; `None` when the cursor is gone, retired, or of another incarnation.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn cursor(&self, output: &Output, shard: u16) -> Result<Option<i64>, Error> {
+        let mut connection = self.shared.clone();
+        let held: HashMap<String, String> =
+            connection.hgetall(keys::cursor(&output.stream)).await.map_err(Error::of)?;
+        let is = |field: &str, value: &str| held.get(field).is_some_and(|held| held == value);
+        let ours = is("pipeline", &output.pipeline_id)
+            && is("sink", &output.sink)
+            && is("incarnation", &output.incarnation)
+            && !held.contains_key("retired");
+        Ok(held.get(&shard.to_string()).filter(|_| ours).and_then(|number| number.parse().ok()))
+    }
+
+    /// Makes the cursor of an incarnation, with a start per shard.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the stream is another sink's.
+    pub async fn start_cursor(&self, output: &Output, starts: &[(u16, i64)]) -> Result<(), Error> {
+        let mut call = START.key(keys::cursor(&output.stream));
+        call.arg(&output.pipeline_id).arg(&output.sink).arg(&output.incarnation);
+        for (shard, after) in starts {
+            call.arg(shard).arg(after);
+        }
+        let mut connection = self.shared.clone();
+        let reply: Vec<String> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
+        match reply.as_slice() {
+            [_, pipeline, sink] => Err(Error::Refused(format!(
+                "the stream {} belongs to sink {sink} of the pipeline with id {pipeline}; name another stream",
+                output.stream
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends an incarnation and tells where its shards stood; `None`: that cursor is gone.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn retire_cursor(&self, output: &Output) -> Result<Option<Vec<(u16, i64)>>, Error> {
+        let held: HashMap<String, String> = self.retire(output, "keep").await?;
+        let positions: Vec<(u16, i64)> =
+            held.iter().filter_map(|(shard, number)| Some((shard.parse().ok()?, number.parse().ok()?))).collect();
+        Ok((!held.is_empty()).then_some(positions))
+    }
+
+    /// Takes the cursor of an incarnation away.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn remove_cursor(&self, output: &Output) -> Result<(), Error> {
+        self.retire(output, "delete").await.map(|_: HashMap<String, String>| ())
+    }
+
+    async fn retire(&self, output: &Output, what: &str) -> Result<HashMap<String, String>, Error> {
+        let mut call = RETIRE.key(keys::cursor(&output.stream));
+        call.arg(&output.pipeline_id).arg(&output.sink).arg(&output.incarnation).arg(what);
+        let mut connection = self.shared.clone();
+        call.invoke_async(&mut connection).await.map_err(Error::of)
+    }
+}
+
+fn at<T: FromRedisValue>(reply: &[Value], index: usize) -> Result<T, Error> {
+    let value = reply.get(index).cloned().unwrap_or(Value::Nil);
+    Ok(T::from_redis_value(value).map_err(redis::RedisError::from)?)
+}

@@ -87,6 +87,17 @@ impl SpanExporter for OnRuntime {
         }
         sent
     }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        // Called once, before the first export shares it.
+        if let Some(exporter) = Arc::get_mut(&mut self.exporter) {
+            exporter.set_resource(resource);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -105,6 +116,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn spans_reach_a_collector_as_children_of_the_traceparent_that_came() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
         let endpoint = format!("http://{}/", listener.local_addr().unwrap());
         let (sender, mut seen) = mpsc::unbounded_channel();
         let app = Route::new().at("/v1/traces", post(collect)).data(sender);

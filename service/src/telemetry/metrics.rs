@@ -9,15 +9,14 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 /// Counter: records that were accepted (202), redeliveries by clients counted too.
-pub const ACCEPTED: &str = "millrace_accepted_total";
+pub const ACCEPTED: &str = "millrace_accepted_records_total";
 /// Counter by `code`: records that were not accepted.
-pub const REJECTED: &str = "millrace_rejected_total";
+pub const REJECTED: &str = "millrace_rejected_records_total";
 /// Histogram: from asking Redis to append until it has the entries on disk.
 pub const APPEND_SECONDS: &str = "millrace_append_seconds";
-/// Histogram: from a request's arrival until its answer is complete, by `method`, `route`, `status`.
+/// Histogram: from a request's arrival until its answer begins, by `method`, `route`, `status`; its count is the
+/// number of requests.
 pub const HTTP_SECONDS: &str = "millrace_http_request_seconds";
-/// Counter by `method`, `route`, `status`.
-pub const HTTP_REQUESTS: &str = "millrace_http_requests_total";
 /// Gauge by `shard`: entries that are not applied yet.
 pub const BACKLOG: &str = "millrace_backlog_entries";
 /// Histogram: entries in a micro-batch.
@@ -40,7 +39,9 @@ pub const ALERTS: &str = "millrace_alerts_total";
 pub const REDELIVERED: &str = "millrace_redelivered_total";
 /// Counter by `shard`: entries that were gone before they were applied. Above zero is an alarm.
 pub const LOST: &str = "millrace_lost_entries_total";
-/// Counter by `change` (taken, lost, given_back): shards that changed owner.
+/// Counter by `shard`: how often a stream or its group was gone. Above zero is an alarm.
+pub const VANISHED: &str = "millrace_streams_vanished_total";
+/// Counter by `change` (taken, lost, released): shards that changed owner.
 pub const LEASE_CHANGES: &str = "millrace_lease_changes_total";
 /// Gauge: shards that this worker owns.
 pub const SHARDS_OWNED: &str = "millrace_shards_owned";
@@ -48,7 +49,11 @@ pub const SHARDS_OWNED: &str = "millrace_shards_owned";
 pub const LANE_LAG: &str = "millrace_lane_lag_outcomes";
 /// Counter by `sink`: outcomes published.
 pub const PUBLISHED: &str = "millrace_published_total";
-/// Gauge by `sink`: 1 while it is halted until someone resumes it.
+/// Counter by `sink`: reads of the log by lanes that were too far behind for memory.
+pub const LOG_READS: &str = "millrace_log_reads_total";
+/// Counter by `sink`: entries trimmed by `overflow: Trim` before every group had acknowledged them.
+pub const UNREAD_LOST: &str = "millrace_unread_lost_total";
+/// Gauge by `sink` and `shard`: 1 while it is halted until someone resumes it.
 pub const SINK_HALTED: &str = "millrace_sink_halted";
 /// Gauge: the version of the manifest that is in force.
 pub const POLICY_VERSION: &str = "millrace_policy_version";
@@ -114,8 +119,11 @@ fn describe() {
     describe_counter!(ACCEPTED, "Records that were accepted");
     describe_counter!(REJECTED, "Records that were not accepted, by code");
     describe_histogram!(APPEND_SECONDS, Unit::Seconds, "From asking Redis to append until it has the entries on disk");
-    describe_histogram!(HTTP_SECONDS, Unit::Seconds, "From a request's arrival until its answer is complete");
-    describe_counter!(HTTP_REQUESTS, "Requests, by method, route and status");
+    describe_histogram!(
+        HTTP_SECONDS,
+        Unit::Seconds,
+        "From a request's arrival until its answer begins, by method, route and status"
+    );
     describe_gauge!(BACKLOG, "Entries that are not applied yet, by shard");
     describe_histogram!(BATCH_ENTRIES, "Entries in a micro-batch");
     describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "A micro-batch's transaction, from begin to commit");
@@ -130,6 +138,9 @@ fn describe() {
     describe_counter!(LEASE_CHANGES, "Shards that changed owner, by change");
     describe_gauge!(SHARDS_OWNED, "Shards that this worker owns");
     describe_gauge!(LANE_LAG, "Outcomes that are committed and not published yet, by shard and sink");
+    describe_counter!(VANISHED, "How often a stream or its group was gone, by shard; above zero is an alarm");
+    describe_counter!(LOG_READS, "Reads of the log by lanes too far behind for memory, by sink");
+    describe_counter!(UNREAD_LOST, "Entries trimmed before every group had acknowledged them, by sink");
     describe_counter!(PUBLISHED, "Outcomes published, by sink");
     describe_gauge!(SINK_HALTED, "1 while the sink is halted until someone resumes it");
     describe_gauge!(POLICY_VERSION, "The version of the manifest that is in force");

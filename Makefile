@@ -1,0 +1,29 @@
+# Each target installs what is missing first. `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help run test demo lint fmt bench install-deps
+
+install-deps:
+	@hack/install-deps
+
+run: install-deps ## Run a pipeline on this machine, with a Redis and a Postgres of its own (Ctrl-C ends it)
+	cargo build --locked --release --package millrace
+	target/release/millrace dev --pipeline $(or $(PIPELINE),examples/records/pipeline.yaml)
+
+test: install-deps ## Run every test
+	hack/test
+
+demo: install-deps ## Send 336,776 real flights through a pipeline and check every total
+	hack/demo
+
+bench: install-deps ## Measure the ceiling, accepting alone, and end to end
+	hack/bench
+
+lint: ## Formatting and clippy
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+
+fmt: ## Format the code
+	cargo fmt --all
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,287 @@
+//! What is shown: progress while it runs, refused rows as they come, and the summary.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{BufWriter, IsTerminal as _, Write as _},
+    sync::atomic::Ordering,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+
+use super::{
+    Args,
+    client::{Outcome, Rejected},
+    rows::Size,
+};
+
+/// Refused rows that are shown on standard error.
+const SHOWN: u64 = 20;
+
+/// Request times in buckets that are 1 % wide, so that any number of them takes the same room.
+#[derive(Debug, Default)]
+struct Times {
+    buckets: BTreeMap<i32, u64>,
+    count: u64,
+}
+
+impl Times {
+    fn add(&mut self, time: Duration) {
+        let bucket = (time.as_micros().max(1) as f64).ln() / 1.01_f64.ln();
+        *self.buckets.entry(bucket.floor() as i32).or_default() += 1;
+        self.count += 1;
+    }
+
+    /// Milliseconds that a share of the requests did not pass.
+    fn percentile(&self, share: f64) -> Option<f64> {
+        let rank = (self.count as f64 * share).ceil().max(1.0) as u64;
+        let mut seen = 0;
+        self.buckets.iter().find_map(|(bucket, count)| {
+            seen += count;
+            (seen >= rank).then(|| (1.01_f64.powi(bucket + 1) / 10.0).round() / 100.0)
+        })
+    }
+}
+
+/// The summary, also as JSON.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary {
+    /// Rows that were sent.
+    sent: u64,
+    accepted: u64,
+    rejected: u64,
+    /// Rows of which it is not known that they were accepted.
+    given_up: u64,
+    /// Rows left out by `--skip-empty`.
+    skipped: u64,
+    requests: u64,
+    /// Requests that were sent again.
+    repetitions: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generated: Option<Generated>,
+    elapsed_seconds: f64,
+    /// Accepted rows a second.
+    rate: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_ms: Option<RequestMs>,
+}
+
+#[derive(Debug, Serialize)]
+struct Generated {
+    seed: u64,
+    duplicates: u64,
+    /// Share of the generated rows.
+    ratio: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct RequestMs {
+    p50: f64,
+    p95: f64,
+    p99: f64,
+}
+
+/// Progress and outcome of a run.
+pub(super) struct Report {
+    summary: Summary,
+    times: Times,
+    start: Instant,
+    bar: Option<ProgressBar>,
+    ticks: Interval,
+    size: Size,
+    errors: Option<BufWriter<File>>,
+    reason: Option<String>,
+    repeated: u64,
+}
+
+impl Report {
+    /// Begins; `seed` is that of generated load.
+    pub(super) fn new(args: &Args, size: Size, seed: Option<u64>) -> anyhow::Result<Self> {
+        let bar = std::io::stderr().is_terminal().then(|| match &size {
+            Size::Rows(total) | Size::Bytes { total, .. } => ProgressBar::new(*total).with_style(
+                ProgressStyle::with_template("{bar:32} {percent:>3}% {msg} · {eta} left")
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
+            ),
+            Size::Unknown => ProgressBar::new_spinner(),
+        });
+        let every = Duration::from_millis(if bar.is_some() { 200 } else { 5_000 });
+        let mut ticks = tokio::time::interval_at(Instant::now() + every, every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let errors = match &args.errors {
+            Some(path) => {
+                Some(BufWriter::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?))
+            }
+            None => None,
+        };
+        if let Some(seed) = seed {
+            eprintln!("seed {seed}");
+        }
+        let generated = seed.map(|seed| Generated { seed, duplicates: 0, ratio: 0.0 });
+        let summary = Summary { generated, ..Summary::default() };
+        Ok(Self {
+            summary,
+            times: Times::default(),
+            start: Instant::now(),
+            bar,
+            ticks,
+            size,
+            errors,
+            reason: None,
+            repeated: 0,
+        })
+    }
+
+    /// Waits for the time to show progress, and shows it.
+    pub(super) async fn tick(&mut self) {
+        self.ticks.tick().await;
+        let Summary { sent, accepted, rejected, .. } = self.summary;
+        let rate = accepted as f64 / self.start.elapsed().as_secs_f64();
+        let line = format!("{sent} rows · {rate:.0}/s · {rejected} refused");
+        match &self.bar {
+            Some(bar) => {
+                match &self.size {
+                    Size::Rows(_) => bar.set_position(sent),
+                    Size::Bytes { read, .. } => bar.set_position(read.load(Ordering::Relaxed)),
+                    Size::Unknown => bar.tick(),
+                }
+                bar.set_message(line);
+            }
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// Rows that were left out.
+    pub(super) fn skipped(&mut self, rows: u64) {
+        self.summary.skipped += rows;
+    }
+
+    /// Generated rows that repeat an earlier one.
+    pub(super) fn repeated(&mut self, rows: u64) {
+        self.repeated += rows;
+    }
+
+    /// A batch is done.
+    pub(super) fn add(&mut self, outcome: Outcome) -> anyhow::Result<()> {
+        let Outcome { rows, accepted, rejected, given_up, times, repetitions } = outcome;
+        self.summary.sent += rows;
+        self.summary.accepted += accepted;
+        self.summary.requests += times.len() as u64;
+        self.summary.repetitions += repetitions;
+        for time in times {
+            self.times.add(time);
+        }
+        for rejected in rejected {
+            self.reject(&rejected)?;
+        }
+        if let Some((rows, reason)) = given_up {
+            self.summary.given_up += rows;
+            self.reason = Some(reason);
+        }
+        Ok(())
+    }
+
+    fn reject(&mut self, rejected: &Rejected) -> anyhow::Result<()> {
+        self.summary.rejected += 1;
+        if let Some(errors) = &mut self.errors {
+            serde_json::to_writer(&mut *errors, rejected).context("cannot write the file of errors")?;
+            errors.write_all(b"\n").context("cannot write the file of errors")?;
+        }
+        let Rejected { row, code, pointer, detail, .. } = rejected;
+        let line = match self.summary.rejected {
+            n if n <= SHOWN => format!("row {row}: {code} {} {detail}", pointer.as_deref().unwrap_or("")),
+            n if n == SHOWN + 1 => "more rows are refused; --errors FILE keeps them all".to_owned(),
+            _ => return Ok(()),
+        };
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
+        Ok(())
+    }
+
+    /// Whether a batch was given up.
+    pub(super) fn gave_up(&self) -> bool {
+        self.summary.given_up > 0
+    }
+
+    /// Ends the progress and prints the summary.
+    pub(super) fn finish(&mut self, as_json: bool) -> anyhow::Result<()> {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        if let Some(errors) = &mut self.errors {
+            errors.flush().context("cannot write the file of errors")?;
+        }
+        let elapsed = self.start.elapsed().as_secs_f64();
+        self.summary.elapsed_seconds = (elapsed * 1000.0).round() / 1000.0;
+        self.summary.rate = (self.summary.accepted as f64 / elapsed * 10.0).round() / 10.0;
+        if let Some(generated) = &mut self.summary.generated {
+            generated.duplicates = self.repeated;
+            generated.ratio = self.repeated as f64 / (self.summary.sent.max(1)) as f64;
+        }
+        let at = |share| self.times.percentile(share);
+        self.summary.request_ms =
+            at(0.5).zip(at(0.95)).zip(at(0.99)).map(|((p50, p95), p99)| RequestMs { p50, p95, p99 });
+        if as_json {
+            println!("{}", serde_json::to_string(&self.summary)?);
+        } else {
+            self.print();
+        }
+        Ok(())
+    }
+
+    fn print(&self) {
+        let Summary { sent, accepted, rejected, given_up, skipped, requests, repetitions, generated, .. } =
+            &self.summary;
+        println!("sent {sent}: accepted {accepted}, rejected {rejected}, given up {given_up}");
+        if *skipped > 0 {
+            println!("left out {skipped}");
+        }
+        if let Some(Generated { seed, duplicates, ratio }) = generated {
+            println!("generated with seed {seed}: {duplicates} duplicates ({:.1} %)", ratio * 100.0);
+        }
+        println!("{:.1} s, {:.0} rows/s", self.summary.elapsed_seconds, self.summary.rate);
+        print!("{requests} requests, {repetitions} of them repetitions");
+        match &self.summary.request_ms {
+            Some(RequestMs { p50, p95, p99 }) => println!("; p50 {p50} ms, p95 {p95} ms, p99 {p99} ms"),
+            None => println!(),
+        }
+    }
+
+    /// Success only when every row was accepted.
+    pub(super) fn verdict(&self) -> anyhow::Result<()> {
+        let Summary { rejected, given_up, .. } = self.summary;
+        if let Some(reason) = &self.reason {
+            bail!(
+                "gave up: {given_up} rows are not known to be accepted ({reason}); send the same again, ids make it safe"
+            );
+        }
+        if rejected > 0 {
+            bail!("{rejected} rows were refused");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_within_one_percent() {
+        let mut times = Times::default();
+        assert_eq!(times.percentile(0.5), None);
+        for ms in 1..=1000 {
+            times.add(Duration::from_millis(ms));
+        }
+        for (share, expected) in [(0.5, 500.0), (0.95, 950.0), (0.99, 990.0)] {
+            let found = times.percentile(share).expect("some");
+            assert!((found / expected - 1.0).abs() < 0.011, "{share}: {found}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Comparing a sink's stream with the log: each number once, in order, with the content of its row.
+
+use std::collections::BTreeMap;
+
+use super::entry::{self, Expected};
+use crate::{
+    store::{Differences, StartedSink, Verification},
+    streams::{SinkEntry, SinkState, Streams},
+};
+
+/// Entries that are held at a time.
+const PAGE: usize = 500;
+/// Numbers that are named when they are missing.
+const NAMED: usize = 100;
+
+/// A sink with its cursor and the end of its stream, read before the snapshot.
+pub(super) struct Checked {
+    sink: StartedSink,
+    state: SinkState,
+}
+
+/// What was seen of a sink.
+#[derive(Debug, serde::Serialize)]
+pub(super) struct SinkReport {
+    pub(super) name: String,
+    /// Entries that were compared.
+    pub(super) entries: u64,
+    /// Numbers between the cursor and the log's end, over all shards.
+    pub(super) behind: i64,
+    pub(super) trimmed: bool,
+}
+
+impl Checked {
+    pub(super) fn new(sink: StartedSink, state: SinkState) -> Self {
+        Self { sink, state }
+    }
+}
+
+/// Where the comparison of one shard stands.
+#[derive(Debug, Clone, Copy)]
+enum At {
+    /// The number that was compared last, or after which the sink starts.
+    Number(i64),
+    /// Anywhere: what came first was trimmed.
+    Anywhere,
+}
+
+struct Walk<'a> {
+    sink: &'a StartedSink,
+    state: &'a SinkState,
+    source: String,
+    at: BTreeMap<u16, At>,
+    snapshot: &'a mut Verification,
+    differences: &'a mut Differences,
+}
+
+/// Compares a sink.
+pub(super) async fn check(
+    checked: Checked,
+    shards: u16,
+    snapshot: &mut Verification,
+    streams: &Streams,
+    differences: &mut Differences,
+) -> anyhow::Result<SinkReport> {
+    let Checked { sink, state } = checked;
+    let place = format!("sink {}", sink.name);
+    let mut report = SinkReport { name: sink.name.clone(), entries: 0, behind: 0, trimmed: state.is_trimmed };
+    if state.incarnation.as_deref() != Some(&sink.incarnation) {
+        let found = state.incarnation.map_or("no cursor".to_owned(), |other| format!("incarnation {other}"));
+        differences.add("cursor", place, format!("a cursor of incarnation {}", sink.incarnation), found);
+        return Ok(report);
+    }
+    let mut at = BTreeMap::new();
+    for (shard, after) in snapshot.sink_starts(&sink.name).await? {
+        at.insert(shard, if state.is_trimmed { At::Anywhere } else { At::Number(after) });
+    }
+    for shard in 0..shards {
+        let highest = snapshot.highest(&sink.kind, shard).await?;
+        let cursor = state.cursor.get(&shard).copied();
+        if cursor.is_some_and(|cursor| cursor > highest) {
+            let found = cursor.unwrap_or_default().to_string();
+            differences.add("cursor", format!("{place}, shard {shard}"), format!("at most {highest}"), found);
+        }
+        report.behind += (highest - cursor.unwrap_or_default()).max(0);
+    }
+    let source = snapshot.source().await?;
+    let mut walk = Walk { sink: &sink, state: &state, source, at, snapshot, differences };
+    let mut after: Option<String> = None;
+    while let Some(newest) = &state.newest {
+        let (page, is_whole) = streams.sink_page(&sink.stream, after.as_deref(), newest, PAGE).await?;
+        if !is_whole {
+            // Trimmed while this went on: what comes next may begin anywhere, too.
+            report.trimmed = true;
+            walk.at.values_mut().for_each(|at| *at = At::Anywhere);
+        }
+        let Some(last) = page.last() else { break };
+        after = Some(last.stream_id.clone());
+        report.entries += page.len() as u64;
+        walk.page(page).await?;
+    }
+    walk.finish().await?;
+    Ok(report)
+}
+
+impl Walk<'_> {
+    async fn page(&mut self, page: Vec<SinkEntry>) -> anyhow::Result<()> {
+        let mut by_shard: BTreeMap<u16, Vec<(i64, SinkEntry)>> = BTreeMap::new();
+        for entry in page {
+            let id = entry.fields.get("id").cloned().unwrap_or_default();
+            match entry::number(&self.sink.kind, &id) {
+                Some((shard, number)) => by_shard.entry(shard).or_default().push((number, entry)),
+                None => {
+                    let place = format!("sink {}, entry {}", self.sink.name, entry.stream_id);
+                    self.differences.add("entry", place, format!("an id of {}", self.sink.kind), id);
+                }
+            }
+        }
+        for (shard, entries) in by_shard {
+            self.shard(shard, entries).await?;
+        }
+        Ok(())
+    }
+
+    async fn shard(&mut self, shard: u16, entries: Vec<(i64, SinkEntry)>) -> anyhow::Result<()> {
+        let cursor = self.state.cursor.get(&shard).copied().unwrap_or_default();
+        let mut fresh: Vec<(i64, SinkEntry)> = Vec::with_capacity(entries.len());
+        for (number, entry) in entries {
+            let before = match (fresh.last(), self.at.get(&shard)) {
+                (Some((before, _)), _) | (None, Some(At::Number(before))) => *before,
+                (None, Some(At::Anywhere)) => 0,
+                (None, None) => {
+                    self.odd(&entry, "an entry of a shard that the sink was started for");
+                    continue;
+                }
+            };
+            if number <= before {
+                self.odd(&entry, &format!("a number above {before}: each once, in order"));
+            } else if number > cursor {
+                self.odd(&entry, &format!("at most {cursor}, where the cursor stands"));
+            } else {
+                fresh.push((number, entry));
+            }
+        }
+        let (Some((first, _)), Some((last, _))) = (fresh.first(), fresh.last()) else { return Ok(()) };
+        let (after, last) = match self.at.get(&shard) {
+            Some(At::Number(after)) => (*after, *last),
+            _ => (first - 1, *last),
+        };
+        let limit = i64::try_from(fresh.len() + NAMED)?;
+        let expected = self.snapshot.published_numbers(&self.sink.kind, shard, after, last, limit).await?;
+        for number in expected.iter().filter(|number| fresh.binary_search_by_key(*number, |(n, _)| *n).is_err()) {
+            self.missing(shard, *number);
+        }
+        let rows = Expected::read(self.snapshot, &self.sink.kind, shard, &fresh).await?;
+        for (number, entry) in &fresh {
+            match rows.get(*number) {
+                None => self.odd(entry, "an outcome that is in the log"),
+                Some(row) => {
+                    let place = format!("sink {}, {}", self.sink.name, entry.fields.get("id").map_or("", |id| id));
+                    row.compare(&self.sink.kind, &self.source, entry, &place, self.differences);
+                }
+            }
+        }
+        self.at.insert(shard, At::Number(last));
+        Ok(())
+    }
+
+    /// What is behind the cursor but was not in the stream.
+    async fn finish(&mut self) -> anyhow::Result<()> {
+        for (shard, cursor) in self.state.cursor.clone() {
+            let Some(At::Number(after)) = self.at.get(&shard).copied() else { continue };
+            let limit = i64::try_from(NAMED)?;
+            let missing = self.snapshot.published_numbers(&self.sink.kind, shard, after, cursor, limit).await?;
+            for number in missing {
+                self.missing(shard, number);
+            }
+        }
+        Ok(())
+    }
+
+    fn missing(&mut self, shard: u16, number: i64) {
+        let place = format!("sink {}, shard {shard}", self.sink.name);
+        self.differences.add("entry", place, format!("number {number}"), "no entry");
+    }
+
+    fn odd(&mut self, entry: &SinkEntry, expected: &str) {
+        let place = format!("sink {}, entry {}", self.sink.name, entry.stream_id);
+        let id = entry.fields.get("id").cloned().unwrap_or_default();
+        self.differences.add("entry", place, expected, id);
+    }
+}

@@ -1,0 +1,227 @@
+//! From entries to what is committed: parse, decide, write; the culprit of a failing batch is isolated by halving.
+//!
+//! Only the data may be blamed for what the data did: everything else waits with back-off and counts no attempt.
+
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
+
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    owner::current,
+    shard::{Error, Shard},
+};
+use crate::{
+    domain::{self, Decision, Entry, Invalid, Item, Record, code},
+    store::{self, LogRow, Numbers},
+    telemetry::metrics as names,
+};
+
+/// Deliveries after which an entry is taken alone and noted before it is decided.
+const SUSPICIOUS: u64 = 3;
+/// Notes without an outcome after which an entry becomes a dead letter.
+const ATTEMPTS: i32 = 3;
+
+/// Why a batch was not committed.
+enum Failure {
+    /// The data is to blame, for this reason.
+    Data(&'static str, String),
+    /// Something that the data can do nothing for.
+    Other(Error),
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        match &error {
+            store::Error::Sql(sqlx::Error::Database(database)) if error.blames_data() => {
+                let state = database.code().unwrap_or_default().into_owned();
+                Self::Data("refused_by_store", format!("Postgres refuses it with SQLSTATE {state}"))
+            }
+            _ => Self::Other(error.into()),
+        }
+    }
+}
+
+impl Shard {
+    /// Settles entries in order; answers the shard's highest numbers. On an error some may be settled: they are found so
+    /// when they are delivered again.
+    pub(super) async fn decide_and_commit(&mut self, entries: Vec<Entry>) -> Result<Numbers, Error> {
+        let mut numbers = [0; 3];
+        let mut rest: VecDeque<Entry> = entries.into();
+        while let Some(first) = rest.front() {
+            let suspicious = first.deliveries >= SUSPICIOUS;
+            let together =
+                if suspicious { 1 } else { rest.iter().take_while(|entry| entry.deliveries < SUSPICIOUS).count() };
+            let batch: Vec<Entry> = rest.drain(..together).collect();
+            numbers = if suspicious { self.settle_noted(batch).await? } else { self.settle_batch(read(batch)).await? };
+        }
+        Ok(numbers)
+    }
+
+    /// Settles an entry that was delivered often: noted first, so that a worker that dies of it leaves its note.
+    async fn settle_noted(&mut self, batch: Vec<Entry>) -> Result<Numbers, Error> {
+        let Some(entry) = batch.first() else { return Ok([0; 3]) };
+        let stream_id = entry.id.to_string();
+        let digest = Sha256::digest(&entry.payload);
+        let attempts = self.context.store.note_attempt(self.shard, &stream_id, &digest).await?;
+        tracing::warn!(shard = self.shard, stream_id, attempts, "process.entry.suspicious");
+        let items = if attempts > ATTEMPTS {
+            let detail = format!("a worker ended {ATTEMPTS} times while it decided this entry");
+            batch.into_iter().map(|entry| condemn(entry, "crashed_worker", detail.clone())).collect()
+        } else {
+            read(batch)
+        };
+        let outcome = self.settle_batch(items).await;
+        self.context.store.withdraw_attempt(self.shard, &stream_id, outcome.is_ok()).await?;
+        outcome
+    }
+
+    async fn settle_batch(&mut self, items: Vec<Item>) -> Result<Numbers, Error> {
+        let mut numbers = [0; 3];
+        // Batches still to be committed, in order.
+        let mut rest = VecDeque::from([items]);
+        let mut pause = Duration::ZERO;
+        while let Some(mut batch) = rest.pop_front() {
+            match self.commit(&batch).await {
+                Ok(after) => {
+                    numbers = after;
+                    pause = Duration::ZERO;
+                    self.beat.beat();
+                }
+                Err(Failure::Data(reason, detail)) => {
+                    if batch.len() > 1 {
+                        let right = batch.split_off(batch.len() / 2);
+                        rest.push_front(right);
+                    } else if let Some(item) = batch.pop() {
+                        let (shard, stream_id) = (self.shard, item.entry.id);
+                        tracing::warn!(shard, %stream_id, reason, detail, "process.entry.condemned");
+                        if item.condemned.is_some() && item.record.is_err() {
+                            let error = store::Error::Refused(format!("a dead letter was refused: {detail}"));
+                            return Err(error.into());
+                        }
+                        // Condemned once, it keeps its id; twice, nothing of it is looked at any more.
+                        let again = item.condemned.is_some() || reason == "panicked";
+                        let mut item = Item { condemned: Some((reason, detail)), ..item };
+                        if again {
+                            item.record = Err(unread());
+                        }
+                        batch.push(item);
+                    }
+                    rest.push_front(batch);
+                }
+                Err(Failure::Other(Error::Store(store::Error::Raced))) => {
+                    tracing::debug!(shard = self.shard, "process.batch.raced");
+                    rest.push_front(batch);
+                }
+                Err(Failure::Other(Error::Store(store::Error::Fenced))) => return Err(store::Error::Fenced.into()),
+                Err(Failure::Other(error)) => {
+                    if self.give_back.is_cancelled() {
+                        return Err(Error::GivenBack);
+                    }
+                    rest.push_front(batch);
+                    self.say_and_wait(&mut pause, &error).await;
+                    // A reconnect empties the lanes' memory.
+                    if let Ok(numbers) = self.context.store.numbers(self.shard).await {
+                        self.feed.reset(numbers);
+                    }
+                }
+            }
+        }
+        Ok(numbers)
+    }
+
+    /// Decides and writes a batch in one transaction.
+    async fn commit(&mut self, batch: &[Item]) -> Result<Numbers, Failure> {
+        let started = Instant::now();
+        let in_force = self.context.in_force.borrow().clone();
+        let (policy, shards) = (&in_force.policy, in_force.manifest.spec.shards);
+        let fence = current(&self.fence);
+        let mut exclusive = false;
+        loop {
+            let mut commit =
+                self.context.store.begin_commit(self.shard, shards, &fence, policy.version, exclusive).await?;
+            let known = commit.known(batch, policy).await?;
+            let (position, now) = (commit.position, commit.now);
+            let decision = catch_unwind(AssertUnwindSafe(|| domain::decide(batch, known, policy, position)))
+                .map_err(|_| Failure::Data("panicked", "deciding it panicked; the log says where".to_owned()))?;
+            if !exclusive && decision.letters.iter().any(|letter| letter.record_id.is_some()) {
+                exclusive = true;
+                continue;
+            }
+            let numbers = commit.write(batch, &decision, policy.version).await?;
+            self.stands_at = policy.version;
+            self.count(batch, &decision, started);
+            self.feed.push(rows(batch, decision, now), numbers);
+            return Ok(numbers);
+        }
+    }
+
+    fn count(&self, batch: &[Item], decision: &Decision, started: Instant) {
+        let shard = self.shard;
+        metrics::histogram!(names::BATCH_ENTRIES).record(batch.len() as f64);
+        metrics::histogram!(names::COMMIT_SECONDS).record(started.elapsed().as_secs_f64());
+        for (name, n) in [
+            (names::PROCESSED, decision.records.len()),
+            (names::DUPLICATES, decision.duplicates.len()),
+            (names::CONFLICTS, decision.conflicts.len()),
+            (names::ALERTS, decision.alerts as usize),
+            (names::REDELIVERED, decision.redelivered),
+        ] {
+            metrics::counter!(name).increment(n as u64);
+        }
+        for letter in &decision.letters {
+            metrics::counter!(names::DEAD_LETTERS, "reason" => letter.reason).increment(1);
+            tracing::warn!(shard, n = letter.n, reason = letter.reason, "process.record.dead_lettered");
+        }
+        for conflict in &decision.conflicts {
+            tracing::warn!(shard, n = conflict.n, "process.record.conflicted");
+        }
+    }
+}
+
+/// Parses entries; one whose parsing panics is condemned at once.
+fn read(entries: Vec<Entry>) -> Vec<Item> {
+    entries
+        .into_iter()
+        .map(|entry| match catch_unwind(|| Record::parse(&entry.payload)) {
+            Ok(record) => Item { entry, record, condemned: None },
+            Err(_) => {
+                let detail = "reading it panicked; the log says where".to_owned();
+                Item { entry, record: Err(unread()), condemned: Some(("panicked", detail)) }
+            }
+        })
+        .collect()
+}
+
+/// An entry that becomes a dead letter whatever it says; its id is kept where it can be read.
+fn condemn(entry: Entry, reason: &'static str, detail: String) -> Item {
+    let record = catch_unwind(|| Record::parse(&entry.payload)).unwrap_or_else(|_| Err(unread()));
+    Item { entry, record, condemned: Some((reason, detail)) }
+}
+
+fn unread() -> Invalid {
+    Invalid::new(code::INVALID_VALUE, "", "was not read")
+}
+
+/// What the lanes get.
+fn rows(batch: &[Item], decision: Decision, now: chrono::DateTime<chrono::Utc>) -> Vec<LogRow> {
+    decision
+        .records
+        .into_iter()
+        .map(|new| {
+            let entry = &batch[new.entry].entry;
+            LogRow {
+                seq: new.seq,
+                record: new.record,
+                received_at: entry.received_at,
+                processed_at: now,
+                previous: new.previous,
+                threshold: new.threshold,
+                traceparent: entry.traceparent.clone(),
+            }
+        })
+        .collect()
+}

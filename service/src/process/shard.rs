@@ -1,0 +1,341 @@
+//! One shard in the hands of its owner: predecessors' pending entries first, then what is new; decide, commit, ack.
+//!
+//! One batch at a time: stream ids may come again after a Redis that went back, so none but the batch in hand is ever
+//! acknowledged. Must never read on before all pending entries were taken over.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use redis::aio::MultiplexedConnection;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Context,
+    owner::{DRAIN, current},
+};
+use crate::{
+    domain::Entry,
+    lifecycle::Beat,
+    publish::{ActiveSink, Feed, Lane},
+    store,
+    streams::{self, Fence, Input, Step},
+    telemetry::metrics as names,
+};
+
+/// Longest wait for an entry; also how often an idle shard looks whether its stream is still there.
+const LONGEST_WAIT: Duration = Duration::from_millis(1000);
+/// Memory for committed rows, over all shards of a pipeline.
+const FEED_BYTES: usize = 16 << 20;
+/// About how many bytes of entries one batch may hold.
+const BATCH_BYTES: usize = 2 << 20;
+
+/// Why a step did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Streams(#[from] streams::Error),
+    /// The shard is to be given back; what is in hand is not settled.
+    #[error("the shard is to be given back")]
+    GivenBack,
+}
+
+/// What to read next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Mode {
+    /// Set the fence; make stream and group where they are missing.
+    Prepare,
+    /// Take over pending entries from here on.
+    Claim(String),
+    /// Read on.
+    Read,
+}
+
+/// A shard and what its owner needs.
+pub(super) struct Shard {
+    pub(super) context: Arc<Context>,
+    pub(super) shard: u16,
+    pub(super) fence: Arc<Mutex<Fence>>,
+    pub(super) feed: Arc<Feed>,
+    pub(super) give_back: CancellationToken,
+    /// The policy version that the shard is known to stand at.
+    pub(super) stands_at: i64,
+    pub(super) beat: Arc<Beat>,
+    input: Input,
+    mode: Mode,
+    waiting: Option<MultiplexedConnection>,
+    entry_bytes: usize,
+}
+
+/// Works a shard until it is to be given back, or lost.
+pub(super) async fn work(
+    context: Arc<Context>,
+    shard: u16,
+    fence: Arc<Mutex<Fence>>,
+    give_back: CancellationToken,
+    lost: CancellationToken,
+) {
+    let name = format!("shard {shard}");
+    let beat = context.vitals.register(&name, Duration::from_secs(15));
+    let (shards, pipeline_id) = {
+        let in_force = context.in_force.borrow();
+        (in_force.manifest.spec.shards, in_force.pipeline_id.to_string())
+    };
+    let feed = Arc::new(Feed::new([0; 3], (FEED_BYTES / usize::from(shards)).max(256 << 10)));
+    let input = context.streams.input(&pipeline_id, shard, &context.options.worker);
+    let lanes = tokio::spawn(lanes(Arc::clone(&context), shard, Arc::clone(&feed), give_back.clone(), lost.clone()));
+    let mut this = Shard {
+        context: Arc::clone(&context),
+        shard,
+        fence: Arc::clone(&fence),
+        feed,
+        give_back: give_back.clone(),
+        stands_at: 0,
+        beat,
+        input,
+        mode: Mode::Prepare,
+        waiting: None,
+        entry_bytes: 512,
+    };
+    let kept = tokio::select! {
+        kept = this.run() => kept,
+        () = lost.cancelled() => false,
+    };
+    // The lanes end with the shard, however it ended.
+    give_back.cancel();
+    if !kept {
+        lost.cancel();
+    }
+    if let Err(error) = lanes.await {
+        tracing::error!(shard, error = %error, "publish.lanes.died");
+    }
+    context.vitals.forget(&name);
+    if kept {
+        if let Err(error) = context.store.release(shard, &current(&fence)).await {
+            tracing::warn!(shard, error = %error, "process.shard.not_released");
+        }
+        metrics::counter!(names::LEASE_CHANGES, "change" => "released").increment(1);
+        tracing::info!(shard, "process.shard.released");
+    }
+}
+
+impl Shard {
+    /// True: it is still this worker's, to be given back. False: it is another's.
+    async fn run(&mut self) -> bool {
+        let mut pause = Duration::ZERO;
+        while !self.give_back.is_cancelled() {
+            let error = match self.step().await {
+                Ok(()) => {
+                    if !pause.is_zero() {
+                        tracing::info!(shard = self.shard, "process.shard.goes_on");
+                    }
+                    pause = Duration::ZERO;
+                    self.beat.beat();
+                    continue;
+                }
+                Err(error) => error,
+            };
+            // Whatever went wrong, pending entries tell what is not settled yet.
+            self.mode = Mode::Prepare;
+            match error {
+                Error::GivenBack => break,
+                Error::Store(store::Error::Fenced) => return false,
+                Error::Streams(streams::Error::Fenced(above)) => {
+                    let fence = current(&self.fence);
+                    tracing::warn!(shard = self.shard, epoch = fence.epoch, above, "process.fence.higher_in_redis");
+                    let raised =
+                        self.context.store.raise_epoch(&self.context.options.worker, self.shard, &fence, above).await;
+                    match raised {
+                        Ok(raised) => *self.fence.lock().unwrap_or_else(PoisonError::into_inner) = raised,
+                        Err(store::Error::Fenced) => return false,
+                        Err(error) => self.say_and_wait(&mut pause, &error.into()).await,
+                    }
+                }
+                error => self.say_and_wait(&mut pause, &error).await,
+            }
+        }
+        true
+    }
+
+    /// Backs off: said once a streak, waited longer each time, nothing counted against any entry.
+    pub(super) async fn say_and_wait(&self, pause: &mut Duration, error: &Error) {
+        if pause.is_zero() {
+            tracing::warn!(shard = self.shard, error = %error, "process.shard.waits");
+        }
+        *pause = (*pause * 2).clamp(Duration::from_millis(50), Duration::from_secs(2));
+        tokio::select! {
+            () = tokio::time::sleep(*pause) => {}
+            () = self.give_back.cancelled() => {}
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), Error> {
+        let version = self.context.in_force.borrow().policy.version;
+        if self.stands_at < version {
+            self.stands_at = self.context.store.stand_at(self.shard, &current(&self.fence), version).await?;
+            tracing::info!(shard = self.shard, version = self.stands_at, "process.shard.stands_at");
+        }
+        match self.mode.clone() {
+            Mode::Prepare => self.prepare().await,
+            Mode::Claim(start) => self.claim(&start).await,
+            Mode::Read => self.read().await,
+        }
+    }
+
+    async fn prepare(&mut self) -> Result<(), Error> {
+        // Rows in memory may be of a Postgres that went back since: the lanes go by the log until there are new ones.
+        self.feed.reset(self.context.store.numbers(self.shard).await?);
+        let made = self.input.prepare(&current(&self.fence)).await?;
+        if made && self.context.store.note_prepared(self.shard).await? {
+            tracing::error!(
+                shard = self.shard,
+                "process.stream.vanished: the stream or its group was gone and was made again; entries may be lost"
+            );
+            metrics::counter!(names::VANISHED, "shard" => self.shard.to_string()).increment(1);
+            self.context.store.note_loss(self.shard, 0, true).await?;
+        }
+        self.mode = Mode::Claim("-".to_owned());
+        Ok(())
+    }
+
+    async fn claim(&mut self, start: &str) -> Result<(), Error> {
+        let context = Arc::clone(&self.context);
+        let _permit = context.permits.acquire().await;
+        let claimed = self.input.claim(&current(&self.fence), start, self.batch_size()).await?;
+        if !claimed.gone.is_empty() {
+            self.alarm(claimed.gone.len() as i64, "pending entries are gone from the stream").await?;
+        }
+        if !claimed.entries.is_empty() {
+            tracing::info!(shard = self.shard, entries = claimed.entries.len(), "process.pending.taken_over");
+        }
+        self.settle(claimed.entries).await?;
+        if self.mode != Mode::Prepare {
+            self.mode = claimed.next.map_or(Mode::Read, Mode::Claim);
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self) -> Result<(), Error> {
+        let context = Arc::clone(&self.context);
+        let permit = context.permits.acquire().await;
+        let fresh = match self.input.read(&current(&self.fence), self.batch_size()).await? {
+            Step::Done(fresh) => fresh,
+            Step::Raised => {
+                tracing::warn!(shard = self.shard, "process.fence.raised_in_redis");
+                self.mode = Mode::Prepare;
+                return Ok(());
+            }
+        };
+        crate::fault::point("after_read");
+        if fresh.lost > 0 {
+            self.alarm(fresh.lost, "entries were removed before they were read").await?;
+            self.input.loss_noted(fresh.lost).await?;
+        }
+        if fresh.entries.is_empty() {
+            drop(permit);
+            return self.wait(&fresh.last).await;
+        }
+        self.settle(fresh.entries).await
+    }
+
+    /// Waits for an entry; takes nothing.
+    async fn wait(&mut self, last: &str) -> Result<(), Error> {
+        let mut connection = match self.waiting.take() {
+            Some(connection) => connection,
+            None => self.context.streams.blocking(LONGEST_WAIT).await?,
+        };
+        let mut in_force = self.context.in_force.clone();
+        in_force.mark_unchanged();
+        tokio::select! {
+            waited = self.input.wait(&mut connection, last, LONGEST_WAIT) => {
+                waited?;
+                self.waiting = Some(connection);
+            }
+            _ = in_force.changed() => {}
+            () = self.give_back.cancelled() => {}
+        }
+        Ok(())
+    }
+
+    /// Decides and commits entries, then acknowledges them.
+    async fn settle(&mut self, entries: Vec<Entry>) -> Result<(), Error> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let bytes: usize = entries.iter().map(|entry| entry.payload.len() + 128).sum();
+        self.entry_bytes = (self.entry_bytes + bytes / entries.len()) / 2;
+        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+        let numbers = self.decide_and_commit(entries).await?;
+        crate::fault::point("before_ack");
+        match self.input.ack(&current(&self.fence), numbers, &ids).await? {
+            Step::Done(()) => {}
+            Step::Raised => self.mode = Mode::Prepare,
+        }
+        crate::fault::point("after_ack");
+        Ok(())
+    }
+
+    fn batch_size(&self) -> usize {
+        (BATCH_BYTES / self.entry_bytes.max(1)).clamp(1, self.context.options.batch)
+    }
+
+    /// A loss: said in the log, as a metric, and in Postgres for `/stats`.
+    async fn alarm(&self, lost: i64, what: &str) -> Result<(), Error> {
+        tracing::error!(shard = self.shard, lost, what, "process.entries.lost");
+        metrics::counter!(names::LOST, "shard" => self.shard.to_string()).increment(lost as u64);
+        Ok(self.context.store.note_loss(self.shard, lost, false).await?)
+    }
+}
+
+/// Runs one lane per sink, and follows the sinks.
+async fn lanes(
+    context: Arc<Context>,
+    shard: u16,
+    feed: Arc<Feed>,
+    give_back: CancellationToken,
+    lost: CancellationToken,
+) {
+    let tracker = TaskTracker::new();
+    let hard = lost.child_token();
+    let mut sinks = context.sinks.clone();
+    let mut running: BTreeMap<String, (ActiveSink, CancellationToken)> = BTreeMap::new();
+    loop {
+        let active = Arc::clone(&sinks.borrow_and_update());
+        running.retain(|_, (sink, end)| {
+            let stays = active.contains(sink);
+            if !stays {
+                end.cancel();
+            }
+            stays
+        });
+        for sink in active.iter() {
+            running.entry(sink.output.sink.clone()).or_insert_with(|| {
+                let end = hard.child_token();
+                let lane = Lane {
+                    store: context.store.clone(),
+                    streams: context.streams.clone(),
+                    shard,
+                    feed: Arc::clone(&feed),
+                    sink: sink.clone(),
+                };
+                tracker.spawn(lane.run(give_back.clone(), end.clone()));
+                (sink.clone(), end)
+            });
+        }
+        tokio::select! {
+            changed = sinks.changed() => if changed.is_err() { break },
+            () = give_back.cancelled() => break,
+        }
+    }
+    give_back.cancelled().await;
+    tracker.close();
+    if tokio::time::timeout(DRAIN, tracker.wait()).await.is_err() {
+        tracing::warn!(shard, "publish.lanes.not_drained");
+        hard.cancel();
+        tracker.wait().await;
+    }
+}

@@ -1,0 +1,106 @@
+//! What was committed last, in memory, for the lanes of one shard.
+//!
+//! Bounded by bytes, whatever the lanes do: a lane that does not find its rows here reads them from the log.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+
+use crate::store::{LogRow, Numbers};
+
+/// Rows of one commit.
+type Batch = Arc<Vec<LogRow>>;
+
+/// The newest commits of a shard, and its highest numbers.
+#[derive(Debug)]
+pub struct Feed {
+    recent: Mutex<Recent>,
+    numbers: watch::Sender<Numbers>,
+    most_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Recent {
+    batches: VecDeque<(Batch, usize)>,
+    bytes: usize,
+}
+
+impl Feed {
+    /// A feed that starts behind `numbers`, the shard's highest, and holds up to `most_bytes` (at least one batch).
+    #[must_use]
+    pub fn new(numbers: Numbers, most_bytes: usize) -> Self {
+        Self { recent: Mutex::default(), numbers: watch::Sender::new(numbers), most_bytes }
+    }
+
+    /// Adds what a commit wrote: its rows, in order, and the shard's highest numbers after it.
+    pub fn push(&self, rows: Vec<LogRow>, numbers: Numbers) {
+        if let Some(first) = rows.first() {
+            let mut recent = self.lock();
+            let follows =
+                recent.batches.back().and_then(|(batch, _)| batch.last()).is_none_or(|last| last.seq + 1 == first.seq);
+            if !follows {
+                // A commit whose outcome was unknown is missing here; it is in the log.
+                *recent = Recent::default();
+            }
+            let bytes = rows.iter().map(weight).sum();
+            recent.batches.push_back((Arc::new(rows), bytes));
+            recent.bytes += bytes;
+            while recent.bytes > self.most_bytes && recent.batches.len() > 1 {
+                if let Some((_, bytes)) = recent.batches.pop_front() {
+                    recent.bytes -= bytes;
+                }
+            }
+        }
+        self.numbers.send_replace(numbers);
+    }
+
+    /// Forgets all rows, and takes the shard's highest numbers as they stand in Postgres: after a reconnect.
+    pub fn reset(&self, numbers: Numbers) {
+        *self.lock() = Recent::default();
+        self.numbers.send_replace(numbers);
+    }
+
+    /// Up to `most` rows right behind `after`; `None` when they are not here, but in the log.
+    #[must_use]
+    pub fn after(&self, after: i64, most: usize) -> Option<Vec<(Batch, usize)>> {
+        let recent = self.lock();
+        let first = recent.batches.front()?.0.first()?.seq;
+        if after + 1 < first {
+            return None;
+        }
+        let mut found = Vec::new();
+        for (batch, _) in &recent.batches {
+            let from = batch.partition_point(|row| row.seq <= after);
+            for index in from..batch.len() {
+                if found.len() == most {
+                    return Some(found);
+                }
+                found.push((Arc::clone(batch), index));
+            }
+        }
+        Some(found)
+    }
+
+    /// The shard's highest numbers, followed.
+    #[must_use]
+    pub fn numbers(&self) -> watch::Receiver<Numbers> {
+        self.numbers.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// About how much memory a row takes.
+fn weight(row: &LogRow) -> usize {
+    let record = &row.record;
+    let texts = [&record.record_id, &record.source_id, &record.destination_id, &record.unit, &record.reference];
+    size_of::<LogRow>()
+        + texts.iter().map(|text| text.as_str().len() + 16).sum::<usize>()
+        + record.attributes.as_ref().map_or(0, |attributes| attributes.as_str().len())
+        + row.traceparent.as_ref().map_or(0, String::len)
+}

@@ -1,0 +1,256 @@
+//! One lane: a shard's outcomes of one kind to one sink, in order, from where the sink's cursor stands.
+//!
+//! Takes rows from memory when it is close behind, from the log when it is far behind. Must never hold more than one
+//! call's worth of entries, and must never skip a number: what it cannot place halts it, and it says so.
+
+use std::{sync::Arc, time::Duration};
+
+use millrace_crds::On;
+use tokio_util::sync::CancellationToken;
+
+use super::{ActiveSink, Feed, render};
+use crate::{
+    store::{self, SinkState, Store},
+    streams::{self, Notice, Published, Streams},
+    telemetry::metrics as names,
+};
+
+/// Most entries of one append.
+const ENTRIES: usize = 500;
+/// How far one look into the log goes, for kinds that skip rows.
+const WINDOW: i64 = 10_000;
+/// How often the cursor is moved over rows that the sink does not carry.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// A lane and what it needs.
+#[derive(Debug)]
+pub struct Lane {
+    /// Postgres.
+    pub store: Store,
+    /// Redis.
+    pub streams: Streams,
+    /// The shard.
+    pub shard: u16,
+    /// What was committed last.
+    pub feed: Arc<Feed>,
+    /// Where to.
+    pub sink: ActiveSink,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Streams(#[from] streams::Error),
+    #[error("{0}")]
+    Halted(String),
+    #[error("{0}")]
+    Waiting(String),
+}
+
+/// What to append next, and up to which number the log was looked through.
+struct Next {
+    notices: Vec<Notice>,
+    upto: i64,
+}
+
+impl Lane {
+    /// Publishes until `stop` is cancelled, then up to what is committed, as long as `drain` lasts.
+    pub async fn run(self, stop: CancellationToken, drain: CancellationToken) {
+        let mut numbers = self.feed.numbers();
+        let mut told: Option<SinkState> = Some(SinkState { state: "failing", detail: String::new() });
+        let mut pause = Duration::from_millis(50);
+        // The cursor in Redis, and up to where this lane has looked through the log.
+        let mut at: Option<(i64, i64)> = None;
+        loop {
+            let highest = Store::number_of(self.sink.on, *numbers.borrow_and_update());
+            let outcome = tokio::select! {
+                outcome = self.pass(&mut at, highest) => outcome,
+                () = drain.cancelled() => return,
+            };
+            let state = match outcome {
+                Ok(()) => {
+                    pause = Duration::from_millis(50);
+                    None
+                }
+                Err(Error::Halted(detail)) => Some(SinkState { state: "halted", detail }),
+                Err(Error::Waiting(detail)) => Some(SinkState { state: "waiting", detail }),
+                Err(error) => Some(SinkState { state: "failing", detail: error.to_string() }),
+            };
+            if told != state {
+                self.tell(state.as_ref()).await;
+                told.clone_from(&state);
+            }
+            let (cursor, seen) = at.unwrap_or((-1, -1));
+            if state.is_some() {
+                pause = (pause * 2).min(Duration::from_secs(1));
+                at = None;
+                if stop.is_cancelled() {
+                    return;
+                }
+            } else if seen >= highest && stop.is_cancelled() {
+                return;
+            }
+            let wait = async {
+                if state.is_some() {
+                    tokio::time::sleep(pause).await;
+                } else if seen < highest {
+                } else if cursor < seen {
+                    tokio::time::timeout(IDLE, numbers.changed()).await.ok();
+                } else {
+                    numbers.changed().await.ok();
+                }
+            };
+            tokio::select! {
+                () = wait => {}
+                () = stop.cancelled(), if seen >= highest || state.is_some() => {}
+                () = drain.cancelled() => return,
+            }
+        }
+    }
+
+    /// One append, at most; leaves `at` where the lane stands after it.
+    async fn pass(&self, at: &mut Option<(i64, i64)>, highest: i64) -> Result<(), Error> {
+        let (cursor, seen) = match *at {
+            Some(at) => at,
+            None => {
+                let Some(cursor) = self.streams.cursor(&self.sink.output, self.shard).await? else {
+                    return Err(self.gone());
+                };
+                (cursor, cursor)
+            }
+        };
+        if cursor > highest {
+            let numbers = self.store.numbers(self.shard).await?;
+            let stored = Store::number_of(self.sink.on, numbers);
+            if cursor > stored {
+                return Err(Error::Halted(format!(
+                    "the cursor stands at {cursor}, above {stored}, the highest number of shard {}: Postgres went back, or \
+                     the cursor is another's; millrace sinks resume {} --from now|beginning",
+                    self.shard, self.sink.output.sink
+                )));
+            }
+            *at = Some((cursor, cursor));
+            return Ok(());
+        }
+        let next = self.next(seen, highest).await?;
+        if next.notices.is_empty() && next.upto < highest {
+            *at = Some((cursor, next.upto));
+            return Ok(());
+        }
+        // With nothing to append, the cursor is moved when the lane has been idle for a while.
+        if next.notices.is_empty() && seen < highest {
+            *at = Some((cursor, next.upto));
+            return Ok(());
+        }
+        if next.upto == cursor {
+            *at = Some((cursor, cursor));
+            return Ok(());
+        }
+        let kind = render::event_type(self.sink.on);
+        crate::fault::point("before_publish");
+        let published =
+            self.streams.publish(&self.sink.output, self.shard, kind, (cursor, next.upto), &next.notices).await?;
+        crate::fault::point("after_publish");
+        let sink = self.sink.output.sink.clone();
+        match published {
+            Published::All { unread_lost } => {
+                metrics::counter!(names::PUBLISHED, "sink" => sink.clone()).increment(next.notices.len() as u64);
+                if unread_lost > 0 {
+                    metrics::counter!(names::UNREAD_LOST, "sink" => sink).increment(unread_lost as u64);
+                    tracing::warn!(
+                        sink = self.sink.output.sink,
+                        shard = self.shard,
+                        unread_lost,
+                        "publish.entries.trimmed_unread"
+                    );
+                }
+                *at = Some((next.upto, next.upto));
+            }
+            Published::Full { cursor, group } => {
+                *at = Some((cursor, cursor));
+                let output = &self.sink.output;
+                return Err(Error::Waiting(match group {
+                    Some(group) => format!(
+                        "{} is at its maxLength of {}: group {group} has not acknowledged",
+                        output.stream, output.max_length
+                    ),
+                    None => format!(
+                        "NoConsumerGroup: {} is at its maxLength of {} and has no consumer group: make one, or set overflow: Trim",
+                        output.stream, output.max_length
+                    ),
+                }));
+            }
+            Published::Moved(cursor) => {
+                // A retry of what took effect, another worker, or a Redis that went back: the cursor is right.
+                *at = Some((cursor, cursor));
+            }
+            Published::Gone => return Err(self.gone()),
+        }
+        Ok(())
+    }
+
+    fn gone(&self) -> Error {
+        let output = &self.sink.output;
+        Error::Halted(format!(
+            "the cursor beside {} is gone or of another start; millrace sinks resume {} --from now|beginning",
+            output.stream, output.sink
+        ))
+    }
+
+    /// What comes behind `seen`.
+    async fn next(&self, seen: i64, highest: i64) -> Result<Next, Error> {
+        let refused = match self.sink.on {
+            On::Processed | On::Alert => return self.next_records(seen, highest).await,
+            On::DeadLettered => self.store.letter_rows(self.shard, (seen, highest), ENTRIES as i64).await?,
+            On::Conflicted => self.store.conflict_rows(self.shard, (seen, highest), ENTRIES as i64).await?,
+        };
+        let notices: Vec<Notice> = refused.iter().map(|row| render::refused(self.shard, row, self.sink.on)).collect();
+        let upto = if refused.len() < ENTRIES { highest } else { notices.last().map_or(seen, |notice| notice.number) };
+        Ok(Next { notices, upto })
+    }
+
+    async fn next_records(&self, seen: i64, highest: i64) -> Result<Next, Error> {
+        let alert = self.sink.on == On::Alert;
+        if let Some(rows) = self.feed.after(seen, if alert { WINDOW as usize } else { ENTRIES }) {
+            let mut upto = seen;
+            let mut notices = Vec::new();
+            for (batch, index) in &rows {
+                let row = &batch[*index];
+                if notices.len() == ENTRIES {
+                    break;
+                }
+                upto = row.seq;
+                if !alert || row.threshold.is_some() {
+                    notices.push(render::record(self.shard, row, alert));
+                }
+            }
+            return Ok(Next { notices, upto });
+        }
+        let end = highest.min(seen + WINDOW);
+        let rows = self.store.log_rows(self.shard, (seen, end), alert, ENTRIES as i64).await?;
+        metrics::counter!(names::LOG_READS, "sink" => self.sink.output.sink.clone()).increment(1);
+        let upto = if rows.len() < ENTRIES { end } else { rows.last().map_or(end, |row| row.seq) };
+        Ok(Next { notices: rows.iter().map(|row| render::record(self.shard, row, alert)).collect(), upto })
+    }
+
+    /// Says that the lane's state changed: in the log, as a metric, and in Postgres for `/stats`.
+    async fn tell(&self, state: Option<&SinkState>) {
+        let (sink, shard) = (&self.sink.output.sink, self.shard);
+        match state {
+            Some(SinkState { state: "halted", detail }) => tracing::error!(sink, shard, detail, "publish.lane.halted"),
+            Some(SinkState { state, detail }) => tracing::warn!(sink, shard, state, detail, "publish.lane.stopped"),
+            None => tracing::debug!(sink, shard, "publish.lane.runs"),
+        }
+        let halted = state.is_some_and(|state| state.state == "halted");
+        metrics::gauge!(names::SINK_HALTED, "sink" => sink.clone(), "shard" => shard.to_string()).set(if halted {
+            1.0
+        } else {
+            0.0
+        });
+        if let Err(error) = self.store.set_sink_state(sink, shard, state).await {
+            tracing::debug!(sink, shard, error = %error, "publish.state.not_noted");
+        }
+    }
+}

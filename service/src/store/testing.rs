@@ -1,0 +1,84 @@
+//! A pipeline of its own for a test: a schema in the server at `DATABASE_URL`, dropped with the value.
+
+use millrace_crds::RecordPipeline;
+
+use super::{Pipeline, Store};
+
+/// A migrated, claimed pipeline under a name that no other test has.
+pub(crate) struct TestPipeline {
+    pub(crate) store: Store,
+    pub(crate) manifest: RecordPipeline,
+    pub(crate) pipeline: Pipeline,
+}
+
+/// The server that tests use.
+pub(crate) fn url() -> String {
+    std::env::var("DATABASE_URL").expect("DATABASE_URL names a Postgres in which schemas can be made")
+}
+
+/// A manifest under a name that no other test has; `spec` is YAML of its fields, in flow style.
+pub(crate) fn manifest(spec: &str) -> RecordPipeline {
+    let name = format!("t{:016x}", rand::random::<u64>());
+    let yaml = format!(
+        "{{apiVersion: millrace.dev/v1alpha1, kind: RecordPipeline, metadata: {{name: {name}}}, spec: {{{spec}}}}}"
+    );
+    RecordPipeline::from_yaml(&yaml).unwrap()
+}
+
+impl TestPipeline {
+    pub(crate) async fn new(spec: &str) -> Self {
+        let manifest = manifest(spec);
+        let store = Store::connect(&url(), &manifest.metadata.name, 4).unwrap();
+        store.migrate(&manifest.metadata.name).await.unwrap();
+        let pipeline = store.claim(&manifest, &hex::encode(rand::random::<[u8; 16]>())).await.unwrap();
+        Self { store, manifest, pipeline }
+    }
+}
+
+impl Drop for TestPipeline {
+    fn drop(&mut self) {
+        drop_schema(&self.manifest.metadata.name);
+    }
+}
+
+/// Drops a test's schema: on a thread with a runtime of its own, for `drop` cannot wait.
+pub(crate) fn drop_schema(name: &str) {
+    let schema = Store::schema(name);
+    let dropping = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&url()).await.unwrap();
+            // The test's runtime stands still meanwhile: what it left to be rolled back would hold its locks for ever.
+            sqlx::query(
+                "select pg_terminate_backend(pid) from pg_locks, pg_class
+                 where relation = pg_class.oid and relnamespace = to_regnamespace($1)",
+            )
+            .bind(&schema)
+            .execute(&mut connection)
+            .await
+            .unwrap();
+            // The name was made by this module.
+            let drop = format!("drop schema if exists {schema} cascade");
+            sqlx::raw_sql(sqlx::AssertSqlSafe(drop)).execute(&mut connection).await.unwrap();
+        });
+    });
+    // A failed test must not panic again while it unwinds.
+    let _ = dropping.join();
+}
+
+impl Store {
+    /// Deletes a shard's row, as no part of the service does.
+    pub(crate) async fn lose_shard(&self, shard: i32) {
+        sqlx::query!("delete from shards where shard = $1", shard).execute(&self.pool).await.unwrap();
+    }
+
+    /// How many shards have their row.
+    pub(crate) async fn shard_rows(&self) -> i64 {
+        sqlx::query_scalar!("select count(*) from shards").fetch_one(&self.pool).await.unwrap().unwrap()
+    }
+
+    /// Makes the database another pipeline's.
+    pub(crate) async fn become_another(&self) {
+        sqlx::query!("update pipeline set pipeline_id = 'another'").execute(&self.pool).await.unwrap();
+    }
+}

@@ -1,0 +1,138 @@
+//! A pipeline that is right, then broken in one place at a time: each break is seen by the check that is meant for it.
+
+use super::*;
+
+const RIGHT: &str = "
+    insert into pipeline (pipeline_id, namespace, name, uid, shards) values ('p', 'default', 'verify', 'p', 4);
+    insert into policies (version, uid, generation, spec) values
+        (1, 'p', 1, '{\"threshold\":\"100.00\"}'), (2, 'p', 2, '{\"threshold\":\"5\",\"thresholds\":{\"min\":\"50\"}}');
+    insert into shards (shard, records, conflicts, dead_letters, processed, duplicates, alerts) values
+        (0, 0, 0, 0, 0, 0, 0), (1, 5, 1, 1, 4, 1, 2), (2, 0, 0, 0, 0, 0, 0), (3, 0, 0, 0, 0, 0, 0);
+    insert into shard_policies (shard, from_seq, version) values (1, 1, 1), (1, 3, 2);
+    insert into records (shard, seq, epoch, received_at, processed_at, time, previous_count, positive, record_id, source_id,
+        destination_id, reference, unit, stream_id, value, previous_total, threshold)
+    select 1, seq, 1, now(), now(), now(), previous_count, positive, 'r' || seq, 's', 'd6', 'x', unit, '1-' || seq, value,
+        previous_total, threshold
+    from (values
+        (1, 0, true, 'EUR', 100.00, 0, null), (2, 1, false, 'EUR', 100.01, 100.00, 100.00),
+        (3, 2, true, 'EUR', 6, -0.01, 5), (5, 0, true, 'min', 50, 0, null)
+    ) r (seq, previous_count, positive, unit, value, previous_total, threshold);
+    insert into gaps (shard, kind, from_n, to_n) values (1, 'records', 4, 4);
+    insert into totals (shard, count, destination_id, reference, unit, total) values
+        (1, 3, 'd6', 'x', 'EUR', 5.99), (1, 1, 'd6', 'x', 'min', 50);
+    insert into duplicates (shard, epoch, noted_at, received_at, record_id, stream_id) values (1, 1, now(), now(), 'r1', '9-1');
+    insert into conflicts (shard, n, epoch, noted_at, received_at, record_id, destination_id, stream_id, payload)
+        values (1, 1, 1, now(), now(), 'r1', 'd6', '9-2', '');
+    insert into dead_letters (shard, n, epoch, opened_at, received_at, stream_id, payload, reason, detail)
+        values (1, 1, 1, now(), now(), '9-3', '', 'invalid_json', '');
+";
+
+async fn checks_that_differ(store: &Store) -> Vec<&'static str> {
+    let mut snapshot = store.verification().await.expect("snapshot");
+    let mut differences = Differences::default();
+    let extent = snapshot.extent().await.expect("extent");
+    assert_eq!(extent.shards, 4);
+    snapshot.numbers(&mut differences).await.expect("numbers");
+    snapshot.counters(&mut differences).await.expect("counters");
+    snapshot.originals(&mut differences).await.expect("originals");
+    snapshot.shards(extent.shards, &mut differences).await.expect("shards");
+    snapshot.summaries(&mut differences).await.expect("summaries");
+    snapshot.totals(&mut differences).await.expect("totals");
+    snapshot.alerts(&mut differences).await.expect("alerts");
+    snapshot.end().await.expect("end");
+    assert_eq!(differences.count, differences.first.len() as u64);
+    differences.first.iter().map(|difference| difference.check).collect()
+}
+
+#[tokio::test]
+async fn every_break_is_seen_by_its_check() {
+    let url = std::env::var("MILLRACE_TEST_POSTGRES_URL")
+        .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:54329/postgres".to_owned());
+    let name = format!("verify-{:x}", rand::random::<u64>());
+    let store = Store::connect(&url, &name, 1).expect("url");
+    store.migrate(&name).await.expect("migrated");
+    sqlx::raw_sql(RIGHT).execute(&store.pool).await.expect("rows");
+    // The destination's shard by its hash, which the rows above presume.
+    assert_eq!(shard_of("d6", 4), 1);
+    assert_eq!(checks_that_differ(&store).await, [""; 0], "nothing is broken yet");
+
+    for (broken, mended, expected) in [
+        (
+            "update records set previous_total = 100.02 where seq = 2",
+            "update records set previous_total = 100 where seq = 2",
+            &["summary"][..],
+        ),
+        (
+            "update records set previous_count = 7 where seq = 3",
+            "update records set previous_count = 2 where seq = 3",
+            &["summary"],
+        ),
+        (
+            "update totals set total = 5.990000001 where unit = 'EUR'",
+            "update totals set total = 5.99 where unit = 'EUR'",
+            &["total"],
+        ),
+        (
+            "update totals set count = 2 where unit = 'min'",
+            "update totals set count = 1 where unit = 'min'",
+            &["total"],
+        ),
+        (
+            "insert into totals values (1, 1, 'd6', 'y', 'EUR', 1)",
+            "delete from totals where reference = 'y'",
+            &["total"],
+        ),
+        ("delete from gaps", "insert into gaps (shard, kind, from_n, to_n) values (1, 'records', 4, 4)", &["number"]),
+        (
+            "update shards set processed = 5 where shard = 1",
+            "update shards set processed = 4 where shard = 1",
+            &["counter"],
+        ),
+        (
+            "update shards set records = 6 where shard = 1",
+            "update shards set records = 5 where shard = 1",
+            &["counter"],
+        ),
+        (
+            "update shards set duplicates = 0 where shard = 1",
+            "update shards set duplicates = 1 where shard = 1",
+            &["counter"],
+        ),
+        ("update conflicts set n = 2", "update conflicts set n = 1", &["number", "counter"]),
+        ("update duplicates set record_id = 'r9'", "update duplicates set record_id = 'r1'", &["original"]),
+        (
+            "update records set threshold = 5 where seq = 5",
+            "update records set threshold = null where seq = 5",
+            &["counter", "alert"],
+        ),
+        (
+            "update records set threshold = null where seq = 2",
+            "update records set threshold = 100 where seq = 2",
+            &["counter", "alert"],
+        ),
+        (
+            "update records set threshold = 100 where seq = 3",
+            "update records set threshold = 5 where seq = 3",
+            &["alert"],
+        ),
+        (
+            "delete from shard_policies where from_seq = 1",
+            "insert into shard_policies values (1, 1, 1)",
+            &["alert", "alert"],
+        ),
+    ] {
+        sqlx::raw_sql(broken).execute(&store.pool).await.expect(broken);
+        assert_eq!(checks_that_differ(&store).await, expected, "{broken}");
+        sqlx::raw_sql(mended).execute(&store.pool).await.expect(mended);
+    }
+    sqlx::raw_sql("update records set destination_id = 'd1'; update totals set destination_id = 'd1'")
+        .execute(&store.pool)
+        .await
+        .expect("moved");
+    assert_ne!(shard_of("d1", 4), 1);
+    assert_eq!(checks_that_differ(&store).await, ["shard"]);
+
+    // Names are of letters and digits only.
+    let drop = format!("drop schema {} cascade", Store::schema(&name));
+    sqlx::raw_sql(sqlx::AssertSqlSafe(drop)).execute(&store.pool).await.expect("dropped");
+}

@@ -1,0 +1,34 @@
+-- Acknowledges, keeps the highest committed numbers, trims. ARGV: records, dead letters, conflicts, then ids.
+-- Trims by what the group itself says: up to the lowest pending id, else just above the last delivered one.
+-- Answers {'ok', entries left}.
+local stop = fenced()
+if stop then return stop end
+local n = #ARGV
+for first = 7, n, 1000 do
+  local acked = redis.pcall('XACK', KEYS[2], 'workers', unpack(ARGV, first, math.min(first + 999, n)))
+  if type(acked) == 'table' and acked.err then return acked end
+end
+local marks = redis.call('HMGET', KEYS[1], 'records', 'deadLetters', 'conflicts')
+for i, field in ipairs({'records', 'deadLetters', 'conflicts'}) do
+  if tonumber(ARGV[3 + i]) > tonumber(marks[i] or '0') then redis.call('HSET', KEYS[1], field, ARGV[3 + i]) end
+end
+local groups = redis.pcall('XINFO', 'GROUPS', KEYS[2])
+if groups.err then return {'nogroup'} end
+local found = false
+for _, group in ipairs(groups) do
+  local seen = {}
+  for i = 1, #group, 2 do seen[group[i]] = group[i + 1] end
+  if seen['name'] == 'workers' then
+    found = true
+    if seen['pending'] > 0 then
+      redis.call('XTRIM', KEYS[2], 'MINID', redis.call('XPENDING', KEYS[2], 'workers')[2])
+    else
+      local ms, seq = string.match(seen['last-delivered-id'], '^(%d+)-(%d+)$')
+      -- A number of more than 15 digits would round: such an id, which no server gives by itself, stays one round longer.
+      if #seq <= 15 then seq = string.format('%.0f', tonumber(seq) + 1) end
+      redis.call('XTRIM', KEYS[2], 'MINID', ms .. '-' .. seq)
+    end
+  end
+end
+if not found then return {'nogroup'} end
+return {'ok', redis.call('XLEN', KEYS[2])}

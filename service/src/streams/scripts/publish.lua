@@ -1,0 +1,82 @@
+#!lua
+-- Appends a sink's entries and moves its cursor, only if the cursor stands where the lane thinks.
+-- KEYS: cursor, stream. ARGV: pipeline id, sink, incarnation, shard, expected, new, maxLength (0: none), overflow,
+-- source, type, then per entry: number, id, time, traceparent or '', data.
+-- Answers {'ok', cursor, unread entries lost}, {'full', cursor, group or ''}, {'moved', cursor}, or {'gone'}.
+local pipeline, sink, incarnation, shard, expected, new = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local most, overflow = tonumber(ARGV[7]), ARGV[8]
+local held = redis.call('HMGET', KEYS[1], 'pipeline', 'sink', 'incarnation', 'retired', shard)
+if held[1] ~= pipeline or held[2] ~= sink or held[3] ~= incarnation or held[4] or not held[5] then return {'gone'} end
+if held[5] ~= expected then return {'moved', held[5]} end
+
+local function parts(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+local function below(a, b)
+  local am, as = parts(a)
+  local bm, bs = parts(b)
+  return am < bm or (am == bm and as < bs)
+end
+
+-- The lowest id that some group has not acknowledged, and that group; the lowest of all where there is no group.
+local function unread()
+  local lowest, who = nil, ''
+  local groups = redis.call('XINFO', 'GROUPS', KEYS[2])
+  for _, group in ipairs(groups) do
+    local seen = {}
+    for i = 1, #group, 2 do seen[group[i]] = group[i + 1] end
+    local id
+    if seen['pending'] > 0 then
+      id = redis.call('XPENDING', KEYS[2], seen['name'])[2]
+    else
+      local ms, seq = string.match(seen['last-delivered-id'], '^(%d+)-(%d+)$')
+      id = ms .. '-' .. string.format('%.0f', tonumber(seq) + 1)
+    end
+    if not lowest or below(id, lowest) then lowest, who = id, seen['name'] end
+  end
+  return lowest or '0-0', who
+end
+
+local function exists() return redis.call('EXISTS', KEYS[2]) == 1 end
+local count = (#ARGV - 10) / 5
+local room, who, lost = count, '', 0
+if most > 0 and exists() then
+  local over = redis.call('XLEN', KEYS[2]) + count - most
+  if over > 0 then
+    local boundary
+    boundary, who = unread()
+    if overflow == 'Wait' then
+      -- Whole nodes first, then one by one: only what every group has acknowledged.
+      redis.call('XTRIM', KEYS[2], 'MINID', '~', boundary, 'LIMIT', over)
+      if redis.call('XLEN', KEYS[2]) + count > most then redis.call('XTRIM', KEYS[2], 'MINID', boundary) end
+      room = math.max(0, math.min(count, most - redis.call('XLEN', KEYS[2])))
+    else
+      -- The entries that go are counted where no group, or not every group, has acknowledged them.
+      over = math.min(over, redis.call('XLEN', KEYS[2]))
+      for _, entry in ipairs(redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', over)) do
+        if not below(entry[1], boundary) then lost = lost + 1 end
+      end
+    end
+  end
+end
+local cursor = expected
+for i = 1, room do
+  local at = 10 + (i - 1) * 5
+  local trace = {}
+  if ARGV[at + 4] ~= '' then trace = {'traceparent', ARGV[at + 4]} end
+  local fields = {'id', ARGV[at + 2], 'source', ARGV[9], 'type', ARGV[10], 'time', ARGV[at + 3], 'version', '1'}
+  for _, part in ipairs(trace) do fields[#fields + 1] = part end
+  fields[#fields + 1] = 'data'
+  fields[#fields + 1] = ARGV[at + 5]
+  redis.call('XADD', KEYS[2], '*', unpack(fields))
+  cursor = ARGV[at + 1]
+end
+if most > 0 and overflow == 'Trim' and redis.call('XLEN', KEYS[2]) > most then
+  redis.call('XTRIM', KEYS[2], 'MAXLEN', most)
+end
+if lost > 0 then redis.call('HINCRBY', KEYS[1], 'unreadLost', lost) end
+if room == count then cursor = new end
+if cursor ~= expected then redis.call('HSET', KEYS[1], shard, cursor) end
+if room < count then return {'full', cursor, who} end
+return {'ok', cursor, lost}
