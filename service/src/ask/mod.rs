@@ -7,6 +7,7 @@ mod answer;
 mod audit;
 mod conflicts;
 mod format;
+mod letter_view;
 mod letters;
 mod life;
 mod records;
@@ -55,7 +56,7 @@ pub fn apis() -> Apis {
         LettersApi,
         AuditApi,
         LifeApi,
-        StatsApi,
+        StatsApi::default(),
     )
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -20,9 +19,6 @@ use crate::{
 
 /// Readings until the counts stand still.
 const READINGS: usize = 5;
-
-/// When this process began to answer.
-static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Entries of a shard that are not settled.
 #[derive(Debug, Clone, Object, Serialize)]
@@ -172,12 +168,14 @@ pub(super) struct Stats {
 
 /// Statistics.
 #[derive(Debug, Clone)]
-pub struct StatsApi;
+pub struct StatsApi {
+    /// When this process began to answer.
+    began: Instant,
+}
 
 impl Default for StatsApi {
     fn default() -> Self {
-        LazyLock::force(&BEGAN);
-        Self
+        Self { began: Instant::now() }
     }
 }
 
@@ -224,7 +222,7 @@ impl StatsApi {
             destinations,
             policy_version,
             uptime_seconds: uptime.map_or(0, |uptime| uptime.num_seconds()),
-            process_uptime_seconds: BEGAN.elapsed().as_secs(),
+            process_uptime_seconds: self.began.elapsed().as_secs(),
             shards: counts.shards.iter().map(|shard| shard_stats(shard, backlog.as_deref())).collect(),
             sinks,
             missing: backlog.is_none().then(|| "Redis cannot be asked now: received, backlog and lags".to_owned()),

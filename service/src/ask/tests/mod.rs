@@ -84,7 +84,8 @@ impl World {
         );
         let manifest = Arc::new(RecordPipeline::from_yaml(&manifest).expect("a manifest"));
         let policy = Arc::new(Policy::of(&manifest.spec, 1));
-        let (_, in_force) = watch::channel(InForce { manifest, policy, pipeline_id: "test-pipeline".into(), refusal: None });
+        let (_, in_force) =
+            watch::channel(InForce { manifest, policy, pipeline_id: "test-pipeline".into(), refusal: None });
         let app = App {
             store: Store::of_test(pool.clone()),
             streams: Streams::connect(url, &name).expect("URL"),
