@@ -270,7 +270,8 @@ create index admin_actions_time on admin_actions (time);
 
 -- The audit trail is derived. One view a source, so that each can be read in order and stop early; `settled` is when the
 -- source was settled, `step` its facts in order. An entry is received and queued once: what a replayed dead letter
--- became (same id, same received_at) does not repeat those facts.
+-- became (same id, same received_at) does not repeat those facts. The steps are constants: Postgres prepares rows of
+-- expressions anew for each record.
 
 -- When an entry was queued: its stream id's milliseconds; of an id that no clock made, when it was received.
 create function queued_at(stream_id text, received_at timestamptz) returns timestamptz language sql immutable parallel safe
@@ -279,52 +280,49 @@ return case when length(split_part(stream_id, '-', 1)) <= 13
             else received_at end;
 
 create view audit_records as
-select r.processed_at as settled, r.shard, 1 as kind, r.seq as n, f.step, f.action, f.time, r.record_id,
-       r.destination_id, case when f.step > 2 then r.epoch end as epoch, null::text as actor,
+select r.processed_at as settled, r.shard, 1 as kind, r.seq as n, f.step,
+       case f.step when 1 then 'RECEIVED' when 2 then 'QUEUED' when 3 then 'PROCESSED' else 'ALERTED' end as action,
+       case f.step when 1 then r.received_at when 2 then queued_at(r.stream_id, r.received_at) else r.processed_at end as time,
+       r.record_id, r.destination_id, case when f.step > 2 then r.epoch end as epoch, null::text as actor,
        case when f.step = 4 then 'above ' || r.threshold::text end as reason
-from records r cross join lateral (values
-    (1, 'RECEIVED', r.received_at),
-    (2, 'QUEUED', queued_at(r.stream_id, r.received_at)),
-    (3, 'PROCESSED', r.processed_at),
-    (4, 'ALERTED', r.processed_at)) f (step, action, time)
+from records r cross join (values (1), (2), (3), (4)) f (step)
 where (f.step < 4 or r.threshold is not null)
   and (f.step > 2 or not exists (select from dead_letters d where d.record_id = r.record_id and d.state = 'replayed'
                                                               and d.received_at = r.received_at));
 
 create view audit_duplicates as
 select u.noted_at as settled, u.shard, 2 as kind, hashtextextended(u.record_id || ' ' || u.stream_id, 0) as n, f.step,
-       f.action, f.time, u.record_id,
+       case f.step when 1 then 'RECEIVED' when 2 then 'QUEUED' when 3 then 'DROPPED' end as action,
+       case f.step when 1 then u.received_at when 2 then queued_at(u.stream_id, u.received_at) else u.noted_at end as time,
+       u.record_id,
        coalesce((select r.destination_id from records r where r.record_id = u.record_id),
                 (select d.destination_id from dead_letters d where d.record_id = u.record_id
                  order by d.opened_at limit 1)) as destination_id,
        case when f.step > 2 then u.epoch end as epoch, null::text as actor,
        case when f.step = 3 then 'duplicate' end as reason
-from duplicates u cross join lateral (values
-    (1, 'RECEIVED', u.received_at),
-    (2, 'QUEUED', queued_at(u.stream_id, u.received_at)),
-    (3, 'DROPPED', u.noted_at)) f (step, action, time)
+from duplicates u cross join (values (1), (2), (3)) f (step)
 where f.step > 2 or not exists (select from dead_letters d where d.record_id = u.record_id and d.state = 'replayed'
                                                              and d.received_at = u.received_at);
 
 create view audit_conflicts as
-select c.noted_at as settled, c.shard, 3 as kind, c.n, f.step, f.action, f.time, c.record_id, c.destination_id,
+select c.noted_at as settled, c.shard, 3 as kind, c.n, f.step,
+       case f.step when 1 then 'RECEIVED' when 2 then 'QUEUED' when 3 then 'CONFLICT' end as action,
+       case f.step when 1 then c.received_at when 2 then queued_at(c.stream_id, c.received_at) else c.noted_at end as time,
+       c.record_id, c.destination_id,
        case when f.step > 2 then c.epoch end as epoch, null::text as actor,
        case when f.step = 3 then 'record_conflict' end as reason
-from conflicts c cross join lateral (values
-    (1, 'RECEIVED', c.received_at),
-    (2, 'QUEUED', queued_at(c.stream_id, c.received_at)),
-    (3, 'CONFLICT', c.noted_at)) f (step, action, time)
+from conflicts c cross join (values (1), (2), (3)) f (step)
 where f.step > 2 or not exists (select from dead_letters d where d.record_id = c.record_id and d.state = 'replayed'
                                                              and d.received_at = c.received_at);
 
 create view audit_letters as
-select d.opened_at as settled, d.shard, 4 as kind, d.n, f.step, f.action, f.time, d.record_id, d.destination_id,
+select d.opened_at as settled, d.shard, 4 as kind, d.n, f.step,
+       case f.step when 1 then 'RECEIVED' when 2 then 'QUEUED' when 3 then 'DEAD_LETTERED' end as action,
+       case f.step when 1 then d.received_at when 2 then queued_at(d.stream_id, d.received_at) else d.opened_at end as time,
+       d.record_id, d.destination_id,
        case when f.step > 2 then d.epoch end as epoch, null::text as actor,
        case when f.step = 3 then d.reason end as reason
-from dead_letters d cross join lateral (values
-    (1, 'RECEIVED', d.received_at),
-    (2, 'QUEUED', queued_at(d.stream_id, d.received_at)),
-    (3, 'DEAD_LETTERED', d.opened_at)) f (step, action, time)
+from dead_letters d cross join (values (1), (2), (3)) f (step)
 where f.step > 2 or d.replay_of is null;
 
 create view audit_closed as

@@ -36,7 +36,7 @@ pub struct Queued {
 
 /// What came before a record on the same destination, reference and unit.
 #[derive(Debug, Object)]
-#[oai(rename_all = "camelCase")]
+#[oai(rename = "PreviousSummary", rename_all = "camelCase")]
 pub struct Summary {
     /// How many records.
     pub previous_count: i64,

@@ -155,7 +155,9 @@ async fn every_bad_request_is_a_problem_that_names_what_is_wrong() {
         record.to_string().into_bytes()
     };
     let long = "x".repeat(201);
-    let cases: Vec<(&str, Vec<u8>, u16, &str, Option<&str>)> = vec![
+    /// Content type, body, and the status, code and pointer that are expected.
+    type Case = (&'static str, Vec<u8>, u16, &'static str, Option<&'static str>);
+    let cases: Vec<Case> = vec![
         (JSON, b"{".to_vec(), 400, "invalid_json", None),
         (JSON, b"".to_vec(), 400, "invalid_json", None),
         (JSON, b"\xff\xfe".to_vec(), 400, "invalid_json", None),

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use poem::{http::HeaderMap, web::Data};
-use poem_openapi::{Object, OpenApi, param::Query};
+use poem_openapi::{Object, OpenApi, param::Query, types::Example};
 use serde::Serialize;
 use serde_json::json;
 
@@ -55,13 +55,27 @@ pub(super) struct AggregationGroup {
 
 /// Totals per destination, and what they are made of.
 #[derive(Debug, Object, Serialize)]
-#[oai(rename_all = "camelCase")]
+#[oai(rename_all = "camelCase", example)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Aggregations {
     /// When the snapshot was taken that all of this is read from.
     pub as_of: Time,
     /// One group a destination, ordered by destinationId.
     pub groups: Vec<AggregationGroup>,
+}
+
+impl Example for Aggregations {
+    fn example() -> Self {
+        let record = RecordView::example();
+        let total = Total { unit: record.unit.clone(), count: 1, total: record.value.clone() };
+        let group = AggregationGroup {
+            destination_id: record.destination_id.clone(),
+            totals: vec![total],
+            count: 1,
+            records: Some(vec![record]),
+        };
+        Self { as_of: Time::example(), groups: vec![group] }
+    }
 }
 
 /// Sums over records.

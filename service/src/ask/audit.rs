@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use poem::web::Data;
-use poem_openapi::{Enum, Object, OpenApi, param::Query};
+use poem_openapi::{Enum, Object, OpenApi, param::Query, types::Example};
 use serde::Serialize;
 
 use super::{
@@ -62,7 +62,7 @@ impl Action {
 
 /// Something that happened.
 #[derive(Debug, Object, Serialize)]
-#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none, example)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct AuditFact {
     /// One of the actions that can be filtered by; readers ignore those they do not know.
@@ -84,6 +84,20 @@ pub(super) struct AuditFact {
     /// Why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+impl Example for AuditFact {
+    fn example() -> Self {
+        Self {
+            action: Action::Processed.as_str().to_owned(),
+            time: Time::example(),
+            record_id: Some("order-1001".to_owned()),
+            destination_id: Some("account-42".to_owned()),
+            worker: Some("worker-0".to_owned()),
+            actor: None,
+            reason: None,
+        }
+    }
 }
 
 impl From<Fact> for AuditFact {
@@ -142,7 +156,8 @@ impl AuditApi {
     /// List what happened
     ///
     /// Ordered by when the record (or duplicate, conflict, dead letter) that a fact belongs to was settled, so that the
-    /// facts of one stand together; `startTime` and `endTime` are of the facts themselves.
+    /// facts of one stand together; `startTime` and `endTime` are of the facts themselves. Workers settle side by side:
+    /// what was settled within the last second may still be joined by facts that belong before it.
     #[oai(path = "/audit", method = "get", operation_id = "listAuditFacts")]
     #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
     async fn list(

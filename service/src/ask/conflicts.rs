@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{
     Tags,
     answer::{Answer, Page, Paging},
-    letters::shown,
+    letter_view::shown,
     types::{RawJson, Time, Word},
     views::RecordView,
 };

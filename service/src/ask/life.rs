@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{
     Tags,
     answer::Answer,
-    letters::LetterState,
+    letter_view::LetterState,
     types::{Time, Word},
     views::RecordView,
 };
@@ -145,12 +145,13 @@ impl LifeApi {
     /// A record that is still queued is looked for in the streams, newest entries first, up to 5,000 entries a shard and
     /// 10,000 over all; where that bound is reached, or the queue cannot be asked, the answer is 404
     /// `not_found_or_queued` with `retryable`.
-    #[oai(path = "/records/:record_id", method = "get", operation_id = "getRecord")]
+    #[oai(path = "/records/:recordId", method = "get", operation_id = "getRecord")]
     async fn record(
         &self,
         app: Data<&App>,
         _reader: Reader,
         /// The id, percent-encoded as one segment.
+        #[oai(name = "recordId")]
         record_id: Path<Word>,
     ) -> Result<Answer<Life>, Failure> {
         let (app, id) = (app.0, record_id.0.0);

@@ -7,6 +7,7 @@ mod answer;
 mod audit;
 mod conflicts;
 mod format;
+mod letter_view;
 mod letters;
 mod life;
 mod records;

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, time::Duration};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::TryStreamExt as _;
 use poem::{http::HeaderMap, web::Data};
-use poem_openapi::{Enum, Object, OpenApi, param::Query};
+use poem_openapi::{Enum, Object, OpenApi, param::Query, types::Example};
 use serde::Serialize;
 use serde_json::json;
 
@@ -85,13 +85,32 @@ pub(super) struct RollupRow {
 
 /// Totals per window and group.
 #[derive(Debug, Object, Serialize)]
-#[oai(rename_all = "camelCase")]
+#[oai(rename_all = "camelCase", example)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Rollups {
     /// When the snapshot was taken that all of this is read from.
     pub as_of: Time,
     /// Ordered by window, destinationId, reference, sourceId, type (negative first), unit. Empty windows are left out.
     pub items: Vec<RollupRow>,
+}
+
+impl Example for Rollups {
+    fn example() -> Self {
+        let start = Time::example();
+        let row = RollupRow {
+            window_start: Some(start),
+            window_end: Some(Time(start.0 + TimeDelta::minutes(1))),
+            destination_id: Some("account-42".to_owned()),
+            reference: None,
+            source_id: None,
+            r#type: None,
+            unit: None,
+            count: 2,
+            distinct_source_ids: 1,
+            totals: vec![Total { unit: "EUR".to_owned(), count: 2, total: "125.40".to_owned() }],
+        };
+        Self { as_of: start, items: vec![row] }
+    }
 }
 
 /// Sums per window.

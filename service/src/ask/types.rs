@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use chrono::{DateTime, Utc};
 use poem_openapi::{
     registry::{MetaSchema, MetaSchemaRef},
-    types::{ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type},
+    types::{Example, ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type},
 };
 use serde::{Serialize, Serializer};
 use serde_json::{Value, value::RawValue};
@@ -82,6 +82,12 @@ impl ToJSON for Time {
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&render_time(self.0))
+    }
+}
+
+impl Example for Time {
+    fn example() -> Self {
+        Self(DateTime::UNIX_EPOCH + chrono::TimeDelta::seconds(1_769_860_860))
     }
 }
 

@@ -49,6 +49,9 @@ pub struct Args {
     /// Leave out, and count, rows in which this column is empty.
     #[arg(long, value_name = "COLUMN")]
     skip_empty: Vec<String>,
+    /// Text that stands for nothing, such as NA; the empty text always does.
+    #[arg(long, value_name = "TEXT")]
+    null: Vec<String>,
     /// Zone of times that are written without an offset, such as Europe/Berlin.
     #[arg(long, value_name = "ZONE")]
     time_zone: Option<chrono_tz::Tz>,

@@ -385,3 +385,6 @@ impl<'a> Ledger<'a> {
         self.decision.foreign += i64::from(!entry.marked && entry.replay_of.is_none());
     }
 }
+
+#[cfg(test)]
+mod tests;

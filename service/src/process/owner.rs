@@ -124,7 +124,9 @@ async fn renew(context: &Context, held: &BTreeMap<u16, Held>, lease_ms: i64) -> 
     let renewed = context.store.renew(&shown, lease_ms).await?;
     for (shard, fence) in shown {
         // A fence that was raised meanwhile is renewed next time.
-        if !renewed.contains(&shard) && current(&held[&shard].fence) == fence {
+        // One that is being given back may have been released a moment ago; its commits are fenced in any case.
+        if !renewed.contains(&shard) && current(&held[&shard].fence) == fence && !held[&shard].give_back.is_cancelled()
+        {
             tracing::warn!(shard, epoch = fence.epoch, "process.shard.lost");
             metrics::counter!(names::LEASE_CHANGES, "change" => "lost").increment(1);
             held[&shard].lost.cancel();

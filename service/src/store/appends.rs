@@ -51,7 +51,7 @@ mod tests {
 
     #[sqlx::test(migrations = "../migrations")]
     async fn counts_rise_and_the_last_word_closes(pool: PgPool) {
-        let store = Store { pool: pool.clone() };
+        let store = Store { commits: pool.clone(), pool: pool.clone() };
         let count = |acknowledged, unknown| ShardAppends { shard: 3, acknowledged, unknown };
         // Notes may overtake each other on their way.
         for (noted, closed) in [(count(5, 1), false), (count(9, 1), false), (count(7, 0), false), (count(9, 2), true)] {

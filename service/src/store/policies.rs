@@ -241,9 +241,13 @@ mod tests {
     #[tokio::test]
     async fn processes_that_see_one_change_make_one_version() {
         let test = TestPipeline::new("shards: 1").await;
-        let all = futures::future::join_all((0..8).map(|_| offer(&test, None, 0, "", "5", true))).await;
-        assert_eq!(all.iter().filter(|outcome| **outcome == Registered::AsNew(1)).count(), 1, "{all:?}");
-        assert_eq!(all.iter().filter(|outcome| **outcome == Registered::Same(1)).count(), 7, "{all:?}");
+        // Many rounds: only once all connections stand do the processes really meet.
+        for round in 1..=20 {
+            let threshold = round.to_string();
+            let all = futures::future::join_all((0..4).map(|_| offer(&test, None, 0, "", &threshold, true))).await;
+            assert_eq!(all.iter().filter(|outcome| **outcome == Registered::AsNew(round)).count(), 1, "{all:?}");
+            assert_eq!(all.iter().filter(|outcome| **outcome == Registered::Same(round)).count(), 3, "{all:?}");
+        }
     }
 
     #[tokio::test]

@@ -107,7 +107,7 @@ impl Store {
     /// The schema that a pool of a test's own database shows.
     #[cfg(test)]
     pub(crate) fn of_test(pool: PgPool) -> Self {
-        Self { pool }
+        Self { commits: pool.clone(), pool }
     }
 
     /// Ends the connections.

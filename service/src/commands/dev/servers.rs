@@ -111,11 +111,11 @@ mod tests {
 
         let lifecycle = Lifecycle::new();
         servers.watch(&lifecycle);
-        let running = tokio::spawn(lifecycle.clone().run(Duration::from_secs(5)));
+        let running = lifecycle.clone().run(Duration::from_secs(5));
         let pid = std::fs::read_to_string(home.dir.join("redis/redis.pid")).expect("pid");
         let pid = nix::unistd::Pid::from_raw(pid.trim().parse().expect("pid"));
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("kill");
-        let failure = running.await.expect("ran").expect_err("a server died").to_string();
+        let failure = running.await.expect_err("a server died").to_string();
         assert!(failure.contains("redis-server ended") && failure.contains("redis.log"), "{failure}");
         servers.stop().await;
         // Elsewhere, when this test runs as root.

@@ -21,6 +21,8 @@ pub(super) struct Shape {
     set: Vec<Pair>,
     signed: Option<String>,
     skip_empty: Vec<String>,
+    /// Texts that stand for nothing, beside the empty one.
+    null: Vec<String>,
     zone: Option<chrono_tz::Tz>,
     /// Rows without a recordId are in order: their ids are derived.
     has_key: bool,
@@ -94,6 +96,7 @@ impl Shape {
             set: args.set.clone(),
             signed: args.signed.clone(),
             skip_empty: args.skip_empty.clone(),
+            null: args.null.clone(),
             zone: args.time_zone,
             has_key: args.idempotency_key.is_some(),
         })
@@ -119,7 +122,7 @@ impl Shape {
     ) -> anyhow::Result<Shaped> {
         let mut parts = Parts::default();
         for (column, text) in row {
-            if text.is_empty() {
+            if text.is_empty() || self.null.iter().any(|null| null == text) {
                 if self.skip_empty.iter().any(|name| name == column) {
                     return Ok(Shaped::Skipped);
                 }
@@ -148,7 +151,12 @@ impl Shape {
             self.check_id(number, has_id)?;
             return Ok(Shaped::Line(line));
         }
-        let is_empty = |raw: Option<&RawValue>| raw.is_none_or(|raw| matches!(raw.get(), "null" | "\"\""));
+        let is_nothing = |text: &str| text.is_empty() || self.null.iter().any(|null| null == text);
+        let is_empty = |raw: Option<&RawValue>| {
+            raw.is_none_or(|raw| {
+                raw.get() == "null" || serde_json::from_str(raw.get()).is_ok_and(|text: String| is_nothing(&text))
+            })
+        };
         for column in &self.skip_empty {
             if is_empty(members.iter().find(|(key, _)| key == column).map(|(_, raw)| *raw)) {
                 return Ok(Shaped::Skipped);
@@ -248,6 +256,8 @@ mod tests {
             "unit=min",
             "--skip-empty",
             "delay",
+            "--null",
+            "NA",
             "--idempotency-key",
             "k",
         ]);
@@ -258,6 +268,8 @@ mod tests {
             r#"{"destinationId":"IAH","type":"negative","value":"12345678901234567.890","reference":"UA","unit":"min","attributes":{"tail":"N1\"4"}}"#
         );
         assert_eq!(line(shape.texts(2, [("dest", "IAH"), ("delay", "")].iter().copied())), "skipped");
+        assert_eq!(line(shape.texts(3, [("dest", "IAH"), ("delay", "NA")].iter().copied())), "skipped");
+        assert_eq!(line(shape.json(4, br#"{"delay":"NA"}"#.to_vec())), "skipped");
         assert_eq!(shape.check_columns(&["dest", "tail", "delay", "reference", "x"]).expect("columns"), ["x"]);
         let missing = shape.check_columns(&["dest", "tail"]).expect_err("delay is missing");
         assert!(missing.to_string().contains("no column delay"), "{missing}");

@@ -1,0 +1,136 @@
+//! A dead letter as it is given out, and payloads of any kind.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use poem_openapi::{Enum, Object, types::Example};
+use serde::Serialize;
+
+use super::types::{RawJson, Time};
+use crate::store::StoredLetter;
+
+/// Where a dead letter stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
+#[oai(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LetterState {
+    /// It takes its id, and waits for a person.
+    Open,
+    /// Its payload was decided again.
+    Replayed,
+    /// A person gave it up; its id is free.
+    Discarded,
+}
+
+impl LetterState {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Replayed => "replayed",
+            Self::Discarded => "discarded",
+        }
+    }
+
+    pub(super) fn of(text: &str) -> Self {
+        match text {
+            "replayed" => Self::Replayed,
+            "discarded" => Self::Discarded,
+            _ => Self::Open,
+        }
+    }
+}
+
+/// What came, in the way it can be shown.
+pub(super) fn shown(payload: Vec<u8>) -> (Option<RawJson>, Option<String>) {
+    match String::from_utf8(payload) {
+        Ok(text) => match RawJson::parse(text.clone()) {
+            Some(json) => (Some(json), None),
+            None => (None, Some(STANDARD.encode(text))),
+        },
+        Err(error) => (None, Some(STANDARD.encode(error.into_bytes()))),
+    }
+}
+
+/// An entry that could not be applied.
+#[derive(Debug, Object, Serialize)]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none, example)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct DeadLetter {
+    /// `<shard>-d<n>`.
+    pub id: String,
+    /// Where it stands.
+    pub state: LetterState,
+    /// A stable code.
+    pub reason: String,
+    /// Why, as a sentence.
+    pub detail: String,
+    /// Absent where the payload could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record_id: Option<String>,
+    /// Absent where the payload could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination_id: Option<String>,
+    /// When it was opened.
+    pub opened_at: Time,
+    /// When the entry was received.
+    pub received_at: Time,
+    /// When it was replayed or discarded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed_at: Option<Time>,
+    /// Who discarded it, or whose replay closed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed_by: Option<String>,
+    /// Who asked for its replay last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requested_by: Option<String>,
+    /// The letter whose replay was refused with this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay_of: Option<String>,
+    /// What came, byte for byte, where it is JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload: Option<RawJson>,
+    /// What came, where it is not JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload_base64: Option<String>,
+}
+
+impl Example for DeadLetter {
+    fn example() -> Self {
+        Self {
+            id: "3-d17".to_owned(),
+            state: LetterState::Open,
+            reason: "below_minimum_total".to_owned(),
+            detail: "its destination's total in this unit would be below policy.minimumTotal".to_owned(),
+            record_id: Some("order-1001".to_owned()),
+            destination_id: Some("account-42".to_owned()),
+            opened_at: Time::example(),
+            received_at: Time::example(),
+            closed_at: None,
+            closed_by: None,
+            requested_by: None,
+            replay_of: None,
+            payload: RawJson::parse(r#"{"recordId":"order-1001"}"#.to_owned()),
+            payload_base64: None,
+        }
+    }
+}
+
+impl From<StoredLetter> for DeadLetter {
+    fn from(letter: StoredLetter) -> Self {
+        let (payload, payload_base64) = shown(letter.payload);
+        Self {
+            id: format!("{}-d{}", letter.shard, letter.n),
+            state: LetterState::of(&letter.state),
+            reason: letter.reason,
+            detail: letter.detail,
+            record_id: letter.record_id,
+            destination_id: letter.destination_id,
+            opened_at: Time(letter.opened_at),
+            received_at: Time(letter.received_at),
+            closed_at: letter.closed_at.map(Time),
+            closed_by: letter.closed_by,
+            requested_by: letter.requested_by,
+            replay_of: letter.replay_of,
+            payload,
+            payload_base64,
+        }
+    }
+}

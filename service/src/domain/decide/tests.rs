@@ -1,0 +1,404 @@
+//! The decision against a plain model that keeps everything in one list and looks through it for every entry.
+
+use proptest::prelude::*;
+use rust_decimal::Decimal;
+
+use super::*;
+use crate::domain::code;
+
+/// Destinations of which some belong to shard 0 of 2 and some do not.
+const DESTINATIONS: [&str; 4] = ["a", "b", "c", "d"];
+
+fn record(id: u8, destination: usize, value: &str, positive: bool, unit: &str, attributes: &str) -> String {
+    let kind = if positive { "positive" } else { "negative" };
+    format!(
+        r#"{{"recordId":"id-{id}","time":"2026-01-31T12:00:00Z","sourceId":"s","destinationId":"{}","type":"{kind}","value":"{value}","unit":"{unit}","reference":"r","attributes":{attributes}}}"#,
+        DESTINATIONS[destination]
+    )
+}
+
+/// One entry of a generated stream.
+#[derive(Debug, Clone)]
+enum Step {
+    New {
+        payload: String,
+        marked: bool,
+        condemned: bool,
+    },
+    /// Delivers an earlier entry again.
+    Again(usize),
+    /// Asks for a replay of a letter.
+    Replay(i64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<(Step, bool)>> {
+    let value =
+        prop_oneof![Just("1"), Just("1.0"), Just("2.5"), Just("0.000000001"), Just("999999999999999.999999999")];
+    let attributes = prop_oneof![Just(r#"{"a":1,"b":2}"#), Just(r#"{"b":2.0,"a":1}"#), Just(r#"{"a":2}"#)];
+    let unit = prop_oneof![4 => Just("EUR"), 1 => Just("USD")];
+    let well_formed = (0..6_u8, 0..4_usize, value, any::<bool>(), unit, attributes).prop_map(
+        |(id, destination, value, positive, unit, attributes)| {
+            record(id, destination, value, positive, unit, attributes)
+        },
+    );
+    let payload =
+        prop_oneof![8 => well_formed, 1 => Just("garbage{".to_owned()), 1 => Just(r#"{"recordId":"id-1"}"#.to_owned())];
+    let step = prop_oneof![
+        8 => (payload, any::<bool>(), prop::bool::weighted(0.05))
+            .prop_map(|(payload, marked, condemned)| Step::New { payload, marked, condemned }),
+        2 => (0..40_usize).prop_map(Step::Again),
+        1 => (1..5_i64).prop_map(Step::Replay),
+    ];
+    // With each step, whether a batch ends behind it.
+    prop::collection::vec((step, prop::bool::weighted(0.3)), 1..40)
+}
+
+/// Turns steps into entries; an entry that comes again has the same stream id and payload.
+fn items(steps: &[(Step, bool)]) -> Vec<Item> {
+    let mut made: Vec<(Entry, bool)> = Vec::new();
+    for (index, (step, _)) in steps.iter().enumerate() {
+        let fresh = |payload: String, marked, replay_of| Entry {
+            id: StreamId { ms: index as u64, n: 0 },
+            deliveries: 1,
+            payload: payload.into_bytes(),
+            received_at: chrono::DateTime::UNIX_EPOCH,
+            traceparent: None,
+            marked,
+            replay_of,
+        };
+        made.push(match step {
+            Step::New { payload, marked, condemned } => (fresh(payload.clone(), *marked, None), *condemned),
+            Step::Again(which) if made.is_empty() => {
+                (fresh(record(0, 0, "1", true, "EUR", "{}"), *which > 0, None), false)
+            }
+            Step::Again(which) => made[which % made.len()].clone(),
+            // What a replay carries does not depend on the letter here: any payload may stand in one.
+            Step::Replay(n) => {
+                let payload = record((*n % 6) as u8, 0, "1", true, "EUR", "{}");
+                (fresh(payload, false, Some(LetterId { shard: 0, n: *n })), false)
+            }
+        });
+    }
+    made.into_iter()
+        .map(|(entry, condemned)| Item {
+            record: Record::parse(&entry.payload),
+            entry,
+            condemned: condemned.then(|| ("crashed_worker", "tested".to_owned())),
+        })
+        .collect()
+}
+
+/// What became of an entry, in words that both sides speak.
+#[derive(Debug, Clone, PartialEq)]
+enum Outcome {
+    Record { seq: i64, id: String, previous: (i64, Decimal), alert: bool },
+    Duplicate { id: String },
+    Conflict { n: i64, id: String },
+    Letter { n: i64, id: Option<String>, reason: String },
+    Nothing,
+}
+
+/// Everything that was ever written, in order.
+#[derive(Debug, Default)]
+struct Model {
+    kept: Vec<Kept>,
+    /// How many were kept when the batch began: only a letter that is committed can be asked for.
+    committed: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Kept {
+    outcome: Outcome,
+    stream_id: StreamId,
+    payload: Vec<u8>,
+    record: Option<Record>,
+    /// Of a letter.
+    open: bool,
+}
+
+const MINIMUM: i64 = 0;
+
+impl Model {
+    fn judge(&mut self, item: &Item) -> Outcome {
+        let outcome = self.outcome(item);
+        self.kept.push(Kept {
+            open: matches!(outcome, Outcome::Letter { .. }),
+            outcome: outcome.clone(),
+            stream_id: item.entry.id,
+            payload: item.entry.payload.clone(),
+            record: item.record.as_ref().ok().cloned(),
+        });
+        outcome
+    }
+
+    fn letter(&self, item: &Item, reason: &str) -> Outcome {
+        let n = 1 + self.kept.iter().filter(|kept| matches!(kept.outcome, Outcome::Letter { .. })).count() as i64;
+        let id = item.record.as_ref().ok().map(|record| record.record_id.to_string());
+        Outcome::Letter { n, id, reason: reason.to_owned() }
+    }
+
+    fn outcome(&mut self, item: &Item) -> Outcome {
+        if let Some(letter) = item.entry.replay_of {
+            let found = self
+                .kept
+                .iter_mut()
+                .take(self.committed)
+                .find(|kept| kept.open && matches!(kept.outcome, Outcome::Letter { n, .. } if n == letter.n));
+            match found {
+                Some(kept) => kept.open = false,
+                None => return Outcome::Nothing,
+            }
+        } else if self.kept.iter().any(|kept| {
+            matches!(kept.outcome, Outcome::Letter { .. })
+                && kept.stream_id == item.entry.id
+                && kept.payload == item.entry.payload
+        }) {
+            return Outcome::Nothing;
+        }
+        let condemned = item.condemned.as_ref().map(|(reason, _)| *reason);
+        let Ok(record) = &item.record else { return self.letter(item, condemned.unwrap_or("malformed")) };
+        let id = record.record_id.to_string();
+        let taken = self.kept.iter().find(|kept| match &kept.outcome {
+            Outcome::Record { id: taken, .. } => *taken == id,
+            Outcome::Letter { id: Some(taken), .. } => kept.open && *taken == id,
+            _ => false,
+        });
+        if let Some(taken) = taken {
+            let same = taken.record.as_ref() == Some(record);
+            let noted = self.kept.iter().any(|kept| {
+                kept.stream_id == item.entry.id
+                    && kept.record.as_ref() == Some(record)
+                    && if same {
+                        matches!(kept.outcome, Outcome::Record { .. } | Outcome::Duplicate { .. })
+                            || matches!(kept.outcome, Outcome::Letter { .. }) && kept.open
+                    } else {
+                        matches!(kept.outcome, Outcome::Conflict { .. })
+                    }
+            });
+            return match (noted, same) {
+                (true, _) => Outcome::Nothing,
+                (false, true) => Outcome::Duplicate { id },
+                (false, false) => {
+                    let n = 1
+                        + self.kept.iter().filter(|kept| matches!(kept.outcome, Outcome::Conflict { .. })).count()
+                            as i64;
+                    Outcome::Conflict { n, id }
+                }
+            };
+        }
+        if let Some(reason) = condemned {
+            return self.letter(item, reason);
+        }
+        if shard_of(record.destination_id.as_str(), 2) != 0 {
+            return self.letter(item, "wrong_shard");
+        }
+        let records: Vec<&Record> = self
+            .kept
+            .iter()
+            .filter(|kept| matches!(kept.outcome, Outcome::Record { .. }))
+            .filter_map(|kept| kept.record.as_ref())
+            .collect();
+        let on_key: Vec<&&Record> = records.iter().filter(|other| Key::of(other) == Key::of(record)).collect();
+        let before: Decimal = on_key.iter().map(|record| record.signed()).sum();
+        let destination: Decimal = records
+            .iter()
+            .filter(|other| other.destination_id == record.destination_id && other.unit == record.unit)
+            .map(|record| record.signed())
+            .sum();
+        if record.kind == Kind::Negative && destination + record.signed() < Decimal::from(MINIMUM) {
+            return self.letter(item, "below_minimum_total");
+        }
+        Outcome::Record {
+            seq: 1 + records.len() as i64,
+            id,
+            previous: (on_key.len() as i64, before),
+            alert: record.value.get() > Decimal::TWO,
+        }
+    }
+
+    /// What Postgres would tell of a batch.
+    fn known(&self, batch: &[Item]) -> Known {
+        let mut known = Known {
+            records: HashMap::new(),
+            letters: Vec::new(),
+            duplicates: HashSet::new(),
+            conflicts: HashMap::new(),
+            totals: HashMap::new(),
+            destinations: HashMap::new(),
+        };
+        let asked: HashSet<&Text> =
+            batch.iter().filter_map(|item| item.record.as_ref().ok()).map(|record| &record.record_id).collect();
+        for kept in &self.kept {
+            match (&kept.outcome, &kept.record) {
+                (Outcome::Record { .. }, Some(record)) => {
+                    let total = known.totals.entry(Key::of(record)).or_default();
+                    total.count += 1;
+                    total.total += record.signed();
+                    let key = (record.destination_id.to_string(), record.unit.to_string());
+                    *known.destinations.entry(key).or_default() += total_nanos(record.signed());
+                    if asked.contains(&record.record_id) {
+                        let stored = KnownRecord { record: record.clone(), stream_id: kept.stream_id };
+                        known.records.insert(record.record_id.clone(), stored);
+                    }
+                }
+                (Outcome::Duplicate { .. }, Some(record)) => {
+                    known.duplicates.insert((record.record_id.clone(), kept.stream_id));
+                }
+                (Outcome::Conflict { .. }, Some(record)) => {
+                    known.conflicts.entry((record.record_id.clone(), kept.stream_id)).or_default().push(record.clone());
+                }
+                (Outcome::Letter { n, .. }, record) => known.letters.push(KnownLetter {
+                    id: LetterId { shard: 0, n: *n },
+                    open: kept.open,
+                    record_id: record.as_ref().map(|record| record.record_id.clone()),
+                    stream_id: kept.stream_id,
+                    payload: kept.payload.clone(),
+                }),
+                _ => {}
+            }
+        }
+        known
+    }
+
+    fn position(&self) -> Position {
+        let count = |wanted: fn(&Outcome) -> bool| self.kept.iter().filter(|kept| wanted(&kept.outcome)).count() as i64;
+        Position {
+            shard: 0,
+            shards: 2,
+            records: count(|outcome| matches!(outcome, Outcome::Record { .. })),
+            dead_letters: count(|outcome| matches!(outcome, Outcome::Letter { .. })),
+            conflicts: count(|outcome| matches!(outcome, Outcome::Conflict { .. })),
+        }
+    }
+}
+
+fn policy() -> Policy {
+    let spec = serde_json::from_str(r#"{"threshold":"2","policy":{"minimumTotal":"0"}}"#).unwrap();
+    Policy::of(&spec, 1)
+}
+
+/// The decision's outcomes, one per entry.
+fn outcomes(decision: &Decision, entries: usize) -> Vec<Outcome> {
+    let mut outcomes = vec![Outcome::Nothing; entries];
+    for new in &decision.records {
+        outcomes[new.entry] = Outcome::Record {
+            seq: new.seq,
+            id: new.record.record_id.to_string(),
+            previous: (new.previous.count, new.previous.total),
+            alert: new.threshold.is_some(),
+        };
+    }
+    for duplicate in &decision.duplicates {
+        outcomes[duplicate.entry] = Outcome::Duplicate { id: duplicate.record_id.to_string() };
+    }
+    for conflict in &decision.conflicts {
+        outcomes[conflict.entry] = Outcome::Conflict { n: conflict.n, id: conflict.record.record_id.to_string() };
+    }
+    for letter in &decision.letters {
+        let id = letter.record_id.as_ref().map(ToString::to_string);
+        outcomes[letter.entry] = Outcome::Letter { n: letter.n, id, reason: letter.reason.to_owned() };
+    }
+    outcomes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    #[test]
+    fn decides_as_the_model_however_the_stream_is_cut_into_batches(steps in steps()) {
+        let policy = policy();
+        let mut model = Model::default();
+        let mut batch: Vec<Item> = Vec::new();
+        let ends: Vec<bool> = steps.iter().map(|(_, ends)| *ends).collect();
+        let all = items(&steps);
+        let last = all.len() - 1;
+        for (index, item) in all.into_iter().enumerate() {
+            batch.push(item);
+            if !ends[index] && index != last {
+                continue;
+            }
+            let decision = decide(&batch, model.known(&batch), &policy, model.position());
+            model.committed = model.kept.len();
+            let expected: Vec<Outcome> = batch.iter().map(|item| model.judge(item)).collect();
+            prop_assert_eq!(outcomes(&decision, batch.len()), expected);
+            // Totals are the sums of the records, and only changed keys are written.
+            let known = model.known(&batch);
+            for (key, total) in &decision.totals {
+                prop_assert_eq!(known.totals.get(key), Some(total));
+            }
+            let foreign = batch.iter().zip(outcomes(&decision, batch.len()))
+                .filter(|(item, outcome)| *outcome != Outcome::Nothing && !item.entry.marked && item.entry.replay_of.is_none())
+                .count() as i64;
+            prop_assert_eq!(decision.foreign, foreign);
+            let alerts = decision.records.iter().filter(|new| new.threshold.is_some()).count() as i64;
+            prop_assert_eq!(decision.alerts, alerts);
+            batch.clear();
+        }
+    }
+}
+
+fn one(payload: &str) -> Item {
+    let entry = Entry {
+        id: StreamId { ms: 7, n: 0 },
+        deliveries: 1,
+        payload: payload.as_bytes().to_vec(),
+        received_at: chrono::DateTime::UNIX_EPOCH,
+        traceparent: None,
+        marked: true,
+        replay_of: None,
+    };
+    Item { record: Record::parse(&entry.payload), entry, condemned: None }
+}
+
+#[test]
+fn a_total_stops_at_its_bound() {
+    let model = Model::default();
+    let item = one(&record(1, 0, "1", true, "EUR", "{}"));
+    let key = Key::of(item.record.as_ref().unwrap());
+    // A destination that belongs to the shard, whichever it is.
+    let shard = shard_of(&key.destination_id, 2);
+    let decide_at = |total: &str| {
+        let mut known = model.known(&[]);
+        known.totals.insert(key.clone(), Total { count: 1, total: total.parse().unwrap() });
+        let position = Position { shard, ..model.position() };
+        decide(std::slice::from_ref(&item), known, &Policy::default(), position)
+    };
+    assert_eq!(decide_at("9999999999999999998.999999999").records.len(), 1);
+    let refused = decide_at("9999999999999999999.000000000");
+    assert_eq!(refused.letters[0].reason, "total_out_of_bounds");
+    assert!(refused.totals.is_empty());
+}
+
+#[test]
+fn the_threshold_of_a_unit_overrides_and_the_value_has_to_be_above_it() {
+    let spec = serde_json::from_str(r#"{"threshold":"10.00","thresholds":{"min":"120"}}"#).unwrap();
+    let policy = Policy::of(&spec, 3);
+    for (unit, value, alert) in [
+        ("EUR", "10", false),
+        ("EUR", "10.000000001", true),
+        ("min", "119", false),
+        ("min", "120.0", false),
+        ("min", "121", true),
+    ] {
+        let item = one(&record(1, 0, value, false, unit, "{}"));
+        let shard = shard_of(DESTINATIONS[0], 2);
+        let model = Model::default();
+        let position = Position { shard, ..model.position() };
+        let decision = decide(std::slice::from_ref(&item), model.known(&[]), &policy, position);
+        assert_eq!(decision.alerts == 1, alert, "{value} {unit}");
+    }
+}
+
+#[test]
+fn what_cannot_be_read_keeps_its_reason() {
+    let mut item = one("garbage");
+    assert_eq!(item.record.as_ref().unwrap_err().code, code::INVALID_JSON);
+    let model = Model::default();
+    let letter = |item: &Item| {
+        let decision = decide(std::slice::from_ref(item), model.known(&[]), &Policy::default(), model.position());
+        decision.letters[0].reason
+    };
+    assert_eq!(letter(&item), "malformed");
+    item.condemned = Some(("panicked", String::new()));
+    assert_eq!(letter(&item), "panicked");
+}
