@@ -7,8 +7,12 @@
 
 mod crash;
 mod harness;
+mod many;
 mod outage;
+mod outcome;
 mod poison;
+mod refuse;
 mod share;
 mod start;
+mod take;
 mod vanish;
