@@ -101,6 +101,8 @@ impl Store {
             ("enable_seqscan", "off"),
             // Compiling such a plan takes hundreds of milliseconds, running it one.
             ("jit", "off"),
+            // A worker that is paused, or cut off, amid a commit would hold its shard's row, and nobody could take it.
+            ("idle_in_transaction_session_timeout", "5s"),
         ]))
     }
 

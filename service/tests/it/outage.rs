@@ -87,7 +87,8 @@ async fn a_deadlock_blames_nothing() {
     // The commit notices the deadlock, not this one.
     sqlx::query("set local deadlock_timeout = '50s'").execute(&mut *other).await.unwrap();
     sqlx::query("select from totals for update").execute(&mut *other).await.unwrap();
-    let more = Load::from("r", 60, 60);
+    // The same keys again.
+    let more = Load::from("r", 140, 60);
     pipeline.send(&more.records).await;
     eventually("the commit waits for the total", async || {
         pipeline

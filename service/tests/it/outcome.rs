@@ -84,8 +84,8 @@ async fn a_request_that_stops_with_its_process_is_told_that_the_record_is_queued
         crate::harness::eventually("it is queued", async || pipeline.backlog().await == 1).await;
         serve.stop().await;
     };
-    let begun = Instant::now();
-    let (answer, ()) = tokio::join!(pipeline.settle(&record("a", "d")), stops);
+    let (begun, record) = (Instant::now(), record("a", "d"));
+    let (answer, ()) = tokio::join!(pipeline.settle(&record), stops);
     answer.expect(202);
     assert!(begun.elapsed() < Duration::from_secs(20), "nobody waits for the end of the wait: {:?}", begun.elapsed());
 }
