@@ -5,8 +5,10 @@
 #![cfg(feature = "fault-points")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod access;
 mod crash;
 mod harness;
+mod letters;
 mod many;
 mod outage;
 mod outcome;

@@ -45,20 +45,29 @@ async fn twenty_thousand_lines_are_taken_by_one_request_plain_or_packed() {
     pipeline.settled().await;
     pipeline.check_exactly_once(&ids).await;
     let groups = pipeline.get("/records/rollups?groupBy=destinationId").await;
-    let counts: BTreeMap<&str, i64> = groups["items"].as_array().unwrap().iter()
+    let counts: BTreeMap<&str, i64> = groups["items"]
+        .as_array()
+        .unwrap()
+        .iter()
         .map(|row| (row["destinationId"].as_str().unwrap(), row["count"].as_i64().unwrap()))
         .collect();
     let mut expected: BTreeMap<String, i64> = BTreeMap::new();
     ids.iter().for_each(|id| *expected.entry(format!("d{}", id.len())).or_default() += 1);
-    assert!(counts.iter().map(|(name, count)| (*name, *count)).eq(expected.iter().map(|(name, count)| (name.as_str(), *count))));
+    assert!(
+        counts
+            .iter()
+            .map(|(name, count)| (*name, *count))
+            .eq(expected.iter().map(|(name, count)| (name.as_str(), *count)))
+    );
 }
 
 #[tokio::test]
 async fn after_a_thousand_errors_reading_stops_and_next_index_says_where_to_go_on() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
     // Every third is good: 1,000 errors are reached at index 1,499 or behind it, at the end of what was read together.
-    let all: Vec<String> =
-        (0..9_000).map(|n| if n % 3 == 0 { record(&format!("r{n}"), "d").to_string() } else { format!("[{n}]") }).collect();
+    let all: Vec<String> = (0..9_000)
+        .map(|n| if n % 3 == 0 { record(&format!("r{n}"), "d").to_string() } else { format!("[{n}]") })
+        .collect();
     let (mut next, mut accepted, mut errors, mut rounds) = (0, 0, Vec::new(), 0);
     loop {
         let report = lines(&pipeline, all[next..].join("\n")).await.expect(202);
@@ -99,21 +108,37 @@ async fn a_load_with_duplicates_ends_in_exact_totals() {
     let _second = pipeline.work();
     let url = pipeline.url();
     let key = crate::harness::KEY;
-    let flags = ["--generate", "20000", "--duplicates", "0.3", "--keys", "100", "--seed", "7", "--url", &url, "--key", key, "--json"];
+    let flags = [
+        "--generate",
+        "20000",
+        "--duplicates",
+        "0.3",
+        "--keys",
+        "100",
+        "--seed",
+        "7",
+        "--url",
+        &url,
+        "--key",
+        key,
+        "--json",
+    ];
     let sent = pipeline.command("send", &flags).await;
     assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
     let summary: Value = serde_json::from_slice(&sent.stdout).unwrap();
     assert_eq!((&summary["accepted"], &summary["rejected"]), (&20_000.into(), &0.into()), "{summary}");
     pipeline.settled().await;
     let stats = pipeline.get("/stats").await;
-    let counts = ["received", "processed", "duplicates", "conflicts", "backlog", "lost"].map(|name| stats[name].as_i64());
+    let counts =
+        ["received", "processed", "duplicates", "conflicts", "backlog", "lost"].map(|name| stats[name].as_i64());
     assert_eq!(counts, [20_000, 14_000, 6_000, 0, 0, 0].map(Some), "{stats}");
     // The notifications are the records; their sums by hand are the totals, and their running sums the summaries.
     let entries = pipeline.sink_entries("notifications").await;
     let ids: Vec<String> = entries.iter().map(|entry| entry.record_id().to_owned()).collect();
     assert_eq!(ids.len(), 14_000);
     check_stream(&entries, &ids);
-    let (mut totals, mut keys): (BTreeMap<(String, String), (i64, Decimal)>, HashMap<_, (i64, Decimal)>) = Default::default();
+    let (mut totals, mut keys): (BTreeMap<(String, String), (i64, Decimal)>, HashMap<_, (i64, Decimal)>) =
+        Default::default();
     let mut above = 0;
     for entry in &entries {
         let record = &entry.data["record"];
@@ -133,7 +158,8 @@ async fn a_load_with_duplicates_ends_in_exact_totals() {
     let mut found = BTreeMap::new();
     for group in groups["groups"].as_array().unwrap() {
         for total in group["totals"].as_array().unwrap() {
-            let name = (group["destinationId"].as_str().unwrap().to_owned(), total["unit"].as_str().unwrap().to_owned());
+            let name =
+                (group["destinationId"].as_str().unwrap().to_owned(), total["unit"].as_str().unwrap().to_owned());
             found.insert(name, (total["count"].as_i64().unwrap(), total["total"].as_str().unwrap().parse().unwrap()));
         }
     }
@@ -171,5 +197,8 @@ async fn a_rolling_restart_in_mid_load_loses_and_doubles_nothing() {
     pipeline.settled().await;
     pipeline.check_exactly_once(&load.ids).await;
     let stats = pipeline.get("/stats").await;
-    assert_eq!((&stats["processed"], &stats["conflicts"], &stats["lost"]), (&load.ids.len().into(), &0.into(), &0.into()));
+    assert_eq!(
+        (&stats["processed"], &stats["conflicts"], &stats["lost"]),
+        (&load.ids.len().into(), &0.into(), &0.into())
+    );
 }

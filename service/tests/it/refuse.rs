@@ -41,7 +41,9 @@ fn wrong_fields() -> Vec<(&'static str, String, &'static str, &'static str)> {
     for raw in ["\"NaN\"", "\"Infinity\"", "1e3", "\"1e3\"", "1E0", "1.5e-3", "-1", "\"-1\"", "-0", "\"+1\"", "\"\""] {
         case("value", raw, "invalid_value", "/value");
     }
-    for raw in ["\"1.\"", "\".5\"", "\" 1\"", "\"1 \"", "\"1,5\"", "\"0x1\"", "\"١\"", "\"1_0\"", "\"1.2.3\"", "\"\\u0000\""] {
+    for raw in
+        ["\"1.\"", "\".5\"", "\" 1\"", "\"1 \"", "\"1,5\"", "\"0x1\"", "\"١\"", "\"1_0\"", "\"1.2.3\"", "\"\\u0000\""]
+    {
         case("value", raw, "invalid_value", "/value");
     }
     for digits in ["1234567890123456", "0.1234567890", "1234567890123456.1", "99999999999999999999999999999999999999"] {
@@ -127,7 +129,9 @@ async fn every_wrong_field_is_refused_by_its_pointer_and_no_good_neighbour_is_lo
     let check = |answer: &Answer| {
         let report = answer.expect(202);
         assert_eq!((&report["accepted"], &report["rejected"]), (&cases.len().into(), &cases.len().into()));
-        for (n, (error, (field, raw, code, pointer))) in report["errors"].as_array().unwrap().iter().zip(&cases).enumerate() {
+        for (n, (error, (field, raw, code, pointer))) in
+            report["errors"].as_array().unwrap().iter().zip(&cases).enumerate()
+        {
             let found = (&error["index"], &error["code"], &error["pointer"], &error["retryable"]);
             let expected = (&(2 * n + 1).into(), &(*code).into(), &(*pointer).into(), &false.into());
             assert_eq!(found, expected, "{field}: {raw}");
@@ -146,7 +150,8 @@ async fn every_wrong_field_is_refused_by_its_pointer_and_no_good_neighbour_is_lo
 
 /// The answer to NDJSON.
 pub(crate) async fn lines(pipeline: &Pipeline, body: impl Into<reqwest::Body>) -> Answer {
-    answer(pipeline.request(Method::POST, "/records/batch").header("content-type", "application/x-ndjson").body(body)).await
+    answer(pipeline.request(Method::POST, "/records/batch").header("content-type", "application/x-ndjson").body(body))
+        .await
 }
 
 #[tokio::test]
@@ -155,7 +160,16 @@ async fn what_is_not_json_is_a_400_and_nothing_of_it_is_taken() {
     let _serve = pipeline.serve().await;
     let good = with("good", "attributes", "{}");
     let mut bodies: Vec<Vec<u8>> = [
-        "", " ", "{", "}", "NaN", "{\"recordId\":}", "{'recordId':'a'}", "<record/>", "{\"value\":NaN}", "{\"value\":Infinity}",
+        "",
+        " ",
+        "{",
+        "}",
+        "NaN",
+        "{\"recordId\":}",
+        "{'recordId':'a'}",
+        "<record/>",
+        "{\"value\":NaN}",
+        "{\"value\":Infinity}",
     ]
     .map(|body| body.as_bytes().to_vec())
     .to_vec();

@@ -34,7 +34,11 @@ async fn duplicates_in_a_batch_and_among_batches_count_once_however_they_are_spe
     let batch = format!("[{},{other}]", same.join(","));
     for _ in 0..3 {
         let report = pipeline.put_in("/records/batch", batch.clone()).await.expect(202);
-        assert_eq!(report, json!({"accepted": 6, "rejected": 0, "errors": []}), "a duplicate is accepted, for it is no error");
+        assert_eq!(
+            report,
+            json!({"accepted": 6, "rejected": 0, "errors": []}),
+            "a duplicate is accepted, for it is no error"
+        );
     }
     pipeline.settled().await;
     pipeline.check_exactly_once(&["a".into(), "b".into()]).await;
@@ -133,7 +137,8 @@ async fn items_of_one_shard_are_taken_all_or_none_and_a_full_backlog_answers_429
         (0..n).map(|k| record(&format!("{name}{k}"), destination)).collect()
     };
     pipeline.send(&some("a", 8, &here)).await;
-    let mixed: Vec<Value> = some("b", 3, &here).into_iter().zip(some("c", 3, &there)).flat_map(|(b, c)| [b, c]).collect();
+    let mixed: Vec<Value> =
+        some("b", 3, &here).into_iter().zip(some("c", 3, &there)).flat_map(|(b, c)| [b, c]).collect();
     let report = pipeline.put_in("/records/batch", json!(mixed).to_string()).await.expect(202);
     assert_eq!((&report["accepted"], &report["rejected"]), (&3.into(), &3.into()));
     let errors = report["errors"].as_array().unwrap();
@@ -163,24 +168,34 @@ async fn items_of_one_shard_are_taken_all_or_none_and_a_full_backlog_answers_429
 async fn times_out_of_order_change_no_order_and_no_total() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
     let times = ["12:02:00", "12:00:00", "12:00:59.999999", "11:59:59.999999", "12:01:00", "12:00:30"];
-    let records: Vec<Value> = (0..).zip(times).map(|(n, time)| {
-        let mut record = record(&format!("r{n}"), "d");
-        (record["time"], record["value"]) = (format!("2026-01-31T{time}Z").into(), (1 << n).to_string().into());
-        record
-    }).collect();
+    let records: Vec<Value> = (0..)
+        .zip(times)
+        .map(|(n, time)| {
+            let mut record = record(&format!("r{n}"), "d");
+            (record["time"], record["value"]) = (format!("2026-01-31T{time}Z").into(), (1 << n).to_string().into());
+            record
+        })
+        .collect();
     pipeline.send(&records).await;
     pipeline.settled().await;
     // Processed, and summed up, in the order of arrival.
     let entries = pipeline.sink_entries("notifications").await;
     let summaries: Vec<_> = entries.iter().map(|entry| entry.data["summary"].clone()).collect();
-    let expected: Vec<_> = (0..6).map(|n| json!({"previousCount": n, "previousTotal": ((1 << n) - 1).to_string(), "unit": "EUR"})).collect();
+    let expected: Vec<_> = (0..6)
+        .map(|n| json!({"previousCount": n, "previousTotal": ((1 << n) - 1).to_string(), "unit": "EUR"}))
+        .collect();
     assert_eq!(summaries, expected);
     // Asked for by their own times, half-open.
     let between = "/records/aggregations?startTime=2026-01-31T12:00:00Z&endTime=2026-01-31T12:01:00Z";
     let found = pipeline.get(between).await;
     assert_eq!(found["groups"][0]["totals"], json!([{"unit": "EUR", "count": 3, "total": (2 + 4 + 32).to_string()}]));
     let rollups = pipeline.get("/records/rollups?window=1m").await;
-    let rows: Vec<_> = rollups["items"].as_array().unwrap().iter().map(|row| (row["windowStart"].clone(), row["totals"][0]["total"].clone())).collect();
+    let rows: Vec<_> = rollups["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["windowStart"].clone(), row["totals"][0]["total"].clone()))
+        .collect();
     let expected = [("11:59", "8"), ("12:00", "38"), ("12:01", "16"), ("12:02", "1")];
     let expected = expected.map(|(start, total)| (Value::from(format!("2026-01-31T{start}:00Z")), Value::from(total)));
     assert_eq!(rows, expected);
@@ -190,7 +205,8 @@ async fn times_out_of_order_change_no_order_and_no_total() {
 async fn decimals_are_exact_from_end_to_end_and_keep_their_scale() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({"threshold": null})).await;
     // Each as JSON number and as string: the sums in f64 would be wrong.
-    let values = ["0.00", "125.50", "999999999999999.999999999", "0.000000001", "123456789012345.123456789", "0.1", "0.2", "7"];
+    let values =
+        ["0.00", "125.50", "999999999999999.999999999", "0.000000001", "123456789012345.123456789", "0.1", "0.2", "7"];
     for (n, value) in values.iter().enumerate() {
         for (kind, spelt) in [("number", (*value).to_owned()), ("string", format!("\"{value}\""))] {
             let body = format!(
@@ -224,7 +240,8 @@ async fn decimals_are_exact_from_end_to_end_and_keep_their_scale() {
 #[tokio::test]
 async fn attributes_are_given_back_byte_for_byte_everywhere() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
-    let attributes = r#"{ "b" : 1.10,"a":[1,2E+2 , "\u00e9\/"], "é": 1234567890123456789012345678901234567890, "n":null}"#;
+    let attributes =
+        r#"{ "b" : 1.10,"a":[1,2E+2 , "\u00e9\/"], "é": 1234567890123456789012345678901234567890, "n":null}"#;
     let body = format!(
         r#"{{"recordId":"a","time":"2026-01-31T12:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":1,
         "unit":"EUR","reference":"r","attributes":{attributes}}}"#

@@ -36,6 +36,11 @@ impl Process {
         Self { role, child: command.spawn().unwrap(), log, health: format!("http://{health}") }
     }
 
+    /// The file of its log.
+    pub(crate) fn log(&self) -> &std::path::Path {
+        &self.log
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
