@@ -6,9 +6,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod access;
+mod ask;
 mod crash;
 mod harness;
 mod letters;
+mod life;
 mod many;
 mod outage;
 mod outcome;
@@ -19,4 +21,6 @@ mod share;
 mod sinks;
 mod start;
 mod take;
+mod together;
 mod vanish;
+mod well;

@@ -135,6 +135,11 @@ impl Pipeline {
         self.dir.path()
     }
 
+    /// The URL of its Redis.
+    pub(crate) fn redis_url(&self) -> &str {
+        &self.redis_url
+    }
+
     /// The database's URL.
     pub(crate) fn postgres_url(&self) -> &str {
         &self.postgres_url

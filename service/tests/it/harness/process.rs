@@ -99,6 +99,11 @@ impl Process {
         obtain(event, async || self.said(event).pop()).await
     }
 
+    /// What a path of its health port answers, whatever the status.
+    pub(crate) async fn text(&self, path: &str) -> String {
+        reqwest::get(format!("{}{path}", self.health)).await.unwrap().text().await.unwrap()
+    }
+
     /// The sum of a metric over its labels, 0 where it is not there.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = reqwest::get(format!("{}/metrics", self.health)).await.unwrap().text().await.unwrap();
