@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     domain::{self, Decision, Entry, Invalid, Item, Record, code},
+    fault,
     store::{self, LogRow, Numbers},
     telemetry::{metrics as names, trace},
 };
@@ -155,7 +156,12 @@ impl Shard {
                 self.context.store.begin_commit(self.shard, shards, &fence, policy.version, exclusive).await?;
             let known = commit.known(batch, policy).await?;
             let (position, now) = (commit.position, commit.now);
-            let decision = catch_unwind(AssertUnwindSafe(|| domain::decide(batch, known, policy, position)))
+            let decide = || {
+                let at_stake = batch.iter().filter(|item| item.condemned.is_none());
+                fault::deciding(at_stake.filter_map(|item| Some(item.record.as_ref().ok()?.record_id.as_str())));
+                domain::decide(batch, known, policy, position)
+            };
+            let decision = catch_unwind(AssertUnwindSafe(decide))
                 .map_err(|_| Failure::Data("panicked", "deciding it panicked; the log says where".to_owned()))?;
             if !exclusive && decision.letters.iter().any(|letter| letter.record_id.is_some()) {
                 exclusive = true;
