@@ -101,10 +101,15 @@ async fn pass(
     }
     if owned.len() < share {
         let free = context.store.free_shards().await?;
-        for shard in
-            free.into_iter().filter(|shard| !held.contains_key(shard)).take(share - owned.len()).collect::<Vec<_>>()
-        {
-            take(context, held, tasks, shard, lease_ms).await?;
+        let mut trouble = None;
+        for shard in free {
+            if !held.contains_key(&shard) && held.len() < share {
+                // One whose row is locked keeps nobody from taking the others.
+                trouble = take(context, held, tasks, shard, lease_ms).await.err().or(trouble);
+            }
+        }
+        if let Some(error) = trouble {
+            return Err(error);
         }
     }
     Ok(())

@@ -110,9 +110,14 @@ async fn a_group_that_vanished_is_made_again_and_loses_nothing() {
 
 #[tokio::test]
 async fn a_shards_row_that_vanished_is_made_again() {
-    let (pipeline, _serve, _work, load) = idle().await;
+    let (pipeline, serve, work, load) = idle().await;
     pipeline.execute("delete from shards").await;
     eventually("its row is made again", async || pipeline.number("select count(*) from shards").await == 1).await;
+    eventually("it is said", async || {
+        serve.said("store.shard.made_again").len() + work.said("store.shard.made_again").len() == 1
+    })
+    .await;
+    work.says("process.shard.lost").await;
     goes_on(&pipeline, load).await;
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Output},
     sync::{
         Mutex,
@@ -128,11 +128,6 @@ impl Pipeline {
     /// The manifest's file.
     pub(crate) fn manifest(&self) -> PathBuf {
         self.dir.path().join("manifest.yaml")
-    }
-
-    /// A directory that goes with the pipeline.
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
     }
 
     /// The URL of its Redis.
