@@ -133,23 +133,24 @@ pub struct Vitals(Arc<Mutex<BTreeMap<String, Arc<Beat>>>>);
 pub struct Beat {
     longest: Duration,
     born: Instant,
+    /// Milliseconds since birth, plus 1; 0: never.
     last_ms: AtomicU64,
 }
 
 impl Beat {
     /// Says that the loop did a pass.
     pub fn beat(&self) {
-        self.last_ms.store(self.born.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.last_ms.store(self.born.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
     }
 
     fn is_still(&self) -> bool {
-        let now = self.born.elapsed().as_millis() as u64;
-        now.saturating_sub(self.last_ms.load(Ordering::Relaxed)) > self.longest.as_millis() as u64
+        let (now, last) = (self.born.elapsed().as_millis() as u64 + 1, self.last_ms.load(Ordering::Relaxed));
+        last == 0 || now.saturating_sub(last) > self.longest.as_millis() as u64
     }
 }
 
 impl Vitals {
-    /// Registers a loop that beats at least every `longest` while it is well.
+    /// Registers a loop that beats at least every `longest` while it is well. Until its first beat it stands still.
     #[must_use]
     pub fn register(&self, name: impl Into<String>, longest: Duration) -> Arc<Beat> {
         let beat = Arc::new(Beat { longest, born: Instant::now(), last_ms: AtomicU64::new(0) });
@@ -162,10 +163,14 @@ impl Vitals {
         self.lock().remove(name);
     }
 
-    /// Names of loops that have stood still for too long; empty: ready.
+    /// Names of loops that have stood still for too long; empty: ready. While no loop has begun, nothing moves.
     #[must_use]
     pub fn still(&self) -> Vec<String> {
-        self.lock().iter().filter(|(_, beat)| beat.is_still()).map(|(name, _)| name.clone()).collect()
+        let loops = self.lock();
+        if loops.is_empty() {
+            return vec!["start".to_owned()];
+        }
+        loops.iter().filter(|(_, beat)| beat.is_still()).map(|(name, _)| name.clone()).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Beat>>> {
@@ -256,7 +261,9 @@ mod tests {
     #[test]
     fn vitals_name_the_loops_that_stand_still() {
         let vitals = Vitals::default();
+        assert_eq!(vitals.still(), ["start"], "nothing moves yet");
         let moving = vitals.register("moving", LONG);
+        assert_eq!(vitals.still(), ["moving"], "it did no pass yet");
         moving.beat();
         let _still = vitals.register("still", Duration::ZERO);
         std::thread::sleep(Duration::from_millis(3));

@@ -52,7 +52,7 @@ fn api(redis: &str) -> Api {
         keys: KeyRing::open(),
         process: Arc::from("serve-test"),
     };
-    let endpoint = server::routes(app, acceptor.clone(), Vitals::default()).boxed();
+    let endpoint = server::routes(app, acceptor.clone(), moving()).boxed();
     Api { endpoint, acceptor, pipeline }
 }
 
@@ -327,6 +327,13 @@ async fn a_repeated_request_with_an_idempotency_key_gives_the_same_ids() {
     assert_eq!(ids[..3], ids[3..]);
     assert!(ids[0] != ids[1] && ids[0].starts_with("ik-") && ids[2] == "own", "{ids:?}");
     api.clean().await;
+}
+
+/// A process of which a loop moves.
+fn moving() -> Vitals {
+    let vitals = Vitals::default();
+    vitals.register("test", std::time::Duration::from_secs(600)).beat();
+    vitals
 }
 
 #[tokio::test]
