@@ -112,3 +112,37 @@ async fn many_clients_get_the_same_answers_from_two_serve_processes() {
     assert_eq!(answers[0]["received"], load.records.len());
     pipeline.verify().await;
 }
+
+#[tokio::test]
+async fn counts_and_sums_hold_together_at_every_moment_of_a_load() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let _serve = pipeline.serve().await;
+    let load = Load::new("r", 3_000);
+    pipeline.send(&load.records).await;
+    // Small batches, so that there are many moments.
+    let _work = pipeline.work_with(&[("MILLRACE_BATCH", "40")]);
+    let (mut moments, mut amid) = (0, 0);
+    loop {
+        let stats = pipeline.get("/stats").await;
+        assert_eq!(stats["received"], load.records.len(), "an entry is counted once, wherever it is: {stats}");
+        let answer = pipeline.get("/records/aggregations").await;
+        for group in answer["groups"].as_array().unwrap() {
+            let records = group["records"].as_array().unwrap();
+            let mut sum = rust_decimal::Decimal::ZERO;
+            for record in records {
+                let value: rust_decimal::Decimal = record["value"].as_str().unwrap().parse().unwrap();
+                sum += if record["type"] == "negative" { -value } else { value };
+            }
+            let told: rust_decimal::Decimal = group["totals"][0]["total"].as_str().unwrap().parse().unwrap();
+            assert_eq!((&group["count"], told), (&records.len().into(), sum), "one snapshot");
+        }
+        moments += 1;
+        amid += u32::from(stats["backlog"] != 0 && stats["processed"] != 0);
+        if stats["backlog"] == 0 {
+            break;
+        }
+    }
+    assert!(amid > 2, "of {moments} moments {amid} were amid the load");
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&load.ids).await;
+}
