@@ -10,6 +10,16 @@ pub fn point(name: &'static str) {
     let _ = name;
 }
 
+/// Called with the ids of records that are about to be decided. With the feature, `MILLRACE_FAULT_POISON=<recordId>:kill`
+/// kills the process when that record is among them, `…:panic` panics.
+#[inline]
+pub fn deciding<'a>(ids: impl Iterator<Item = &'a str>) {
+    #[cfg(feature = "fault-points")]
+    armed::decide(ids);
+    #[cfg(not(feature = "fault-points"))]
+    drop(ids);
+}
+
 #[cfg(feature = "fault-points")]
 mod armed {
     use std::sync::{
@@ -29,7 +39,25 @@ mod armed {
             && armed == name
             && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *n
         {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+            die();
         }
+    }
+
+    static POISON: LazyLock<Option<(String, String)>> = LazyLock::new(|| {
+        let setting = std::env::var("MILLRACE_FAULT_POISON").ok()?;
+        let (id, act) = setting.rsplit_once(':')?;
+        Some((id.to_owned(), act.to_owned()))
+    });
+
+    pub(super) fn decide<'a>(mut ids: impl Iterator<Item = &'a str>) {
+        let Some((poison, act)) = POISON.as_ref() else { return };
+        if ids.any(|id| id == poison) {
+            assert!(act == "kill", "the poison of a test");
+            die();
+        }
+    }
+
+    fn die() {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
     }
 }

@@ -72,6 +72,19 @@ pub(super) struct SinkStats {
     /// The same by shard, those without lag left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_per_shard: Option<std::collections::BTreeMap<String, i64>>,
+    /// What its lanes say of themselves; empty: all run.
+    pub states: Vec<LaneState>,
+}
+
+/// A lane that does not run.
+#[derive(Debug, Clone, Object, Serialize)]
+pub(super) struct LaneState {
+    /// The shard.
+    pub shard: u16,
+    /// `waiting`: for a consumer group; `failing`: tries again; `halted`: until `millrace sinks resume`.
+    pub state: String,
+    /// Why, and what to do.
+    pub detail: String,
 }
 
 /// Dead letters by state.
@@ -144,6 +157,8 @@ pub(super) struct Stats {
     pub lag_ms: Option<u64>,
     /// Entries seen to be gone before they were applied: the least that was lost.
     pub lost: i64,
+    /// How often a records stream or its consumer group was gone; what was lost with it is not known.
+    pub vanished: i64,
     /// Destinations that have records.
     pub destinations: i64,
     /// Version of the policy in force in this process.
@@ -219,6 +234,7 @@ impl StatsApi {
             backlog: unsettled,
             lag_ms: backlog.as_ref().map(|backlog| backlog.iter().map(|shard| shard.lag_ms).max().unwrap_or(0)),
             lost,
+            vanished: sum(|shard| shard.vanished),
             destinations,
             policy_version,
             uptime_seconds: uptime.map_or(0, |uptime| uptime.num_seconds()),
@@ -302,6 +318,7 @@ fn shard_stats(shard: &ShardCounts, backlog: Option<&[Backlog]>) -> ShardStats {
 
 async fn sinks_without_redis(app: &App) -> Result<Vec<SinkStats>, Failure> {
     let started = app.store.sink_beginnings().await?;
+    let states = app.store.sink_states().await?;
     let manifest = app.manifest.borrow().manifest.clone();
     let stats = manifest.spec.sinks.iter().map(|sink| SinkStats {
         name: sink.name.clone(),
@@ -310,6 +327,11 @@ async fn sinks_without_redis(app: &App) -> Result<Vec<SinkStats>, Failure> {
         started: started.iter().any(|state| state.name == sink.name && state.started && !state.removed),
         lag: None,
         lag_per_shard: None,
+        states: states
+            .iter()
+            .filter(|(name, ..)| *name == sink.name)
+            .map(|(_, shard, state, detail)| LaneState { shard: *shard, state: state.clone(), detail: detail.clone() })
+            .collect(),
     });
     Ok(stats.collect())
 }

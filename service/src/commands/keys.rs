@@ -107,7 +107,7 @@ async fn act(store: &Store, action: Action) -> anyhow::Result<()> {
 }
 
 /// Who runs the command, for the audit trail.
-fn actor() -> String {
+pub(super) fn actor() -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
     user.map_or_else(|| "command".to_owned(), |user| format!("command:{}", user.name))
 }

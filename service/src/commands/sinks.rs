@@ -1,14 +1,99 @@
-//! `millrace sinks`: list sinks and resume halted ones.
+//! `millrace sinks`: list sinks, and resume one that is halted.
+//!
+//! Must never touch a stream: it writes in Postgres where a sink starts anew, and the workers make its cursor.
+
+use anyhow::{Context as _, bail};
+
+use super::keys::actor;
+use crate::{
+    config::Place,
+    store::{SinkRow, Store},
+};
 
 /// Flags of `millrace sinks`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// List the sinks that were started, and what stops them
+    List,
+    /// Start a halted sink anew: its old position is forgotten
+    Resume {
+        /// Its name
+        name: String,
+        /// Where it starts: with what happens from now on, or with all that is stored (into a stream that still has
+        /// entries, they come again)
+        #[arg(long)]
+        from: Start,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Start {
+    /// With what happens from now on
+    Now,
+    /// With all that is stored
+    Beginning,
+}
 
 /// Runs the command.
 ///
 /// # Errors
 /// What stopped it, in words for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let Args {} = args;
-    anyhow::bail!("not built yet")
+    let Args { place, action } = args;
+    let manifest = place.manifest()?;
+    let store = Store::connect(&place.postgres_url()?, &manifest.metadata.name, 1).context("the URL of Postgres")?;
+    let outcome = match action {
+        Action::List => list(&store).await,
+        Action::Resume { name, from } => resume(&store, &name, from).await,
+    };
+    store.close().await;
+    outcome
+}
+
+async fn list(store: &Store) -> anyhow::Result<()> {
+    let states = store.sink_states().await?;
+    for row in store.sinks().await? {
+        let SinkRow { name, kind, stream, started, old_stream, removed, .. } = row;
+        let stream = stream.unwrap_or_else(|| "-".to_owned());
+        let phase = match (removed, started, old_stream) {
+            (true, _, _) => "being removed".to_owned(),
+            (false, false, Some(old)) => format!("moving here from {old}"),
+            (false, false, None) => "not started yet".to_owned(),
+            (false, true, _) => "started".to_owned(),
+        };
+        println!("{name}\t{kind}\t{stream}\t{phase}");
+        for (_, shard, state, detail) in states.iter().filter(|(sink, ..)| *sink == name) {
+            println!("\tshard {shard}: {state}: {detail}");
+        }
+    }
+    Ok(())
+}
+
+async fn resume(store: &Store, name: &str, from: Start) -> anyhow::Result<()> {
+    let known: Vec<String> = store.sinks().await?.into_iter().map(|row| row.name).collect();
+    if !known.iter().any(|known| known == name) {
+        bail!("there is no sink {name}; there are: {}", known.join(", "));
+    }
+    // A sink that runs would repeat all of its stream, or leave a gap.
+    if !store.sink_states().await?.iter().any(|(sink, _, state, _)| sink == name && state == "halted") {
+        bail!("{name} is not halted: it goes on by itself; `millrace sinks list` says what it waits for");
+    }
+    let fresh = hex::encode(rand::random::<[u8; 16]>());
+    if !store.resume_sink(name, &fresh, from == Start::Beginning, &actor()).await? {
+        bail!("{name} is being removed");
+    }
+    let from = match from {
+        Start::Now => "what happens from now on",
+        Start::Beginning => "all that is stored",
+    };
+    println!("{name}: starts anew with {from}, as soon as a worker sees it");
+    Ok(())
 }

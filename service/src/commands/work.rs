@@ -44,6 +44,9 @@ pub struct Tuning {
     batch: u16,
 }
 
+/// How long `/status` waits for Postgres before it tells the rest without.
+const LONGEST_LOOK: Duration = Duration::from_secs(2);
+
 /// Connections beside those that commit: for leases, lanes and the manifest.
 pub const CONNECTIONS: u32 = 3;
 
@@ -80,25 +83,29 @@ fn status(known: Arc<OnceLock<Setup>>) -> Status {
         Box::pin(async move {
             let Some(setup) = setup else { return json!({"pipeline": null, "waiting": "the pipeline's schema"}) };
             let in_force = setup.in_force.borrow().clone();
-            let shards = setup.store.shards_of(&setup.process).await;
-            let sinks = setup.store.sink_states().await;
+            let asked = async {
+                let shards = setup.store.shards_of(&setup.process).await?;
+                Ok((shards, setup.store.sink_states().await?))
+            };
+            let away = |_| Err(store::Error::Sql(sqlx::Error::PoolTimedOut));
+            let known = tokio::time::timeout(LONGEST_LOOK, asked).await.unwrap_or_else(away);
             json!({
                 "pipeline": &*setup.name,
                 "pipelineId": &*in_force.pipeline_id,
                 "worker": &*setup.process,
                 "version": in_force.policy.version,
                 "refusal": in_force.refusal.as_deref(),
-                "shards": shards.as_ref().ok().map(|shards| {
+                "shards": known.as_ref().ok().map(|(shards, _)| {
                     let rows = shards.iter().map(|(shard, epoch, version)| json!({"shard": shard, "epoch": epoch, "version": version}));
                     rows.collect::<Vec<_>>()
                 }),
-                "sinks": sinks.as_ref().ok().map(|states| {
+                "sinks": known.as_ref().ok().map(|(_, states)| {
                     let rows = states.iter().map(|(sink, shard, state, detail)| {
                         json!({"sink": sink, "shard": shard, "state": state, "detail": detail})
                     });
                     rows.collect::<Vec<_>>()
                 }),
-                "postgres": shards.err().map(|error| error.to_string()),
+                "postgres": known.err().map(|error| error.to_string()),
             })
         })
     })

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     InForce, Place,
+    place::unbuilt,
     setup::{offer, other_uid, refusal, say},
 };
 use crate::{
@@ -148,7 +149,10 @@ impl Follower {
                     "metadata.name changed from {was} to {is}: a pipeline keeps its name; start another one"
                 ));
             }
-            Ok(manifest) => self.pending = Some(manifest),
+            Ok(manifest) => match unbuilt(&manifest) {
+                Ok(()) => self.pending = Some(manifest),
+                Err(error) => self.refuse(&error.to_string()),
+            },
             Err(error) => self.refuse(&error.to_string()),
         }
     }

@@ -67,7 +67,9 @@ impl Place {
     pub fn manifest(&self) -> anyhow::Result<RecordPipeline> {
         let text =
             fs::read_to_string(&self.pipeline).with_context(|| format!("cannot read {}", self.pipeline.display()))?;
-        RecordPipeline::from_yaml(&text).with_context(|| self.pipeline.display().to_string())
+        let manifest = RecordPipeline::from_yaml(&text).with_context(|| self.pipeline.display().to_string())?;
+        unbuilt(&manifest)?;
+        Ok(manifest)
     }
 
     /// The URL of Redis.
@@ -85,6 +87,15 @@ impl Place {
     pub fn postgres_url(&self) -> anyhow::Result<String> {
         let (given, file) = (self.postgres_url.as_ref(), self.postgres_url_file.as_ref());
         url("Postgres", "--postgres-url", "MILLRACE_POSTGRES_URL", given, file)
+    }
+}
+
+/// Refuses what the resource allows and this version cannot do: a sink that silently carries nothing would be worse.
+pub(super) fn unbuilt(manifest: &RecordPipeline) -> anyhow::Result<()> {
+    let webhook = manifest.spec.sinks.iter().position(|sink| sink.webhook.is_some());
+    match webhook {
+        Some(index) => bail!("spec.sinks[{index}].webhook: this version has no webhook sinks yet; use redisStream"),
+        None => Ok(()),
     }
 }
 

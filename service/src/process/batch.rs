@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
+use tracing::Instrument as _;
 
 use super::{
     owner::current,
@@ -16,14 +18,17 @@ use super::{
 };
 use crate::{
     domain::{self, Decision, Entry, Invalid, Item, Record, code},
+    fault,
     store::{self, LogRow, Numbers},
-    telemetry::metrics as names,
+    telemetry::{metrics as names, trace},
 };
 
 /// Deliveries after which an entry is taken alone and noted before it is decided.
 const SUSPICIOUS: u64 = 3;
 /// Notes without an outcome after which an entry becomes a dead letter.
 const ATTEMPTS: i32 = 3;
+/// Most requests that a batch's span is linked to.
+const LINKS: usize = 32;
 
 /// Why a batch was not committed.
 enum Failure {
@@ -135,6 +140,12 @@ impl Shard {
 
     /// Decides and writes a batch in one transaction.
     async fn commit(&mut self, batch: &[Item]) -> Result<Numbers, Failure> {
+        let span = tracing::info_span!("process.batch.commit", shard = self.shard, entries = batch.len());
+        trace::link(&span, batch.iter().filter_map(|item| item.entry.traceparent.as_deref()).take(LINKS));
+        self.try_commit(batch).instrument(span).await
+    }
+
+    async fn try_commit(&mut self, batch: &[Item]) -> Result<Numbers, Failure> {
         let started = Instant::now();
         let in_force = self.context.in_force.borrow().clone();
         let (policy, shards) = (&in_force.policy, in_force.manifest.spec.shards);
@@ -145,7 +156,12 @@ impl Shard {
                 self.context.store.begin_commit(self.shard, shards, &fence, policy.version, exclusive).await?;
             let known = commit.known(batch, policy).await?;
             let (position, now) = (commit.position, commit.now);
-            let decision = catch_unwind(AssertUnwindSafe(|| domain::decide(batch, known, policy, position)))
+            let decide = || {
+                let at_stake = batch.iter().filter(|item| item.condemned.is_none());
+                fault::deciding(at_stake.filter_map(|item| Some(item.record.as_ref().ok()?.record_id.as_str())));
+                domain::decide(batch, known, policy, position)
+            };
+            let decision = catch_unwind(AssertUnwindSafe(decide))
                 .map_err(|_| Failure::Data("panicked", "deciding it panicked; the log says where".to_owned()))?;
             if !exclusive && decision.letters.iter().any(|letter| letter.record_id.is_some()) {
                 exclusive = true;
@@ -153,16 +169,20 @@ impl Shard {
             }
             let numbers = commit.write(batch, &decision, policy.version).await?;
             self.stands_at = policy.version;
-            self.count(batch, &decision, started);
+            self.count(batch, &decision, started, now);
             self.feed.push(rows(batch, decision, now), numbers);
             return Ok(numbers);
         }
     }
 
-    fn count(&self, batch: &[Item], decision: &Decision, started: Instant) {
+    fn count(&self, batch: &[Item], decision: &Decision, started: Instant, now: DateTime<Utc>) {
         let shard = self.shard;
         metrics::histogram!(names::BATCH_ENTRIES).record(batch.len() as f64);
         metrics::histogram!(names::COMMIT_SECONDS).record(started.elapsed().as_secs_f64());
+        for new in &decision.records {
+            let took = (now - batch[new.entry].entry.received_at).to_std().unwrap_or_default();
+            metrics::histogram!(names::PROCESS_SECONDS).record(took.as_secs_f64());
+        }
         for (name, n) in [
             (names::PROCESSED, decision.records.len()),
             (names::DUPLICATES, decision.duplicates.len()),
@@ -207,7 +227,7 @@ fn unread() -> Invalid {
 }
 
 /// What the lanes get.
-fn rows(batch: &[Item], decision: Decision, now: chrono::DateTime<chrono::Utc>) -> Vec<LogRow> {
+fn rows(batch: &[Item], decision: Decision, now: DateTime<Utc>) -> Vec<LogRow> {
     decision
         .records
         .into_iter()

@@ -101,10 +101,15 @@ async fn pass(
     }
     if owned.len() < share {
         let free = context.store.free_shards().await?;
-        for shard in
-            free.into_iter().filter(|shard| !held.contains_key(shard)).take(share - owned.len()).collect::<Vec<_>>()
-        {
-            take(context, held, tasks, shard, lease_ms).await?;
+        let mut trouble = None;
+        for shard in free {
+            if !held.contains_key(&shard) && held.len() < share {
+                // One whose row is locked keeps nobody from taking the others.
+                trouble = take(context, held, tasks, shard, lease_ms).await.err().or(trouble);
+            }
+        }
+        if let Some(error) = trouble {
+            return Err(error);
         }
     }
     Ok(())
@@ -125,7 +130,8 @@ async fn renew(context: &Context, held: &BTreeMap<u16, Held>, lease_ms: i64) -> 
     for (shard, fence) in shown {
         // A fence that was raised meanwhile is renewed next time.
         // One that is being given back may have been released a moment ago; its commits are fenced in any case.
-        if !renewed.contains(&shard) && current(&held[&shard].fence) == fence && !held[&shard].give_back.is_cancelled() {
+        if !renewed.contains(&shard) && current(&held[&shard].fence) == fence && !held[&shard].give_back.is_cancelled()
+        {
             tracing::warn!(shard, epoch = fence.epoch, "process.shard.lost");
             metrics::counter!(names::LEASE_CHANGES, "change" => "lost").increment(1);
             held[&shard].lost.cancel();

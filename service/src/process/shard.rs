@@ -272,7 +272,7 @@ impl Shard {
         let numbers = self.decide_and_commit(entries).await?;
         crate::fault::point("before_ack");
         match self.input.ack(&current(&self.fence), numbers, &ids).await? {
-            Step::Done(()) => {}
+            Step::Done(left) => metrics::gauge!(names::BACKLOG, "shard" => self.shard.to_string()).set(left as f64),
             Step::Raised => self.mode = Mode::Prepare,
         }
         crate::fault::point("after_ack");

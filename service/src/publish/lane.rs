@@ -83,6 +83,12 @@ impl Lane {
                 told.clone_from(&state);
             }
             let (cursor, seen) = at.unwrap_or((-1, -1));
+            if let Some((_, seen)) = at {
+                metrics::gauge!(
+                    names::LANE_LAG, "sink" => self.sink.output.sink.clone(), "shard" => self.shard.to_string()
+                )
+                .set((highest - seen).max(0) as f64);
+            }
             if state.is_some() {
                 pause = (pause * 2).min(Duration::from_secs(1));
                 at = None;

@@ -1,5 +1,7 @@
 //! Who owns which shard: leases with epochs. Only this server's clock decides.
 
+use sqlx::{Postgres, Transaction};
+
 use super::{Error, Store};
 use crate::streams::Fence;
 
@@ -13,6 +15,13 @@ pub struct Rank {
 }
 
 impl Store {
+    /// A transaction that waits for no row for long: whoever holds a shard's row must not hold up all leases.
+    async fn impatient(&self) -> Result<Transaction<'static, Postgres>, Error> {
+        let mut turn = self.pool.begin().await?;
+        sqlx::query!("select set_config('lock_timeout', '2000', true)").fetch_one(&mut *turn).await?;
+        Ok(turn)
+    }
+
     /// Says that a worker lives for `ttl_ms` more, and tells its place among the living.
     ///
     /// # Errors
@@ -56,6 +65,7 @@ impl Store {
         let shards: Vec<i32> = held.iter().map(|(shard, _)| i32::from(*shard)).collect();
         let epochs: Vec<i64> = held.iter().map(|(_, fence)| fence.epoch).collect();
         let tokens: Vec<String> = held.iter().map(|(_, fence)| fence.token.clone()).collect();
+        let mut turn = self.impatient().await?;
         let renewed = sqlx::query_scalar!(
             "update shards set lease_until = clock_timestamp() + $4::bigint * interval '1 ms'
              from unnest($1::int[], $2::bigint[], $3::text[]) as held (shard, epoch, token)
@@ -67,8 +77,9 @@ impl Store {
             &tokens,
             ttl_ms,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *turn)
         .await?;
+        turn.commit().await?;
         Ok(renewed.into_iter().map(|shard| shard as u16).collect())
     }
 
@@ -90,6 +101,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn take(&self, worker: &str, shard: u16, token: &str, ttl_ms: i64) -> Result<Option<Fence>, Error> {
+        let mut turn = self.impatient().await?;
         let epoch = sqlx::query_scalar!(
             "with taken as (
                  update shards set owner = $1, token = $3, epoch = epoch + 1,
@@ -105,8 +117,9 @@ impl Store {
             token,
             ttl_ms,
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *turn)
         .await?;
+        turn.commit().await?;
         Ok(epoch.map(|epoch| Fence { epoch, token: token.to_owned() }))
     }
 

@@ -85,18 +85,28 @@ impl Store {
         Ok(())
     }
 
-    /// Starts a sink anew under a new incarnation, each shard after `after`, or after what it holds now. True when there
-    /// is such a sink.
+    /// Starts a sink anew under a new incarnation, each shard after `after`, or after what it holds now, and notes who did
+    /// it. True when there is such a sink.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn resume_sink(&self, name: &str, incarnation: &str, from_beginning: bool) -> Result<bool, Error> {
+    pub async fn resume_sink(
+        &self,
+        name: &str,
+        incarnation: &str,
+        from_beginning: bool,
+        actor: &str,
+    ) -> Result<bool, Error> {
         let done = sqlx::query!(
             "with resumed as (
                  update sinks set incarnation = $2, started = false, old_stream = null, old_incarnation = null
                  where name = $1 and not removed returning name, kind
              ), cleared as (
                  delete from sink_states where sink = $1
+             ), noted as (
+                 insert into admin_actions (actor, action, reason)
+                 select $4, 'sinks.resume', 'sink ' || name || case when $3 then ' from beginning' else ' from now' end
+                 from resumed
              )
              insert into sink_starts (sink, shard, after)
              select resumed.name, shards.shard,
@@ -107,6 +117,7 @@ impl Store {
             name,
             incarnation,
             from_beginning,
+            actor,
         )
         .execute(&self.pool)
         .await?;

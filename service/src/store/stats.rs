@@ -29,6 +29,8 @@ pub struct ShardCounts {
     pub foreign_settled: i64,
     /// Entries seen to be gone before they were applied.
     pub lost: i64,
+    /// How often its stream or group was gone.
+    pub vanished: i64,
 }
 
 /// What is settled, over all shards.
@@ -96,7 +98,7 @@ impl Store {
         let shards = sqlx::query_as!(
             ShardCounts,
             "select shard, owner, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts,
-                    foreign_settled, lost
+                    foreign_settled, lost, vanished
              from shards order by shard"
         )
         .fetch_all(&mut *snapshot)

@@ -155,15 +155,19 @@ impl Input {
     }
 
     /// Acknowledges settled entries and trims what is settled; keeps the highest committed numbers beside the stream.
+    /// Answers how many entries are left.
     ///
     /// # Errors
     /// [`Error::Fenced`] when the fence stands higher, [`Error::NoGroup`] when the group is gone.
-    pub async fn ack(&self, fence: &Fence, numbers: [i64; 3], ids: &[StreamId]) -> Result<Step<()>, Error> {
+    pub async fn ack(&self, fence: &Fence, numbers: [i64; 3], ids: &[StreamId]) -> Result<Step<i64>, Error> {
         let args: Vec<String> =
             numbers.iter().map(ToString::to_string).chain(ids.iter().map(ToString::to_string)).collect();
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let reply = self.run(&ACK, fence, &args).await?;
-        Ok(if is(&reply, b"raised") { Step::Raised } else { Step::Done(()) })
+        Ok(match reply.get(1) {
+            Some(Value::Int(left)) => Step::Done(*left),
+            _ => Step::Raised,
+        })
     }
 
     /// Waits up to `longest` for an entry above `last`; takes nothing.

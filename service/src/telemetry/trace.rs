@@ -34,6 +34,13 @@ pub fn continue_from(span: &Span, traceparent: Option<&str>) {
     }
 }
 
+/// Links a span to the requests that its work came from. Without export it does nothing.
+pub fn link<'a>(span: &Span, traceparents: impl Iterator<Item = &'a str>) {
+    for context in traceparents.filter_map(context) {
+        span.add_link(context);
+    }
+}
+
 fn context(header: &str) -> Option<SpanContext> {
     let header = header.trim();
     let bytes = header.as_bytes();

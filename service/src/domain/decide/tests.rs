@@ -20,7 +20,11 @@ fn record(id: u8, destination: usize, value: &str, positive: bool, unit: &str, a
 /// One entry of a generated stream.
 #[derive(Debug, Clone)]
 enum Step {
-    New { payload: String, marked: bool, condemned: bool },
+    New {
+        payload: String,
+        marked: bool,
+        condemned: bool,
+    },
     /// Delivers an earlier entry again.
     Again(usize),
     /// Asks for a replay of a letter.
@@ -28,12 +32,17 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<(Step, bool)>> {
-    let value = prop_oneof![Just("1"), Just("1.0"), Just("2.5"), Just("0.000000001"), Just("999999999999999.999999999")];
+    let value =
+        prop_oneof![Just("1"), Just("1.0"), Just("2.5"), Just("0.000000001"), Just("999999999999999.999999999")];
     let attributes = prop_oneof![Just(r#"{"a":1,"b":2}"#), Just(r#"{"b":2.0,"a":1}"#), Just(r#"{"a":2}"#)];
     let unit = prop_oneof![4 => Just("EUR"), 1 => Just("USD")];
-    let well_formed = (0..6_u8, 0..4_usize, value, any::<bool>(), unit, attributes)
-        .prop_map(|(id, destination, value, positive, unit, attributes)| record(id, destination, value, positive, unit, attributes));
-    let payload = prop_oneof![8 => well_formed, 1 => Just("garbage{".to_owned()), 1 => Just(r#"{"recordId":"id-1"}"#.to_owned())];
+    let well_formed = (0..6_u8, 0..4_usize, value, any::<bool>(), unit, attributes).prop_map(
+        |(id, destination, value, positive, unit, attributes)| {
+            record(id, destination, value, positive, unit, attributes)
+        },
+    );
+    let payload =
+        prop_oneof![8 => well_formed, 1 => Just("garbage{".to_owned()), 1 => Just(r#"{"recordId":"id-1"}"#.to_owned())];
     let step = prop_oneof![
         8 => (payload, any::<bool>(), prop::bool::weighted(0.05))
             .prop_map(|(payload, marked, condemned)| Step::New { payload, marked, condemned }),
@@ -59,7 +68,9 @@ fn items(steps: &[(Step, bool)]) -> Vec<Item> {
         };
         made.push(match step {
             Step::New { payload, marked, condemned } => (fresh(payload.clone(), *marked, None), *condemned),
-            Step::Again(which) if made.is_empty() => (fresh(record(0, 0, "1", true, "EUR", "{}"), *which > 0, None), false),
+            Step::Again(which) if made.is_empty() => {
+                (fresh(record(0, 0, "1", true, "EUR", "{}"), *which > 0, None), false)
+            }
             Step::Again(which) => made[which % made.len()].clone(),
             // What a replay carries does not depend on the letter here: any payload may stand in one.
             Step::Replay(n) => {
@@ -128,9 +139,11 @@ impl Model {
 
     fn outcome(&mut self, item: &Item) -> Outcome {
         if let Some(letter) = item.entry.replay_of {
-            let found = self.kept.iter_mut().take(self.committed).find(
-                |kept| kept.open && matches!(kept.outcome, Outcome::Letter { n, .. } if n == letter.n),
-            );
+            let found = self
+                .kept
+                .iter_mut()
+                .take(self.committed)
+                .find(|kept| kept.open && matches!(kept.outcome, Outcome::Letter { n, .. } if n == letter.n));
             match found {
                 Some(kept) => kept.open = false,
                 None => return Outcome::Nothing,
@@ -166,7 +179,9 @@ impl Model {
                 (true, _) => Outcome::Nothing,
                 (false, true) => Outcome::Duplicate { id },
                 (false, false) => {
-                    let n = 1 + self.kept.iter().filter(|kept| matches!(kept.outcome, Outcome::Conflict { .. })).count() as i64;
+                    let n = 1
+                        + self.kept.iter().filter(|kept| matches!(kept.outcome, Outcome::Conflict { .. })).count()
+                            as i64;
                     Outcome::Conflict { n, id }
                 }
             };
@@ -211,7 +226,8 @@ impl Model {
             totals: HashMap::new(),
             destinations: HashMap::new(),
         };
-        let asked: HashSet<&Text> = batch.iter().filter_map(|item| item.record.as_ref().ok()).map(|record| &record.record_id).collect();
+        let asked: HashSet<&Text> =
+            batch.iter().filter_map(|item| item.record.as_ref().ok()).map(|record| &record.record_id).collect();
         for kept in &self.kept {
             match (&kept.outcome, &kept.record) {
                 (Outcome::Record { .. }, Some(record)) => {

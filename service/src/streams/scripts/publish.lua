@@ -38,14 +38,13 @@ local function unread()
   return lowest or '0-0', who
 end
 
-local function exists() return redis.call('EXISTS', KEYS[2]) == 1 end
 local count = (#ARGV - 10) / 5
 local room, who, lost = count, '', 0
-if most > 0 and exists() then
+if most > 0 then
   local over = redis.call('XLEN', KEYS[2]) + count - most
   if over > 0 then
-    local boundary
-    boundary, who = unread()
+    local boundary = '0-0'
+    if redis.call('EXISTS', KEYS[2]) == 1 then boundary, who = unread() end
     if overflow == 'Wait' then
       -- Whole nodes first, then one by one: only what every group has acknowledged.
       redis.call('XTRIM', KEYS[2], 'MINID', '~', boundary, 'LIMIT', over)
@@ -53,7 +52,8 @@ if most > 0 and exists() then
       room = math.max(0, math.min(count, most - redis.call('XLEN', KEYS[2])))
     else
       -- The entries that go are counted where no group, or not every group, has acknowledged them.
-      over = math.min(over, redis.call('XLEN', KEYS[2]))
+      -- New entries that find no room at all were read by nobody.
+      lost = math.max(0, count - most)
       for _, entry in ipairs(redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', over)) do
         if not below(entry[1], boundary) then lost = lost + 1 end
       end

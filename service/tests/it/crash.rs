@@ -1,0 +1,181 @@
+//! A process dies at a point of a record's way: nothing is lost, nothing doubled, the order of each destination is kept.
+
+use serde_json::json;
+
+use crate::harness::{Load, Pipeline, eventually};
+
+/// Half of the load is there when the worker starts, so it dies amid work; the other half comes while it dies.
+async fn a_worker_dies(point: &str, pass: u32) {
+    let pipeline = Pipeline::new(json!({})).await;
+    let _serve = pipeline.serve().await;
+    let load = Load::new("r", 1_800);
+    let (before, after) = load.records.split_at(load.records.len() / 2);
+    pipeline.send(before).await;
+    let fault = format!("{point}:{pass}");
+    let mut doomed = pipeline.work_with(&[("MILLRACE_FAULT", &fault), ("MILLRACE_BATCH", "100")]);
+    tokio::join!(pipeline.send(after), doomed.died_at_its_fault());
+    let processed = pipeline.number("select count(*) from records").await;
+    assert!(processed < load.ids.len() as i64, "it died before all was done");
+    let heir = pipeline.work_with(&[("MILLRACE_BATCH", "100")]);
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&load.ids).await;
+    assert_eq!(pipeline.number("select sum(processed)::bigint from shards").await, load.ids.len() as i64);
+    assert_eq!(pipeline.number("select sum(duplicates)::bigint from shards").await, load.duplicates as i64);
+    assert_eq!(pipeline.number("select sum(lost + vanished)::bigint from shards").await, 0);
+    // What was read and not acknowledged was taken over, not waited for.
+    if ["after_read", "before_commit", "after_commit", "before_ack"].contains(&point) {
+        heir.says("process.pending.taken_over").await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_after_reading_loses_nothing() {
+    a_worker_dies("after_read", 4).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_before_its_commit_loses_nothing() {
+    a_worker_dies("before_commit", 3).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_after_its_commit_doubles_nothing() {
+    a_worker_dies("after_commit", 3).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_before_its_ack_doubles_nothing() {
+    a_worker_dies("before_ack", 3).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_after_its_ack_loses_nothing() {
+    a_worker_dies("after_ack", 3).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_before_publishing_loses_no_notification() {
+    a_worker_dies("before_publish", 3).await;
+}
+
+/// The script that publishes moves the cursor in the same step: behind it is behind both.
+#[tokio::test]
+async fn a_worker_that_dies_after_publishing_repeats_no_notification() {
+    a_worker_dies("after_publish", 3).await;
+}
+
+#[tokio::test]
+async fn a_serve_process_that_dies_after_an_append_leaves_it_to_be_sent_again() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let _work = pipeline.work();
+    let mut doomed = pipeline.serve_with(&[("MILLRACE_FAULT", "after_xadd:5")]).await;
+    let load = Load::new("r", 1_800);
+    let takes_over = async {
+        doomed.died_at_its_fault().await;
+        pipeline.serve().await
+    };
+    let ((), _heir) = tokio::join!(pipeline.send_through(&load.records), takes_over);
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&load.ids).await;
+    // The client's batch whose answer was lost came twice: what the dead process had appended became duplicates.
+    let duplicates = pipeline.number("select sum(duplicates)::bigint from shards").await;
+    assert!(duplicates > load.duplicates as i64, "{duplicates}");
+}
+
+#[tokio::test]
+async fn a_paused_owner_whose_lease_ran_out_takes_and_doubles_nothing() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let _serve = pipeline.serve().await;
+    let load = Load::new("r", 2_400);
+    let parts: Vec<_> = load.records.chunks(load.records.len().div_ceil(3)).collect();
+    let paused = pipeline.work_with(&[("MILLRACE_BATCH", "20")]);
+    paused.ready().await;
+    pipeline.send(parts[0]).await;
+    eventually("it is amid work", async || pipeline.number("select count(*) from records").await > 0).await;
+    paused.pause();
+    let heir = pipeline.work_with(&[("MILLRACE_BATCH", "20")]);
+    pipeline.send(parts[1]).await;
+    eventually("the heir has both shards, and did all", async || {
+        heir.said("process.shard.taken").len() >= 2 && pipeline.backlog().await == 0
+    })
+    .await;
+    // The paused one waits for entries: none of them may end up with it.
+    for shard in 0..2 {
+        let stream = pipeline.records(shard);
+        let consumers: Vec<std::collections::HashMap<String, redis::Value>> =
+            pipeline.redis(&["XINFO", "CONSUMERS", &stream, "workers"]).await;
+        let pending: Vec<_> = consumers.iter().map(|consumer| &consumer["pending"]).collect();
+        assert!(pending.iter().all(|pending| **pending == redis::Value::Int(0)), "{consumers:?}");
+    }
+    paused.go_on();
+    pipeline.send(parts[2]).await;
+    paused.says("process.shard.lost").await;
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&load.ids).await;
+    assert_eq!(pipeline.number("select sum(duplicates)::bigint from shards").await, load.duplicates as i64);
+}
+
+/// Holding a shard's row while it is paused, a worker must not keep the others from the shard.
+#[tokio::test]
+async fn an_owner_that_is_paused_amid_a_commit_blocks_nobody() {
+    let pipeline = Pipeline::new(json!({"shards": 1})).await;
+    let _serve = pipeline.serve().await;
+    let paused = pipeline.work();
+    paused.ready().await;
+    eventually("it has the shard", async || pipeline.shares().await == [1]).await;
+    // The commit waits for the row; paused meanwhile, it gets it and does not go on.
+    let mut lock = pipeline.sql.begin().await.unwrap();
+    sqlx::query("select from shards for update").execute(&mut *lock).await.unwrap();
+    let load = Load::new("r", 40);
+    pipeline.send(&load.records).await;
+    eventually("the commit waits for the row", async || {
+        pipeline
+            .number(
+                "select count(*) from pg_stat_activity where datname = current_database()
+                 and application_name = 'millrace-commit' and wait_event_type = 'Lock'",
+            )
+            .await
+            > 0
+    })
+    .await;
+    paused.pause();
+    lock.rollback().await.unwrap();
+    let heir = pipeline.work();
+    heir.says("process.shard.taken").await;
+    pipeline.settled().await;
+    paused.go_on();
+    paused.says("process.shard.lost").await;
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&load.ids).await;
+}
+
+#[tokio::test]
+async fn pending_entries_of_a_predecessor_come_before_new_ones_in_order() {
+    let pipeline = Pipeline::new(json!({"shards": 1})).await;
+    let _serve = pipeline.serve().await;
+    let mut doomed = pipeline.work_with(&[("MILLRACE_FAULT", "before_commit:1"), ("MILLRACE_BATCH", "30")]);
+    doomed.ready().await;
+    let load = Load::new("r", 300);
+    let (old, new) = load.records.split_at(100);
+    pipeline.send(old).await;
+    doomed.died_at_its_fault().await;
+    let stream = pipeline.records(0);
+    let (pending, lowest, _, _): (u64, String, String, redis::Value) =
+        pipeline.redis(&["XPENDING", &stream, "workers"]).await;
+    assert!(pending > 0, "it died with entries in hand");
+    pipeline.send(new).await;
+    let heir = pipeline.work_with(&[("MILLRACE_BATCH", "7")]);
+    heir.says("process.pending.taken_over").await;
+    pipeline.settled().await;
+    // In the order of the log, entries that were pending come first, and all in the order of their arrival.
+    let order: Vec<String> =
+        sqlx::query_scalar("select stream_id from records order by seq").fetch_all(&pipeline.sql).await.unwrap();
+    let place = |id: &str| {
+        let (ms, n) = id.split_once('-').unwrap();
+        (ms.parse::<u64>().unwrap(), n.parse::<u64>().unwrap())
+    };
+    let places: Vec<_> = order.iter().map(|id| place(id)).collect();
+    assert!(places.is_sorted(), "records stand in the order of arrival");
+    assert_eq!(order.first(), Some(&lowest));
+    pipeline.check_exactly_once(&load.ids).await;
+}

@@ -1,0 +1,163 @@
+//! What came of it: everything settled, each record once and in order, and `verify` agrees.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use redis::streams::StreamRangeReply;
+use serde_json::Value;
+
+use super::{Pipeline, eventually};
+
+/// An entry of a sink's stream.
+#[derive(Debug, Clone)]
+pub(crate) struct SinkEntry {
+    /// Such as `0-1`, `0-1-alert`, `0-d1`, `0-c1`.
+    pub(crate) id: String,
+    /// Such as `record.processed`.
+    pub(crate) kind: String,
+    pub(crate) source: String,
+    pub(crate) data: Value,
+    /// All fields, as they stand there.
+    pub(crate) fields: BTreeMap<String, String>,
+}
+
+impl SinkEntry {
+    /// The record's id, of any kind of entry.
+    pub(crate) fn record_id(&self) -> &str {
+        self.data["record"]["recordId"].as_str().or_else(|| self.data["recordId"].as_str()).unwrap_or_default()
+    }
+
+    /// Shard and number.
+    pub(crate) fn number(&self) -> (u64, i64) {
+        let (shard, rest) = self.id.split_once('-').unwrap();
+        let number = rest.trim_start_matches(['d', 'c']).trim_end_matches("-alert");
+        (shard.parse().unwrap(), number.parse().unwrap())
+    }
+}
+
+impl Pipeline {
+    /// A whole stream, in order.
+    pub(crate) async fn entries(&self, stream: &str) -> Vec<SinkEntry> {
+        let reply: StreamRangeReply = self.redis(&["XRANGE", stream, "-", "+"]).await;
+        let entry = |entry: redis::streams::StreamId| {
+            let fields: BTreeMap<String, String> = entry
+                .map
+                .iter()
+                .map(|(name, value)| (name.clone(), redis::from_redis_value_ref(value).unwrap()))
+                .collect();
+            let field = |name: &str| fields.get(name).cloned().unwrap_or_default();
+            let data = serde_json::from_str(&field("data")).unwrap();
+            SinkEntry { id: field("id"), kind: field("type"), source: field("source"), data, fields }
+        };
+        reply.ids.into_iter().map(entry).collect()
+    }
+
+    /// The stream of a sink by its name, in order.
+    pub(crate) async fn sink_entries(&self, sink: &str) -> Vec<SinkEntry> {
+        self.entries(&self.stream(sink)).await
+    }
+
+    /// Entries that are not settled, over all shards.
+    pub(crate) async fn backlog(&self) -> u64 {
+        let mut entries = 0;
+        for shard in 0..self.shards() {
+            entries += self.redis::<u64>(&["XLEN", &self.records(shard)]).await;
+        }
+        entries
+    }
+
+    /// Waits until nothing is queued and every sink has carried all there is.
+    pub(crate) async fn settled(&self) {
+        self.settled_but(&[]).await;
+    }
+
+    /// Waits until nothing is queued and every sink but these has carried all there is.
+    pub(crate) async fn settled_but(&self, dead: &[&str]) {
+        eventually("nothing is queued", async || self.backlog().await == 0).await;
+        eventually("every sink has carried all", async || self.sinks_behind(dead).await.is_empty()).await;
+    }
+
+    /// Sinks that are not started, or whose cursor stands lower than what is stored.
+    async fn sinks_behind(&self, dead: &[&str]) -> Vec<String> {
+        let sinks: Vec<(String, String, String, bool)> =
+            sqlx::query_as("select name, kind, stream, started from sinks where not removed")
+                .fetch_all(&self.sql)
+                .await
+                .unwrap();
+        let shards: Vec<(i32, i64, i64, i64)> =
+            sqlx::query_as("select shard, records, dead_letters, conflicts from shards")
+                .fetch_all(&self.sql)
+                .await
+                .unwrap();
+        let mut behind = Vec::new();
+        for (name, kind, stream, started) in sinks {
+            if dead.contains(&name.as_str()) {
+                continue;
+            }
+            let cursor: HashMap<String, String> = self.redis(&["HGETALL", &format!("{{{stream}}}:cursor")]).await;
+            let stands = shards.iter().all(|(shard, records, letters, conflicts)| {
+                let highest = match kind.as_str() {
+                    "DeadLettered" => letters,
+                    "Conflicted" => conflicts,
+                    _ => records,
+                };
+                cursor.get(&shard.to_string()) == Some(&highest.to_string())
+            });
+            if !started || !stands {
+                behind.push(name);
+            }
+        }
+        // A manifest's sink that Postgres does not know yet is behind, too.
+        let spec: Option<String> = sqlx::query_scalar("select spec from policies order by version desc limit 1")
+            .fetch_optional(&self.sql)
+            .await
+            .unwrap();
+        if spec.is_none() {
+            behind.push("(no policy yet)".to_owned());
+        }
+        behind
+    }
+
+    /// Runs `millrace verify`, which must agree.
+    pub(crate) async fn verify(&self) {
+        let verified = self.command("verify", &[]).await;
+        let said = [verified.stdout, verified.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).join("");
+        assert!(verified.status.success(), "verify: {said}");
+    }
+
+    /// Exactly these records were processed: each is once in the log and once in the stream of notifications, numbered
+    /// without a gap, and in the order of arrival within its destination. `verify` agrees.
+    pub(crate) async fn check_exactly_once(&self, expected: &[String]) {
+        let entries = self.sink_entries("notifications").await;
+        check_stream(&entries, expected);
+        let stored: Vec<String> =
+            sqlx::query_scalar("select record_id from records").fetch_all(&self.sql).await.unwrap();
+        assert_eq!(stored.len(), expected.len(), "rows of the log");
+        let stored: HashSet<&String> = stored.iter().collect();
+        assert!(expected.iter().all(|id| stored.contains(id)), "every record is in the log");
+        self.verify().await;
+    }
+}
+
+/// Entries of a stream of notifications from its beginning: these records, each once, in order.
+pub(crate) fn check_stream(entries: &[SinkEntry], expected: &[String]) {
+    let mut seen: HashMap<&str, u32> = HashMap::new();
+    let mut next: BTreeMap<u64, i64> = BTreeMap::new();
+    let mut order: HashMap<&str, i64> = HashMap::new();
+    for entry in entries {
+        *seen.entry(entry.record_id()).or_default() += 1;
+        let (shard, number) = entry.number();
+        let expected = next.entry(shard).or_insert(1);
+        assert_eq!(number, *expected, "numbers of shard {shard} have no gap");
+        *expected += 1;
+        let record = &entry.data["record"];
+        if let Some(n) = record["attributes"]["n"].as_i64() {
+            let before = order.insert(record["destinationId"].as_str().unwrap(), n);
+            assert!(before.is_none_or(|before| before < n), "{} came before {before:?}", entry.record_id());
+        }
+    }
+    let doubled: Vec<_> = seen.iter().filter(|(_, times)| **times > 1).take(10).collect();
+    assert!(doubled.is_empty(), "published more than once: {doubled:?}");
+    let lost: Vec<_> = expected.iter().filter(|id| !seen.contains_key(id.as_str())).take(10).collect();
+    assert!(lost.is_empty(), "never published: {lost:?}");
+    assert_eq!(seen.len(), expected.len(), "nothing else was published");
+}

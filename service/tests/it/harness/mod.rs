@@ -1,0 +1,35 @@
+//! What every test stands on: servers, a pipeline of its own, its processes, and what they are checked by.
+
+mod checks;
+mod pipeline;
+mod process;
+mod records;
+mod servers;
+
+use std::time::{Duration, Instant};
+
+pub(crate) use checks::{SinkEntry, check_stream};
+pub(crate) use pipeline::{LEASE_MS, Pipeline, sink};
+pub(crate) use process::{Process, free_port};
+pub(crate) use records::{Load, record};
+pub(crate) use servers::{PrivatePostgres, PrivateRedis, shared};
+
+/// Longest wait for a condition.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `answers` gives something.
+pub(crate) async fn obtain<T>(what: &str, mut answers: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = answers().await {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} for: {what}");
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+}
+
+/// Waits until `holds` says so.
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    obtain(what, async || holds().await.then_some(())).await;
+}

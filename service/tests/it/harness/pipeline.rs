@@ -1,0 +1,321 @@
+//! A pipeline of its own for one test: manifest, database, keys, processes, and the ways to speak to it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use redis::aio::ConnectionManager;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgPoolOptions};
+use tempfile::TempDir;
+
+use super::{Process, eventually, free_port, shared};
+
+/// The administrator's key of every pipeline here.
+pub(crate) const KEY: &str = "mk_integration-tests-0123456789-abcdef";
+
+/// Milliseconds that a lease lasts here: a take-over is quick.
+pub(crate) const LEASE_MS: u64 = 1_500;
+
+/// A pipeline, migrated. What it made in the servers is taken away when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    /// A name that no other test has.
+    pub(crate) name: String,
+    /// Connections into its schema.
+    pub(crate) sql: PgPool,
+    /// A connection that comes back by itself.
+    pub(crate) redis: ConnectionManager,
+    redis_url: String,
+    /// The server's own database, and the one of this test where it has one.
+    postgres_url: String,
+    database: Option<(String, String)>,
+    dir: TempDir,
+    metadata: Mutex<Value>,
+    spec: Mutex<Value>,
+    started: AtomicU32,
+    serving: Mutex<Option<String>>,
+    http: reqwest::Client,
+}
+
+impl Pipeline {
+    /// A pipeline of two shards and four sinks on the shared servers; the fields of `spec` replace these.
+    pub(crate) async fn new(spec: Value) -> Self {
+        let shared = shared().await;
+        Self::on(&shared.redis, &shared.postgres, spec).await
+    }
+
+    /// A pipeline on other servers; `postgres` is the URL of a database in which another can be made.
+    pub(crate) async fn on(redis: &str, postgres: &str, spec: Value) -> Self {
+        let database = format!("it_{:016x}", rand::random::<u64>());
+        let mut connection = PgConnection::connect(postgres).await.unwrap();
+        // The name was made here.
+        let create = format!("create database {database}");
+        sqlx::query(AssertSqlSafe(create)).execute(&mut connection).await.unwrap();
+        let (server, _) = postgres.rsplit_once('/').unwrap();
+        let url = format!("{server}/{database}");
+        let mut this = Self::beside(redis, &url, spec).await;
+        this.database = Some((postgres.to_owned(), database));
+        this
+    }
+
+    /// A pipeline in a database that is there, such as another pipeline's.
+    pub(crate) async fn beside(redis: &str, database: &str, given: Value) -> Self {
+        let name = format!("t{:012x}", rand::random::<u64>() >> 16);
+        let mut spec = json!({
+            "shards": 2,
+            "threshold": "200",
+            "sinks": [
+                sink("notifications", "Processed"), sink("alerts", "Alert"),
+                sink("letters", "DeadLettered"), sink("conflicts", "Conflicted"),
+            ],
+        });
+        for (field, value) in given.as_object().unwrap() {
+            spec[field] = value.clone();
+        }
+        let sql = PgPoolOptions::new()
+            .max_connections(4)
+            .connect_lazy(&format!("{database}?options=-csearch_path%3Dmillrace_{name}"))
+            .unwrap();
+        let this = Self {
+            sql,
+            redis: ConnectionManager::new(redis::Client::open(redis).unwrap()).await.unwrap(),
+            redis_url: redis.to_owned(),
+            postgres_url: database.to_owned(),
+            database: None,
+            dir: tempfile::Builder::new().prefix("millrace-it.").tempdir().unwrap(),
+            metadata: json!({"name": &name}).into(),
+            name,
+            spec: spec.into(),
+            started: AtomicU32::new(0),
+            serving: Mutex::default(),
+            http: reqwest::Client::new(),
+        };
+        this.write_manifest();
+        let migrated = this.command("migrate", &[]).await;
+        assert!(migrated.status.success(), "migrate: {}", String::from_utf8_lossy(&migrated.stderr));
+        this
+    }
+
+    /// Changes the manifest's spec, in its file.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Value)) {
+        change(&mut self.spec.lock().unwrap());
+        self.write_manifest();
+    }
+
+    /// Puts any text in the manifest's place.
+    pub(crate) fn write(&self, text: &str) {
+        let fresh = self.dir.path().join("manifest.new");
+        fs::write(&fresh, text).unwrap();
+        fs::rename(fresh, self.manifest()).unwrap();
+    }
+
+    fn write_manifest(&self) {
+        let manifest = json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "RecordPipeline",
+            "metadata": &*self.metadata.lock().unwrap(), "spec": &*self.spec.lock().unwrap(),
+        });
+        self.write(&manifest.to_string());
+    }
+
+    /// The manifest's file.
+    pub(crate) fn manifest(&self) -> PathBuf {
+        self.dir.path().join("manifest.yaml")
+    }
+
+    /// A directory that goes with the pipeline.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The database's URL.
+    pub(crate) fn postgres_url(&self) -> &str {
+        &self.postgres_url
+    }
+
+    /// How many shards it has.
+    pub(crate) fn shards(&self) -> u64 {
+        self.spec.lock().unwrap()["shards"].as_u64().unwrap()
+    }
+
+    /// A shard's records stream.
+    pub(crate) fn records(&self, shard: u64) -> String {
+        format!("{{{}.{shard}}}:records", self.name)
+    }
+
+    /// What stands beside a shard's records stream.
+    pub(crate) fn fence(&self, shard: u64) -> String {
+        format!("{{{}.{shard}}}:fence", self.name)
+    }
+
+    /// A stream of this pipeline's by its last name, such as that of the sink `notifications`.
+    pub(crate) fn stream(&self, sink: &str) -> String {
+        format!("{}.{sink}", self.name)
+    }
+
+    /// A sink's cursor.
+    pub(crate) fn cursor(&self, sink: &str) -> String {
+        format!("{{{}}}:cursor", self.stream(sink))
+    }
+
+    /// The binary with `arguments`, in this pipeline's place.
+    fn binary(&self, subcommand: &str, arguments: &[&str]) -> Command {
+        // It ends with the test's thread, whatever becomes of that.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig=KILL", "--", env!("CARGO_BIN_EXE_millrace"), subcommand]).args(arguments);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("MILLRACE_PIPELINE", self.manifest());
+        command.env("MILLRACE_REDIS_URL", &self.redis_url).env("MILLRACE_POSTGRES_URL", &self.postgres_url);
+        command.env("MILLRACE_BOOTSTRAP_KEY", KEY).env("MILLRACE_LEASE_MS", LEASE_MS.to_string());
+        command
+    }
+
+    /// Runs a subcommand to its end.
+    pub(crate) async fn command(&self, subcommand: &str, arguments: &[&str]) -> Output {
+        let mut command = tokio::process::Command::from(self.binary(subcommand, arguments));
+        command.kill_on_drop(true).output().await.unwrap()
+    }
+
+    fn start(&self, role: &'static str, arguments: &[&str], environment: &[(&str, &str)]) -> Process {
+        let mut command = self.binary(role, arguments);
+        command.envs(environment.iter().copied());
+        let n = self.started.fetch_add(1, Ordering::Relaxed);
+        Process::start(role, command, self.dir.path().join(format!("{n}-{role}.log")))
+    }
+
+    /// Starts a worker.
+    pub(crate) fn work(&self) -> Process {
+        self.work_with(&[])
+    }
+
+    /// Starts a worker with more in its environment, such as `MILLRACE_FAULT`.
+    pub(crate) fn work_with(&self, environment: &[(&str, &str)]) -> Process {
+        self.start("work", &[], environment)
+    }
+
+    /// Starts a serve process and waits until it answers; requests go to the newest.
+    pub(crate) async fn serve(&self) -> Process {
+        self.serve_with(&[]).await
+    }
+
+    /// Starts a serve process with more in its environment, and waits until it answers.
+    pub(crate) async fn serve_with(&self, environment: &[(&str, &str)]) -> Process {
+        let listen = format!("127.0.0.1:{}", free_port());
+        let process = self.start("serve", &["--listen", &listen], environment);
+        let url = format!("http://{listen}");
+        eventually("serve answers", async || reqwest::get(format!("{url}/health")).await.is_ok()).await;
+        *self.serving.lock().unwrap() = Some(url);
+        process
+    }
+
+    /// A request to the newest serve process, with the administrator's key.
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let url = self.serving.lock().unwrap().clone().expect("a serve process was started");
+        self.http.request(method, format!("{url}{path}")).bearer_auth(KEY)
+    }
+
+    /// What a GET answers with 200.
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        let answer = self.request(Method::GET, path).send().await.unwrap();
+        let status = answer.status();
+        let text = answer.text().await.unwrap();
+        assert_eq!(status, StatusCode::OK, "GET {path}: {text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Status and body of a POST.
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
+        let answer = self.request(Method::POST, path).json(body).send().await.unwrap();
+        (answer.status(), answer.json().await.unwrap())
+    }
+
+    /// Sends records in order; all must be accepted.
+    pub(crate) async fn send(&self, records: &[Value]) {
+        for part in records.chunks(250) {
+            let (status, answer) = self.post("/records/batch", &part.into()).await;
+            assert_eq!((status, &answer["accepted"]), (StatusCode::ACCEPTED, &part.len().into()), "{answer}");
+        }
+    }
+
+    /// Sends records in order, again and again what was not accepted, as a client does while servers are away.
+    pub(crate) async fn send_through(&self, records: &[Value]) {
+        for part in records.chunks(250) {
+            eventually("a batch is accepted", async || {
+                let Ok(answer) = self.request(Method::POST, "/records/batch").json(&part).send().await else {
+                    return false;
+                };
+                let status = answer.status();
+                let answer: Value = answer.json().await.unwrap_or_default();
+                status == StatusCode::ACCEPTED && answer["accepted"] == part.len()
+            })
+            .await;
+        }
+    }
+
+    /// A command of Redis.
+    pub(crate) async fn redis<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        let mut command = redis::cmd(words[0]);
+        for word in &words[1..] {
+            command.arg(*word);
+        }
+        let mut connection = self.redis.clone();
+        command.query_async(&mut connection).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// One number from Postgres.
+    pub(crate) async fn number(&self, query: &'static str) -> i64 {
+        sqlx::query_scalar(query).fetch_one(&self.sql).await.unwrap_or_else(|error| panic!("{query}: {error}"))
+    }
+
+    /// Runs a statement; answers how many rows it changed.
+    pub(crate) async fn execute(&self, statement: &'static str) -> u64 {
+        let done = sqlx::query(statement).execute(&self.sql).await;
+        done.unwrap_or_else(|error| panic!("{statement}: {error}")).rows_affected()
+    }
+
+    /// How many shards each worker has: those that have some, the fewest first. Leases that ran out count for nobody.
+    pub(crate) async fn shares(&self) -> Vec<i64> {
+        sqlx::query_scalar(
+            "select count(*) from shards where owner is not null and lease_until > clock_timestamp()
+             group by owner order by 1",
+        )
+        .fetch_all(&self.sql)
+        .await
+        .unwrap()
+    }
+}
+
+/// A sink of the manifest, to its default stream.
+pub(crate) fn sink(name: &str, on: &str) -> Value {
+    json!({"name": name, "on": on, "redisStream": {"maxLength": 0}})
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        let (redis_url, database, name) = (self.redis_url.clone(), self.database.take(), self.name.clone());
+        // On a thread with a runtime of its own, for `drop` cannot wait. A private server may be gone already.
+        let cleaning = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                if let Ok(mut connection) = redis::Client::open(redis_url).unwrap().get_connection() {
+                    let keys: Vec<String> =
+                        redis::cmd("KEYS").arg(format!("*{name}*")).query(&mut connection).unwrap_or_default();
+                    let _ = keys.iter().try_for_each(|key| redis::cmd("UNLINK").arg(key).query(&mut connection));
+                }
+                let Some((server, database)) = database else { return };
+                if let Ok(mut connection) = PgConnection::connect(&server).await {
+                    let drop = format!("drop database {database} with (force)");
+                    let _ = sqlx::query(AssertSqlSafe(drop)).execute(&mut connection).await;
+                }
+            });
+        });
+        let _ = cleaning.join();
+    }
+}

@@ -1,0 +1,140 @@
+//! A process of the binary: started, signalled, waited for, and read.
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::process::ExitStatusExt as _,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use super::{eventually, obtain};
+
+/// A `serve` or `work` that was started. Killed when it is dropped; its log is shown when the test fails.
+#[derive(Debug)]
+pub(crate) struct Process {
+    role: &'static str,
+    child: Child,
+    log: PathBuf,
+    health: String,
+}
+
+impl Process {
+    /// Starts `millrace <role>`; `command` has its arguments and environment.
+    pub(super) fn start(role: &'static str, mut command: Command, log: PathBuf) -> Self {
+        let health = format!("127.0.0.1:{}", free_port());
+        let output = fs::File::create(&log).unwrap();
+        command.args(["--health-listen", &health]);
+        command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
+        Self { role, child: command.spawn().unwrap(), log, health: format!("http://{health}") }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    /// As if the power went.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Holds it still, as a long pause of the machine would.
+    pub(crate) fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn go_on(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Whether it ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let what = format!("the end of {}", self.role);
+        obtain(&what, async || self.child.try_wait().unwrap()).await
+    }
+
+    /// Waits until it was killed by signal 9, as its fault point does.
+    pub(crate) async fn died_at_its_fault(&mut self) {
+        let status = self.ended().await;
+        assert_eq!(status.signal(), Some(9), "{} ended with {status}, not by its fault", self.role);
+    }
+
+    /// Stops it in order.
+    pub(crate) async fn stop(&mut self) {
+        self.signal(Signal::SIGTERM);
+        let status = self.ended().await;
+        assert!(status.success(), "{} ended with {status}", self.role);
+    }
+
+    /// Lines of its log whose event begins with `event`.
+    pub(crate) fn said(&self, event: &str) -> Vec<Value> {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter(|line| line["message"].as_str().is_some_and(|message| message.starts_with(event)))
+            .collect()
+    }
+
+    /// Waits until its log says `event`.
+    pub(crate) async fn says(&self, event: &str) -> Value {
+        obtain(event, async || self.said(event).pop()).await
+    }
+
+    /// The sum of a metric over its labels, 0 where it is not there.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let text = reqwest::get(format!("{}/metrics", self.health)).await.unwrap().text().await.unwrap();
+        text.lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// Whether `/ready` of its health port answers 200.
+    pub(crate) async fn is_ready(&self) -> bool {
+        reqwest::get(format!("{}/ready", self.health)).await.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    /// Waits until it is ready.
+    pub(crate) async fn ready(&self) {
+        eventually(&format!("{} is ready", self.role), async || self.is_ready().await).await;
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(40)..];
+            eprintln!("---- {} ({})\n{}", self.role, self.log.display(), tail.join("\n"));
+        }
+    }
+}
+
+/// A port on loopback that nobody uses. Below those that the system gives to connections, and none twice.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let start = u16::try_from(std::process::id() % 1_500).unwrap() * 10;
+        let port = 12_000 + (start + n) % 18_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! A Redis and a Postgres: shared by the tests of a run, or private to one that destroys, stops or fills its server.
+//!
+//! None may outlive the tests, however they end: the shared ones are guarded by a shell that waits for the end of this
+//! process, private ones get a signal when the thread of their test ends.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::OnceLock,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, User, geteuid},
+};
+use tempfile::TempDir;
+
+use super::{eventually, free_port};
+
+/// Where the servers are that tests share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// Without a path.
+    pub(crate) redis: String,
+    /// With the path of a database that can be connected to, to make others.
+    pub(crate) postgres: String,
+    /// Its end tells the guard that this process is gone.
+    _guard: Option<ChildStdin>,
+}
+
+/// The shared servers: those of the variables, else started once.
+pub(crate) async fn shared() -> &'static Shared {
+    static SHARED: OnceLock<Shared> = OnceLock::new();
+    let shared = SHARED.get_or_init(|| {
+        match (std::env::var("MILLRACE_TEST_REDIS_URL"), std::env::var("MILLRACE_TEST_POSTGRES_URL")) {
+            (Ok(redis), Ok(postgres)) => Shared { redis, postgres, _guard: None },
+            _ => start_guarded(),
+        }
+    });
+    wait_for_redis(&shared.redis).await;
+    wait_for_postgres(&shared.postgres).await;
+    shared
+}
+
+fn start_guarded() -> Shared {
+    let dir = server_dir().keep();
+    let (redis_port, postgres_port) = (free_port(), free_port());
+    let data = initialise(&dir);
+    // Background jobs of a shell ignore SIGINT until they say otherwise, as Postgres does.
+    let script = r#"cd "$1"; shift
+        redis-server redis.conf & redis=$!
+        "$@" & postgres=$!
+        read -r _
+        kill -INT $postgres; kill $redis; wait
+        cd /; rm -rf "$OLDPWD""#;
+    fs::write(dir.join("redis.conf"), redis_configuration(&dir, redis_port, &[])).unwrap();
+    let server = postgres_command(&data, postgres_port, None);
+    let log = fs::File::create(dir.join("servers.log")).unwrap();
+    let mut guard = Command::new("sh")
+        .args(["-c", script, "guard"])
+        .arg(&dir)
+        .arg(server.get_program())
+        .args(server.get_args())
+        .stdin(Stdio::piped())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    Shared {
+        redis: redis_url(redis_port),
+        postgres: postgres_url(postgres_port),
+        _guard: Some(guard.stdin.take().unwrap()),
+    }
+}
+
+/// A Redis for one test. Its data stay when it is killed or stopped.
+#[derive(Debug)]
+pub(crate) struct PrivateRedis {
+    dir: TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl PrivateRedis {
+    /// Starts one; `settings` are lines of its configuration, such as `maxmemory 4mb`.
+    pub(crate) async fn start(settings: &[&str]) -> Self {
+        let dir = server_dir();
+        let port = free_port();
+        fs::write(dir.path().join("redis.conf"), redis_configuration(dir.path(), port, settings)).unwrap();
+        let mut this = Self { dir, port, child: None };
+        this.start_again().await;
+        this
+    }
+
+    /// Starts it with what it had.
+    pub(crate) async fn start_again(&mut self) {
+        let mut command = guarded(None);
+        command.arg("redis-server").arg(self.dir.path().join("redis.conf"));
+        self.child = Some(spawn(command, self.dir.path()));
+        wait_for_redis(&self.url()).await;
+    }
+
+    pub(crate) fn url(&self) -> String {
+        redis_url(self.port)
+    }
+
+    /// Ends it; everything that it acknowledged is in its files.
+    pub(crate) fn kill(&mut self) {
+        end(&mut self.child, Signal::SIGKILL);
+    }
+
+    /// Takes the last bytes of its log away, as a disk that lost its last second. Only while it does not run.
+    pub(crate) fn cut(&self, bytes: u64) {
+        assert!(self.child.is_none(), "a log that is written to cannot be cut");
+        let files = fs::read_dir(self.dir.path().join("appendonlydir")).unwrap();
+        let log = files.map(|file| file.unwrap().path()).find(|path| path.to_string_lossy().ends_with(".incr.aof"));
+        let log = fs::OpenOptions::new().write(true).open(log.unwrap()).unwrap();
+        let length = log.metadata().unwrap().len();
+        assert!(length > bytes, "the log has {length} bytes only");
+        log.set_len(length - bytes).unwrap();
+    }
+}
+
+impl Drop for PrivateRedis {
+    fn drop(&mut self) {
+        end(&mut self.child, Signal::SIGKILL);
+    }
+}
+
+/// A Postgres for one test. Its data stay when it is killed or stopped.
+#[derive(Debug)]
+pub(crate) struct PrivatePostgres {
+    dir: TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl PrivatePostgres {
+    pub(crate) async fn start() -> Self {
+        let dir = server_dir();
+        initialise(dir.path());
+        let mut this = Self { dir, port: free_port(), child: None };
+        this.start_again().await;
+        this
+    }
+
+    /// Starts it with what it had.
+    pub(crate) async fn start_again(&mut self) {
+        let command = postgres_command(&self.dir.path().join("postgres"), self.port, Some("INT"));
+        self.child = Some(spawn(command, self.dir.path()));
+        wait_for_postgres(&self.url()).await;
+    }
+
+    pub(crate) fn url(&self) -> String {
+        postgres_url(self.port)
+    }
+
+    /// Ends it in order, its sessions at once.
+    pub(crate) fn stop(&mut self) {
+        end(&mut self.child, Signal::SIGINT);
+    }
+}
+
+impl Drop for PrivatePostgres {
+    fn drop(&mut self) {
+        end(&mut self.child, Signal::SIGQUIT);
+    }
+}
+
+fn end(child: &mut Option<Child>, signal: Signal) {
+    if let Some(mut child) = child.take() {
+        let _ = kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal);
+        let _ = child.wait();
+    }
+}
+
+/// A directory that another user may pass through.
+fn server_dir() -> TempDir {
+    let dir = tempfile::Builder::new().prefix("millrace-it.").tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    dir
+}
+
+fn redis_url(port: u16) -> String {
+    format!("redis://127.0.0.1:{port}")
+}
+
+fn redis_configuration(dir: &Path, port: u16, settings: &[&str]) -> String {
+    format!(
+        "bind 127.0.0.1\nport {port}\ndir {}\nappendonly yes\nappendfsync always\nsave \"\"\n\
+         maxmemory-policy noeviction\naof-load-truncated yes\n{}\n",
+        dir.display(),
+        settings.join("\n")
+    )
+}
+
+fn postgres_url(port: u16) -> String {
+    format!("postgres://postgres@127.0.0.1:{port}/postgres")
+}
+
+/// A command that ends with this thread.
+fn guarded(signal: Option<&str>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.arg(format!("--pdeathsig={}", signal.unwrap_or("KILL")));
+    command
+}
+
+fn spawn(mut command: Command, dir: &Path) -> Child {
+    let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("server.log")).unwrap();
+    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).current_dir("/");
+    command.spawn().unwrap()
+}
+
+/// Makes Postgres's files below `dir`, for a user that it accepts.
+fn initialise(dir: &Path) -> PathBuf {
+    let data = dir.join("postgres");
+    fs::create_dir(&data).unwrap();
+    if let Some(user) = postgres_user() {
+        chown(&data, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+    }
+    let mut command = as_postgres(None);
+    command.arg(program("initdb")).arg("--pgdata").arg(&data);
+    command.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]);
+    let output = command.current_dir("/").output().unwrap();
+    assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+    data
+}
+
+fn postgres_command(data: &Path, port: u16, death: Option<&str>) -> Command {
+    let mut command = as_postgres(death);
+    command.arg(program("postgres")).arg("-D").arg(data);
+    // No test takes the power away: the files need not be flushed.
+    let settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=300", "fsync=off"];
+    command.args(settings.iter().flat_map(|setting| ["-c", setting])).arg("-c").arg(format!("port={port}"));
+    command
+}
+
+/// Postgres refuses to run as root.
+fn postgres_user() -> Option<User> {
+    geteuid().is_root().then(|| {
+        let named = |name| User::from_name(name).ok().flatten();
+        named("postgres").or_else(|| named("nobody")).expect("a user for Postgres, which refuses root")
+    })
+}
+
+fn as_postgres(death: Option<&str>) -> Command {
+    let mut command = Command::new("setpriv");
+    if let Some(User { uid, gid, .. }) = postgres_user() {
+        command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".to_owned()]);
+    }
+    if let Some(signal) = death {
+        command.arg(format!("--pdeathsig={signal}"));
+    }
+    command.arg("--");
+    command
+}
+
+/// A program of Postgres, in PATH or where Debian puts it.
+fn program(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut debian: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .map(|versions| versions.flatten().map(|version| version.path().join("bin")).collect())
+        .unwrap_or_default();
+    debian.sort();
+    std::env::split_paths(&path)
+        .chain(debian.into_iter().rev())
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| panic!("{name} is not installed; hack/install-deps does it"))
+}
+
+async fn wait_for_redis(url: &str) {
+    eventually("Redis answers", async || {
+        let Ok(mut connection) = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await else {
+            return false;
+        };
+        redis::cmd("PING").query_async::<()>(&mut connection).await.is_ok()
+    })
+    .await;
+}
+
+async fn wait_for_postgres(url: &str) {
+    eventually("Postgres answers", async || <sqlx::PgConnection as sqlx::Connection>::connect(url).await.is_ok()).await;
+}

@@ -1,0 +1,14 @@
+//! Whole processes against real servers, each guarantee by a test that names it. Run with the feature `fault-points`.
+//!
+//! Each test has a database and a prefix of keys of its own, and they run in parallel. Must never take the time that
+//! passed for a condition: conditions are waited for.
+#![cfg(feature = "fault-points")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod crash;
+mod harness;
+mod outage;
+mod poison;
+mod share;
+mod start;
+mod vanish;

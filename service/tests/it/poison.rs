@@ -1,0 +1,134 @@
+//! Entries that break something: only the culprit becomes a dead letter, whatever it breaks, and its neighbours count.
+
+use millrace::domain::shard_of;
+use serde_json::{Value, json};
+
+use crate::harness::{Load, Pipeline, eventually, record};
+
+/// Reason of the only dead letter of a record.
+async fn reason(pipeline: &Pipeline, id: &str) -> Option<String> {
+    sqlx::query_scalar("select reason from dead_letters where record_id = $1")
+        .bind(id)
+        .fetch_optional(&pipeline.sql)
+        .await
+        .unwrap()
+}
+
+/// Appends an entry as another program would.
+async fn append(pipeline: &Pipeline, shard: u64, fields: &[(&str, &[u8])]) {
+    let mut command = redis::cmd("XADD");
+    command.arg(pipeline.records(shard)).arg("*");
+    for (name, value) in fields {
+        command.arg(*name).arg(*value);
+    }
+    let mut connection = pipeline.redis.clone();
+    command.query_async::<()>(&mut connection).await.unwrap();
+}
+
+/// Twenty good records of one shard, in two halves.
+fn neighbours(shard: u16) -> (Vec<Value>, Vec<Value>, Vec<String>) {
+    let destination = (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == shard).unwrap();
+    let records: Vec<Value> = (0..20).map(|n| record(&format!("good-{n}"), &destination)).collect();
+    let ids = (0..20).map(|n| format!("good-{n}")).collect();
+    (records[..10].to_vec(), records[10..].to_vec(), ids)
+}
+
+#[tokio::test]
+async fn bad_entries_first_middle_and_last_of_a_batch_become_dead_letters() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let _serve = pipeline.serve().await;
+    let (first, second, ids) = neighbours(0);
+    let elsewhere = (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == 1).unwrap();
+    let stray = record("stray", &elsewhere).to_string();
+    append(&pipeline, 0, &[("record", b"\xff\xfe\0garbage"), ("receivedAt", b"never")]).await;
+    append(&pipeline, 0, &[("record", stray.as_bytes())]).await;
+    pipeline.send(&first).await;
+    append(&pipeline, 0, &[("something", b"else"), ("and", b"more")]).await;
+    append(&pipeline, 0, &[("record", br#"{"recordId":"half"}"#)]).await;
+    pipeline.send(&second).await;
+    append(&pipeline, 0, &[("record", b"")]).await;
+    // One batch holds them all.
+    let _work = pipeline.work();
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&ids).await;
+    let letters: Vec<(i64, String, Vec<u8>)> =
+        sqlx::query_as("select n, reason, payload from dead_letters where shard = 0 order by n")
+            .fetch_all(&pipeline.sql)
+            .await
+            .unwrap();
+    let reasons: Vec<&str> = letters.iter().map(|(_, reason, _)| reason.as_str()).collect();
+    assert_eq!(reasons, ["malformed", "wrong_shard", "malformed", "malformed", "malformed"]);
+    assert_eq!(letters[0].2, b"\xff\xfe\0garbage", "the payload is kept byte for byte");
+    assert_eq!(serde_json::from_slice::<Value>(&letters[2].2).unwrap(), json!({"something": "else", "and": "more"}));
+    let published = pipeline.sink_entries("letters").await;
+    let numbers: Vec<i64> = published.iter().map(|entry| entry.number().1).collect();
+    assert_eq!(numbers, [1, 2, 3, 4, 5], "dead letters have numbers of their own, without a gap");
+}
+
+#[tokio::test]
+async fn an_entry_of_which_workers_die_becomes_a_dead_letter_after_three_notes() {
+    let pipeline = Pipeline::new(json!({"shards": 1})).await;
+    let _serve = pipeline.serve().await;
+    let mut load = Load::new("r", 60);
+    load.records.insert(30, record("poison", "destination-3"));
+    pipeline.send(&load.records).await;
+    let environment = [("MILLRACE_FAULT_POISON", "poison:kill"), ("MILLRACE_LEASE_MS", "500")];
+    let mut deaths = 0;
+    loop {
+        let mut worker = pipeline.work_with(&environment);
+        let mut died = false;
+        eventually("the worker dies of it or settles all", async || {
+            died = worker.has_ended();
+            died || reason(&pipeline, "poison").await.is_some()
+        })
+        .await;
+        if !died {
+            pipeline.settled().await;
+            break;
+        }
+        worker.died_at_its_fault().await;
+        deaths += 1;
+        assert!(deaths <= 5, "it is noted from the third delivery on, and three notes are enough");
+    }
+    // Delivered twice among others, then three times alone.
+    assert_eq!(deaths, 5);
+    assert_eq!(reason(&pipeline, "poison").await.as_deref(), Some("crashed_worker"));
+    assert_eq!(pipeline.number("select count(*) from attempts").await, 0, "no note is left");
+    pipeline.check_exactly_once(&load.ids).await;
+}
+
+#[tokio::test]
+async fn a_record_whose_decision_panics_becomes_a_dead_letter_and_the_worker_goes_on() {
+    let pipeline = Pipeline::new(json!({"shards": 1})).await;
+    let _serve = pipeline.serve().await;
+    let mut load = Load::new("r", 60);
+    load.records.insert(30, record("poison", "destination-3"));
+    pipeline.send(&load.records).await;
+    let mut worker = pipeline.work_with(&[("MILLRACE_FAULT_POISON", "poison:panic")]);
+    pipeline.settled().await;
+    assert!(!worker.has_ended());
+    let reasons: Vec<String> =
+        sqlx::query_scalar("select reason from dead_letters").fetch_all(&pipeline.sql).await.unwrap();
+    assert_eq!(reasons, ["panicked"]);
+    pipeline.check_exactly_once(&load.ids).await;
+}
+
+#[tokio::test]
+async fn data_that_postgres_refuses_are_found_by_halving() {
+    let pipeline = Pipeline::new(json!({"shards": 1})).await;
+    let _serve = pipeline.serve().await;
+    pipeline.execute("alter table records add constraint no_poison check (record_id not like 'poison%')").await;
+    let mut load = Load::new("r", 100);
+    for (place, id) in [(0, "poison-first"), (50, "poison-middle"), (51, "poison-next")] {
+        load.records.insert(place, record(id, "destination-3"));
+    }
+    load.records.push(record("poison-last", "destination-3"));
+    pipeline.send(&load.records).await;
+    let worker = pipeline.work();
+    pipeline.settled().await;
+    for id in ["poison-first", "poison-middle", "poison-next", "poison-last"] {
+        assert_eq!(reason(&pipeline, id).await.as_deref(), Some("refused_by_store"), "{id}");
+    }
+    assert_eq!(worker.said("process.entry.condemned").len(), 4);
+    pipeline.check_exactly_once(&load.ids).await;
+}
