@@ -200,7 +200,7 @@ async fn ceiling(records: usize) -> Outcome<f64> {
     let mut batches: Vec<Vec<Vec<Item>>> = (0..CONNECTIONS).map(|_| vec![Vec::new()]).collect();
     for n in 0..records {
         let payload = json("c", n);
-        let record = Record::parse(payload.as_bytes());
+        let record = Record::parse(payload.as_bytes()).map(Arc::new);
         let shard = shard_of(&format!("destination-{}", n % KEYS), CONNECTIONS as u16);
         let shard = &mut batches[usize::from(shard)];
         if shard.last().is_some_and(|batch| batch.len() == CEILING_BATCH) {

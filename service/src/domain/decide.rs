@@ -3,7 +3,10 @@
 //! Pure and total: every entry ends as exactly one of a new record, a duplicate, a conflict, a dead letter, or nothing
 //! (a redelivery, or a replay whose letter is closed). Must never look at a stream id alone.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 
 use rust_decimal::Decimal;
 
@@ -64,7 +67,7 @@ pub struct Known {
 #[derive(Debug, Clone)]
 pub struct KnownRecord {
     /// Its content.
-    pub record: Record,
+    pub record: Arc<Record>,
     /// Of the entry that it came in.
     pub stream_id: StreamId,
 }
@@ -107,7 +110,7 @@ pub struct NewRecord {
     /// Index of its entry in the batch.
     pub entry: usize,
     /// The content.
-    pub record: Record,
+    pub record: Arc<Record>,
     /// Count and total of the records before it on the same key and unit.
     pub previous: Total,
     /// The threshold that its value is above.
@@ -131,7 +134,7 @@ pub struct NewConflict {
     /// Index of its entry in the batch.
     pub entry: usize,
     /// The content that was refused.
-    pub record: Record,
+    pub record: Arc<Record>,
 }
 
 /// An entry that cannot be applied.
@@ -185,7 +188,7 @@ pub struct Item {
     /// The entry.
     pub entry: Entry,
     /// What its payload says.
-    pub record: Result<Record, Invalid>,
+    pub record: Result<Arc<Record>, Invalid>,
     /// Set when the entry was found to break its batch: a dead letter's reason and detail.
     pub condemned: Option<(&'static str, String)>,
 }
@@ -203,7 +206,7 @@ pub fn decide(batch: &[Item], known: Known, policy: &Policy, position: Position)
 /// What takes an id.
 struct Taken {
     /// `None`: a letter whose payload cannot be read as a record of that id.
-    record: Option<Record>,
+    record: Option<Arc<Record>>,
     stream_id: StreamId,
 }
 
@@ -214,7 +217,7 @@ struct Ledger<'a> {
     records: HashMap<Text, Taken>,
     letters: HashMap<Text, Taken>,
     open: HashMap<LetterId, Option<Text>>,
-    settled_letters: HashSet<(StreamId, Vec<u8>)>,
+    settled_letters: HashMap<StreamId, Vec<Vec<u8>>>,
     duplicates: HashSet<(Text, StreamId)>,
     conflicts: HashMap<(Text, StreamId), Vec<Record>>,
     totals: HashMap<Key, Total>,
@@ -234,7 +237,7 @@ impl<'a> Ledger<'a> {
                 .collect(),
             letters: HashMap::new(),
             open: HashMap::new(),
-            settled_letters: HashSet::new(),
+            settled_letters: HashMap::new(),
             duplicates: known.duplicates,
             conflicts: known.conflicts,
             totals: known.totals,
@@ -244,13 +247,13 @@ impl<'a> Ledger<'a> {
         for letter in known.letters {
             if letter.open {
                 if let Some(id) = &letter.record_id {
-                    let record = Record::parse(&letter.payload).ok();
+                    let record = Record::parse(&letter.payload).ok().map(Arc::new);
                     ledger.letters.insert(id.clone(), Taken { record, stream_id: letter.stream_id });
                 }
                 ledger.open.insert(letter.id, letter.record_id);
             }
             if letter.id.shard == position.shard {
-                ledger.settled_letters.insert((letter.stream_id, letter.payload));
+                ledger.settled_letters.entry(letter.stream_id).or_default().push(letter.payload);
             }
         }
         ledger
@@ -268,7 +271,7 @@ impl<'a> Ledger<'a> {
                 self.letters.remove(&id);
             }
             self.decision.closed.push(letter);
-        } else if self.settled_letters.contains(&(entry.id, entry.payload.clone())) {
+        } else if self.settled_letters.get(&entry.id).is_some_and(|letters| letters.contains(&entry.payload)) {
             self.decision.redelivered += 1;
             return;
         }
@@ -296,15 +299,15 @@ impl<'a> Ledger<'a> {
     }
 
     /// Settles an entry whose id is taken: as a redelivery, a duplicate or a conflict.
-    fn is_taken(&mut self, index: usize, entry: &Entry, record: &Record) -> bool {
+    fn is_taken(&mut self, index: usize, entry: &Entry, record: &Arc<Record>) -> bool {
         let id = &record.record_id;
         let Some(taken) = self.records.get(id).or_else(|| self.letters.get(id)) else { return false };
-        let same = taken.record.as_ref() == Some(record);
+        let same = taken.record.as_deref() == Some(&**record);
         let mark = (id.clone(), entry.id);
         let again = if same {
             taken.stream_id == entry.id || self.duplicates.contains(&mark)
         } else {
-            self.conflicts.get(&mark).is_some_and(|noted| noted.contains(record))
+            self.conflicts.get(&mark).is_some_and(|noted| noted.contains(&**record))
         };
         if again {
             self.decision.redelivered += 1;
@@ -314,9 +317,9 @@ impl<'a> Ledger<'a> {
             self.decision.duplicates.push(Duplicate { entry: index, record_id: id.clone() });
         } else {
             self.count_foreign(entry);
-            self.conflicts.entry(mark).or_default().push(record.clone());
+            self.conflicts.entry(mark).or_default().push(Record::clone(record));
             self.position.conflicts += 1;
-            let conflict = NewConflict { n: self.position.conflicts, entry: index, record: record.clone() };
+            let conflict = NewConflict { n: self.position.conflicts, entry: index, record: Arc::clone(record) };
             self.decision.conflicts.push(conflict);
         }
         true
@@ -345,9 +348,9 @@ impl<'a> Ledger<'a> {
         Ok(previous)
     }
 
-    fn keep(&mut self, index: usize, entry: &Entry, record: &Record, previous: Total) {
+    fn keep(&mut self, index: usize, entry: &Entry, record: &Arc<Record>, previous: Total) {
         self.count_foreign(entry);
-        let taken = Taken { record: Some(record.clone()), stream_id: entry.id };
+        let taken = Taken { record: Some(Arc::clone(record)), stream_id: entry.id };
         self.records.insert(record.record_id.clone(), taken);
         let threshold =
             self.policy.threshold(record.unit.as_str()).filter(|threshold| record.value > Amount::stored(*threshold));
@@ -356,17 +359,24 @@ impl<'a> Ledger<'a> {
         self.decision.records.push(NewRecord {
             seq: self.position.records,
             entry: index,
-            record: record.clone(),
+            record: Arc::clone(record),
             previous,
             threshold,
         });
     }
 
-    fn bury(&mut self, index: usize, entry: &Entry, record: Option<&Record>, reason: &'static str, detail: String) {
+    fn bury(
+        &mut self,
+        index: usize,
+        entry: &Entry,
+        record: Option<&Arc<Record>>,
+        reason: &'static str,
+        detail: String,
+    ) {
         self.count_foreign(entry);
-        self.settled_letters.insert((entry.id, entry.payload.clone()));
+        self.settled_letters.entry(entry.id).or_default().push(entry.payload.clone());
         if let Some(record) = record {
-            let taken = Taken { record: Some(record.clone()), stream_id: entry.id };
+            let taken = Taken { record: Some(Arc::clone(record)), stream_id: entry.id };
             self.letters.insert(record.record_id.clone(), taken);
         }
         self.position.dead_letters += 1;

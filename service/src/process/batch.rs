@@ -5,6 +5,7 @@
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -207,7 +208,7 @@ fn read(entries: Vec<Entry>) -> Vec<Item> {
     entries
         .into_iter()
         .map(|entry| match catch_unwind(|| Record::parse(&entry.payload)) {
-            Ok(record) => Item { entry, record, condemned: None },
+            Ok(record) => Item { entry, record: record.map(Arc::new), condemned: None },
             Err(_) => {
                 let detail = "reading it panicked; the log says where".to_owned();
                 Item { entry, record: Err(unread()), condemned: Some(("panicked", detail)) }
@@ -218,7 +219,7 @@ fn read(entries: Vec<Entry>) -> Vec<Item> {
 
 /// An entry that becomes a dead letter whatever it says; its id is kept where it can be read.
 fn condemn(entry: Entry, reason: &'static str, detail: String) -> Item {
-    let record = catch_unwind(|| Record::parse(&entry.payload)).unwrap_or_else(|_| Err(unread()));
+    let record = catch_unwind(|| Record::parse(&entry.payload)).unwrap_or_else(|_| Err(unread())).map(Arc::new);
     Item { entry, record, condemned: Some((reason, detail)) }
 }
 

@@ -28,7 +28,7 @@ use crate::{
 /// Longest wait for an entry; also how often an idle shard looks whether its stream is still there.
 const LONGEST_WAIT: Duration = Duration::from_millis(1000);
 /// Memory for committed rows, over all shards of a pipeline.
-const FEED_BYTES: usize = 16 << 20;
+const FEED_BYTES: usize = 6 << 20;
 /// About how many bytes of entries one batch may hold.
 const BATCH_BYTES: usize = 2 << 20;
 

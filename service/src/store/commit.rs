@@ -1,6 +1,9 @@
 //! One micro-batch in one transaction: lock and check the fence, read what is stored, write what was decided.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use chrono::{DateTime, Utc};
 use sqlx::{Postgres, Transaction};
@@ -174,7 +177,7 @@ impl Commit {
                         attributes: row.attributes,
                     };
                     if let Some(record) = stored.into_record() {
-                        known.records.insert(id, KnownRecord { record, stream_id });
+                        known.records.insert(id, KnownRecord { record: Arc::new(record), stream_id });
                     }
                 }
                 ("duplicate", Some(id)) => {
@@ -197,7 +200,8 @@ impl Commit {
     }
 
     async fn known_totals(&mut self, batch: &[Item]) -> Result<HashMap<Key, Total>, Error> {
-        let keys: HashSet<Key> = batch.iter().filter_map(|item| item.record.as_ref().ok()).map(Key::of).collect();
+        let keys: HashSet<Key> =
+            batch.iter().filter_map(|item| item.record.as_ref().ok()).map(|record| Key::of(record)).collect();
         let (mut destinations, mut references, mut units) = (Vec::new(), Vec::new(), Vec::new());
         for key in keys {
             destinations.push(key.destination_id);

@@ -1,5 +1,7 @@
 //! The log, read back for lanes that are far behind: committed records, dead letters and conflicts, by their numbers.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 
@@ -12,7 +14,7 @@ pub struct LogRow {
     /// Its number in the shard.
     pub seq: i64,
     /// The content.
-    pub record: Record,
+    pub record: Arc<Record>,
     /// When serve took it.
     pub received_at: DateTime<Utc>,
     /// When it was committed.
@@ -86,7 +88,7 @@ impl Store {
                 };
                 Ok(LogRow {
                     seq: row.seq,
-                    record: stored.into_record().ok_or(Error::Sql(sqlx::Error::RowNotFound))?,
+                    record: Arc::new(stored.into_record().ok_or(Error::Sql(sqlx::Error::RowNotFound))?),
                     received_at: row.received_at,
                     processed_at: row.processed_at,
                     previous: Total { count: row.previous_count, total: numeric(&row.previous_total)? },

@@ -122,7 +122,10 @@ impl Input {
         let next: String = text(reply.next())?;
         let gone =
             Vec::<String>::from_redis_value(reply.next().unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?;
-        let entries = entries(reply.next())?;
+        let found = reply.next();
+        let deliveries =
+            Vec::<u64>::from_redis_value(reply.next().unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?;
+        let entries = entries(found, &deliveries)?;
         Ok(Claimed { next: (!next.is_empty()).then_some(next), gone, entries })
     }
 
@@ -141,7 +144,7 @@ impl Input {
             Some(Value::Int(lost)) => lost,
             _ => 0,
         };
-        Ok(Step::Done(Fresh { last, lost, entries: entries(reply.next())? }))
+        Ok(Step::Done(Fresh { last, lost, entries: entries(reply.next(), &[])? }))
     }
 
     /// Says that a loss was noted, so that it is not reported again.
@@ -224,11 +227,15 @@ fn text(value: Option<Value>) -> Result<String, Error> {
     Ok(String::from_redis_value(value.unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?)
 }
 
-/// Reads `[[id, deliveries, [field, value, …]], …]`.
-fn entries(value: Option<Value>) -> Result<Vec<Entry>, Error> {
-    type Item = (String, u64, Vec<(Vec<u8>, Vec<u8>)>);
+/// Reads `[[id, [field, value, …]], …]`, with how often each was delivered; once where that is not told.
+fn entries(value: Option<Value>, deliveries: &[u64]) -> Result<Vec<Entry>, Error> {
+    type Item = (String, Vec<(Vec<u8>, Vec<u8>)>);
     let items = Vec::<Item>::from_redis_value(value.unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?;
-    Ok(items.into_iter().filter_map(|(id, deliveries, fields)| entry(&id, deliveries, fields)).collect())
+    Ok(items
+        .into_iter()
+        .enumerate()
+        .filter_map(|(index, (id, fields))| entry(&id, deliveries.get(index).copied().unwrap_or(1), fields))
+        .collect())
 }
 
 /// One entry from its fields. Of an entry that some other program made, all fields become the payload.

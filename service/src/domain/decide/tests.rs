@@ -81,7 +81,7 @@ fn items(steps: &[(Step, bool)]) -> Vec<Item> {
     }
     made.into_iter()
         .map(|(entry, condemned)| Item {
-            record: Record::parse(&entry.payload),
+            record: Record::parse(&entry.payload).map(Arc::new),
             entry,
             condemned: condemned.then(|| ("crashed_worker", "tested".to_owned())),
         })
@@ -126,7 +126,7 @@ impl Model {
             outcome: outcome.clone(),
             stream_id: item.entry.id,
             payload: item.entry.payload.clone(),
-            record: item.record.as_ref().ok().cloned(),
+            record: item.record.as_ref().ok().map(|record| Record::clone(record)),
         });
         outcome
     }
@@ -164,10 +164,10 @@ impl Model {
             _ => false,
         });
         if let Some(taken) = taken {
-            let same = taken.record.as_ref() == Some(record);
+            let same = taken.record.as_ref() == Some(&**record);
             let noted = self.kept.iter().any(|kept| {
                 kept.stream_id == item.entry.id
-                    && kept.record.as_ref() == Some(record)
+                    && kept.record.as_ref() == Some(&**record)
                     && if same {
                         matches!(kept.outcome, Outcome::Record { .. } | Outcome::Duplicate { .. })
                             || matches!(kept.outcome, Outcome::Letter { .. }) && kept.open
@@ -237,7 +237,7 @@ impl Model {
                     let key = (record.destination_id.to_string(), record.unit.to_string());
                     *known.destinations.entry(key).or_default() += total_nanos(record.signed());
                     if asked.contains(&record.record_id) {
-                        let stored = KnownRecord { record: record.clone(), stream_id: kept.stream_id };
+                        let stored = KnownRecord { record: Arc::new(record.clone()), stream_id: kept.stream_id };
                         known.records.insert(record.record_id.clone(), stored);
                     }
                 }
@@ -347,7 +347,7 @@ fn one(payload: &str) -> Item {
         marked: true,
         replay_of: None,
     };
-    Item { record: Record::parse(&entry.payload), entry, condemned: None }
+    Item { record: Record::parse(&entry.payload).map(Arc::new), entry, condemned: None }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 -- Takes over pending entries, whoever they were delivered to. ARGV: consumer, start (exclusive with '('), count.
--- Answers {'ok', next start or '', ids that are gone, [id, deliveries, fields]...}.
+-- Answers {'ok', next start or '', ids that are gone, [id, fields]..., deliveries...}.
 local stop = fenced()
 if stop and stop[1] ~= 'raised' then return stop end
 local pending = redis.pcall('XPENDING', KEYS[2], 'workers', ARGV[5], '+', ARGV[6])
@@ -15,19 +15,20 @@ if #pending == 0 then
     end
     if name ~= ARGV[4] and owed == 0 then redis.call('XGROUP', 'DELCONSUMER', KEYS[2], 'workers', name) end
   end
-  return {'ok', '', {}, {}}
+  return {'ok', '', {}, {}, {}}
 end
 local ids, deliveries = {}, {}
 for i, item in ipairs(pending) do
   ids[i] = item[1]
   deliveries[item[1]] = item[4] + 1
 end
-local entries, gone, there = {}, {}, {}
+local entries, counts, gone, there = {}, {}, {}, {}
 for _, entry in ipairs(redis.call('XCLAIM', KEYS[2], 'workers', ARGV[4], 0, unpack(ids))) do
   if entry and entry[2] then
     there[entry[1]] = true
-    entries[#entries + 1] = {entry[1], deliveries[entry[1]], entry[2]}
+    entries[#entries + 1] = entry
+    counts[#counts + 1] = deliveries[entry[1]]
   end
 end
 for _, id in ipairs(ids) do if not there[id] then gone[#gone + 1] = id end end
-return {'ok', '(' .. ids[#ids], gone, entries}
+return {'ok', '(' .. ids[#ids], gone, entries, counts}

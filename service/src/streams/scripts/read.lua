@@ -1,5 +1,5 @@
 -- Reads new entries for the group. ARGV: consumer, count.
--- Answers {'ok', last delivered id, entries removed without having been delivered, [id, 1, fields]...}.
+-- Answers {'ok', last delivered id, entries removed without having been delivered, [id, fields]...}.
 local stop = fenced()
 if stop then return stop end
 local reply = redis.pcall('XREADGROUP', 'GROUP', 'workers', ARGV[4], 'COUNT', ARGV[5], 'STREAMS', KEYS[2], '>')
@@ -9,7 +9,7 @@ if reply and reply.err then
 end
 local entries = {}
 if reply then
-  for i, entry in ipairs(reply[1][2]) do entries[i] = {entry[1], 1, entry[2]} end
+  entries = reply[1][2]
   redis.call('HINCRBY', KEYS[1], 'read', #entries)
 end
 -- What is gone from the stream must have been delivered and settled: removed <= read - pending.
