@@ -9,6 +9,8 @@ mod crash;
 mod harness;
 mod outage;
 mod poison;
+mod policy;
 mod share;
+mod sinks;
 mod start;
 mod vanish;
