@@ -130,11 +130,6 @@ impl Pipeline {
         self.dir.path().join("manifest.yaml")
     }
 
-    /// A directory that goes with the pipeline.
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
     /// The URL of its Redis.
     pub(crate) fn redis_url(&self) -> &str {
         &self.redis_url
