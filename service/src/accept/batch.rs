@@ -115,6 +115,7 @@ impl Batch<'_> {
             };
             if let Some(failure) = stopped {
                 self.append().await;
+                lines.drain().await;
                 return self.stop(index, failure);
             }
             index += 1;
@@ -124,6 +125,7 @@ impl Batch<'_> {
                 (held_lines, held_bytes) = (0, 0);
                 self.received_at = now();
                 if self.errors.len() >= MOST_ERRORS {
+                    lines.drain().await;
                     return self.answer(Some(index));
                 }
             }

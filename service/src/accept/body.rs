@@ -19,6 +19,9 @@ pub(super) const RECORD_BYTES: usize = 16 * 1024;
 /// Most bytes of a JSON batch, and of what is passed over in search of a line's end.
 pub(super) const BATCH_BYTES: usize = 16 * 1024 * 1024;
 
+/// Most bytes, unpacked, that are read on for the sake of a client that still sends what was refused already.
+const DRAINED_BYTES: usize = 16 * BATCH_BYTES;
+
 /// A body to be read.
 pub(super) type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
 
@@ -103,7 +106,7 @@ pub(super) async fn whole(mut reader: Reader, limit: usize) -> Result<Vec<u8>, F
 
 /// Reads on for a little, because many clients only look for an answer once they have sent everything.
 async fn drain(mut reader: Reader) {
-    let mut left = 2 * BATCH_BYTES;
+    let mut left = DRAINED_BYTES;
     let reading = async {
         while let Ok(chunk) = reader.fill_buf().await {
             let n = chunk.len();
@@ -112,6 +115,8 @@ async fn drain(mut reader: Reader) {
             }
             left -= n;
             reader.as_mut().consume(n);
+            // What is unpacked from little is always there: others must get to run.
+            tokio::task::consume_budget().await;
         }
     };
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), reading).await;
@@ -146,6 +151,11 @@ impl Lines {
     /// The lines of `reader`.
     pub(super) fn new(reader: Reader) -> Self {
         Self { reader }
+    }
+
+    /// Reads on for a little after the lines were given up, so that the client gets to see the answer.
+    pub(super) async fn drain(self) {
+        drain(self.reader).await;
     }
 
     /// The next line; `None` at the end.

@@ -108,6 +108,11 @@ pub(super) async fn work(
     // The lanes end with the shard, however it ended.
     give_back.cancel();
     if !kept {
+        // Found by the fence before a renewal could say so.
+        if !lost.is_cancelled() {
+            tracing::warn!(shard, epoch = current(&fence).epoch, "process.shard.lost");
+            metrics::counter!(names::LEASE_CHANGES, "change" => "lost").increment(1);
+        }
         lost.cancel();
     }
     if let Err(error) = lanes.await {

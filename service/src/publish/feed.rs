@@ -4,7 +4,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::sync::watch;
@@ -19,6 +22,7 @@ type Batch = Arc<Vec<LogRow>>;
 pub struct Feed {
     recent: Mutex<Recent>,
     numbers: watch::Sender<Numbers>,
+    resets: AtomicU64,
     most_bytes: usize,
 }
 
@@ -32,7 +36,7 @@ impl Feed {
     /// A feed that starts behind `numbers`, the shard's highest, and holds up to `most_bytes` (at least one batch).
     #[must_use]
     pub fn new(numbers: Numbers, most_bytes: usize) -> Self {
-        Self { recent: Mutex::default(), numbers: watch::Sender::new(numbers), most_bytes }
+        Self { recent: Mutex::default(), numbers: watch::Sender::new(numbers), resets: AtomicU64::new(0), most_bytes }
     }
 
     /// Adds what a commit wrote: its rows, in order, and the shard's highest numbers after it.
@@ -57,10 +61,17 @@ impl Feed {
         self.numbers.send_replace(numbers);
     }
 
-    /// Forgets all rows, and takes the shard's highest numbers as they stand in Postgres: after a reconnect.
+    /// Forgets all rows, and takes the shard's highest numbers as they stand in Postgres: after a reconnect to either server.
     pub fn reset(&self, numbers: Numbers) {
         *self.lock() = Recent::default();
+        self.resets.fetch_add(1, Ordering::SeqCst);
         self.numbers.send_replace(numbers);
+    }
+
+    /// How often it was reset. What a lane read from a server before that may no longer be so.
+    #[must_use]
+    pub fn resets(&self) -> u64 {
+        self.resets.load(Ordering::SeqCst)
     }
 
     /// Up to `most` rows right behind `after`; `None` when they are not here, but in the log.

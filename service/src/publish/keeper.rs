@@ -3,7 +3,7 @@
 //! Every step is written to Postgres first and can be done again, by any worker: whoever finds it undone goes on with it.
 //! Must never act by a policy that is not the newest.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use millrace_crds::{From, On, Overflow, RecordPipeline, RedisStream, Sink};
 use rand::Rng as _;
@@ -53,9 +53,10 @@ impl Keeper {
     /// Never: what fails is said and done again.
     pub async fn run(mut self, lifecycle: Lifecycle) -> anyhow::Result<()> {
         let mut pause = Duration::from_millis(500);
+        let mut halted = BTreeSet::new();
         while !lifecycle.soft.is_cancelled() {
             let in_force = self.in_force.borrow_and_update().clone();
-            match self.pass(&in_force).await {
+            match self.pass(&in_force, &mut halted).await {
                 Ok(()) => pause = Duration::from_millis(500),
                 Err(error) => {
                     tracing::warn!(error = %error, "publish.sinks.failed");
@@ -71,7 +72,8 @@ impl Keeper {
         Ok(())
     }
 
-    async fn pass(&self, in_force: &InForce) -> Result<(), Error> {
+    /// `halted` has the sinks that were said to be refused: each is said once.
+    async fn pass(&self, in_force: &InForce, halted: &mut BTreeSet<String>) -> Result<(), Error> {
         let manifest = &in_force.manifest;
         let version = in_force.policy.version;
         let rows = self.store.sinks().await?;
@@ -104,10 +106,14 @@ impl Keeper {
         let mut active = Vec::new();
         for row in self.store.sinks().await? {
             match self.settle(&row, in_force).await {
-                Ok(Some(sink)) => active.push(sink),
-                Ok(None) => {}
+                Ok(sink) => {
+                    halted.remove(&row.name);
+                    active.extend(sink);
+                }
                 Err(Error::Streams(StreamsError::Refused(detail))) => {
-                    tracing::error!(sink = row.name, detail, "publish.sink.halted");
+                    if halted.insert(row.name.clone()) {
+                        tracing::error!(sink = row.name, detail, "publish.sink.halted");
+                    }
                     let state = SinkState { state: "halted", detail };
                     self.store.set_sink_state(&row.name, 0, Some(&state)).await?;
                 }

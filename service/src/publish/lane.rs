@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Most entries of one append.
-const ENTRIES: usize = 500;
+const ENTRIES: usize = 200;
 /// How far one look into the log goes, for kinds that skip rows.
 const WINDOW: i64 = 10_000;
 /// How often the cursor is moved over rows that the sink does not carry.
@@ -63,8 +63,14 @@ impl Lane {
         let mut pause = Duration::from_millis(50);
         // The cursor in Redis, and up to where this lane has looked through the log.
         let mut at: Option<(i64, i64)> = None;
+        let mut resets = self.feed.resets();
         loop {
             let highest = Store::number_of(self.sink.on, *numbers.borrow_and_update());
+            if self.feed.resets() != resets {
+                // Redis may have gone back with stream and cursor, and nothing new may come for long.
+                resets = self.feed.resets();
+                at = None;
+            }
             let outcome = tokio::select! {
                 outcome = self.pass(&mut at, highest) => outcome,
                 () = drain.cancelled() => return,

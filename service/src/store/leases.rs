@@ -96,17 +96,21 @@ impl Store {
         Ok(free.into_iter().map(|shard| shard as u16).collect())
     }
 
-    /// Takes a shard that is free, under a new epoch; `None` when another worker was faster.
+    /// Takes a shard that is free, under a new epoch; `None` when another worker was faster, or a commit of its last owner
+    /// is still under way: waiting for that would keep this worker from renewing its own leases.
     ///
     /// # Errors
     /// When Postgres does not answer.
     pub async fn take(&self, worker: &str, shard: u16, token: &str, ttl_ms: i64) -> Result<Option<Fence>, Error> {
         let mut turn = self.impatient().await?;
         let epoch = sqlx::query_scalar!(
-            "with taken as (
+            "with free as (
+                 select shard as free from shards
+                 where shard = $2 and (owner is null or lease_until < clock_timestamp()) for update skip locked
+             ), taken as (
                  update shards set owner = $1, token = $3, epoch = epoch + 1,
                                    lease_until = clock_timestamp() + $4::bigint * interval '1 ms'
-                 where shard = $2 and (owner is null or lease_until < clock_timestamp())
+                 from free where shard = free
                  returning shard, epoch
              )
              insert into epochs (shard, epoch, worker) select shard, epoch, $1 from taken

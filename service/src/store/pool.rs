@@ -103,6 +103,8 @@ impl Store {
             ("idle_in_transaction_session_timeout", "5000"),
             // Compiling such a plan takes hundreds of milliseconds, running it one.
             ("jit", "off"),
+            // A worker that is paused, or cut off, amid a commit would hold its shard's row, and nobody could take it.
+            ("idle_in_transaction_session_timeout", "5s"),
         ]))
     }
 

@@ -7,7 +7,7 @@ use futures::TryStreamExt as _;
 use rust_decimal::Decimal;
 use sqlx::{Postgres, Transaction};
 
-use super::{Error, Store};
+use super::{Error, Store, pool::numeric};
 use crate::domain::{Amount, Attributes, Kind, Record, Text, shard_of};
 
 /// Differences that are kept; of the others only the number is known.
@@ -453,35 +453,39 @@ impl Verification {
     /// When Postgres cannot be asked.
     pub async fn logged_records(&mut self, shard: u16, numbers: &[i64]) -> Result<Vec<LoggedRecord>, Error> {
         let rows = sqlx::query!(
-            "select seq, received_at, processed_at, time, previous_count, positive, record_id, source_id, destination_id,
-                 reference, unit, value, previous_total, threshold, attributes, traceparent
-             from records where shard = $1 and seq = any($2) order by seq",
+            r#"select seq, received_at, processed_at, time, previous_count, positive, record_id, source_id, destination_id,
+                 reference, unit, value::text as "value!", previous_total::text as "previous_total!",
+                 threshold::text as threshold, attributes, traceparent
+             from records where shard = $1 and seq = any($2) order by seq"#,
             i32::from(shard),
             numbers
         )
         .fetch_all(&mut *self.snapshot)
         .await?;
-        let logged = rows.into_iter().map(|row| LoggedRecord {
-            seq: row.seq,
-            record: Record {
-                record_id: Text::stored(row.record_id),
-                time: row.time,
-                source_id: Text::stored(row.source_id),
-                destination_id: Text::stored(row.destination_id),
-                kind: if row.positive { Kind::Positive } else { Kind::Negative },
-                value: Amount::stored(row.value),
-                unit: Text::stored(row.unit),
-                reference: Text::stored(row.reference),
-                attributes: row.attributes.and_then(Attributes::stored),
-            },
-            received_at: row.received_at,
-            processed_at: row.processed_at,
-            previous_count: row.previous_count,
-            previous_total: row.previous_total,
-            threshold: row.threshold,
-            traceparent: row.traceparent,
-        });
-        Ok(logged.collect())
+        rows.into_iter()
+            .map(|row| {
+                Ok(LoggedRecord {
+                    seq: row.seq,
+                    record: Record {
+                        record_id: Text::stored(row.record_id),
+                        time: row.time,
+                        source_id: Text::stored(row.source_id),
+                        destination_id: Text::stored(row.destination_id),
+                        kind: if row.positive { Kind::Positive } else { Kind::Negative },
+                        value: Amount::stored(numeric(&row.value)?),
+                        unit: Text::stored(row.unit),
+                        reference: Text::stored(row.reference),
+                        attributes: row.attributes.and_then(Attributes::stored),
+                    },
+                    received_at: row.received_at,
+                    processed_at: row.processed_at,
+                    previous_count: row.previous_count,
+                    previous_total: numeric(&row.previous_total)?,
+                    threshold: row.threshold.as_deref().map(numeric).transpose()?,
+                    traceparent: row.traceparent,
+                })
+            })
+            .collect()
     }
 
     /// When dead letters or conflicts were noted, and their trace contexts, by number, in order.

@@ -5,10 +5,22 @@
 #![cfg(feature = "fault-points")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod access;
+mod ask;
 mod crash;
 mod harness;
+mod letters;
+mod life;
+mod many;
 mod outage;
+mod outcome;
 mod poison;
+mod policy;
+mod refuse;
 mod share;
+mod sinks;
 mod start;
+mod take;
+mod together;
 mod vanish;
+mod well;

@@ -2,12 +2,24 @@
 
 use std::time::Instant;
 
+use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use crate::harness::{LEASE_MS, Load, Pipeline, Process, eventually};
 
 async fn shares_become(pipeline: &Pipeline, shares: &[i64]) {
     eventually(&format!("shares of {shares:?}"), async || pipeline.shares().await == shares).await;
+}
+
+/// Shard, epoch and end of each lease of a worker.
+async fn leases(pipeline: &Pipeline, worker: &Process) -> Vec<(i32, i64, DateTime<Utc>)> {
+    let taken = worker.said("process.shard.taken");
+    let name = taken[0]["worker"].as_str().unwrap().to_owned();
+    sqlx::query_as("select shard, epoch, lease_until from shards where owner = $1")
+        .bind(name)
+        .fetch_all(&pipeline.sql)
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
@@ -24,22 +36,29 @@ async fn workers_share_evenly_give_back_at_once_and_take_over_the_dead() {
     pipeline.send(first).await;
 
     // Given back in order: others have them long before the lease would run out.
-    let begun = Instant::now();
-    workers.remove(0).stop().await;
-    let stopped = begun.elapsed();
-    let given_back = pipeline.number("select count(*) from shards where owner is null or lease_until > now()").await;
-    assert_eq!(given_back, 4, "no lease is left to run out");
+    let (begun, mut stopped) = (Instant::now(), workers.remove(0));
+    stopped.stop().await;
+    assert_eq!(leases(&pipeline, &stopped).await, [], "no lease is left to run out");
+    println!("stopped in {:?}; a lease lasts {LEASE_MS} ms", begun.elapsed());
     shares_become(&pipeline, &[2, 2]).await;
-    println!("stopped in {stopped:?}, shared out after {:?}; a lease lasts {LEASE_MS} ms", begun.elapsed());
 
     // Killed: others have them once the lease ran out, not before.
-    let epochs = "select sum(epoch)::bigint from shards";
-    let (begun, before) = (Instant::now(), pipeline.number(epochs).await);
-    workers.remove(0).kill();
+    let mut killed = workers.remove(0);
+    killed.kill();
+    let leases = leases(&pipeline, &killed).await;
+    assert_eq!(leases.len(), 2, "a killed worker gives nothing back");
     pipeline.send(second).await;
     shares_become(&pipeline, &[4]).await;
-    println!("taken over {:?} after the death", begun.elapsed());
-    assert!(pipeline.number(epochs).await >= before + 2, "a take-over raises the epoch");
+    for (shard, epoch, until) in leases {
+        let taken: (i64, DateTime<Utc>) =
+            sqlx::query_as("select epoch, taken_at from epochs where shard = $1 and epoch > $2 order by epoch limit 1")
+                .bind(shard)
+                .bind(epoch)
+                .fetch_one(&pipeline.sql)
+                .await
+                .unwrap();
+        assert!(taken.1 >= until, "shard {shard} was taken at {} and leased until {until}", taken.1);
+    }
     pipeline.settled().await;
     pipeline.check_exactly_once(&load.ids).await;
 }

@@ -8,7 +8,7 @@ use crate::harness::{Load, Pipeline, Process, eventually, record};
 async fn idle() -> (Pipeline, Process, Process, Load) {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
     let (serve, work) = (pipeline.serve().await, pipeline.work());
-    let load = Load::new("before", 50);
+    let load = Load::new("r", 50);
     pipeline.send(&load.records).await;
     pipeline.settled().await;
     (pipeline, serve, work, load)
@@ -16,10 +16,10 @@ async fn idle() -> (Pipeline, Process, Process, Load) {
 
 /// Sends more, and checks that all of it counts.
 async fn goes_on(pipeline: &Pipeline, before: Load) {
-    let after = Load::new("after", 100);
+    let after = Load::from("r", 1_000, 100);
     pipeline.send(&after.records).await;
     eventually("what was sent after it is processed", async || {
-        pipeline.number("select count(*) from records where record_id like 'after-%'").await == after.ids.len() as i64
+        pipeline.number("select count(*) from records where record_id ~ '^r-1...$'").await == after.ids.len() as i64
     })
     .await;
     pipeline.settled().await;
@@ -63,9 +63,11 @@ async fn a_fence_that_is_gone_is_set_again_and_pending_entries_are_taken_anew() 
 async fn a_stream_of_another_pipeline_is_refused_and_nothing_of_it_is_taken() {
     let (pipeline, _serve, work, load) = idle().await;
     let of: String = pipeline.redis(&["HGET", &pipeline.fence(0), "pipeline"]).await;
-    let _: i64 = pipeline.redis(&["HSET", &pipeline.fence(0), "pipeline", "0123456789abcdef"]).await;
-    let more = Load::new("more", 20);
+    work.pause();
+    let more = Load::from("r", 500, 20);
     pipeline.send(&more.records).await;
+    let _: i64 = pipeline.redis(&["HSET", &pipeline.fence(0), "pipeline", "0123456789abcdef"]).await;
+    work.go_on();
     let line = work.says("process.shard.waits").await;
     let error = line["error"].as_str().unwrap();
     assert!(error.contains("belongs to the pipeline with id 0123456789abcdef"), "{error}");
@@ -93,7 +95,7 @@ async fn a_stream_that_vanished_is_made_again_and_said() {
 async fn a_group_that_vanished_is_made_again_and_loses_nothing() {
     let (pipeline, _serve, work, load) = idle().await;
     work.pause();
-    let more = Load::new("more", 30);
+    let more = Load::from("r", 500, 30);
     pipeline.send(&more.records).await;
     let destroyed: i64 = pipeline.redis(&["XGROUP", "DESTROY", &pipeline.records(0), "workers"]).await;
     assert_eq!(destroyed, 1);
@@ -108,9 +110,14 @@ async fn a_group_that_vanished_is_made_again_and_loses_nothing() {
 
 #[tokio::test]
 async fn a_shards_row_that_vanished_is_made_again() {
-    let (pipeline, _serve, _work, load) = idle().await;
+    let (pipeline, serve, work, load) = idle().await;
     pipeline.execute("delete from shards").await;
     eventually("its row is made again", async || pipeline.number("select count(*) from shards").await == 1).await;
+    eventually("it is said", async || {
+        serve.said("store.shard.made_again").len() + work.said("store.shard.made_again").len() == 1
+    })
+    .await;
+    work.says("process.shard.lost").await;
     goes_on(&pipeline, load).await;
 }
 

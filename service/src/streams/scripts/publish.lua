@@ -43,6 +43,7 @@ local room, who, lost = count, '', 0
 if most > 0 then
   local over = redis.call('XLEN', KEYS[2]) + count - most
   if over > 0 then
+    -- A stream that is not there yet has no group.
     local boundary = '0-0'
     if redis.call('EXISTS', KEYS[2]) == 1 then boundary, who = unread() end
     if overflow == 'Wait' then
@@ -51,9 +52,11 @@ if most > 0 then
       if redis.call('XLEN', KEYS[2]) + count > most then redis.call('XTRIM', KEYS[2], 'MINID', boundary) end
       room = math.max(0, math.min(count, most - redis.call('XLEN', KEYS[2])))
     else
-      -- The entries that go are counted where no group, or not every group, has acknowledged them.
-      -- New entries that find no room at all were read by nobody.
-      lost = math.max(0, count - most)
+      -- The entries that go are counted where no group, or not every group, has acknowledged them; of those that are
+      -- appended here nobody has read any.
+      local length = redis.call('XLEN', KEYS[2])
+      lost = math.max(0, over - length)
+      over = math.min(over, length)
       for _, entry in ipairs(redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', over)) do
         if not below(entry[1], boundary) then lost = lost + 1 end
       end

@@ -37,7 +37,13 @@ impl SinkEntry {
 impl Pipeline {
     /// A whole stream, in order.
     pub(crate) async fn entries(&self, stream: &str) -> Vec<SinkEntry> {
-        let reply: StreamRangeReply = self.redis(&["XRANGE", stream, "-", "+"]).await;
+        let (mut ids, mut from) = (Vec::new(), "-".to_owned());
+        loop {
+            let page: StreamRangeReply = self.redis(&["XRANGE", stream, &from, "+", "COUNT", "2000"]).await;
+            let Some(last) = page.ids.last() else { break };
+            from = format!("({}", last.id);
+            ids.extend(page.ids);
+        }
         let entry = |entry: redis::streams::StreamId| {
             let fields: BTreeMap<String, String> = entry
                 .map
@@ -48,7 +54,7 @@ impl Pipeline {
             let data = serde_json::from_str(&field("data")).unwrap();
             SinkEntry { id: field("id"), kind: field("type"), source: field("source"), data, fields }
         };
-        reply.ids.into_iter().map(entry).collect()
+        ids.into_iter().map(entry).collect()
     }
 
     /// The stream of a sink by its name, in order.

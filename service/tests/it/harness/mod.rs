@@ -1,6 +1,7 @@
 //! What every test stands on: servers, a pipeline of its own, its processes, and what they are checked by.
 
 mod checks;
+mod http;
 mod pipeline;
 mod process;
 mod records;
@@ -9,7 +10,8 @@ mod servers;
 use std::time::{Duration, Instant};
 
 pub(crate) use checks::{SinkEntry, check_stream};
-pub(crate) use pipeline::{LEASE_MS, Pipeline, sink};
+pub(crate) use http::{Answer, answer};
+pub(crate) use pipeline::{KEY, LEASE_MS, Pipeline, sink};
 pub(crate) use process::{Process, free_port};
 pub(crate) use records::{Load, record};
 pub(crate) use servers::{PrivatePostgres, PrivateRedis, shared};

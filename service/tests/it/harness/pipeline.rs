@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Output},
     sync::{
         Mutex,
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgPoolOptions};
 use tempfile::TempDir;
 
-use super::{Process, eventually, free_port, shared};
+use super::{Process, eventually, free_port, obtain, shared};
 
 /// The administrator's key of every pipeline here.
 pub(crate) const KEY: &str = "mk_integration-tests-0123456789-abcdef";
@@ -130,9 +130,9 @@ impl Pipeline {
         self.dir.path().join("manifest.yaml")
     }
 
-    /// A directory that goes with the pipeline.
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
+    /// The URL of its Redis.
+    pub(crate) fn redis_url(&self) -> &str {
+        &self.redis_url
     }
 
     /// The database's URL.
@@ -259,14 +259,19 @@ impl Pipeline {
         }
     }
 
-    /// A command of Redis.
+    /// A command of Redis, again where the connection was lost.
     pub(crate) async fn redis<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = redis::cmd(words[0]);
-        for word in &words[1..] {
-            command.arg(*word);
-        }
-        let mut connection = self.redis.clone();
-        command.query_async(&mut connection).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+        command.arg(&words[1..]);
+        obtain(words[0], async || {
+            let mut connection = self.redis.clone();
+            match command.query_async(&mut connection).await {
+                Ok(answer) => Some(answer),
+                Err(error) if error.is_io_error() => None,
+                Err(error) => panic!("{words:?}: {error}"),
+            }
+        })
+        .await
     }
 
     /// One number from Postgres.

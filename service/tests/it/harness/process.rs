@@ -36,6 +36,11 @@ impl Process {
         Self { role, child: command.spawn().unwrap(), log, health: format!("http://{health}") }
     }
 
+    /// The file of its log.
+    pub(crate) fn log(&self) -> &std::path::Path {
+        &self.log
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
@@ -92,6 +97,11 @@ impl Process {
     /// Waits until its log says `event`.
     pub(crate) async fn says(&self, event: &str) -> Value {
         obtain(event, async || self.said(event).pop()).await
+    }
+
+    /// What a path of its health port answers, whatever the status.
+    pub(crate) async fn text(&self, path: &str) -> String {
+        reqwest::get(format!("{}{path}", self.health)).await.unwrap().text().await.unwrap()
     }
 
     /// The sum of a metric over its labels, 0 where it is not there.

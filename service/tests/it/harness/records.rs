@@ -32,7 +32,7 @@ impl Load {
         let one = |k: usize| {
             let mut record = record(&format!("{prefix}-{k}"), &format!("destination-{}", k % 20));
             record["value"] = format!("{}.25", k % 250).into();
-            record["type"] = if k % 3 == 0 { "negative" } else { "positive" }.into();
+            record["type"] = if k.is_multiple_of(3) { "negative" } else { "positive" }.into();
             record["reference"] = format!("reference-{}", k % 7).into();
             record["attributes"] = json!({ "n": k });
             record
@@ -42,7 +42,7 @@ impl Load {
             records.push(one(k));
             if k % 9 == 8 {
                 // Some right behind, some in another batch.
-                records.push(one(k - if k % 2 == 0 { 0 } else { (k - start).min(400) }));
+                records.push(one(k - if k.is_multiple_of(2) { 0 } else { (k - start).min(400) }));
             }
         }
         let duplicates = records.len() - n;

@@ -7,7 +7,7 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::OnceLock,
 };
 
@@ -26,8 +26,8 @@ pub(crate) struct Shared {
     pub(crate) redis: String,
     /// With the path of a database that can be connected to, to make others.
     pub(crate) postgres: String,
-    /// Its end tells the guard that this process is gone.
-    _guard: Option<ChildStdin>,
+    /// The end of its input tells the guard that this process is gone.
+    _guard: Option<Child>,
 }
 
 /// The shared servers: those of the variables, else started once.
@@ -58,7 +58,7 @@ fn start_guarded() -> Shared {
     fs::write(dir.join("redis.conf"), redis_configuration(&dir, redis_port, &[])).unwrap();
     let server = postgres_command(&data, postgres_port, None);
     let log = fs::File::create(dir.join("servers.log")).unwrap();
-    let mut guard = Command::new("sh")
+    let guard = Command::new("sh")
         .args(["-c", script, "guard"])
         .arg(&dir)
         .arg(server.get_program())
@@ -68,11 +68,7 @@ fn start_guarded() -> Shared {
         .stderr(log)
         .spawn()
         .unwrap();
-    Shared {
-        redis: redis_url(redis_port),
-        postgres: postgres_url(postgres_port),
-        _guard: Some(guard.stdin.take().unwrap()),
-    }
+    Shared { redis: redis_url(redis_port), postgres: postgres_url(postgres_port), _guard: Some(guard) }
 }
 
 /// A Redis for one test. Its data stay when it is killed or stopped.

@@ -1,0 +1,123 @@
+//! Who may do what: keys, scopes, and a revoked key that is refused within two seconds.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::harness::{Answer, KEY, Pipeline, answer, eventually, record};
+
+/// Makes a key; answers it and its id.
+async fn key(pipeline: &Pipeline, name: &str, scopes: &[&str]) -> (String, String) {
+    let mut arguments = vec!["create", "--name", name];
+    arguments.extend(scopes.iter().flat_map(|scope| ["--scope", scope]));
+    let made = pipeline.command("keys", &arguments).await;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let key = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+    let said = String::from_utf8(made.stderr).unwrap();
+    (key, said.split(',').next().unwrap().to_owned())
+}
+
+/// A request with a key of its own, or none.
+async fn with(pipeline: &Pipeline, key: Option<&str>, method: Method, path: &str) -> Answer {
+    let client = reqwest::Client::new();
+    let mut request = client.request(method.clone(), format!("{}{path}", pipeline.url()));
+    if let Some(key) = key {
+        request = request.header("authorization", key);
+    }
+    if method == Method::POST && path.starts_with("/records") {
+        request = request.json(&record("a", "d"));
+    }
+    answer(request).await
+}
+
+#[tokio::test]
+async fn each_path_asks_for_its_scope() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let _serve = pipeline.serve().await;
+    let (ingest, _) = key(&pipeline, "sender", &["ingest"]).await;
+    let (read, _) = key(&pipeline, "reader", &["read"]).await;
+    let (both, _) = key(&pipeline, "both", &["ingest", "read"]).await;
+    let (admin, _) = key(&pipeline, "admin", &["admin"]).await;
+    assert!([&ingest, &read, &both, &admin].iter().all(|key| key.starts_with("mk_") && key.len() > 32));
+    eventually("the new keys are known", async || {
+        with(&pipeline, Some(&format!("Bearer {admin}")), Method::GET, "/stats").await.status == 200
+    })
+    .await;
+    let paths = [
+        (Method::POST, "/records", "ingest"),
+        (Method::GET, "/records", "read"),
+        (Method::GET, "/records/a", "read"),
+        (Method::GET, "/records/aggregations", "read"),
+        (Method::GET, "/records/rollups", "read"),
+        (Method::GET, "/stats", "read"),
+        (Method::GET, "/audit", "read"),
+        (Method::GET, "/audit/summary", "read"),
+        (Method::GET, "/conflicts", "read"),
+        (Method::GET, "/dead-letters", "read"),
+        (Method::POST, "/dead-letters/0-d1/replay", "admin"),
+        (Method::POST, "/dead-letters/0-d1/discard", "admin"),
+        (Method::POST, "/dead-letters/replay", "admin"),
+    ];
+    for (method, path, scope) in paths {
+        let missing = with(&pipeline, None, method.clone(), path).await;
+        missing.refused(401, "missing_key");
+        assert_eq!(missing.header("www-authenticate"), "Bearer realm=\"millrace\"");
+        for wrong in ["Bearer mk_0000000000000000000000000000000000000000", "Bearer ", "Basic bWs6", &ingest, "Bearer"]
+        {
+            let refused = with(&pipeline, Some(wrong), method.clone(), path).await;
+            refused.refused(401, "invalid_key");
+            assert!(refused.header("www-authenticate").contains("error=\"invalid_token\""), "{:?}", refused.headers);
+        }
+        for (key, scopes) in
+            [(&ingest, "ingest"), (&read, "read"), (&both, "ingest read"), (&admin, "ingest read admin")]
+        {
+            let asked = with(&pipeline, Some(&format!("bearer {key}")), method.clone(), path).await;
+            if scopes.contains(scope) {
+                assert!(![401, 403].contains(&asked.status), "{method} {path} with {scopes}: {}", asked.text);
+            } else {
+                asked.refused(403, "insufficient_scope");
+                assert!(asked.header("www-authenticate").contains("insufficient_scope"), "{:?}", asked.headers);
+            }
+        }
+    }
+    // These tell nothing of records, and need no key.
+    for path in ["/health", "/ready", "/openapi.json", "/docs"] {
+        assert_eq!(with(&pipeline, None, Method::GET, path).await.status, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_refused_within_two_seconds_and_only_hashes_are_stored() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let serve = pipeline.serve().await;
+    let (key, id) = key(&pipeline, "sender", &["ingest"]).await;
+    let bearer = format!("Bearer {key}");
+    let send = async || with(&pipeline, Some(&bearer), Method::POST, "/records").await;
+    eventually("the new key is known", async || send().await.status == 202).await;
+    let dump: Vec<String> =
+        sqlx::query_scalar("select api_keys::text from api_keys").fetch_all(&pipeline.sql).await.unwrap();
+    assert!(
+        !dump.is_empty()
+            && dump.iter().all(|row| !row.contains(&key) && !row.contains(&key[3..]) && !row.contains(KEY))
+    );
+    let listed = pipeline.command("keys", &["list"]).await;
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(listed.contains(&id) && listed.contains("sender") && !listed.contains(&key), "{listed}");
+
+    let revoked = pipeline.command("keys", &["revoke", &id]).await;
+    assert!(revoked.status.success());
+    let begun = Instant::now();
+    eventually("the revoked key is refused", async || send().await.status == 401).await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "after {:?}", begun.elapsed());
+    send().await.refused(401, "invalid_key");
+    assert!(!pipeline.command("keys", &["revoke", &id]).await.status.success(), "it is revoked already");
+    // Each act stands in the audit trail, with who did it; and no log holds a key.
+    let facts = pipeline.list("/audit?action=ADMIN").await;
+    assert!(
+        facts.iter().filter(|fact| fact["actor"].as_str().unwrap().starts_with("command:")).count() >= 2,
+        "{facts:?}"
+    );
+    let log = std::fs::read_to_string(serve.log()).unwrap();
+    assert!(!log.contains(&key) && !log.contains(KEY));
+}

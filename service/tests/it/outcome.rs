@@ -1,0 +1,147 @@
+//! Asking for the outcome at once (`Prefer: wait`), and sending again without ids (`Idempotency-Key`).
+
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Pipeline, answer, record};
+
+/// A record without an id.
+fn nameless(value: &str) -> Value {
+    let mut record = record("", "d");
+    record.as_object_mut().unwrap().remove("recordId");
+    record["value"] = value.into();
+    record
+}
+
+async fn keyed(pipeline: &Pipeline, path: &str, key: &str, body: &Value) -> Answer {
+    answer(pipeline.posting(path, body.to_string()).header("idempotency-key", key).header("prefer", "wait=30")).await
+}
+
+#[tokio::test]
+async fn a_waited_for_outcome_is_final_and_a_duplicate_answers_as_its_original_stands() {
+    let (pipeline, _serve, _work) = Pipeline::running(json!({"policy": {"minimumTotal": "0"}})).await;
+    let (mut paid, mut again) = (record("paid", "d"), record("more", "d"));
+    (paid["value"], again["value"]) = ("10.50".into(), "0.25".into());
+    let first = pipeline.settle(&paid).await.expect(200);
+    let shard = first["shard"].clone();
+    let expected = json!({
+        "recordId": "paid", "status": "processed", "shard": shard, "seq": 1,
+        "summary": {"previousCount": 0, "previousTotal": "0", "unit": "EUR"},
+    });
+    assert_eq!(first, expected);
+    let second = pipeline.settle(&again).await.expect(200);
+    assert_eq!(second["summary"], json!({"previousCount": 1, "previousTotal": "10.50", "unit": "EUR"}));
+    // The first again, spelt otherwise.
+    paid["value"] = "10.5".into();
+    let mut duplicate = expected.clone();
+    duplicate["duplicate"] = true.into();
+    assert_eq!(pipeline.settle(&paid).await.expect(200), duplicate);
+    paid["value"] = "11".into();
+    pipeline.settle(&paid).await.refused(409, "record_conflict");
+    // Refused by the policy, and refused again as a duplicate of what is refused.
+    let mut much = record("much", "d");
+    (much["type"], much["value"]) = ("negative".into(), "10.76".into());
+    let refused = pipeline.settle(&much).await.refused(422, "dead_lettered");
+    let letter = format!("{shard}-d1");
+    assert_eq!((&refused["reason"], &refused["deadLetter"]), (&"below_minimum_total".into(), &letter.clone().into()));
+    assert!(refused.get("duplicate").is_none());
+    let refused = pipeline.settle(&much).await.refused(422, "dead_lettered");
+    assert_eq!((&refused["deadLetter"], &refused["duplicate"]), (&letter.into(), &true.into()));
+    // Exactly what there is goes.
+    much["value"] = "10.75".into();
+    much["recordId"] = "all".into();
+    assert_eq!(pipeline.settle(&much).await.expect(200)["summary"]["previousTotal"], "10.75");
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&["paid".into(), "more".into(), "all".into()]).await;
+}
+
+#[tokio::test]
+async fn a_wait_ends_in_202_when_time_is_up_and_the_record_is_still_queued() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let _serve = pipeline.serve().await;
+    let begun = Instant::now();
+    let waiting = pipeline.posting("/records", record("a", "d").to_string()).header("prefer", "wait=1");
+    let queued = answer(waiting).await.expect(202);
+    assert_eq!(queued, json!({"recordId": "a", "status": "queued"}));
+    assert!(begun.elapsed() >= Duration::from_secs(1), "it waited: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "and no longer: {:?}", begun.elapsed());
+    // Whoever still waits when a worker comes is answered by what it did: here, two of the same.
+    let waiters = join_all((0..4).map(|_| async { pipeline.settle(&record("a", "d")).await.expect(200) }));
+    let (answers, _work) = tokio::join!(waiters, async { pipeline.work() });
+    assert!(answers.iter().all(|answer| answer["duplicate"] == true && answer["seq"] == 1), "{answers:?}");
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&["a".into()]).await;
+}
+
+#[tokio::test]
+async fn a_request_that_stops_with_its_process_is_told_that_the_record_is_queued() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let mut serve = pipeline.serve().await;
+    let stops = async {
+        crate::harness::eventually("it is queued", async || pipeline.backlog().await == 1).await;
+        serve.stop().await;
+    };
+    let (begun, record) = (Instant::now(), record("a", "d"));
+    let (answer, ()) = tokio::join!(pipeline.settle(&record), stops);
+    answer.expect(202);
+    assert!(begun.elapsed() < Duration::from_secs(20), "nobody waits for the end of the wait: {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn records_without_ids_count_once_under_their_idempotency_key() {
+    let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
+    let first = keyed(&pipeline, "/records", "k1", &nameless("1")).await.expect(200);
+    let again = keyed(&pipeline, "/records", "k1", &nameless("1.00")).await.expect(200);
+    assert_eq!((&again["recordId"], &again["duplicate"]), (&first["recordId"], &true.into()));
+    keyed(&pipeline, "/records", "k1", &nameless("2")).await.refused(409, "record_conflict");
+    let other = keyed(&pipeline, "/records", "k2", &nameless("1")).await.expect(200);
+    assert_ne!(other["recordId"], first["recordId"]);
+    // The key is the source's own.
+    let mut elsewhere = nameless("1");
+    elsewhere["sourceId"] = "another".into();
+    let elsewhere = keyed(&pipeline, "/records", "k1", &elsewhere).await.expect(200);
+    assert_ne!(elsewhere["recordId"], first["recordId"]);
+    // Where both are given the recordId counts.
+    let own = keyed(&pipeline, "/records", "k1", &record("own", "d")).await.expect(200);
+    assert_eq!(own["recordId"], "own");
+
+    // A batch that is repeated whole, as JSON and as lines, with an item that has an id and one that is wrong.
+    let wrong = nameless("-1");
+    let items = vec![nameless("1"), record("named", "d"), wrong, nameless("1"), nameless("3")];
+    let lines: Vec<String> = items.iter().map(Value::to_string).collect();
+    let mut expected: Vec<String> = ["own", "named"].map(str::to_owned).to_vec();
+    expected.extend([&first, &other, &elsewhere].map(|answer| answer["recordId"].as_str().unwrap().to_owned()));
+    for round in 0..3 {
+        let report = if round < 2 {
+            keyed(&pipeline, "/records/batch", "k3", &json!(items)).await
+        } else {
+            let request = pipeline.request(Method::POST, "/records/batch").header("idempotency-key", "k3");
+            answer(request.header("content-type", "application/x-ndjson").body(lines.join("\n"))).await
+        };
+        let report = report.expect(202);
+        assert_eq!((&report["accepted"], &report["errors"][0]["index"]), (&4.into(), &2.into()));
+    }
+    pipeline.settled().await;
+    let stats = pipeline.get("/stats").await;
+    assert_eq!((&stats["processed"], &stats["duplicates"], &stats["conflicts"]), (&8.into(), &9.into(), &1.into()));
+    let stored = pipeline.list("/records").await;
+    let derived = stored.iter().map(|record| record["recordId"].as_str().unwrap().to_owned());
+    let derived: Vec<String> = derived.filter(|id| !expected.contains(id)).collect();
+    assert_eq!(derived.len(), 3, "each index has an id of its own");
+    expected.extend(derived);
+    pipeline.check_exactly_once(&expected).await;
+
+    for key in ["", " ", "a b", "é", &"x".repeat(201)] {
+        for path in ["/records", "/records/batch"] {
+            keyed(&pipeline, path, key, &json!([])).await.refused(400, "invalid_idempotency_key");
+        }
+    }
+    let twice = pipeline.posting("/records", nameless("1").to_string());
+    let twice = twice.header("idempotency-key", "a").header("idempotency-key", "b");
+    answer(twice).await.refused(400, "invalid_idempotency_key");
+    let problem = pipeline.put_in("/records", nameless("1").to_string()).await.refused(422, "missing_field");
+    assert_eq!(problem["pointer"], "/recordId");
+}

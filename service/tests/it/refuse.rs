@@ -1,0 +1,363 @@
+//! Bad input: each piece is refused with its code and a pointer to its field, never with a 5xx, and its neighbours count.
+
+use std::io::Write as _;
+
+use flate2::{Compression, write::GzEncoder};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Pipeline, answer, record};
+
+/// A record in which `field` is spelt `raw`; left out where that is empty.
+fn with(id: &str, field: &str, raw: &str) -> String {
+    let fields = [
+        ("recordId", format!("{id:?}")),
+        ("time", "\"2026-01-31T12:00:00Z\"".to_owned()),
+        ("sourceId", "\"s\"".to_owned()),
+        ("destinationId", "\"d\"".to_owned()),
+        ("type", "\"positive\"".to_owned()),
+        ("value", "1".to_owned()),
+        ("unit", "\"EUR\"".to_owned()),
+        ("reference", "\"r\"".to_owned()),
+    ];
+    let known = fields.iter().any(|(name, _)| *name == field);
+    let mut spelt: Vec<String> = fields
+        .into_iter()
+        .map(|(name, value)| (name, if name == field { raw.to_owned() } else { value }))
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| format!("{}:{value}", Value::from(name)))
+        .collect();
+    if !known {
+        spelt.push(format!("{}:{raw}", Value::from(field)));
+    }
+    format!("{{{}}}", spelt.join(","))
+}
+
+/// Field, its spelling, and the code and pointer that it must be refused with. All of it is JSON.
+fn wrong_fields() -> Vec<(&'static str, String, &'static str, &'static str)> {
+    let text = |characters: usize| format!("\"{}\"", "x".repeat(characters));
+    let mut cases = Vec::new();
+    let mut case = |field, raw: &str, code, pointer| cases.push((field, raw.to_owned(), code, pointer));
+    for raw in ["\"NaN\"", "\"Infinity\"", "1e3", "\"1e3\"", "1E0", "1.5e-3", "-1", "\"-1\"", "-0", "\"+1\"", "\"\""] {
+        case("value", raw, "invalid_value", "/value");
+    }
+    for raw in
+        ["\"1.\"", "\".5\"", "\" 1\"", "\"1 \"", "\"1,5\"", "\"0x1\"", "\"١\"", "\"1_0\"", "\"1.2.3\"", "\"\\u0000\""]
+    {
+        case("value", raw, "invalid_value", "/value");
+    }
+    for digits in ["1234567890123456", "0.1234567890", "1234567890123456.1", "99999999999999999999999999999999999999"] {
+        case("value", digits, "invalid_value", "/value");
+        case("value", &format!("\"{digits}\""), "invalid_value", "/value");
+    }
+    for raw in ["true", "[1]", "{\"amount\":1}"] {
+        case("value", raw, "wrong_type", "/value");
+    }
+    for (field, pointer) in [
+        ("time", "/time"),
+        ("sourceId", "/sourceId"),
+        ("destinationId", "/destinationId"),
+        ("type", "/type"),
+        ("value", "/value"),
+        ("unit", "/unit"),
+        ("reference", "/reference"),
+        ("recordId", "/recordId"),
+    ] {
+        case(field, "", "missing_field", pointer);
+        case(field, "null", "missing_field", pointer);
+        if !["type", "value", "time"].contains(&field) {
+            for raw in ["\"\"", "\"a\\u0000b\"", "\"a\\nb\"", "\"\\u007f\"", "\"\\u0085\"", &text(201)] {
+                case(field, raw, "invalid_value", pointer);
+            }
+            case(field, &format!("\"{}\"", "𝄞".repeat(101)), "invalid_value", pointer);
+        }
+        if field != "value" {
+            for raw in ["5", "true", "{}", "[\"a\"]"] {
+                case(field, raw, "wrong_type", pointer);
+            }
+        }
+    }
+    for raw in [
+        "\"2026-01-31\"",
+        "\"2026-01-31T12:00:00\"",
+        "\"2026-01-31 12:00:00Z\"",
+        "\"31.01.2026 12:00\"",
+        "\"2026-01-31T12:00:00.1234567Z\"",
+        "\"2026-02-30T12:00:00Z\"",
+        "\"2026-01-31T25:00:00Z\"",
+        "\"2026-06-30T23:59:60Z\"",
+        "\"+12026-01-31T12:00:00Z\"",
+        "\"0000-01-01T00:00:00Z\"",
+        "\"yesterday\"",
+        "\"\"",
+    ] {
+        case("time", raw, "invalid_value", "/time");
+    }
+    for raw in ["\"Positive\"", "\"other\"", "\"\""] {
+        case("type", raw, "invalid_value", "/type");
+    }
+    case("extra", "1", "unknown_field", "/extra");
+    case("a/b~c", "1", "unknown_field", "/a~1b~0c");
+    case("receivedAt", "\"2026-01-31T12:00:00Z\"", "unknown_field", "/receivedAt");
+    for raw in ["[]", "\"x\"", "1", "false"] {
+        case("attributes", raw, "wrong_type", "/attributes");
+    }
+    case("attributes", "{\"a\":1,\"a\":1}", "duplicate_key", "/attributes/a");
+    case("attributes", "{\"a\":{\"b\":[{\"c\":1,\"c\":2}]}}", "duplicate_key", "/attributes/a/b/0/c");
+    case("attributes", "{\"a\":[1,\"\\u0000\"]}", "invalid_value", "/attributes/a/1");
+    case("attributes", "{\"a\\u0000\":1}", "invalid_value", "/attributes");
+    case("attributes", "{\"a\":1e100}", "invalid_value", "/attributes/a");
+    case("attributes", &format!("{{\"a\":{}}}", "1".repeat(41)), "invalid_value", "/attributes/a");
+    case("attributes", &format!("{{\"a\":{}}}", text(8 * 1024)), "too_large", "/attributes");
+    cases
+}
+
+#[tokio::test]
+async fn every_wrong_field_is_refused_by_its_pointer_and_no_good_neighbour_is_lost() {
+    let (pipeline, serve, _work) = Pipeline::running(json!({})).await;
+    let cases = wrong_fields();
+    let mut ids = Vec::new();
+    let mut items = Vec::new();
+    for (n, (field, raw, code, pointer)) in cases.iter().enumerate() {
+        let bad = with(&format!("bad-{n}"), field, raw);
+        let problem = pipeline.put_in("/records", bad.clone()).await.refused(422, code);
+        assert_eq!(problem["pointer"], *pointer, "{bad}");
+        items.extend([with(&format!("good-{n}"), "attributes", "{}"), bad]);
+        ids.push(format!("good-{n}"));
+    }
+    // A JSON array, and lines.
+    let check = |answer: &Answer| {
+        let report = answer.expect(202);
+        assert_eq!((&report["accepted"], &report["rejected"]), (&cases.len().into(), &cases.len().into()));
+        for (n, (error, (field, raw, code, pointer))) in
+            report["errors"].as_array().unwrap().iter().zip(&cases).enumerate()
+        {
+            let found = (&error["index"], &error["code"], &error["pointer"], &error["retryable"]);
+            let expected = (&(2 * n + 1).into(), &(*code).into(), &(*pointer).into(), &false.into());
+            assert_eq!(found, expected, "{field}: {raw}");
+            let id_is_good = *field != "recordId";
+            assert_eq!(error["recordId"] == format!("bad-{n}"), id_is_good, "{error}");
+        }
+    };
+    check(&pipeline.put_in("/records/batch", format!("[{}]", items.join(","))).await);
+    check(&lines(&pipeline, items.join("\n")).await);
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&ids).await;
+    assert_eq!(pipeline.get("/stats").await["received"], 2 * ids.len(), "nothing that was refused was queued");
+    let rejected = serve.metric("millrace_rejected_records_total").await;
+    assert!((rejected - 3.0 * cases.len() as f64).abs() < 0.1, "{rejected}");
+}
+
+/// The answer to NDJSON.
+pub(crate) async fn lines(pipeline: &Pipeline, body: impl Into<reqwest::Body>) -> Answer {
+    answer(pipeline.request(Method::POST, "/records/batch").header("content-type", "application/x-ndjson").body(body))
+        .await
+}
+
+#[tokio::test]
+async fn what_is_not_json_is_a_400_and_nothing_of_it_is_taken() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let _serve = pipeline.serve().await;
+    let good = with("good", "attributes", "{}");
+    let mut bodies: Vec<Vec<u8>> = [
+        "",
+        " ",
+        "{",
+        "}",
+        "NaN",
+        "{\"recordId\":}",
+        "{'recordId':'a'}",
+        "<record/>",
+        "{\"value\":NaN}",
+        "{\"value\":Infinity}",
+    ]
+    .map(|body| body.as_bytes().to_vec())
+    .to_vec();
+    for raw in ["NaN", "-Infinity", "01", "+1", "1.", ".5", "\"a\tb\"", "\"\0\"", "\"\\x\"", "\"a"] {
+        bodies.push(with("bad", "unit", raw).into_bytes());
+    }
+    bodies.push([b"{\"unit\":\"".as_slice(), b"\xff\xfe", b"\"}"].concat());
+    bodies.push([good.as_bytes(), b" trailing"].concat());
+    bodies.push([good.as_bytes(), good.as_bytes()].concat());
+    for body in &bodies {
+        let said = String::from_utf8_lossy(body).into_owned();
+        let single = pipeline.put_in("/records", body.clone()).await;
+        assert_eq!(single.status, 400, "{said}: {}", single.text);
+        single.refused(400, "invalid_json");
+        let array = [b"[".as_slice(), good.as_bytes(), b",", body.as_slice(), b"]"].concat();
+        if !said.trim().is_empty() || body.is_empty() {
+            let array = pipeline.put_in("/records/batch", array).await;
+            // Two records in a row are no array either.
+            assert_eq!(array.status, 400, "{said}: {}", array.text);
+            array.refused(400, "invalid_json");
+        }
+    }
+    for array in ["{}", "null", "1", "\"x\"", "[1] 2"] {
+        pipeline.put_in("/records/batch", array).await.refused(400, "invalid_json");
+    }
+    assert_eq!(pipeline.backlog().await, 0, "nothing was taken");
+    // Of lines, each stands for itself.
+    let mut body = good.clone().into_bytes();
+    let unbroken: Vec<_> = bodies.iter().filter(|body| !body.trim_ascii().is_empty()).collect();
+    for bad in &unbroken {
+        body.extend_from_slice(b"\n");
+        body.extend_from_slice(bad);
+    }
+    body.extend_from_slice(format!("\n{}", with("last", "unit", "\"x\"")).as_bytes());
+    let report = lines(&pipeline, body).await.expect(202);
+    assert_eq!((&report["accepted"], &report["rejected"]), (&2.into(), &unbroken.len().into()), "{report}");
+    assert!(report["errors"].as_array().unwrap().iter().all(|error| error["code"] == "invalid_json"), "{report}");
+    // And where none is good, the answer says so.
+    let report = lines(&pipeline, "x\ny\n").await.refused(422, "batch_refused");
+    assert_eq!(report["errors"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn sizes_are_bounded_by_413_and_an_item_that_is_too_long_is_its_own_error() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let _serve = pipeline.serve().await;
+    let padded = |id: &str, bytes: usize| {
+        let record = with(id, "attributes", "{}");
+        format!("{record}{}", " ".repeat(bytes - record.len()))
+    };
+    pipeline.put_in("/records", padded("longest", 16 * 1024)).await.expect(202);
+    pipeline.put_in("/records", padded("longer", 16 * 1024 + 1)).await.refused(413, "too_large");
+    let long = with("long", "attributes", &format!("{{\"a\":[{}1]}}", " ".repeat(16 * 1024)));
+    let (first, last) = (with("first", "attributes", "{}"), with("last", "attributes", "{}"));
+    for (answer, id) in [
+        (pipeline.put_in("/records/batch", format!("[{first},{long},{last}]")).await, Some("long")),
+        (lines(&pipeline, format!("{first}\n{long}\n{last}")).await, None),
+    ] {
+        let report = answer.expect(202);
+        assert_eq!((&report["accepted"], &report["rejected"]), (&2.into(), &1.into()));
+        let error = &report["errors"][0];
+        assert_eq!((&error["index"], &error["code"]), (&1.into(), &"too_large".into()));
+        assert_eq!(error["recordId"].as_str(), id);
+    }
+    let batch = format!("[{first}{}]", " ".repeat(16 * 1024 * 1024));
+    pipeline.put_in("/records/batch", batch).await.refused(413, "too_large");
+    pipeline.put_in("/records/batch", format!("[{}1]", "1,".repeat(100_000))).await.refused(413, "too_large");
+    assert_eq!(pipeline.backlog().await, 5);
+    let letters = pipeline.put_in("/dead-letters/replay?dryRun=true", " ".repeat(70_000)).await;
+    assert!([202, 413].contains(&letters.status), "{}", letters.text);
+}
+
+#[tokio::test]
+async fn a_bomb_or_a_torn_gzip_takes_nothing_down() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let serve = pipeline.serve().await;
+    let packed = |bytes: &[u8], times: usize| {
+        let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+        (0..times).for_each(|_| packed.write_all(bytes).unwrap());
+        packed.finish().unwrap()
+    };
+    let send = async |path: &str, kind: &str, body: Vec<u8>| {
+        let request = pipeline.request(Method::POST, path).header("content-type", kind);
+        answer(request.header("content-encoding", "gzip").body(body)).await
+    };
+    let mebibyte = vec![b' '; 1024 * 1024];
+    let json = "application/json";
+    send("/records", json, packed(&mebibyte, 200)).await.refused(413, "too_large");
+    send("/records/batch", json, packed(&mebibyte, 200)).await.refused(413, "too_large");
+    // A line without an end; and lines without anything on them, which are none.
+    let ndjson = "application/x-ndjson";
+    send("/records/batch", ndjson, packed(&vec![b'x'; 1024 * 1024], 200)).await.refused(413, "too_large");
+    send("/records/batch", ndjson, packed(&vec![b'\n'; 1024 * 1024], 100)).await.expect(202);
+    let good = record("a", "d").to_string();
+    let whole = packed(good.as_bytes(), 1);
+    for torn in [b"no gzip at all".to_vec(), whole[..whole.len() / 2].to_vec(), Vec::new()] {
+        for path in ["/records", "/records/batch"] {
+            let refused = send(path, json, torn.clone()).await;
+            assert_eq!(refused.status, 400, "{}", refused.text);
+        }
+    }
+    let twice = pipeline.posting("/records", whole.clone()).header("content-encoding", "gzip, gzip");
+    answer(twice).await.refused(415, "unsupported_content_encoding");
+    let brotli = pipeline.posting("/records", whole.clone()).header("content-encoding", "br");
+    answer(brotli).await.refused(415, "unsupported_content_encoding");
+    for kind in ["text/plain", "application/xml", "application/json; charset=latin1"] {
+        let request = pipeline.request(Method::POST, "/records").header("content-type", kind).body(good.clone());
+        answer(request).await.refused(415, "unsupported_media_type");
+    }
+    assert_eq!(pipeline.backlog().await, 0);
+    send("/records", json, whole).await.expect(202);
+    assert!(serve.is_ready().await);
+}
+
+#[tokio::test]
+async fn paths_methods_and_parameters_that_are_not_ours_are_refused_and_never_ignored() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let _serve = pipeline.serve().await;
+    let long = "x".repeat(201);
+    for path in ["/", "/nothing", "/records/a/b", "/records/", "/v2/records", "/dead-letters/0-d1/other"] {
+        pipeline.ask(path).await.refused(404, "not_found");
+    }
+    for path in ["/records", "/v1/stats", "/audit", "/dead-letters"] {
+        let answer = answer(pipeline.request(Method::DELETE, path)).await;
+        answer.refused(405, "method_not_allowed");
+        assert!(answer.header("allow").contains("GET"), "{:?}", answer.headers);
+    }
+    for (path, code) in [
+        ("/records?destination=d", "unknown_parameter"),
+        ("/records?destinationid=d", "unknown_parameter"),
+        ("/records/aggregations?start=2026-01-31T12:00:00Z", "unknown_parameter"),
+        ("/records/rollups?groupby=unit", "unknown_parameter"),
+        ("/stats?x=1", "unknown_parameter"),
+        ("/records/a?x=1", "unknown_parameter"),
+        ("/audit?worker=w", "unknown_parameter"),
+        ("/conflicts?reason=r", "unknown_parameter"),
+        ("/dead-letters?states=open", "unknown_parameter"),
+        ("/records?unit=EUR&unit=USD", "repeated_parameter"),
+        ("/records?unit=EUR&unit=EUR", "repeated_parameter"),
+        ("/records/aggregations?type=positive&type=negative", "repeated_parameter"),
+        ("/records/rollups?window=1m&window=1h", "repeated_parameter"),
+        ("/records?startTime=yesterday", "invalid_parameter"),
+        ("/records?startTime=2026-01-31T12:00:00", "invalid_parameter"),
+        ("/records?type=Positive", "invalid_parameter"),
+        ("/records?type=", "invalid_parameter"),
+        ("/records?unit=", "invalid_parameter"),
+        ("/records?unit=%00", "invalid_parameter"),
+        ("/records?unit=%ff", "invalid_parameter"),
+        ("/records?alerted=maybe", "invalid_parameter"),
+        ("/records?limit=0", "invalid_parameter"),
+        ("/records?limit=1001", "invalid_parameter"),
+        ("/records?limit=-1", "invalid_parameter"),
+        ("/records?limit=x", "invalid_parameter"),
+        ("/records/rollups?window=2m", "invalid_parameter"),
+        ("/records/rollups?groupBy=value", "invalid_parameter"),
+        ("/records/aggregations?records=perhaps", "invalid_parameter"),
+        ("/audit?action=EATEN", "invalid_parameter"),
+        ("/dead-letters?state=closed", "invalid_parameter"),
+        ("/records?cursor=x", "invalid_cursor"),
+        ("/records?cursor=", "invalid_cursor"),
+        ("/audit?cursor=AAAA", "invalid_cursor"),
+    ] {
+        let refused = pipeline.ask(path).await;
+        assert_eq!(refused.status, 400, "{path}: {}", refused.text);
+        assert_eq!(refused.json()["code"], code, "{path}: {}", refused.text);
+        refused.refused(400, code);
+    }
+    let many: String = (0..101).map(|n| format!("&recordId=r{n}")).collect();
+    pipeline.ask(&format!("/records?{}", &many[1..])).await.refused(400, "invalid_parameter");
+    pipeline.ask(&format!("/records?unit={long}")).await.refused(400, "invalid_parameter");
+    for id in ["%00", "%ff", "%0a", long.as_str()] {
+        let refused = pipeline.ask(&format!("/records/{id}")).await;
+        assert!([400, 404].contains(&refused.status), "{id}: {}", refused.text);
+        assert!(refused.header("content-type").starts_with("application/problem+json"));
+    }
+    pipeline.ask("/records/never").await.refused(404, "not_found");
+    for (path, status, code) in [
+        ("/dead-letters/nonsense/replay", 404, "not_found"),
+        ("/dead-letters/0-d1/replay", 404, "not_found"),
+        ("/dead-letters/0-d1/discard", 404, "not_found"),
+        ("/dead-letters/0-d99999999999999999999/replay", 404, "not_found"),
+        ("/dead-letters/replay?dryrun=true", 400, "unknown_parameter"),
+        ("/dead-letters/replay?dryRun=yes", 400, "invalid_parameter"),
+    ] {
+        pipeline.act(path).await.refused(status, code);
+    }
+    for path in ["/records/aggregations", "/records/rollups"] {
+        let image = answer(pipeline.request(Method::GET, path).header("accept", "image/png")).await;
+        image.refused(406, "not_acceptable");
+    }
+}
