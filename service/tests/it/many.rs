@@ -137,8 +137,8 @@ async fn a_load_with_duplicates_ends_in_exact_totals() {
     let ids: Vec<String> = entries.iter().map(|entry| entry.record_id().to_owned()).collect();
     assert_eq!(ids.len(), 14_000);
     check_stream(&entries, &ids);
-    let (mut totals, mut keys): (BTreeMap<(String, String), (i64, Decimal)>, HashMap<_, (i64, Decimal)>) =
-        Default::default();
+    let mut totals: BTreeMap<(String, String), (i64, Decimal)> = BTreeMap::new();
+    let mut keys: HashMap<_, (i64, Decimal)> = HashMap::new();
     let mut above = 0;
     for entry in &entries {
         let record = &entry.data["record"];
