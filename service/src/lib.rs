@@ -3,6 +3,14 @@
 //! The tree shows the data's way: `accept` (HTTP in → stream), `process` (own, decide, commit), `publish` (lanes and
 //! sinks), and `ask` (queries) beside it; `domain` is pure; Redis is spoken to only in `streams`, SQL stands only in `store`.
 
+/// Prints a line for the person at the terminal; one who has gone away, as `head` does, is no error.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 pub mod accept;
 pub mod ask;
 pub mod commands;

@@ -26,26 +26,27 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { place, telemetry } = args;
     let manifest = place.manifest()?;
-    println!("# where it runs");
+    say!("# where it runs");
     for setting in settings(&place, &telemetry) {
-        println!("{setting}");
+        say!("{setting}");
     }
-    println!("\n# the manifest, defaults written out ({})", place.pipeline.display());
-    println!("{}", serde_saphyr::to_string(&manifest).context("the manifest as YAML")?.trim_end());
-    println!("\n# in force");
+    say!("\n# the manifest, defaults written out ({})", place.pipeline.display());
+    say!("{}", serde_saphyr::to_string(&manifest).context("the manifest as YAML")?.trim_end());
+    say!("\n# in force");
     match in_force(&place, &manifest.metadata.name).await {
         Ok(Some(newest)) if newest.spec == manifest.spec => {
-            println!("version {} of pipeline {}: what the file says", newest.version, newest.pipeline_id);
+            say!("version {} of pipeline {}: what the file says", newest.version, newest.pipeline_id);
         }
         Ok(Some(newest)) => {
-            println!(
+            say!(
                 "version {} of pipeline {}: the file differs; in force is this spec:",
-                newest.version, newest.pipeline_id
+                newest.version,
+                newest.pipeline_id
             );
-            println!("{}", serde_saphyr::to_string(&newest.spec).context("the spec as YAML")?.trim_end());
+            say!("{}", serde_saphyr::to_string(&newest.spec).context("the spec as YAML")?.trim_end());
         }
-        Ok(None) => println!("nothing yet: no process has registered the manifest"),
-        Err(error) => println!("not known: {error:#}"),
+        Ok(None) => say!("nothing yet: no process has registered the manifest"),
+        Err(error) => say!("not known: {error:#}"),
     }
     Ok(())
 }

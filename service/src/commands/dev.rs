@@ -136,7 +136,7 @@ async fn start(
     let setup = Setup::new(&place, "work", work::CONNECTIONS, lifecycle).await?;
     work::start(setup, &args.tuning, lifecycle);
     guide::write_env(env, address, servers, manifest)?;
-    println!("{}", guide::commands(address, env, &pipeline));
+    say!("{}", guide::commands(address, env, &pipeline));
     Ok(())
 }
 

@@ -85,14 +85,14 @@ async fn act(store: &Store, action: Action) -> anyhow::Result<()> {
             let hash: [u8; 32] = Sha256::digest(key.as_bytes()).into();
             store.create_key(&id, &name, &hash, &scopes, &actor()).await?;
             eprintln!("{id}, {name}: {}. The key is shown only now:", scopes.join(", "));
-            println!("{key}");
+            say!("{key}");
         }
         Action::List => {
             for key in store.list_keys().await? {
                 let state =
                     key.revoked_at.map_or_else(|| "in force".to_owned(), |at| format!("revoked {}", render_time(at)));
                 let (made, scopes) = (render_time(key.created_at), key.scopes.join(","));
-                println!("{}\t{}\t{scopes}\tmade {made}\t{state}", key.id, key.name);
+                say!("{}\t{}\t{scopes}\tmade {made}\t{state}", key.id, key.name);
             }
         }
         Action::Revoke { id } => {

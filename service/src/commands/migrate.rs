@@ -46,13 +46,17 @@ pub async fn migrate(place: &Place) -> anyhow::Result<()> {
     let (Migrated { from, to }, pipeline) = outcome?;
     let schema = Store::schema(name);
     match from {
-        0 => println!("schema {schema}: made, number {to}"),
-        from if from < to => println!("schema {schema}: brought from number {from} to {to}"),
-        _ => println!("schema {schema}: number {to} already"),
+        0 => say!("schema {schema}: made, number {to}"),
+        from if from < to => say!("schema {schema}: brought from number {from} to {to}"),
+        _ => say!("schema {schema}: number {to} already"),
     }
-    println!(
+    say!(
         "pipeline {}/{}: id {}, {} shards, uid {}",
-        pipeline.namespace, pipeline.name, pipeline.pipeline_id, pipeline.shards, pipeline.uid
+        pipeline.namespace,
+        pipeline.name,
+        pipeline.pipeline_id,
+        pipeline.shards,
+        pipeline.uid
     );
     Ok(())
 }

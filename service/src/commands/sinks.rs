@@ -69,9 +69,9 @@ async fn list(store: &Store) -> anyhow::Result<()> {
             (false, false, None) => "not started yet".to_owned(),
             (false, true, _) => "started".to_owned(),
         };
-        println!("{name}\t{kind}\t{stream}\t{phase}");
+        say!("{name}\t{kind}\t{stream}\t{phase}");
         for (_, shard, state, detail) in states.iter().filter(|(sink, ..)| *sink == name) {
-            println!("\tshard {shard}: {state}: {detail}");
+            say!("\tshard {shard}: {state}: {detail}");
         }
     }
     Ok(())
@@ -94,6 +94,6 @@ async fn resume(store: &Store, name: &str, from: Start) -> anyhow::Result<()> {
         Start::Now => "what happens from now on",
         Start::Beginning => "all that is stored",
     };
-    println!("{name}: starts anew with {from}, as soon as a worker sees it");
+    say!("{name}: starts anew with {from}, as soon as a worker sees it");
     Ok(())
 }

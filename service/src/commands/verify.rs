@@ -93,25 +93,22 @@ fn report(extent: Extent, sinks: &[SinkReport], differences: &Differences, as_js
             differences: differences.count,
             first: &differences.first,
         };
-        println!("{}", serde_json::to_string(&outcome)?);
+        say!("{}", serde_json::to_string(&outcome)?);
     } else {
         for Difference { check, place, expected, found } in &differences.first {
-            println!("{check}: {place}: expected {expected}; found {found}");
+            say!("{check}: {place}: expected {expected}; found {found}");
         }
         for SinkReport { name, entries, behind, trimmed } in sinks {
             let trimmed = if *trimmed { ", older ones were trimmed" } else { "" };
             let behind = if *behind > 0 { format!(", {behind} numbers behind") } else { String::new() };
-            println!("sink {name}: {entries} entries{trimmed}{behind}");
+            say!("sink {name}: {entries} entries{trimmed}{behind}");
         }
     }
     if differences.count > 0 {
         anyhow::bail!("{} differences in {records} records", differences.count);
     }
     if !as_json {
-        println!(
-            "verified: {records} records, {alerts} alerts, {totals} totals, {shards} shards, {} sinks",
-            sinks.len()
-        );
+        say!("verified: {records} records, {alerts} alerts, {totals} totals, {shards} shards, {} sinks", sinks.len());
     }
     Ok(())
 }

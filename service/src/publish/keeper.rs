@@ -54,10 +54,16 @@ impl Keeper {
     pub async fn run(mut self, lifecycle: Lifecycle) -> anyhow::Result<()> {
         let mut pause = Duration::from_millis(500);
         let mut halted = BTreeSet::new();
+        let mut promises_known = false;
         while !lifecycle.soft.is_cancelled() {
             let in_force = self.in_force.borrow_and_update().clone();
             match self.pass(&in_force, &mut halted).await {
-                Ok(()) => pause = Duration::from_millis(500),
+                Ok(()) => {
+                    pause = Duration::from_millis(500);
+                    if !promises_known {
+                        promises_known = self.say_promises().await.is_ok();
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(error = %error, "publish.sinks.failed");
                     pause = (pause * 2).min(Duration::from_secs(5));
@@ -68,6 +74,25 @@ impl Keeper {
                 changed = self.in_force.changed() => if changed.is_err() { break },
                 () = tokio::time::sleep(pause) => {}
             }
+        }
+        Ok(())
+    }
+
+    /// Reads once what the servers' settings promise, and warns where an acknowledged record could be lost.
+    async fn say_promises(&self) -> Result<(), Error> {
+        let redis = self.streams.promises().await?;
+        let postgres = self.store.postgres_promises().await?;
+        if redis.appendonly != "yes" || redis.appendfsync != "always" || redis.maxmemory_policy != "noeviction" {
+            tracing::warn!(
+                appendonly = redis.appendonly,
+                appendfsync = redis.appendfsync,
+                maxmemory_policy = redis.maxmemory_policy,
+                "publish.redis.weak: a 202 promises a record on disk only with appendonly yes, appendfsync always, noeviction"
+            );
+        }
+        if postgres.fsync != "on" || postgres.synchronous_commit == "off" {
+            let (fsync, synchronous_commit) = (postgres.fsync, postgres.synchronous_commit);
+            tracing::warn!(fsync, synchronous_commit, "publish.postgres.weak: a commit may be lost in a crash");
         }
         Ok(())
     }

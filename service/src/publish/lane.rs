@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Most entries of one append.
-const ENTRIES: usize = 500;
+const ENTRIES: usize = 200;
 /// How far one look into the log goes, for kinds that skip rows.
 const WINDOW: i64 = 10_000;
 /// How often the cursor is moved over rows that the sink does not carry.

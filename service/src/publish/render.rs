@@ -1,4 +1,4 @@
-//! What a sink's entry says. One rendering for rows from memory, rows from the log, and `verify`.
+//! What a sink's entry says. One rendering for rows from memory and rows from the log; `verify` has its own, to compare.
 
 use chrono::{DateTime, Utc};
 use serde::{

@@ -208,7 +208,7 @@ impl Input {
         if says(b"refused") {
             let owner = text(reply.into_iter().nth(1))?;
             return Err(Error::Refused(format!(
-                "the stream {} belongs to the pipeline with id {owner}; annotate millrace.dev/adopt to take it",
+                "the stream {} belongs to the pipeline with id {owner}: name this pipeline otherwise, or use another Redis",
                 self.stream
             )));
         }

@@ -115,6 +115,38 @@ async fn a_paused_owner_whose_lease_ran_out_takes_and_doubles_nothing() {
     assert_eq!(pipeline.number("select sum(duplicates)::bigint from shards").await, load.duplicates as i64);
 }
 
+/// It waits for entries when its lease is gone, and wakes with the heir at the same entries.
+#[tokio::test]
+async fn an_owner_that_does_not_know_that_it_lost_its_shards_takes_nothing() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let _serve = pipeline.serve().await;
+    let patient = [("MILLRACE_LEASE_MS", "60000"), ("MILLRACE_BATCH", "10")];
+    let old = pipeline.work_with(&patient);
+    let load = Load::new("r", 600);
+    let (before, after) = load.records.split_at(100);
+    pipeline.send(before).await;
+    pipeline.settled().await;
+    // It looks at its leases again in fifteen seconds.
+    pipeline.execute("update workers set seen_until = now() - interval '1 hour'").await;
+    pipeline.execute("update shards set lease_until = now() - interval '1 hour'").await;
+    let _heir = pipeline.work_with(&patient);
+    for shard in 0..2 {
+        eventually("the heir has the shard", async || {
+            pipeline.redis::<String>(&["HGET", &pipeline.fence(shard), "epoch"]).await == "2"
+        })
+        .await;
+    }
+    pipeline.send(after).await;
+    pipeline.settled().await;
+    eventually("it learned of both", async || old.said("process.shard.lost").len() == 2).await;
+    for shard in 0..2 {
+        let (pending, _, _, _): (u64, redis::Value, redis::Value, redis::Value) =
+            pipeline.redis(&["XPENDING", &pipeline.records(shard), "workers"]).await;
+        assert_eq!(pending, 0, "nothing was taken that nobody works off");
+    }
+    pipeline.check_exactly_once(&load.ids).await;
+}
+
 /// Holding a shard's row while it is paused, a worker must not keep the others from the shard.
 #[tokio::test]
 async fn an_owner_that_is_paused_amid_a_commit_blocks_nobody() {

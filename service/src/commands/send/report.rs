@@ -228,7 +228,7 @@ impl Report {
         self.summary.request_ms =
             at(0.5).zip(at(0.95)).zip(at(0.99)).map(|((p50, p95), p99)| RequestMs { p50, p95, p99 });
         if as_json {
-            println!("{}", serde_json::to_string(&self.summary)?);
+            say!("{}", serde_json::to_string(&self.summary)?);
         } else {
             self.print();
         }
@@ -238,18 +238,18 @@ impl Report {
     fn print(&self) {
         let Summary { sent, accepted, rejected, given_up, skipped, requests, repetitions, generated, .. } =
             &self.summary;
-        println!("sent {sent}: accepted {accepted}, rejected {rejected}, given up {given_up}");
+        say!("sent {sent}: accepted {accepted}, rejected {rejected}, given up {given_up}");
         if *skipped > 0 {
-            println!("left out {skipped}");
+            say!("left out {skipped}");
         }
         if let Some(Generated { seed, duplicates, ratio }) = generated {
-            println!("generated with seed {seed}: {duplicates} duplicates ({:.1} %)", ratio * 100.0);
+            say!("generated with seed {seed}: {duplicates} duplicates ({:.1} %)", ratio * 100.0);
         }
-        println!("{:.1} s, {:.0} rows/s", self.summary.elapsed_seconds, self.summary.rate);
+        say!("{:.1} s, {:.0} rows/s", self.summary.elapsed_seconds, self.summary.rate);
         print!("{requests} requests, {repetitions} of them repetitions");
         match &self.summary.request_ms {
-            Some(RequestMs { p50, p95, p99 }) => println!("; p50 {p50} ms, p95 {p95} ms, p99 {p99} ms"),
-            None => println!(),
+            Some(RequestMs { p50, p95, p99 }) => say!("; p50 {p50} ms, p95 {p95} ms, p99 {p99} ms"),
+            None => say!(),
         }
     }
 
