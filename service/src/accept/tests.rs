@@ -25,7 +25,7 @@ const SHARDS: u16 = 4;
 const LIMIT: u64 = 2_000;
 
 fn redis_url() -> String {
-    std::env::var("MILLRACE_TEST_REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:63799".to_owned())
+    crate::streams::testing::url()
 }
 
 /// A pipeline of its own, without a Postgres behind it: taking records needs none.

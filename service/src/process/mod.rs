@@ -5,6 +5,8 @@
 mod batch;
 mod owner;
 mod shard;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 

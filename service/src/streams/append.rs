@@ -165,7 +165,7 @@ mod tests {
     }
 
     fn streams() -> Streams {
-        let url = std::env::var("MILLRACE_TEST_REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:63799".to_owned());
+        let url = crate::streams::testing::url();
         Streams::connect(&url, &format!("append-{:016x}", rand::random::<u64>())).expect("a URL of Redis")
     }
 

@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     async fn streams() -> (Streams, deadpool_redis::Connection, String) {
-        let url = std::env::var("MILLRACE_TEST_REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:63799".to_owned());
+        let url = crate::streams::testing::url();
         let name = format!("info-{:016x}", rand::random::<u64>());
         let streams = Streams::connect(&url, &name).expect("URL");
         let connection = streams.query().await.expect("a Redis for the tests");

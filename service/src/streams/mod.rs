@@ -10,6 +10,8 @@ mod input;
 pub mod keys;
 mod output;
 mod search;
+#[cfg(test)]
+pub(crate) mod testing;
 mod verify;
 
 pub use append::{AppendError, Outgoing};

@@ -101,7 +101,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_queued_record_is_found_up_to_the_bound() {
-        let url = std::env::var("MILLRACE_TEST_REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:63799".to_owned());
+        let url = crate::streams::testing::url();
         let name = format!("search-{:016x}", rand::random::<u64>());
         let streams = Streams::connect(&url, &name).expect("URL");
         let mut redis = streams.query().await.expect("a Redis for the tests");

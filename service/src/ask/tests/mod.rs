@@ -71,7 +71,7 @@ const ROW: Row<'static> = Row {
 
 impl World {
     async fn new(pool: PgPool) -> Self {
-        let url = std::env::var("MILLRACE_TEST_REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:63799".to_owned());
+        let url = crate::streams::testing::url();
         Self::with_redis(pool, &url).await
     }
 
@@ -93,7 +93,7 @@ impl World {
             keys: KeyRing::open(),
             process: "test".into(),
         };
-        let real = std::env::var("MILLRACE_TEST_REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:63799".to_owned());
+        let real = crate::streams::testing::url();
         let redis = redis::Client::open(real)
             .expect("URL")
             .get_multiplexed_async_connection()

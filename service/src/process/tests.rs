@@ -1,0 +1,148 @@
+//! The fence at each step, against real servers: an owner that is out of date writes, reads, takes over and acks nothing.
+
+use crate::{
+    domain::{self, Item, Policy, Record},
+    store::{self, testing::TestPipeline},
+    streams::{self, Fence, Input, Outgoing, Output, Published, Step, Streams, testing},
+};
+use std::sync::Arc;
+
+fn fence(epoch: i64, token: &str) -> Fence {
+    Fence { epoch, token: token.to_owned() }
+}
+
+/// A pipeline in both servers, whose shard 0 of 1 was taken.
+async fn taken() -> (TestPipeline, Streams, Input, Fence) {
+    let pipeline = TestPipeline::new("shards: 1").await;
+    let streams = Streams::connect(&testing::url(), &pipeline.manifest.metadata.name).unwrap();
+    let input = streams.input(&pipeline.pipeline.pipeline_id, 0, "one");
+    let held = pipeline.store.take("one", 0, "first", 60_000).await.unwrap().unwrap();
+    assert!(input.prepare(&held).await.unwrap(), "the group is new");
+    (pipeline, streams, input, held)
+}
+
+async fn append(pipeline: &TestPipeline, streams: &Streams, id: &str) {
+    let record = format!(
+        r#"{{"recordId":"{id}","time":"2026-01-31T12:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":"1","unit":"EUR","reference":"r"}}"#
+    );
+    let received_at = chrono::DateTime::UNIX_EPOCH;
+    let entry = Outgoing { record, received_at, traceparent: None, serve: Some("s".into()), replay_of: None };
+    streams.append(0, &pipeline.pipeline.pipeline_id, 100, &[entry]).await.unwrap();
+}
+
+fn is_fenced<T: std::fmt::Debug>(outcome: Result<T, streams::Error>) {
+    assert!(matches!(outcome, Err(streams::Error::Fenced(_))), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn an_owner_that_is_out_of_date_commits_nothing() {
+    let (pipeline, streams, input, held) = taken().await;
+    append(&pipeline, &streams, "a").await;
+    let Step::Done(fresh) = input.read(&held, 10).await.unwrap() else { panic!("the fence is right") };
+    let batch: Vec<Item> = fresh
+        .entries
+        .into_iter()
+        .map(|entry| Item { record: Record::parse(&entry.payload).map(Arc::new), entry, condemned: None })
+        .collect();
+    let policy = Policy::default();
+    // Taken over by another, and the same epoch given twice by a server that went back.
+    for out_of_date in [fence(held.epoch - 1, "first"), fence(held.epoch, "other"), fence(held.epoch + 1, "first")] {
+        let refused = pipeline.store.begin_commit(0, 1, &out_of_date, 1, false).await;
+        assert!(matches!(refused, Err(store::Error::Fenced)), "{out_of_date:?}");
+    }
+    let mut commit = pipeline.store.begin_commit(0, 1, &held, 1, false).await.unwrap();
+    let known = commit.known(&batch, &policy).await.unwrap();
+    let decision = domain::decide(&batch, known, &policy, commit.position);
+    assert_eq!(commit.write(&batch, &decision, 1).await.unwrap(), [1, 0, 0]);
+}
+
+#[tokio::test]
+async fn an_owner_that_is_out_of_date_reads_takes_over_and_acks_nothing() {
+    let (pipeline, streams, input, held) = taken().await;
+    append(&pipeline, &streams, "a").await;
+    append(&pipeline, &streams, "b").await;
+    let Step::Done(fresh) = input.read(&held, 1).await.unwrap() else { panic!("the fence is right") };
+    let ids: Vec<_> = fresh.entries.iter().map(|entry| entry.id).collect();
+    let next = fence(held.epoch + 1, "second");
+    let heir = streams.input(&pipeline.pipeline.pipeline_id, 0, "two");
+    assert!(!heir.prepare(&next).await.unwrap(), "the group is there");
+    is_fenced(input.ack(&held, [1, 0, 0], &ids).await);
+    is_fenced(input.read(&held, 10).await);
+    is_fenced(input.claim(&held, "-", 10).await);
+    is_fenced(input.prepare(&held).await);
+    // The same epoch under another token is another owner.
+    let twin = fence(next.epoch, "third");
+    is_fenced(input.read(&twin, 10).await);
+    is_fenced(input.ack(&twin, [1, 0, 0], &ids).await);
+    // What the first took is pending still, and what it did not take was not taken.
+    let claimed = heir.claim(&next, "-", 10).await.unwrap();
+    assert_eq!(claimed.entries.iter().map(|entry| (entry.id, entry.deliveries)).collect::<Vec<_>>(), [(ids[0], 2)]);
+    let Step::Done(fresh) = heir.read(&next, 10).await.unwrap() else { panic!("the fence is right") };
+    assert_eq!(fresh.entries.len(), 1);
+    let all: Vec<_> = ids.into_iter().chain(fresh.entries.iter().map(|entry| entry.id)).collect();
+    assert!(matches!(heir.ack(&next, [2, 0, 0], &all).await.unwrap(), Step::Done(0)), "acked and trimmed");
+}
+
+#[tokio::test]
+async fn what_is_pending_is_not_trimmed() {
+    let (pipeline, streams, input, held) = taken().await;
+    for id in ["a", "b", "c"] {
+        append(&pipeline, &streams, id).await;
+    }
+    let Step::Done(fresh) = input.read(&held, 2).await.unwrap() else { panic!("the fence is right") };
+    let ids: Vec<_> = fresh.entries.iter().map(|entry| entry.id).collect();
+    // The second of two is acknowledged: the first is pending, the third was not delivered.
+    assert!(matches!(input.ack(&held, [1, 0, 0], &ids[1..]).await.unwrap(), Step::Done(3)));
+    let claimed = input.claim(&held, "-", 10).await.unwrap();
+    assert_eq!(claimed.entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), ids[..1]);
+    assert!(claimed.gone.is_empty());
+    assert!(matches!(input.ack(&held, [2, 0, 0], &ids[..1]).await.unwrap(), Step::Done(1)));
+}
+
+#[tokio::test]
+async fn a_fence_that_went_back_is_raised_and_nothing_else_is_done_in_that_step() {
+    let (pipeline, streams, input, held) = taken().await;
+    append(&pipeline, &streams, "a").await;
+    let next = fence(held.epoch + 5, "second");
+    assert!(matches!(input.read(&next, 10).await.unwrap(), Step::Raised));
+    let newer = fence(held.epoch + 6, "third");
+    assert!(matches!(input.ack(&newer, [0, 0, 0], &[]).await.unwrap(), Step::Raised));
+    is_fenced(input.read(&next, 10).await);
+    let Step::Done(fresh) = input.read(&newer, 10).await.unwrap() else { panic!("the fence is right") };
+    assert_eq!(fresh.entries.len(), 1);
+}
+
+#[tokio::test]
+async fn entries_are_published_only_from_where_the_cursor_stands() {
+    let (pipeline, streams, ..) = taken().await;
+    let output = Output {
+        pipeline_id: pipeline.pipeline.pipeline_id.clone(),
+        sink: "s".to_owned(),
+        stream: format!("{}.s", pipeline.manifest.metadata.name),
+        incarnation: "i".to_owned(),
+        max_length: 0,
+        trim_unread: false,
+    };
+    let publish = async |output: &Output, from: i64, to: i64| {
+        let notice = |number| streams::Notice {
+            number,
+            id: format!("0-{number}"),
+            time: String::new(),
+            traceparent: None,
+            data: "{}".to_owned(),
+        };
+        let notices: Vec<_> = (from + 1..=to).map(notice).collect();
+        streams.publish(output, 0, "record.processed", (from, to), &notices).await.unwrap()
+    };
+    assert_eq!(publish(&output, 0, 1).await, Published::Gone, "no cursor was made");
+    streams.start_cursor(&output, &[(0, 0)]).await.unwrap();
+    assert_eq!(publish(&output, 0, 2).await, Published::All { unread_lost: 0 });
+    assert_eq!(publish(&output, 0, 2).await, Published::Moved(2), "a retry of what took effect");
+    assert_eq!(publish(&output, 1, 3).await, Published::Moved(2));
+    assert_eq!(publish(&output, 3, 4).await, Published::Moved(2), "nothing is skipped");
+    assert_eq!(publish(&output, 2, 3).await, Published::All { unread_lost: 0 });
+    let other = Output { incarnation: "j".to_owned(), ..output.clone() };
+    assert_eq!(publish(&other, 3, 4).await, Published::Gone, "another start of the sink");
+    assert_eq!(streams.retire_cursor(&output).await.unwrap(), Some(vec![(0, 3)]));
+    assert_eq!(publish(&output, 3, 4).await, Published::Gone, "retired");
+}
