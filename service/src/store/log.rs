@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 
-use super::{Error, Numbers, Store, commit::StoredRecord, pool::numeric};
+use super::{Error, Numbers, Store, known::StoredRecord, pool::numeric};
 use crate::domain::{Record, Text, Total};
 
 /// A processed record as it stands in the log.

@@ -7,6 +7,7 @@ mod audit;
 mod audit_summary;
 mod commit;
 mod keys;
+mod known;
 mod leases;
 mod letters;
 mod log;

@@ -1,0 +1,205 @@
+//! What a commit reads before it decides: what is stored about the ids and keys of a batch.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use chrono::{DateTime, Utc};
+
+use super::{Error, commit::Commit, pool::numeric};
+use crate::domain::{
+    Amount, Attributes, Item, Key, Kind, Known, KnownLetter, KnownRecord, LetterId, Policy, Record, StreamId, Text,
+    Total,
+};
+
+impl Commit {
+    /// Reads what is stored about the ids and keys of a batch.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn known(&mut self, batch: &[Item], policy: &Policy) -> Result<Known, Error> {
+        let mut known = self.known_ids(batch).await?;
+        known.totals = self.known_totals(batch).await?;
+        if policy.minimum_total_nanos().is_some() {
+            known.destinations = self.known_destinations(batch).await?;
+        }
+        Ok(known)
+    }
+
+    async fn known_ids(&mut self, batch: &[Item]) -> Result<Known, Error> {
+        let stream_ids: Vec<String> = batch.iter().map(|item| item.entry.id.to_string()).collect();
+        // Paired with the stream ids; an entry that cannot be read has no id to look for.
+        let ids: Vec<Option<String>> =
+            batch.iter().map(|item| item.record.as_ref().ok().map(|record| record.record_id.to_string())).collect();
+        let (mut replay_shards, mut replays) = (Vec::new(), Vec::new());
+        for letter in batch.iter().filter_map(|item| item.entry.replay_of) {
+            replay_shards.push(i32::from(letter.shard));
+            replays.push(letter.n);
+        }
+        let rows = sqlx::query!(
+            r#"select 'record' as "what!", record_id, stream_id as "stream_id!", 0 as "shard!", 0::bigint as "n!",
+                      false as "open!", null::bytea as payload, time, source_id, destination_id, reference, unit,
+                      positive, value::text as value, attributes
+               from records where record_id = any($1)
+               union all
+               select 'letter', record_id, stream_id, shard, n, state = 'open', payload,
+                      null, null, null, null, null, null, null, null
+               from dead_letters where record_id = any($1) and state = 'open'
+               union all
+               select 'letter', record_id, stream_id, shard, n, state = 'open', payload,
+                      null, null, null, null, null, null, null, null
+               from dead_letters where stream_id = any($2) and shard = $3
+               union all
+               select 'letter', l.record_id, l.stream_id, l.shard, l.n, l.state = 'open', l.payload,
+                      null, null, null, null, null, null, null, null
+               from unnest($4::int[], $5::bigint[]) as k (shard, n)
+               cross join lateral (select * from dead_letters where shard = k.shard and n = k.n offset 0) as l
+               union all
+               select 'duplicate', d.record_id, d.stream_id, 0, 0, false, null, null, null, null, null, null, null, null, null
+               from unnest($1::text[], $2::text[]) as k (id, stream_id)
+               cross join lateral (
+                   select * from duplicates where record_id = k.id and stream_id = k.stream_id and shard = $3 offset 0
+               ) as d
+               union all
+               select 'conflict', c.record_id, c.stream_id, 0, 0, false, c.payload, null, null, null, null, null, null, null, null
+               from unnest($1::text[], $2::text[]) as k (id, stream_id)
+               cross join lateral (
+                   select * from conflicts where record_id = k.id and stream_id = k.stream_id and shard = $3 offset 0
+               ) as c"#,
+            ids.as_slice() as &[Option<String>],
+            &stream_ids,
+            self.shard,
+            &replay_shards,
+            &replays,
+        )
+        .fetch_all(&mut *self.transaction)
+        .await?;
+        let mut known = Known {
+            records: HashMap::new(),
+            letters: Vec::new(),
+            duplicates: HashSet::new(),
+            conflicts: HashMap::new(),
+            totals: HashMap::new(),
+            destinations: HashMap::new(),
+        };
+        for row in rows {
+            // An id that was stored was one; anything else could never be equal to one that comes.
+            let stream_id: StreamId = row.stream_id.parse().unwrap_or(StreamId { ms: 0, n: 0 });
+            let id = row.record_id.clone().map(Text::stored);
+            match (row.what.as_str(), id) {
+                ("record", Some(id)) => {
+                    let stored = StoredRecord {
+                        record_id: id.clone(),
+                        time: row.time,
+                        source_id: row.source_id,
+                        destination_id: row.destination_id,
+                        reference: row.reference,
+                        unit: row.unit,
+                        positive: row.positive,
+                        value: row.value,
+                        attributes: row.attributes,
+                    };
+                    if let Some(record) = stored.into_record() {
+                        known.records.insert(id, KnownRecord { record: Arc::new(record), stream_id });
+                    }
+                }
+                ("duplicate", Some(id)) => {
+                    known.duplicates.insert((id, stream_id));
+                }
+                ("conflict", Some(id)) => {
+                    let refused = row.payload.as_deref().and_then(|payload| Record::parse(payload).ok());
+                    known.conflicts.entry((id, stream_id)).or_default().extend(refused);
+                }
+                (_, record_id) => known.letters.push(KnownLetter {
+                    id: LetterId { shard: row.shard as u16, n: row.n },
+                    open: row.open,
+                    record_id,
+                    stream_id,
+                    payload: row.payload.unwrap_or_default(),
+                }),
+            }
+        }
+        Ok(known)
+    }
+
+    async fn known_totals(&mut self, batch: &[Item]) -> Result<HashMap<Key, Total>, Error> {
+        let keys: HashSet<Key> =
+            batch.iter().filter_map(|item| item.record.as_ref().ok()).map(|record| Key::of(record)).collect();
+        let (mut destinations, mut references, mut units) = (Vec::new(), Vec::new(), Vec::new());
+        for key in keys {
+            destinations.push(key.destination_id);
+            references.push(key.reference);
+            units.push(key.unit);
+        }
+        let rows = sqlx::query!(
+            r#"select totals.destination_id, totals.reference, totals.unit, count, total::text as "total!"
+             from unnest($1::text[], $2::text[], $3::text[]) as k (d, r, u)
+             join totals on totals.destination_id = k.d and totals.reference = k.r and totals.unit = k.u"#,
+            &destinations,
+            &references,
+            &units,
+        )
+        .fetch_all(&mut *self.transaction)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                let key = Key { destination_id: row.destination_id, reference: row.reference, unit: row.unit };
+                Ok((key, Total { count: row.count, total: numeric(&row.total)? }))
+            })
+            .collect()
+    }
+
+    async fn known_destinations(&mut self, batch: &[Item]) -> Result<HashMap<(String, String), i128>, Error> {
+        let destinations: Vec<String> = batch
+            .iter()
+            .filter_map(|item| item.record.as_ref().ok())
+            .map(|record| record.destination_id.to_string())
+            .collect();
+        let rows = sqlx::query!(
+            r#"select destination_id, unit, (sum(total) * 1000000000)::numeric(60, 0)::text as "nanos!"
+               from totals where destination_id = any($1) group by destination_id, unit"#,
+            &destinations,
+        )
+        .fetch_all(&mut *self.transaction)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                let nanos = row.nanos.parse().map_err(|error| Error::Sql(sqlx::Error::Decode(Box::new(error))))?;
+                Ok(((row.destination_id, row.unit), nanos))
+            })
+            .collect()
+    }
+}
+
+/// A record's columns.
+#[derive(Debug)]
+pub(super) struct StoredRecord {
+    pub(super) record_id: Text,
+    pub(super) time: Option<DateTime<Utc>>,
+    pub(super) source_id: Option<String>,
+    pub(super) destination_id: Option<String>,
+    pub(super) reference: Option<String>,
+    pub(super) unit: Option<String>,
+    pub(super) positive: Option<bool>,
+    /// As text: the driver's own conversion forgets the scale of a zero.
+    pub(super) value: Option<String>,
+    pub(super) attributes: Option<String>,
+}
+
+impl StoredRecord {
+    /// The record; `None` only where a column is null, which no row of `records` has.
+    pub(super) fn into_record(self) -> Option<Record> {
+        Some(Record {
+            record_id: self.record_id,
+            time: self.time?,
+            source_id: Text::stored(self.source_id?),
+            destination_id: Text::stored(self.destination_id?),
+            kind: if self.positive? { Kind::Positive } else { Kind::Negative },
+            value: Amount::stored(numeric(&self.value?).ok()?),
+            unit: Text::stored(self.unit?),
+            reference: Text::stored(self.reference?),
+            attributes: self.attributes.and_then(Attributes::stored),
+        })
+    }
+}
