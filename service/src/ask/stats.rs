@@ -1,9 +1,6 @@
 //! `GET /stats`: counts that add up, how far everything is behind, and what the servers promise.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Instant};
 
 use millrace_crds::On;
 use poem::web::Data;
@@ -14,11 +11,8 @@ use super::{Tags, answer::Answer, types::Time};
 use crate::{
     http::{App, auth::Reader, problem::Failure},
     store::{Counts, ShardCounts},
-    streams::{self, Backlog},
+    streams::Backlog,
 };
-
-/// Readings until the counts stand still.
-const READINGS: usize = 5;
 
 /// Entries of a shard that are not settled.
 #[derive(Debug, Clone, Object, Serialize)]
@@ -205,7 +199,10 @@ impl StatsApi {
         let app = app.0;
         let shards = app.manifest.borrow().manifest.spec.shards;
         let policy_version = app.manifest.borrow().policy.version;
-        let (counts, backlog) = readings(app, shards).await?;
+        // Redis first: what stands beside its streams tells what had been settled then, so that no entry is counted twice
+        // or not at all, whatever is settled in between.
+        let backlog = app.streams.backlog(shards).await;
+        let counts = app.store.stats().await?;
         let backlog = backlog.inspect_err(|error| tracing::warn!(%error, "ask.backlog.failed")).ok();
         let (sinks, promises) = match &backlog {
             Some(_) => (sinks(app, &counts).await?, app.streams.promises().await.ok()),
@@ -258,39 +255,20 @@ impl StatsApi {
     }
 }
 
-/// Reads what is settled, what is queued, and again what is settled, until nothing was settled in between: else an entry
-/// would be counted twice, or not at all.
-async fn readings(app: &App, shards: u16) -> Result<(Counts, Result<Vec<Backlog>, streams::Error>), Failure> {
-    let mut before = app.store.stats().await?;
-    let mut reading = 1;
-    loop {
-        let backlog = app.streams.backlog(shards).await;
-        let after = app.store.stats().await?;
-        let still = before.shards == after.shards && letters(&before) == letters(&after);
-        let acknowledged = backlog.as_ref().is_ok_and(|backlog| in_flight(&after, backlog) == 0);
-        if backlog.is_err() || still && acknowledged || reading == READINGS {
-            return Ok((after, backlog));
-        }
-        (before, reading) = (after, reading + 1);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn letters(counts: &Counts) -> [i64; 3] {
-    [counts.letters_open, counts.letters_discarded, counts.letters_replayed]
-}
-
 /// Entries that are committed and not acknowledged yet: they stand in both servers.
 fn in_flight(counts: &Counts, backlog: &[Backlog]) -> i64 {
     backlog
         .iter()
         .filter_map(|shard| {
-            let committed = shard.committed?;
             let counted = counts.shards.iter().find(|counted| counted.shard == i32::from(shard.shard))?;
-            let ahead = (counted.records - committed.records)
-                + (counted.dead_letters - committed.dead_letters)
-                + (counted.conflicts - committed.conflicts);
-            Some(ahead.clamp(0, shard.pending as i64))
+            let settled = counted.records + counted.dead_letters + counted.conflicts + counted.duplicates;
+            let Some(committed) = shard.committed else {
+                // Nothing was acknowledged yet; or what stood beside the stream is gone, and with it the measure.
+                return Some(settled).filter(|first| *first <= shard.pending as i64);
+            };
+            let acknowledged = committed.records + committed.dead_letters + committed.conflicts + committed.duplicates;
+            // What was settled since Redis was asked was still queued then.
+            Some((settled - acknowledged).clamp(0, (shard.pending + shard.queued) as i64))
         })
         .sum()
 }

@@ -91,6 +91,8 @@ impl KeyRing {
         let (sender, receiver) = watch::channel(Some(keys));
         let (store, soft) = (store.clone(), lifecycle.soft.clone());
         let beat = lifecycle.vitals.register("serve.keys", Duration::from_secs(30));
+        // They were read just now.
+        beat.beat();
         lifecycle.spawn("serve.keys", async move {
             let mut failing = false;
             while tokio::time::timeout(REFRESH, soft.cancelled()).await.is_err() {

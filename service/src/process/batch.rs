@@ -168,7 +168,8 @@ impl Shard {
                 exclusive = true;
                 continue;
             }
-            let numbers = commit.write(batch, &decision, policy.version).await?;
+            let (numbers, duplicates) = commit.write(batch, &decision, policy.version).await?;
+            self.counted_duplicates = duplicates;
             self.stands_at = policy.version;
             self.count(batch, &decision, started, now);
             self.feed.push(rows(batch, decision, now), numbers);

@@ -65,6 +65,8 @@ pub(super) struct Shard {
     /// The policy version that the shard is known to stand at.
     pub(super) stands_at: i64,
     pub(super) beat: Arc<Beat>,
+    /// Duplicates of the shard as of the last commit; 0 before the first.
+    pub(super) counted_duplicates: i64,
     input: Input,
     mode: Mode,
     waiting: Option<MultiplexedConnection>,
@@ -95,6 +97,7 @@ pub(super) async fn work(
         feed,
         give_back: give_back.clone(),
         stands_at: 0,
+        counted_duplicates: 0,
         beat,
         input,
         mode: Mode::Prepare,
@@ -276,7 +279,7 @@ impl Shard {
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
         let numbers = self.decide_and_commit(entries).await?;
         crate::fault::point("before_ack");
-        match self.input.ack(&current(&self.fence), numbers, &ids).await? {
+        match self.input.ack(&current(&self.fence), numbers, self.counted_duplicates, &ids).await? {
             Step::Done(left) => metrics::gauge!(names::BACKLOG, "shard" => self.shard.to_string()).set(left as f64),
             Step::Raised => self.mode = Mode::Prepare,
         }

@@ -82,12 +82,12 @@ impl Store {
 }
 
 impl Commit {
-    /// Writes a decision and commits. Answers the shard's highest numbers after it.
+    /// Writes a decision and commits. Answers the shard's highest numbers after it, and its count of duplicates.
     ///
     /// # Errors
     /// [`Error::Raced`] when one of the ids or letters was taken in between; on every error nothing is written, but a
     /// connection that broke while committing leaves it unknown: then the batch is decided anew and finds itself stored.
-    pub async fn write(mut self, batch: &[Item], decision: &Decision, version: i64) -> Result<Numbers, Error> {
+    pub async fn write(mut self, batch: &[Item], decision: &Decision, version: i64) -> Result<(Numbers, i64), Error> {
         let Decision { records, totals, duplicates, conflicts, letters, closed, alerts, foreign, redelivered: _ } =
             decision;
         let numbers = [
@@ -106,13 +106,13 @@ impl Commit {
                         duplicates = duplicates + $8, alerts = alerts + $9, foreign_settled = foreign_settled + $10,
                         policy_version = $11
                  where shard = $1 and epoch = $2 and token = $3
-                 returning shard
+                 returning duplicates
              ), noted as (
                  insert into shard_policies (shard, from_seq, version)
                  select $1, $12, $11 where $13::boolean
                  on conflict do nothing
              )
-             select shard from position",
+             select duplicates from position",
             self.shard,
             self.fence.epoch,
             self.fence.token,
@@ -129,12 +129,13 @@ impl Commit {
         )
         .fetch_all(&mut *self.transaction)
         .await?;
-        assert_eq!(written.len(), 1, "the shard's row was locked by this transaction");
+        let [written] = written.as_slice() else { panic!("the shard's row was locked by this transaction") };
+        let duplicates = written.duplicates;
         debug_assert!(totals.len() <= records.len(), "only new records change totals");
         crate::fault::point("before_commit");
         self.transaction.commit().await?;
         crate::fault::point("after_commit");
-        Ok(numbers)
+        Ok((numbers, duplicates))
     }
 
     async fn insert_records(&mut self, batch: &[Item], decision: &Decision) -> Result<(), Error> {

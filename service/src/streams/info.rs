@@ -33,6 +33,8 @@ pub struct Committed {
     pub dead_letters: i64,
     /// Of conflicts.
     pub conflicts: i64,
+    /// Duplicates have no numbers: their count.
+    pub duplicates: i64,
 }
 
 /// Settings of Redis that decide what a crash may cost; `unknown` where the server does not tell.
@@ -54,7 +56,7 @@ static BACKLOG: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "#!lua flags=no-writes
 local time = redis.call('TIME')
-local marks = redis.call('HMGET', KEYS[2], 'records', 'deadLetters', 'conflicts')
+local marks = redis.call('HMGET', KEYS[2], 'records', 'deadLetters', 'conflicts', 'duplicates')
 local queued, pending, oldest, last, found = 0, 0, false, '0-0', false
 if redis.call('EXISTS', KEYS[1]) == 1 then
   for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
@@ -81,11 +83,11 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
     if first then oldest = first[1] end
   end
 end
-return {time[1], time[2], queued, pending, oldest, marks[1], marks[2], marks[3]}",
+return {time[1], time[2], queued, pending, oldest, marks[1], marks[2], marks[3], marks[4]}",
     )
 });
 
-type Answer = (u64, u64, u64, u64, Option<String>, Option<i64>, Option<i64>, Option<i64>);
+type Answer = (u64, u64, u64, u64, Option<String>, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
 
 impl Streams {
     /// What is queued in each shard.
@@ -158,13 +160,15 @@ impl Streams {
 }
 
 fn backlog(shard: u16, answer: Answer) -> Backlog {
-    let (seconds, micros, queued, pending, oldest, records, dead_letters, conflicts) = answer;
+    let (seconds, micros, queued, pending, oldest, records, dead_letters, conflicts, duplicates) = answer;
     let now_ms = seconds.saturating_mul(1000).saturating_add(micros / 1000);
     let oldest_ms = oldest.and_then(|id| id.split_once('-').and_then(|(ms, _)| ms.parse::<u64>().ok()));
-    let committed = records.map(|records| Committed {
-        records,
+    let marked = [records, dead_letters, conflicts, duplicates].iter().any(Option::is_some);
+    let committed = marked.then(|| Committed {
+        records: records.unwrap_or_default(),
         dead_letters: dead_letters.unwrap_or_default(),
         conflicts: conflicts.unwrap_or_default(),
+        duplicates: duplicates.unwrap_or_default(),
     });
     let lag_ms = oldest_ms.map_or(0, |ms| now_ms.saturating_sub(ms));
     Backlog { shard, queued, pending, lag_ms, committed }
@@ -205,7 +209,7 @@ mod tests {
         let shard = streams.backlog(2).await.expect("backlog").remove(1);
         assert_eq!((shard.queued, shard.pending), (3, 2));
         assert!(shard.lag_ms >= 5, "the oldest pending entry is {} ms old", shard.lag_ms);
-        assert_eq!(shard.committed, Some(Committed { records: 7, dead_letters: 1, conflicts: 0 }));
+        assert_eq!(shard.committed, Some(Committed { records: 7, dead_letters: 1, conflicts: 0, duplicates: 0 }));
 
         // A deletion ahead of the group: Redis no longer knows the lag.
         let () = redis.xdel(&key, &[&ids[3]]).await.expect("XDEL");

@@ -162,9 +162,15 @@ impl Input {
     ///
     /// # Errors
     /// [`Error::Fenced`] when the fence stands higher, [`Error::NoGroup`] when the group is gone.
-    pub async fn ack(&self, fence: &Fence, numbers: [i64; 3], ids: &[StreamId]) -> Result<Step<i64>, Error> {
-        let args: Vec<String> =
-            numbers.iter().map(ToString::to_string).chain(ids.iter().map(ToString::to_string)).collect();
+    pub async fn ack(
+        &self,
+        fence: &Fence,
+        numbers: [i64; 3],
+        duplicates: i64,
+        ids: &[StreamId],
+    ) -> Result<Step<i64>, Error> {
+        let counts = numbers.iter().chain([&duplicates]).map(ToString::to_string);
+        let args: Vec<String> = counts.chain(ids.iter().map(ToString::to_string)).collect();
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let reply = self.run(&ACK, fence, &args).await?;
         Ok(match reply.get(1) {

@@ -1,15 +1,15 @@
--- Acknowledges, keeps the highest committed numbers, trims. ARGV: records, dead letters, conflicts, then ids.
+-- Acknowledges, keeps the highest committed numbers, trims. ARGV: records, dead letters, conflicts, duplicates, then ids.
 -- Trims by what the group itself says: up to the lowest pending id, else just above the last delivered one.
 -- Answers {'ok', entries left}.
 local stop = fenced()
 if stop then return stop end
 local n = #ARGV
-for first = 7, n, 1000 do
+for first = 8, n, 1000 do
   local acked = redis.pcall('XACK', KEYS[2], 'workers', unpack(ARGV, first, math.min(first + 999, n)))
   if type(acked) == 'table' and acked.err then return acked end
 end
-local marks = redis.call('HMGET', KEYS[1], 'records', 'deadLetters', 'conflicts')
-for i, field in ipairs({'records', 'deadLetters', 'conflicts'}) do
+local marks = redis.call('HMGET', KEYS[1], 'records', 'deadLetters', 'conflicts', 'duplicates')
+for i, field in ipairs({'records', 'deadLetters', 'conflicts', 'duplicates'}) do
   if tonumber(ARGV[3 + i]) > tonumber(marks[i] or '0') then redis.call('HSET', KEYS[1], field, ARGV[3 + i]) end
 end
 local groups = redis.pcall('XINFO', 'GROUPS', KEYS[2])

@@ -50,12 +50,13 @@ pub(crate) async fn answer(request: RequestBuilder) -> Answer {
 }
 
 impl Pipeline {
-    /// A pipeline with a serve process that answers and a worker that is ready.
+    /// A pipeline with a serve process and a worker that are ready.
     pub(crate) async fn running(spec: Value) -> (Self, Process, Process) {
         let pipeline = Self::new(spec).await;
         let work = pipeline.work();
         let serve = pipeline.serve().await;
         work.ready().await;
+        serve.ready().await;
         (pipeline, serve, work)
     }
 
