@@ -53,7 +53,7 @@ async fn an_owner_that_is_out_of_date_commits_nothing() {
     let mut commit = pipeline.store.begin_commit(0, 1, &held, 1, false).await.unwrap();
     let known = commit.known(&batch, &policy).await.unwrap();
     let decision = domain::decide(&batch, known, &policy, commit.position);
-    assert_eq!(commit.write(&batch, &decision, 1).await.unwrap(), [1, 0, 0]);
+    assert_eq!(commit.write(&batch, &decision, 1).await.unwrap(), ([1, 0, 0], 0));
 }
 
 #[tokio::test]
@@ -66,21 +66,21 @@ async fn an_owner_that_is_out_of_date_reads_takes_over_and_acks_nothing() {
     let next = fence(held.epoch + 1, "second");
     let heir = streams.input(&pipeline.pipeline.pipeline_id, 0, "two");
     assert!(!heir.prepare(&next).await.unwrap(), "the group is there");
-    is_fenced(input.ack(&held, [1, 0, 0], &ids).await);
+    is_fenced(input.ack(&held, [1, 0, 0], 0, &ids).await);
     is_fenced(input.read(&held, 10).await);
     is_fenced(input.claim(&held, "-", 10).await);
     is_fenced(input.prepare(&held).await);
     // The same epoch under another token is another owner.
     let twin = fence(next.epoch, "third");
     is_fenced(input.read(&twin, 10).await);
-    is_fenced(input.ack(&twin, [1, 0, 0], &ids).await);
+    is_fenced(input.ack(&twin, [1, 0, 0], 0, &ids).await);
     // What the first took is pending still, and what it did not take was not taken.
     let claimed = heir.claim(&next, "-", 10).await.unwrap();
     assert_eq!(claimed.entries.iter().map(|entry| (entry.id, entry.deliveries)).collect::<Vec<_>>(), [(ids[0], 2)]);
     let Step::Done(fresh) = heir.read(&next, 10).await.unwrap() else { panic!("the fence is right") };
     assert_eq!(fresh.entries.len(), 1);
     let all: Vec<_> = ids.into_iter().chain(fresh.entries.iter().map(|entry| entry.id)).collect();
-    assert!(matches!(heir.ack(&next, [2, 0, 0], &all).await.unwrap(), Step::Done(0)), "acked and trimmed");
+    assert!(matches!(heir.ack(&next, [2, 0, 0], 0, &all).await.unwrap(), Step::Done(0)), "acked and trimmed");
 }
 
 #[tokio::test]
@@ -92,11 +92,11 @@ async fn what_is_pending_is_not_trimmed() {
     let Step::Done(fresh) = input.read(&held, 2).await.unwrap() else { panic!("the fence is right") };
     let ids: Vec<_> = fresh.entries.iter().map(|entry| entry.id).collect();
     // The second of two is acknowledged: the first is pending, the third was not delivered.
-    assert!(matches!(input.ack(&held, [1, 0, 0], &ids[1..]).await.unwrap(), Step::Done(3)));
+    assert!(matches!(input.ack(&held, [1, 0, 0], 0, &ids[1..]).await.unwrap(), Step::Done(3)));
     let claimed = input.claim(&held, "-", 10).await.unwrap();
     assert_eq!(claimed.entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), ids[..1]);
     assert!(claimed.gone.is_empty());
-    assert!(matches!(input.ack(&held, [2, 0, 0], &ids[..1]).await.unwrap(), Step::Done(1)));
+    assert!(matches!(input.ack(&held, [2, 0, 0], 0, &ids[..1]).await.unwrap(), Step::Done(1)));
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn a_fence_that_went_back_is_raised_and_nothing_else_is_done_in_that_step(
     let next = fence(held.epoch + 5, "second");
     assert!(matches!(input.read(&next, 10).await.unwrap(), Step::Raised));
     let newer = fence(held.epoch + 6, "third");
-    assert!(matches!(input.ack(&newer, [0, 0, 0], &[]).await.unwrap(), Step::Raised));
+    assert!(matches!(input.ack(&newer, [0, 0, 0], 0, &[]).await.unwrap(), Step::Raised));
     is_fenced(input.read(&next, 10).await);
     let Step::Done(fresh) = input.read(&newer, 10).await.unwrap() else { panic!("the fence is right") };
     assert_eq!(fresh.entries.len(), 1);
