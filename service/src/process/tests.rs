@@ -83,6 +83,27 @@ async fn an_owner_that_is_out_of_date_reads_takes_over_and_acks_nothing() {
     assert!(matches!(heir.ack(&next, [2, 0, 0], 0, &all).await.unwrap(), Step::Done(0)), "acked and trimmed");
 }
 
+/// An id that is about to be stored by one shard, and taken by a dead letter of another: no index is over both tables.
+#[tokio::test]
+async fn while_a_dead_letter_is_opened_no_other_shard_commits() {
+    let pipeline = TestPipeline::new("shards: 2").await;
+    let one = pipeline.store.take("one", 0, "a", 60_000).await.unwrap().unwrap();
+    let other = pipeline.store.take("one", 1, "b", 60_000).await.unwrap().unwrap();
+    let storing = pipeline.store.begin_commit(0, 2, &one, 1, false).await.unwrap();
+    let also = pipeline.store.begin_commit(1, 2, &other, 1, false).await.unwrap();
+    drop(also);
+    let opening = pipeline.store.begin_commit(1, 2, &other, 1, true);
+    let mut opening = Box::pin(opening);
+    let early = tokio::time::timeout(std::time::Duration::from_millis(300), &mut opening).await;
+    assert!(early.is_err(), "it waits for the other's commit, which began before");
+    drop(storing);
+    let opening = opening.await.unwrap();
+    let storing = pipeline.store.begin_commit(0, 2, &one, 1, false);
+    let early = tokio::time::timeout(std::time::Duration::from_millis(300), storing).await;
+    assert!(early.is_err(), "and who begins later waits for it");
+    drop(opening);
+}
+
 #[tokio::test]
 async fn what_is_pending_is_not_trimmed() {
     let (pipeline, streams, input, held) = taken().await;
