@@ -153,6 +153,25 @@ async fn a_stream_that_belongs_to_another_sink_is_refused() {
 }
 
 #[tokio::test]
+async fn a_cursor_above_the_highest_number_halts_its_sink_and_is_not_moved() {
+    let (pipeline, _serve, mut work, load) = running(json!({})).await;
+    pipeline.settled().await;
+    work.stop().await;
+    for shard in ["0", "1"] {
+        let _: i64 = pipeline.redis(&["HSET", &pipeline.cursor("notifications"), shard, "1000000"]).await;
+    }
+    let _heir = pipeline.work();
+    let more = Load::from("r", load.ids.len(), 50);
+    pipeline.send(&more.records).await;
+    let detail = becomes(&pipeline, "notifications", "halted").await;
+    assert!(detail.contains("above") && detail.contains("millrace sinks resume notifications"), "{detail}");
+    pipeline.settled_but(&["notifications"]).await;
+    assert_eq!(pipeline.sink_entries("notifications").await.len(), load.ids.len());
+    let cursor: String = pipeline.redis(&["HGET", &pipeline.cursor("notifications"), "0"]).await;
+    assert_eq!(cursor, "1000000");
+}
+
+#[tokio::test]
 async fn a_sink_without_its_cursor_halts_until_it_is_resumed_and_delays_no_other() {
     let (pipeline, _serve, work, load) = running(json!({})).await;
     pipeline.settled().await;
