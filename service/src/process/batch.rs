@@ -13,10 +13,7 @@ use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 use tracing::Instrument as _;
 
-use super::{
-    owner::current,
-    shard::{Error, Shard},
-};
+use super::shard::{Error, Shard, current};
 use crate::{
     domain::{self, Decision, Entry, Invalid, Item, Record, code},
     fault,

@@ -4,8 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex},
 };
 
 use rand::Rng as _;
@@ -122,7 +121,7 @@ fn share(rank: Rank, shards: u16) -> usize {
 }
 
 async fn renew(context: &Context, held: &BTreeMap<u16, Held>, lease_ms: i64) -> Result<(), Error> {
-    let shown: Vec<(u16, Fence)> = held.iter().map(|(shard, held)| (*shard, current(&held.fence))).collect();
+    let shown: Vec<(u16, Fence)> = held.iter().map(|(shard, held)| (*shard, shard::current(&held.fence))).collect();
     if shown.is_empty() {
         return Ok(());
     }
@@ -130,7 +129,9 @@ async fn renew(context: &Context, held: &BTreeMap<u16, Held>, lease_ms: i64) -> 
     for (shard, fence) in shown {
         // A fence that was raised meanwhile is renewed next time.
         // One that is being given back may have been released a moment ago; its commits are fenced in any case.
-        if !renewed.contains(&shard) && current(&held[&shard].fence) == fence && !held[&shard].give_back.is_cancelled()
+        if !renewed.contains(&shard)
+            && shard::current(&held[&shard].fence) == fence
+            && !held[&shard].give_back.is_cancelled()
         {
             tracing::warn!(shard, epoch = fence.epoch, "process.shard.lost");
             metrics::counter!(names::LEASE_CHANGES, "change" => "lost").increment(1);
@@ -163,14 +164,6 @@ async fn take(
     held.insert(shard, Held { fence, give_back, lost });
     Ok(())
 }
-
-/// The fence as it stands.
-pub(super) fn current(fence: &Mutex<Fence>) -> Fence {
-    fence.lock().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
-/// How long lanes may go on publishing what is committed after their shard stopped.
-pub(super) const DRAIN: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

@@ -12,10 +12,7 @@ use std::{
 use redis::aio::MultiplexedConnection;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{
-    Context,
-    owner::{DRAIN, current},
-};
+use super::Context;
 use crate::{
     domain::Entry,
     lifecycle::Beat,
@@ -29,6 +26,8 @@ use crate::{
 const LONGEST_WAIT: Duration = Duration::from_millis(1000);
 /// Memory for committed rows, over all shards of a pipeline.
 const FEED_BYTES: usize = 6 << 20;
+/// How long lanes may go on publishing what is committed after their shard stopped.
+const DRAIN: Duration = Duration::from_secs(5);
 /// About how many bytes of entries one batch may hold.
 const BATCH_BYTES: usize = 2 << 20;
 
@@ -297,6 +296,11 @@ impl Shard {
         metrics::counter!(names::LOST, "shard" => self.shard.to_string()).increment(lost as u64);
         Ok(self.context.store.note_loss(self.shard, lost, false).await?)
     }
+}
+
+/// The fence as it stands.
+pub(super) fn current(fence: &Mutex<Fence>) -> Fence {
+    fence.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// Runs one lane per sink, and follows the sinks.
