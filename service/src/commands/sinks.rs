@@ -8,6 +8,7 @@ use super::keys::actor;
 use crate::{
     config::Place,
     store::{SinkRow, Store},
+    streams::Streams,
 };
 
 /// Flags of `millrace sinks`.
@@ -50,9 +51,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { place, action } = args;
     let manifest = place.manifest()?;
     let store = Store::connect(&place.postgres_url()?, &manifest.metadata.name, 1).context("the URL of Postgres")?;
+    let streams = Streams::connect(&place.redis_url()?, &manifest.metadata.name).context("the URL of Redis")?;
     let outcome = match action {
         Action::List => list(&store).await,
-        Action::Resume { name, from } => resume(&store, &name, from).await,
+        Action::Resume { name, from } => resume(&store, &streams, &name, from).await,
     };
     store.close().await;
     outcome
@@ -77,13 +79,23 @@ async fn list(store: &Store) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn resume(store: &Store, name: &str, from: Start) -> anyhow::Result<()> {
-    let known: Vec<String> = store.sinks().await?.into_iter().map(|row| row.name).collect();
-    if !known.iter().any(|known| known == name) {
+/// Whether the cursor of a sink's newest start is beside its stream; one that was never made is not gone.
+async fn has_cursor(streams: &Streams, row: &SinkRow) -> anyhow::Result<bool> {
+    let Some(stream) = row.stream.as_ref().filter(|_| row.started) else { return Ok(true) };
+    Ok(streams.sink_state(stream).await?.incarnation.as_ref() == Some(&row.incarnation))
+}
+
+async fn resume(store: &Store, streams: &Streams, name: &str, from: Start) -> anyhow::Result<()> {
+    let mut known = store.sinks().await?;
+    let Some(index) = known.iter().position(|known| known.name == name) else {
+        let known: Vec<String> = known.into_iter().map(|row| row.name).collect();
         bail!("there is no sink {name}; there are: {}", known.join(", "));
-    }
-    // A sink that runs would repeat all of its stream, or leave a gap.
-    if !store.sink_states().await?.iter().any(|(sink, _, state, _)| sink == name && state == "halted") {
+    };
+    let row = known.swap_remove(index);
+    // A sink that runs would repeat all of its stream, or leave a gap. One whose shards are idle has not noticed yet that
+    // its cursor is gone.
+    let halted = store.sink_states().await?.iter().any(|(sink, _, state, _)| sink == name && state == "halted");
+    if !halted && has_cursor(streams, &row).await? {
         bail!("{name} is not halted: it goes on by itself; `millrace sinks list` says what it waits for");
     }
     let fresh = hex::encode(rand::random::<[u8; 16]>());

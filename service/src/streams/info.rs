@@ -76,6 +76,8 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
       if #page > 0 then from = page[#page][1] end
     until #page < 1000 or queued >= 100000
   end
+  -- What was trimmed unread stays in the group's lag for ever; what is not there waits for nobody.
+  queued = math.max(0, math.min(queued, redis.call('XLEN', KEYS[1]) - (found and pending or 0)))
   if pending > 0 then
     oldest = redis.call('XPENDING', KEYS[1], ARGV[1])[2]
   elseif queued > 0 then

@@ -205,6 +205,7 @@ async fn a_sink_without_its_cursor_halts_until_it_is_resumed_and_delays_no_other
     let ids: Vec<&str> = entries.iter().map(SinkEntry::record_id).collect();
     let expected: Vec<&str> = load.ids.iter().chain(&more.ids).map(String::as_str).collect();
     assert_eq!(ids, expected, "it goes on with what came after it was resumed");
+    pipeline.verify().await;
 
     // From the beginning, into a stream that was emptied: all of it.
     let _: i64 = pipeline.redis(&["DEL", &pipeline.cursor("notifications"), &pipeline.stream("notifications")]).await;

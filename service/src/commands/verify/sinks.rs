@@ -1,6 +1,6 @@
 //! Comparing a sink's stream with the log: each number once, in order, with the content of its row.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::entry::{self, Expected};
 use crate::{
@@ -50,6 +50,10 @@ struct Walk<'a> {
     state: &'a SinkState,
     source: String,
     at: BTreeMap<u16, At>,
+    /// Above which number of each shard this start of the sink carries; what stands before it is of an earlier start.
+    starts: BTreeMap<u16, i64>,
+    /// Shards of which this start was seen.
+    begun: BTreeSet<u16>,
     snapshot: &'a mut Verification,
     differences: &'a mut Differences,
 }
@@ -70,8 +74,9 @@ pub(super) async fn check(
         differences.add("cursor", place, format!("a cursor of incarnation {}", sink.incarnation), found);
         return Ok(report);
     }
-    let mut at = BTreeMap::new();
+    let (mut at, mut starts) = (BTreeMap::new(), BTreeMap::new());
     for (shard, after) in snapshot.sink_starts(&sink.name).await? {
+        starts.insert(shard, after);
         at.insert(shard, if state.is_trimmed { At::Anywhere } else { At::Number(after) });
     }
     for shard in 0..shards {
@@ -84,7 +89,8 @@ pub(super) async fn check(
         report.behind += (highest - cursor.unwrap_or_default()).max(0);
     }
     let source = snapshot.source().await?;
-    let mut walk = Walk { sink: &sink, state: &state, source, at, snapshot, differences };
+    let mut walk =
+        Walk { sink: &sink, state: &state, source, at, starts, begun: BTreeSet::new(), snapshot, differences };
     let mut after: Option<String> = None;
     while let Some(newest) = &state.newest {
         let (page, is_whole) = streams.sink_page(&sink.stream, after.as_deref(), newest, PAGE).await?;
@@ -124,7 +130,12 @@ impl Walk<'_> {
     async fn shard(&mut self, shard: u16, entries: Vec<(i64, SinkEntry)>) -> anyhow::Result<()> {
         let cursor = self.state.cursor.get(&shard).copied().unwrap_or_default();
         let mut fresh: Vec<(i64, SinkEntry)> = Vec::with_capacity(entries.len());
+        let start = self.starts.get(&shard).copied().unwrap_or_default();
         for (number, entry) in entries {
+            if number <= start && !self.begun.contains(&shard) {
+                continue;
+            }
+            self.begun.insert(shard);
             let before = match (fresh.last(), self.at.get(&shard)) {
                 (Some((before, _)), _) | (None, Some(At::Number(before))) => *before,
                 (None, Some(At::Anywhere)) => 0,
