@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use chrono::{NaiveDate, NaiveDateTime, NaiveTime, TimeZone as _, Utc};
 use serde_json::value::RawValue;
 
@@ -85,6 +85,19 @@ impl Shape {
                 bail!("{field} is not a field of a record; fields are {} and attributes.NAME", FIELDS.join(", "));
             }
         }
+        let mut seen = Vec::new();
+        for field in args.map.iter().map(|Pair(_, field)| field).chain(args.set.iter().map(|Pair(field, _)| field)) {
+            if field == "attributes." {
+                bail!("attributes. needs a name behind it: attributes.NAME");
+            }
+            if seen.contains(&field) {
+                bail!("{field} is given twice by --map and --set; a field has one source");
+            }
+            seen.push(field);
+        }
+        if args.signed.is_some() && args.map.iter().any(|Pair(_, field)| field == "value" || field == "type") {
+            bail!("--signed gives type and value; leave them out of --map");
+        }
         if args.set.iter().any(|Pair(field, _)| field == "attributes") {
             bail!("set attributes one by one: --set attributes.NAME=VALUE");
         }
@@ -110,8 +123,30 @@ impl Shape {
                 bail!("the input has no column {column}; its columns are {}", columns.join(", "));
             }
         }
+        for (index, column) in columns.iter().enumerate() {
+            let is_used = FIELDS.contains(column) || wanted.clone().any(|name| name == column);
+            if is_used && columns[..index].contains(column) {
+                bail!("the input has two columns {column}; which one counts?");
+            }
+            self.check_source(column)?;
+        }
         let used = |column: &str| FIELDS.contains(&column) || wanted.clone().any(|name| name == column);
         Ok(columns.iter().filter(|column| !used(column)).map(|column| (*column).to_owned()).collect())
+    }
+
+    /// That no column or key gives a field which a flag gives as well: one of the two would be left out without a word.
+    fn check_source(&self, column: &str) -> anyhow::Result<()> {
+        let is_mapped = self.map.iter().any(|Pair(name, _)| name == column);
+        let by_flag = self.map.iter().find(|Pair(_, field)| field == column).map(|Pair(name, _)| name);
+        let by_sign = self.signed.as_ref().filter(|_| column == "value" || column == "type");
+        match by_flag.or(by_sign) {
+            Some(other) if !is_mapped && other != column => {
+                bail!(
+                    "{column} would come from two places: the input's own {column}, and {other} by a flag; take one away"
+                )
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A record from a row of texts. An empty text is an absent field.
@@ -164,6 +199,7 @@ impl Shape {
         }
         let mut parts = Parts::default();
         for (key, raw) in &members {
+            self.check_source(key).with_context(|| format!("row {number}"))?;
             if self.signed.as_deref() == Some(key.as_ref()) {
                 let text: Cow<'_, str> = serde_json::from_str(raw.get()).map_or(raw.get().into(), Cow::Owned);
                 put_signed(&mut parts, &text);
@@ -273,6 +309,19 @@ mod tests {
         assert_eq!(shape.check_columns(&["dest", "tail", "delay", "reference", "x"]).expect("columns"), ["x"]);
         let missing = shape.check_columns(&["dest", "tail"]).expect_err("delay is missing");
         assert!(missing.to_string().contains("no column delay"), "{missing}");
+    }
+
+    #[test]
+    fn a_field_has_one_source() {
+        let map = shape(&["--map", "id=recordId"]);
+        assert!(map.check_columns(&["id", "value"]).is_ok());
+        for columns in [&["id", "recordId"][..], &["id", "value", "value"], &["id", "id"]] {
+            assert!(map.check_columns(columns).is_err(), "{columns:?}");
+        }
+        assert!(map.json(1, br#"{"id":"a","recordId":"b"}"#.to_vec()).is_err());
+        let signed = shape(&["--signed", "delay"]);
+        assert!(signed.check_columns(&["delay", "value"]).is_err());
+        assert!(shape(&["--signed", "value"]).check_columns(&["value"]).is_ok());
     }
 
     #[test]
