@@ -175,7 +175,7 @@ fn no_nul(text: &str, pointer: &str) -> Result<(), Invalid> {
 }
 
 /// The pointer of a member.
-fn child(pointer: &str, key: &str) -> String {
+pub(super) fn child(pointer: &str, key: &str) -> String {
     format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"))
 }
 

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Amount, Invalid,
-    json::{canonical, code, members, string},
+    json::{canonical, child, code, members, string},
 };
 
 /// Most bytes of attributes.
@@ -169,7 +169,7 @@ impl Record {
                 "reference" => &mut fields.reference,
                 "attributes" => &mut fields.attributes,
                 _ => {
-                    let pointer = format!("/{}", key.replace('~', "~0").replace('/', "~1"));
+                    let pointer = child("", &key);
                     return Err(Invalid::new(
                         code::UNKNOWN_FIELD,
                         pointer,

@@ -102,7 +102,7 @@ impl Keeper {
         let manifest = &in_force.manifest;
         let version = in_force.policy.version;
         let rows = self.store.sinks().await?;
-        for (sink, target) in redis_sinks(manifest) {
+        for (sink, _) in redis_sinks(manifest) {
             let stream = sink.stream(&manifest.metadata.name).unwrap_or_default();
             let kind = format!("{:?}", sink.on);
             match rows.iter().find(|row| row.name == sink.name) {
@@ -121,7 +121,6 @@ impl Keeper {
                 }
                 Some(_) => {}
             }
-            let _ = target;
         }
         for row in &rows {
             if !redis_sinks(manifest).any(|(sink, _)| sink.name == row.name) {

@@ -147,10 +147,6 @@ impl Lane {
             return Ok(());
         }
         let next = self.next(seen, highest).await?;
-        if next.notices.is_empty() && next.upto < highest {
-            *at = Some((cursor, next.upto));
-            return Ok(());
-        }
         // With nothing to append, the cursor is moved when the lane has been idle for a while.
         if next.notices.is_empty() && seen < highest {
             *at = Some((cursor, next.upto));
