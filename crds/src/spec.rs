@@ -131,7 +131,39 @@ impl RecordPipelineSpec {
     /// left out, so that an image that is older than the resource reads it.
     #[must_use]
     pub fn for_pods(&self) -> Self {
+        // Without `..`: whoever adds a field has to say here whom it concerns.
+        let Self {
+            threshold,
+            thresholds,
+            shards,
+            backlog_limit,
+            sinks,
+            policy,
+            redis,
+            postgres,
+            auth,
+            replicas: _,
+            autoscaling: _,
+            image: _,
+            image_pull_policy: _,
+            image_pull_secrets: _,
+            serve: _,
+            work: _,
+            network_policy: _,
+            deletion_policy: _,
+            drain_seconds: _,
+            paused: _,
+        } = self;
         Self {
+            threshold: threshold.clone(),
+            thresholds: thresholds.clone(),
+            shards: *shards,
+            backlog_limit: *backlog_limit,
+            sinks: sinks.clone(),
+            policy: policy.clone(),
+            redis: redis.clone(),
+            postgres: postgres.clone(),
+            auth: auth.clone(),
             replicas: None,
             autoscaling: None,
             image: None,
@@ -143,7 +175,6 @@ impl RecordPipelineSpec {
             deletion_policy: None,
             drain_seconds: None,
             paused: None,
-            ..self.clone()
         }
     }
 
