@@ -16,6 +16,8 @@ mod pod;
 mod pod_disruption_budget;
 mod service;
 mod service_account;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
