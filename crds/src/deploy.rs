@@ -38,7 +38,7 @@ pub enum DeletionPolicy {
 /// The pods that take records and answer queries.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || self.replicas == null")
+#[x_kube(validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || dyn(self.replicas) == null")
     .message("spec.serve.replicas must be left out beside spec.serve.autoscaling"))]
 pub struct Serve {
     /// Number of pods, 1 unless given, at most 256.
