@@ -60,28 +60,27 @@ impl Cache {
     #[must_use]
     pub(crate) fn new(client: &Client, namespace: Option<&str>, kinds: &[Kind]) -> (Self, Feeds) {
         let (pipelines, writer) = reflector::store();
-        let found = watcher(scoped(client, namespace, &()), watcher::Config::default())
+        let found = watcher(scoped(client, namespace), watcher::Config::default())
             .default_backoff()
             .modify(|pipeline: &mut Guarded| trim(pipeline));
         let found = reflector::reflector(writer, found).touched_objects().boxed();
         let ours = || watcher::Config::default().labels(OURS);
-        let (deployments, changed_deployments) =
-            typed::<Deployment>(scoped(client, namespace, &()), ours(), |deployment| {
-                trim(deployment);
-                // Only the number, the image and the state are read.
-                if let Some(template) = deployment.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()) {
-                    template.volumes = None;
-                    template.affinity = None;
-                    for container in &mut template.containers {
-                        (container.env, container.volume_mounts) = (None, None);
-                    }
+        let (deployments, changed_deployments) = typed::<Deployment>(scoped(client, namespace), ours(), |deployment| {
+            trim(deployment);
+            // Only the number, the image and the state are read.
+            if let Some(template) = deployment.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()) {
+                template.volumes = None;
+                template.affinity = None;
+                for container in &mut template.containers {
+                    (container.env, container.volume_mounts) = (None, None);
                 }
-            });
-        let (jobs, changed_jobs) = typed::<Job>(scoped(client, namespace, &()), ours(), |job| {
+            }
+        });
+        let (jobs, changed_jobs) = typed::<Job>(scoped(client, namespace), ours(), |job| {
             trim(job);
             job.spec = None;
         });
-        let (pods, changed_pods) = typed::<Pod>(scoped(client, namespace, &()), ours(), |pod| {
+        let (pods, changed_pods) = typed::<Pod>(scoped(client, namespace), ours(), |pod| {
             trim(pod);
             pod.spec = None;
         });
@@ -94,8 +93,11 @@ impl Cache {
             let resource = kind.resource();
             let writer = Writer::<Meta>::new(resource.clone());
             others.insert(*kind, writer.as_reader());
-            let api: Api<DynamicObject> = scoped(client, namespace, &resource);
-            let found = watcher::metadata_watcher(api, ours()).default_backoff().modify(|object: &mut Meta| {
+            let api: Api<Meta> = match namespace {
+                Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+                None => Api::all_with(client.clone(), &resource),
+            };
+            let found = watcher(api, ours()).default_backoff().modify(|object: &mut Meta| {
                 object.metadata.managed_fields = None;
                 object.metadata.annotations = None;
             });
@@ -136,7 +138,7 @@ impl Cache {
 pub(crate) fn of<K>(store: &Store<K>, namespace: &str, pipeline: &str) -> Vec<std::sync::Arc<K>>
 where
     K: Resource + Clone + 'static,
-    K::DynamicType: Hash + Eq + Clone + Default,
+    K::DynamicType: Hash + Eq + Clone,
 {
     store.state_filter(|object| {
         object.meta().namespace.as_deref() == Some(namespace)
@@ -144,13 +146,13 @@ where
     })
 }
 
-fn scoped<K>(client: &Client, namespace: Option<&str>, resource: &K::DynamicType) -> Api<K>
+fn scoped<K>(client: &Client, namespace: Option<&str>) -> Api<K>
 where
-    K: Resource<Scope = kube::core::NamespaceResourceScope>,
+    K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
 {
     match namespace {
-        Some(namespace) => Api::namespaced_with(client.clone(), namespace, resource),
-        None => Api::all_with(client.clone(), resource),
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
     }
 }
 

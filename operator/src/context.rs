@@ -35,7 +35,8 @@ impl Settings {
     /// The namespaces to watch; one `None`: all.
     #[must_use]
     pub(crate) fn scopes(&self) -> Vec<Option<String>> {
-        let named: Vec<_> = self.watch_namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
+        let named: Vec<_> =
+            self.watch_namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
         if named.is_empty() { vec![None] } else { named.into_iter().map(|name| Some(name.to_owned())).collect() }
     }
 }
@@ -57,6 +58,8 @@ pub(crate) struct Tuning {
     pub(crate) resync_seconds: u64,
 }
 
+type Memories = HashMap<(String, String), Arc<Mutex<Memory>>>;
+
 /// What every reconcile shares.
 pub(crate) struct Context {
     /// The API server.
@@ -74,7 +77,7 @@ pub(crate) struct Context {
     /// All caches: the rollout of a default image looks at every pipeline.
     pub(crate) caches: Vec<Cache>,
     /// What is remembered of each pipeline, by namespace and name.
-    memories: std::sync::Mutex<HashMap<(String, String), Arc<Mutex<Memory>>>>,
+    memories: std::sync::Mutex<Memories>,
 }
 
 impl Context {

@@ -103,7 +103,7 @@ async fn guard(mut leads: watch::Receiver<bool>, leadership: Leadership) -> anyh
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_lost_lease_ends_the_guard() {
         let (sender, receiver) = watch::channel(true);
         let leadership = Leadership { born: Instant::now(), sure_ms: Arc::default() };

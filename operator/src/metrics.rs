@@ -5,10 +5,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use poem::{
-    EndpointExt as _, IntoResponse as _, Response, Route, Server, get, handler,
-    http::StatusCode,
-    listener::TcpAcceptor,
-    web::Data,
+    EndpointExt as _, IntoResponse as _, Response, Route, Server, get, handler, http::StatusCode,
+    listener::TcpAcceptor, web::Data,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -43,10 +41,7 @@ impl Health {
         let buckets = [0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
         let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Full(DURATION.to_owned()), &buckets)?;
         let handle = builder.install_recorder()?;
-        for (name, what) in [
-            (RECONCILES, "Reconciles, by result"),
-            (WRITES, "Writes to the API server, by kind"),
-        ] {
+        for (name, what) in [(RECONCILES, "Reconciles, by result"), (WRITES, "Writes to the API server, by kind")] {
             metrics::describe_counter!(name, what);
         }
         metrics::describe_histogram!(DURATION, metrics::Unit::Seconds, "How long reconciles take");
@@ -72,23 +67,25 @@ impl Health {
         let listener =
             tokio::net::TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
         let routes = Route::new()
-            .at("/health", get(health))
-            .at("/ready", get(ready))
-            .at("/metrics", get(numbers))
+            .at("/health", get(answer_health))
+            .at("/ready", get(answer_ready))
+            .at("/metrics", get(answer_metrics))
             .data(self);
         let acceptor = TcpAcceptor::from_tokio(listener)?;
         let ended = stop.cancelled_owned();
-        Ok(Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(routes, ended, Some(Duration::from_secs(1))).await?)
+        Ok(Server::new_with_acceptor(acceptor)
+            .run_with_graceful_shutdown(routes, ended, Some(Duration::from_secs(1)))
+            .await?)
     }
 }
 
 #[handler]
-fn health() -> &'static str {
+fn answer_health() -> &'static str {
     "alive\n"
 }
 
 #[handler]
-fn ready(Data(health): Data<&Health>) -> Response {
+fn answer_ready(Data(health): Data<&Health>) -> Response {
     match (health.ready)() {
         Ok(()) => "ready\n".into_response(),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
@@ -96,7 +93,7 @@ fn ready(Data(health): Data<&Health>) -> Response {
 }
 
 #[handler]
-fn numbers(Data(health): Data<&Health>) -> Response {
+fn answer_metrics(Data(health): Data<&Health>) -> Response {
     health.handle.run_upkeep();
     Response::builder().content_type("text/plain; version=0.0.4").body(health.handle.render())
 }
@@ -116,7 +113,8 @@ pub(crate) async fn count(context: Arc<Context>, stop: CancellationToken) {
             if let (Some(name), Some(namespace), Some(backlog)) =
                 (&resource.metadata.name, &resource.metadata.namespace, status.backlog)
             {
-                metrics::gauge!(BACKLOG, "namespace" => namespace.clone(), "pipeline" => name.clone()).set(backlog as f64);
+                metrics::gauge!(BACKLOG, "namespace" => namespace.clone(), "pipeline" => name.clone())
+                    .set(backlog as f64);
             }
         }
         for ((condition, status), count) in &counts {

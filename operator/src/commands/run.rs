@@ -116,9 +116,10 @@ async fn operate(args: Args, ready: Arc<AtomicBool>, stop: CancellationToken) ->
     let recorder = Recorder::new(client.clone(), reporter);
     let settings = (args.settings, args.tuning);
     let context = Arc::new(Context::new(client, settings, leadership, recorder, caches.clone()));
-    let controllers = caches.into_iter().zip(feeds).map(|(cache, feeds)| {
-        controller::run(Scope { context: Arc::clone(&context), cache }, feeds, stop.clone())
-    });
+    let controllers = caches
+        .into_iter()
+        .zip(feeds)
+        .map(|(cache, feeds)| controller::run(Scope { context: Arc::clone(&context), cache }, feeds, stop.clone()));
     tokio::select! {
         lost = guard => { lost?; bail!("the guard of the Lease ended") }
         _ = future::join_all(controllers) => if stop.is_cancelled() { Ok(()) } else { bail!("a controller ended") },
@@ -142,14 +143,18 @@ async fn reached(client: &Client) -> String {
 /// Whether the Gateway API is installed: what the API server does not know cannot be watched.
 async fn knows_routes(client: &Client) -> bool {
     let kind = Kind::HttpRoute.resource();
-    let found = discovery::pinned_kind(client, &kube::core::GroupVersionKind::gvk(&kind.group, &kind.version, &kind.kind));
-    matches!(found.await, Ok((_, capabilities)) if capabilities.scope == ResourceScope::Namespaced)
+    let kind = kube::core::GroupVersionKind::gvk(&kind.group, &kind.version, &kind.kind);
+    matches!(discovery::pinned_kind(client, &kind).await, Ok((_, capabilities)) if capabilities.scope == ResourceScope::Namespaced)
 }
 
 fn log(args: &Args) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&args.log_filter).context("--log, MILLRACE_LOG")?;
     let human = args.log_format.map_or_else(|| std::io::stdout().is_terminal(), |form| form == LogFormat::Human);
     let lines = tracing_subscriber::fmt().with_env_filter(filter);
-    if human { lines.init() } else { lines.json().flatten_event(true).init() }
+    if human {
+        lines.init()
+    } else {
+        lines.json().flatten_event(true).init()
+    }
     Ok(())
 }

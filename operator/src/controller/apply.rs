@@ -14,11 +14,7 @@ use super::{
     dereference::is_owned,
     memory::Memory,
 };
-use crate::{
-    context::Context,
-    facts::Problem,
-    lease::NotLeading,
-};
+use crate::{context::Context, facts::Problem, lease::NotLeading};
 
 /// Who owns the fields that the operator applies.
 pub(crate) const MANAGER: &str = "millrace-operator";

@@ -25,7 +25,13 @@ impl Scaler {
     }
 
     /// The number of workers to have: `live` is the Deployment's own; `backlog` is `None` while it is not known.
-    pub(crate) fn workers(&mut self, scaling: &Autoscaling, live: Option<i32>, backlog: Option<i64>, now: Instant) -> i32 {
+    pub(crate) fn workers(
+        &mut self,
+        scaling: &Autoscaling,
+        live: Option<i32>,
+        backlog: Option<i64>,
+        now: Instant,
+    ) -> i32 {
         let bounds = |workers: i64| {
             let (least, most) = (i64::from(scaling.min_replicas), i64::from(scaling.max_replicas));
             i32::try_from(workers.min(most).max(least)).unwrap_or(i32::MAX)

@@ -60,7 +60,9 @@ pub(super) async fn step(object: &Guarded, scope: &Scope, memory: &mut Memory) -
     ask(context, memory, &seen).await;
     let drain = match policy {
         DeletionPolicy::Now => Drain::GivenUp(String::new()),
-        DeletionPolicy::Drain | DeletionPolicy::Purge => drain(scope, memory, resource, &pipeline, &seen, since, owner).await?,
+        DeletionPolicy::Drain | DeletionPolicy::Purge => {
+            drain(scope, memory, resource, &pipeline, &seen, since, owner).await?
+        }
     };
     let mut problems = Vec::new();
     let going = match drain {
@@ -70,10 +72,15 @@ pub(super) async fn step(object: &Guarded, scope: &Scope, memory: &mut Memory) -
             let left = left.map(|counts| counts.backlog).or(resource.status.as_ref().and_then(|status| status.backlog));
             if !why.is_empty() {
                 let backlog = left.map_or("an unknown number of records".to_owned(), |left| format!("{left} records"));
-                let note = format!("{why}: {backlog} stay queued in Redis, and are worked off when it is applied again");
+                let note =
+                    format!("{why}: {backlog} stay queued in Redis, and are worked off when it is applied again");
                 write::event(context, meta, left != Some(0), "NotDrained", note).await;
             }
-            if policy == DeletionPolicy::Purge { purge(scope, &pipeline, &seen, owner, &mut problems).await? } else { None }
+            if policy == DeletionPolicy::Purge {
+                purge(scope, &pipeline, &seen, owner, &mut problems).await?
+            } else {
+                None
+            }
         }
         Drain::Done if policy == DeletionPolicy::Purge => purge(scope, &pipeline, &seen, owner, &mut problems).await?,
         Drain::Done => None,

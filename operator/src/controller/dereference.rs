@@ -88,12 +88,13 @@ impl Seen {
                 .map(|found| Role::of(&found))
         };
         let pods = cache::of(&cache.pods, namespace, name);
-        let mut seen =
-            Self { serve: role("serve"), work: role("work"), children, ..Self::default() };
+        let mut seen = Self { serve: role("serve"), work: role("work"), children, ..Self::default() };
         for job in cache::of(&cache.jobs, namespace, name).iter().filter(|job| owned(&job.metadata)) {
             let of_job: Vec<_> = pods
                 .iter()
-                .filter(|pod| pod.labels().get("batch.kubernetes.io/job-name").is_some_and(|label| *label == job.name_any()))
+                .filter(|pod| {
+                    pod.labels().get("batch.kubernetes.io/job-name").is_some_and(|label| *label == job.name_any())
+                })
                 .collect();
             let attempt = attempt(job, &of_job);
             if component_of(&job.metadata) == "migrate" {
@@ -160,7 +161,8 @@ impl Role {
         let stands = |kind: &str, status: &str| {
             conditions.iter().find(|condition| condition.type_ == kind && condition.status == status)
         };
-        let message = |found: &k8s_openapi::api::apps::v1::DeploymentCondition| found.message.clone().unwrap_or_default();
+        let message =
+            |found: &k8s_openapi::api::apps::v1::DeploymentCondition| found.message.clone().unwrap_or_default();
         let problem = if let Some(found) = stands("ReplicaFailure", "True") {
             let reason = if message(found).contains("exceeded quota") { "QuotaExceeded" } else { "PodsNotCreated" };
             Some(Problem { reason: reason.to_owned(), message: format!("{name}: {}", message(found)) })
@@ -200,9 +202,11 @@ impl PodSeen {
 /// What keeps a pod from running, as the kubelet or the scheduler says.
 fn trouble(pod: &Pod) -> Option<Problem> {
     let status = pod.status.as_ref()?;
-    let (name, problem) = (pod.name_any(), |reason: &str, message: String| Problem { reason: reason.to_owned(), message });
+    let (name, problem) =
+        (pod.name_any(), |reason: &str, message: String| Problem { reason: reason.to_owned(), message });
     let conditions = status.conditions.as_deref().unwrap_or_default();
-    let unscheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    let unscheduled =
+        conditions.iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
     if let Some(condition) = unscheduled {
         let message = condition.message.clone().unwrap_or_default();
         return Some(problem("Unschedulable", format!("pod {name}: {message}")));
@@ -248,5 +252,12 @@ fn attempt(job: &Job, pods: &[&std::sync::Arc<Pod>]) -> Attempt {
         serde_json::from_str::<Outcome>(ended.message.as_deref()?).ok()
     });
     let trouble = pods.iter().find_map(|pod| trouble(pod));
-    Attempt { name: job.name_any(), key: label(KEY), number: label(ATTEMPT).parse().unwrap_or(0), state, outcome, trouble }
+    Attempt {
+        name: job.name_any(),
+        key: label(KEY),
+        number: label(ATTEMPT).parse().unwrap_or(0),
+        state,
+        outcome,
+        trouble,
+    }
 }

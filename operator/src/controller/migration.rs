@@ -110,7 +110,8 @@ pub(crate) fn judge(
         State::Succeeded(at) => {
             let contract = last.outcome.as_ref().map_or(0, |outcome| outcome.contract);
             // What pods missed before the Job ended is there by now; what they go on missing is done again.
-            let again = missing.is_some_and(|since| since > at && seconds(at, now) >= LONGEST_PAUSE.as_secs_f64() / 10.0);
+            let again =
+                missing.is_some_and(|since| since > at && seconds(at, now) >= LONGEST_PAUSE.as_secs_f64() / 10.0);
             if again { Stand::Create(last.number + 1) } else { Stand::Done { contract } }
         }
         State::Failed(at) => {
@@ -119,14 +120,17 @@ pub(crate) fn judge(
             if left <= 0.0 {
                 return Stand::Create(last.number + 1);
             }
-            let problem = last.outcome.as_ref().map(|outcome| Problem {
-                reason: outcome.reason.clone(),
-                message: outcome.message.clone(),
-            });
+            let problem = last
+                .outcome
+                .as_ref()
+                .map(|outcome| Problem { reason: outcome.reason.clone(), message: outcome.message.clone() });
             let problem = problem.filter(|problem| !problem.reason.is_empty()).or_else(|| last.trouble.clone());
             let problem = problem.unwrap_or_else(|| Problem {
                 reason: "MigrationFailed".to_owned(),
-                message: format!("Job {} failed and left no reason; kubectl logs job/{} tells more", last.name, last.name),
+                message: format!(
+                    "Job {} failed and left no reason; kubectl logs job/{} tells more",
+                    last.name, last.name
+                ),
             });
             Stand::Failed { problem, next: Duration::from_secs_f64(left) }
         }
@@ -157,7 +161,14 @@ mod tests {
     }
 
     fn attempt(key: &str, number: u32, state: State) -> Attempt {
-        Attempt { name: format!("p-migrate-{key}-{number}"), key: key.into(), number, state, outcome: None, trouble: None }
+        Attempt {
+            name: format!("p-migrate-{key}-{number}"),
+            key: key.into(),
+            number,
+            state,
+            outcome: None,
+            trouble: None,
+        }
     }
 
     fn known(key: &str) -> Migrated {
@@ -202,7 +213,8 @@ mod tests {
     #[test]
     fn only_the_newest_attempt_of_what_is_wanted_stays() {
         let all = [attempt("old", 9, State::Running), attempt("k", 1, State::Running), attempt("k", 2, State::Running)];
-        let names: Vec<_> = outdated(&["k", "contract"], &all).into_iter().map(|attempt| attempt.name.as_str()).collect();
+        let names: Vec<_> =
+            outdated(&["k", "contract"], &all).into_iter().map(|attempt| attempt.name.as_str()).collect();
         assert_eq!(names, ["p-migrate-old-9", "p-migrate-k-1"]);
         assert!(outdated(&["new"], &all).is_empty(), "nothing goes before its successor is there");
     }

@@ -19,10 +19,9 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, future};
 use kube::runtime::{
-    Controller,
+    Controller, Predicate as _, PredicateConfig, WatchStreamExt as _,
     controller::{Action, Config},
     predicates,
-    utils::predicate::Predicate as _,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -51,17 +50,15 @@ pub(crate) struct Scope {
 /// Works on every pipeline of a cache until `stop` is cancelled.
 pub(crate) async fn run(scope: Scope, feeds: Feeds, stop: CancellationToken) {
     let reader = scope.cache.pipelines.clone();
-    let changes = feeds.pipelines.map(|found| {
-        found.inspect_err(|error| tracing::warn!(error = %error, "cache.watch.failed"))
-    });
+    let changes =
+        feeds.pipelines.map(|found| found.inspect_err(|error| tracing::warn!(error = %error, "cache.watch.failed")));
     // Our own status writes are no reason to look again.
-    let pipelines = kube::runtime::WatchStreamExt::predicate_filter(
-        changes,
+    let pipelines = changes.predicate_filter(
         predicates::generation
             .combine(predicates::annotations)
             .combine(predicates::labels)
             .combine(predicates::finalizers),
-        kube::runtime::PredicateConfig::default(),
+        PredicateConfig::default(),
     );
     Controller::for_stream(pipelines, reader)
         .with_config(Config::default().concurrency(CONCURRENCY).debounce(Duration::from_millis(50)))
@@ -78,7 +75,7 @@ pub(crate) async fn run(scope: Scope, feeds: Feeds, stop: CancellationToken) {
 
 /// Works on one pipeline; what fails is said, and comes again after a while.
 async fn one(object: &Guarded, scope: &Scope) -> Action {
-    use kube::ResourceExt as _;
+    use kube::{Resource as _, ResourceExt as _};
     scope.cache.ready().await;
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let memory = scope.context.memory(&namespace, &name);

@@ -53,7 +53,9 @@ pub(crate) async fn reconcile(object: &Guarded, scope: &Scope, memory: &mut Memo
     }
     let resource = match &object.0 {
         Ok(resource) => resource,
-        Err(error) => return invalid(context, memory, meta, &RecordPipelineStatus::default(), error.error.clone()).await,
+        Err(error) => {
+            return invalid(context, memory, meta, &RecordPipelineStatus::default(), error.error.clone()).await;
+        }
     };
     let stood = resource.status.clone().unwrap_or_default();
     let pipeline = match Pipeline::new(resource) {
@@ -86,13 +88,19 @@ async fn invalid(
             reason: "InvalidSpec".to_owned(),
             message: why.clone(),
             observed_generation: Some(generation),
-            last_transition_time: before
-                .map_or(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now), |before| before.last_transition_time.clone()),
+            last_transition_time: before.map_or(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now), |before| {
+                before.last_transition_time.clone()
+            }),
         }
     };
     let mut next = stood.clone();
     next.conditions.retain(|condition| condition.type_ == "Migrated");
-    next.conditions.extend([make("Ready", "False"), make("Progressing", "False"), make("Degraded", "True"), make("Stalled", "True")]);
+    next.conditions.extend([
+        make("Ready", "False"),
+        make("Progressing", "False"),
+        make("Degraded", "True"),
+        make("Stalled", "True"),
+    ]);
     next.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
     next.observed_generation = Some(generation);
     write::status(context, memory, meta, stood, next).await?;
@@ -129,8 +137,15 @@ impl Pass<'_> {
         let workers = self.workers(memory, &seen);
         // Until the schema is right for the new image the pods keep theirs; new ones are not made.
         let pods_image = if stand.is_done() { Some(image.clone()) } else { live };
-        self.apply(memory, &seen, pods_image.as_deref().unwrap_or(&image), pods_image.is_some(), workers, &mut problems)
-            .await?;
+        self.apply(
+            memory,
+            &seen,
+            pods_image.as_deref().unwrap_or(&image),
+            pods_image.is_some(),
+            workers,
+            &mut problems,
+        )
+        .await?;
         let touching = self.touch(memory, &seen).await?;
         let rollout = incomplete(&seen, &image, workers);
         problems.extend(seen.problems());
@@ -183,7 +198,8 @@ impl Pass<'_> {
         let message = "spec.paused is true: nothing is changed".to_owned();
         for condition in next.conditions.iter_mut().filter(|condition| condition.type_ == "Progressing") {
             if condition.reason != "Paused" {
-                (condition.status, condition.reason, condition.message) = ("False".into(), "Paused".into(), message.clone());
+                (condition.status, condition.reason, condition.message) =
+                    ("False".into(), "Paused".into(), message.clone());
                 condition.last_transition_time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now);
             }
         }
@@ -201,9 +217,11 @@ impl Pass<'_> {
     ) -> Result<Stand, Error> {
         let (context, pipeline) = (self.context, self.pipeline);
         let key = build::migration_key(pipeline, image, false);
-        let missing = seen.pods.iter().filter_map(|pod| memory.facts.of(&pod.name)).any(|heard| {
-            heard.answer.problems.iter().any(|problem| problem.reason == "NotMigrated")
-        });
+        let missing = seen
+            .pods
+            .iter()
+            .filter_map(|pod| memory.facts.of(&pod.name))
+            .any(|heard| heard.answer.problems.iter().any(|problem| problem.reason == "NotMigrated"));
         memory.not_migrated = missing.then(|| memory.not_migrated.unwrap_or_else(Timestamp::now));
         let now = Timestamp::now();
         let stand = migration::judge(&key, &seen.migrations, self.stood.migrated.as_ref(), memory.not_migrated, now);
@@ -221,7 +239,13 @@ impl Pass<'_> {
     }
 
     /// Runs contracting steps: no pod of an older image is left.
-    async fn contract(&self, seen: &Seen, image: &str, stand: &Stand, problems: &mut Vec<Problem>) -> Result<(), Error> {
+    async fn contract(
+        &self,
+        seen: &Seen,
+        image: &str,
+        stand: &Stand,
+        problems: &mut Vec<Problem>,
+    ) -> Result<(), Error> {
         if !matches!(stand, Stand::Done { contract: 1.. }) {
             return Ok(());
         }
@@ -268,7 +292,8 @@ impl Pass<'_> {
         let (context, pipeline) = (self.context, self.pipeline);
         let serve = pipeline.spec.serve.as_ref();
         let scaled_by_kubernetes = serve.is_some_and(|serve| serve.autoscaling.is_some());
-        let serve = serve.and_then(|serve| serve.replicas).map_or(1, |replicas| i32::try_from(replicas).unwrap_or(i32::MAX));
+        let serve =
+            serve.and_then(|serve| serve.replicas).map_or(1, |replicas| i32::try_from(replicas).unwrap_or(i32::MAX));
         let plan = Plan {
             pipeline,
             image,
@@ -361,14 +386,18 @@ impl Pass<'_> {
         let mut next = self.numbers(memory, seen);
         next.conditions = view.conditions(&before.conditions, Timestamp::now());
         // Whoever waits by this number alone waits for Ready of the newest generation, too.
-        next.observed_generation =
-            next.conditions.iter().find(|condition| condition.type_ == "Ready").and_then(|ready| ready.observed_generation);
+        next.observed_generation = next
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == "Ready")
+            .and_then(|ready| ready.observed_generation);
         if let Stand::Done { contract } = view.migration {
             let key = build::migration_key(self.pipeline, image, false);
             let contracted = build::migration_key(self.pipeline, image, true);
-            let contracted = seen.migrations.iter().any(|attempt| {
-                attempt.key == contracted && matches!(attempt.state, migration::State::Succeeded(_))
-            });
+            let contracted = seen
+                .migrations
+                .iter()
+                .any(|attempt| attempt.key == contracted && matches!(attempt.state, migration::State::Succeeded(_)));
             let contract = if contracted { 0 } else { *contract };
             next.migrated = Some(Migrated { image: image.to_owned(), key, contract });
         }
@@ -379,7 +408,13 @@ impl Pass<'_> {
     fn pause(&self, stand: &Stand, touching: Option<Duration>, going_on: bool, suffers: bool) -> Duration {
         let rest = Duration::from_secs(self.context.tuning.resync_seconds);
         let scaled = self.pipeline.spec.autoscaling.is_some();
-        let mut pause = if going_on { SOON } else if suffers || scaled { rest.min(Duration::from_secs(5)) } else { rest };
+        let mut pause = if going_on {
+            SOON
+        } else if suffers || scaled {
+            rest.min(Duration::from_secs(5))
+        } else {
+            rest
+        };
         if let Stand::Failed { next, .. } = stand {
             pause = pause.min(*next + Duration::from_millis(100));
         }
@@ -389,8 +424,7 @@ impl Pass<'_> {
 
 /// Asks the pods that run.
 pub(super) async fn ask(context: &Context, memory: &mut Memory, seen: &Seen) {
-    let pods: Vec<_> =
-        seen.pods.iter().filter_map(|pod| Some((pod.name.clone(), pod.address.clone()?))).collect();
+    let pods: Vec<_> = seen.pods.iter().filter_map(|pod| Some((pod.name.clone(), pod.address.clone()?))).collect();
     memory.facts.ask(&context.http, context.tuning.status_port, &pods).await;
 }
 

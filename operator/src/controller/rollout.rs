@@ -70,7 +70,8 @@ mod tests {
 
     #[test]
     fn one_at_a_time_in_order_and_none_past_one_that_fails() {
-        let (old, fails, new) = (|key| follower(key, false, true), |key| follower(key, true, false), |key| follower(key, true, true));
+        let (old, fails, new) =
+            (|key| follower(key, false, true), |key| follower(key, true, false), |key| follower(key, true, true));
         let all = [old("n/a"), old("n/b"), old("n/c")];
         assert_eq!(waits_for("n/a", &all), None);
         assert_eq!(waits_for("n/b", &all).as_deref(), Some("n/a"));

@@ -72,11 +72,9 @@ impl View<'_> {
             reason: reason.to_owned(),
             message: format!("{}, shard {}: {}", lane.sink, lane.shard, lane.detail),
         };
-        self.problems
-            .first()
-            .cloned()
-            .or_else(|| halted.map(|found| lane("SinkHalted", found)))
-            .or_else(|| waiting.map(|found| lane(if found.state == "waiting" { "SinkWaiting" } else { "SinkFailing" }, found)))
+        self.problems.first().cloned().or_else(|| halted.map(|found| lane("SinkHalted", found))).or_else(|| {
+            waiting.map(|found| lane(if found.state == "waiting" { "SinkWaiting" } else { "SinkFailing" }, found))
+        })
     }
 
     /// Shards that are not worked by this generation; `None` while that is not known.
@@ -152,9 +150,13 @@ impl View<'_> {
             Stand::Running(Some(problem)) => {
                 make("Migrated", "False", &problem.reason, problem.message.clone(), generation)
             }
-            Stand::Running(None) | Stand::Create(_) => {
-                make("Migrated", "False", "Migrating", format!("a Job migrates the schema by {}", self.image), generation)
-            }
+            Stand::Running(None) | Stand::Create(_) => make(
+                "Migrated",
+                "False",
+                "Migrating",
+                format!("a Job migrates the schema by {}", self.image),
+                generation,
+            ),
         };
         let failure = match self.migration {
             Stand::Failed { problem, .. } | Stand::Running(Some(problem)) => Some(problem.clone()),
@@ -169,7 +171,9 @@ impl View<'_> {
             None if self.workers == 0 => {
                 make("Progressing", "False", "Stopped", "no workers are wanted".to_owned(), generation)
             }
-            None => make("Progressing", "False", "Complete", format!("generation {generation} is in force"), generation),
+            None => {
+                make("Progressing", "False", "Complete", format!("generation {generation} is in force"), generation)
+            }
         };
         let degraded = match &trouble {
             Some(problem) => make("Degraded", "True", &problem.reason, problem.message.clone(), generation),

@@ -137,8 +137,9 @@ fn tells(before: &RecordPipelineStatus, next: &RecordPipelineStatus) -> bool {
             (type_, status, reason, observed_generation)
         });
         let conditions: Vec<_> = conditions.collect();
-        let RecordPipelineStatus { observed_generation, selector, endpoint, pipeline_id, migrated, draining_since, .. } =
-            status.clone();
+        let RecordPipelineStatus {
+            observed_generation, selector, endpoint, pipeline_id, migrated, draining_since, ..
+        } = status.clone();
         (conditions, observed_generation, selector, endpoint, pipeline_id, migrated, draining_since)
     };
     said(before) != said(next)
@@ -228,7 +229,8 @@ mod tests {
             condition("Degraded", "True", "SinkHalted", "y"),
             condition("Stalled", "True", "SinkHalted", "y"),
         ];
-        let said: Vec<_> = changes(&before, &next).into_iter().map(|(warning, c)| (warning, c.type_.as_str())).collect();
+        let said: Vec<_> =
+            changes(&before, &next).into_iter().map(|(warning, c)| (warning, c.type_.as_str())).collect();
         assert_eq!(said, [(false, "Ready")], "another message is no change");
         assert_eq!(changes(&[], &next).len(), 2);
     }
