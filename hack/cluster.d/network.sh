@@ -3,6 +3,8 @@
 # shellcheck shell=bash disable=SC2154,SC2317 # Its variables are the caller's.
 
 switches=(net/ipv4/ip_forward net/bridge/bridge-nf-call-iptables)
+# The kubelet sets these.
+others=(vm/overcommit_memory kernel/panic kernel/panic_on_oops)
 chain=MILLRACE-CLUSTER
 
 # Where a distribution puts the plugins.
@@ -22,10 +24,10 @@ no_other_kubernetes() {
 network_up() {
   local switch
   [ -e /proc/sys/net/bridge ] || modprobe br_netfilter || die "the kernel has no br_netfilter"
-  for switch in "${switches[@]}"; do
+  for switch in "${switches[@]}" "${others[@]}"; do
     printf '%s %s\n' "$switch" "$(cat "/proc/sys/$switch")" >>"$run_folder/switches"
-    echo 1 >"/proc/sys/$switch"
   done
+  for switch in "${switches[@]}"; do echo 1 >"/proc/sys/$switch"; done
   ip link add "$bridge" type bridge
   ip address add "$address/${pod_cidr#*/}" dev "$bridge"
   ip link set "$bridge" up

@@ -32,6 +32,8 @@ start_kubelet() {
   # A resolver on loopback is not there within a pod.
   { grep -h '^nameserver' /run/systemd/resolve/resolv.conf /etc/resolv.conf 2>/dev/null || true; } |
     { grep -vE 'nameserver +(127\.|::1)' || true; } | sort -u | head -n 3 >"$resolve"
+  # It keeps its plugins' socket there, whatever its own folder.
+  [ -e /var/lib/kubelet ] || touch "$run_folder/made-var-lib-kubelet"
   # enforceNodeAllocatable, oomScoreAdj, localStorageCapacityIsolation: what a machine may lack that is itself a container.
   cat >"$run_folder/kubelet.yaml" <<YAML
 apiVersion: kubelet.config.k8s.io/v1beta1
@@ -66,7 +68,7 @@ start_proxy() {
   start kube-proxy "$bin/kube-proxy" --kubeconfig="$run_folder/pki/kube-proxy.kubeconfig" --hostname-override="$node" \
     --proxy-mode=iptables --cluster-cidr="$pod_cidr" --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 \
     --conntrack-tcp-timeout-close-wait=0 --bind-address="$address" --healthz-bind-address=127.0.0.1:10256 \
-    --metrics-bind-address=127.0.0.1:10249
+    --metrics-bind-address=127.0.0.1:10249 --iptables-localhost-nodeports=false
 }
 
 # Tasks before containerd: their shims outlive it.
@@ -80,7 +82,7 @@ end_containers() {
 }
 
 node_down() {
-  local pid process result space mount group link
+  local pid process result space id mount group link
   # What containerd's shims left behind: theirs are those that name this socket.
   for process in /proc/[0-9]*; do
     pid=${process#/proc/}
@@ -88,15 +90,16 @@ node_down() {
       kill -KILL "$pid" 2>/dev/null || true
     fi
   done
-  # Each pod's network namespace, as the plugins noted it.
-  for result in /var/lib/cni/results/millrace-cluster-*; do
+  # Each pod's network namespace, as the plugins noted it; its end of the cable goes with it.
+  for result in /var/lib/cni/results/millrace-cluster-*-eth0; do
     [ -e "$result" ] || continue
-    space=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1])).get("netns", ""))' "$result" || true)
-    if [[ $space == */netns/cni-* ]]; then
+    while read -r space; do
       umount --lazy "$space" 2>/dev/null || true
       rm -f "$space"
-    fi
+    done < <(grep -o '/[a-z/]*/netns/cni-[0-9a-f-]*' "$result" | sort -u)
     rm -f "$result"
+    id=${result#*millrace-cluster-}
+    rm -f "/var/lib/cni/results/cni-loopback-${id%-eth0}-lo"
   done
   while read -r mount; do
     umount --lazy "$mount" 2>/dev/null || true
@@ -107,4 +110,8 @@ node_down() {
   for link in /var/log/containers/*; do
     if [[ $(readlink "$link" || true) == "$run_folder"/* ]]; then rm -f "$link"; fi
   done
+  # Folders that the kubelet, containerd and the plugins make at fixed places, where nobody else is using them.
+  rmdir /run/netns /run/containerd/s /run/containerd/runc/k8s.io /run/containerd/runc /run/containerd \
+    /var/lib/cni/results /var/lib/cni /var/log/containers 2>/dev/null || true
+  [ ! -e "$run_folder/made-var-lib-kubelet" ] || rm -rf --one-file-system /var/lib/kubelet
 }

@@ -31,16 +31,13 @@ runs() {
 
 ended() { ! runs "$1"; }
 
-# end NAME: asks it to, and no longer asks after ten seconds.
+# end NAME: at once, for nothing of it is kept.
 end() {
   local pid
   runs "$1" || return 0
   read -r pid _ <"$run_folder/pids/$1"
-  kill -TERM "$pid" 2>/dev/null || true
-  if ! (wait_for "${2:-10}" "the end of $1" ended "$1") 2>/dev/null; then
-    kill -KILL "$pid" 2>/dev/null || true
-    wait_for 10 "the end of $1" ended "$1"
-  fi
+  kill -KILL "$pid" 2>/dev/null || true
+  wait_for 10 "the end of $1" ended "$1"
 }
 
 # must_run NAME: with the last lines of its log where it does not.
