@@ -69,6 +69,14 @@ impl JsonSchema for DecimalString {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": r"^[0-9]{1,15}(\.[0-9]{1,9})?$" })
+        // The pattern lets a minus pass for the rule to catch: its message says more than a pattern can.
+        json_schema!({
+            "type": "string",
+            "maxLength": 26,
+            "pattern": r"^-?[0-9]{1,15}(\.[0-9]{1,9})?$",
+            "x-kubernetes-validations": [
+                { "rule": "!self.startsWith('-')", "message": "must be 0 or more, such as \"1000.00\"" }
+            ]
+        })
     }
 }

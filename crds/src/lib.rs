@@ -4,14 +4,24 @@
 //! This crate must never do I/O and must never know how a pipeline is run.
 
 mod decimal;
+#[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
+mod deploy;
 mod manifest;
+#[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod spec;
+#[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
+mod status;
 mod validate;
 
 pub use decimal::{DecimalString, InvalidDecimal};
+pub use deploy::{
+    DeletionPolicy, Gateway, HttpRoute, Ingress, NetworkPolicy, Pod, PullPolicy, Serve, ServeAutoscaling, Service,
+    ServiceType, Work,
+};
 pub use manifest::{ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, ParseError, RecordPipeline};
 pub use spec::{
-    Auth, Autoscaling, From, On, Overflow, Policy, PostgresRef, RecordPipelineSpec, RedisRef, RedisStream,
-    SecretKeyRef, Serve, Sink, Webhook,
+    Auth, Autoscaling, From, On, Overflow, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef,
+    RedisStream, SecretKeyRef, Sink, Webhook,
 };
+pub use status::{Migrated, RecordPipelineStatus};
 pub use validate::Violation;

@@ -2,14 +2,54 @@
 
 use std::collections::BTreeMap;
 
+use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::DecimalString;
+use crate::{
+    DecimalString,
+    deploy::{DeletionPolicy, NetworkPolicy, PullPolicy, Serve, Work},
+    status::RecordPipelineStatus,
+};
 
-/// What a pipeline is: how it is sharded, what raises an alert, and where its outcomes go.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// What a pipeline is: how it is sharded, what raises an alert, where its outcomes go, and how it runs on a cluster.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "millrace.dev",
+    version = "v1alpha1",
+    kind = "RecordPipeline",
+    root = "RecordPipelineResource",
+    plural = "recordpipelines",
+    shortname = "rpl",
+    category = "all",
+    namespaced,
+    status = "RecordPipelineStatus",
+    derive = "PartialEq",
+    doc = "A pipeline that applies each record exactly once, keeps exact totals, and publishes notifications and alerts.",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "Workers", type_ = "integer", json_path = ".status.replicas"),
+    printcolumn(name = "Backlog", type_ = "integer", json_path = ".status.backlog"),
+    printcolumn(name = "Alerts", type_ = "integer", json_path = ".status.alerts"),
+    printcolumn(name = "Dead", type_ = "integer", json_path = ".status.deadLetters"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')").message(
+        "metadata.name must be 1 to 40 lower-case letters, digits or '-', start with a letter and end with a letter or digit"
+    )
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || self.autoscaling.maxReplicas <= self.shards")
+        .message("spec.autoscaling.maxReplicas must be at most spec.shards: more workers than shards would idle"),
+    validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || self.replicas == null || self.replicas == 0")
+        .message("spec.replicas must be left out, or 0 to stop, beside spec.autoscaling: set autoscaling.minReplicas and maxReplicas instead"),
+    validation = Rule::new("!has(self.sinks) || self.sinks.all(a, !has(a.redisStream) || a.redisStream == null || !has(a.redisStream.stream) || a.redisStream.stream == null || self.sinks.exists_one(b, has(b.redisStream) && b.redisStream != null && has(b.redisStream.stream) && b.redisStream.stream == a.redisStream.stream))")
+        .message("spec.sinks[].redisStream.stream must differ from sink to sink: a stream belongs to one sink"),
+)]
 pub struct RecordPipelineSpec {
     /// A record whose value is above this raises an alert. Absent: only `thresholds` do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -18,7 +58,7 @@ pub struct RecordPipelineSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub thresholds: BTreeMap<String, DecimalString>,
-    /// Number of workers, at most 256; 0 stops the pipeline. Instead of it: `autoscaling`.
+    /// Number of workers, 1 unless given, at most 256; 0 stops the pipeline. Instead of it: `autoscaling`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 256))]
     pub replicas: Option<u32>,
@@ -28,6 +68,9 @@ pub struct RecordPipelineSpec {
     /// Number of shards, 1 to 256. Immutable: it decides where a record goes.
     #[serde(default = "default_shards")]
     #[schemars(range(min = 1, max = 256))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message(
+        "is immutable: it decides which shard a record goes to; make a pipeline of another name instead"
+    ))]
     pub shards: u16,
     /// Entries a shard may hold before new records are answered 429, for the client to send again later.
     #[serde(default = "default_backlog_limit")]
@@ -37,9 +80,17 @@ pub struct RecordPipelineSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 500))]
     pub image: Option<String>,
+    /// When the image is pulled; absent: as Kubernetes does by the image's tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_pull_policy: Option<PullPolicy>,
+    /// Names of Secrets to pull the image with, at most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 253)))]
+    pub image_pull_secrets: Vec<String>,
     /// Where outcomes are published, at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub sinks: Vec<Sink>,
     /// Rules that a record has to meet beside its form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,15 +101,52 @@ pub struct RecordPipelineSpec {
     /// Where Postgres is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgres: Option<PostgresRef>,
-    /// The HTTP role.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub serve: Option<Serve>,
     /// Who may call the HTTP API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<Auth>,
+    /// The pods that take records and answer queries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serve: Option<Serve>,
+    /// The pods that apply records and publish outcomes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work: Option<Work>,
+    /// Who may connect to the pods, and whereto they may; absent: HTTP from anywhere, the health port from the operator's
+    /// namespace, egress unrestricted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_policy: Option<NetworkPolicy>,
+    /// What happens to queued records when the resource is deleted; `Drain` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion_policy: Option<DeletionPolicy>,
+    /// Longest time that `Drain` takes, in seconds, 600 unless given; what is queued then stays in Redis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub drain_seconds: Option<u32>,
+    /// True: the operator changes nothing of this pipeline until it is false or absent again. Its pods go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<bool>,
 }
 
 impl RecordPipelineSpec {
+    /// What of it concerns the pods: what decides about records and where the servers are. What only the operator uses is
+    /// left out, so that an image that is older than the resource reads it.
+    #[must_use]
+    pub fn for_pods(&self) -> Self {
+        Self {
+            replicas: None,
+            autoscaling: None,
+            image: None,
+            image_pull_policy: None,
+            image_pull_secrets: Vec::new(),
+            serve: None,
+            work: None,
+            network_policy: None,
+            deletion_policy: None,
+            drain_seconds: None,
+            paused: None,
+            ..self.clone()
+        }
+    }
+
     /// The one spelling of this content, as JSON: defaults written out, fields in the order of this type, maps sorted.
     ///
     /// # Panics
@@ -85,9 +173,10 @@ fn default_backlog_limit() -> u64 {
     100_000
 }
 
-/// Bounds for the number of workers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// Bounds for the number of workers, which follows the true backlog (queued and pending).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("self.minReplicas <= self.maxReplicas").message("minReplicas must be at most maxReplicas"))]
 pub struct Autoscaling {
     /// Fewest workers, at least 1.
     #[schemars(range(min = 1))]
@@ -101,8 +190,11 @@ pub struct Autoscaling {
 }
 
 /// One place where outcomes of one kind go. Exactly one of `redisStream` and `webhook`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new(
+    "(has(self.redisStream) && self.redisStream != null) != (has(self.webhook) && self.webhook != null)"
+).message("needs exactly one of redisStream and webhook"))]
 pub struct Sink {
     /// Its name, unique in the pipeline: its position is kept under this name.
     #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"))]
@@ -219,16 +311,6 @@ pub struct RedisRef {
 pub struct PostgresRef {
     /// The Secret key that holds the URL.
     pub url_secret_ref: SecretKeyRef,
-}
-
-/// The HTTP role.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Serve {
-    /// Number of HTTP pods, at most 256.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 256))]
-    pub replicas: Option<u32>,
 }
 
 /// Who may call the HTTP API.

@@ -1,5 +1,11 @@
-//! Prints the schema of the `RecordPipeline` resource: `crdgen > crds/recordpipeline.schema.yaml`.
+//! Writes what is generated from the types into `crds/`: the manifest's schema and the CustomResourceDefinition.
 
-fn main() {
-    print!("{}", millrace_crds::RecordPipeline::schema_yaml());
+use std::{fs, io, path::Path};
+
+use millrace_crds::RecordPipeline;
+
+fn main() -> io::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    fs::write(folder.join("recordpipeline.schema.yaml"), RecordPipeline::schema_yaml())?;
+    fs::write(folder.join("recordpipeline.crd.yaml"), RecordPipeline::crd_yaml())
 }

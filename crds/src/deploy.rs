@@ -1,0 +1,243 @@
+//! The fields of `spec` that say how a pipeline runs on a cluster. The pods never see them.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Affinity, EnvVar, ResourceRequirements, Toleration, Volume, VolumeMount};
+use k8s_openapi::api::networking::v1::{NetworkPolicyEgressRule, NetworkPolicyPeer};
+use kube::KubeSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// When an image is pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PullPolicy {
+    /// At every start of a pod.
+    Always,
+    /// When the node does not have it.
+    IfNotPresent,
+    /// Never: the node has it.
+    Never,
+}
+
+/// What happens to queued records when the resource is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum DeletionPolicy {
+    /// Take no more, work off what is queued, publish it, then go. All data stays in Postgres and Redis.
+    #[default]
+    Drain,
+    /// Go at once; what is queued stays in Redis, and is worked off when the pipeline is applied again.
+    Now,
+    /// As `Drain`, then remove the pipeline's schema and its Redis keys. There is no way back.
+    Purge,
+}
+
+/// The pods that take records and answer queries.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || self.replicas == null")
+    .message("spec.serve.replicas must be left out beside spec.serve.autoscaling"))]
+pub struct Serve {
+    /// Number of pods, 1 unless given, at most 256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 256))]
+    pub replicas: Option<u32>,
+    /// A HorizontalPodAutoscaler for these pods, on their CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<ServeAutoscaling>,
+    /// The Service in front of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Service>,
+    /// An Ingress in front of the Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Ingress>,
+    /// An HTTPRoute in front of the Service; the cluster needs the Gateway API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_route: Option<HttpRoute>,
+    /// How the pods differ from the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
+}
+
+/// The pods that apply records and publish outcomes. Their number is `spec.replicas` or `spec.autoscaling`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Work {
+    /// How the pods, and those of the migration, differ from the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
+}
+
+/// Bounds for the number of HTTP pods.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("self.minReplicas <= self.maxReplicas").message("minReplicas must be at most maxReplicas"))]
+pub struct ServeAutoscaling {
+    /// Fewest pods, at least 1.
+    #[schemars(range(min = 1, max = 256))]
+    pub min_replicas: u32,
+    /// Most pods, at most 256.
+    #[schemars(range(min = 1, max = 256))]
+    pub max_replicas: u32,
+    /// Mean use of the requested CPU to aim at, in percent; 80 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub target_cpu_percent: Option<u32>,
+}
+
+/// The Service in front of the HTTP pods.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Service {
+    /// Its type, `ClusterIP` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "type")]
+    pub type_: Option<ServiceType>,
+    /// Its annotations, at most 64.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A type of Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ServiceType {
+    /// Reached from within the cluster.
+    ClusterIP,
+    /// Reached at a port of every node.
+    NodePort,
+    /// Reached through a load balancer.
+    LoadBalancer,
+}
+
+/// An Ingress in front of the Service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ingress {
+    /// The host that it answers to.
+    #[schemars(length(min = 1, max = 253))]
+    pub host: String,
+    /// The path below which it answers, `/` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 500), regex(pattern = r"^/"))]
+    pub path: Option<String>,
+    /// Its class; absent: the cluster's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub class_name: Option<String>,
+    /// The Secret that holds its certificate; absent: no TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub tls_secret_name: Option<String>,
+    /// Its annotations, at most 64.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// An HTTPRoute in front of the Service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpRoute {
+    /// The Gateways that it hangs on, 1 to 8.
+    #[schemars(length(min = 1, max = 8))]
+    pub parents: Vec<Gateway>,
+    /// The hosts that it answers to, at most 16; none: those of the Gateways.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
+    pub hostnames: Vec<String>,
+}
+
+/// A Gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Gateway {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Its namespace; absent: the pipeline's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: Option<String>,
+    /// The listener; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub section_name: Option<String>,
+}
+
+/// How pods differ from the default. What Kubernetes itself defines is taken as it defines it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Pod {
+    /// Requests and limits of the container, as in a pod. Absent: a request of 100m CPU and 64Mi memory, and a limit of
+    /// 256Mi memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "free_object")]
+    pub resources: Option<ResourceRequirements>,
+    /// Labels of nodes that the pods may run on, at most 32.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that the pods tolerate, as in a pod, at most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "free_objects")]
+    pub tolerations: Vec<Toleration>,
+    /// Where the pods prefer to run, as in a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "free_object")]
+    pub affinity: Option<Affinity>,
+    /// Annotations of the pods, at most 64.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub annotations: BTreeMap<String, String>,
+    /// Labels of the pods beside those that the operator sets, at most 32.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub labels: BTreeMap<String, String>,
+    /// The pods' priority class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub priority_class_name: Option<String>,
+    /// More environment variables of the container, as in a pod, at most 32. Those that the operator sets win.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "free_objects")]
+    pub extra_env: Vec<EnvVar>,
+    /// More volumes, such as bundles of CA certificates, as in a pod, at most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "free_objects")]
+    pub extra_volumes: Vec<Volume>,
+    /// Where the container mounts them, as in a pod, at most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "free_objects")]
+    pub extra_volume_mounts: Vec<VolumeMount>,
+}
+
+/// Who may connect to the pods, and whereto they may.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkPolicy {
+    /// False: no NetworkPolicies are made. True unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    /// Who may reach the HTTP port, as `from` in a NetworkPolicy, at most 32; none: anyone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "free_objects")]
+    pub http_from: Vec<NetworkPolicyPeer>,
+    /// Who may reach the health port beside the operator, such as a monitoring system, as `from` in a NetworkPolicy, at
+    /// most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "free_objects")]
+    pub health_from: Vec<NetworkPolicyPeer>,
+    /// Whereto the pods may connect, as `egress` in a NetworkPolicy, at most 32; none: anywhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "free_objects")]
+    pub egress: Vec<NetworkPolicyEgressRule>,
+}
+
+/// An object of Kubernetes' own: its schema would be larger than all the rest, and the API server checks it where the
+/// operator puts it.
+fn free_object(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
+}
+
+fn free_objects(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "maxItems": 32, "items": free_object(generator) })
+}

@@ -1,0 +1,62 @@
+//! What was last seen of a pipeline: the fields of `status`. Written by the operator alone.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What was last seen of a pipeline. Numbers are of the last moment at which a pod could be asked, and absent before that.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordPipelineStatus {
+    /// The generation that the operator last worked on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready, Migrated, Progressing, Degraded, Stalled. Each names its own generation, reason and message.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// Workers that run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Selects the workers' pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// Records that are accepted and not processed yet: queued and pending.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backlog: Option<i64>,
+    /// Records processed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processed: Option<i64>,
+    /// Records that raised an alert.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alerts: Option<i64>,
+    /// Dead letters that are open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letters: Option<i64>,
+    /// Where records are posted from within the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The pipeline's id, which stands in Postgres and Redis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline_id: Option<String>,
+    /// What the schema was last migrated by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migrated: Option<Migrated>,
+    /// When draining began, while the resource is being deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining_since: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>,
+}
+
+/// What a schema was migrated by.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Migrated {
+    /// The image.
+    pub image: String,
+    /// What the migration depended on: image, Secret references and identity, hashed.
+    pub key: String,
+    /// Attempts that failed since the last that did not.
+    #[serde(default)]
+    pub failures: u32,
+}
