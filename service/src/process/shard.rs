@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use redis::aio::MultiplexedConnection;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::Context;
@@ -18,7 +17,7 @@ use crate::{
     lifecycle::Beat,
     publish::{ActiveSink, Feed, Lane},
     store,
-    streams::{self, Fence, Input, Step},
+    streams::{self, Blocking, Fence, Input, Step},
     telemetry::metrics as names,
 };
 
@@ -68,7 +67,7 @@ pub(super) struct Shard {
     pub(super) counted_duplicates: i64,
     input: Input,
     mode: Mode,
-    waiting: Option<MultiplexedConnection>,
+    waiting: Option<Blocking>,
     entry_bytes: usize,
 }
 

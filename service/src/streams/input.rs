@@ -6,11 +6,9 @@
 use std::{collections::HashMap, sync::LazyLock, time::Duration};
 
 use chrono::{DateTime, Utc};
-use redis::{
-    AsyncCommands as _, FromRedisValue, Script, Value, aio::MultiplexedConnection, streams::StreamReadOptions,
-};
+use redis::{AsyncCommands as _, FromRedisValue, Script, Value, streams::StreamReadOptions};
 
-use super::{Error, Streams, keys};
+use super::{Blocking, Error, Streams, keys};
 use crate::domain::{Entry, StreamId};
 
 macro_rules! fenced_script {
@@ -152,7 +150,7 @@ impl Input {
     /// # Errors
     /// When Redis does not answer.
     pub async fn loss_noted(&self, lost: i64) -> Result<(), Error> {
-        let mut connection = self.streams.shared.clone();
+        let mut connection = self.streams.shared();
         let () = connection.hincr(&self.fence_key, "read", lost).await.map_err(Error::of)?;
         Ok(())
     }
@@ -183,12 +181,11 @@ impl Input {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn wait(
-        &self,
-        connection: &mut MultiplexedConnection,
-        last: &str,
-        longest: Duration,
-    ) -> Result<(), Error> {
+    pub async fn wait(&self, blocking: &mut Blocking, last: &str, longest: Duration) -> Result<(), Error> {
+        if self.streams.is_stale(blocking) {
+            *blocking = self.streams.blocking(longest).await?;
+        }
+        let connection = &mut blocking.connection;
         let options = StreamReadOptions::default().count(1).block(longest.as_millis() as usize);
         let _: Value = connection.xread_options(&[&self.stream], &[last], &options).await.map_err(Error::of)?;
         Ok(())
@@ -201,7 +198,7 @@ impl Input {
         for arg in args {
             call.arg(*arg);
         }
-        let mut connection = self.streams.shared.clone();
+        let mut connection = self.streams.shared();
         let reply: Vec<Value> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
         let says = |word: &[u8]| is(&reply, word);
         if says(b"fenced") {

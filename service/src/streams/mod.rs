@@ -15,8 +15,8 @@ pub(crate) mod testing;
 mod verify;
 
 pub use append::{AppendError, Outgoing};
-pub use connect::{Error, Streams};
-pub use info::{Backlog, Committed, RedisPromises};
+pub use connect::{Blocking, Error, Streams};
+pub use info::{Backlog, Committed, Cursor, RedisPromises};
 pub use input::{Claimed, Fence, Fresh, Input, Step};
 pub use output::{Notice, Output, Published};
 pub use search::{Queued, Search};
