@@ -18,6 +18,7 @@ mod pool;
 mod query;
 mod sinks;
 mod snapshot;
+mod standing;
 mod stats;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -37,5 +38,6 @@ pub use pool::{COMMITS, Error, Store};
 pub use query::{ConflictFilter, RecordFilter, RecordLife, StoredConflict, StoredRecord, Traces};
 pub use sinks::{SinkRow, SinkState};
 pub use snapshot::{RollupBy, RollupPart, Snapshot, UnitTotal};
+pub use standing::ShardStanding;
 pub use stats::{Counts, PostgresPromises, ShardCounts, SinkBeginning};
 pub use verify::{Difference, Differences, Extent, LoggedRecord, StartedSink, Verification};
