@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod dev;
+mod job;
 pub mod keys;
 pub mod migrate;
 pub mod openapi;

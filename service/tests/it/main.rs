@@ -14,6 +14,7 @@ mod life;
 mod many;
 mod outage;
 mod outcome;
+mod pods;
 mod poison;
 mod policy;
 mod refuse;
