@@ -6,6 +6,7 @@
 use std::{collections::HashMap, sync::LazyLock, time::Duration};
 
 use chrono::{DateTime, Utc};
+use millrace_crds::ADOPT;
 use redis::{AsyncCommands as _, FromRedisValue, Script, Value, streams::StreamReadOptions};
 
 use super::{Blocking, Error, Streams, keys};
@@ -101,12 +102,16 @@ impl Input {
         self.shard
     }
 
-    /// Sets the fence, makes stream and group where they are missing; true when the group had to be made.
+    /// Sets the fence, makes stream and group where they are missing; true when the group had to be made. `adopt` is the
+    /// id of the pipeline whose streams may be taken over, empty for none.
     ///
     /// # Errors
-    /// [`Error::Fenced`] when the fence stands higher.
-    pub async fn prepare(&self, fence: &Fence) -> Result<bool, Error> {
-        let reply = self.run(&PREPARE, fence, &[]).await?;
+    /// [`Error::Fenced`] when the fence stands higher, [`Error::Refused`] when the stream is another pipeline's.
+    pub async fn prepare(&self, fence: &Fence, adopt: &str) -> Result<bool, Error> {
+        let reply = self.run(&PREPARE, fence, &[adopt]).await?;
+        if matches!(reply.get(2), Some(Value::Int(1))) {
+            tracing::warn!(stream = self.stream, from = adopt, to = self.pipeline_id, "streams.stream.adopted");
+        }
         Ok(matches!(reply.get(1), Some(Value::Int(1))))
     }
 
@@ -211,7 +216,8 @@ impl Input {
         if says(b"refused") {
             let owner = text(reply.into_iter().nth(1))?;
             return Err(Error::Refused(format!(
-                "the stream {} belongs to the pipeline with id {owner}: name this pipeline otherwise, or use another Redis",
+                "the stream {} belongs to the pipeline with id {owner}: name this pipeline otherwise, use another Redis, or \
+                 take it over with the annotation {ADOPT}: {owner}",
                 self.stream
             )));
         }

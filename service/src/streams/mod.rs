@@ -9,6 +9,7 @@ mod info;
 mod input;
 pub mod keys;
 mod output;
+mod purge;
 mod search;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -19,5 +20,6 @@ pub use connect::{Blocking, Error, Streams};
 pub use info::{Backlog, Committed, Cursor, RedisPromises};
 pub use input::{Claimed, Fence, Fresh, Input, Step};
 pub use output::{Notice, Output, Published};
+pub use purge::{Holding, Removed};
 pub use search::{Queued, Search};
 pub use verify::{SinkEntry, SinkState};

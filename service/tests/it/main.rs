@@ -9,6 +9,7 @@ mod access;
 mod ask;
 mod crash;
 mod harness;
+mod identity;
 mod letters;
 mod life;
 mod many;
