@@ -2,6 +2,8 @@
 //!
 //! The server is the one that `hack/with-kube-api` has started around the tests, else one that it starts for these.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod kube;
 
 use kube::{Namespace, kubectl};

@@ -24,14 +24,17 @@ pub(crate) struct Output {
     pub(crate) err: String,
 }
 
-/// A namespace of one test. There is no controller that could remove it; it goes with the server.
+/// A namespace of one test, as strict about pods as there is. There is no controller that could remove it; it goes with the server.
 pub(crate) struct Namespace(String);
 
 impl Namespace {
     pub(crate) fn new(test: &str) -> Self {
-        let namespace = Self(format!("crds-{test}-{}", std::process::id()));
+        let namespace = Self(format!("{test}-{}", std::process::id()));
         let made = kubectl(&["create", "namespace", &namespace.0], "");
         assert!(made.ok, "{}", made.err);
+        let labels = ["enforce", "warn"].map(|mode| format!("pod-security.kubernetes.io/{mode}=restricted"));
+        let labelled = kubectl(&["label", "namespace", &namespace.0, &labels[0], &labels[1]], "");
+        assert!(labelled.ok, "{}", labelled.err);
         namespace
     }
 
@@ -75,7 +78,7 @@ fn start() -> Server {
         (Ok(_), Ok(kubeconfig)) => Server { path: std::env::var("PATH").unwrap(), kubeconfig, _guard: None },
         _ => start_guarded(),
     };
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/recordpipeline.crd.yaml");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../crds/recordpipeline.crd.yaml");
     let applied = run(&server, &["apply", "--server-side", "--force-conflicts", "-f", file], "");
     assert!(applied.ok, "{}", applied.err);
     // Established first; discovery and the schema that `explain` reads follow a moment later.
