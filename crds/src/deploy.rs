@@ -171,8 +171,10 @@ pub struct Gateway {
 }
 
 /// How pods differ from the default. What Kubernetes itself defines is taken as it defines it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.extraVolumeMounts) || self.extraVolumeMounts.all(mount, has(self.extraVolumes) && self.extraVolumes.exists(volume, volume.name == mount.name))")
+    .message("each of extraVolumeMounts has to name one of extraVolumes"))]
 pub struct Pod {
     /// Requests and limits of the container. Absent: a request of 100m CPU and 64Mi memory, and a limit of 256Mi memory.
     /// Given, it replaces all of these.

@@ -39,7 +39,9 @@ use crate::{
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')").message(
         "metadata.name must be 1 to 40 lower-case letters, digits or '-', start with a letter and end with a letter or digit"
-    )
+    ),
+    validation = Rule::new("!has(self.spec.sinks) || self.spec.sinks.all(a, !has(a.redisStream) || a.redisStream == null || (has(a.redisStream.stream) && dyn(a.redisStream.stream) != null) || !self.spec.sinks.exists(b, has(b.redisStream) && b.redisStream != null && has(b.redisStream.stream) && b.redisStream.stream.endsWith('.' + a.name) && b.redisStream.stream.substring(0, b.redisStream.stream.size() - a.name.size() - 1) == self.metadata.name))")
+        .message("spec.sinks: a redisStream.stream is another sink's already, which has the default <pipeline>.<sink name>")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
@@ -56,6 +58,8 @@ pub struct RecordPipelineSpec {
     /// Thresholds per unit, such as `JPY: "100000"`, at most 64; each overrides `threshold` for its unit.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
+    #[x_kube(validation = Rule::new("self.all(unit, unit.size() >= 1 && unit.size() <= 200)")
+        .message("units have 1 to 200 characters"))]
     pub thresholds: BTreeMap<String, DecimalString>,
     /// Number of workers, 1 unless given, at most 256; more than `shards` idle, 0 stops the pipeline. Leave it out beside
     /// `autoscaling`. `kubectl scale rpl NAME --replicas=3` sets it.
@@ -82,6 +86,7 @@ pub struct RecordPipelineSpec {
     /// The image of the pods. A change rolls them. Absent: the operator's default image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 500))]
+    #[x_kube(validation = Rule::new(r"!self.matches(r'\s')").message("must be 1 to 500 characters without spaces"))]
     pub image: Option<String>,
     /// When the image is pulled; absent: as Kubernetes does by the image's tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -247,7 +252,7 @@ pub struct Sink {
     ))]
     #[schemars(length(max = 40), regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"))]
     pub name: String,
-    /// Which outcomes it carries. Processed: every record that was processed. Alert: processed records whose value is above
+    /// Needed: which outcomes it carries. Processed: every record that was processed. Alert: processed records whose value is above
     /// the threshold. DeadLettered: records that became dead letters. Conflicted: records refused because their id is taken
     /// by other content.
     #[serde(alias = "true")]

@@ -135,9 +135,14 @@ fn each_rule_of_the_spec_names_field_and_remedy() {
             "spec.work.pod.extraVolumes[0].name: must not begin with millrace-",
         ),
         (
-            "serve: {pod: {extraVolumeMounts: [{name: ca, mountPath: /etc/ca}]}}".into(),
-            "serve: {pod: {extraVolumeMounts: [{name: ca, mountPath: /etc/millrace/redis}]}}".into(),
+            "serve: {pod: {extraVolumes: [{name: ca}], extraVolumeMounts: [{name: ca, mountPath: /etc/ca}]}}".into(),
+            "serve: {pod: {extraVolumes: [{name: ca}], extraVolumeMounts: [{name: ca, mountPath: /etc/millrace/redis}]}}".into(),
             "spec.serve.pod.extraVolumeMounts[0].mountPath: must not be below /etc/millrace",
+        ),
+        (
+            "serve: {pod: {extraVolumes: [{name: ca}], extraVolumeMounts: [{name: ca, mountPath: /a}]}}".into(),
+            "serve: {pod: {extraVolumes: [{name: ca}], extraVolumeMounts: [{name: cb, mountPath: /a}]}}".into(),
+            "spec.serve.pod.extraVolumeMounts[0].name: has to name one of extraVolumes",
         ),
         (
             "work: {pod: {resources: {requests: {cpu: 1, memory: 64Mi}}}}".into(),
