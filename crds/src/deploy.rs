@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Affinity, EnvVar, ResourceRequirements, Toleration, Volume, VolumeMount};
-use k8s_openapi::api::networking::v1::{NetworkPolicyEgressRule, NetworkPolicyPeer};
 use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+
+use crate::quantity::Quantity;
+
+/// An object of Kubernetes' own, passed on as it was written. It has no type here: a field that this version does not
+/// know would be lost without a word, whereas the API server refuses a misspelt one by its name.
+pub type Object = serde_json::Map<String, serde_json::Value>;
 
 /// When an image is pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -34,7 +38,7 @@ pub enum DeletionPolicy {
 /// The pods that take records and answer queries.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || self.replicas == null")
+#[x_kube(validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || dyn(self.replicas) == null")
     .message("spec.serve.replicas must be left out beside spec.serve.autoscaling"))]
 pub struct Serve {
     /// Number of pods, 1 unless given, at most 256.
@@ -167,23 +171,22 @@ pub struct Gateway {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Pod {
-    /// Requests and limits of the container, as in a pod. Absent: a request of 100m CPU and 64Mi memory, and a limit of
-    /// 256Mi memory.
+    /// Requests and limits of the container. Absent: a request of 100m CPU and 64Mi memory, and a limit of 256Mi memory.
+    /// Given, it replaces all of these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "free_object")]
-    pub resources: Option<ResourceRequirements>,
+    pub resources: Option<Resources>,
     /// Labels of nodes that the pods may run on, at most 32.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
     pub node_selector: BTreeMap<String, String>,
     /// Taints that the pods tolerate, as in a pod, at most 32.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "free_objects")]
-    pub tolerations: Vec<Toleration>,
+    #[schemars(schema_with = "tolerations")]
+    pub tolerations: Vec<Object>,
     /// Where the pods prefer to run, as in a pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "free_object")]
-    pub affinity: Option<Affinity>,
+    #[schemars(schema_with = "affinity")]
+    pub affinity: Option<Object>,
     /// Annotations of the pods, at most 64.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
@@ -198,16 +201,16 @@ pub struct Pod {
     pub priority_class_name: Option<String>,
     /// More environment variables of the container, as in a pod, at most 32. Those that the operator sets win.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "free_objects")]
-    pub extra_env: Vec<EnvVar>,
+    #[schemars(schema_with = "variables")]
+    pub extra_env: Vec<Object>,
     /// More volumes, such as bundles of CA certificates, as in a pod, at most 32.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "free_objects")]
-    pub extra_volumes: Vec<Volume>,
+    #[schemars(schema_with = "volumes")]
+    pub extra_volumes: Vec<Object>,
     /// Where the container mounts them, as in a pod, at most 32.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "free_objects")]
-    pub extra_volume_mounts: Vec<VolumeMount>,
+    #[schemars(schema_with = "mounts")]
+    pub extra_volume_mounts: Vec<Object>,
 }
 
 /// Who may connect to the pods, and whereto they may.
@@ -220,24 +223,121 @@ pub struct NetworkPolicy {
     /// Who may reach the HTTP port, as `from` in a NetworkPolicy, at most 32; none: anyone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "free_objects")]
-    pub http_from: Vec<NetworkPolicyPeer>,
+    pub http_from: Vec<Object>,
     /// Who may reach the health port beside the operator, such as a monitoring system, as `from` in a NetworkPolicy, at
     /// most 32.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "free_objects")]
-    pub health_from: Vec<NetworkPolicyPeer>,
+    pub health_from: Vec<Object>,
     /// Whereto the pods may connect, as `egress` in a NetworkPolicy, at most 32; none: anywhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "free_objects")]
-    pub egress: Vec<NetworkPolicyEgressRule>,
+    pub egress: Vec<Object>,
 }
 
-/// An object of Kubernetes' own: its schema would be larger than all the rest, and the API server checks it where the
-/// operator puts it.
-fn free_object(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
+/// What a container asks for and may use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resources {
+    /// What the node has to have free, such as `cpu: 100m` and `memory: 64Mi`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub requests: BTreeMap<String, Quantity>,
+    /// What the container may use at most, such as `memory: 256Mi`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub limits: BTreeMap<String, Quantity>,
 }
 
-fn free_objects(generator: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "array", "maxItems": 32, "items": free_object(generator) })
+/// A list of objects of Kubernetes' own, with these properties of theirs. The whole schema would be larger than all the
+/// rest; what these do not say the API server checks where the operator puts it.
+fn objects(required: &[&str], properties: &serde_json::Value) -> Schema {
+    let mut items = json_schema!({
+        "type": "object",
+        "properties": properties,
+        "x-kubernetes-preserve-unknown-fields": true
+    });
+    if !required.is_empty() {
+        items.insert("required".to_owned(), required.into());
+    }
+    json_schema!({ "type": "array", "maxItems": 32, "items": items })
+}
+
+fn free_objects(_: &mut SchemaGenerator) -> Schema {
+    objects(&[], &serde_json::json!({}))
+}
+
+fn affinity(_: &mut SchemaGenerator) -> Schema {
+    let part = serde_json::json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+    json_schema!({
+        "type": "object",
+        "properties": { "nodeAffinity": part, "podAffinity": part, "podAntiAffinity": part },
+    })
+}
+
+fn tolerations(_: &mut SchemaGenerator) -> Schema {
+    let items = json_schema!({
+        "type": "object",
+        "properties": {
+            "key": { "type": "string", "description": "The taint's key; absent, with the operator Exists: every taint." },
+            "operator": { "type": "string", "description": "Equal unless given." },
+            "value": { "type": "string", "description": "The taint's value." },
+            "effect": {
+                "type": "string",
+                "enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"],
+                "description": "The taint's effect; absent: every effect.",
+            },
+            "tolerationSeconds": {
+                "type": "integer",
+                "format": "int64",
+                "description": "How long a pod stays where a taint of effect NoExecute appears; absent: for good.",
+            },
+        },
+    });
+    json_schema!({ "type": "array", "maxItems": 32, "items": items })
+}
+
+fn variables(_: &mut SchemaGenerator) -> Schema {
+    objects(
+        &["name"],
+        &serde_json::json!({ "name": { "type": "string", "minLength": 1, "maxLength": 253 }, "value": { "type": "string" } }),
+    )
+}
+
+/// Names that the operator gives to its own volumes begin so.
+pub(crate) const OWN_VOLUMES: &str = "millrace-";
+/// Where the operator mounts them.
+pub(crate) const OWN_MOUNTS: &str = "/etc/millrace";
+
+fn volumes(_: &mut SchemaGenerator) -> Schema {
+    objects(
+        &["name"],
+        &serde_json::json!({ "name": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 63,
+            "x-kubernetes-validations": [{
+                "rule": format!("!self.startsWith('{OWN_VOLUMES}')"),
+                "message": "must not begin with millrace-: the pods' own volumes are called so",
+            }],
+        } }),
+    )
+}
+
+fn mounts(_: &mut SchemaGenerator) -> Schema {
+    objects(
+        &["name", "mountPath"],
+        &serde_json::json!({
+            "name": { "type": "string", "minLength": 1, "maxLength": 63 },
+            "mountPath": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": 1000,
+                "x-kubernetes-validations": [{
+                    "rule": format!("!self.startsWith('{OWN_MOUNTS}')"),
+                    "message": "must not be below /etc/millrace: the manifest and the URLs are mounted there",
+                }],
+            },
+        }),
+    )
 }

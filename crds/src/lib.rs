@@ -7,6 +7,7 @@ mod decimal;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod deploy;
 mod manifest;
+mod quantity;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod spec;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
@@ -15,10 +16,11 @@ mod validate;
 
 pub use decimal::{DecimalString, InvalidDecimal};
 pub use deploy::{
-    DeletionPolicy, Gateway, HttpRoute, Ingress, NetworkPolicy, Pod, PullPolicy, Serve, ServeAutoscaling, Service,
-    ServiceType, Work,
+    DeletionPolicy, Gateway, HttpRoute, Ingress, NetworkPolicy, Object, Pod, PullPolicy, Resources, Serve,
+    ServeAutoscaling, Service, ServiceType, Work,
 };
 pub use manifest::{ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, ParseError, RecordPipeline};
+pub use quantity::{InvalidQuantity, Quantity};
 pub use spec::{
     Auth, Autoscaling, From, On, Overflow, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef,
     RedisStream, SecretKeyRef, Sink, Webhook,

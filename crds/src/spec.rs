@@ -45,10 +45,8 @@ use crate::{
 #[x_kube(
     validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || self.autoscaling.maxReplicas <= self.shards")
         .message("spec.autoscaling.maxReplicas must be at most spec.shards: more workers than shards would idle"),
-    validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || self.replicas == null || self.replicas == 0")
+    validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || dyn(self.replicas) == null || self.replicas == 0")
         .message("spec.replicas must be left out, or 0 to stop, beside spec.autoscaling: set autoscaling.minReplicas and maxReplicas instead"),
-    validation = Rule::new("!has(self.sinks) || self.sinks.all(a, !has(a.redisStream) || a.redisStream == null || !has(a.redisStream.stream) || a.redisStream.stream == null || self.sinks.exists_one(b, has(b.redisStream) && b.redisStream != null && has(b.redisStream.stream) && b.redisStream.stream == a.redisStream.stream))")
-        .message("spec.sinks[].redisStream.stream must differ from sink to sink: a stream belongs to one sink"),
 )]
 pub struct RecordPipelineSpec {
     /// A record whose value is above this raises an alert. Absent: only `thresholds` do.
@@ -90,7 +88,11 @@ pub struct RecordPipelineSpec {
     /// Where outcomes are published, at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[x_kube(
+        merge_strategy = ListMerge::Map(vec!["name".into()]),
+        validation = Rule::new("self.all(a, !has(a.redisStream) || a.redisStream == null || !has(a.redisStream.stream) || dyn(a.redisStream.stream) == null || self.exists_one(b, has(b.redisStream) && b.redisStream != null && has(b.redisStream.stream) && b.redisStream.stream == a.redisStream.stream))")
+            .message("two sinks name the same redisStream.stream: a stream belongs to one sink"),
+    )]
     pub sinks: Vec<Sink>,
     /// Rules that a record has to meet beside its form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -131,7 +133,39 @@ impl RecordPipelineSpec {
     /// left out, so that an image that is older than the resource reads it.
     #[must_use]
     pub fn for_pods(&self) -> Self {
+        // Without `..`: whoever adds a field has to say here whom it concerns.
+        let Self {
+            threshold,
+            thresholds,
+            shards,
+            backlog_limit,
+            sinks,
+            policy,
+            redis,
+            postgres,
+            auth,
+            replicas: _,
+            autoscaling: _,
+            image: _,
+            image_pull_policy: _,
+            image_pull_secrets: _,
+            serve: _,
+            work: _,
+            network_policy: _,
+            deletion_policy: _,
+            drain_seconds: _,
+            paused: _,
+        } = self;
         Self {
+            threshold: threshold.clone(),
+            thresholds: thresholds.clone(),
+            shards: *shards,
+            backlog_limit: *backlog_limit,
+            sinks: sinks.clone(),
+            policy: policy.clone(),
+            redis: redis.clone(),
+            postgres: postgres.clone(),
+            auth: auth.clone(),
             replicas: None,
             autoscaling: None,
             image: None,
@@ -143,7 +177,6 @@ impl RecordPipelineSpec {
             deletion_policy: None,
             drain_seconds: None,
             paused: None,
-            ..self.clone()
         }
     }
 
@@ -197,7 +230,7 @@ pub struct Autoscaling {
 ).message("needs exactly one of redisStream and webhook"))]
 pub struct Sink {
     /// Its name, unique in the pipeline: its position is kept under this name.
-    #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"))]
+    #[schemars(length(max = 40), regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"))]
     pub name: String,
     /// Which outcomes it carries.
     pub on: On,
@@ -240,7 +273,7 @@ pub enum From {
 pub struct RedisStream {
     /// The stream's key; absent: `<pipeline>.<sink name>`. A stream belongs to one sink.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[A-Za-z0-9._:-]{1,200}$"))]
+    #[schemars(length(max = 200), regex(pattern = r"^[A-Za-z0-9._:-]{1,200}$"))]
     pub stream: Option<String>,
     /// Most entries the stream keeps, at most 1,000,000,000; 0: no bound.
     #[serde(default = "default_max_length")]
@@ -284,7 +317,7 @@ pub struct SecretKeyRef {
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// The key in it.
-    #[schemars(regex(pattern = r"^[A-Za-z0-9._-]{1,253}$"))]
+    #[schemars(length(max = 253), regex(pattern = r"^[A-Za-z0-9._-]{1,253}$"))]
     pub key: String,
 }
 

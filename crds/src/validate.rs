@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use crate::{API_VERSION, KIND, RecordPipeline, RecordPipelineSpec, RedisStream, SecretKeyRef, Sink};
+use crate::{
+    API_VERSION, KIND, Object, Pod, RecordPipeline, RecordPipelineSpec, RedisStream, SecretKeyRef, Sink,
+    deploy::{OWN_MOUNTS, OWN_VOLUMES},
+};
 
 /// One broken rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +105,14 @@ impl RecordPipelineSpec {
             }
         }
         self.check_sinks(pipeline, found);
+        for (at, pod) in [
+            ("spec.serve.pod", self.serve.as_ref().and_then(|serve| serve.pod.as_ref())),
+            ("spec.work.pod", self.work.as_ref().and_then(|work| work.pod.as_ref())),
+        ] {
+            if let Some(pod) = pod {
+                pod.check(at, found);
+            }
+        }
     }
 
     fn check_scale(&self, found: &mut Found) {
@@ -110,6 +121,17 @@ impl RecordPipelineSpec {
         }
         if self.serve.as_ref().and_then(|serve| serve.replicas).is_some_and(|replicas| replicas > 256) {
             found.add("spec.serve.replicas", "must be at most 256");
+        }
+        if let Some(scaling) = self.serve.as_ref().and_then(|serve| serve.autoscaling.as_ref()) {
+            if self.serve.as_ref().is_some_and(|serve| serve.replicas.is_some()) {
+                found.add("spec.serve.replicas", "must be left out beside spec.serve.autoscaling");
+            }
+            if !(1 <= scaling.min_replicas
+                && scaling.min_replicas <= scaling.max_replicas
+                && scaling.max_replicas <= 256)
+            {
+                found.add("spec.serve.autoscaling", "needs 1 <= minReplicas <= maxReplicas <= 256");
+            }
         }
         let Some(scaling) = &self.autoscaling else { return };
         if self.replicas.is_some_and(|replicas| replicas != 0) {
@@ -165,6 +187,27 @@ impl RecordPipelineSpec {
                     webhook.secret_ref.check(&at(".webhook.secretRef"), found);
                 }
                 _ => found.add(at(""), "needs exactly one of redisStream and webhook"),
+            }
+        }
+    }
+}
+
+impl Pod {
+    /// What an API server with the schema refuses already, and one with an older schema does not.
+    fn check(&self, at: &str, found: &mut Found) {
+        let starts = |object: &Object, field: &str, with: &str| {
+            object.get(field).and_then(serde_json::Value::as_str).is_some_and(|text| text.starts_with(with))
+        };
+        for (index, volume) in self.extra_volumes.iter().enumerate() {
+            if starts(volume, "name", OWN_VOLUMES) {
+                let message = "must not begin with millrace-: the pods' own volumes are called so";
+                found.add(format!("{at}.extraVolumes[{index}].name"), message);
+            }
+        }
+        for (index, mount) in self.extra_volume_mounts.iter().enumerate() {
+            if starts(mount, "mountPath", OWN_MOUNTS) {
+                let message = "must not be below /etc/millrace: the manifest and the URLs are mounted there";
+                found.add(format!("{at}.extraVolumeMounts[{index}].mountPath"), message);
             }
         }
     }

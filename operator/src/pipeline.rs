@@ -1,20 +1,93 @@
 //! A pipeline that may be worked on: what the API server gave, checked and without the parts that nothing needs.
+//!
+//! It must never be made of a resource that breaks a rule: what is built of it would be refused one object at a time, or
+//! worse, accepted.
 
-use millrace_crds::{Metadata, RecordPipeline, RecordPipelineResource, RecordPipelineSpec};
+use millrace_crds::{
+    ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, RecordPipeline, RecordPipelineResource, RecordPipelineSpec,
+    SecretKeyRef, Violation,
+};
 
 /// A valid pipeline.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Pipeline {
+pub(crate) struct Pipeline {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its namespace.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// Its uid.
-    pub uid: String,
+    pub(crate) uid: String,
     /// The generation of the spec.
-    pub generation: i64,
+    pub(crate) generation: i64,
     /// The manifest that its pods read: only what concerns them.
-    pub manifest: RecordPipeline,
+    pub(crate) manifest: RecordPipeline,
+    /// Where the URL of Redis is.
+    pub(crate) redis: SecretKeyRef,
+    /// Where the URL of Postgres is.
+    pub(crate) postgres: SecretKeyRef,
     /// The whole spec.
-    pub spec: RecordPipelineSpec,
+    pub(crate) spec: RecordPipelineSpec,
+}
+
+/// The resource breaks rules: it waits for a change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+pub(crate) struct Invalid {
+    /// Each broken rule: its field, and what to do.
+    pub(crate) violations: Vec<Violation>,
+}
+
+impl Pipeline {
+    /// Checks a resource by the rules of the manifest and by those that only a cluster needs.
+    ///
+    /// # Errors
+    /// [`Invalid`] names every rule that is broken.
+    pub(crate) fn new(resource: &RecordPipelineResource) -> Result<Self, Invalid> {
+        let RecordPipelineResource { metadata, spec, status: _ } = resource;
+        let annotations = metadata.annotations.iter().flatten();
+        let mut manifest = RecordPipeline {
+            api_version: API_VERSION.to_owned(),
+            kind: KIND.to_owned(),
+            metadata: Metadata {
+                name: metadata.name.clone().unwrap_or_default(),
+                namespace: metadata.namespace.clone(),
+                uid: metadata.uid.clone(),
+                generation: metadata.generation,
+                annotations: annotations
+                    .filter(|(name, _)| [ADOPT, ACCEPT_GENERATION].contains(&name.as_str()))
+                    .map(|(name, value)| (name.clone(), value.clone()))
+                    .collect(),
+            },
+            spec: spec.clone(),
+            status: None,
+        };
+        let mut violations = manifest.violations();
+        let redis = spec.redis.as_ref().map(|redis| redis.url_secret_ref.clone());
+        let postgres = spec.postgres.as_ref().map(|postgres| postgres.url_secret_ref.clone());
+        for (reference, field, server) in
+            [(&redis, "spec.redis.urlSecretRef", "Redis"), (&postgres, "spec.postgres.urlSecretRef", "Postgres")]
+        {
+            if reference.is_none() {
+                violations.push(Violation {
+                    field: field.to_owned(),
+                    message: format!("is needed on a cluster: name the Secret and key that hold the URL of {server}"),
+                });
+            }
+        }
+        let identity = (metadata.namespace.clone(), metadata.uid.clone(), metadata.generation);
+        let (Some(namespace), Some(uid), Some(generation)) = identity else {
+            violations.push(Violation {
+                field: "metadata".to_owned(),
+                message: "has no namespace, uid or generation: only what an API server has stored can be run"
+                    .to_owned(),
+            });
+            return Err(Invalid { violations });
+        };
+        let (Some(redis), Some(postgres), true) = (redis, postgres, violations.is_empty()) else {
+            return Err(Invalid { violations });
+        };
+        manifest.spec = spec.for_pods();
+        let name = manifest.metadata.name.clone();
+        Ok(Self { name, namespace, uid, generation, manifest, redis, postgres, spec: spec.clone() })
+    }
 }

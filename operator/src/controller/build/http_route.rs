@@ -1,0 +1,37 @@
+//! The HTTPRoute in front of serve, where the cluster has the Gateway API.
+
+use millrace_crds::{Gateway, HttpRoute};
+use serde_json::{Value, json};
+
+use super::{Child, Head, Kind, pod, service};
+use crate::pipeline::Pipeline;
+
+/// Of serve, where the manifest asks for it. What the resource has defaults for is written out: its lists are replaced
+/// as a whole, and a list without the defaults would differ from the stored one at every apply.
+pub(super) fn serve(pipeline: &Pipeline) -> Option<Child> {
+    let HttpRoute { parents, hostnames } = pipeline.spec.serve.as_ref()?.http_route.as_ref()?;
+    let service = service::serve_name(pipeline);
+    let mut spec = json!({
+        "parentRefs": parents.iter().map(parent).collect::<Vec<_>>(),
+        "rules": [{
+            "matches": [{ "path": { "type": "PathPrefix", "value": "/" } }],
+            "backendRefs": [{ "group": "", "kind": "Service", "name": service, "port": pod::HTTP, "weight": 1 }],
+        }],
+    });
+    if !hostnames.is_empty() {
+        spec["hostnames"] = json!(hostnames);
+    }
+    Some(Head::new(Kind::HttpRoute, service, Some("serve")).child(pipeline, json!({ "spec": spec })))
+}
+
+fn parent(gateway: &Gateway) -> Value {
+    let Gateway { name, namespace, section_name } = gateway;
+    let mut parent = json!({ "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": name });
+    if let Some(namespace) = namespace {
+        parent["namespace"] = json!(namespace);
+    }
+    if let Some(section) = section_name {
+        parent["sectionName"] = json!(section);
+    }
+    parent
+}

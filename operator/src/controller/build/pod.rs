@@ -1,0 +1,237 @@
+//! The pods' templates. Nothing in them may come from what changes live or from the operator's version: each difference
+//! rolls every pod.
+
+use std::collections::BTreeMap;
+
+use millrace_crds::{Auth, Pod, PullPolicy, SecretKeyRef};
+use serde_json::{Value, json};
+
+use super::{config_map, labels, selector, service_account};
+use crate::pipeline::Pipeline;
+
+/// The port of the HTTP API, named `http`.
+pub(super) const HTTP: u16 = 8080;
+/// The port of `/health`, `/ready`, `/metrics` and `/status`, named `health`.
+pub(super) const HEALTH: u16 = 8081;
+
+/// A connection that is open when a pod is told to stop may still be sent requests for as long as the news of its end
+/// travels: it goes on serving that long.
+const STOP_AFTER_SECONDS: u32 = 5;
+/// What is begun ends within 30 s, after [`STOP_AFTER_SECONDS`].
+const GRACE_SECONDS: u32 = 45;
+/// How long a Job waits for a Secret that is not there or a Postgres that is not reached.
+const JOB_WAIT_MS: &str = "10000";
+
+/// A container and its pod, before the manifest's overrides.
+struct Template<'a> {
+    component: &'static str,
+    image: &'a str,
+    args: &'a [&'a str],
+    env: Vec<(&'static str, String)>,
+    volumes: Vec<Value>,
+    mounts: Vec<Value>,
+    /// Labels beside those of every object.
+    labels: BTreeMap<String, String>,
+    /// More fields of the container.
+    container: Value,
+    /// More fields of the pod.
+    pod: Value,
+}
+
+/// Of the Deployment of serve.
+pub(super) fn serve(pipeline: &Pipeline, image: &str) -> Value {
+    let mut template = Template::new(pipeline, "serve", image, &["serve"]);
+    let auth = pipeline.spec.auth.as_ref();
+    if let Some(Auth { bootstrap_key_secret_ref: Some(reference) }) = auth {
+        template.secret("bootstrap-key", reference, "key", "MILLRACE_BOOTSTRAP_KEY_FILE");
+    }
+    template.env.push(("MILLRACE_LISTEN", format!("0.0.0.0:{HTTP}")));
+    template.runs(pipeline, &[("http", HTTP), ("health", HEALTH)]);
+    template.container["lifecycle"] = json!({ "preStop": { "sleep": { "seconds": STOP_AFTER_SECONDS } } });
+    template.finish(pipeline, pipeline.spec.serve.as_ref().and_then(|serve| serve.pod.clone()).unwrap_or_default())
+}
+
+/// Of the Deployment of work.
+pub(super) fn work(pipeline: &Pipeline, image: &str) -> Value {
+    let mut template = Template::new(pipeline, "work", image, &["work"]);
+    template.runs(pipeline, &[("health", HEALTH)]);
+    template.finish(pipeline, work_pod(pipeline))
+}
+
+/// Of a Job, which differs from the default as the workers do.
+pub(super) fn job(
+    pipeline: &Pipeline,
+    component: &'static str,
+    image: &str,
+    args: &[&str],
+    labels: &BTreeMap<String, String>,
+) -> Value {
+    let mut template = Template::new(pipeline, component, image, args);
+    template.labels = labels.clone();
+    template.env.push(("MILLRACE_WAIT_MS", JOB_WAIT_MS.to_owned()));
+    template.env.push(("MILLRACE_TERMINATION_LOG", "/dev/termination-log".to_owned()));
+    template.pod["restartPolicy"] = json!("Never");
+    template.finish(pipeline, work_pod(pipeline))
+}
+
+fn work_pod(pipeline: &Pipeline) -> Pod {
+    pipeline.spec.work.as_ref().and_then(|work| work.pod.clone()).unwrap_or_default()
+}
+
+impl<'a> Template<'a> {
+    /// What all pods have: the manifest, and where the servers are.
+    fn new(pipeline: &Pipeline, component: &'static str, image: &'a str, args: &'a [&'a str]) -> Self {
+        let mut template = Self {
+            component,
+            image,
+            args,
+            env: vec![
+                ("MILLRACE_PIPELINE", format!("/etc/millrace/manifest/{}", config_map::KEY)),
+                ("MILLRACE_LOG_FORMAT", "json".to_owned()),
+            ],
+            volumes: Vec::new(),
+            mounts: Vec::new(),
+            labels: BTreeMap::new(),
+            container: json!({}),
+            pod: json!({}),
+        };
+        template.mount("manifest", json!({ "configMap": { "name": config_map::name(pipeline) } }));
+        template.secret("redis", &pipeline.redis, "url", "MILLRACE_REDIS_URL_FILE");
+        template.secret("postgres", &pipeline.postgres, "url", "MILLRACE_POSTGRES_URL_FILE");
+        template
+    }
+
+    /// Mounts a volume as the folder `/etc/millrace/<folder>`: the whole, for a subPath never follows a change.
+    fn mount(&mut self, folder: &str, mut source: Value) {
+        let name = format!("millrace-{folder}");
+        source["name"] = json!(name);
+        self.volumes.push(source);
+        self.mounts.push(json!({ "name": name, "mountPath": format!("/etc/millrace/{folder}"), "readOnly": true }));
+    }
+
+    /// Mounts one key of a Secret. Optional: without it the pod runs, says what is missing, and goes on when it comes.
+    fn secret(&mut self, folder: &str, reference: &SecretKeyRef, file: &str, variable: &'static str) {
+        let SecretKeyRef { name, key } = reference;
+        let items = json!([{ "key": key, "path": file }]);
+        self.mount(folder, json!({ "secret": { "secretName": name, "optional": true, "items": items } }));
+        self.env.push((variable, format!("/etc/millrace/{folder}/{file}")));
+    }
+
+    /// A pod that runs until it is told to stop: ports, probes, grace, and where its like are.
+    fn runs(&mut self, pipeline: &Pipeline, ports: &[(&str, u16)]) {
+        self.env.push(("MILLRACE_HEALTH_LISTEN", format!("0.0.0.0:{HEALTH}")));
+        let port = |(name, number): &(&str, u16)| json!({ "name": name, "containerPort": number, "protocol": "TCP" });
+        self.container["ports"] = ports.iter().map(port).collect();
+        let probe = |path, period, timeout, failures: u32| {
+            json!({
+                "httpGet": { "path": path, "port": "health" },
+                "periodSeconds": period,
+                "timeoutSeconds": timeout,
+                "failureThreshold": failures,
+            })
+        };
+        self.container["startupProbe"] = probe("/health", 1, 1, 60);
+        self.container["livenessProbe"] = probe("/health", 10, 5, 6);
+        self.container["readinessProbe"] = probe("/ready", 2, 2, 3);
+        self.pod["terminationGracePeriodSeconds"] = json!(GRACE_SECONDS);
+        let selector = json!({ "matchLabels": selector(pipeline, self.component) });
+        let spread = |key| {
+            json!({
+                "maxSkew": 1,
+                "topologyKey": key,
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": selector,
+                // Of one revision: pods that are about to go take no place.
+                "matchLabelKeys": ["pod-template-hash"],
+            })
+        };
+        self.pod["topologySpreadConstraints"] =
+            json!([spread("kubernetes.io/hostname"), spread("topology.kubernetes.io/zone")]);
+    }
+
+    fn finish(self, pipeline: &Pipeline, overrides: Pod) -> Value {
+        let Self { component, image, args, env, mut volumes, mut mounts, labels: more, mut container, mut pod } = self;
+        let Pod {
+            resources,
+            node_selector,
+            tolerations,
+            affinity,
+            annotations,
+            labels: mut all_labels,
+            priority_class_name,
+            extra_env,
+            extra_volumes,
+            extra_volume_mounts,
+        } = overrides;
+        let ours: Vec<&str> = env.iter().map(|(name, _)| *name).collect();
+        let extra_env = extra_env
+            .into_iter()
+            .filter(|variable| !variable.get("name").and_then(Value::as_str).is_some_and(|name| ours.contains(&name)));
+        let all_env: Vec<Value> = env
+            .iter()
+            .map(|(name, value)| json!({ "name": name, "value": value }))
+            .chain(extra_env.map(Value::Object))
+            .collect();
+        volumes.extend(extra_volumes.into_iter().map(Value::Object));
+        mounts.extend(extra_volume_mounts.into_iter().map(Value::Object));
+
+        container["name"] = json!(component);
+        container["image"] = json!(image);
+        container["args"] = json!(args);
+        container["env"] = json!(all_env);
+        container["volumeMounts"] = json!(mounts);
+        container["resources"] = resources.map_or_else(
+            || json!({ "requests": { "cpu": "100m", "memory": "64Mi" }, "limits": { "memory": "256Mi" } }),
+            |resources| json!(resources),
+        );
+        container["securityContext"] = json!({
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
+        });
+        if let Some(policy) = pipeline.spec.image_pull_policy {
+            container["imagePullPolicy"] = json!(match policy {
+                PullPolicy::Always => "Always",
+                PullPolicy::IfNotPresent => "IfNotPresent",
+                PullPolicy::Never => "Never",
+            });
+        }
+
+        pod["serviceAccountName"] = json!(service_account::name(pipeline, component));
+        pod["automountServiceAccountToken"] = json!(false);
+        // The environment variables of Docker links: one per Service of the namespace, and some begin with MILLRACE_.
+        pod["enableServiceLinks"] = json!(false);
+        pod["securityContext"] = json!({
+            "runAsNonRoot": true,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        });
+        pod["containers"] = json!([container]);
+        pod["volumes"] = json!(volumes);
+        let pull_secrets = &pipeline.spec.image_pull_secrets;
+        for (field, value, given) in [
+            (
+                "imagePullSecrets",
+                pull_secrets.iter().map(|name| json!({ "name": name })).collect(),
+                !pull_secrets.is_empty(),
+            ),
+            ("nodeSelector", json!(node_selector), !node_selector.is_empty()),
+            ("tolerations", json!(tolerations), !tolerations.is_empty()),
+            ("affinity", json!(affinity), affinity.is_some()),
+            ("priorityClassName", json!(priority_class_name), priority_class_name.is_some()),
+        ] {
+            if given {
+                pod[field] = value;
+            }
+        }
+
+        all_labels.extend(labels::of(pipeline, Some(component)));
+        all_labels.extend(more);
+        let mut metadata = json!({ "labels": all_labels });
+        if !annotations.is_empty() {
+            metadata["annotations"] = json!(annotations);
+        }
+        json!({ "metadata": metadata, "spec": pod })
+    }
+}

@@ -1,0 +1,280 @@
+//! What is built, against what was built before: a difference in a pod template is a roll of every pod of every pipeline.
+//!
+//! `tests/golden/CASE/pipeline.yaml` is a resource, `objects.yaml` what comes of it. After an intended change:
+//! `MILLRACE_GOLDEN=write cargo test -p millrace-operator golden`, and look at the difference.
+
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use millrace_crds::{RecordPipeline, RecordPipelineResource};
+use serde_json::Value;
+
+use super::{Child, Kind, Plan, base, deployments, migration, migration_key, purge, selector};
+use crate::pipeline::{Invalid, Pipeline};
+
+const CASES: [&str; 4] = ["minimal", "everything", "autoscaling", "longest-name"];
+const IMAGE: &str = "millrace/service:1.0";
+
+fn golden(case: &str, file: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case).join(file)
+}
+
+fn resource(case: &str) -> RecordPipelineResource {
+    serde_saphyr::from_str(&fs::read_to_string(golden(case, "pipeline.yaml")).unwrap()).unwrap()
+}
+
+fn pipeline(case: &str) -> Pipeline {
+    Pipeline::new(&resource(case)).unwrap()
+}
+
+/// A plan as the operator would make it of the spec alone.
+fn plan(pipeline: &Pipeline) -> Plan<'_> {
+    let serve = pipeline.spec.serve.clone().unwrap_or_default();
+    Plan {
+        pipeline,
+        image: pipeline.spec.image.as_deref().unwrap_or(IMAGE),
+        workers: i32::try_from(pipeline.spec.replicas.unwrap_or(1)).unwrap(),
+        serve: serve.autoscaling.is_none().then(|| i32::try_from(serve.replicas.unwrap_or(1)).unwrap()),
+        operator_namespace: "millrace-system",
+    }
+}
+
+fn all(plan: &Plan<'_>, attempt: u32) -> Vec<Child> {
+    let Plan { pipeline, image, .. } = *plan;
+    let mut children = base(plan);
+    children.extend(deployments(plan));
+    for contract in [false, true] {
+        children.push(migration(pipeline, image, &migration_key(pipeline, image, contract), attempt, contract));
+    }
+    children.push(purge(pipeline, image, attempt));
+    children
+}
+
+fn text(children: &[Child]) -> String {
+    children.iter().map(|child| format!("---\n{}", serde_saphyr::to_string(&child.object).unwrap())).collect()
+}
+
+fn templates(plan: &Plan<'_>) -> Vec<Value> {
+    deployments(plan).into_iter().map(|child| child.object["spec"]["template"].clone()).collect()
+}
+
+#[test]
+fn what_is_built_is_what_was_built_before() {
+    for case in CASES {
+        let pipeline = pipeline(case);
+        let built = text(&all(&plan(&pipeline), 1));
+        let file = golden(case, "objects.yaml");
+        if std::env::var("MILLRACE_GOLDEN").is_ok_and(|mode| mode == "write") {
+            fs::write(&file, &built).unwrap();
+        }
+        let before = fs::read_to_string(&file).unwrap_or_default();
+        let difference = before.lines().zip(built.lines()).position(|(before, built)| before != built);
+        assert!(
+            before == built,
+            "{} differs, first in line {}; if that is meant: MILLRACE_GOLDEN=write cargo test -p millrace-operator",
+            file.display(),
+            difference.map_or_else(|| before.lines().count().min(built.lines().count()), |line| line) + 1,
+        );
+    }
+}
+
+#[test]
+fn the_same_plan_gives_the_same_bytes() {
+    for case in CASES {
+        let (one, other) = (pipeline(case), pipeline(case));
+        assert_eq!(text(&all(&plan(&one), 1)), text(&all(&plan(&other), 1)), "{case}");
+    }
+}
+
+#[test]
+fn the_longest_name_leaves_room_for_every_objects_name() {
+    let pipeline = pipeline("longest-name");
+    assert_eq!(pipeline.name.len(), 40);
+    let mut seen = BTreeSet::new();
+    for child in all(&plan(&pipeline), 99_999) {
+        assert!(child.name.len() <= 63, "{}", child.name);
+        assert!(seen.insert((child.kind, child.name.clone())), "{} twice", child.name);
+        // What the pods are called: a Deployment adds `-<hash>-<5>`, of which the hash has up to 10 characters.
+        assert!(child.kind != Kind::Deployment || child.name.len() + 17 <= 63, "{}", child.name);
+        let labels = child.object["metadata"]["labels"].as_object().unwrap();
+        assert!(labels.values().all(|value| value.as_str().unwrap().len() <= 63), "{labels:?}");
+    }
+}
+
+#[test]
+fn each_object_says_what_it_is_and_whose() {
+    for case in CASES {
+        let pipeline = pipeline(case);
+        for Child { kind, name, object } in all(&plan(&pipeline), 1) {
+            let resource = kind.resource();
+            assert_eq!(object["apiVersion"], *resource.api_version);
+            assert_eq!(object["kind"], *resource.kind);
+            assert_eq!(object["metadata"]["name"], *name);
+            assert_eq!(object["metadata"]["namespace"], "shop");
+            let owner = &object["metadata"]["ownerReferences"][0];
+            assert_eq!(owner["uid"], *pipeline.uid);
+            assert_eq!((&owner["controller"], &owner["blockOwnerDeletion"]), (&Value::Bool(true), &Value::Bool(true)));
+            assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/instance"], *pipeline.name);
+            assert!(!text(&[Child { kind, name, object }]).contains(": null"), "an absent field is left out");
+        }
+    }
+    let kinds: BTreeSet<Kind> = Kind::ALL.into_iter().collect();
+    let mut built: BTreeSet<Kind> = BTreeSet::new();
+    for case in CASES {
+        built.extend(all(&plan(&pipeline(case)), 1).iter().map(|child| child.kind));
+    }
+    assert_eq!(kinds, built, "each kind is in a golden file");
+}
+
+/// A change of anything that is live, and of the number of pods, must roll nothing.
+#[test]
+fn what_changes_live_is_not_in_the_pods_templates() {
+    let before = pipeline("everything");
+    let mut changed = resource("everything");
+    changed.metadata.generation = Some(8);
+    changed.metadata.annotations.as_mut().unwrap().clear();
+    changed.spec.threshold = Some("2.5".parse().unwrap());
+    changed.spec.thresholds.clear();
+    changed.spec.policy = None;
+    changed.spec.backlog_limit = 7;
+    changed.spec.sinks.clear();
+    changed.spec.replicas = Some(9);
+    changed.spec.drain_seconds = Some(1);
+    changed.spec.network_policy = None;
+    let after = Pipeline::new(&changed).unwrap();
+    assert_eq!(templates(&plan(&before)), templates(&plan(&after)));
+    let manifest = |pipeline: &Pipeline| base(&plan(pipeline)).into_iter().find(|child| child.kind == Kind::ConfigMap);
+    assert_ne!(manifest(&before), manifest(&after), "the pods are told by the ConfigMap");
+
+    let one = Plan { workers: 1, serve: Some(1), ..plan(&before) };
+    let other = Plan { workers: 5, serve: None, operator_namespace: "elsewhere", ..plan(&before) };
+    assert_eq!(templates(&one), templates(&other));
+}
+
+#[test]
+fn the_pods_follow_the_image_and_where_the_secrets_are() {
+    let before = pipeline("minimal");
+    let image = Plan { image: "millrace/service:1.1", ..plan(&before) };
+    assert_ne!(templates(&plan(&before)), templates(&image));
+    let mut changed = resource("minimal");
+    changed.spec.redis.as_mut().unwrap().url_secret_ref.key = "other".to_owned();
+    assert_ne!(templates(&plan(&before)), templates(&plan(&Pipeline::new(&changed).unwrap())));
+}
+
+/// Were `1000m` written as `1`, or the other way round, then it would differ from what somebody else applied for ever.
+#[test]
+fn amounts_stay_as_they_are_written() {
+    let pipeline = pipeline("everything");
+    for template in templates(&plan(&pipeline)) {
+        let resources = &template["spec"]["containers"][0]["resources"];
+        assert_eq!(resources["requests"]["cpu"], "1000m");
+        assert_eq!(resources["limits"]["cpu"], "2", "a number becomes its text");
+        assert_eq!(resources["limits"]["memory"], "1Gi");
+    }
+}
+
+#[test]
+fn the_operators_own_variables_and_labels_win() {
+    let pipeline = pipeline("everything");
+    for template in templates(&plan(&pipeline)) {
+        let variables = template["spec"]["containers"][0]["env"].as_array().unwrap();
+        let named = |name: &str| variables.iter().filter(|variable| variable["name"] == *name).collect::<Vec<_>>();
+        assert_eq!(named("MILLRACE_LOG_FORMAT").len(), 1);
+        assert_eq!(named("MILLRACE_LOG_FORMAT")[0]["value"], "json");
+        assert_eq!(named("SSL_CERT_FILE").len(), 1);
+        assert_eq!(template["metadata"]["labels"]["app.kubernetes.io/name"], "millrace");
+        assert_eq!(template["metadata"]["labels"]["team"], "a");
+    }
+}
+
+#[test]
+fn selectors_select_the_pods_of_one_component() {
+    let pipeline = pipeline("everything");
+    let plan = plan(&pipeline);
+    for (child, component, other) in
+        deployments(&plan).into_iter().zip(["serve", "work"]).zip(["work", "serve"]).map(|((a, b), c)| (a, b, c))
+    {
+        let labels = &child.object["spec"]["template"]["metadata"]["labels"];
+        let matches = |component| selector(&pipeline, component).iter().all(|(name, value)| labels[name] == **value);
+        assert!(matches(component) && !matches(other), "{component}");
+        assert_eq!(child.object["spec"]["selector"]["matchLabels"], serde_json::json!(selector(&pipeline, component)));
+    }
+}
+
+#[test]
+fn the_manifest_of_the_pods_reads_back_and_holds_nothing_of_the_operators() {
+    for case in CASES {
+        let pipeline = pipeline(case);
+        let children = base(&plan(&pipeline));
+        let config = children.iter().find(|child| child.kind == Kind::ConfigMap).unwrap();
+        let text = config.object["data"]["pipeline.yaml"].as_str().unwrap();
+        assert_eq!(RecordPipeline::from_yaml(text).unwrap(), pipeline.manifest, "{text}");
+        let manifest: Value = serde_saphyr::from_str(text).unwrap();
+        let allowed = "threshold thresholds shards backlogLimit sinks policy redis postgres auth";
+        let fields = manifest["spec"].as_object().unwrap();
+        assert!(fields.keys().all(|field| allowed.split(' ').any(|name| name == field)), "{text}");
+        let annotations: Vec<&String> =
+            manifest["metadata"]["annotations"].as_object().into_iter().flatten().map(|(name, _)| name).collect();
+        let kept: &[&str] = &["millrace.dev/accept-generation", "millrace.dev/adopt"];
+        assert_eq!(annotations, if case == "everything" { kept } else { &[] });
+    }
+}
+
+#[test]
+fn a_migration_is_another_when_what_it_depends_on_is() {
+    let pipeline = pipeline("minimal");
+    let key = migration_key(&pipeline, IMAGE, false);
+    let mut keys =
+        BTreeSet::from([key.clone(), migration_key(&pipeline, IMAGE, true), migration_key(&pipeline, "b", false)]);
+    let change = |change: fn(&mut RecordPipelineResource)| {
+        let mut changed = resource("minimal");
+        change(&mut changed);
+        migration_key(&Pipeline::new(&changed).unwrap(), IMAGE, false)
+    };
+    keys.insert(change(|it| it.metadata.uid = Some("b".to_owned())));
+    keys.insert(change(|it| {
+        it.metadata.annotations = Some([("millrace.dev/adopt".to_owned(), "b".to_owned())].into())
+    }));
+    keys.insert(change(|it| it.spec.postgres.as_mut().unwrap().url_secret_ref.name = "b".to_owned()));
+    keys.insert(change(|it| it.spec.postgres.as_mut().unwrap().url_secret_ref.key = "b".to_owned()));
+    assert_eq!(keys.len(), 7);
+    assert!(keys.iter().all(|key| key.len() == 8 && key.bytes().all(|byte| byte.is_ascii_hexdigit())), "{keys:?}");
+    let same = change(|it| {
+        it.spec.threshold = None;
+        it.spec.replicas = Some(4);
+        it.metadata.generation = Some(9);
+    });
+    assert_eq!(same, key, "a live change migrates nothing");
+}
+
+#[test]
+fn what_a_cluster_needs_is_said_with_the_remedy() {
+    let refusal = |change: fn(&mut RecordPipelineResource)| {
+        let mut changed = resource("minimal");
+        change(&mut changed);
+        let refused: Invalid = Pipeline::new(&changed).unwrap_err();
+        refused.to_string()
+    };
+    assert_eq!(
+        refusal(|it| it.spec.redis = None),
+        "spec.redis.urlSecretRef: is needed on a cluster: name the Secret and key that hold the URL of Redis"
+    );
+    assert_eq!(
+        refusal(|it| it.spec.postgres = None),
+        "spec.postgres.urlSecretRef: is needed on a cluster: name the Secret and key that hold the URL of Postgres"
+    );
+    let both = refusal(|it| {
+        it.spec.shards = 0;
+        it.metadata.uid = None;
+    });
+    assert!(both.contains("spec.shards: must be between 1 and 256; metadata: has no namespace, uid"), "{both}");
+    assert!(refusal(|it| it.metadata.name = Some("A".to_owned())).starts_with("metadata.name: must be 1 to 40"));
+}
+
+#[test]
+fn the_autoscaler_of_serve_has_the_number_of_its_pods() {
+    let pipeline = pipeline("autoscaling");
+    let plan = plan(&pipeline);
+    assert_eq!(deployments(&plan)[0].object["spec"].get("replicas"), None, "an apply would take it back");
+    assert_eq!(deployments(&plan)[1].object["spec"]["replicas"], 1);
+    assert!(base(&plan).iter().all(|child| child.kind != Kind::NetworkPolicy), "they are switched off");
+}

@@ -1,0 +1,3 @@
+//! From a `RecordPipeline` to what runs: one file per step.
+
+pub(crate) mod build;
