@@ -89,12 +89,14 @@ capabilities: { drop: [ALL] }
 - { name: MILLRACE_OPERATOR_RELEASE, value: {{ .Release.Name | quote }} }
 - { name: MILLRACE_OPERATOR_NAMESPACE, value: {{ .Release.Namespace | quote }} }
 - { name: MILLRACE_WATCH_NAMESPACES, value: {{ join "," (.Values.watchNamespaces | default list | uniq) | quote }} }
-- { name: MILLRACE_LOG, value: {{ default "info" ((.Values.log).filter) | quote }} }
+- { name: MILLRACE_LOG, value: {{ default "info,kube=warn,hyper=warn" ((.Values.log).filter) | quote }} }
 - { name: MILLRACE_LOG_FORMAT, value: {{ default "json" ((.Values.log).format) | quote }} }
 {{- end }}
 
 {{/* How the pods of this chart that run the operator's image are placed and secured. */}}
 {{- define "millrace.podPlace" -}}
+{{- /* A Service called millrace-… would put MILLRACE_… variables into every pod beside it. */}}
+enableServiceLinks: false
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
