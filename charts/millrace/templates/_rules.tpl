@@ -46,7 +46,7 @@
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   resourceNames: [{{ .name }}]
-  verbs: [get, update]
+  verbs: [get, patch]
 {{- end }}
 
 {{/* A role and its binding, for the whole cluster or in each watched namespace:
