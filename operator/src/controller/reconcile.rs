@@ -133,19 +133,17 @@ impl Pass<'_> {
         let image = if waits.is_some() { live.clone().unwrap_or(wanted) } else { wanted };
 
         let mut problems = Vec::new();
-        let stand = self.migrate(memory, &seen, &image, &mut problems).await?;
         let workers = self.workers(memory, &seen);
+        let plan = self.plan(&image, workers);
+        let base = build::base(&plan);
+        // What a Job's pod stands on comes before the Job.
+        self.apply(memory, &seen, &base, &mut problems).await?;
+        self.remove(memory, &seen, &base).await?;
+        let stand = self.migrate(memory, &seen, &image, &mut problems).await?;
         // Until the schema is right for the new image the pods keep theirs; new ones are not made.
-        let pods_image = if stand.is_done() { Some(image.clone()) } else { live };
-        self.apply(
-            memory,
-            &seen,
-            pods_image.as_deref().unwrap_or(&image),
-            pods_image.is_some(),
-            workers,
-            &mut problems,
-        )
-        .await?;
+        if let Some(image) = if stand.is_done() { Some(image.as_str()) } else { live.as_deref() } {
+            self.apply(memory, &seen, &build::deployments(&Plan { image, ..plan }), &mut problems).await?;
+        }
         let touching = self.touch(memory, &seen).await?;
         let rollout = incomplete(&seen, &image, workers);
         problems.extend(seen.problems());
