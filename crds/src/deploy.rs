@@ -12,7 +12,7 @@ use crate::quantity::Quantity;
 /// know would be lost without a word, whereas the API server refuses a misspelt one by its name.
 pub type Object = serde_json::Map<String, serde_json::Value>;
 
-/// When an image is pulled.
+/// When the image is pulled. Absent: always where its tag is `latest` or missing, else when the node does not have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PullPolicy {
     /// At every start of a pod.
@@ -23,7 +23,10 @@ pub enum PullPolicy {
     Never,
 }
 
-/// What happens to queued records when the resource is deleted.
+/// What happens when the resource is deleted, Drain unless given. Drain: take no more records, work off what is queued,
+/// publish it, then go; all data stay in Postgres and Redis. Now: go at once; what is queued stays in Redis and is worked
+/// off when the pipeline is applied again. Purge: as Drain, then remove the pipeline's data from Postgres and Redis, for
+/// good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum DeletionPolicy {
     /// Take no more, work off what is queued, publish it, then go. All data stays in Postgres and Redis.
@@ -41,11 +44,11 @@ pub enum DeletionPolicy {
 #[x_kube(validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || dyn(self.replicas) == null")
     .message("spec.serve.replicas must be left out beside spec.serve.autoscaling"))]
 pub struct Serve {
-    /// Number of pods, 1 unless given, at most 256.
+    /// Number of pods, 1 unless given, at most 256. Leave it out beside `autoscaling`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 256))]
     pub replicas: Option<u32>,
-    /// A HorizontalPodAutoscaler for these pods, on their CPU.
+    /// Instead of `replicas`: a HorizontalPodAutoscaler for these pods, on their CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<ServeAutoscaling>,
     /// The Service in front of them.
@@ -101,7 +104,7 @@ pub struct Service {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// A type of Service.
+/// The Service's type, ClusterIP unless given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ServiceType {
     /// Reached from within the cluster.
@@ -119,7 +122,7 @@ pub struct Ingress {
     /// The host that it answers to.
     #[schemars(length(min = 1, max = 253))]
     pub host: String,
-    /// The path below which it answers, `/` unless given.
+    /// The path below which it answers, `/` unless given; it is not taken off, so it has to be one that the API has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 500), regex(pattern = r"^/"))]
     pub path: Option<String>,
@@ -168,8 +171,10 @@ pub struct Gateway {
 }
 
 /// How pods differ from the default. What Kubernetes itself defines is taken as it defines it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.extraVolumeMounts) || self.extraVolumeMounts.all(mount, has(self.extraVolumes) && self.extraVolumes.exists(volume, volume.name == mount.name))")
+    .message("each of extraVolumeMounts has to name one of extraVolumes"))]
 pub struct Pod {
     /// Requests and limits of the container. Absent: a request of 100m CPU and 64Mi memory, and a limit of 256Mi memory.
     /// Given, it replaces all of these.
@@ -183,7 +188,7 @@ pub struct Pod {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "tolerations")]
     pub tolerations: Vec<Object>,
-    /// Where the pods prefer to run, as in a pod.
+    /// Where the pods may and prefer to run, as in a pod. They spread over nodes and zones besides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "affinity")]
     pub affinity: Option<Object>,
@@ -268,10 +273,20 @@ fn free_objects(_: &mut SchemaGenerator) -> Schema {
 }
 
 fn affinity(_: &mut SchemaGenerator) -> Schema {
-    let part = serde_json::json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+    let part = |description| {
+        serde_json::json!({
+            "type": "object",
+            "description": description,
+            "x-kubernetes-preserve-unknown-fields": true
+        })
+    };
     json_schema!({
         "type": "object",
-        "properties": { "nodeAffinity": part, "podAffinity": part, "podAntiAffinity": part },
+        "properties": {
+            "nodeAffinity": part("On which nodes, as in a pod."),
+            "podAffinity": part("Beside which pods, as in a pod."),
+            "podAntiAffinity": part("Away from which pods, as in a pod."),
+        },
     })
 }
 
@@ -300,7 +315,10 @@ fn tolerations(_: &mut SchemaGenerator) -> Schema {
 fn variables(_: &mut SchemaGenerator) -> Schema {
     objects(
         &["name"],
-        &serde_json::json!({ "name": { "type": "string", "minLength": 1, "maxLength": 253 }, "value": { "type": "string" } }),
+        &serde_json::json!({
+            "name": { "type": "string", "minLength": 1, "maxLength": 253, "description": "The variable's name." },
+            "value": { "type": "string", "description": "Its value. Or valueFrom, as in a pod." },
+        }),
     )
 }
 
@@ -313,6 +331,7 @@ fn volumes(_: &mut SchemaGenerator) -> Schema {
     objects(
         &["name"],
         &serde_json::json!({ "name": {
+            "description": "Its name. Beside it what it is made of, as in a pod.",
             "type": "string",
             "minLength": 1,
             "maxLength": 63,
@@ -328,8 +347,9 @@ fn mounts(_: &mut SchemaGenerator) -> Schema {
     objects(
         &["name", "mountPath"],
         &serde_json::json!({
-            "name": { "type": "string", "minLength": 1, "maxLength": 63 },
+            "name": { "type": "string", "minLength": 1, "maxLength": 63, "description": "The volume's name." },
             "mountPath": {
+                "description": "Where the container sees it.",
                 "type": "string",
                 "minLength": 1,
                 "maxLength": 1000,

@@ -3,6 +3,7 @@
 use kube::CustomResourceExt as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{RecordPipelineResource, RecordPipelineSpec, Violation};
 
@@ -120,7 +121,9 @@ impl RecordPipeline {
     /// Never: a definition is JSON, and JSON is YAML.
     #[must_use]
     pub fn crd_yaml() -> String {
-        let crd = serde_saphyr::to_string(&RecordPipelineResource::crd()).expect("a definition is YAML");
+        let mut crd = serde_json::to_value(RecordPipelineResource::crd()).expect("a definition is JSON");
+        tidy(&mut crd);
+        let crd = serde_saphyr::to_string(&crd).expect("a definition is YAML");
         format!("{GENERATED}{crd}")
     }
 
@@ -128,5 +131,38 @@ impl RecordPipeline {
     #[must_use]
     pub fn namespace(&self) -> &str {
         self.metadata.namespace.as_deref().unwrap_or("default")
+    }
+}
+
+/// Makes a schema read as if it were written by hand: `kubectl explain` breaks lines by itself, formats of unsigned numbers
+/// are Rust's (newer API servers warn of formats that they do not know), bounds of integers are integers, and titles
+/// are names of Rust types.
+fn tidy(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            // A property may be called so too; its value is then no text.
+            fields.retain(|name, value| match (name.as_str(), value) {
+                ("format", Value::String(format)) => !format.starts_with("uint"),
+                ("title", Value::String(_)) => false,
+                _ => true,
+            });
+            for (name, value) in fields {
+                match (name.as_str(), &mut *value) {
+                    ("description", Value::String(text)) => {
+                        *text = text.replace("\n\n", "\0").replace('\n', " ").replace('\0', "\n\n")
+                    }
+                    ("minimum" | "maximum", Value::Number(bound)) => {
+                        if let Some(whole) = bound.as_f64().filter(|bound| bound.fract() == 0.0) {
+                            #[expect(clippy::cast_possible_truncation, reason = "bounds are far below 2^53")]
+                            let whole = whole as i64;
+                            *value = whole.into();
+                        }
+                    }
+                    _ => tidy(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(tidy),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kube::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -39,44 +39,54 @@ use crate::{
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')").message(
         "metadata.name must be 1 to 40 lower-case letters, digits or '-', start with a letter and end with a letter or digit"
-    )
+    ),
+    validation = Rule::new("!has(self.spec.sinks) || self.spec.sinks.all(a, !has(a.redisStream) || a.redisStream == null || (has(a.redisStream.stream) && dyn(a.redisStream.stream) != null) || !self.spec.sinks.exists(b, has(b.redisStream) && b.redisStream != null && has(b.redisStream.stream) && b.redisStream.stream.endsWith('.' + a.name) && b.redisStream.stream.substring(0, b.redisStream.stream.size() - a.name.size() - 1) == self.metadata.name))")
+        .message("spec.sinks: a redisStream.stream is another sink's already, which has the default <pipeline>.<sink name>")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
     validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || self.autoscaling.maxReplicas <= self.shards")
         .message("spec.autoscaling.maxReplicas must be at most spec.shards: more workers than shards would idle"),
-    validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || dyn(self.replicas) == null || self.replicas == 0")
+    validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || self.replicas == 0")
         .message("spec.replicas must be left out, or 0 to stop, beside spec.autoscaling: set autoscaling.minReplicas and maxReplicas instead"),
 )]
 pub struct RecordPipelineSpec {
-    /// A record whose value is above this raises an alert. Absent: only `thresholds` do.
+    /// A record whose value is above this raises an alert: a decimal string such as "1000.00". A change is in force within
+    /// seconds and restarts no pod. Absent: only `thresholds` raise alerts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<DecimalString>,
-    /// Thresholds per unit, at most 64; each overrides `threshold` for its unit.
+    /// Thresholds per unit, such as `JPY: "100000"`, at most 64; each overrides `threshold` for its unit.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
+    #[x_kube(validation = Rule::new("self.all(unit, unit.size() >= 1 && unit.size() <= 200)")
+        .message("units have 1 to 200 characters"))]
     pub thresholds: BTreeMap<String, DecimalString>,
-    /// Number of workers, 1 unless given, at most 256; 0 stops the pipeline. Instead of it: `autoscaling`.
+    /// Number of workers, 1 unless given, at most 256; more than `shards` idle, 0 stops the pipeline. Leave it out beside
+    /// `autoscaling`. `kubectl scale rpl NAME --replicas=3` sets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 256))]
+    // Not nullable: the scale subresource reads it, and cannot read null.
+    #[schemars(with = "u32", range(max = 256))]
     pub replicas: Option<u32>,
-    /// Scale the workers on the true backlog.
+    /// Instead of `replicas`: as many workers as the backlog, queued and pending records together, asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<Autoscaling>,
-    /// Number of shards, 1 to 256. Immutable: it decides where a record goes.
+    /// Number of shards, 1 to 256, 16 unless given: the most workers that can work at once. Immutable, for it decides
+    /// where a record goes.
     #[serde(default = "default_shards")]
     #[schemars(range(min = 1, max = 256))]
     #[x_kube(validation = Rule::new("self == oldSelf").message(
         "is immutable: it decides which shard a record goes to; make a pipeline of another name instead"
     ))]
     pub shards: u16,
-    /// Entries a shard may hold before new records are answered 429, for the client to send again later.
+    /// Entries a shard may hold, 100,000 unless given, before new records are answered 429, for the client to send again
+    /// later.
     #[serde(default = "default_backlog_limit")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub backlog_limit: u64,
-    /// The image of the pods; absent: the operator's default image.
+    /// The image of the pods. A change rolls them. Absent: the operator's default image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 500))]
+    #[x_kube(validation = Rule::new(r"!self.matches(r'\s')").message("must be 1 to 500 characters without spaces"))]
     pub image: Option<String>,
     /// When the image is pulled; absent: as Kubernetes does by the image's tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -85,7 +95,8 @@ pub struct RecordPipelineSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(min = 1, max = 253)))]
     pub image_pull_secrets: Vec<String>,
-    /// Where outcomes are published, at most 16.
+    /// Where outcomes are published: up to 16 sinks, each with a name and a position of its own. A slow or dead sink delays
+    /// no other. They are added, changed and removed while the pipeline runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(
@@ -94,32 +105,32 @@ pub struct RecordPipelineSpec {
             .message("two sinks name the same redisStream.stream: a stream belongs to one sink"),
     )]
     pub sinks: Vec<Sink>,
-    /// Rules that a record has to meet beside its form.
+    /// Rules that a record has to meet beside its form; one that breaks a rule becomes a dead letter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
-    /// Where Redis is.
+    /// Where Redis is. Needed on a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redis: Option<RedisRef>,
-    /// Where Postgres is.
+    /// Where Postgres is. Needed on a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgres: Option<PostgresRef>,
     /// Who may call the HTTP API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<Auth>,
-    /// The pods that take records and answer queries.
+    /// The pods that take records and answer queries: their number, how they are reached, how they run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serve: Option<Serve>,
-    /// The pods that apply records and publish outcomes.
+    /// The pods that apply records and publish outcomes: how they run. Their number is `replicas` or `autoscaling`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work: Option<Work>,
-    /// Who may connect to the pods, and whereto they may; absent: HTTP from anywhere, the health port from the operator's
+    /// Who may connect to the pods, and whereto they may. Absent: HTTP from anywhere, the health port from the operator's
     /// namespace, egress unrestricted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_policy: Option<NetworkPolicy>,
     /// What happens to queued records when the resource is deleted; `Drain` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion_policy: Option<DeletionPolicy>,
-    /// Longest time that `Drain` takes, in seconds, 600 unless given; what is queued then stays in Redis.
+    /// Longest time that draining takes, in seconds, 600 unless given; what is still queued then stays in Redis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86_400))]
     pub drain_seconds: Option<u32>,
@@ -214,25 +225,37 @@ pub struct Autoscaling {
     /// Fewest workers, at least 1.
     #[schemars(range(min = 1))]
     pub min_replicas: u32,
-    /// Most workers, at most `shards`: more would idle.
+    /// Most workers, at most `shards`: more than these would idle.
     #[schemars(range(min = 1, max = 256))]
     pub max_replicas: u32,
-    /// Backlog, in entries, that one worker is meant to have, at least 1.
+    /// Backlog, in records, that one worker is meant to have, at least 1: at twice as many for each there are soon twice as
+    /// many workers.
     #[schemars(range(min = 1))]
     pub target_backlog: u64,
 }
 
-/// One place where outcomes of one kind go. Exactly one of `redisStream` and `webhook`.
+/// Each carries the outcomes of one kind to one place: exactly one of `redisStream` and `webhook`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(transform = unquoted_on)]
+#[x_kube(validation = Rule::new("has(self.on) != has(self.__true__)").message(
+    "needs on: Processed, Alert, DeadLettered or Conflicted"
+))]
 #[x_kube(validation = Rule::new(
     "(has(self.redisStream) && self.redisStream != null) != (has(self.webhook) && self.webhook != null)"
 ).message("needs exactly one of redisStream and webhook"))]
 pub struct Sink {
-    /// Its name, unique in the pipeline: its position is kept under this name.
+    /// Its name, unique in the pipeline, up to 40 lower-case letters, digits or '-'. The sink's position is kept under it: the
+    /// same name with a new target goes on where the old one was.
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')").message(
+        "must be 1 to 40 lower-case letters, digits or '-'"
+    ))]
     #[schemars(length(max = 40), regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"))]
     pub name: String,
-    /// Which outcomes it carries.
+    /// Needed: which outcomes it carries. Processed: every record that was processed. Alert: processed records whose value is above
+    /// the threshold. DeadLettered: records that became dead letters. Conflicted: records refused because their id is taken
+    /// by other content.
+    #[serde(alias = "true")]
     pub on: On,
     /// Where a sink that is new starts. Absent: `Beginning` in a new pipeline, `Now` in a running one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -243,6 +266,21 @@ pub struct Sink {
     /// Post to an HTTP endpoint, at least once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<Webhook>,
+}
+
+/// To kubectl and helm, which read YAML 1.1, an unquoted `on` is the boolean true, and as a key the text `true`. It is taken
+/// as what was meant: a manifest that runs on one machine must run on a cluster.
+fn unquoted_on(schema: &mut Schema) {
+    let kinds = ["Processed", "Alert", "DeadLettered", "Conflicted"];
+    if let Some(properties) = schema.get_mut("properties").and_then(serde_json::Value::as_object_mut) {
+        let description = "What kubectl makes of `on` where it stands without quotes, for it reads that as a boolean. It \
+                           counts as `on`.";
+        let property = serde_json::json!({ "description": description, "type": "string", "enum": kinds });
+        properties.insert("true".to_owned(), property);
+    }
+    if let Some(required) = schema.get_mut("required").and_then(serde_json::Value::as_array_mut) {
+        required.retain(|name| name != "on");
+    }
 }
 
 /// A kind of outcome.
@@ -258,7 +296,8 @@ pub enum On {
     Conflicted,
 }
 
-/// Where a new sink starts.
+/// Where a sink that is new starts. Now: with what happens from now on. Beginning: with all that is stored. Absent:
+/// Beginning in a new pipeline, Now in a running one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum From {
     /// With what happens from now on.
@@ -268,18 +307,23 @@ pub enum From {
 }
 
 /// A Redis stream as a sink.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RedisStream {
-    /// The stream's key; absent: `<pipeline>.<sink name>`. A stream belongs to one sink.
+    /// The stream's key, up to 200 letters, digits, '.', '_', ':' or '-'. A stream belongs to one sink. Absent: `<pipeline>.<sink name>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9._:-]+$')").message(
+        "must be 1 to 200 letters, digits, '.', '_', ':' or '-'"
+    ))]
     #[schemars(length(max = 200), regex(pattern = r"^[A-Za-z0-9._:-]{1,200}$"))]
     pub stream: Option<String>,
-    /// Most entries the stream keeps, at most 1,000,000,000; 0: no bound.
+    /// Most entries that the stream keeps, 1,000,000 unless given, at most 1,000,000,000; 0: no bound.
     #[serde(default = "default_max_length")]
     #[schemars(range(max = 1_000_000_000))]
     pub max_length: u64,
-    /// What happens at `maxLength`.
+    /// What happens when the stream is at `maxLength`, Wait unless given. Wait: nothing is trimmed that a consumer group has
+    /// not acknowledged, the sink waits for the slowest group. Trim: the oldest entries are trimmed, and unread ones counted
+    /// as lost.
     #[serde(default)]
     pub overflow: Overflow,
 }
@@ -299,24 +343,36 @@ pub enum Overflow {
 }
 
 /// An HTTP endpoint as a sink.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Webhook {
-    /// Where to post, an https URL of at most 2,000 characters, without a user or password.
+    /// Where to post: an http or https URL of at most 2,000 characters, without a user or password.
     #[schemars(length(max = 2000))]
+    #[x_kube(validation = Rule::new(r"self.matches(r'^https?://[^/?#@\s]+([/?#]\S*)?$')").message(
+        "must be an http or https URL without spaces, user or password"
+    ))]
     pub url: String,
-    /// The signing key, Standard Webhooks.
+    /// The Secret key that holds the signing key, as Standard Webhooks defines it.
     pub secret_ref: SecretKeyRef,
 }
 
 /// One key of a Secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretKeyRef {
-    /// The Secret's name.
-    #[schemars(length(min = 1, max = 253))]
+    /// The Secret's name; it is in the pipeline's namespace.
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9.-]+$')").message(
+        "must be a Secret's name: lower-case letters, digits, '-' or '.'"
+    ))]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     pub name: String,
     /// The key in it.
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9._-]+$')").message(
+        "must be 1 to 253 letters, digits, '.', '_' or '-'"
+    ))]
     #[schemars(length(max = 253), regex(pattern = r"^[A-Za-z0-9._-]{1,253}$"))]
     pub key: String,
 }
@@ -325,7 +381,8 @@ pub struct SecretKeyRef {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Policy {
-    /// A negative record after which its destination's total in its unit would be below this becomes a dead letter.
+    /// The least total, such as "0": a negative record after which its destination's total in its unit would be below this
+    /// becomes a dead letter. Absent: totals may be negative.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimum_total: Option<DecimalString>,
 }
@@ -334,7 +391,8 @@ pub struct Policy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RedisRef {
-    /// The Secret key that holds the URL.
+    /// The Secret key that holds the URL, with user and password where the server asks for them. The pods follow a change
+    /// of the Secret without a restart.
     pub url_secret_ref: SecretKeyRef,
 }
 
@@ -342,7 +400,8 @@ pub struct RedisRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PostgresRef {
-    /// The Secret key that holds the URL.
+    /// The Secret key that holds the URL, with user and password where the server asks for them. The pods follow a change
+    /// of the Secret without a restart.
     pub url_secret_ref: SecretKeyRef,
 }
 
@@ -350,7 +409,7 @@ pub struct PostgresRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Auth {
-    /// The Secret key that holds the first API key.
+    /// The Secret key that holds the first API key, an administrator's. Absent: keys are made by `millrace keys` alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bootstrap_key_secret_ref: Option<SecretKeyRef>,
 }

@@ -205,6 +205,10 @@ impl Pod {
             }
         }
         for (index, mount) in self.extra_volume_mounts.iter().enumerate() {
+            if !self.extra_volumes.iter().any(|volume| volume.get("name") == mount.get("name")) {
+                let message = "has to name one of extraVolumes";
+                found.add(format!("{at}.extraVolumeMounts[{index}].name"), message);
+            }
             if starts(mount, "mountPath", OWN_MOUNTS) {
                 let message = "must not be below /etc/millrace: the manifest and the URLs are mounted there";
                 found.add(format!("{at}.extraVolumeMounts[{index}].mountPath"), message);

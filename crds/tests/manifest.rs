@@ -1,5 +1,7 @@
 //! What a manifest may say, and what it is told when it may not.
 
+use std::collections::BTreeSet;
+
 use millrace_crds::{DecimalString, RecordPipeline, RecordPipelineSpec};
 
 fn manifest(metadata: &str, spec: &str) -> String {
@@ -51,6 +53,44 @@ fn the_least_manifest_has_defaults() {
     assert_eq!(manifest.spec.canonical(), r#"{"shards":16,"backlogLimit":100000}"#);
 }
 
+/// What of a manifest the pods see. Fields that only the operator uses would stop an older image from reading it.
+#[test]
+fn the_pods_see_only_what_concerns_them() {
+    let text = manifest(
+        "name: a",
+        "threshold: '1', thresholds: {a: '2'}, replicas: 0, autoscaling: {minReplicas: 1, maxReplicas: 2, targetBacklog: 9}, \
+         shards: 4, backlogLimit: 7, image: a, imagePullPolicy: Never, imagePullSecrets: [a], \
+         sinks: [{name: a, on: Alert, redisStream: {}}], policy: {minimumTotal: '0'}, \
+         redis: {urlSecretRef: {name: a, key: k}}, postgres: {urlSecretRef: {name: b, key: k}}, \
+         auth: {bootstrapKeySecretRef: {name: c, key: k}}, serve: {replicas: 2}, work: {pod: {}}, \
+         networkPolicy: {enabled: false}, deletionPolicy: Now, drainSeconds: 3, paused: true",
+    );
+    let whole = RecordPipeline::from_yaml(&text).unwrap().spec;
+    let all: serde_json::Value = serde_json::from_str(&whole.canonical()).unwrap();
+    let seen: serde_json::Value = serde_json::from_str(&whole.for_pods().canonical()).unwrap();
+    let (all, seen) = (all.as_object().unwrap(), seen.as_object().unwrap());
+    assert_eq!(all.len(), 20, "a new field is set above, and belongs to the pods or not: {all:?}");
+    let names: BTreeSet<&str> = seen.keys().map(String::as_str).collect();
+    let concern = "threshold thresholds shards backlogLimit sinks policy redis postgres auth";
+    assert_eq!(names, concern.split(' ').collect());
+    assert!(seen.iter().all(|(name, value)| all[name] == *value), "as they were written");
+    assert_eq!(whole.for_pods().for_pods(), whole.for_pods());
+}
+
+/// kubectl and helm make `true` of an unquoted `on`, before the API server sees it.
+#[test]
+fn on_is_known_by_what_kubectl_makes_of_it() {
+    let read = |on: &str| {
+        RecordPipeline::from_yaml(&manifest(
+            "name: a",
+            &format!("sinks: [{{name: a, {on}: Alert, redisStream: {{}}}}]"),
+        ))
+    };
+    assert_eq!(read("'true'").unwrap(), read("on").unwrap());
+    assert!(read("'true'").unwrap().spec.canonical().contains(r#""on":"Alert""#));
+    assert!(refusal(&manifest("name: a", "sinks: [{name: a, redisStream: {}}]")).contains("`on`"));
+}
+
 /// Of each rule: a spec that keeps it, one that breaks it, and what the latter is told.
 #[test]
 fn each_rule_of_the_spec_names_field_and_remedy() {
@@ -79,6 +119,36 @@ fn each_rule_of_the_spec_names_field_and_remedy() {
         ("image: a/b:1".into(), "image: 'a b'".into(), "spec.image: must be"),
         ("replicas: 0".into(), "replicas: 257".into(), "spec.replicas: must be at most 256"),
         ("serve: {replicas: 256}".into(), "serve: {replicas: 257}".into(), "spec.serve.replicas: must be at most 256"),
+        (
+            "serve: {autoscaling: {minReplicas: 1, maxReplicas: 2}}".into(),
+            "serve: {replicas: 1, autoscaling: {minReplicas: 1, maxReplicas: 2}}".into(),
+            "spec.serve.replicas: must be left out beside spec.serve.autoscaling",
+        ),
+        (
+            "serve: {autoscaling: {minReplicas: 2, maxReplicas: 2}}".into(),
+            "serve: {autoscaling: {minReplicas: 3, maxReplicas: 2}}".into(),
+            "spec.serve.autoscaling: needs 1 <= minReplicas <= maxReplicas <= 256",
+        ),
+        (
+            "work: {pod: {extraVolumes: [{name: ca, emptyDir: {}}]}}".into(),
+            "work: {pod: {extraVolumes: [{name: millrace-ca, emptyDir: {}}]}}".into(),
+            "spec.work.pod.extraVolumes[0].name: must not begin with millrace-",
+        ),
+        (
+            "serve: {pod: {extraVolumes: [{name: ca}], extraVolumeMounts: [{name: ca, mountPath: /etc/ca}]}}".into(),
+            "serve: {pod: {extraVolumes: [{name: ca}], extraVolumeMounts: [{name: ca, mountPath: /etc/millrace/redis}]}}".into(),
+            "spec.serve.pod.extraVolumeMounts[0].mountPath: must not be below /etc/millrace",
+        ),
+        (
+            "serve: {pod: {extraVolumes: [{name: ca}], extraVolumeMounts: [{name: ca, mountPath: /a}]}}".into(),
+            "serve: {pod: {extraVolumes: [{name: ca}], extraVolumeMounts: [{name: cb, mountPath: /a}]}}".into(),
+            "spec.serve.pod.extraVolumeMounts[0].name: has to name one of extraVolumes",
+        ),
+        (
+            "work: {pod: {resources: {requests: {cpu: 1, memory: 64Mi}}}}".into(),
+            "work: {pod: {resources: {requests: {cpu: [1]}}}}".into(),
+            "must be an amount such as 100m, 2 or 256Mi",
+        ),
         (scaling(1, 4, 1), scaling(0, 4, 1), "spec.autoscaling: needs 1 <= minReplicas"),
         (scaling(4, 4, 1), scaling(3, 2, 1), "spec.autoscaling: needs"),
         (scaling(1, 4, 1), scaling(1, 5, 1), "maxReplicas <= shards"),

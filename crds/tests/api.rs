@@ -1,0 +1,508 @@
+//! What a real API server makes of the definition: what it refuses, in the words that a person sees, and what it shows.
+//!
+//! The server is the one that `hack/with-kube-api` has started around the tests, else one that it starts for these.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod kube;
+
+use kube::{Namespace, kubectl};
+use millrace_crds::{On, RecordPipelineResource};
+
+/// Of each rule of the schema: a spec that keeps it, one that breaks it, and what the latter is told.
+fn rules() -> Vec<(String, String, &'static str)> {
+    let sink = |fields: &str| format!("sinks: [{{name: a, 'on': Alert, {fields}}}]");
+    let stream = |fields: &str| sink(&format!("redisStream: {{{fields}}}"));
+    let two = |a: &str, b: &str| format!("sinks: [{{'on': Alert, {a}}}, {{'on': Alert, {b}}}]");
+    let many = |count: usize| {
+        let sinks: Vec<String> =
+            (0..count).map(|n| format!("{{name: s{n}, 'on': Alert, redisStream: {{}}}}")).collect();
+        format!("sinks: [{}]", sinks.join(", "))
+    };
+    let units = |count: usize| {
+        let units: Vec<String> = (0..count).map(|n| format!("u{n}: '1'")).collect();
+        format!("thresholds: {{{}}}", units.join(", "))
+    };
+    let scaling = |min, max, target| {
+        format!("shards: 4, autoscaling: {{minReplicas: {min}, maxReplicas: {max}, targetBacklog: {target}}}")
+    };
+    let hook = |url: &str| sink(&format!("webhook: {{url: '{url}', secretRef: {{name: a, key: k}}}}"));
+    let secret = |name: &str, key: &str| format!("redis: {{urlSecretRef: {{name: '{name}', key: '{key}'}}}}");
+    let serve = |fields: &str| format!("serve: {{{fields}}}");
+    let pod = |fields: &str| format!("work: {{pod: {{{fields}}}}}");
+    let list = |count: usize, item: &str| vec![item; count].join(", ");
+    let labels = |count: usize| (0..count).map(|n| format!("l{n}: x")).collect::<Vec<_>>().join(", ");
+    let route = |fields: &str| serve(&format!("httpRoute: {{{fields}}}"));
+    let ingress = |fields: &str| serve(&format!("ingress: {{{fields}}}"));
+    let long = |count: usize| "a".repeat(count);
+    vec![
+        // Rules with a message of their own.
+        (
+            "threshold: '0'".into(),
+            "threshold: '-1'".into(),
+            r#"spec.threshold: Invalid value: "string": must be 0 or more, with 1 to 15 integer and at most 9 fractional digits, such as "1000.00""#,
+        ),
+        (
+            "threshold: null".into(),
+            "threshold: '1e3'".into(),
+            "must be 0 or more, with 1 to 15 integer and at most 9 fractional digits",
+        ),
+        ("thresholds: {JPY: '1'}".into(), "thresholds: {JPY: '-1'}".into(), "spec.thresholds[JPY]: Invalid value"),
+        (
+            "policy: {minimumTotal: '0'}".into(),
+            "policy: {minimumTotal: '-1'}".into(),
+            "spec.policy.minimumTotal: Invalid value",
+        ),
+        (
+            format!("thresholds: {{{}: '1'}}", "é".repeat(200)),
+            format!("thresholds: {{{}: '1'}}", "é".repeat(201)),
+            "spec.thresholds: Invalid value: \"object\": units have 1 to 200 characters",
+        ),
+        (
+            "image: a/b:1".into(),
+            "image: 'a b'".into(),
+            "spec.image: Invalid value: \"string\": must be 1 to 500 characters without spaces",
+        ),
+        (units(64), units(65), "spec.thresholds: Too many: 65: must have at most 64 items"),
+        (
+            "shards: 256".into(),
+            "shards: 257".into(),
+            "spec.shards: Invalid value: 257: spec.shards in body should be less than or equal to 256",
+        ),
+        (
+            "shards: 1".into(),
+            "shards: 0".into(),
+            "spec.shards: Invalid value: 0: spec.shards in body should be greater than or equal to 1",
+        ),
+        ("backlogLimit: 1".into(), "backlogLimit: 0".into(), "spec.backlogLimit: Invalid value"),
+        ("backlogLimit: 1000000000".into(), "backlogLimit: 1000000001".into(), "spec.backlogLimit: Invalid value"),
+        ("replicas: 0".into(), "replicas: 257".into(), "spec.replicas: Invalid value"),
+        ("replicas: null".into(), "replicas: -1".into(), "spec.replicas: Invalid value"),
+        (format!("image: {}", long(500)), format!("image: {}", long(501)), "spec.image: Too long"),
+        (
+            "imagePullPolicy: Never".into(),
+            "imagePullPolicy: Often".into(),
+            "spec.imagePullPolicy: Unsupported value: \"Often\": supported values: \"Always\", \"IfNotPresent\", \"Never\"",
+        ),
+        (
+            format!("imagePullSecrets: [{}]", list(8, "a")),
+            format!("imagePullSecrets: [{}]", list(9, "a")),
+            "spec.imagePullSecrets: Too many",
+        ),
+        ("deletionPolicy: Purge".into(), "deletionPolicy: Keep".into(), "spec.deletionPolicy: Unsupported value"),
+        ("drainSeconds: 1".into(), "drainSeconds: 0".into(), "spec.drainSeconds: Invalid value"),
+        ("drainSeconds: 86400".into(), "drainSeconds: 86401".into(), "spec.drainSeconds: Invalid value"),
+        (scaling(1, 4, 1), scaling(0, 4, 1), "spec.autoscaling.minReplicas: Invalid value"),
+        (scaling(4, 4, 1), scaling(3, 2, 1), "minReplicas must be at most maxReplicas"),
+        (
+            scaling(1, 4, 1),
+            scaling(1, 5, 1),
+            "spec.autoscaling.maxReplicas must be at most spec.shards: more workers than shards would idle",
+        ),
+        (scaling(1, 1, 1), scaling(1, 1, 0), "spec.autoscaling.targetBacklog: Invalid value"),
+        (
+            "autoscaling: {minReplicas: 1, maxReplicas: 16, targetBacklog: 1}".into(),
+            "autoscaling: {minReplicas: 1, maxReplicas: 17, targetBacklog: 1}".into(),
+            "must be at most spec.shards",
+        ),
+        (
+            format!("replicas: 0, {}", scaling(1, 2, 1)),
+            format!("replicas: 2, {}", scaling(1, 2, 1)),
+            "spec.replicas must be left out, or 0 to stop, beside spec.autoscaling: set autoscaling.minReplicas and maxReplicas instead",
+        ),
+        (scaling(1, 2, 1), format!("replicas: 1, {}", scaling(1, 2, 1)), "spec.replicas must be left out"),
+        (many(16), many(17), "spec.sinks: Too many: 17: must have at most 16 items"),
+        (
+            two("name: a, redisStream: {}", "name: b, redisStream: {}"),
+            two("name: a, redisStream: {}", "name: a, redisStream: {}"),
+            "spec.sinks[1]: Duplicate value: {\"name\":\"a\"}",
+        ),
+        (
+            two("name: a, redisStream: {stream: x}", "name: b, redisStream: {stream: z}"),
+            two("name: a, redisStream: {stream: x}", "name: b, redisStream: {stream: x}"),
+            "two sinks name the same redisStream.stream: a stream belongs to one sink",
+        ),
+        (
+            two("name: a, redisStream: {stream: null}", "name: b, redisStream: {stream: null}"),
+            sink(""),
+            "needs exactly one of redisStream and webhook",
+        ),
+        (
+            sink("redisStream: {}, webhook: null"),
+            sink("redisStream: {}, webhook: {url: 'https://h', secretRef: {name: a, key: k}}"),
+            "spec.sinks[0]: Invalid value",
+        ),
+        (
+            "sinks: [{name: a-1, 'on': Processed, redisStream: {}}]".into(),
+            "sinks: [{name: A, 'on': Alert, redisStream: {}}]".into(),
+            "spec.sinks[0].name: Invalid value",
+        ),
+        (
+            format!("sinks: [{{name: {}, 'on': DeadLettered, redisStream: {{}}}}]", long(40)),
+            format!("sinks: [{{name: {}, 'on': Alert, redisStream: {{}}}}]", long(41)),
+            "spec.sinks[0].name: Too long",
+        ),
+        (
+            "sinks: [{name: a, 'on': Conflicted, redisStream: {}}]".into(),
+            "sinks: [{name: a, 'on': Processd, redisStream: {}}]".into(),
+            "spec.sinks[0].on: Unsupported value: \"Processd\"",
+        ),
+        (
+            sink("from: Now, redisStream: {}"),
+            sink("from: Later, redisStream: {}"),
+            "spec.sinks[0].from: Unsupported value",
+        ),
+        (stream("stream: 'a.b:c_D-1'"), stream("stream: '{a}'"), "spec.sinks[0].redisStream.stream: Invalid value"),
+        (
+            stream(&format!("stream: {}", long(200))),
+            stream(&format!("stream: {}", long(201))),
+            "spec.sinks[0].redisStream.stream: Too long",
+        ),
+        (stream("maxLength: 0"), stream("maxLength: 1000000001"), "spec.sinks[0].redisStream.maxLength: Invalid value"),
+        (stream("overflow: Trim"), stream("overflow: Drop"), "spec.sinks[0].redisStream.overflow: Unsupported value"),
+        (
+            hook("https://h/x?y"),
+            hook("ftp://h"),
+            "spec.sinks[0].webhook.url: Invalid value: \"string\": must be an http or https URL without spaces, user or password",
+        ),
+        (
+            hook("http://h:1/a@b"),
+            hook("https://u:p@h"),
+            "must be an http or https URL without spaces, user or password",
+        ),
+        (secret("a", "k"), secret("", "k"), "spec.redis.urlSecretRef.name: Invalid value"),
+        (secret("a.b-c", "k"), secret("A", "k"), "spec.redis.urlSecretRef.name: Invalid value"),
+        (secret("a", "a.b_C-1"), secret("a", "k/2"), "spec.redis.urlSecretRef.key: Invalid value"),
+        (
+            "postgres: {urlSecretRef: {name: a, key: k}}".into(),
+            "postgres: {}".into(),
+            "spec.postgres.urlSecretRef: Required value",
+        ),
+        (
+            "auth: {}".into(),
+            "auth: {bootstrapKeySecretRef: {name: a}}".into(),
+            "spec.auth.bootstrapKeySecretRef.key: Required value",
+        ),
+        (serve("replicas: 256"), serve("replicas: 257"), "spec.serve.replicas: Invalid value"),
+        (
+            serve("replicas: null, autoscaling: {minReplicas: 2, maxReplicas: 2}"),
+            serve("replicas: 2, autoscaling: {minReplicas: 1, maxReplicas: 2}"),
+            "spec.serve.replicas must be left out beside spec.serve.autoscaling",
+        ),
+        (
+            serve("autoscaling: {minReplicas: 1, maxReplicas: 2, targetCpuPercent: 1}"),
+            serve("autoscaling: {minReplicas: 3, maxReplicas: 2}"),
+            "spec.serve.autoscaling: Invalid value: \"object\": minReplicas must be at most maxReplicas",
+        ),
+        (
+            serve("service: {type: NodePort}"),
+            serve("service: {type: ExternalName}"),
+            "spec.serve.service.type: Unsupported value",
+        ),
+        (
+            serve(&format!("service: {{annotations: {{{}}}}}", labels(64))),
+            serve(&format!("service: {{annotations: {{{}}}}}", labels(65))),
+            "spec.serve.service.annotations: Too many",
+        ),
+        (ingress("host: a.b, path: /v1"), ingress("host: a.b, path: v1"), "spec.serve.ingress.path: Invalid value"),
+        (ingress("host: a"), ingress("host: ''"), "spec.serve.ingress.host: Invalid value"),
+        (route("parents: [{name: a}]"), route("parents: []"), "spec.serve.httpRoute.parents: Invalid value"),
+        (
+            route("parents: [{name: a}], hostnames: [a]"),
+            route("parents: [{namespace: a}]"),
+            "spec.serve.httpRoute.parents[0].name: Required value",
+        ),
+        (
+            pod("resources: {requests: {cpu: 1, memory: 64Mi}, limits: {cpu: 1000m}}"),
+            pod("resources: {requests: {cpu: lots}}"),
+            "must be an amount such as 100m, 2 or 256Mi",
+        ),
+        (
+            pod("tolerations: [{key: a, operator: Exists, effect: NoExecute, tolerationSeconds: 3}]"),
+            pod("tolerations: [{effect: Never}]"),
+            "spec.work.pod.tolerations[0].effect: Unsupported value",
+        ),
+        (
+            pod(&format!("tolerations: [{}]", list(32, "{key: a}"))),
+            pod(&format!("tolerations: [{}]", list(33, "{key: a}"))),
+            "spec.work.pod.tolerations: Too many",
+        ),
+        (
+            pod("extraEnv: [{name: A, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]"),
+            pod("extraEnv: [{value: a}]"),
+            "spec.work.pod.extraEnv[0].name: Required value",
+        ),
+        (
+            pod("extraVolumes: [{name: ca, configMap: {name: ca}}]"),
+            pod("extraVolumes: [{name: millrace-redis, emptyDir: {}}]"),
+            "spec.work.pod.extraVolumes[0].name: Invalid value: \"string\": must not begin with millrace-: the pods' own volumes are called so",
+        ),
+        (
+            pod("extraVolumes: [{name: ca, emptyDir: {}}], extraVolumeMounts: [{name: ca, mountPath: /etc/ca}]"),
+            pod("extraVolumes: [{name: ca, emptyDir: {}}], extraVolumeMounts: [{name: cb, mountPath: /etc/ca}]"),
+            "spec.work.pod: Invalid value: \"object\": each of extraVolumeMounts has to name one of extraVolumes",
+        ),
+        (
+            pod("extraVolumes: null"),
+            pod(
+                "extraVolumes: [{name: ca, emptyDir: {}}], extraVolumeMounts: [{name: ca, mountPath: /etc/millrace/redis}]",
+            ),
+            "must not be below /etc/millrace: the manifest and the URLs are mounted there",
+        ),
+        (pod("affinity: {nodeAffinity: {}}"), pod("affinity: []"), "spec.work.pod.affinity: Invalid value"),
+        (
+            pod(&format!("labels: {{{}}}", labels(32))),
+            pod(&format!("labels: {{{}}}", labels(33))),
+            "spec.work.pod.labels: Too many",
+        ),
+        (
+            pod(&format!("nodeSelector: {{{}}}", labels(32))),
+            pod(&format!("nodeSelector: {{{}}}", labels(33))),
+            "spec.work.pod.nodeSelector: Too many",
+        ),
+        (
+            format!("networkPolicy: {{egress: [{}]}}", list(32, "{}")),
+            format!("networkPolicy: {{egress: [{}]}}", list(33, "{}")),
+            "spec.networkPolicy.egress: Too many",
+        ),
+    ]
+}
+
+fn manifest(name: &str, spec: &str) -> String {
+    format!(
+        "---\n{{apiVersion: millrace.dev/v1alpha1, kind: RecordPipeline, metadata: {{name: {name}}}, spec: {{{spec}}}}}\n"
+    )
+}
+
+#[test]
+fn each_rule_of_the_schema_refuses_with_field_and_remedy() {
+    let namespace = Namespace::new("rules");
+    let rules = rules();
+    let kept: String = rules.iter().enumerate().map(|(n, (kept, ..))| manifest(&format!("kept-{n}"), kept)).collect();
+    let applied = namespace.kubectl(&["create", "--dry-run=server", "--validate=strict", "-f", "-"], &kept);
+    assert!(applied.ok, "{}", applied.err);
+    assert_eq!(applied.out.lines().count(), rules.len(), "{}", applied.out);
+
+    let broken: String =
+        rules.iter().enumerate().map(|(n, (_, broken, _))| manifest(&format!("broken-{n}"), broken)).collect();
+    let refused = namespace.kubectl(&["create", "--dry-run=server", "--validate=strict", "-f", "-"], &broken);
+    assert_eq!(refused.out, "", "something was accepted");
+    let mut wrong = Vec::new();
+    for (n, (_, broken, told)) in rules.iter().enumerate() {
+        let start = format!("\"broken-{n}\" is invalid: ");
+        let said = refused.err.lines().find(|line| line.contains(&start)).unwrap_or("nothing");
+        if !said.contains(told) {
+            wrong.push(format!("{broken}\n  is told: {said}\n  and not: {told}\n"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.concat());
+}
+
+#[test]
+fn names_fit_a_services() {
+    let namespace = Namespace::new("names");
+    let (forty, long) = ("a".repeat(40), "a".repeat(41));
+    for (kept, broken) in [(forty.as_str(), long.as_str()), ("a-1", "1a"), ("a", "a.b")] {
+        let applied = namespace.kubectl(&["create", "--dry-run=server", "-f", "-"], &manifest(kept, ""));
+        assert!(applied.ok, "{}", applied.err);
+        let refused = namespace.kubectl(&["create", "--dry-run=server", "-f", "-"], &manifest(broken, ""));
+        assert!(refused.err.contains("metadata.name must be 1 to 40 lower-case letters, digits or '-', start with a letter and end with a letter or digit"), "{}", refused.err);
+    }
+}
+
+#[test]
+fn a_misspelt_field_is_refused_by_its_name() {
+    let namespace = Namespace::new("strict");
+    for (spec, told) in [
+        ("treshold: '1'", r#"unknown field "spec.treshold""#),
+        (
+            "sinks: [{name: a, 'on': Alert, redisStream: {maxlength: 3}}]",
+            r#"unknown field "spec.sinks[0].redisStream.maxlength""#,
+        ),
+        ("work: {pod: {resources: {request: {cpu: 1}}}}", r#"unknown field "spec.work.pod.resources.request""#),
+        ("work: {pod: {tolerations: [{efect: NoSchedule}]}}", r#"unknown field "spec.work.pod.tolerations[0].efect""#),
+        ("work: {pod: {affinity: {podAfinity: {}}}}", r#"unknown field "spec.work.pod.affinity.podAfinity""#),
+    ] {
+        let refused = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", spec));
+        assert!(!refused.ok && refused.err.contains(told), "{spec}: {}", refused.err);
+    }
+}
+
+#[test]
+fn shards_stay_as_they_are() {
+    let namespace = Namespace::new("shards");
+    // Absent, then the default by its number: nothing has changed.
+    for spec in ["", "shards: 16", "shards: null, threshold: '2'"] {
+        let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", spec));
+        assert!(applied.ok, "{spec}: {}", applied.err);
+    }
+    let refused = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", "shards: 8"));
+    let told = "spec.shards: Invalid value: \"integer\": is immutable: it decides which shard a record goes to; make a pipeline of another name instead";
+    assert!(refused.err.contains(told), "{}", refused.err);
+}
+
+#[test]
+fn scale_beside_autoscaling_is_refused_with_the_remedy() {
+    let namespace = Namespace::new("scale");
+    let scaled = "autoscaling: {minReplicas: 1, maxReplicas: 2, targetBacklog: 9}";
+    let applied =
+        namespace.kubectl(&["apply", "-f", "-"], &(manifest("auto", scaled) + &manifest("fixed", "replicas: 1")));
+    assert!(applied.ok, "{}", applied.err);
+    let refused = namespace.kubectl(&["scale", "rpl", "auto", "--replicas=3"], "");
+    let remedy = "spec.replicas must be left out, or 0 to stop, beside spec.autoscaling: set autoscaling.minReplicas and maxReplicas instead";
+    assert!(!refused.ok && refused.err.contains(remedy), "{}", refused.err);
+    for (name, replicas) in [("auto", "0"), ("fixed", "3"), ("fixed", "0")] {
+        let scaled = namespace.kubectl(&["scale", "rpl", name, &format!("--replicas={replicas}")], "");
+        assert!(scaled.ok, "{}", scaled.err);
+        let found = namespace.kubectl(&["get", "rpl", name, "-o", "jsonpath={.spec.replicas}"], "");
+        assert_eq!(found.out, replicas);
+    }
+}
+
+#[test]
+fn what_is_left_out_gets_its_default_and_replicas_none() {
+    let namespace = Namespace::new("defaults");
+    let applied =
+        namespace.kubectl(&["apply", "-f", "-"], &manifest("a", "sinks: [{name: a, 'on': Alert, redisStream: {}}]"));
+    assert!(applied.ok, "{}", applied.err);
+    let found = namespace.kubectl(&["get", "rpl", "a", "-o", "jsonpath={.spec}"], "");
+    let found: serde_json::Value = serde_json::from_str(&found.out).unwrap();
+    let defaults = serde_json::json!({
+        "shards": 16,
+        "backlogLimit": 100_000,
+        "sinks": [{ "name": "a", "on": "Alert", "redisStream": { "maxLength": 1_000_000, "overflow": "Wait" } }],
+    });
+    assert_eq!(found, defaults);
+}
+
+/// To kubectl `on` is a boolean where it stands without quotes: a manifest that runs on one machine runs here as well.
+#[test]
+fn on_may_stand_without_quotes() {
+    let namespace = Namespace::new("on");
+    for (spec, told) in [
+        ("sinks: [{name: a, on: Alert, redisStream: {}}]", None),
+        ("sinks: [{name: a, 'on': Alert, redisStream: {}}]", None),
+        ("sinks: [{name: a, redisStream: {}}]", Some("needs on: Processed, Alert, DeadLettered or Conflicted")),
+        ("sinks: [{name: a, on: Alert, 'on': Alert, redisStream: {}}]", Some("needs on: Processed")),
+        ("sinks: [{name: a, on: Alarm, redisStream: {}}]", Some("supported values: \"Processed\", \"Alert\"")),
+    ] {
+        let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", spec));
+        match told {
+            None => {
+                assert!(applied.ok, "{spec}: {}", applied.err);
+                let found = namespace.kubectl(&["get", "rpl", "a", "-o", "json"], "").out;
+                let found: RecordPipelineResource = serde_json::from_str(&found).unwrap();
+                assert_eq!(found.spec.sinks[0].on, On::Alert);
+            }
+            Some(told) => assert!(!applied.ok && applied.err.contains(told), "{spec}: {}", applied.err),
+        }
+    }
+}
+
+#[test]
+fn a_stream_belongs_to_one_sink_also_by_its_default() {
+    let namespace = Namespace::new("stream");
+    let sinks = |stream: &str| {
+        format!(
+            "sinks: [{{name: a, on: Alert, redisStream: {{}}}}, {{name: b, on: Alert, redisStream: {{stream: {stream}}}}}]"
+        )
+    };
+    let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("p", &sinks("p.b")));
+    assert!(applied.ok, "{}", applied.err);
+    let refused = namespace.kubectl(&["apply", "-f", "-"], &manifest("p", &sinks("p.a")));
+    assert!(refused.err.contains("a redisStream.stream is another sink's already"), "{}", refused.err);
+}
+
+/// Sinks are told apart by name: two appliers each keep their own.
+#[test]
+fn sinks_are_merged_by_name() {
+    let namespace = Namespace::new("sinks");
+    for (manager, sink, stream) in [("one", "a", "x"), ("two", "b", "u"), ("one", "a", "z")] {
+        let text = manifest("a", &format!("sinks: [{{name: {sink}, 'on': Alert, redisStream: {{stream: {stream}}}}}]"));
+        let applied = namespace.kubectl(&["apply", "--server-side", "--field-manager", manager, "-f", "-"], &text);
+        assert!(applied.ok, "{}", applied.err);
+    }
+    let found = namespace.kubectl(&["get", "rpl", "a", "-o", "jsonpath={.spec.sinks[*].redisStream.stream}"], "");
+    assert_eq!(found.out, "z u");
+}
+
+#[test]
+fn a_list_shows_what_one_looks_for() {
+    let namespace = Namespace::new("columns");
+    let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", "replicas: 2"));
+    assert!(applied.ok, "{}", applied.err);
+    let status = r#"{"status": {"replicas": 2, "backlog": 17, "alerts": 4, "deadLetters": 5, "selector": "a=b", "conditions": [
+        {"type": "Ready", "status": "False", "reason": "Stopped", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}"#;
+    let patched = namespace.kubectl(&["patch", "rpl", "a", "--subresource=status", "--type=merge", "-p", status], "");
+    assert!(patched.ok, "{}", patched.err);
+    for by in ["rpl", "recordpipelines", "recordpipeline", "recordpipelines.millrace.dev", "all"] {
+        let found = namespace.kubectl(&["get", by], "").out;
+        let mut lines = found.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        assert_eq!(lines.next().unwrap(), ["NAME", "READY", "WORKERS", "BACKLOG", "ALERTS", "DEAD", "AGE"], "{by}");
+        let row = lines.next().unwrap();
+        assert!(row[0].ends_with('a') && row[1..6] == ["False", "2", "17", "4", "5"], "{row:?}");
+    }
+    let scale = namespace.kubectl(
+        &["get", "rpl", "a", "--subresource=scale", "-o", "jsonpath={.status.replicas} {.status.selector}"],
+        "",
+    );
+    assert_eq!(scale.out, "2 a=b");
+}
+
+/// Every field that a person can set says what it is, in one flow of sentences.
+#[test]
+fn every_field_is_explained() {
+    let crd = kubectl(&["get", "crd", "recordpipelines.millrace.dev", "-o", "json"], "").out;
+    let crd: serde_json::Value = serde_json::from_str(&crd).unwrap();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let mut seen = 0;
+    explained("spec", &schema["properties"]["spec"], &mut seen);
+    explained("status", &schema["properties"]["status"], &mut seen);
+    assert!(seen > 80, "{seen} fields");
+    let said = kubectl(&["explain", "rpl.spec.sinks.on"], "").out;
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains("Alert: processed records whose value is above the threshold"), "{said}");
+}
+
+fn explained(path: &str, schema: &serde_json::Value, seen: &mut u32) {
+    *seen += 1;
+    let text = schema["description"].as_str().unwrap_or_default();
+    let of_kubernetes = path.starts_with("status.conditions.");
+    assert!(of_kubernetes || (text.ends_with('.') && text.starts_with(char::is_uppercase)), "{path}: {text:?}");
+    assert!(of_kubernetes || !text.contains('\n'), "{path}: {text:?}");
+    for properties in [&schema["properties"], &schema["items"]["properties"]] {
+        for (name, schema) in properties.as_object().into_iter().flatten() {
+            explained(&format!("{path}.{name}"), schema, seen);
+        }
+    }
+}
+
+/// Both ways of `kubectl apply` take it, without a warning; the client's keeps all of it in an annotation.
+#[test]
+fn the_definition_is_taken_without_a_warning() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/recordpipeline.crd.yaml");
+    for how in [
+        &["create", "--dry-run=server", "--validate=strict"][..],
+        &["apply", "--dry-run=server"],
+        &["apply", "--server-side", "--force-conflicts"],
+    ] {
+        let text = std::fs::read_to_string(file).unwrap();
+        // Another name, so that `create` does not find it.
+        let text = if how[0] == "create" { text.replace("recordpipeline", "recordpipelinf") } else { text };
+        let applied = kubectl(&[how, &["-f", "-"]].concat(), &text);
+        assert!(applied.ok, "{}", applied.err);
+        assert!(!applied.err.contains("Warning: unrecognized"), "{}", applied.err);
+    }
+    assert!(std::fs::metadata(file).unwrap().len() < 200_000, "an annotation holds 262,144 bytes at most");
+    let conditions = kubectl(
+        &[
+            "get",
+            "crd",
+            "recordpipelines.millrace.dev",
+            "-o",
+            "jsonpath={.status.conditions[*].type}={.status.conditions[*].status}",
+        ],
+        "",
+    );
+    assert_eq!(conditions.out, "NamesAccepted Established=True True", "no NonStructuralSchema beside them");
+}
