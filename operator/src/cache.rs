@@ -171,10 +171,15 @@ where
 {
     let touched = found.touched_objects().filter_map(|object| {
         let owner = match object {
-            Ok(object) => object
-                .labels()
-                .get(INSTANCE)
-                .map(|name| ObjectRef::new(name).within(&object.namespace().unwrap_or_default())),
+            Ok(object) => {
+                // Someone may have changed the label; pods are owned by what the pipeline owns.
+                let owners = object.owner_references().iter();
+                let owner =
+                    owners.filter(|owner| owner.kind == millrace_crds::KIND).map(|owner| owner.name.clone()).next();
+                owner
+                    .or_else(|| object.labels().get(INSTANCE).cloned())
+                    .map(|name| ObjectRef::new(&name).within(&object.namespace().unwrap_or_default()))
+            }
             Err(error) => {
                 tracing::warn!(error = %error, "cache.watch.failed");
                 None

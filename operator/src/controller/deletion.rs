@@ -230,7 +230,6 @@ async fn tell(
         problems,
         known: None,
         lapse: std::time::Duration::ZERO,
-        paused: false,
         draining: Some(going),
     };
     let before = memory.written.as_ref().map_or(&stood, |(written, _)| written);

@@ -141,7 +141,9 @@ impl Role {
         let spec = deployment.spec.as_ref();
         let replicas = spec.and_then(|spec| spec.replicas).unwrap_or(1);
         let containers = spec.and_then(|spec| spec.template.spec.as_ref()).map(|pod| pod.containers.as_slice());
-        let image = containers.and_then(|all| all.first()).and_then(|first| first.image.clone()).unwrap_or_default();
+        // Others may add containers of their own, before it or after.
+        let main = containers.and_then(|all| all.iter().find(|one| one.name == component_of(&deployment.metadata)));
+        let image = main.and_then(|main| main.image.clone()).unwrap_or_default();
         let status = deployment.status.clone().unwrap_or_default();
         let (updated, all) = (status.updated_replicas.unwrap_or(0), status.replicas.unwrap_or(0));
         let available = status.available_replicas.unwrap_or(0);
@@ -247,7 +249,9 @@ fn attempt(job: &Job, pods: &[&std::sync::Arc<Pod>]) -> Attempt {
         (None, None) => State::Running,
     };
     let outcome = pods.iter().find_map(|pod| {
-        let container = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+        // Statuses come sorted by name, those of injected sidecars among them.
+        let all = pod.status.as_ref()?.container_statuses.as_ref()?;
+        let container = all.iter().find(|container| container.name == component_of(&pod.metadata))?;
         let ended = container.state.as_ref()?.terminated.as_ref()?;
         serde_json::from_str::<Outcome>(ended.message.as_deref()?).ok()
     });

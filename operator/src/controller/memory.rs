@@ -16,8 +16,10 @@ const FIRST_TOUCH: Duration = Duration::from_millis(500);
 const LONGEST_TOUCH: Duration = Duration::from_secs(60);
 
 /// What is remembered.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Memory {
+    /// Since when there is anything to remember.
+    pub(crate) born: Instant,
     /// The uid that all of this is of.
     pub(crate) uid: String,
     /// What was applied: a hash of it, and the resource version that came back.
@@ -51,6 +53,25 @@ pub(crate) struct Touch {
     pub(crate) count: u32,
     /// When it is time again.
     pub(crate) due: Instant,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            born: Instant::now(),
+            uid: String::new(),
+            applied: HashMap::new(),
+            facts: Facts::default(),
+            scaler: None,
+            touches: BTreeMap::new(),
+            written: None,
+            all_worked: None,
+            not_migrated: None,
+            drained: false,
+            serve_gone: None,
+            failures: 0,
+        }
+    }
 }
 
 impl Memory {
