@@ -2,9 +2,9 @@
 //!
 //! One cache for each watched namespace, or one for all. Must never be written to but by what the API server sent.
 
-use std::{collections::BTreeMap, fmt::Debug, hash::Hash, pin::Pin};
+use std::{collections::BTreeMap, fmt::Debug, hash::Hash, pin::Pin, sync::Arc};
 
-use futures::{Stream, StreamExt as _, future, stream};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
 use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
@@ -18,6 +18,7 @@ use kube::{
 };
 use millrace_crds::RecordPipelineResource;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 use crate::controller::build::Kind;
 
@@ -45,6 +46,8 @@ pub(crate) struct Cache {
     pub(crate) pods: Store<Pod>,
     /// Other children: metadata only.
     pub(crate) others: BTreeMap<Kind, Store<Meta>>,
+    /// How many of these were not read yet.
+    unread: watch::Receiver<usize>,
 }
 
 /// The streams that fill a cache; whoever runs the controller polls them.
@@ -59,28 +62,30 @@ impl Cache {
     /// Watches a namespace, or all; `kinds` are those that the API server knows.
     #[must_use]
     pub(crate) fn new(client: &Client, namespace: Option<&str>, kinds: &[Kind]) -> (Self, Feeds) {
+        let unread = Arc::new(watch::Sender::new(0));
         let (pipelines, writer) = reflector::store();
         let found = watcher(scoped(client, namespace), watcher::Config::default())
             .default_backoff()
             .modify(|pipeline: &mut Guarded| trim(pipeline));
-        let found = reflector::reflector(writer, found).touched_objects().boxed();
+        let found = noted(&unread, reflector::reflector(writer, found)).touched_objects().boxed();
         let ours = || watcher::Config::default().labels(OURS);
-        let (deployments, changed_deployments) = typed::<Deployment>(scoped(client, namespace), ours(), |deployment| {
-            trim(deployment);
-            // Only the number, the image and the state are read.
-            if let Some(template) = deployment.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()) {
-                template.volumes = None;
-                template.affinity = None;
-                for container in &mut template.containers {
-                    (container.env, container.volume_mounts) = (None, None);
+        let (deployments, changed_deployments) =
+            typed::<Deployment>(&unread, scoped(client, namespace), ours(), |deployment| {
+                trim(deployment);
+                // Only the number, the image and the state are read.
+                if let Some(template) = deployment.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()) {
+                    template.volumes = None;
+                    template.affinity = None;
+                    for container in &mut template.containers {
+                        (container.env, container.volume_mounts) = (None, None);
+                    }
                 }
-            }
-        });
-        let (jobs, changed_jobs) = typed::<Job>(scoped(client, namespace), ours(), |job| {
+            });
+        let (jobs, changed_jobs) = typed::<Job>(&unread, scoped(client, namespace), ours(), |job| {
             trim(job);
             job.spec = None;
         });
-        let (pods, changed_pods) = typed::<Pod>(scoped(client, namespace), ours(), |pod| {
+        let (pods, changed_pods) = typed::<Pod>(&unread, scoped(client, namespace), ours(), |pod| {
             trim(pod);
             pod.spec = None;
         });
@@ -101,21 +106,18 @@ impl Cache {
                 object.metadata.managed_fields = None;
                 object.metadata.annotations = None;
             });
-            children.push(triggers(reflector::reflector(writer, found)));
+            children.push(triggers(noted(&unread, reflector::reflector(writer, found))));
         }
-        let cache = Self { pipelines, deployments, jobs, pods, others };
+        let unread = unread.subscribe();
+        let cache = Self { pipelines, deployments, jobs, pods, others, unread };
         (cache, Feeds { pipelines: found, children: stream::select_all(children).boxed() })
     }
 
-    /// Waits until all of it was read once.
+    /// Waits until all of it was read once. Not by `Store::wait_until_ready`, which wakes one of those who wait, only:
+    /// the reconciles of the others would never end.
     pub(crate) async fn ready(&self) {
-        let _ = self.pipelines.wait_until_ready().await;
-        let _ = self.deployments.wait_until_ready().await;
-        let _ = self.jobs.wait_until_ready().await;
-        let _ = self.pods.wait_until_ready().await;
-        for store in self.others.values() {
-            let _ = store.wait_until_ready().await;
-        }
+        // It fails when nobody reads any more: then the process ends.
+        let _ = self.unread.clone().wait_for(|unread| *unread == 0).await;
     }
 
     /// The metadata of each child of a pipeline, Jobs excepted.
@@ -135,7 +137,7 @@ impl Cache {
 }
 
 /// What of a store belongs to a pipeline, by its labels.
-pub(crate) fn of<K>(store: &Store<K>, namespace: &str, pipeline: &str) -> Vec<std::sync::Arc<K>>
+pub(crate) fn of<K>(store: &Store<K>, namespace: &str, pipeline: &str) -> Vec<Arc<K>>
 where
     K: Resource + Clone + 'static,
     K::DynamicType: Hash + Eq + Clone,
@@ -156,13 +158,38 @@ where
     }
 }
 
-fn typed<K>(api: Api<K>, config: watcher::Config, trim: fn(&mut K)) -> (Store<K>, Triggers)
+/// Counts a stream that fills a store as unread until it has.
+fn noted<K, S>(
+    unread: &Arc<watch::Sender<usize>>,
+    filling: S,
+) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + use<K, S>
+where
+    S: Stream<Item = Result<Event<K>, watcher::Error>>,
+{
+    unread.send_modify(|unread| *unread += 1);
+    let mut unread = Some(Arc::clone(unread));
+    filling.inspect_ok(move |event| {
+        // A watch that broke is read anew: only the first time counts.
+        if matches!(event, Event::InitDone)
+            && let Some(unread) = unread.take()
+        {
+            unread.send_modify(|unread| *unread -= 1);
+        }
+    })
+}
+
+fn typed<K>(
+    unread: &Arc<watch::Sender<usize>>,
+    api: Api<K>,
+    config: watcher::Config,
+    trim: fn(&mut K),
+) -> (Store<K>, Triggers)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
     let (reader, writer) = reflector::store();
     let found = watcher(api, config).default_backoff().modify(trim);
-    (reader, triggers(reflector::reflector(writer, found)))
+    (reader, triggers(noted(unread, reflector::reflector(writer, found))))
 }
 
 fn triggers<K>(found: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static) -> Triggers

@@ -76,6 +76,7 @@ pub(crate) async fn run(scope: Scope, feeds: Feeds, stop: CancellationToken) {
 /// Works on one pipeline; what fails is said, and comes again after a while.
 async fn one(object: &Guarded, scope: &Scope) -> Action {
     use kube::{Resource as _, ResourceExt as _};
+    tracing::debug!(object = %object.name_any(), "controller.reconcile.begun");
     // All of them: whose turn it is with a new default image depends on every pipeline.
     for cache in &scope.context.caches {
         cache.ready().await;
@@ -90,6 +91,7 @@ async fn one(object: &Guarded, scope: &Scope) -> Action {
         Ok(action) => {
             memory.failures = 0;
             metrics::counter!(crate::metrics::RECONCILES, "result" => "done").increment(1);
+            tracing::debug!(namespace, name, ?action, "controller.reconcile.done");
             action
         }
         Err(error) => {
