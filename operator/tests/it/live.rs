@@ -123,7 +123,7 @@ async fn an_invalid_pipeline_stalls_no_other() {
     for number in 0..20 {
         world.ready(&format!("valid-{number}"), 1).await;
     }
-    for (name, word) in [("unreadable", "shards"), ("nowhere", "spec.redis.urlSecretRef")] {
+    for (name, word) in [("unreadable", "many"), ("nowhere", "spec.redis.urlSecretRef")] {
         let told = eventually(&format!("{name} is called invalid"), async || {
             let found = any.get(name).await.unwrap();
             let conditions = found.data["status"]["conditions"].clone();

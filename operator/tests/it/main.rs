@@ -10,6 +10,7 @@ mod live;
 mod migration;
 mod outage;
 mod player;
+mod rbac;
 mod ready;
 mod repair;
 mod rollout;

@@ -26,9 +26,8 @@ async fn jobs(world: &World) -> Vec<(String, String)> {
 
 async fn images(world: &World) -> Vec<String> {
     let deployments = world.api::<Deployment>().list(&ListParams::default()).await.unwrap().items;
-    let image = |deployment: Deployment| {
-        deployment.spec.unwrap().template.spec.unwrap().containers[0].image.clone().unwrap()
-    };
+    let image =
+        |deployment: Deployment| deployment.spec.unwrap().template.spec.unwrap().containers[0].image.clone().unwrap();
     deployments.into_iter().map(image).collect()
 }
 

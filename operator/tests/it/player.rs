@@ -96,7 +96,6 @@ pub(crate) struct Actor {
     pub(crate) pipeline: String,
     pub(crate) name: String,
     pub(crate) component: String,
-    pub(crate) image: String,
     template: u64,
     seen: Option<Manifest>,
     mark: String,
@@ -304,10 +303,9 @@ async fn play_deployment(deployment: Arc<Deployment>, stage: Arc<Stage>) -> Resu
 
     let (old, new): (Vec<_>, Vec<_>) = {
         let cast = stage.cast();
-        let mine =
-            cast.actors.iter().filter(|(_, actor)| {
-                actor.namespace == namespace && actor.pipeline == pipeline && actor.component == component
-            });
+        let mine = cast.actors.iter().filter(|(_, actor)| {
+            actor.namespace == namespace && actor.pipeline == pipeline && actor.component == component
+        });
         let mine: Vec<_> = mine.map(|(address, actor)| (*address, actor.clone())).collect();
         mine.into_iter().partition(|(_, actor)| actor.template != hash)
     };
@@ -327,7 +325,6 @@ async fn play_deployment(deployment: Arc<Deployment>, stage: Arc<Stage>) -> Resu
             pipeline: pipeline.to_owned(),
             name: address.to_string(),
             component: component.to_owned(),
-            image: image.clone(),
             template: hash,
             seen: stage.scene(&namespace, pipeline).manifest,
             mark: String::new(),
@@ -492,7 +489,8 @@ async fn answer(mut stream: TcpStream, stage: Arc<Stage>) -> Option<()> {
         request.clear();
         // A pod that says nothing cuts the connection.
         let body = stage.answer(address)?.to_string();
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        let head =
+            format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
         stream.write_all((head + &body).as_bytes()).await.ok()?;
     }
 }

@@ -76,7 +76,8 @@ async fn serve_keeps_its_pods_when_kubernetes_takes_over_to_scale_it() {
     let operator = world.operator("a", &[]);
     world.create("payments", json!({ "serve": { "replicas": 3 } })).await;
     world.ready("payments", 1).await;
-    let scaling = json!({ "spec": { "serve": { "replicas": null, "autoscaling": { "minReplicas": 1, "maxReplicas": 5 } } } });
+    let scaling =
+        json!({ "spec": { "serve": { "replicas": null, "autoscaling": { "minReplicas": 1, "maxReplicas": 5 } } } });
     let generation = world.change("payments", scaling).await;
     world.ready("payments", generation).await;
     assert!(world.api::<HorizontalPodAutoscaler>().get_opt("payments-serve").await.unwrap().is_some());

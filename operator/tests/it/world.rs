@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use crate::{ledger::Ledger, player::Player, server::Server};
 
 /// Longer than anything takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The image of pipelines that name none.
 pub(crate) const IMAGE: &str = "millrace/service:1";
 
@@ -187,9 +187,10 @@ impl World {
     /// The Events about a pipeline: reason and note.
     pub(crate) async fn events(&self, name: &str) -> Vec<(String, String)> {
         let events = self.api::<Event>().list(&ListParams::default()).await.unwrap();
-        let about = events.items.into_iter().filter(|event| {
-            event.regarding.as_ref().and_then(|regarding| regarding.name.as_deref()) == Some(name)
-        });
+        let about = events
+            .items
+            .into_iter()
+            .filter(|event| event.regarding.as_ref().and_then(|regarding| regarding.name.as_deref()) == Some(name));
         about.map(|event| (event.reason.unwrap_or_default(), event.note.unwrap_or_default())).collect()
     }
 
@@ -224,7 +225,6 @@ pub(crate) fn uid(object: &impl ResourceExt) -> String {
 pub(crate) struct Operator {
     process: Child,
     log: PathBuf,
-    listen: u16,
 }
 
 impl Operator {
@@ -233,18 +233,15 @@ impl Operator {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let log = std::env::temp_dir().join(format!("millrace-operator-{}-{number}.log", std::process::id()));
         let file = File::create(&log).unwrap();
-        // Free a moment ago; nobody else takes ports of this kind here.
-        let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let process = Command::new(env!("CARGO_BIN_EXE_millrace-operator"))
             .arg("run")
             .envs(variables.iter().copied())
-            .env("MILLRACE_OPERATOR_LISTEN", format!("127.0.0.1:{listen}"))
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file)
             .spawn()
             .unwrap();
-        Self { process, log, listen }
+        Self { process, log }
     }
 
     fn pid(&self) -> u32 {
@@ -275,8 +272,10 @@ impl Operator {
 
     /// Its numbers, as Prometheus reads them; empty while it does not answer.
     pub(crate) async fn metrics(&self) -> String {
-        let url = format!("http://127.0.0.1:{}/metrics", self.listen);
-        match reqwest::get(url).await {
+        let log = self.log();
+        let Some((_, rest)) = log.split_once("socket://") else { return String::new() };
+        let listens: String = rest.chars().take_while(|of| of.is_ascii_digit() || ".:".contains(*of)).collect();
+        match reqwest::get(format!("http://{listens}/metrics")).await {
             Ok(answer) => answer.text().await.unwrap_or_default(),
             Err(_) => String::new(),
         }
