@@ -168,18 +168,6 @@ impl Store {
         Ok(())
     }
 
-    /// The shards of a worker: (shard, epoch, policy version).
-    ///
-    /// # Errors
-    /// When Postgres does not answer.
-    pub async fn shards_of(&self, worker: &str) -> Result<Vec<(u16, i64, i64)>, Error> {
-        let rows =
-            sqlx::query!("select shard, epoch, policy_version from shards where owner = $1 order by shard", worker)
-                .fetch_all(&self.pool)
-                .await?;
-        Ok(rows.into_iter().map(|row| (row.shard as u16, row.epoch, row.policy_version)).collect())
-    }
-
     /// Says that a shard's group was made; answers whether it had been made before: then it was gone.
     ///
     /// # Errors
