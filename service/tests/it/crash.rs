@@ -148,17 +148,19 @@ async fn an_owner_that_does_not_know_that_it_lost_its_shards_takes_nothing() {
 }
 
 /// A worker is paused while a transaction of its waits for its shard's row: it gets the row and does not go on. The others
-/// must get the shard all the same. `session` is the name under which that transaction connects.
-async fn an_owner_is_paused_that_waits_for_its_row(session: &str) {
+/// must get the shard all the same. `session` is the name under which that transaction connects; records that were sent
+/// before it waits make it a commit, else it is a renewal.
+async fn an_owner_is_paused_that_waits_for_its_row(session: &str, sent_before: usize) {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
     let _serve = pipeline.serve().await;
     let paused = pipeline.work();
     paused.ready().await;
     eventually("it has the shard", async || pipeline.shares().await == [1]).await;
     let load = Load::new("r", 40);
+    let (before, after) = load.records.split_at(sent_before);
     let mut lock = pipeline.sql.begin().await.unwrap();
     sqlx::query("select from shards for update").execute(&mut *lock).await.unwrap();
-    pipeline.send(&load.records).await;
+    pipeline.send(before).await;
     eventually("it waits for the row", async || {
         sqlx::query_scalar(
             "select exists (select from pg_stat_activity where datname = current_database()
@@ -172,6 +174,7 @@ async fn an_owner_is_paused_that_waits_for_its_row(session: &str) {
     .await;
     paused.pause();
     lock.rollback().await.unwrap();
+    pipeline.send(after).await;
     let heir = pipeline.work();
     heir.says("process.shard.taken").await;
     pipeline.settled().await;
@@ -183,12 +186,12 @@ async fn an_owner_is_paused_that_waits_for_its_row(session: &str) {
 
 #[tokio::test]
 async fn an_owner_that_is_paused_amid_a_commit_blocks_nobody() {
-    an_owner_is_paused_that_waits_for_its_row("millrace-commit").await;
+    an_owner_is_paused_that_waits_for_its_row("millrace-commit", 20).await;
 }
 
 #[tokio::test]
 async fn an_owner_that_is_paused_amid_a_renewal_blocks_nobody() {
-    an_owner_is_paused_that_waits_for_its_row("millrace").await;
+    an_owner_is_paused_that_waits_for_its_row("millrace", 0).await;
 }
 
 /// No task without an owner: what a lane would have published must not stay unpublished while the rest goes on.
