@@ -17,6 +17,7 @@ mod outcome;
 mod poison;
 mod policy;
 mod refuse;
+mod send;
 mod share;
 mod sinks;
 mod start;
