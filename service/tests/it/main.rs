@@ -11,6 +11,7 @@ mod crash;
 mod harness;
 mod letters;
 mod life;
+mod limits;
 mod many;
 mod outage;
 mod outcome;
