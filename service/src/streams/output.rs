@@ -133,7 +133,7 @@ impl Streams {
     /// [`Error::Refused`] when the stream is another sink's.
     pub async fn start_cursor(&self, output: &Output, starts: &[(u16, i64)]) -> Result<(), Error> {
         let mut call = START.key(keys::cursor(&output.stream));
-        call.arg(&output.pipeline_id).arg(&output.sink).arg(&output.incarnation);
+        call.key(&output.stream).arg(&output.pipeline_id).arg(&output.sink).arg(&output.incarnation);
         for (shard, after) in starts {
             call.arg(shard).arg(after);
         }
