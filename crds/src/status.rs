@@ -56,7 +56,7 @@ pub struct Migrated {
     pub image: String,
     /// What the migration depended on: image, Secret references and identity, hashed.
     pub key: String,
-    /// Attempts that failed since the last that did not.
+    /// Contracting steps that wait until no older pod is left.
     #[serde(default)]
-    pub failures: u32,
+    pub contract: u32,
 }

@@ -21,6 +21,7 @@ pub mod http;
 pub mod lifecycle;
 pub mod process;
 pub mod publish;
+pub mod status;
 pub mod store;
 pub mod streams;
 pub mod telemetry;

@@ -14,6 +14,8 @@ use std::{
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::status::Board;
+
 /// Stopping in two steps, and the tasks that are to be waited for.
 #[derive(Debug, Clone)]
 pub struct Lifecycle {
@@ -27,6 +29,8 @@ pub struct Lifecycle {
     failure: Arc<Mutex<Option<String>>>,
     /// Which loops move.
     pub vitals: Vitals,
+    /// What stands in the way.
+    pub board: Board,
 }
 
 impl Default for Lifecycle {
@@ -47,6 +51,7 @@ impl Lifecycle {
             running: Arc::default(),
             failure: Arc::default(),
             vitals: Vitals::default(),
+            board: Board::default(),
         }
     }
 
@@ -76,6 +81,29 @@ impl Lifecycle {
             lock(&this.failure).get_or_insert(format!("{name}: {failure}"));
             this.soft.cancel();
         });
+    }
+
+    /// Runs `start`, then until the process is told to stop, which may be while it still starts.
+    ///
+    /// # Errors
+    /// Why it could not start, or as [`Self::run`].
+    pub async fn run_from(
+        self,
+        start: impl Future<Output = anyhow::Result<()>>,
+        longest_stop: Duration,
+    ) -> anyhow::Result<()> {
+        let soft = self.soft.clone();
+        let running = self.run(longest_stop);
+        tokio::pin!(running);
+        let started = tokio::select! {
+            started = start => started,
+            ended = &mut running => return ended,
+        };
+        match started {
+            // A start that was cut short by the stop is none to speak of.
+            Err(error) if !soft.is_cancelled() => Err(error),
+            _ => running.await,
+        }
     }
 
     /// Waits until the process is told to stop (SIGTERM, SIGINT, or a task that died), then until all tasks have ended.

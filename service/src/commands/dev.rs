@@ -14,19 +14,18 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
-use futures::FutureExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{migrate, serve, work};
 use crate::{
-    config::{Place, Setup},
+    config::{Place, Setup, process_name},
     http::health::{self, Health},
     lifecycle::Lifecycle,
+    status::Reporter,
     telemetry::{self, Metrics, TelemetryArgs},
 };
 use home::{Home, write_private};
@@ -125,25 +124,22 @@ async fn start(
 ) -> anyhow::Result<()> {
     let place = Place::new(manifest, servers.redis_url.as_str(), servers.postgres_url.as_str());
     let pipeline = place.manifest()?;
+    let process = process_name("dev");
+    let reporter = Reporter::new("dev", &process, &lifecycle.board);
     if let Some(listen) = args.health_listen {
-        serve_health(listen, metrics, lifecycle).await?;
+        health::serve(listen, Health::new("dev", metrics, lifecycle, &reporter), lifecycle).await?;
     }
     migrate::migrate(&place).await?;
     let address = {
-        let setup = Setup::new(&place, "serve", SERVE_CONNECTIONS, lifecycle).await?;
+        let setup = Setup::new(&place, &process_name("serve"), SERVE_CONNECTIONS, lifecycle).await?;
         serve::start(setup, serve::Options { listen: args.listen, open: true }, lifecycle).await?
     };
-    let setup = Setup::new(&place, "work", work::CONNECTIONS, lifecycle).await?;
+    // Its worker goes by the name that `/status` tells.
+    let setup = Setup::new(&place, &process, work::CONNECTIONS, lifecycle).await?;
+    reporter.found(&setup);
     work::start(setup, &args.tuning, lifecycle);
     guide::write_env(env, address, servers, manifest)?;
     say!("{}", guide::commands(address, env, &pipeline));
-    Ok(())
-}
-
-async fn serve_health(listen: SocketAddr, metrics: Metrics, lifecycle: &Lifecycle) -> anyhow::Result<()> {
-    let status: health::Status = Arc::new(|| async { serde_json::json!({}) }.boxed());
-    let health = Health { role: "dev", vitals: lifecycle.vitals.clone(), metrics, status };
-    health::serve(listen, health, lifecycle).await?;
     Ok(())
 }
 

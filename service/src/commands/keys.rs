@@ -64,8 +64,8 @@ impl ScopeName {
 /// What stopped it, in words for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { place, action } = args;
-    let manifest = place.manifest()?;
-    let store = Store::connect(&place.postgres_url()?, &manifest.metadata.name, 1).context("the URL of Postgres")?;
+    let pipeline = place.name()?;
+    let store = Store::connect(&place.postgres_url()?, &pipeline, 1).context("the URL of Postgres")?;
     let outcome = act(&store, action).await;
     store.close().await;
     outcome

@@ -1,22 +1,21 @@
 //! `millrace migrate`: bring a pipeline's schema up to date.
 
-use std::time::Duration;
+use millrace_crds::RecordPipeline;
 
-use anyhow::Context as _;
-
+use super::job::{Failure, JobArgs, Numbers, Outcome, Reason, reach};
 use crate::{
     config::Place,
-    store::{Error, Migrated, Store},
+    store::{Error, Migrated, Pipeline, Store},
 };
-
-/// How long Postgres is waited for.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Flags of `millrace migrate`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    place: Place,
+    job: JobArgs,
+    /// Take away, too, what only older versions use: when no process of one is left
+    #[arg(long)]
+    contract: bool,
 }
 
 /// Runs the command.
@@ -24,7 +23,12 @@ pub struct Args {
 /// # Errors
 /// What stopped it, in words for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    migrate(&args.place).await
+    let Args { job, contract } = args;
+    let ended = try_run(&job, contract).await;
+    if let Ok((migrated, pipeline)) = &ended {
+        print(migrated, pipeline);
+    }
+    job.leave(ended.map(|(migrated, pipeline)| outcome(&migrated, &pipeline)))
 }
 
 /// Makes the schema of a pipeline or brings it up to date, claims it, and prints what was done. Waits up to a minute for
@@ -33,22 +37,46 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 /// # Errors
 /// What stopped it, in words for a person: Postgres is away, or the schema is another pipeline's.
 pub async fn migrate(place: &Place) -> anyhow::Result<()> {
-    let manifest = place.manifest()?;
+    let (migrated, pipeline) = try_run(&JobArgs::local(place), false).await?;
+    print(&migrated, &pipeline);
+    Ok(())
+}
+
+async fn try_run(job: &JobArgs, contract: bool) -> Result<(Migrated, Pipeline), Failure> {
+    let manifest = job.place.manifest().map_err(|error| Failure::new(Reason::ManifestInvalid, format!("{error:#}")))?;
     let name = &manifest.metadata.name;
-    let store = Store::connect(&place.postgres_url()?, name, 2).context("the URL of Postgres")?;
-    let outcome = async {
-        let migrated = until_there(&store, name).await?;
-        let fresh_id = hex::encode(rand::random::<[u8; 16]>());
-        anyhow::Ok((migrated, store.claim(&manifest, &fresh_id).await?))
-    };
-    let outcome = outcome.await;
-    store.close().await;
-    let (Migrated { from, to }, pipeline) = outcome?;
-    let schema = Store::schema(name);
+    job.patiently(async || {
+        let url = job.place.postgres(Some(&manifest.spec)).map_err(|error| Failure::of_url("Postgres", &error))?;
+        let store = reach(&url, name).await?;
+        let done = attempt(&store, &manifest, contract).await;
+        store.close().await;
+        done
+    })
+    .await
+}
+
+async fn attempt(store: &Store, manifest: &RecordPipeline, contract: bool) -> Result<(Migrated, Pipeline), Failure> {
+    let name = &manifest.metadata.name;
+    let migrated = if contract { store.migrate_and_contract(name).await } else { store.migrate(name).await }?;
+    let fresh_id = hex::encode(rand::random::<[u8; 16]>());
+    let pipeline = store.claim(manifest, &fresh_id).await.map_err(|error| match error {
+        // Such as another number of shards.
+        Error::Refused(why) => Failure::new(Reason::ManifestInvalid, why),
+        error => error.into(),
+    })?;
+    Ok((migrated, pipeline))
+}
+
+fn print(migrated: &Migrated, pipeline: &Pipeline) {
+    let Migrated { from, to, contracting } = *migrated;
+    let schema = Store::schema(&pipeline.name);
     match from {
         0 => say!("schema {schema}: made, number {to}"),
         from if from < to => say!("schema {schema}: brought from number {from} to {to}"),
         _ => say!("schema {schema}: number {to} already"),
+    }
+    if contracting > 0 {
+        say!("{contracting} contracting steps wait for `millrace migrate --contract`, when no older process is left");
     }
     say!(
         "pipeline {}/{}: id {}, {} shards, uid {}",
@@ -58,31 +86,15 @@ pub async fn migrate(place: &Place) -> anyhow::Result<()> {
         pipeline.shards,
         pipeline.uid
     );
-    Ok(())
 }
 
-async fn until_there(store: &Store, name: &str) -> anyhow::Result<Migrated> {
-    let (mut waited, mut pause) = (Duration::ZERO, Duration::from_millis(200));
-    loop {
-        match store.migrate(name).await {
-            Err(Error::Sql(error)) if is_away(&error) && waited < LONGEST_WAIT => {
-                eprintln!("waiting for Postgres: {error}");
-            }
-            outcome => return Ok(outcome?),
-        }
-        tokio::time::sleep(pause).await;
-        waited += pause;
-        pause = (pause * 2).min(Duration::from_secs(5));
-    }
-}
-
-/// Whether waiting may help: no connection, or a server that starts, stops or is full (SQLSTATE classes 57P and 53).
-fn is_away(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
-        sqlx::Error::Database(error) => {
-            error.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("53"))
-        }
-        _ => false,
+fn outcome(migrated: &Migrated, pipeline: &Pipeline) -> Outcome {
+    let Migrated { from, to, contracting } = *migrated;
+    Outcome {
+        reason: Reason::Migrated,
+        message: format!("schema {} has number {to}", Store::schema(&pipeline.name)),
+        schema: Some(Numbers { from, to }),
+        pipeline_id: Some(pipeline.pipeline_id.clone()),
+        contract: Some(contracting),
     }
 }

@@ -2,9 +2,11 @@
 
 pub mod config;
 pub mod dev;
+mod job;
 pub mod keys;
 pub mod migrate;
 pub mod openapi;
+pub mod purge;
 pub mod send;
 pub mod serve;
 pub mod sinks;
@@ -21,6 +23,8 @@ pub enum Command {
     Work(work::Args),
     /// Bring the pipeline's schema in Postgres up to date.
     Migrate(migrate::Args),
+    /// Remove all that a pipeline has in Postgres and Redis.
+    Purge(purge::Args),
     /// Print the OpenAPI document.
     Openapi(openapi::Args),
     /// Run a whole pipeline on this machine, with a Redis and a Postgres of its own.
@@ -47,6 +51,7 @@ impl Command {
             Self::Serve(args) => serve::run(args).await,
             Self::Work(args) => work::run(args).await,
             Self::Migrate(args) => migrate::run(args).await,
+            Self::Purge(args) => purge::run(args).await,
             Self::Openapi(args) => openapi::run(args).await,
             Self::Dev(args) => dev::run(args).await,
             Self::Send(args) => send::run(args).await,

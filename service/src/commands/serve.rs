@@ -3,12 +3,11 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use futures::FutureExt as _;
 use tokio::net::TcpListener;
 
 use crate::{
     accept::Acceptor,
-    config::{Place, Secret, Setup},
+    config::{Place, Secret, Setup, process_name, secret},
     http::{
         App,
         auth::KeyRing,
@@ -17,6 +16,7 @@ use crate::{
         server,
     },
     lifecycle::Lifecycle,
+    status::Reporter,
     telemetry::{self, Telemetry, TelemetryArgs},
 };
 
@@ -68,32 +68,30 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
-    let bootstrap = match (&args.bootstrap_key, args.bootstrap_key_file) {
-        (Some(Secret(key)), _) => Bootstrap::Key(keyring::hash(key.trim()).context("MILLRACE_BOOTSTRAP_KEY")?),
-        (None, Some(file)) => Bootstrap::File(file),
-        (None, None) => Bootstrap::None,
-    };
+    let Args { place, listen, health_listen, bootstrap_key, bootstrap_key_file, telemetry: _ } = args;
+    let given =
+        bootstrap_key.map(|Secret(key)| keyring::hash(key.trim()).context("MILLRACE_BOOTSTRAP_KEY")).transpose()?;
     let lifecycle = Lifecycle::new();
+    let process = process_name("serve");
+    let reporter = Reporter::new("serve", &process, &lifecycle.board);
+    // Before anything else is there, so that a pod that waits can be asked what for.
+    health::serve(health_listen, Health::new("serve", telemetry.metrics(), &lifecycle, &reporter), &lifecycle).await?;
     let starting = async {
-        let setup = Setup::new(&args.place, "serve", POSTGRES_CONNECTIONS, &lifecycle).await?;
-        let health = Health {
-            role: "serve",
-            vitals: lifecycle.vitals.clone(),
-            metrics: telemetry.metrics(),
-            status: status(&setup),
+        let setup = Setup::new(&place, &process, POSTGRES_CONNECTIONS, &lifecycle).await?;
+        reporter.found(&setup);
+        let bootstrap = match (given, bootstrap_key_file) {
+            (Some(hash), _) => Bootstrap::Key(hash),
+            (None, Some(file)) => {
+                let manifest = Arc::clone(&setup.in_force.borrow().manifest);
+                let named = manifest.spec.auth.as_ref().and_then(|auth| auth.bootstrap_key_secret_ref.as_ref());
+                Bootstrap::File { name: secret::name(named, &file), file }
+            }
+            (None, None) => Bootstrap::None,
         };
-        health::serve(args.health_listen, health, &lifecycle).await?;
         let keys = KeyRing::follow(&setup.store, bootstrap, &lifecycle).await?;
-        serve(setup, args.listen, keys, &lifecycle).await
+        serve(setup, listen, keys, &lifecycle).await.map(|_| ())
     };
-    let running = lifecycle.clone().run(LONGEST_STOP);
-    tokio::pin!(running);
-    tokio::select! {
-        started = starting => { started?; }
-        // A signal while a server is still waited for.
-        ended = &mut running => return ended,
-    }
-    running.await
+    lifecycle.clone().run_from(starting, LONGEST_STOP).await
 }
 
 /// Starts to serve, by tasks of `lifecycle`; gives the address of the main port.
@@ -122,22 +120,4 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
     });
     tracing::info!(%address, pipeline = &*name, "serve.http.listening");
     Ok(address)
-}
-
-/// What `/status` shows of this role.
-fn status(setup: &Setup) -> health::Status {
-    let (in_force, process) = (setup.in_force.clone(), Arc::clone(&setup.process));
-    Arc::new(move || {
-        let (version, pipeline_id, refusal) = {
-            let in_force = in_force.borrow();
-            (in_force.policy.version, Arc::clone(&in_force.pipeline_id), in_force.refusal.clone())
-        };
-        let status = serde_json::json!({
-            "process": &*process,
-            "pipelineId": &*pipeline_id,
-            "version": version,
-            "refusal": refusal.as_deref(),
-        });
-        async move { status }.boxed()
-    })
 }

@@ -17,12 +17,12 @@ pub struct Args {
     #[command(flatten)]
     place: Place,
     #[command(subcommand)]
-    action: Action,
+    action: Option<Action>,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// List the sinks that were started, and what stops them
+    /// List the sinks that were started, and what stops them; also without a word
     List,
     /// Start a halted sink anew: its old position is forgotten
     Resume {
@@ -49,10 +49,10 @@ enum Start {
 /// What stopped it, in words for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { place, action } = args;
-    let manifest = place.manifest()?;
-    let store = Store::connect(&place.postgres_url()?, &manifest.metadata.name, 1).context("the URL of Postgres")?;
-    let streams = Streams::connect(&place.redis_url()?, &manifest.metadata.name).context("the URL of Redis")?;
-    let outcome = match action {
+    let pipeline = place.name()?;
+    let store = Store::connect(&place.postgres_url()?, &pipeline, 1).context("the URL of Postgres")?;
+    let streams = Streams::connect(&place.redis_url()?, &pipeline).context("the URL of Redis")?;
+    let outcome = match action.unwrap_or(Action::List) {
         Action::List => list(&store).await,
         Action::Resume { name, from } => resume(&store, &streams, &name, from).await,
     };

@@ -44,7 +44,7 @@ struct Outcome<'a> {
 /// # Errors
 /// That something differs, or why nothing could be compared.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let pipeline = args.place.manifest()?.metadata.name;
+    let pipeline = args.place.name()?;
     let streams = Streams::connect(&args.place.redis_url()?, &pipeline)?;
     let store = Store::connect(&args.place.postgres_url()?, &pipeline, 2)?;
     let outcome = compare(&store, &streams, args.json).await;

@@ -1,20 +1,16 @@
 //! `millrace work`: the worker role: own, decide, commit, publish.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use serde_json::json;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    config::{Place, Setup},
-    http::health::{self, Health, Status},
+    config::{Place, Setup, process_name},
+    http::health::{self, Health},
     lifecycle::Lifecycle,
     process::{self, Context},
     publish::Keeper,
+    status::Reporter,
     store,
     telemetry::{self, Telemetry, TelemetryArgs},
 };
@@ -44,11 +40,8 @@ pub struct Tuning {
     batch: u16,
 }
 
-/// How long `/status` waits for Postgres before it tells the rest without.
-const LONGEST_LOOK: Duration = Duration::from_secs(2);
-
-/// Connections beside those that commit: for leases, lanes and the manifest.
-pub const CONNECTIONS: u32 = 3;
+/// Connections beside those that commit: for leases, lanes, the manifest and `/status`.
+pub const CONNECTIONS: u32 = 4;
 
 /// Runs the command.
 ///
@@ -63,52 +56,19 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
     let lifecycle = Lifecycle::new();
-    // Before the pipeline is there, so that a pod that waits for its servers can be asked why.
-    let known: Arc<OnceLock<Setup>> = Arc::default();
+    let process = process_name("work");
+    let reporter = Reporter::new("work", &process, &lifecycle.board);
+    // Before anything else is there, so that a pod that waits can be asked what for.
     if let Some(listen) = args.health_listen {
-        let (vitals, metrics) = (lifecycle.vitals.clone(), telemetry.metrics());
-        let health = Health { role: "work", vitals, metrics, status: status(Arc::clone(&known)) };
-        health::serve(listen, health, &lifecycle).await?;
+        health::serve(listen, Health::new("work", telemetry.metrics(), &lifecycle, &reporter), &lifecycle).await?;
     }
-    let setup = Setup::new(&args.place, "work", CONNECTIONS, &lifecycle).await?;
-    let _ = known.set(setup.clone());
-    start(setup, &args.tuning, &lifecycle);
-    lifecycle.run(Duration::from_secs(30)).await
-}
-
-/// What `/status` tells of a worker: the version in force, and what its shards and lanes are at.
-fn status(known: Arc<OnceLock<Setup>>) -> Status {
-    Arc::new(move || {
-        let setup = known.get().cloned();
-        Box::pin(async move {
-            let Some(setup) = setup else { return json!({"pipeline": null, "waiting": "the pipeline's schema"}) };
-            let in_force = setup.in_force.borrow().clone();
-            let asked = async {
-                let shards = setup.store.shards_of(&setup.process).await?;
-                Ok((shards, setup.store.sink_states().await?))
-            };
-            let away = |_| Err(store::Error::Sql(sqlx::Error::PoolTimedOut));
-            let known = tokio::time::timeout(LONGEST_LOOK, asked).await.unwrap_or_else(away);
-            json!({
-                "pipeline": &*setup.name,
-                "pipelineId": &*in_force.pipeline_id,
-                "worker": &*setup.process,
-                "version": in_force.policy.version,
-                "refusal": in_force.refusal.as_deref(),
-                "shards": known.as_ref().ok().map(|(shards, _)| {
-                    let rows = shards.iter().map(|(shard, epoch, version)| json!({"shard": shard, "epoch": epoch, "version": version}));
-                    rows.collect::<Vec<_>>()
-                }),
-                "sinks": known.as_ref().ok().map(|(_, states)| {
-                    let rows = states.iter().map(|(sink, shard, state, detail)| {
-                        json!({"sink": sink, "shard": shard, "state": state, "detail": detail})
-                    });
-                    rows.collect::<Vec<_>>()
-                }),
-                "postgres": known.err().map(|error| error.to_string()),
-            })
-        })
-    })
+    let starting = async {
+        let setup = Setup::new(&args.place, &process, CONNECTIONS, &lifecycle).await?;
+        reporter.found(&setup);
+        start(setup, &args.tuning, &lifecycle);
+        Ok(())
+    };
+    lifecycle.clone().run_from(starting, Duration::from_secs(30)).await
 }
 
 /// Starts a worker.

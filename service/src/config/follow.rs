@@ -17,16 +17,22 @@ use tokio_util::sync::CancellationToken;
 use super::{
     InForce, Place,
     place::unbuilt,
-    setup::{offer, other_uid, refusal, say},
+    setup::{FILE, Refusal, offer, other_uid, say, works_by},
 };
 use crate::{
     lifecycle::Beat,
+    status::{Board, Problem, Reason},
     store::{Error, Registered, Store},
+    streams::Streams,
     telemetry::metrics::{MANIFEST_REFUSED, POLICY_VERSION},
 };
 
 /// Between two looks. A change is in force after two of them at the most: one for the file, one for another process's.
 const LOOK: Duration = Duration::from_millis(300);
+/// Where it is written that a Secret cannot be used.
+const SECRETS: &str = "secrets";
+/// Where it is written that the schema is not claimed for the file.
+const CLAIM: &str = "claim";
 /// Between two checks that every shard has its row.
 const CHECK_SHARDS: u32 = 10;
 
@@ -40,15 +46,17 @@ pub(super) struct Follower {
     place: Place,
     /// The last content of the file that was read, valid or not.
     content: Option<String>,
-    /// While the file cannot be read: what was refused before.
-    unreadable: Option<Option<Arc<str>>>,
+    /// While the file cannot be read: what was refused before, and the problem that it was.
+    unreadable: Option<(Option<Arc<str>>, Vec<Problem>)>,
     /// The file as it was last accepted; of its spec only `shards`, which never changes, counts.
     frame: RecordPipeline,
     /// A change that Postgres has not judged yet.
     pending: Option<RecordPipeline>,
     urls: Urls,
     store: Store,
+    streams: Streams,
     in_force: watch::Sender<InForce>,
+    board: Board,
     /// What was last said of Postgres; said again only when it changes.
     trouble: String,
 }
@@ -58,8 +66,9 @@ impl Follower {
         place: Place,
         frame: RecordPipeline,
         urls: Urls,
-        store: Store,
+        (store, streams): (Store, Streams),
         in_force: watch::Sender<InForce>,
+        board: Board,
     ) -> Self {
         Self {
             place,
@@ -69,7 +78,9 @@ impl Follower {
             pending: None,
             urls,
             store,
+            streams,
             in_force,
+            board,
             trouble: String::new(),
         }
     }
@@ -84,7 +95,7 @@ impl Follower {
                 () = stop.cancelled() => return Ok(()),
             }
             self.look_at_file().await;
-            self.look_at_urls()?;
+            self.look_at_urls();
             let outcome = tokio::select! {
                 outcome = self.look_at_postgres(look.is_multiple_of(CHECK_SHARDS)) => outcome,
                 () = stop.cancelled() => return Ok(()),
@@ -127,51 +138,71 @@ impl Follower {
             // Not remembered as content, so that the same content coming back is no change.
             Err(error) => {
                 if self.unreadable.is_none() {
-                    self.unreadable = Some(self.in_force.borrow().refusal.clone());
-                    self.refuse(&format!("cannot be read: {error}"));
+                    self.unreadable = Some((self.in_force.borrow().refusal.clone(), self.board.of(FILE)));
+                    self.board.manifest(None);
+                    self.refuse(Reason::ManifestInvalid, &format!("cannot be read: {error}"));
                 }
                 return;
             }
         };
-        if let Some(before) = self.unreadable.take() {
+        if let Some((before, problems)) = self.unreadable.take() {
             self.in_force.send_modify(|in_force| in_force.refusal = before);
+            self.board.set(FILE, problems);
+            self.board.manifest(RecordPipeline::from_yaml(&content).ok().as_ref());
         }
         if self.content.as_ref() == Some(&content) {
             return;
         }
         let parsed = RecordPipeline::from_yaml(&content);
+        self.board.manifest(parsed.as_ref().ok());
         let first = self.content.replace(content).is_none();
         match parsed {
-            Ok(manifest) if first && manifest == self.frame => {}
+            // Offered at the start already, unless it was mended since.
+            Ok(manifest) if first && manifest == self.frame && !self.was_invalid() => {}
             Ok(manifest) if manifest.metadata.name != self.frame.metadata.name => {
                 let (was, is) = (&self.frame.metadata.name, &manifest.metadata.name);
-                self.refuse(&format!(
-                    "metadata.name changed from {was} to {is}: a pipeline keeps its name; start another one"
-                ));
+                let why =
+                    format!("metadata.name changed from {was} to {is}: a pipeline keeps its name; start another one");
+                self.refuse(Reason::ManifestRefused, &why);
             }
             Ok(manifest) => match unbuilt(&manifest) {
                 Ok(()) => self.pending = Some(manifest),
-                Err(error) => self.refuse(&error.to_string()),
+                Err(error) => self.refuse(Reason::ManifestRefused, &error.to_string()),
             },
-            Err(error) => self.refuse(&error.to_string()),
+            Err(error) => self.refuse(Reason::ManifestInvalid, &error.to_string()),
         }
     }
 
-    /// A changed URL of Postgres holds for new connections; one of Redis ends the process in order, to be started again.
-    fn look_at_urls(&mut self) -> anyhow::Result<()> {
-        if self.place.postgres_url_file.is_some()
-            && let Some(url) = changed(self.place.postgres_url(), &self.urls.postgres)
-        {
-            match self.store.redirect(&url, &self.frame.metadata.name) {
-                Ok(()) => tracing::info!("config.postgres_url.changed"),
-                Err(_) => tracing::warn!(why = "it is no URL of Postgres", "config.postgres_url.refused"),
+    /// A changed URL of Postgres holds for new connections, one of Redis for all. One that is gone or is none changes
+    /// nothing but is said.
+    fn look_at_urls(&mut self) {
+        let spec = Some(&self.frame.spec);
+        let mut problems = Vec::new();
+        let mut changed = |url: Result<String, super::SecretError>, was: &str| match url {
+            Ok(url) => Some(url).filter(|url| url != was),
+            Err(error) => {
+                problems.extend(error.problem());
+                None
             }
+        };
+        if let Some(url) = changed(self.place.postgres(spec), &self.urls.postgres)
+            && self.store.redirect(&url, &self.frame.metadata.name).is_ok()
+        {
+            tracing::info!("config.postgres_url.changed");
             self.urls.postgres = url;
         }
-        if self.place.redis_url_file.is_some() && changed(self.place.redis_url(), &self.urls.redis).is_some() {
-            bail!("the URL of Redis changed in its file: start again to use it");
+        if let Some(url) = changed(self.place.redis(spec), &self.urls.redis)
+            && self.streams.redirect(&url).is_ok()
+        {
+            tracing::info!("config.redis_url.changed");
+            self.urls.redis = url;
         }
-        Ok(())
+        if problems != self.board.of(SECRETS) {
+            for Problem { reason, message } in &problems {
+                tracing::warn!(?reason, message, "config.secret.refused");
+            }
+            self.board.set(SECRETS, problems);
+        }
     }
 
     async fn look_at_postgres(&mut self, check_shards: bool) -> Result<(), Trouble> {
@@ -188,15 +219,20 @@ impl Follower {
             self.store.ensure_shards(self.frame.spec.shards).await?;
         }
         let Some(newest) = self.store.newest().await? else { return Ok(()) };
+        let fresh = works_by(&newest);
         let now = self.in_force.borrow().clone();
         if *newest.pipeline_id != *now.pipeline_id {
             return Err(Trouble::OtherPipeline(newest.pipeline_id));
         }
-        if newest.version != now.policy.version {
+        // An annotation, too, reaches those who work by it: it makes no version.
+        if newest.version != now.policy.version || self.frame.metadata != now.manifest.metadata {
             let mut next = InForce::new(&self.frame, newest.spec, newest.version, now.pipeline_id);
             next.refusal = now.refusal;
-            tracing::info!(version = newest.version, was = now.policy.version, "config.manifest.in_force");
+            if newest.version != now.policy.version {
+                tracing::info!(version = newest.version, was = now.policy.version, "config.manifest.in_force");
+            }
             self.in_force.send_replace(next);
+            self.board.works_by(fresh);
         }
         Ok(())
     }
@@ -207,20 +243,30 @@ impl Follower {
                 "the schema is not there, or older than this millrace: run `millrace migrate`".to_owned(),
             ));
         };
-        if let Err(Error::Refused(why)) = pipeline.admits(manifest) {
-            self.refuse(&why);
-            return Ok(());
+        match pipeline.admits(manifest) {
+            Ok(()) => {}
+            Err(Error::OtherPipeline(why)) => {
+                self.refuse(Reason::OtherPipeline, &why);
+                return Ok(());
+            }
+            Err(error) => {
+                self.refuse(Reason::ManifestRefused, &error.to_string());
+                return Ok(());
+            }
         }
-        if let Some(why) = other_uid(&pipeline, manifest) {
+        let unclaimed = other_uid(&pipeline, manifest);
+        self.board.set(CLAIM, unclaimed.as_ref().map(|why| Problem::new(Reason::UidNotClaimed, why)));
+        if let Some(why) = unclaimed {
             // Stays pending: it is judged once the schema was claimed for it.
             return Err(Error::Refused(why));
         }
         let registered = self.store.register(&offer(manifest, true)).await?;
-        match refusal(&registered) {
-            Some(why) => self.refuse(&why),
+        match Refusal::of(&registered) {
+            Some(refusal) => self.note_refusal(&refusal),
             None => {
                 say(&registered);
                 self.in_force.send_if_modified(|in_force| in_force.refusal.take().is_some());
+                self.board.set(FILE, []);
             }
         }
         if matches!(registered, Registered::AsNew(_) | Registered::Same(_)) {
@@ -229,17 +275,22 @@ impl Follower {
         Ok(())
     }
 
+    fn was_invalid(&self) -> bool {
+        self.board.of(FILE).iter().any(|problem| problem.reason == Reason::ManifestInvalid)
+    }
+
+    fn refuse(&self, reason: Reason, why: &str) {
+        self.note_refusal(&Refusal { reason: Some(reason), why: why.to_owned() });
+    }
+
     /// Says why the file's content is not in force, and keeps it for `/status`. Called once for each content.
-    fn refuse(&self, why: &str) {
+    fn note_refusal(&self, refusal: &Refusal) {
+        let why = &refusal.why;
         let (file, version) = (self.place.pipeline.display(), self.in_force.borrow().policy.version);
         tracing::warn!(%file, why, in_force = version, "config.manifest.refused");
-        self.in_force.send_modify(|in_force| in_force.refusal = Some(why.into()));
+        self.in_force.send_modify(|in_force| in_force.refusal = Some(why.as_str().into()));
+        self.board.set(FILE, refusal.problem());
     }
-}
-
-/// The URL that a file holds now, when it is another one. A file that is away for a moment changes nothing.
-fn changed(read: anyhow::Result<String>, was: &str) -> Option<String> {
-    read.ok().filter(|url| !url.is_empty() && url != was)
 }
 
 enum Trouble {

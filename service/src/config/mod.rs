@@ -4,6 +4,7 @@
 
 mod follow;
 mod place;
+pub mod secret;
 mod setup;
 #[cfg(test)]
 mod tests;
@@ -13,7 +14,8 @@ use std::sync::Arc;
 use millrace_crds::{RecordPipeline, RecordPipelineSpec};
 
 pub use place::{Place, Secret, hide_password};
-pub use setup::Setup;
+pub use secret::SecretError;
+pub use setup::{Setup, process_name};
 
 use crate::domain::Policy;
 

@@ -2,8 +2,11 @@
 
 use std::{fmt, fs, path::PathBuf};
 
-use anyhow::{Context as _, bail};
-use millrace_crds::RecordPipeline;
+use anyhow::{Context as _, anyhow, bail};
+use millrace_crds::{Metadata, RecordPipeline, RecordPipelineSpec, SecretKeyRef};
+use serde::Deserialize;
+
+use super::secret::{self, SecretError};
 
 /// A text that is not shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -33,6 +36,9 @@ pub struct Place {
     /// The pipeline's manifest, a RecordPipeline as YAML
     #[arg(long, value_name = "FILE", env = "MILLRACE_PIPELINE")]
     pub pipeline: PathBuf,
+    /// The pipeline's name, for when its manifest cannot be read: work then goes on by what was last in force
+    #[arg(long, value_name = "NAME", env = "MILLRACE_PIPELINE_NAME")]
+    pub pipeline_name: Option<String>,
     /// Redis, such as redis://:password@host:6379
     #[arg(long, value_name = "URL", env = "MILLRACE_REDIS_URL", hide_env_values = true)]
     pub redis_url: Option<Secret>,
@@ -53,6 +59,7 @@ impl Place {
     pub fn new(pipeline: impl Into<PathBuf>, redis_url: impl Into<Secret>, postgres_url: impl Into<Secret>) -> Self {
         Self {
             pipeline: pipeline.into(),
+            pipeline_name: None,
             redis_url: Some(redis_url.into()),
             redis_url_file: None,
             postgres_url: Some(postgres_url.into()),
@@ -72,12 +79,41 @@ impl Place {
         Ok(manifest)
     }
 
+    /// The pipeline's name: the manifest's or, where that cannot be read, the one that was given.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`], without a name that was given.
+    pub fn name(&self) -> anyhow::Result<String> {
+        match (self.manifest(), self.given_name()) {
+            (Ok(manifest), _) => Ok(manifest.metadata.name),
+            (Err(_), Some(name)) => Ok(name.to_owned()),
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// The name that was given beside the manifest.
+    pub(super) fn given_name(&self) -> Option<&str> {
+        // A variable that is set to nothing is as good as none.
+        self.pipeline_name.as_deref().filter(|name| !name.is_empty())
+    }
+
+    /// The metadata of a manifest whose rest breaks rules, such as one for a newer version; `None` where not even that can
+    /// be read.
+    pub(super) fn metadata(&self) -> Option<Metadata> {
+        #[derive(Deserialize)]
+        struct Head {
+            metadata: Metadata,
+        }
+        let text = fs::read_to_string(&self.pipeline).ok()?;
+        serde_saphyr::from_str::<Head>(&text).ok().map(|head| head.metadata)
+    }
+
     /// The URL of Redis.
     ///
     /// # Errors
     /// When none is given, or its file cannot be read.
     pub fn redis_url(&self) -> anyhow::Result<String> {
-        url("Redis", "--redis-url", "MILLRACE_REDIS_URL", self.redis_url.as_ref(), self.redis_url_file.as_ref())
+        self.redis(None).map_err(|error| anyhow!("the URL of Redis: {error}"))
     }
 
     /// The URL of Postgres.
@@ -85,8 +121,30 @@ impl Place {
     /// # Errors
     /// When none is given, or its file cannot be read.
     pub fn postgres_url(&self) -> anyhow::Result<String> {
-        let (given, file) = (self.postgres_url.as_ref(), self.postgres_url_file.as_ref());
-        url("Postgres", "--postgres-url", "MILLRACE_POSTGRES_URL", given, file)
+        self.postgres(None).map_err(|error| anyhow!("the URL of Postgres: {error}"))
+    }
+
+    /// The URL of Redis; `spec` names the Secret that it comes from.
+    ///
+    /// # Errors
+    /// When none is given, or its file is not there or holds none.
+    pub fn redis(&self, spec: Option<&RecordPipelineSpec>) -> Result<String, SecretError> {
+        let named = spec.and_then(|spec| spec.redis.as_ref()).map(|redis| &redis.url_secret_ref);
+        url("redis", self.redis_url.as_ref(), self.redis_url_file.as_ref(), named, |url| {
+            redis::Client::open(url).is_ok()
+        })
+    }
+
+    /// The URL of Postgres; `spec` names the Secret that it comes from.
+    ///
+    /// # Errors
+    /// When none is given, or its file is not there or holds none.
+    pub fn postgres(&self, spec: Option<&RecordPipelineSpec>) -> Result<String, SecretError> {
+        let named = spec.and_then(|spec| spec.postgres.as_ref()).map(|postgres| &postgres.url_secret_ref);
+        let fits = |url: &str| ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+        url("postgres", self.postgres_url.as_ref(), self.postgres_url_file.as_ref(), named, |url| {
+            fits(url) && url.parse::<sqlx::postgres::PgConnectOptions>().is_ok()
+        })
     }
 }
 
@@ -101,20 +159,30 @@ pub(super) fn unbuilt(manifest: &RecordPipeline) -> anyhow::Result<()> {
 
 fn url(
     server: &str,
-    flag: &str,
-    variable: &str,
     given: Option<&Secret>,
     file: Option<&PathBuf>,
-) -> anyhow::Result<String> {
+    named: Option<&SecretKeyRef>,
+    fits: impl Fn(&str) -> bool,
+) -> Result<String, SecretError> {
     match (given, file) {
         // A variable that is set to nothing is as good as none.
-        (Some(Secret(url)), _) if !url.trim().is_empty() => Ok(url.trim().to_owned()),
+        (Some(Secret(url)), _) if !url.trim().is_empty() => match url.trim() {
+            url if fits(url) => Ok(url.to_owned()),
+            _ => Err(SecretError::NotGiven(format!("what was given is no URL of the form {server}://…"))),
+        },
         (_, Some(file)) => {
-            let url = fs::read_to_string(file)
-                .with_context(|| format!("cannot read {}, the URL of {server}", file.display()))?;
-            Ok(url.trim().to_owned())
+            let name = secret::name(named, file);
+            let url = secret::read(file, &name)?;
+            if fits(&url) {
+                return Ok(url);
+            }
+            // Never the URL itself, nor the parser's words about it: it holds a password.
+            Err(SecretError::Invalid(format!("{name}: not a URL of the form {server}://…")))
         }
-        (_, None) => bail!("where is {server}? give {flag}, {variable} or {variable}_FILE"),
+        (_, None) => {
+            let variable = format!("MILLRACE_{}_URL", server.to_uppercase());
+            Err(SecretError::NotGiven(format!("give --{server}-url, {variable} or {variable}_FILE")))
+        }
     }
 }
 

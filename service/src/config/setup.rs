@@ -3,21 +3,26 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use millrace_crds::RecordPipeline;
+use millrace_crds::{API_VERSION, KIND, Metadata, RecordPipeline};
 use tokio::sync::watch;
 
 use super::{
-    InForce, Place,
+    InForce, Place, SecretError,
     follow::{self, Follower},
 };
 use crate::{
     lifecycle::Lifecycle,
-    store::{Error, Offer, Pipeline, Registered, Store},
+    status::{Board, Problem, Reason, WorksBy, not_migrated, of_postgres, silent},
+    store::{Error, Newest, Offer, Pipeline, Registered, Store},
     streams::Streams,
 };
 
 /// What stands still until the pipeline is there.
 const WAITING: &str = "waiting for the pipeline";
+/// Where the start writes on the board.
+const PART: &str = "start";
+/// Where it is written why the file is not in force.
+pub(super) const FILE: &str = "manifest";
 
 /// What a role starts from.
 #[derive(Debug, Clone)]
@@ -35,80 +40,232 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Connects, waits with back-off until the pipeline's schema is there, registers the manifest where it may, and has
-    /// both followed from then on by a task of `lifecycle`.
+    /// Waits with back-off until the Secrets, the servers and the pipeline's schema are there, registers the manifest where
+    /// it may, and has all of them followed from then on by a task of `lifecycle`. What is waited for stands on the
+    /// lifecycle's board. `process` is this process's name.
     ///
     /// # Errors
-    /// A wrong manifest or URL, or a schema that is another pipeline's. A server that is away is waited for.
+    /// A manifest that cannot be read where no name was given beside it; a URL that was given and is none.
     pub async fn new(
         place: &Place,
-        role: &'static str,
+        process: &Arc<str>,
         postgres_connections: u32,
         lifecycle: &Lifecycle,
     ) -> anyhow::Result<Self> {
-        let manifest = place.manifest()?;
-        let name: Arc<str> = manifest.metadata.name.as_str().into();
-        let urls = follow::Urls { redis: place.redis_url()?, postgres: place.postgres_url()? };
-        let store = Store::connect(&urls.postgres, &name, postgres_connections).context("the URL of Postgres")?;
-        let streams = Streams::connect(&urls.redis, &name).context("the URL of Redis")?;
         // Until the pipeline is there nothing of this role moves: it is not ready.
         let _still = lifecycle.vitals.register(WAITING, Duration::ZERO);
-        let in_force = tokio::select! {
-            in_force = first(place, &manifest, &store) => in_force?,
+        let mut start = Start {
+            place,
+            board: &lifecycle.board,
+            name: place.given_name().map(str::to_owned),
+            connections: postgres_connections,
+            store: None,
+        };
+        let found = tokio::select! {
+            found = start.wait() => found?,
             () = lifecycle.soft.cancelled() => bail!("stopped before the pipeline was ready"),
         };
+        let Found { frame, urls, store, in_force } = found;
+        let name: Arc<str> = frame.metadata.name.as_str().into();
+        let streams = Streams::connect(&urls.redis, &name).context("the URL of Redis")?;
         let (sender, receiver) = watch::channel(in_force);
-        let follower = Follower::new(place.clone(), manifest, urls, store.clone(), sender);
+        let follower = Follower::new(
+            place.clone(),
+            frame,
+            urls,
+            (store.clone(), streams.clone()),
+            sender,
+            lifecycle.board.clone(),
+        );
         let beat = lifecycle.vitals.register("manifest", Duration::from_secs(30));
         lifecycle.vitals.forget(WAITING);
         lifecycle.spawn("manifest", follower.run(beat, lifecycle.soft.clone()));
-        Ok(Self { store, streams, in_force: receiver, process: process_name(role).into(), name })
+        Ok(Self { store, streams, in_force: receiver, process: Arc::clone(process), name })
     }
 }
 
-/// Waits for the schema, offers the manifest, and gives what is in force.
-async fn first(place: &Place, manifest: &RecordPipeline, store: &Store) -> anyhow::Result<InForce> {
-    let mut pause = Duration::from_millis(200);
-    let mut said = String::new();
-    loop {
-        let waiting = match attempt(manifest, store).await {
-            Ok(Attempt::There(in_force)) => return Ok(*in_force),
-            Ok(Attempt::NotYet(why)) => why,
-            Err(error @ Error::Refused(_)) => bail!(error),
-            Err(error) => error.to_string(),
-        };
-        if waiting != said {
-            let file = place.pipeline.display();
-            tracing::warn!(pipeline = manifest.metadata.name, %file, waiting, "config.pipeline.waiting");
-            said = waiting;
+/// The search for all that a role starts from.
+struct Start<'a> {
+    place: &'a Place,
+    board: &'a Board,
+    /// The pipeline's name, once it is known.
+    name: Option<String>,
+    connections: u32,
+    /// Connected by the last URL that was read.
+    store: Option<Store>,
+}
+
+struct Found {
+    frame: RecordPipeline,
+    urls: follow::Urls,
+    store: Store,
+    in_force: InForce,
+}
+
+/// Why there is nothing to start from.
+enum Lack {
+    /// Waited for.
+    Problems(Vec<Problem>),
+    /// Waiting does not help.
+    Fatal(anyhow::Error),
+}
+
+impl From<Problem> for Lack {
+    fn from(problem: Problem) -> Self {
+        Self::Problems(vec![problem])
+    }
+}
+
+impl Start<'_> {
+    async fn wait(&mut self) -> anyhow::Result<Found> {
+        let mut pause = Duration::from_millis(200);
+        let mut said = Vec::new();
+        loop {
+            let problems = match self.attempt().await {
+                Ok(found) => {
+                    self.board.set(PART, []);
+                    return Ok(found);
+                }
+                Err(Lack::Fatal(error)) => return Err(error),
+                Err(Lack::Problems(problems)) => problems,
+            };
+            if problems != said {
+                for Problem { reason, message } in &problems {
+                    let pipeline = self.name.as_deref();
+                    tracing::warn!(pipeline, ?reason, waiting = message, "config.pipeline.waiting");
+                }
+                self.board.set(PART, problems.clone());
+                said = problems;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(3));
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(3));
+    }
+
+    async fn attempt(&mut self) -> Result<Found, Lack> {
+        // Read anew each time: it may be mended, or annotated, while it is waited.
+        let manifest = self.place.manifest();
+        self.board.manifest(manifest.as_ref().ok());
+        let manifest = match manifest {
+            Ok(manifest) => {
+                self.name = Some(manifest.metadata.name.clone());
+                Ok(manifest)
+            }
+            Err(error) => Err(format!("{error:#}")),
+        };
+        let name = match (&manifest, &self.name) {
+            (_, Some(name)) => name.clone(),
+            (Ok(manifest), None) => manifest.metadata.name.clone(),
+            (Err(why), None) => return Err(Lack::Fatal(anyhow::anyhow!(why.clone()))),
+        };
+        self.board.pipeline(&name);
+        let urls = self.urls(manifest.as_ref().ok())?;
+        let store = match &self.store {
+            Some(store) => {
+                store.redirect(&urls.postgres, &name).map_err(|error| of_postgres(&error))?;
+                store.clone()
+            }
+            None => Store::connect(&urls.postgres, &name, self.connections).map_err(|error| of_postgres(&error))?,
+        };
+        self.store = Some(store.clone());
+        let begun = match manifest {
+            Ok(manifest) => begin(manifest, &store).await,
+            Err(why) => go_on(self.place, why, &store).await,
+        };
+        match begun {
+            Ok((frame, newest, refusal)) => {
+                self.board.works_by(works_by(&newest));
+                self.board.set(FILE, refusal.as_ref().and_then(Refusal::problem));
+                let mut in_force = InForce::new(&frame, newest.spec, newest.version, newest.pipeline_id);
+                in_force.refusal = refusal.map(|refusal| refusal.why.into());
+                Ok(Found { frame, urls, store, in_force })
+            }
+            Err(Missing::Problem(problem)) => Err(problem.into()),
+            Err(Missing::Store(Error::Sql(sqlx::Error::PoolTimedOut))) => Err(silent(&store).await.into()),
+            Err(Missing::Store(error)) => Err(of_postgres(&error).into()),
+        }
+    }
+
+    fn urls(&self, manifest: Option<&RecordPipeline>) -> Result<follow::Urls, Lack> {
+        let spec = manifest.map(|manifest| &manifest.spec);
+        let mut problems = Vec::new();
+        let mut taken = |server: &str, url: Result<String, SecretError>| match url {
+            Ok(url) => Ok(url),
+            Err(error) => match error.problem() {
+                Some(problem) => {
+                    problems.push(problem);
+                    Ok(String::new())
+                }
+                None => Err(Lack::Fatal(anyhow::anyhow!("the URL of {server}: {error}"))),
+            },
+        };
+        let redis = taken("Redis", self.place.redis(spec))?;
+        let postgres = taken("Postgres", self.place.postgres(spec))?;
+        if problems.is_empty() { Ok(follow::Urls { redis, postgres }) } else { Err(Lack::Problems(problems)) }
     }
 }
 
-enum Attempt {
-    There(Box<InForce>),
-    NotYet(String),
+/// Why a start has to wait.
+enum Missing {
+    Problem(Problem),
+    Store(Error),
 }
 
-async fn attempt(manifest: &RecordPipeline, store: &Store) -> Result<Attempt, Error> {
-    let Some(pipeline) = store.pipeline().await? else {
-        return Ok(Attempt::NotYet("the pipeline's schema is not there: run `millrace migrate`".to_owned()));
-    };
-    pipeline.admits(manifest)?;
-    if let Some(why) = other_uid(&pipeline, manifest) {
-        return Ok(Attempt::NotYet(why));
+impl From<Error> for Missing {
+    fn from(error: Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+type Begun = (RecordPipeline, Newest, Option<Refusal>);
+
+/// Offers the manifest, and gives what is in force.
+async fn begin(manifest: RecordPipeline, store: &Store) -> Result<Begun, Missing> {
+    let Some(pipeline) = store.pipeline().await? else { return Err(Missing::Problem(not_migrated())) };
+    pipeline.admits(&manifest)?;
+    if let Some(why) = other_uid(&pipeline, &manifest) {
+        return Err(Missing::Problem(Problem::new(Reason::UidNotClaimed, why)));
     }
     store.ensure_shards(pipeline.shards).await?;
-    let registered = store.register(&offer(manifest, false)).await?;
-    let refusal = refusal(&registered);
+    let registered = store.register(&offer(&manifest, false)).await?;
     say(&registered);
     let newest =
         store.newest().await?.ok_or_else(|| Error::Refused("the manifest has no version in Postgres".to_owned()))?;
-    let mut in_force = InForce::new(manifest, newest.spec, newest.version, newest.pipeline_id);
-    in_force.refusal = refusal.map(Into::into);
-    Ok(Attempt::There(Box::new(in_force)))
+    Ok((manifest, newest, Refusal::of(&registered)))
+}
+
+/// Gives what was last in force, for a manifest that cannot be read.
+async fn go_on(place: &Place, why: String, store: &Store) -> Result<Begun, Missing> {
+    let Some(pipeline) = store.pipeline().await? else { return Err(Missing::Problem(not_migrated())) };
+    let Some(newest) = store.newest().await? else {
+        return Err(Missing::Problem(Problem::new(Reason::ManifestInvalid, why)));
+    };
+    // Even of a file that breaks rules it can be known whose it is.
+    let metadata = place.metadata().unwrap_or_else(|| Metadata {
+        name: pipeline.name.clone(),
+        namespace: Some(pipeline.namespace.clone()),
+        uid: (pipeline.uid != pipeline.pipeline_id).then(|| pipeline.uid.clone()),
+        generation: Some(newest.generation),
+        ..Metadata::default()
+    });
+    let frame = RecordPipeline {
+        api_version: API_VERSION.to_owned(),
+        kind: KIND.to_owned(),
+        metadata,
+        spec: newest.spec.clone(),
+        status: None,
+    };
+    pipeline.admits(&frame)?;
+    if let Some(why) = other_uid(&pipeline, &frame) {
+        return Err(Missing::Problem(Problem::new(Reason::UidNotClaimed, why)));
+    }
+    store.ensure_shards(pipeline.shards).await?;
+    tracing::warn!(why, in_force = newest.version, "config.manifest.refused");
+    Ok((frame, newest, Some(Refusal { reason: Some(Reason::ManifestInvalid), why })))
+}
+
+pub(super) fn works_by(newest: &Newest) -> WorksBy {
+    WorksBy { version: newest.version, uid: newest.uid.clone(), generation: newest.generation }
 }
 
 /// Why a manifest's uid cannot work on the schema yet.
@@ -130,29 +287,49 @@ pub(super) fn offer(manifest: &RecordPipeline, changed: bool) -> Offer<'_> {
     }
 }
 
-/// Why a file's content is not in force after it was offered.
-pub(super) fn refusal(registered: &Registered) -> Option<String> {
-    match registered {
-        Registered::AsNew(_) | Registered::Same(_) => None,
-        Registered::Passed(newest) => Some(format!("the file is older than version {newest}, which is in force")),
-        Registered::Differs(newest) => Some(format!(
-            "the file differs from version {newest}, which is in force as workers are running: change the file while this \
-             process runs to make it the next version"
-        )),
-        Registered::Refused(why) => Some(why.clone()),
+/// Why a file's content is not in force.
+#[derive(Debug, Clone)]
+pub(super) struct Refusal {
+    /// The problem that it is; `None`: it is as it should be, such as an old file in a late pod.
+    pub(super) reason: Option<Reason>,
+    pub(super) why: String,
+}
+
+impl Refusal {
+    /// After it was offered.
+    pub(super) fn of(registered: &Registered) -> Option<Self> {
+        let (reason, why) = match registered {
+            Registered::AsNew(_) | Registered::Same(_) => return None,
+            Registered::Passed(newest) => (None, format!("the file is older than version {newest}, which is in force")),
+            Registered::Differs(newest) => (
+                None,
+                format!(
+                    "the file differs from version {newest}, which is in force as workers are running: change the file \
+                     while this process runs to make it the next version"
+                ),
+            ),
+            Registered::Refused(why) => (Some(Reason::ManifestRefused), why.clone()),
+        };
+        Some(Self { reason, why })
+    }
+
+    pub(super) fn problem(&self) -> Option<Problem> {
+        self.reason.map(|reason| Problem::new(reason, &self.why))
     }
 }
 
 /// Says in the log what became of an offer.
 pub(super) fn say(registered: &Registered) {
-    match (registered, refusal(registered)) {
+    match (registered, Refusal::of(registered)) {
         (Registered::AsNew(version), _) => tracing::info!(version, "config.manifest.registered"),
-        (_, Some(why)) => tracing::warn!(why, "config.manifest.not_in_force"),
+        (_, Some(Refusal { why, .. })) => tracing::warn!(why, "config.manifest.not_in_force"),
         (_, None) => {}
     }
 }
 
-fn process_name(role: &str) -> String {
+/// A name for a process, never given twice.
+#[must_use]
+pub fn process_name(role: &str) -> Arc<str> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "host".to_owned());
-    format!("{role}-{}-{:08x}", host.trim(), rand::random::<u32>())
+    format!("{role}-{}-{:08x}", host.trim(), rand::random::<u32>()).into()
 }

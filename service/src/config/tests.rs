@@ -6,9 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{InForce, Place, Setup};
+use super::{InForce, Place, Setup, process_name};
 use crate::{
     lifecycle::Lifecycle,
+    status::{Problem, Reason},
     store::testing::{self, TestPipeline},
 };
 
@@ -20,7 +21,7 @@ struct Process {
 impl Process {
     async fn start(place: &Place) -> Self {
         let lifecycle = Lifecycle::new();
-        let setup = Setup::new(place, "test", 3, &lifecycle).await.unwrap();
+        let setup = Setup::new(place, &process_name("test"), 3, &lifecycle).await.unwrap();
         Self { lifecycle, setup }
     }
 
@@ -165,17 +166,106 @@ async fn the_database_of_another_pipeline_ends_the_process() {
 }
 
 #[tokio::test]
-async fn a_changed_redis_url_ends_the_process_in_order() {
+async fn a_changed_redis_url_is_turned_to_and_one_that_is_none_is_not() {
     let (test, dir) = (TestPipeline::new("shards: 1").await, tempfile::tempdir().unwrap());
-    write(&test, &dir, "", "shards: 1");
+    write(&test, &dir, "", "shards: 1, redis: { urlSecretRef: { name: payments-redis, key: url } }");
     let mut place = place(&dir);
     let file = dir.path().join("redis");
     fs::write(&file, "redis://127.0.0.1:1").unwrap();
     (place.redis_url, place.redis_url_file) = (None, Some(file.clone()));
     let process = Process::start(&place).await;
-    fs::write(&file, "redis://127.0.0.1:2").unwrap();
-    let ended = process.lifecycle.run(Duration::from_secs(5)).await.unwrap_err().to_string();
-    assert!(ended.contains("URL of Redis changed"), "{ended}");
+    let streams = &process.setup.streams;
+    assert!(streams.backlog(1).await.is_err(), "nobody listens there");
+    fs::write(&file, crate::streams::testing::url()).unwrap();
+    until("it is turned to", async || streams.backlog(1).await.is_ok()).await;
+    fs::write(&file, "s3cret").unwrap();
+    let board = &process.lifecycle.board;
+    until("it is said", async || !board.of("secrets").is_empty()).await;
+    let problem = board.of("secrets").remove(0);
+    assert_eq!(problem.reason, Reason::SecretInvalid);
+    assert!(problem.message.contains("payments-redis, key url"), "{problem:?}");
+    assert!(!problem.message.contains("s3cret"), "{problem:?}");
+    fs::remove_file(&file).unwrap();
+    let gone = [Problem::new(Reason::SecretNotFound, "payments-redis, key url")];
+    until("that it is gone is said", async || board.of("secrets") == gone).await;
+    assert!(streams.backlog(1).await.is_ok(), "what was there goes on");
+    fs::write(&file, crate::streams::testing::url()).unwrap();
+    until("all is well", async || board.of("secrets").is_empty()).await;
+}
+
+#[tokio::test]
+async fn secrets_that_come_late_are_waited_for() {
+    let (test, dir) = (TestPipeline::new("shards: 1").await, tempfile::tempdir().unwrap());
+    let refs = "redis: { urlSecretRef: { name: r, key: url } }, postgres: { urlSecretRef: { name: p, key: dsn } }";
+    write(&test, &dir, "", &format!("shards: 1, {refs}"));
+    let mut place = place(&dir);
+    let (redis, postgres) = (dir.path().join("redis"), dir.path().join("postgres"));
+    (place.redis_url, place.redis_url_file) = (None, Some(redis.clone()));
+    (place.postgres_url, place.postgres_url_file) = (None, Some(postgres.clone()));
+    let lifecycle = Lifecycle::new();
+    let (board, vitals, process) = (lifecycle.board.clone(), lifecycle.vitals.clone(), process_name("test"));
+    let coming = async {
+        let missing = |name: &str| Problem::new(Reason::SecretNotFound, name);
+        until("both are missed", async || board.of("start") == [missing("r, key url"), missing("p, key dsn")]).await;
+        assert_eq!(vitals.still(), ["waiting for the pipeline"]);
+        fs::write(&redis, "\n").unwrap();
+        fs::write(&postgres, "postgres:// s3cret").unwrap();
+        until("one is empty, one is none", async || {
+            board.of("start").iter().map(|problem| problem.reason).eq([Reason::SecretNotFound, Reason::SecretInvalid])
+        })
+        .await;
+        assert!(!format!("{:?}", board.of("start")).contains("s3cret"));
+        fs::write(&redis, "redis://127.0.0.1:1").unwrap();
+        fs::write(&postgres, "postgres://nobody:s3cret@127.0.0.1:1/none").unwrap();
+        until("nobody listens there", async || {
+            board.of("start").iter().map(|problem| problem.reason).eq([Reason::PostgresUnreachable])
+        })
+        .await;
+        assert!(board.of("start")[0].message.contains("refused"), "{:?}", board.of("start"));
+        assert!(!format!("{:?}", board.of("start")).contains("s3cret"));
+        fs::write(&postgres, testing::url()).unwrap();
+    };
+    let (setup, ()) = tokio::join!(Setup::new(&place, &process, 2, &lifecycle), coming);
+    assert_eq!(setup.unwrap().in_force.borrow().policy.version, 1);
+    assert!(board.of("start").is_empty());
+}
+
+#[tokio::test]
+async fn a_manifest_that_breaks_rules_at_the_start_leaves_the_last_accepted_in_force() {
+    let (test, dir) = (TestPipeline::new("shards: 1").await, tempfile::tempdir().unwrap());
+    write(&test, &dir, "", "shards: 1, threshold: '10'");
+    let mut place = place(&dir);
+    Process::start(&place).await.lifecycle.soft.cancel();
+    write(&test, &dir, "", "shards: 1, threshold: '20', whatIsThis: 1");
+    let (lifecycle, process) = (Lifecycle::new(), process_name("test"));
+    let refused = Setup::new(&place, &process, 2, &lifecycle).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("whatIsThis"), "without a name it is an error: {refused:#}");
+
+    place.pipeline_name = Some(test.manifest.metadata.name.clone());
+    for text in [fs::read_to_string(&place.pipeline).unwrap(), "neither: [".to_owned()] {
+        fs::write(&place.pipeline, text).unwrap();
+        let mut process = Process::start(&place).await;
+        let in_force = process.setup.in_force.borrow().clone();
+        assert_eq!((in_force.policy.version, in_force.manifest.spec.shards), (1, 1));
+        assert_eq!(in_force.policy.threshold("EUR").map(|value| value.to_string()).as_deref(), Some("10"));
+        assert!(in_force.refusal.is_some());
+        assert_eq!(process.lifecycle.board.of("manifest")[0].reason, Reason::ManifestInvalid);
+        write(&test, &dir, "", "shards: 1, threshold: '10'");
+        process.until(|in_force| in_force.refusal.is_none()).await;
+        until("nothing is wrong", async || process.lifecycle.board.of("manifest").is_empty()).await;
+    }
+
+    // Another's file is no reason to work on this schema.
+    write(&test, &dir, ", namespace: prod", "shards: 1, whatIsThis: 1");
+    let lifecycle = Lifecycle::new();
+    let (board, process) = (lifecycle.board.clone(), process_name("test"));
+    let refused = until("it is refused", async || {
+        board.of("start").iter().any(|problem| problem.reason == Reason::OtherPipeline)
+    });
+    tokio::select! {
+        setup = Setup::new(&place, &process, 2, &lifecycle) => panic!("it works on another's schema: {setup:?}"),
+        () = refused => {}
+    }
 }
 
 #[tokio::test]
@@ -184,7 +274,8 @@ async fn a_process_waits_for_its_schema_and_is_not_ready_meanwhile() {
     let name = &manifest.metadata.name;
     fs::write(dir.path().join("pipeline.yaml"), serde_saphyr::to_string(&manifest).unwrap()).unwrap();
     let (place, lifecycle) = (place(&dir), Lifecycle::new());
-    let (waiting, vitals) = (Setup::new(&place, "test", 2, &lifecycle), lifecycle.vitals.clone());
+    let process = process_name("test");
+    let (waiting, vitals) = (Setup::new(&place, &process, 2, &lifecycle), lifecycle.vitals.clone());
     let migrating = async {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let still = vitals.still();
@@ -202,9 +293,46 @@ async fn a_process_waits_for_its_schema_and_is_not_ready_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_process_of_another_namespace_is_refused_at_once() {
-    let (test, dir) = (TestPipeline::new("shards: 1").await, tempfile::tempdir().unwrap());
+async fn a_process_of_another_namespace_is_refused_until_it_adopts() {
+    let (mut test, dir) = (TestPipeline::new("shards: 1").await, tempfile::tempdir().unwrap());
     write(&test, &dir, ", namespace: prod", "shards: 1");
-    let refused = Setup::new(&place(&dir), "test", 2, &Lifecycle::new()).await.unwrap_err().to_string();
-    assert!(refused.contains("belongs to pipeline default/"), "{refused}");
+    let (place, lifecycle, process) = (place(&dir), Lifecycle::new(), process_name("test"));
+    let board = lifecycle.board.clone();
+    let adopting = async {
+        until("it is refused", async || !board.of("start").is_empty()).await;
+        let problem = board.of("start").remove(0);
+        assert_eq!(problem.reason, Reason::OtherPipeline);
+        assert!(problem.message.contains("belongs to pipeline default/"), "{problem:?}");
+        let id = test.pipeline.pipeline_id.clone();
+        let annotated = format!(", namespace: prod, annotations: {{ millrace.dev/adopt: '{id}' }}");
+        write(&test, &dir, &annotated, "shards: 1");
+        until("it is not claimed yet", async || {
+            board.of("start").iter().any(|problem| problem.reason == Reason::UidNotClaimed)
+        })
+        .await;
+        test.manifest.metadata.namespace = Some("prod".to_owned());
+        test.manifest.metadata.annotations.insert(millrace_crds::ADOPT.to_owned(), id);
+        test.store.claim(&test.manifest, "x").await.unwrap();
+    };
+    let (setup, ()) = tokio::join!(Setup::new(&place, &process, 2, &lifecycle), adopting);
+    assert_eq!(setup.unwrap().in_force.borrow().policy.version, 1);
+}
+
+#[tokio::test]
+async fn an_annotation_that_is_added_reaches_those_who_work_by_it() {
+    let (test, dir) = (TestPipeline::new("shards: 1").await, tempfile::tempdir().unwrap());
+    write(&test, &dir, "", "shards: 1");
+    let mut process = Process::start(&place(&dir)).await;
+    write(&test, &dir, ", annotations: { millrace.dev/adopt: old }", "shards: 1");
+    process.until(|in_force| in_force.manifest.annotation(millrace_crds::ADOPT) == "old").await;
+    assert_eq!(process.version(), 1, "it makes no version");
+}
+
+/// Waits for a condition.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !holds().await {
+        assert!(began.elapsed() < Duration::from_secs(20), "waited for: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

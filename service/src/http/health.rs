@@ -1,9 +1,8 @@
 //! The health port of each role: alive, ready, metrics, status. Keyless, so it must never show a record or a secret.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
-use futures::future::BoxFuture;
 use poem::{
     Endpoint, EndpointExt as _, IntoResponse as _, Response, Route, Server, get, handler, http::StatusCode,
     listener::TcpAcceptor, web::Data,
@@ -12,26 +11,25 @@ use serde_json::{Value, json};
 
 use crate::{
     lifecycle::{Lifecycle, Vitals},
+    status::Reporter,
     telemetry::Metrics,
 };
-
-/// How long `/status` may take; a server that is away must not hold the answer up for longer.
-const LONGEST_STATUS: Duration = Duration::from_secs(5);
-
-/// Makes what `/status` shows, beside the role and what stands still.
-pub type Status = Arc<dyn Fn() -> BoxFuture<'static, Value> + Send + Sync>;
 
 /// What the health port shows.
 #[derive(Clone)]
 pub struct Health {
-    /// `serve`, `work` or `dev`.
-    pub role: &'static str,
-    /// Which loops move.
-    pub vitals: Vitals,
-    /// For `/metrics`.
-    pub metrics: Metrics,
-    /// For `/status`: an object.
-    pub status: Status,
+    role: &'static str,
+    vitals: Vitals,
+    metrics: Metrics,
+    reporter: Reporter,
+}
+
+impl Health {
+    /// The health of a process of a role: `serve`, `work` or `dev`.
+    #[must_use]
+    pub fn new(role: &'static str, metrics: Metrics, lifecycle: &Lifecycle, reporter: &Reporter) -> Self {
+        Self { role, vitals: lifecycle.vitals.clone(), metrics, reporter: reporter.clone() }
+    }
 }
 
 impl fmt::Debug for Health {
@@ -102,16 +100,9 @@ fn tell_metrics(health: Data<&Health>) -> Response {
 
 #[handler]
 async fn tell_status(health: Data<&Health>) -> Response {
-    let frame = json!({"role": health.role, "standingStill": health.vitals.still()});
-    let (status, more) = match tokio::time::timeout(LONGEST_STATUS, (health.status)()).await {
-        Ok(more) => (StatusCode::OK, more),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, json!({"error": "the status could not be told within 5 s"})),
-    };
-    let (Value::Object(mut all), Value::Object(more)) = (frame, more) else {
-        return answer(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": "the status is no object"}));
-    };
-    all.extend(more);
-    answer(status, &Value::Object(all))
+    let mut status = health.reporter.answer().await;
+    status["standingStill"] = health.vitals.still().into();
+    answer(StatusCode::OK, &status)
 }
 
 #[cfg(test)]
@@ -124,12 +115,8 @@ mod tests {
         let beat = lifecycle.vitals.register("shard 3", Duration::from_millis(300));
         let (recorder, metrics) = Metrics::local();
         metrics::with_local_recorder(&recorder, || metrics::counter!("millrace_processed_total").increment(7));
-        let health = Health {
-            role: "work",
-            vitals: lifecycle.vitals.clone(),
-            metrics,
-            status: Arc::new(|| Box::pin(async { json!({"policyVersion": 3}) })),
-        };
+        let reporter = Reporter::new("work", &"work-1".into(), &lifecycle.board);
+        let health = Health::new("work", metrics, &lifecycle, &reporter);
         let address = serve(([127, 0, 0, 1], 0).into(), health, &lifecycle).await.unwrap();
         let get = async |path: &str| {
             let answer = reqwest::get(format!("http://{address}{path}")).await.unwrap();
@@ -142,7 +129,8 @@ mod tests {
         assert_eq!(get("/ready").await, (503, r#"{"ready":false,"standingStill":["shard 3"]}"#.to_owned()));
         assert_eq!(get("/health").await.0, 200, "alive while it stands still");
         let status: Value = serde_json::from_str(&get("/status").await.1).unwrap();
-        assert_eq!(status, json!({"role": "work", "standingStill": ["shard 3"], "policyVersion": 3}));
+        assert_eq!((&status["role"], &status["process"]), (&"work".into(), &"work-1".into()));
+        assert_eq!((&status["standingStill"], &status["shards"]), (&json!(["shard 3"]), &Value::Null));
         assert!(get("/metrics").await.1.contains("millrace_processed_total 7"));
         lifecycle.soft.cancel();
         lifecycle.run(Duration::from_secs(5)).await.unwrap();

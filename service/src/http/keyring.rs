@@ -4,18 +4,22 @@
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::auth::{KeyRing, KnownKey, Scope};
 use crate::{
+    config::{SecretError, secret},
     lifecycle::Lifecycle,
+    status::{Board, Problem},
     store::{Error, LiveKey, Store},
 };
 
 /// How often the keys are read; a revoked key is refused within this and the time of one query.
 const REFRESH: Duration = Duration::from_millis(500);
+/// Where it is written that the first key cannot be used.
+const PART: &str = "keys";
 /// Fewest characters of a key.
 const SHORTEST: usize = 32;
 
@@ -29,19 +33,23 @@ pub enum Bootstrap {
     None,
     /// It was given.
     Key(Hash),
-    /// It stands in a file, which is followed.
-    File(PathBuf),
+    /// It stands in a file, which may come late and is followed.
+    File {
+        /// What a person calls it: the Secret and its key.
+        name: String,
+        /// Where it is mounted.
+        file: PathBuf,
+    },
 }
 
 impl Bootstrap {
-    async fn hash(&self) -> anyhow::Result<Option<Hash>> {
+    fn hash(&self) -> Result<Option<Hash>, SecretError> {
         match self {
             Self::None => Ok(None),
             Self::Key(hash) => Ok(Some(*hash)),
-            Self::File(file) => {
-                let text =
-                    tokio::fs::read_to_string(file).await.with_context(|| format!("cannot read {}", file.display()))?;
-                hash(text.trim()).with_context(|| file.display().to_string()).map(Some)
+            Self::File { name, file } => {
+                let key = secret::read(file, name)?;
+                hash(&key).map(Some).map_err(|rule| SecretError::Invalid(format!("{name}: {rule}")))
             }
         }
     }
@@ -71,15 +79,21 @@ impl KeyRing {
     }
 
     /// Registers the first key, reads the keys, and keeps them up to date by a task of `lifecycle`. While Postgres is
-    /// away the last known keys stay in force.
+    /// away the last known keys stay in force. Waits for the first key's file only while there is no key at all: nobody
+    /// could call.
     ///
     /// # Errors
-    /// When the first key is not well-formed at the start, or the process stops before Postgres could be asked.
+    /// When the process stops before there were keys.
     pub async fn follow(store: &Store, bootstrap: Bootstrap, lifecycle: &Lifecycle) -> anyhow::Result<Self> {
         let mut registered = None;
-        let first = bootstrap.hash().await?;
+        let board = lifecycle.board.clone();
+        // Until there are keys nobody is let in: not ready.
+        let beat = lifecycle.vitals.register("serve.keys", Duration::from_secs(30));
         let keys = loop {
+            let first = first_key(&bootstrap, &board);
+            let is_missing = first.is_none() && matches!(bootstrap, Bootstrap::File { .. });
             match refresh(store, first, &mut registered).await {
+                Ok(keys) if is_missing && keys.is_empty() => {}
                 Ok(keys) => break keys,
                 Err(error) => tracing::warn!(%error, "http.keys.unavailable"),
             }
@@ -90,22 +104,17 @@ impl KeyRing {
         };
         let (sender, receiver) = watch::channel(Some(keys));
         let (store, soft) = (store.clone(), lifecycle.soft.clone());
-        let beat = lifecycle.vitals.register("serve.keys", Duration::from_secs(30));
         // They were read just now.
         beat.beat();
         lifecycle.spawn("serve.keys", async move {
             let mut failing = false;
             while tokio::time::timeout(REFRESH, soft.cancelled()).await.is_err() {
                 beat.beat();
-                let first = bootstrap.hash().await;
-                if let (Err(error), false) = (&first, failing) {
-                    tracing::warn!(error = format!("{error:#}"), "http.keys.bootstrap_refused");
-                }
-                let failed = first.is_err();
-                match refresh(&store, first.ok().flatten(), &mut registered).await {
+                let first = first_key(&bootstrap, &board);
+                match refresh(&store, first, &mut registered).await {
                     Ok(keys) => {
                         sender.send_replace(Some(keys));
-                        failing = failed;
+                        failing = false;
                     }
                     Err(error) => {
                         if !failing {
@@ -119,6 +128,19 @@ impl KeyRing {
         });
         Ok(Self(receiver))
     }
+}
+
+/// The first key; `None`: there is none, or what is wrong with it stands on the board.
+fn first_key(bootstrap: &Bootstrap, board: &Board) -> Option<Hash> {
+    let read = bootstrap.hash();
+    let problem = read.as_ref().err().and_then(SecretError::problem);
+    if board.of(PART).first() != problem.as_ref() {
+        if let Some(Problem { reason, message }) = &problem {
+            tracing::warn!(?reason, message, "http.keys.bootstrap_refused");
+        }
+        board.set(PART, problem);
+    }
+    read.ok().flatten()
 }
 
 /// Registers the first key if it is another than before, and reads all keys.

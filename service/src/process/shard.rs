@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use redis::aio::MultiplexedConnection;
+use millrace_crds::ADOPT;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::Context;
@@ -18,7 +18,7 @@ use crate::{
     lifecycle::Beat,
     publish::{ActiveSink, Feed, Lane},
     store,
-    streams::{self, Fence, Input, Step},
+    streams::{self, Blocking, Fence, Input, Step},
     telemetry::metrics as names,
 };
 
@@ -68,7 +68,7 @@ pub(super) struct Shard {
     pub(super) counted_duplicates: i64,
     input: Input,
     mode: Mode,
-    waiting: Option<MultiplexedConnection>,
+    waiting: Option<Blocking>,
     entry_bytes: usize,
 }
 
@@ -196,7 +196,8 @@ impl Shard {
     async fn prepare(&mut self) -> Result<(), Error> {
         // Rows in memory may be of a Postgres that went back since: the lanes go by the log until there are new ones.
         self.feed.reset(self.context.store.numbers(self.shard).await?);
-        let made = self.input.prepare(&current(&self.fence)).await?;
+        let manifest = Arc::clone(&self.context.in_force.borrow().manifest);
+        let made = self.input.prepare(&current(&self.fence), manifest.annotation(ADOPT)).await?;
         if made && self.context.store.note_prepared(self.shard).await? {
             tracing::error!(
                 shard = self.shard,

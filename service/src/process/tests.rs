@@ -17,7 +17,7 @@ async fn taken() -> (TestPipeline, Streams, Input, Fence) {
     let streams = Streams::connect(&testing::url(), &pipeline.manifest.metadata.name).unwrap();
     let input = streams.input(&pipeline.pipeline.pipeline_id, 0, "one");
     let held = pipeline.store.take("one", 0, "first", 60_000).await.unwrap().unwrap();
-    assert!(input.prepare(&held).await.unwrap(), "the group is new");
+    assert!(input.prepare(&held, "").await.unwrap(), "the group is new");
     (pipeline, streams, input, held)
 }
 
@@ -65,11 +65,11 @@ async fn an_owner_that_is_out_of_date_reads_takes_over_and_acks_nothing() {
     let ids: Vec<_> = fresh.entries.iter().map(|entry| entry.id).collect();
     let next = fence(held.epoch + 1, "second");
     let heir = streams.input(&pipeline.pipeline.pipeline_id, 0, "two");
-    assert!(!heir.prepare(&next).await.unwrap(), "the group is there");
+    assert!(!heir.prepare(&next, "").await.unwrap(), "the group is there");
     is_fenced(input.ack(&held, [1, 0, 0], 0, &ids).await);
     is_fenced(input.read(&held, 10).await);
     is_fenced(input.claim(&held, "-", 10).await);
-    is_fenced(input.prepare(&held).await);
+    is_fenced(input.prepare(&held, "").await);
     // The same epoch under another token is another owner.
     let twin = fence(next.epoch, "third");
     is_fenced(input.read(&twin, 10).await);
@@ -156,7 +156,7 @@ async fn entries_are_published_only_from_where_the_cursor_stands() {
         streams.publish(output, 0, "record.processed", (from, to), &notices).await.unwrap()
     };
     assert_eq!(publish(&output, 0, 1).await, Published::Gone, "no cursor was made");
-    streams.start_cursor(&output, &[(0, 0)]).await.unwrap();
+    streams.start_cursor(&output, &[(0, 0)], "").await.unwrap();
     assert_eq!(publish(&output, 0, 2).await, Published::All { unread_lost: 0 });
     assert_eq!(publish(&output, 0, 2).await, Published::Moved(2), "a retry of what took effect");
     assert_eq!(publish(&output, 1, 3).await, Published::Moved(2));

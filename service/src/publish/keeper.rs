@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use millrace_crds::{From, On, Overflow, RecordPipeline, RedisStream, Sink};
+use millrace_crds::{ADOPT, From, On, Overflow, RecordPipeline, RedisStream, Sink};
 use rand::Rng as _;
 use tokio::sync::watch;
 
@@ -193,7 +193,7 @@ impl Keeper {
                 self.store.set_starts(row, &positions).await?;
             }
             let starts = self.store.sink_starts(&row.name).await?;
-            self.streams.start_cursor(&new, &starts).await?;
+            self.streams.start_cursor(&new, &starts, manifest.annotation(ADOPT)).await?;
             self.store.sink_started(&row.name, &row.incarnation).await?;
             tracing::info!(sink = row.name, stream = new.stream, incarnation = row.incarnation, "publish.sink.started");
         }

@@ -7,17 +7,47 @@ use std::sync::LazyLock;
 use millrace_crds::{ADOPT, RecordPipeline};
 use sqlx::{
     Connection as _, PgConnection,
-    migrate::{Migrate as _, Migrator},
+    migrate::{Migrate as _, Migration, Migrator},
 };
 
 use super::{Error, Store};
 
-static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
-    let mut migrations = sqlx::migrate!("../migrations");
-    // An older binary has to go on working on a schema that a newer one expanded; `min_compatible` says when not.
-    migrations.set_ignore_missing(true);
-    migrations
-});
+static STEPS: LazyLock<Steps> = LazyLock::new(|| Steps::of(sqlx::migrate!("../migrations")));
+
+/// The migrations that a binary knows. Those whose file's name ends in `_contract` take something away that an older
+/// binary uses: they run only when they are asked for, after all others.
+struct Steps {
+    expanding: Migrator,
+    all: Migrator,
+}
+
+impl Steps {
+    fn of(mut all: Migrator) -> Self {
+        let expanding = all.iter().filter(|migration| !contracts(migration)).cloned().collect();
+        let mut expanding = Migrator::with_migrations(expanding);
+        for migrations in [&mut all, &mut expanding] {
+            // An older binary has to go on working on a schema that a newer one expanded; `min_compatible` says when not.
+            // And each of the two lists passes over what only the other has.
+            migrations.set_ignore_missing(true);
+        }
+        Self { expanding, all }
+    }
+
+    /// The newest step that this binary needs.
+    fn number(&self) -> i64 {
+        self.expanding.iter().map(|migration| migration.version).max().unwrap_or(0)
+    }
+
+    /// How many contracting steps are not among those that were applied.
+    fn contracting(&self, applied: &[i64]) -> usize {
+        self.all.iter().filter(|step| contracts(step) && !applied.contains(&step.version)).count()
+    }
+}
+
+fn contracts(migration: &Migration) -> bool {
+    // The file's name with spaces for its underscores.
+    migration.description.split(' ').next_back() == Some("contract")
+}
 
 /// What a migration did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +56,8 @@ pub struct Migrated {
     pub from: i64,
     /// The schema's number now.
     pub to: i64,
+    /// How many contracting steps wait until they are asked for.
+    pub contracting: usize,
 }
 
 /// Whose schema this is.
@@ -55,11 +87,11 @@ impl Pipeline {
     /// Whether a manifest may work on this schema as it stands, its uid aside.
     ///
     /// # Errors
-    /// [`Error::Refused`] says whose the schema is and what to do.
+    /// [`Error::OtherPipeline`] says whose the schema is and what to do; [`Error::Refused`] when `shards` differs.
     pub fn admits(&self, manifest: &RecordPipeline) -> Result<(), Error> {
         let asked = (manifest.namespace(), manifest.metadata.name.as_str());
         if asked != (self.namespace.as_str(), self.name.as_str()) && manifest.annotation(ADOPT) != self.pipeline_id {
-            return Err(Error::Refused(format!(
+            return Err(Error::OtherPipeline(format!(
                 "schema {} belongs to pipeline {}/{} with id {id}, not to {}/{}: use another name or database, or take it \
                  over with the annotation {ADOPT}: {id}",
                 Store::schema(&self.name),
@@ -82,55 +114,77 @@ impl Pipeline {
 }
 
 impl Store {
-    /// The newest schema number that this binary knows.
+    /// The newest schema number that this binary needs.
     #[must_use]
     pub fn schema_number() -> i64 {
-        MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
+        STEPS.number()
     }
 
-    /// Makes the pipeline's schema, or brings it up to date. Several may run at once: they take turns.
+    /// Makes the pipeline's schema, or brings it up to date by all steps that expand. Several may run at once: they take
+    /// turns.
     ///
     /// # Errors
-    /// When Postgres cannot be reached, or a migration fails; [`Error::Refused`] when this binary is too old for the schema.
+    /// When Postgres cannot be reached, or a migration fails; [`Error::TooNew`] when this binary is too old for the schema.
     pub async fn migrate(&self, pipeline: &str) -> Result<Migrated, Error> {
+        self.migrate_by(&STEPS, pipeline, false).await
+    }
+
+    /// The same, and takes away what only older binaries use: for when no process of an older version is left.
+    ///
+    /// # Errors
+    /// As [`Self::migrate`].
+    pub async fn migrate_and_contract(&self, pipeline: &str) -> Result<Migrated, Error> {
+        self.migrate_by(&STEPS, pipeline, true).await
+    }
+
+    async fn migrate_by(&self, steps: &Steps, pipeline: &str, contract: bool) -> Result<Migrated, Error> {
         // A connection of its own, closed at the end whatever happens: the lock goes with it.
         let mut turn = self.pool.acquire().await?.detach();
         let schema = Self::schema(pipeline);
         sqlx::query!("select pg_advisory_lock(hashtextextended('millrace migrate ' || $1, 0))", schema)
             .execute(&mut turn)
             .await?;
-        let outcome = Self::migrate_alone(&mut turn, &schema).await;
+        let outcome = Self::migrate_alone(steps, &mut turn, &schema, contract).await;
         turn.close().await?;
         outcome
     }
 
-    async fn migrate_alone(turn: &mut PgConnection, schema: &str) -> Result<Migrated, Error> {
+    async fn migrate_alone(
+        steps: &Steps,
+        turn: &mut PgConnection,
+        schema: &str,
+        contract: bool,
+    ) -> Result<Migrated, Error> {
         let known = sqlx::query_scalar!("select exists (select from pg_namespace where nspname = $1)", schema);
         let made = known.fetch_one(&mut *turn).await? != Some(true);
         // Asked first, for `create schema if not exists` wants the right to create even where it does nothing.
         if made {
             turn.create_schema_if_not_exists(schema).await.map_err(refused)?;
         }
-        let from = if made { 0 } else { Self::applied(turn).await?.unwrap_or(0) };
+        let newest = |applied: &[i64]| applied.iter().copied().max().unwrap_or(0);
+        let from = if made { 0 } else { newest(&Self::applied(turn).await?) };
         if from > 0 {
-            Self::compatible(turn).await?;
+            Self::compatible(steps, turn).await?;
         }
-        MIGRATIONS.run_direct(None, turn, false).await.map_err(refused)?;
-        let to = Self::applied(turn).await?.unwrap_or(0);
-        Ok(Migrated { from, to })
+        steps.expanding.run_direct(None, turn, false).await.map_err(refused)?;
+        if contract {
+            steps.all.run_direct(None, turn, false).await.map_err(refused)?;
+        }
+        let applied = Self::applied(turn).await?;
+        Ok(Migrated { from, to: newest(&applied), contracting: steps.contracting(&applied) })
     }
 
-    /// The number of the newest migration that was applied; `None` before the first.
-    async fn applied(connection: &mut PgConnection) -> Result<Option<i64>, Error> {
+    /// The numbers of the migrations that were applied; empty before the first.
+    async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
         let known = sqlx::query_scalar!("select to_regclass('_sqlx_migrations') is not null");
         if known.fetch_one(&mut *connection).await? != Some(true) {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        let applied = connection.list_applied_migrations(&MIGRATIONS.table_name).await.map_err(refused)?;
-        Ok(applied.iter().map(|migration| migration.version).max())
+        let applied = connection.list_applied_migrations(&STEPS.all.table_name).await.map_err(refused)?;
+        Ok(applied.iter().map(|migration| migration.version).collect())
     }
 
-    async fn compatible(connection: &mut PgConnection) -> Result<(), Error> {
+    async fn compatible(steps: &Steps, connection: &mut PgConnection) -> Result<(), Error> {
         if sqlx::query_scalar!("select to_regclass('pipeline') is not null").fetch_one(&mut *connection).await?
             != Some(true)
         {
@@ -138,9 +192,9 @@ impl Store {
         }
         let least = sqlx::query_scalar!("select min_compatible from pipeline").fetch_optional(connection).await?;
         match least {
-            Some(least) if least > Self::schema_number() => Err(Error::Refused(format!(
+            Some(least) if least > steps.number() => Err(Error::TooNew(format!(
                 "the schema needs a millrace that knows schema {least}; this one knows {}: use a newer version",
-                Self::schema_number()
+                steps.number()
             ))),
             _ => Ok(()),
         }
@@ -150,8 +204,8 @@ impl Store {
     /// `fresh_id` becomes the pipeline id when this is the first claim.
     ///
     /// # Errors
-    /// [`Error::Refused`] when it is another's, when `shards` differs, or when a new uid comes while a worker still holds a
-    /// lease: says what to do.
+    /// [`Error::OtherPipeline`] when it is another's, [`Error::StillWorked`] when a new uid comes while a worker still holds
+    /// a lease, [`Error::Refused`] when `shards` differs: each says what to do.
     pub async fn claim(&self, manifest: &RecordPipeline, fresh_id: &str) -> Result<Pipeline, Error> {
         let mut tx = self.pool.begin().await?;
         sqlx::query!(
@@ -174,7 +228,7 @@ impl Store {
         let (namespace, name) = (manifest.namespace(), &manifest.metadata.name);
         if (uid.as_str(), namespace, name) != (pipeline.uid.as_str(), pipeline.namespace.as_str(), &pipeline.name) {
             if leases_alive(&mut tx).await? {
-                return Err(Error::Refused(format!(
+                return Err(Error::StillWorked(format!(
                     "pipeline {}/{} is still worked under uid {}: stop its workers first, then try again",
                     pipeline.namespace, pipeline.name, pipeline.uid
                 )));
@@ -193,13 +247,14 @@ impl Store {
     /// Whose schema this is; `None` while it is not migrated as far as this binary needs it, or not claimed yet.
     ///
     /// # Errors
-    /// When Postgres cannot be reached; [`Error::Refused`] when this binary is too old for the schema.
+    /// When Postgres cannot be reached; [`Error::TooNew`] when this binary is too old for the schema.
     pub async fn pipeline(&self) -> Result<Option<Pipeline>, Error> {
         let mut connection = self.pool.acquire().await?;
-        if Self::applied(&mut connection).await?.is_none_or(|applied| applied < Self::schema_number()) {
+        let applied = Self::applied(&mut connection).await?;
+        if !STEPS.expanding.iter().all(|step| applied.contains(&step.version)) {
             return Ok(None);
         }
-        Self::compatible(&mut connection).await?;
+        Self::compatible(&STEPS, &mut connection).await?;
         read_pipeline(&mut connection).await
     }
 
@@ -278,6 +333,8 @@ fn refused(error: sqlx::migrate::MigrateError) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::{SqlSafeStr as _, migrate::MigrationType};
+
     use super::*;
     use crate::store::testing::{self, TestPipeline};
 
@@ -286,7 +343,10 @@ mod tests {
         let manifest = testing::manifest("shards: 3");
         let name = &manifest.metadata.name;
         let store = Store::connect(&testing::url(), name, 8).unwrap();
-        assert_eq!(store.migrate(name).await.unwrap(), Migrated { from: 0, to: Store::schema_number() });
+        assert_eq!(
+            store.migrate(name).await.unwrap(),
+            Migrated { from: 0, to: Store::schema_number(), contracting: 0 }
+        );
         let (a, b) = tokio::join!(store.claim(&manifest, "a"), store.claim(&manifest, "b"));
         let (a, b) = (a.unwrap(), b.unwrap());
         assert_eq!(a, b);
@@ -324,9 +384,58 @@ mod tests {
     async fn a_binary_that_is_too_old_is_refused() {
         let test = TestPipeline::new("shards: 1").await;
         sqlx::query!("update pipeline set min_compatible = 999").execute(&test.store.pool).await.unwrap();
-        assert!(matches!(test.store.pipeline().await, Err(Error::Refused(why)) if why.contains("999")));
+        assert!(matches!(test.store.pipeline().await, Err(Error::TooNew(why)) if why.contains("999")));
         let again = test.store.migrate(&test.manifest.metadata.name).await;
-        assert!(matches!(again, Err(Error::Refused(why)) if why.contains("newer version")));
+        assert!(matches!(again, Err(Error::TooNew(why)) if why.contains("newer version")));
+    }
+
+    /// The steps of a later release: two that expand, and between them one that takes away what the first made needless.
+    fn later() -> Steps {
+        let step = |version, name: &'static str, sql: &'static str| {
+            Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+        };
+        let mut steps: Vec<Migration> = STEPS.all.iter().cloned().collect();
+        steps.push(step(1_001, "ways", "create table ways (n bigint)"));
+        steps.push(step(
+            1_002,
+            "no ways contract",
+            "alter table ways drop column n; update pipeline set min_compatible = 1001",
+        ));
+        steps.push(step(1_003, "means", "create table means (n bigint)"));
+        Steps::of(Migrator::with_migrations(steps))
+    }
+
+    #[tokio::test]
+    async fn what_expands_runs_at_once_and_what_contracts_when_it_is_asked_for() {
+        let test = TestPipeline::new("shards: 1").await;
+        let (store, name, now) = (&test.store, &test.manifest.metadata.name, Store::schema_number());
+        let columns = async || {
+            sqlx::query_scalar::<_, i64>(
+                "select count(*) from information_schema.columns
+                 where table_schema = current_schema() and table_name in ('ways', 'means')",
+            )
+            .fetch_one(&store.pool)
+            .await
+            .unwrap()
+        };
+        let expanded = store.migrate_by(&later(), name, false).await.unwrap();
+        assert_eq!(expanded, Migrated { from: now, to: 1_003, contracting: 1 });
+        assert_eq!(columns().await, 2);
+        // A binary of today works on it, and its `migrate` lets it be.
+        assert_eq!(store.pipeline().await.unwrap().as_ref(), Some(&test.pipeline));
+        assert_eq!(
+            store.migrate_and_contract(name).await.unwrap(),
+            Migrated { from: 1_003, to: 1_003, contracting: 0 }
+        );
+        assert_eq!(store.migrate_by(&later(), name, false).await.unwrap().contracting, 1, "it still waits");
+
+        let contracted = store.migrate_by(&later(), name, true).await.unwrap();
+        assert_eq!(contracted, Migrated { from: 1_003, to: 1_003, contracting: 0 });
+        assert_eq!(columns().await, 1);
+        // From here on a binary of today is too old.
+        assert!(matches!(store.pipeline().await, Err(Error::TooNew(_))));
+        assert!(matches!(store.migrate(name).await, Err(Error::TooNew(_))));
+        store.migrate_by(&later(), name, true).await.unwrap();
     }
 
     #[tokio::test]

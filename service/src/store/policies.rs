@@ -19,6 +19,10 @@ pub struct Newest {
     pub pipeline_id: String,
     /// What the pipeline is.
     pub spec: RecordPipelineSpec,
+    /// The uid of the manifest that brought it; of a local file the pipeline id.
+    pub uid: String,
+    /// The generation of that manifest.
+    pub generation: i64,
 }
 
 /// A file's content, offered as the next version.
@@ -179,20 +183,23 @@ impl Store {
     /// The newest version; `None` before the first.
     ///
     /// # Errors
-    /// When Postgres cannot be reached; [`Error::Refused`] when a newer version of this software wrote it.
+    /// When Postgres cannot be reached; [`Error::TooNew`] when a newer version of this software wrote it.
     pub async fn newest(&self) -> Result<Option<Newest>, Error> {
-        let row =
-            sqlx::query!("select version, spec, pipeline_id from policies, pipeline order by version desc limit 1")
-                .fetch_optional(&self.pool)
-                .await?;
+        let row = sqlx::query!(
+            "select version, spec, policies.uid, generation, pipeline_id from policies, pipeline
+             order by version desc limit 1"
+        )
+        .fetch_optional(&self.pool)
+        .await?;
         row.map(|row| {
             let spec = RecordPipelineSpec::from_canonical(&row.spec).map_err(|error| {
                 let version = row.version;
-                Error::Refused(format!(
+                Error::TooNew(format!(
                     "version {version} of the manifest needs a newer millrace than this one: {error}"
                 ))
             })?;
-            Ok(Newest { version: row.version, pipeline_id: row.pipeline_id, spec })
+            let (uid, generation) = (row.uid, row.generation);
+            Ok(Newest { version: row.version, pipeline_id: row.pipeline_id, spec, uid, generation })
         })
         .transpose()
     }

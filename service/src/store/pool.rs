@@ -3,7 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use sqlx::{
-    PgPool,
+    Connection as _, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -22,7 +22,16 @@ pub enum Error {
     /// Another transaction took one of the ids or letters in between: nothing was written.
     #[error("an id or letter of the batch was taken in between")]
     Raced,
-    /// The schema is another pipeline's, or not of a version that this binary knows.
+    /// The schema, or what stands in it, needs a newer binary.
+    #[error("{0}")]
+    TooNew(String),
+    /// The schema is another pipeline's.
+    #[error("{0}")]
+    OtherPipeline(String),
+    /// The pipeline is still worked under another uid.
+    #[error("{0}")]
+    StillWorked(String),
+    /// Anything else that may not be done.
     #[error("{0}")]
     Refused(String),
 }
@@ -33,6 +42,26 @@ impl Error {
     pub fn blames_data(&self) -> bool {
         let Self::Sql(sqlx::Error::Database(error)) = self else { return false };
         error.code().is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
+    }
+
+    /// Whether a table or the schema is not there: SQLSTATE 42P01, 42703 (a column of it) and 3F000.
+    #[must_use]
+    pub fn misses_schema(&self) -> bool {
+        let Self::Sql(sqlx::Error::Database(error)) = self else { return false };
+        error.code().is_some_and(|code| ["42P01", "42703", "3F000"].contains(&&*code))
+    }
+
+    /// Whether waiting may help: no connection, a server that starts, stops or is full (SQLSTATE classes 57P and 53), one
+    /// that does not let this user in (yet: class 28), or whose database is not there (yet: 3D000).
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Sql(sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut) => true,
+            Self::Sql(sqlx::Error::Database(error)) => error
+                .code()
+                .is_some_and(|code| ["57P", "53", "28", "3D000"].iter().any(|class| code.starts_with(class))),
+            _ => false,
+        }
     }
 }
 
@@ -112,6 +141,16 @@ impl Store {
     #[cfg(test)]
     pub(crate) fn of_test(pool: PgPool) -> Self {
         Self { commits: pool.clone(), pool }
+    }
+
+    /// Makes a connection of its own and asks something. The pool tells only that time was up; this tells why.
+    ///
+    /// # Errors
+    /// Why Postgres cannot be reached.
+    pub async fn probe(&self) -> Result<(), Error> {
+        let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
+        connection.ping().await?;
+        Ok(connection.close().await?)
     }
 
     /// Ends the connections.

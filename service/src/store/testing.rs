@@ -81,4 +81,14 @@ impl Store {
     pub(crate) async fn become_another(&self) {
         sqlx::query!("update pipeline set pipeline_id = 'another'").execute(&self.pool).await.unwrap();
     }
+
+    /// Raises the number below which a binary is too old.
+    pub(crate) async fn need_schema(&self, least: i64) {
+        sqlx::query!("update pipeline set min_compatible = $1", least).execute(&self.pool).await.unwrap();
+    }
+
+    /// As if no migration had run, as in a backup of an older version.
+    pub(crate) async fn forget_migrations(&self) {
+        sqlx::query("delete from _sqlx_migrations").execute(&self.pool).await.unwrap();
+    }
 }

@@ -124,7 +124,7 @@ impl Streams {
                 .arg(entry.serve.as_deref().unwrap_or_default())
                 .arg(entry.replay_of.map(|letter| letter.to_string()).unwrap_or_default());
         }
-        let mut redis = self.shared.clone();
+        let mut redis = self.shared();
         let mut answer: Result<Vec<String>, RedisError> = command.query_async(&mut redis).await;
         if matches!(&answer, Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)) {
             // Only the append itself can have an unknown outcome.
@@ -170,7 +170,7 @@ mod tests {
     }
 
     async fn read(streams: &Streams, shard: u16) -> Vec<Vec<(String, String)>> {
-        let mut redis = streams.shared.clone();
+        let mut redis = streams.shared();
         let range: redis::streams::StreamRangeReply =
             redis.xrange_all(keys::records(&streams.pipeline, shard)).await.expect("readable");
         let fields = |entry: redis::streams::StreamId| {
@@ -187,7 +187,7 @@ mod tests {
 
     async fn clean(streams: &Streams, shard: u16) {
         let keys = [keys::records(&streams.pipeline, shard), keys::fence(&streams.pipeline, shard)];
-        let _: () = streams.shared.clone().del(&keys).await.expect("deleted");
+        let _: () = streams.shared().del(&keys).await.expect("deleted");
     }
 
     #[tokio::test]

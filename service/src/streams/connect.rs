@@ -1,6 +1,9 @@
 //! Connections, and how failures are classed.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use redis::{
     AsyncConnectionConfig, Client, RedisError,
@@ -42,21 +45,32 @@ impl Error {
 /// Redis, as one pipeline uses it.
 #[derive(Clone)]
 pub struct Streams {
-    client: Client,
-    /// Shared by all that does not block; reconnects by itself.
-    pub(super) shared: ConnectionManager,
-    /// For queries, each on a connection of its own: a long search holds up nobody's appends.
-    pub(super) queries: deadpool_redis::Pool,
+    /// Shared by all clones, so that all turn to another server together.
+    links: Arc<RwLock<Links>>,
     /// The pipeline's name: prefix of its keys.
     pub(super) pipeline: String,
 }
 
-impl Streams {
-    /// Prepares connections; Redis may still be away.
-    ///
-    /// # Errors
-    /// When the URL is not one of Redis.
-    pub fn connect(url: &str, pipeline: &str) -> Result<Self, Error> {
+/// Connections to one server by one URL.
+#[derive(Clone)]
+struct Links {
+    client: Client,
+    /// Shared by all that does not block; reconnects by itself.
+    shared: ConnectionManager,
+    /// For queries, each on a connection of its own: a long search holds up nobody's appends.
+    queries: deadpool_redis::Pool,
+    /// Rises when another URL is turned to.
+    turn: u64,
+}
+
+/// A connection for commands that block.
+pub struct Blocking {
+    pub(super) connection: MultiplexedConnection,
+    turn: u64,
+}
+
+impl Links {
+    fn open(url: &str, turn: u64) -> Result<Self, Error> {
         let client = Client::open(url)?;
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(Duration::from_secs(2)))
@@ -76,7 +90,38 @@ impl Streams {
             .runtime(deadpool_redis::Runtime::Tokio1)
             .build()
             .map_err(|error| Error::Refused(error.to_string()))?;
-        Ok(Self { client, shared, queries, pipeline: pipeline.to_owned() })
+        Ok(Self { client, shared, queries, turn })
+    }
+}
+
+impl Streams {
+    /// Prepares connections; Redis may still be away.
+    ///
+    /// # Errors
+    /// When the URL is not one of Redis.
+    pub fn connect(url: &str, pipeline: &str) -> Result<Self, Error> {
+        let links = Arc::new(RwLock::new(Links::open(url, 0)?));
+        Ok(Self { links, pipeline: pipeline.to_owned() })
+    }
+
+    /// Turns to another server or other credentials. What is under way ends where it began: whatever is at the other
+    /// server is compared by every script, as after a start.
+    ///
+    /// # Errors
+    /// When the URL is not one of Redis; nothing changed then.
+    pub fn redirect(&self, url: &str) -> Result<(), Error> {
+        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
+        *links = Links::open(url, links.turn + 1)?;
+        Ok(())
+    }
+
+    fn links(&self) -> Links {
+        self.links.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The connection of all that does not block.
+    pub(super) fn shared(&self) -> ConnectionManager {
+        self.links.read().unwrap_or_else(PoisonError::into_inner).shared.clone()
     }
 
     /// A connection for a query, from the pool.
@@ -84,7 +129,8 @@ impl Streams {
     /// # Errors
     /// When Redis cannot be reached, or all connections are busy for two seconds.
     pub(super) async fn query(&self) -> Result<deadpool_redis::Connection, Error> {
-        self.queries.get().await.map_err(|error| match error {
+        let queries = self.links().queries;
+        queries.get().await.map_err(|error| match error {
             deadpool_redis::PoolError::Backend(error) => Error::of(error),
             other => {
                 Error::Redis(RedisError::from(std::io::Error::new(std::io::ErrorKind::TimedOut, other.to_string())))
@@ -96,11 +142,17 @@ impl Streams {
     ///
     /// # Errors
     /// When Redis cannot be reached.
-    pub async fn blocking(&self, longest: Duration) -> Result<MultiplexedConnection, Error> {
+    pub async fn blocking(&self, longest: Duration) -> Result<Blocking, Error> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(Duration::from_secs(2)))
             .set_response_timeout(Some(longest + Duration::from_secs(5)));
-        Ok(self.client.get_multiplexed_async_connection_with_config(&config).await?)
+        let Links { client, turn, .. } = self.links();
+        Ok(Blocking { connection: client.get_multiplexed_async_connection_with_config(&config).await?, turn })
+    }
+
+    /// Whether a connection goes to a server that was turned away from.
+    pub(super) fn is_stale(&self, blocking: &Blocking) -> bool {
+        self.links.read().unwrap_or_else(PoisonError::into_inner).turn != blocking.turn
     }
 }
 

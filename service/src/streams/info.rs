@@ -22,6 +22,17 @@ pub struct Backlog {
     pub lag_ms: u64,
     /// What the last acknowledgement knew to be committed; `None` before the first.
     pub committed: Option<Committed>,
+    /// The id of the pipeline that the stream belongs to; `None` before the first entry and the first owner.
+    pub pipeline_id: Option<String>,
+}
+
+/// What stands beside a sink's stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cursor {
+    /// The id of the pipeline that it belongs to; `None`: there is no cursor.
+    pub pipeline_id: Option<String>,
+    /// Shard → highest number appended.
+    pub numbers: HashMap<i32, i64>,
 }
 
 /// Highest committed numbers, as they stand beside a stream.
@@ -56,7 +67,7 @@ static BACKLOG: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "#!lua flags=no-writes
 local time = redis.call('TIME')
-local marks = redis.call('HMGET', KEYS[2], 'records', 'deadLetters', 'conflicts', 'duplicates')
+local marks = redis.call('HMGET', KEYS[2], 'records', 'deadLetters', 'conflicts', 'duplicates', 'pipeline')
 local queued, pending, oldest, last, found = 0, 0, false, '0-0', false
 if redis.call('EXISTS', KEYS[1]) == 1 then
   for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
@@ -85,11 +96,11 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
     if first then oldest = first[1] end
   end
 end
-return {time[1], time[2], queued, pending, oldest, marks[1], marks[2], marks[3], marks[4]}",
+return {time[1], time[2], queued, pending, oldest, marks[1], marks[2], marks[3], marks[4], marks[5]}",
     )
 });
 
-type Answer = (u64, u64, u64, u64, Option<String>, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+type Answer = (u64, u64, u64, u64, Option<String>, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<String>);
 
 impl Streams {
     /// What is queued in each shard.
@@ -120,16 +131,42 @@ impl Streams {
     /// # Errors
     /// When Redis does not answer.
     pub async fn cursors(&self, streams: &[String]) -> Result<Vec<HashMap<i32, i64>>, Error> {
+        Ok(self.sink_cursors(streams).await?.into_iter().map(|cursor| cursor.numbers).collect())
+    }
+
+    /// The cursors of sinks' streams, with whose they are.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn sink_cursors(&self, streams: &[String]) -> Result<Vec<Cursor>, Error> {
         let connection = self.query().await?;
         try_join_all(streams.iter().map(|stream| {
             let mut connection = (*connection).clone();
             async move {
                 let fields: HashMap<String, String> =
                     connection.hgetall(keys::cursor(stream)).await.map_err(Error::of)?;
-                Ok(fields.iter().filter_map(|(shard, n)| Some((shard.parse().ok()?, n.parse().ok()?))).collect())
+                let numbers =
+                    fields.iter().filter_map(|(shard, n)| Some((shard.parse().ok()?, n.parse().ok()?))).collect();
+                Ok(Cursor { pipeline_id: fields.get("pipeline").cloned(), numbers })
             }
         }))
         .await
+    }
+
+    /// Why this server takes no entries now, as far as it tells; `None`: it takes them.
+    ///
+    /// # Errors
+    /// When Redis does not answer. A server that refuses to tell is not an error.
+    pub async fn takes_no_writes(&self) -> Result<Option<String>, Error> {
+        let mut connection = self.query().await?;
+        let told: Result<String, _> =
+            redis::cmd("INFO").arg(&["memory", "replication", "persistence"]).query_async(&mut connection).await;
+        match told {
+            Ok(info) => Ok(refuses_writes(&info)),
+            // Managed servers may refuse INFO.
+            Err(error) if error.code().is_some() => Ok(None),
+            Err(error) => Err(Error::of(error)),
+        }
     }
 
     /// What this server promises.
@@ -161,8 +198,25 @@ impl Streams {
     }
 }
 
+/// What `INFO` says against writing.
+fn refuses_writes(info: &str) -> Option<String> {
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    let number = |name: &str| field(name).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let (used, most) = (number("used_memory"), number("maxmemory"));
+    if most > 0 && used >= most && field("maxmemory_policy") == Some("noeviction") {
+        return Some(format!("it is full: {used} bytes are used and its maxmemory is {most}"));
+    }
+    if field("role") == Some("slave") {
+        return Some("it is a replica, which takes no writes: give the URL of its primary".to_owned());
+    }
+    if field("aof_last_write_status").is_some_and(|status| status != "ok") {
+        return Some("it cannot write its log: its disk may be full".to_owned());
+    }
+    None
+}
+
 fn backlog(shard: u16, answer: Answer) -> Backlog {
-    let (seconds, micros, queued, pending, oldest, records, dead_letters, conflicts, duplicates) = answer;
+    let (seconds, micros, queued, pending, oldest, records, dead_letters, conflicts, duplicates, pipeline_id) = answer;
     let now_ms = seconds.saturating_mul(1000).saturating_add(micros / 1000);
     let oldest_ms = oldest.and_then(|id| id.split_once('-').and_then(|(ms, _)| ms.parse::<u64>().ok()));
     let marked = [records, dead_letters, conflicts, duplicates].iter().any(Option::is_some);
@@ -173,7 +227,7 @@ fn backlog(shard: u16, answer: Answer) -> Backlog {
         duplicates: duplicates.unwrap_or_default(),
     });
     let lag_ms = oldest_ms.map_or(0, |ms| now_ms.saturating_sub(ms));
-    Backlog { shard, queued, pending, lag_ms, committed }
+    Backlog { shard, queued, pending, lag_ms, committed, pipeline_id }
 }
 
 #[cfg(test)]
@@ -218,6 +272,25 @@ mod tests {
         let shard = streams.backlog(2).await.expect("backlog").remove(1);
         assert_eq!((shard.queued, shard.pending), (2, 2));
         let () = redis.del(&[key, fence]).await.expect("DEL");
+    }
+
+    #[test]
+    fn a_server_that_takes_no_writes_says_why() {
+        let info = |used: u64, role: &str, status: &str| {
+            format!(
+                "# Memory\r\nused_memory:{used}\r\nmaxmemory:100\r\nmaxmemory_policy:noeviction\r\n# Replication\r\n\
+                 role:{role}\r\n# Persistence\r\naof_last_write_status:{status}\r\n"
+            )
+        };
+        assert_eq!(refuses_writes(&info(99, "master", "ok")), None);
+        assert_eq!(refuses_writes(""), None);
+        for (info, said) in [
+            (info(100, "master", "ok"), "full"),
+            (info(1, "slave", "ok"), "replica"),
+            (info(1, "master", "err"), "log"),
+        ] {
+            assert!(refuses_writes(&info).is_some_and(|why| why.contains(said)), "{info}");
+        }
     }
 
     #[tokio::test]

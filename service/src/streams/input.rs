@@ -6,11 +6,10 @@
 use std::{collections::HashMap, sync::LazyLock, time::Duration};
 
 use chrono::{DateTime, Utc};
-use redis::{
-    AsyncCommands as _, FromRedisValue, Script, Value, aio::MultiplexedConnection, streams::StreamReadOptions,
-};
+use millrace_crds::ADOPT;
+use redis::{AsyncCommands as _, FromRedisValue, Script, Value, streams::StreamReadOptions};
 
-use super::{Error, Streams, keys};
+use super::{Blocking, Error, Streams, keys};
 use crate::domain::{Entry, StreamId};
 
 macro_rules! fenced_script {
@@ -103,12 +102,16 @@ impl Input {
         self.shard
     }
 
-    /// Sets the fence, makes stream and group where they are missing; true when the group had to be made.
+    /// Sets the fence, makes stream and group where they are missing; true when the group had to be made. `adopt` is the
+    /// id of the pipeline whose streams may be taken over, empty for none.
     ///
     /// # Errors
-    /// [`Error::Fenced`] when the fence stands higher.
-    pub async fn prepare(&self, fence: &Fence) -> Result<bool, Error> {
-        let reply = self.run(&PREPARE, fence, &[]).await?;
+    /// [`Error::Fenced`] when the fence stands higher, [`Error::Refused`] when the stream is another pipeline's.
+    pub async fn prepare(&self, fence: &Fence, adopt: &str) -> Result<bool, Error> {
+        let reply = self.run(&PREPARE, fence, &[adopt]).await?;
+        if matches!(reply.get(2), Some(Value::Int(1))) {
+            tracing::warn!(stream = self.stream, from = adopt, to = self.pipeline_id, "streams.stream.adopted");
+        }
         Ok(matches!(reply.get(1), Some(Value::Int(1))))
     }
 
@@ -152,7 +155,7 @@ impl Input {
     /// # Errors
     /// When Redis does not answer.
     pub async fn loss_noted(&self, lost: i64) -> Result<(), Error> {
-        let mut connection = self.streams.shared.clone();
+        let mut connection = self.streams.shared();
         let () = connection.hincr(&self.fence_key, "read", lost).await.map_err(Error::of)?;
         Ok(())
     }
@@ -183,12 +186,11 @@ impl Input {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn wait(
-        &self,
-        connection: &mut MultiplexedConnection,
-        last: &str,
-        longest: Duration,
-    ) -> Result<(), Error> {
+    pub async fn wait(&self, blocking: &mut Blocking, last: &str, longest: Duration) -> Result<(), Error> {
+        if self.streams.is_stale(blocking) {
+            *blocking = self.streams.blocking(longest).await?;
+        }
+        let connection = &mut blocking.connection;
         let options = StreamReadOptions::default().count(1).block(longest.as_millis() as usize);
         let _: Value = connection.xread_options(&[&self.stream], &[last], &options).await.map_err(Error::of)?;
         Ok(())
@@ -201,7 +203,7 @@ impl Input {
         for arg in args {
             call.arg(*arg);
         }
-        let mut connection = self.streams.shared.clone();
+        let mut connection = self.streams.shared();
         let reply: Vec<Value> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
         let says = |word: &[u8]| is(&reply, word);
         if says(b"fenced") {
@@ -214,7 +216,8 @@ impl Input {
         if says(b"refused") {
             let owner = text(reply.into_iter().nth(1))?;
             return Err(Error::Refused(format!(
-                "the stream {} belongs to the pipeline with id {owner}: name this pipeline otherwise, or use another Redis",
+                "the stream {} belongs to the pipeline with id {owner}: name this pipeline otherwise, use another Redis, or \
+                 take it over with the annotation {ADOPT}: {owner}",
                 self.stream
             )));
         }

@@ -9,15 +9,17 @@ mod info;
 mod input;
 pub mod keys;
 mod output;
+mod purge;
 mod search;
 #[cfg(test)]
 pub(crate) mod testing;
 mod verify;
 
 pub use append::{AppendError, Outgoing};
-pub use connect::{Error, Streams};
-pub use info::{Backlog, Committed, RedisPromises};
+pub use connect::{Blocking, Error, Streams};
+pub use info::{Backlog, Committed, Cursor, RedisPromises};
 pub use input::{Claimed, Fence, Fresh, Input, Step};
 pub use output::{Notice, Output, Published};
+pub use purge::{Holding, Removed};
 pub use search::{Queued, Search};
 pub use verify::{SinkEntry, SinkState};

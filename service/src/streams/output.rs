@@ -4,6 +4,7 @@
 
 use std::{collections::HashMap, sync::LazyLock};
 
+use millrace_crds::ADOPT;
 use redis::{AsyncCommands as _, FromRedisValue, Script, Value};
 
 use super::{Error, Streams, keys};
@@ -97,7 +98,7 @@ impl Streams {
                 .arg(notice.traceparent.as_deref().unwrap_or_default())
                 .arg(&notice.data);
         }
-        let mut connection = self.shared.clone();
+        let mut connection = self.shared();
         let reply: Vec<Value> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
         let word: String = at(&reply, 0)?;
         Ok(match word.as_str() {
@@ -116,7 +117,7 @@ impl Streams {
     /// # Errors
     /// When Redis does not answer.
     pub async fn cursor(&self, output: &Output, shard: u16) -> Result<Option<i64>, Error> {
-        let mut connection = self.shared.clone();
+        let mut connection = self.shared();
         let held: HashMap<String, String> =
             connection.hgetall(keys::cursor(&output.stream)).await.map_err(Error::of)?;
         let is = |field: &str, value: &str| held.get(field).is_some_and(|held| held == value);
@@ -127,23 +128,30 @@ impl Streams {
         Ok(held.get(&shard.to_string()).filter(|_| ours).and_then(|number| number.parse().ok()))
     }
 
-    /// Makes the cursor of an incarnation, with a start per shard.
+    /// Makes the cursor of an incarnation, with a start per shard. `adopt` is the id of the pipeline whose streams may be
+    /// taken over, empty for none.
     ///
     /// # Errors
     /// [`Error::Refused`] when the stream is another sink's.
-    pub async fn start_cursor(&self, output: &Output, starts: &[(u16, i64)]) -> Result<(), Error> {
+    pub async fn start_cursor(&self, output: &Output, starts: &[(u16, i64)], adopt: &str) -> Result<(), Error> {
         let mut call = START.key(keys::cursor(&output.stream));
-        call.arg(&output.pipeline_id).arg(&output.sink).arg(&output.incarnation);
+        call.arg(&output.pipeline_id).arg(&output.sink).arg(&output.incarnation).arg(adopt);
         for (shard, after) in starts {
             call.arg(shard).arg(after);
         }
-        let mut connection = self.shared.clone();
+        let mut connection = self.shared();
         let reply: Vec<String> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
         match reply.as_slice() {
-            [_, pipeline, sink] => Err(Error::Refused(format!(
-                "the stream {} belongs to sink {sink} of the pipeline with id {pipeline}; name another stream",
-                output.stream
-            ))),
+            [_, pipeline, sink] => {
+                let belongs =
+                    format!("the stream {} belongs to sink {sink} of the pipeline with id {pipeline}", output.stream);
+                // Of another sink, or of this pipeline, nothing can be taken over.
+                Err(Error::Refused(if *sink == output.sink && *pipeline != output.pipeline_id {
+                    format!("{belongs}; name another stream, or take it over with the annotation {ADOPT}: {pipeline}")
+                } else {
+                    format!("{belongs}; name another stream")
+                }))
+            }
             _ => Ok(()),
         }
     }
@@ -170,7 +178,7 @@ impl Streams {
     async fn retire(&self, output: &Output, what: &str) -> Result<HashMap<String, String>, Error> {
         let mut call = RETIRE.key(keys::cursor(&output.stream));
         call.arg(&output.pipeline_id).arg(&output.sink).arg(&output.incarnation).arg(what);
-        let mut connection = self.shared.clone();
+        let mut connection = self.shared();
         call.invoke_async(&mut connection).await.map_err(Error::of)
     }
 }

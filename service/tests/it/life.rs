@@ -260,7 +260,7 @@ async fn each_stage_has_its_metrics_and_they_count_what_happened() {
     }
     let status: Value = serde_json::from_str(&work.text("/status").await).unwrap();
     assert_eq!(
-        (&status["role"], &status["version"], status["shards"].as_array().unwrap().len()),
+        (&status["role"], &status["inForce"]["version"], status["shards"].as_array().unwrap().len()),
         (&"work".into(), &1.into(), 2)
     );
 }

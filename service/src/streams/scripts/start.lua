@@ -1,10 +1,13 @@
 #!lua flags=allow-oom
--- Makes a sink's cursor for one incarnation. KEYS: cursor. ARGV: pipeline id, sink, incarnation, then shard, number pairs.
--- A cursor of the same sink and another incarnation is out of date and is replaced.
+-- Makes a sink's cursor for one incarnation. KEYS: cursor. ARGV: pipeline id, sink, incarnation, the id of the pipeline
+-- whose streams may be taken over or '', then shard, number pairs.
+-- A cursor of the same sink and another incarnation is out of date and is replaced, as is that of a sink of the same name
+-- that is taken over: the entries' source tells whose they are.
 -- Answers {'ok'} or {'taken', pipeline id, sink}.
 local held = redis.call('HMGET', KEYS[1], 'pipeline', 'sink', 'incarnation')
-if held[1] and (held[1] ~= ARGV[1] or held[2] ~= ARGV[2]) then return {'taken', held[1], held[2] or ''} end
-if held[3] == ARGV[3] then return {'ok'} end
+local ours = held[1] == ARGV[1] or (ARGV[4] ~= '' and held[1] == ARGV[4])
+if held[1] and not (ours and held[2] == ARGV[2]) then return {'taken', held[1], held[2] or ''} end
+if held[1] == ARGV[1] and held[3] == ARGV[3] then return {'ok'} end
 redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'pipeline', ARGV[1], 'sink', ARGV[2], 'incarnation', ARGV[3], unpack(ARGV, 4))
+redis.call('HSET', KEYS[1], 'pipeline', ARGV[1], 'sink', ARGV[2], 'incarnation', ARGV[3], unpack(ARGV, 5))
 return {'ok'}

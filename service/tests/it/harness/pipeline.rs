@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output},
     sync::{
         Mutex,
@@ -175,6 +175,46 @@ impl Pipeline {
         command.env("MILLRACE_REDIS_URL", &self.redis_url).env("MILLRACE_POSTGRES_URL", &self.postgres_url);
         command.env("MILLRACE_BOOTSTRAP_KEY", KEY).env("MILLRACE_LEASE_MS", LEASE_MS.to_string());
         command
+    }
+
+    /// A command as it is in a pod: where it runs comes from files under `dir`, some of which may not be there.
+    fn in_pod(&self, subcommand: &str, dir: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.binary(subcommand, arguments);
+        for gone in ["MILLRACE_REDIS_URL", "MILLRACE_POSTGRES_URL", "MILLRACE_BOOTSTRAP_KEY"] {
+            command.env_remove(gone);
+        }
+        command
+            .env("MILLRACE_REDIS_URL_FILE", dir.join("redis"))
+            .env("MILLRACE_POSTGRES_URL_FILE", dir.join("postgres"));
+        command.env("MILLRACE_BOOTSTRAP_KEY_FILE", dir.join("key"));
+        command.env("MILLRACE_PIPELINE_NAME", &self.name).env("MILLRACE_LOG_FORMAT", "json");
+        command.env("MILLRACE_TERMINATION_LOG", dir.join("termination")).env("MILLRACE_WAIT_MS", "300");
+        command.env("MILLRACE_LISTEN", "0.0.0.0:8080").env("MILLRACE_HEALTH_LISTEN", "0.0.0.0:8081");
+        command
+    }
+
+    /// Runs a subcommand to its end, as in a pod.
+    pub(crate) async fn command_in_pod(&self, subcommand: &str, dir: &Path, arguments: &[&str]) -> Output {
+        let mut command = tokio::process::Command::from(self.in_pod(subcommand, dir, arguments));
+        command.kill_on_drop(true).output().await.unwrap()
+    }
+
+    /// Starts a role as in a pod, and waits for nothing.
+    pub(crate) fn start_in_pod(&self, role: &'static str, dir: &Path) -> Process {
+        let listen = format!("127.0.0.1:{}", free_port());
+        let arguments: &[&str] = if role == "serve" { &["--listen", &listen] } else { &[] };
+        let command = self.in_pod(role, dir, arguments);
+        if role == "serve" {
+            *self.serving.lock().unwrap() = Some(format!("http://{listen}"));
+        }
+        let n = self.started.fetch_add(1, Ordering::Relaxed);
+        Process::start(role, command, self.dir.path().join(format!("{n}-{role}.log")))
+    }
+
+    /// Changes the manifest's metadata, in its file.
+    pub(crate) fn annotate(&self, change: impl FnOnce(&mut Value)) {
+        change(&mut self.metadata.lock().unwrap());
+        self.write_manifest();
     }
 
     /// Runs a subcommand to its end.

@@ -104,6 +104,29 @@ impl Process {
         reqwest::get(format!("{}{path}", self.health)).await.unwrap().text().await.unwrap()
     }
 
+    /// What `/status` of its health port tells; null while nobody listens there.
+    pub(crate) async fn status(&self) -> Value {
+        match reqwest::get(format!("{}/status", self.health)).await {
+            Ok(answer) => answer.json().await.unwrap(),
+            Err(_) => Value::Null,
+        }
+    }
+
+    /// Waits until `/status` tells it so.
+    pub(crate) async fn tells(&self, what: &str, so: impl Fn(&Value) -> bool) -> Value {
+        obtain(&format!("{} tells: {what}", self.role), async || Some(self.status().await).filter(|status| so(status)))
+            .await
+    }
+
+    /// Waits until the kinds of problems that `/status` tells are these, the worst first.
+    pub(crate) async fn has_problems(&self, reasons: &[&str]) -> Value {
+        self.tells(&format!("{reasons:?}"), |status| {
+            let problems = status["problems"].as_array();
+            problems.is_some_and(|problems| problems.iter().map(|problem| &problem["reason"]).eq(reasons))
+        })
+        .await
+    }
+
     /// The sum of a metric over its labels, 0 where it is not there.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = reqwest::get(format!("{}/metrics", self.health)).await.unwrap().text().await.unwrap();

@@ -1,0 +1,95 @@
+# The two images: `--target service` and `--target operator`, for linux/amd64 and linux/arm64:
+#   docker buildx build --platform linux/amd64,linux/arm64 --target service --tag millrace/service .
+# Their final stages hold a binary on a base without a shell. Without a registry, or with binaries that are built already:
+# hack/images.
+ARG RUST_IMAGE=docker.io/library/rust:1.95-bookworm
+# Of the same Debian as the one before, for its libc: the loader, libc, libgcc, certificates, the user 65532.
+ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
+
+# Compiles on the machine's own architecture for the target's: emulated, it would take hours.
+FROM --platform=${BUILDPLATFORM} ${RUST_IMAGE} AS toolchain
+ARG TARGETARCH=amd64
+WORKDIR /src
+# What the target is called, where the later steps find it, and its compiler where the machine's is for another.
+RUN set -eu; \
+    case "$TARGETARCH" in \
+      amd64) target=x86_64-unknown-linux-gnu; machine=x86_64 ;; \
+      arm64) target=aarch64-unknown-linux-gnu; machine=aarch64 ;; \
+      *) echo "no image for $TARGETARCH" >&2; exit 1 ;; \
+    esac; \
+    mkdir -p .cargo; \
+    printf '[build]\ntarget = "%s"\n' "$target" >.cargo/config.toml; \
+    if [ "$(uname -m)" != "$machine" ]; then \
+      apt-get update -qq; \
+      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        "gcc-$(echo "$machine" | tr _ -)-linux-gnu" "libc6-dev-$TARGETARCH-cross"; \
+      rm -rf /var/lib/apt/lists/*; \
+      rustup target add "$target"; \
+      printf '[target.%s]\nlinker = "%s-linux-gnu-gcc"\n' "$target" "$machine" >>.cargo/config.toml; \
+    fi
+
+# The dependencies alone, in a layer that stays while the manifests do: each crate is there with nothing in it.
+FROM toolchain AS dependencies
+ARG PROFILE=dist
+COPY Cargo.toml Cargo.lock ./
+COPY crds/Cargo.toml crds/
+COPY service/Cargo.toml service/
+COPY operator/Cargo.toml operator/
+RUN set -eu; \
+    for crate in crds service operator; do \
+      mkdir -p "$crate/src/bin" "$crate/benches"; \
+      touch "$crate/src/lib.rs"; \
+      echo 'fn main() {}' >"$crate/src/main.rs"; \
+      sed -n '/^\[\[bench\]\]/,/^\[/s/^name = "\(.*\)"/\1/p' "$crate/Cargo.toml" | while read -r bench; do \
+        echo 'fn main() {}' >"$crate/benches/$bench.rs"; \
+      done; \
+    done; \
+    rm crds/src/main.rs; \
+    cargo build --locked --profile "$PROFILE" --package millrace --package millrace-operator; \
+    # What was built of these: cargo looks at a file's age, and the real ones may be older.
+    cargo clean --profile "$PROFILE" --package millrace --package millrace-operator --package millrace-crds; \
+    rm -rf crds service operator
+
+FROM dependencies AS build
+ARG PROFILE=dist
+COPY .sqlx .sqlx
+COPY migrations migrations
+COPY crds crds
+COPY service service
+COPY operator operator
+# Queries are checked against what is committed, not against a database.
+RUN set -eu; \
+    SQLX_OFFLINE=true cargo build --locked --profile "$PROFILE" --package millrace --package millrace-operator; \
+    mkdir /binaries; \
+    cp target/*/"$PROFILE"/millrace target/*/"$PROFILE"/millrace-operator /binaries/
+
+# Whoever has them already gives them as a build context of this name, and nothing above is run.
+FROM scratch AS binaries
+COPY --from=build /binaries/ /
+
+FROM ${RUNTIME_IMAGE} AS service
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="millrace" \
+      org.opencontainers.image.description="Streams of business records into exact totals, notifications and alerts" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=binaries --chmod=755 /millrace /usr/local/bin/millrace
+USER 65532:65532
+# The pipeline's API, and the health port.
+EXPOSE 8080 8081
+ENTRYPOINT ["millrace"]
+
+FROM ${RUNTIME_IMAGE} AS operator
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="millrace-operator" \
+      org.opencontainers.image.description="Reconciles RecordPipeline resources on Kubernetes" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=binaries --chmod=755 /millrace-operator /usr/local/bin/millrace-operator
+USER 65532:65532
+EXPOSE 8080
+ENTRYPOINT ["millrace-operator"]

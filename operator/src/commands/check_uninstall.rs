@@ -1,0 +1,56 @@
+//! `millrace-operator check-uninstall`: refuse an uninstall that would leave pipelines that nobody can finish.
+
+use anyhow::{Context as _, bail};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DynamicObject, ListParams},
+    core::ApiResource,
+};
+use millrace_crds::RecordPipelineResource;
+
+use crate::{context::Settings, controller::CLAIM};
+
+/// Flags of `millrace-operator check-uninstall`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When pipelines of this release exist: names them, and says what to do.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let client = Client::try_default().await.context("the API server")?;
+    let (resource, claim) = (ApiResource::erase::<RecordPipelineResource>(&()), args.settings.claim());
+    let mut left = Vec::new();
+    for scope in args.settings.scopes() {
+        let api: Api<DynamicObject> = match scope {
+            Some(namespace) => Api::namespaced_with(client.clone(), &namespace, &resource),
+            None => Api::all_with(client.clone(), &resource),
+        };
+        match api.list_metadata(&ListParams::default()).await {
+            Ok(found) => left.extend(
+                found
+                    .items
+                    .into_iter()
+                    .filter(|pipeline| pipeline.annotations().get(CLAIM).is_none_or(|of| *of == claim))
+                    .map(|pipeline| format!("{}/{}", pipeline.namespace().unwrap_or_default(), pipeline.name_any())),
+            ),
+            // The definition is gone, and every pipeline with it.
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            Err(error) => return Err(error).context("cannot list RecordPipelines"),
+        }
+    }
+    if left.is_empty() {
+        println!("no RecordPipelines are left");
+        return Ok(());
+    }
+    left.sort();
+    bail!(
+        "RecordPipelines exist: {}. Without their operator they could never be deleted in order: kubectl delete them first, \
+         or uninstall with --no-hooks to leave them as they are",
+        left.join(", ")
+    )
+}

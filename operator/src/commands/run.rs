@@ -1,0 +1,160 @@
+//! `millrace-operator run`: win the lease, then reconcile until told to stop.
+
+use std::{
+    io::IsTerminal as _,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use futures::future;
+use kube::{
+    Client, Config,
+    discovery::{self, Scope as ResourceScope},
+    runtime::events::{Recorder, Reporter},
+};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    cache::Cache,
+    context::{Context, Settings, Tuning},
+    controller::{self, Scope, build::Kind},
+    lease, metrics,
+};
+
+/// Flags of `millrace-operator run`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    tuning: Tuning,
+    /// The name of the Lease by which one operator leads
+    #[arg(long, env = "MILLRACE_OPERATOR_LEASE", default_value = "millrace-operator")]
+    lease: String,
+    /// This process's name among the operators; the pod's, on a cluster
+    #[arg(long, env = "MILLRACE_OPERATOR_POD")]
+    identity: Option<String>,
+    /// Where /health, /ready and /metrics are answered
+    #[arg(long, env = "MILLRACE_OPERATOR_LISTEN", default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
+    /// Form of log lines; human on a terminal and json elsewhere unless given
+    #[arg(long, value_enum, env = "MILLRACE_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+    /// Which log lines are shown
+    #[arg(long = "log", env = "MILLRACE_LOG", default_value = "info,kube=warn,hyper=warn")]
+    log_filter: String,
+}
+
+/// A form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What stopped it: the API server cannot be reached at the start, the lease was lost, or a task died.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    log(&args)?;
+    let stop = CancellationToken::new();
+    let ready = Arc::new(AtomicBool::new(false));
+    let health = {
+        let ready = Arc::clone(&ready);
+        metrics::Health::new(move || {
+            if ready.load(Ordering::Acquire) { Ok(()) } else { Err("the API server was not reached yet".to_owned()) }
+        })?
+    };
+    // No task without an owner: the first that ends, ends all.
+    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    tasks.spawn(health.serve(args.listen, stop.clone()));
+    tasks.spawn(signalled());
+    tasks.spawn(operate(args, ready, stop.clone()));
+    let ended = tasks.join_next().await.unwrap_or(Ok(Ok(())));
+    stop.cancel();
+    let rest = async { while tasks.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(Duration::from_secs(5), rest).await;
+    ended.context("a task died")?
+}
+
+async fn signalled() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    future::select(Box::pin(term.recv()), Box::pin(int.recv())).await;
+    tracing::info!("run.process.stopping");
+    Ok(())
+}
+
+async fn operate(args: Args, ready: Arc<AtomicBool>, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut config = Config::infer().await.context("no API server is configured")?;
+    config.read_timeout = Some(Duration::from_secs(300));
+    let client = Client::try_from(config)?;
+    let version = reached(&client).await;
+    tracing::info!(version, release = args.settings.claim(), "run.api_server.reached");
+    ready.store(true, Ordering::Release);
+
+    let identity = args.identity.clone().unwrap_or_else(|| format!("millrace-operator-{}", std::process::id()));
+    let (leadership, guard) = lease::lead(client.clone(), &args.settings.namespace, &args.lease, &identity).await?;
+    ::metrics::gauge!(metrics::LEADER).set(1.0);
+
+    let gateway_api = knows_routes(&client).await;
+    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| gateway_api || *kind != Kind::HttpRoute).collect();
+    let scopes = args.settings.scopes();
+    let (caches, feeds): (Vec<_>, Vec<_>) =
+        scopes.iter().map(|namespace| Cache::new(&client, namespace.as_deref(), &kinds)).unzip();
+    let reporter = Reporter { controller: "millrace-operator".to_owned(), instance: Some(identity) };
+    let recorder = Recorder::new(client.clone(), reporter);
+    let settings = (args.settings, args.tuning);
+    let context = Arc::new(Context::new(client, settings, leadership, recorder, caches.clone()));
+    let controllers = caches
+        .into_iter()
+        .zip(feeds)
+        .map(|(cache, feeds)| controller::run(Scope { context: Arc::clone(&context), cache }, feeds, stop.clone()));
+    tokio::select! {
+        lost = guard => { lost?; bail!("the guard of the Lease ended") }
+        _ = future::join_all(controllers) => if stop.is_cancelled() { Ok(()) } else { bail!("a controller ended") },
+        () = metrics::count(Arc::clone(&context), stop.clone()) => Ok(()),
+    }
+}
+
+/// Waits until the API server answers, and gives its version.
+async fn reached(client: &Client) -> String {
+    let mut pause = Duration::from_millis(200);
+    loop {
+        match client.apiserver_version().await {
+            Ok(version) => return version.git_version,
+            Err(error) => tracing::warn!(error = %error, "run.api_server.waited_for"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}
+
+/// Whether the Gateway API is installed: what the API server does not know cannot be watched.
+async fn knows_routes(client: &Client) -> bool {
+    let kind = Kind::HttpRoute.resource();
+    let kind = kube::core::GroupVersionKind::gvk(&kind.group, &kind.version, &kind.kind);
+    matches!(discovery::pinned_kind(client, &kind).await, Ok((_, capabilities)) if capabilities.scope == ResourceScope::Namespaced)
+}
+
+fn log(args: &Args) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log_filter).context("--log, MILLRACE_LOG")?;
+    let human = args.log_format.map_or_else(|| std::io::stdout().is_terminal(), |form| form == LogFormat::Human);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter);
+    if human {
+        lines.init()
+    } else {
+        lines.json().flatten_event(true).init()
+    }
+    Ok(())
+}

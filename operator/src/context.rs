@@ -1,0 +1,116 @@
+//! What every reconcile shares.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use kube::{Client, runtime::events::Recorder};
+use tokio::sync::Mutex;
+
+use crate::{cache::Cache, controller::memory::Memory, lease::Leadership};
+
+/// Where and for whom the operator works. Each is a flag or a variable.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Settings {
+    /// The name of the release that this operator belongs to; pipelines of another release are left alone
+    #[arg(long, env = "MILLRACE_OPERATOR_RELEASE")]
+    pub(crate) release: String,
+    /// The operator's namespace
+    #[arg(long, env = "MILLRACE_OPERATOR_NAMESPACE")]
+    pub(crate) namespace: String,
+    /// Namespaces to watch, with commas between; none: all
+    #[arg(long, env = "MILLRACE_WATCH_NAMESPACES", value_delimiter = ',', hide_default_value = true)]
+    pub(crate) watch_namespaces: Vec<String>,
+}
+
+impl Settings {
+    /// Who claims a pipeline: `<namespace>/<release>`.
+    #[must_use]
+    pub(crate) fn claim(&self) -> String {
+        format!("{}/{}", self.namespace, self.release)
+    }
+
+    /// The namespaces to watch; one `None`: all.
+    #[must_use]
+    pub(crate) fn scopes(&self) -> Vec<Option<String>> {
+        let named: Vec<_> =
+            self.watch_namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
+        if named.is_empty() { vec![None] } else { named.into_iter().map(|name| Some(name.to_owned())).collect() }
+    }
+}
+
+/// How the operator acts. Each is a flag or a variable.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Tuning {
+    /// The image of pipelines that name none
+    #[arg(long, env = "MILLRACE_DEFAULT_IMAGE")]
+    pub(crate) default_image: String,
+    /// The pods' health port
+    #[arg(long, env = "MILLRACE_STATUS_PORT", default_value_t = 8081)]
+    pub(crate) status_port: u16,
+    /// How long fewer workers must be enough before their number goes down, in seconds
+    #[arg(long, env = "MILLRACE_SCALE_DOWN_SECONDS", default_value_t = 120)]
+    pub(crate) scale_down_seconds: u64,
+    /// How often a pipeline at rest is looked at, in seconds
+    #[arg(long, env = "MILLRACE_RESYNC_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=25))]
+    pub(crate) resync_seconds: u64,
+}
+
+type Memories = HashMap<(String, String), Arc<Mutex<Memory>>>;
+
+/// What every reconcile shares.
+pub(crate) struct Context {
+    /// The API server.
+    pub(crate) client: Client,
+    /// Where and for whom.
+    pub(crate) settings: Settings,
+    /// How.
+    pub(crate) tuning: Tuning,
+    /// Whether this process may write.
+    pub(crate) leadership: Leadership,
+    /// For the pods' `/status`.
+    pub(crate) http: reqwest::Client,
+    /// Kubernetes Events.
+    pub(crate) recorder: Recorder,
+    /// All caches: the rollout of a default image looks at every pipeline.
+    pub(crate) caches: Vec<Cache>,
+    /// What is remembered of each pipeline, by namespace and name.
+    memories: std::sync::Mutex<Memories>,
+}
+
+impl Context {
+    /// A context that remembers nothing yet.
+    #[must_use]
+    pub(crate) fn new(
+        client: Client,
+        (settings, tuning): (Settings, Tuning),
+        leadership: Leadership,
+        recorder: Recorder,
+        caches: Vec<Cache>,
+    ) -> Self {
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_secs(2))
+            .pool_idle_timeout(Duration::from_secs(5))
+            .build()
+            .unwrap_or_default();
+        let memories = std::sync::Mutex::default();
+        Self { client, settings, tuning, leadership, http, recorder, caches, memories }
+    }
+
+    /// What is remembered of a pipeline.
+    #[must_use]
+    pub(crate) fn memory(&self, namespace: &str, name: &str) -> Arc<Mutex<Memory>> {
+        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(memories.entry((namespace.to_owned(), name.to_owned())).or_default())
+    }
+
+    /// Forgets a pipeline that is gone.
+    pub(crate) fn forget(&self, namespace: &str, name: &str) {
+        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        memories.remove(&(namespace.to_owned(), name.to_owned()));
+    }
+}

@@ -1,0 +1,190 @@
+//! Brings children to what they should be: by server-side apply, and by removal of what is no longer wanted.
+//!
+//! Nothing is sent for a child that stands as it was applied. Must never take over an object that someone else made, and
+//! must never delete one that changed since it was seen.
+
+use kube::{
+    Api,
+    api::{DeleteParams, DynamicObject, ObjectMeta, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
+};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    build::{Child, Kind},
+    dereference::is_owned,
+    memory::Memory,
+};
+use crate::{context::Context, facts::Problem, lease::NotLeading};
+
+/// Who owns the fields that the operator applies.
+pub(crate) const MANAGER: &str = "millrace-operator";
+
+/// Why a step did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The API server did not do as asked.
+    #[error(transparent)]
+    Kube(#[from] kube::Error),
+    /// This process may not write.
+    #[error(transparent)]
+    NotLeading(#[from] NotLeading),
+    /// Something that the status tells; the other children are brought on nevertheless.
+    #[error("{}: {}", .0.reason, .0.message)]
+    Problem(Problem),
+}
+
+/// The pipeline that children belong to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Owner<'a> {
+    /// Its namespace.
+    pub(crate) namespace: &'a str,
+    /// Its uid.
+    pub(crate) uid: &'a str,
+}
+
+fn api(context: &Context, kind: Kind, namespace: &str) -> Api<DynamicObject> {
+    Api::namespaced_with(context.client.clone(), namespace, &kind.resource())
+}
+
+/// Brings one child to what it should be; `live` is its metadata, when it is there.
+///
+/// # Errors
+/// [`Error::Problem`] for what the status should tell.
+pub(crate) async fn apply(
+    context: &Context,
+    memory: &mut Memory,
+    owner: Owner<'_>,
+    child: &Child,
+    live: Option<&ObjectMeta>,
+) -> Result<(), Error> {
+    let key = (child.kind, child.name.clone());
+    let hash = hex::encode(Sha256::digest(child.object.to_string()));
+    let version = live.and_then(|meta| meta.resource_version.as_deref());
+    if memory.applied.get(&key).is_some_and(|(applied, at)| *applied == hash && version == Some(at)) {
+        return Ok(());
+    }
+    let api = api(context, child.kind, owner.namespace);
+    let there = match live {
+        Some(meta) => Some(meta.clone()),
+        // What someone else made has no label of ours, and is not in the cache.
+        None => api.get_metadata_opt(&child.name).await?.map(|found| found.metadata),
+    };
+    if let Some(meta) = &there {
+        foreign(child, meta, owner)?;
+    }
+    context.leadership.check()?;
+    let parameters = PatchParams::apply(MANAGER).force();
+    let applied = match api.patch(&child.name, &parameters, &Patch::Apply(&child.object)).await {
+        Ok(applied) => applied,
+        Err(error) => return Err(told(child.kind, &child.name, error)),
+    };
+    let version = applied.metadata.resource_version.unwrap_or_default();
+    if there.and_then(|meta| meta.resource_version).as_ref() != Some(&version) {
+        tracing::info!(namespace = owner.namespace, kind = ?child.kind, name = child.name, "apply.child.written");
+        metrics::counter!(crate::metrics::WRITES, "kind" => format!("{:?}", child.kind)).increment(1);
+    }
+    memory.applied.insert(key, (hash, version));
+    Ok(())
+}
+
+/// Creates a Job; it is never changed afterwards.
+///
+/// # Errors
+/// [`Error::Problem`] for what the status should tell.
+pub(crate) async fn create_job(context: &Context, owner: Owner<'_>, child: &Child) -> Result<(), Error> {
+    context.leadership.check()?;
+    let object: DynamicObject = serde_json::from_value(child.object.clone()).map_err(kube::Error::SerdeError)?;
+    let parameters = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+    match api(context, child.kind, owner.namespace).create(&parameters, &object).await {
+        Ok(_) => {
+            tracing::info!(namespace = owner.namespace, job = child.name, "apply.job.created");
+            metrics::counter!(crate::metrics::WRITES, "kind" => "Job").increment(1);
+            Ok(())
+        }
+        // The cache is behind: the watch will bring it.
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        Err(error) => Err(told(child.kind, &child.name, error)),
+    }
+}
+
+/// Deletes a child, as long as it is the one that was seen.
+///
+/// # Errors
+/// When the API server cannot be reached. One that is gone, or changed since, is no error: the watch brings it anew.
+pub(crate) async fn delete(
+    context: &Context,
+    owner: Owner<'_>,
+    kind: Kind,
+    name: &str,
+    meta: &ObjectMeta,
+) -> Result<(), Error> {
+    if meta.deletion_timestamp.is_some() || !is_owned(meta, owner.uid) {
+        return Ok(());
+    }
+    context.leadership.check()?;
+    let parameters = DeleteParams {
+        preconditions: Some(Preconditions { uid: meta.uid.clone(), resource_version: meta.resource_version.clone() }),
+        propagation_policy: Some(PropagationPolicy::Background),
+        ..DeleteParams::default()
+    };
+    match api(context, kind, owner.namespace).delete(name, &parameters).await {
+        Ok(_) => {
+            tracing::info!(namespace = owner.namespace, ?kind, name, "apply.child.deleted");
+            metrics::counter!(crate::metrics::WRITES, "kind" => format!("{kind:?}")).increment(1);
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+        Err(error) => Err(told(kind, name, error)),
+    }
+}
+
+/// Changes the number of a Deployment's pods, and nothing else; creates nothing.
+///
+/// # Errors
+/// When the API server cannot be reached. One that is gone, or changed since, is no error.
+pub(crate) async fn scale(context: &Context, owner: Owner<'_>, meta: &ObjectMeta, replicas: i32) -> Result<(), Error> {
+    context.leadership.check()?;
+    let name = meta.name.as_deref().unwrap_or_default();
+    let patch = serde_json::json!({
+        "metadata": { "uid": meta.uid, "resourceVersion": meta.resource_version },
+        "spec": { "replicas": replicas },
+    });
+    let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+    match api(context, Kind::Deployment, owner.namespace).patch(name, &parameters, &Patch::Merge(&patch)).await {
+        Ok(_) => {
+            tracing::info!(namespace = owner.namespace, name, replicas, "apply.deployment.scaled");
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// An object of the same name that is not this pipeline's.
+fn foreign(child: &Child, meta: &ObjectMeta, owner: Owner<'_>) -> Result<(), Error> {
+    if is_owned(meta, owner.uid) && meta.deletion_timestamp.is_none() {
+        return Ok(());
+    }
+    let (kind, name) = (child.kind, &child.name);
+    let pipelines = meta.owner_references.iter().flatten().any(|of| of.kind == millrace_crds::KIND);
+    let (reason, message) = if meta.deletion_timestamp.is_some() || pipelines {
+        ("OldObjects", format!("{kind:?} {name} of an earlier pipeline of this name is still being removed"))
+    } else {
+        ("NameClash", format!("{kind:?} {name} is there and is not this pipeline's: delete or rename it"))
+    };
+    Err(Error::Problem(Problem { reason: reason.to_owned(), message }))
+}
+
+/// What the API server refused for a reason that a person has to know.
+fn told(kind: Kind, name: &str, error: kube::Error) -> Error {
+    let kube::Error::Api(status) = &error else { return error.into() };
+    let reason = match status.code {
+        403 if status.message.contains("exceeded quota") => "QuotaExceeded",
+        403 if status.message.contains("being terminated") => "NamespaceTerminating",
+        403 => "Forbidden",
+        404 if kind == Kind::HttpRoute => "GatewayApiMissing",
+        400 | 422 => "Refused",
+        _ => return error.into(),
+    };
+    Error::Problem(Problem { reason: reason.to_owned(), message: format!("{kind:?} {name}: {}", status.message) })
+}

@@ -1,0 +1,249 @@
+//! The end of a pipeline: take no more, work off what is queued, publish it, then let go.
+//!
+//! Must never create anything but the Job of a purge, and never let go silently of records that are queued: what is left
+//! is named in an Event, and stays in Redis.
+
+use std::time::Instant;
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use kube::{Resource as _, ResourceExt as _, runtime::controller::Action};
+use millrace_crds::{DeletionPolicy, RecordPipelineResource, RecordPipelineStatus};
+
+use super::{
+    Scope,
+    apply::{self, Error, Owner},
+    build,
+    dereference::Seen,
+    memory::Memory,
+    migration::{self, Stand},
+    reconcile::{ask, collect, stays},
+    status::View,
+    write,
+};
+use crate::{cache::Guarded, facts::Problem, pipeline::Pipeline};
+
+const SOON: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long draining may take unless the spec says otherwise, in seconds.
+const DRAIN_SECONDS: u32 = 600;
+
+/// Where draining stands.
+#[derive(Debug, PartialEq, Eq)]
+enum Drain {
+    /// Not yet done; why.
+    Goes(String),
+    /// Done: nothing is queued, all is published, no pod is left.
+    Done,
+    /// It cannot be, or no longer; why.
+    GivenUp(String),
+}
+
+/// One step on the way to the end.
+///
+/// # Errors
+/// When the API server does not do as asked; it is tried again.
+pub(super) async fn step(object: &Guarded, scope: &Scope, memory: &mut Memory) -> Result<Action, Error> {
+    let context = &scope.context;
+    let meta = object.meta();
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    let resource = object.0.as_ref().ok();
+    let pipeline = resource.and_then(|resource| Pipeline::new(resource).ok());
+    let (Some(resource), Some(pipeline)) = (resource, pipeline) else {
+        // Nothing was ever built of it that could be drained in order.
+        write::event(context, meta, true, "NotDrained", "the resource is invalid: let go as it is".to_owned()).await;
+        write::release(context, meta).await?;
+        return Ok(Action::await_change());
+    };
+    let policy = pipeline.spec.deletion_policy.unwrap_or_default();
+    let seen = Seen::of(&scope.cache, &namespace, &name, &pipeline.uid);
+    let since = began(memory, resource);
+    let owner = Owner { namespace: &namespace, uid: &pipeline.uid };
+    ask(context, memory, &seen).await;
+    let drain = match policy {
+        DeletionPolicy::Now => Drain::GivenUp(String::new()),
+        DeletionPolicy::Drain | DeletionPolicy::Purge => {
+            drain(scope, memory, resource, &pipeline, &seen, since, owner).await?
+        }
+    };
+    let mut problems = Vec::new();
+    let going = match drain {
+        Drain::Goes(how) => Some(how),
+        Drain::GivenUp(why) => {
+            let left = memory.facts.newest().and_then(|heard| heard.answer.counts);
+            let left = left.map(|counts| counts.backlog).or(resource.status.as_ref().and_then(|status| status.backlog));
+            if !why.is_empty() {
+                let backlog = left.map_or("an unknown number of records".to_owned(), |left| format!("{left} records"));
+                let note =
+                    format!("{why}: {backlog} stay queued in Redis, and are worked off when it is applied again");
+                write::event(context, meta, left != Some(0), "NotDrained", note).await;
+            }
+            if policy == DeletionPolicy::Purge {
+                purge(scope, &pipeline, &seen, owner, &mut problems).await?
+            } else {
+                None
+            }
+        }
+        Drain::Done if policy == DeletionPolicy::Purge => purge(scope, &pipeline, &seen, owner, &mut problems).await?,
+        Drain::Done => None,
+    };
+    let Some(going) = going else {
+        write::event(context, meta, false, "Deleted", "let go".to_owned()).await;
+        write::release(context, meta).await?;
+        context.forget(&namespace, &name);
+        return Ok(Action::await_change());
+    };
+    tell(scope, memory, resource, &pipeline, &seen, &going, &problems, since).await?;
+    Ok(Action::requeue(SOON))
+}
+
+/// When draining began.
+fn began(memory: &Memory, resource: &RecordPipelineResource) -> Timestamp {
+    let written = memory.written.as_ref().and_then(|(status, _)| status.draining_since.clone());
+    let stood = resource.status.as_ref().and_then(|status| status.draining_since.clone());
+    written.or(stood).map_or_else(Timestamp::now, |time| time.0)
+}
+
+async fn drain(
+    scope: &Scope,
+    memory: &mut Memory,
+    resource: &RecordPipelineResource,
+    pipeline: &Pipeline,
+    seen: &Seen,
+    since: Timestamp,
+    owner: Owner<'_>,
+) -> Result<Drain, Error> {
+    let context = &scope.context;
+    let foreground = resource.finalizers().iter().any(|finalizer| finalizer == "foregroundDeletion");
+    let work = seen.work.as_ref().filter(|work| stays(&work.meta, &pipeline.uid));
+    let Some(work) = work else {
+        let why = if foreground { "foreground deletion took the workers first" } else { "no workers are there" };
+        return Ok(if memory.serve_gone.is_some() && memory.facts.newest().is_none() {
+            // They were scaled down when all was done, or something else removed them.
+            Drain::GivenUp("the workers were removed before all was worked off".to_owned())
+        } else {
+            Drain::GivenUp(why.to_owned())
+        });
+    };
+    if foreground {
+        return Ok(Drain::GivenUp("foreground deletion does not wait for the workers".to_owned()));
+    }
+    let drained = memory.drained;
+    if work.replicas == 0 && !drained {
+        return Ok(Drain::GivenUp("replicas is 0: no workers are there to drain it".to_owned()));
+    }
+    if drained {
+        if work.replicas > 0 {
+            apply::scale(context, owner, &work.meta, 0).await?;
+        }
+        let left = seen.pods_of("work").count();
+        return Ok(if left == 0 { Drain::Done } else { Drain::Goes(format!("all is worked off; {left} workers end")) });
+    }
+    let longest = i64::from(pipeline.spec.drain_seconds.unwrap_or(DRAIN_SECONDS));
+    if Timestamp::now().duration_since(since).as_secs() >= longest {
+        return Ok(Drain::GivenUp(format!("not drained within {longest} s")));
+    }
+    if let Some(serve) = seen.serve.as_ref().filter(|serve| serve.replicas > 0 && stays(&serve.meta, &pipeline.uid)) {
+        apply::scale(context, owner, &serve.meta, 0).await?;
+        return Ok(Drain::Goes("no more records are taken".to_owned()));
+    }
+    let serving = seen.pods_of("serve").count();
+    if serving > 0 {
+        memory.serve_gone = None;
+        return Ok(Drain::Goes(format!("{serving} pods of serve finish what they hold")));
+    }
+    let gone = *memory.serve_gone.get_or_insert_with(Instant::now);
+    // Only what was counted after the last record was taken tells that none is left.
+    let counts = memory.facts.newest().filter(|heard| heard.gathered() > gone).and_then(|heard| heard.answer.counts);
+    match counts {
+        None => Ok(Drain::Goes("what is queued is being asked".to_owned())),
+        Some(counts) if counts.backlog == 0 && counts.unpublished == 0 => {
+            memory.drained = true;
+            Ok(Drain::Goes("all is worked off and published".to_owned()))
+        }
+        Some(counts) => Ok(Drain::Goes(format!(
+            "{} records are queued, {} outcomes are not published",
+            counts.backlog, counts.unpublished
+        ))),
+    }
+}
+
+/// Removes the pipeline's data by a Job; `None` when that is done.
+async fn purge(
+    scope: &Scope,
+    pipeline: &Pipeline,
+    seen: &Seen,
+    owner: Owner<'_>,
+    problems: &mut Vec<Problem>,
+) -> Result<Option<String>, Error> {
+    let image = pipeline.spec.image.clone().unwrap_or_else(|| scope.context.tuning.default_image.clone());
+    // Pods that go on would make the schema's rows anew.
+    for role in [&seen.serve, &seen.work].into_iter().flatten() {
+        if role.replicas > 0 && stays(&role.meta, &pipeline.uid) {
+            apply::scale(&scope.context, owner, &role.meta, 0).await?;
+        }
+    }
+    if !seen.pods.is_empty() {
+        return Ok(Some(format!("{} pods end before the data is removed", seen.pods.len())));
+    }
+    let key = seen.purges.first().map(|purge| purge.key.clone()).unwrap_or_default();
+    match migration::judge(&key, &seen.purges, None, None, Timestamp::now()) {
+        Stand::Create(number) => {
+            let job = build::purge(pipeline, &image, number);
+            collect(problems, apply::create_job(&scope.context, owner, &job).await)?;
+            Ok(Some("a Job removes the data".to_owned()))
+        }
+        Stand::Running(problem) => {
+            problems.extend(problem);
+            Ok(Some("a Job removes the data".to_owned()))
+        }
+        Stand::Failed { problem, .. } => {
+            let how = format!("the data is not removed yet: {}", problem.message);
+            problems.push(problem);
+            Ok(Some(how))
+        }
+        Stand::Done { .. } => Ok(None),
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "all of it is told")]
+async fn tell(
+    scope: &Scope,
+    memory: &mut Memory,
+    resource: &RecordPipelineResource,
+    pipeline: &Pipeline,
+    seen: &Seen,
+    going: &str,
+    problems: &[Problem],
+    since: Timestamp,
+) -> Result<(), Error> {
+    let stood = resource.status.clone().unwrap_or_default();
+    let counts = memory.facts.newest().and_then(|heard| heard.answer.counts);
+    let stand = Stand::Done { contract: 0 };
+    let view = View {
+        generation: pipeline.generation,
+        uid: &pipeline.uid,
+        shards: pipeline.spec.shards,
+        migration: &stand,
+        image: "",
+        waits_for: None,
+        rollout: None,
+        workers: 0,
+        problems,
+        known: None,
+        lapse: std::time::Duration::ZERO,
+        paused: false,
+        draining: Some(going),
+    };
+    let before = memory.written.as_ref().map_or(&stood, |(written, _)| written);
+    let mut conditions = view.conditions(&before.conditions, Timestamp::now());
+    conditions.retain(|condition| condition.type_ != "Migrated");
+    conditions.extend(stood.conditions.iter().filter(|condition| condition.type_ == "Migrated").cloned());
+    let next = RecordPipelineStatus {
+        conditions,
+        observed_generation: Some(pipeline.generation),
+        replicas: Some(seen.work.as_ref().map_or(0, |work| work.available)),
+        backlog: counts.map(|counts| counts.backlog).or(stood.backlog),
+        draining_since: Some(Time(since)),
+        ..stood.clone()
+    };
+    write::status(&scope.context, memory, resource.meta(), &stood, next).await
+}

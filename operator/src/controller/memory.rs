@@ -1,0 +1,93 @@
+//! What is remembered of a pipeline between reconciles; all of it can be found out anew.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::jiff::Timestamp;
+use millrace_crds::RecordPipelineStatus;
+
+use super::{autoscale::Scaler, build::Kind};
+use crate::facts::Facts;
+
+/// Pods are touched this long after they were touched first; doubled each time.
+const FIRST_TOUCH: Duration = Duration::from_millis(500);
+const LONGEST_TOUCH: Duration = Duration::from_secs(60);
+
+/// What is remembered.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    /// The uid that all of this is of.
+    pub(crate) uid: String,
+    /// What was applied: a hash of it, and the resource version that came back.
+    pub(crate) applied: HashMap<(Kind, String), (String, String)>,
+    /// What the pods said.
+    pub(crate) facts: Facts,
+    /// What was asked of the workers' number.
+    pub(crate) scaler: Option<Scaler>,
+    /// When the pods' files were pushed along.
+    pub(crate) touches: BTreeMap<String, Touch>,
+    /// The status that was written last, and when.
+    pub(crate) written: Option<(RecordPipelineStatus, Instant)>,
+    /// When all shards were last seen to be worked.
+    pub(crate) all_worked: Option<Instant>,
+    /// Since when pods miss the schema.
+    pub(crate) not_migrated: Option<Timestamp>,
+    /// Whether all was seen to be worked off and published, while draining.
+    pub(crate) drained: bool,
+    /// Since when no pod of serve has been there, while draining.
+    pub(crate) serve_gone: Option<Instant>,
+    /// Reconciles that failed since the last that did not.
+    pub(crate) failures: u32,
+}
+
+/// How often a pod was touched for one purpose.
+#[derive(Debug, Clone)]
+pub(crate) struct Touch {
+    /// What for: another purpose begins anew.
+    pub(crate) purpose: String,
+    /// How often.
+    pub(crate) count: u32,
+    /// When it is time again.
+    pub(crate) due: Instant,
+}
+
+impl Memory {
+    /// Begins anew when the resource was made anew.
+    pub(crate) fn of_uid(&mut self, uid: &str) {
+        if self.uid != uid {
+            *self = Self { uid: uid.to_owned(), ..Self::default() };
+        }
+    }
+
+    /// Whether a pod is to be touched now for a purpose; counts it when so.
+    pub(crate) fn touch(&mut self, pod: &str, purpose: &str, now: Instant) -> Option<u32> {
+        let touch = self.touches.get(pod).filter(|touch| touch.purpose == purpose);
+        if touch.is_some_and(|touch| now < touch.due) {
+            return None;
+        }
+        let count = touch.map_or(0, |touch| touch.count) + 1;
+        let pause = FIRST_TOUCH.saturating_mul(1 << (count - 1).min(10)).min(LONGEST_TOUCH);
+        self.touches.insert(pod.to_owned(), Touch { purpose: purpose.to_owned(), count, due: now + pause });
+        Some(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn touches_come_less_and_less_often_until_the_purpose_changes() {
+        let (mut memory, start) = (Memory::default(), Instant::now());
+        let after = |ms| start + Duration::from_millis(ms);
+        assert_eq!(memory.touch("pod", "generation 2", after(0)), Some(1));
+        assert_eq!(memory.touch("pod", "generation 2", after(499)), None);
+        assert_eq!(memory.touch("pod", "generation 2", after(500)), Some(2));
+        assert_eq!(memory.touch("pod", "generation 2", after(1_499)), None);
+        assert_eq!(memory.touch("pod", "generation 2", after(1_500)), Some(3));
+        assert_eq!(memory.touch("pod", "generation 3", after(1_501)), Some(1));
+        assert_eq!(memory.touch("other", "generation 3", after(1_501)), Some(1));
+    }
+}

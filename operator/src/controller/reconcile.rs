@@ -1,0 +1,478 @@
+//! One pass over one pipeline.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
+use kube::{
+    Api, Resource as _, ResourceExt as _,
+    api::{ObjectMeta, Patch, PatchParams},
+    runtime::controller::Action,
+};
+use millrace_crds::{Migrated, RecordPipelineResource, RecordPipelineStatus};
+use serde_json::json;
+
+use super::{
+    Scope,
+    apply::{self, Error, Owner},
+    autoscale::Scaler,
+    build::{self, Plan},
+    deletion,
+    dereference::{Seen, is_owned},
+    memory::Memory,
+    migration::{self, Stand},
+    rollout,
+    status::View,
+    write,
+};
+use crate::{cache::Guarded, context::Context, facts::Problem, pipeline::Pipeline};
+
+/// While something is going on.
+const SOON: Duration = Duration::from_secs(1);
+/// The annotation that makes the kubelet look at a pod's files.
+const TOUCHED: &str = "millrace.dev/touched";
+
+/// Brings a pipeline one step on, and says when to look again.
+///
+/// # Errors
+/// When the API server does not do as asked; it is tried again.
+pub(crate) async fn reconcile(object: &Guarded, scope: &Scope, memory: &mut Memory) -> Result<Action, Error> {
+    let context = &scope.context;
+    let meta = object.meta();
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    memory.of_uid(&object.uid().unwrap_or_default());
+    if object.annotations().get(write::CLAIM).is_some_and(|of| *of != context.settings.claim()) {
+        return Ok(Action::await_change());
+    }
+    let held = meta.finalizers.iter().flatten().any(|finalizer| finalizer == write::FINALIZER);
+    if meta.deletion_timestamp.is_some() {
+        if !held {
+            context.forget(&namespace, &name);
+            return Ok(Action::await_change());
+        }
+        return deletion::step(object, scope, memory).await;
+    }
+    let resource = match &object.0 {
+        Ok(resource) => resource,
+        Err(error) => {
+            return invalid(context, memory, meta, &RecordPipelineStatus::default(), error.error.clone()).await;
+        }
+    };
+    let stood = resource.status.clone().unwrap_or_default();
+    let pipeline = match Pipeline::new(resource) {
+        Ok(pipeline) => pipeline,
+        Err(error) => return invalid(context, memory, meta, &stood, error.to_string()).await,
+    };
+    if !held || !object.annotations().contains_key(write::CLAIM) {
+        write::claim(context, meta).await?;
+        // The change comes back by the watch.
+        return Ok(Action::requeue(SOON));
+    }
+    Pass { context, scope, resource, pipeline: &pipeline, stood }.run(memory).await
+}
+
+/// One that cannot be worked on: its pods stay as they are until it is changed.
+async fn invalid(
+    context: &Context,
+    memory: &mut Memory,
+    meta: &ObjectMeta,
+    stood: &RecordPipelineStatus,
+    why: String,
+) -> Result<Action, Error> {
+    let generation = meta.generation.unwrap_or(0);
+    let now = Timestamp::now();
+    let make = |kind: &str, status: &str| {
+        let before = stood.conditions.iter().find(|condition| condition.type_ == kind && condition.status == status);
+        Condition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            reason: "InvalidSpec".to_owned(),
+            message: why.clone(),
+            observed_generation: Some(generation),
+            last_transition_time: before.map_or(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now), |before| {
+                before.last_transition_time.clone()
+            }),
+        }
+    };
+    let mut next = stood.clone();
+    next.conditions.retain(|condition| condition.type_ == "Migrated");
+    next.conditions.extend([
+        make("Ready", "False"),
+        make("Progressing", "False"),
+        make("Degraded", "True"),
+        make("Stalled", "True"),
+    ]);
+    next.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    next.observed_generation = Some(generation);
+    write::status(context, memory, meta, stood, next).await?;
+    Ok(Action::await_change())
+}
+
+/// What one pass has at hand.
+struct Pass<'a> {
+    context: &'a Context,
+    scope: &'a Scope,
+    resource: &'a RecordPipelineResource,
+    pipeline: &'a Pipeline,
+    stood: RecordPipelineStatus,
+}
+
+impl Pass<'_> {
+    async fn run(&self, memory: &mut Memory) -> Result<Action, Error> {
+        let Self { context, scope, pipeline, .. } = *self;
+        let seen = Seen::of(&scope.cache, &pipeline.namespace, &pipeline.name, &pipeline.uid);
+        ask(context, memory, &seen).await;
+        self.remember(memory);
+        if pipeline.spec.paused == Some(true) {
+            return self.paused(memory, &seen).await;
+        }
+        let key = format!("{}/{}", pipeline.namespace, pipeline.name);
+        let live = seen.work.as_ref().map(|work| work.image.clone());
+        let wanted = pipeline.spec.image.clone().unwrap_or_else(|| context.tuning.default_image.clone());
+        let follows = pipeline.spec.image.is_none() && live.as_ref().is_some_and(|live| *live != wanted);
+        let waits = if follows { rollout::waits_for(&key, &rollout::followers(context)) } else { None };
+        let image = if waits.is_some() { live.clone().unwrap_or(wanted) } else { wanted };
+
+        let mut problems = Vec::new();
+        let stand = self.migrate(memory, &seen, &image, &mut problems).await?;
+        let workers = self.workers(memory, &seen);
+        // Until the schema is right for the new image the pods keep theirs; new ones are not made.
+        let pods_image = if stand.is_done() { Some(image.clone()) } else { live };
+        self.apply(
+            memory,
+            &seen,
+            pods_image.as_deref().unwrap_or(&image),
+            pods_image.is_some(),
+            workers,
+            &mut problems,
+        )
+        .await?;
+        let touching = self.touch(memory, &seen).await?;
+        let rollout = incomplete(&seen, &image, workers);
+        problems.extend(seen.problems());
+        problems.extend(told(memory, &seen));
+        if rollout.is_none() {
+            self.contract(&seen, &image, &stand, &mut problems).await?;
+        }
+        let newest = memory.facts.newest().cloned();
+        let view = View {
+            generation: pipeline.generation,
+            uid: &pipeline.uid,
+            shards: pipeline.spec.shards,
+            migration: &stand,
+            image: &image,
+            waits_for: waits.as_deref(),
+            rollout: rollout.as_deref(),
+            workers,
+            problems: &problems,
+            known: newest.as_ref().map(|heard| {
+                let answer = &heard.answer;
+                (answer.shards.as_deref().unwrap_or_default(), answer.sinks.as_deref().unwrap_or_default())
+            }),
+            lapse: memory.all_worked.map_or(Duration::MAX, |at| at.elapsed()),
+            paused: false,
+            draining: None,
+        };
+        let next = self.status(memory, &seen, &view, &image);
+        let going_on = next.conditions.iter().any(|condition| {
+            (condition.type_ == "Progressing" && condition.status == "True")
+                || (condition.type_ == "Ready" && condition.status != "True" && workers > 0)
+        });
+        write::status(context, memory, self.resource.meta(), &self.stood, next).await?;
+        Ok(Action::requeue(self.pause(&stand, touching, going_on, !problems.is_empty())))
+    }
+
+    /// Notes what lasts of what the pods said.
+    fn remember(&self, memory: &mut Memory) {
+        let newest = memory.facts.newest().cloned();
+        let shards = newest.and_then(|heard| heard.answer.shards).unwrap_or_default();
+        if shards.iter().filter(|shard| shard.leased).count() >= usize::from(self.pipeline.spec.shards) {
+            memory.all_worked = Some(Instant::now());
+        }
+    }
+
+    /// Nothing is changed; what is seen is told.
+    async fn paused(&self, memory: &mut Memory, seen: &Seen) -> Result<Action, Error> {
+        let mut next = self.numbers(memory, seen);
+        let now = Timestamp::now();
+        next.conditions.clone_from(&self.stood.conditions);
+        let message = "spec.paused is true: nothing is changed".to_owned();
+        for condition in next.conditions.iter_mut().filter(|condition| condition.type_ == "Progressing") {
+            if condition.reason != "Paused" {
+                (condition.status, condition.reason, condition.message) =
+                    ("False".into(), "Paused".into(), message.clone());
+                condition.last_transition_time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now);
+            }
+        }
+        write::status(self.context, memory, self.resource.meta(), &self.stood, next).await?;
+        Ok(Action::requeue(Duration::from_secs(self.context.tuning.resync_seconds)))
+    }
+
+    /// Brings the migration on, and says where it stands.
+    async fn migrate(
+        &self,
+        memory: &mut Memory,
+        seen: &Seen,
+        image: &str,
+        problems: &mut Vec<Problem>,
+    ) -> Result<Stand, Error> {
+        let (context, pipeline) = (self.context, self.pipeline);
+        let key = build::migration_key(pipeline, image, false);
+        let missing = seen
+            .pods
+            .iter()
+            .filter_map(|pod| memory.facts.of(&pod.name))
+            .any(|heard| heard.answer.problems.iter().any(|problem| problem.reason == "NotMigrated"));
+        memory.not_migrated = missing.then(|| memory.not_migrated.unwrap_or_else(Timestamp::now));
+        let now = Timestamp::now();
+        let stand = migration::judge(&key, &seen.migrations, self.stood.migrated.as_ref(), memory.not_migrated, now);
+        if let Stand::Create(number) = stand {
+            let job = build::migration(pipeline, image, &key, number, false);
+            collect(problems, apply::create_job(context, self.owner(), &job).await)?;
+        }
+        let contract = build::migration_key(pipeline, image, true);
+        for old in migration::outdated(&[&key, &contract], &seen.migrations) {
+            if let Some(meta) = seen.jobs.get(&old.name) {
+                apply::delete(context, self.owner(), build::Kind::Job, &old.name, meta).await?;
+            }
+        }
+        Ok(stand)
+    }
+
+    /// Runs contracting steps: no pod of an older image is left.
+    async fn contract(
+        &self,
+        seen: &Seen,
+        image: &str,
+        stand: &Stand,
+        problems: &mut Vec<Problem>,
+    ) -> Result<(), Error> {
+        if !matches!(stand, Stand::Done { contract: 1.. }) {
+            return Ok(());
+        }
+        let key = build::migration_key(self.pipeline, image, true);
+        match migration::judge(&key, &seen.migrations, None, None, Timestamp::now()) {
+            Stand::Create(number) => {
+                let job = build::migration(self.pipeline, image, &key, number, true);
+                collect(problems, apply::create_job(self.context, self.owner(), &job).await)
+            }
+            Stand::Failed { problem, .. } => {
+                problems.push(problem);
+                Ok(())
+            }
+            Stand::Done { .. } | Stand::Running(_) => Ok(()),
+        }
+    }
+
+    /// How many workers there should be.
+    fn workers(&self, memory: &mut Memory, seen: &Seen) -> i32 {
+        let spec = &self.pipeline.spec;
+        let fixed = spec.replicas.map(|replicas| i32::try_from(replicas).unwrap_or(i32::MAX));
+        match (&spec.autoscaling, fixed) {
+            (_, Some(0)) => 0,
+            (Some(scaling), _) => {
+                let backlog = memory.facts.newest().and_then(|heard| heard.answer.counts).map(|counts| counts.backlog);
+                let hold = Duration::from_secs(self.context.tuning.scale_down_seconds);
+                let scaler = memory.scaler.get_or_insert_with(|| Scaler::new(hold));
+                scaler.workers(scaling, seen.work.as_ref().map(|work| work.replicas), backlog, Instant::now())
+            }
+            (None, replicas) => replicas.unwrap_or(1),
+        }
+    }
+
+    /// Applies what is wanted and removes what is not.
+    async fn apply(
+        &self,
+        memory: &mut Memory,
+        seen: &Seen,
+        image: &str,
+        pods: bool,
+        workers: i32,
+        problems: &mut Vec<Problem>,
+    ) -> Result<(), Error> {
+        let (context, pipeline) = (self.context, self.pipeline);
+        let serve = pipeline.spec.serve.as_ref();
+        let scaled_by_kubernetes = serve.is_some_and(|serve| serve.autoscaling.is_some());
+        let serve =
+            serve.and_then(|serve| serve.replicas).map_or(1, |replicas| i32::try_from(replicas).unwrap_or(i32::MAX));
+        let plan = Plan {
+            pipeline,
+            image,
+            workers,
+            serve: (!scaled_by_kubernetes).then_some(serve),
+            operator_namespace: &context.settings.namespace,
+        };
+        let mut wanted = build::base(&plan);
+        if pods {
+            wanted.extend(build::deployments(&plan));
+        }
+        for child in &wanted {
+            let live = seen.children.get(&(child.kind, child.name.clone()));
+            collect(problems, apply::apply(context, memory, self.owner(), child, live).await)?;
+        }
+        for ((kind, name), meta) in &seen.children {
+            let stays = wanted.iter().any(|child| child.kind == *kind && child.name == *name);
+            // Deployments go with the resource only: before the first migration none is wanted, and none is there.
+            if !stays && *kind != build::Kind::Deployment {
+                apply::delete(context, self.owner(), *kind, name, meta).await?;
+                memory.applied.remove(&(*kind, name.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Touches pods whose files are behind, so that the kubelet looks at once; gives when to touch again.
+    async fn touch(&self, memory: &mut Memory, seen: &Seen) -> Result<Option<Duration>, Error> {
+        let (pipeline, now) = (self.pipeline, Instant::now());
+        let mut next: Option<Duration> = None;
+        for pod in seen.pods.iter().filter(|pod| !pod.deleting) {
+            let Some(heard) = memory.facts.of(&pod.name) else { continue };
+            let read = heard.answer.manifest.as_ref();
+            let current = read.is_some_and(|read| {
+                read.uid.as_deref() == Some(&pipeline.uid) && read.generation >= Some(pipeline.generation)
+            });
+            let misses = heard.answer.problems.iter().any(|problem| problem.reason.starts_with("Secret"));
+            let purpose = match (current, misses) {
+                (false, _) => format!("g{}", pipeline.generation),
+                (true, true) => "secret".to_owned(),
+                (true, false) => {
+                    memory.touches.remove(&pod.name);
+                    continue;
+                }
+            };
+            if let Some(count) = memory.touch(&pod.name, &purpose, now) {
+                self.context.leadership.check()?;
+                let patch = json!({ "metadata": { "annotations": { TOUCHED: format!("{purpose}-{count}") } } });
+                let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &pipeline.namespace);
+                match api.patch_metadata(&pod.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+                    Ok(_) => {}
+                    Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let due = memory.touches[&pod.name].due.saturating_duration_since(now);
+            next = Some(next.map_or(due, |next| next.min(due)));
+        }
+        memory.touches.retain(|pod, _| seen.pods.iter().any(|seen| seen.name == *pod));
+        Ok(next)
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner { namespace: &self.pipeline.namespace, uid: &self.pipeline.uid }
+    }
+
+    /// The status but for its conditions.
+    fn numbers(&self, memory: &Memory, seen: &Seen) -> RecordPipelineStatus {
+        let newest = memory.facts.newest().map(|heard| &heard.answer);
+        let counts = newest.and_then(|answer| answer.counts);
+        let stood = &self.stood;
+        RecordPipelineStatus {
+            observed_generation: stood.observed_generation,
+            conditions: Vec::new(),
+            replicas: Some(seen.work.as_ref().map_or(0, |work| work.available)),
+            selector: Some(selector(self.pipeline)),
+            backlog: counts.map(|counts| counts.backlog).or(stood.backlog),
+            processed: counts.map(|counts| counts.processed).or(stood.processed),
+            alerts: counts.map(|counts| counts.alerts).or(stood.alerts),
+            dead_letters: counts.map(|counts| counts.dead_letters).or(stood.dead_letters),
+            endpoint: Some(format!("http://{}-serve.{}.svc:8080", self.pipeline.name, self.pipeline.namespace)),
+            pipeline_id: newest.and_then(|answer| answer.pipeline_id.clone()).or_else(|| stood.pipeline_id.clone()),
+            migrated: stood.migrated.clone(),
+            draining_since: None,
+        }
+    }
+
+    fn status(&self, memory: &Memory, seen: &Seen, view: &View<'_>, image: &str) -> RecordPipelineStatus {
+        let before = memory.written.as_ref().map_or(&self.stood, |(written, _)| written);
+        let mut next = self.numbers(memory, seen);
+        next.conditions = view.conditions(&before.conditions, Timestamp::now());
+        // Whoever waits by this number alone waits for Ready of the newest generation, too.
+        next.observed_generation = next
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == "Ready")
+            .and_then(|ready| ready.observed_generation);
+        if let Stand::Done { contract } = view.migration {
+            let key = build::migration_key(self.pipeline, image, false);
+            let contracted = build::migration_key(self.pipeline, image, true);
+            let contracted = seen
+                .migrations
+                .iter()
+                .any(|attempt| attempt.key == contracted && matches!(attempt.state, migration::State::Succeeded(_)));
+            let contract = if contracted { 0 } else { *contract };
+            next.migrated = Some(Migrated { image: image.to_owned(), key, contract });
+        }
+        next
+    }
+
+    /// When to look again.
+    fn pause(&self, stand: &Stand, touching: Option<Duration>, going_on: bool, suffers: bool) -> Duration {
+        let rest = Duration::from_secs(self.context.tuning.resync_seconds);
+        let scaled = self.pipeline.spec.autoscaling.is_some();
+        let mut pause = if going_on {
+            SOON
+        } else if suffers || scaled {
+            rest.min(Duration::from_secs(5))
+        } else {
+            rest
+        };
+        if let Stand::Failed { next, .. } = stand {
+            pause = pause.min(*next + Duration::from_millis(100));
+        }
+        touching.map_or(pause, |touching| pause.min(touching.max(Duration::from_millis(100))))
+    }
+}
+
+/// Asks the pods that run.
+pub(super) async fn ask(context: &Context, memory: &mut Memory, seen: &Seen) {
+    let pods: Vec<_> = seen.pods.iter().filter_map(|pod| Some((pod.name.clone(), pod.address.clone()?))).collect();
+    memory.facts.ask(&context.http, context.tuning.status_port, &pods).await;
+}
+
+/// What the pods say is wrong, each once, worst first.
+fn told(memory: &Memory, seen: &Seen) -> Vec<Problem> {
+    let mut found: Vec<Problem> = Vec::new();
+    for heard in seen.pods.iter().filter(|pod| !pod.deleting).filter_map(|pod| memory.facts.of(&pod.name)) {
+        for problem in &heard.answer.problems {
+            if !found.iter().any(|known| known.reason == problem.reason) {
+                found.push(problem.clone());
+            }
+        }
+    }
+    found
+}
+
+/// What is not as it should be about the Deployments.
+fn incomplete(seen: &Seen, image: &str, workers: i32) -> Option<String> {
+    for (name, role) in [("serve", &seen.serve), ("work", &seen.work)] {
+        let Some(role) = role else { return Some(format!("the Deployment of {name} is not there yet")) };
+        if role.image != image {
+            return Some(format!("the pods of {name} are to change from {} to {image}", role.image));
+        }
+        if let Some(incomplete) = &role.incomplete {
+            return Some(incomplete.clone());
+        }
+    }
+    let scaled = seen.work.as_ref().is_some_and(|work| work.replicas == workers);
+    (!scaled).then(|| format!("the number of workers is to become {workers}"))
+}
+
+fn selector(pipeline: &Pipeline) -> String {
+    let labels = build::selector(pipeline, "work");
+    labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",")
+}
+
+/// Keeps what the status should tell, and passes on what stops the pass.
+pub(super) fn collect(problems: &mut Vec<Problem>, outcome: Result<(), Error>) -> Result<(), Error> {
+    match outcome {
+        Err(Error::Problem(problem)) => {
+            problems.push(problem);
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Whether a Deployment is there and stays.
+pub(super) fn stays(meta: &ObjectMeta, uid: &str) -> bool {
+    is_owned(meta, uid) && meta.deletion_timestamp.is_none()
+}

@@ -1,0 +1,85 @@
+//! Whose turn it is when the operator's default image changed: one pipeline at a time, in the order of their names; where
+//! one does not become ready with it, the others stay as they are. Pure but for the caches it reads.
+
+use kube::{Resource as _, ResourceExt as _};
+use millrace_crds::RecordPipelineResource;
+
+use super::{dereference::Seen, write::CLAIM};
+use crate::{context::Context, pipeline::Pipeline};
+
+/// A pipeline that follows the default image.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Follower {
+    /// `<namespace>/<name>`.
+    pub(crate) key: String,
+    /// Whether its pods have the default image already.
+    pub(crate) took: bool,
+    /// Whether it is ready with it.
+    pub(crate) settled: bool,
+}
+
+/// Whom a pipeline waits for before it takes the default image; `None`: it is its turn.
+#[must_use]
+pub(crate) fn waits_for(me: &str, others: &[Follower]) -> Option<String> {
+    others
+        .iter()
+        .filter(|other| other.key != me && (if other.took { !other.settled } else { other.key.as_str() < me }))
+        .map(|other| other.key.clone())
+        .min()
+}
+
+/// Every pipeline of this release that follows the default image and has pods.
+pub(crate) fn followers(context: &Context) -> Vec<Follower> {
+    let claim = context.settings.claim();
+    let mut found = Vec::new();
+    for cache in &context.caches {
+        for object in cache.pipelines.state() {
+            let Ok(resource) = &object.0 else { continue };
+            let mine = resource.annotations().get(CLAIM).is_some_and(|of| *of == claim);
+            let follows = resource.spec.image.is_none() && resource.spec.paused != Some(true);
+            if !mine || !follows || resource.meta().deletion_timestamp.is_some() || Pipeline::new(resource).is_err() {
+                continue;
+            }
+            let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
+            let seen = Seen::of(cache, &namespace, &name, &resource.uid().unwrap_or_default());
+            let Some(work) = &seen.work else { continue };
+            let took = work.image == context.tuning.default_image;
+            let complete = [&seen.serve, &seen.work].into_iter().flatten().all(|role| role.incomplete.is_none());
+            found.push(Follower {
+                key: format!("{namespace}/{name}"),
+                took,
+                settled: complete && (work.replicas == 0 || is_ready(resource)),
+            });
+        }
+    }
+    found
+}
+
+fn is_ready(resource: &RecordPipelineResource) -> bool {
+    let conditions = resource.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn follower(key: &str, took: bool, settled: bool) -> Follower {
+        Follower { key: key.into(), took, settled }
+    }
+
+    #[test]
+    fn one_at_a_time_in_order_and_none_past_one_that_fails() {
+        let (old, fails, new) =
+            (|key| follower(key, false, true), |key| follower(key, true, false), |key| follower(key, true, true));
+        let all = [old("n/a"), old("n/b"), old("n/c")];
+        assert_eq!(waits_for("n/a", &all), None);
+        assert_eq!(waits_for("n/b", &all).as_deref(), Some("n/a"));
+        assert_eq!(waits_for("n/c", &all).as_deref(), Some("n/a"));
+        let all = [fails("n/a"), old("n/b"), old("n/c")];
+        assert_eq!(waits_for("n/b", &all).as_deref(), Some("n/a"), "it stops at the first that fails");
+        let all = [new("n/a"), old("n/b"), old("n/c")];
+        assert_eq!(waits_for("n/b", &all), None);
+        assert_eq!(waits_for("n/c", &all).as_deref(), Some("n/b"));
+    }
+}

@@ -1,0 +1,227 @@
+//! What a pipeline's status says of what was seen: pure.
+//!
+//! Ready is True of generation N only when every shard is worked by the spec of generation N and rollouts are complete; of
+//! an older one as long as its pods go on well. Must never say True of what is not known.
+
+use std::time::Duration;
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+
+use super::migration::Stand;
+use crate::facts::{Lane, Problem, Shard};
+
+/// What was seen.
+#[derive(Debug, Clone)]
+pub(crate) struct View<'a> {
+    /// Generation of the spec.
+    pub(crate) generation: i64,
+    /// The resource's uid.
+    pub(crate) uid: &'a str,
+    /// Number of shards.
+    pub(crate) shards: u16,
+    /// Where the migration stands.
+    pub(crate) migration: &'a Stand,
+    /// The image that the migration and the pods are to have.
+    pub(crate) image: &'a str,
+    /// Whose rollout of the default image is waited for.
+    pub(crate) waits_for: Option<&'a str>,
+    /// What is not as it should be about Deployments: complete when `None`.
+    pub(crate) rollout: Option<&'a str>,
+    /// Workers that are wanted.
+    pub(crate) workers: i32,
+    /// What the pods and the objects suffer from.
+    pub(crate) problems: &'a [Problem],
+    /// Shards and lanes as of now; `None` while they are not known.
+    pub(crate) known: Option<(&'a [Shard], &'a [Lane])>,
+    /// How long it has not been known that all shards are worked; zero when they are.
+    pub(crate) lapse: Duration,
+    /// Whether the operator holds still.
+    pub(crate) paused: bool,
+    /// How draining goes, while the resource is being deleted.
+    pub(crate) draining: Option<&'a str>,
+}
+
+/// How long Ready stands while shards change hands: longer than a lease.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Reasons that no retry mends: someone has to change something.
+const STALLED: [&str; 12] = [
+    "InvalidSpec",
+    "NameClash",
+    "SchemaTooNew",
+    "OtherPipeline",
+    "ManifestInvalid",
+    "ManifestRefused",
+    "SecretInvalid",
+    "GatewayApiMissing",
+    "Refused",
+    "SecretNotFound",
+    "ImagePullBackOff",
+    "QuotaExceeded",
+];
+
+impl View<'_> {
+    /// The worst problem, sinks that halted among them.
+    fn worst(&self) -> Option<Problem> {
+        let halted = self.known.and_then(|(_, lanes)| lanes.iter().find(|lane| lane.state == "halted"));
+        let waiting = self.known.and_then(|(_, lanes)| lanes.iter().find(|lane| lane.state != "halted"));
+        let lane = |reason: &str, lane: &Lane| Problem {
+            reason: reason.to_owned(),
+            message: format!("{}, shard {}: {}", lane.sink, lane.shard, lane.detail),
+        };
+        self.problems.first().cloned().or_else(|| halted.map(|found| lane("SinkHalted", found))).or_else(|| {
+            waiting.map(|found| lane(if found.state == "waiting" { "SinkWaiting" } else { "SinkFailing" }, found))
+        })
+    }
+
+    /// Shards that are not worked by this generation; `None` while that is not known.
+    fn behind(&self) -> Option<usize> {
+        let (shards, _) = self.known?;
+        let there = |shard: &&Shard| {
+            shard.leased
+                && shard.uid.as_deref() == Some(self.uid)
+                && shard.generation.is_some_and(|generation| generation >= self.generation)
+        };
+        Some(usize::from(self.shards).saturating_sub(shards.iter().filter(there).count()))
+    }
+
+    /// Shards that nobody works; `None` while that is not known.
+    fn unworked(&self) -> Option<usize> {
+        let (shards, _) = self.known?;
+        Some(usize::from(self.shards).saturating_sub(shards.iter().filter(|shard| shard.leased).count()))
+    }
+
+    /// What is going on; `None` when nothing is.
+    fn progress(&self) -> Option<(&'static str, String)> {
+        if let Some(draining) = self.draining {
+            return Some(("Draining", draining.to_owned()));
+        }
+        match self.migration {
+            Stand::Done { .. } => {}
+            Stand::Failed { problem, .. } => {
+                return Some(("Migrating", format!("the last attempt failed, {}: another follows", problem.reason)));
+            }
+            _ => return Some(("Migrating", format!("a Job migrates the schema by {}", self.image))),
+        }
+        if let Some(other) = self.waits_for {
+            return Some(("WaitingForRollout", format!("{other} takes the operator's new default image first")));
+        }
+        if let Some(rollout) = self.rollout {
+            return Some(("RollingOut", rollout.to_owned()));
+        }
+        if self.workers == 0 {
+            return None;
+        }
+        match self.behind() {
+            None => Some(("Asking", "no pod has told yet what its shards stand at".to_owned())),
+            Some(0) => None,
+            Some(behind) => Some((
+                "RollingOut",
+                format!("{behind} of {} shards are not worked by generation {} yet", self.shards, self.generation),
+            )),
+        }
+    }
+
+    /// The conditions, given those that stood before: what did not change keeps its time.
+    #[must_use]
+    pub(crate) fn conditions(&self, before: &[Condition], now: Timestamp) -> Vec<Condition> {
+        let worst = self.worst();
+        let progress = self.progress();
+        let make = |kind: &str, status: &str, reason: &str, message: String, generation: i64| {
+            let stood = before.iter().find(|condition| condition.type_ == kind && condition.status == status);
+            Condition {
+                type_: kind.to_owned(),
+                status: status.to_owned(),
+                reason: reason.to_owned(),
+                message,
+                observed_generation: Some(generation),
+                last_transition_time: stood.map_or(Time(now), |condition| condition.last_transition_time.clone()),
+            }
+        };
+        let generation = self.generation;
+        let migrated = match self.migration {
+            Stand::Done { .. } => make("Migrated", "True", "Migrated", format!("by {}", self.image), generation),
+            Stand::Failed { problem, .. } => {
+                make("Migrated", "False", &problem.reason, problem.message.clone(), generation)
+            }
+            Stand::Running(Some(problem)) => {
+                make("Migrated", "False", &problem.reason, problem.message.clone(), generation)
+            }
+            Stand::Running(None) | Stand::Create(_) => make(
+                "Migrated",
+                "False",
+                "Migrating",
+                format!("a Job migrates the schema by {}", self.image),
+                generation,
+            ),
+        };
+        let failure = match self.migration {
+            Stand::Failed { problem, .. } | Stand::Running(Some(problem)) => Some(problem.clone()),
+            _ => None,
+        };
+        let trouble = worst.or(failure);
+        let progressing = match &progress {
+            _ if self.paused => {
+                make("Progressing", "False", "Paused", "spec.paused is true: nothing is changed".to_owned(), generation)
+            }
+            Some((reason, message)) => make("Progressing", "True", reason, message.clone(), generation),
+            None if self.workers == 0 => {
+                make("Progressing", "False", "Stopped", "no workers are wanted".to_owned(), generation)
+            }
+            None => {
+                make("Progressing", "False", "Complete", format!("generation {generation} is in force"), generation)
+            }
+        };
+        let degraded = match &trouble {
+            Some(problem) => make("Degraded", "True", &problem.reason, problem.message.clone(), generation),
+            None => make("Degraded", "False", "AsExpected", "nothing is known to be wrong".to_owned(), generation),
+        };
+        let stalled = match trouble.as_ref().filter(|problem| STALLED.contains(&problem.reason.as_str())) {
+            Some(problem) => make("Stalled", "True", &problem.reason, problem.message.clone(), generation),
+            None => make("Stalled", "False", "AsExpected", "nothing waits for a change by hand".to_owned(), generation),
+        };
+        let ready = self.ready(before, progress.as_ref(), trouble.as_ref(), &make);
+        vec![ready, migrated, progressing, degraded, stalled]
+    }
+
+    fn ready(
+        &self,
+        before: &[Condition],
+        progress: Option<&(&'static str, String)>,
+        trouble: Option<&Problem>,
+        make: &dyn Fn(&str, &str, &str, String, i64) -> Condition,
+    ) -> Condition {
+        let generation = self.generation;
+        let no = |reason: &str, message: String| make("Ready", "False", reason, message, generation);
+        if self.draining.is_some() {
+            return no("Draining", "it is being deleted".to_owned());
+        }
+        if self.workers == 0 && self.rollout.is_none() {
+            return no("Stopped", "no workers are wanted: records are taken and wait".to_owned());
+        }
+        let Some((reason, message)) = progress else {
+            let message = format!("all {} shards are worked", self.shards);
+            return make("Ready", "True", "InForce", message, generation);
+        };
+        // While the new generation comes the old one goes on; shards change hands within a lease.
+        let stood = before.iter().find(|condition| condition.type_ == "Ready" && condition.status == "True");
+        if let Some(older) = stood.and_then(|condition| condition.observed_generation)
+            && self.lapse < PATIENCE
+        {
+            return make("Ready", "True", "InForce", format!("all {} shards are worked", self.shards), older);
+        }
+        match (trouble, self.unworked()) {
+            (Some(problem), _) => no(&problem.reason, problem.message.clone()),
+            (None, Some(unworked)) if unworked > 0 && *reason == "RollingOut" => {
+                no("ShardsNotWorked", format!("{unworked} of {} shards are not worked", self.shards))
+            }
+            (None, None) if *reason == "Asking" => {
+                make("Ready", "Unknown", "NotKnown", "no pod tells what its shards stand at".to_owned(), generation)
+            }
+            (None, _) => no(reason, message.clone()),
+        }
+    }
+}

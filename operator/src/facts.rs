@@ -1,0 +1,187 @@
+//! What the pods say of a pipeline: their `/status`, asked at their own addresses.
+//!
+//! The operator reads no Redis, Postgres or Secret: this is all it knows. Must never take an old answer for a new one.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use futures::future;
+use serde::Deserialize;
+
+/// Facts older than this are unknown.
+pub(crate) const LONGEST_AGE: Duration = Duration::from_secs(30);
+/// A pod that was asked within this time is not asked again.
+const SHORTEST_BETWEEN: Duration = Duration::from_millis(400);
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest answer that is read: 256 shards and 16 sinks fit several times.
+const LONGEST_ANSWER: usize = 4 << 20;
+
+/// A process's answer; what is absent is not known.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Answer {
+    /// The pipeline's id.
+    pub(crate) pipeline_id: Option<String>,
+    /// The manifest's file as the process last read it.
+    pub(crate) manifest: Option<Origin>,
+    /// Why the file's content is not in force.
+    pub(crate) refusal: Option<String>,
+    /// What is wrong now, worst first.
+    pub(crate) problems: Vec<Problem>,
+    /// All shards of the pipeline.
+    pub(crate) shards: Option<Vec<Shard>>,
+    /// Lanes of the whole pipeline that do not run well.
+    pub(crate) sinks: Option<Vec<Lane>>,
+    /// Counts of the whole pipeline.
+    pub(crate) counts: Option<Counts>,
+    /// How old shards, sinks and counts are.
+    pub(crate) age_ms: u64,
+}
+
+/// Where a manifest comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Origin {
+    /// The resource's uid.
+    pub(crate) uid: Option<String>,
+    /// The resource's generation.
+    pub(crate) generation: Option<i64>,
+}
+
+/// Something that is wrong, with a reason that is a word and a message for a person.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub(crate) struct Problem {
+    /// A stable word.
+    pub(crate) reason: String,
+    /// What to look at.
+    pub(crate) message: String,
+}
+
+/// A shard's state in Postgres.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Shard {
+    /// Its number.
+    pub(crate) shard: u16,
+    /// Whether a worker holds it now.
+    pub(crate) leased: bool,
+    /// The uid of the manifest that it stands at.
+    pub(crate) uid: Option<String>,
+    /// The generation of the manifest that it stands at.
+    pub(crate) generation: Option<i64>,
+}
+
+/// A sink's lane that does not run well.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Lane {
+    /// The sink.
+    pub(crate) sink: String,
+    /// The shard.
+    pub(crate) shard: u16,
+    /// halted, waiting or failing.
+    pub(crate) state: String,
+    /// Why.
+    pub(crate) detail: String,
+}
+
+/// Counts of the whole pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Counts {
+    /// Queued and pending.
+    pub(crate) backlog: i64,
+    /// Highest over the sinks of what is not published yet.
+    pub(crate) unpublished: i64,
+    /// Records processed.
+    pub(crate) processed: i64,
+    /// Alerts raised.
+    pub(crate) alerts: i64,
+    /// Dead letters that are open.
+    pub(crate) dead_letters: i64,
+    /// The least that was lost.
+    #[serde(default)]
+    pub(crate) lost: i64,
+}
+
+/// A pod's last answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Heard {
+    /// When it answered.
+    pub(crate) at: Instant,
+    /// What.
+    pub(crate) answer: Answer,
+}
+
+impl Heard {
+    /// When shards, sinks and counts were gathered.
+    #[must_use]
+    pub(crate) fn gathered(&self) -> Instant {
+        self.at.checked_sub(Duration::from_millis(self.answer.age_ms)).unwrap_or(self.at)
+    }
+
+    /// Whether it tells of now.
+    #[must_use]
+    pub(crate) fn fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.gathered()) < LONGEST_AGE
+    }
+}
+
+/// The last answers of a pipeline's pods, by the pod's name.
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    asked: BTreeMap<String, Instant>,
+    heard: BTreeMap<String, Heard>,
+}
+
+impl Facts {
+    /// Asks the pods that were not asked a moment ago; forgets pods that are gone. `pods` are names and addresses.
+    pub(crate) async fn ask(&mut self, http: &reqwest::Client, port: u16, pods: &[(String, String)]) {
+        let stays = |name: &String| pods.iter().any(|(pod, _)| pod == name);
+        self.asked.retain(|name, _| stays(name));
+        self.heard.retain(|name, _| stays(name));
+        let now = Instant::now();
+        let due: Vec<_> = pods
+            .iter()
+            .filter(|(name, _)| self.asked.get(name).is_none_or(|at| now.duration_since(*at) >= SHORTEST_BETWEEN))
+            .collect();
+        let answers = future::join_all(due.into_iter().map(async |(name, address)| {
+            let answer = tokio::time::timeout(TIMEOUT, ask(http, address, port)).await.ok().and_then(Result::ok);
+            (name.clone(), answer)
+        }))
+        .await;
+        for (name, answer) in answers {
+            let at = Instant::now();
+            self.asked.insert(name.clone(), at);
+            if let Some(answer) = answer {
+                self.heard.insert(name, Heard { at, answer });
+            }
+        }
+    }
+
+    /// What a pod last said, unless that is too long ago.
+    #[must_use]
+    pub(crate) fn of(&self, pod: &str) -> Option<&Heard> {
+        self.heard.get(pod).filter(|heard| Instant::now().saturating_duration_since(heard.at) < LONGEST_AGE)
+    }
+
+    /// The newest answer that tells of the whole pipeline, unless that is too long ago.
+    #[must_use]
+    pub(crate) fn newest(&self) -> Option<&Heard> {
+        let now = Instant::now();
+        self.heard
+            .values()
+            .filter(|heard| heard.answer.counts.is_some() && heard.answer.shards.is_some() && heard.fresh(now))
+            .max_by_key(|heard| heard.gathered())
+    }
+}
+
+async fn ask(http: &reqwest::Client, address: &str, port: u16) -> anyhow::Result<Answer> {
+    let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+    let mut response = http.get(format!("http://{host}:{port}/status")).send().await?.error_for_status()?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        anyhow::ensure!(body.len() + chunk.len() <= LONGEST_ANSWER, "the answer is too long");
+        body.extend_from_slice(&chunk);
+    }
+    Ok(serde_json::from_slice(&body)?)
+}

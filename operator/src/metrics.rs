@@ -1,0 +1,129 @@
+//! The operator's own health and numbers, over HTTP.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use poem::{
+    EndpointExt as _, IntoResponse as _, Response, Route, Server, get, handler, http::StatusCode,
+    listener::TcpAcceptor, web::Data,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::context::Context;
+
+/// Reconciles, by result.
+pub(crate) const RECONCILES: &str = "millrace_operator_reconciles_total";
+/// How long reconciles take.
+pub(crate) const DURATION: &str = "millrace_operator_reconcile_duration_seconds";
+/// Writes to the API server, by kind.
+pub(crate) const WRITES: &str = "millrace_operator_writes_total";
+/// 1 while this process leads.
+pub(crate) const LEADER: &str = "millrace_operator_leader";
+/// Pipelines, by condition and its status.
+const PIPELINES: &str = "millrace_operator_pipelines";
+/// Each pipeline's backlog.
+const BACKLOG: &str = "millrace_operator_pipeline_backlog_records";
+
+/// Whether the process is up to its task, and its numbers.
+#[derive(Clone)]
+pub(crate) struct Health {
+    handle: PrometheusHandle,
+    ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
+
+impl Health {
+    /// Starts to count.
+    ///
+    /// # Errors
+    /// When something counts already.
+    pub(crate) fn new(ready: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> anyhow::Result<Self> {
+        let buckets = [0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+        let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Full(DURATION.to_owned()), &buckets)?;
+        let handle = builder.install_recorder()?;
+        for (name, what) in [(RECONCILES, "Reconciles, by result"), (WRITES, "Writes to the API server, by kind")] {
+            metrics::describe_counter!(name, what);
+        }
+        metrics::describe_histogram!(DURATION, metrics::Unit::Seconds, "How long reconciles take");
+        for (name, what) in [
+            (LEADER, "1 while this process leads"),
+            (PIPELINES, "Pipelines, by condition and its status"),
+            (BACKLOG, "Records of a pipeline that are queued or pending"),
+        ] {
+            metrics::describe_gauge!(name, what);
+        }
+        metrics::gauge!(LEADER).set(0.0);
+        for result in ["done", "failed"] {
+            metrics::counter!(RECONCILES, "result" => result).absolute(0);
+        }
+        Ok(Self { handle, ready: Arc::new(ready) })
+    }
+
+    /// Answers `/health`, `/ready` and `/metrics` until `stop` is cancelled.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub(crate) async fn serve(self, listen: SocketAddr, stop: CancellationToken) -> anyhow::Result<()> {
+        let listener =
+            tokio::net::TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+        let routes = Route::new()
+            .at("/health", get(answer_health))
+            .at("/ready", get(answer_ready))
+            .at("/metrics", get(answer_metrics))
+            .data(self);
+        let acceptor = TcpAcceptor::from_tokio(listener)?;
+        let ended = stop.cancelled_owned();
+        Ok(Server::new_with_acceptor(acceptor)
+            .run_with_graceful_shutdown(routes, ended, Some(Duration::from_secs(1)))
+            .await?)
+    }
+}
+
+#[handler]
+fn answer_health() -> &'static str {
+    "alive\n"
+}
+
+#[handler]
+fn answer_ready(Data(health): Data<&Health>) -> Response {
+    match (health.ready)() {
+        Ok(()) => "ready\n".into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
+#[handler]
+fn answer_metrics(Data(health): Data<&Health>) -> Response {
+    health.handle.run_upkeep();
+    Response::builder().content_type("text/plain; version=0.0.4").body(health.handle.render())
+}
+
+/// Counts pipelines by their conditions, over and over, until `stop` is cancelled.
+pub(crate) async fn count(context: Arc<Context>, stop: CancellationToken) {
+    let mut known: std::collections::BTreeSet<(String, String)> = std::collections::BTreeSet::new();
+    loop {
+        let mut counts: std::collections::BTreeMap<(String, String), u64> =
+            known.iter().map(|labels| (labels.clone(), 0)).collect();
+        for object in context.caches.iter().flat_map(|cache| cache.pipelines.state()) {
+            let Ok(resource) = &object.0 else { continue };
+            let status = resource.status.clone().unwrap_or_default();
+            for condition in &status.conditions {
+                *counts.entry((condition.type_.clone(), condition.status.clone())).or_default() += 1;
+            }
+            if let (Some(name), Some(namespace), Some(backlog)) =
+                (&resource.metadata.name, &resource.metadata.namespace, status.backlog)
+            {
+                metrics::gauge!(BACKLOG, "namespace" => namespace.clone(), "pipeline" => name.clone())
+                    .set(backlog as f64);
+            }
+        }
+        for ((condition, status), count) in &counts {
+            metrics::gauge!(PIPELINES, "condition" => condition.clone(), "status" => status.clone()).set(*count as f64);
+        }
+        known = counts.into_keys().collect();
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(10)) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}

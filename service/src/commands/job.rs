@@ -1,0 +1,234 @@
+//! What commands that run as a Job share: they wait a while for what may still come, and leave one line about their outcome.
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use crate::{
+    config::{Place, SecretError},
+    store::{self, Store},
+    streams,
+};
+
+/// Longest message: what Kubernetes keeps of a termination log has an end.
+const LONGEST_MESSAGE: usize = 2_000;
+/// Longest wait for a server that says nothing.
+const LONGEST_SILENCE: Duration = Duration::from_secs(5);
+
+/// Flags of such a command.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct JobArgs {
+    #[command(flatten)]
+    pub(super) place: Place,
+    /// How long a Secret that is missing and a server that is away are waited for, in milliseconds
+    #[arg(long, value_name = "MS", env = "MILLRACE_WAIT_MS", default_value_t = 60_000)]
+    pub(super) wait_ms: u64,
+    /// Where one line of JSON about the outcome is left, such as /dev/termination-log
+    #[arg(long, value_name = "FILE", env = "MILLRACE_TERMINATION_LOG")]
+    pub(super) termination_log: Option<PathBuf>,
+}
+
+/// How such a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(super) enum Reason {
+    /// The schema is as this binary needs it, and claimed.
+    Migrated,
+    /// Nothing of the pipeline is left.
+    Purged,
+    /// A Secret, or a key of it, is not there.
+    SecretNotFound,
+    /// What a Secret holds cannot be used.
+    SecretInvalid,
+    /// Postgres cannot be asked.
+    PostgresUnreachable,
+    /// Redis cannot be asked.
+    RedisUnreachable,
+    /// The schema needs a newer binary.
+    SchemaTooNew,
+    /// The schema or a stream belongs to another pipeline.
+    OtherPipeline,
+    /// Workers still hold leases.
+    StillWorked,
+    /// The manifest is none, breaks rules, or asks for what cannot be changed.
+    ManifestInvalid,
+    /// Anything else.
+    Failed,
+}
+
+/// What is left of a command.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Outcome {
+    pub(super) reason: Reason,
+    pub(super) message: String,
+    /// The schema's numbers, before and after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) schema: Option<Numbers>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) pipeline_id: Option<String>,
+    /// How many contracting steps wait until they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) contract: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Numbers {
+    pub(super) from: i64,
+    pub(super) to: i64,
+}
+
+/// Why a command did not do what it should.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(super) struct Failure {
+    pub(super) reason: Reason,
+    pub(super) message: String,
+}
+
+impl Failure {
+    pub(super) fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+
+    /// Whether it may be mended while it is waited.
+    fn may_pass(&self) -> bool {
+        matches!(
+            self.reason,
+            Reason::SecretNotFound | Reason::SecretInvalid | Reason::PostgresUnreachable | Reason::RedisUnreachable
+        )
+    }
+
+    /// Of a URL of `server`.
+    pub(super) fn of_url(server: &str, error: &SecretError) -> Self {
+        let (reason, message) = match error {
+            SecretError::NotFound(name) => (Reason::SecretNotFound, name.clone()),
+            SecretError::Invalid(what) => (Reason::SecretInvalid, what.clone()),
+            SecretError::NotGiven(what) => (Reason::Failed, format!("the URL of {server}: {what}")),
+        };
+        Self::new(reason, message)
+    }
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        let reason = match &error {
+            store::Error::TooNew(_) => Reason::SchemaTooNew,
+            store::Error::OtherPipeline(_) => Reason::OtherPipeline,
+            store::Error::StillWorked(_) => Reason::StillWorked,
+            error if error.is_away() => Reason::PostgresUnreachable,
+            _ => Reason::Failed,
+        };
+        Self::new(reason, error.to_string())
+    }
+}
+
+impl From<streams::Error> for Failure {
+    fn from(error: streams::Error) -> Self {
+        let reason = match error {
+            streams::Error::Refused(_) => Reason::OtherPipeline,
+            _ => Reason::RedisUnreachable,
+        };
+        Self::new(reason, error.to_string())
+    }
+}
+
+impl JobArgs {
+    /// A job of this process, not of a cluster: it waits up to a minute and leaves no line.
+    pub(super) fn local(place: &Place) -> Self {
+        Self { place: place.clone(), wait_ms: 60_000, termination_log: None }
+    }
+
+    /// Tries until it succeeds, fails for good, or time is up.
+    pub(super) async fn patiently<T>(
+        &self,
+        mut attempt: impl AsyncFnMut() -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let (began, longest) = (Instant::now(), Duration::from_millis(self.wait_ms));
+        let mut pause = Duration::from_millis(200);
+        let mut said = String::new();
+        loop {
+            let failure = match attempt().await {
+                Err(failure) if failure.may_pass() && began.elapsed() < longest => failure,
+                outcome => return outcome,
+            };
+            if failure.message != said {
+                eprintln!("waiting: {:?}: {failure}", failure.reason);
+                said = failure.message;
+            }
+            tokio::time::sleep(pause.min(longest.saturating_sub(began.elapsed()))).await;
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    /// Leaves a line about how it ended, and gives it on as the command's own end.
+    ///
+    /// # Errors
+    /// Why the command did not do what it should.
+    pub(super) fn leave(&self, ended: Result<Outcome, Failure>) -> anyhow::Result<()> {
+        let (outcome, result) = match ended {
+            Ok(outcome) => (outcome, Ok(())),
+            Err(failure) => {
+                let (reason, message) = (failure.reason, failure.message.clone());
+                let outcome = Outcome { reason, message, schema: None, pipeline_id: None, contract: None };
+                (outcome, Err(anyhow::Error::from(failure)))
+            }
+        };
+        if let Some(file) = &self.termination_log
+            && let Err(error) = fs::write(file, outcome.line())
+        {
+            eprintln!("millrace: cannot write {}: {error}", file.display());
+        }
+        result
+    }
+}
+
+impl Outcome {
+    fn line(mut self) -> String {
+        if let Some((end, _)) = self.message.char_indices().nth(LONGEST_MESSAGE) {
+            self.message.truncate(end);
+        }
+        let line = serde_json::json!(self).to_string();
+        format!("{line}\n")
+    }
+}
+
+/// A store whose server answers.
+pub(super) async fn reach(url: &str, pipeline: &str) -> Result<Store, Failure> {
+    // That it is a URL was seen when it was read; options in it may still be wrong.
+    let store = Store::connect(url, pipeline, 2)
+        .map_err(|_| Failure::new(Reason::SecretInvalid, "the URL of Postgres is not understood"))?;
+    match tokio::time::timeout(LONGEST_SILENCE, store.probe()).await {
+        Ok(Ok(())) => Ok(store),
+        Ok(Err(error)) => Err(Failure::from(error)),
+        Err(_) => {
+            let message = format!("Postgres did not answer within {LONGEST_SILENCE:?}");
+            Err(Failure::new(Reason::PostgresUnreachable, message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_about_an_outcome_fits_where_it_is_kept() {
+        let outcome = Outcome {
+            reason: Reason::Migrated,
+            message: "ä".repeat(10_000),
+            schema: Some(Numbers { from: 0, to: 1 }),
+            pipeline_id: Some("id".to_owned()),
+            contract: Some(0),
+        };
+        let line = outcome.line();
+        assert!(line.len() <= 4096 && line.ends_with("}\n"), "{}", line.len());
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(line["reason"], "Migrated");
+        assert_eq!((&line["schema"]["from"], &line["schema"]["to"]), (&0.into(), &1.into()));
+        assert_eq!((&line["pipelineId"], &line["contract"]), (&"id".into(), &0.into()));
+    }
+}

@@ -1,0 +1,137 @@
+//! What stands in a process's way, as its parts say it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use millrace_crds::RecordPipeline;
+use serde::Serialize;
+
+use super::WorksBy;
+
+/// Kinds of problems, the worst first: those that keep a process from its pipeline at all, then its servers, then its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Reason {
+    /// The schema or a stream belongs to another pipeline.
+    OtherPipeline,
+    /// The schema needs a newer binary.
+    SchemaTooNew,
+    /// What a Secret holds cannot be used.
+    SecretInvalid,
+    /// A Secret, or a key of it, is not there.
+    SecretNotFound,
+    /// The schema is not there, or older than this binary.
+    NotMigrated,
+    /// Postgres cannot be asked.
+    PostgresUnreachable,
+    /// Redis cannot be asked.
+    RedisUnreachable,
+    /// Redis takes no entries.
+    RedisReadOnlyOrFull,
+    /// The schema is not claimed for the manifest's uid.
+    UidNotClaimed,
+    /// The manifest is none, or breaks rules.
+    ManifestInvalid,
+    /// The manifest may not be put in force.
+    ManifestRefused,
+}
+
+/// What is wrong now.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Problem {
+    /// Its kind.
+    pub reason: Reason,
+    /// What and where, for a person; never a secret.
+    pub message: String,
+}
+
+impl Problem {
+    /// A problem.
+    #[must_use]
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// Where each part of a process says what is wrong and what it has. Clones are the same board.
+#[derive(Debug, Clone, Default)]
+pub struct Board(Arc<Mutex<Written>>);
+
+#[derive(Debug, Default)]
+struct Written {
+    problems: BTreeMap<&'static str, Vec<Problem>>,
+    pipeline: Option<String>,
+    manifest: Option<FileId>,
+    works_by: Option<WorksBy>,
+}
+
+/// Which object the manifest's file shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct FileId {
+    uid: Option<String>,
+    generation: i64,
+}
+
+/// What the board says.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) problems: Vec<Problem>,
+    pub(super) pipeline: Option<String>,
+    pub(super) manifest: Option<FileId>,
+    pub(super) works_by: Option<WorksBy>,
+}
+
+impl Board {
+    /// Sets what is wrong in the eyes of one part, in place of what it said before; nothing: all is well there.
+    pub fn set(&self, part: &'static str, problems: impl IntoIterator<Item = Problem>) {
+        self.written().problems.insert(part, problems.into_iter().collect());
+    }
+
+    /// What one part said last.
+    #[must_use]
+    pub fn of(&self, part: &'static str) -> Vec<Problem> {
+        self.written().problems.get(part).cloned().unwrap_or_default()
+    }
+
+    /// Says which pipeline it is.
+    pub fn pipeline(&self, name: &str) {
+        self.written().pipeline = Some(name.to_owned());
+    }
+
+    /// Says which manifest the file shows; `None`: none that can be read.
+    pub fn manifest(&self, manifest: Option<&RecordPipeline>) {
+        self.written().manifest = manifest.map(|manifest| FileId {
+            uid: manifest.metadata.uid.clone(),
+            generation: manifest.metadata.generation.unwrap_or(0),
+        });
+    }
+
+    /// Says by which version this process works.
+    pub fn works_by(&self, works_by: WorksBy) {
+        self.written().works_by = Some(works_by);
+    }
+
+    pub(super) fn told(&self) -> Told {
+        let written = self.written();
+        let Written { problems, pipeline, manifest, works_by } = &*written;
+        Told {
+            problems: worst_first(problems.values().flatten().cloned()),
+            pipeline: pipeline.clone(),
+            manifest: manifest.clone(),
+            works_by: works_by.clone(),
+        }
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Each problem once, the worst first.
+pub(super) fn worst_first(problems: impl IntoIterator<Item = Problem>) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = problems.into_iter().collect();
+    problems.sort();
+    problems.dedup();
+    problems
+}

@@ -1,0 +1,308 @@
+//! What the two servers know of the pipeline, gathered for `/status`.
+//!
+//! Redis's backlog first, then Postgres, then the cursors: an entry that is settled in between is counted as still queued,
+//! never as gone, so "nothing is left" is only said when it is so.
+
+use std::{collections::HashMap, future::Future, time::Duration};
+
+use serde::Serialize;
+
+use super::{Problem, Reason};
+use crate::{
+    config::Setup,
+    store::{self, Counts as Settled, ShardStanding, SinkBeginning, SinkRow, Store},
+    streams::{self, Backlog, Cursor},
+};
+
+/// Longest wait for each part.
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// What was gathered; absent: not known now.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    pub(super) problems: Vec<Problem>,
+    pub(super) shards: Option<Vec<Shard>>,
+    pub(super) sinks: Option<Vec<LaneState>>,
+    pub(super) counts: Option<Counts>,
+}
+
+/// Where one shard stands.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Shard {
+    pub(super) shard: i32,
+    pub(super) leased: bool,
+    owner: Option<String>,
+    version: i64,
+    uid: Option<String>,
+    generation: Option<i64>,
+}
+
+impl Shard {
+    pub(super) fn is_owned_by(&self, process: &str) -> bool {
+        self.owner.as_deref() == Some(process)
+    }
+}
+
+/// A lane that does not run well.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct LaneState {
+    sink: String,
+    shard: u16,
+    state: String,
+    detail: String,
+}
+
+/// Counts of the whole pipeline.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Counts {
+    /// Entries that no worker has taken yet.
+    queued: u64,
+    /// Entries that a worker has taken and not settled.
+    pending: u64,
+    /// Both.
+    backlog: u64,
+    /// Outcomes that the sink that is furthest behind has yet to carry.
+    unpublished: i64,
+    /// Records processed.
+    processed: i64,
+    /// Records above their threshold.
+    alerts: i64,
+    /// Dead letters that are open.
+    dead_letters: i64,
+    /// Entries seen to be gone before they were applied.
+    lost: i64,
+}
+
+/// What Postgres knows.
+struct Stored {
+    settled: Settled,
+    standing: Vec<ShardStanding>,
+    states: Vec<(String, u16, String, String)>,
+    /// The sinks that are in the manifest, with where they began.
+    sinks: Vec<(SinkRow, Option<SinkBeginning>)>,
+}
+
+/// Gathers all facts. Each part is bounded by [`LONGEST`]; a part that depends on one that failed is left out.
+pub(super) async fn gather(setup: &Setup) -> Facts {
+    let (shards, pipeline_id) = {
+        let in_force = setup.in_force.borrow();
+        (in_force.manifest.spec.shards, in_force.pipeline_id.to_string())
+    };
+    let mut facts = Facts::default();
+    let queue = async {
+        let backlog = setup.streams.backlog(shards).await?;
+        Ok((backlog, setup.streams.takes_no_writes().await?))
+    };
+    let backlog = match bounded(queue).await {
+        Some(Ok((backlog, refusal))) => {
+            facts.problems.extend(refusal.map(|why| Problem::new(Reason::RedisReadOnlyOrFull, why)));
+            facts.problems.extend(foreign_stream(&backlog, &pipeline_id));
+            Some(backlog)
+        }
+        Some(Err(error)) => facts.lacks(of_redis(&error)),
+        None => facts.lacks(Problem::new(Reason::RedisUnreachable, "it did not answer within 2 s")),
+    };
+    let stored = match bounded(stored(&setup.store, &pipeline_id)).await {
+        Some(Ok(stored)) => Some(stored),
+        Some(Err(Lack::Problem(problem))) => facts.lacks(problem),
+        Some(Err(Lack::Store(error))) => facts.lacks(of_postgres(&error)),
+        None => facts.lacks(silent(&setup.store).await),
+    };
+    let Some(stored) = stored else { return facts };
+    if let Some(backlog) = backlog {
+        let streams: Vec<String> = stored.sinks.iter().filter_map(|(row, _)| row.stream.clone()).collect();
+        let published = async {
+            let cursors = setup.streams.sink_cursors(&streams).await.map_err(|error| of_redis(&error))?;
+            let foreign = foreign_cursor(&streams, &cursors, &pipeline_id);
+            let cursors: HashMap<String, Cursor> = streams.iter().cloned().zip(cursors).collect();
+            let behind = unpublished(&setup.store, &stored, &cursors, &pipeline_id).await;
+            Ok((behind.map_err(|error| of_postgres(&error))?, foreign))
+        };
+        match bounded(published).await {
+            Some(Ok((unpublished, foreign))) => {
+                facts.problems.extend(foreign);
+                facts.counts = Some(counts(&stored.settled, &backlog, unpublished));
+            }
+            Some(Err(problem)) => facts.problems.push(problem),
+            None => facts.problems.push(Problem::new(Reason::RedisUnreachable, "its cursors were not told within 2 s")),
+        }
+    }
+    let shard = |ShardStanding { shard, leased, owner, version, uid, generation }| Shard {
+        shard,
+        leased,
+        owner,
+        version,
+        uid,
+        generation,
+    };
+    facts.shards = Some(stored.standing.into_iter().map(shard).collect());
+    let lane = |(sink, shard, state, detail)| LaneState { sink, shard, state, detail };
+    facts.sinks = Some(stored.states.into_iter().map(lane).collect());
+    facts
+}
+
+impl Facts {
+    /// Notes why something is not known.
+    fn lacks<T>(&mut self, problem: Problem) -> Option<T> {
+        self.problems.push(problem);
+        None
+    }
+}
+
+async fn bounded<T>(part: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(LONGEST, part).await.ok()
+}
+
+/// Why Postgres does not tell.
+enum Lack {
+    Problem(Problem),
+    Store(store::Error),
+}
+
+impl From<store::Error> for Lack {
+    fn from(error: store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+async fn stored(store: &Store, pipeline_id: &str) -> Result<Stored, Lack> {
+    match store.pipeline().await? {
+        None => return Err(Lack::Problem(not_migrated())),
+        Some(pipeline) if pipeline.pipeline_id != pipeline_id => {
+            return Err(Lack::Problem(Problem::new(
+                Reason::OtherPipeline,
+                format!(
+                    "the database is now pipeline {}'s; this process works for {pipeline_id}",
+                    pipeline.pipeline_id
+                ),
+            )));
+        }
+        Some(_) => {}
+    }
+    let settled = store.stats().await?;
+    let standing = store.standing().await?;
+    let states = store.sink_states().await?;
+    let mut beginnings = store.sink_beginnings().await?;
+    let rows = store.sinks().await?.into_iter().filter(|row| !row.removed);
+    let sinks = rows.map(|row| {
+        let at = beginnings.iter().position(|beginning| beginning.name == row.name);
+        let beginning = at.map(|at| beginnings.swap_remove(at));
+        (row, beginning)
+    });
+    Ok(Stored { settled, standing, states, sinks: sinks.collect() })
+}
+
+/// The highest lag of a sink: numbers of its kind above its cursor, over all shards.
+async fn unpublished(
+    store: &Store,
+    stored: &Stored,
+    cursors: &HashMap<String, Cursor>,
+    pipeline_id: &str,
+) -> Result<i64, store::Error> {
+    let mut most = 0;
+    for (row, beginning) in &stored.sinks {
+        let Some(stream) = &row.stream else { continue };
+        // A cursor that is another's says nothing of this sink.
+        let cursor = cursors.get(stream).filter(|cursor| cursor.pipeline_id.as_deref() == Some(pipeline_id));
+        let at = |shard: i32| {
+            let begins = beginning.as_ref().and_then(|beginning| beginning.begins_after(shard)).unwrap_or(0);
+            cursor.and_then(|cursor| cursor.numbers.get(&shard)).copied().unwrap_or(begins).max(begins)
+        };
+        let shards = &stored.settled.shards;
+        let behind: i64 = if row.kind == "Alert" {
+            let (shards, numbers): (Vec<i32>, Vec<i64>) =
+                shards.iter().map(|shard| (shard.shard, at(shard.shard))).unzip();
+            store.alerts_above(&shards, &numbers).await?.into_iter().map(|(_, alerts)| alerts).sum()
+        } else {
+            let highest = |shard: &store::ShardCounts| match row.kind.as_str() {
+                "DeadLettered" => shard.dead_letters,
+                "Conflicted" => shard.conflicts,
+                _ => shard.records,
+            };
+            shards.iter().map(|shard| (highest(shard) - at(shard.shard)).max(0)).sum()
+        };
+        most = most.max(behind);
+    }
+    Ok(most)
+}
+
+fn counts(settled: &Settled, backlog: &[Backlog], unpublished: i64) -> Counts {
+    let (queued, pending) =
+        (backlog.iter().map(|shard| shard.queued).sum::<u64>(), backlog.iter().map(|shard| shard.pending).sum::<u64>());
+    Counts {
+        queued,
+        pending,
+        backlog: queued + pending,
+        unpublished,
+        processed: settled.shards.iter().map(|shard| shard.processed).sum(),
+        alerts: settled.shards.iter().map(|shard| shard.alerts).sum(),
+        dead_letters: settled.letters_open,
+        lost: settled.shards.iter().map(|shard| shard.lost).sum(),
+    }
+}
+
+/// That a records stream is another pipeline's.
+fn foreign_stream(backlog: &[Backlog], pipeline_id: &str) -> Option<Problem> {
+    let foreign: Vec<(u16, &String)> = backlog
+        .iter()
+        .filter_map(|shard| Some((shard.shard, shard.pipeline_id.as_ref().filter(|id| *id != pipeline_id)?)))
+        .collect();
+    let (shard, id) = foreign.first()?;
+    let message = format!(
+        "in Redis the records streams of {} shards, such as that of shard {shard}, belong to the pipeline with id {id}: use \
+         another name or Redis, or take them over with the annotation {}: {id}",
+        foreign.len(),
+        millrace_crds::ADOPT,
+    );
+    Some(Problem::new(Reason::OtherPipeline, message))
+}
+
+/// That a sink's stream is another pipeline's.
+fn foreign_cursor(streams: &[String], cursors: &[Cursor], pipeline_id: &str) -> Option<Problem> {
+    let (stream, id) = streams
+        .iter()
+        .zip(cursors)
+        .find_map(|(stream, cursor)| Some((stream, cursor.pipeline_id.as_ref().filter(|id| *id != pipeline_id)?)))?;
+    let adopt = millrace_crds::ADOPT;
+    Some(Problem::new(
+        Reason::OtherPipeline,
+        format!(
+            "the sink's stream {stream} belongs to the pipeline with id {id}: name another stream, or take it over with the \
+             annotation {adopt}: {id}"
+        ),
+    ))
+}
+
+pub(crate) fn not_migrated() -> Problem {
+    Problem::new(
+        Reason::NotMigrated,
+        "the pipeline's schema is not there, or older than this millrace: run `millrace migrate`",
+    )
+}
+
+/// What an error of Postgres is for a person.
+pub(crate) fn of_postgres(error: &store::Error) -> Problem {
+    let reason = match error {
+        store::Error::TooNew(_) => Reason::SchemaTooNew,
+        store::Error::OtherPipeline(_) => Reason::OtherPipeline,
+        store::Error::StillWorked(_) => Reason::UidNotClaimed,
+        store::Error::Refused(_) => Reason::ManifestRefused,
+        error if error.misses_schema() => return not_migrated(),
+        _ => Reason::PostgresUnreachable,
+    };
+    Problem::new(reason, error.to_string())
+}
+
+/// Why Postgres does not answer: the pool tells only that time was up.
+pub(crate) async fn silent(store: &Store) -> Problem {
+    match bounded(store.probe()).await {
+        Some(Err(error)) => of_postgres(&error),
+        Some(Ok(())) => Problem::new(Reason::PostgresUnreachable, "it answers, but not within 2 s"),
+        None => Problem::new(Reason::PostgresUnreachable, "it did not answer within 2 s"),
+    }
+}
+
+fn of_redis(error: &streams::Error) -> Problem {
+    Problem::new(Reason::RedisUnreachable, error.to_string())
+}

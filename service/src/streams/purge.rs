@@ -1,0 +1,84 @@
+//! The end of a pipeline: its streams go, with what stands beside them.
+//!
+//! Must never remove what is another's: each script compares the id beside the stream first.
+
+use std::sync::LazyLock;
+
+use redis::{Script, Value, from_redis_value};
+
+use super::{Error, Streams, keys};
+
+static PURGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/purge.lua")));
+
+/// A stream of a pipeline, and what stands beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holding {
+    /// The stream's key.
+    pub stream: String,
+    /// The key beside it.
+    beside: String,
+    /// The sink whose stream it is; `None`: a records stream.
+    sink: Option<String>,
+    /// The id of the pipeline that it belongs to; `None`: nothing tells.
+    pub pipeline_id: Option<String>,
+    /// Its entries.
+    pub entries: u64,
+    /// Whether any of the two keys is there.
+    pub is_there: bool,
+}
+
+/// What became of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removed {
+    /// It is gone, with so many entries.
+    Gone(u64),
+    /// Nothing tells whose it is: it was left.
+    Left,
+}
+
+impl Streams {
+    /// The records streams of `shards` shards, and those of sinks (stream, sink), as they stand.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn holdings(&self, shards: u16, sinks: &[(String, String)]) -> Result<Vec<Holding>, Error> {
+        let records =
+            (0..shards).map(|shard| (keys::records(&self.pipeline, shard), keys::fence(&self.pipeline, shard), None));
+        let sinks = sinks.iter().map(|(stream, sink)| (stream.clone(), keys::cursor(stream), Some(sink.clone())));
+        let mut redis = self.shared();
+        let mut holdings = Vec::new();
+        for (stream, beside, sink) in records.chain(sinks) {
+            let (pipeline_id, is_beside, is_stream, entries): (Option<String>, bool, bool, u64) = redis::pipe()
+                .hget(&beside, "pipeline")
+                .exists(&beside)
+                .exists(&stream)
+                .xlen(&stream)
+                .query_async(&mut redis)
+                .await
+                .map_err(Error::of)?;
+            holdings.push(Holding { stream, beside, sink, pipeline_id, entries, is_there: is_beside || is_stream });
+        }
+        Ok(holdings)
+    }
+
+    /// Removes a stream with what stands beside it, if it is this pipeline's, or that of the id `adopt`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when it is another's; or when Redis does not answer.
+    pub async fn remove(&self, holding: &Holding, pipeline_id: &str, adopt: &str) -> Result<Removed, Error> {
+        let mut call = PURGE.key(&holding.beside);
+        call.key(&holding.stream).arg(pipeline_id).arg(holding.sink.as_deref().unwrap_or_default()).arg(adopt);
+        let reply: Vec<Value> = call.invoke_async(&mut self.shared()).await.map_err(Error::of)?;
+        let mut reply = reply.into_iter();
+        let word: String = from_redis_value(reply.next().unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?;
+        let rest = reply.next().unwrap_or(Value::Nil);
+        match word.as_str() {
+            "ok" => Ok(Removed::Gone(from_redis_value(rest).map_err(redis::RedisError::from)?)),
+            "other" => {
+                let id: String = from_redis_value(rest).map_err(redis::RedisError::from)?;
+                Err(Error::Refused(format!("the stream {} belongs to the pipeline with id {id}", holding.stream)))
+            }
+            _ => Ok(Removed::Left),
+        }
+    }
+}
