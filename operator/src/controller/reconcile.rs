@@ -15,7 +15,7 @@ use super::{
     Scope,
     apply::{self, Error, Owner},
     autoscale::Scaler,
-    build::{self, Plan},
+    build::{self, Child, Plan},
     deletion,
     dereference::{Seen, is_owned},
     memory::Memory,
@@ -133,19 +133,17 @@ impl Pass<'_> {
         let image = if waits.is_some() { live.clone().unwrap_or(wanted) } else { wanted };
 
         let mut problems = Vec::new();
-        let stand = self.migrate(memory, &seen, &image, &mut problems).await?;
         let workers = self.workers(memory, &seen);
+        let plan = self.plan(&image, workers);
+        let base = build::base(&plan);
+        // What a Job's pod stands on comes before the Job.
+        self.apply(memory, &seen, &base, &mut problems).await?;
+        self.remove(memory, &seen, &base).await?;
+        let stand = self.migrate(memory, &seen, &image, &mut problems).await?;
         // Until the schema is right for the new image the pods keep theirs; new ones are not made.
-        let pods_image = if stand.is_done() { Some(image.clone()) } else { live };
-        self.apply(
-            memory,
-            &seen,
-            pods_image.as_deref().unwrap_or(&image),
-            pods_image.is_some(),
-            workers,
-            &mut problems,
-        )
-        .await?;
+        if let Some(image) = if stand.is_done() { Some(image.as_str()) } else { live.as_deref() } {
+            self.apply(memory, &seen, &build::deployments(&Plan { image, ..plan }), &mut problems).await?;
+        }
         let touching = self.touch(memory, &seen).await?;
         let rollout = incomplete(&seen, &image, workers);
         problems.extend(seen.problems());
@@ -279,41 +277,39 @@ impl Pass<'_> {
         }
     }
 
-    /// Applies what is wanted and removes what is not.
+    fn plan<'b>(&'b self, image: &'b str, workers: i32) -> Plan<'b> {
+        let serve = self.pipeline.spec.serve.as_ref();
+        let scaled_by_kubernetes = serve.is_some_and(|serve| serve.autoscaling.is_some());
+        let replicas = serve.and_then(|serve| serve.replicas).unwrap_or(1);
+        Plan {
+            pipeline: self.pipeline,
+            image,
+            workers,
+            serve: (!scaled_by_kubernetes).then(|| i32::try_from(replicas).unwrap_or(i32::MAX)),
+            operator_namespace: &self.context.settings.namespace,
+        }
+    }
+
     async fn apply(
         &self,
         memory: &mut Memory,
         seen: &Seen,
-        image: &str,
-        pods: bool,
-        workers: i32,
+        wanted: &[Child],
         problems: &mut Vec<Problem>,
     ) -> Result<(), Error> {
-        let (context, pipeline) = (self.context, self.pipeline);
-        let serve = pipeline.spec.serve.as_ref();
-        let scaled_by_kubernetes = serve.is_some_and(|serve| serve.autoscaling.is_some());
-        let serve =
-            serve.and_then(|serve| serve.replicas).map_or(1, |replicas| i32::try_from(replicas).unwrap_or(i32::MAX));
-        let plan = Plan {
-            pipeline,
-            image,
-            workers,
-            serve: (!scaled_by_kubernetes).then_some(serve),
-            operator_namespace: &context.settings.namespace,
-        };
-        let mut wanted = build::base(&plan);
-        if pods {
-            wanted.extend(build::deployments(&plan));
-        }
-        for child in &wanted {
+        for child in wanted {
             let live = seen.children.get(&(child.kind, child.name.clone()));
-            collect(problems, apply::apply(context, memory, self.owner(), child, live).await)?;
+            collect(problems, apply::apply(self.context, memory, self.owner(), child, live).await)?;
         }
+        Ok(())
+    }
+
+    /// Removes what is no longer wanted. Deployments go with the resource only.
+    async fn remove(&self, memory: &mut Memory, seen: &Seen, base: &[Child]) -> Result<(), Error> {
         for ((kind, name), meta) in &seen.children {
-            let stays = wanted.iter().any(|child| child.kind == *kind && child.name == *name);
-            // Deployments go with the resource only: before the first migration none is wanted, and none is there.
+            let stays = base.iter().any(|child| child.kind == *kind && child.name == *name);
             if !stays && *kind != build::Kind::Deployment {
-                apply::delete(context, self.owner(), *kind, name, meta).await?;
+                apply::delete(self.context, self.owner(), *kind, name, meta).await?;
                 memory.applied.remove(&(*kind, name.clone()));
             }
         }
