@@ -37,11 +37,19 @@ COPY service/Cargo.toml service/
 COPY operator/Cargo.toml operator/
 RUN set -eu; \
     for crate in crds service operator; do \
-      mkdir -p "$crate/src/bin" "$crate/benches"; \
+      mkdir -p "$crate/src"; \
       touch "$crate/src/lib.rs"; \
       echo 'fn main() {}' >"$crate/src/main.rs"; \
-      sed -n '/^\[\[bench\]\]/,/^\[/s/^name = "\(.*\)"/\1/p' "$crate/Cargo.toml" | while read -r bench; do \
-        echo 'fn main() {}' >"$crate/benches/$bench.rs"; \
+      # The targets that its manifest names.
+      awk -F '"' -v crate="$crate" ' \
+        function put() { if (kind in folder) print crate "/" (path ? path : folder[kind] "/" name ".rs"); path = ""; kind = "" } \
+        BEGIN { folder["bin"] = "src/bin"; folder["test"] = "tests"; folder["bench"] = "benches"; folder["example"] = "examples" } \
+        /^\[/ { put(); if (/^\[\[/) { kind = $0; gsub(/[][]/, "", kind) } } \
+        /^name *=/ { name = $2 } \
+        /^path *=/ { path = $2 } \
+        END { put() }' "$crate/Cargo.toml" | while read -r file; do \
+          mkdir -p "$(dirname "$file")"; \
+          echo 'fn main() {}' >"$file"; \
       done; \
     done; \
     rm crds/src/main.rs; \

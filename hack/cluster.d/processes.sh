@@ -16,7 +16,7 @@ started_at() {
 start() {
   local name=$1 pid
   shift
-  setsid "$@" >>"$run_folder/log/$name.log" 2>&1 </dev/null &
+  setsid "$@" >>"$run_folder/log/$name.log" 2>&1 </dev/null 8>&- &
   pid=$!
   # The boot's id too: ticks begin anew.
   printf '%s %s %s\n' "$pid" "$(started_at "$pid")" "$(cat /proc/sys/kernel/random/boot_id)" >"$run_folder/pids/$name"

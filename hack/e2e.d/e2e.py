@@ -1,0 +1,350 @@
+"""Everything that is done to a pipeline on a cluster, under load, with what was seen. Run by hack/e2e."""
+
+import base64
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+
+import load
+from kube import NAMESPACE, Failed, condition, fail, get, kubectl, patch, pods, ready, restarts, run, step, until
+from load import Sender, api, compare, entries, records, redis, settled, stats
+
+RATE = int(os.environ.get("MILLRACE_E2E_RATE", "60"))
+SECONDS = int(os.environ.get("MILLRACE_E2E_SECONDS", "420"))
+EXAMPLE = "examples/records/pipeline.yaml"
+SERVICE, NEXT = "localhost/millrace/service:dev", "localhost/millrace/service:next"
+
+
+def chart(operator, image):
+    return [
+        "--namespace", NAMESPACE, "--wait", "--timeout", "5m",
+        "--set", f"image.repository=localhost/millrace/operator,image.tag={operator},defaultImage={image}",
+        "--set", "dev.enabled=true,dev.redis.image.repository=localhost/redis",
+        "--set", "dev.postgres.image.repository=localhost/postgres",
+        "--set-string", "dev.postgres.image.tag=15",
+        "--set", "extraEnv[0].name=MILLRACE_SCALE_DOWN_SECONDS", "--set-string", "extraEnv[0].value=15",
+    ]  # fmt: skip
+
+
+@step("helm install")
+def install():
+    run("helm", "install", "millrace", "charts/millrace", "--create-namespace", *chart("dev", SERVICE))
+    run("helm", "test", "millrace", "--namespace", NAMESPACE)
+    found = get("secret", "millrace-dev-key")
+    load.KEY = base64.b64decode(found["data"]["key"]).decode()
+    return "operator, Redis and Postgres run; helm test passed"
+
+
+@step("kubectl apply, until Ready")
+def apply():
+    kubectl("apply", "-f", EXAMPLE)
+    kubectl("wait", "--for=condition=Ready", "rpl/records", "--timeout=180s")
+    spec = {"containers": [{"name": "toolbox", "image": "localhost/toolbox:1", "imagePullPolicy": "Never"}]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "toolbox"}}
+    spec["containers"][0]["command"] = ["sleep", "infinity"]
+    kubectl("apply", "-f", "-", text=json.dumps({**pod, "spec": {**spec, "terminationGracePeriodSeconds": 0}}))
+    kubectl("wait", "--for=condition=Ready", "pod/toolbox", "--timeout=60s")
+    return kubectl("get", "rpl", "records", "--no-headers").strip()
+
+
+@step("records sent from a pod through the Service")
+def first_records():
+    distinct, lines = records("first", 3000, seed=1)
+    Sender("first", lines).end()
+    until("everything to be settled", settled)
+    above = sum(float(json.loads(line)["value"]) > 1000 for line in distinct)
+    alerts = [d for _, d in entries("records.alerts") if d["record"]["recordId"].startswith("first-")]
+    if len(alerts) != above:
+        raise Failed(f"{len(alerts)} alerts, {above} records are above 1000")
+    return f"{compare(distinct, 'first-')}; {above} alerts"
+
+
+def steady():
+    """The load under which all that follows is done."""
+    distinct, lines = records("steady", RATE * SECONDS, seed=2)
+    sender = Sender("steady", lines, rate=RATE)
+    until("the load to begin", lambda: stats()["processed"] > 3100)
+    return distinct, sender
+
+
+@step("a threshold changed")
+def threshold(value):
+    before = {**pods("work"), **pods("serve")}
+    stood, generation = restarts(before), get("rpl", "records")["metadata"]["generation"]
+    begun = time.monotonic()
+    patch("records", {"spec": {"threshold": value}})
+    until("the new threshold in force", lambda: ready("records") and generation < get("rpl", "records")["metadata"]["generation"], 60, 0.2)
+    took = time.monotonic() - begun
+    if restarts({**pods("work"), **pods("serve")}) != stood:
+        raise Failed("pods were restarted or replaced")
+    return f"{value} in force on every shard after {took:.1f} s, no pod restarted"
+
+
+def turning_points(low, high):
+    """Per shard, alerts change at one record: none below `high` up to it, all above `low` from it on."""
+    alerted = {id.removesuffix("-alert") for id, _ in entries("records.alerts")}
+    turned, checked = {}, 0
+    for id, data in entries("records.notifications"):
+        record = data["record"]
+        shard, value = id.split("-")[0], float(record["value"])
+        if not record["recordId"].startswith("steady-") or not low < value <= high:
+            continue
+        checked += 1
+        if id in alerted:
+            turned.setdefault(shard, id)
+        elif shard in turned:
+            raise Failed(f"{id} ({value}) raised no alert after {turned[shard]} did")
+    if not turned:
+        raise Failed("no alert between the two thresholds")
+    return f"{len(turned)} shards turned at one record each, {checked} records between the thresholds"
+
+
+@step("a sink added")
+def add_sink():
+    spec = get("rpl", "records")["spec"]
+    copy = {"name": "copy", "on": "Processed", "from": "Beginning", "redisStream": {"stream": "records.copy", "overflow": "Trim"}}
+    patch("records", {"spec": {"sinks": [*spec["sinks"], copy]}})
+    until("its first entries", lambda: int(redis("XLEN", "records.copy")) > 3000, 60)
+    return f"{redis('XLEN', 'records.copy').strip()} entries from the beginning on"
+
+
+@step("the sink removed")
+def remove_sink():
+    spec = get("rpl", "records")["spec"]
+    patch("records", {"spec": {"sinks": [sink for sink in spec["sinks"] if sink["name"] != "copy"]}})
+    until("its cursor to go", lambda: not re.search("copy", redis("--scan", "--pattern", "*records.copy*cursor*")), 60)
+    until("Ready", lambda: ready("records"), 60)
+    redis("DEL", "records.copy")
+    return "its cursor is gone"
+
+
+@step("a Secret that comes late")
+def late_secret():
+    late = {"apiVersion": "millrace.dev/v1alpha1", "kind": "RecordPipeline", "metadata": {"name": "late"}}
+    reference = lambda name, key: {"urlSecretRef": {"name": name, "key": key}}
+    late["spec"] = {
+        "shards": 2,
+        "redis": reference("late-redis", "url"),
+        "postgres": reference("millrace-dev-postgres", "url"),
+        "auth": {"bootstrapKeySecretRef": {"name": "late-key", "key": "key"}},
+    }
+    kubectl("apply", "-f", "-", text=json.dumps(late))
+    seen = until(
+        "SecretNotFound",
+        lambda: next((c for c in [condition("late", "Degraded")] if c.get("reason") == "SecretNotFound"), None),
+        90,
+    )
+    url = base64.b64decode(get("secret", "millrace-dev-redis")["data"]["url"]).decode()
+    kubectl("create", "secret", "generic", "late-redis", f"--from-literal=url={url}")
+    kubectl("create", "secret", "generic", "late-key", f"--from-literal=key=mk_{secrets.token_urlsafe(32)}")
+    kubectl("wait", "--for=condition=Ready", "rpl/late", "--timeout=150s")
+    return f"first {seen['reason']}: {seen['message']}; Ready once it was there"
+
+
+@step("a Secret that changes")
+def changed_secret():
+    before, key = pods("serve", "late"), f"mk_{secrets.token_urlsafe(32)}"
+    kubectl("patch", "secret", "late-key", "-p", json.dumps({"stringData": {"key": key}}))
+    until("the new key to be taken", lambda: api("/stats", key=key, pipeline="late")[0] == 200, 180, 1)
+    if restarts(before) != restarts(pods("serve", "late")):
+        raise Failed("pods were restarted or replaced")
+    kubectl("delete", "rpl", "late", "--timeout=120s")
+    return "taken by the running pods, none restarted"
+
+
+@step("workers 1 → 4 → 2")
+def scale():
+    for workers in (4, 2):
+        kubectl("scale", "rpl/records", f"--replicas={workers}")
+        until(f"{workers} workers", lambda: ready("records") and len(pods("work")) == workers, 120)
+        owners = {shard.get("worker") for shard in stats()["shards"]}
+        if len(owners) != workers:
+            until("the shards to be shared", lambda: len({s.get("worker") for s in stats()["shards"]}) == workers, 60)
+    return "each time the shards were shared out"
+
+
+@step("an eviction, and a second one")
+def evict():
+    first, second = sorted(pods("work"))[:2]
+    body = lambda name: json.dumps({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": NAMESPACE}})
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods/%s/eviction"
+    kubectl("create", "--raw", path % first, "-f", "-", text=body(first))
+    refused = kubectl("create", "--raw", path % second, "-f", "-", text=body(second), check=False)
+    if refused.returncode == 0 or "disruption budget" not in refused.stderr:
+        raise Failed(f"the second eviction was not refused by the budget: {refused.stderr}")
+    until("two workers again", lambda: len(pods("work")) == 2 and ready("records"), 120)
+    return f"the second was refused: {refused.stderr.strip()[-120:]}"
+
+
+@step("autoscaling up and down")
+def autoscale():
+    refused = None
+    patch("records", {"spec": {"replicas": 0}})
+    until("no workers", lambda: not pods("work"), 90)
+    _, lines = records("burst", 4000, seed=3, duplicates=0)
+    Sender("burst", lines).end()
+    scaling = {"minReplicas": 1, "maxReplicas": 4, "targetBacklog": 800}
+    patch("records", {"spec": {"replicas": None, "autoscaling": scaling}})
+    until("four workers to be wanted", lambda: get("deploy", "records-work")["spec"]["replicas"] == 4, 60, 0.2)
+    refused = kubectl("scale", "rpl/records", "--replicas=3", check=False)
+    if refused.returncode == 0 or "autoscaling" not in refused.stderr:
+        raise Failed(f"kubectl scale was not refused: {refused.stderr}")
+    until("one worker again", lambda: get("deploy", "records-work")["spec"]["replicas"] == 1, 120)
+    patch("records", {"spec": {"replicas": 2, "autoscaling": None}})
+    until("two workers", lambda: ready("records") and len(pods("work")) == 2, 90)
+    return "0 → 4 by the backlog → 1 when it was gone; kubectl scale refused with the remedy meanwhile"
+
+
+@step("a worker killed with no grace")
+def kill_worker():
+    name = sorted(pods("work"))[0]
+    kubectl("delete", "pod", name, "--grace-period=0", "--force")
+    until("its shards to be worked", lambda: len(pods("work")) == 2 and name not in pods("work") and ready("records"), 120)
+    return f"{name} replaced"
+
+
+@step("serve and work rolled by an image change")
+def roll(image):
+    before = {**pods("serve"), **pods("work")}
+    patch("records", {"spec": {"image": image}})
+    now = lambda: {**pods("serve"), **pods("work")}
+    images = lambda: {p["spec"]["containers"][0]["image"] for p in now().values()}
+    until(f"all pods to be of {image}", lambda: images() == {image} and ready("records"), 180)
+    if set(before) & set(now()):
+        raise Failed("pods stayed")
+    return f"all pods are of {image or 'the default image'}"
+
+
+@step("a server restarted")
+def restart(pod):
+    uid = get("pod", pod)["metadata"]["uid"]
+    kubectl("delete", "pod", pod)
+    back = lambda: (get("pod", pod) or {}).get("metadata", {}).get("uid") not in (None, uid)
+    until("the server", back, 120)
+    kubectl("wait", "--for=condition=Ready", f"pod/{pod}", "--timeout=120s")
+    processed = until("its answers", lambda: stats(), 120)["processed"]
+    until("records to be processed again", lambda: stats()["processed"] > processed, 120)
+    until("Ready", lambda: ready("records"), 120)
+    return f"{pod}: records flow again"
+
+
+@step("the operator killed")
+def kill_operator():
+    kubectl("delete", "pod", "-l", "app.kubernetes.io/name=millrace-operator", "--grace-period=0", "--force")
+    return "its successor takes the Lease"
+
+
+@step("the chart upgraded: the operator's image")
+def upgrade_operator():
+    before, templates = {**pods("serve"), **pods("work")}, [get("deploy", f"records-{role}")["spec"]["template"] for role in ("serve", "work")]
+    run("helm", "upgrade", "millrace", "charts/millrace", *chart("next", SERVICE))
+    patch("records", {"metadata": {"annotations": {"example.org/seen": "yes"}}})
+    until("Ready", lambda: ready("records"), 120)
+    if [get("deploy", f"records-{role}")["spec"]["template"] for role in ("serve", "work")] != templates:
+        raise Failed("a pod template changed")
+    if set(before) != set({**pods("serve"), **pods("work")}):
+        raise Failed("pods were replaced")
+    return "no pod template changed, no pod restarted"
+
+
+@step("the chart upgraded: the default image")
+def upgrade_default():
+    run("helm", "upgrade", "millrace", "charts/millrace", *chart("next", NEXT))
+    images = lambda: {p["spec"]["containers"][0]["image"] for p in {**pods("serve"), **pods("work")}.values()}
+    until("the pods to follow", lambda: images() == {NEXT} and ready("records"), 240)
+    return f"the pods follow: {NEXT}"
+
+
+@step("an uninstall, refused")
+def refuse_uninstall():
+    refused = run("helm", "uninstall", "millrace", "--namespace", NAMESPACE, "--timeout", "60s", check=False)
+    if refused.returncode == 0:
+        raise Failed("helm uninstall went through")
+    if not get("deploy", "millrace"):
+        raise Failed("the operator is gone")
+    return "records exists, and the operator stays"
+
+
+@step("the load ended")
+def counted(distinct, sender):
+    summary = sender.end()
+    until("everything to be settled", settled, 180)
+    found = stats()
+    if found["lost"] or found["deadLetters"]["open"] or found["conflicts"]:
+        raise Failed(f"lost, dead letters or conflicts: {found}")
+    return f"{compare(distinct, 'steady-')}; sender: {' '.join(summary.split())[-160:]}"
+
+
+@step("verify and sinks, in a worker's pod")
+def by_hand():
+    sinks = kubectl("exec", "deploy/records-work", "--", "millrace", "sinks", "list")
+    out = kubectl("exec", "deploy/records-work", "--", "millrace", "verify")
+    return f"{out.strip().splitlines()[-1]}; {len(sinks.strip().splitlines())} lines of sinks"
+
+
+@step("deleted with drain, and applied again")
+def drain():
+    processed = stats()["processed"]
+    _, lines = records("last", 2000, seed=4, duplicates=0)
+    Sender("last", lines).end()
+    kubectl("delete", "rpl", "records", "--timeout=180s")
+    until("its pods to go", lambda: not get("pods", selector="app.kubernetes.io/instance=records,app.kubernetes.io/component=work"), 90)
+    kubectl("apply", "-f", EXAMPLE)
+    kubectl("wait", "--for=condition=Ready", "rpl/records", "--timeout=180s")
+    found = until("the pipeline's answer", stats, 60)
+    if (found["processed"], found["backlog"]) != (processed + 2000, 0):
+        raise Failed(f"{processed} + 2000 before, now {found['processed']}, backlog {found['backlog']}")
+    distinct, lines = records("again", 500, seed=5)
+    Sender("again", lines).end()
+    until("everything to be settled", settled)
+    return f"drained and resumed: {compare(distinct, 'again-')}"
+
+
+@step("deleted, and the release uninstalled")
+def uninstall():
+    kubectl("delete", "rpl", "records", "--timeout=180s")
+    run("helm", "uninstall", "millrace", "--namespace", NAMESPACE, "--timeout", "120s")
+    return "nothing is left of it"
+
+
+def main():
+    install()
+    apply()
+    first_records()
+    distinct, sender = steady()
+    threshold("300.00")
+    print(f"          {turning_points(300, 1000)}", flush=True)
+    add_sink()
+    remove_sink()
+    late_secret()
+    changed_secret()
+    scale()
+    evict()
+    autoscale()
+    kill_worker()
+    roll(NEXT)
+    roll(SERVICE)
+    patch("records", {"spec": {"image": None}})
+    restart("millrace-dev-redis-0")
+    restart("millrace-dev-postgres-0")
+    kill_operator()
+    threshold("500.00")
+    upgrade_operator()
+    upgrade_default()
+    refuse_uninstall()
+    counted(distinct, sender)
+    by_hand()
+    drain()
+    by_hand()
+    uninstall()
+
+
+try:
+    main()
+except (Failed, subprocess.TimeoutExpired) as error:
+    fail(error)
+    sys.exit(1)
