@@ -253,7 +253,7 @@ mod tests {
         {
             let fields = [("record", "theirs")];
             let _: String = streams
-                .shared
+                .shared()
                 .clone()
                 .xadd(keys::records(&streams.pipeline, shard), id, &fields)
                 .await
