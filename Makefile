@@ -1,6 +1,6 @@
 # Each target installs what is missing first. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test demo lint fmt bench bench-operator install-deps
+.PHONY: help run test e2e demo lint fmt bench bench-operator install-deps
 
 install-deps:
 	@hack/install-deps
@@ -11,6 +11,9 @@ run: install-deps ## Run a pipeline on this machine, with a Redis and a Postgres
 
 test: install-deps ## Run every test
 	hack/test
+
+e2e: install-deps ## Run everything on a Kubernetes of its own, with real pods (Linux, as root)
+	hack/e2e
 
 demo: install-deps ## Send 336,776 real flights through a pipeline and check every total
 	hack/demo

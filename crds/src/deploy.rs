@@ -100,7 +100,7 @@ pub struct Service {
     pub type_: Option<ServiceType>,
     /// Its annotations, at most 64.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64))]
+    #[schemars(schema_with = "annotation_map")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -136,7 +136,7 @@ pub struct Ingress {
     pub tls_secret_name: Option<String>,
     /// Its annotations, at most 64.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64))]
+    #[schemars(schema_with = "annotation_map")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -182,7 +182,7 @@ pub struct Pod {
     pub resources: Option<Resources>,
     /// Labels of nodes that the pods may run on, at most 32.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32))]
+    #[schemars(schema_with = "label_map")]
     pub node_selector: BTreeMap<String, String>,
     /// Taints that the pods tolerate, as in a pod, at most 32.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -194,11 +194,11 @@ pub struct Pod {
     pub affinity: Option<Object>,
     /// Annotations of the pods, at most 64.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64))]
+    #[schemars(schema_with = "annotation_map")]
     pub annotations: BTreeMap<String, String>,
     /// Labels of the pods beside those that the operator sets, at most 32.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32))]
+    #[schemars(schema_with = "label_map")]
     pub labels: BTreeMap<String, String>,
     /// The pods' priority class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -266,6 +266,38 @@ fn objects(required: &[&str], properties: &serde_json::Value) -> Schema {
         items.insert("required".to_owned(), required.into());
     }
     json_schema!({ "type": "array", "maxItems": 32, "items": items })
+}
+
+/// The name of a label or an annotation: a word, behind a domain and a slash or not.
+const NAMES: &str =
+    "self.all(name, name.matches('^([a-z0-9][a-z0-9.-]*/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$'))";
+
+fn label_map(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 32,
+        "additionalProperties": {
+            "type": "string",
+            "maxLength": 63,
+            "x-kubernetes-validations": [{
+                "rule": "self.matches('^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$')",
+                "message": "must be empty or up to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends",
+            }],
+        },
+        "x-kubernetes-validations": [{ "rule": NAMES, "message": "a name must be one of a label, such as example.com/team" }],
+    })
+}
+
+fn annotation_map(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 64,
+        "additionalProperties": { "type": "string" },
+        "x-kubernetes-validations": [{
+            "rule": NAMES,
+            "message": "a name must be one of an annotation, such as example.com/team",
+        }],
+    })
 }
 
 fn free_objects(_: &mut SchemaGenerator) -> Schema {

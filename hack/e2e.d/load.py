@@ -3,6 +3,8 @@
 import json
 import random
 import subprocess
+import threading
+import time
 from collections import Counter, defaultdict
 from decimal import Decimal
 
@@ -46,29 +48,48 @@ def totals(distinct):
 
 
 class Sender:
-    """`millrace send` in a pod of its own, through the Service; it reads the records from its standard input."""
+    """`millrace send` in a pod of its own, through the Service; it reads the records from its standard input, all at once
+    or, with a rate (records a second), until it is stopped."""
 
     def __init__(self, name, lines, rate=None, pipeline="records"):
-        self.name = name
-        self.pod = f"sender-{name}"
+        self.name, self.pod, self.written = name, f"sender-{name}", 0
         arguments = ["send", "--concurrency", "1", "--url", f"http://{pipeline}-serve:8080", "--key", KEY]
-        arguments += ["--rate", str(rate), "--batch-size", "10"] if rate else []
+        arguments += ["--batch-size", "10"] if rate else []
         overrides = {"spec": {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 0}}
         self.process = subprocess.Popen(
             ["kubectl", "-n", NAMESPACE, "run", self.pod, "--image=localhost/millrace/service:dev", "--restart=Never"]
             + ["--image-pull-policy=Never", "--stdin", "--quiet", "--pod-running-timeout=2m"]
             + ["--overrides", json.dumps(overrides), "--", *arguments],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self.process.stdin.write("\n".join(lines) + "\n")
+        self.stopped = threading.Event()
+        self.feeder = threading.Thread(target=self.feed, args=(lines, rate), daemon=True)
+        self.feeder.start()
+
+    def feed(self, lines, rate):
+        begun = time.monotonic()
+        for line in lines:
+            while rate and self.written > (time.monotonic() - begun) * rate and not self.stopped.is_set():
+                time.sleep(0.05)
+            if self.stopped.is_set():
+                break
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+            self.written += 1
         self.process.stdin.close()
 
-    def end(self, seconds=900):
+    def stop(self):
+        """Sends no more; gives how many lines were sent."""
+        self.stopped.set()
+        self.feeder.join()
+        return self.written
+
+    def end(self, seconds=300):
         """Waits for its end; gives its summary."""
-        self.process.stdin = None
+        self.feeder.join(timeout=seconds)
         try:
             self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired as error:

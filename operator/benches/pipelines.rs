@@ -8,6 +8,7 @@
 #[path = "../tests/it/ledger.rs"]
 mod ledger;
 #[path = "../tests/it/player.rs"]
+#[expect(dead_code, reason = "no scene is changed here")]
 mod player;
 
 use std::{

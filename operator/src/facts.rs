@@ -36,8 +36,8 @@ pub(crate) struct Answer {
     pub(crate) sinks: Option<Vec<Lane>>,
     /// Counts of the whole pipeline.
     pub(crate) counts: Option<Counts>,
-    /// How old shards, sinks and counts are.
-    pub(crate) age_ms: u64,
+    /// How old shards, sinks and counts are; absent before they were gathered first.
+    pub(crate) age_ms: Option<u64>,
 }
 
 /// Where a manifest comes from.
@@ -116,7 +116,7 @@ impl Heard {
     /// When shards, sinks and counts were gathered.
     #[must_use]
     pub(crate) fn gathered(&self) -> Instant {
-        self.at.checked_sub(Duration::from_millis(self.answer.age_ms)).unwrap_or(self.at)
+        self.at.checked_sub(Duration::from_millis(self.answer.age_ms.unwrap_or(0))).unwrap_or(self.at)
     }
 
     /// Whether it tells of now.
@@ -145,7 +145,14 @@ impl Facts {
             .filter(|(name, _)| self.asked.get(name).is_none_or(|at| now.duration_since(*at) >= SHORTEST_BETWEEN))
             .collect();
         let answers = future::join_all(due.into_iter().map(async |(name, address)| {
-            let answer = tokio::time::timeout(TIMEOUT, ask(http, address, port)).await.ok().and_then(Result::ok);
+            let answer = match tokio::time::timeout(TIMEOUT, ask(http, address, port)).await {
+                Ok(Ok(answer)) => Some(answer),
+                Ok(Err(error)) => {
+                    tracing::debug!(pod = name, error = %error, "facts.pod.not_heard");
+                    None
+                }
+                Err(_) => None,
+            };
             (name.clone(), answer)
         }))
         .await;
@@ -184,4 +191,20 @@ async fn ask(http: &reqwest::Client, address: &str, port: u16) -> anyhow::Result
         body.extend_from_slice(&chunk);
     }
     Ok(serde_json::from_slice(&body)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_is_null_or_absent() {
+        let waiting = r#"{"ageMs": null, "counts": null, "manifest": {"generation": 1, "uid": "u"}, "pipelineId": null,
+            "problems": [{"message": "payments-redis, key url", "reason": "SecretNotFound"}], "refusal": null, "shards": null,
+            "sinks": null, "software": "0.1.0", "owned": [], "somethingNew": {}}"#;
+        let answer: Answer = serde_json::from_str(waiting).unwrap();
+        assert_eq!(answer.problems[0].reason, "SecretNotFound");
+        assert_eq!((answer.counts, answer.shards, answer.age_ms), (None, None, None));
+        assert_eq!(serde_json::from_str::<Answer>("{}").unwrap(), Answer::default());
+    }
 }

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-#[path = "../../crds/tests/kube/mod.rs"]
+#[path = "../../crds/tests/api/kube.rs"]
 mod kube;
 
 use kube::Namespace;

@@ -1,7 +1,7 @@
 //! Points at which the crash tests kill the process. Without the feature `fault-points` they are nothing.
 
 /// A named point. With the feature, `MILLRACE_FAULT=<name>:<n>` kills the process with SIGKILL when it is passed the
-/// n-th time (n from 1).
+/// n-th time (n from 1), and `<name>:<n>:panic` panics there.
 #[inline]
 pub fn point(name: &'static str) {
     #[cfg(feature = "fault-points")]
@@ -27,18 +27,20 @@ mod armed {
         atomic::{AtomicU64, Ordering},
     };
 
-    static ARMED: LazyLock<Option<(String, u64)>> = LazyLock::new(|| {
+    static ARMED: LazyLock<Option<(String, u64, bool)>> = LazyLock::new(|| {
         let setting = std::env::var("MILLRACE_FAULT").ok()?;
-        let (name, n) = setting.split_once(':')?;
-        Some((name.to_owned(), n.parse().ok()?))
+        let (name, at) = setting.split_once(':')?;
+        let (n, act) = at.split_once(':').unwrap_or((at, "kill"));
+        Some((name.to_owned(), n.parse().ok()?, act == "panic"))
     });
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
     pub(super) fn pass(name: &str) {
-        if let Some((armed, n)) = ARMED.as_ref()
+        if let Some((armed, n, panics)) = ARMED.as_ref()
             && armed == name
             && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *n
         {
+            assert!(!panics, "the fault of a test");
             die();
         }
     }

@@ -84,10 +84,14 @@ fn used(server: &Server, account: &str, granted: &BTreeSet<String>) -> BTreeSet<
         let what = format!("{group}/{}{subresource}", text(&object["resource"]));
         assert_ne!(event["responseStatus"]["code"], 403, "{verb} {what} was denied");
         let name = if object["name"].is_null() { "*".to_owned() } else { text(&object["name"]) };
-        // What is granted for the whole cluster is granted for each namespace and name.
-        let lines = [("cluster", "*"), (HOME, name.as_str()), (HOME, "*")]
-            .map(|(place, name)| format!("{place}\t{what}\t{verb}\t{name}"));
-        used.insert(lines.iter().find(|line| granted.contains(*line)).unwrap_or(&lines[0]).clone());
+        // An apply that makes an object is asked whether it may, too.
+        let made = (verb == "patch" && event["responseStatus"]["code"] == 201).then(|| "create".to_owned());
+        for verb in [verb].into_iter().chain(made) {
+            // What is granted for the whole cluster is granted for each namespace and name.
+            let lines = [("cluster", "*"), (HOME, name.as_str()), (HOME, "*")]
+                .map(|(place, name)| format!("{place}\t{what}\t{verb}\t{name}"));
+            used.insert(lines.iter().find(|line| granted.contains(*line)).unwrap_or(&lines[0]).clone());
+        }
     }
     used
 }

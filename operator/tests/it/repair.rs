@@ -67,8 +67,7 @@ async fn what_someone_changed_is_put_right_and_what_others_added_stays() {
     let names: Vec<_> = template.spec.unwrap().containers.into_iter().map(|container| container.name).collect();
     assert_eq!(names.len(), 2, "{names:?}");
     // The sidecar's image is not taken for the pipeline's.
-    world.ready("payments", 1).await;
-    assert_eq!(condition(&world.get("payments").await, "Progressing").unwrap().reason, "Complete");
+    world.waits("payments", "Progressing", "False", "Complete").await;
 }
 
 #[tokio::test]

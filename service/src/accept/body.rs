@@ -35,19 +35,25 @@ pub(super) enum Format {
 }
 
 /// The format by `Content-Type`.
-pub(super) fn format(request: &Request) -> Option<Format> {
-    let header = request.headers().get(CONTENT_TYPE)?.to_str().ok()?.to_ascii_lowercase();
+///
+/// # Errors
+/// 415: `other` for a type that is not taken, or the charset where it is not that of JSON.
+pub(super) fn format(request: &Request, other: &str) -> Result<Format, Failure> {
+    let unsupported = |detail: &str| Failure::new(415, "unsupported_media_type", detail);
+    let header = request.headers().get(CONTENT_TYPE).and_then(|header| header.to_str().ok());
+    let header = header.unwrap_or_default().to_ascii_lowercase();
     let mut parts = header.split(';').map(str::trim);
-    let essence = parts.next()?;
+    let format = match parts.next().unwrap_or_default() {
+        "application/json" => Format::Json,
+        "application/x-ndjson" => Format::Ndjson,
+        essence if essence.starts_with("application/") && essence.ends_with("+json") => Format::Json,
+        _ => return Err(unsupported(other)),
+    };
     // JSON is UTF-8; another charset would be read wrongly.
     if parts.any(|part| part.strip_prefix("charset=").is_some_and(|set| set.trim_matches('"') != "utf-8")) {
-        return None;
+        return Err(unsupported("the charset is not taken: JSON is UTF-8; send it so, and leave the charset out"));
     }
-    match essence {
-        "application/json" => Some(Format::Json),
-        "application/x-ndjson" => Some(Format::Ndjson),
-        other => (other.starts_with("application/") && other.ends_with("+json")).then_some(Format::Json),
-    }
+    Ok(format)
 }
 
 /// The body, decoded as `Content-Encoding` says.

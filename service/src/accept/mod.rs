@@ -164,6 +164,11 @@ fn refusal(error: &AppendError) -> (u16, &'static str, &'static str) {
             "queue_refused",
             "the queue belongs to another pipeline; the operator of this service has to resolve it",
         ),
+        AppendError::Exhausted(_) => (
+            503,
+            "queue_exhausted",
+            "the queue of this destination's shard has no ids left; the operator of this service has to resolve it",
+        ),
     }
 }
 

@@ -21,10 +21,6 @@ pub(super) struct ManyRecords {
 
 const NAME: &str = "RecordIn";
 
-fn unsupported(detail: &str) -> Failure {
-    Failure::new(415, "unsupported_media_type", detail)
-}
-
 fn raw(request: &Request, body: &mut RequestBody) -> poem::Result<Reader> {
     Ok(body::reader(request, body.take()?)?)
 }
@@ -49,8 +45,9 @@ impl<'a> ApiExtractor<'a> for OneRecord {
         body: &mut RequestBody,
         _: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
-        if body::format(request) != Some(Format::Json) {
-            return Err(unsupported("send one record as Content-Type: application/json").into());
+        let other = "send one record as Content-Type: application/json";
+        if body::format(request, other)? != Format::Json {
+            return Err(Failure::new(415, "unsupported_media_type", other).into());
         }
         Ok(Self(raw(request, body)?))
     }
@@ -87,12 +84,8 @@ impl<'a> ApiExtractor<'a> for ManyRecords {
         body: &mut RequestBody,
         _: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
-        let Some(format) = body::format(request) else {
-            return Err(unsupported(
-                "send an array as Content-Type: application/json, or lines as Content-Type: application/x-ndjson",
-            )
-            .into());
-        };
+        let other = "send an array as Content-Type: application/json, or lines as Content-Type: application/x-ndjson";
+        let format = body::format(request, other)?;
         Ok(Self { format, reader: raw(request, body)? })
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{
     Tags,
     answer::{Answer, Page, Paging},
-    letter_view::shown,
+    letter_view::Shown,
     types::{RawJson, Time, Word},
     views::RecordView,
 };
@@ -38,6 +38,9 @@ pub(super) struct Conflict {
     /// The content that was refused, byte for byte.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<RawJson>,
+    /// The content that was refused, where it is JSON that is nested deeper than a record can be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused_text: Option<String>,
     /// The content that was refused, where it is not JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused_base64: Option<String>,
@@ -45,15 +48,16 @@ pub(super) struct Conflict {
 
 impl From<StoredConflict> for Conflict {
     fn from(conflict: StoredConflict) -> Self {
-        let (refused, refused_base64) = shown(conflict.payload);
+        let (refused, refused_text, refused_base64) = Shown::of(conflict.payload).fields();
         Self {
             id: format!("{}-c{}", conflict.shard, conflict.n),
             record_id: conflict.record_id,
             time: Time(conflict.noted_at),
             received_at: Time(conflict.received_at),
             record: conflict.record.map(RecordView::from),
-            dead_letter: conflict.letter.and_then(|payload| shown(payload).0),
+            dead_letter: conflict.letter.and_then(|payload| Shown::of(payload).fields().0),
             refused,
+            refused_text,
             refused_base64,
         }
     }

@@ -5,7 +5,7 @@ use poem_openapi::{Enum, Object, types::Example};
 use serde::Serialize;
 
 use super::types::{RawJson, Time};
-use crate::store::StoredLetter;
+use crate::{domain::is_deep, store::StoredLetter};
 
 /// Where a dead letter stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
@@ -38,14 +38,69 @@ impl LetterState {
     }
 }
 
-/// What came, in the way it can be shown.
-pub(super) fn shown(payload: Vec<u8>) -> (Option<RawJson>, Option<String>) {
-    match String::from_utf8(payload) {
-        Ok(text) => match RawJson::parse(text.clone()) {
-            Some(json) => (Some(json), None),
-            None => (None, Some(STANDARD.encode(text))),
-        },
-        Err(error) => (None, Some(STANDARD.encode(error.into_bytes()))),
+/// Why an entry became a dead letter; docs/errors.md tells more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename_all = "snake_case")]
+pub(super) enum LetterReason {
+    /// Its destination's total would be below `policy.minimumTotal`.
+    BelowMinimumTotal,
+    /// The total of its key would have more than 19 integer digits.
+    TotalOutOfBounds,
+    /// It is not a record.
+    Malformed,
+    /// It stands in another shard's stream than its destination's.
+    WrongShard,
+    /// Postgres refuses the row.
+    RefusedByStore,
+    /// Deciding it panicked.
+    Panicked,
+    /// Workers died of it before it was decided.
+    CrashedWorker,
+}
+
+impl LetterReason {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::BelowMinimumTotal => "below_minimum_total",
+            Self::TotalOutOfBounds => "total_out_of_bounds",
+            Self::Malformed => "malformed",
+            Self::WrongShard => "wrong_shard",
+            Self::RefusedByStore => "refused_by_store",
+            Self::Panicked => "panicked",
+            Self::CrashedWorker => "crashed_worker",
+        }
+    }
+}
+
+/// What came, in the one way in which it can be shown.
+#[derive(Debug)]
+pub(super) enum Shown {
+    Json(RawJson),
+    /// JSON that is nested deeper than readers can be asked to read.
+    Text(String),
+    Base64(String),
+}
+
+impl Shown {
+    /// What came.
+    pub(super) fn of(payload: Vec<u8>) -> Self {
+        match String::from_utf8(payload) {
+            Ok(text) => match RawJson::parse(text.clone()) {
+                Some(_) if is_deep(text.as_bytes()) => Self::Text(text),
+                Some(json) => Self::Json(json),
+                None => Self::Base64(STANDARD.encode(text)),
+            },
+            Err(error) => Self::Base64(STANDARD.encode(error.into_bytes())),
+        }
+    }
+
+    /// As three fields of which one is there: JSON, text, base64.
+    pub(super) fn fields(self) -> (Option<RawJson>, Option<String>, Option<String>) {
+        match self {
+            Self::Json(json) => (Some(json), None, None),
+            Self::Text(text) => (None, Some(text), None),
+            Self::Base64(text) => (None, None, Some(text)),
+        }
     }
 }
 
@@ -84,9 +139,12 @@ pub(super) struct DeadLetter {
     /// The letter whose replay was refused with this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay_of: Option<String>,
-    /// What came, byte for byte, where it is JSON.
+    /// What came, byte for byte, where it is JSON that is not nested deeper than a record can be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload: Option<RawJson>,
+    /// What came, where it is JSON that is nested deeper.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload_text: Option<String>,
     /// What came, where it is not JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload_base64: Option<String>,
@@ -108,6 +166,7 @@ impl Example for DeadLetter {
             requested_by: None,
             replay_of: None,
             payload: RawJson::parse(r#"{"recordId":"order-1001"}"#.to_owned()),
+            payload_text: None,
             payload_base64: None,
         }
     }
@@ -115,7 +174,7 @@ impl Example for DeadLetter {
 
 impl From<StoredLetter> for DeadLetter {
     fn from(letter: StoredLetter) -> Self {
-        let (payload, payload_base64) = shown(letter.payload);
+        let (payload, payload_text, payload_base64) = Shown::of(letter.payload).fields();
         Self {
             id: format!("{}-d{}", letter.shard, letter.n),
             state: LetterState::of(&letter.state),
@@ -130,6 +189,7 @@ impl From<StoredLetter> for DeadLetter {
             requested_by: letter.requested_by,
             replay_of: letter.replay_of,
             payload,
+            payload_text,
             payload_base64,
         }
     }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{
     Tags,
     answer::{Answer, MAX_LIMIT, Page, Paging},
-    letter_view::{DeadLetter, LetterState},
+    letter_view::{DeadLetter, LetterReason, LetterState},
     types::{Time, Word},
 };
 use crate::{
@@ -77,7 +77,7 @@ impl LettersApi {
         /// Only this state; absent: all.
         state: Query<Option<LetterState>>,
         /// Only this reason.
-        reason: Query<Option<Word>>,
+        reason: Query<Option<LetterReason>>,
         /// Only this id.
         #[oai(name = "recordId")]
         record_id: Query<Option<Word>>,
@@ -98,7 +98,7 @@ impl LettersApi {
     ) -> Result<Answer<Page<DeadLetter>>, Failure> {
         let filter = LetterFilter {
             state: state.0.map(|state| state.as_str().to_owned()),
-            reason: reason.0.map(|reason| reason.0),
+            reason: reason.0.map(|reason| reason.as_str().to_owned()),
             record_id: record_id.0.map(|id| id.0),
             destination_id: destination_id.0.map(|id| id.0),
             start: start_time.0.map(|time| time.0),
@@ -168,7 +168,7 @@ impl LettersApi {
         #[oai(name = "dryRun", default)]
         dry_run: Query<bool>,
         /// Only this reason.
-        reason: Query<Option<Word>>,
+        reason: Query<Option<LetterReason>>,
         /// Only this id.
         #[oai(name = "recordId")]
         record_id: Query<Option<Word>>,
@@ -189,7 +189,7 @@ impl LettersApi {
     ) -> Result<Answer<ReplayedLetters, 202>, Failure> {
         let filter = LetterFilter {
             state: Some("open".to_owned()),
-            reason: reason.0.map(|reason| reason.0),
+            reason: reason.0.map(|reason| reason.as_str().to_owned()),
             record_id: record_id.0.map(|id| id.0),
             destination_id: destination_id.0.map(|id| id.0),
             start: start_time.0.map(|time| time.0),
@@ -310,6 +310,10 @@ async fn append(app: &App, shard: u16, numbers: &[i64], entries: &[Outgoing], ac
             AppendError::Refused(_) => {
                 let detail = "the queue belongs to another pipeline; the operator of this service has to resolve it";
                 Failure::new(503, "queue_refused", detail)
+            }
+            AppendError::Exhausted(_) => {
+                let detail = "the shard's queue has no ids left; the operator of this service has to resolve it";
+                Failure::new(503, "queue_exhausted", detail)
             }
         }
     })?;

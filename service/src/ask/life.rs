@@ -144,7 +144,8 @@ impl LifeApi {
     ///
     /// A record that is still queued is looked for in the streams, newest entries first, up to 5,000 entries a shard and
     /// 10,000 over all; where that bound is reached, or the queue cannot be asked, the answer is 404
-    /// `not_found_or_queued` with `retryable`.
+    /// `not_found_or_queued` with `retryable`. The ids `aggregations`, `rollups` and `batch` are names of other paths:
+    /// ask for such a record with `GET /records?recordId=…`.
     #[oai(path = "/records/:recordId", method = "get", operation_id = "getRecord")]
     async fn record(
         &self,

@@ -16,8 +16,8 @@ use crate::{http::problem::Failure, store};
 
 /// Bytes that are sent at once.
 const CHUNK: usize = 32 * 1024;
-/// Longest time a reader may take over the chunks that are ready.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time in which a reader may take nothing of what is ready. Slots are few: who stalls must not hold one for long.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Answers that are streamed at the same time by one process; each holds a connection to Postgres.
 const AT_ONCE: usize = 4;
 
@@ -162,6 +162,40 @@ mod tests {
             panic!("as a test");
         });
         assert!(read(panicked).await.is_err());
+    }
+
+    /// The clock is the runtime's: it goes on by itself while all tasks wait.
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_stalls_loses_its_slot_and_gets_no_whole_answer() {
+        let slots = Slots::default();
+        let endless = || {
+            body(slots.take().expect("a slot"), |mut out| async move {
+                loop {
+                    out.text("for ever");
+                    out.pass().await?;
+                }
+            })
+        };
+        let stalled: Vec<Body> = (0..AT_ONCE).map(|_| endless()).collect();
+        assert!(slots.take().is_err());
+        let began = tokio::time::Instant::now();
+        let slot = loop {
+            match slots.take() {
+                Ok(slot) => break slot,
+                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
+        };
+        assert!((PATIENCE..PATIENCE * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+        drop(slot);
+        for body in stalled {
+            assert!(read(body).await.is_err(), "what was ready is not all");
+        }
+        // One that is slow, but reads, keeps it.
+        let mut slow = endless().into_bytes_stream();
+        for _ in 0..20 {
+            tokio::time::sleep(PATIENCE / 2).await;
+            slow.next().await.expect("more").expect("a chunk");
+        }
     }
 
     #[tokio::test]

@@ -79,6 +79,11 @@ fn settings(place: &Place, telemetry: &TelemetryArgs) -> Vec<String> {
     let place_lines = [
         ("pipeline", path(&place.pipeline), given(true, "MILLRACE_PIPELINE")),
         (
+            "pipeline-name",
+            place.pipeline_name.clone().unwrap_or_else(|| "the manifest's".to_owned()),
+            given(place.pipeline_name.is_some(), "MILLRACE_PIPELINE_NAME"),
+        ),
+        (
             "redis-url",
             url(place.redis_url()),
             server(

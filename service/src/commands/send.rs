@@ -8,6 +8,7 @@ mod generate;
 mod report;
 mod rows;
 mod shape;
+mod text;
 
 use std::{path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 

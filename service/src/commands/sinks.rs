@@ -28,10 +28,12 @@ enum Action {
     Resume {
         /// Its name
         name: String,
-        /// Where it starts: with what happens from now on, or with all that is stored (into a stream that still has
-        /// entries, they come again)
+        /// Where it starts: with what happens from now on, or with all that is stored
         #[arg(long)]
         from: Start,
+        /// Start from the beginning although the stream still has entries: readers see their ids again
+        #[arg(long)]
+        repeat: bool,
     },
 }
 
@@ -54,7 +56,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let streams = Streams::connect(&place.redis_url()?, &pipeline).context("the URL of Redis")?;
     let outcome = match action.unwrap_or(Action::List) {
         Action::List => list(&store).await,
-        Action::Resume { name, from } => resume(&store, &streams, &name, from).await,
+        Action::Resume { name, from, repeat } => resume(&store, &streams, &name, (from, repeat)).await,
     };
     store.close().await;
     outcome
@@ -85,7 +87,7 @@ async fn has_cursor(streams: &Streams, row: &SinkRow) -> anyhow::Result<bool> {
     Ok(streams.sink_state(stream).await?.incarnation.as_ref() == Some(&row.incarnation))
 }
 
-async fn resume(store: &Store, streams: &Streams, name: &str, from: Start) -> anyhow::Result<()> {
+async fn resume(store: &Store, streams: &Streams, name: &str, (from, repeat): (Start, bool)) -> anyhow::Result<()> {
     let mut known = store.sinks().await?;
     let Some(index) = known.iter().position(|known| known.name == name) else {
         let known: Vec<String> = known.into_iter().map(|row| row.name).collect();
@@ -97,6 +99,14 @@ async fn resume(store: &Store, streams: &Streams, name: &str, from: Start) -> an
     let halted = store.sink_states().await?.iter().any(|(sink, _, state, _)| sink == name && state == "halted");
     if !halted && has_cursor(streams, &row).await? {
         bail!("{name} is not halted: it goes on by itself; `millrace sinks list` says what it waits for");
+    }
+    if let Some(stream) = row.stream.as_ref().filter(|_| from == Start::Beginning && !repeat)
+        && streams.sink_state(stream).await?.newest.is_some()
+    {
+        bail!(
+            "{stream} still has entries, and from the beginning all ids come again behind them: empty it first \
+             (XTRIM {stream} MAXLEN 0), or say --repeat if its readers leave out ids that they have seen, or --from now"
+        );
     }
     let fresh = hex::encode(rand::random::<[u8; 16]>());
     if !store.resume_sink(name, &fresh, from == Start::Beginning, &actor()).await? {

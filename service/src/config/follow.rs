@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     lifecycle::Beat,
-    status::{Board, Problem, Reason},
+    status::{Board, Problem, Reason, of_postgres},
     store::{Error, Registered, Store},
     streams::Streams,
     telemetry::metrics::{MANIFEST_REFUSED, POLICY_VERSION},
@@ -33,6 +33,8 @@ const LOOK: Duration = Duration::from_millis(300);
 const SECRETS: &str = "secrets";
 /// Where it is written that the schema is not claimed for the file.
 const CLAIM: &str = "claim";
+/// Where it is written that the newest version cannot be understood.
+const NEWEST: &str = "newest";
 /// Between two checks that every shard has its row.
 const CHECK_SHARDS: u32 = 10;
 
@@ -100,6 +102,12 @@ impl Follower {
                 outcome = self.look_at_postgres(look.is_multiple_of(CHECK_SHARDS)) => outcome,
                 () = stop.cancelled() => return Ok(()),
             };
+            // A newer process may have put in force what this one does not understand: the old version stays.
+            let too_new = match &outcome {
+                Err(Trouble::Passing(error @ Error::TooNew(_))) => Some(of_postgres(error)),
+                _ => None,
+            };
+            self.board.set(NEWEST, too_new);
             match outcome {
                 Ok(()) if self.trouble.is_empty() => {}
                 Ok(()) => {

@@ -328,6 +328,17 @@ async fn an_annotation_that_is_added_reaches_those_who_work_by_it() {
     assert_eq!(process.version(), 1, "it makes no version");
 }
 
+#[tokio::test]
+async fn a_version_that_a_newer_process_put_in_force_leaves_the_old_one_and_is_said() {
+    let (test, dir) = (TestPipeline::new("shards: 1").await, tempfile::tempdir().unwrap());
+    write(&test, &dir, "", "shards: 1");
+    let process = Process::start(&place(&dir)).await;
+    test.store.register_later(2, r#"{"shards": 1, "whatIsThis": 1}"#).await;
+    let board = &process.lifecycle.board;
+    until("it is said", async || board.of("newest").iter().any(|problem| problem.reason == Reason::SchemaTooNew)).await;
+    assert_eq!(process.version(), 1);
+}
+
 /// Waits for a condition.
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let began = Instant::now();

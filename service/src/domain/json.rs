@@ -31,6 +31,29 @@ pub mod code {
 /// Deepest nesting of attributes.
 const MAX_DEPTH: usize = 64;
 
+/// Whether JSON is nested deeper than any record can be: attributes to their bound, within the record. Readers of ours
+/// count on that, and many of them read JSON by recursion.
+#[must_use]
+pub fn is_deep(json: &[u8]) -> bool {
+    let (mut depth, mut in_string, mut is_escaped) = (0_usize, false, false);
+    for byte in json {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = in_string,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => {
+                depth += 1;
+                if depth > MAX_DEPTH + 2 {
+                    return true;
+                }
+            }
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
 /// What is wrong with a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
@@ -282,6 +305,17 @@ mod tests {
         {
             assert_ne!(canon(a), canon(b), "{a} {b}");
         }
+    }
+
+    #[test]
+    fn what_a_record_can_hold_is_not_deep() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        let record = |levels: usize| format!(r#"{{"attributes":{}}}"#, nested(levels));
+        assert!(canon(&nested(65)).is_ok() && !is_deep(record(65).as_bytes()));
+        assert!(canon(&nested(66)).is_err() && is_deep(record(66).as_bytes()));
+        let text = format!(r#"["\\\"{}"]"#, "[".repeat(100));
+        assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok() && !is_deep(text.as_bytes()), "{text}");
+        assert!(!is_deep("[]".repeat(100).as_bytes()));
     }
 
     #[test]

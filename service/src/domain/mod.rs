@@ -15,6 +15,6 @@ pub use decide::{
     Position, Total, decide,
 };
 pub use entry::{Entry, LetterId, StreamId};
-pub use json::{Invalid, Raw, code, elements, members};
+pub use json::{Invalid, Raw, code, elements, is_deep, members};
 pub use policy::Policy;
 pub use record::{Attributes, Draft, Kind, Record, Text, parse_time, render_time, shard_of};

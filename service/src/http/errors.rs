@@ -25,6 +25,13 @@ pub(super) fn panicked(_: Box<dyn std::any::Any + Send + 'static>) -> Response {
     Error::from(Failure::new(500, "internal", "the service failed; the log says why")).into_response()
 }
 
+/// What is wrong with a parameter's value, without the framework's word for its type.
+fn rule(reason: &str) -> &str {
+    let reason = reason.split_once(" (occurred while parsing").map_or(reason, |(reason, _)| reason);
+    let rest = reason.strip_prefix("failed to parse \"").and_then(|rest| rest.split_once("\": "));
+    rest.map_or(reason, |(_, rule)| rule)
+}
+
 fn failure(error: &Error) -> Failure {
     if error.is::<NotFoundError>() {
         return Failure::new(404, "not_found", "there is nothing at this path; /docs shows what there is");
@@ -46,7 +53,7 @@ fn failure(error: &Error) -> Failure {
         if *name == "Idempotency-Key" {
             return idempotency::invalid();
         }
-        return Failure::new(400, "invalid_parameter", format!("{name}: {reason}"));
+        return Failure::new(400, "invalid_parameter", format!("{name}: {}", rule(reason)));
     }
     if error.is::<ParsePathError>() || error.is::<ParseOpenApiPathError>() {
         return Failure::new(400, "invalid_parameter", "a part of the path cannot be read; percent-encode it as UTF-8");

@@ -2,7 +2,7 @@
 //! documented is what is taken.
 
 use poem::http::Method;
-use poem_openapi::registry::{MetaApi, MetaParamIn};
+use poem_openapi::registry::{MetaApi, MetaParamIn, MetaSchema, MetaSchemaRef, Registry};
 
 use super::problem::Failure;
 
@@ -12,6 +12,61 @@ struct Parameter {
     name: String,
     /// Whether it may be given more than once.
     many: bool,
+    takes: Takes,
+}
+
+/// What the values of a parameter must be.
+#[derive(Debug)]
+enum Takes {
+    OneOf(Vec<String>),
+    Boolean,
+    /// Between these, both included.
+    Integer(i64, i64),
+    /// What whoever takes it says.
+    Text,
+}
+
+impl Takes {
+    fn of(schema: &MetaSchemaRef, registry: &Registry) -> Self {
+        let schema: &MetaSchema = match schema {
+            MetaSchemaRef::Inline(schema) => schema,
+            MetaSchemaRef::Reference(name) => match registry.schemas.get(name) {
+                Some(schema) => schema,
+                None => return Self::Text,
+            },
+        };
+        // Of one that may be given several times, each.
+        if let Some(items) = &schema.items {
+            return Self::of(items, registry);
+        }
+        let choices: Vec<String> =
+            schema.enum_items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect();
+        match schema.ty {
+            _ if !choices.is_empty() => Self::OneOf(choices),
+            "boolean" => Self::Boolean,
+            "integer" => Self::Integer(
+                schema.minimum.map_or(i64::MIN, |least| least as i64),
+                schema.maximum.map_or(i64::MAX, |most| most as i64),
+            ),
+            _ => Self::Text,
+        }
+    }
+
+    /// The rule that a value breaks.
+    fn broken_by(&self, value: &str) -> Option<String> {
+        let (holds, rule) = match self {
+            Self::Text => return None,
+            Self::OneOf(choices) => {
+                (choices.iter().any(|choice| choice == value), format!("one of {}", choices.join(", ")))
+            }
+            Self::Boolean => (matches!(value, "true" | "false"), "true or false".to_owned()),
+            Self::Integer(least, most) => (
+                value.parse().is_ok_and(|value: i64| (least..=most).contains(&&value)),
+                format!("a whole number from {least} to {most}"),
+            ),
+        };
+        (!holds).then(|| format!("must be {rule}"))
+    }
 }
 
 /// What one method of a path takes.
@@ -35,13 +90,16 @@ pub(super) struct Operations(Vec<Path>);
 
 impl Operations {
     /// The paths of the APIs, and beside them `plain` ones that take GET and no parameters.
-    pub(super) fn new(apis: Vec<MetaApi>, plain: &[&str]) -> Self {
+    pub(super) fn new(apis: Vec<MetaApi>, registry: &Registry, plain: &[&str]) -> Self {
         let mut paths: Vec<Path> = Vec::new();
         for path in apis.into_iter().flat_map(|api| api.paths) {
             let operations = path.operations.into_iter().map(|operation| {
                 let query = operation.params.into_iter().filter(|parameter| parameter.in_type == MetaParamIn::Query);
-                let query =
-                    query.map(|parameter| Parameter { many: parameter.schema.is_array(), name: parameter.name });
+                let query = query.map(|parameter| Parameter {
+                    many: parameter.schema.is_array(),
+                    takes: Takes::of(&parameter.schema, registry),
+                    name: parameter.name,
+                });
                 Operation { method: operation.method, query: query.collect() }
             });
             match paths.iter_mut().find(|known| known.template == path.path) {
@@ -92,7 +150,7 @@ impl Path {
     /// Whether the query of a request has only what this path's method takes; true for methods that it does not take.
     ///
     /// # Errors
-    /// 400 naming the parameter that is unknown, repeated or not readable.
+    /// 400 naming the parameter that is unknown, repeated, not readable, or none of what it may be.
     pub(super) fn check_query(&self, method: &Method, query: &str) -> Result<(), Failure> {
         let method = if method == Method::HEAD { &Method::GET } else { method };
         let Some(operation) = self.operations.iter().find(|operation| operation.method == method) else {
@@ -108,8 +166,9 @@ impl Path {
                 let detail = format!("{name:.100} is not a parameter of this path; it takes: {known}");
                 return Err(Failure::new(400, "unknown_parameter", detail));
             };
-            if decoded(value).is_none() {
-                return Err(unreadable(&parameter.name));
+            let value = decoded(value).ok_or_else(|| unreadable(&parameter.name))?;
+            if let Some(rule) = parameter.takes.broken_by(&value) {
+                return Err(Failure::new(400, "invalid_parameter", format!("{}: {rule}", parameter.name)));
             }
             if seen.contains(&parameter.name.as_str()) && !parameter.many {
                 let detail = format!("{} is given more than once; give it once", parameter.name);
@@ -149,7 +208,15 @@ mod tests {
     use super::*;
 
     fn path(query: &[(&str, bool)]) -> Path {
-        let query = query.iter().map(|(name, many)| Parameter { name: (*name).to_owned(), many: *many }).collect();
+        let takes = |name| match name {
+            "limit" => Takes::Integer(1, 1_000),
+            "dryRun" => Takes::Boolean,
+            "type" => Takes::OneOf(vec!["positive".to_owned(), "negative".to_owned()]),
+            _ => Takes::Text,
+        };
+        let query =
+            query.iter().map(|(name, many)| Parameter { name: (*name).to_owned(), many: *many, takes: takes(*name) });
+        let query = query.collect();
         Path { template: "/x".to_owned(), operations: vec![Operation { method: Method::GET, query }] }
     }
 
@@ -158,7 +225,7 @@ mod tests {
         let path = path(&[("limit", false), ("recordId", true)]);
         let code =
             |query: &str| path.check_query(&Method::GET, query).err().map(|failure| failure.problem().code.clone());
-        for good in ["", "limit=1", "recordId=a&recordId=b&limit=2", "rec%6FrdId=a%20b", "&&limit="] {
+        for good in ["", "limit=1", "recordId=a&recordId=b&limit=2", "rec%6FrdId=a%20b", "&&limit=1000"] {
             assert_eq!(code(good), None, "{good}");
         }
         for (bad, expected) in [
@@ -172,6 +239,26 @@ mod tests {
             assert_eq!(code(bad).as_deref(), Some(expected), "{bad}");
             assert!(path.check_query(&Method::HEAD, bad).is_err(), "HEAD {bad}");
         }
+    }
+
+    #[test]
+    fn a_value_that_is_none_of_those_taken_is_told_those() {
+        let path = path(&[("limit", false), ("dryRun", false), ("type", false)]);
+        for (query, expected) in [
+            ("type=Positive", "type: must be one of positive, negative"),
+            ("type=", "type: must be one of positive, negative"),
+            ("dryRun=yes", "dryRun: must be true or false"),
+            ("limit=0", "limit: must be a whole number from 1 to 1000"),
+            ("limit=1001", "limit: must be a whole number from 1 to 1000"),
+            ("limit=x", "limit: must be a whole number from 1 to 1000"),
+        ] {
+            let refused = path.check_query(&Method::GET, query).expect_err(query);
+            assert_eq!(
+                (refused.problem().code.as_str(), refused.problem().detail.as_str()),
+                ("invalid_parameter", expected)
+            );
+        }
+        assert!(path.check_query(&Method::GET, "type=%70ositive&dryRun=true&limit=7").is_ok());
     }
 
     #[test]

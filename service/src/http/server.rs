@@ -6,7 +6,7 @@ use poem::{
     Endpoint, EndpointExt as _, IntoEndpoint as _, Response, Route, Server, endpoint::make_sync, listener::TcpAcceptor,
     middleware::CatchPanic, web::Html,
 };
-use poem_openapi::{LicenseObject, OpenApi as _, OpenApiService, ServerObject};
+use poem_openapi::{LicenseObject, OpenApi as _, OpenApiService, ServerObject, registry::Registry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +48,9 @@ pub fn document() -> String {
 pub fn routes(app: App, acceptor: Acceptor, vitals: Vitals) -> impl Endpoint<Output = Response> {
     let service = service();
     let (json, html) = (document(), service.swagger_ui_html());
-    let operations = Operations::new(Apis::meta(), &["/openapi.json", "/docs"]);
+    let mut registry = Registry::new();
+    Apis::register(&mut registry);
+    let operations = Operations::new(Apis::meta(), &registry, &["/openapi.json", "/docs"]);
     let routes = Route::new()
         .at(
             "/openapi.json",

@@ -31,7 +31,7 @@ struct Held {
 /// Owns shards until the process stops, then gives them back.
 ///
 /// # Errors
-/// When a shard's task panicked.
+/// When a shard's task, or one of its lanes, panicked.
 pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<()> {
     let worker = Arc::clone(&context.options.worker);
     let beat_every = context.options.lease / 4;
@@ -133,8 +133,6 @@ async fn renew(context: &Context, held: &BTreeMap<u16, Held>, lease_ms: i64) -> 
             && shard::current(&held[&shard].fence) == fence
             && !held[&shard].give_back.is_cancelled()
         {
-            tracing::warn!(shard, epoch = fence.epoch, "process.shard.lost");
-            metrics::counter!(names::LEASE_CHANGES, "change" => "lost").increment(1);
             held[&shard].lost.cancel();
         }
     }

@@ -10,7 +10,8 @@ use std::{
 };
 
 use millrace_crds::ADOPT;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::{
@@ -73,6 +74,9 @@ pub(super) struct Shard {
 }
 
 /// Works a shard until it is to be given back, or lost.
+///
+/// # Panics
+/// When one of its lanes panicked: whoever owns this task learns of it.
 pub(super) async fn work(
     context: Arc<Context>,
     shard: u16,
@@ -88,7 +92,9 @@ pub(super) async fn work(
     };
     let feed = Arc::new(Feed::new([0; 3], (FEED_BYTES / usize::from(shards)).max(256 << 10)));
     let input = context.streams.input(&pipeline_id, shard, &context.options.worker);
-    let lanes = tokio::spawn(lanes(Arc::clone(&context), shard, Arc::clone(&feed), give_back.clone(), lost.clone()));
+    // The lanes end behind the shard, however it ended, so that they carry its last commit, too.
+    let stopped = CancellationToken::new();
+    let lanes = lanes(Arc::clone(&context), shard, Arc::clone(&feed), stopped.clone(), lost.clone());
     let mut this = Shard {
         context: Arc::clone(&context),
         shard,
@@ -103,23 +109,22 @@ pub(super) async fn work(
         waiting: None,
         entry_bytes: 512,
     };
-    let kept = tokio::select! {
-        kept = this.run() => kept,
-        () = lost.cancelled() => false,
-    };
-    // The lanes end with the shard, however it ended.
-    give_back.cancel();
-    if !kept {
-        // Found by the fence before a renewal could say so.
-        if !lost.is_cancelled() {
+    let processing = async {
+        let kept = tokio::select! {
+            kept = this.run() => kept,
+            () = lost.cancelled() => false,
+        };
+        if !kept {
+            // Found by a renewal, or by the fence before one.
             tracing::warn!(shard, epoch = current(&fence).epoch, "process.shard.lost");
             metrics::counter!(names::LEASE_CHANGES, "change" => "lost").increment(1);
+            lost.cancel();
         }
-        lost.cancel();
-    }
-    if let Err(error) = lanes.await {
-        tracing::error!(shard, error = %error, "publish.lanes.died");
-    }
+        stopped.cancel();
+        kept
+    };
+    // In one task: a lane that panics ends both.
+    let (kept, ()) = tokio::join!(processing, lanes);
     context.vitals.forget(&name);
     if kept {
         if let Err(error) = context.store.release(shard, &current(&fence)).await {
@@ -304,15 +309,18 @@ pub(super) fn current(fence: &Mutex<Fence>) -> Fence {
     fence.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Runs one lane per sink, and follows the sinks.
+/// Runs one lane per sink, and follows the sinks, until `stopped`; then as long as there is something to publish.
+///
+/// # Panics
+/// When a lane panicked: what it would have published must not stay unpublished in silence.
 async fn lanes(
     context: Arc<Context>,
     shard: u16,
     feed: Arc<Feed>,
-    give_back: CancellationToken,
+    stopped: CancellationToken,
     lost: CancellationToken,
 ) {
-    let tracker = TaskTracker::new();
+    let mut tasks = JoinSet::new();
     let hard = lost.child_token();
     let mut sinks = context.sinks.clone();
     let mut running: BTreeMap<String, (ActiveSink, CancellationToken)> = BTreeMap::new();
@@ -335,20 +343,33 @@ async fn lanes(
                     feed: Arc::clone(&feed),
                     sink: sink.clone(),
                 };
-                tracker.spawn(lane.run(give_back.clone(), end.clone()));
+                tasks.spawn(lane.run(stopped.clone(), end.clone()));
                 (sink.clone(), end)
             });
         }
         tokio::select! {
-            changed = sinks.changed() => if changed.is_err() { break },
-            () = give_back.cancelled() => break,
+            // Without the keeper nothing changes any more, and the process is about to stop.
+            Ok(()) = sinks.changed() => {}
+            Some(ended) = tasks.join_next() => pass_on_panic(ended),
+            () = stopped.cancelled() => break,
         }
     }
-    give_back.cancelled().await;
-    tracker.close();
-    if tokio::time::timeout(DRAIN, tracker.wait()).await.is_err() {
+    let drained = async {
+        while let Some(ended) = tasks.join_next().await {
+            pass_on_panic(ended);
+        }
+    };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!(shard, "publish.lanes.not_drained");
-        hard.cancel();
-        tracker.wait().await;
+        tasks.shutdown().await;
+    }
+}
+
+/// Goes on with the panic of a task that ended by one.
+fn pass_on_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && let Ok(panic) = error.try_into_panic()
+    {
+        std::panic::resume_unwind(panic);
     }
 }

@@ -167,3 +167,51 @@ async fn entries_are_published_only_from_where_the_cursor_stands() {
     assert_eq!(streams.retire_cursor(&output).await.unwrap(), Some(vec![(0, 3)]));
     assert_eq!(publish(&output, 3, 4).await, Published::Gone, "retired");
 }
+
+#[tokio::test]
+async fn only_the_pipeline_that_the_annotation_names_is_taken_over() {
+    let (pipeline, streams, input, held) = taken().await;
+    append(&pipeline, &streams, "a").await;
+    let Step::Done(fresh) = input.read(&held, 1).await.unwrap() else { panic!("the fence is right") };
+    let ids: Vec<_> = fresh.entries.iter().map(|entry| entry.id).collect();
+    append(&pipeline, &streams, "b").await;
+    let Step::Done(_) = input.ack(&held, [1, 0, 0], 0, &ids).await.unwrap() else { panic!("the fence is right") };
+    let old = pipeline.pipeline.pipeline_id.as_str();
+    let sink = |pipeline_id: &str, sink: &str, incarnation: &str| Output {
+        pipeline_id: pipeline_id.to_owned(),
+        sink: sink.to_owned(),
+        stream: format!("{}.s", pipeline.manifest.metadata.name),
+        incarnation: incarnation.to_owned(),
+        max_length: 0,
+        trim_unread: false,
+    };
+    streams.start_cursor(&sink(old, "s", "i"), &[(0, 1)], "").await.unwrap();
+
+    let refused = |outcome: Result<(), streams::Error>| {
+        assert!(matches!(outcome, Err(streams::Error::Refused(_))), "{outcome:?}");
+    };
+    // Its epochs begin anew, below those that stand there.
+    let heir = streams.input("new", 0, "two");
+    let next = fence(0, "second");
+    for adopt in ["", "new", "0123456789abcdef"] {
+        refused(heir.prepare(&next, adopt).await.map(|_| ()));
+        refused(streams.start_cursor(&sink("new", "s", "j"), &[(0, 0)], adopt).await);
+    }
+    refused(streams.start_cursor(&sink("new", "another", "j"), &[(0, 0)], old).await);
+    assert_eq!(streams.backlog(1).await.unwrap()[0].pipeline_id.as_deref(), Some(old), "nothing changed");
+    let next = fence(1, "second");
+    assert!(!heir.prepare(&next, old).await.unwrap(), "stream and group are there");
+    streams.start_cursor(&sink("new", "s", "j"), &[(0, 0)], old).await.unwrap();
+
+    let taken_over = streams.backlog(1).await.unwrap().remove(0);
+    assert_eq!(taken_over.pipeline_id.as_deref(), Some("new"));
+    assert_eq!(taken_over.committed, None, "the numbers of another log are gone");
+    let Step::Done(fresh) = heir.read(&next, 10).await.unwrap() else { panic!("the fence is right") };
+    assert_eq!((fresh.entries.len(), fresh.lost), (1, 0), "what was queued is the heir's");
+    // Whoever owned it before is refused at each step.
+    refused(input.read(&held, 10).await.map(|_| ()));
+    refused(input.ack(&held, [2, 0, 0], 0, &[]).await.map(|_| ()));
+    refused(input.prepare(&held, "").await.map(|_| ()));
+    assert_eq!(streams.cursor(&sink(old, "s", "i"), 0).await.unwrap(), None);
+    assert_eq!(streams.cursor(&sink("new", "s", "j"), 0).await.unwrap(), Some(0));
+}

@@ -8,7 +8,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use crate::{
-    domain::{Record, render_time},
+    domain::{Record, is_deep, render_time},
     store::{LogRow, RefusedRow},
     streams::Notice,
 };
@@ -43,7 +43,7 @@ pub fn record(shard: u16, row: &LogRow, alert: bool) -> Notice {
 #[must_use]
 pub fn refused(shard: u16, row: &RefusedRow, on: On) -> Notice {
     let mark = if on == On::DeadLettered { 'd' } else { 'c' };
-    let payload: Option<&RawValue> = serde_json::from_slice(&row.payload).ok();
+    let payload: Option<&RawValue> = serde_json::from_slice(&row.payload).ok().filter(|_| !is_deep(&row.payload));
     let data = RefusedData {
         record_id: row.record_id.as_deref(),
         reason: &row.reason,
@@ -121,10 +121,10 @@ struct RefusedData<'a> {
     record_id: Option<&'a str>,
     reason: &'a str,
     detail: &'a str,
-    /// What came, where it is JSON.
+    /// What came, where it is JSON that is not nested deeper than a record can be.
     #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<&'a RawValue>,
-    /// What came, where it is not.
+    /// What came, where it is not: as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     payload_text: Option<String>,
 }

@@ -131,3 +131,16 @@ async fn what_is_wrong_with_the_servers_is_said() {
     let answer = running.reporter.answer().await;
     assert_eq!(reasons(&answer), ["SecretInvalid", "PostgresUnreachable", "RedisUnreachable", "ManifestInvalid"]);
 }
+
+#[tokio::test]
+async fn a_server_that_never_answers_holds_no_answer_up() {
+    let test = TestPipeline::new("shards: 1").await;
+    // Takes connections, and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let running = Running::start(&test, &format!("redis://{}", silent.local_addr().unwrap())).await;
+    let began = Instant::now();
+    running.reporter.answer().await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let answer = running.until("it is said", |answer| reasons(answer) == ["RedisUnreachable"]).await;
+    assert_eq!((&answer["counts"], answer["shards"].as_array().map(Vec::len)), (&Value::Null, Some(1)));
+}

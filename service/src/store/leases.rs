@@ -15,10 +15,16 @@ pub struct Rank {
 }
 
 impl Store {
-    /// A transaction that waits for no row for long: whoever holds a shard's row must not hold up all leases.
+    /// A transaction that waits for no row for long, and holds none for long: whoever has a shard's row must not hold up
+    /// all leases, and a worker that is paused amid a renewal must not keep the others from its shards.
     async fn impatient(&self) -> Result<Transaction<'static, Postgres>, Error> {
         let mut turn = self.pool.begin().await?;
-        sqlx::query!("select set_config('lock_timeout', '2000', true)").fetch_one(&mut *turn).await?;
+        sqlx::query!(
+            "select set_config('lock_timeout', '2000', true) as waits,
+                    set_config('idle_in_transaction_session_timeout', '5000', true) as holds",
+        )
+        .fetch_one(&mut *turn)
+        .await?;
         Ok(turn)
     }
 
@@ -166,18 +172,6 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(())
-    }
-
-    /// The shards of a worker: (shard, epoch, policy version).
-    ///
-    /// # Errors
-    /// When Postgres does not answer.
-    pub async fn shards_of(&self, worker: &str) -> Result<Vec<(u16, i64, i64)>, Error> {
-        let rows =
-            sqlx::query!("select shard, epoch, policy_version from shards where owner = $1 order by shard", worker)
-                .fetch_all(&self.pool)
-                .await?;
-        Ok(rows.into_iter().map(|row| (row.shard as u16, row.epoch, row.policy_version)).collect())
     }
 
     /// Says that a shard's group was made; answers whether it had been made before: then it was gone.

@@ -1,64 +1,11 @@
-//! Whose schema this is, and that it is whole: the migration, the claim, and the rows that every shard needs.
+//! Whose schema this is, and that it is whole: the claim, and the rows that every shard needs.
 //!
 //! Must never hand one pipeline's schema to another: [`Store::claim`] is the only place that writes whose it is.
 
-use std::sync::LazyLock;
-
 use millrace_crds::{ADOPT, RecordPipeline};
-use sqlx::{
-    Connection as _, PgConnection,
-    migrate::{Migrate as _, Migration, Migrator},
-};
+use sqlx::PgConnection;
 
 use super::{Error, Store};
-
-static STEPS: LazyLock<Steps> = LazyLock::new(|| Steps::of(sqlx::migrate!("../migrations")));
-
-/// The migrations that a binary knows. Those whose file's name ends in `_contract` take something away that an older
-/// binary uses: they run only when they are asked for, after all others.
-struct Steps {
-    expanding: Migrator,
-    all: Migrator,
-}
-
-impl Steps {
-    fn of(mut all: Migrator) -> Self {
-        let expanding = all.iter().filter(|migration| !contracts(migration)).cloned().collect();
-        let mut expanding = Migrator::with_migrations(expanding);
-        for migrations in [&mut all, &mut expanding] {
-            // An older binary has to go on working on a schema that a newer one expanded; `min_compatible` says when not.
-            // And each of the two lists passes over what only the other has.
-            migrations.set_ignore_missing(true);
-        }
-        Self { expanding, all }
-    }
-
-    /// The newest step that this binary needs.
-    fn number(&self) -> i64 {
-        self.expanding.iter().map(|migration| migration.version).max().unwrap_or(0)
-    }
-
-    /// How many contracting steps are not among those that were applied.
-    fn contracting(&self, applied: &[i64]) -> usize {
-        self.all.iter().filter(|step| contracts(step) && !applied.contains(&step.version)).count()
-    }
-}
-
-fn contracts(migration: &Migration) -> bool {
-    // The file's name with spaces for its underscores.
-    migration.description.split(' ').next_back() == Some("contract")
-}
-
-/// What a migration did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Migrated {
-    /// The schema's number before; 0: there was none.
-    pub from: i64,
-    /// The schema's number now.
-    pub to: i64,
-    /// How many contracting steps wait until they are asked for.
-    pub contracting: usize,
-}
 
 /// Whose schema this is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,92 +61,6 @@ impl Pipeline {
 }
 
 impl Store {
-    /// The newest schema number that this binary needs.
-    #[must_use]
-    pub fn schema_number() -> i64 {
-        STEPS.number()
-    }
-
-    /// Makes the pipeline's schema, or brings it up to date by all steps that expand. Several may run at once: they take
-    /// turns.
-    ///
-    /// # Errors
-    /// When Postgres cannot be reached, or a migration fails; [`Error::TooNew`] when this binary is too old for the schema.
-    pub async fn migrate(&self, pipeline: &str) -> Result<Migrated, Error> {
-        self.migrate_by(&STEPS, pipeline, false).await
-    }
-
-    /// The same, and takes away what only older binaries use: for when no process of an older version is left.
-    ///
-    /// # Errors
-    /// As [`Self::migrate`].
-    pub async fn migrate_and_contract(&self, pipeline: &str) -> Result<Migrated, Error> {
-        self.migrate_by(&STEPS, pipeline, true).await
-    }
-
-    async fn migrate_by(&self, steps: &Steps, pipeline: &str, contract: bool) -> Result<Migrated, Error> {
-        // A connection of its own, closed at the end whatever happens: the lock goes with it.
-        let mut turn = self.pool.acquire().await?.detach();
-        let schema = Self::schema(pipeline);
-        sqlx::query!("select pg_advisory_lock(hashtextextended('millrace migrate ' || $1, 0))", schema)
-            .execute(&mut turn)
-            .await?;
-        let outcome = Self::migrate_alone(steps, &mut turn, &schema, contract).await;
-        turn.close().await?;
-        outcome
-    }
-
-    async fn migrate_alone(
-        steps: &Steps,
-        turn: &mut PgConnection,
-        schema: &str,
-        contract: bool,
-    ) -> Result<Migrated, Error> {
-        let known = sqlx::query_scalar!("select exists (select from pg_namespace where nspname = $1)", schema);
-        let made = known.fetch_one(&mut *turn).await? != Some(true);
-        // Asked first, for `create schema if not exists` wants the right to create even where it does nothing.
-        if made {
-            turn.create_schema_if_not_exists(schema).await.map_err(refused)?;
-        }
-        let newest = |applied: &[i64]| applied.iter().copied().max().unwrap_or(0);
-        let from = if made { 0 } else { newest(&Self::applied(turn).await?) };
-        if from > 0 {
-            Self::compatible(steps, turn).await?;
-        }
-        steps.expanding.run_direct(None, turn, false).await.map_err(refused)?;
-        if contract {
-            steps.all.run_direct(None, turn, false).await.map_err(refused)?;
-        }
-        let applied = Self::applied(turn).await?;
-        Ok(Migrated { from, to: newest(&applied), contracting: steps.contracting(&applied) })
-    }
-
-    /// The numbers of the migrations that were applied; empty before the first.
-    async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
-        let known = sqlx::query_scalar!("select to_regclass('_sqlx_migrations') is not null");
-        if known.fetch_one(&mut *connection).await? != Some(true) {
-            return Ok(Vec::new());
-        }
-        let applied = connection.list_applied_migrations(&STEPS.all.table_name).await.map_err(refused)?;
-        Ok(applied.iter().map(|migration| migration.version).collect())
-    }
-
-    async fn compatible(steps: &Steps, connection: &mut PgConnection) -> Result<(), Error> {
-        if sqlx::query_scalar!("select to_regclass('pipeline') is not null").fetch_one(&mut *connection).await?
-            != Some(true)
-        {
-            return Ok(());
-        }
-        let least = sqlx::query_scalar!("select min_compatible from pipeline").fetch_optional(connection).await?;
-        match least {
-            Some(least) if least > steps.number() => Err(Error::TooNew(format!(
-                "the schema needs a millrace that knows schema {least}; this one knows {}: use a newer version",
-                steps.number()
-            ))),
-            _ => Ok(()),
-        }
-    }
-
     /// Writes whose schema this is, or makes sure that it is this manifest's, and that every shard has its row.
     /// `fresh_id` becomes the pipeline id when this is the first claim.
     ///
@@ -250,11 +111,9 @@ impl Store {
     /// When Postgres cannot be reached; [`Error::TooNew`] when this binary is too old for the schema.
     pub async fn pipeline(&self) -> Result<Option<Pipeline>, Error> {
         let mut connection = self.pool.acquire().await?;
-        let applied = Self::applied(&mut connection).await?;
-        if !STEPS.expanding.iter().all(|step| applied.contains(&step.version)) {
+        if !Self::is_migrated(&mut connection).await? {
             return Ok(None);
         }
-        Self::compatible(&STEPS, &mut connection).await?;
         read_pipeline(&mut connection).await
     }
 
@@ -324,19 +183,13 @@ pub(super) async fn leases_alive(connection: &mut PgConnection) -> Result<bool, 
     Ok(alive.fetch_one(connection).await? == Some(true))
 }
 
-fn refused(error: sqlx::migrate::MigrateError) -> Error {
-    match error {
-        sqlx::migrate::MigrateError::Execute(error) => Error::Sql(error),
-        error => Error::Refused(format!("the schema cannot be migrated: {error}")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use sqlx::{SqlSafeStr as _, migrate::MigrationType};
-
     use super::*;
-    use crate::store::testing::{self, TestPipeline};
+    use crate::store::{
+        Migrated,
+        testing::{self, TestPipeline},
+    };
 
     #[tokio::test]
     async fn migrations_and_claims_at_once_make_one_pipeline() {
@@ -358,19 +211,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn migrations_take_turns() {
-        let manifest = testing::manifest("shards: 1");
-        let name = &manifest.metadata.name;
-        let store = Store::connect(&testing::url(), name, 8).unwrap();
-        assert_eq!(store.pipeline().await.unwrap(), None, "no schema yet");
-        let outcomes = futures::future::join_all((0..4).map(|_| store.migrate(name))).await;
-        let made = outcomes.into_iter().map(Result::unwrap).filter(|migrated| migrated.from == 0).count();
-        assert_eq!(made, 1);
-        assert_eq!(store.pipeline().await.unwrap(), None, "not claimed yet");
-        testing::drop_schema(name);
-    }
-
-    #[tokio::test]
     async fn a_store_can_be_turned_to_another_server() {
         let test = TestPipeline::new("shards: 1").await;
         let name = &test.manifest.metadata.name;
@@ -378,64 +218,6 @@ mod tests {
         assert!(matches!(store.pipeline().await, Err(Error::Sql(_))));
         store.redirect(&testing::url(), name).unwrap();
         assert_eq!(store.pipeline().await.unwrap(), Some(test.pipeline.clone()));
-    }
-
-    #[tokio::test]
-    async fn a_binary_that_is_too_old_is_refused() {
-        let test = TestPipeline::new("shards: 1").await;
-        sqlx::query!("update pipeline set min_compatible = 999").execute(&test.store.pool).await.unwrap();
-        assert!(matches!(test.store.pipeline().await, Err(Error::TooNew(why)) if why.contains("999")));
-        let again = test.store.migrate(&test.manifest.metadata.name).await;
-        assert!(matches!(again, Err(Error::TooNew(why)) if why.contains("newer version")));
-    }
-
-    /// The steps of a later release: two that expand, and between them one that takes away what the first made needless.
-    fn later() -> Steps {
-        let step = |version, name: &'static str, sql: &'static str| {
-            Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
-        };
-        let mut steps: Vec<Migration> = STEPS.all.iter().cloned().collect();
-        steps.push(step(1_001, "ways", "create table ways (n bigint)"));
-        steps.push(step(
-            1_002,
-            "no ways contract",
-            "alter table ways drop column n; update pipeline set min_compatible = 1001",
-        ));
-        steps.push(step(1_003, "means", "create table means (n bigint)"));
-        Steps::of(Migrator::with_migrations(steps))
-    }
-
-    #[tokio::test]
-    async fn what_expands_runs_at_once_and_what_contracts_when_it_is_asked_for() {
-        let test = TestPipeline::new("shards: 1").await;
-        let (store, name, now) = (&test.store, &test.manifest.metadata.name, Store::schema_number());
-        let columns = async || {
-            sqlx::query_scalar::<_, i64>(
-                "select count(*) from information_schema.columns
-                 where table_schema = current_schema() and table_name in ('ways', 'means')",
-            )
-            .fetch_one(&store.pool)
-            .await
-            .unwrap()
-        };
-        let expanded = store.migrate_by(&later(), name, false).await.unwrap();
-        assert_eq!(expanded, Migrated { from: now, to: 1_003, contracting: 1 });
-        assert_eq!(columns().await, 2);
-        // A binary of today works on it, and its `migrate` lets it be.
-        assert_eq!(store.pipeline().await.unwrap().as_ref(), Some(&test.pipeline));
-        assert_eq!(
-            store.migrate_and_contract(name).await.unwrap(),
-            Migrated { from: 1_003, to: 1_003, contracting: 0 }
-        );
-        assert_eq!(store.migrate_by(&later(), name, false).await.unwrap().contracting, 1, "it still waits");
-
-        let contracted = store.migrate_by(&later(), name, true).await.unwrap();
-        assert_eq!(contracted, Migrated { from: 1_003, to: 1_003, contracting: 0 });
-        assert_eq!(columns().await, 1);
-        // From here on a binary of today is too old.
-        assert!(matches!(store.pipeline().await, Err(Error::TooNew(_))));
-        assert!(matches!(store.migrate(name).await, Err(Error::TooNew(_))));
-        store.migrate_by(&later(), name, true).await.unwrap();
     }
 
     #[tokio::test]

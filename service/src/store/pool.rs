@@ -128,8 +128,6 @@ impl Store {
             // The commit's statements are planned once. A plan made while a table was small would keep a sequential scan
             // for good: there is an index for each of them.
             ("enable_seqscan", "off"),
-            // An owner that is paused amid a commit must not hold its shard's row for ever.
-            ("idle_in_transaction_session_timeout", "5000"),
             // Compiling such a plan takes hundreds of milliseconds, running it one.
             ("jit", "off"),
             // A worker that is paused, or cut off, amid a commit would hold its shard's row, and nobody could take it.

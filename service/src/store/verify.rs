@@ -1,14 +1,17 @@
-//! Deriving everything again from the records, in one snapshot, and comparing it with what is stored.
+//! Deriving everything again from the records, in one snapshot, and comparing it with what is stored. What the snapshot
+//! tells of the sinks is in `sinks`.
 //!
 //! Must never write, and must never hold more than a page of rows: the comparing is done by Postgres.
 
-use chrono::{DateTime, Utc};
+mod sinks;
+
 use futures::TryStreamExt as _;
-use rust_decimal::Decimal;
 use sqlx::{Postgres, Transaction};
 
-use super::{Error, Store, pool::numeric};
-use crate::domain::{Amount, Attributes, Kind, Record, Text, shard_of};
+use super::{Error, Store};
+use crate::domain::shard_of;
+
+pub use sinks::{LoggedRecord, StartedSink};
 
 /// Differences that are kept; of the others only the number is known.
 const KEPT: usize = 100;
@@ -56,40 +59,6 @@ pub struct Extent {
     pub alerts: i64,
     /// Keys and units with a total.
     pub totals: i64,
-}
-
-/// A sink that was started.
-#[derive(Debug, Clone)]
-pub struct StartedSink {
-    /// Its name.
-    pub name: String,
-    /// `Processed`, `Alert`, `DeadLettered` or `Conflicted`.
-    pub kind: String,
-    /// Its Redis stream.
-    pub stream: String,
-    /// Of its cursor.
-    pub incarnation: String,
-}
-
-/// A processed record with all that a notification tells of it.
-#[derive(Debug, Clone)]
-pub struct LoggedRecord {
-    /// Its number in the shard.
-    pub seq: i64,
-    /// Itself.
-    pub record: Record,
-    /// When serve took it.
-    pub received_at: DateTime<Utc>,
-    /// When it was committed.
-    pub processed_at: DateTime<Utc>,
-    /// Records before it on the same key and unit.
-    pub previous_count: i64,
-    /// Their total.
-    pub previous_total: Decimal,
-    /// The threshold that it passed.
-    pub threshold: Option<Decimal>,
-    /// W3C trace context.
-    pub traceparent: Option<String>,
 }
 
 /// One snapshot of a pipeline's schema.
@@ -329,189 +298,6 @@ impl Verification {
             }
         }
         Ok(())
-    }
-
-    /// The Redis sinks that were started and not removed.
-    ///
-    /// # Errors
-    /// When Postgres cannot be asked.
-    pub async fn started_sinks(&mut self) -> Result<Vec<StartedSink>, Error> {
-        let sinks = sqlx::query_as!(
-            StartedSink,
-            r#"select name, kind, stream as "stream!", incarnation
-               from sinks where stream is not null and started and not removed order by name"#
-        )
-        .fetch_all(&mut *self.snapshot)
-        .await?;
-        Ok(sinks)
-    }
-
-    /// The pipeline's name and id: the source of every notification.
-    ///
-    /// # Errors
-    /// When Postgres cannot be asked.
-    pub async fn source(&mut self) -> Result<String, Error> {
-        let row = sqlx::query!("select name, pipeline_id from pipeline").fetch_one(&mut *self.snapshot).await?;
-        Ok(format!("{}/{}", row.name, row.pipeline_id))
-    }
-
-    /// Where each shard's part of a sink begins: the number after which outcomes are published.
-    ///
-    /// # Errors
-    /// When Postgres cannot be asked.
-    pub async fn sink_starts(&mut self, sink: &str) -> Result<Vec<(u16, i64)>, Error> {
-        let rows = sqlx::query!("select shard, after from sink_starts where sink = $1 order by shard", sink)
-            .fetch_all(&mut *self.snapshot)
-            .await?;
-        Ok(rows.into_iter().filter_map(|row| Some((u16::try_from(row.shard).ok()?, row.after))).collect())
-    }
-
-    /// The highest number that a shard has given, of the kind that a sink carries.
-    ///
-    /// # Errors
-    /// When Postgres cannot be asked.
-    pub async fn highest(&mut self, kind: &str, shard: u16) -> Result<i64, Error> {
-        let highest = sqlx::query_scalar!(
-            r#"select case $1::text when 'DeadLettered' then dead_letters when 'Conflicted' then conflicts
-                   else records end as "highest!"
-               from shards where shard = $2"#,
-            kind,
-            i32::from(shard)
-        )
-        .fetch_optional(&mut *self.snapshot)
-        .await?;
-        Ok(highest.unwrap_or_default())
-    }
-
-    /// Numbers of a shard that a sink of this kind publishes, above `after` and up to `until`, at most `limit`.
-    ///
-    /// # Errors
-    /// When Postgres cannot be asked.
-    pub async fn published_numbers(
-        &mut self,
-        kind: &str,
-        shard: u16,
-        after: i64,
-        until: i64,
-        limit: i64,
-    ) -> Result<Vec<i64>, Error> {
-        let shard = i32::from(shard);
-        let snapshot = &mut *self.snapshot;
-        let numbers = match kind {
-            "Processed" => {
-                sqlx::query_scalar!(
-                    "select seq from records where shard = $1 and seq > $2 and seq <= $3 order by seq limit $4",
-                    shard,
-                    after,
-                    until,
-                    limit
-                )
-                .fetch_all(snapshot)
-                .await?
-            }
-            "Alert" => {
-                sqlx::query_scalar!(
-                    "select seq from records where shard = $1 and seq > $2 and seq <= $3 and threshold is not null
-                     order by seq limit $4",
-                    shard,
-                    after,
-                    until,
-                    limit
-                )
-                .fetch_all(snapshot)
-                .await?
-            }
-            "DeadLettered" => {
-                sqlx::query_scalar!(
-                    "select n from dead_letters where shard = $1 and n > $2 and n <= $3 order by n limit $4",
-                    shard,
-                    after,
-                    until,
-                    limit
-                )
-                .fetch_all(snapshot)
-                .await?
-            }
-            _ => {
-                sqlx::query_scalar!(
-                    "select n from conflicts where shard = $1 and n > $2 and n <= $3 order by n limit $4",
-                    shard,
-                    after,
-                    until,
-                    limit
-                )
-                .fetch_all(snapshot)
-                .await?
-            }
-        };
-        Ok(numbers)
-    }
-
-    /// Records of a shard by their numbers, in order.
-    ///
-    /// # Errors
-    /// When Postgres cannot be asked.
-    pub async fn logged_records(&mut self, shard: u16, numbers: &[i64]) -> Result<Vec<LoggedRecord>, Error> {
-        let rows = sqlx::query!(
-            r#"select seq, received_at, processed_at, time, previous_count, positive, record_id, source_id, destination_id,
-                 reference, unit, value::text as "value!", previous_total::text as "previous_total!",
-                 threshold::text as threshold, attributes, traceparent
-             from records where shard = $1 and seq = any($2) order by seq"#,
-            i32::from(shard),
-            numbers
-        )
-        .fetch_all(&mut *self.snapshot)
-        .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(LoggedRecord {
-                    seq: row.seq,
-                    record: Record {
-                        record_id: Text::stored(row.record_id),
-                        time: row.time,
-                        source_id: Text::stored(row.source_id),
-                        destination_id: Text::stored(row.destination_id),
-                        kind: if row.positive { Kind::Positive } else { Kind::Negative },
-                        value: Amount::stored(numeric(&row.value)?),
-                        unit: Text::stored(row.unit),
-                        reference: Text::stored(row.reference),
-                        attributes: row.attributes.and_then(Attributes::stored),
-                    },
-                    received_at: row.received_at,
-                    processed_at: row.processed_at,
-                    previous_count: row.previous_count,
-                    previous_total: numeric(&row.previous_total)?,
-                    threshold: row.threshold.as_deref().map(numeric).transpose()?,
-                    traceparent: row.traceparent,
-                })
-            })
-            .collect()
-    }
-
-    /// When dead letters or conflicts were noted, and their trace contexts, by number, in order.
-    ///
-    /// # Errors
-    /// When Postgres cannot be asked.
-    pub async fn refused(
-        &mut self,
-        kind: &str,
-        shard: u16,
-        numbers: &[i64],
-    ) -> Result<Vec<(i64, DateTime<Utc>, Option<String>)>, Error> {
-        let rows = sqlx::query!(
-            r#"select n as "n!", at as "at!", traceparent
-               from (
-                   select 'DeadLettered' as kind, shard, n, opened_at as at, traceparent from dead_letters
-                   union all select 'Conflicted', shard, n, noted_at, traceparent from conflicts
-               ) refused
-               where kind = $1 and shard = $2 and n = any($3) order by n"#,
-            kind,
-            i32::from(shard),
-            numbers
-        )
-        .fetch_all(&mut *self.snapshot)
-        .await?;
-        Ok(rows.into_iter().map(|row| (row.n, row.at, row.traceparent)).collect())
     }
 
     /// Ends the snapshot.

@@ -41,6 +41,9 @@ pub enum AppendError {
     /// The stream belongs to another pipeline.
     #[error("the stream of shard {0} belongs to another pipeline")]
     Refused(u16),
+    /// The stream has given out its last possible id: someone has written an entry with one of their own choice.
+    #[error("the stream of shard {0} has no ids left")]
+    Exhausted(u16),
 }
 
 impl AppendError {
@@ -49,7 +52,7 @@ impl AppendError {
         match error.kind() {
             _ if error.code() == Some("OOM") => Self::Full,
             // Any reply of the server: a script that may not write is refused before its first command, and the first
-            // XADD is the first that can fail, so a reply with an error means that nothing was appended.
+            // XADD is the only one whose error is passed on, so a reply with an error means that nothing was appended.
             ErrorKind::Server(_) | ErrorKind::Extension => Self::Away(error),
             // These stop a connection from being made at all.
             ErrorKind::AuthenticationFailed
@@ -72,7 +75,7 @@ local owner = redis.call('HGET', fence, 'pipeline')
 if owner and owner ~= pipeline then return {'REFUSED'} end
 if redis.call('XLEN', stream) + n > limit then return {'BACKLOG'} end
 if not owner then redis.call('HSET', fence, 'pipeline', pipeline) end
-local ids = {}
+local ids, last = {}, '18446744073709551615-18446744073709551615'
 for i = 0, n - 1 do
     local at = 4 + i * 5
     local fields = {'record', ARGV[at], 'receivedAt', ARGV[at + 1]}
@@ -83,7 +86,16 @@ for i = 0, n - 1 do
             fields[#fields + 1] = value
         end
     end
-    ids[i + 1] = redis.call('XADD', stream, '*', unpack(fields))
+    local id = redis.pcall('XADD', stream, '*', unpack(fields))
+    if type(id) == 'table' and id.err then
+        if i > 0 then return {'PART'} end
+        local about = redis.pcall('XINFO', 'STREAM', stream)
+        for k = 1, #about, 2 do
+            if about[k] == 'last-generated-id' and about[k + 1] == last then return {'EXHAUSTED'} end
+        end
+        return id
+    end
+    ids[i + 1] = id
 end
 return ids
 ",
@@ -135,6 +147,14 @@ impl Streams {
         match answer.first().map(String::as_str) {
             Some("REFUSED") => return Err(AppendError::Refused(shard)),
             Some("BACKLOG") => return Err(AppendError::Backlog),
+            Some("EXHAUSTED") => return Err(AppendError::Exhausted(shard)),
+            // The last ids went to the first entries; when they are sent again they are duplicates.
+            Some("PART") => {
+                return Err(AppendError::Unknown(RedisError::from((
+                    ErrorKind::UnexpectedReturnType,
+                    "the append broke off between two entries",
+                ))));
+            }
             _ => {}
         }
         let ids: Option<Vec<StreamId>> = answer.iter().map(|id| id.parse().ok()).collect();
@@ -223,6 +243,31 @@ mod tests {
         assert_eq!(read(&streams, 0).await.len(), 2);
         streams.append(0, "id", 3, &two[..1]).await.expect("at the limit");
         clean(&streams, 0).await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_ids_takes_nothing_and_says_so() {
+        let streams = streams();
+        for (shard, id) in
+            [(0, "18446744073709551615-18446744073709551615"), (1, "18446744073709551615-18446744073709551614")]
+        {
+            let fields = [("record", "theirs")];
+            let _: String = streams
+                .shared()
+                .clone()
+                .xadd(keys::records(&streams.pipeline, shard), id, &fields)
+                .await
+                .expect("an id of their choice");
+        }
+        let two = [entry("a"), entry("b")];
+        assert!(matches!(streams.append(0, "id", 9, &two).await, Err(AppendError::Exhausted(0))));
+        assert_eq!(read(&streams, 0).await.len(), 1);
+        // One id was left.
+        assert!(matches!(streams.append(1, "id", 9, &two).await, Err(AppendError::Unknown(_))));
+        assert!(matches!(streams.append(1, "id", 9, &two).await, Err(AppendError::Exhausted(1))));
+        assert_eq!(read(&streams, 1).await.len(), 2);
+        clean(&streams, 0).await;
+        clean(&streams, 1).await;
     }
 
     #[tokio::test]

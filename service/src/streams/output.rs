@@ -135,7 +135,7 @@ impl Streams {
     /// [`Error::Refused`] when the stream is another sink's.
     pub async fn start_cursor(&self, output: &Output, starts: &[(u16, i64)], adopt: &str) -> Result<(), Error> {
         let mut call = START.key(keys::cursor(&output.stream));
-        call.arg(&output.pipeline_id).arg(&output.sink).arg(&output.incarnation).arg(adopt);
+        call.key(&output.stream).arg(&output.pipeline_id).arg(&output.sink).arg(&output.incarnation).arg(adopt);
         for (shard, after) in starts {
             call.arg(shard).arg(after);
         }

@@ -8,6 +8,7 @@ use redis::{
 };
 
 use super::{Error, Streams, keys};
+use crate::domain::StreamId;
 
 /// A sink as it stood at one moment: its cursor and the end of its stream belong together.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +17,8 @@ pub struct SinkState {
     pub cursor: BTreeMap<u16, i64>,
     /// The incarnation for which the cursor was made; absent: there is no cursor.
     pub incarnation: Option<String>,
+    /// The newest id of the stream when the cursor was made: entries up to it are of earlier starts.
+    pub behind: Option<StreamId>,
     /// Id of the stream's newest entry; absent: it has none.
     pub newest: Option<String>,
     /// Whether entries were taken out of the stream, so that it may begin anywhere.
@@ -64,6 +67,7 @@ impl Streams {
         };
         Ok(SinkState {
             incarnation: cursor.get("incarnation").cloned(),
+            behind: cursor.get("behind").and_then(|id| id.parse().ok()),
             cursor: cursor.iter().filter_map(|(field, n)| Some((field.parse().ok()?, n.parse().ok()?))).collect(),
             newest: newest.ids.into_iter().next().map(|entry| entry.id),
             is_trimmed,
@@ -102,7 +106,7 @@ impl Streams {
             .await;
         let (oldest, page) = reply.map_err(Error::of)?;
         // The entry that was read last is gone: so may be some that came after it.
-        let oldest = oldest.ids.first().and_then(|entry| entry.id.parse::<crate::domain::StreamId>().ok());
+        let oldest = oldest.ids.first().and_then(|entry| entry.id.parse::<StreamId>().ok());
         let after = after.and_then(|after| after.parse().ok());
         let is_whole = match (after, oldest) {
             (Some(after), Some(oldest)) => oldest <= after,

@@ -147,36 +147,67 @@ async fn an_owner_that_does_not_know_that_it_lost_its_shards_takes_nothing() {
     pipeline.check_exactly_once(&load.ids).await;
 }
 
-/// Holding a shard's row while it is paused, a worker must not keep the others from the shard.
-#[tokio::test]
-async fn an_owner_that_is_paused_amid_a_commit_blocks_nobody() {
+/// A worker is paused while a transaction of its waits for its shard's row: it gets the row and does not go on. The others
+/// must get the shard all the same. `session` is the name under which that transaction connects; records that were sent
+/// before it waits make it a commit, else it is a renewal.
+async fn an_owner_is_paused_that_waits_for_its_row(session: &str, sent_before: usize) {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
     let _serve = pipeline.serve().await;
     let paused = pipeline.work();
     paused.ready().await;
     eventually("it has the shard", async || pipeline.shares().await == [1]).await;
-    // The commit waits for the row; paused meanwhile, it gets it and does not go on.
+    let load = Load::new("r", 40);
+    let (before, after) = load.records.split_at(sent_before);
     let mut lock = pipeline.sql.begin().await.unwrap();
     sqlx::query("select from shards for update").execute(&mut *lock).await.unwrap();
-    let load = Load::new("r", 40);
-    pipeline.send(&load.records).await;
-    eventually("the commit waits for the row", async || {
-        pipeline
-            .number(
-                "select count(*) from pg_stat_activity where datname = current_database()
-                 and application_name = 'millrace-commit' and wait_event_type = 'Lock'",
-            )
-            .await
-            > 0
+    pipeline.send(before).await;
+    eventually("it waits for the row", async || {
+        sqlx::query_scalar(
+            "select exists (select from pg_stat_activity where datname = current_database()
+             and application_name = $1 and wait_event_type = 'Lock')",
+        )
+        .bind(session)
+        .fetch_one(&pipeline.sql)
+        .await
+        .unwrap()
     })
     .await;
     paused.pause();
     lock.rollback().await.unwrap();
+    pipeline.send(after).await;
     let heir = pipeline.work();
     heir.says("process.shard.taken").await;
     pipeline.settled().await;
     paused.go_on();
     paused.says("process.shard.lost").await;
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&load.ids).await;
+}
+
+#[tokio::test]
+async fn an_owner_that_is_paused_amid_a_commit_blocks_nobody() {
+    an_owner_is_paused_that_waits_for_its_row("millrace-commit", 20).await;
+}
+
+#[tokio::test]
+async fn an_owner_that_is_paused_amid_a_renewal_blocks_nobody() {
+    an_owner_is_paused_that_waits_for_its_row("millrace", 0).await;
+}
+
+/// No task without an owner: what a lane would have published must not stay unpublished while the rest goes on.
+#[tokio::test]
+async fn a_lane_that_panics_ends_the_worker_with_failure() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let _serve = pipeline.serve().await;
+    let mut doomed = pipeline.work_with(&[("MILLRACE_FAULT", "before_publish:3:panic"), ("MILLRACE_BATCH", "50")]);
+    let load = Load::new("r", 600);
+    pipeline.send(&load.records).await;
+    let status = doomed.ended().await;
+    assert_eq!(status.code(), Some(1), "{status}");
+    let death = &doomed.said("lifecycle.task.died")[0];
+    assert_eq!(death["task"], "own", "{death}");
+    assert!(death["failure"].as_str().unwrap().contains("the fault of a test"), "{death}");
+    let _heir = pipeline.work();
     pipeline.settled().await;
     pipeline.check_exactly_once(&load.ids).await;
 }

@@ -46,6 +46,8 @@ async fn secrets_that_are_missing_are_said_from_the_first_moment_and_picked_up_w
         assert_eq!((&status["pipeline"], &status["pipelineId"]), (&json!(pipeline.name), &Value::Null));
         assert!(!process.is_ready().await && process.text("/health").await.contains("true"));
     }
+    // One that only waits ends in order, too.
+    pipeline.start_in_pod("work", dir.path()).stopped_while_it_waits().await;
     mount(dir.path(), "redis", pipeline.redis_url());
     work.has_problems(&["SecretNotFound"]).await;
     mount(dir.path(), "postgres", "http://me:s3cret@host");

@@ -218,8 +218,22 @@ async fn a_sink_without_its_cursor_halts_until_it_is_resumed_and_delays_no_other
     pipeline.settled().await;
     let ids: Vec<String> = [load.ids, lost.ids, more.ids, last.ids].concat();
     pipeline.check_exactly_once(&ids).await;
+
+    // Into a stream with entries it must be said that ids may come again; `verify` knows where this start begins.
+    let before = pipeline.sink_entries("notifications").await.len();
+    let _: i64 = pipeline.redis(&["DEL", &pipeline.cursor("notifications")]).await;
+    let refused = pipeline.command("sinks", &["resume", "notifications", "--from", "beginning"]).await;
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && said.contains("still has entries") && said.contains("--repeat"), "{said}");
+    let resumed = pipeline.command("sinks", &["resume", "notifications", "--from", "beginning", "--repeat"]).await;
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    eventually("it is started", async || is_started(&pipeline, "notifications").await).await;
+    pipeline.settled().await;
+    let entries = pipeline.sink_entries("notifications").await;
+    check_stream(&entries[before..], &ids);
+    pipeline.verify().await;
     let deeds = pipeline.number("select count(*) from admin_actions where action = 'sinks.resume'").await;
-    assert_eq!(deeds, 2, "who resumed it is noted");
+    assert_eq!(deeds, 3, "who resumed it is noted");
 }
 
 #[tokio::test]

@@ -72,7 +72,7 @@ fn what_is_built_is_what_was_built_before() {
             before == built,
             "{} differs, first in line {}; if that is meant: MILLRACE_GOLDEN=write cargo test -p millrace-operator",
             file.display(),
-            difference.map_or_else(|| before.lines().count().min(built.lines().count()), |line| line) + 1,
+            difference.unwrap_or_else(|| before.lines().count().min(built.lines().count())) + 1,
         );
     }
 }

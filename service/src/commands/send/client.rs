@@ -31,6 +31,8 @@ pub(super) struct Outcome {
     pub(super) rejected: Vec<Rejected>,
     /// Rows of which it is not known that they were accepted when time was up, and why.
     pub(super) given_up: Option<(u64, String)>,
+    /// Requests that were begun, answered or not.
+    pub(super) requests: u64,
     /// Time of each request that was answered.
     pub(super) times: Vec<Duration>,
     pub(super) repetitions: u64,
@@ -116,6 +118,7 @@ impl Client {
             let sent: Vec<usize> =
                 if self.idempotency_key.is_some() { (0..batch.rows.len()).collect() } else { open.clone() };
             let began = Instant::now();
+            outcome.requests += 1;
             let (reason, retry_after) = match self.post(&batch, &sent).await {
                 Ok((status, retry_after, answer)) => {
                     outcome.times.push(began.elapsed());

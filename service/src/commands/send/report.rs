@@ -59,8 +59,11 @@ struct Summary {
     given_up: u64,
     /// Rows left out by `--skip-empty`.
     skipped: u64,
+    /// Requests that were begun.
     requests: u64,
-    /// Requests that were sent again.
+    /// Requests that were answered, with whatever.
+    answered: u64,
+    /// Requests that sent rows again.
     repetitions: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     generated: Option<Generated>,
@@ -84,6 +87,25 @@ struct RequestMs {
     p50: f64,
     p95: f64,
     p99: f64,
+}
+
+impl Summary {
+    /// How it went with the requests, for a person.
+    fn requests(&self) -> String {
+        let Self { requests, answered, repetitions, .. } = self;
+        match &self.request_ms {
+            None if *requests == 0 => "no requests".to_owned(),
+            None => format!("{requests} attempts, none answered"),
+            Some(RequestMs { p50, p95, p99 }) => {
+                let unanswered = match requests - answered {
+                    0 => String::new(),
+                    unanswered => format!(", {unanswered} not answered"),
+                };
+                let times = format!("p50 {p50} ms, p95 {p95} ms, p99 {p99} ms");
+                format!("{requests} requests, {repetitions} of them repetitions{unanswered}; {times}")
+            }
+        }
+    }
 }
 
 /// Progress and outcome of a run.
@@ -167,10 +189,11 @@ impl Report {
 
     /// A batch is done.
     pub(super) fn add(&mut self, outcome: Outcome) -> anyhow::Result<()> {
-        let Outcome { rows, accepted, rejected, given_up, times, repetitions } = outcome;
+        let Outcome { rows, accepted, rejected, given_up, requests, times, repetitions } = outcome;
         self.summary.sent += rows;
         self.summary.accepted += accepted;
-        self.summary.requests += times.len() as u64;
+        self.summary.requests += requests;
+        self.summary.answered += times.len() as u64;
         self.summary.repetitions += repetitions;
         for time in times {
             self.times.add(time);
@@ -236,8 +259,7 @@ impl Report {
     }
 
     fn print(&self) {
-        let Summary { sent, accepted, rejected, given_up, skipped, requests, repetitions, generated, .. } =
-            &self.summary;
+        let Summary { sent, accepted, rejected, given_up, skipped, generated, .. } = &self.summary;
         say!("sent {sent}: accepted {accepted}, rejected {rejected}, given up {given_up}");
         if *skipped > 0 {
             say!("left out {skipped}");
@@ -246,11 +268,7 @@ impl Report {
             say!("generated with seed {seed}: {duplicates} duplicates ({:.1} %)", ratio * 100.0);
         }
         say!("{:.1} s, {:.0} rows/s", self.summary.elapsed_seconds, self.summary.rate);
-        print!("{requests} requests, {repetitions} of them repetitions");
-        match &self.summary.request_ms {
-            Some(RequestMs { p50, p95, p99 }) => say!("; p50 {p50} ms, p95 {p95} ms, p99 {p99} ms"),
-            None => say!(),
-        }
+        say!("{}", self.summary.requests());
     }
 
     /// Success only when every row was accepted.

@@ -14,10 +14,15 @@ use std::{
 use anyhow::{Context as _, bail};
 use tokio::sync::mpsc;
 
-use super::{Args, Batch, Feed, Row, Shape, generate::Generator, shape::Shaped};
+use super::{
+    Args, Batch, Feed, Row, Shape,
+    generate::Generator,
+    shape::Shaped,
+    text::{Quotes, Values, without_mark},
+};
 
 /// Longest row, in bytes. The service takes 16 KiB; what is longer still is surely not a file of records.
-const LONGEST: usize = 1024 * 1024;
+pub(super) const LONGEST: usize = 1024 * 1024;
 
 /// Format of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -104,9 +109,7 @@ impl Reader {
         let mut cutter = Cutter { feed, batch_size, shape: &shape, first_row: 1, rows: Vec::new() };
         let read = match input {
             Input::Generated(generator, rows) => cutter.generated(&generator, rows),
-            Input::Text(input, Format::Csv) => cutter.csv(input),
-            Input::Text(input, Format::Ndjson) => cutter.ndjson(input),
-            Input::Text(input, Format::Json) => cutter.json(input),
+            Input::Text(input, format) => cutter.text(input, format),
         };
         match read {
             Ok(()) | Err(Stop::NobodyTakes) => {}
@@ -177,10 +180,19 @@ impl Cutter<'_> {
         self.flush()
     }
 
-    fn csv(&mut self, input: Box<dyn BufRead + Send>) -> Result<(), Stop> {
-        let mut reader = csv::ReaderBuilder::new().from_reader(input);
+    fn text(&mut self, input: Box<dyn BufRead + Send>, format: Format) -> Result<(), Stop> {
+        let input = without_mark(input)?;
+        match format {
+            Format::Csv => self.csv(input),
+            Format::Ndjson => self.ndjson(input),
+            Format::Json => self.json(input),
+        }
+    }
+
+    fn csv(&mut self, input: impl BufRead) -> Result<(), Stop> {
+        let mut reader = csv::ReaderBuilder::new().from_reader(Quotes::new(input));
         let headers = reader.headers().context("cannot read the header line")?.clone();
-        let columns: Vec<&str> = headers.iter().map(|name| name.trim_start_matches('\u{feff}')).collect();
+        let columns: Vec<&str> = headers.iter().collect();
         let unused = self.shape.check_columns(&columns)?;
         if !unused.is_empty() {
             eprintln!("columns that are left out: {}", unused.join(", "));
@@ -195,7 +207,7 @@ impl Cutter<'_> {
         self.flush()
     }
 
-    fn ndjson(&mut self, mut input: Box<dyn BufRead + Send>) -> Result<(), Stop> {
+    fn ndjson(&mut self, mut input: impl BufRead) -> Result<(), Stop> {
         let mut number = 0;
         loop {
             let mut line = Vec::new();
@@ -214,104 +226,24 @@ impl Cutter<'_> {
         }
     }
 
-    fn json(&mut self, mut input: Box<dyn BufRead + Send>) -> Result<(), Stop> {
+    fn json(&mut self, mut input: impl BufRead) -> Result<(), Stop> {
         let mut values = Values::default();
         let mut number = 0;
         loop {
             let buffer = input.fill_buf()?;
-            let is_end = buffer.is_empty();
             let taken = buffer.len();
-            let found = if is_end { values.end()? } else { values.push(buffer)? };
+            if taken == 0 {
+                values.end()?;
+                return self.flush();
+            }
+            let found = values.push(buffer)?;
             input.consume(taken);
             for value in found {
                 number += 1;
                 let shaped = self.shape.json(number, value)?;
                 self.take(number, shaped)?;
             }
-            if is_end {
-                return self.flush();
-            }
         }
-    }
-}
-
-/// Cuts a JSON array, or JSON objects one after another, into its values, without white space outside strings.
-#[derive(Default)]
-struct Values {
-    value: Vec<u8>,
-    depth: usize,
-    is_array: bool,
-    in_string: bool,
-    is_escaped: bool,
-    found: u64,
-    closed: bool,
-}
-
-impl Values {
-    fn push(&mut self, bytes: &[u8]) -> anyhow::Result<Vec<Vec<u8>>> {
-        let mut found = Vec::new();
-        for &byte in bytes {
-            if self.in_string {
-                self.value.push(byte);
-                match byte {
-                    _ if self.is_escaped => self.is_escaped = false,
-                    b'\\' => self.is_escaped = true,
-                    b'"' => self.in_string = false,
-                    _ => {}
-                }
-            } else {
-                self.step(byte, &mut found)?;
-            }
-            if self.value.len() > LONGEST {
-                bail!("row {} is longer than 1 MiB", self.found + 1);
-            }
-        }
-        Ok(found)
-    }
-
-    fn step(&mut self, byte: u8, found: &mut Vec<Vec<u8>>) -> anyhow::Result<()> {
-        if byte.is_ascii_whitespace() {
-            return Ok(());
-        }
-        if self.closed {
-            bail!("there is more after the end of the JSON array");
-        }
-        if self.depth == 0 && self.value.is_empty() {
-            match byte {
-                b'[' if !self.is_array && self.found == 0 => {
-                    self.is_array = true;
-                    return Ok(());
-                }
-                b']' if self.is_array => {
-                    self.closed = true;
-                    return Ok(());
-                }
-                b',' if self.is_array && self.found > 0 => return Ok(()),
-                b'{' => {}
-                _ => bail!("after row {} comes something that is not a JSON object", self.found),
-            }
-        }
-        self.value.push(byte);
-        match byte {
-            b'"' => self.in_string = true,
-            b'{' | b'[' => self.depth += 1,
-            b'}' | b']' => {
-                self.depth -= 1;
-                if self.depth == 0 {
-                    self.found += 1;
-                    found.push(std::mem::take(&mut self.value));
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn end(&mut self) -> anyhow::Result<Vec<Vec<u8>>> {
-        if !self.value.is_empty() || (self.is_array && !self.closed) {
-            bail!("the JSON ends in the middle, after row {}", self.found);
-        }
-        Ok(Vec::new())
     }
 }
 
@@ -319,31 +251,8 @@ impl Values {
 mod tests {
     use super::*;
 
-    fn values(text: &str, chunk: usize) -> anyhow::Result<Vec<String>> {
-        let mut values = Values::default();
-        let mut found = Vec::new();
-        for bytes in text.as_bytes().chunks(chunk) {
-            found.extend(values.push(bytes)?);
-        }
-        found.extend(values.end()?);
-        Ok(found.into_iter().map(|value| String::from_utf8(value).expect("UTF-8")).collect())
-    }
-
-    #[test]
-    fn values_are_cut_wherever_the_buffer_ends() {
-        let text = "[ {\"a\": \"] } \\\" \\\\\", \"b\":\n[1, {\"c\": 2.50}]} ,\n {} ]\n";
-        for chunk in 1..text.len() {
-            let found = values(text, chunk).expect("JSON");
-            assert_eq!(found, [r#"{"a":"] } \" \\","b":[1,{"c":2.50}]}"#, "{}"], "{chunk}");
-        }
-        assert_eq!(values("{\"a\":1}\n{\"a\":2}", 3).expect("JSON"), [r#"{"a":1}"#, r#"{"a":2}"#]);
-        assert_eq!(values(" [] ", 1).expect("JSON"), Vec::<String>::new());
-        for text in ["[{}", "[{\"a\":\"", "[1]", "[{}] x", "nonsense", "{\"a\":[}"] {
-            assert!(values(text, 2).is_err(), "{text}");
-        }
-    }
-
-    fn batches(text: &'static str, flags: &[&str], format: Format) -> Vec<(u64, Vec<u64>)> {
+    /// First row and row numbers of each request, and how reading ended.
+    fn cut(text: &'static str, flags: &[&str], format: Format) -> (Vec<(u64, Vec<u64>)>, anyhow::Result<()>) {
         #[derive(clap::Parser)]
         struct Line {
             #[command(flatten)]
@@ -353,7 +262,7 @@ mod tests {
         let shape = Shape::new(&line.expect("flags").args).expect("shape");
         let input = Input::Text(Box::new(text.as_bytes()), format);
         let (feed, mut fed) = mpsc::channel(100);
-        Reader { input, shape, size: Size::Unknown, batch_size: 2 }.read(&feed).expect("read");
+        let read = Reader { input, shape, size: Size::Unknown, batch_size: 2 }.read(&feed);
         drop(feed);
         let mut found = Vec::new();
         while let Some(next) = fed.blocking_recv() {
@@ -361,7 +270,46 @@ mod tests {
                 found.push((batch.first_row, batch.rows.iter().map(|row| row.number).collect()));
             }
         }
+        (found, read)
+    }
+
+    fn batches(text: &'static str, flags: &[&str], format: Format) -> Vec<(u64, Vec<u64>)> {
+        let (found, read) = cut(text, flags, format);
+        read.expect("read");
         found
+    }
+
+    #[test]
+    fn a_mark_of_utf_8_at_the_start_is_no_part_of_the_input() {
+        let flags = ["--idempotency-key", "k"];
+        let one = [(1, vec![1])];
+        assert_eq!(batches("\u{feff}{\"unit\":\"a\"}\n", &flags, Format::Ndjson), one);
+        assert_eq!(batches("\u{feff} [{\"unit\":\"a\"}]", &flags, Format::Json), one);
+        assert_eq!(
+            batches("\u{feff}\"unit\"\na\n", &["--skip-empty", "unit", "--idempotency-key", "k"], Format::Csv),
+            one
+        );
+        assert_eq!(batches("", &flags, Format::Ndjson), []);
+    }
+
+    #[test]
+    fn what_is_cut_off_or_written_wrong_is_said_with_its_row() {
+        let flags = ["--idempotency-key", "k"];
+        for (format, text, said) in [
+            (Format::Csv, "unit,value\na,1\nb,\"2\nc,3\n", "row 2"),
+            (Format::Csv, "unit,value\na,1\nb,\"2", "row 2"),
+            (Format::Csv, "unit,\"value", "header"),
+            (Format::Json, "[{\"unit\":\"a\"},]", "after row 1"),
+            (Format::Json, "[{\"unit\":\"a\"},,{}]", "after row 1"),
+            (Format::Json, "[{\"unit\":\"a\"} {}]", "after row 1"),
+            (Format::Json, "[{\"unit\":\"a\"},", "after row 1"),
+        ] {
+            let (_, read) = cut(text, &flags, format);
+            let error = format!("{:#}", read.expect_err(text));
+            assert!(error.contains(said), "{text}: {error}");
+        }
+        // A quote within a field that does not begin with one is a character like others.
+        assert_eq!(batches("unit,value\n5\" pipe,\"1\"\"\"\n", &flags, Format::Csv), [(1, vec![1])]);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Comparing a sink's stream with the log: each number once, in order, with the content of its row.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::entry::{self, Expected};
 use crate::{
+    domain::StreamId,
     store::{Differences, StartedSink, Verification},
     streams::{SinkEntry, SinkState, Streams},
 };
@@ -50,10 +51,6 @@ struct Walk<'a> {
     state: &'a SinkState,
     source: String,
     at: BTreeMap<u16, At>,
-    /// Above which number of each shard this start of the sink carries; what stands before it is of an earlier start.
-    starts: BTreeMap<u16, i64>,
-    /// Shards of which this start was seen.
-    begun: BTreeSet<u16>,
     snapshot: &'a mut Verification,
     differences: &'a mut Differences,
 }
@@ -74,9 +71,8 @@ pub(super) async fn check(
         differences.add("cursor", place, format!("a cursor of incarnation {}", sink.incarnation), found);
         return Ok(report);
     }
-    let (mut at, mut starts) = (BTreeMap::new(), BTreeMap::new());
+    let mut at = BTreeMap::new();
     for (shard, after) in snapshot.sink_starts(&sink.name).await? {
-        starts.insert(shard, after);
         at.insert(shard, if state.is_trimmed { At::Anywhere } else { At::Number(after) });
     }
     for shard in 0..shards {
@@ -89,8 +85,7 @@ pub(super) async fn check(
         report.behind += (highest - cursor.unwrap_or_default()).max(0);
     }
     let source = snapshot.source().await?;
-    let mut walk =
-        Walk { sink: &sink, state: &state, source, at, starts, begun: BTreeSet::new(), snapshot, differences };
+    let mut walk = Walk { sink: &sink, state: &state, source, at, snapshot, differences };
     let mut after: Option<String> = None;
     while let Some(newest) = &state.newest {
         let (page, is_whole) = streams.sink_page(&sink.stream, after.as_deref(), newest, PAGE).await?;
@@ -101,6 +96,10 @@ pub(super) async fn check(
         }
         let Some(last) = page.last() else { break };
         after = Some(last.stream_id.clone());
+        // What stands there from before this start was compared while that one was in force.
+        let is_older =
+            |entry: &SinkEntry| entry.stream_id.parse::<StreamId>().ok().is_some_and(|id| Some(id) <= state.behind);
+        let page: Vec<SinkEntry> = page.into_iter().filter(|entry| !is_older(entry)).collect();
         report.entries += page.len() as u64;
         walk.page(page).await?;
     }
@@ -132,12 +131,7 @@ impl Walk<'_> {
     async fn shard(&mut self, shard: u16, entries: Vec<(i64, SinkEntry)>) -> anyhow::Result<()> {
         let cursor = self.state.cursor.get(&shard).copied().unwrap_or_default();
         let mut fresh: Vec<(i64, SinkEntry)> = Vec::with_capacity(entries.len());
-        let start = self.starts.get(&shard).copied().unwrap_or_default();
         for (number, entry) in entries {
-            if number <= start && !self.begun.contains(&shard) {
-                continue;
-            }
-            self.begun.insert(shard);
             let before = match (fresh.last(), self.at.get(&shard)) {
                 (Some((before, _)), _) | (None, Some(At::Number(before))) => *before,
                 (None, Some(At::Anywhere)) => 0,

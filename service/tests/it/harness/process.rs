@@ -85,6 +85,12 @@ impl Process {
         assert!(status.success(), "{} ended with {status}", self.role);
     }
 
+    /// Stops it in order while it waits for what it needs.
+    pub(crate) async fn stopped_while_it_waits(mut self) {
+        self.says("config.pipeline.waiting").await;
+        self.stop().await;
+    }
+
     /// Lines of its log whose event begins with `event`.
     pub(crate) fn said(&self, event: &str) -> Vec<Value> {
         let log = fs::read_to_string(&self.log).unwrap_or_default();

@@ -1,13 +1,6 @@
-//! What a real API server makes of the definition: what it refuses, in the words that a person sees, and what it shows.
-//!
-//! The server is the one that `hack/with-kube-api` has started around the tests, else one that it starts for these.
+//! Each rule of the schema, with what keeps it and what breaks it.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod kube;
-
-use kube::{Namespace, kubectl};
-use millrace_crds::{On, RecordPipelineResource};
+use crate::{kube::Namespace, manifest};
 
 /// Of each rule of the schema: a spec that keeps it, one that breaks it, and what the latter is told.
 fn rules() -> Vec<(String, String, &'static str)> {
@@ -36,7 +29,21 @@ fn rules() -> Vec<(String, String, &'static str)> {
     let ingress = |fields: &str| serve(&format!("ingress: {{{fields}}}"));
     let long = |count: usize| "a".repeat(count);
     vec![
-        // Rules with a message of their own.
+        (
+            pod("labels: {example.com/team: a_b.c-D, x: ''}"),
+            pod("labels: {team: 'a b'}"),
+            "spec.work.pod.labels[team]: Invalid value: \"string\": must be empty or up to 63 letters, digits, '-', '_' or '.'",
+        ),
+        (
+            pod("nodeSelector: {kubernetes.io/arch: amd64}"),
+            pod("nodeSelector: {'a b': x}"),
+            "spec.work.pod.nodeSelector: Invalid value: \"object\": a name must be one of a label, such as example.com/team",
+        ),
+        (
+            pod("annotations: {example.com/what: 'a b'}"),
+            pod("annotations: {'what?': a}"),
+            "spec.work.pod.annotations: Invalid value: \"object\": a name must be one of an annotation",
+        ),
         (
             "threshold: '0'".into(),
             "threshold: '-1'".into(),
@@ -268,12 +275,6 @@ fn rules() -> Vec<(String, String, &'static str)> {
     ]
 }
 
-fn manifest(name: &str, spec: &str) -> String {
-    format!(
-        "---\n{{apiVersion: millrace.dev/v1alpha1, kind: RecordPipeline, metadata: {{name: {name}}}, spec: {{{spec}}}}}\n"
-    )
-}
-
 #[test]
 fn each_rule_of_the_schema_refuses_with_field_and_remedy() {
     let namespace = Namespace::new("rules");
@@ -296,213 +297,4 @@ fn each_rule_of_the_schema_refuses_with_field_and_remedy() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.concat());
-}
-
-#[test]
-fn names_fit_a_services() {
-    let namespace = Namespace::new("names");
-    let (forty, long) = ("a".repeat(40), "a".repeat(41));
-    for (kept, broken) in [(forty.as_str(), long.as_str()), ("a-1", "1a"), ("a", "a.b")] {
-        let applied = namespace.kubectl(&["create", "--dry-run=server", "-f", "-"], &manifest(kept, ""));
-        assert!(applied.ok, "{}", applied.err);
-        let refused = namespace.kubectl(&["create", "--dry-run=server", "-f", "-"], &manifest(broken, ""));
-        assert!(refused.err.contains("metadata.name must be 1 to 40 lower-case letters, digits or '-', start with a letter and end with a letter or digit"), "{}", refused.err);
-    }
-}
-
-#[test]
-fn a_misspelt_field_is_refused_by_its_name() {
-    let namespace = Namespace::new("strict");
-    for (spec, told) in [
-        ("treshold: '1'", r#"unknown field "spec.treshold""#),
-        (
-            "sinks: [{name: a, 'on': Alert, redisStream: {maxlength: 3}}]",
-            r#"unknown field "spec.sinks[0].redisStream.maxlength""#,
-        ),
-        ("work: {pod: {resources: {request: {cpu: 1}}}}", r#"unknown field "spec.work.pod.resources.request""#),
-        ("work: {pod: {tolerations: [{efect: NoSchedule}]}}", r#"unknown field "spec.work.pod.tolerations[0].efect""#),
-        ("work: {pod: {affinity: {podAfinity: {}}}}", r#"unknown field "spec.work.pod.affinity.podAfinity""#),
-    ] {
-        let refused = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", spec));
-        assert!(!refused.ok && refused.err.contains(told), "{spec}: {}", refused.err);
-    }
-}
-
-#[test]
-fn shards_stay_as_they_are() {
-    let namespace = Namespace::new("shards");
-    // Absent, then the default by its number: nothing has changed.
-    for spec in ["", "shards: 16", "shards: null, threshold: '2'"] {
-        let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", spec));
-        assert!(applied.ok, "{spec}: {}", applied.err);
-    }
-    let refused = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", "shards: 8"));
-    let told = "spec.shards: Invalid value: \"integer\": is immutable: it decides which shard a record goes to; make a pipeline of another name instead";
-    assert!(refused.err.contains(told), "{}", refused.err);
-}
-
-#[test]
-fn scale_beside_autoscaling_is_refused_with_the_remedy() {
-    let namespace = Namespace::new("scale");
-    let scaled = "autoscaling: {minReplicas: 1, maxReplicas: 2, targetBacklog: 9}";
-    let applied =
-        namespace.kubectl(&["apply", "-f", "-"], &(manifest("auto", scaled) + &manifest("fixed", "replicas: 1")));
-    assert!(applied.ok, "{}", applied.err);
-    let refused = namespace.kubectl(&["scale", "rpl", "auto", "--replicas=3"], "");
-    let remedy = "spec.replicas must be left out, or 0 to stop, beside spec.autoscaling: set autoscaling.minReplicas and maxReplicas instead";
-    assert!(!refused.ok && refused.err.contains(remedy), "{}", refused.err);
-    for (name, replicas) in [("auto", "0"), ("fixed", "3"), ("fixed", "0")] {
-        let scaled = namespace.kubectl(&["scale", "rpl", name, &format!("--replicas={replicas}")], "");
-        assert!(scaled.ok, "{}", scaled.err);
-        let found = namespace.kubectl(&["get", "rpl", name, "-o", "jsonpath={.spec.replicas}"], "");
-        assert_eq!(found.out, replicas);
-    }
-}
-
-#[test]
-fn what_is_left_out_gets_its_default_and_replicas_none() {
-    let namespace = Namespace::new("defaults");
-    let applied =
-        namespace.kubectl(&["apply", "-f", "-"], &manifest("a", "sinks: [{name: a, 'on': Alert, redisStream: {}}]"));
-    assert!(applied.ok, "{}", applied.err);
-    let found = namespace.kubectl(&["get", "rpl", "a", "-o", "jsonpath={.spec}"], "");
-    let found: serde_json::Value = serde_json::from_str(&found.out).unwrap();
-    let defaults = serde_json::json!({
-        "shards": 16,
-        "backlogLimit": 100_000,
-        "sinks": [{ "name": "a", "on": "Alert", "redisStream": { "maxLength": 1_000_000, "overflow": "Wait" } }],
-    });
-    assert_eq!(found, defaults);
-}
-
-/// To kubectl `on` is a boolean where it stands without quotes: a manifest that runs on one machine runs here as well.
-#[test]
-fn on_may_stand_without_quotes() {
-    let namespace = Namespace::new("on");
-    for (spec, told) in [
-        ("sinks: [{name: a, on: Alert, redisStream: {}}]", None),
-        ("sinks: [{name: a, 'on': Alert, redisStream: {}}]", None),
-        ("sinks: [{name: a, redisStream: {}}]", Some("needs on: Processed, Alert, DeadLettered or Conflicted")),
-        ("sinks: [{name: a, on: Alert, 'on': Alert, redisStream: {}}]", Some("needs on: Processed")),
-        ("sinks: [{name: a, on: Alarm, redisStream: {}}]", Some("supported values: \"Processed\", \"Alert\"")),
-    ] {
-        let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", spec));
-        match told {
-            None => {
-                assert!(applied.ok, "{spec}: {}", applied.err);
-                let found = namespace.kubectl(&["get", "rpl", "a", "-o", "json"], "").out;
-                let found: RecordPipelineResource = serde_json::from_str(&found).unwrap();
-                assert_eq!(found.spec.sinks[0].on, On::Alert);
-            }
-            Some(told) => assert!(!applied.ok && applied.err.contains(told), "{spec}: {}", applied.err),
-        }
-    }
-}
-
-#[test]
-fn a_stream_belongs_to_one_sink_also_by_its_default() {
-    let namespace = Namespace::new("stream");
-    let sinks = |stream: &str| {
-        format!(
-            "sinks: [{{name: a, on: Alert, redisStream: {{}}}}, {{name: b, on: Alert, redisStream: {{stream: {stream}}}}}]"
-        )
-    };
-    let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("p", &sinks("p.b")));
-    assert!(applied.ok, "{}", applied.err);
-    let refused = namespace.kubectl(&["apply", "-f", "-"], &manifest("p", &sinks("p.a")));
-    assert!(refused.err.contains("a redisStream.stream is another sink's already"), "{}", refused.err);
-}
-
-/// Sinks are told apart by name: two appliers each keep their own.
-#[test]
-fn sinks_are_merged_by_name() {
-    let namespace = Namespace::new("sinks");
-    for (manager, sink, stream) in [("one", "a", "x"), ("two", "b", "u"), ("one", "a", "z")] {
-        let text = manifest("a", &format!("sinks: [{{name: {sink}, 'on': Alert, redisStream: {{stream: {stream}}}}}]"));
-        let applied = namespace.kubectl(&["apply", "--server-side", "--field-manager", manager, "-f", "-"], &text);
-        assert!(applied.ok, "{}", applied.err);
-    }
-    let found = namespace.kubectl(&["get", "rpl", "a", "-o", "jsonpath={.spec.sinks[*].redisStream.stream}"], "");
-    assert_eq!(found.out, "z u");
-}
-
-#[test]
-fn a_list_shows_what_one_looks_for() {
-    let namespace = Namespace::new("columns");
-    let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", "replicas: 2"));
-    assert!(applied.ok, "{}", applied.err);
-    let status = r#"{"status": {"replicas": 2, "backlog": 17, "alerts": 4, "deadLetters": 5, "selector": "a=b", "conditions": [
-        {"type": "Ready", "status": "False", "reason": "Stopped", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}"#;
-    let patched = namespace.kubectl(&["patch", "rpl", "a", "--subresource=status", "--type=merge", "-p", status], "");
-    assert!(patched.ok, "{}", patched.err);
-    for by in ["rpl", "recordpipelines", "recordpipeline", "recordpipelines.millrace.dev", "all"] {
-        let found = namespace.kubectl(&["get", by], "").out;
-        let mut lines = found.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        assert_eq!(lines.next().unwrap(), ["NAME", "READY", "WORKERS", "BACKLOG", "ALERTS", "DEAD", "AGE"], "{by}");
-        let row = lines.next().unwrap();
-        assert!(row[0].ends_with('a') && row[1..6] == ["False", "2", "17", "4", "5"], "{row:?}");
-    }
-    let scale = namespace.kubectl(
-        &["get", "rpl", "a", "--subresource=scale", "-o", "jsonpath={.status.replicas} {.status.selector}"],
-        "",
-    );
-    assert_eq!(scale.out, "2 a=b");
-}
-
-/// Every field that a person can set says what it is, in one flow of sentences.
-#[test]
-fn every_field_is_explained() {
-    let crd = kubectl(&["get", "crd", "recordpipelines.millrace.dev", "-o", "json"], "").out;
-    let crd: serde_json::Value = serde_json::from_str(&crd).unwrap();
-    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
-    let mut seen = 0;
-    explained("spec", &schema["properties"]["spec"], &mut seen);
-    explained("status", &schema["properties"]["status"], &mut seen);
-    assert!(seen > 80, "{seen} fields");
-    let said = kubectl(&["explain", "rpl.spec.sinks.on"], "").out;
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(said.contains("Alert: processed records whose value is above the threshold"), "{said}");
-}
-
-fn explained(path: &str, schema: &serde_json::Value, seen: &mut u32) {
-    *seen += 1;
-    let text = schema["description"].as_str().unwrap_or_default();
-    let of_kubernetes = path.starts_with("status.conditions.");
-    assert!(of_kubernetes || (text.ends_with('.') && text.starts_with(char::is_uppercase)), "{path}: {text:?}");
-    assert!(of_kubernetes || !text.contains('\n'), "{path}: {text:?}");
-    for properties in [&schema["properties"], &schema["items"]["properties"]] {
-        for (name, schema) in properties.as_object().into_iter().flatten() {
-            explained(&format!("{path}.{name}"), schema, seen);
-        }
-    }
-}
-
-/// Both ways of `kubectl apply` take it, without a warning; the client's keeps all of it in an annotation.
-#[test]
-fn the_definition_is_taken_without_a_warning() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/recordpipeline.crd.yaml");
-    for how in [
-        &["create", "--dry-run=server", "--validate=strict"][..],
-        &["apply", "--dry-run=server"],
-        &["apply", "--server-side", "--force-conflicts"],
-    ] {
-        let text = std::fs::read_to_string(file).unwrap();
-        // Another name, so that `create` does not find it.
-        let text = if how[0] == "create" { text.replace("recordpipeline", "recordpipelinf") } else { text };
-        let applied = kubectl(&[how, &["-f", "-"]].concat(), &text);
-        assert!(applied.ok, "{}", applied.err);
-        assert!(!applied.err.contains("Warning: unrecognized"), "{}", applied.err);
-    }
-    assert!(std::fs::metadata(file).unwrap().len() < 200_000, "an annotation holds 262,144 bytes at most");
-    let conditions = kubectl(
-        &[
-            "get",
-            "crd",
-            "recordpipelines.millrace.dev",
-            "-o",
-            "jsonpath={.status.conditions[*].type}={.status.conditions[*].status}",
-        ],
-        "",
-    );
-    assert_eq!(conditions.out, "NamesAccepted Established=True True", "no NonStructuralSchema beside them");
 }
