@@ -41,7 +41,8 @@ async fn a_pipeline_becomes_ready_with_one_write_for_each_child_and_is_then_left
     // The ledger is told by watches: wait until it has what was made last.
     let writes = eventually("every child is in the ledger", async || {
         let writes = world.ledger.writes(&world.player);
-        so(writes.len() >= 14 + 4 + 1, || format!("{writes:#?}")).map(|()| writes)
+        // 12 objects, 2 Deployments, a Job, their 5 pods, and the resource.
+        so(writes.len() == 12 + 2 + 1 + 5 + 1, || format!("{writes:#?}")).map(|()| writes)
     })
     .await;
     for ((kind, name), count) in &writes {
