@@ -5,10 +5,14 @@
 use std::{collections::BTreeMap, fmt::Debug, hash::Hash, pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
-use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod};
+use k8s_openapi::api::{
+    apps::v1::{Deployment, DeploymentSpec},
+    batch::v1::Job,
+    core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus, PodTemplateSpec},
+};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
-    api::{DynamicObject, PartialObjectMeta},
+    api::{DynamicObject, ObjectMeta, PartialObjectMeta},
     core::DeserializeGuard,
     runtime::{
         WatchStreamExt as _,
@@ -20,7 +24,10 @@ use millrace_crds::RecordPipelineResource;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use crate::controller::build::Kind;
+use crate::controller::{
+    build::Kind,
+    dereference::{ATTEMPT, COMPONENT, JOB, KEY},
+};
 
 /// A pipeline as the API server gave it, or why it could not be read.
 pub(crate) type Guarded = DeserializeGuard<RecordPipelineResource>;
@@ -64,30 +71,53 @@ impl Cache {
     pub(crate) fn new(client: &Client, namespace: Option<&str>, kinds: &[Kind]) -> (Self, Feeds) {
         let unread = Arc::new(watch::Sender::new(0));
         let (pipelines, writer) = reflector::store();
-        let found = watcher(scoped(client, namespace), watcher::Config::default())
-            .default_backoff()
-            .modify(|pipeline: &mut Guarded| trim(pipeline));
+        let found = watcher(scoped(client, namespace), watcher::Config::default()).default_backoff().modify(
+            |pipeline: &mut Guarded| {
+                let meta = pipeline.meta_mut();
+                meta.managed_fields = None;
+                if let Some(annotations) = &mut meta.annotations {
+                    // The whole resource once more.
+                    annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+                }
+            },
+        );
         let found = noted(&unread, reflector::reflector(writer, found)).touched_objects().boxed();
         let ours = || watcher::Config::default().labels(OURS);
         let (deployments, changed_deployments) =
             typed::<Deployment>(&unread, scoped(client, namespace), ours(), |deployment| {
-                trim(deployment);
-                // Only the number, the image and the state are read.
-                if let Some(template) = deployment.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()) {
-                    template.volumes = None;
-                    template.affinity = None;
-                    for container in &mut template.containers {
-                        (container.env, container.volume_mounts) = (None, None);
-                    }
-                }
+                trim_child(&mut deployment.metadata);
+                // Only the number, the images and the state are read.
+                let spec = deployment.spec.take().unwrap_or_default();
+                let containers = spec.template.spec.unwrap_or_default().containers.into_iter();
+                let slim = |of: Container| Container { name: of.name, image: of.image, ..Container::default() };
+                let pod = PodSpec { containers: containers.map(slim).collect(), ..PodSpec::default() };
+                let template = PodTemplateSpec { spec: Some(pod), metadata: None };
+                deployment.spec =
+                    Some(DeploymentSpec { replicas: spec.replicas, template, ..DeploymentSpec::default() });
             });
         let (jobs, changed_jobs) = typed::<Job>(&unread, scoped(client, namespace), ours(), |job| {
-            trim(job);
+            trim_child(&mut job.metadata);
             job.spec = None;
         });
         let (pods, changed_pods) = typed::<Pod>(&unread, scoped(client, namespace), ours(), |pod| {
-            trim(pod);
+            trim_child(&mut pod.metadata);
             pod.spec = None;
+            let status = pod.status.take().unwrap_or_default();
+            let slim = |of: ContainerStatus| ContainerStatus {
+                name: of.name,
+                image: of.image,
+                state: of.state,
+                last_state: of.last_state,
+                ..ContainerStatus::default()
+            };
+            let scheduled = status.conditions.into_iter().flatten().filter(|one| one.type_ == "PodScheduled");
+            pod.status = Some(PodStatus {
+                phase: status.phase,
+                pod_ip: status.pod_ip,
+                conditions: Some(scheduled.collect()),
+                container_statuses: status.container_statuses.map(|all| all.into_iter().map(slim).collect()),
+                ..PodStatus::default()
+            });
         });
         let mut children: Vec<Triggers> = vec![changed_deployments, changed_jobs, changed_pods];
         let mut others = BTreeMap::new();
@@ -102,10 +132,8 @@ impl Cache {
                 Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
                 None => Api::all_with(client.clone(), &resource),
             };
-            let found = watcher(api, ours()).default_backoff().modify(|object: &mut Meta| {
-                object.metadata.managed_fields = None;
-                object.metadata.annotations = None;
-            });
+            let found =
+                watcher(api, ours()).default_backoff().modify(|object: &mut Meta| trim_child(&mut object.metadata));
             children.push(triggers(noted(&unread, reflector::reflector(writer, found))));
         }
         let unread = unread.subscribe();
@@ -122,7 +150,7 @@ impl Cache {
 
     /// The metadata of each child of a pipeline, Jobs excepted.
     #[must_use]
-    pub(crate) fn children(&self, namespace: &str, pipeline: &str) -> BTreeMap<(Kind, String), kube::api::ObjectMeta> {
+    pub(crate) fn children(&self, namespace: &str, pipeline: &str) -> BTreeMap<(Kind, String), ObjectMeta> {
         let mut found = BTreeMap::new();
         for deployment in of(&self.deployments, namespace, pipeline) {
             found.insert((Kind::Deployment, deployment.name_any()), deployment.metadata.clone());
@@ -217,6 +245,23 @@ where
     touched.boxed()
 }
 
-fn trim<K: Resource>(object: &mut K) {
-    object.meta_mut().managed_fields = None;
+/// Leaves of a child's metadata what is read: with a thousand pipelines there are some twenty thousand of them.
+fn trim_child(meta: &mut ObjectMeta) {
+    let all = std::mem::take(meta);
+    let kept = [INSTANCE, COMPONENT, KEY, ATTEMPT, JOB];
+    let labels = all.labels.map(|mut labels| {
+        labels.retain(|name, _| kept.contains(&name.as_str()));
+        labels
+    });
+    *meta = ObjectMeta {
+        name: all.name,
+        namespace: all.namespace,
+        uid: all.uid,
+        resource_version: all.resource_version,
+        generation: all.generation,
+        deletion_timestamp: all.deletion_timestamp,
+        owner_references: all.owner_references,
+        labels,
+        ..ObjectMeta::default()
+    };
 }

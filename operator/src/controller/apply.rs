@@ -61,7 +61,7 @@ pub(crate) async fn apply(
     live: Option<&ObjectMeta>,
 ) -> Result<(), Error> {
     let key = (child.kind, child.name.clone());
-    let hash = hex::encode(Sha256::digest(child.object.to_string()));
+    let hash: [u8; 32] = Sha256::digest(child.object.to_string()).into();
     let version = live.and_then(|meta| meta.resource_version.as_deref());
     if memory.applied.get(&key).is_some_and(|(applied, at)| *applied == hash && version == Some(at)) {
         return Ok(());

@@ -230,6 +230,7 @@ async fn tell(
         problems,
         known: None,
         lapse: std::time::Duration::ZERO,
+        rolled: std::time::Duration::ZERO,
         draining: Some(going),
     };
     let before = memory.written.as_ref().map_or(&stood, |(written, _)| written);

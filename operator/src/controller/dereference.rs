@@ -24,6 +24,9 @@ pub(crate) const KEY: &str = "millrace.dev/migration-key";
 /// The label of a Job's attempt.
 pub(crate) const ATTEMPT: &str = "millrace.dev/attempt";
 
+/// The label of a pod that names its Job.
+pub(crate) const JOB: &str = "batch.kubernetes.io/job-name";
+
 /// What there is of a pipeline.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
@@ -90,12 +93,8 @@ impl Seen {
         let pods = cache::of(&cache.pods, namespace, name);
         let mut seen = Self { serve: role("serve"), work: role("work"), children, ..Self::default() };
         for job in cache::of(&cache.jobs, namespace, name).iter().filter(|job| owned(&job.metadata)) {
-            let of_job: Vec<_> = pods
-                .iter()
-                .filter(|pod| {
-                    pod.labels().get("batch.kubernetes.io/job-name").is_some_and(|label| *label == job.name_any())
-                })
-                .collect();
+            let of_job: Vec<_> =
+                pods.iter().filter(|pod| pod.labels().get(JOB).is_some_and(|label| *label == job.name_any())).collect();
             let attempt = attempt(job, &of_job);
             if component_of(&job.metadata) == "migrate" {
                 seen.migrations.push(attempt);
@@ -137,7 +136,9 @@ fn component_of(meta: &ObjectMeta) -> &str {
 }
 
 impl Role {
-    fn of(deployment: &Deployment) -> Self {
+    /// What there is of a Deployment.
+    #[must_use]
+    pub(crate) fn of(deployment: &Deployment) -> Self {
         let spec = deployment.spec.as_ref();
         let replicas = spec.and_then(|spec| spec.replicas).unwrap_or(1);
         let containers = spec.and_then(|spec| spec.template.spec.as_ref()).map(|pod| pod.containers.as_slice());

@@ -23,7 +23,7 @@ pub(crate) struct Memory {
     /// The uid that all of this is of.
     pub(crate) uid: String,
     /// What was applied: a hash of it, and the resource version that came back.
-    pub(crate) applied: HashMap<(Kind, String), (String, String)>,
+    pub(crate) applied: HashMap<(Kind, String), ([u8; 32], String)>,
     /// What the pods said.
     pub(crate) facts: Facts,
     /// What was asked of the workers' number.
@@ -32,6 +32,8 @@ pub(crate) struct Memory {
     pub(crate) touches: BTreeMap<String, Touch>,
     /// The status that was written last, and when.
     pub(crate) written: Option<(RecordPipelineStatus, Instant)>,
+    /// When the Deployments were last seen to be incomplete.
+    pub(crate) rolled: Option<Instant>,
     /// When all shards were last seen to be worked.
     pub(crate) all_worked: Option<Instant>,
     /// Since when pods miss the schema.
@@ -65,6 +67,7 @@ impl Default for Memory {
             scaler: None,
             touches: BTreeMap::new(),
             written: None,
+            rolled: None,
             all_worked: None,
             not_migrated: None,
             drained: false,

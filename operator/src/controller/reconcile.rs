@@ -149,6 +149,9 @@ impl Pass<'_> {
         }
         let touching = self.touch(memory, &seen).await?;
         let rollout = incomplete(&seen, &image, workers);
+        if rollout.is_some() {
+            memory.rolled = Some(Instant::now());
+        }
         problems.extend(seen.problems());
         problems.extend(told(memory, &seen));
         if rollout.is_none() {
@@ -170,6 +173,7 @@ impl Pass<'_> {
                 (answer.shards.as_deref().unwrap_or_default(), answer.sinks.as_deref().unwrap_or_default())
             }),
             lapse: memory.all_worked.unwrap_or(memory.born).elapsed(),
+            rolled: memory.rolled.unwrap_or(memory.born).elapsed(),
             draining: None,
         };
         let next = self.status(memory, &seen, &view, &image);

@@ -39,6 +39,8 @@ pub(crate) struct View<'a> {
     /// How long it has not been known that all shards are worked, or since when the pipeline is looked at; zero when
     /// they are.
     pub(crate) lapse: Duration,
+    /// How long the Deployments have been complete.
+    pub(crate) rolled: Duration,
     /// How draining goes, while the resource is being deleted.
     pub(crate) draining: Option<&'a str>,
 }
@@ -212,9 +214,7 @@ impl View<'_> {
         match (trouble, self.unworked()) {
             (Some(problem), _) => no(&problem.reason, problem.message.clone()),
             // Pods that have only just begun need a while.
-            (None, _) if self.lapse < PATIENCE || self.rollout.is_some() || *reason != "RollingOut" => {
-                no(reason, message.clone())
-            }
+            (None, _) if self.rolled < PATIENCE || *reason != "RollingOut" => no(reason, message.clone()),
             (None, Some(unworked)) if unworked > 0 => {
                 no("ShardsNotWorked", format!("{unworked} of {} shards are not worked", self.shards))
             }
