@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt::Debug, hash::Hash, pin::Pin, sync::Arc};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
 use k8s_openapi::api::{
     apps::v1::{Deployment, DeploymentSpec},
-    batch::v1::Job,
+    batch::v1::{Job, JobStatus},
     core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus, PodTemplateSpec},
 };
 use kube::{
@@ -90,7 +90,7 @@ impl Cache {
                 let spec = deployment.spec.take().unwrap_or_default();
                 let containers = spec.template.spec.unwrap_or_default().containers.into_iter();
                 let slim = |of: Container| Container { name: of.name, image: of.image, ..Container::default() };
-                let pod = PodSpec { containers: containers.map(slim).collect(), ..PodSpec::default() };
+                let pod = PodSpec { containers: tight(containers.map(slim)), ..PodSpec::default() };
                 let template = PodTemplateSpec { spec: Some(pod), metadata: None };
                 deployment.spec =
                     Some(DeploymentSpec { replicas: spec.replicas, template, ..DeploymentSpec::default() });
@@ -98,6 +98,9 @@ impl Cache {
         let (jobs, changed_jobs) = typed::<Job>(&unread, scoped(client, namespace), ours(), |job| {
             trim_child(&mut job.metadata);
             job.spec = None;
+            let conditions = job.status.take().and_then(|status| status.conditions);
+            let conditions = conditions.map(|all| tight(all.into_iter()));
+            job.status = Some(JobStatus { conditions, ..JobStatus::default() });
         });
         let (pods, changed_pods) = typed::<Pod>(&unread, scoped(client, namespace), ours(), |pod| {
             trim_child(&mut pod.metadata);
@@ -114,8 +117,8 @@ impl Cache {
             pod.status = Some(PodStatus {
                 phase: status.phase,
                 pod_ip: status.pod_ip,
-                conditions: Some(scheduled.collect()),
-                container_statuses: status.container_statuses.map(|all| all.into_iter().map(slim).collect()),
+                conditions: Some(tight(scheduled)),
+                container_statuses: status.container_statuses.map(|all| tight(all.into_iter().map(slim))),
                 ..PodStatus::default()
             });
         });
@@ -132,8 +135,10 @@ impl Cache {
                 Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
                 None => Api::all_with(client.clone(), &resource),
             };
-            let found =
-                watcher(api, ours()).default_backoff().modify(|object: &mut Meta| trim_child(&mut object.metadata));
+            let found = watcher(api, ours()).default_backoff().modify(|object: &mut Meta| {
+                object.types = None;
+                trim_child(&mut object.metadata);
+            });
             children.push(triggers(noted(&unread, reflector::reflector(writer, found))));
         }
         let unread = unread.subscribe();
@@ -245,6 +250,13 @@ where
     touched.boxed()
 }
 
+/// A list with room for nothing more: what is parsed has, and what is collected of it in place keeps it.
+fn tight<T>(all: impl Iterator<Item = T>) -> Vec<T> {
+    let mut all: Vec<T> = all.collect();
+    all.shrink_to_fit();
+    all
+}
+
 /// Leaves of a child's metadata what is read: with a thousand pipelines there are some twenty thousand of them.
 fn trim_child(meta: &mut ObjectMeta) {
     let all = std::mem::take(meta);
@@ -260,7 +272,7 @@ fn trim_child(meta: &mut ObjectMeta) {
         resource_version: all.resource_version,
         generation: all.generation,
         deletion_timestamp: all.deletion_timestamp,
-        owner_references: all.owner_references,
+        owner_references: all.owner_references.map(|all| tight(all.into_iter())),
         labels,
         ..ObjectMeta::default()
     };

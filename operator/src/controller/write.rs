@@ -26,6 +26,8 @@ pub(crate) const CLAIM: &str = "millrace.dev/claimed-by";
 pub(crate) const FINALIZER: &str = "millrace.dev/drain";
 /// How often numbers are written when nothing else changes.
 const NUMBERS_EVERY: Duration = Duration::from_secs(30);
+/// The same while it is not ready: where many begin at once, each word on the way would be a write more.
+const WORDS_EVERY: Duration = Duration::from_secs(120);
 
 fn api(context: &Context, namespace: &str) -> Api<DynamicObject> {
     let resource = ApiResource::erase::<RecordPipelineResource>(&());
@@ -91,7 +93,9 @@ pub(crate) async fn status(
     next: RecordPipelineStatus,
 ) -> Result<(), Error> {
     let before = memory.written.as_ref().map_or(stood, |(written, _)| written).clone();
-    let due = memory.written.as_ref().is_none_or(|(_, at)| at.elapsed() >= NUMBERS_EVERY);
+    let ready = before.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let every = if ready || next.draining_since.is_some() { NUMBERS_EVERY } else { WORDS_EVERY };
+    let due = memory.written.as_ref().is_none_or(|(_, at)| at.elapsed() >= every);
     if next == before || !(due || tells(&before, &next)) {
         return Ok(());
     }
