@@ -1,6 +1,6 @@
 # Each target installs what is missing first. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test e2e demo lint fmt bench install-deps
+.PHONY: help run test e2e demo lint fmt bench bench-operator install-deps
 
 install-deps:
 	@hack/install-deps
@@ -21,6 +21,9 @@ demo: install-deps ## Send 336,776 real flights through a pipeline and check eve
 bench: install-deps ## Measure the ceiling, accepting alone, and end to end
 	hack/bench
 
+bench-operator: install-deps ## Measure the operator with 1,000 pipelines on a real API server (10 minutes at rest)
+	hack/bench-operator
+
 lint: ## Formatting and clippy
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
@@ -29,4 +32,4 @@ fmt: ## Format the code
 	cargo fmt --all
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

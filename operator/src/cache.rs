@@ -2,13 +2,17 @@
 //!
 //! One cache for each watched namespace, or one for all. Must never be written to but by what the API server sent.
 
-use std::{collections::BTreeMap, fmt::Debug, hash::Hash, pin::Pin};
+use std::{collections::BTreeMap, fmt::Debug, hash::Hash, pin::Pin, sync::Arc};
 
-use futures::{Stream, StreamExt as _, future, stream};
-use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
+use k8s_openapi::api::{
+    apps::v1::{Deployment, DeploymentSpec},
+    batch::v1::Job,
+    core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus, PodTemplateSpec},
+};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
-    api::{DynamicObject, PartialObjectMeta},
+    api::{DynamicObject, ObjectMeta, PartialObjectMeta},
     core::DeserializeGuard,
     runtime::{
         WatchStreamExt as _,
@@ -18,8 +22,12 @@ use kube::{
 };
 use millrace_crds::RecordPipelineResource;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
-use crate::controller::build::Kind;
+use crate::controller::{
+    build::Kind,
+    dereference::{ATTEMPT, COMPONENT, JOB, KEY},
+};
 
 /// A pipeline as the API server gave it, or why it could not be read.
 pub(crate) type Guarded = DeserializeGuard<RecordPipelineResource>;
@@ -45,6 +53,8 @@ pub(crate) struct Cache {
     pub(crate) pods: Store<Pod>,
     /// Other children: metadata only.
     pub(crate) others: BTreeMap<Kind, Store<Meta>>,
+    /// How many of these were not read yet.
+    unread: watch::Receiver<usize>,
 }
 
 /// The streams that fill a cache; whoever runs the controller polls them.
@@ -59,30 +69,55 @@ impl Cache {
     /// Watches a namespace, or all; `kinds` are those that the API server knows.
     #[must_use]
     pub(crate) fn new(client: &Client, namespace: Option<&str>, kinds: &[Kind]) -> (Self, Feeds) {
+        let unread = Arc::new(watch::Sender::new(0));
         let (pipelines, writer) = reflector::store();
-        let found = watcher(scoped(client, namespace), watcher::Config::default())
-            .default_backoff()
-            .modify(|pipeline: &mut Guarded| trim(pipeline));
-        let found = reflector::reflector(writer, found).touched_objects().boxed();
-        let ours = || watcher::Config::default().labels(OURS);
-        let (deployments, changed_deployments) = typed::<Deployment>(scoped(client, namespace), ours(), |deployment| {
-            trim(deployment);
-            // Only the number, the image and the state are read.
-            if let Some(template) = deployment.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()) {
-                template.volumes = None;
-                template.affinity = None;
-                for container in &mut template.containers {
-                    (container.env, container.volume_mounts) = (None, None);
+        let found = watcher(scoped(client, namespace), watcher::Config::default()).default_backoff().modify(
+            |pipeline: &mut Guarded| {
+                let meta = pipeline.meta_mut();
+                meta.managed_fields = None;
+                if let Some(annotations) = &mut meta.annotations {
+                    // The whole resource once more.
+                    annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
                 }
-            }
-        });
-        let (jobs, changed_jobs) = typed::<Job>(scoped(client, namespace), ours(), |job| {
-            trim(job);
+            },
+        );
+        let found = noted(&unread, reflector::reflector(writer, found)).touched_objects().boxed();
+        let ours = || watcher::Config::default().labels(OURS);
+        let (deployments, changed_deployments) =
+            typed::<Deployment>(&unread, scoped(client, namespace), ours(), |deployment| {
+                trim_child(&mut deployment.metadata);
+                // Only the number, the images and the state are read.
+                let spec = deployment.spec.take().unwrap_or_default();
+                let containers = spec.template.spec.unwrap_or_default().containers.into_iter();
+                let slim = |of: Container| Container { name: of.name, image: of.image, ..Container::default() };
+                let pod = PodSpec { containers: containers.map(slim).collect(), ..PodSpec::default() };
+                let template = PodTemplateSpec { spec: Some(pod), metadata: None };
+                deployment.spec =
+                    Some(DeploymentSpec { replicas: spec.replicas, template, ..DeploymentSpec::default() });
+            });
+        let (jobs, changed_jobs) = typed::<Job>(&unread, scoped(client, namespace), ours(), |job| {
+            trim_child(&mut job.metadata);
             job.spec = None;
         });
-        let (pods, changed_pods) = typed::<Pod>(scoped(client, namespace), ours(), |pod| {
-            trim(pod);
+        let (pods, changed_pods) = typed::<Pod>(&unread, scoped(client, namespace), ours(), |pod| {
+            trim_child(&mut pod.metadata);
             pod.spec = None;
+            let status = pod.status.take().unwrap_or_default();
+            let slim = |of: ContainerStatus| ContainerStatus {
+                name: of.name,
+                image: of.image,
+                state: of.state,
+                last_state: of.last_state,
+                ..ContainerStatus::default()
+            };
+            let scheduled = status.conditions.into_iter().flatten().filter(|one| one.type_ == "PodScheduled");
+            pod.status = Some(PodStatus {
+                phase: status.phase,
+                pod_ip: status.pod_ip,
+                conditions: Some(scheduled.collect()),
+                container_statuses: status.container_statuses.map(|all| all.into_iter().map(slim).collect()),
+                ..PodStatus::default()
+            });
         });
         let mut children: Vec<Triggers> = vec![changed_deployments, changed_jobs, changed_pods];
         let mut others = BTreeMap::new();
@@ -97,30 +132,25 @@ impl Cache {
                 Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
                 None => Api::all_with(client.clone(), &resource),
             };
-            let found = watcher(api, ours()).default_backoff().modify(|object: &mut Meta| {
-                object.metadata.managed_fields = None;
-                object.metadata.annotations = None;
-            });
-            children.push(triggers(reflector::reflector(writer, found)));
+            let found =
+                watcher(api, ours()).default_backoff().modify(|object: &mut Meta| trim_child(&mut object.metadata));
+            children.push(triggers(noted(&unread, reflector::reflector(writer, found))));
         }
-        let cache = Self { pipelines, deployments, jobs, pods, others };
+        let unread = unread.subscribe();
+        let cache = Self { pipelines, deployments, jobs, pods, others, unread };
         (cache, Feeds { pipelines: found, children: stream::select_all(children).boxed() })
     }
 
-    /// Waits until all of it was read once.
+    /// Waits until all of it was read once. Not by `Store::wait_until_ready`, which wakes one of those who wait, only:
+    /// the reconciles of the others would never end.
     pub(crate) async fn ready(&self) {
-        let _ = self.pipelines.wait_until_ready().await;
-        let _ = self.deployments.wait_until_ready().await;
-        let _ = self.jobs.wait_until_ready().await;
-        let _ = self.pods.wait_until_ready().await;
-        for store in self.others.values() {
-            let _ = store.wait_until_ready().await;
-        }
+        // It fails when nobody reads any more: then the process ends.
+        let _ = self.unread.clone().wait_for(|unread| *unread == 0).await;
     }
 
     /// The metadata of each child of a pipeline, Jobs excepted.
     #[must_use]
-    pub(crate) fn children(&self, namespace: &str, pipeline: &str) -> BTreeMap<(Kind, String), kube::api::ObjectMeta> {
+    pub(crate) fn children(&self, namespace: &str, pipeline: &str) -> BTreeMap<(Kind, String), ObjectMeta> {
         let mut found = BTreeMap::new();
         for deployment in of(&self.deployments, namespace, pipeline) {
             found.insert((Kind::Deployment, deployment.name_any()), deployment.metadata.clone());
@@ -135,7 +165,7 @@ impl Cache {
 }
 
 /// What of a store belongs to a pipeline, by its labels.
-pub(crate) fn of<K>(store: &Store<K>, namespace: &str, pipeline: &str) -> Vec<std::sync::Arc<K>>
+pub(crate) fn of<K>(store: &Store<K>, namespace: &str, pipeline: &str) -> Vec<Arc<K>>
 where
     K: Resource + Clone + 'static,
     K::DynamicType: Hash + Eq + Clone,
@@ -156,13 +186,38 @@ where
     }
 }
 
-fn typed<K>(api: Api<K>, config: watcher::Config, trim: fn(&mut K)) -> (Store<K>, Triggers)
+/// Counts a stream that fills a store as unread until it has.
+fn noted<K, S>(
+    unread: &Arc<watch::Sender<usize>>,
+    filling: S,
+) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + use<K, S>
+where
+    S: Stream<Item = Result<Event<K>, watcher::Error>>,
+{
+    unread.send_modify(|unread| *unread += 1);
+    let mut unread = Some(Arc::clone(unread));
+    filling.inspect_ok(move |event| {
+        // A watch that broke is read anew: only the first time counts.
+        if matches!(event, Event::InitDone)
+            && let Some(unread) = unread.take()
+        {
+            unread.send_modify(|unread| *unread -= 1);
+        }
+    })
+}
+
+fn typed<K>(
+    unread: &Arc<watch::Sender<usize>>,
+    api: Api<K>,
+    config: watcher::Config,
+    trim: fn(&mut K),
+) -> (Store<K>, Triggers)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
     let (reader, writer) = reflector::store();
     let found = watcher(api, config).default_backoff().modify(trim);
-    (reader, triggers(reflector::reflector(writer, found)))
+    (reader, triggers(noted(unread, reflector::reflector(writer, found))))
 }
 
 fn triggers<K>(found: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static) -> Triggers
@@ -171,10 +226,15 @@ where
 {
     let touched = found.touched_objects().filter_map(|object| {
         let owner = match object {
-            Ok(object) => object
-                .labels()
-                .get(INSTANCE)
-                .map(|name| ObjectRef::new(name).within(&object.namespace().unwrap_or_default())),
+            Ok(object) => {
+                // Someone may have changed the label; pods are owned by what the pipeline owns.
+                let owners = object.owner_references().iter();
+                let owner =
+                    owners.filter(|owner| owner.kind == millrace_crds::KIND).map(|owner| owner.name.clone()).next();
+                owner
+                    .or_else(|| object.labels().get(INSTANCE).cloned())
+                    .map(|name| ObjectRef::new(&name).within(&object.namespace().unwrap_or_default()))
+            }
             Err(error) => {
                 tracing::warn!(error = %error, "cache.watch.failed");
                 None
@@ -185,6 +245,23 @@ where
     touched.boxed()
 }
 
-fn trim<K: Resource>(object: &mut K) {
-    object.meta_mut().managed_fields = None;
+/// Leaves of a child's metadata what is read: with a thousand pipelines there are some twenty thousand of them.
+fn trim_child(meta: &mut ObjectMeta) {
+    let all = std::mem::take(meta);
+    let kept = [INSTANCE, COMPONENT, KEY, ATTEMPT, JOB];
+    let labels = all.labels.map(|mut labels| {
+        labels.retain(|name, _| kept.contains(&name.as_str()));
+        labels
+    });
+    *meta = ObjectMeta {
+        name: all.name,
+        namespace: all.namespace,
+        uid: all.uid,
+        resource_version: all.resource_version,
+        generation: all.generation,
+        deletion_timestamp: all.deletion_timestamp,
+        owner_references: all.owner_references,
+        labels,
+        ..ObjectMeta::default()
+    };
 }

@@ -94,7 +94,8 @@ impl Context {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(2))
-            .pool_idle_timeout(Duration::from_secs(5))
+            // Each pod is asked now and then, and there are many: what idle connections hold is worth more than they are.
+            .pool_max_idle_per_host(0)
             .build()
             .unwrap_or_default();
         let memories = std::sync::Mutex::default();

@@ -1,6 +1,11 @@
 //! The operator's own health and numbers, over HTTP.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -98,12 +103,13 @@ fn answer_metrics(Data(health): Data<&Health>) -> Response {
     Response::builder().content_type("text/plain; version=0.0.4").body(health.handle.render())
 }
 
-/// Counts pipelines by their conditions, over and over, until `stop` is cancelled.
-pub(crate) async fn count(context: Arc<Context>, stop: CancellationToken) {
-    let mut known: std::collections::BTreeSet<(String, String)> = std::collections::BTreeSet::new();
+/// Counts pipelines by their conditions, over and over.
+pub(crate) async fn count(context: Arc<Context>) {
+    let mut known: BTreeSet<(String, String)> = BTreeSet::new();
+    let mut measured: BTreeSet<(String, String)> = BTreeSet::new();
     loop {
-        let mut counts: std::collections::BTreeMap<(String, String), u64> =
-            known.iter().map(|labels| (labels.clone(), 0)).collect();
+        let mut left = std::mem::take(&mut measured);
+        let mut counts: BTreeMap<(String, String), u64> = known.iter().map(|labels| (labels.clone(), 0)).collect();
         for object in context.caches.iter().flat_map(|cache| cache.pipelines.state()) {
             let Ok(resource) = &object.0 else { continue };
             let status = resource.status.clone().unwrap_or_default();
@@ -115,15 +121,18 @@ pub(crate) async fn count(context: Arc<Context>, stop: CancellationToken) {
             {
                 metrics::gauge!(BACKLOG, "namespace" => namespace.clone(), "pipeline" => name.clone())
                     .set(backlog as f64);
+                left.remove(&(namespace.clone(), name.clone()));
+                measured.insert((namespace.clone(), name.clone()));
             }
+        }
+        // A gauge cannot be taken away, and must not tell for ever of a pipeline that is gone.
+        for (namespace, name) in left {
+            metrics::gauge!(BACKLOG, "namespace" => namespace, "pipeline" => name).set(0.0);
         }
         for ((condition, status), count) in &counts {
             metrics::gauge!(PIPELINES, "condition" => condition.clone(), "status" => status.clone()).set(*count as f64);
         }
         known = counts.into_keys().collect();
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(10)) => {}
-            () = stop.cancelled() => return,
-        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
     }
 }

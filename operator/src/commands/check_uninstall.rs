@@ -39,7 +39,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
                     .map(|pipeline| format!("{}/{}", pipeline.namespace().unwrap_or_default(), pipeline.name_any())),
             ),
             // The definition is gone, and every pipeline with it.
-            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            // Not `is_not_found`: the API server then answers in plain text.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(error).context("cannot list RecordPipelines"),
         }
     }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow};
 use futures::future;
 use kube::{
     Client, Config,
@@ -104,7 +104,11 @@ async fn operate(args: Args, ready: Arc<AtomicBool>, stop: CancellationToken) ->
     ready.store(true, Ordering::Release);
 
     let identity = args.identity.clone().unwrap_or_else(|| format!("millrace-operator-{}", std::process::id()));
-    let (leadership, guard) = lease::lead(client.clone(), &args.settings.namespace, &args.lease, &identity).await?;
+    let led = lease::lead(client.clone(), &args.settings.namespace, &args.lease, &identity);
+    let (leadership, mut guard) = tokio::select! {
+        led = led => led?,
+        () = stop.cancelled() => return Ok(()),
+    };
     ::metrics::gauge!(metrics::LEADER).set(1.0);
 
     let gateway_api = knows_routes(&client).await;
@@ -120,11 +124,13 @@ async fn operate(args: Args, ready: Arc<AtomicBool>, stop: CancellationToken) ->
         .into_iter()
         .zip(feeds)
         .map(|(cache, feeds)| controller::run(Scope { context: Arc::clone(&context), cache }, feeds, stop.clone()));
-    tokio::select! {
-        lost = guard => { lost?; bail!("the guard of the Lease ended") }
-        _ = future::join_all(controllers) => if stop.is_cancelled() { Ok(()) } else { bail!("a controller ended") },
-        () = metrics::count(Arc::clone(&context), stop.clone()) => Ok(()),
-    }
+    let outcome = tokio::select! {
+        lost = guard.lost() => Err(lost),
+        _ = future::join_all(controllers) => if stop.is_cancelled() { Ok(()) } else { Err(anyhow!("a controller ended")) },
+        () = metrics::count(Arc::clone(&context)) => Ok(()),
+    };
+    guard.release().await;
+    outcome
 }
 
 /// Waits until the API server answers, and gives its version.
@@ -144,7 +150,17 @@ async fn reached(client: &Client) -> String {
 async fn knows_routes(client: &Client) -> bool {
     let kind = Kind::HttpRoute.resource();
     let kind = kube::core::GroupVersionKind::gvk(&kind.group, &kind.version, &kind.kind);
-    matches!(discovery::pinned_kind(client, &kind).await, Ok((_, capabilities)) if capabilities.scope == ResourceScope::Namespaced)
+    loop {
+        match discovery::pinned_kind(client, &kind).await {
+            Ok((_, capabilities)) => return capabilities.scope == ResourceScope::Namespaced,
+            Err(kube::Error::Discovery(_)) => return false,
+            // Not `is_not_found`: what the API server does not know at all it answers in plain text.
+            Err(kube::Error::Api(status)) if status.code == 404 => return false,
+            // Routes would never be removed: it has to be known.
+            Err(error) => tracing::warn!(error = %error, "run.api_server.waited_for"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 fn log(args: &Args) -> anyhow::Result<()> {

@@ -19,6 +19,9 @@ use crate::{context::Context, facts::Problem, lease::NotLeading};
 /// Who owns the fields that the operator applies.
 pub(crate) const MANAGER: &str = "millrace-operator";
 
+/// Who owns a number of pods on its way to an autoscaler.
+const SCALE_MANAGER: &str = "millrace-operator-scale";
+
 /// Why a step did not do what it should.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -58,7 +61,7 @@ pub(crate) async fn apply(
     live: Option<&ObjectMeta>,
 ) -> Result<(), Error> {
     let key = (child.kind, child.name.clone());
-    let hash = hex::encode(Sha256::digest(child.object.to_string()));
+    let hash: [u8; 32] = Sha256::digest(child.object.to_string()).into();
     let version = live.and_then(|meta| meta.resource_version.as_deref());
     if memory.applied.get(&key).is_some_and(|(applied, at)| *applied == hash && version == Some(at)) {
         return Ok(());
@@ -72,18 +75,60 @@ pub(crate) async fn apply(
     if let Some(meta) = &there {
         foreign(child, meta, owner)?;
     }
+    if there.is_some() {
+        hand_over_replicas(context, &api, child).await?;
+    }
     context.leadership.check()?;
     let parameters = PatchParams::apply(MANAGER).force();
-    let applied = match api.patch(&child.name, &parameters, &Patch::Apply(&child.object)).await {
-        Ok(applied) => applied,
-        Err(error) => return Err(told(child.kind, &child.name, error)),
-    };
+    let mut applied = api.patch(&child.name, &parameters, &Patch::Apply(&child.object)).await;
+    if let (Err(kube::Error::Api(status)), Some(meta), Kind::Service) = (&applied, &there, child.kind)
+        && status.code == 422
+    {
+        // Ports are told apart by their number: one whose number someone changed is another one, and stands in the way of
+        // ours by its name. So the whole list is put in its place.
+        let ports = serde_json::json!({
+            "metadata": { "uid": meta.uid },
+            "spec": { "ports": child.object["spec"]["ports"] },
+        });
+        let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        api.patch(&child.name, &parameters, &Patch::Merge(&ports))
+            .await
+            .map_err(|error| told(child.kind, &child.name, error))?;
+        applied = api.patch(&child.name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&child.object)).await;
+    }
+    let applied = applied.map_err(|error| told(child.kind, &child.name, error))?;
     let version = applied.metadata.resource_version.unwrap_or_default();
     if there.and_then(|meta| meta.resource_version).as_ref() != Some(&version) {
         tracing::info!(namespace = owner.namespace, kind = ?child.kind, name = child.name, "apply.child.written");
         metrics::counter!(crate::metrics::WRITES, "kind" => format!("{:?}", child.kind)).increment(1);
     }
     memory.applied.insert(key, (hash, version));
+    Ok(())
+}
+
+/// Before a Deployment's `replicas` are left to an autoscaler: another manager of ours takes them as they are. An apply
+/// removes what only it owns and no longer names, and the API server then makes it one pod.
+async fn hand_over_replicas(context: &Context, api: &Api<DynamicObject>, child: &Child) -> Result<(), Error> {
+    if child.kind != Kind::Deployment || child.object["spec"].get("replicas").is_some() {
+        return Ok(());
+    }
+    let Some(live) = api.get_opt(&child.name).await? else { return Ok(()) };
+    let owned = live.metadata.managed_fields.iter().flatten().any(|entry| {
+        entry.manager.as_deref() == Some(MANAGER)
+            && entry.operation.as_deref() == Some("Apply")
+            && entry.fields_v1.as_ref().is_some_and(|fields| fields.0["f:spec"].get("f:replicas").is_some())
+    });
+    if owned {
+        context.leadership.check()?;
+        let handed = serde_json::json!({
+            "apiVersion": child.object["apiVersion"],
+            "kind": child.object["kind"],
+            "metadata": { "name": child.name, "uid": live.metadata.uid },
+            "spec": { "replicas": live.data["spec"]["replicas"] },
+        });
+        let parameters = PatchParams::apply(SCALE_MANAGER).force();
+        api.patch(&child.name, &parameters, &Patch::Apply(&handed)).await?;
+    }
     Ok(())
 }
 

@@ -230,7 +230,7 @@ async fn tell(
         problems,
         known: None,
         lapse: std::time::Duration::ZERO,
-        paused: false,
+        rolled: std::time::Duration::ZERO,
         draining: Some(going),
     };
     let before = memory.written.as_ref().map_or(&stood, |(written, _)| written);

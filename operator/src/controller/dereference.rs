@@ -24,6 +24,9 @@ pub(crate) const KEY: &str = "millrace.dev/migration-key";
 /// The label of a Job's attempt.
 pub(crate) const ATTEMPT: &str = "millrace.dev/attempt";
 
+/// The label of a pod that names its Job.
+pub(crate) const JOB: &str = "batch.kubernetes.io/job-name";
+
 /// What there is of a pipeline.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
@@ -90,12 +93,8 @@ impl Seen {
         let pods = cache::of(&cache.pods, namespace, name);
         let mut seen = Self { serve: role("serve"), work: role("work"), children, ..Self::default() };
         for job in cache::of(&cache.jobs, namespace, name).iter().filter(|job| owned(&job.metadata)) {
-            let of_job: Vec<_> = pods
-                .iter()
-                .filter(|pod| {
-                    pod.labels().get("batch.kubernetes.io/job-name").is_some_and(|label| *label == job.name_any())
-                })
-                .collect();
+            let of_job: Vec<_> =
+                pods.iter().filter(|pod| pod.labels().get(JOB).is_some_and(|label| *label == job.name_any())).collect();
             let attempt = attempt(job, &of_job);
             if component_of(&job.metadata) == "migrate" {
                 seen.migrations.push(attempt);
@@ -137,11 +136,15 @@ fn component_of(meta: &ObjectMeta) -> &str {
 }
 
 impl Role {
-    fn of(deployment: &Deployment) -> Self {
+    /// What there is of a Deployment.
+    #[must_use]
+    pub(crate) fn of(deployment: &Deployment) -> Self {
         let spec = deployment.spec.as_ref();
         let replicas = spec.and_then(|spec| spec.replicas).unwrap_or(1);
         let containers = spec.and_then(|spec| spec.template.spec.as_ref()).map(|pod| pod.containers.as_slice());
-        let image = containers.and_then(|all| all.first()).and_then(|first| first.image.clone()).unwrap_or_default();
+        // Others may add containers of their own, before it or after.
+        let main = containers.and_then(|all| all.iter().find(|one| one.name == component_of(&deployment.metadata)));
+        let image = main.and_then(|main| main.image.clone()).unwrap_or_default();
         let status = deployment.status.clone().unwrap_or_default();
         let (updated, all) = (status.updated_replicas.unwrap_or(0), status.replicas.unwrap_or(0));
         let available = status.available_replicas.unwrap_or(0);
@@ -247,7 +250,9 @@ fn attempt(job: &Job, pods: &[&std::sync::Arc<Pod>]) -> Attempt {
         (None, None) => State::Running,
     };
     let outcome = pods.iter().find_map(|pod| {
-        let container = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+        // Statuses come sorted by name, those of injected sidecars among them.
+        let all = pod.status.as_ref()?.container_statuses.as_ref()?;
+        let container = all.iter().find(|container| container.name == component_of(&pod.metadata))?;
         let ended = container.state.as_ref()?.terminated.as_ref()?;
         serde_json::from_str::<Outcome>(ended.message.as_deref()?).ok()
     });

@@ -16,12 +16,14 @@ const FIRST_TOUCH: Duration = Duration::from_millis(500);
 const LONGEST_TOUCH: Duration = Duration::from_secs(60);
 
 /// What is remembered.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Memory {
+    /// Since when there is anything to remember.
+    pub(crate) born: Instant,
     /// The uid that all of this is of.
     pub(crate) uid: String,
     /// What was applied: a hash of it, and the resource version that came back.
-    pub(crate) applied: HashMap<(Kind, String), (String, String)>,
+    pub(crate) applied: HashMap<(Kind, String), ([u8; 32], String)>,
     /// What the pods said.
     pub(crate) facts: Facts,
     /// What was asked of the workers' number.
@@ -30,6 +32,8 @@ pub(crate) struct Memory {
     pub(crate) touches: BTreeMap<String, Touch>,
     /// The status that was written last, and when.
     pub(crate) written: Option<(RecordPipelineStatus, Instant)>,
+    /// When the Deployments were last seen to be incomplete.
+    pub(crate) rolled: Option<Instant>,
     /// When all shards were last seen to be worked.
     pub(crate) all_worked: Option<Instant>,
     /// Since when pods miss the schema.
@@ -51,6 +55,26 @@ pub(crate) struct Touch {
     pub(crate) count: u32,
     /// When it is time again.
     pub(crate) due: Instant,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            born: Instant::now(),
+            uid: String::new(),
+            applied: HashMap::new(),
+            facts: Facts::default(),
+            scaler: None,
+            touches: BTreeMap::new(),
+            written: None,
+            rolled: None,
+            all_worked: None,
+            not_migrated: None,
+            drained: false,
+            serve_gone: None,
+            failures: 0,
+        }
+    }
 }
 
 impl Memory {

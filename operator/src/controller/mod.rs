@@ -76,7 +76,11 @@ pub(crate) async fn run(scope: Scope, feeds: Feeds, stop: CancellationToken) {
 /// Works on one pipeline; what fails is said, and comes again after a while.
 async fn one(object: &Guarded, scope: &Scope) -> Action {
     use kube::{Resource as _, ResourceExt as _};
-    scope.cache.ready().await;
+    tracing::debug!(object = %object.name_any(), "controller.reconcile.begun");
+    // All of them: whose turn it is with a new default image depends on every pipeline.
+    for cache in &scope.context.caches {
+        cache.ready().await;
+    }
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let memory = scope.context.memory(&namespace, &name);
     let mut memory = memory.lock().await;
@@ -87,6 +91,7 @@ async fn one(object: &Guarded, scope: &Scope) -> Action {
         Ok(action) => {
             memory.failures = 0;
             metrics::counter!(crate::metrics::RECONCILES, "result" => "done").increment(1);
+            tracing::debug!(namespace, name, ?action, "controller.reconcile.done");
             action
         }
         Err(error) => {

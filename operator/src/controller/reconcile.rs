@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::Pod,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
 use kube::{
     Api, Resource as _, ResourceExt as _,
     api::{ObjectMeta, Patch, PatchParams},
@@ -10,6 +14,7 @@ use kube::{
 };
 use millrace_crds::{Migrated, RecordPipelineResource, RecordPipelineStatus};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 use super::{
     Scope,
@@ -88,9 +93,7 @@ async fn invalid(
             reason: "InvalidSpec".to_owned(),
             message: why.clone(),
             observed_generation: Some(generation),
-            last_transition_time: before.map_or(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now), |before| {
-                before.last_transition_time.clone()
-            }),
+            last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
         }
     };
     let mut next = stood.clone();
@@ -146,6 +149,9 @@ impl Pass<'_> {
         }
         let touching = self.touch(memory, &seen).await?;
         let rollout = incomplete(&seen, &image, workers);
+        if rollout.is_some() {
+            memory.rolled = Some(Instant::now());
+        }
         problems.extend(seen.problems());
         problems.extend(told(memory, &seen));
         if rollout.is_none() {
@@ -166,8 +172,8 @@ impl Pass<'_> {
                 let answer = &heard.answer;
                 (answer.shards.as_deref().unwrap_or_default(), answer.sinks.as_deref().unwrap_or_default())
             }),
-            lapse: memory.all_worked.map_or(Duration::MAX, |at| at.elapsed()),
-            paused: false,
+            lapse: memory.all_worked.unwrap_or(memory.born).elapsed(),
+            rolled: memory.rolled.unwrap_or(memory.born).elapsed(),
             draining: None,
         };
         let next = self.status(memory, &seen, &view, &image);
@@ -193,13 +199,22 @@ impl Pass<'_> {
         let mut next = self.numbers(memory, seen);
         let now = Timestamp::now();
         next.conditions.clone_from(&self.stood.conditions);
-        let message = "spec.paused is true: nothing is changed".to_owned();
-        for condition in next.conditions.iter_mut().filter(|condition| condition.type_ == "Progressing") {
-            if condition.reason != "Paused" {
-                (condition.status, condition.reason, condition.message) =
-                    ("False".into(), "Paused".into(), message.clone());
-                condition.last_transition_time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now);
-            }
+        // Of the cache, which may be behind what was written last.
+        if let Some((written, _)) = &memory.written {
+            next.conditions.clone_from(&written.conditions);
+        }
+        if !next.conditions.iter().any(|stood| stood.type_ == "Progressing" && stood.reason == "Paused") {
+            let moved = next.conditions.iter().find(|stood| stood.type_ == "Progressing" && stood.status == "False");
+            let since = moved.map_or(Time(now), |stood| stood.last_transition_time.clone());
+            next.conditions.retain(|stood| stood.type_ != "Progressing");
+            next.conditions.push(Condition {
+                type_: "Progressing".to_owned(),
+                status: "False".to_owned(),
+                reason: "Paused".to_owned(),
+                message: "spec.paused is true: nothing is changed".to_owned(),
+                observed_generation: Some(self.pipeline.generation),
+                last_transition_time: since,
+            });
         }
         write::status(self.context, memory, self.resource.meta(), &self.stood, next).await?;
         Ok(Action::requeue(Duration::from_secs(self.context.tuning.resync_seconds)))
@@ -244,7 +259,8 @@ impl Pass<'_> {
         stand: &Stand,
         problems: &mut Vec<Problem>,
     ) -> Result<(), Error> {
-        if !matches!(stand, Stand::Done { contract: 1.. }) {
+        // A Deployment does not count pods that are about to end.
+        if !matches!(stand, Stand::Done { contract: 1.. }) || seen.pods.iter().any(|pod| pod.deleting) {
             return Ok(());
         }
         let key = build::migration_key(self.pipeline, image, true);
@@ -319,6 +335,8 @@ impl Pass<'_> {
     /// Touches pods whose files are behind, so that the kubelet looks at once; gives when to touch again.
     async fn touch(&self, memory: &mut Memory, seen: &Seen) -> Result<Option<Duration>, Error> {
         let (pipeline, now) = (self.pipeline, Instant::now());
+        let permits = &pipeline.manifest.metadata.annotations;
+        let permitted = permits.values().next().map(|_| hex::encode(&Sha256::digest(json!(permits).to_string())[..4]));
         let mut next: Option<Duration> = None;
         for pod in seen.pods.iter().filter(|pod| !pod.deleting) {
             let Some(heard) = memory.facts.of(&pod.name) else { continue };
@@ -326,14 +344,21 @@ impl Pass<'_> {
             let current = read.is_some_and(|read| {
                 read.uid.as_deref() == Some(&pipeline.uid) && read.generation >= Some(pipeline.generation)
             });
-            let misses = heard.answer.problems.iter().any(|problem| problem.reason.starts_with("Secret"));
-            let purpose = match (current, misses) {
-                (false, _) => format!("g{}", pipeline.generation),
-                (true, true) => "secret".to_owned(),
-                (true, false) => {
-                    memory.touches.remove(&pod.name);
-                    continue;
-                }
+            let suffers = |reasons: &[&str]| {
+                heard.answer.problems.iter().any(|problem| reasons.contains(&problem.reason.as_str()))
+            };
+            let purpose = if !current {
+                format!("g{}", pipeline.generation)
+            } else if suffers(&["SecretNotFound", "SecretInvalid"]) {
+                "secret".to_owned()
+            } else if let Some(permitted) = &permitted
+                && suffers(&["OtherPipeline", "UidNotClaimed", "ManifestRefused"])
+            {
+                // What permits it are annotations, which come with the manifest and are no new generation.
+                format!("a{permitted}")
+            } else {
+                memory.touches.remove(&pod.name);
+                continue;
             };
             if let Some(count) = memory.touch(&pod.name, &purpose, now) {
                 self.context.leadership.check()?;

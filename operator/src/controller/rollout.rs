@@ -1,11 +1,16 @@
 //! Whose turn it is when the operator's default image changed: one pipeline at a time, in the order of their names; where
 //! one does not become ready with it, the others stay as they are. Pure but for the caches it reads.
 
+use std::collections::{BTreeMap, HashMap};
+
 use kube::{Resource as _, ResourceExt as _};
 use millrace_crds::RecordPipelineResource;
 
-use super::{dereference::Seen, write::CLAIM};
-use crate::{context::Context, pipeline::Pipeline};
+use super::{
+    dereference::{COMPONENT, Role, is_owned},
+    write::CLAIM,
+};
+use crate::{cache::INSTANCE, context::Context, pipeline::Pipeline};
 
 /// A pipeline that follows the default image.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +38,12 @@ pub(crate) fn followers(context: &Context) -> Vec<Follower> {
     let claim = context.settings.claim();
     let mut found = Vec::new();
     for cache in &context.caches {
+        // Sorted out once: to look through all Deployments for each pipeline takes its square.
+        let mut deployments: HashMap<(String, String), Vec<_>> = HashMap::new();
+        for deployment in cache.deployments.state() {
+            let instance = deployment.labels().get(INSTANCE).cloned().unwrap_or_default();
+            deployments.entry((deployment.namespace().unwrap_or_default(), instance)).or_default().push(deployment);
+        }
         for object in cache.pipelines.state() {
             let Ok(resource) = &object.0 else { continue };
             let mine = resource.annotations().get(CLAIM).is_some_and(|of| *of == claim);
@@ -41,10 +52,14 @@ pub(crate) fn followers(context: &Context) -> Vec<Follower> {
                 continue;
             }
             let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
-            let seen = Seen::of(cache, &namespace, &name, &resource.uid().unwrap_or_default());
-            let Some(work) = &seen.work else { continue };
+            let uid = resource.uid().unwrap_or_default();
+            let of_it = deployments.get(&(namespace.clone(), name.clone())).into_iter().flatten();
+            let of_it: Vec<_> = of_it.filter(|deployment| is_owned(&deployment.metadata, &uid)).collect();
+            let is_work = |labels: &BTreeMap<String, String>| labels.get(COMPONENT).is_some_and(|of| of == "work");
+            let Some(work) = of_it.iter().find(|deployment| is_work(deployment.labels())) else { continue };
+            let work = Role::of(work);
             let took = work.image == context.tuning.default_image;
-            let complete = [&seen.serve, &seen.work].into_iter().flatten().all(|role| role.incomplete.is_none());
+            let complete = of_it.iter().all(|deployment| Role::of(deployment).incomplete.is_none());
             found.push(Follower {
                 key: format!("{namespace}/{name}"),
                 took,

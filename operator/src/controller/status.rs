@@ -36,10 +36,11 @@ pub(crate) struct View<'a> {
     pub(crate) problems: &'a [Problem],
     /// Shards and lanes as of now; `None` while they are not known.
     pub(crate) known: Option<(&'a [Shard], &'a [Lane])>,
-    /// How long it has not been known that all shards are worked; zero when they are.
+    /// How long it has not been known that all shards are worked, or since when the pipeline is looked at; zero when
+    /// they are.
     pub(crate) lapse: Duration,
-    /// Whether the operator holds still.
-    pub(crate) paused: bool,
+    /// How long the Deployments have been complete.
+    pub(crate) rolled: Duration,
     /// How draining goes, while the resource is being deleted.
     pub(crate) draining: Option<&'a str>,
 }
@@ -116,7 +117,7 @@ impl View<'_> {
             return None;
         }
         match self.behind() {
-            None => Some(("Asking", "no pod has told yet what its shards stand at".to_owned())),
+            None => Some(("RollingOut", "no pod has told yet what its shards stand at".to_owned())),
             Some(0) => None,
             Some(behind) => Some((
                 "RollingOut",
@@ -164,9 +165,6 @@ impl View<'_> {
         };
         let trouble = worst.or(failure);
         let progressing = match &progress {
-            _ if self.paused => {
-                make("Progressing", "False", "Paused", "spec.paused is true: nothing is changed".to_owned(), generation)
-            }
             Some((reason, message)) => make("Progressing", "True", reason, message.clone(), generation),
             None if self.workers == 0 => {
                 make("Progressing", "False", "Stopped", "no workers are wanted".to_owned(), generation)
@@ -215,10 +213,12 @@ impl View<'_> {
         }
         match (trouble, self.unworked()) {
             (Some(problem), _) => no(&problem.reason, problem.message.clone()),
-            (None, Some(unworked)) if unworked > 0 && *reason == "RollingOut" => {
+            // Pods that have only just begun need a while.
+            (None, _) if self.rolled < PATIENCE || *reason != "RollingOut" => no(reason, message.clone()),
+            (None, Some(unworked)) if unworked > 0 => {
                 no("ShardsNotWorked", format!("{unworked} of {} shards are not worked", self.shards))
             }
-            (None, None) if *reason == "Asking" => {
+            (None, None) => {
                 make("Ready", "Unknown", "NotKnown", "no pod tells what its shards stand at".to_owned(), generation)
             }
             (None, _) => no(reason, message.clone()),

@@ -1,0 +1,91 @@
+//! Every write to a pipeline and its children, as the API server's watches tell of it.
+//!
+//! A write is a changed resource version; what the player wrote is left out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+};
+
+use futures::StreamExt as _;
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    autoscaling::v2::HorizontalPodAutoscaler,
+    batch::v1::Job,
+    core::v1::{ConfigMap, Pod, Service, ServiceAccount},
+    networking::v1::{Ingress, NetworkPolicy},
+    policy::v1::PodDisruptionBudget,
+};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DynamicObject, PartialObjectMeta},
+    core::ApiResource,
+    runtime::{WatchStreamExt as _, watcher},
+};
+use millrace_crds::RecordPipelineResource;
+use tokio::task::JoinSet;
+
+use crate::player::Player;
+
+/// Kind and name of an object.
+pub(crate) type Object = (String, String);
+
+/// All that was written; it watches until it is dropped.
+pub(crate) struct Ledger {
+    written: Arc<Mutex<BTreeSet<(Object, String)>>>,
+    _tasks: JoinSet<()>,
+}
+
+/// What a reconcile may write, but for Events and Leases.
+fn kinds() -> Vec<ApiResource> {
+    vec![
+        ApiResource::erase::<RecordPipelineResource>(&()),
+        ApiResource::erase::<ServiceAccount>(&()),
+        ApiResource::erase::<ConfigMap>(&()),
+        ApiResource::erase::<Service>(&()),
+        ApiResource::erase::<NetworkPolicy>(&()),
+        ApiResource::erase::<PodDisruptionBudget>(&()),
+        ApiResource::erase::<Deployment>(&()),
+        ApiResource::erase::<Job>(&()),
+        ApiResource::erase::<HorizontalPodAutoscaler>(&()),
+        ApiResource::erase::<Ingress>(&()),
+        ApiResource::erase::<Pod>(&()),
+    ]
+}
+
+impl Ledger {
+    /// Watches a namespace, or all.
+    pub(crate) fn new(client: &Client, namespace: Option<&str>) -> Self {
+        let written = Arc::<Mutex<BTreeSet<_>>>::default();
+        let mut tasks = JoinSet::new();
+        for kind in kinds() {
+            let api: Api<PartialObjectMeta<DynamicObject>> = match namespace {
+                Some(namespace) => Api::namespaced_with(client.clone(), namespace, &kind),
+                None => Api::all_with(client.clone(), &kind),
+            };
+            let written = Arc::clone(&written);
+            let changes = watcher(api, watcher::Config::default()).default_backoff().touched_objects();
+            tasks.spawn(changes.for_each(move |object| {
+                if let Ok(object) = object {
+                    let name = format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any());
+                    let entry = ((kind.kind.clone(), name), object.resource_version().unwrap_or_default());
+                    written.lock().unwrap().insert(entry);
+                }
+                futures::future::ready(())
+            }));
+        }
+        Self { written, _tasks: tasks }
+    }
+
+    /// How often the operator, or a person, wrote each object.
+    pub(crate) fn writes(&self, player: &Player) -> BTreeMap<Object, usize> {
+        let mut counts = BTreeMap::new();
+        for (object, version) in self.written.lock().unwrap().iter() {
+            // Pods are made by the player: it is the only one who writes them, but for the touches.
+            if !player.wrote(version) {
+                *counts.entry(object.clone()).or_default() += 1;
+            }
+        }
+        counts
+    }
+}

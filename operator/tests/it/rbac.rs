@@ -1,0 +1,222 @@
+//! The operator under exactly the rules of its chart: each is used, and none is missing.
+//!
+//! The API server's audit log tells what the operator asked for; an API server of its own, so that it is the only one.
+
+use std::{collections::BTreeSet, path::Path, process::Stdio};
+
+use k8s_openapi::api::{
+    autoscaling::v2::HorizontalPodAutoscaler,
+    core::v1::{ConfigMap, Service, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
+};
+use kube::api::{DeleteParams, ListParams, PostParams};
+use serde_json::{Value, json};
+
+use crate::{
+    server::Server,
+    world::{World, eventually, so, uid},
+};
+
+/// Namespace and release of the chart; `hack/chart-rbac` has the same.
+const HOME: &str = "millrace-system";
+const RELEASE: &str = "millrace";
+
+/// What no request shows. An admission plugin that is off by default, and on in OpenShift, asks for it when an
+/// ownerReference blocks its owner's deletion.
+const UNSEEN: [&str; 1] = ["cluster\tmillrace.dev/recordpipelines/finalizers\tupdate\t*"];
+
+/// The Gateway API is no part of Kubernetes: as much of it as makes its routes known.
+fn gateway_api() -> Value {
+    let any = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": "httproutes.gateway.networking.k8s.io",
+            "annotations": { "api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/gateway-api/pull/2" },
+        },
+        "spec": {
+            "group": "gateway.networking.k8s.io", "scope": "Namespaced",
+            "names": { "kind": "HTTPRoute", "plural": "httproutes", "singular": "httproute" },
+            "versions": [{ "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": any } }],
+        },
+    })
+}
+
+async fn run(server: &Server, program: &Path, arguments: &[&str], input: &str) -> String {
+    use tokio::io::AsyncWriteExt as _;
+    let mut command = tokio::process::Command::new(program);
+    command.args(arguments).env("PATH", &server.path).env("KUBECONFIG", &server.kubeconfig);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).await.unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().await.unwrap();
+    assert!(output.status.success(), "{program:?} {arguments:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn root() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// What the chart grants an account, a permission a line.
+async fn granted(server: &Server, account: &str) -> BTreeSet<String> {
+    let script = root().join("hack/chart-rbac");
+    run(server, &script, &["--account", account], "").await.lines().map(str::to_owned).collect()
+}
+
+/// What an account asked for, in the same words; what was denied is a failure.
+fn used(server: &Server, account: &str, granted: &BTreeSet<String>) -> BTreeSet<String> {
+    let log = std::fs::read_to_string(format!("{}/audit.log", server.folder)).unwrap();
+    let user = format!("system:serviceaccount:{HOME}:{account}");
+    let mut used = BTreeSet::new();
+    for line in log.lines() {
+        // The last line may be half written.
+        let Ok(event) = serde_json::from_str::<Value>(line) else { continue };
+        let object = &event["objectRef"];
+        if event["impersonatedUser"]["username"] != user.as_str() || object.is_null() {
+            continue;
+        }
+        let text = |of: &Value| of.as_str().unwrap_or_default().to_owned();
+        let (verb, group) = (text(&event["verb"]), text(&object["apiGroup"]));
+        let group = if group.is_empty() { "core".to_owned() } else { group };
+        let subresource = object["subresource"].as_str().map_or(String::new(), |of| format!("/{of}"));
+        let what = format!("{group}/{}{subresource}", text(&object["resource"]));
+        assert_ne!(event["responseStatus"]["code"], 403, "{verb} {what} was denied");
+        let name = if object["name"].is_null() { "*".to_owned() } else { text(&object["name"]) };
+        // An apply that makes an object is asked whether it may, too.
+        let made = (verb == "patch" && event["responseStatus"]["code"] == 201).then(|| "create".to_owned());
+        for verb in [verb].into_iter().chain(made) {
+            // What is granted for the whole cluster is granted for each namespace and name.
+            let lines = [("cluster", "*"), (HOME, name.as_str()), (HOME, "*")]
+                .map(|(place, name)| format!("{place}\t{what}\t{verb}\t{name}"));
+            used.insert(lines.iter().find(|line| granted.contains(*line)).unwrap_or(&lines[0]).clone());
+        }
+    }
+    used
+}
+
+/// A file by which an account of the chart reaches the API server.
+fn as_account(server: &Server, account: &str) -> String {
+    let mut config: Value = serde_saphyr::from_str(&std::fs::read_to_string(&server.kubeconfig).unwrap()).unwrap();
+    config["users"][0]["user"]["as"] = json!(format!("system:serviceaccount:{HOME}:{account}"));
+    let file = format!("{}/{account}.kubeconfig", server.folder);
+    // JSON is YAML.
+    std::fs::write(&file, config.to_string()).unwrap();
+    file
+}
+
+/// An object as an older operator may have left it: labelled and owned, and nothing that is wanted.
+async fn leave<K>(world: &World, owner: &str, spec: Value)
+where
+    K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    K: Clone + std::fmt::Debug + serde::Serialize + serde::de::DeserializeOwned,
+{
+    let mut object = spec;
+    object["apiVersion"] = json!(K::api_version(&()));
+    object["kind"] = json!(K::kind(&()));
+    object["metadata"] = json!({
+        "name": "payments-of-old",
+        "labels": { "app.kubernetes.io/instance": "payments", "app.kubernetes.io/managed-by": "millrace-operator" },
+        "ownerReferences": [{
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "RecordPipeline", "name": "payments", "uid": owner,
+        }],
+    });
+    let api = world.api::<K>();
+    api.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+    eventually(&format!("the old {} is removed", K::kind(&())), async || {
+        so(api.get_opt("payments-of-old").await.unwrap().is_none(), || "it is there".to_owned())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_operator_works_under_exactly_the_rules_of_its_chart() {
+    let server = Server::own(&[("MILLRACE_KUBE_AUDIT", "1")]).await;
+    let home = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": HOME } });
+    let objects = format!("{home}\n---\n{}", gateway_api());
+    run(&server, Path::new("kubectl"), &["apply", "--server-side", "-f", "-"], &objects).await;
+    let crd = "crd/httproutes.gateway.networking.k8s.io";
+    server.kubectl(&["wait", "--for=condition=Established", crd]).await;
+    let helm = run(&server, &root().join("hack/kube-tools"), &["helm"], "").await;
+    let helm = Path::new(helm.trim()).join("helm");
+    let chart = root().join("charts/millrace");
+    let rbac = ["templates/rbac.yaml", "templates/uninstall-check.yaml"];
+    let arguments = ["template", RELEASE, chart.to_str().unwrap(), "--namespace", HOME, "--set", "crds.install=false"];
+    let shown = rbac.map(|file| ["--show-only", file]);
+    let rendered = run(&server, &helm, &[&arguments[..], shown.as_flattened()].concat(), "").await;
+    run(&server, Path::new("kubectl"), &["--namespace", HOME, "apply", "-f", "-"], &rendered).await;
+
+    let world = World::on(&server, "rbac").await;
+    let kubeconfig = as_account(&server, RELEASE);
+    let variables = [
+        ("KUBECONFIG", kubeconfig.as_str()),
+        ("MILLRACE_OPERATOR_RELEASE", RELEASE),
+        ("MILLRACE_OPERATOR_NAMESPACE", HOME),
+        ("MILLRACE_OPERATOR_LEASE", RELEASE),
+        ("MILLRACE_WATCH_NAMESPACES", ""),
+    ];
+    let mut operator = world.operator("a", &variables);
+    let outside = json!({
+        "replicas": 2,
+        "ingress": { "host": "shop.example" },
+        "httpRoute": { "parents": [{ "name": "gateway" }], "hostnames": ["shop.example"] },
+    });
+    world.create("payments", json!({ "serve": outside })).await;
+    let ready = world.ready("payments", 1).await;
+    // Scaled by Kubernetes, and no longer reached from outside.
+    let scaled = json!({ "replicas": null, "ingress": null, "httpRoute": null, "autoscaling": { "minReplicas": 1, "maxReplicas": 3 } });
+    let generation = world.change("payments", json!({ "spec": { "serve": scaled } })).await;
+    world.ready("payments", generation).await;
+    let fixed = json!({ "spec": { "serve": { "autoscaling": null }, "networkPolicy": { "enabled": false } } });
+    let generation = world.change("payments", fixed).await;
+    world.ready("payments", generation).await;
+    eventually("the autoscaler is removed", async || {
+        let left = world.api::<HorizontalPodAutoscaler>().list(&ListParams::default()).await.unwrap().items;
+        so(left.is_empty(), || format!("{left:?}"))
+    })
+    .await;
+    let owner = uid(&ready);
+    leave::<ConfigMap>(&world, &owner, json!({})).await;
+    leave::<ServiceAccount>(&world, &owner, json!({})).await;
+    leave::<Service>(&world, &owner, json!({ "spec": { "ports": [{ "port": 80 }] } })).await;
+    leave::<PodDisruptionBudget>(&world, &owner, json!({ "spec": { "maxUnavailable": 1 } })).await;
+    // A pod that has to be touched; trouble that comes again; another image, whose Job takes the place of the first.
+    world.player.scene(&world.namespace, "payments", |scene| scene.touches = 1);
+    let generation = world.change("payments", json!({ "spec": { "image": "millrace/service:2" } })).await;
+    world.ready("payments", generation).await;
+    for _ in 0..2 {
+        world.player.scene(&world.namespace, "payments", |scene| scene.problems = vec![("SecretNotFound", "servers")]);
+        world.waits("payments", "Degraded", "True", "SecretNotFound").await;
+        world.player.scene(&world.namespace, "payments", |scene| scene.problems.clear());
+        world.waits("payments", "Degraded", "False", "AsExpected").await;
+    }
+
+    // Who would uninstall it now is told what is left.
+    let check = async || {
+        let account = as_account(&server, "millrace-uninstall");
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_millrace-operator"));
+        command.arg("check-uninstall").env("KUBECONFIG", account).envs(variables.into_iter().skip(1));
+        command.output().await.unwrap()
+    };
+    let refused = check().await;
+    assert!(!refused.status.success());
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains(&format!("{}/payments", world.namespace)), "{said}");
+    world.change("payments", json!({ "spec": { "deletionPolicy": "Purge" } })).await;
+    world.pipelines().delete("payments", &DeleteParams::background()).await.unwrap();
+    world.gone("payments").await;
+    let allowed = check().await;
+    assert!(allowed.status.success(), "{}", String::from_utf8_lossy(&allowed.stderr));
+    operator.signal("TERM");
+    assert!(operator.ended().await.success());
+
+    for account in [RELEASE, "millrace-uninstall"] {
+        let granted = granted(&server, account).await;
+        let used = used(&server, account, &granted);
+        let missing: Vec<_> = used.difference(&granted).collect();
+        assert!(missing.is_empty(), "{account} lacks {missing:#?}");
+        let unused: Vec<_> = granted.difference(&used).filter(|line| !UNSEEN.contains(&line.as_str())).collect();
+        assert!(unused.is_empty(), "{account} may, and never does, {unused:#?}");
+    }
+}

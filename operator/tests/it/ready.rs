@@ -1,0 +1,77 @@
+//! A pipeline becomes Ready, with one write for each child, and is left alone from then on.
+
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
+use kube::ResourceExt as _;
+use serde_json::json;
+
+use crate::world::{IMAGE, World, condition, eventually, so, uid};
+
+#[tokio::test]
+async fn a_pipeline_becomes_ready_with_one_write_for_each_child_and_is_then_left_alone() {
+    let world = World::new("ready").await;
+    let operator = world.operator("a", &[]);
+    world.create("payments", json!({ "serve": { "replicas": 2, "ingress": { "host": "shop.example" } } })).await;
+    let ready = world.ready("payments", 1).await;
+
+    for (kind, status, reason) in [
+        ("Ready", "True", "InForce"),
+        ("Migrated", "True", "Migrated"),
+        ("Progressing", "False", "Complete"),
+        ("Degraded", "False", "AsExpected"),
+        ("Stalled", "False", "AsExpected"),
+    ] {
+        let condition = condition(&ready, kind).unwrap();
+        assert_eq!((condition.status.as_str(), condition.reason.as_str()), (status, reason), "{kind}");
+        assert_eq!(condition.observed_generation, Some(1), "{kind}");
+    }
+    let status = ready.status.clone().unwrap();
+    assert_eq!(status.observed_generation, Some(1));
+    assert_eq!(status.endpoint, Some(format!("http://payments-serve.{}.svc:8080", world.namespace)));
+    let claim = format!("{}/millrace", world.namespace);
+    assert_eq!(ready.annotations()["millrace.dev/claimed-by"], claim);
+    assert_eq!(ready.finalizers(), ["millrace.dev/drain"]);
+    let work = world.api::<Deployment>().get("payments-work").await.unwrap();
+    let spec = work.spec.clone().unwrap();
+    assert_eq!(spec.replicas, Some(2));
+    assert_eq!(spec.template.spec.unwrap().containers[0].image.as_deref(), Some(IMAGE));
+    assert_eq!(work.owner_references()[0].uid, uid(&ready));
+    let manifest = world.api::<ConfigMap>().get("payments-manifest").await.unwrap().data.unwrap();
+    assert!(manifest["pipeline.yaml"].contains("threshold"), "{manifest:?}");
+
+    // The ledger is told by watches: wait until it has what was made last.
+    let writes = eventually("every child is in the ledger", async || {
+        let writes = world.ledger.writes(&world.player);
+        // 12 objects, 2 Deployments, a Job, their 5 pods, and the resource.
+        so(writes.len() == 12 + 2 + 1 + 5 + 1, || format!("{writes:#?}")).map(|()| writes)
+    })
+    .await;
+    for ((kind, name), count) in &writes {
+        match kind.as_str() {
+            // It is made by the test.
+            "RecordPipeline" => assert!(*count <= 4 + 1, "{count} writes on the resource"),
+            // Made and let run by the player.
+            "Pod" => assert!(*count <= 2, "{count} writes on pod {name}"),
+            _ => assert_eq!(*count, 1, "{kind} {name}"),
+        }
+    }
+
+    world.two_looks(&operator).await;
+    world.two_looks(&operator).await;
+    assert_eq!(world.ledger.writes(&world.player), writes, "a second reconcile wrote");
+
+    // Neither an operator that knows nothing yet, nor an annotation of someone else, is a reason to write.
+    drop(operator);
+    let again = world.operator("a", &[]);
+    eventually("the operator works again", async || so(again.reconciles().await > 2, || again.log())).await;
+    world.two_looks(&again).await;
+    assert_eq!(world.ledger.writes(&world.player), writes, "a restarted operator wrote");
+    world.change("payments", json!({ "metadata": { "annotations": { "someone": "else" } } })).await;
+    world.two_looks(&again).await;
+    let mut expected = writes;
+    *expected.get_mut(&("RecordPipeline".into(), format!("{}/payments", world.namespace))).unwrap() += 1;
+    eventually("the ledger has the annotation", async || {
+        let writes = world.ledger.writes(&world.player);
+        so(writes == expected, || format!("{writes:#?}"))
+    })
+    .await;
+}

@@ -1,0 +1,129 @@
+//! Owned fields that someone changed are put right; what others added stays; what is no longer wanted goes.
+
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Service},
+    networking::v1::{Ingress, NetworkPolicy},
+};
+use kube::{
+    ResourceExt as _,
+    api::{ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use crate::{
+    server::Server,
+    world::{World, condition, eventually, so, uid},
+};
+
+#[tokio::test]
+async fn what_someone_changed_is_put_right_and_what_others_added_stays() {
+    let world = World::new("drift").await;
+    let operator = world.operator("a", &[]);
+    world.create("payments", json!({})).await;
+    world.ready("payments", 1).await;
+
+    world.patch::<Deployment>("payments-work", json!({ "spec": { "replicas": 7 } })).await;
+    let port = json!({ "spec": { "ports": [{ "name": "http", "port": 9999, "targetPort": "http" }] } });
+    world.patch::<Service>("payments-serve", port).await;
+    for label in ["app.kubernetes.io/instance", "app.kubernetes.io/managed-by", "app.kubernetes.io/part-of"] {
+        world.patch::<ConfigMap>("payments-manifest", json!({ "metadata": { "labels": { label: "else" } } })).await;
+        eventually(&format!("{label} is put right"), async || {
+            let map = world.api::<ConfigMap>().get("payments-manifest").await.unwrap();
+            so(map.labels()[label] != "else", || format!("{:?}", map.labels()))
+        })
+        .await;
+    }
+    eventually("replicas and port are put right", async || {
+        let work = world.api::<Deployment>().get("payments-work").await.unwrap().spec.unwrap();
+        let serve = world.api::<Service>().get("payments-serve").await.unwrap().spec.unwrap();
+        let ports: Vec<_> = serve.ports.unwrap_or_default().iter().map(|port| port.port).collect();
+        so(work.replicas == Some(2) && ports == [8080], || format!("{:?} {ports:?}", work.replicas))
+    })
+    .await;
+
+    Server::shared()
+        .await
+        .kubectl(&["--namespace", &world.namespace, "rollout", "restart", "deployment/payments-work"])
+        .await;
+    let sidecar = json!({
+        "metadata": { "annotations": { "someone": "else" } },
+        "spec": { "template": { "spec": { "containers": [{ "name": "a-sidecar", "image": "other:1" }] } } },
+    });
+    let deployments = world.api::<Deployment>();
+    deployments.patch("payments-work", &PatchParams::default(), &Patch::Strategic(sidecar)).await.unwrap();
+    // An owned field beside it is changed too: the operator has to write, and leaves the rest.
+    world.patch::<Deployment>("payments-work", json!({ "spec": { "revisionHistoryLimit": 9 } })).await;
+    eventually("the limit is put right", async || {
+        let limit = deployments.get("payments-work").await.unwrap().spec.unwrap().revision_history_limit;
+        so(limit == Some(3), || format!("{limit:?}"))
+    })
+    .await;
+    world.two_looks(&operator).await;
+    let work = deployments.get("payments-work").await.unwrap();
+    assert_eq!(work.annotations()["someone"], "else");
+    let template = work.spec.unwrap().template;
+    assert!(template.metadata.unwrap().annotations.unwrap().contains_key("kubectl.kubernetes.io/restartedAt"));
+    let names: Vec<_> = template.spec.unwrap().containers.into_iter().map(|container| container.name).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+    // The sidecar's image is not taken for the pipeline's.
+    world.waits("payments", "Progressing", "False", "Complete").await;
+}
+
+#[tokio::test]
+async fn what_is_no_longer_wanted_is_removed_and_what_is_foreign_is_not_taken_over() {
+    let world = World::new("orphans").await;
+    let foreign = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "clash-manifest" }, "data": { "mine": "1" } });
+    let maps = world.api::<ConfigMap>();
+    let foreign = maps.create(&PostParams::default(), &serde_json::from_value(foreign).unwrap()).await.unwrap();
+    let operator = world.operator("a", &[]);
+    world.create("payments", json!({ "serve": { "ingress": { "host": "shop.example" } } })).await;
+    world.create("clash", json!({})).await;
+    world.ready("payments", 1).await;
+    let ingresses = world.api::<Ingress>();
+    assert_eq!(ingresses.list(&ListParams::default()).await.unwrap().items.len(), 1);
+
+    let clash = world.waits("clash", "Degraded", "True", "NameClash").await;
+    assert!(condition(&clash, "Degraded").unwrap().message.contains("ConfigMap clash-manifest"));
+    assert_eq!(condition(&clash, "Stalled").unwrap().status, "True");
+    assert_ne!(condition(&clash, "Ready").unwrap().status, "True");
+    let events = world.events("clash").await;
+    assert!(events.iter().any(|(reason, _)| reason == "NameClash"), "{events:?}");
+
+    let none = json!({ "spec": { "serve": { "ingress": null }, "networkPolicy": { "enabled": false } } });
+    world.change("payments", none).await;
+    eventually("Ingress and NetworkPolicies are removed", async || {
+        let ingresses = ingresses.list(&ListParams::default()).await.unwrap().items;
+        let policies = world.api::<NetworkPolicy>().list(&ListParams::default()).await.unwrap().items;
+        let left: Vec<_> = policies.iter().map(|policy| policy.name_any()).collect();
+        so(ingresses.is_empty() && left.iter().all(|name| name.starts_with("clash-")), || format!("{left:?}"))
+    })
+    .await;
+    world.two_looks(&operator).await;
+    let stands = maps.get("clash-manifest").await.unwrap();
+    assert_eq!((uid(&stands), stands.resource_version()), (uid(&foreign), foreign.resource_version()));
+
+    // Out of the way, the pipeline goes on by itself.
+    maps.delete("clash-manifest", &Default::default()).await.unwrap();
+    world.ready("clash", 1).await;
+}
+
+#[tokio::test]
+async fn a_quantity_in_other_words_is_written_once() {
+    let world = World::new("quantity").await;
+    let operator = world.operator("a", &[]);
+    let resources = |cpu: &str| json!({ "pod": { "resources": { "requests": { "cpu": cpu, "memory": "1024Mi" } } } });
+    world.create("payments", json!({ "work": resources("1000m"), "serve": resources("1.0") })).await;
+    world.ready("payments", 1).await;
+    let generation = async |name: &str| world.api::<Deployment>().get(name).await.unwrap().metadata.generation;
+    let (work, serve) = (generation("payments-work").await, generation("payments-serve").await);
+    let writes = world.ledger.writes(&world.player);
+    world.two_looks(&operator).await;
+    world.two_looks(&operator).await;
+    assert_eq!(world.ledger.writes(&world.player), writes);
+
+    let changed = world.change("payments", json!({ "spec": { "work": resources("1") } })).await;
+    world.ready("payments", changed).await;
+    world.two_looks(&operator).await;
+    assert_eq!((generation("payments-work").await, generation("payments-serve").await), (work, serve), "it rolled");
+}

@@ -1,0 +1,99 @@
+//! How many pods there are: as the resource says, or as the backlog asks for.
+
+use k8s_openapi::api::{apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler};
+use serde_json::json;
+
+use crate::{
+    server::Server,
+    world::{World, condition, eventually, so},
+};
+
+async fn replicas(world: &World, deployment: &str) -> Option<i32> {
+    world.api::<Deployment>().get(deployment).await.unwrap().spec.unwrap().replicas
+}
+
+async fn become_replicas(world: &World, deployment: &str, wanted: i32) {
+    eventually(&format!("{deployment} has {wanted} replicas"), async || {
+        let found = replicas(world, deployment).await;
+        so(found == Some(wanted), || format!("{found:?}"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn workers_follow_the_backlog_and_hold_while_it_is_not_known() {
+    let world = World::new("autoscaling").await;
+    let operator = world.operator("a", &[("MILLRACE_SCALE_DOWN_SECONDS", "1")]);
+    let scaling = json!({ "minReplicas": 1, "maxReplicas": 4, "targetBacklog": 100 });
+    world.create("payments", json!({ "replicas": null, "autoscaling": scaling })).await;
+    world.ready("payments", 1).await;
+    assert_eq!(replicas(&world, "payments-work").await, Some(1));
+    let backlog = |backlog, silent| {
+        world.player.scene(&world.namespace, "payments", |scene| (scene.backlog, scene.silent) = (backlog, silent));
+    };
+    backlog(250, false);
+    become_replicas(&world, "payments-work", 3).await;
+    backlog(100_000, false);
+    become_replicas(&world, "payments-work", 4).await;
+    world.ready("payments", 1).await;
+    backlog(0, true);
+    world.two_looks(&operator).await;
+    world.two_looks(&operator).await;
+    assert_eq!(replicas(&world, "payments-work").await, Some(4), "it scaled by what it does not know");
+    backlog(0, false);
+    become_replicas(&world, "payments-work", 1).await;
+    world.ready("payments", 1).await;
+}
+
+#[tokio::test]
+async fn kubectl_scale_scales_and_nought_is_stopped_and_not_ready() {
+    let world = World::new("scale").await;
+    let operator = world.operator("a", &[]);
+    world.create("payments", json!({})).await;
+    world.ready("payments", 1).await;
+    let scale = async |replicas: &str| {
+        let to = format!("--replicas={replicas}");
+        Server::shared().await.kubectl(&["--namespace", &world.namespace, "scale", "rpl/payments", &to]).await;
+    };
+    scale("3").await;
+    become_replicas(&world, "payments-work", 3).await;
+    let ready = world.ready("payments", 2).await;
+    assert_eq!(ready.status.unwrap().selector.unwrap().matches('=').count(), 3);
+    scale("0").await;
+    let stopped = world.waits("payments", "Ready", "False", "Stopped").await;
+    become_replicas(&world, "payments-work", 0).await;
+    assert_eq!(condition(&stopped, "Ready").unwrap().observed_generation, Some(3));
+    assert_eq!(replicas(&world, "payments-serve").await, Some(1), "records are taken and wait");
+    world.two_looks(&operator).await;
+    assert_eq!(condition(&world.get("payments").await, "Progressing").unwrap().reason, "Stopped");
+    scale("1").await;
+    world.ready("payments", 4).await;
+}
+
+#[tokio::test]
+async fn serve_keeps_its_pods_when_kubernetes_takes_over_to_scale_it() {
+    let world = World::new("takeover").await;
+    let operator = world.operator("a", &[]);
+    world.create("payments", json!({ "serve": { "replicas": 3 } })).await;
+    world.ready("payments", 1).await;
+    let scaling =
+        json!({ "spec": { "serve": { "replicas": null, "autoscaling": { "minReplicas": 1, "maxReplicas": 5 } } } });
+    let generation = world.change("payments", scaling).await;
+    world.ready("payments", generation).await;
+    assert!(world.api::<HorizontalPodAutoscaler>().get_opt("payments-serve").await.unwrap().is_some());
+    let pods = |deployment: &Deployment| deployment.spec.as_ref().unwrap().replicas;
+    let serve = world.api::<Deployment>().get("payments-serve").await.unwrap();
+    assert_eq!((pods(&serve), serve.metadata.generation), (Some(3), Some(1)), "it fell for a moment at least");
+    // What the autoscaler sets, stays.
+    world.patch::<Deployment>("payments-serve", json!({ "spec": { "replicas": 4 } })).await;
+    world.two_looks(&operator).await;
+    assert_eq!(replicas(&world, "payments-serve").await, Some(4));
+    let back = json!({ "spec": { "serve": { "replicas": 2, "autoscaling": null } } });
+    world.change("payments", back).await;
+    become_replicas(&world, "payments-serve", 2).await;
+    eventually("the autoscaler is removed", async || {
+        let left = world.api::<HorizontalPodAutoscaler>().get_opt("payments-serve").await.unwrap();
+        so(left.is_none(), || "it is there".to_owned())
+    })
+    .await;
+}

@@ -1,0 +1,102 @@
+//! An API server that knows the definition: the one that `hack/with-kube-api` has started around the tests, else one of
+//! this process.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use kube::{
+    Api, Client, Config,
+    api::{DynamicObject, Patch, PatchParams},
+    config::{KubeConfigOptions, Kubeconfig},
+    core::{ApiResource, GroupVersionKind},
+};
+use millrace_crds::RecordPipelineResource;
+use serde_json::Value;
+use tokio::sync::OnceCell;
+
+/// An API server.
+pub(crate) struct Server {
+    /// The file by which an administrator reaches it.
+    pub(crate) kubeconfig: String,
+    /// Its folder: `hack/with-kube-api` says what is in it.
+    pub(crate) folder: String,
+    /// Folders of commands, first the kubectl that fits.
+    pub(crate) path: String,
+    /// The end of its input tells it that this process is gone.
+    _guard: Option<Child>,
+}
+
+impl Server {
+    /// The one that all tests share.
+    pub(crate) async fn shared() -> &'static Self {
+        static SERVER: OnceCell<Server> = OnceCell::const_new();
+        SERVER
+            .get_or_init(async || {
+                let variables = ["KUBECONFIG", "MILLRACE_TEST_KUBE_DIR", "PATH"].map(std::env::var);
+                let server = match variables {
+                    [Ok(kubeconfig), Ok(folder), Ok(path)] => Self { kubeconfig, folder, path, _guard: None },
+                    _ => Self::start(&[]),
+                };
+                server.define().await;
+                server
+            })
+            .await
+    }
+
+    /// One for a test that disturbs others, or must not be disturbed by them.
+    pub(crate) async fn own(variables: &[(&str, &str)]) -> Self {
+        let server = Self::start(variables);
+        server.define().await;
+        server
+    }
+
+    fn start(variables: &[(&str, &str)]) -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../hack/with-kube-api");
+        let mut guard = Command::new(script)
+            .args(["sh", "-c", r#"printf '%s\n' "$KUBECONFIG" "$MILLRACE_TEST_KUBE_DIR" "$PATH"; read -r _"#])
+            .envs(variables.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{script}: {error}"));
+        let mut lines = BufReader::new(guard.stdout.take().unwrap()).lines();
+        let mut line = || lines.next().unwrap_or_else(|| panic!("{script} ended without a server")).unwrap();
+        Self { kubeconfig: line(), folder: line(), path: line(), _guard: Some(guard) }
+    }
+
+    /// Who calls it as an administrator.
+    pub(crate) async fn client(&self) -> Client {
+        let file = Kubeconfig::read_from(&self.kubeconfig).unwrap();
+        let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+        config.read_timeout = Some(Duration::from_secs(300));
+        Client::try_from(config).unwrap()
+    }
+
+    /// Runs kubectl as a person does; gives what it wrote, or fails with what it complained of.
+    pub(crate) async fn kubectl(&self, arguments: &[&str]) -> String {
+        let mut command = tokio::process::Command::new("kubectl");
+        command.args(arguments).env("PATH", &self.path).env("KUBECONFIG", &self.kubeconfig);
+        let output = command.stdin(Stdio::null()).output().await.unwrap();
+        assert!(output.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Applies the definition, and waits until it is in force.
+    async fn define(&self) {
+        let client = self.client().await;
+        let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../crds/recordpipeline.crd.yaml"));
+        let crd: Value = serde_saphyr::from_str(&text.unwrap()).unwrap();
+        let kind = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
+        let definitions: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
+        let parameters = PatchParams::apply("test").force();
+        definitions.patch("recordpipelines.millrace.dev", &parameters, &Patch::Apply(&crd)).await.unwrap();
+        let pipelines: Api<RecordPipelineResource> = Api::all(client);
+        crate::world::eventually("the definition is in force", async || {
+            pipelines.list(&Default::default()).await.map(|_| ()).map_err(|error| error.to_string())
+        })
+        .await;
+    }
+}
