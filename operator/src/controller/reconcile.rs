@@ -182,7 +182,7 @@ impl Pass<'_> {
                 || (condition.type_ == "Ready" && condition.status != "True" && workers > 0)
         });
         write::status(context, memory, self.resource.meta(), &self.stood, next).await?;
-        Ok(Action::requeue(self.pause(&stand, touching, going_on, !problems.is_empty())))
+        Ok(Action::requeue(self.pause(&stand, touching, waits.is_some(), going_on, !problems.is_empty())))
     }
 
     /// Notes what lasts of what the pods said.
@@ -426,13 +426,16 @@ impl Pass<'_> {
     }
 
     /// When to look again.
-    fn pause(&self, stand: &Stand, touching: Option<Duration>, going_on: bool, suffers: bool) -> Duration {
+    fn pause(&self, stand: &Stand, touching: Option<Duration>, waits: bool, going_on: bool, suffers: bool) -> Duration {
         let rest = Duration::from_secs(self.context.tuning.resync_seconds);
         let scaled = self.pipeline.spec.autoscaling.is_some();
-        let mut pause = if going_on {
-            SOON
-        } else if suffers || scaled {
+        // One that suffers may do so for days; one that waits for its turn with a new image is one of many.
+        let mut pause = if waits {
+            rest
+        } else if suffers || (scaled && !going_on) {
             rest.min(Duration::from_secs(5))
+        } else if going_on {
+            SOON
         } else {
             rest
         };
