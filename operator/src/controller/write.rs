@@ -141,10 +141,10 @@ fn tells(before: &RecordPipelineStatus, next: &RecordPipelineStatus) -> bool {
             (type_, status, reason, observed_generation)
         });
         let conditions: Vec<_> = conditions.collect();
-        let RecordPipelineStatus {
-            observed_generation, selector, endpoint, pipeline_id, migrated, draining_since, ..
-        } = status.clone();
-        (conditions, observed_generation, selector, endpoint, pipeline_id, migrated, draining_since)
+        // The pipeline's id comes with the first answer of a pod, shortly before it is ready: it goes with that.
+        let RecordPipelineStatus { observed_generation, selector, endpoint, migrated, draining_since, .. } =
+            status.clone();
+        (conditions, observed_generation, selector, endpoint, migrated, draining_since)
     };
     said(before) != said(next)
 }
