@@ -13,6 +13,8 @@ pub(crate) mod migration;
 mod reconcile;
 mod rollout;
 pub(crate) mod status;
+mod still;
+mod touch;
 mod write;
 
 use std::{sync::Arc, time::Duration};

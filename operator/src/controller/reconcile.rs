@@ -2,19 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use k8s_openapi::{
-    api::core::v1::Pod,
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-    jiff::Timestamp,
-};
-use kube::{
-    Api, Resource as _, ResourceExt as _,
-    api::{ObjectMeta, Patch, PatchParams},
-    runtime::controller::Action,
-};
+use k8s_openapi::jiff::Timestamp;
+use kube::{Resource as _, ResourceExt as _, api::ObjectMeta, runtime::controller::Action};
 use millrace_crds::{Migrated, RecordPipelineResource, RecordPipelineStatus};
-use serde_json::json;
-use sha2::{Digest as _, Sha256};
 
 use super::{
     Scope,
@@ -27,14 +17,14 @@ use super::{
     migration::{self, Stand},
     rollout,
     status::View,
+    still,
+    touch::touch,
     write,
 };
 use crate::{cache::Guarded, context::Context, facts::Problem, pipeline::Pipeline};
 
 /// While something is going on.
 const SOON: Duration = Duration::from_secs(1);
-/// The annotation that makes the kubelet look at a pod's files.
-const TOUCHED: &str = "millrace.dev/touched";
 
 /// Brings a pipeline one step on, and says when to look again.
 ///
@@ -59,13 +49,13 @@ pub(crate) async fn reconcile(object: &Guarded, scope: &Scope, memory: &mut Memo
     let resource = match &object.0 {
         Ok(resource) => resource,
         Err(error) => {
-            return invalid(context, memory, meta, &RecordPipelineStatus::default(), error.error.clone()).await;
+            return invalid(context, memory, meta, &RecordPipelineStatus::default(), &error.error).await;
         }
     };
     let stood = resource.status.clone().unwrap_or_default();
     let pipeline = match Pipeline::new(resource) {
         Ok(pipeline) => pipeline,
-        Err(error) => return invalid(context, memory, meta, &stood, error.to_string()).await,
+        Err(error) => return invalid(context, memory, meta, &stood, &error.to_string()).await,
     };
     if !held || !object.annotations().contains_key(write::CLAIM) {
         write::claim(context, meta).await?;
@@ -81,31 +71,14 @@ async fn invalid(
     memory: &mut Memory,
     meta: &ObjectMeta,
     stood: &RecordPipelineStatus,
-    why: String,
+    why: &str,
 ) -> Result<Action, Error> {
     let generation = meta.generation.unwrap_or(0);
-    let now = Timestamp::now();
-    let make = |kind: &str, status: &str| {
-        let before = stood.conditions.iter().find(|condition| condition.type_ == kind && condition.status == status);
-        Condition {
-            type_: kind.to_owned(),
-            status: status.to_owned(),
-            reason: "InvalidSpec".to_owned(),
-            message: why.clone(),
-            observed_generation: Some(generation),
-            last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
-        }
+    let next = RecordPipelineStatus {
+        conditions: still::invalid(&stood.conditions, generation, why, Timestamp::now()),
+        observed_generation: Some(generation),
+        ..stood.clone()
     };
-    let mut next = stood.clone();
-    next.conditions.retain(|condition| condition.type_ == "Migrated");
-    next.conditions.extend([
-        make("Ready", "False"),
-        make("Progressing", "False"),
-        make("Degraded", "True"),
-        make("Stalled", "True"),
-    ]);
-    next.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
-    next.observed_generation = Some(generation);
     write::status(context, memory, meta, stood, next).await?;
     Ok(Action::await_change())
 }
@@ -147,7 +120,7 @@ impl Pass<'_> {
         if let Some(image) = if stand.is_done() { Some(image.as_str()) } else { live.as_deref() } {
             self.apply(memory, &seen, &build::deployments(&Plan { image, ..plan }), &mut problems).await?;
         }
-        let touching = self.touch(memory, &seen).await?;
+        let touching = touch(context, memory, pipeline, &seen).await?;
         let rollout = incomplete(&seen, &image, workers);
         if rollout.is_some() {
             memory.rolled = Some(Instant::now());
@@ -197,25 +170,9 @@ impl Pass<'_> {
     /// Nothing is changed; what is seen is told.
     async fn paused(&self, memory: &mut Memory, seen: &Seen) -> Result<Action, Error> {
         let mut next = self.numbers(memory, seen);
-        let now = Timestamp::now();
-        next.conditions.clone_from(&self.stood.conditions);
-        // Of the cache, which may be behind what was written last.
-        if let Some((written, _)) = &memory.written {
-            next.conditions.clone_from(&written.conditions);
-        }
-        if !next.conditions.iter().any(|stood| stood.type_ == "Progressing" && stood.reason == "Paused") {
-            let moved = next.conditions.iter().find(|stood| stood.type_ == "Progressing" && stood.status == "False");
-            let since = moved.map_or(Time(now), |stood| stood.last_transition_time.clone());
-            next.conditions.retain(|stood| stood.type_ != "Progressing");
-            next.conditions.push(Condition {
-                type_: "Progressing".to_owned(),
-                status: "False".to_owned(),
-                reason: "Paused".to_owned(),
-                message: "spec.paused is true: nothing is changed".to_owned(),
-                observed_generation: Some(self.pipeline.generation),
-                last_transition_time: since,
-            });
-        }
+        // The cache may be behind what was written last.
+        let before = memory.written.as_ref().map_or(&self.stood, |(written, _)| written);
+        next.conditions = still::paused(&before.conditions, self.pipeline.generation, Timestamp::now());
         write::status(self.context, memory, self.resource.meta(), &self.stood, next).await?;
         Ok(Action::requeue(Duration::from_secs(self.context.tuning.resync_seconds)))
     }
@@ -330,51 +287,6 @@ impl Pass<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Touches pods whose files are behind, so that the kubelet looks at once; gives when to touch again.
-    async fn touch(&self, memory: &mut Memory, seen: &Seen) -> Result<Option<Duration>, Error> {
-        let (pipeline, now) = (self.pipeline, Instant::now());
-        let permits = &pipeline.manifest.metadata.annotations;
-        let permitted = permits.values().next().map(|_| hex::encode(&Sha256::digest(json!(permits).to_string())[..4]));
-        let mut next: Option<Duration> = None;
-        for pod in seen.pods.iter().filter(|pod| !pod.deleting) {
-            let Some(heard) = memory.facts.of(&pod.name) else { continue };
-            let read = heard.answer.manifest.as_ref();
-            let current = read.is_some_and(|read| {
-                read.uid.as_deref() == Some(&pipeline.uid) && read.generation >= Some(pipeline.generation)
-            });
-            let suffers = |reasons: &[&str]| {
-                heard.answer.problems.iter().any(|problem| reasons.contains(&problem.reason.as_str()))
-            };
-            let purpose = if !current {
-                format!("g{}", pipeline.generation)
-            } else if suffers(&["SecretNotFound", "SecretInvalid"]) {
-                "secret".to_owned()
-            } else if let Some(permitted) = &permitted
-                && suffers(&["OtherPipeline", "UidNotClaimed", "ManifestRefused"])
-            {
-                // What permits it are annotations, which come with the manifest and are no new generation.
-                format!("a{permitted}")
-            } else {
-                memory.touches.remove(&pod.name);
-                continue;
-            };
-            if let Some(count) = memory.touch(&pod.name, &purpose, now) {
-                self.context.leadership.check()?;
-                let patch = json!({ "metadata": { "annotations": { TOUCHED: format!("{purpose}-{count}") } } });
-                let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &pipeline.namespace);
-                match api.patch_metadata(&pod.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
-                    Ok(_) => {}
-                    Err(kube::Error::Api(status)) if status.is_not_found() => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            let due = memory.touches[&pod.name].due.saturating_duration_since(now);
-            next = Some(next.map_or(due, |next| next.min(due)));
-        }
-        memory.touches.retain(|pod, _| seen.pods.iter().any(|seen| seen.name == *pod));
-        Ok(next)
     }
 
     fn owner(&self) -> Owner<'_> {

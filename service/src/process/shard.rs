@@ -246,7 +246,11 @@ impl Shard {
         crate::fault::point("after_read");
         if fresh.lost > 0 {
             self.alarm(fresh.lost, "entries were removed before they were read").await?;
-            self.input.loss_noted(fresh.lost).await?;
+            if self.input.loss_noted(&current(&self.fence), fresh.lost).await? == Step::Raised {
+                // What was read is pending, and is taken over with the rest.
+                self.mode = Mode::Prepare;
+                return Ok(());
+            }
         }
         if fresh.entries.is_empty() {
             drop(permit);

@@ -28,6 +28,7 @@ static PREPARE: LazyLock<Script> = fenced_script!("prepare");
 static CLAIM: LazyLock<Script> = fenced_script!("claim");
 static READ: LazyLock<Script> = fenced_script!("read");
 static ACK: LazyLock<Script> = fenced_script!("ack");
+static LOSS: LazyLock<Script> = fenced_script!("loss");
 
 /// What an owner shows at every step: compared beside the stream and in Postgres.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +73,7 @@ pub struct Fresh {
 }
 
 /// What a fenced step came to.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Step<T> {
     /// Done.
     Done(T),
@@ -153,11 +154,10 @@ impl Input {
     /// Says that a loss was noted, so that it is not reported again.
     ///
     /// # Errors
-    /// When Redis does not answer.
-    pub async fn loss_noted(&self, lost: i64) -> Result<(), Error> {
-        let mut connection = self.streams.shared();
-        let () = connection.hincr(&self.fence_key, "read", lost).await.map_err(Error::of)?;
-        Ok(())
+    /// [`Error::Fenced`] when the fence stands higher.
+    pub async fn loss_noted(&self, fence: &Fence, lost: i64) -> Result<Step<()>, Error> {
+        let reply = self.run(&LOSS, fence, &[&lost.to_string()]).await?;
+        Ok(if is(&reply, b"ok") { Step::Done(()) } else { Step::Raised })
     }
 
     /// Acknowledges settled entries and trims what is settled; keeps the highest committed numbers beside the stream.

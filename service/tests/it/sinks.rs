@@ -53,8 +53,11 @@ async fn is_started(pipeline: &Pipeline, sink: &str) -> bool {
 
 #[tokio::test]
 async fn a_sink_that_is_added_starts_now_or_at_the_beginning() {
-    let (pipeline, _serve, work, load) = running(json!({})).await;
+    let (pipeline, _serve, mut work, load) = running(json!({})).await;
     pipeline.settled().await;
+    // A worker that holds nothing of it in memory.
+    work.stop().await;
+    let work = pipeline.work();
     let mut whole = sink("whole", "Processed");
     whole["from"] = "Beginning".into();
     add(&pipeline, sink("late", "Processed"));

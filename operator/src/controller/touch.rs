@@ -1,0 +1,72 @@
+//! Pushes along what a pod reads from files: the kubelet looks at once when the pod's metadata changes, and within a minute
+//! and a half otherwise.
+//!
+//! Must never touch a pod that has what it should have.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use super::{apply::Error, dereference::Seen, memory::Memory};
+use crate::{context::Context, pipeline::Pipeline};
+
+/// The annotation that is changed.
+const TOUCHED: &str = "millrace.dev/touched";
+
+/// Touches pods whose files are behind, so that the kubelet looks at once; gives when to touch again.
+///
+/// # Errors
+/// When the API server does not do as asked.
+pub(super) async fn touch(
+    context: &Context,
+    memory: &mut Memory,
+    pipeline: &Pipeline,
+    seen: &Seen,
+) -> Result<Option<Duration>, Error> {
+    let now = Instant::now();
+    let permits = &pipeline.manifest.metadata.annotations;
+    let permitted = permits.values().next().map(|_| hex::encode(&Sha256::digest(json!(permits).to_string())[..4]));
+    let mut next: Option<Duration> = None;
+    for pod in seen.pods.iter().filter(|pod| !pod.deleting) {
+        let Some(heard) = memory.facts.of(&pod.name) else { continue };
+        let read = heard.answer.manifest.as_ref();
+        let current = read.is_some_and(|read| {
+            read.uid.as_deref() == Some(&pipeline.uid) && read.generation >= Some(pipeline.generation)
+        });
+        let suffers =
+            |reasons: &[&str]| heard.answer.problems.iter().any(|problem| reasons.contains(&problem.reason.as_str()));
+        let purpose = if !current {
+            format!("g{}", pipeline.generation)
+        } else if suffers(&["SecretNotFound", "SecretInvalid"]) {
+            "secret".to_owned()
+        } else if let Some(permitted) = &permitted
+            && suffers(&["OtherPipeline", "UidNotClaimed", "ManifestRefused"])
+        {
+            // What permits it are annotations, which come with the manifest and are no new generation.
+            format!("a{permitted}")
+        } else {
+            memory.touches.remove(&pod.name);
+            continue;
+        };
+        if let Some(count) = memory.touch(&pod.name, &purpose, now) {
+            context.leadership.check()?;
+            let patch = json!({ "metadata": { "annotations": { TOUCHED: format!("{purpose}-{count}") } } });
+            let api: Api<Pod> = Api::namespaced(context.client.clone(), &pipeline.namespace);
+            match api.patch_metadata(&pod.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let due = memory.touches[&pod.name].due.saturating_duration_since(now);
+        next = Some(next.map_or(due, |next| next.min(due)));
+    }
+    memory.touches.retain(|pod, _| seen.pods.iter().any(|seen| seen.name == *pod));
+    Ok(next)
+}
