@@ -153,6 +153,12 @@ impl Cache {
         let _ = self.unread.clone().wait_for(|unread| *unread == 0).await;
     }
 
+    /// Whether all of it was read once.
+    #[must_use]
+    pub(crate) fn is_read(&self) -> bool {
+        *self.unread.borrow() == 0
+    }
+
     /// The metadata of each child of a pipeline, Jobs excepted.
     #[must_use]
     pub(crate) fn children(&self, namespace: &str, pipeline: &str) -> BTreeMap<(Kind, String), ObjectMeta> {

@@ -12,9 +12,9 @@ use serde::Deserialize;
 
 /// Facts older than this are unknown.
 pub(crate) const LONGEST_AGE: Duration = Duration::from_secs(30);
-/// A pod that was asked within this time is not asked again.
+/// A pod that answered is left alone for this time.
 const SHORTEST_BETWEEN: Duration = Duration::from_millis(400);
-const TIMEOUT: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest answer that is read: 256 shards and 16 sinks fit several times.
 const LONGEST_ANSWER: usize = 4 << 20;
 
@@ -126,24 +126,36 @@ impl Heard {
     }
 }
 
+/// When a pod may be asked again.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    next: Instant,
+    /// How often in a row it did not answer.
+    silent: u32,
+}
+
+/// How long a pod is left alone that did not answer so often in a row.
+fn pause(silent: u32) -> Duration {
+    SHORTEST_BETWEEN.saturating_mul(1 << silent.min(10)).min(LONGEST_AGE)
+}
+
 /// The last answers of a pipeline's pods, by the pod's name.
 #[derive(Debug, Default)]
 pub(crate) struct Facts {
-    asked: BTreeMap<String, Instant>,
+    asked: BTreeMap<String, Asked>,
     heard: BTreeMap<String, Heard>,
 }
 
 impl Facts {
-    /// Asks the pods that were not asked a moment ago; forgets pods that are gone. `pods` are names and addresses.
+    /// Asks the pods that are due; forgets pods that are gone. `pods` are names and addresses. One that does not answer is
+    /// asked less and less often: a pass waits for it, and other pipelines wait for the pass.
     pub(crate) async fn ask(&mut self, http: &reqwest::Client, port: u16, pods: &[(String, String)]) {
         let stays = |name: &String| pods.iter().any(|(pod, _)| pod == name);
         self.asked.retain(|name, _| stays(name));
         self.heard.retain(|name, _| stays(name));
         let now = Instant::now();
-        let due: Vec<_> = pods
-            .iter()
-            .filter(|(name, _)| self.asked.get(name).is_none_or(|at| now.duration_since(*at) >= SHORTEST_BETWEEN))
-            .collect();
+        let due: Vec<_> =
+            pods.iter().filter(|(name, _)| self.asked.get(name).is_none_or(|asked| now >= asked.next)).collect();
         let answers = future::join_all(due.into_iter().map(async |(name, address)| {
             let answer = match tokio::time::timeout(TIMEOUT, ask(http, address, port)).await {
                 Ok(Ok(answer)) => Some(answer),
@@ -158,7 +170,11 @@ impl Facts {
         .await;
         for (name, answer) in answers {
             let at = Instant::now();
-            self.asked.insert(name.clone(), at);
+            let silent = match &answer {
+                Some(_) => 0,
+                None => self.asked.get(&name).map_or(0, |asked| asked.silent) + 1,
+            };
+            self.asked.insert(name.clone(), Asked { next: at + pause(silent), silent });
             if let Some(answer) = answer {
                 self.heard.insert(name, Heard { at, answer });
             }
@@ -196,6 +212,12 @@ async fn ask(http: &reqwest::Client, address: &str, port: u16) -> anyhow::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn silent_pods_are_asked_less_and_less_often() {
+        assert_eq!([0, 1, 2].map(pause), [400, 800, 1_600].map(Duration::from_millis));
+        assert_eq!(pause(u32::MAX), LONGEST_AGE);
+    }
 
     #[test]
     fn what_is_not_known_is_null_or_absent() {

@@ -229,6 +229,8 @@ fn told(kind: Kind, name: &str, error: kube::Error) -> Error {
         403 => "Forbidden",
         404 if kind == Kind::HttpRoute => "GatewayApiMissing",
         400 | 422 => "Refused",
+        // What breaks the schema of a field that the resource takes as it is.
+        500 if status.message.contains("failed to create typed patch object") => "Refused",
         _ => return error.into(),
     };
     Error::Problem(Problem { reason: reason.to_owned(), message: format!("{kind:?} {name}: {}", status.message) })

@@ -15,7 +15,7 @@ use super::{
     build,
     dereference::Seen,
     memory::Memory,
-    migration::{self, Stand},
+    migration::{self, Stand, State},
     reconcile::{ask, collect, stays},
     status::View,
     write,
@@ -64,27 +64,39 @@ pub(super) async fn step(object: &Guarded, scope: &Scope, memory: &mut Memory) -
             drain(scope, memory, resource, &pipeline, &seen, since, owner).await?
         }
     };
+    let purges = policy == DeletionPolicy::Purge && !is_foreground(resource);
     let mut problems = Vec::new();
     let going = match drain {
         Drain::Goes(how) => Some(how),
         Drain::GivenUp(why) => {
             let left = memory.facts.newest().and_then(|heard| heard.answer.counts);
             let left = left.map(|counts| counts.backlog).or(resource.status.as_ref().and_then(|status| status.backlog));
-            if !why.is_empty() {
+            if !why.is_empty() && !memory.given_up {
+                memory.given_up = true;
                 let backlog = left.map_or("an unknown number of records".to_owned(), |left| format!("{left} records"));
-                let note =
-                    format!("{why}: {backlog} stay queued in Redis, and are worked off when it is applied again");
+                let fate = if purges {
+                    "that are queued are removed with the rest"
+                } else {
+                    "stay queued in Redis, and are worked off when it is applied again"
+                };
+                let note = format!("{why}: {backlog} {fate}");
                 write::event(context, meta, left != Some(0), "NotDrained", note).await;
             }
-            if policy == DeletionPolicy::Purge {
-                purge(scope, &pipeline, &seen, owner, &mut problems).await?
-            } else {
-                None
-            }
+            if purges { purge(scope, resource, &pipeline, &seen, owner, &mut problems).await? } else { None }
         }
-        Drain::Done if policy == DeletionPolicy::Purge => purge(scope, &pipeline, &seen, owner, &mut problems).await?,
+        Drain::Done if purges => purge(scope, resource, &pipeline, &seen, owner, &mut problems).await?,
         Drain::Done => None,
     };
+    let terminating = problems.iter().any(|problem| problem.reason == "NamespaceTerminating");
+    let stays_behind = match policy {
+        DeletionPolicy::Purge if !purges => Some("foreground deletion removes what the Job stands on"),
+        DeletionPolicy::Purge if terminating => Some("no Job can be made in a namespace that is being removed"),
+        _ => None,
+    };
+    let going = going.filter(|_| !terminating);
+    if let (Some(why), None) = (stays_behind, &going) {
+        write::event(context, meta, true, "NotPurged", format!("{why}: the data stays in Postgres and Redis")).await;
+    }
     let Some(going) = going else {
         write::event(context, meta, false, "Deleted", "let go".to_owned()).await;
         write::release(context, meta).await?;
@@ -93,6 +105,10 @@ pub(super) async fn step(object: &Guarded, scope: &Scope, memory: &mut Memory) -
     };
     tell(scope, memory, resource, &pipeline, &seen, &going, &problems, since).await?;
     Ok(Action::requeue(SOON))
+}
+
+fn is_foreground(resource: &RecordPipelineResource) -> bool {
+    resource.finalizers().iter().any(|finalizer| finalizer == "foregroundDeletion")
 }
 
 /// When draining began.
@@ -112,7 +128,7 @@ async fn drain(
     owner: Owner<'_>,
 ) -> Result<Drain, Error> {
     let context = &scope.context;
-    let foreground = resource.finalizers().iter().any(|finalizer| finalizer == "foregroundDeletion");
+    let foreground = is_foreground(resource);
     let work = seen.work.as_ref().filter(|work| stays(&work.meta, &pipeline.uid));
     let Some(work) = work else {
         let why = if foreground { "foreground deletion took the workers first" } else { "no workers are there" };
@@ -169,20 +185,31 @@ async fn drain(
 /// Removes the pipeline's data by a Job; `None` when that is done.
 async fn purge(
     scope: &Scope,
+    resource: &RecordPipelineResource,
     pipeline: &Pipeline,
     seen: &Seen,
     owner: Owner<'_>,
     problems: &mut Vec<Problem>,
 ) -> Result<Option<String>, Error> {
-    let image = pipeline.spec.image.clone().unwrap_or_else(|| scope.context.tuning.default_image.clone());
+    // The image that is known to have worked on this schema.
+    let worked = resource.status.as_ref().and_then(|status| status.migrated.as_ref()).map(|by| by.image.clone());
+    let wanted = || pipeline.spec.image.clone().unwrap_or_else(|| scope.context.tuning.default_image.clone());
+    let image = worked.unwrap_or_else(wanted);
     // Pods that go on would make the schema's rows anew.
     for role in [&seen.serve, &seen.work].into_iter().flatten() {
         if role.replicas > 0 && stays(&role.meta, &pipeline.uid) {
             apply::scale(&scope.context, owner, &role.meta, 0).await?;
         }
     }
-    if !seen.pods.is_empty() {
-        return Ok(Some(format!("{} pods end before the data is removed", seen.pods.len())));
+    // One that ends later would make the schema anew.
+    for running in seen.migrations.iter().filter(|attempt| attempt.state == State::Running) {
+        if let Some(meta) = seen.jobs.get(&running.name) {
+            apply::delete(&scope.context, owner, build::Kind::Job, &running.name, meta).await?;
+        }
+    }
+    let ending = seen.pods.len() + seen.migrating;
+    if ending > 0 {
+        return Ok(Some(format!("{ending} pods end before the data is removed")));
     }
     let key = seen.purges.first().map(|purge| purge.key.clone()).unwrap_or_default();
     match migration::judge(&key, &seen.purges, None, None, Timestamp::now()) {

@@ -27,6 +27,9 @@ pub(crate) const ATTEMPT: &str = "millrace.dev/attempt";
 /// The label of a pod that names its Job.
 pub(crate) const JOB: &str = "batch.kubernetes.io/job-name";
 
+/// A Job that has no pod for so long cannot make one.
+const PODLESS_SECONDS: i64 = 15;
+
 /// What there is of a pipeline.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
@@ -38,6 +41,8 @@ pub(crate) struct Seen {
     pub(crate) migrations: Vec<Attempt>,
     /// Jobs of purges.
     pub(crate) purges: Vec<Attempt>,
+    /// Pods of migrations that are not finished.
+    pub(crate) migrating: usize,
     /// Pods of both roles that are not finished.
     pub(crate) pods: Vec<PodSeen>,
     /// Metadata of each child, Jobs excepted.
@@ -103,6 +108,11 @@ impl Seen {
             }
             seen.jobs.insert(job.name_any(), job.metadata.clone());
         }
+        let finished = |pod: &Pod| {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            phase.is_some_and(|phase| ["Succeeded", "Failed"].contains(&phase))
+        };
+        seen.migrating = pods.iter().filter(|pod| component_of(&pod.metadata) == "migrate" && !finished(pod)).count();
         seen.pods = pods.iter().filter_map(|pod| PodSeen::of(pod)).collect();
         seen.pods.sort_by(|a, b| a.name.cmp(&b.name));
         seen
@@ -256,7 +266,12 @@ fn attempt(job: &Job, pods: &[&std::sync::Arc<Pod>]) -> Attempt {
         let ended = container.state.as_ref()?.terminated.as_ref()?;
         serde_json::from_str::<Outcome>(ended.message.as_deref()?).ok()
     });
-    let trouble = pods.iter().find_map(|pod| trouble(pod));
+    let age = job.creation_timestamp().map_or(0, |made| Timestamp::now().duration_since(made.0).as_secs());
+    let podless = (state == State::Running && pods.is_empty() && age >= PODLESS_SECONDS).then(|| Problem {
+        reason: "PodsNotCreated".to_owned(),
+        message: format!("Job {0} has no pod after {age} s: kubectl describe job {0}", job.name_any()),
+    });
+    let trouble = pods.iter().find_map(|pod| trouble(pod)).or(podless);
     Attempt {
         name: job.name_any(),
         key: label(KEY),

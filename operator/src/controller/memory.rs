@@ -40,6 +40,8 @@ pub(crate) struct Memory {
     pub(crate) not_migrated: Option<Timestamp>,
     /// Whether all was seen to be worked off and published, while draining.
     pub(crate) drained: bool,
+    /// Whether it was said that draining was given up.
+    pub(crate) given_up: bool,
     /// Since when no pod of serve has been there, while draining.
     pub(crate) serve_gone: Option<Instant>,
     /// Reconciles that failed since the last that did not.
@@ -71,6 +73,7 @@ impl Default for Memory {
             all_worked: None,
             not_migrated: None,
             drained: false,
+            given_up: false,
             serve_gone: None,
             failures: 0,
         }

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Pipelines that are worked on at once.
-const CONCURRENCY: u16 = 8;
+const CONCURRENCY: u16 = 16;
 /// After the first failure of a pipeline; doubled with each further one.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
@@ -79,10 +79,8 @@ pub(crate) async fn run(scope: Scope, feeds: Feeds, stop: CancellationToken) {
 async fn one(object: &Guarded, scope: &Scope) -> Action {
     use kube::{Resource as _, ResourceExt as _};
     tracing::debug!(object = %object.name_any(), "controller.reconcile.begun");
-    // All of them: whose turn it is with a new default image depends on every pipeline.
-    for cache in &scope.context.caches {
-        cache.ready().await;
-    }
+    // Its own only: a namespace that may not be read stops no other.
+    scope.cache.ready().await;
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let memory = scope.context.memory(&namespace, &name);
     let mut memory = memory.lock().await;

@@ -97,7 +97,7 @@ impl Pass<'_> {
         let Self { context, scope, pipeline, .. } = *self;
         let seen = Seen::of(&scope.cache, &pipeline.namespace, &pipeline.name, &pipeline.uid);
         ask(context, memory, &seen).await;
-        self.remember(memory);
+        self.remember(memory, &seen);
         if pipeline.spec.paused == Some(true) {
             return self.paused(memory, &seen).await;
         }
@@ -158,12 +158,14 @@ impl Pass<'_> {
         Ok(Action::requeue(self.pause(&stand, touching, waits.is_some(), going_on, !problems.is_empty())))
     }
 
-    /// Notes what lasts of what the pods said.
-    fn remember(&self, memory: &mut Memory) {
-        let newest = memory.facts.newest().cloned();
-        let shards = newest.and_then(|heard| heard.answer.shards).unwrap_or_default();
-        if shards.iter().filter(|shard| shard.leased).count() >= usize::from(self.pipeline.spec.shards) {
-            memory.all_worked = Some(Instant::now());
+    /// Notes what lasts of what was seen: when every shard was worked, and records could be taken.
+    fn remember(&self, memory: &mut Memory, seen: &Seen) {
+        let Some(heard) = memory.facts.newest() else { return };
+        let shards = heard.answer.shards.as_deref().unwrap_or_default();
+        let worked = shards.iter().filter(|shard| shard.leased).count() >= usize::from(self.pipeline.spec.shards);
+        let serves = seen.serve.as_ref().is_some_and(|serve| serve.replicas == 0 || serve.available > 0);
+        if worked && serves {
+            memory.all_worked = Some(heard.gathered());
         }
     }
 

@@ -37,7 +37,8 @@ pub(crate) fn waits_for(me: &str, others: &[Follower]) -> Option<String> {
 pub(crate) fn followers(context: &Context) -> Vec<Follower> {
     let claim = context.settings.claim();
     let mut found = Vec::new();
-    for cache in &context.caches {
+    // What cannot be read cannot be rolled, either.
+    for cache in context.caches.iter().filter(|cache| cache.is_read()) {
         // Sorted out once: to look through all Deployments for each pipeline takes its square.
         let mut deployments: HashMap<(String, String), Vec<_>> = HashMap::new();
         for deployment in cache.deployments.state() {

@@ -82,9 +82,7 @@ impl View<'_> {
     fn behind(&self) -> Option<usize> {
         let (shards, _) = self.known?;
         let there = |shard: &&Shard| {
-            shard.leased
-                && shard.uid.as_deref() == Some(self.uid)
-                && shard.generation.is_some_and(|generation| generation >= self.generation)
+            shard.leased && shard.uid.as_deref() == Some(self.uid) && shard.generation == Some(self.generation)
         };
         Some(usize::from(self.shards).saturating_sub(shards.iter().filter(there).count()))
     }
