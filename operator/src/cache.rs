@@ -25,8 +25,11 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::controller::{
-    build::Kind,
-    dereference::{ATTEMPT, COMPONENT, JOB, KEY},
+    build::{
+        Kind,
+        labels::{self, ATTEMPT, COMPONENT, INSTANCE, KEY},
+    },
+    dereference::JOB,
 };
 
 /// A pipeline as the API server gave it, or why it could not be read.
@@ -35,10 +38,6 @@ pub(crate) type Guarded = DeserializeGuard<RecordPipelineResource>;
 pub(crate) type Meta = PartialObjectMeta<DynamicObject>;
 /// Pipelines whose children changed.
 pub(crate) type Triggers = Pin<Box<dyn Stream<Item = ObjectRef<Guarded>> + Send>>;
-
-/// The label that names a child's pipeline.
-pub(crate) const INSTANCE: &str = "app.kubernetes.io/instance";
-const OURS: &str = "app.kubernetes.io/managed-by=millrace-operator";
 
 /// The caches of one namespace, or of all.
 #[derive(Clone)]
@@ -82,7 +81,7 @@ impl Cache {
             },
         );
         let found = noted(&unread, reflector::reflector(writer, found)).touched_objects().boxed();
-        let ours = || watcher::Config::default().labels(OURS);
+        let ours = || watcher::Config::default().labels(&labels::ours());
         let (deployments, changed_deployments) =
             typed::<Deployment>(&unread, scoped(client, namespace), ours(), |deployment| {
                 trim_child(&mut deployment.metadata);
@@ -131,10 +130,7 @@ impl Cache {
             let resource = kind.resource();
             let writer = Writer::<Meta>::new(resource.clone());
             others.insert(*kind, writer.as_reader());
-            let api: Api<Meta> = match namespace {
-                Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
-                None => Api::all_with(client.clone(), &resource),
-            };
+            let api: Api<Meta> = dynamic(client, namespace, &resource);
             let found = watcher(api, ours()).default_backoff().modify(|object: &mut Meta| {
                 object.types = None;
                 trim_child(&mut object.metadata);
@@ -159,13 +155,10 @@ impl Cache {
         *self.unread.borrow() == 0
     }
 
-    /// The metadata of each child of a pipeline, Jobs excepted.
+    /// The metadata of each child of a pipeline of which that is all that is kept.
     #[must_use]
-    pub(crate) fn children(&self, namespace: &str, pipeline: &str) -> BTreeMap<(Kind, String), ObjectMeta> {
+    pub(crate) fn others(&self, namespace: &str, pipeline: &str) -> BTreeMap<(Kind, String), ObjectMeta> {
         let mut found = BTreeMap::new();
-        for deployment in of(&self.deployments, namespace, pipeline) {
-            found.insert((Kind::Deployment, deployment.name_any()), deployment.metadata.clone());
-        }
         for (kind, store) in &self.others {
             for object in of(store, namespace, pipeline) {
                 found.insert((*kind, object.name_any()), object.metadata.clone());
@@ -187,6 +180,7 @@ where
     })
 }
 
+/// A namespace's objects, or all.
 fn scoped<K>(client: &Client, namespace: Option<&str>) -> Api<K>
 where
     K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
@@ -194,6 +188,17 @@ where
     match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
+    }
+}
+
+/// As `scoped`, for what has no type of its own.
+pub(crate) fn dynamic<K>(client: &Client, namespace: Option<&str>, resource: &K::DynamicType) -> Api<K>
+where
+    K: Resource<Scope = kube::core::DynamicResourceScope>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, resource),
+        None => Api::all_with(client.clone(), resource),
     }
 }
 
@@ -264,7 +269,7 @@ fn tight<T>(all: impl Iterator<Item = T>) -> Vec<T> {
 }
 
 /// Leaves of a child's metadata what is read: with a thousand pipelines there are some twenty thousand of them.
-fn trim_child(meta: &mut ObjectMeta) {
+pub(crate) fn trim_child(meta: &mut ObjectMeta) {
     let all = std::mem::take(meta);
     let kept = [INSTANCE, COMPONENT, KEY, ATTEMPT, JOB];
     let labels = all.labels.map(|mut labels| {
@@ -277,6 +282,7 @@ fn trim_child(meta: &mut ObjectMeta) {
         uid: all.uid,
         resource_version: all.resource_version,
         generation: all.generation,
+        creation_timestamp: all.creation_timestamp,
         deletion_timestamp: all.deletion_timestamp,
         owner_references: all.owner_references.map(|all| tight(all.into_iter())),
         labels,

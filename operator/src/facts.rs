@@ -10,6 +10,8 @@ use std::{
 use futures::future;
 use serde::Deserialize;
 
+use crate::backoff::doubled;
+
 /// Facts older than this are unknown.
 pub(crate) const LONGEST_AGE: Duration = Duration::from_secs(30);
 /// A pod that answered is left alone for this time.
@@ -26,8 +28,6 @@ pub(crate) struct Answer {
     pub(crate) pipeline_id: Option<String>,
     /// The manifest's file as the process last read it.
     pub(crate) manifest: Option<Origin>,
-    /// Why the file's content is not in force.
-    pub(crate) refusal: Option<String>,
     /// What is wrong now, worst first.
     pub(crate) problems: Vec<Problem>,
     /// All shards of the pipeline.
@@ -58,11 +58,16 @@ pub(crate) struct Problem {
     pub(crate) message: String,
 }
 
+impl Problem {
+    /// A problem.
+    pub(crate) fn new(reason: &str, message: impl Into<String>) -> Self {
+        Self { reason: reason.to_owned(), message: message.into() }
+    }
+}
+
 /// A shard's state in Postgres.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct Shard {
-    /// Its number.
-    pub(crate) shard: u16,
     /// Whether a worker holds it now.
     pub(crate) leased: bool,
     /// The uid of the manifest that it stands at.
@@ -98,9 +103,6 @@ pub(crate) struct Counts {
     pub(crate) alerts: i64,
     /// Dead letters that are open.
     pub(crate) dead_letters: i64,
-    /// The least that was lost.
-    #[serde(default)]
-    pub(crate) lost: i64,
 }
 
 /// A pod's last answer.
@@ -136,7 +138,7 @@ struct Asked {
 
 /// How long a pod is left alone that did not answer so often in a row.
 fn pause(silent: u32) -> Duration {
-    SHORTEST_BETWEEN.saturating_mul(1 << silent.min(10)).min(LONGEST_AGE)
+    doubled(SHORTEST_BETWEEN, silent, LONGEST_AGE)
 }
 
 /// The last answers of a pipeline's pods, by the pod's name.

@@ -2,6 +2,7 @@
 //!
 //! Must never read a Secret, Redis or Postgres: what it knows of a pipeline its pods tell it.
 
+mod backoff;
 mod cache;
 mod commands;
 mod context;

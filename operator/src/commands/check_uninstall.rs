@@ -8,7 +8,7 @@ use kube::{
 };
 use millrace_crds::RecordPipelineResource;
 
-use crate::{context::Settings, controller::CLAIM};
+use crate::{cache::dynamic, context::Settings, controller::CLAIM};
 
 /// Flags of `millrace-operator check-uninstall`.
 #[derive(Debug, clap::Args)]
@@ -26,10 +26,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let (resource, claim) = (ApiResource::erase::<RecordPipelineResource>(&()), args.settings.claim());
     let mut left = Vec::new();
     for scope in args.settings.scopes() {
-        let api: Api<DynamicObject> = match scope {
-            Some(namespace) => Api::namespaced_with(client.clone(), &namespace, &resource),
-            None => Api::all_with(client.clone(), &resource),
-        };
+        let api: Api<DynamicObject> = dynamic(&client, scope.as_deref(), &resource);
         match api.list_metadata(&ListParams::default()).await {
             Ok(found) => left.extend(
                 found

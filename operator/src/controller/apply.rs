@@ -17,7 +17,7 @@ use super::{
 use crate::{context::Context, facts::Problem, lease::NotLeading};
 
 /// Who owns the fields that the operator applies.
-pub(crate) const MANAGER: &str = "millrace-operator";
+const MANAGER: &str = "millrace-operator";
 
 /// Who owns a number of pods on its way to an autoscaler.
 const SCALE_MANAGER: &str = "millrace-operator-scale";
@@ -43,6 +43,11 @@ pub(crate) struct Owner<'a> {
     pub(crate) namespace: &'a str,
     /// Its uid.
     pub(crate) uid: &'a str,
+}
+
+/// A merge patch by the operator.
+pub(super) fn merge() -> PatchParams {
+    PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() }
 }
 
 fn api(context: &Context, kind: Kind, namespace: &str) -> Api<DynamicObject> {
@@ -90,11 +95,10 @@ pub(crate) async fn apply(
             "metadata": { "uid": meta.uid },
             "spec": { "ports": child.object["spec"]["ports"] },
         });
-        let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        api.patch(&child.name, &parameters, &Patch::Merge(&ports))
+        api.patch(&child.name, &merge(), &Patch::Merge(&ports))
             .await
             .map_err(|error| told(child.kind, &child.name, error))?;
-        applied = api.patch(&child.name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&child.object)).await;
+        applied = api.patch(&child.name, &parameters, &Patch::Apply(&child.object)).await;
     }
     let applied = applied.map_err(|error| told(child.kind, &child.name, error))?;
     let version = applied.metadata.resource_version.unwrap_or_default();
@@ -194,8 +198,7 @@ pub(crate) async fn scale(context: &Context, owner: Owner<'_>, meta: &ObjectMeta
         "metadata": { "uid": meta.uid, "resourceVersion": meta.resource_version },
         "spec": { "replicas": replicas },
     });
-    let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-    match api(context, Kind::Deployment, owner.namespace).patch(name, &parameters, &Patch::Merge(&patch)).await {
+    match api(context, Kind::Deployment, owner.namespace).patch(name, &merge(), &Patch::Merge(&patch)).await {
         Ok(_) => {
             tracing::info!(namespace = owner.namespace, name, replicas, "apply.deployment.scaled");
             Ok(())
@@ -217,7 +220,7 @@ fn foreign(child: &Child, meta: &ObjectMeta, owner: Owner<'_>) -> Result<(), Err
     } else {
         ("NameClash", format!("{kind:?} {name} is there and is not this pipeline's: delete or rename it"))
     };
-    Err(Error::Problem(Problem { reason: reason.to_owned(), message }))
+    Err(Error::Problem(Problem::new(reason, message)))
 }
 
 /// What the API server refused for a reason that a person has to know.
@@ -233,5 +236,5 @@ fn told(kind: Kind, name: &str, error: kube::Error) -> Error {
         500 if status.message.contains("failed to create typed patch object") => "Refused",
         _ => return error.into(),
     };
-    Error::Problem(Problem { reason: reason.to_owned(), message: format!("{kind:?} {name}: {}", status.message) })
+    Error::Problem(Problem::new(reason, format!("{kind:?} {name}: {}", status.message)))
 }

@@ -10,19 +10,17 @@ use kube::{Resource as _, ResourceExt as _, runtime::controller::Action};
 use millrace_crds::{DeletionPolicy, RecordPipelineResource, RecordPipelineStatus};
 
 use super::{
-    Scope,
+    SOON, Scope,
     apply::{self, Error, Owner},
     build,
     dereference::Seen,
     memory::Memory,
     migration::{self, Stand, State},
     reconcile::{ask, collect, stays},
-    status::View,
-    write,
+    still, write,
 };
 use crate::{cache::Guarded, facts::Problem, pipeline::Pipeline};
 
-const SOON: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long draining may take unless the spec says otherwise, in seconds.
 const DRAIN_SECONDS: u32 = 600;
 
@@ -113,9 +111,8 @@ fn is_foreground(resource: &RecordPipelineResource) -> bool {
 
 /// When draining began.
 fn began(memory: &Memory, resource: &RecordPipelineResource) -> Timestamp {
-    let written = memory.written.as_ref().and_then(|(status, _)| status.draining_since.clone());
-    let stood = resource.status.as_ref().and_then(|status| status.draining_since.clone());
-    written.or(stood).map_or_else(Timestamp::now, |time| time.0)
+    let stood = resource.status.clone().unwrap_or_default();
+    memory.stood(&stood).draining_since.as_ref().map_or_else(Timestamp::now, |time| time.0)
 }
 
 async fn drain(
@@ -244,26 +241,8 @@ async fn tell(
 ) -> Result<(), Error> {
     let stood = resource.status.clone().unwrap_or_default();
     let counts = memory.facts.newest().and_then(|heard| heard.answer.counts);
-    let stand = Stand::Done { contract: 0 };
-    let view = View {
-        generation: pipeline.generation,
-        uid: &pipeline.uid,
-        shards: pipeline.spec.shards,
-        migration: &stand,
-        image: "",
-        waits_for: None,
-        rollout: None,
-        workers: 0,
-        problems,
-        known: None,
-        lapse: std::time::Duration::ZERO,
-        rolled: std::time::Duration::ZERO,
-        draining: Some(going),
-    };
-    let before = memory.written.as_ref().map_or(&stood, |(written, _)| written);
-    let mut conditions = view.conditions(&before.conditions, Timestamp::now());
-    conditions.retain(|condition| condition.type_ != "Migrated");
-    conditions.extend(stood.conditions.iter().filter(|condition| condition.type_ == "Migrated").cloned());
+    let before = &memory.stood(&stood).conditions;
+    let conditions = still::draining(before, pipeline.generation, going, problems.first(), Timestamp::now());
     let next = RecordPipelineStatus {
         conditions,
         observed_generation: Some(pipeline.generation),

@@ -9,20 +9,16 @@ use k8s_openapi::{
 use kube::{ResourceExt as _, api::ObjectMeta};
 
 use super::{
-    build::Kind,
+    build::{
+        Kind,
+        labels::{ATTEMPT, COMPONENT, KEY},
+    },
     migration::{Attempt, Outcome, State},
 };
 use crate::{
     cache::{self, Cache},
     facts::Problem,
 };
-
-/// The label of a pod's or a Job's role.
-pub(crate) const COMPONENT: &str = "app.kubernetes.io/component";
-/// The label of a Job's key.
-pub(crate) const KEY: &str = "millrace.dev/migration-key";
-/// The label of a Job's attempt.
-pub(crate) const ATTEMPT: &str = "millrace.dev/attempt";
 
 /// The label of a pod that names its Job.
 pub(crate) const JOB: &str = "batch.kubernetes.io/job-name";
@@ -87,13 +83,15 @@ impl Seen {
     /// Looks through the caches for what belongs to this very resource.
     #[must_use]
     pub(crate) fn of(cache: &Cache, namespace: &str, name: &str, uid: &str) -> Self {
-        let children = cache.children(namespace, name);
         let owned = |meta: &ObjectMeta| is_owned(meta, uid);
+        let deployments = cache::of(&cache.deployments, namespace, name);
+        let mut children = cache.others(namespace, name);
+        children.extend(deployments.iter().map(|of| ((Kind::Deployment, of.name_any()), of.metadata.clone())));
         let role = |component: &str| {
-            cache::of(&cache.deployments, namespace, name)
-                .into_iter()
+            deployments
+                .iter()
                 .find(|found| component_of(&found.metadata) == component && owned(&found.metadata))
-                .map(|found| Role::of(&found))
+                .map(|found| Role::of(found))
         };
         let pods = cache::of(&cache.pods, namespace, name);
         let mut seen = Self { serve: role("serve"), work: role("work"), children, ..Self::default() };
@@ -178,12 +176,10 @@ impl Role {
             |found: &k8s_openapi::api::apps::v1::DeploymentCondition| found.message.clone().unwrap_or_default();
         let problem = if let Some(found) = stands("ReplicaFailure", "True") {
             let reason = if message(found).contains("exceeded quota") { "QuotaExceeded" } else { "PodsNotCreated" };
-            Some(Problem { reason: reason.to_owned(), message: format!("{name}: {}", message(found)) })
+            Some(Problem::new(reason, format!("{name}: {}", message(found))))
         } else {
-            stands("Progressing", "False").map(|found| Problem {
-                reason: "RolloutFailed".to_owned(),
-                message: format!("{name}: {}", message(found)),
-            })
+            stands("Progressing", "False")
+                .map(|found| Problem::new("RolloutFailed", format!("{name}: {}", message(found))))
         };
         Self { meta: deployment.metadata.clone(), replicas, available, image, incomplete, problem }
     }
@@ -215,14 +211,13 @@ impl PodSeen {
 /// What keeps a pod from running, as the kubelet or the scheduler says.
 fn trouble(pod: &Pod) -> Option<Problem> {
     let status = pod.status.as_ref()?;
-    let (name, problem) =
-        (pod.name_any(), |reason: &str, message: String| Problem { reason: reason.to_owned(), message });
+    let name = pod.name_any();
     let conditions = status.conditions.as_deref().unwrap_or_default();
     let unscheduled =
         conditions.iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
     if let Some(condition) = unscheduled {
         let message = condition.message.clone().unwrap_or_default();
-        return Some(problem("Unschedulable", format!("pod {name}: {message}")));
+        return Some(Problem::new("Unschedulable", format!("pod {name}: {message}")));
     }
     for container in status.container_statuses.iter().flatten() {
         let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
@@ -232,15 +227,18 @@ fn trouble(pod: &Pod) -> Option<Problem> {
             "" | "ContainerCreating" | "PodInitializing" => {}
             // One state, two names in turn.
             "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName" => {
-                return Some(problem("ImagePullBackOff", format!("pod {name}: image {}: {message}", container.image)));
+                return Some(Problem::new(
+                    "ImagePullBackOff",
+                    format!("pod {name}: image {}: {message}", container.image),
+                ));
             }
             "CrashLoopBackOff" => {
                 let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
                 let code = last.map_or(String::new(), |last| format!("exit code {}", last.exit_code));
                 let said = format!("pod {name} restarts again and again, {code}: kubectl logs --previous {name}");
-                return Some(problem("CrashLoopBackOff", said));
+                return Some(Problem::new("CrashLoopBackOff", said));
             }
-            other => return Some(problem(other, format!("pod {name}: {message}"))),
+            other => return Some(Problem::new(other, format!("pod {name}: {message}"))),
         }
     }
     None
@@ -267,9 +265,11 @@ fn attempt(job: &Job, pods: &[&std::sync::Arc<Pod>]) -> Attempt {
         serde_json::from_str::<Outcome>(ended.message.as_deref()?).ok()
     });
     let age = job.creation_timestamp().map_or(0, |made| Timestamp::now().duration_since(made.0).as_secs());
-    let podless = (state == State::Running && pods.is_empty() && age >= PODLESS_SECONDS).then(|| Problem {
-        reason: "PodsNotCreated".to_owned(),
-        message: format!("Job {0} has no pod after {age} s: kubectl describe job {0}", job.name_any()),
+    let podless = (state == State::Running && pods.is_empty() && age >= PODLESS_SECONDS).then(|| {
+        Problem::new(
+            "PodsNotCreated",
+            format!("Job {0} has no pod after {age} s: kubectl describe job {0}", job.name_any()),
+        )
     });
     let trouble = pods.iter().find_map(|pod| trouble(pod)).or(podless);
     Attempt {
@@ -279,5 +279,28 @@ fn attempt(job: &Job, pods: &[&std::sync::Arc<Pod>]) -> Attempt {
         state,
         outcome,
         trouble,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::SignedDuration};
+
+    use super::*;
+
+    #[test]
+    fn a_job_without_a_pod_is_told_after_a_while() {
+        let made = |seconds| {
+            let mut job = Job::default();
+            job.metadata.name = Some("p-migrate-k-1".to_owned());
+            job.metadata.creation_timestamp = Some(Time(Timestamp::now() - SignedDuration::from_secs(seconds)));
+            // As the cache keeps it.
+            cache::trim_child(&mut job.metadata);
+            attempt(&job, &[]).trouble
+        };
+        assert_eq!(made(PODLESS_SECONDS - 5), None);
+        let told = made(PODLESS_SECONDS + 5).expect("a problem");
+        assert_eq!(told.reason, "PodsNotCreated");
+        assert!(told.message.contains("kubectl describe job p-migrate-k-1"), "{}", told.message);
     }
 }

@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use millrace_crds::RecordPipelineStatus;
 
 use super::{autoscale::Scaler, build::Kind};
-use crate::facts::Facts;
+use crate::{backoff::doubled, facts::Facts};
 
 /// Pods are touched this long after they were touched first; doubled each time.
 const FIRST_TOUCH: Duration = Duration::from_millis(500);
@@ -88,6 +88,11 @@ impl Memory {
         }
     }
 
+    /// The status as it stands: what was written last, for the cache may be behind it; else what the API server has.
+    pub(crate) fn stood<'a>(&'a self, cached: &'a RecordPipelineStatus) -> &'a RecordPipelineStatus {
+        self.written.as_ref().map_or(cached, |(written, _)| written)
+    }
+
     /// Whether a pod is to be touched now for a purpose; counts it when so.
     pub(crate) fn touch(&mut self, pod: &str, purpose: &str, now: Instant) -> Option<u32> {
         let touch = self.touches.get(pod).filter(|touch| touch.purpose == purpose);
@@ -95,7 +100,7 @@ impl Memory {
             return None;
         }
         let count = touch.map_or(0, |touch| touch.count) + 1;
-        let pause = FIRST_TOUCH.saturating_mul(1 << (count - 1).min(10)).min(LONGEST_TOUCH);
+        let pause = doubled(FIRST_TOUCH, count - 1, LONGEST_TOUCH);
         self.touches.insert(pod.to_owned(), Touch { purpose: purpose.to_owned(), count, due: now + pause });
         Some(count)
     }

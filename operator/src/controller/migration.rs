@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use millrace_crds::Migrated;
 use serde::Deserialize;
 
-use crate::facts::Problem;
+use crate::{backoff::doubled, facts::Problem};
 
 /// Before the second attempt; doubled with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
@@ -115,7 +115,7 @@ pub(crate) fn judge(
             if again { Stand::Create(last.number + 1) } else { Stand::Done { contract } }
         }
         State::Failed(at) => {
-            let pause = FIRST_PAUSE.saturating_mul(1 << last.number.saturating_sub(1).min(10)).min(LONGEST_PAUSE);
+            let pause = doubled(FIRST_PAUSE, last.number.saturating_sub(1), LONGEST_PAUSE);
             // Clocks differ: the API server's says when it failed, this machine's what time it is.
             let left = (pause.as_secs_f64() - seconds(at, now)).min(pause.as_secs_f64());
             if left <= 0.0 {
@@ -126,12 +126,9 @@ pub(crate) fn judge(
                 .as_ref()
                 .map(|outcome| Problem { reason: outcome.reason.clone(), message: outcome.message.clone() });
             let problem = problem.filter(|problem| !problem.reason.is_empty()).or_else(|| last.trouble.clone());
-            let problem = problem.unwrap_or_else(|| Problem {
-                reason: "MigrationFailed".to_owned(),
-                message: format!(
-                    "Job {} failed and left no reason; kubectl logs job/{} tells more",
-                    last.name, last.name
-                ),
+            let problem = problem.unwrap_or_else(|| {
+                let left = format!("Job {0} failed and left no reason; kubectl logs job/{0} tells more", last.name);
+                Problem::new("MigrationFailed", left)
             });
             Stand::Failed { problem, next: Duration::from_secs_f64(left) }
         }

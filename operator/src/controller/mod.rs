@@ -31,6 +31,7 @@ pub(crate) use self::write::CLAIM;
 
 use self::apply::Error;
 use crate::{
+    backoff::doubled,
     cache::{Cache, Feeds, Guarded},
     context::Context,
 };
@@ -40,6 +41,9 @@ const CONCURRENCY: u16 = 16;
 /// After the first failure of a pipeline; doubled with each further one.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
+/// While something is going on.
+const SOON: Duration = Duration::from_secs(1);
 
 /// What the reconciles of one cache share.
 pub(crate) struct Scope {
@@ -111,7 +115,7 @@ async fn one(object: &Guarded, scope: &Scope) -> Action {
 
 /// How long a pipeline waits after its n-th failure in a row.
 fn backoff(failures: u32) -> Duration {
-    FIRST_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_BACKOFF)
+    doubled(FIRST_BACKOFF, failures.saturating_sub(1), LONGEST_BACKOFF)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use kube::{Resource as _, ResourceExt as _, api::ObjectMeta, runtime::controller
 use millrace_crds::{Migrated, RecordPipelineResource, RecordPipelineStatus};
 
 use super::{
-    Scope,
+    SOON, Scope,
     apply::{self, Error, Owner},
     autoscale::Scaler,
     build::{self, Child, Plan},
@@ -16,15 +16,12 @@ use super::{
     memory::Memory,
     migration::{self, Stand},
     rollout,
-    status::View,
+    status::{READY, View},
     still,
     touch::touch,
     write,
 };
 use crate::{cache::Guarded, context::Context, facts::Problem, pipeline::Pipeline};
-
-/// While something is going on.
-const SOON: Duration = Duration::from_secs(1);
 
 /// Brings a pipeline one step on, and says when to look again.
 ///
@@ -130,7 +127,7 @@ impl Pass<'_> {
         if rollout.is_none() {
             self.contract(&seen, &image, &stand, &mut problems).await?;
         }
-        let newest = memory.facts.newest().cloned();
+        let newest = memory.facts.newest();
         let view = View {
             generation: pipeline.generation,
             uid: &pipeline.uid,
@@ -141,18 +138,17 @@ impl Pass<'_> {
             rollout: rollout.as_deref(),
             workers,
             problems: &problems,
-            known: newest.as_ref().map(|heard| {
+            known: newest.map(|heard| {
                 let answer = &heard.answer;
                 (answer.shards.as_deref().unwrap_or_default(), answer.sinks.as_deref().unwrap_or_default())
             }),
             lapse: memory.all_worked.unwrap_or(memory.born).elapsed(),
             rolled: memory.rolled.unwrap_or(memory.born).elapsed(),
-            draining: None,
         };
         let next = self.status(memory, &seen, &view, &image);
         let going_on = next.conditions.iter().any(|condition| {
             (condition.type_ == "Progressing" && condition.status == "True")
-                || (condition.type_ == "Ready" && condition.status != "True" && workers > 0)
+                || (condition.type_ == READY && condition.status != "True" && workers > 0)
         });
         write::status(context, memory, self.resource.meta(), &self.stood, next).await?;
         Ok(Action::requeue(self.pause(&stand, touching, waits.is_some(), going_on, !problems.is_empty())))
@@ -172,9 +168,8 @@ impl Pass<'_> {
     /// Nothing is changed; what is seen is told.
     async fn paused(&self, memory: &mut Memory, seen: &Seen) -> Result<Action, Error> {
         let mut next = self.numbers(memory, seen);
-        // The cache may be behind what was written last.
-        let before = memory.written.as_ref().map_or(&self.stood, |(written, _)| written);
-        next.conditions = still::paused(&before.conditions, self.pipeline.generation, Timestamp::now());
+        next.conditions =
+            still::paused(&memory.stood(&self.stood).conditions, self.pipeline.generation, Timestamp::now());
         write::status(self.context, memory, self.resource.meta(), &self.stood, next).await?;
         Ok(Action::requeue(Duration::from_secs(self.context.tuning.resync_seconds)))
     }
@@ -317,14 +312,13 @@ impl Pass<'_> {
     }
 
     fn status(&self, memory: &Memory, seen: &Seen, view: &View<'_>, image: &str) -> RecordPipelineStatus {
-        let before = memory.written.as_ref().map_or(&self.stood, |(written, _)| written);
         let mut next = self.numbers(memory, seen);
-        next.conditions = view.conditions(&before.conditions, Timestamp::now());
+        next.conditions = view.conditions(&memory.stood(&self.stood).conditions, Timestamp::now());
         // Whoever waits by this number alone waits for Ready of the newest generation, too.
         next.observed_generation = next
             .conditions
             .iter()
-            .find(|condition| condition.type_ == "Ready")
+            .find(|condition| condition.type_ == READY)
             .and_then(|ready| ready.observed_generation);
         if let Stand::Done { contract } = view.migration {
             let key = build::migration_key(self.pipeline, image, false);

@@ -7,10 +7,12 @@ use kube::{Resource as _, ResourceExt as _};
 use millrace_crds::RecordPipelineResource;
 
 use super::{
-    dereference::{COMPONENT, Role, is_owned},
+    build::labels::{COMPONENT, INSTANCE},
+    dereference::{Role, is_owned},
+    status::{READY, stands},
     write::CLAIM,
 };
-use crate::{cache::INSTANCE, context::Context, pipeline::Pipeline};
+use crate::{context::Context, pipeline::Pipeline};
 
 /// A pipeline that follows the default image.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,7 +75,7 @@ pub(crate) fn followers(context: &Context) -> Vec<Follower> {
 
 fn is_ready(resource: &RecordPipelineResource) -> bool {
     let conditions = resource.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    stands(conditions, READY, "True").is_some()
 }
 
 #[cfg(test)]

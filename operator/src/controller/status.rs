@@ -41,8 +41,6 @@ pub(crate) struct View<'a> {
     pub(crate) lapse: Duration,
     /// How long the Deployments have been complete.
     pub(crate) rolled: Duration,
-    /// How draining goes, while the resource is being deleted.
-    pub(crate) draining: Option<&'a str>,
 }
 
 /// How long Ready stands while shards change hands: longer than a lease.
@@ -64,14 +62,60 @@ const STALLED: [&str; 12] = [
     "QuotaExceeded",
 ];
 
+/// The type of the condition that says whether the spec is in force.
+pub(super) const READY: &str = "Ready";
+
+/// The condition of a type, when it has this status.
+pub(super) fn stands<'a>(conditions: &'a [Condition], kind: &str, status: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.type_ == kind && condition.status == status)
+}
+
+/// Makes the conditions of a generation, given those that stood before: what did not change keeps its time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Maker<'a> {
+    /// Those that stood.
+    pub(super) before: &'a [Condition],
+    /// The generation that they tell of.
+    pub(super) generation: i64,
+    /// The time of what changed.
+    pub(super) now: Timestamp,
+}
+
+impl Maker<'_> {
+    /// A condition.
+    pub(super) fn make(&self, kind: &str, status: &str, reason: &str, message: impl Into<String>) -> Condition {
+        let stood = stands(self.before, kind, status);
+        Condition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: message.into(),
+            observed_generation: Some(self.generation),
+            last_transition_time: stood.map_or(Time(self.now), |stood| stood.last_transition_time.clone()),
+        }
+    }
+
+    /// Degraded and Stalled.
+    pub(super) fn suffers(&self, trouble: Option<&Problem>) -> [Condition; 2] {
+        let degraded = match trouble {
+            Some(problem) => self.make("Degraded", "True", &problem.reason, &problem.message),
+            None => self.make("Degraded", "False", "AsExpected", "nothing is known to be wrong"),
+        };
+        let stalled = match trouble.filter(|problem| STALLED.contains(&problem.reason.as_str())) {
+            Some(problem) => self.make("Stalled", "True", &problem.reason, &problem.message),
+            None => self.make("Stalled", "False", "AsExpected", "nothing waits for a change by hand"),
+        };
+        [degraded, stalled]
+    }
+}
+
 impl View<'_> {
     /// The worst problem, sinks that halted among them.
     fn worst(&self) -> Option<Problem> {
         let halted = self.known.and_then(|(_, lanes)| lanes.iter().find(|lane| lane.state == "halted"));
         let waiting = self.known.and_then(|(_, lanes)| lanes.iter().find(|lane| lane.state != "halted"));
-        let lane = |reason: &str, lane: &Lane| Problem {
-            reason: reason.to_owned(),
-            message: format!("{}, shard {}: {}", lane.sink, lane.shard, lane.detail),
+        let lane = |reason: &str, lane: &Lane| {
+            Problem::new(reason, format!("{}, shard {}: {}", lane.sink, lane.shard, lane.detail))
         };
         self.problems.first().cloned().or_else(|| halted.map(|found| lane("SinkHalted", found))).or_else(|| {
             waiting.map(|found| lane(if found.state == "waiting" { "SinkWaiting" } else { "SinkFailing" }, found))
@@ -95,9 +139,6 @@ impl View<'_> {
 
     /// What is going on; `None` when nothing is.
     fn progress(&self) -> Option<(&'static str, String)> {
-        if let Some(draining) = self.draining {
-            return Some(("Draining", draining.to_owned()));
-        }
         match self.migration {
             Stand::Done { .. } => {}
             Stand::Failed { problem, .. } => {
@@ -129,85 +170,47 @@ impl View<'_> {
     pub(crate) fn conditions(&self, before: &[Condition], now: Timestamp) -> Vec<Condition> {
         let worst = self.worst();
         let progress = self.progress();
-        let make = |kind: &str, status: &str, reason: &str, message: String, generation: i64| {
-            let stood = before.iter().find(|condition| condition.type_ == kind && condition.status == status);
-            Condition {
-                type_: kind.to_owned(),
-                status: status.to_owned(),
-                reason: reason.to_owned(),
-                message,
-                observed_generation: Some(generation),
-                last_transition_time: stood.map_or(Time(now), |condition| condition.last_transition_time.clone()),
+        let maker = Maker { before, generation: self.generation, now };
+        let migrates = || format!("a Job migrates the schema by {}", self.image);
+        let (migrated, failure) = match self.migration {
+            Stand::Done { .. } => (maker.make("Migrated", "True", "Migrated", format!("by {}", self.image)), None),
+            Stand::Failed { problem, .. } | Stand::Running(Some(problem)) => {
+                (maker.make("Migrated", "False", &problem.reason, &problem.message), Some(problem.clone()))
             }
-        };
-        let generation = self.generation;
-        let migrated = match self.migration {
-            Stand::Done { .. } => make("Migrated", "True", "Migrated", format!("by {}", self.image), generation),
-            Stand::Failed { problem, .. } => {
-                make("Migrated", "False", &problem.reason, problem.message.clone(), generation)
-            }
-            Stand::Running(Some(problem)) => {
-                make("Migrated", "False", &problem.reason, problem.message.clone(), generation)
-            }
-            Stand::Running(None) | Stand::Create(_) => make(
-                "Migrated",
-                "False",
-                "Migrating",
-                format!("a Job migrates the schema by {}", self.image),
-                generation,
-            ),
-        };
-        let failure = match self.migration {
-            Stand::Failed { problem, .. } | Stand::Running(Some(problem)) => Some(problem.clone()),
-            _ => None,
+            Stand::Running(None) | Stand::Create(_) => (maker.make("Migrated", "False", "Migrating", migrates()), None),
         };
         let trouble = worst.or(failure);
         let progressing = match &progress {
-            Some((reason, message)) => make("Progressing", "True", reason, message.clone(), generation),
-            None if self.workers == 0 => {
-                make("Progressing", "False", "Stopped", "no workers are wanted".to_owned(), generation)
-            }
+            Some((reason, message)) => maker.make("Progressing", "True", reason, message),
+            None if self.workers == 0 => maker.make("Progressing", "False", "Stopped", "no workers are wanted"),
             None => {
-                make("Progressing", "False", "Complete", format!("generation {generation} is in force"), generation)
+                let message = format!("generation {} is in force", self.generation);
+                maker.make("Progressing", "False", "Complete", message)
             }
         };
-        let degraded = match &trouble {
-            Some(problem) => make("Degraded", "True", &problem.reason, problem.message.clone(), generation),
-            None => make("Degraded", "False", "AsExpected", "nothing is known to be wrong".to_owned(), generation),
-        };
-        let stalled = match trouble.as_ref().filter(|problem| STALLED.contains(&problem.reason.as_str())) {
-            Some(problem) => make("Stalled", "True", &problem.reason, problem.message.clone(), generation),
-            None => make("Stalled", "False", "AsExpected", "nothing waits for a change by hand".to_owned(), generation),
-        };
-        let ready = self.ready(before, progress.as_ref(), trouble.as_ref(), &make);
+        let [degraded, stalled] = maker.suffers(trouble.as_ref());
+        let ready = self.ready(&maker, progress.as_ref(), trouble.as_ref());
         vec![ready, migrated, progressing, degraded, stalled]
     }
 
     fn ready(
         &self,
-        before: &[Condition],
+        maker: &Maker<'_>,
         progress: Option<&(&'static str, String)>,
         trouble: Option<&Problem>,
-        make: &dyn Fn(&str, &str, &str, String, i64) -> Condition,
     ) -> Condition {
-        let generation = self.generation;
-        let no = |reason: &str, message: String| make("Ready", "False", reason, message, generation);
-        if self.draining.is_some() {
-            return no("Draining", "it is being deleted".to_owned());
-        }
+        let no = |reason: &str, message: String| maker.make(READY, "False", reason, message);
         if self.workers == 0 && self.rollout.is_none() {
             return no("Stopped", "no workers are wanted: records are taken and wait".to_owned());
         }
-        let Some((reason, message)) = progress else {
-            let message = format!("all {} shards are worked", self.shards);
-            return make("Ready", "True", "InForce", message, generation);
-        };
+        let worked = format!("all {} shards are worked", self.shards);
+        let Some((reason, message)) = progress else { return maker.make(READY, "True", "InForce", worked) };
         // While the new generation comes the old one goes on; shards change hands within a lease.
-        let stood = before.iter().find(|condition| condition.type_ == "Ready" && condition.status == "True");
+        let stood = stands(maker.before, READY, "True");
         if let Some(older) = stood.and_then(|condition| condition.observed_generation)
             && self.lapse < PATIENCE
         {
-            return make("Ready", "True", "InForce", format!("all {} shards are worked", self.shards), older);
+            return Maker { generation: older, ..*maker }.make(READY, "True", "InForce", worked);
         }
         match (trouble, self.unworked()) {
             (Some(problem), _) => no(&problem.reason, problem.message.clone()),
@@ -216,9 +219,7 @@ impl View<'_> {
             (None, Some(unworked)) if unworked > 0 => {
                 no("ShardsNotWorked", format!("{unworked} of {} shards are not worked", self.shards))
             }
-            (None, None) => {
-                make("Ready", "Unknown", "NotKnown", "no pod tells what its shards stand at".to_owned(), generation)
-            }
+            (None, None) => maker.make(READY, "Unknown", "NotKnown", "no pod tells what its shards stand at"),
             (None, _) => no(reason, message.clone()),
         }
     }

@@ -1,28 +1,18 @@
-//! The conditions of a pipeline that nothing is done to: because it is wrong, or because it is paused. Pure.
+//! The conditions of a pipeline that nothing is built for: because it is wrong, paused, or being deleted. Pure.
 
-use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-    jiff::Timestamp,
-};
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
+
+use super::status::{Maker, READY};
+use crate::facts::Problem;
 
 /// Of one that cannot be worked on: its pods stay as they are until it is changed.
 #[must_use]
 pub(super) fn invalid(before: &[Condition], generation: i64, why: &str, now: Timestamp) -> Vec<Condition> {
-    let make = |kind: &str, status: &str| {
-        let stood = before.iter().find(|condition| condition.type_ == kind && condition.status == status);
-        Condition {
-            type_: kind.to_owned(),
-            status: status.to_owned(),
-            reason: "InvalidSpec".to_owned(),
-            message: why.to_owned(),
-            observed_generation: Some(generation),
-            last_transition_time: stood.map_or(Time(now), |stood| stood.last_transition_time.clone()),
-        }
-    };
-    let migrated = before.iter().filter(|condition| condition.type_ == "Migrated").cloned();
-    let mut next: Vec<_> = migrated.collect();
+    let maker = Maker { before, generation, now };
+    let make = |kind: &str, status: &str| maker.make(kind, status, "InvalidSpec", why);
+    let mut next = migrated(before);
     next.extend([
-        make("Ready", "False"),
+        make(READY, "False"),
         make("Progressing", "False"),
         make("Degraded", "True"),
         make("Stalled", "True"),
@@ -38,15 +28,32 @@ pub(super) fn paused(before: &[Condition], generation: i64, now: Timestamp) -> V
     if before.iter().any(|condition| is_progressing(condition) && condition.reason == "Paused") {
         return before.to_vec();
     }
-    let stood = before.iter().find(|condition| is_progressing(condition) && condition.status == "False");
     let mut next: Vec<_> = before.iter().filter(|condition| !is_progressing(condition)).cloned().collect();
-    next.push(Condition {
-        type_: "Progressing".to_owned(),
-        status: "False".to_owned(),
-        reason: "Paused".to_owned(),
-        message: "spec.paused is true: nothing is changed".to_owned(),
-        observed_generation: Some(generation),
-        last_transition_time: stood.map_or(Time(now), |stood| stood.last_transition_time.clone()),
-    });
+    let message = "spec.paused is true: nothing is changed";
+    next.push(Maker { before, generation, now }.make("Progressing", "False", "Paused", message));
     next
+}
+
+/// Of one that is being deleted: how that goes, and what is in its way.
+#[must_use]
+pub(super) fn draining(
+    before: &[Condition],
+    generation: i64,
+    going: &str,
+    trouble: Option<&Problem>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let maker = Maker { before, generation, now };
+    let mut next = vec![
+        maker.make(READY, "False", "Draining", "it is being deleted"),
+        maker.make("Progressing", "True", "Draining", going),
+    ];
+    next.extend(maker.suffers(trouble));
+    next.extend(migrated(before));
+    next
+}
+
+/// What the schema is does not change with it.
+fn migrated(before: &[Condition]) -> Vec<Condition> {
+    before.iter().filter(|condition| condition.type_ == "Migrated").cloned().collect()
 }

@@ -15,8 +15,9 @@ use millrace_crds::{API_VERSION, KIND, RecordPipelineResource, RecordPipelineSta
 use serde_json::json;
 
 use super::{
-    apply::{Error, MANAGER},
+    apply::{Error, merge},
     memory::Memory,
+    status::{READY, stands},
 };
 use crate::context::Context;
 
@@ -34,8 +35,8 @@ fn api(context: &Context, namespace: &str) -> Api<DynamicObject> {
     Api::namespaced_with(context.client.clone(), namespace, &resource)
 }
 
-fn merge() -> PatchParams {
-    PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() }
+fn names(meta: &ObjectMeta) -> (&str, &str) {
+    (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
 
 /// Claims a resource for this release, and holds it by the finalizer.
@@ -44,7 +45,7 @@ fn merge() -> PatchParams {
 /// When it changed since it was seen, or the API server cannot be reached.
 pub(crate) async fn claim(context: &Context, meta: &ObjectMeta) -> Result<(), Error> {
     context.leadership.check()?;
-    let (namespace, name) = (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+    let (namespace, name) = names(meta);
     let mut finalizers = meta.finalizers.clone().unwrap_or_default();
     if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
         finalizers.push(FINALIZER.to_owned());
@@ -66,7 +67,7 @@ pub(crate) async fn claim(context: &Context, meta: &ObjectMeta) -> Result<(), Er
 /// When it changed since, or the API server cannot be reached.
 pub(crate) async fn release(context: &Context, meta: &ObjectMeta) -> Result<(), Error> {
     context.leadership.check()?;
-    let (namespace, name) = (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+    let (namespace, name) = names(meta);
     let left: Vec<_> = meta.finalizers.iter().flatten().filter(|finalizer| *finalizer != FINALIZER).collect();
     let patch = json!({ "metadata": {
         "uid": meta.uid, "resourceVersion": meta.resource_version, "finalizers": left,
@@ -92,15 +93,15 @@ pub(crate) async fn status(
     stood: &RecordPipelineStatus,
     next: RecordPipelineStatus,
 ) -> Result<(), Error> {
-    let before = memory.written.as_ref().map_or(stood, |(written, _)| written).clone();
-    let ready = before.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let before = memory.stood(stood).clone();
+    let ready = stands(&before.conditions, READY, "True").is_some();
     let every = if ready || next.draining_since.is_some() { NUMBERS_EVERY } else { WORDS_EVERY };
     let due = memory.written.as_ref().is_none_or(|(_, at)| at.elapsed() >= every);
     if next == before || !(due || tells(&before, &next)) {
         return Ok(());
     }
     context.leadership.check()?;
-    let (namespace, name) = (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+    let (namespace, name) = names(meta);
     // The uid keeps it from a resource that was made anew under the name.
     let patch = json!({
         "apiVersion": API_VERSION,

@@ -10,16 +10,17 @@ use millrace_crds::ADOPT;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::{Child, Head, Kind, pod};
+use super::{
+    Child, Head, Kind,
+    labels::{ATTEMPT, KEY},
+    pod,
+};
 use crate::pipeline::Pipeline;
-
-const MIGRATION_KEY: &str = "millrace.dev/migration-key";
-const ATTEMPT: &str = "millrace.dev/attempt";
 
 /// The migration's Job, `NAME-migrate-KEY-ATTEMPT`. `contract`: it runs the steps that no pod of an older image survives.
 pub(crate) fn migration(pipeline: &Pipeline, image: &str, key: &str, attempt: u32, contract: bool) -> Child {
     let name = format!("{}-migrate-{key}-{attempt}", pipeline.name);
-    let labels = [(MIGRATION_KEY, key.to_owned()), (ATTEMPT, attempt.to_string())];
+    let labels = [(KEY, key.to_owned()), (ATTEMPT, attempt.to_string())];
     let (args, deadline): (&[&str], _) =
         if contract { (&["migrate", "--contract"], 3600) } else { (&["migrate"], 600) };
     job(pipeline, "migrate", name, &labels, image, args, deadline)

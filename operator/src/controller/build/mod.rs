@@ -10,7 +10,7 @@ mod horizontal_pod_autoscaler;
 mod http_route;
 mod ingress;
 mod job;
-mod labels;
+pub(crate) mod labels;
 mod network_policy;
 mod pod;
 mod pod_disruption_budget;

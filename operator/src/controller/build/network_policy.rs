@@ -4,7 +4,7 @@
 use millrace_crds::NetworkPolicy;
 use serde_json::{Value, json};
 
-use super::{Child, Head, Kind, pod, selector};
+use super::{Child, Head, Kind, labels, pod, selector};
 use crate::pipeline::Pipeline;
 
 /// Of serve, of work, and of the Jobs; none where they are switched off.
@@ -38,10 +38,9 @@ pub(super) fn all(pipeline: &Pipeline, operator_namespace: &str) -> Vec<Child> {
     let pods_of = |component| json!({ "matchLabels": selector(pipeline, component) });
     let mut jobs = pods_of("migrate");
     if let Some(labels) = jobs["matchLabels"].as_object_mut() {
-        labels.remove("app.kubernetes.io/component");
+        labels.remove(labels::COMPONENT);
     }
-    jobs["matchExpressions"] =
-        json!([{ "key": "app.kubernetes.io/component", "operator": "In", "values": ["migrate", "purge"] }]);
+    jobs["matchExpressions"] = json!([{ "key": labels::COMPONENT, "operator": "In", "values": ["migrate", "purge"] }]);
     vec![
         policy("serve", pods_of("serve"), vec![http, health.clone()]),
         policy("work", pods_of("work"), vec![health]),
