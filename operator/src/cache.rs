@@ -103,11 +103,16 @@ impl Cache {
         });
         let (pods, changed_pods) = typed::<Pod>(&unread, scoped(client, namespace), ours(), |pod| {
             trim_child(&mut pod.metadata);
-            pod.spec = None;
+            let wanted = pod.spec.take().unwrap_or_default().containers;
             let status = pod.status.take().unwrap_or_default();
             let slim = |of: ContainerStatus| ContainerStatus {
+                // As the Deployment names it: the kubelet gives the name that it resolved it to.
+                image: wanted
+                    .iter()
+                    .find(|one| one.name == of.name)
+                    .and_then(|one| one.image.clone())
+                    .unwrap_or(of.image),
                 name: of.name,
-                image: of.image,
                 state: of.state,
                 last_state: of.last_state,
                 ..ContainerStatus::default()

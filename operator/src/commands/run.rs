@@ -128,6 +128,10 @@ async fn operate(args: Args, ready: Arc<AtomicBool>, stop: CancellationToken) ->
         lost = guard.lost() => Err(lost),
         _ = future::join_all(controllers) => if stop.is_cancelled() { Ok(()) } else { Err(anyhow!("a controller ended")) },
         () = metrics::count(Arc::clone(&context)) => Ok(()),
+        () = routes_known(&context), if !gateway_api => {
+            tracing::info!("run.gateway_api.came");
+            Ok(())
+        }
     };
     guard.release().await;
     outcome
@@ -143,6 +147,13 @@ async fn reached(client: &Client) -> String {
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}
+
+/// Waits until the Gateway API is installed: whoever starts then watches its routes.
+async fn routes_known(context: &Context) {
+    while !knows_routes(&context.client).await {
+        tokio::time::sleep(Duration::from_secs(context.tuning.resync_seconds)).await;
     }
 }
 

@@ -75,7 +75,11 @@ pub(crate) async fn apply(
     let there = match live {
         Some(meta) => Some(meta.clone()),
         // What someone else made has no label of ours, and is not in the cache.
-        None => api.get_metadata_opt(&child.name).await?.map(|found| found.metadata),
+        None => api
+            .get_metadata_opt(&child.name)
+            .await
+            .map_err(|error| told(child.kind, &child.name, error))?
+            .map(|found| found.metadata),
     };
     if let Some(meta) = &there {
         foreign(child, meta, owner)?;
@@ -124,11 +128,13 @@ async fn hand_over_replicas(context: &Context, api: &Api<DynamicObject>, child: 
     });
     if owned {
         context.leadership.check()?;
+        // An autoscaler leaves one that is at nought alone.
+        let replicas = live.data["spec"]["replicas"].as_i64().unwrap_or(1).max(1);
         let handed = serde_json::json!({
             "apiVersion": child.object["apiVersion"],
             "kind": child.object["kind"],
             "metadata": { "name": child.name, "uid": live.metadata.uid },
-            "spec": { "replicas": live.data["spec"]["replicas"] },
+            "spec": { "replicas": replicas },
         });
         let parameters = PatchParams::apply(SCALE_MANAGER).force();
         api.patch(&child.name, &parameters, &Patch::Apply(&handed)).await?;
@@ -150,8 +156,12 @@ pub(crate) async fn create_job(context: &Context, owner: Owner<'_>, child: &Chil
             metrics::counter!(crate::metrics::WRITES, "kind" => "Job").increment(1);
             Ok(())
         }
-        // The cache is behind: the watch will bring it.
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_already_exists() => {
+            match api(context, child.kind, owner.namespace).get_metadata_opt(&child.name).await? {
+                Some(found) => foreign(child, &found.metadata, owner),
+                None => Ok(()),
+            }
+        }
         Err(error) => Err(told(child.kind, &child.name, error)),
     }
 }
@@ -230,7 +240,10 @@ fn told(kind: Kind, name: &str, error: kube::Error) -> Error {
         403 if status.message.contains("exceeded quota") => "QuotaExceeded",
         403 if status.message.contains("being terminated") => "NamespaceTerminating",
         403 => "Forbidden",
-        404 if kind == Kind::HttpRoute => "GatewayApiMissing",
+        404 if kind == Kind::HttpRoute => {
+            let message = format!("{kind:?} {name}: the Gateway API is not installed in this cluster");
+            return Error::Problem(Problem::new("GatewayApiMissing", message));
+        }
         400 | 422 => "Refused",
         // What breaks the schema of a field that the resource takes as it is.
         500 if status.message.contains("failed to create typed patch object") => "Refused",

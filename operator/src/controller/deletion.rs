@@ -17,7 +17,9 @@ use super::{
     memory::Memory,
     migration::{self, Stand, State},
     reconcile::{ask, collect, stays},
-    still, write,
+    status::stands,
+    still::{self, DRAINED, DRAINING, PURGING},
+    write,
 };
 use crate::{cache::Guarded, facts::Problem, pipeline::Pipeline};
 
@@ -27,9 +29,11 @@ const DRAIN_SECONDS: u32 = 600;
 /// Where draining stands.
 #[derive(Debug, PartialEq, Eq)]
 enum Drain {
-    /// Not yet done; why.
+    /// Not yet; why.
     Goes(String),
-    /// Done: nothing is queued, all is published, no pod is left.
+    /// Nothing is queued, and all is published; what is still to be done.
+    Drained(String),
+    /// Done, and no pod is left.
     Done,
     /// It cannot be, or no longer; why.
     GivenUp(String),
@@ -64,8 +68,13 @@ pub(super) async fn step(object: &Guarded, scope: &Scope, memory: &mut Memory) -
     };
     let purges = policy == DeletionPolicy::Purge && !is_foreground(resource);
     let mut problems = Vec::new();
+    let reason = match drain {
+        Drain::Goes(_) => DRAINING,
+        Drain::Drained(_) => DRAINED,
+        Drain::Done | Drain::GivenUp(_) => PURGING,
+    };
     let going = match drain {
-        Drain::Goes(how) => Some(how),
+        Drain::Goes(how) | Drain::Drained(how) => Some(how),
         Drain::GivenUp(why) => {
             let left = memory.facts.newest().and_then(|heard| heard.answer.counts);
             let left = left.map(|counts| counts.backlog).or(resource.status.as_ref().and_then(|status| status.backlog));
@@ -101,7 +110,8 @@ pub(super) async fn step(object: &Guarded, scope: &Scope, memory: &mut Memory) -
         context.forget(&namespace, &name);
         return Ok(Action::await_change());
     };
-    tell(scope, memory, resource, &pipeline, &seen, &going, &problems, since).await?;
+    let progress = Problem::new(reason, going);
+    tell(scope, memory, resource, &pipeline, &seen, &progress, &problems, since).await?;
     Ok(Action::requeue(SOON))
 }
 
@@ -127,28 +137,30 @@ async fn drain(
     let context = &scope.context;
     let foreground = is_foreground(resource);
     let work = seen.work.as_ref().filter(|work| stays(&work.meta, &pipeline.uid));
+    // Told before the workers end: whoever comes after this process cannot ask them any more.
+    let stood = resource.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    if stands(stood, "Progressing", "True")
+        .is_some_and(|condition| [DRAINED, PURGING].contains(&condition.reason.as_str()))
+    {
+        if let Some(work) = work.filter(|work| work.replicas > 0) {
+            apply::scale(context, owner, &work.meta, 0).await?;
+        }
+        let left = seen.pods_of("work").count();
+        return Ok(if left == 0 {
+            Drain::Done
+        } else {
+            Drain::Drained(format!("all is worked off; {left} workers end"))
+        });
+    }
     let Some(work) = work else {
         let why = if foreground { "foreground deletion took the workers first" } else { "no workers are there" };
-        return Ok(if memory.serve_gone.is_some() && memory.facts.newest().is_none() {
-            // They were scaled down when all was done, or something else removed them.
-            Drain::GivenUp("the workers were removed before all was worked off".to_owned())
-        } else {
-            Drain::GivenUp(why.to_owned())
-        });
+        return Ok(Drain::GivenUp(why.to_owned()));
     };
     if foreground {
         return Ok(Drain::GivenUp("foreground deletion does not wait for the workers".to_owned()));
     }
-    let drained = memory.drained;
-    if work.replicas == 0 && !drained {
+    if work.replicas == 0 {
         return Ok(Drain::GivenUp("replicas is 0: no workers are there to drain it".to_owned()));
-    }
-    if drained {
-        if work.replicas > 0 {
-            apply::scale(context, owner, &work.meta, 0).await?;
-        }
-        let left = seen.pods_of("work").count();
-        return Ok(if left == 0 { Drain::Done } else { Drain::Goes(format!("all is worked off; {left} workers end")) });
     }
     let longest = i64::from(pipeline.spec.drain_seconds.unwrap_or(DRAIN_SECONDS));
     if Timestamp::now().duration_since(since).as_secs() >= longest {
@@ -169,8 +181,7 @@ async fn drain(
     match counts {
         None => Ok(Drain::Goes("what is queued is being asked".to_owned())),
         Some(counts) if counts.backlog == 0 && counts.unpublished == 0 => {
-            memory.drained = true;
-            Ok(Drain::Goes("all is worked off and published".to_owned()))
+            Ok(Drain::Drained("all is worked off and published".to_owned()))
         }
         Some(counts) => Ok(Drain::Goes(format!(
             "{} records are queued, {} outcomes are not published",
@@ -235,14 +246,14 @@ async fn tell(
     resource: &RecordPipelineResource,
     pipeline: &Pipeline,
     seen: &Seen,
-    going: &str,
+    progress: &Problem,
     problems: &[Problem],
     since: Timestamp,
 ) -> Result<(), Error> {
     let stood = resource.status.clone().unwrap_or_default();
     let counts = memory.facts.newest().and_then(|heard| heard.answer.counts);
     let before = &memory.stood(&stood).conditions;
-    let conditions = still::draining(before, pipeline.generation, going, problems.first(), Timestamp::now());
+    let conditions = still::draining(before, pipeline.generation, progress, problems.first(), Timestamp::now());
     let next = RecordPipelineStatus {
         conditions,
         observed_generation: Some(pipeline.generation),

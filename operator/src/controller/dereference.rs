@@ -71,6 +71,8 @@ pub(crate) struct PodSeen {
     pub(crate) name: String,
     /// `serve` or `work`.
     pub(crate) component: String,
+    /// Its image; empty while the kubelet knows nothing of it.
+    pub(crate) image: String,
     /// Where it can be asked, once it runs.
     pub(crate) address: Option<String>,
     /// What keeps it from running.
@@ -193,13 +195,13 @@ impl PodSeen {
         if !["serve", "work"].contains(&component.as_str()) || ["Succeeded", "Failed"].contains(&phase) {
             return None;
         }
-        let running = status
-            .container_statuses
-            .iter()
-            .flatten()
-            .any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
+        let containers = || status.container_statuses.iter().flatten();
+        let main = containers().find(|container| container.name == component);
+        let running =
+            containers().any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
         Some(Self {
             name: pod.name_any(),
+            image: main.map(|main| main.image.clone()).unwrap_or_default(),
             component,
             address: status.pod_ip.clone().filter(|_| running),
             problem: trouble(pod),

@@ -38,8 +38,6 @@ pub(crate) struct Memory {
     pub(crate) all_worked: Option<Instant>,
     /// Since when pods miss the schema.
     pub(crate) not_migrated: Option<Timestamp>,
-    /// Whether all was seen to be worked off and published, while draining.
-    pub(crate) drained: bool,
     /// Whether it was said that draining was given up.
     pub(crate) given_up: bool,
     /// Since when no pod of serve has been there, while draining.
@@ -72,7 +70,6 @@ impl Default for Memory {
             rolled: None,
             all_worked: None,
             not_migrated: None,
-            drained: false,
             given_up: false,
             serve_gone: None,
             failures: 0,

@@ -135,11 +135,12 @@ pub(crate) fn judge(
     }
 }
 
-/// Jobs that nothing needs any more: all but the newest attempt of each wanted key, once there is one of the first.
+/// Jobs that nothing needs any more: all but the newest attempt of each wanted key, once there is one of the first or its
+/// work is `done`.
 #[must_use]
-pub(crate) fn outdated<'a>(keys: &[&str], attempts: &'a [Attempt]) -> Vec<&'a Attempt> {
+pub(crate) fn outdated<'a>(keys: &[&str], attempts: &'a [Attempt], done: bool) -> Vec<&'a Attempt> {
     let newest = |key: &str| attempts.iter().filter(|attempt| attempt.key == key).map(|attempt| attempt.number).max();
-    if keys.first().and_then(|key| newest(key)).is_none() {
+    if !done && keys.first().and_then(|key| newest(key)).is_none() {
         return Vec::new();
     }
     let stays = |attempt: &&Attempt| keys.iter().any(|key| attempt.key == *key && Some(attempt.number) == newest(key));
@@ -212,8 +213,9 @@ mod tests {
     fn only_the_newest_attempt_of_what_is_wanted_stays() {
         let all = [attempt("old", 9, State::Running), attempt("k", 1, State::Running), attempt("k", 2, State::Running)];
         let names: Vec<_> =
-            outdated(&["k", "contract"], &all).into_iter().map(|attempt| attempt.name.as_str()).collect();
+            outdated(&["k", "contract"], &all, false).into_iter().map(|attempt| attempt.name.as_str()).collect();
         assert_eq!(names, ["p-migrate-old-9", "p-migrate-k-1"]);
-        assert!(outdated(&["new"], &all).is_empty(), "nothing goes before its successor is there");
+        assert!(outdated(&["new"], &all, false).is_empty(), "nothing goes before its successor is there");
+        assert_eq!(outdated(&["known"], &all, true).len(), 3, "the successor's Job is gone, and its work stands");
     }
 }

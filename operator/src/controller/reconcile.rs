@@ -12,7 +12,7 @@ use super::{
     autoscale::Scaler,
     build::{self, Child, Plan},
     deletion,
-    dereference::{Seen, is_owned},
+    dereference::{PodSeen, Seen, is_owned},
     memory::Memory,
     migration::{self, Stand},
     rollout,
@@ -113,9 +113,18 @@ impl Pass<'_> {
         self.apply(memory, &seen, &base, &mut problems).await?;
         self.remove(memory, &seen, &base).await?;
         let stand = self.migrate(memory, &seen, &image, &mut problems).await?;
-        // Until the schema is right for the new image the pods keep theirs; new ones are not made.
-        if let Some(image) = if stand.is_done() { Some(image.as_str()) } else { live.as_deref() } {
-            self.apply(memory, &seen, &build::deployments(&Plan { image, ..plan }), &mut problems).await?;
+        if stand.is_done() {
+            self.apply(memory, &seen, &build::deployments(&plan), &mut problems).await?;
+        } else {
+            // Until the schema is right for them, new pods are not made, and those there are keep all but their number.
+            for (role, replicas) in [(&seen.work, Some(workers)), (&seen.serve, plan.serve)] {
+                let role = role.as_ref().filter(|role| stays(&role.meta, &pipeline.uid));
+                if let (Some(role), Some(replicas)) = (role, replicas)
+                    && role.replicas != replicas
+                {
+                    apply::scale(context, self.owner(), &role.meta, replicas).await?;
+                }
+            }
         }
         let touching = touch(context, memory, pipeline, &seen).await?;
         let rollout = incomplete(&seen, &image, workers);
@@ -197,7 +206,7 @@ impl Pass<'_> {
             collect(problems, apply::create_job(context, self.owner(), &job).await)?;
         }
         let contract = build::migration_key(pipeline, image, true);
-        for old in migration::outdated(&[&key, &contract], &seen.migrations) {
+        for old in migration::outdated(&[&key, &contract], &seen.migrations, stand.is_done()) {
             if let Some(meta) = seen.jobs.get(&old.name) {
                 apply::delete(context, self.owner(), build::Kind::Job, &old.name, meta).await?;
             }
@@ -213,8 +222,9 @@ impl Pass<'_> {
         stand: &Stand,
         problems: &mut Vec<Problem>,
     ) -> Result<(), Error> {
-        // A Deployment does not count pods that are about to end.
-        if !matches!(stand, Stand::Done { contract: 1.. }) || seen.pods.iter().any(|pod| pod.deleting) {
+        // A Deployment does not count pods that are about to end, and may be known before its pods are.
+        let is_old = |pod: &PodSeen| pod.deleting || pod.image != image;
+        if !matches!(stand, Stand::Done { contract: 1.. }) || seen.pods.iter().any(is_old) {
             return Ok(());
         }
         let key = build::migration_key(self.pipeline, image, true);

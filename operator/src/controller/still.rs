@@ -5,6 +5,13 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp}
 use super::status::{Maker, READY};
 use crate::facts::Problem;
 
+/// Why one that is being deleted is not ready, and goes on.
+pub(super) const DRAINING: &str = "Draining";
+/// All of it is worked off and published: what is left is to let go.
+pub(super) const DRAINED: &str = "Drained";
+/// Its data is being removed.
+pub(super) const PURGING: &str = "Purging";
+
 /// Of one that cannot be worked on: its pods stay as they are until it is changed.
 #[must_use]
 pub(super) fn invalid(before: &[Condition], generation: i64, why: &str, now: Timestamp) -> Vec<Condition> {
@@ -39,14 +46,14 @@ pub(super) fn paused(before: &[Condition], generation: i64, now: Timestamp) -> V
 pub(super) fn draining(
     before: &[Condition],
     generation: i64,
-    going: &str,
+    progress: &Problem,
     trouble: Option<&Problem>,
     now: Timestamp,
 ) -> Vec<Condition> {
     let maker = Maker { before, generation, now };
     let mut next = vec![
-        maker.make(READY, "False", "Draining", "it is being deleted"),
-        maker.make("Progressing", "True", "Draining", going),
+        maker.make(READY, "False", DRAINING, "it is being deleted"),
+        maker.make("Progressing", "True", &progress.reason, &progress.message),
     ];
     next.extend(maker.suffers(trouble));
     next.extend(migrated(before));

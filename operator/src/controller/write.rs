@@ -18,6 +18,7 @@ use super::{
     apply::{Error, merge},
     memory::Memory,
     status::{READY, stands},
+    still::{DRAINED, DRAINING, PURGING},
 };
 use crate::context::Context;
 
@@ -161,7 +162,9 @@ fn changes<'a>(before: &[Condition], next: &'a [Condition]) -> Vec<(bool, &'a Co
         .filter_map(|condition| match (condition.type_.as_str(), condition.status.as_str()) {
             ("Ready" | "Migrated", "True") => Some((false, condition)),
             ("Degraded", "True") => Some((true, condition)),
-            ("Progressing", "True") if condition.reason == "Draining" => Some((false, condition)),
+            ("Progressing", "True") if [DRAINING, DRAINED, PURGING].contains(&condition.reason.as_str()) => {
+                Some((false, condition))
+            }
             _ => None,
         })
         .collect()
@@ -189,7 +192,9 @@ pub(crate) async fn event(context: &Context, meta: &ObjectMeta, warning: bool, r
         secondary: None,
     };
     if let Err(error) = context.recorder.publish(&event, &reference).await {
-        tracing::debug!(reason, error = %error, "controller.event.not_written");
+        // Such as in a namespace that is being removed.
+        let (namespace, name) = names(meta);
+        tracing::warn!(namespace, name, reason, note = event.note, error = %error, "controller.event.not_written");
     }
 }
 

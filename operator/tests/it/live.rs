@@ -146,3 +146,26 @@ async fn an_invalid_pipeline_stalls_no_other() {
     world.ready("nowhere", 2).await;
     drop(operator);
 }
+
+#[tokio::test]
+async fn what_the_api_server_refuses_of_kubernetes_own_fields_is_told_and_the_pods_stay() {
+    let world = World::new("refused").await;
+    let _operator = world.operator("a", &[]);
+    world.create("payments", json!({})).await;
+    world.ready("payments", 1).await;
+    let generation = async || world.api::<Deployment>().get("payments-serve").await.unwrap().metadata.generation;
+    let before = generation().await;
+    // One breaks the field's schema, the other its rules.
+    for terms in [json!("here"), json!([])] {
+        let wrong = json!({ "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } });
+        let change = json!({ "spec": { "serve": { "pod": { "affinity": { "nodeAffinity": wrong } } } } });
+        world.change("payments", change).await;
+        let told = world.waits("payments", "Degraded", "True", "Refused").await;
+        let message = condition(&told, "Degraded").unwrap().message;
+        assert!(message.starts_with("Deployment payments-serve:") && message.contains("ffinity"), "{message}");
+        assert_eq!(generation().await, before);
+        let right = world.change("payments", json!({ "spec": { "serve": { "pod": null } } })).await;
+        world.waits("payments", "Degraded", "False", "AsExpected").await;
+        world.ready("payments", right).await;
+    }
+}

@@ -97,6 +97,34 @@ async fn another_image_is_migrated_first_and_a_schema_that_is_too_new_leaves_the
 }
 
 #[tokio::test]
+async fn pods_keep_all_but_their_number_until_another_server_is_migrated() {
+    let world = World::new("renamed").await;
+    let operator = world.operator("a", &[]);
+    world.create("payments", json!({})).await;
+    world.ready("payments", 1).await;
+    let work = async || {
+        let spec = world.api::<Deployment>().get("payments-work").await.unwrap().spec.unwrap();
+        (spec.replicas, serde_json::to_string(&spec.template).unwrap())
+    };
+    let (_, before) = work().await;
+    world.player.scene(&world.namespace, "payments", |scene| scene.hold_jobs = true);
+    let other = json!({ "replicas": 3, "postgres": { "urlSecretRef": { "name": "others" } } });
+    let generation = world.change("payments", json!({ "spec": other })).await;
+    eventually("the number is in force", async || {
+        let (replicas, _) = work().await;
+        so(replicas == Some(3), || format!("{replicas:?}"))
+    })
+    .await;
+    world.two_looks(&operator).await;
+    assert_eq!(work().await.1, before, "the pods were changed before the schema is there");
+    world.player.scene(&world.namespace, "payments", |scene| scene.hold_jobs = false);
+    world.ready("payments", generation).await;
+    let (replicas, after) = work().await;
+    assert_eq!(replicas, Some(3));
+    assert!(after.contains("\"others\""), "{after}");
+}
+
+#[tokio::test]
 async fn a_schema_that_vanished_is_migrated_again_and_contracting_steps_run_once_no_old_pod_is_left() {
     let world = World::new("vanished").await;
     world.player.scene(&world.namespace, "payments", |scene| scene.outcomes.push_back(("Migrated", "", 2)));

@@ -78,7 +78,7 @@ async fn serve_keeps_its_pods_when_kubernetes_takes_over_to_scale_it() {
     world.ready("payments", 1).await;
     let scaling =
         json!({ "spec": { "serve": { "replicas": null, "autoscaling": { "minReplicas": 1, "maxReplicas": 5 } } } });
-    let generation = world.change("payments", scaling).await;
+    let generation = world.change("payments", scaling.clone()).await;
     world.ready("payments", generation).await;
     assert!(world.api::<HorizontalPodAutoscaler>().get_opt("payments-serve").await.unwrap().is_some());
     let pods = |deployment: &Deployment| deployment.spec.as_ref().unwrap().replicas;
@@ -88,12 +88,18 @@ async fn serve_keeps_its_pods_when_kubernetes_takes_over_to_scale_it() {
     world.patch::<Deployment>("payments-serve", json!({ "spec": { "replicas": 4 } })).await;
     world.two_looks(&operator).await;
     assert_eq!(replicas(&world, "payments-serve").await, Some(4));
-    let back = json!({ "spec": { "serve": { "replicas": 2, "autoscaling": null } } });
-    world.change("payments", back).await;
-    become_replicas(&world, "payments-serve", 2).await;
+    let fixed = async |replicas: i32| {
+        world.change("payments", json!({ "spec": { "serve": { "replicas": replicas, "autoscaling": null } } })).await;
+        become_replicas(&world, "payments-serve", replicas).await;
+    };
+    fixed(2).await;
     eventually("the autoscaler is removed", async || {
         let left = world.api::<HorizontalPodAutoscaler>().get_opt("payments-serve").await.unwrap();
         so(left.is_none(), || "it is there".to_owned())
     })
     .await;
+    // An autoscaler does nothing for what is at nought.
+    fixed(0).await;
+    world.change("payments", scaling).await;
+    become_replicas(&world, "payments-serve", 1).await;
 }
