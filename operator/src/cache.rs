@@ -5,10 +5,13 @@
 use std::{collections::BTreeMap, fmt::Debug, hash::Hash, pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
-use k8s_openapi::api::{
-    apps::v1::{Deployment, DeploymentSpec},
-    batch::v1::{Job, JobStatus},
-    core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus, PodTemplateSpec},
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, DeploymentSpec},
+        batch::v1::{Job, JobStatus},
+        core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus, PodTemplateSpec},
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
     Api, Client, Resource, ResourceExt as _,
@@ -138,7 +141,10 @@ impl Cache {
             let api: Api<Meta> = dynamic(client, namespace, &resource);
             let found = watcher(api, ours()).default_backoff().modify(|object: &mut Meta| {
                 object.types = None;
-                trim_child(&mut object.metadata);
+                let meta = &mut object.metadata;
+                trim_child(meta);
+                // Nothing but whose it is is read of their labels, and a map of one takes half a kilobyte.
+                meta.generate_name = meta.labels.take().and_then(|mut labels| labels.remove(INSTANCE));
             });
             children.push(triggers(noted(&unread, reflector::reflector(writer, found))));
         }
@@ -181,8 +187,13 @@ where
 {
     store.state_filter(|object| {
         object.meta().namespace.as_deref() == Some(namespace)
-            && object.labels().get(INSTANCE).is_some_and(|instance| instance == pipeline)
+            && instance(object.meta()).is_some_and(|instance| instance == pipeline)
     })
+}
+
+/// The name of the pipeline that a child says it is of.
+fn instance(meta: &ObjectMeta) -> Option<&String> {
+    meta.labels.as_ref().and_then(|labels| labels.get(INSTANCE)).or(meta.generate_name.as_ref())
 }
 
 /// A namespace's objects, or all.
@@ -253,7 +264,7 @@ where
                 let owner =
                     owners.filter(|owner| owner.kind == millrace_crds::KIND).map(|owner| owner.name.clone()).next();
                 owner
-                    .or_else(|| object.labels().get(INSTANCE).cloned())
+                    .or_else(|| instance(object.meta()).cloned())
                     .map(|name| ObjectRef::new(&name).within(&object.namespace().unwrap_or_default()))
             }
             Err(error) => {
@@ -289,7 +300,9 @@ pub(crate) fn trim_child(meta: &mut ObjectMeta) {
         generation: all.generation,
         creation_timestamp: all.creation_timestamp,
         deletion_timestamp: all.deletion_timestamp,
-        owner_references: all.owner_references.map(|all| tight(all.into_iter())),
+        owner_references: all
+            .owner_references
+            .map(|all| tight(all.into_iter().map(|owner| OwnerReference { api_version: String::new(), ..owner }))),
         labels,
         ..ObjectMeta::default()
     };
