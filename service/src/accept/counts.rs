@@ -1,23 +1,21 @@
-//! How many appends this process had confirmed, and of how many it does not know: what a loss is found by.
+//! How many entries this process ever appended, and of how many it does not know: what a loss is found by.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicI64, Ordering},
     time::Duration,
 };
 
 use crate::store::{Error, ShardAppends, Store};
 
-/// How often changed counts are noted in Postgres.
+/// How often the counts are noted in Postgres.
 pub(super) const FLUSH: Duration = Duration::from_secs(1);
 /// Most shards that a pipeline can have.
 const SHARDS: usize = 256;
 
 #[derive(Debug, Default)]
 struct Shard {
-    acknowledged: AtomicU64,
-    unknown: AtomicU64,
-    /// Sum of both at the last flush.
-    noted: AtomicU64,
+    appended: AtomicI64,
+    unknown: AtomicI64,
 }
 
 /// Counts per shard since this process started.
@@ -31,50 +29,42 @@ impl Default for Counts {
 }
 
 impl Counts {
-    /// Redis confirmed `n` entries.
-    pub(super) fn acknowledged(&self, shard: u16, n: usize) {
+    /// How many entries are known to have been appended to a shard.
+    pub(super) fn appended(&self, shard: u16) -> i64 {
+        self.0.get(usize::from(shard)).map_or(0, |counts| counts.appended.load(Ordering::Relaxed))
+    }
+
+    /// Redis has counted `count` entries of this process, those among them whose answers never came.
+    pub(super) fn counted(&self, shard: u16, count: i64) {
         if let Some(counts) = self.0.get(usize::from(shard)) {
-            counts.acknowledged.fetch_add(n as u64, Ordering::Relaxed);
+            counts.appended.fetch_max(count, Ordering::Relaxed);
         }
     }
 
-    /// Of `n` entries it is not known.
+    /// Of `n` entries it is not known whether they were appended.
     pub(super) fn unknown(&self, shard: u16, n: usize) {
         if let Some(counts) = self.0.get(usize::from(shard)) {
-            counts.unknown.fetch_add(n as u64, Ordering::Relaxed);
+            counts.unknown.fetch_add(n as i64, Ordering::Relaxed);
         }
     }
 
-    /// Shard, acknowledged and unknown, where there is anything.
+    /// Shard, appended and unknown, where there is anything.
     #[cfg(test)]
-    pub(super) fn totals(&self) -> Vec<(u16, u64, u64)> {
+    pub(super) fn totals(&self) -> Vec<(u16, i64, i64)> {
         let counts = (0_u16..).zip(&self.0).map(|(shard, counts)| {
-            (shard, counts.acknowledged.load(Ordering::Relaxed), counts.unknown.load(Ordering::Relaxed))
+            (shard, counts.appended.load(Ordering::Relaxed), counts.unknown.load(Ordering::Relaxed))
         });
-        counts.filter(|(_, acknowledged, unknown)| acknowledged + unknown > 0).collect()
+        counts.filter(|(_, appended, unknown)| appended + unknown > 0).collect()
     }
 
-    /// Notes what changed since the last time. `closing`: everything, as the last word of this process.
-    pub(super) async fn flush(&self, store: &Store, process: &str, closing: bool) -> Result<(), Error> {
-        let mut changed = Vec::new();
-        for (shard, counts) in (0_u16..).zip(&self.0) {
-            let (acknowledged, unknown) =
-                (counts.acknowledged.load(Ordering::Relaxed), counts.unknown.load(Ordering::Relaxed));
-            let sum = acknowledged + unknown;
-            if sum > 0 && (closing || sum != counts.noted.load(Ordering::Relaxed)) {
-                let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-                changed.push(ShardAppends { shard, acknowledged: signed(acknowledged), unknown: signed(unknown) });
-            }
-        }
-        if changed.is_empty() {
-            return Ok(());
-        }
-        store.note_appends(process, &changed, closing).await?;
-        for count in &changed {
-            if let Some(counts) = self.0.get(usize::from(count.shard)) {
-                counts.noted.store((count.acknowledged + count.unknown).unsigned_abs(), Ordering::Relaxed);
-            }
-        }
-        Ok(())
+    /// Notes all counts, changed or not: whoever reads them sees that this process lives, and a Postgres that went back
+    /// is told anew. `closing`: as the last word of this process.
+    pub(super) async fn flush(&self, store: &Store, process: &str, shards: u16, closing: bool) -> Result<(), Error> {
+        let counts = (0..shards).zip(&self.0).map(|(shard, counts)| ShardAppends {
+            shard,
+            acknowledged: counts.appended.load(Ordering::Relaxed),
+            unknown: counts.unknown.load(Ordering::Relaxed),
+        });
+        store.note_appends(process, &counts.collect::<Vec<_>>(), closing).await
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     http::App,
     lifecycle::Lifecycle,
     store::Store,
-    streams::{AppendError, Outgoing},
+    streams::{AppendError, Appended, Outgoing},
     telemetry::trace,
 };
 
@@ -49,10 +49,10 @@ struct Inner {
 
 impl Inner {
     /// Notes and says what became of an append of `n` entries.
-    fn note(&self, shard: u16, n: usize, appended: &Result<Vec<StreamId>, AppendError>) {
+    fn note(&self, shard: u16, n: usize, appended: &Result<Appended, AppendError>) {
         let error = match appended {
-            Ok(_) => {
-                self.counts.acknowledged(shard, n);
+            Ok(appended) => {
+                self.counts.counted(shard, appended.count);
                 metrics::counter!("millrace_accepted_records_total").increment(n as u64);
                 if self.failing.swap(false, Ordering::Relaxed) {
                     tracing::info!(shard, "accept.append.recovered");
@@ -76,7 +76,7 @@ impl Inner {
 
 impl Acceptor {
     /// Runs what accepts in the background: the poller of outcomes, and the notes of what was appended.
-    pub fn spawn(&self, store: &Store, process: &Arc<str>, lifecycle: &Lifecycle) {
+    pub fn spawn(&self, store: &Store, process: &Arc<str>, shards: u16, lifecycle: &Lifecycle) {
         let (this, store_, soft) = (self.clone(), store.clone(), lifecycle.soft.clone());
         let beat = lifecycle.vitals.register("serve.outcomes", Duration::from_secs(30));
         lifecycle.spawn("serve.outcomes", async move {
@@ -86,22 +86,24 @@ impl Acceptor {
         let (this, store, process, soft) = (self.clone(), store.clone(), Arc::clone(process), lifecycle.soft.clone());
         lifecycle.spawn("serve.appends", async move {
             let mut failing = false;
-            while tokio::time::timeout(counts::FLUSH, soft.cancelled()).await.is_err() {
-                let flushed = this.0.counts.flush(&store, &process, false).await;
+            loop {
+                let flushed = this.0.counts.flush(&store, &process, shards, false).await;
                 if let (Err(error), false) = (&flushed, failing) {
                     tracing::warn!(%error, "accept.counts.unflushed");
                 }
                 failing = flushed.is_err();
+                if tokio::time::timeout(counts::FLUSH, soft.cancelled()).await.is_ok() {
+                    return Ok(());
+                }
             }
-            Ok(())
         });
     }
 
     /// The last word of this process on its appends, once the server takes no request any more.
-    pub async fn close(&self, store: &Store, process: &str) {
+    pub async fn close(&self, store: &Store, process: &str, shards: u16) {
         self.0.appends.close();
         self.0.appends.wait().await;
-        if let Err(error) = self.0.counts.flush(store, process, true).await {
+        if let Err(error) = self.0.counts.flush(store, process, shards, true).await {
             tracing::warn!(%error, "accept.counts.unflushed");
         }
     }
@@ -114,15 +116,17 @@ impl Acceptor {
             let in_force = app.manifest.borrow();
             (Arc::clone(&in_force.pipeline_id), in_force.manifest.spec.backlog_limit)
         };
+        let process = Arc::clone(&app.process);
         let appending = self.0.appends.spawn(async move {
             let (n, began) = (entries.len(), Instant::now());
-            let appended = streams.append(shard, &pipeline_id, limit, &entries).await;
+            let by = (&*process, this.counts.appended(shard));
+            let appended = streams.append(shard, &pipeline_id, limit, Some(by), &entries).await;
             metrics::histogram!("millrace_append_seconds").record(began.elapsed());
             if appended.is_ok() {
                 fault::point("after_xadd");
             }
             this.note(shard, n, &appended);
-            appended
+            appended.map(|appended| appended.ids)
         });
         // A panic in it is a fault of ours, after which nothing is known.
         appending.await.unwrap_or_else(|error| {

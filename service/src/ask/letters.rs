@@ -293,7 +293,7 @@ async fn append(app: &App, shard: u16, numbers: &[i64], entries: &[Outgoing], ac
         let in_force = app.manifest.borrow();
         (in_force.pipeline_id.clone(), in_force.manifest.spec.backlog_limit)
     };
-    app.streams.append(shard, &pipeline_id, limit, entries).await.map_err(|error| {
+    app.streams.append(shard, &pipeline_id, limit, None, entries).await.map_err(|error| {
         tracing::warn!(shard, letters = numbers.len(), %error, "ask.letter.not_replayed");
         match error {
             AppendError::Backlog => {

@@ -149,9 +149,13 @@ pub(super) struct Stats {
     /// Age of the oldest entry that is not settled, in milliseconds; absent while Redis cannot be asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_ms: Option<u64>,
-    /// Entries seen to be gone before they were applied: the least that was lost.
+    /// Entries that were taken and are neither settled nor queued: the least that was lost.
     pub lost: i64,
-    /// How often a records stream or its consumer group was gone; what was lost with it is not known.
+    /// The most that was lost; absent while it is not known: a serve process died without its last word and Redis may
+    /// have gone back, or Redis or the shards' workers cannot be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost_at_most: Option<i64>,
+    /// How often a records stream or its consumer group was gone.
     pub vanished: i64,
     /// Destinations that have records.
     pub destinations: i64,
@@ -231,6 +235,7 @@ impl StatsApi {
             backlog: unsettled,
             lag_ms: backlog.as_ref().map(|backlog| backlog.iter().map(|shard| shard.lag_ms).max().unwrap_or(0)),
             lost,
+            lost_at_most: backlog.as_ref().and_then(|backlog| lost_at_most(&counts, backlog)),
             vanished: sum(|shard| shard.vanished),
             destinations,
             policy_version,
@@ -277,6 +282,15 @@ fn in_flight(counts: &Counts, backlog: &[Backlog]) -> i64 {
 fn unsettled(counts: &Counts, backlog: &[Backlog]) -> i64 {
     let entries: u64 = backlog.iter().map(|shard| shard.queued + shard.pending).sum();
     entries as i64 - in_flight(counts, backlog)
+}
+
+/// The most that was lost, over all shards.
+fn lost_at_most(counts: &Counts, backlog: &[Backlog]) -> Option<i64> {
+    let most = |shard: &Backlog| {
+        let least = counts.shards.iter().find(|counted| counted.shard == i32::from(shard.shard))?.lost;
+        shard.lost_at_most.map(|most| most.max(least))
+    };
+    backlog.iter().map(most).sum()
 }
 
 fn shard_stats(shard: &ShardCounts, backlog: Option<&[Backlog]>) -> ShardStats {

@@ -109,13 +109,14 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let address = listener.local_addr()?;
     let acceptor = Acceptor::default();
-    acceptor.spawn(&store, &process, lifecycle);
+    let shards = in_force.borrow().manifest.spec.shards;
+    acceptor.spawn(&store, &process, shards, lifecycle);
     let app = App { store: store.clone(), streams, manifest: in_force, keys, process: Arc::clone(&process) };
     let endpoint = server::routes(app, acceptor.clone(), lifecycle.vitals.clone());
     let soft = lifecycle.soft.clone();
     lifecycle.spawn("serve.http", async move {
         let served = server::run(listener, endpoint, soft).await;
-        acceptor.close(&store, &process).await;
+        acceptor.close(&store, &process, shards).await;
         Ok(served?)
     });
     tracing::info!(%address, pipeline = &*name, "serve.http.listening");

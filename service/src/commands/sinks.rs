@@ -108,7 +108,7 @@ async fn resume(store: &Store, streams: &Streams, name: &str, (from, repeat): (S
              (XTRIM {stream} MAXLEN 0), or say --repeat if its readers leave out ids that they have seen, or --from now"
         );
     }
-    let fresh = hex::encode(rand::random::<[u8; 16]>());
+    let fresh = store.incarnation().await?;
     if !store.resume_sink(name, &fresh, from == Start::Beginning, &actor()).await? {
         bail!("{name} is being removed");
     }

@@ -232,11 +232,17 @@ impl Follower {
         if *newest.pipeline_id != *now.pipeline_id {
             return Err(Trouble::OtherPipeline(newest.pipeline_id));
         }
+        // A Postgres that went back has forgotten versions, and gives their numbers anew.
+        let is_other = newest.version != now.policy.version || newest.spec != now.manifest.spec;
+        if newest.version < now.policy.version || (is_other && newest.version == now.policy.version) {
+            tracing::warn!(version = newest.version, was = now.policy.version, "config.manifest.forgotten");
+            self.pending = Some(self.frame.clone());
+        }
         // An annotation, too, reaches those who work by it: it makes no version.
-        if newest.version != now.policy.version || self.frame.metadata != now.manifest.metadata {
+        if is_other || self.frame.metadata != now.manifest.metadata {
             let mut next = InForce::new(&self.frame, newest.spec, newest.version, now.pipeline_id);
             next.refusal = now.refusal;
-            if newest.version != now.policy.version {
+            if is_other {
                 tracing::info!(version = newest.version, was = now.policy.version, "config.manifest.in_force");
             }
             self.in_force.send_replace(next);

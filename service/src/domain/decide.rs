@@ -176,10 +176,12 @@ pub struct Decision {
     pub closed: Closed,
     /// How many of `records` are above their threshold.
     pub alerts: i64,
-    /// Settled entries that no serve process appended (replays not counted).
+    /// Settled entries that were not taken in by a serve process: those of other programs, and replays.
     pub foreign: i64,
     /// Entries that were settled before: counted nowhere.
     pub redelivered: usize,
+    /// Whether the last entry is one of them.
+    pub ends_in_redelivery: bool,
 }
 
 /// An entry of a batch, read.
@@ -198,7 +200,9 @@ pub struct Item {
 pub fn decide(batch: &[Item], known: Known, policy: &Policy, position: Position) -> Decision {
     let mut ledger = Ledger::new(known, policy, position);
     for (index, item) in batch.iter().enumerate() {
+        let before = ledger.decision.redelivered;
         ledger.judge(index, item);
+        ledger.decision.ends_in_redelivery = ledger.decision.redelivered > before;
     }
     ledger.decision
 }
@@ -392,7 +396,7 @@ impl<'a> Ledger<'a> {
     }
 
     fn count_foreign(&mut self, entry: &Entry) {
-        self.decision.foreign += i64::from(!entry.marked && entry.replay_of.is_none());
+        self.decision.foreign += i64::from(!entry.marked);
     }
 }
 

@@ -119,7 +119,10 @@ impl Shard {
                     tracing::debug!(shard = self.shard, "process.batch.raced");
                     rest.push_front(batch);
                 }
-                Err(Failure::Other(Error::Store(store::Error::Fenced))) => return Err(store::Error::Fenced.into()),
+                // What is in hand is pending, and is taken over again once it is known where everything stands.
+                Err(Failure::Other(error @ (Error::Store(store::Error::Fenced) | Error::Elsewhere))) => {
+                    return Err(error);
+                }
                 Err(Failure::Other(error)) => {
                     if self.give_back.is_cancelled() {
                         return Err(Error::GivenBack);
@@ -127,9 +130,7 @@ impl Shard {
                     rest.push_front(batch);
                     self.say_and_wait(&mut pause, &error).await;
                     // A reconnect empties the lanes' memory.
-                    if let Ok(numbers) = self.context.store.numbers(self.shard).await {
-                        self.feed.reset(numbers);
-                    }
+                    self.feed.forget();
                 }
             }
         }
@@ -152,6 +153,9 @@ impl Shard {
         loop {
             let mut commit =
                 self.context.store.begin_commit(self.shard, shards, &fence, policy.version, exclusive).await?;
+            if !self.log.is_where(&commit) {
+                return Err(Failure::Other(Error::Elsewhere));
+            }
             let known = commit.known(batch, policy).await?;
             let (position, now) = (commit.position, commit.now);
             let decide = || {
@@ -166,10 +170,11 @@ impl Shard {
                 continue;
             }
             let (numbers, duplicates) = commit.write(batch, &decision, policy.version).await?;
-            self.counted_duplicates = duplicates;
+            (self.log.numbers, self.log.duplicates) = (numbers, duplicates);
             self.stands_at = policy.version;
+            self.repeats = decision.ends_in_redelivery;
             self.count(batch, &decision, started, now);
-            self.feed.push(rows(batch, decision, now), numbers);
+            self.feed.push(rows(batch, decision, now));
             return Ok(numbers);
         }
     }

@@ -3,6 +3,7 @@
 //! Must never ack before the commit, and must never act on a shard without its fence being compared.
 
 mod batch;
+mod loss;
 mod owner;
 mod shard;
 #[cfg(test)]

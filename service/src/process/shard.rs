@@ -6,19 +6,19 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use millrace_crds::ADOPT;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::Context;
+use super::{Context, loss};
 use crate::{
-    domain::Entry,
+    domain::{Entry, StreamId},
     lifecycle::Beat,
     publish::{ActiveSink, Feed, Lane},
-    store,
+    store::{self, Numbers, Server, Standing},
     streams::{self, Blocking, Fence, Input, Step},
     telemetry::metrics as names,
 };
@@ -27,6 +27,8 @@ use crate::{
 const LONGEST_WAIT: Duration = Duration::from_millis(1000);
 /// Memory for committed rows, over all shards of a pipeline.
 const FEED_BYTES: usize = 6 << 20;
+/// How often losses are counted.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// How long lanes may go on publishing what is committed after their shard stopped.
 const DRAIN: Duration = Duration::from_secs(5);
 /// About how many bytes of entries one batch may hold.
@@ -39,6 +41,12 @@ pub(super) enum Error {
     Store(#[from] store::Error),
     #[error(transparent)]
     Streams(#[from] streams::Error),
+    /// The log does not stand where this owner left it: a commit whose outcome was unknown, or a Postgres that went back.
+    #[error("the log stands elsewhere than it was left")]
+    Elsewhere,
+    /// Postgres went back: the policy in force is not known to it, or is another by now.
+    #[error("version {0} of the manifest is not known to Postgres any more, or says something else")]
+    PolicyForgotten(i64),
     /// The shard is to be given back; what is in hand is not settled.
     #[error("the shard is to be given back")]
     GivenBack,
@@ -65,8 +73,16 @@ pub(super) struct Shard {
     /// The policy version that the shard is known to stand at.
     pub(super) stands_at: i64,
     pub(super) beat: Arc<Beat>,
-    /// Duplicates of the shard as of the last commit; 0 before the first.
-    pub(super) counted_duplicates: i64,
+    /// Where the log stands, as this owner knows it.
+    pub(super) log: Standing,
+    /// The server that newest connections came to.
+    server: Server,
+    /// Highest numbers that stand beside the stream: the lanes publish up to them, never what is only committed.
+    marks: Numbers,
+    /// When losses are to be counted again.
+    count_due: Instant,
+    /// Whether the newest entry that was settled had been settled before: what is behind it may have been, too.
+    pub(super) repeats: bool,
     input: Input,
     mode: Mode,
     waiting: Option<Blocking>,
@@ -90,7 +106,7 @@ pub(super) async fn work(
         let in_force = context.in_force.borrow();
         (in_force.manifest.spec.shards, in_force.pipeline_id.to_string())
     };
-    let feed = Arc::new(Feed::new([0; 3], (FEED_BYTES / usize::from(shards)).max(256 << 10)));
+    let feed = Arc::new(Feed::new((FEED_BYTES / usize::from(shards)).max(256 << 10)));
     let input = context.streams.input(&pipeline_id, shard, &context.options.worker);
     // The lanes end behind the shard, however it ended, so that they carry its last commit, too.
     let stopped = CancellationToken::new();
@@ -102,7 +118,11 @@ pub(super) async fn work(
         feed,
         give_back: give_back.clone(),
         stands_at: 0,
-        counted_duplicates: 0,
+        log: Standing::default(),
+        server: context.store.server(),
+        marks: [0; 3],
+        count_due: Instant::now(),
+        repeats: false,
         beat,
         input,
         mode: Mode::Prepare,
@@ -191,6 +211,12 @@ impl Shard {
             self.stands_at = self.context.store.stand_at(self.shard, &current(&self.fence), version).await?;
             tracing::info!(shard = self.shard, version = self.stands_at, "process.shard.stands_at");
         }
+        let server = self.context.store.server();
+        if self.server != server {
+            // Another server, or the same one restarted: it may have gone back, and nothing new may come for long.
+            self.server = server;
+            self.mode = Mode::Prepare;
+        }
         match self.mode.clone() {
             Mode::Prepare => self.prepare().await,
             Mode::Claim(start) => self.claim(&start).await,
@@ -198,29 +224,69 @@ impl Shard {
         }
     }
 
+    /// Sets the fence, and finds out where everything stands, before anything is read or committed.
     async fn prepare(&mut self) -> Result<(), Error> {
-        // Rows in memory may be of a Postgres that went back since: the lanes go by the log until there are new ones.
-        self.feed.reset(self.context.store.numbers(self.shard).await?);
-        let manifest = Arc::clone(&self.context.in_force.borrow().manifest);
-        let made = self.input.prepare(&current(&self.fence), manifest.annotation(ADOPT)).await?;
-        if made && self.context.store.note_prepared(self.shard).await? {
+        let context = Arc::clone(&self.context);
+        let fence = current(&self.fence);
+        let in_force = context.in_force.borrow().clone();
+        // Raises the fence first: no older owner moves the marks any more.
+        let prepared = self.input.prepare(&fence, in_force.manifest.annotation(ADOPT)).await?;
+        let mut log = context.store.standing_of(self.shard).await?;
+        if !context.store.knows_policy(in_force.policy.version, &in_force.manifest.spec).await? {
+            // Whoever follows the manifest registers it anew, or goes back to what is known.
+            return Err(Error::PolicyForgotten(in_force.policy.version));
+        }
+        self.stands_at = 0;
+        if prepared.made && context.store.note_prepared(self.shard).await? {
             tracing::error!(
                 shard = self.shard,
                 "process.stream.vanished: the stream or its group was gone and was made again; entries may be lost"
             );
             metrics::counter!(names::VANISHED, "shard" => self.shard.to_string()).increment(1);
-            self.context.store.note_loss(self.shard, 0, true).await?;
+            context.store.note_vanished(self.shard).await?;
         }
+        let highest = self.highest_known(prepared.marks).await?;
+        if (0..3).any(|kind| log.numbers[kind] < highest[kind]) {
+            // Numbers above the log's were acknowledged or published: none of them is ever given again.
+            let numbers = context.store.skip_to(self.shard, &fence, highest).await?;
+            tracing::error!(shard = self.shard, from = ?log.numbers, to = ?numbers, "process.postgres.went_back");
+            metrics::counter!(names::WENT_BACK, "shard" => self.shard.to_string()).increment(1);
+            log.numbers = numbers;
+        }
+        self.marks = std::array::from_fn(|kind| prepared.marks[kind].min(log.numbers[kind]));
+        self.log = log;
+        // Rows in memory may be of a Postgres that went back since: the lanes go by the log until there are new ones.
+        self.feed.reset(self.marks);
         self.mode = Mode::Claim("-".to_owned());
         Ok(())
+    }
+
+    /// The highest numbers that anything but the log tells of: the marks beside the stream, and the sinks' cursors.
+    async fn highest_known(&self, marks: Numbers) -> Result<Numbers, Error> {
+        let sinks = self.context.store.sinks().await?;
+        let streams: Vec<String> = sinks.iter().filter_map(|sink| sink.stream.clone()).collect();
+        let cursors = self.context.streams.sink_cursors(&streams).await?;
+        let pipeline_id = Arc::clone(&self.context.in_force.borrow().pipeline_id);
+        let mut highest = marks;
+        for (sink, cursor) in sinks.iter().filter(|sink| sink.stream.is_some()).zip(cursors) {
+            if cursor.pipeline_id.as_deref() == Some(&*pipeline_id) {
+                let number = cursor.numbers.get(&i32::from(self.shard)).copied().unwrap_or(0);
+                let highest = &mut highest[sink.counts_by()];
+                *highest = number.max(*highest);
+            }
+        }
+        Ok(highest)
     }
 
     async fn claim(&mut self, start: &str) -> Result<(), Error> {
         let context = Arc::clone(&self.context);
         let _permit = context.permits.acquire().await;
-        let claimed = self.input.claim(&current(&self.fence), start, self.batch_size()).await?;
+        let Step::Done(claimed) = self.input.claim(&current(&self.fence), start, self.batch_size()).await? else {
+            self.mode = Mode::Prepare;
+            return Ok(());
+        };
         if !claimed.gone.is_empty() {
-            self.alarm(claimed.gone.len() as i64, "pending entries are gone from the stream").await?;
+            tracing::warn!(shard = self.shard, entries = claimed.gone.len(), "process.pending.gone");
         }
         if !claimed.entries.is_empty() {
             tracing::info!(shard = self.shard, entries = claimed.entries.len(), "process.pending.taken_over");
@@ -228,6 +294,10 @@ impl Shard {
         self.settle(claimed.entries).await?;
         if self.mode != Mode::Prepare {
             self.mode = claimed.next.map_or(Mode::Read, Mode::Claim);
+        }
+        if self.mode == Mode::Read && self.marks != self.log.numbers {
+            // Nothing is pending, so all that is committed is acknowledged: Redis went back, or an ack was lost.
+            self.acknowledge(self.log.numbers, &[]).await?;
         }
         Ok(())
     }
@@ -244,19 +314,25 @@ impl Shard {
             }
         };
         crate::fault::point("after_read");
-        if fresh.lost > 0 {
-            self.alarm(fresh.lost, "entries were removed before they were read").await?;
-            if self.input.loss_noted(&current(&self.fence), fresh.lost).await? == Step::Raised {
-                // What was read is pending, and is taken over with the rest.
-                self.mode = Mode::Prepare;
-                return Ok(());
-            }
-        }
         if fresh.entries.is_empty() {
             drop(permit);
+            self.count_losses().await?;
             return self.wait(&fresh.last).await;
         }
-        self.settle(fresh.entries).await
+        self.settle(fresh.entries).await?;
+        self.count_losses().await
+    }
+
+    /// Counts what is lost, now and then: between batches, for what is in hand is in neither server's books.
+    async fn count_losses(&mut self) -> Result<(), Error> {
+        if self.mode != Mode::Read || Instant::now() < self.count_due {
+            return Ok(());
+        }
+        self.count_due = Instant::now() + COUNT_EVERY;
+        if !loss::count(&self.context, &self.input, &current(&self.fence), self.repeats).await? {
+            self.mode = Mode::Prepare;
+        }
+        Ok(())
     }
 
     /// Waits for an entry; takes nothing.
@@ -288,23 +364,26 @@ impl Shard {
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
         let numbers = self.decide_and_commit(entries).await?;
         crate::fault::point("before_ack");
-        match self.input.ack(&current(&self.fence), numbers, self.counted_duplicates, &ids).await? {
-            Step::Done(left) => metrics::gauge!(names::BACKLOG, "shard" => self.shard.to_string()).set(left as f64),
+        self.acknowledge(numbers, &ids).await?;
+        crate::fault::point("after_ack");
+        Ok(())
+    }
+
+    /// Acknowledges entries whose outcome is committed; then the lanes may publish up to `numbers`.
+    async fn acknowledge(&mut self, numbers: Numbers, ids: &[StreamId]) -> Result<(), Error> {
+        match self.input.ack(&current(&self.fence), numbers, self.log.duplicates, ids).await? {
+            Step::Done(left) => {
+                metrics::gauge!(names::BACKLOG, "shard" => self.shard.to_string()).set(left as f64);
+                self.marks = numbers;
+                self.feed.advance(numbers);
+            }
             Step::Raised => self.mode = Mode::Prepare,
         }
-        crate::fault::point("after_ack");
         Ok(())
     }
 
     fn batch_size(&self) -> usize {
         (BATCH_BYTES / self.entry_bytes.max(1)).clamp(1, self.context.options.batch)
-    }
-
-    /// A loss: said in the log, as a metric, and in Postgres for `/stats`.
-    async fn alarm(&self, lost: i64, what: &str) -> Result<(), Error> {
-        tracing::error!(shard = self.shard, lost, what, "process.entries.lost");
-        metrics::counter!(names::LOST, "shard" => self.shard.to_string()).increment(lost as u64);
-        Ok(self.context.store.note_loss(self.shard, lost, false).await?)
     }
 }
 

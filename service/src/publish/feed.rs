@@ -17,11 +17,11 @@ use crate::store::{LogRow, Numbers};
 /// Rows of one commit.
 type Batch = Arc<Vec<LogRow>>;
 
-/// The newest commits of a shard, and its highest numbers.
+/// The newest commits of a shard, and up to which numbers they may be published.
 #[derive(Debug)]
 pub struct Feed {
     recent: Mutex<Recent>,
-    numbers: watch::Sender<Numbers>,
+    numbers: watch::Sender<Option<Numbers>>,
     resets: AtomicU64,
     most_bytes: usize,
 }
@@ -33,14 +33,14 @@ struct Recent {
 }
 
 impl Feed {
-    /// A feed that starts behind `numbers`, the shard's highest, and holds up to `most_bytes` (at least one batch).
+    /// A feed that holds up to `most_bytes` (at least one batch), and tells no numbers yet.
     #[must_use]
-    pub fn new(numbers: Numbers, most_bytes: usize) -> Self {
-        Self { recent: Mutex::default(), numbers: watch::Sender::new(numbers), resets: AtomicU64::new(0), most_bytes }
+    pub fn new(most_bytes: usize) -> Self {
+        Self { recent: Mutex::default(), numbers: watch::Sender::new(None), resets: AtomicU64::new(0), most_bytes }
     }
 
-    /// Adds what a commit wrote: its rows, in order, and the shard's highest numbers after it.
-    pub fn push(&self, rows: Vec<LogRow>, numbers: Numbers) {
+    /// Adds the rows that a commit wrote, in order. They may be published once [`Feed::advance`] says so.
+    pub fn push(&self, rows: Vec<LogRow>) {
         if let Some(first) = rows.first() {
             let mut recent = self.lock();
             let follows =
@@ -58,14 +58,23 @@ impl Feed {
                 }
             }
         }
-        self.numbers.send_replace(numbers);
     }
 
-    /// Forgets all rows, and takes the shard's highest numbers as they stand in Postgres: after a reconnect to either server.
-    pub fn reset(&self, numbers: Numbers) {
+    /// Up to these numbers it may be published: what is committed is acknowledged, and stands beside the stream.
+    pub fn advance(&self, numbers: Numbers) {
+        self.numbers.send_replace(Some(numbers));
+    }
+
+    /// Forgets all rows: the server may have gone back since.
+    pub fn forget(&self) {
         *self.lock() = Recent::default();
         self.resets.fetch_add(1, Ordering::SeqCst);
-        self.numbers.send_replace(numbers);
+    }
+
+    /// Forgets all rows, and takes the numbers up to which may be published as they were found.
+    pub fn reset(&self, numbers: Numbers) {
+        self.forget();
+        self.advance(numbers);
     }
 
     /// How often it was reset. What a lane read from a server before that may no longer be so.
@@ -95,9 +104,9 @@ impl Feed {
         Some(found)
     }
 
-    /// The shard's highest numbers, followed.
+    /// Up to which numbers may be published, followed; `None` until it is known.
     #[must_use]
-    pub fn numbers(&self) -> watch::Receiver<Numbers> {
+    pub fn numbers(&self) -> watch::Receiver<Option<Numbers>> {
         self.numbers.subscribe()
     }
 
@@ -114,4 +123,23 @@ fn weight(row: &LogRow) -> usize {
         + texts.iter().map(|text| text.as_str().len() + 16).sum::<usize>()
         + record.attributes.as_ref().map_or(0, |attributes| attributes.as_str().len())
         + row.traceparent.as_ref().map_or(0, String::len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_only_committed_is_not_published() {
+        let feed = Feed::new(1 << 20);
+        assert_eq!(*feed.numbers().borrow(), None, "nobody knows yet where the log stands");
+        feed.reset([3, 0, 0]);
+        feed.push(Vec::new());
+        assert_eq!(*feed.numbers().borrow(), Some([3, 0, 0]));
+        feed.advance([4, 0, 0]);
+        assert_eq!(*feed.numbers().borrow(), Some([4, 0, 0]));
+        let resets = feed.resets();
+        feed.forget();
+        assert_eq!((*feed.numbers().borrow(), feed.resets()), (Some([4, 0, 0]), resets + 1));
+    }
 }

@@ -6,7 +6,6 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use millrace_crds::{ADOPT, From, On, Overflow, RecordPipeline, RedisStream, Sink};
-use rand::Rng as _;
 use tokio::sync::watch;
 
 use crate::{
@@ -110,13 +109,14 @@ impl Keeper {
                     // Without a word in the manifest: all of a new pipeline, only what is new of a running one.
                     let from = sink.from.unwrap_or(if version == 1 { From::Beginning } else { From::Now });
                     let beginning = from == From::Beginning;
-                    self.store.add_sink(&sink.name, &kind, &stream, &incarnation(), beginning, version).await?;
+                    let incarnation = self.store.incarnation().await?;
+                    self.store.add_sink(&sink.name, &kind, &stream, &incarnation, beginning, version).await?;
                     tracing::info!(sink = sink.name, stream, from = ?from, "publish.sink.added");
                 }
                 // Carries something else by now: other numbers, so a new sink by the old name.
                 Some(row) if row.kind != kind || row.removed => self.store.remove_sink(&sink.name, version).await?,
                 Some(row) if row.stream.as_ref() != Some(&stream) => {
-                    self.store.move_sink(row, &stream, &incarnation(), version).await?;
+                    self.store.move_sink(row, &stream, &self.store.incarnation().await?, version).await?;
                     tracing::info!(sink = sink.name, stream, "publish.sink.moving");
                 }
                 Some(_) => {}
@@ -193,8 +193,11 @@ impl Keeper {
                 self.store.set_starts(row, &positions).await?;
             }
             let starts = self.store.sink_starts(&row.name).await?;
-            self.streams.start_cursor(&new, &starts, manifest.annotation(ADOPT)).await?;
-            self.store.sink_started(&row.name, &row.incarnation).await?;
+            let made = self.streams.start_cursor(&new, &starts, manifest.annotation(ADOPT)).await?;
+            // Another start is wanted by now: this one was read a while ago.
+            if !made || !self.store.sink_started(&row.name, &row.incarnation).await? {
+                return Ok(None);
+            }
             tracing::info!(sink = row.name, stream = new.stream, incarnation = row.incarnation, "publish.sink.started");
         }
         if let Some(old) = &old {
@@ -209,9 +212,4 @@ impl Keeper {
 
 fn redis_sinks(manifest: &RecordPipeline) -> impl Iterator<Item = (&Sink, &RedisStream)> {
     manifest.spec.sinks.iter().filter_map(|sink| Some((sink, sink.redis_stream.as_ref()?)))
-}
-
-/// A name for one start of a sink, never given twice.
-fn incarnation() -> String {
-    format!("{:032x}", rand::rng().next_u64() as u128 | (u128::from(rand::rng().next_u64()) << 64))
 }

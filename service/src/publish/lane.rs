@@ -19,6 +19,8 @@ use crate::{
 const ENTRIES: usize = 200;
 /// How far one look into the log goes, for kinds that skip rows.
 const WINDOW: i64 = 10_000;
+/// How soon a cursor is looked at again that stands above what may be published.
+const AGAIN: Duration = Duration::from_millis(50);
 /// How often the cursor is moved over rows that the sink does not carry.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -64,8 +66,13 @@ impl Lane {
         // The cursor in Redis, and up to where this lane has looked through the log.
         let mut at: Option<(i64, i64)> = None;
         let mut resets = self.feed.resets();
+        // Before its owner knows where the log stands nothing fits and nothing is wrong.
+        tokio::select! {
+            known = numbers.wait_for(Option::is_some) => if known.is_err() { return },
+            () = stop.cancelled() => return,
+        }
         loop {
-            let highest = Store::number_of(self.sink.on, *numbers.borrow_and_update());
+            let highest = Store::number_of(self.sink.on, numbers.borrow_and_update().unwrap_or_default());
             if self.feed.resets() != resets {
                 // Redis may have gone back with stream and cursor, and nothing new may come for long.
                 resets = self.feed.resets();
@@ -110,6 +117,9 @@ impl Lane {
                 } else if seen < highest {
                 } else if cursor < seen {
                     tokio::time::timeout(IDLE, numbers.changed()).await.ok();
+                } else if cursor > highest {
+                    // It is not where this lane left it: whether that can be is to be found out.
+                    tokio::time::timeout(AGAIN, numbers.changed()).await.ok();
                 } else {
                     numbers.changed().await.ok();
                 }
@@ -134,8 +144,7 @@ impl Lane {
             }
         };
         if cursor > highest {
-            let numbers = self.store.numbers(self.shard).await?;
-            let stored = Store::number_of(self.sink.on, numbers);
+            let stored = Store::number_of(self.sink.on, self.store.standing_of(self.shard).await?.numbers);
             if cursor > stored {
                 return Err(Error::Halted(format!(
                     "the cursor stands at {cursor}, above {stored}, the highest number of shard {}: Postgres went back, or \

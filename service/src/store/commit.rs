@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{Postgres, Transaction};
 
-use super::{Error, Store};
+use super::{Error, Store, pool::Server};
 use crate::{
     domain::{Attributes, Decision, Item, Kind, LetterId, Position, Text},
     streams::Fence,
@@ -20,6 +20,8 @@ pub struct Commit {
     pub position: Position,
     /// This server's clock.
     pub now: DateTime<Utc>,
+    /// Which server this is.
+    pub server: Server,
 }
 
 /// Highest numbers of a shard: of records, dead letters, conflicts.
@@ -51,7 +53,8 @@ impl Store {
         // goes on with the snapshot from before the wait.
         let row = sqlx::query!(
             r#"with others as (select pg_advisory_xact_lock_shared(hashtextextended(current_schema(), 1)))
-               select epoch, token, policy_version, records, dead_letters, conflicts, clock_timestamp() as "now!"
+               select epoch, token, policy_version, records, dead_letters, conflicts, clock_timestamp() as "now!",
+                      (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "server!"
                from shards, others where shard = $1 for update of shards"#,
             i32::from(shard),
         )
@@ -77,6 +80,7 @@ impl Store {
                 conflicts: row.conflicts,
             },
             now: row.now,
+            server: Server(row.server),
         })
     }
 }
@@ -88,8 +92,18 @@ impl Commit {
     /// [`Error::Raced`] when one of the ids or letters was taken in between; on every error nothing is written, but a
     /// connection that broke while committing leaves it unknown: then the batch is decided anew and finds itself stored.
     pub async fn write(mut self, batch: &[Item], decision: &Decision, version: i64) -> Result<(Numbers, i64), Error> {
-        let Decision { records, totals, duplicates, conflicts, letters, closed, alerts, foreign, redelivered: _ } =
-            decision;
+        let Decision {
+            records,
+            totals,
+            duplicates,
+            conflicts,
+            letters,
+            closed,
+            alerts,
+            foreign,
+            redelivered: _,
+            ends_in_redelivery: _,
+        } = decision;
         let numbers = [
             self.position.records + records.len() as i64,
             self.position.dead_letters + letters.len() as i64,

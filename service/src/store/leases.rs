@@ -188,19 +188,14 @@ impl Store {
         .await?)
     }
 
-    /// Notes entries that are gone before they were applied, and a stream or group that was gone.
+    /// Notes that a shard's stream or group was gone.
     ///
     /// # Errors
     /// When Postgres does not answer: not noted.
-    pub async fn note_loss(&self, shard: u16, lost: i64, vanished: bool) -> Result<(), Error> {
-        sqlx::query!(
-            "update shards set lost = lost + $2, vanished = vanished + $3 where shard = $1",
-            i32::from(shard),
-            lost,
-            i64::from(vanished),
-        )
-        .execute(&self.pool)
-        .await?;
+    pub async fn note_vanished(&self, shard: u16) -> Result<(), Error> {
+        sqlx::query!("update shards set vanished = vanished + 1 where shard = $1", i32::from(shard))
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 
-use super::{Error, Numbers, Store, known::StoredRecord, pool::numeric};
+use super::{Error, Store, known::StoredRecord, pool::numeric};
 use crate::domain::{Record, Text, Total};
 
 /// A processed record as it stands in the log.
@@ -144,17 +144,5 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?)
-    }
-
-    /// A shard's highest numbers: of records, dead letters, conflicts.
-    ///
-    /// # Errors
-    /// When Postgres does not answer.
-    pub async fn numbers(&self, shard: u16) -> Result<Numbers, Error> {
-        let row =
-            sqlx::query!("select records, dead_letters, conflicts from shards where shard = $1", i32::from(shard),)
-                .fetch_one(&self.pool)
-                .await?;
-        Ok([row.records, row.dead_letters, row.conflicts])
     }
 }

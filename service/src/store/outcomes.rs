@@ -155,7 +155,7 @@ mod tests {
              values (1, 2, 1, now(), now(), 'l', '8-0', 'x', 'why', 'because')",
         )
         .await;
-        let store = Store { commits: pool.clone(), pool };
+        let store = Store::of_test(pool);
         let asked = [
             awaited("r", "5-0"),
             awaited("r", "6-0"),

@@ -180,6 +180,22 @@ impl Store {
         Ok(Registered::AsNew(version))
     }
 
+    /// Whether a version says this, or a newer one is there: a Postgres that went back may have forgotten it, and given its
+    /// number to other content.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached.
+    pub async fn knows_policy(&self, version: i64, spec: &RecordPipelineSpec) -> Result<bool, Error> {
+        let newest = sqlx::query!("select version, spec from policies order by version desc limit 1")
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(newest.is_some_and(|newest| {
+            // What a newer version of this software wrote is another's to judge.
+            let says = |text: &str| RecordPipelineSpec::from_canonical(text).map_or(true, |known| known == *spec);
+            newest.version > version || (newest.version == version && says(&newest.spec))
+        }))
+    }
+
     /// The newest version; `None` before the first.
     ///
     /// # Errors

@@ -1,6 +1,13 @@
 //! Connections, and how failures are classed.
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use sqlx::{
     Connection as _, PgConnection, PgPool,
@@ -65,6 +72,10 @@ impl Error {
     }
 }
 
+/// A server, told by when it was started: one that was restored, or took another's place, is another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Server(pub(super) i64);
+
 /// A pipeline's schema in Postgres.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -72,6 +83,8 @@ pub struct Store {
     pub(super) pool: PgPool,
     /// Connections for commits alone, so that nothing else can keep a commit waiting.
     pub(super) commits: PgPool,
+    /// The server that the newest connection came to.
+    server: Arc<AtomicI64>,
 }
 
 /// Most commits of a worker at a time.
@@ -89,16 +102,33 @@ impl Store {
     /// # Errors
     /// When the URL is not one of Postgres.
     pub fn connect(url: &str, pipeline: &str, connections: u32) -> Result<Self, Error> {
+        let server = Arc::new(AtomicI64::new(0));
         let pool = |connections, options| {
+            let server = Arc::clone(&server);
             PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(5))
+                .after_connect(move |connection, _| {
+                    let server = Arc::clone(&server);
+                    Box::pin(async move {
+                        let started = sqlx::query_scalar!(
+                            r#"select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "started!""#
+                        );
+                        server.store(started.fetch_one(connection).await?, Ordering::Relaxed);
+                        Ok(())
+                    })
+                })
                 .connect_lazy_with(options)
         };
-        Ok(Self {
-            pool: pool(connections, Self::options(url, pipeline)?),
-            commits: pool(COMMITS, Self::commit_options(url, pipeline)?),
-        })
+        let (commits, pool) =
+            (pool(COMMITS, Self::commit_options(url, pipeline)?), pool(connections, Self::options(url, pipeline)?));
+        Ok(Self { pool, commits, server })
+    }
+
+    /// The server that the newest connection came to.
+    #[must_use]
+    pub fn server(&self) -> Server {
+        Server(self.server.load(Ordering::Relaxed))
     }
 
     /// Turns to another server or other credentials: for connections that are opened from now on.
@@ -138,7 +168,7 @@ impl Store {
     /// The schema that a pool of a test's own database shows.
     #[cfg(test)]
     pub(crate) fn of_test(pool: PgPool) -> Self {
-        Self { commits: pool.clone(), pool }
+        Self { commits: pool.clone(), pool, server: Arc::default() }
     }
 
     /// Makes a connection of its own and asks something. The pool tells only that time was up; this tells why.

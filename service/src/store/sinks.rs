@@ -1,5 +1,7 @@
 //! Sinks that were started: which incarnation of which stream, from where, and what their lanes last said.
 
+use rand::Rng as _;
+
 use super::{Error, Numbers, Store};
 
 /// A sink as Postgres remembers it.
@@ -21,6 +23,18 @@ pub struct SinkRow {
     pub old_incarnation: Option<String>,
     /// Removed from the manifest; its cursor is still to be taken away.
     pub removed: bool,
+}
+
+impl SinkRow {
+    /// Which of a shard's numbers it counts by.
+    #[must_use]
+    pub fn counts_by(&self) -> usize {
+        match self.kind.as_str() {
+            "DeadLettered" => 1,
+            "Conflicted" => 2,
+            _ => 0,
+        }
+    }
 }
 
 /// What a lane says of itself when it does not run.
@@ -135,15 +149,28 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.shard as u16, row.after)).collect())
     }
 
-    /// Says that an incarnation's cursor was made.
+    /// Says that an incarnation's cursor was made; false: the sink is of another by now.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn sink_started(&self, name: &str, incarnation: &str) -> Result<(), Error> {
-        sqlx::query!("update sinks set started = true where name = $1 and incarnation = $2", name, incarnation,)
-            .execute(&self.pool)
-            .await?;
-        Ok(())
+    pub async fn sink_started(&self, name: &str, incarnation: &str) -> Result<bool, Error> {
+        let started =
+            sqlx::query!("update sinks set started = true where name = $1 and incarnation = $2", name, incarnation)
+                .execute(&self.pool)
+                .await?;
+        Ok(started.rows_affected() > 0)
+    }
+
+    /// A name for one start of a sink: never given twice, and later ones sort behind earlier ones.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn incarnation(&self) -> Result<String, Error> {
+        let micros =
+            sqlx::query_scalar!(r#"select (extract(epoch from clock_timestamp()) * 1000000)::bigint as "now!""#)
+                .fetch_one(&self.pool)
+                .await?;
+        Ok(format!("t{micros:016x}{:016x}", rand::rng().next_u64()))
     }
 
     /// Begins to move a sink to another stream, under a new incarnation, unless `version` is not the newest policy.
@@ -153,8 +180,9 @@ impl Store {
     pub async fn move_sink(&self, row: &SinkRow, stream: &str, incarnation: &str, version: i64) -> Result<(), Error> {
         sqlx::query!(
             "update sinks set stream = $3, incarnation = $4, started = false, version = $5,
-                    -- A move that was not finished goes on from where the first one came.
-                    old_stream = coalesce(old_stream, stream), old_incarnation = coalesce(old_incarnation, incarnation)
+                    -- A start that was not finished has carried nothing: it goes on from where that one came, if from any.
+                    old_stream = case when started then stream else old_stream end,
+                    old_incarnation = case when started then incarnation else old_incarnation end
              where name = $1 and incarnation = $2 and $5 = (select max(version) from policies)",
             row.name,
             row.incarnation,

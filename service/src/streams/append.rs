@@ -65,19 +65,39 @@ impl AppendError {
     }
 }
 
+/// What was appended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appended {
+    /// The entries' ids.
+    pub ids: Vec<StreamId>,
+    /// How many entries the process has appended to this shard, ever, as Redis knows now; 0 where no process was named.
+    pub count: i64,
+}
+
+/// Who appends: its name, and how many entries it knows to have appended to the shard. A Redis that went back knows of
+/// fewer, and is told.
+pub type By<'a> = (&'a str, i64);
+
 /// Without `allow-oom`, a full Redis refuses it before the first write.
 static APPEND: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"#!lua
 local stream, fence = KEYS[1], KEYS[2]
-local pipeline, limit, n = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local pipeline, limit, n, by = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local owner = redis.call('HGET', fence, 'pipeline')
 if owner and owner ~= pipeline then return {'REFUSED'} end
 if redis.call('XLEN', stream) + n > limit then return {'BACKLOG'} end
 if not owner then redis.call('HSET', fence, 'pipeline', pipeline) end
+local function count(more)
+    if by == '' then return '0' end
+    local held = math.max(tonumber(redis.call('HGET', fence, 'by:' .. by) or '0'), tonumber(ARGV[5]))
+    held = string.format('%.0f', held + more)
+    redis.call('HSET', fence, 'by:' .. by, held)
+    return held
+end
 local ids, last = {}, '18446744073709551615-18446744073709551615'
 for i = 0, n - 1 do
-    local at = 4 + i * 5
+    local at = 6 + i * 5
     local fields = {'record', ARGV[at], 'receivedAt', ARGV[at + 1]}
     for k, name in ipairs({'traceparent', 'serve', 'replayOf'}) do
         local value = ARGV[at + 1 + k]
@@ -88,7 +108,10 @@ for i = 0, n - 1 do
     end
     local id = redis.pcall('XADD', stream, '*', unpack(fields))
     if type(id) == 'table' and id.err then
-        if i > 0 then return {'PART'} end
+        if i > 0 then
+            count(i)
+            return {'PART'}
+        end
         local about = redis.pcall('XINFO', 'STREAM', stream)
         for k = 1, #about, 2 do
             if about[k] == 'last-generated-id' and about[k + 1] == last then return {'EXHAUSTED'} end
@@ -97,6 +120,7 @@ for i = 0, n - 1 do
     end
     ids[i + 1] = id
 end
+ids[n + 1] = count(n)
 return ids
 ",
     )
@@ -104,7 +128,8 @@ return ids
 
 impl Streams {
     /// Appends entries to a shard's stream, in order, all or none; answers their ids when Redis has them on disk (with
-    /// `appendfsync always`). `limit` is the most entries that the stream may then hold.
+    /// `appendfsync always`). `limit` is the most entries that the stream may then hold; `by`, the process that they are
+    /// counted for.
     ///
     /// # Errors
     /// [`AppendError`]: but for `Unknown`, nothing was appended.
@@ -113,10 +138,12 @@ impl Streams {
         shard: u16,
         pipeline_id: &str,
         limit: u64,
+        by: Option<By<'_>>,
         entries: &[Outgoing],
-    ) -> Result<Vec<StreamId>, AppendError> {
+    ) -> Result<Appended, AppendError> {
+        let (by, known) = by.unwrap_or_default();
         if entries.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Appended { ids: Vec::new(), count: known });
         }
         // Built by hand: `Script::arg` would copy every record once more.
         let mut command = redis::cmd("EVALSHA");
@@ -127,7 +154,9 @@ impl Streams {
             .arg(keys::fence(&self.pipeline, shard))
             .arg(pipeline_id)
             .arg(limit)
-            .arg(entries.len());
+            .arg(entries.len())
+            .arg(by)
+            .arg(known);
         for entry in entries {
             command
                 .arg(&entry.record)
@@ -143,7 +172,7 @@ impl Streams {
             APPEND.load_async(&mut redis).await.map_err(AppendError::Away)?;
             answer = command.query_async(&mut redis).await;
         }
-        let answer = answer.map_err(AppendError::of)?;
+        let mut answer = answer.map_err(AppendError::of)?;
         match answer.first().map(String::as_str) {
             Some("REFUSED") => return Err(AppendError::Refused(shard)),
             Some("BACKLOG") => return Err(AppendError::Backlog),
@@ -157,9 +186,11 @@ impl Streams {
             }
             _ => {}
         }
+        let count = answer.pop().and_then(|count| count.parse().ok());
         let ids: Option<Vec<StreamId>> = answer.iter().map(|id| id.parse().ok()).collect();
         // An answer of another form is no proof that the entries are there.
-        ids.filter(|ids| ids.len() == entries.len()).ok_or_else(|| {
+        let ids = ids.filter(|ids| ids.len() == entries.len());
+        ids.zip(count).map(|(ids, count)| Appended { ids, count }).ok_or_else(|| {
             AppendError::Unknown(RedisError::from((
                 ErrorKind::UnexpectedReturnType,
                 "the append answered other than ids",
@@ -219,7 +250,7 @@ mod tests {
             replay_of: Some(LetterId { shard: 3, n: 12 }),
             ..entry("b")
         };
-        let ids = streams.append(3, "id", 10, &[entry("a"), replay]).await.expect("appended");
+        let ids = streams.append(3, "id", 10, None, &[entry("a"), replay]).await.expect("appended").ids;
         assert!(ids.len() == 2 && ids[0] < ids[1], "{ids:?}");
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let received = pair("receivedAt", "1700000000000001");
@@ -230,18 +261,32 @@ mod tests {
                 vec![received, pair("record", "b"), pair("replayOf", "3-d12"), pair("traceparent", "00-trace")],
             ]
         );
-        assert!(streams.append(3, "id", 10, &[]).await.expect("nothing to do").is_empty());
+        assert!(streams.append(3, "id", 10, None, &[]).await.expect("nothing to do").ids.is_empty());
         clean(&streams, 3).await;
     }
 
     #[tokio::test]
     async fn past_the_limit_none_is_appended() {
         let streams = streams();
-        streams.append(0, "id", 3, &[entry("a"), entry("b")]).await.expect("below the limit");
+        streams.append(0, "id", 3, None, &[entry("a"), entry("b")]).await.expect("below the limit");
         let two = [entry("c"), entry("d")];
-        assert!(matches!(streams.append(0, "id", 3, &two).await, Err(AppendError::Backlog)));
+        assert!(matches!(streams.append(0, "id", 3, None, &two).await, Err(AppendError::Backlog)));
         assert_eq!(read(&streams, 0).await.len(), 2);
-        streams.append(0, "id", 3, &two[..1]).await.expect("at the limit");
+        streams.append(0, "id", 3, None, &two[..1]).await.expect("at the limit");
+        clean(&streams, 0).await;
+    }
+
+    #[tokio::test]
+    async fn redis_counts_what_a_process_appends_and_is_told_where_it_forgot() {
+        let streams = streams();
+        let append = async |known, entries: &[Outgoing]| {
+            streams.append(0, "id", 100, Some(("p", known)), entries).await.expect("appended").count
+        };
+        assert_eq!(append(0, &[entry("a"), entry("b")]).await, 2);
+        // One whose answer never came is among them.
+        assert_eq!(append(1, &[entry("c")]).await, 3);
+        let _: () = streams.shared().hset(keys::fence(&streams.pipeline, 0), "by:p", 1).await.expect("gone back");
+        assert_eq!(append(3, &[entry("d")]).await, 4);
         clean(&streams, 0).await;
     }
 
@@ -260,11 +305,11 @@ mod tests {
                 .expect("an id of their choice");
         }
         let two = [entry("a"), entry("b")];
-        assert!(matches!(streams.append(0, "id", 9, &two).await, Err(AppendError::Exhausted(0))));
+        assert!(matches!(streams.append(0, "id", 9, None, &two).await, Err(AppendError::Exhausted(0))));
         assert_eq!(read(&streams, 0).await.len(), 1);
         // One id was left.
-        assert!(matches!(streams.append(1, "id", 9, &two).await, Err(AppendError::Unknown(_))));
-        assert!(matches!(streams.append(1, "id", 9, &two).await, Err(AppendError::Exhausted(1))));
+        assert!(matches!(streams.append(1, "id", 9, None, &two).await, Err(AppendError::Unknown(_))));
+        assert!(matches!(streams.append(1, "id", 9, None, &two).await, Err(AppendError::Exhausted(1))));
         assert_eq!(read(&streams, 1).await.len(), 2);
         clean(&streams, 0).await;
         clean(&streams, 1).await;
@@ -273,8 +318,8 @@ mod tests {
     #[tokio::test]
     async fn a_stream_of_another_pipeline_is_left_alone() {
         let streams = streams();
-        streams.append(0, "mine", 3, &[entry("a")]).await.expect("appended");
-        assert!(matches!(streams.append(0, "other", 3, &[entry("b")]).await, Err(AppendError::Refused(0))));
+        streams.append(0, "mine", 3, None, &[entry("a")]).await.expect("appended");
+        assert!(matches!(streams.append(0, "other", 3, None, &[entry("b")]).await, Err(AppendError::Refused(0))));
         assert_eq!(read(&streams, 0).await.len(), 1);
         clean(&streams, 0).await;
     }
@@ -283,7 +328,7 @@ mod tests {
     async fn a_redis_that_cannot_be_reached_has_taken_nothing() {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
         let streams = Streams::connect(&format!("redis://{closed}"), "x").expect("a URL of Redis");
-        assert!(matches!(streams.append(0, "id", 3, &[entry("a")]).await, Err(AppendError::Away(_))));
+        assert!(matches!(streams.append(0, "id", 3, None, &[entry("a")]).await, Err(AppendError::Away(_))));
     }
 
     #[tokio::test]
@@ -306,7 +351,7 @@ mod tests {
             }
         });
         let streams = Streams::connect(&format!("redis://{address}"), "x").expect("a URL of Redis");
-        let answer = streams.append(0, "id", 3, &[entry("a")]).await;
+        let answer = streams.append(0, "id", 3, None, &[entry("a")]).await;
         assert!(matches!(answer, Err(AppendError::Unknown(_))), "{answer:?}");
         server.await.expect("the server ended in order");
     }

@@ -24,6 +24,8 @@ pub struct Backlog {
     pub committed: Option<Committed>,
     /// The id of the pipeline that the stream belongs to; `None` before the first entry and the first owner.
     pub pipeline_id: Option<String>,
+    /// How many entries were lost at most, as its owner counted; `None`: not known, or not counted yet.
+    pub lost_at_most: Option<i64>,
 }
 
 /// What stands beside a sink's stream.
@@ -67,7 +69,8 @@ static BACKLOG: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "#!lua flags=no-writes
 local time = redis.call('TIME')
-local marks = redis.call('HMGET', KEYS[2], 'records', 'deadLetters', 'conflicts', 'duplicates', 'pipeline')
+local marks = redis.call('HMGET', KEYS[2], 'records', 'deadLetters', 'conflicts', 'duplicates', 'pipeline',
+  'lostAtMost')
 local queued, pending, oldest, last, found = 0, 0, false, '0-0', false
 if redis.call('EXISTS', KEYS[1]) == 1 then
   for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
@@ -96,11 +99,15 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
     if first then oldest = first[1] end
   end
 end
-return {time[1], time[2], queued, pending, oldest, marks[1], marks[2], marks[3], marks[4], marks[5]}",
+return {{time[1], time[2], queued, pending, oldest}, {marks[1], marks[2], marks[3], marks[4]}, {marks[5], marks[6]}}",
     )
 });
 
-type Answer = (u64, u64, u64, u64, Option<String>, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<String>);
+type Answer = (
+    (u64, u64, u64, u64, Option<String>),
+    (Option<i64>, Option<i64>, Option<i64>, Option<i64>),
+    (Option<String>, Option<String>),
+);
 
 impl Streams {
     /// What is queued in each shard.
@@ -169,6 +176,22 @@ impl Streams {
         }
     }
 
+    /// Whether this server may have lost what it confirmed within the last `seconds`: it was started since, or another
+    /// may have had its place.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn may_have_gone_back(&self, seconds: f64) -> Result<bool, Error> {
+        let mut connection = self.query().await?;
+        let told: Result<String, _> =
+            redis::cmd("INFO").arg(&["server", "replication", "cluster"]).query_async(&mut connection).await;
+        match told {
+            Ok(info) => Ok(went_back_maybe(&info, seconds)),
+            Err(error) if error.code().is_some() => Ok(true),
+            Err(error) => Err(Error::of(error)),
+        }
+    }
+
     /// What this server promises.
     ///
     /// # Errors
@@ -198,9 +221,21 @@ impl Streams {
     }
 }
 
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+/// Whether `INFO` leaves it possible that the server went back within the last `seconds`.
+fn went_back_maybe(info: &str, seconds: f64) -> bool {
+    let up: Option<f64> = field(info, "uptime_in_seconds").and_then(|text| text.parse().ok());
+    let alone = field(info, "connected_slaves") == Some("0") && field(info, "second_repl_offset") == Some("-1");
+    // A second on either side: it is told in whole ones.
+    !alone || field(info, "cluster_enabled") != Some("0") || up.is_none_or(|up| up < seconds + 2.0)
+}
+
 /// What `INFO` says against writing.
 fn refuses_writes(info: &str) -> Option<String> {
-    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    let field = |name: &str| field(info, name);
     let number = |name: &str| field(name).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
     let (used, most) = (number("used_memory"), number("maxmemory"));
     if most > 0 && used >= most && field("maxmemory_policy") == Some("noeviction") {
@@ -216,7 +251,8 @@ fn refuses_writes(info: &str) -> Option<String> {
 }
 
 fn backlog(shard: u16, answer: Answer) -> Backlog {
-    let (seconds, micros, queued, pending, oldest, records, dead_letters, conflicts, duplicates, pipeline_id) = answer;
+    let ((seconds, micros, queued, pending, oldest), marks, (pipeline_id, lost_at_most)) = answer;
+    let (records, dead_letters, conflicts, duplicates) = marks;
     let now_ms = seconds.saturating_mul(1000).saturating_add(micros / 1000);
     let oldest_ms = oldest.and_then(|id| id.split_once('-').and_then(|(ms, _)| ms.parse::<u64>().ok()));
     let marked = [records, dead_letters, conflicts, duplicates].iter().any(Option::is_some);
@@ -227,7 +263,8 @@ fn backlog(shard: u16, answer: Answer) -> Backlog {
         duplicates: duplicates.unwrap_or_default(),
     });
     let lag_ms = oldest_ms.map_or(0, |ms| now_ms.saturating_sub(ms));
-    Backlog { shard, queued, pending, lag_ms, committed, pipeline_id }
+    let lost_at_most = lost_at_most.and_then(|most| most.parse().ok());
+    Backlog { shard, queued, pending, lag_ms, committed, pipeline_id, lost_at_most }
 }
 
 #[cfg(test)]

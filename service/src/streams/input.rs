@@ -3,7 +3,14 @@
 //! Every script here compares the fence (epoch, token) beside the stream and runs with `allow-oom`, for a full Redis must
 //! be able to drain. Must never take an entry without the fence being compared in the same step.
 
-use std::{collections::HashMap, sync::LazyLock, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use millrace_crds::ADOPT;
@@ -28,7 +35,8 @@ static PREPARE: LazyLock<Script> = fenced_script!("prepare");
 static CLAIM: LazyLock<Script> = fenced_script!("claim");
 static READ: LazyLock<Script> = fenced_script!("read");
 static ACK: LazyLock<Script> = fenced_script!("ack");
-static LOSS: LazyLock<Script> = fenced_script!("loss");
+static COUNT: LazyLock<Script> = fenced_script!("count");
+static TELL: LazyLock<Script> = fenced_script!("tell");
 
 /// What an owner shows at every step: compared beside the stream and in Postgres.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +56,8 @@ pub struct Input {
     stream: String,
     fence_key: String,
     consumer: String,
+    /// The sum of the committed numbers that stand beside the stream, as far as is known here.
+    stands: Arc<AtomicI64>,
 }
 
 /// Pending entries taken over.
@@ -66,10 +76,32 @@ pub struct Claimed {
 pub struct Fresh {
     /// The group's last delivered id.
     pub last: String,
-    /// How many entries were removed without ever having been delivered.
-    pub lost: i64,
     /// The entries, in order.
     pub entries: Vec<Entry>,
+}
+
+/// A shard's stream and group are there, and the fence is set.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// Whether the group had to be made.
+    pub made: bool,
+    /// The highest committed numbers that were ever acknowledged: of records, dead letters, conflicts.
+    pub marks: [i64; 3],
+}
+
+/// What was found when a shard's entries were counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Census {
+    /// Appended, not settled, and not in the stream; below zero where entries of others are, or settled ones came back.
+    pub missing: i64,
+    /// Entries in the stream.
+    pub present: i64,
+    /// By how much the processes' counts stood lower than is known of them: Redis went back.
+    pub went_back: i64,
+    /// What stood in Redis for each process asked about, in their order.
+    pub stood: Vec<i64>,
+    /// How many are said to be lost at most: `None` nothing, `Some(None)` that it is not known.
+    pub told: Option<Option<i64>>,
 }
 
 /// What a fenced step came to.
@@ -77,7 +109,7 @@ pub struct Fresh {
 pub enum Step<T> {
     /// Done.
     Done(T),
-    /// The fence stood lower and was raised: take pending entries over anew.
+    /// The fence stood lower and was raised, or Redis went back: take pending entries over anew.
     Raised,
 }
 
@@ -92,6 +124,7 @@ impl Streams {
             stream: keys::records(&self.pipeline, shard),
             fence_key: keys::fence(&self.pipeline, shard),
             consumer: consumer.to_owned(),
+            stands: Arc::default(),
         }
     }
 }
@@ -103,26 +136,37 @@ impl Input {
         self.shard
     }
 
-    /// Sets the fence, makes stream and group where they are missing; true when the group had to be made. `adopt` is the
-    /// id of the pipeline whose streams may be taken over, empty for none.
+    /// Sets the fence, makes stream and group where they are missing. `adopt` is the id of the pipeline whose streams may
+    /// be taken over, empty for none.
     ///
     /// # Errors
     /// [`Error::Fenced`] when the fence stands higher, [`Error::Refused`] when the stream is another pipeline's.
-    pub async fn prepare(&self, fence: &Fence, adopt: &str) -> Result<bool, Error> {
+    pub async fn prepare(&self, fence: &Fence, adopt: &str) -> Result<Prepared, Error> {
+        self.stands.store(0, Ordering::Relaxed);
         let reply = self.run(&PREPARE, fence, &[adopt]).await?;
         if matches!(reply.get(2), Some(Value::Int(1))) {
             tracing::warn!(stream = self.stream, from = adopt, to = self.pipeline_id, "streams.stream.adopted");
         }
-        Ok(matches!(reply.get(1), Some(Value::Int(1))))
+        let mark = |index: usize| match reply.get(index) {
+            Some(Value::Int(mark)) => *mark,
+            _ => 0,
+        };
+        let marks = [mark(3), mark(4), mark(5)];
+        self.stands.store(marks.iter().sum(), Ordering::Relaxed);
+        Ok(Prepared { made: matches!(reply.get(1), Some(Value::Int(1))), marks })
     }
 
     /// Takes over up to `count` pending entries from `start` on (`-` for the first).
     ///
     /// # Errors
     /// [`Error::Fenced`] when the fence stands higher, [`Error::NoGroup`] when the group is gone.
-    pub async fn claim(&self, fence: &Fence, start: &str, count: usize) -> Result<Claimed, Error> {
+    pub async fn claim(&self, fence: &Fence, start: &str, count: usize) -> Result<Step<Claimed>, Error> {
         let count = count.to_string();
-        let mut reply = self.run(&CLAIM, fence, &[&self.consumer, start, &count]).await?.into_iter().skip(1);
+        let reply = self.run(&CLAIM, fence, &[&self.consumer, start, &count]).await?;
+        if is(&reply, b"raised") {
+            return Ok(Step::Raised);
+        }
+        let mut reply = reply.into_iter().skip(1);
         let next: String = text(reply.next())?;
         let gone =
             Vec::<String>::from_redis_value(reply.next().unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?;
@@ -130,7 +174,7 @@ impl Input {
         let deliveries =
             Vec::<u64>::from_redis_value(reply.next().unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?;
         let entries = entries(found, &deliveries)?;
-        Ok(Claimed { next: (!next.is_empty()).then_some(next), gone, entries })
+        Ok(Step::Done(Claimed { next: (!next.is_empty()).then_some(next), gone, entries }))
     }
 
     /// Reads up to `count` new entries.
@@ -144,20 +188,50 @@ impl Input {
         }
         let mut reply = reply.into_iter().skip(1);
         let last = text(reply.next())?;
-        let lost = match reply.next() {
-            Some(Value::Int(lost)) => lost,
-            _ => 0,
-        };
-        Ok(Step::Done(Fresh { last, lost, entries: entries(reply.next(), &[])? }))
+        Ok(Step::Done(Fresh { last, entries: entries(reply.next(), &[])? }))
     }
 
-    /// Says that a loss was noted, so that it is not reported again.
+    /// Counts what was appended by the serve processes and is neither settled nor in the stream. `known`: each process
+    /// that is known to have appended, and how many at least; a Redis that went back is told so. `settled`: how many of
+    /// what they appended. To be called with nothing in hand and nothing pending.
     ///
     /// # Errors
     /// [`Error::Fenced`] when the fence stands higher.
-    pub async fn loss_noted(&self, fence: &Fence, lost: i64) -> Result<Step<()>, Error> {
-        let reply = self.run(&LOSS, fence, &[&lost.to_string()]).await?;
-        Ok(if is(&reply, b"ok") { Step::Done(()) } else { Step::Raised })
+    pub async fn count(&self, fence: &Fence, settled: i64, known: &[(String, i64)]) -> Result<Step<Census>, Error> {
+        let settled = settled.to_string();
+        let known: Vec<(&str, String)> = known.iter().map(|(name, least)| (name.as_str(), least.to_string())).collect();
+        let mut args = vec![settled.as_str()];
+        args.extend(known.iter().flat_map(|(name, least)| [*name, least.as_str()]));
+        let reply = self.run(&COUNT, fence, &args).await?;
+        let number = |index: usize| match reply.get(index) {
+            Some(Value::Int(number)) => *number,
+            _ => 0,
+        };
+        if is(&reply, b"raised") {
+            return Ok(Step::Raised);
+        }
+        let told = Vec::<i64>::from_redis_value(reply.get(4).cloned().unwrap_or(Value::Nil));
+        Ok(Step::Done(Census {
+            missing: number(1),
+            present: number(2),
+            went_back: number(3),
+            stood: told.map_err(redis::RedisError::from)?,
+            told: match reply.get(5) {
+                Some(Value::BulkString(text)) => {
+                    Some(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()))
+                }
+                _ => None,
+            },
+        }))
+    }
+
+    /// Writes beside the stream how many entries were lost at most; `None`: that is not known.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn tell_most(&self, fence: &Fence, most: Option<i64>) -> Result<(), Error> {
+        let most = most.map_or_else(String::new, |most| most.to_string());
+        self.run(&TELL, fence, &[&most]).await.map(|_| ())
     }
 
     /// Acknowledges settled entries and trims what is settled; keeps the highest committed numbers beside the stream.
@@ -177,7 +251,10 @@ impl Input {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let reply = self.run(&ACK, fence, &args).await?;
         Ok(match reply.get(1) {
-            Some(Value::Int(left)) => Step::Done(*left),
+            Some(Value::Int(left)) => {
+                self.stands.fetch_max(numbers.iter().sum(), Ordering::Relaxed);
+                Step::Done(*left)
+            }
             _ => Step::Raised,
         })
     }
@@ -200,6 +277,7 @@ impl Input {
     async fn run(&self, script: &Script, fence: &Fence, args: &[&str]) -> Result<Vec<Value>, Error> {
         let mut call = script.key(&self.fence_key);
         call.key(&self.stream).arg(&self.pipeline_id).arg(fence.epoch).arg(&fence.token);
+        call.arg(self.stands.load(Ordering::Relaxed));
         for arg in args {
             call.arg(*arg);
         }

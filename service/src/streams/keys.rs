@@ -9,8 +9,9 @@ pub fn records(pipeline: &str, shard: u16) -> String {
     format!("{{{pipeline}.{shard}}}:records")
 }
 
-/// What stands beside a records stream: `pipeline` (id), `epoch`, `token`, and the highest committed numbers
-/// `records`, `deadLetters`, `conflicts`.
+/// What stands beside a records stream: `pipeline` (id), `epoch`, `token`, the highest committed numbers `records`,
+/// `deadLetters`, `conflicts`, the count `duplicates`, per serve process `by:<process>`, how many entries it ever appended,
+/// and `lostAtMost`.
 #[must_use]
 pub fn fence(pipeline: &str, shard: u16) -> String {
     format!("{{{pipeline}.{shard}}}:fence")

@@ -15,10 +15,10 @@ mod search;
 pub(crate) mod testing;
 mod verify;
 
-pub use append::{AppendError, Outgoing};
+pub use append::{AppendError, Appended, By, Outgoing};
 pub use connect::{Blocking, Error, Streams};
 pub use info::{Backlog, Committed, Cursor, RedisPromises};
-pub use input::{Claimed, Fence, Fresh, Input, Step};
+pub use input::{Census, Claimed, Fence, Fresh, Input, Prepared, Step};
 pub use output::{Notice, Output, Published};
 pub use purge::{Holding, Removed};
 pub use search::{Queued, Search};

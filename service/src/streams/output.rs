@@ -128,12 +128,12 @@ impl Streams {
         Ok(held.get(&shard.to_string()).filter(|_| ours).and_then(|number| number.parse().ok()))
     }
 
-    /// Makes the cursor of an incarnation, with a start per shard. `adopt` is the id of the pipeline whose streams may be
+    /// Makes the cursor of an incarnation, with a start per shard; false: a newer one stands there. `adopt` is the id of the pipeline whose streams may be
     /// taken over, empty for none.
     ///
     /// # Errors
     /// [`Error::Refused`] when the stream is another sink's.
-    pub async fn start_cursor(&self, output: &Output, starts: &[(u16, i64)], adopt: &str) -> Result<(), Error> {
+    pub async fn start_cursor(&self, output: &Output, starts: &[(u16, i64)], adopt: &str) -> Result<bool, Error> {
         let mut call = START.key(keys::cursor(&output.stream));
         call.key(&output.stream).arg(&output.pipeline_id).arg(&output.sink).arg(&output.incarnation).arg(adopt);
         for (shard, after) in starts {
@@ -152,7 +152,8 @@ impl Streams {
                     format!("{belongs}; name another stream")
                 }))
             }
-            _ => Ok(()),
+            [word] => Ok(word == "ok"),
+            _ => Ok(false),
         }
     }
 

@@ -41,6 +41,8 @@ pub const REDELIVERED: &str = "millrace_redelivered_total";
 pub const LOST: &str = "millrace_lost_entries_total";
 /// Counter by `shard`: how often a stream or its group was gone. Above zero is an alarm.
 pub const VANISHED: &str = "millrace_streams_vanished_total";
+/// Counter by `shard`: how often Postgres was found behind what was acknowledged or published. Above zero is an alarm.
+pub const WENT_BACK: &str = "millrace_postgres_went_back_total";
 /// Counter by `change` (taken, lost, released): shards that changed owner.
 pub const LEASE_CHANGES: &str = "millrace_lease_changes_total";
 /// Gauge: shards that this worker owns.
@@ -139,6 +141,7 @@ fn describe() {
     describe_gauge!(SHARDS_OWNED, "Shards that this worker owns");
     describe_gauge!(LANE_LAG, "Outcomes that are committed and not published yet, by shard and sink");
     describe_counter!(VANISHED, "How often a stream or its group was gone, by shard; above zero is an alarm");
+    describe_counter!(WENT_BACK, "How often Postgres was found to have gone back, by shard; above zero is an alarm");
     describe_counter!(LOG_READS, "Reads of the log by lanes too far behind for memory, by sink");
     describe_counter!(UNREAD_LOST, "Entries trimmed before every group had acknowledged them, by sink");
     describe_counter!(PUBLISHED, "Outcomes published, by sink");

@@ -28,3 +28,4 @@ mod take;
 mod together;
 mod vanish;
 mod well;
+mod went_back;

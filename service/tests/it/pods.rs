@@ -204,7 +204,8 @@ async fn what_is_queued_and_unpublished_is_counted_and_a_lane_that_waits_is_told
     assert!(status["sinks"][0]["detail"].as_str().unwrap().contains("NoConsumerGroup"), "{status}");
     work.pause();
     pipeline.send(&[record("late", "d")]).await;
-    serve.tells("what is queued", |status| status["counts"]["backlog"] == 1 && status["counts"]["queued"] == 1).await;
+    // What it had asked for before it was paused may still be given to it.
+    serve.tells("what is queued", |status| status["counts"]["backlog"] == 1).await;
     work.go_on();
     let status = serve.tells("it is settled", |status| status["counts"]["backlog"] == 0).await;
     assert_eq!(status["counts"]["pending"], 0);

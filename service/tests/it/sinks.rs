@@ -156,14 +156,12 @@ async fn a_stream_that_belongs_to_another_sink_is_refused() {
 }
 
 #[tokio::test]
-async fn a_cursor_above_the_highest_number_halts_its_sink_and_is_not_moved() {
+async fn a_cursor_above_the_highest_number_halts_its_sink_until_an_owner_counts_from_there() {
     let (pipeline, _serve, mut work, load) = running(json!({})).await;
     pipeline.settled().await;
-    work.stop().await;
     for shard in ["0", "1"] {
         let _: i64 = pipeline.redis(&["HSET", &pipeline.cursor("notifications"), shard, "1000000"]).await;
     }
-    let _heir = pipeline.work();
     let more = Load::from("r", load.ids.len(), 50);
     pipeline.send(&more.records).await;
     let detail = becomes(&pipeline, "notifications", "halted").await;
@@ -172,6 +170,15 @@ async fn a_cursor_above_the_highest_number_halts_its_sink_and_is_not_moved() {
     assert_eq!(pipeline.sink_entries("notifications").await.len(), load.ids.len());
     let cursor: String = pipeline.redis(&["HGET", &pipeline.cursor("notifications"), "0"]).await;
     assert_eq!(cursor, "1000000");
+    // Whoever takes the shards finds a log behind what was given: as after a Postgres that went back.
+    work.stop().await;
+    let heir = pipeline.work();
+    heir.says("process.postgres.went_back").await;
+    let last = Load::from("r", load.ids.len() + more.ids.len(), 50);
+    pipeline.send(&last.records).await;
+    pipeline.settled().await;
+    assert_eq!(pipeline.sink_entries("notifications").await.len(), load.ids.len() + last.ids.len());
+    assert_eq!(pipeline.number("select min(seq) from records where seq > 1000000").await, 1_000_001);
 }
 
 #[tokio::test]

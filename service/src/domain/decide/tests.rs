@@ -327,7 +327,7 @@ proptest! {
                 prop_assert_eq!(known.totals.get(key), Some(total));
             }
             let foreign = batch.iter().zip(outcomes(&decision, batch.len()))
-                .filter(|(item, outcome)| *outcome != Outcome::Nothing && !item.entry.marked && item.entry.replay_of.is_none())
+                .filter(|(item, outcome)| *outcome != Outcome::Nothing && !item.entry.marked)
                 .count() as i64;
             prop_assert_eq!(decision.foreign, foreign);
             let alerts = decision.records.iter().filter(|new| new.threshold.is_some()).count() as i64;

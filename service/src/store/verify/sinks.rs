@@ -98,6 +98,24 @@ impl Verification {
         Ok(highest.unwrap_or_default())
     }
 
+    /// Numbers of a shard that were skipped, first and last of each gap: outcomes that Postgres has forgotten, and that may
+    /// have been published before.
+    ///
+    /// # Errors
+    /// When Postgres cannot be asked.
+    pub async fn skipped(&mut self, kind: &str, shard: u16) -> Result<Vec<(i64, i64)>, Error> {
+        let gaps = sqlx::query!(
+            "select from_n, to_n from gaps
+             where shard = $2 and kind = case $1::text when 'DeadLettered' then 'dead_letters'
+                                                      when 'Conflicted' then 'conflicts' else 'records' end",
+            kind,
+            i32::from(shard)
+        )
+        .fetch_all(&mut *self.snapshot)
+        .await?;
+        Ok(gaps.into_iter().map(|gap| (gap.from_n, gap.to_n)).collect())
+    }
+
     /// Numbers of a shard that a sink of this kind publishes, above `after` and up to `until`, at most `limit`.
     ///
     /// # Errors

@@ -1,17 +1,22 @@
 -- Acknowledges, keeps the highest committed numbers, trims. ARGV: records, dead letters, conflicts, duplicates, then ids.
 -- Trims by what the group itself says: up to the lowest pending id, else just above the last delivered one.
--- Answers {'ok', entries left}.
+-- Answers {'ok', entries left}, or {'raised'}, too, where ids were not pending.
 local stop = fenced()
 if stop then return stop end
-local n = #ARGV
-for first = 8, n, 1000 do
+local n, known = #ARGV, 0
+for first = 9, n, 1000 do
   local acked = redis.pcall('XACK', KEYS[2], 'workers', unpack(ARGV, first, math.min(first + 999, n)))
   if type(acked) == 'table' and acked.err then return acked end
+  known = known + acked
 end
-local marks = redis.call('HMGET', KEYS[1], 'records', 'deadLetters', 'conflicts', 'duplicates')
-for i, field in ipairs({'records', 'deadLetters', 'conflicts', 'duplicates'}) do
-  if tonumber(ARGV[3 + i]) > tonumber(marks[i] or '0') then redis.call('HSET', KEYS[1], field, ARGV[3 + i]) end
+-- Ids that are not pending here: the server went back behind their delivery. They come again.
+if known < n - 8 then return {'raised'} end
+local marks = redis.call('HMGET', KEYS[1], 'records', 'deadLetters', 'conflicts')
+for i, field in ipairs({'records', 'deadLetters', 'conflicts'}) do
+  if tonumber(ARGV[4 + i]) > tonumber(marks[i] or '0') then redis.call('HSET', KEYS[1], field, ARGV[4 + i]) end
 end
+-- Without numbers that could be given twice: after a Postgres that went back there are fewer.
+redis.call('HSET', KEYS[1], 'duplicates', ARGV[8])
 local groups = redis.pcall('XINFO', 'GROUPS', KEYS[2])
 if groups.err then return {'nogroup'} end
 local found = false

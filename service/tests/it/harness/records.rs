@@ -22,6 +22,11 @@ pub(crate) struct Load {
 }
 
 impl Load {
+    /// How many entries it is.
+    pub(crate) fn entries(&self) -> i64 {
+        self.records.len() as i64
+    }
+
     /// `n` records over 20 destinations; of every ten that are sent one was sent before. Values reach from 0.25 to 249.25.
     pub(crate) fn new(prefix: &str, n: usize) -> Self {
         Self::from(prefix, 0, n)

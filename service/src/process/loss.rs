@@ -1,0 +1,57 @@
+//! What is lost: entries that serve processes appended, and that are neither settled nor in the stream.
+//!
+//! One count finds every loss, whatever took the entries: a Redis that forgot them, somebody who removed them, or a
+//! Postgres that forgot what became of them. Redis counts appends in the step that appends, the processes note their
+//! counts in Postgres, and each server is told where the other knows of more. Must only be counted by the owner, between
+//! batches: what is in hand is in nobody's books.
+
+use super::{Context, shard::Error};
+use crate::{
+    store::Appender,
+    streams::{Census, Fence, Input, Step},
+    telemetry::metrics as names,
+};
+
+/// Counts a shard's entries, and says what is missing. `repeats`: entries in the stream may be settled already.
+/// Answers false where the fence had to be raised: pending entries have to be taken over first.
+pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repeats: bool) -> Result<bool, Error> {
+    let shard = input.shard();
+    // Postgres first. Nothing is settled meanwhile, and what is appended meanwhile is in the stream.
+    let books = context.store.books(shard).await?;
+    let known: Vec<_> = books.appenders.iter().map(|by| (by.process.clone(), by.acknowledged)).collect();
+    let Step::Done(census) = input.count(fence, books.settled, &known).await? else { return Ok(false) };
+    if census.went_back > 0 {
+        tracing::warn!(shard, entries = census.went_back, "process.redis.went_back");
+    }
+    let mut accounted = true;
+    for (by, stood) in books.appenders.iter().zip(&census.stood) {
+        accounted &= !by.unaccounted && bury(context, shard, by, *stood).await?;
+    }
+    let most = at_most(&census, books.lost, repeats).filter(|_| accounted);
+    if census.missing > books.lost {
+        let more = context.store.note_lost(shard, fence, census.missing).await?;
+        tracing::error!(shard, lost = more, at_least = census.missing, at_most = most, "process.entries.lost");
+        metrics::counter!(names::LOST, "shard" => shard.to_string()).increment(more.unsigned_abs());
+    }
+    if census.told != Some(most) {
+        input.tell_most(fence, most).await?;
+    }
+    Ok(true)
+}
+
+/// The most that was lost.
+fn at_most(census: &Census, lost: i64, repeats: bool) -> Option<i64> {
+    // Of entries that came back with a Redis that went back it is not known which are settled.
+    let doubtful = if repeats { census.present } else { 0 };
+    Some((census.missing + doubtful).max(lost))
+}
+
+/// Speaks the last word for a process that died without it; false: nobody knows how many entries it appended.
+async fn bury(context: &Context, shard: u16, by: &Appender, stood: i64) -> Result<bool, Error> {
+    let Some(dead_for) = by.dead_for else { return Ok(true) };
+    // Redis has counted what the process had no time to note, unless Redis has gone back since.
+    let kept = stood >= by.acknowledged && !context.streams.may_have_gone_back(dead_for).await?;
+    context.store.bury_appender(&by.process, shard, kept.then_some(stood)).await?;
+    tracing::warn!(shard, process = by.process, entries = stood, accounted = kept, "process.appender.buried");
+    Ok(kept)
+}

@@ -1,0 +1,184 @@
+//! Servers that went back: what is lost is counted, said, and no number is ever given twice.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Load, Pipeline, PrivatePostgres, PrivateRedis, Process, eventually, obtain, shared};
+
+/// What `/stats` says was lost, at least and at most, once it says so.
+async fn lost(pipeline: &Pipeline, least: i64, most: Option<i64>) {
+    let told = async || {
+        let stats = pipeline.get("/stats").await;
+        (stats["lost"].as_i64().unwrap(), stats["lostAtMost"].as_i64())
+    };
+    eventually(&format!("at least {least} and at most {most:?} are said to be lost"), async || {
+        told().await == (least, most)
+    })
+    .await;
+}
+
+/// The ids of a sink's entries, in order.
+async fn ids(pipeline: &Pipeline, sink: &str) -> Vec<String> {
+    let entries: Vec<(String, Vec<String>)> = pipeline.redis(&["XRANGE", &pipeline.stream(sink), "-", "+"]).await;
+    let id = |fields: Vec<String>| fields.iter().skip_while(|field| *field != "id").nth(1).cloned().unwrap();
+    entries.into_iter().map(|(_, fields)| id(fields)).collect()
+}
+
+fn numbers(range: std::ops::RangeInclusive<i64>) -> Vec<String> {
+    range.map(|seq| format!("0-{seq}")).collect()
+}
+
+async fn one_shard(redis: &str, postgres: &str) -> (Pipeline, Process, Process) {
+    let pipeline = Pipeline::on(redis, postgres, json!({"shards": 1})).await;
+    let (serve, work) = (pipeline.serve().await, pipeline.work());
+    (pipeline, serve, work)
+}
+
+#[tokio::test]
+async fn after_a_restored_postgres_no_number_is_given_twice_and_what_it_forgot_is_said() {
+    let mut postgres = PrivatePostgres::start().await;
+    let (pipeline, _serve, work) = one_shard(&shared().await.redis, &postgres.url()).await;
+    let kept = Load::new("kept", 100);
+    pipeline.send(&kept.records).await;
+    pipeline.settled().await;
+    postgres.stop();
+    postgres.back_up();
+    postgres.start_again().await;
+    let forgotten = Load::new("forgotten", 50);
+    pipeline.send(&forgotten.records).await;
+    pipeline.settled().await;
+    let (before, given) = (ids(&pipeline, "notifications").await, pipeline.number("select records from shards").await);
+    postgres.stop();
+    postgres.restore();
+    postgres.start_again().await;
+    // Nothing new comes, and it is noticed.
+    work.says("process.postgres.went_back").await;
+    let missing = given - pipeline.number("select processed from shards").await;
+    assert!(missing > 0);
+    lost(&pipeline, forgotten.entries(), Some(forgotten.entries())).await;
+    let after = Load::new("after", 30);
+    pipeline.send(&after.records).await;
+    pipeline.settled().await;
+    let now = ids(&pipeline, "notifications").await;
+    assert_eq!(now[..before.len()], before[..]);
+    let stored = pipeline.number("select records from shards").await;
+    assert_eq!(now[before.len()..], numbers(given + 1..=stored)[..], "no id is given twice");
+    assert_eq!(
+        pipeline.number("select count(*) from gaps where kind = 'records' and from_n = 101").await,
+        1,
+        "the gap is noted"
+    );
+    pipeline.verify().await;
+    lost(&pipeline, forgotten.entries(), Some(forgotten.entries())).await;
+}
+
+#[tokio::test]
+async fn a_log_that_is_set_back_under_its_owner_is_found_by_the_next_commit() {
+    let servers = shared().await;
+    let (pipeline, _serve, work) = one_shard(&servers.redis, &servers.postgres).await;
+    pipeline.send(&Load::new("r", 40).records).await;
+    pipeline.settled().await;
+    let given = pipeline.number("select records from shards").await;
+    // As by a restore of the schema alone: no server was started anew.
+    pipeline
+        .execute(
+            "with gone as (delete from records where seq > 30 returning value),
+                  counted as (update shards set records = 30, processed = 30)
+             delete from totals",
+        )
+        .await;
+    pipeline.execute("insert into totals select shard, count(*), destination_id, reference, unit, sum(case when positive then value else -value end) from records group by shard, destination_id, reference, unit").await;
+    pipeline.send(&Load::new("after", 10).records).await;
+    work.says("process.postgres.went_back").await;
+    pipeline.settled().await;
+    let notified = ids(&pipeline, "notifications").await;
+    assert_eq!(notified, numbers(1..=pipeline.number("select records from shards").await));
+    assert!(notified.len() as i64 > given);
+}
+
+#[tokio::test]
+async fn numbers_that_redis_forgot_are_told_to_it_again() {
+    let servers = shared().await;
+    let (pipeline, _serve, _work) = one_shard(&servers.redis, &servers.postgres).await;
+    pipeline.send(&Load::new("r", 20).records).await;
+    pipeline.settled().await;
+    let _: i64 = pipeline.redis(&["DEL", &pipeline.fence(0)]).await;
+    let given = pipeline.number("select records from shards").await;
+    eventually("they stand there, though nothing new came", async || {
+        let mark: Option<i64> = pipeline.redis(&["HGET", &pipeline.fence(0), "records"]).await;
+        mark == Some(given)
+    })
+    .await;
+    lost(&pipeline, 0, Some(0)).await;
+}
+
+#[tokio::test]
+async fn what_a_redis_that_was_emptied_held_is_counted() {
+    let redis = PrivateRedis::start(&[]).await;
+    let (pipeline, _serve, work) = one_shard(&redis.url(), &shared().await.postgres).await;
+    pipeline.send(&Load::new("before", 40).records).await;
+    pipeline.settled().await;
+    lost(&pipeline, 0, Some(0)).await;
+    work.pause();
+    let gone = Load::new("gone", 25);
+    pipeline.send(&gone.records).await;
+    let _: String = pipeline.redis(&["FLUSHALL"]).await;
+    work.go_on();
+    let line = work.says("process.entries.lost").await;
+    assert_eq!((&line["at_least"], &line["at_most"]), (&json!(gone.entries()), &json!(gone.entries())), "{line}");
+    lost(&pipeline, gone.entries(), Some(gone.entries())).await;
+    let stats = pipeline.get("/stats").await;
+    assert_eq!(stats["received"], json!(40 + stats["duplicates"].as_i64().unwrap() + gone.entries()), "{stats}");
+}
+
+#[tokio::test]
+async fn what_a_redis_forgot_of_its_newest_entries_is_counted() {
+    let mut redis = PrivateRedis::start(&[]).await;
+    let (pipeline, _serve, work) = one_shard(&redis.url(), &shared().await.postgres).await;
+    pipeline.send(&Load::new("before", 40).records).await;
+    pipeline.settled().await;
+    work.pause();
+    let queued = Load::new("queued", 30);
+    pipeline.send(&queued.records).await;
+    redis.kill();
+    redis.cut(3_000);
+    redis.start_again().await;
+    let left: i64 = pipeline.redis(&["XLEN", &pipeline.records(0)]).await;
+    let gone = queued.entries() - left;
+    assert!(gone > 0, "the cut took nothing");
+    work.go_on();
+    lost(&pipeline, gone, Some(gone)).await;
+    // Entries that follow do not hide it.
+    pipeline.send_through(&Load::new("after", 20).records).await;
+    pipeline.settled().await;
+    lost(&pipeline, gone, Some(gone)).await;
+}
+
+#[tokio::test]
+async fn of_a_serve_process_that_died_the_last_word_is_spoken_unless_redis_went_back() {
+    let mut redis = PrivateRedis::start(&[]).await;
+    let (pipeline, mut serve, work) = one_shard(&redis.url(), &shared().await.postgres).await;
+    pipeline.send(&Load::new("before", 40).records).await;
+    eventually("Redis runs for longer than it takes to call a process dead", async || {
+        let info: String = pipeline.redis(&["INFO", "server"]).await;
+        let up = info.lines().find_map(|line| line.strip_prefix("uptime_in_seconds:"));
+        up.is_some_and(|up| up.trim().parse::<u32>().unwrap() >= 4)
+    })
+    .await;
+    serve.kill();
+    work.says("process.appender.buried").await;
+    let mut serve = pipeline.serve().await;
+    pipeline.settled().await;
+    lost(&pipeline, 0, Some(0)).await;
+    work.pause();
+    pipeline.send(&Load::new("gone", 20).records).await;
+    serve.kill();
+    redis.kill();
+    redis.cut(2_000);
+    redis.start_again().await;
+    work.go_on();
+    let buried =
+        obtain("the other is buried, too", async || work.said("process.appender.buried").get(1).cloned()).await;
+    assert_eq!(buried["accounted"], Value::Bool(false));
+    let _serve = pipeline.serve().await;
+    lost(&pipeline, pipeline.number("select lost from shards").await, None).await;
+}
