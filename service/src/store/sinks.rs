@@ -310,3 +310,34 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::store::testing::TestPipeline;
+
+    #[tokio::test]
+    async fn a_move_goes_on_from_where_the_last_finished_start_carries() {
+        let pipeline = TestPipeline::new("shards: 1").await;
+        let store = &pipeline.store;
+        let policy = "insert into policies (version, uid, generation, spec) values (1, '', 1, '{}')";
+        sqlx::query(policy).execute(&store.pool).await.unwrap();
+        let names: Vec<String> = [store.incarnation().await.unwrap(), store.incarnation().await.unwrap()].into();
+        assert!(names.is_sorted() && names[0] != names[1], "{names:?}");
+        store.add_sink("s", "Processed", "one", "a", true, 1).await.unwrap();
+        let row = async || store.sinks().await.unwrap().remove(0);
+        let old = async || row().await.old_stream.zip(row().await.old_incarnation);
+        store.move_sink(&row().await, "two", "b", 1).await.unwrap();
+        assert_eq!(old().await, None, "nothing was carried to the first");
+        assert!(!store.sink_started("s", "a").await.unwrap(), "a start that is not wanted any more");
+        assert!(store.sink_started("s", "b").await.unwrap());
+        store.move_sink(&row().await, "three", "c", 1).await.unwrap();
+        let two = Some(("two".to_owned(), "b".to_owned()));
+        assert_eq!(old().await, two);
+        store.move_sink(&row().await, "four", "d", 1).await.unwrap();
+        assert_eq!(old().await, two, "the third was never started");
+        assert!(store.sink_started("s", "d").await.unwrap());
+        // Before the old cursor is taken away.
+        store.move_sink(&row().await, "five", "e", 1).await.unwrap();
+        assert_eq!(old().await, Some(("four".to_owned(), "d".to_owned())));
+    }
+}

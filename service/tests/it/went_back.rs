@@ -72,6 +72,33 @@ async fn after_a_restored_postgres_no_number_is_given_twice_and_what_it_forgot_i
 }
 
 #[tokio::test]
+async fn a_policy_that_postgres_forgot_is_registered_again_before_anything_is_decided() {
+    let mut postgres = PrivatePostgres::start().await;
+    let (pipeline, serve, work) = one_shard(&shared().await.redis, &postgres.url()).await;
+    pipeline.send(&Load::new("before", 30).records).await;
+    pipeline.settled().await;
+    postgres.stop();
+    postgres.back_up();
+    postgres.start_again().await;
+    pipeline.change(|spec| spec["threshold"] = json!("10"));
+    eventually("the shard works by it", async || pipeline.number("select policy_version from shards").await == 2).await;
+    postgres.stop();
+    postgres.restore();
+    postgres.start_again().await;
+    eventually("one of them says it", async || {
+        [&serve, &work].iter().any(|process| !process.said("config.manifest.forgotten").is_empty())
+    })
+    .await;
+    eventually("the shard works by it again", async || pipeline.number("select policy_version from shards").await == 2)
+        .await;
+    let after = Load::new("after", 30);
+    pipeline.send(&after.records).await;
+    pipeline.settled().await;
+    assert!(pipeline.number("select count(*) from records where threshold = 10").await >= 19);
+    pipeline.verify().await;
+}
+
+#[tokio::test]
 async fn a_log_that_is_set_back_under_its_owner_is_found_by_the_next_commit() {
     let servers = shared().await;
     let (pipeline, _serve, work) = one_shard(&servers.redis, &servers.postgres).await;
