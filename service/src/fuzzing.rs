@@ -1,8 +1,8 @@
 //! What must hold of any bytes that come from outside: one function a target of `hack/fuzz-run`, each beside the code
 //! that it is about. They panic when it does not hold.
 //!
-//! Only in fuzzing and in tests; must never be part of a build that runs. What fuzzing found worth keeping stands in
-//! `fuzz/corpus/`, and the tests here try it again.
+//! Only in fuzzing and in tests; must never be part of a build that runs. Inputs made by hand stand in `fuzz/seeds/`, what
+//! fuzzing found worth keeping in `fuzz/corpus/`, and the tests here try both again.
 
 pub use crate::{
     accept::fuzzing::framing,
@@ -17,13 +17,15 @@ mod tests {
 
     /// Tries again what fuzzing kept of a target.
     fn kept(name: &str, target: fn(&[u8])) {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
-        let inputs: Vec<_> = fs::read_dir(&corpus).unwrap().map(|file| file.unwrap().path()).collect();
-        assert!(inputs.len() >= 20, "{} has {} inputs only", corpus.display(), inputs.len());
-        for input in inputs {
-            let bytes = fs::read(&input).unwrap();
-            let held = std::panic::catch_unwind(|| target(&bytes));
-            assert!(held.is_ok(), "{}", input.display());
+        for inputs in ["seeds", "corpus"] {
+            let inputs = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(inputs).join(name);
+            let files: Vec<_> = fs::read_dir(&inputs).unwrap().map(|file| file.unwrap().path()).collect();
+            assert!(files.len() >= 10, "{} has {} inputs only", inputs.display(), files.len());
+            for file in files {
+                let bytes = fs::read(&file).unwrap();
+                let held = std::panic::catch_unwind(|| target(&bytes));
+                assert!(held.is_ok(), "{}", file.display());
+            }
         }
     }
 

@@ -94,9 +94,12 @@ async fn attack(pipeline: &Pipeline) -> Vec<String> {
         record["attributes"] = json!({ *text: [text] });
         records.push(("recordId", record));
     }
-    let (all, ids): (Vec<Value>, Vec<String>) =
-        records.iter().map(|(_, record)| (record.clone(), record["recordId"].as_str().unwrap().to_owned())).unzip();
-    pipeline.send(&all).await;
+    let mut ids = Vec::new();
+    for (_, record) in &records {
+        // One by one, as each is then a line of the log.
+        let taken = pipeline.put_in("/records", record.to_string()).await.expect(202);
+        ids.push(taken["recordId"].as_str().unwrap().to_owned());
+    }
     pipeline.settled().await;
     for (field, record) in records {
         let id = record["recordId"].as_str().unwrap();
