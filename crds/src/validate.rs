@@ -33,7 +33,7 @@ impl RecordPipeline {
         if self.kind != KIND {
             found.add("kind", format!("must be {KIND}"));
         }
-        if !is_label(&self.metadata.name, 40) || !self.metadata.name.starts_with(|c: char| c.is_ascii_lowercase()) {
+        if !Self::is_name(&self.metadata.name) {
             found.add(
                 "metadata.name",
                 "must be 1 to 40 lower-case letters, digits or '-', start with a letter and end with a letter or digit",
@@ -56,6 +56,12 @@ impl RecordPipeline {
         }
         self.spec.check(&self.metadata.name, &mut found);
         found.0
+    }
+
+    /// Whether a text can be a pipeline's name, which becomes the name of a schema and a prefix of keys.
+    #[must_use]
+    pub fn is_name(text: &str) -> bool {
+        is_label(text, 40) && text.starts_with(|c: char| c.is_ascii_lowercase())
     }
 }
 

@@ -17,6 +17,9 @@ pub mod commands;
 pub mod config;
 pub mod domain;
 pub mod fault;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http;
 pub mod lifecycle;
 pub mod process;

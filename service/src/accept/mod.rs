@@ -6,6 +6,8 @@ mod api;
 mod batch;
 mod body;
 mod counts;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub(crate) mod idempotency;
 mod items;
 mod schema;

@@ -126,8 +126,9 @@ impl<P: Serialize + DeserializeOwned> Paging<P> {
         let filters = serde_json::to_vec(&(path, filters)).map_err(|error| Failure::internal(&error))?;
         let full = Sha256::digest(&filters);
         let digest = std::array::from_fn(|index| full[index]);
-        let after = cursor.map(|cursor| place(&cursor, &digest)).transpose()?;
-        Ok(Self { after, limit: limit.clamp(1, MAX_LIMIT) as usize, digest })
+        let mut this = Self { after: None, limit: limit.clamp(1, MAX_LIMIT) as usize, digest };
+        this.after = cursor.map(|cursor| this.place(&cursor)).transpose()?;
+        Ok(this)
     }
 
     /// Rows to read: one more than a page, to know whether there is another.
@@ -157,17 +158,20 @@ impl<P: Serialize + DeserializeOwned> Paging<P> {
         serde_json::to_writer(&mut bytes, place).ok()?;
         Some(URL_SAFE_NO_PAD.encode(bytes))
     }
-}
 
-fn place<P: DeserializeOwned>(cursor: &str, digest: &[u8; 8]) -> Result<P, Failure> {
-    URL_SAFE_NO_PAD
-        .decode(cursor)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(bytes.strip_prefix(digest)?).ok())
-        .ok_or_else(|| {
-            let detail = "cursor: not one that this path gave for these filters; begin again without it";
-            Failure::new(400, "invalid_cursor", detail)
-        })
+    /// The place of a cursor. Anyone can make one up, so the type of the place has to refuse what no list leads to.
+    fn place(&self, cursor: &str) -> Result<P, Failure> {
+        URL_SAFE_NO_PAD
+            .decode(cursor)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(bytes.strip_prefix(&self.digest)?).ok())
+            // One spelling only.
+            .filter(|place| self.cursor(place).as_deref() == Some(cursor))
+            .ok_or_else(|| {
+                let detail = "cursor: not one that this path gave for these filters; begin again without it";
+                Failure::new(400, "invalid_cursor", detail)
+            })
+    }
 }
 
 /// A refused parameter.

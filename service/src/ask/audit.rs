@@ -149,7 +149,8 @@ pub(super) struct AuditSummary {
 #[derive(Debug, Clone, Default)]
 pub struct AuditApi;
 
-type Place = (i64, i32, i32, i64, i32);
+/// Of the last fact seen: settled, shard, kind, n, step.
+pub(super) type Place = (Time, i32, i32, i64, i32);
 
 #[OpenApi(tag = "Tags::Audit")]
 impl AuditApi {
@@ -187,15 +188,15 @@ impl AuditApi {
     ) -> Result<Answer<Page<AuditFact>>, Failure> {
         let filter = filter(action.0, record_id.0, destination_id.0, start_time.0, end_time.0);
         let paging = Paging::<Place>::new("/audit", &filter, cursor.0, limit.0)?;
-        let after = paging.after.map_or(BEGINNING, |(micros, shard, kind, n, step)| AuditPlace {
-            settled: DateTime::from_timestamp_micros(micros).unwrap_or(BEGINNING.settled),
+        let after = paging.after.map_or(BEGINNING, |(settled, shard, kind, n, step)| AuditPlace {
+            settled: settled.0,
             shard,
             kind,
             n,
             step,
         });
         let rows = app.store.list_facts(&filter, after, paging.rows()).await?;
-        let place = |fact: &Fact| (fact.settled.timestamp_micros(), fact.shard, fact.kind, fact.n, fact.step);
+        let place = |fact: &Fact| (Time(fact.settled), fact.shard, fact.kind, fact.n, fact.step);
         Ok(Answer(paging.page(rows, place, AuditFact::from)))
     }
 
@@ -230,7 +231,7 @@ impl AuditApi {
         cursor: Query<Option<String>>,
     ) -> Result<Answer<AuditSummary>, Failure> {
         let filter = filter(action.0, record_id.0, destination_id.0, start_time.0, end_time.0);
-        let paging = Paging::<String>::new("/audit/summary", &filter, cursor.0, limit.0)?;
+        let paging = Paging::<Word>::new("/audit/summary", &filter, cursor.0, limit.0)?;
         let totals = app.store.audit_totals(&filter).await?;
         let mut actions = BTreeMap::new();
         let mut workers: BTreeMap<String, BTreeMap<String, i64>> = BTreeMap::new();
@@ -240,7 +241,7 @@ impl AuditApi {
                 workers.entry(worker).or_default().insert(total.action, total.count);
             }
         }
-        let after = paging.after.as_deref().unwrap_or_default();
+        let after = paging.after.as_ref().map_or("", |Word(destination)| destination);
         let rows = app.store.audit_destinations(&filter, after, paging.rows()).await?;
         let mut destinations: Vec<DestinationCounts> = Vec::new();
         for row in rows {
@@ -252,7 +253,7 @@ impl AuditApi {
                 last.actions.insert(row.action, row.count);
             }
         }
-        let page = paging.page(destinations, |row| row.destination_id.clone(), |row| row);
+        let page = paging.page(destinations, |row| Word(row.destination_id.clone()), |row| row);
         Ok(Answer(AuditSummary {
             actions,
             workers: workers.into_iter().map(|(worker, actions)| WorkerCounts { worker, actions }).collect(),

@@ -7,6 +7,8 @@ mod answer;
 mod audit;
 mod conflicts;
 mod format;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod letter_view;
 mod letters;
 mod life;

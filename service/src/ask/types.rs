@@ -7,7 +7,7 @@ use poem_openapi::{
     registry::{MetaSchema, MetaSchemaRef},
     types::{Example, ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type},
 };
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Value, value::RawValue};
 
 use crate::domain::{Text, parse_time, render_time};
@@ -17,7 +17,7 @@ use crate::domain::{Text, parse_time, render_time};
 pub(super) struct Time(pub DateTime<Utc>);
 
 /// An id, a unit or a reference, as a filter.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Word(pub String);
 
 /// JSON that is passed on byte for byte: through a tree of values, big numbers would be rounded.
@@ -85,6 +85,13 @@ impl Serialize for Time {
     }
 }
 
+/// As of a cursor, which anyone can make: what Postgres could not even compare is none.
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse_time(&String::deserialize(deserializer)?).map(Self).map_err(de::Error::custom)
+    }
+}
+
 impl Example for Time {
     fn example() -> Self {
         Self(DateTime::UNIX_EPOCH + chrono::TimeDelta::seconds(1_769_860_860))
@@ -101,6 +108,13 @@ impl ParseFromParameter for Word {
     fn parse_from_parameter(value: &str) -> ParseResult<Self> {
         // What no record can hold is a mistake of the caller, and some of it Postgres could not even compare.
         Text::parse(value).map(|text| Self(text.to_string())).map_err(ParseError::custom)
+    }
+}
+
+/// As of a cursor, like [`Time`].
+impl<'de> Deserialize<'de> for Word {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Text::parse(String::deserialize(deserializer)?).map(|text| Self(text.to_string())).map_err(de::Error::custom)
     }
 }
 

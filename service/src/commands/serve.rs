@@ -11,6 +11,7 @@ use crate::{
     http::{
         App,
         auth::KeyRing,
+        connections::{self, Bounds},
         health::{self, Health},
         keyring::{self, Bootstrap},
         server,
@@ -115,9 +116,9 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
     let endpoint = server::routes(app, acceptor.clone(), lifecycle.vitals.clone());
     let soft = lifecycle.soft.clone();
     lifecycle.spawn("serve.http", async move {
-        let served = server::run(listener, endpoint, soft).await;
+        connections::run(listener, endpoint, Bounds::default(), soft).await;
         acceptor.close(&store, &process, shards).await;
-        Ok(served?)
+        Ok(())
     });
     tracing::info!(%address, pipeline = &*name, "serve.http.listening");
     Ok(address)

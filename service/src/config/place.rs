@@ -37,7 +37,7 @@ pub struct Place {
     #[arg(long, value_name = "FILE", env = "MILLRACE_PIPELINE")]
     pub pipeline: PathBuf,
     /// The pipeline's name, for when its manifest cannot be read: work then goes on by what was last in force
-    #[arg(long, value_name = "NAME", env = "MILLRACE_PIPELINE_NAME")]
+    #[arg(long, value_name = "NAME", env = "MILLRACE_PIPELINE_NAME", value_parser = name_or_nothing)]
     pub pipeline_name: Option<String>,
     /// Redis, such as redis://:password@host:6379
     #[arg(long, value_name = "URL", env = "MILLRACE_REDIS_URL", hide_env_values = true)]
@@ -146,6 +146,14 @@ impl Place {
             fits(url) && url.parse::<sqlx::postgres::PgConnectOptions>().is_ok()
         })
     }
+}
+
+/// A pipeline's name, for it comes to stand in SQL and in keys; or nothing, as a variable may be set to.
+fn name_or_nothing(text: &str) -> Result<String, &'static str> {
+    if text.is_empty() || RecordPipeline::is_name(text) {
+        return Ok(text.to_owned());
+    }
+    Err("must be 1 to 40 lower-case letters, digits or '-', start with a letter and end with a letter or digit")
 }
 
 /// Refuses what the resource allows and this version cannot do: a sink that silently carries nothing would be worse.

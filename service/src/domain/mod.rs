@@ -5,6 +5,8 @@
 mod amount;
 mod decide;
 mod entry;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod json;
 mod policy;
 mod record;

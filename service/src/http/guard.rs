@@ -1,4 +1,4 @@
-//! Bounds for request bodies: how long one may be, and how long its next part may take.
+//! Bounds for request bodies: how long one may be, and how slowly it may come.
 //!
 //! Must never buffer: it only looks at what passes.
 
@@ -6,39 +6,55 @@ use std::{io, time::Duration};
 
 use futures::StreamExt as _;
 use poem::{Body, error::ReadBodyError};
+use tokio::time::Instant;
 
 use super::problem::Failure;
 
-/// Longest wait for the next part of a body.
+/// For how long a body is waited for, over all its parts, until it has to have brought [`LEAST`] more.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes that come within [`PATIENCE`], unless the body ends: who sends a byte a second wants something else.
+const LEAST: usize = 1024;
 
 /// Why a body was not read on.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 enum Cut {
-    #[error("the next part of the body took too long")]
+    #[error("the body came too slowly")]
     Slow,
     #[error("the body is too large")]
     Large,
 }
 
-/// Passes a body on, until it is longer than `limit` bytes or its next part takes longer than `patience`.
+/// Passes a body on, until it is longer than `limit` bytes, or less than [`LEAST`] of it came in a wait of `patience`. Time
+/// in which nobody asks for its next part is not the client's.
 #[must_use]
 pub(crate) fn guard(body: Body, limit: Option<usize>, patience: Duration) -> Body {
     let parts = Box::pin(body.into_bytes_stream());
-    let state = (parts, limit.unwrap_or(usize::MAX));
+    let state = (parts, limit.unwrap_or(usize::MAX), Wait { left: patience, came: 0 });
     Body::from_bytes_stream(futures::stream::unfold(Some(state), move |state| async move {
-        let (mut parts, left) = state?;
-        match tokio::time::timeout(patience, parts.next()).await {
+        let (mut parts, left, mut wait) = state?;
+        let began = Instant::now();
+        match tokio::time::timeout(wait.left, parts.next()).await {
             Err(_) => Some((Err(io::Error::other(Cut::Slow)), None)),
             Ok(None) => None,
             Ok(Some(Err(error))) => Some((Err(error), None)),
             Ok(Some(Ok(part))) if part.len() > left => Some((Err(io::Error::other(Cut::Large)), None)),
             Ok(Some(Ok(part))) => {
+                wait.left = wait.left.saturating_sub(began.elapsed());
+                wait.came += part.len();
+                if wait.came >= LEAST {
+                    wait = Wait { left: patience, came: 0 };
+                }
                 let left = left - part.len();
-                Some((Ok(part), Some((parts, left))))
+                Some((Ok(part), Some((parts, left, wait))))
             }
         }
     }))
+}
+
+/// What is left of the wait for the next [`LEAST`] bytes, and how many of them came.
+struct Wait {
+    left: Duration,
+    came: usize,
 }
 
 /// The answer when it was the guard that stopped the reading.
@@ -57,7 +73,7 @@ pub(crate) fn failure(error: &io::Error) -> Option<Failure> {
             Some(Cut::Slow) => Some(Failure::new(
                 408,
                 "request_timeout",
-                format!("no part of the body came for {} s; send it again", PATIENCE.as_secs()),
+                format!("less than {LEAST} bytes of the body came in {} s; send it again", PATIENCE.as_secs()),
             )),
             Some(Cut::Large) => Some(Failure::new(413, "too_large", "the body is larger than this path takes")),
             None => inner.source().and_then(|source| source.downcast_ref::<io::Error>()).and_then(failure),
@@ -74,5 +90,55 @@ pub(crate) fn read_failure(error: &ReadBodyError) -> Failure {
         ReadBodyError::PayloadTooLarge => Failure::new(413, "too_large", "the body is larger than this path takes"),
         ReadBodyError::Utf8(_) => Failure::new(400, "invalid_json", "the body is not UTF-8"),
         ReadBodyError::BodyHasBeenTaken => Failure::internal(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// A body whose parts come so long after one another.
+    fn body(parts: usize, bytes: usize, pause: Duration) -> Body {
+        let parts = futures::stream::iter(0..parts).then(move |_| async move {
+            tokio::time::sleep(pause).await;
+            io::Result::Ok(Bytes::from(vec![b'x'; bytes]))
+        });
+        Body::from_bytes_stream(parts)
+    }
+
+    async fn cut(body: Body) -> Option<(u16, usize)> {
+        let mut parts = Box::pin(guard(body, Some(100_000), PATIENCE).into_bytes_stream());
+        let mut came = 0;
+        while let Some(part) = parts.next().await {
+            match part {
+                Ok(part) => came += part.len(),
+                Err(error) => return Some((failure(&error).expect("of the guard").problem().status, came)),
+            }
+        }
+        None
+    }
+
+    /// The clock is the runtime's: it goes on by itself while all tasks wait.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_has_to_keep_coming_and_may_be_slow() {
+        let second = Duration::from_secs(1);
+        assert_eq!(cut(body(10_000, 1, second)).await, Some((408, 30)), "a byte a second");
+        assert_eq!(cut(body(25, 1, second)).await, None, "it ended in time");
+        assert_eq!(cut(body(2, 1, PATIENCE * 2)).await, Some((408, 0)), "silence");
+        assert_eq!(cut(body(90, 1_000, second * 10)).await, None, "a hundred bytes a second, for a quarter of an hour");
+        assert_eq!(cut(body(11, 10_000, second)).await, Some((413, 100_000)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_nobody_reads_is_not_the_clients() {
+        let mut parts = Box::pin(guard(body(100, 1, Duration::from_millis(100)), None, PATIENCE).into_bytes_stream());
+        let mut came = 0;
+        while let Some(part) = parts.next().await {
+            came += part.expect("the client is quick").len();
+            tokio::time::sleep(PATIENCE).await;
+        }
+        assert_eq!(came, 100);
     }
 }

@@ -3,12 +3,10 @@
 use std::{fmt, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
-use poem::{
-    Endpoint, EndpointExt as _, IntoResponse as _, Response, Route, Server, get, handler, http::StatusCode,
-    listener::TcpAcceptor, web::Data,
-};
+use poem::{Endpoint, EndpointExt as _, IntoResponse as _, Response, Route, get, handler, http::StatusCode, web::Data};
 use serde_json::{Value, json};
 
+use super::connections::{self, Bounds};
 use crate::{
     lifecycle::{Lifecycle, Vitals},
     status::Reporter,
@@ -46,11 +44,11 @@ pub async fn serve(listen: SocketAddr, health: Health, lifecycle: &Lifecycle) ->
     let listener = tokio::net::TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let address = listener.local_addr()?;
     tracing::info!(%address, "http.health.listening");
-    let server = Server::new_with_acceptor(TcpAcceptor::from_tokio(listener)?);
     let soft = lifecycle.soft.clone();
+    let bounds = Bounds { most: 100, last: Duration::from_secs(2), ..Bounds::default() };
     lifecycle.spawn("health", async move {
-        let stop = soft.cancelled_owned();
-        Ok(server.run_with_graceful_shutdown(routes(health), stop, Some(Duration::from_secs(2))).await?)
+        connections::run(listener, routes(health).map_to_response(), bounds, soft).await;
+        Ok(())
     });
     Ok(address)
 }

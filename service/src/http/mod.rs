@@ -3,6 +3,7 @@
 //! Must never know what a record is: that is `accept` (in) and `ask` (out).
 
 pub mod auth;
+pub mod connections;
 mod errors;
 mod front;
 pub(crate) mod guard;
@@ -10,6 +11,7 @@ pub mod health;
 pub mod keyring;
 mod merged;
 mod operations;
+mod pace;
 mod probes;
 pub mod problem;
 pub mod server;

@@ -2,7 +2,7 @@
 //!
 //! Internal errors are logged here once, with an id, and never shown.
 
-use poem_openapi::{ApiResponse, Object, payload::Json};
+use poem_openapi::{ApiResponse, Object, payload::Json, types::ToJSON as _};
 
 use crate::{domain, store, streams};
 
@@ -226,6 +226,21 @@ impl From<store::Error> for Failure {
             }
         }
     }
+}
+
+/// An answer in its very bytes, for where no request could be read and the connection ends.
+#[must_use]
+pub(super) fn bare(status: u16, code: &str, detail: &str) -> Vec<u8> {
+    let failure = Failure::new(status, code, detail);
+    let problem = failure.problem();
+    let body = problem.to_json_string();
+    let again = if status == 503 { "retry-after: 1\r\n" } else { "" };
+    let (title, length) = (&problem.title, body.len());
+    format!(
+        "HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\ncontent-length: {length}\r\n{again}\
+         connection: close\r\n\r\n{body}"
+    )
+    .into_bytes()
 }
 
 /// Whether an SQLSTATE speaks of our statement rather than of the server's state.

@@ -1,14 +1,10 @@
-//! The assembled HTTP API: its document, its routes, and the server.
-
-use std::time::Duration;
+//! The assembled HTTP API: its document and its routes.
 
 use poem::{
-    Endpoint, EndpointExt as _, IntoEndpoint as _, Response, Route, Server, endpoint::make_sync, listener::TcpAcceptor,
-    middleware::CatchPanic, web::Html,
+    Endpoint, EndpointExt as _, IntoEndpoint as _, Response, Route, endpoint::make_sync, middleware::CatchPanic,
+    web::Html,
 };
 use poem_openapi::{LicenseObject, OpenApi as _, OpenApiService, ServerObject, registry::Registry};
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use super::{App, errors, front::Front, merged::Merged, operations::Operations, probes::ProbesApi};
 use crate::{
@@ -16,11 +12,6 @@ use crate::{
     ask,
     lifecycle::Vitals,
 };
-
-/// Connections without any traffic for so long are closed. Longer than the longest wait for an outcome.
-const IDLE: Duration = Duration::from_secs(120);
-/// What open requests get to end by themselves when the process stops.
-const LAST_REQUESTS: Duration = Duration::from_secs(20);
 
 type Apis = Merged<(RecordsApi, ask::Apis, ProbesApi)>;
 
@@ -64,21 +55,4 @@ pub fn routes(app: App, acceptor: Acceptor, vitals: Vitals) -> impl Endpoint<Out
         .with(CatchPanic::new().with_handler(errors::panicked))
         .map_to_response();
     Front::new(routes, operations)
-}
-
-/// Serves until `stop`, then lets open requests end, for a bounded time.
-///
-/// # Errors
-/// When the listener cannot be used.
-pub async fn run(
-    listener: TcpListener,
-    endpoint: impl Endpoint<Output = Response> + 'static,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
-    let acceptor = TcpAcceptor::from_tokio(listener)?;
-    Server::new_with_acceptor(acceptor)
-        .name("serve")
-        .idle_timeout(IDLE)
-        .run_with_graceful_shutdown(endpoint, stop.cancelled_owned(), Some(LAST_REQUESTS))
-        .await
 }

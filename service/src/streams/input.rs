@@ -326,7 +326,7 @@ fn entries(value: Option<Value>, deliveries: &[u64]) -> Result<Vec<Entry>, Error
 }
 
 /// One entry from its fields. Of an entry that some other program made, all fields become the payload.
-fn entry(id: &str, deliveries: u64, fields: Vec<(Vec<u8>, Vec<u8>)>) -> Option<Entry> {
+pub(super) fn entry(id: &str, deliveries: u64, fields: Vec<(Vec<u8>, Vec<u8>)>) -> Option<Entry> {
     let id: StreamId = id.parse().ok()?;
     let mut named: HashMap<&[u8], &[u8]> = HashMap::with_capacity(fields.len());
     for (name, value) in &fields {

@@ -5,6 +5,8 @@
 
 mod append;
 mod connect;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod info;
 mod input;
 pub mod keys;

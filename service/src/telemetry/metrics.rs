@@ -17,6 +17,8 @@ pub const APPEND_SECONDS: &str = "millrace_append_seconds";
 /// Histogram: from a request's arrival until its answer begins, by `method`, `route`, `status`; its count is the
 /// number of requests.
 pub const HTTP_SECONDS: &str = "millrace_http_request_seconds";
+/// Counter: connections that were refused because as many as there may be were open.
+pub const REFUSED_CONNECTIONS: &str = "millrace_http_refused_connections_total";
 /// Gauge by `shard`: entries that are not applied yet.
 pub const BACKLOG: &str = "millrace_backlog_entries";
 /// Histogram: entries in a micro-batch.
@@ -126,6 +128,7 @@ fn describe() {
         Unit::Seconds,
         "From a request's arrival until its answer begins, by method, route and status"
     );
+    describe_counter!(REFUSED_CONNECTIONS, "Connections refused because as many as there may be were open");
     describe_gauge!(BACKLOG, "Entries that are not applied yet, by shard");
     describe_histogram!(BATCH_ENTRIES, "Entries in a micro-batch");
     describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "A micro-batch's transaction, from begin to commit");

@@ -3,19 +3,8 @@
 use millrace::domain::shard_of;
 use reqwest::Method;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::{Pipeline, answer, eventually, record};
-
-/// What bytes are answered that were written to the service as they are.
-async fn raw(pipeline: &Pipeline, bytes: &[u8]) -> String {
-    let address = pipeline.url().strip_prefix("http://").unwrap().to_owned();
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    stream.write_all(bytes).await.unwrap();
-    let mut text = Vec::new();
-    stream.read_to_end(&mut text).await.unwrap();
-    String::from_utf8(text).unwrap()
-}
 
 /// As docs/errors.md says: the one kind of error that is no problem document.
 #[tokio::test]
@@ -31,7 +20,7 @@ async fn what_is_no_http_that_can_be_read_is_answered_by_its_status_alone() {
         (format!("GET /stats HTTP/1.1\r\nhost: x\r\n{many}\r\n"), "431"),
     ] {
         // Read to its end: the connection is closed.
-        let answer = raw(&pipeline, request.as_bytes()).await;
+        let answer = pipeline.raw(request.as_bytes()).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
         assert!(answer.ends_with("\r\n\r\n"), "without a body: {answer}");
         serve.ready().await;

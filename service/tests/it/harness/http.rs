@@ -2,6 +2,10 @@
 
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use super::{Pipeline, Process};
 
@@ -64,6 +68,20 @@ impl Pipeline {
     pub(crate) fn url(&self) -> String {
         let request = self.request(Method::GET, "/").build().unwrap();
         request.url().as_str().trim_end_matches('/').to_owned()
+    }
+
+    /// A connection of its own to the newest serve process.
+    pub(crate) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.url().strip_prefix("http://").unwrap()).await.unwrap()
+    }
+
+    /// What bytes are answered that are written to the service as they are, up to the end of the connection.
+    pub(crate) async fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = self.connect().await;
+        stream.write_all(bytes).await.unwrap();
+        let mut text = Vec::new();
+        stream.read_to_end(&mut text).await.unwrap();
+        String::from_utf8(text).unwrap()
     }
 
     /// The answer to a GET.

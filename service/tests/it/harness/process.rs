@@ -41,6 +41,11 @@ impl Process {
         &self.log
     }
 
+    /// Its id: the guard that starts it becomes it.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }

@@ -1,0 +1,4 @@
+//! See `millrace::fuzzing`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| millrace::fuzzing::entry(data));

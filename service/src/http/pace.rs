@@ -1,0 +1,188 @@
+//! A connection that has to keep moving: its next request has to come, a request's head has to be whole, and an answer has
+//! to be taken, each within its time.
+//!
+//! Must never end a connection while its request is being handled: bodies have a guard of their own, and an answer may take
+//! long to begin.
+
+use std::{
+    future::Future as _,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Instant, Sleep, sleep_until},
+};
+
+/// How long each may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// Until the next request begins. Longer than load balancers keep a connection, so that it is they who end it.
+    pub(super) idle: Duration,
+    /// From the first byte of a request until its head is whole.
+    pub(super) head: Duration,
+    /// Until a reader who stalls takes any more of an answer.
+    pub(super) stall: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(120), head: Duration::from_secs(10), stall: Duration::from_secs(30) }
+    }
+}
+
+/// Where a connection stands, and since when.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    Idle(Instant),
+    Head(Instant),
+    Request,
+}
+
+/// Says where the connection stands: shared by its two ends, its bytes and its requests.
+#[derive(Debug, Clone)]
+pub(super) struct Turns(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    /// Who has to be told that a request ended: from then on the next one is waited for, and not for ever.
+    reader: Option<Waker>,
+}
+
+impl Turns {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request whose head is whole; it lasts until its answer is, or until this is dropped.
+    pub(super) fn begin(&self) -> Turn {
+        self.state().phase = Phase::Request;
+        Turn(self.clone())
+    }
+}
+
+/// A request that is being handled.
+#[derive(Debug)]
+pub(super) struct Turn(Turns);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.phase = Phase::Idle(Instant::now());
+        if let Some(reader) = state.reader.take() {
+            reader.wake();
+        }
+    }
+}
+
+/// The bytes of a connection, in both directions.
+#[derive(Debug)]
+pub(super) struct Paced {
+    stream: TcpStream,
+    pace: Pace,
+    turns: Turns,
+    /// For reading and for writing; of no meaning until something waits.
+    alarm: [Pin<Box<Sleep>>; 2],
+    /// Since when a write has waited.
+    stalled: Option<Instant>,
+}
+
+impl Paced {
+    /// A connection that was just made.
+    pub(super) fn new(stream: TcpStream, pace: Pace) -> (Self, Turns) {
+        let now = Instant::now();
+        let turns = Turns(Arc::new(Mutex::new(State { phase: Phase::Idle(now), reader: None })));
+        let alarm = [(); 2].map(|()| Box::pin(sleep_until(now + pace.idle)));
+        (Self { stream, pace, turns: turns.clone(), alarm, stalled: None }, turns)
+    }
+
+    /// Pending until `deadline`, then an error.
+    fn wait(&mut self, which: usize, deadline: Instant, context: &mut Context<'_>) -> Poll<io::Error> {
+        let alarm = &mut self.alarm[which];
+        if alarm.deadline() != deadline {
+            alarm.as_mut().reset(deadline);
+        }
+        alarm.as_mut().poll(context).map(|()| io::ErrorKind::TimedOut.into())
+    }
+
+    fn written<T>(&mut self, outcome: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
+            self.stalled = None;
+            return outcome;
+        }
+        let since = *self.stalled.get_or_insert_with(Instant::now);
+        self.wait(1, since + self.pace.stall, context).map(Err)
+    }
+}
+
+impl AsyncRead for Paced {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(context, buffer) {
+            let mut state = self.turns.state();
+            if let Phase::Idle(_) = state.phase
+                && buffer.filled().len() > before
+            {
+                state.phase = Phase::Head(Instant::now());
+            }
+            return Poll::Ready(read);
+        }
+        let phase = {
+            let mut state = self.turns.state();
+            state.reader = Some(context.waker().clone());
+            state.phase
+        };
+        let deadline = match phase {
+            Phase::Request => return Poll::Pending,
+            Phase::Idle(since) => since + self.pace.idle,
+            Phase::Head(since) => since + self.pace.head,
+        };
+        let late = ready!(self.wait(0, deadline, context));
+        if let Phase::Head(_) = phase {
+            // The HTTP library would end the connection without a word. It has written nothing since the last answer, which
+            // this may follow; what does not fit at once is not worth waiting for.
+            let detail =
+                format!("the head of the request took longer than {} s; send it again", self.pace.head.as_secs());
+            let _ = self.stream.try_write(&super::problem::bare(408, "request_timeout", &detail));
+        }
+        Poll::Ready(Err(late))
+    }
+}
+
+impl AsyncWrite for Paced {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.written(outcome, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.written(outcome, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,245 @@
+//! Stress at the door: clients that are slow, many, or endless, and queries without number. Each is answered within its
+//! limits or rightly, and what a well-behaved client sends meanwhile is accepted and processed.
+//!
+//! `MILLRACE_STRESS=long` does it in full measure: ten thousand connections, a stream of 10 GB.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use futures::{StreamExt as _, future::join_all, stream};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use reqwest::{Body, Method};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use crate::harness::{KEY, Pipeline, Process, answer, record};
+
+/// How much: a little in every run, all of it where it is asked for.
+fn much<T>(short: T, long: T) -> T {
+    if std::env::var("MILLRACE_STRESS").is_ok_and(|much| much == "long") { long } else { short }
+}
+
+/// Resident memory of a process, in MiB.
+fn resident(process: &Process) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+/// Sends record after record until `done`, each on a connection of its own or all on one; every one is taken. Answers
+/// their ids.
+async fn behave(pipeline: &Pipeline, own_connections: bool, done: &AtomicBool) -> Vec<String> {
+    let (mut ids, mut client) = (Vec::new(), reqwest::Client::new());
+    while !done.load(Ordering::Relaxed) {
+        let id = format!("well-behaved-{}", ids.len());
+        if own_connections {
+            client = reqwest::Client::new();
+        }
+        let request = client.post(format!("{}/records", pipeline.url())).bearer_auth(KEY);
+        let taken = answer(request.json(&record(&id, &format!("d{}", ids.len() % 5)))).await;
+        taken.expect(202);
+        ids.push(id);
+    }
+    ids
+}
+
+/// Sends `head` at once and then a byte a second, until there is an answer; gives its status, 0 for none.
+async fn drip(mut stream: TcpStream, head: &[u8]) -> u16 {
+    stream.write_all(head).await.unwrap();
+    let (mut from, mut to) = stream.split();
+    let dripping = async {
+        while to.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        // Closed for writing: what it said is still to be read.
+        std::future::pending::<()>().await;
+    };
+    let mut said = [0; 12];
+    tokio::select! {
+        read = from.read_exact(&mut said) => match read {
+            Ok(_) => std::str::from_utf8(&said[9..]).unwrap().parse().unwrap(),
+            Err(_) => 0,
+        },
+        () = dripping => unreachable!(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_clients_are_told_408_and_hold_up_nobody() {
+    let (pipeline, serve, _work) = Pipeline::running(json!({})).await;
+    let each = much(100, 1_000);
+    let bearer = format!("Authorization: Bearer {KEY}\r\n");
+    let post = |path: &str, kind: &str| {
+        format!("POST {path} HTTP/1.1\r\nHost: x\r\n{bearer}Content-Type: {kind}\r\nContent-Length: 1000000\r\n\r\n")
+    };
+    let heads = [
+        "GET /stats HTTP/1.1\r\nHost: x\r\nX: ".to_owned(),
+        post("/records", "application/json"),
+        post("/records/batch", "application/json"),
+        post("/records/batch", "application/x-ndjson"),
+        // Without a key: nobody reads it, and nobody waits for it.
+        post("/records", "application/json").replace(KEY, "mk_other"),
+    ];
+    let done = AtomicBool::new(false);
+    let slow = async {
+        let all = heads.iter().flat_map(|head| (0..each).map(move |_| head));
+        let dripping = join_all(all.map(async |head| drip(pipeline.connect().await, head.as_bytes()).await)).await;
+        done.store(true, Ordering::Relaxed);
+        dripping
+    };
+    let (told, ids) = tokio::join!(slow, behave(&pipeline, true, &done));
+    let told: Vec<Vec<u16>> = told
+        .chunks(each)
+        .map(|statuses| {
+            let mut statuses = statuses.to_vec();
+            statuses.sort_unstable();
+            statuses.dedup();
+            statuses
+        })
+        .collect();
+    assert_eq!(told, [vec![408], vec![408], vec![408], vec![408], vec![401]]);
+    println!("{} slow clients; {} records meanwhile; serve {} MiB", each * heads.len(), ids.len(), resident(&serve));
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&ids).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn open_connections_cost_little_and_hold_up_nobody() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    let (pipeline, serve, _work) = Pipeline::running(json!({})).await;
+    let many = much(1_000, 10_000);
+    assert!(most > many + 1_000, "{many} connections need as many files; this process may have {most}");
+    let before = resident(&serve);
+    // Some say nothing, some have begun to, and some were answered and stay. Above the bound they are told so, or closed.
+    let open = async |n: u64| {
+        let mut stream = pipeline.connect().await;
+        let head: &[u8] = match n % 3 {
+            0 => return stream,
+            1 => b"GET /health HTTP/1.1\r\nHost",
+            _ => b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
+        };
+        let mut said = [0; 12];
+        if stream.write_all(head).await.is_ok() && n % 3 == 2 && stream.read_exact(&mut said).await.is_ok() {
+            assert!(matches!(&said[9..], b"200" | b"503"), "{said:?}");
+        }
+        stream
+    };
+    let done = AtomicBool::new(false);
+    let opening = async {
+        let held: Vec<TcpStream> = stream::iter(0..many).map(open).buffer_unordered(200).collect().await;
+        let resident = resident(&serve);
+        // Among them all, for a while.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        done.store(true, Ordering::Relaxed);
+        (held, resident)
+    };
+    let ((held, after), ids) = tokio::join!(opening, behave(&pipeline, false, &done));
+    let refused = serve.metric("millrace_http_refused_connections_total").await;
+    let held = held.len();
+    println!("{held} connections, {refused} refused: serve {before} MiB, then {after} MiB; {} records", ids.len());
+    assert!(after < before + much(64, 200), "each costs little");
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&ids).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_stream_of_lines_is_taken_in_constant_memory() {
+    let (pipeline, serve, _work) = Pipeline::running(json!({"backlogLimit": 10_000_000})).await;
+    // Lines near the longest there may be, of which little has to be kept.
+    const LINE: usize = 15 * 1024;
+    let lines = much(200_000_000, 10_000_000_000) / LINE;
+    let id = |n: usize| format!("line-{n}");
+    let line = move |n: usize| {
+        let record = record(&id(n), &format!("d{}", n % 20)).to_string();
+        let (head, tail) = record.split_at(1);
+        format!("{head}{}{tail}\n", " ".repeat(LINE - 1 - record.len()))
+    };
+    let sent = std::sync::Arc::new(AtomicUsize::new(0));
+    let counted = std::sync::Arc::clone(&sent);
+    let parts = stream::iter(0..lines).map(move |n| {
+        counted.fetch_add(LINE, Ordering::Relaxed);
+        std::io::Result::Ok(line(n))
+    });
+    let request = pipeline.request(Method::POST, "/records/batch").header("content-type", "application/x-ndjson");
+    let sending = tokio::spawn(answer(request.body(Body::wrap_stream(parts))));
+    let (before, mut peak) = (resident(&serve), 0);
+    while !sending.is_finished() {
+        peak = peak.max(resident(&serve));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let report = sending.await.unwrap().expect(202);
+    assert_eq!((&report["accepted"], &report["rejected"]), (&lines.into(), &0.into()), "{report}");
+    let sent = sent.load(Ordering::Relaxed) / 1_000_000;
+    println!("{sent} MB in {lines} lines: serve {before} MiB before, at most {peak} MiB meanwhile");
+    assert!(peak < before + 64, "serve grew from {before} to {peak} MiB");
+    let processed = async || pipeline.number("select count(*) from records").await;
+    let mut last = -1;
+    // However long it takes, it goes on.
+    while pipeline.backlog().await > 0 {
+        let now = processed().await;
+        assert!(now > last || pipeline.backlog().await == 0, "the worker stands still at {now}");
+        last = now;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    pipeline.settled().await;
+    assert_eq!(processed().await, i64::try_from(lines).unwrap());
+    pipeline.verify().await;
+}
+
+/// Whether an aggregation is right in itself; answers how many records are in it.
+fn right(answer: &Value) -> usize {
+    let mut records = 0;
+    for group in answer["groups"].as_array().unwrap() {
+        let of_group = group["records"].as_array().unwrap();
+        assert_eq!(group["count"], of_group.len(), "{}", group["destinationId"]);
+        let total = of_group.len().to_string();
+        assert_eq!(group["totals"], json!([{"unit": "EUR", "count": of_group.len(), "total": total}]));
+        records += of_group.len();
+    }
+    records
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_queries_at_once_are_answered_rightly_or_put_off_and_records_come_in() {
+    let (pipeline, serve, work) = Pipeline::running(json!({})).await;
+    let first: Vec<Value> = (0..2_000).map(|n| record(&format!("first-{n}"), &format!("d{}", n % 20))).collect();
+    pipeline.send(&first).await;
+    pipeline.settled().await;
+    let done = AtomicBool::new(false);
+    let asking = async {
+        let mut told: BTreeMap<(u16, String), usize> = BTreeMap::new();
+        for _ in 0..much(1, 20) {
+            let ask = async |_| answer(pipeline.request(Method::GET, "/records/aggregations")).await;
+            for answer in join_all((0..1_000).map(ask)).await {
+                let code = match answer.status {
+                    200 => {
+                        assert!(right(&answer.json()) >= first.len());
+                        String::new()
+                    }
+                    status => answer.json()["code"].as_str().unwrap_or_else(|| panic!("{status}")).to_owned(),
+                };
+                *told.entry((answer.status, code)).or_default() += 1;
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        told
+    };
+    let (told, mut ids) = tokio::join!(asking, behave(&pipeline, true, &done));
+    println!("{told:?}; {} records meanwhile; serve {} MiB, work {} MiB", ids.len(), resident(&serve), resident(&work));
+    assert!(told.contains_key(&(200, String::new())), "{told:?}");
+    let put_off = [(503, "too_many_queries"), (503, "postgres_unavailable"), (429, "backlog_full")];
+    for (status, code) in told.keys().filter(|(status, _)| *status != 200) {
+        assert!(put_off.contains(&(*status, code.as_str())), "{told:?}");
+    }
+    ids.extend(first.iter().map(|record| record["recordId"].as_str().unwrap().to_owned()));
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&ids).await;
+}
