@@ -133,6 +133,28 @@ pub struct Faults {
     pub retarget: u8,
     /// Another sink is started.
     pub start: u8,
+    /// Most of all these together in one run; 0: no bound.
+    pub together: u8,
+}
+
+impl Faults {
+    /// Each of them once, but no more than so many in one run.
+    #[must_use]
+    pub const fn any(together: u8) -> Self {
+        Self {
+            crash: 1,
+            expire: 1,
+            redis_back: 1,
+            postgres_back: 1,
+            unknown: 1,
+            repeat: 1,
+            answer_lost: 1,
+            policy: 1,
+            retarget: 1,
+            start: 1,
+            together,
+        }
+    }
 }
 
 /// What a client can send.

@@ -137,7 +137,9 @@ impl Protocol {
             return self.higher(own, above);
         }
         let marks = if self.has(Guard::Mark) { input.marks } else { [0; 2] };
-        own.stage = Stage::Cursors(marks);
+        // A log that never goes back is never behind a cursor.
+        let backwards = self.config.faults.postgres_back > 0;
+        own.stage = if backwards { Stage::Cursors(marks) } else { Stage::Compare(marks, 0) };
         if self.has(Guard::EmptyLanes) {
             own.feed.clear();
             own.lanes.fill(None);

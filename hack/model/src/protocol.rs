@@ -6,7 +6,7 @@ use stateright::{Model, Property};
 
 use crate::{
     check,
-    config::{Config, Guard, THRESHOLDS},
+    config::{Config, Faults, Guard, THRESHOLDS},
     own::newest,
     state::{
         Client, Counts, Cursor, Observer, Out, Own, Policy, Postgres, Redis, Shard, SinkRow, Stage, State, Worker,
@@ -85,7 +85,24 @@ impl Protocol {
     }
 
     fn apply(&self, state: &mut State, action: Action) -> bool {
-        let spend = |left: &mut u8| left.checked_sub(1).map(|less| *left = less).is_some();
+        if let Some(left) = left_of(&mut state.left, action) {
+            *left -= 1;
+            let left = &mut state.left;
+            if self.config.faults.together > 0 {
+                left.together -= 1;
+                if left.together == 0 {
+                    // One form for all states in which nothing can go wrong any more.
+                    *left = Faults::default();
+                }
+            }
+            if left.redis_back == 0 && !matches!(action, Action::RedisBack(_)) {
+                state.synced = None;
+                state.observer.synced_wounded = false;
+            }
+            if left.postgres_back == 0 && action != Action::PostgresBack {
+                state.backup = None;
+            }
+        }
         match action {
             Action::Send(client) => self.send(state, client),
             Action::Answered(client) => self.answered(state, client),
@@ -98,25 +115,19 @@ impl Protocol {
             Action::Fetch(worker, shard, sink) => self.fetch(state, worker, shard, sink),
             Action::Publish(worker, shard, sink) => self.publish(state, worker, shard, sink, true),
             Action::Keep(worker) => self.keep(state, worker),
-            Action::Unknown(client, effect) => {
-                spend(&mut state.left.unknown) && self.send_unknown(state, client, effect)
-            }
-            Action::Repeat(client) => spend(&mut state.left.repeat) && self.repeat(state, client),
-            Action::Crash(worker) => spend(&mut state.left.crash) && self.crash(state, worker),
-            Action::Expire(shard) => spend(&mut state.left.expire) && self.expire(state, shard),
-            Action::WorkUnanswered(worker, shard, effect) => {
-                spend(&mut state.left.answer_lost) && self.work_unanswered(state, worker, shard, effect)
-            }
-            Action::PublishUnanswered(worker, shard, sink) => {
-                spend(&mut state.left.answer_lost) && self.publish(state, worker, shard, sink, false)
-            }
+            Action::Unknown(client, effect) => self.send_unknown(state, client, effect),
+            Action::Repeat(client) => self.repeat(state, client),
+            Action::Crash(worker) => self.crash(state, worker),
+            Action::Expire(shard) => self.expire(state, shard),
+            Action::WorkUnanswered(worker, shard, effect) => self.work_unanswered(state, worker, shard, effect),
+            Action::PublishUnanswered(worker, shard, sink) => self.publish(state, worker, shard, sink, false),
             Action::Sync => self.sync(state),
-            Action::RedisBack(part) => spend(&mut state.left.redis_back) && self.redis_back(state, part),
+            Action::RedisBack(part) => self.redis_back(state, part),
             Action::Backup => self.backup(state),
-            Action::PostgresBack => spend(&mut state.left.postgres_back) && self.postgres_back(state),
-            Action::Register => spend(&mut state.left.policy) && self.register(state),
-            Action::Retarget => spend(&mut state.left.retarget) && self.retarget(state),
-            Action::Start => spend(&mut state.left.start) && self.start(state),
+            Action::PostgresBack => self.postgres_back(state),
+            Action::Register => self.register(state),
+            Action::Retarget => self.retarget(state),
+            Action::Start => self.start(state),
         }
     }
 
@@ -229,7 +240,7 @@ impl Model for Protocol {
         let Config { workers, shards, .. } = self.config;
         let each = usize::from(shards);
         let zeros = vec![0; each];
-        let sink = SinkRow { out: 0, start: 0, started: true, old: None, after: zeros.clone() };
+        let sink = SinkRow { out: 0, start: 0, started: true, old: None, placed: true, after: zeros.clone() };
         let cursor = Cursor { sink: 0, start: 0, retired: false, at: zeros.clone() };
         let worker = Worker {
             policy: Policy { version: 1, threshold: THRESHOLDS[0], boot: 0 },
@@ -274,6 +285,23 @@ impl Model for Protocol {
     fn properties(&self) -> Vec<Property<Self>> {
         check::properties()
     }
+}
+
+/// How often the fault of an action may still happen; none where it is no fault.
+fn left_of(left: &mut Faults, action: Action) -> Option<&mut u8> {
+    Some(match action {
+        Action::Unknown(..) => &mut left.unknown,
+        Action::Repeat(_) => &mut left.repeat,
+        Action::Crash(_) => &mut left.crash,
+        Action::Expire(_) => &mut left.expire,
+        Action::WorkUnanswered(..) | Action::PublishUnanswered(..) => &mut left.answer_lost,
+        Action::RedisBack(_) => &mut left.redis_back,
+        Action::PostgresBack => &mut left.postgres_back,
+        Action::Register => &mut left.policy,
+        Action::Retarget => &mut left.retarget,
+        Action::Start => &mut left.start,
+        _ => return None,
+    })
 }
 
 /// One form for states that differ by nothing but names: workers are alike, and of tokens only their being equal counts.

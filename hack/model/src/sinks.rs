@@ -38,13 +38,10 @@ impl Protocol {
         let here = Some((row.out, row.start));
         let old =
             if self.has(Guard::MoveFromStarted) { if row.started { here } else { row.old } } else { row.old.or(here) };
-        *row = SinkRow {
-            out: if row.out == OUTS[0] { OUTS[1] } else { OUTS[0] },
-            start,
-            started: false,
-            old,
-            ..row.clone()
-        };
+        let out = if row.out == OUTS[0] { OUTS[1] } else { OUTS[0] };
+        // No lane has moved a start that was never started: where it begins still holds.
+        let placed = row.placed && !row.started;
+        *row = SinkRow { out, start, started: false, old, placed, after: row.after.clone() };
         true
     }
 
@@ -55,7 +52,7 @@ impl Protocol {
         state.observer.starts += 1;
         let start = state.observer.starts;
         let after = state.postgres.shards.iter().map(|shard| shard.top).collect();
-        state.postgres.sinks.push(SinkRow { out: OUTS[2], start, started: false, old: None, after });
+        state.postgres.sinks.push(SinkRow { out: OUTS[2], start, started: false, old: None, placed: true, after });
         true
     }
 
@@ -79,12 +76,12 @@ impl Protocol {
                     let step = match (row.started, &row.old) {
                         (true, None) => continue,
                         (true, Some(_)) => PlanStep::RemoveOld,
+                        (false, _) if row.placed => PlanStep::MakeCursor(row.after.clone()),
                         (false, Some((out, start))) if self.is_retired_or_there(state, *out, *start) => {
                             PlanStep::Retire
                         }
                         // The old cursor is gone: halted, until someone says where to go on.
-                        (false, Some(_)) => continue,
-                        (false, None) => PlanStep::MakeCursor(row.after.clone()),
+                        (false, _) => continue,
                     };
                     state.workers[worker].plan = Some(Plan { sink, row, step });
                     break;
@@ -121,11 +118,13 @@ impl Protocol {
                 Some(PlanStep::NoteStarts(cursor.at.clone()))
             }
             PlanStep::NoteStarts(at) => {
-                if let Some(now) = now.filter(|now| !now.started) {
+                // Where the row has moved on, so has the plan: to make a cursor now could replace one that is still needed.
+                let now = now?;
+                if !now.started {
                     now.after.clone_from(at);
+                    now.placed = true;
                 }
-                let after = state.postgres.sinks.get(usize::from(*sink))?.after.clone();
-                Some(PlanStep::MakeCursor(after))
+                Some(PlanStep::MakeCursor(now.after.clone()))
             }
             PlanStep::MakeCursor(after) => {
                 let cursor = &mut state.redis.outs[usize::from(row.out)].cursor;

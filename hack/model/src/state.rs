@@ -98,6 +98,8 @@ pub struct SinkRow {
     pub started: bool,
     /// The stream, and the start there, that it moves away from.
     pub old: Option<(u8, u8)>,
+    /// Where each shard's part of this start begins is known: the old cursor is retired, or there was none.
+    pub placed: bool,
     /// Where each shard's part begins.
     pub after: Vec<u8>,
 }
