@@ -1,7 +1,5 @@
 //! The properties: the design's invariants, on every state, and in the end.
 
-use std::cmp::Ordering;
-
 use stateright::Property;
 
 use crate::{
@@ -147,16 +145,14 @@ fn is_done(model: &Protocol, state: &State) -> bool {
     sent && drained && is_published(state) && is_bounded(model, state)
 }
 
-/// Every sink stands at the end of the log, unless its cursor is gone or of another start: such a sink is halted, and says
-/// so.
+/// Every sink stands at the end of the log. Where a server went back, one may be halted, and say so: its cursor is gone or of
+/// another start, or that of the stream it moves away from is.
 fn is_published(state: &State) -> bool {
+    let went_back = state.observer.went_back != (0, 0);
     (0..).zip(&state.postgres.sinks).all(|(sink, row)| {
-        let Some(cursor) = cursor_of(state, Some((row.out, row.start)), sink) else {
-            return state.observer.went_back != (0, 0);
-        };
-        let at_end =
-            |(shard, at): (&Shard, &u8)| shard.log.last().is_none_or(|last| last.seq.cmp(at) != Ordering::Greater);
-        state.postgres.shards.iter().zip(&cursor.at).all(at_end)
+        let cursor = cursor_of(state, Some((row.out, row.start)), sink).filter(|_| row.started);
+        let at_end = |(shard, at): (&Shard, &u8)| shard.log.last().is_none_or(|last| last.seq <= *at);
+        cursor.map_or(went_back, |cursor| state.postgres.shards.iter().zip(&cursor.at).all(at_end))
     })
 }
 

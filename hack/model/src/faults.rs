@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     own::newest,
     protocol::Protocol,
-    state::{Stage, State},
+    state::{Notice, Stage, State, Worker},
 };
 
 impl Protocol {
@@ -45,9 +45,8 @@ impl Protocol {
             state.redis.outs = then.outs;
         }
         state.observer.went_back.0 += 1;
-        let wounded = std::mem::take(&mut state.observer.synced_wounded);
-        state.observer.blind |= wounded && state.observer.went_back.1 > 0;
-        wound(state);
+        let unmended = std::mem::take(&mut state.observer.synced_wounded);
+        wound(state, unmended);
         true
     }
 
@@ -67,16 +66,25 @@ impl Protocol {
         }
         state.observer.went_back.1 += 1;
         state.observer.synced_wounded = state.synced.is_some();
-        wound(state);
+        wound(state, false);
         true
     }
 }
 
 /// One server that goes back is mended from what the other remembers. Where the other goes back, too, before an owner could
-/// do that, or Redis to what it was before that, nobody may know what a reader has seen: there the protocol's promise about
-/// ids ends.
-fn wound(state: &mut State) {
-    let both = state.observer.went_back.0 > 0 && state.observer.went_back.1 > 0;
-    state.observer.blind |= both && state.observer.wounded.contains(&true);
+/// do that, or Redis to what it was before that, nobody may remember what a reader has seen, or somebody may hold what nobody
+/// remembers: there the protocol's promise about ids ends.
+fn wound(state: &mut State, unmended: bool) {
+    let remembered = |shard: usize| {
+        let cursors = state.redis.outs.iter().filter_map(|out| Some(out.cursor.as_ref()?.at[shard]));
+        cursors.chain([state.postgres.shards[shard].top, state.redis.inputs[shard].marks[0]]).max()
+    };
+    let forgotten = |notice: &Notice| Some(notice.seq) > remembered(usize::from(notice.shard));
+    let held = |worker: &Worker| worker.owns.iter().any(Option::is_some);
+    let observer = &state.observer;
+    let both = observer.went_back.0 > 0 && observer.went_back.1 > 0;
+    let unmended = unmended || observer.wounded.contains(&true);
+    let blind = both && unmended && (observer.seen.iter().any(forgotten) || state.workers.iter().any(held));
+    state.observer.blind |= blind;
     state.observer.wounded.fill(true);
 }

@@ -66,5 +66,6 @@ pub mod faults;
 pub mod own;
 pub mod protocol;
 pub mod publish;
+pub mod servers;
 pub mod sinks;
 pub mod state;

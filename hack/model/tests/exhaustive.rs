@@ -40,7 +40,7 @@ fn a_loss_lies_within_what_is_reported() {
 #[test]
 fn two_workers_and_two_shards() {
     let record = |id| Record { id, shard: id, value: 2 };
-    let faults = Faults { crash: 1, expire: 1, together: 1, ..Faults::default() };
+    let faults = Faults { crash: 1, expire: 1, ..Faults::default() };
     let of_each = Config { records: vec![record(0), record(1)], clients: vec![vec![0, 1]], ..Config::new(2, 2) };
     holds("2 workers, 2 shards, 2 records", Config { shards: 2, ..of_each.faults(faults) });
 }

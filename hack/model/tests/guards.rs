@@ -39,6 +39,8 @@ fn count(n: u8, faults: Faults) -> Config {
 /// Of each guard: where it is needed, and what is violated without it.
 fn case(guard: Guard) -> (Config, &'static str) {
     let two = |faults| Config::new(2, 2).faults(faults);
+    // The nodes of Redis that have the records and the sinks' streams, each by itself.
+    let apart = Config { parts: true, ..Config::new(1, 2).faults(Faults { postgres_back: 1, ..REDIS }) };
     match guard {
         Guard::FenceOnWrite => (two(Faults { expire: 1, ..REDIS }), END),
         Guard::FenceOnRead => (two(Faults { expire: 1, ..NONE }), END),
@@ -52,16 +54,17 @@ fn case(guard: Guard) -> (Config, &'static str) {
         Guard::PendingFirst => (two(Faults { crash: 1, ..NONE }), ORDER),
         Guard::UniqueId => (twins(), ONCE),
         Guard::CompareLog | Guard::Mark | Guard::BelowMark | Guard::CompareAnew => (two(POSTGRES), IDS),
-        Guard::CompareCursors => (Config { parts: true, ..two(Faults { postgres_back: 1, ..REDIS }) }, IDS),
+        Guard::CompareCursors => (apart, IDS),
         Guard::EmptyLanes => (two(Faults { answer_lost: 1, ..POSTGRES }), IDS),
         Guard::RestoreMark | Guard::NoticeRedisBack => (two(REDIS), END),
         Guard::ReadPolicyAnew => (Config::new(2, 1).faults(Faults { policy: 1, ..POSTGRES }), ALERTS),
         Guard::MoveFromStarted => (Config::new(1, 2).faults(Faults { retarget: 2, ..NONE }), END),
+        Guard::RetiredStill => (Config::new(2, 1).faults(Faults { retarget: 1, ..REDIS }), SINK),
         Guard::NewerStart => (Config::new(2, 1).faults(Faults { retarget: 3, ..NONE }), END),
         Guard::CountBeforeSending => (count(1, REDIS), MOST),
         Guard::CountEmptyHanded => (count(1, REDIS), LEAST),
         Guard::CountUnsettled => (count(2, REDIS), MOST),
-        Guard::FlushAgain => (count(2, POSTGRES), END),
+        Guard::FlushAgain => (count(2, POSTGRES), MOST),
     }
 }
 
