@@ -47,8 +47,6 @@ pub enum Guard {
     ReadPolicyAnew,
     /// A sink that is moved again goes on from the stream it was started on, not from the one it came from before.
     MoveFromStarted,
-    /// Before a moved sink counts as started, its old cursor is looked at again: Redis may have forgotten that it was retired.
-    RetiredStill,
     /// A cursor of a newer start of a sink is never replaced by that of an older one.
     NewerStart,
     /// Appends are counted as unknown before they are sent.
@@ -62,7 +60,7 @@ pub enum Guard {
 }
 
 /// Every guard.
-pub const GUARDS: [Guard; 27] = [
+pub const GUARDS: [Guard; 26] = [
     Guard::FenceOnWrite,
     Guard::FenceOnRead,
     Guard::FenceOnAck,
@@ -84,7 +82,6 @@ pub const GUARDS: [Guard; 27] = [
     Guard::NoticeRedisBack,
     Guard::ReadPolicyAnew,
     Guard::MoveFromStarted,
-    Guard::RetiredStill,
     Guard::NewerStart,
     Guard::CountBeforeSending,
     Guard::CountEmptyHanded,

@@ -49,6 +49,8 @@
 //! - Where both servers go back before an owner could compare, or Redis to a state from before that, nobody may remember
 //!   which ids a reader has seen: they can be given again with other content.
 //! - A record that Postgres lost, and a Redis that goes back later brings again, is processed behind what came after it.
+//! - A Redis that goes back while a sink moves to another stream can forget that the old cursor was retired: numbers that a
+//!   lane still appends behind it come again behind the new one.
 //! - A sink whose cursor is gone, or of another start, halts until someone says where to go on.
 //!
 //! # What is left out

@@ -134,20 +134,7 @@ impl Protocol {
                 if cursor.as_ref().is_none_or(|there| there.start != row.start) {
                     *cursor = Some(Cursor { sink: *sink, start: row.start, retired: false, at: after.clone() });
                 }
-                Some(if self.has(Guard::RetiredStill) { PlanStep::LookAgain } else { PlanStep::NoteStarted })
-            }
-            PlanStep::LookAgain => {
-                let cursor = |(out, start): (u8, u8)| {
-                    state.redis.outs[usize::from(out)].cursor.as_ref().filter(|cursor| cursor.start == start)
-                };
-                let moves = row.old.and_then(cursor).is_some_and(|cursor| !cursor.retired);
-                Some(if moves { PlanStep::BeginAnew } else { PlanStep::NoteStarted })
-            }
-            PlanStep::BeginAnew => {
-                let now = now.filter(|now| !now.started)?;
-                state.observer.starts += 1;
-                *now = SinkRow { start: state.observer.starts, placed: false, ..now.clone() };
-                None
+                Some(PlanStep::NoteStarted)
             }
             PlanStep::NoteStarted => {
                 now?.started = true;

@@ -95,10 +95,6 @@ pub enum PlanStep {
     NoteStarts(Vec<u8>),
     /// Make the new cursor.
     MakeCursor(Vec<u8>),
-    /// Look whether the old cursor is retired still.
-    LookAgain,
-    /// It is not: begin anew, under a start of its own.
-    BeginAnew,
     /// Note that it was made.
     NoteStarted,
     /// Remove the old cursor.

@@ -19,7 +19,15 @@ fn two_workers_and_every_fault_once() {
 
 #[test]
 fn two_workers_and_every_two_faults_together() {
-    holds("2 workers, 1 shard, 1 record, every two faults", Config::new(2, 1).faults(Faults::any(2)));
+    let faults = Faults { retarget: 0, start: 0, ..Faults::any(2) };
+    holds("2 workers, 1 shard, 1 record, every two faults", Config::new(2, 1).faults(faults));
+}
+
+/// But a Redis that goes back amid it: see where the protocol ends.
+#[test]
+fn sinks_are_started_and_moved_amid_faults() {
+    let rest = Faults { unknown: 0, repeat: 0, answer_lost: 0, ..Faults::any(2) };
+    holds("2 workers, 1 shard, 1 record, sinks", Config::new(2, 1).faults(Faults { redis_back: 0, ..rest }));
 }
 
 /// Redis goes back after Postgres or before it; in parts, as nodes of a cluster do.

@@ -59,7 +59,6 @@ fn case(guard: Guard) -> (Config, &'static str) {
         Guard::RestoreMark | Guard::NoticeRedisBack => (two(REDIS), END),
         Guard::ReadPolicyAnew => (Config::new(2, 1).faults(Faults { policy: 1, ..POSTGRES }), ALERTS),
         Guard::MoveFromStarted => (Config::new(1, 2).faults(Faults { retarget: 2, ..NONE }), END),
-        Guard::RetiredStill => (Config::new(2, 1).faults(Faults { retarget: 1, ..REDIS }), SINK),
         Guard::NewerStart => (Config::new(2, 1).faults(Faults { retarget: 3, ..NONE }), END),
         Guard::CountBeforeSending => (count(1, REDIS), MOST),
         Guard::CountEmptyHanded => (count(1, REDIS), LEAST),
