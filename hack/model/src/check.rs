@@ -1,0 +1,171 @@
+//! The properties: the design's invariants, on every state, and in the end.
+
+use stateright::Property;
+
+use crate::{
+    protocol::Protocol,
+    publish::cursor_of,
+    state::{Entry, Notice, Row, Shard, Stage, State},
+};
+
+/// A record id is applied at most once, over all shards.
+pub const ONCE: &str = "a record id is applied at most once";
+/// No effect without its record.
+pub const TOTALS: &str = "totals are the sum of the log";
+/// The order of processing.
+pub const ORDER: &str = "per destination, records are processed in the order of their arrival";
+/// What a sink's streams hold.
+pub const SINK: &str = "a sink has each number once, in order, and skips none but noted gaps";
+/// What a reader has seen.
+pub const IDS: &str = "no id of a notification is given twice";
+/// Alerts.
+pub const ALERTS: &str = "an alert is exact by its version, and versions never fall";
+/// Nothing is lost.
+pub const KEPT: &str = "nothing acknowledged is gone as long as no server went back";
+/// Acks.
+pub const ACKED: &str = "an entry is acknowledged only behind its commit";
+/// The least of a loss.
+pub const LEAST: &str = "what is reported as lost was lost";
+/// The most of a loss.
+pub const MOST: &str = "not more was lost than is reported at most";
+/// Where nothing happens by itself any more.
+pub const END: &str = "in the end all is settled and published, and the loss lies within what is reported";
+
+/// All properties.
+pub(crate) fn properties() -> Vec<Property<Protocol>> {
+    vec![
+        Property::always(ONCE, applied_once),
+        Property::always(TOTALS, |model, state: &State| {
+            let value = |row: &Row| model.config.records[usize::from(row.entry.record)].value;
+            state.postgres.shards.iter().all(|shard| shard.total == shard.log.iter().map(value).sum::<u8>())
+        }),
+        Property::always(ORDER, |_, state: &State| {
+            let rising = |shard: &Shard| shard.log.is_sorted_by(|a, b| a.seq < b.seq && a.entry.uid < b.entry.uid);
+            // What Postgres lost may come back with a Redis that goes back, behind what came after it.
+            let both = state.observer.went_back.0 > 0 && state.observer.went_back.1 > 0;
+            both || state.postgres.shards.iter().all(rising)
+        }),
+        Property::always(SINK, each_once_in_order),
+        Property::always(IDS, ids_once),
+        Property::always(ALERTS, |model, state: &State| {
+            let threshold = |row: &Row| state.postgres.policies.get(usize::from(row.version) - 1).copied();
+            let value = |row: &Row| model.config.records[usize::from(row.entry.record)].value;
+            let exact = |row: &Row| threshold(row).is_some_and(|threshold| row.alert == (value(row) > threshold));
+            let log_is_right =
+                |shard: &Shard| shard.log.iter().all(exact) && shard.log.is_sorted_by_key(|row| row.version);
+            state.postgres.shards.iter().all(log_is_right)
+        }),
+        Property::always(KEPT, |_, state: &State| state.observer.went_back != (0, 0) || lost(state, false) == 0),
+        Property::always(ACKED, |_, state: &State| !state.observer.acked_uncommitted),
+        Property::always(LEAST, |_, state: &State| {
+            state.postgres.shards.iter().zip(&state.observer.worst).all(|(shard, worst)| shard.lost.0 <= *worst)
+        }),
+        Property::always(MOST, |model, state: &State| !state.observer.most_too_low && model.most_holds(state)),
+        Property::always(END, |model, state: &State| is_done(model, state) || model.goes_on(state)),
+    ]
+}
+
+fn applied_once(model: &Protocol, state: &State) -> bool {
+    let id = |row: &Row| 1_u16 << model.config.records[usize::from(row.entry.record)].id;
+    let mut seen = 0;
+    state.postgres.shards.iter().flat_map(|shard| &shard.log).all(|row| {
+        let new = seen & id(row) == 0;
+        seen |= id(row);
+        new
+    })
+}
+
+fn same(row: &Row, notice: &Notice) -> bool {
+    (row.seq, row.entry.record, row.alert, row.before) == (notice.seq, notice.record, notice.alert, notice.before)
+}
+
+/// Whatever was seen stands so in the log, or is a gap; above the log's end a comparison is still to come.
+fn ids_once(_: &Protocol, state: &State) -> bool {
+    state.observer.blind
+        || state.observer.seen.iter().all(|notice| {
+            let shard = &state.postgres.shards[usize::from(notice.shard)];
+            let within = |(from, to): &(u8, u8)| *from < notice.seq && notice.seq <= *to;
+            notice.seq > shard.top || shard.gaps.iter().any(within) || shard.log.iter().any(|row| same(row, notice))
+        })
+}
+
+fn each_once_in_order(_: &Protocol, state: &State) -> bool {
+    state.observer.blind
+        || (0..).zip(&state.postgres.sinks).all(|(sink, _)| {
+            (0..).zip(&state.postgres.shards).all(|(shard, log)| {
+                let of_out = |out: &crate::state::Out| {
+                    let ours = out.notices.iter().filter(|(by, notice)| *by == sink && notice.shard == shard);
+                    ours.map(|(_, notice)| notice.seq).collect::<Vec<u8>>()
+                };
+                let mut parts: Vec<Vec<u8>> = state.redis.outs.iter().map(of_out).collect();
+                parts.sort();
+                let all: Vec<u8> = parts.iter().flatten().copied().collect();
+                let in_order = parts.iter().all(|part| part.is_sorted_by(|a, b| a < b));
+                let mut sorted = all;
+                sorted.sort_unstable();
+                let skipped = |pair: &[u8]| log.log.iter().any(|row| pair[0] < row.seq && row.seq < pair[1]);
+                in_order && sorted.is_sorted_by(|a, b| a < b) && !sorted.windows(2).any(skipped)
+            })
+        })
+}
+
+/// Whether a commit has settled this append, by what Postgres has now.
+fn is_settled(state: &State, uid: u8) -> bool {
+    let here = |entry: &Entry| entry.uid == uid;
+    state
+        .postgres
+        .shards
+        .iter()
+        .any(|shard| shard.log.iter().any(|row| here(&row.entry)) || shard.noted.iter().any(|noted| here(&noted.entry)))
+}
+
+/// How many acknowledged appends neither server has, nor a rightful owner in hand; those that will be acknowledged, too, if
+/// wanted.
+pub(crate) fn lost(state: &State, waiting: bool) -> u8 {
+    let waits = state.clients.iter().filter_map(|client| client.waits).fold(0, |all, uid| all | 1 << uid);
+    let acknowledged = state.observer.acknowledged | if waiting { waits } else { 0 };
+    let queued = |uid: u8| state.redis.inputs.iter().flat_map(|input| &input.entries).any(|entry| entry.uid == uid);
+    let in_hand = |uid: u8| {
+        state.workers.iter().flat_map(|worker| worker.owns.iter().zip(&state.postgres.shards)).any(|(own, shard)| {
+            let Some(own) = own.as_ref().filter(|own| own.fence == shard.fence) else { return false };
+            match &own.stage {
+                Stage::Commit(hand, _) | Stage::Write(hand, ..) => hand.iter().any(|entry| entry.uid == uid),
+                _ => false,
+            }
+        })
+    };
+    let gone = |uid: &u8| acknowledged & (1 << uid) != 0 && !is_settled(state, *uid) && !queued(*uid) && !in_hand(*uid);
+    (0..state.observer.appended).filter(gone).count() as u8
+}
+
+fn is_done(model: &Protocol, state: &State) -> bool {
+    let sent =
+        state.clients.iter().zip(&model.config.clients).all(|(client, all)| usize::from(client.done) == all.len());
+    let drained = state.redis.inputs.iter().all(|input| input.entries.is_empty());
+    sent && drained && is_published(state) && is_bounded(model, state)
+}
+
+/// Every sink stands at the end of the log. Where a server went back, one may be halted, and say so: its cursor is gone or of
+/// another start, or that of the stream it moves away from is.
+fn is_published(state: &State) -> bool {
+    let went_back = state.observer.went_back != (0, 0);
+    (0..).zip(&state.postgres.sinks).all(|(sink, row)| {
+        let cursor = cursor_of(state, Some((row.out, row.start)), sink).filter(|_| row.started);
+        let at_end = |(shard, at): (&Shard, &u8)| shard.log.last().is_none_or(|last| last.seq <= *at);
+        cursor.map_or(went_back, |cursor| state.postgres.shards.iter().zip(&cursor.at).all(at_end))
+    })
+}
+
+fn is_bounded(model: &Protocol, state: &State) -> bool {
+    !model.config.count || lost(state, false) <= state.postgres.shards[0].lost.1
+}
+
+impl Protocol {
+    /// Keeps what an observer has to remember of this state.
+    pub(crate) fn observe(&self, state: &mut State) {
+        if self.config.count {
+            let lost = lost(state, false);
+            state.observer.worst[0] = lost.max(state.observer.worst[0]);
+        }
+    }
+}

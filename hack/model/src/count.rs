@@ -1,0 +1,107 @@
+//! How losses are found: by the owner, between two batches, in three steps whose order matters.
+//!
+//! First what was acknowledged and what is settled, then what is present, then what was appended by then: so nothing that
+//! moves on in between is missing in the least, or counted twice in the most.
+
+use crate::{
+    check::lost,
+    config::Guard,
+    protocol::Protocol,
+    state::{Own, Stage, State},
+};
+
+impl Protocol {
+    /// Begins to count, where there is something to report.
+    pub(crate) fn count(&self, state: &mut State, worker: u8, shard: u8) -> bool {
+        let shard = usize::from(shard);
+        let row = &state.postgres.shards[shard];
+        let (acknowledged, settled) = (row.appends.0, row.settled());
+        let present = state.redis.inputs[shard].entries.len() as u8;
+        let least = acknowledged.saturating_sub(settled + present);
+        let Some(own) = &state.workers[usize::from(worker)].owns[shard] else { return false };
+        let most = self.most(state, shard, settled + self.surely_unsettled(own, present));
+        let report = (row.lost.0.max(least), most);
+        if row.lost == report {
+            return false;
+        }
+        if !self.has(Guard::CountEmptyHanded) {
+            // As anybody would who does not know what the owner has in hand.
+            state.postgres.shards[shard].lost = report;
+            return true;
+        }
+        let stage = Stage::Count(acknowledged, settled);
+        state.workers[usize::from(worker)].owns[shard] = Some(Own { stage, ..own.clone() });
+        true
+    }
+
+    /// Whether the most would hold if an owner counted now, at once.
+    pub(crate) fn most_holds(&self, state: &State) -> bool {
+        let boot = state.observer.went_back.1;
+        state.workers.iter().filter_map(|worker| worker.owns[0].as_ref()).all(|own| {
+            let (row, input) = (&state.postgres.shards[0], &state.redis.inputs[0]);
+            let counts = self.config.count && own.stage == Stage::Read && own.boot == boot;
+            if !counts || row.fence != own.fence || input.fence != own.fence || self.went_back(input, own) {
+                return true;
+            }
+            let accounted = row.settled() + self.surely_unsettled(own, input.entries.len() as u8);
+            lost(state, true) <= self.most(state, 0, accounted)
+        })
+    }
+
+    /// Entries in the stream that no commit has settled, as far as the owner can know: after a Redis that went back the
+    /// first ones may be settled ones.
+    fn surely_unsettled(&self, own: &Own, present: u8) -> u8 {
+        if own.caught_up || !self.has(Guard::CountUnsettled) { present } else { 0 }
+    }
+
+    /// By what serve notes behind the look: everything that was sent by then.
+    fn most(&self, state: &State, shard: usize, accounted: u8) -> u8 {
+        let (acknowledged, unknown) = self.noted_next(state, shard);
+        (acknowledged + unknown).saturating_sub(accounted)
+    }
+
+    /// What is present: one script.
+    pub(crate) fn look(
+        &self,
+        state: &mut State,
+        shard: usize,
+        own: &mut Own,
+        acknowledged: u8,
+        settled: u8,
+    ) -> Option<bool> {
+        let input = &state.redis.inputs[shard];
+        if !self.same(input.fence, own.fence) || self.went_back(input, own) {
+            own.stage = Stage::Prepare;
+            return Some(true);
+        }
+        let present = input.entries.len() as u8;
+        let accounted = settled + self.surely_unsettled(own, present);
+        own.stage = Stage::Report(acknowledged.saturating_sub(settled + present), accounted);
+        state.observer.lost_at_look = lost(state, true);
+        Some(true)
+    }
+
+    /// Writes the report, under the fence, once every serve process has noted its counts behind the look.
+    pub(crate) fn report(
+        &self,
+        state: &mut State,
+        shard: usize,
+        own: &mut Own,
+        least: u8,
+        accounted: u8,
+    ) -> Option<bool> {
+        if !self.is_owner(state, shard, own.fence) {
+            return None;
+        }
+        if own.boot != state.observer.went_back.1 {
+            own.stage = Stage::Prepare;
+            return Some(true);
+        }
+        let most = self.most(state, shard, accounted);
+        let row = &mut state.postgres.shards[shard];
+        row.lost = (row.lost.0.max(least), most);
+        state.observer.most_too_low |= std::mem::take(&mut state.observer.lost_at_look) > most;
+        own.stage = Stage::Read;
+        Some(true)
+    }
+}

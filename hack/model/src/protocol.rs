@@ -1,0 +1,347 @@
+//! The model: which steps there are, and which properties hold. The steps themselves are in the other files.
+
+use std::sync::Arc;
+
+use stateright::{Model, Property};
+
+use crate::{
+    check,
+    config::{Config, Faults, Guard, THRESHOLDS},
+    own::newest,
+    state::{
+        Client, Counts, Cursor, Observer, Out, Own, Policy, Postgres, Redis, Shard, SinkRow, Stage, State, Worker,
+    },
+};
+
+/// A step. The numbers are the worker's, then the shard's, then the sink's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// A client sends its next record.
+    Send(u8),
+    /// A client gets the answer that is on its way.
+    Answered(u8),
+    /// Serve notes its counts in Postgres.
+    Flush,
+    /// A worker takes a free shard.
+    Take(u8, u8),
+    /// An owner does what its stage says: one script or one transaction.
+    Work(u8, u8),
+    /// An owner counts what was lost.
+    Count(u8, u8),
+    /// An owner finds at a renewal that the shard is not its own any more.
+    Drop(u8, u8),
+    /// A worker reads the newest policy.
+    Follow(u8),
+    /// A lane looks where the cursor stands, and what comes behind it.
+    Fetch(u8, u8, u8),
+    /// A lane appends what it fetched.
+    Publish(u8, u8, u8),
+    /// A worker looks at the sinks, or goes on with the start of one.
+    Keep(u8),
+    /// Fault: a request's outcome is unknown; it took effect (true) or not.
+    Unknown(u8, bool),
+    /// Fault: a client repeats what was answered.
+    Repeat(u8),
+    /// Fault: a worker starts anew.
+    Crash(u8),
+    /// Fault: a shard's lease runs out.
+    Expire(u8),
+    /// Fault: as `Work`, but the owner does not get an answer; it took effect (true) or not.
+    WorkUnanswered(u8, u8, bool),
+    /// Fault: as `Publish`, but the lane does not get the answer.
+    PublishUnanswered(u8, u8, u8),
+    /// From here on Redis may lose what comes.
+    Sync,
+    /// Fault: Redis lost what came since: all of it (0), that of the records streams (1), or of the sinks' streams (2).
+    RedisBack(u8),
+    /// To here Postgres may go back.
+    Backup,
+    /// Fault: Postgres went back.
+    PostgresBack,
+    /// A policy is registered.
+    Register,
+    /// The first sink is given another stream.
+    Retarget,
+    /// Another sink is started, from what there is now.
+    Start,
+}
+
+/// The protocol at some size.
+#[derive(Debug, Clone)]
+pub struct Protocol {
+    /// The size, the faults, the guards.
+    pub config: Config,
+}
+
+impl Protocol {
+    /// The protocol at this size.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self { config }
+    }
+
+    pub(crate) fn has(&self, guard: Guard) -> bool {
+        self.config.guards.has(guard)
+    }
+
+    fn apply(&self, state: &mut State, action: Action) -> bool {
+        if let Some(left) = left_of(&mut state.left, action) {
+            *left -= 1;
+            let left = &mut state.left;
+            if self.config.faults.together > 0 {
+                left.together -= 1;
+                if left.together == 0 {
+                    // One form for all states in which nothing can go wrong any more.
+                    *left = Faults::default();
+                }
+            }
+            if left.redis_back == 0 && !matches!(action, Action::RedisBack(_)) {
+                state.synced = None;
+                state.observer.synced_wounded = false;
+            }
+            if left.postgres_back == 0 && action != Action::PostgresBack {
+                state.backup = None;
+            }
+        }
+        match action {
+            Action::Send(client) => self.send(state, client),
+            Action::Answered(client) => self.answered(state, client),
+            Action::Flush => self.flush(state),
+            Action::Take(worker, shard) => self.take(state, worker, shard),
+            Action::Work(worker, shard) => self.work(state, worker, shard),
+            Action::Count(worker, shard) => self.count(state, worker, shard),
+            Action::Drop(worker, shard) => self.drop_lost(state, worker, shard),
+            Action::Follow(worker) => self.follow(state, worker),
+            Action::Fetch(worker, shard, sink) => self.fetch(state, worker, shard, sink),
+            Action::Publish(worker, shard, sink) => self.publish(state, worker, shard, sink, true),
+            Action::Keep(worker) => self.keep(state, worker),
+            Action::Unknown(client, effect) => self.send_unknown(state, client, effect),
+            Action::Repeat(client) => self.repeat(state, client),
+            Action::Crash(worker) => self.crash(state, worker),
+            Action::Expire(shard) => self.expire(state, shard),
+            Action::WorkUnanswered(worker, shard, effect) => self.work_unanswered(state, worker, shard, effect),
+            Action::PublishUnanswered(worker, shard, sink) => self.publish(state, worker, shard, sink, false),
+            Action::Sync => self.sync(state),
+            Action::RedisBack(part) => self.redis_back(state, part),
+            Action::Backup => self.backup(state),
+            Action::PostgresBack => self.postgres_back(state),
+            Action::Register => self.register(state),
+            Action::Retarget => self.retarget(state),
+            Action::Start => self.start(state),
+        }
+    }
+
+    /// Steps that come by themselves.
+    fn steps(&self, state: &State, actions: &mut Vec<Action>) {
+        // What cannot be done is left out where that is quickly seen: each action costs a copy of the state.
+        for ((client, of), all) in (0..).zip(&state.clients).zip(&self.config.clients) {
+            if of.waits.is_some() {
+                actions.push(Action::Answered(client));
+            } else if usize::from(of.done) < all.len() {
+                actions.push(Action::Send(client));
+            }
+        }
+        if self.config.count {
+            actions.push(Action::Flush);
+        }
+        for (worker, it) in (0..).zip(&state.workers) {
+            for (shard, own) in (0..).zip(&it.owns) {
+                let Some(own) = own else {
+                    if state.postgres.shards[usize::from(shard)].free {
+                        actions.push(Action::Take(worker, shard));
+                    }
+                    continue;
+                };
+                if own.stage != Stage::Read || self.has_something_to_read(state, usize::from(shard), own) {
+                    actions.push(Action::Work(worker, shard));
+                }
+                if !self.is_owner(state, usize::from(shard), own.fence) {
+                    actions.push(Action::Drop(worker, shard));
+                }
+                let between = own.stage == Stage::Read || !self.has(Guard::CountEmptyHanded);
+                if self.config.count && between {
+                    actions.push(Action::Count(worker, shard));
+                }
+                for (sink, lane) in (0..).zip(&own.lanes) {
+                    if lane.is_some() {
+                        actions.push(Action::Publish(worker, shard, sink));
+                    } else if self.next_notice(state, it, shard, sink).is_some() {
+                        actions.push(Action::Fetch(worker, shard, sink));
+                    }
+                }
+            }
+            if it.policy != newest(state) {
+                actions.push(Action::Follow(worker));
+            }
+            if self.config.faults.retarget + self.config.faults.start > 0 {
+                actions.push(Action::Keep(worker));
+            }
+        }
+    }
+
+    fn faults(&self, state: &State, actions: &mut Vec<Action>) {
+        let left = state.left;
+        for client in 0..state.clients.len() as u8 {
+            if left.unknown > 0 {
+                actions.extend([Action::Unknown(client, true), Action::Unknown(client, false)]);
+            }
+            if left.repeat > 0 {
+                actions.push(Action::Repeat(client));
+            }
+        }
+        for (worker, it) in (0..).zip(&state.workers) {
+            if left.crash > 0 && it.owns.iter().any(Option::is_some) {
+                actions.push(Action::Crash(worker));
+            }
+            for (shard, own) in (0..).zip(&it.owns) {
+                let Some(own) = own.as_ref().filter(|_| left.answer_lost > 0) else { continue };
+                actions.extend([true, false].map(|effect| Action::WorkUnanswered(worker, shard, effect)));
+                for (sink, _) in (0..).zip(&own.lanes).filter(|(_, lane)| lane.is_some()) {
+                    actions.push(Action::PublishUnanswered(worker, shard, sink));
+                }
+            }
+        }
+        if left.expire > 0 {
+            let held = (0..).zip(&state.postgres.shards).filter(|(_, shard)| !shard.free);
+            actions.extend(held.map(|(shard, _)| Action::Expire(shard)));
+        }
+        if left.redis_back > 0 {
+            match state.synced {
+                None => actions.push(Action::Sync),
+                Some(_) if self.config.parts => actions.extend([0, 1, 2].map(Action::RedisBack)),
+                Some(_) => actions.push(Action::RedisBack(0)),
+            }
+        }
+        if left.postgres_back > 0 {
+            actions.push(if state.backup.is_none() { Action::Backup } else { Action::PostgresBack });
+        }
+        for (left, action) in
+            [(left.policy, Action::Register), (left.retarget, Action::Retarget), (left.start, Action::Start)]
+        {
+            if left > 0 {
+                actions.push(action);
+            }
+        }
+    }
+
+    /// Whether anything happens by itself from here on.
+    pub(crate) fn goes_on(&self, state: &State) -> bool {
+        let mut actions = Vec::new();
+        self.steps(state, &mut actions);
+        actions.into_iter().any(|action| self.next_state(state, action).is_some())
+    }
+}
+
+impl Model for Protocol {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        let Config { workers, shards, .. } = self.config;
+        let each = usize::from(shards);
+        let zeros = vec![0; each];
+        let sink = SinkRow { out: 0, start: 0, started: true, old: None, placed: true, after: zeros.clone() };
+        let cursor = Cursor { sink: 0, start: 0, retired: false, at: zeros.clone() };
+        let worker = Worker {
+            policy: Policy { version: 1, threshold: THRESHOLDS[0], boot: 0 },
+            owns: vec![None; each],
+            active: vec![Some((0, 0))],
+            plan: None,
+        };
+        let shard = Shard { free: true, version: 1, ..Shard::default() };
+        let postgres = Postgres { shards: vec![shard; each], policies: vec![THRESHOLDS[0]], sinks: vec![sink] };
+        let mut outs = vec![Out { cursor: Some(cursor), notices: Vec::new() }];
+        if self.config.faults.retarget + self.config.faults.start > 0 {
+            outs.resize(3, Out::default());
+        }
+        vec![State {
+            postgres,
+            redis: Redis { inputs: vec![Default::default(); each], outs },
+            backup: None,
+            synced: None,
+            workers: vec![worker; usize::from(workers)],
+            clients: vec![Client::default(); self.config.clients.len()],
+            serve: vec![Counts::default(); each],
+            left: self.config.faults,
+            observer: Observer { worst: zeros, wounded: vec![false; each], ..Observer::default() },
+        }]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        self.steps(state, actions);
+        self.faults(state, actions);
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut state = last.clone();
+        if !self.apply(&mut state, action) {
+            return None;
+        }
+        self.observe(&mut state);
+        normalise(&mut state);
+        (state != *last).then_some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        check::properties()
+    }
+}
+
+/// How often the fault of an action may still happen; none where it is no fault.
+fn left_of(left: &mut Faults, action: Action) -> Option<&mut u8> {
+    Some(match action {
+        Action::Unknown(..) => &mut left.unknown,
+        Action::Repeat(_) => &mut left.repeat,
+        Action::Crash(_) => &mut left.crash,
+        Action::Expire(_) => &mut left.expire,
+        Action::WorkUnanswered(..) | Action::PublishUnanswered(..) => &mut left.answer_lost,
+        Action::RedisBack(_) => &mut left.redis_back,
+        Action::PostgresBack => &mut left.postgres_back,
+        Action::Register => &mut left.policy,
+        Action::Retarget => &mut left.retarget,
+        Action::Start => &mut left.start,
+        _ => return None,
+    })
+}
+
+/// One form for states that differ by nothing but names: workers are alike, and of tokens only their being equal counts.
+fn normalise(state: &mut State) {
+    state.workers.sort_unstable();
+    let mut names: Vec<u8> = vec![0];
+    tokens(state, |token| {
+        if !names.contains(&token) {
+            names.push(token);
+        }
+    });
+    if !names.is_sorted_by(|a, b| a + 1 == *b) {
+        rename(state, |token| names.iter().position(|name| *name == token).unwrap_or_default() as u8);
+        state.workers.sort_unstable();
+    }
+    // An owner that is no more: its lease runs out, sooner or later.
+    for (index, shard) in state.postgres.shards.iter_mut().enumerate() {
+        let held = |own: &Own| own.fence == shard.fence;
+        if !state.workers.iter().any(|worker| worker.owns[index].as_ref().is_some_and(held)) {
+            shard.free = true;
+        }
+    }
+}
+
+fn tokens(state: &State, mut each: impl FnMut(u8)) {
+    let of_postgres = state.backup.iter().map(|backup| &**backup).chain([&state.postgres]);
+    of_postgres.flat_map(|postgres| &postgres.shards).for_each(|shard| each(shard.fence.token));
+    let of_redis = state.synced.iter().map(|synced| &**synced).chain([&state.redis]);
+    of_redis.flat_map(|redis| &redis.inputs).for_each(|input| each(input.fence.token));
+    state.workers.iter().flat_map(|worker| worker.owns.iter().flatten()).for_each(|own| each(own.fence.token));
+}
+
+fn rename(state: &mut State, name: impl Fn(u8) -> u8) {
+    let State { postgres, redis, backup, synced, workers, .. } = state;
+    let of_postgres = backup.iter_mut().map(Arc::make_mut).chain([postgres]);
+    let of_redis = synced.iter_mut().map(Arc::make_mut).chain([redis]);
+    let fences = of_postgres.flat_map(|postgres| &mut postgres.shards).map(|shard| &mut shard.fence);
+    let fences = fences.chain(of_redis.flat_map(|redis| &mut redis.inputs).map(|input| &mut input.fence));
+    let owns = workers.iter_mut().flat_map(|worker| worker.owns.iter_mut().flatten());
+    for fence in fences.chain(owns.map(|own| &mut own.fence)) {
+        fence.token = name(fence.token);
+    }
+}

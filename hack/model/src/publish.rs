@@ -1,0 +1,69 @@
+//! Lanes: fetch what comes behind the cursor, append it.
+
+use crate::{
+    config::Guard,
+    protocol::Protocol,
+    state::{Cursor, Notice, Own, Row, State, Worker},
+};
+
+impl Protocol {
+    /// Reads the cursor and the next row behind it, from memory where it is there, else from the log. What was fetched may
+    /// be held for long before it is appended.
+    pub(crate) fn fetch(&self, state: &mut State, worker: u8, shard: u8, sink: u8) -> bool {
+        let next = self.next_notice(state, &state.workers[usize::from(worker)], shard, sink);
+        self.lane(state, worker, shard, sink, next);
+        next.is_some()
+    }
+
+    /// Where the cursor stands, and what comes behind it.
+    pub(crate) fn next_notice(&self, state: &State, it: &Worker, shard: u8, sink: u8) -> Option<(u8, Notice)> {
+        let own = it.owns[usize::from(shard)].as_ref()?;
+        let mark = own.marks?;
+        let cursor = cursor_of(state, it.active[usize::from(sink)], sink)?;
+        let at = cursor.at[usize::from(shard)];
+        let below = |row: &&Row| row.seq > at && (row.seq <= mark[0] || !self.has(Guard::BelowMark));
+        let log = &state.postgres.shards[usize::from(shard)].log;
+        let from_memory = own.feed.first().is_some_and(|first| first.seq <= at + 1);
+        let row = if from_memory { own.feed.iter().find(below) } else { log.iter().find(below) };
+        row.map(|row| {
+            (at, Notice { shard, seq: row.seq, record: row.entry.record, alert: row.alert, before: row.before })
+        })
+    }
+
+    /// One script: appends and moves the cursor, only if it stands where it was found.
+    pub(crate) fn publish(&self, state: &mut State, worker: u8, shard: u8, sink: u8, answered: bool) -> bool {
+        let it = &state.workers[usize::from(worker)];
+        let own: Option<&Own> = it.owns[usize::from(shard)].as_ref();
+        let Some((at, notice)) = own.and_then(|own| own.lanes[usize::from(sink)]) else { return false };
+        let target = it.active[usize::from(sink)];
+        if answered {
+            self.lane(state, worker, shard, sink, None);
+        }
+        let compare = self.has(Guard::CompareInAppend);
+        let stands =
+            cursor_of(state, target, sink).is_some_and(|cursor| cursor.at[usize::from(shard)] == at || !compare);
+        let Some((out, _)) = target.filter(|_| stands) else { return answered };
+        let out = &mut state.redis.outs[usize::from(out)];
+        if let Some(cursor) = &mut out.cursor {
+            cursor.at[usize::from(shard)] = notice.seq;
+        }
+        out.notices.push((sink, notice));
+        if let Err(place) = state.observer.seen.binary_search(&notice) {
+            state.observer.seen.insert(place, notice);
+        }
+        true
+    }
+
+    fn lane(&self, state: &mut State, worker: u8, shard: u8, sink: u8, holds: Option<(u8, Notice)>) {
+        if let Some(own) = &mut state.workers[usize::from(worker)].owns[usize::from(shard)] {
+            own.lanes[usize::from(sink)] = holds;
+        }
+    }
+}
+
+/// The cursor of a sink's start; none where it is gone, retired, or of another start.
+pub(crate) fn cursor_of(state: &State, target: Option<(u8, u8)>, sink: u8) -> Option<&Cursor> {
+    let (out, start) = target?;
+    let cursor = state.redis.outs[usize::from(out)].cursor.as_ref()?;
+    (cursor.sink == sink && cursor.start == start && !cursor.retired).then_some(cursor)
+}

@@ -1,0 +1,97 @@
+//! With all guards nothing is violated, in any state that can be reached; and no run goes on for ever.
+
+mod common;
+
+use std::collections::HashMap;
+
+use common::holds;
+use millrace_model::{
+    config::{Config, Faults, Record},
+    protocol::Protocol,
+    state::State,
+};
+use stateright::Model as _;
+
+#[test]
+fn two_workers_and_every_fault_once() {
+    holds("2 workers, 1 shard, 2 records, every fault", Config::new(2, 2).faults(Faults::any(1)));
+}
+
+#[test]
+fn two_workers_and_every_two_faults_together() {
+    let faults = Faults { retarget: 0, start: 0, ..Faults::any(2) };
+    holds("2 workers, 1 shard, 1 record, every two faults", Config::new(2, 1).faults(faults));
+}
+
+/// But a Redis that goes back amid it: see where the protocol ends.
+#[test]
+fn sinks_are_started_and_moved_amid_faults() {
+    let rest = Faults { unknown: 0, repeat: 0, answer_lost: 0, ..Faults::any(2) };
+    holds("2 workers, 1 shard, 1 record, sinks", Config::new(2, 1).faults(Faults { redis_back: 0, ..rest }));
+}
+
+/// Redis goes back after Postgres or before it; in parts, as nodes of a cluster do.
+#[test]
+fn both_servers_go_back() {
+    let faults = Faults { redis_back: 1, postgres_back: 1, ..Faults::default() };
+    let config = Config { parts: true, ..Config::new(1, 2).faults(faults) };
+    holds("1 worker, 1 shard, 2 records, both servers", config);
+}
+
+#[test]
+fn a_loss_lies_within_what_is_reported() {
+    let faults = Faults { redis_back: 1, unknown: 1, repeat: 1, crash: 1, together: 2, ..Faults::default() };
+    let config = Config { count: true, ..Config::new(1, 2).faults(faults) };
+    holds("1 worker, 1 shard, 2 records, losses", config);
+}
+
+#[test]
+fn two_workers_and_two_shards() {
+    let record = |id| Record { id, shard: id, value: 2 };
+    let faults = Faults { crash: 1, expire: 1, ..Faults::default() };
+    let of_each = Config { records: vec![record(0), record(1)], clients: vec![vec![0, 1]], ..Config::new(2, 2) };
+    holds("2 workers, 2 shards, 2 records", Config { shards: 2, ..of_each.faults(faults) });
+}
+
+#[test]
+fn three_workers() {
+    let faults = Faults { start: 0, retarget: 0, ..Faults::any(1) };
+    holds("3 workers, 1 shard, 2 records", Config::new(3, 2).faults(faults));
+}
+
+#[test]
+fn batches_of_two() {
+    let faults = Faults { crash: 1, expire: 1, answer_lost: 1, repeat: 1, together: 2, ..Faults::default() };
+    holds("2 workers, 1 shard, batches of 2", Config { batch: 2, ..Config::new(2, 2).faults(faults) });
+}
+
+/// Else what has to come about in the end could be put off for ever, and its check would miss that.
+#[test]
+fn no_run_goes_on_for_ever() {
+    let faults = Faults { start: 0, retarget: 0, ..Faults::any(1) };
+    for config in [Config::new(2, 1).faults(faults), Config { count: true, ..Config::new(1, 1).faults(faults) }] {
+        let protocol = Protocol::new(config);
+        // On the way (false), or done with (true).
+        let mut done: HashMap<State, bool> = HashMap::new();
+        let first = protocol.init_states().remove(0);
+        let mut way: Vec<(State, Vec<State>)> = vec![(first.clone(), protocol.next_states(&first))];
+        done.insert(first, false);
+        while let Some((state, next)) = way.last_mut() {
+            let Some(follower) = next.pop() else {
+                done.insert(state.clone(), true);
+                way.pop();
+                continue;
+            };
+            match done.get(&follower) {
+                None => {
+                    done.insert(follower.clone(), false);
+                    let behind = protocol.next_states(&follower);
+                    way.push((follower, behind));
+                }
+                Some(false) => panic!("a state comes again: {follower:#?}"),
+                Some(true) => {}
+            }
+        }
+        println!("no cycle among {} states", done.len());
+    }
+}
