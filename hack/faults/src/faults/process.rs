@@ -1,0 +1,93 @@
+//! Faults of processes: killed, held still, asked to end, dead at a point of a record's way, fewer and more of them.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use nix::sys::signal::Signal;
+use tokio::{sync::MutexGuard, time::sleep};
+
+use super::{Effect, Stage};
+use crate::{
+    plan::Fault,
+    world::{
+        LEASE, USUAL_WORKERS, WORKERS, is_stopped,
+        process::{Slot, Start},
+    },
+};
+
+impl Stage {
+    /// A running process of a role that no other fault acts upon.
+    pub(super) fn victim(&self, role: &str, pick: u64) -> Option<MutexGuard<'_, Slot>> {
+        let slots = if role == "serve" { &self.world.serves } else { &self.world.workers };
+        let start = pick as usize % slots.len();
+        let mut free = (0..slots.len()).filter_map(|n| slots[(start + n) % slots.len()].try_lock().ok());
+        free.find_map(|mut slot| slot.runs().then_some(slot))
+    }
+
+    pub(super) async fn kill(&self, role: &str, fault: Fault) -> Effect {
+        let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
+        let died = slot.kill().await;
+        sleep(Duration::from_millis(fault.for_ms / 4)).await;
+        slot.start(&self.world, &Start::default())?;
+        Ok((died, slot.name.clone()))
+    }
+
+    /// Held still for longer than a lease lasts.
+    pub(super) async fn pause(&self, role: &str, fault: Fault) -> Effect {
+        let Some(slot) = self.victim(role, fault.pick) else { return none() };
+        slot.signal(Signal::SIGSTOP);
+        sleep(LEASE + Duration::from_millis(fault.for_ms)).await;
+        let held = slot.pid().is_some_and(is_stopped);
+        slot.go_on();
+        Ok((held, slot.name.clone()))
+    }
+
+    pub(super) async fn term(&self, role: &str, fault: Fault) -> Effect {
+        let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
+        let ended = slot.stop().await;
+        sleep(Duration::from_millis(fault.for_ms / 4)).await;
+        slot.start(&self.world, &Start::default())?;
+        Ok((ended, slot.name.clone()))
+    }
+
+    /// A process in whose way a point lies at which it dies.
+    pub(super) async fn point(&self, point: &str, fault: Fault) -> Effect {
+        let role = if point == "after_xadd" { "serve" } else { "work" };
+        let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
+        slot.stop().await;
+        let armed = ("MILLRACE_FAULT", format!("{point}:{}", fault.pick % 12 + 1));
+        slot.start(&self.world, &Start { environment: vec![armed] })?;
+        let died = slot.dies(Duration::from_secs(10)).await;
+        slot.kill().await;
+        slot.start(&self.world, &Start::default())?;
+        Ok((died, slot.name.clone()))
+    }
+
+    /// One worker, then as many as there can be, then the usual number.
+    pub(super) async fn scale(&self, fault: Fault) -> Effect {
+        let mut changed = self.world.scale(1).await?;
+        sleep(Duration::from_millis(fault.for_ms)).await;
+        changed += self.world.scale(WORKERS).await?;
+        sleep(Duration::from_millis(fault.for_ms)).await;
+        changed += self.world.scale(USUAL_WORKERS).await?;
+        Ok((changed > 0, format!("{changed} processes started or ended")))
+    }
+
+    /// All processes, one after the other, to the other of two builds.
+    pub(super) async fn upgrade(&self) -> Effect {
+        self.world.other_build.fetch_xor(true, Ordering::Relaxed);
+        let mut rolled = 0;
+        for slot in self.world.serves.iter().chain(&self.world.workers) {
+            let mut slot = slot.lock().await;
+            if slot.is_wanted() {
+                rolled += usize::from(slot.stop().await);
+                slot.start(&self.world, &Start::default())?;
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+        Ok((rolled > 0, format!("{rolled} processes rolled")))
+    }
+}
+
+fn none() -> Effect {
+    Ok((false, "no process was free".to_owned()))
+}
