@@ -4,10 +4,7 @@
 //! that went back, is known by its stream id. What is appended again after that has a higher one, and is handed on.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -44,7 +41,6 @@ impl Entry {
 #[derive(Debug, Default)]
 struct Sink {
     read: Mutex<Vec<Entry>>,
-    count: AtomicU64,
 }
 
 /// The readers of all sinks.
@@ -66,11 +62,6 @@ impl Readers {
             sinks.push(sink);
         }
         Ok(Self { sinks, _tasks: tasks })
-    }
-
-    /// How many entries each sink's reader has read so far.
-    pub(crate) fn counts(&self) -> Vec<u64> {
-        self.sinks.iter().map(|sink| sink.count.load(Ordering::Relaxed)).collect()
     }
 
     /// What was read since this was asked last, of each sink.
@@ -132,7 +123,6 @@ async fn follow(
             let place: (u64, u64) = place.unwrap_or_default();
             if place > *last {
                 *last = place;
-                sink.count.fetch_add(1, Ordering::Relaxed);
                 sink.read.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
             }
         }

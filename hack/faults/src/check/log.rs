@@ -7,7 +7,7 @@ use crate::{
     decimal,
     load::{
         history::{LETTERED, PROCESSED, UNORDERED, VARIED},
-        record::{Code, Content},
+        record::{Code, Content, MINIMUM_TOTAL},
     },
     read::Entry,
     world::SHARDS,
@@ -81,6 +81,7 @@ impl Check {
             self.counts.alerts -= 1;
         }
         self.counts.processed -= 1;
+        *self.balances.entry((content.destination.clone(), content.unit)).or_default() -= signed;
         let sum = self.keys.entry(key(content)).or_default();
         (sum.count, sum.total) = (sum.count - 1, sum.total - signed);
         let mut history = self.load.history();
@@ -107,9 +108,6 @@ impl Check {
             self.shards[shard].log.push(Line { code, print: mark });
             return;
         };
-        if content.is_poison() {
-            self.wrong(Wrong::Miscounted, || format!("{id} was processed, below policy.minimumTotal"));
-        }
         if known.is(PROCESSED) || known.is(LETTERED) {
             self.wrong(Wrong::Doubled, || format!("{id} counts again as record {shard}-{seq}"));
         }
@@ -145,6 +143,12 @@ impl Check {
     /// The summary is of all earlier records on the same key.
     fn summary(&mut self, shard: usize, seq: i64, content: Content, said: &Value) {
         let (signed, unit) = (content.signed(), content.unit);
+        let balance = self.balances.entry((content.destination.clone(), unit)).or_default();
+        *balance += signed;
+        if signed < 0 && Some(*balance) < decimal::parse(MINIMUM_TOTAL) {
+            let id = content.code.id();
+            self.wrong(Wrong::Miscounted, || format!("{id} was processed, below policy.minimumTotal"));
+        }
         let sum = self.keys.entry(key(content)).or_default();
         let before = *sum;
         *sum = Sum { count: before.count + 1, total: before.total + signed };

@@ -119,6 +119,8 @@ pub(crate) struct Check {
     load: Arc<Load>,
     shards: Vec<Shard>,
     keys: HashMap<Key, Sum>,
+    /// Sum by destination and unit: what policy.minimumTotal is about.
+    balances: HashMap<(String, &'static str), i128>,
     /// Number of the last record of a client to a destination.
     order: HashMap<(u16, String), u32>,
     pub(crate) counts: Counts,
@@ -142,6 +144,7 @@ impl Check {
             load: Arc::clone(load),
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             keys: HashMap::new(),
+            balances: HashMap::new(),
             order: HashMap::new(),
             counts: Counts::default(),
             noted_until: "-infinity".to_owned(),

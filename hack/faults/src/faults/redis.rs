@@ -144,7 +144,9 @@ impl Stage {
         for slot in &self.world.workers {
             workers.push(slot.lock().await);
         }
-        workers.iter().for_each(|slot| drop(slot.signal(Signal::SIGSTOP)));
+        for slot in &workers {
+            slot.signal(Signal::SIGSTOP);
+        }
         sleep(Duration::from_millis(800)).await;
         let mut trimmed = 0;
         for n in 0..3 {

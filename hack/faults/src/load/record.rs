@@ -18,12 +18,12 @@ pub(crate) const AUTHORS: u16 = CLIENTS + 2;
 const HOT_DESTINATION: &str = "hot";
 /// Other destinations.
 const DESTINATIONS: u64 = 61;
-/// Destinations of what must become a dead letter.
+/// Destinations of what must become a dead letter: they get nothing but negative records.
 const POISONED: &str = "poison-";
-/// What a negative record takes that no total allows: policy.minimumTotal is above it.
+/// What a negative record takes where there is nothing.
 const POISON: &str = "999999999999999";
 /// The manifest's policy.minimumTotal.
-pub(crate) const MINIMUM_TOTAL: &str = "-100000000000000";
+pub(crate) const MINIMUM_TOTAL: &str = "0";
 /// The manifest's threshold, and the one for USD.
 pub(crate) const THRESHOLD: &str = "200";
 /// The manifest's threshold for USD.

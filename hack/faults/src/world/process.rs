@@ -149,10 +149,4 @@ impl Slot {
         }
         died
     }
-
-    /// Whether it says that it is ready.
-    pub(crate) async fn is_ready(&self, http: &reqwest::Client) -> bool {
-        let url = format!("http://127.0.0.1:{}/ready", self.health);
-        http.get(url).send().await.is_ok_and(|answer| answer.status().is_success())
-    }
 }
