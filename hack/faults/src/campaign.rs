@@ -148,7 +148,6 @@ impl Leg {
             strikes.spawn_local(self.stage.clone().strike(*fault));
         }
         sleep(lasts).await;
-        self.stage.load.end();
         let mut struck = Vec::new();
         while let Some(ended) = strikes.join_next().await {
             match ended {
@@ -156,6 +155,8 @@ impl Leg {
                 Err(error) => println!("  a fault failed: {error}"),
             }
         }
+        // Faults that take longer are not left without load.
+        self.stage.load.end();
         if let Err(error) = self.stage.world.heal().await {
             self.stuck(round, format!("it could not be healed: {error:#}"));
         }

@@ -59,8 +59,8 @@ struct Args {
     /// Records a second, over all clients
     #[arg(long, default_value_t = 2_000.0)]
     rate: f64,
-    /// Kinds of faults by name or by the beginning of one, with commas; `usual` leaves those out in which Postgres is
-    /// replaced, `all` does not
+    /// Kinds of faults by name or by the beginning of one, with commas; `usual`, what is done without
+    /// this, leaves those out after which Postgres knows less than before, `all` does not
     #[arg(long, value_delimiter = ',')]
     kinds: Vec<String>,
     /// Where report.json and report.md go
@@ -118,7 +118,14 @@ async fn run(args: Args) -> anyhow::Result<bool> {
     let dir = tempfile::Builder::new().prefix("millrace-faults.").tempdir_in("/var/tmp")?;
     let environment = args.planted.iter().map(|bug| ("MILLRACE_PLANTED".to_owned(), bug.clone())).collect();
     let orders = Orders {
-        setup: Setup { binary, other_binary, toxiproxy: args.toxiproxy, dir: dir.path().to_owned(), environment },
+        setup: Setup {
+            binary,
+            other_binary,
+            toxiproxy: args.toxiproxy,
+            small_disk: kinds.contains(&Kind::PostgresFull),
+            dir: dir.path().to_owned(),
+            environment,
+        },
         seed,
         until: began + Duration::from_secs_f64(args.minutes * 60.0),
         rounds: args.rounds,
@@ -145,7 +152,7 @@ async fn run(args: Args) -> anyhow::Result<bool> {
 
 /// The kinds that were asked for, in the order of the list.
 fn chosen(names: &[String]) -> anyhow::Result<Vec<Kind>> {
-    let usual = |kind: &Kind| !matches!(kind.harm(), Harm::Postgres | Harm::Replaced);
+    let usual = |kind: &Kind| kind.harm() != Harm::Postgres;
     let every: Vec<Kind> = KINDS.iter().map(|(kind, _)| *kind).collect();
     if names.is_empty() {
         return Ok(every.into_iter().filter(usual).collect());
@@ -177,8 +184,13 @@ fn missing(kind: Kind, args: &Args, binary: &Path) -> Option<&'static str> {
             Some("libfaketime is not installed")
         }
         Kind::Upgrade if args.other_binary.is_none() => Some("no other build was given"),
-        Kind::Point(_) if !is_built_with("MILLRACE_FAULT_POISON") => Some("the binary has no fault points"),
-        Kind::PostgresFull if !nix::unistd::geteuid().is_root() => Some("only root can mount a small disk"),
+        Kind::Point(_) | Kind::PoisonedRecord if !is_built_with("MILLRACE_FAULT_POISON") => {
+            Some("the binary has no fault points")
+        }
+        Kind::PostgresFull if !world::disk::can_mount() => Some("a disk of its own could not be mounted"),
+        Kind::PostgresSyncStandby | Kind::PostgresAsyncStandby if args.toxiproxy.is_none() => {
+            Some("without toxiproxy nobody is led to the standby")
+        }
         _ => None,
     }
 }

@@ -15,6 +15,8 @@ pub(crate) enum Kind {
     Upgrade,
     /// A process dies at a named point.
     Point(&'static str),
+    /// A record of which every worker dies, or panics, that decides it.
+    PoisonedRecord,
     RedisKill,
     RedisRestart,
     RedisPause,
@@ -78,6 +80,7 @@ pub(crate) const KINDS: &[(Kind, &str)] = &[
     (Kind::Point("before_publish"), "point-before-publish"),
     (Kind::Point("after_publish"), "point-after-publish"),
     (Kind::Point("after_xadd"), "point-after-xadd"),
+    (Kind::PoisonedRecord, "work-poison"),
     (Kind::RedisKill, "redis-kill"),
     (Kind::RedisRestart, "redis-restart"),
     (Kind::RedisPause, "redis-pause"),

@@ -17,7 +17,7 @@ impl Check {
         let counts = self.counts.clone();
         let lost = number("/lost").unwrap_or(0);
         let most = stats.get("lostAtMost").map(Value::as_i64);
-        let received = counts.processed + counts.duplicates + counts.conflicts + counts.letters + lost;
+        let received = counts.processed + counts.duplicates + counts.conflicts + letters[0] + letters[1] + lost;
         for (what, said, due) in [
             ("processed", number("/processed"), counts.processed),
             ("duplicates", number("/duplicates"), counts.duplicates),

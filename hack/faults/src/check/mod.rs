@@ -68,6 +68,13 @@ pub(crate) struct Allowed {
     pub(crate) foreign: u64,
 }
 
+impl Allowed {
+    /// Whether anything may be lost.
+    fn loses(self) -> bool {
+        self.redis_lost || self.postgres_lost
+    }
+}
+
 /// A line of a shard's log: what it says, and a print of its notification.
 #[derive(Debug, Clone, Copy)]
 struct Line {
@@ -211,7 +218,7 @@ impl Check {
             let (taken, unknown, settled) = (known.taken, known.unknown, known.settled);
             let counts = known.is(PROCESSED) || known.is(LETTERED);
             if settled < taken {
-                if self.allowed.redis_lost || self.allowed.postgres_lost {
+                if self.allowed.loses() {
                     self.destroyed += u64::from(taken - settled);
                     known.taken = settled;
                     known.set(UNORDERED, true);

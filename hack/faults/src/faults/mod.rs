@@ -6,6 +6,7 @@ mod clients;
 mod clock;
 mod network;
 mod postgres;
+mod postgres_back;
 mod process;
 mod redis;
 
@@ -55,6 +56,7 @@ impl Stage {
             Kind::Scale => self.scale(fault).await,
             Kind::Upgrade => self.upgrade().await,
             Kind::Point(point) => self.point(point, fault).await,
+            Kind::PoisonedRecord => self.poisoned_record(fault.pick).await,
             Kind::RedisKill => self.redis_kill(lasts).await,
             Kind::RedisRestart => self.redis_restart().await,
             Kind::RedisPause => self.redis_pause(lasts).await,
@@ -71,8 +73,8 @@ impl Stage {
             Kind::PostgresSlow => self.postgres_slow(lasts).await,
             Kind::PostgresLock => self.postgres_lock(lasts).await,
             Kind::PostgresFull => self.postgres_full(lasts).await,
-            Kind::PostgresSyncStandby => self.postgres_standby(true).await,
-            Kind::PostgresAsyncStandby => self.postgres_standby(false).await,
+            Kind::PostgresSyncStandby => self.postgres_standby(true, lasts).await,
+            Kind::PostgresAsyncStandby => self.postgres_standby(false, lasts).await,
             Kind::PostgresRestore => self.postgres_restore(lasts).await,
             Kind::NetCut | Kind::NetDelay | Kind::NetHalfOpen | Kind::NetCutAnswer => self.network(fault).await,
             Kind::ClockAhead => self.clock("+7m", fault).await,

@@ -36,7 +36,7 @@ impl Stage {
         // Processes that were started in between.
         let stopped = postgres.signal_all(Signal::SIGSTOP);
         sleep(lasts).await;
-        let held = postgres.pids().into_iter().all(is_stopped);
+        let held = postgres.pids().first().copied().is_some_and(is_stopped);
         postgres.go_on();
         Ok((held, format!("{stopped} processes for {lasts:?}")))
     }
@@ -86,17 +86,5 @@ impl Stage {
         sqlx::query("alter database postgres reset lock_timeout").execute(&mut connection).await?;
         let most = most?;
         Ok((most > 0, format!("{most} sessions waited")))
-    }
-
-    pub(super) async fn postgres_full(&self, _lasts: Duration) -> Effect {
-        Ok((false, "not built".to_owned()))
-    }
-
-    pub(super) async fn postgres_standby(&self, _synchronous: bool) -> Effect {
-        Ok((false, "not built".to_owned()))
-    }
-
-    pub(super) async fn postgres_restore(&self, _lasts: Duration) -> Effect {
-        Ok((false, "not built".to_owned()))
     }
 }

@@ -3,13 +3,17 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use nix::sys::signal::Signal;
-use tokio::{sync::MutexGuard, time::sleep};
+use tokio::{
+    sync::MutexGuard,
+    time::{Instant, sleep},
+};
 
 use super::{Effect, Stage};
 use crate::{
+    load::record::{CLIENTS, Code},
     plan::Fault,
     world::{
-        LEASE, USUAL_WORKERS, WORKERS, is_stopped,
+        LEASE, USUAL_WORKERS, WORKERS, is_stopped, postgres,
         process::{Slot, Start},
     },
 };
@@ -60,6 +64,44 @@ impl Stage {
         slot.kill().await;
         slot.start(&self.world, &Start::default())?;
         Ok((died, slot.name.clone()))
+    }
+
+    /// A record to come of which every worker dies, or panics, while it decides it.
+    pub(super) async fn poisoned_record(&self, pick: u64) -> Effect {
+        let mut slots = Vec::new();
+        for slot in &self.world.workers {
+            slots.push(slot.lock().await);
+        }
+        let author = (pick % u64::from(CLIENTS)) as u16;
+        let code = Code::new(author, self.load.history().count(author) + 150);
+        let act = ["kill", "panic"][(pick >> 8) as usize % 2];
+        let start = || Start { environment: vec![("MILLRACE_FAULT_POISON", format!("{}:{act}", code.id()))] };
+        for slot in slots.iter_mut().filter(|slot| slot.is_wanted()) {
+            slot.kill().await;
+            slot.start(&self.world, &start())?;
+        }
+        let (mut died, mut condemned) = (0, None);
+        let until = Instant::now() + Duration::from_secs(30);
+        while condemned.is_none() && Instant::now() < until {
+            sleep(Duration::from_millis(100)).await;
+            for slot in slots.iter_mut().filter(|slot| slot.is_wanted()) {
+                if !slot.runs() {
+                    died += 1;
+                    slot.start(&self.world, &start())?;
+                }
+            }
+            let port = self.world.postgres.lock().await.port;
+            if let Ok(mut sql) = postgres::connect(port).await {
+                let query = "select reason from dead_letters where record_id = $1";
+                condemned = sqlx::query_scalar::<_, String>(query).bind(code.id()).fetch_optional(&mut sql).await?;
+            }
+        }
+        for slot in slots.iter_mut().filter(|slot| slot.is_wanted()) {
+            slot.kill().await;
+            slot.start(&self.world, &Start::default())?;
+        }
+        let took = matches!(condemned.as_deref(), Some("crashed_worker" | "panicked"));
+        Ok((took, format!("{} {act}: {condemned:?} after {died} deaths", code.id())))
     }
 
     /// One worker, then as many as there can be, then the usual number.

@@ -77,7 +77,7 @@ impl Stage {
             &["nonsense", "1"],
             &["record", "{\"recordId\":"],
             &["record", "\u{0}\u{1}\u{2}"],
-            &["record", "[]", "replayOf", "0-d1"],
+            &["record", "[]"],
             &["record", "{\"recordId\":\"x\",\"value\":\"1e9\"}", "receivedAt", "yesterday"],
         ];
         let mut put = 0;

@@ -1,5 +1,6 @@
 //! The world of a run: servers, proxies between them, and the processes of one pipeline. What faults act upon.
 
+pub(crate) mod disk;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
@@ -47,6 +48,8 @@ pub(crate) struct Setup {
     pub(crate) binary: PathBuf,
     pub(crate) other_binary: Option<PathBuf>,
     pub(crate) toxiproxy: Option<PathBuf>,
+    /// Whether Postgres gets a disk of its own, which can be filled.
+    pub(crate) small_disk: bool,
     /// Where data and logs are.
     pub(crate) dir: PathBuf,
     /// More in the environment of every process, such as a planted bug.
@@ -81,7 +84,7 @@ impl World {
         // Another user has to pass through.
         fs::set_permissions(&setup.dir, fs::Permissions::from_mode(0o711))?;
         let redis = Redis::start(&setup.dir).await?;
-        let postgres = Postgres::start(&setup.dir).await?;
+        let postgres = Postgres::start(&setup.dir, setup.small_disk).await?;
         let proxies = match &setup.toxiproxy {
             Some(program) => Some(Proxies::start(program, &setup.dir).await?),
             None => None,
@@ -260,7 +263,9 @@ impl World {
             slot.lock().await.kill().await;
         }
         self.redis.lock().await.kill().await;
-        self.postgres.lock().await.end().await;
+        let mut postgres = self.postgres.lock().await;
+        postgres.end().await;
+        postgres.disk = None;
     }
 }
 

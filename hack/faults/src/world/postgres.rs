@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{NAME, alive, children, eventually, free_port};
+use super::{NAME, alive, children, disk::Disk, eventually, free_port};
 
 /// Longest wait for it to start.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,6 +31,8 @@ pub(crate) struct Postgres {
     pub(crate) port: u16,
     /// The folder that it runs on.
     pub(crate) data: PathBuf,
+    /// The disk on which all of that is, where it has one of its own.
+    pub(crate) disk: Option<Disk>,
     child: Option<Child>,
 }
 
@@ -41,17 +43,64 @@ pub(crate) fn url(port: u16) -> String {
 
 impl Postgres {
     /// Starts one below `dir`.
-    pub(super) async fn start(dir: &Path) -> anyhow::Result<Self> {
+    pub(super) async fn start(dir: &Path, small_disk: bool) -> anyhow::Result<Self> {
+        let image = dir.join("postgres.disk");
         let dir = dir.join("postgres");
+        fs::create_dir_all(&dir)?;
+        let disk = small_disk.then(|| Disk::mount(&image, &dir)).transpose()?;
         make_dir(&dir)?;
         let data = dir.join("data");
         let mut command = program("initdb")?;
         command.arg("--pgdata").arg(&data).args(["--username=postgres", "--auth=trust", "--encoding=UTF8"]);
         let output = command.args(["--no-locale", "--no-sync"]).output().await?;
         ensure!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
-        let mut this = Self { dir, port: free_port(), data, child: None };
+        let mut this = Self { dir, port: free_port(), data, disk, child: None };
         this.ensure().await?;
         Ok(this)
+    }
+
+    /// A standby of it on a port of its own, which gets all that is written from now on.
+    pub(crate) async fn standby(&self) -> anyhow::Result<Self> {
+        let mut standby = self.copy("standby", &["--write-recovery-conf"]).await?;
+        standby.port = free_port();
+        standby.launch()?;
+        let port = standby.port;
+        let follows = eventually(PATIENCE, async || {
+            let query = "select exists (select from pg_stat_wal_receiver where status = 'streaming')";
+            let Ok(mut connection) = PgConnection::connect(&url(port)).await else { return false };
+            sqlx::query_scalar::<_, bool>(query).fetch_one(&mut connection).await.unwrap_or(false)
+        });
+        ensure!(follows.await, "the standby does not follow");
+        Ok(standby)
+    }
+
+    /// A copy of its folder as it is now; it does not run.
+    pub(crate) async fn copy(&self, name: &str, more: &[&str]) -> anyhow::Result<Self> {
+        let data = (0..).map(|n| self.dir.join(format!("{name}-{n}"))).find(|data| !data.exists());
+        let data = data.context("no name is free")?;
+        let mut command = program("pg_basebackup")?;
+        command.args([
+            "--host=127.0.0.1",
+            &format!("--port={}", self.port),
+            "--username=postgres",
+            "--checkpoint=fast",
+        ]);
+        let output = command.args(["--no-sync", "--pgdata"]).arg(&data).args(more).output().await?;
+        ensure!(output.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(Self { dir: self.dir.clone(), port: self.port, data, disk: None, child: None })
+    }
+
+    /// Puts another in its place, which has its folder's name no more; this one is killed and gone.
+    pub(crate) async fn replace(&mut self, mut other: Self) -> anyhow::Result<()> {
+        self.kill().await;
+        other.disk = self.disk.take();
+        let gone = std::mem::replace(self, other);
+        Ok(fs::remove_dir_all(&gone.data)?)
+    }
+
+    /// Its log.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.dir.join("postgres.log")
     }
 
     /// Starts it where it does not run, lets it go on where it is held still, and waits until it takes writes.
@@ -64,13 +113,13 @@ impl Postgres {
             }
             timeout(Duration::from_secs(2), writable(port)).await.is_ok_and(|writable| writable.unwrap_or(false))
         });
-        ensure!(answers.await, "Postgres does not answer; see {}", self.dir.join("postgres.log").display());
+        ensure!(answers.await, "Postgres does not answer; see {}", self.log().display());
         Ok(())
     }
 
     /// Starts it on its folder, and waits for nothing.
     pub(crate) fn launch(&mut self) -> anyhow::Result<()> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("postgres.log"))?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
         let mut command = program("postgres")?;
         // No fault takes the power away: the files need not be flushed.
         let settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=300", "fsync=off"];
