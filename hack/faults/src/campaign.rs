@@ -43,19 +43,21 @@ pub(crate) struct Orders {
     pub(crate) round: Duration,
     pub(crate) rate: f64,
     pub(crate) kinds: Vec<Kind>,
+    pub(crate) until_wrong: bool,
     pub(crate) verbose: bool,
 }
 
 /// Carries out a run; `report` has what was seen, also when an error ends it.
 pub(crate) async fn run(orders: &Orders, report: &mut Report) -> anyhow::Result<()> {
     let mut plan = Plan::new(orders.seed, &orders.kinds, orders.round.as_millis() as u64);
-    while report.rounds < orders.rounds && Instant::now() < orders.until {
+    let done = |report: &Report| orders.until_wrong && !report.wrong.is_empty();
+    while !done(report) && report.rounds < orders.rounds && Instant::now() < orders.until {
         let dir: PathBuf = orders.setup.dir.join(format!("pipeline-{}", report.pipelines));
         let mut leg = Leg::start(orders, dir.clone(), report.pipelines).await?;
         report.pipelines += 1;
         let last = report.rounds + orders.rounds_each;
         let mut goes_on = true;
-        while goes_on && report.rounds < last.min(orders.rounds) && Instant::now() < orders.until {
+        while goes_on && !done(report) && report.rounds < last.min(orders.rounds) && Instant::now() < orders.until {
             report.rounds += 1;
             goes_on = leg.round(report.rounds, &plan.next_round(), orders, report).await;
         }
@@ -194,10 +196,11 @@ impl Leg {
     }
 
     async fn at_rest(&self) -> anyhow::Result<Value> {
-        let stats = self.stage.world.stats().await?;
+        let stats = self.stage.world.get("/stats").await?;
         anyhow::ensure!(stats["backlog"] == 0, "/stats: {stats}");
         for sink in stats["sinks"].as_array().into_iter().flatten() {
-            anyhow::ensure!(sink["lag"] == 0 && sink["started"] == true, "/stats: {stats}");
+            let states = sink["states"].as_array().is_some_and(|states| !states.is_empty());
+            anyhow::ensure!(sink["lag"] == 0 && sink["started"] == true && !states, "/stats: {stats}");
         }
         let redis = self.stage.world.redis.lock().await;
         for shard in 0..SHARDS {
@@ -234,7 +237,12 @@ impl Leg {
                 return false;
             }
         };
-        if let Err(error) = self.check.round(round, allowed, read, stats, &mut sql).await {
+        let totals = self.stage.world.get("/records/aggregations?records=false").await;
+        let checked = match totals {
+            Ok(totals) => self.check.round(round, allowed, read, (stats, &totals), &mut sql).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = checked {
             self.stuck(round, format!("it could not be checked: {error:#}"));
             return false;
         }

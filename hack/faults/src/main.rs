@@ -20,9 +20,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::Parser;
-use tokio::time::Instant;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
 
 use campaign::Orders;
 use plan::{Harm, KINDS, Kind};
@@ -31,6 +34,8 @@ use world::Setup;
 
 /// Tries to break a pipeline, and counts what came of it.
 #[derive(Debug, Parser)]
+// The last word counts, so that a script's own options can be overridden.
+#[command(args_override_self = true)]
 struct Args {
     /// The product's binary; fault points need one with the feature `fault-points`
     #[arg(long)]
@@ -69,6 +74,9 @@ struct Args {
     /// Switches a planted bug on, in a build with the feature `planted`
     #[arg(long)]
     planted: Option<String>,
+    /// Ends with the first round in which something is wrong
+    #[arg(long)]
+    until_wrong: bool,
     /// Says of each fault whom it struck
     #[arg(long)]
     verbose: bool,
@@ -133,10 +141,17 @@ async fn run(args: Args) -> anyhow::Result<bool> {
         round: Duration::from_secs_f64(args.round_seconds),
         rate: args.rate,
         kinds,
+        until_wrong: args.until_wrong,
         verbose: args.verbose,
     };
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;
-    let ran = campaign::run(&orders, &mut report).await;
+    let mut terminated = signal(SignalKind::terminate())?;
+    // What was begun is thrown away in order, whoever ends it.
+    let ran = tokio::select! {
+        ran = campaign::run(&orders, &mut report) => ran,
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
+        _ = terminated.recv() => Err(anyhow!("asked to end")),
+    };
     report.seconds = began.elapsed().as_secs();
     println!("\n{}", report.markdown());
     if let Some(dir) = &args.report {

@@ -58,8 +58,8 @@ pub(crate) enum Harm {
     Redis,
     /// Postgres goes back.
     Postgres,
-    /// Postgres is replaced, and nothing may be lost.
-    Replaced,
+    /// Nothing may be lost; it takes long, so few others go with it.
+    Long,
 }
 
 /// All kinds by their names.
@@ -124,7 +124,7 @@ impl Kind {
         match self {
             Self::RedisCut | Self::RedisFlush | Self::RedisTrim => Harm::Redis,
             Self::PostgresAsyncStandby | Self::PostgresRestore => Harm::Postgres,
-            Self::PostgresSyncStandby => Harm::Replaced,
+            Self::PostgresSyncStandby | Self::PoisonedRecord => Harm::Long,
             _ => Harm::None,
         }
     }

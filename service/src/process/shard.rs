@@ -211,6 +211,9 @@ impl Shard {
             metrics::counter!(names::VANISHED, "shard" => self.shard.to_string()).increment(1);
             self.context.store.note_loss(self.shard, 0, true).await?;
         }
+        if crate::fault::planted("pending_last") {
+            self.read().await?;
+        }
         self.mode = Mode::Claim("-".to_owned());
         Ok(())
     }
@@ -286,6 +289,9 @@ impl Shard {
         let bytes: usize = entries.iter().map(|entry| entry.payload.len() + 128).sum();
         self.entry_bytes = (self.entry_bytes + bytes / entries.len()) / 2;
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+        if crate::fault::planted("ack_before_commit") {
+            self.input.ack(&current(&self.fence), [0; 3], 0, &ids).await?;
+        }
         let numbers = self.decide_and_commit(entries).await?;
         crate::fault::point("before_ack");
         match self.input.ack(&current(&self.fence), numbers, self.counted_duplicates, &ids).await? {

@@ -1,11 +1,16 @@
 //! What `/stats` says, against what came out; a loss lies within what it says.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
-use super::{Check, Wrong};
-use crate::load::{
-    history::MANY,
-    record::{AUTHORS, Code},
+use super::{Check, Sum, Wrong};
+use crate::{
+    decimal,
+    load::{
+        history::MANY,
+        record::{AUTHORS, Code},
+    },
 };
 
 impl Check {
@@ -31,6 +36,30 @@ impl Check {
             }
         }
         self.losses(lost, most);
+    }
+
+    /// Compares what the API adds up per destination and unit.
+    pub(super) fn aggregations(&mut self, answer: &Value) {
+        let mut due: BTreeMap<(&str, &str), Sum> = BTreeMap::new();
+        for ((destination, _, unit), sum) in &self.keys {
+            let all = due.entry((destination, unit)).or_default();
+            *all = Sum { count: all.count + sum.count, total: all.total + sum.total };
+        }
+        due.retain(|_, sum| sum.count > 0);
+        let mut said = BTreeMap::new();
+        for group in answer["groups"].as_array().into_iter().flatten() {
+            for total in group["totals"].as_array().into_iter().flatten() {
+                let key =
+                    (group["destinationId"].as_str().unwrap_or_default(), total["unit"].as_str().unwrap_or_default());
+                let sum = total["total"].as_str().and_then(decimal::parse).unwrap_or(i128::MAX);
+                said.insert(key, Sum { count: total["count"].as_i64().unwrap_or(-1), total: sum });
+            }
+        }
+        if said != due {
+            let differs = due.iter().find(|(key, sum)| said.get(*key) != Some(*sum));
+            let detail = format!("/records/aggregations: {} sums for {}; due is {differs:?}", said.len(), due.len());
+            self.wrong(Wrong::Miscounted, || detail);
+        }
     }
 
     /// `least`: lost at least, over the whole run. `most`: absent where the product does not say it yet, null where it

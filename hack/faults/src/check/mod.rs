@@ -164,13 +164,14 @@ impl Check {
         }
     }
 
-    /// Checks a round at rest: `read` is what each sink's reader read since the last one. Answers how much is wrong.
+    /// Checks a round at rest: `read` is what each sink's reader read since the last one, `answers` what `/stats` and
+    /// `/records/aggregations` say. Answers how much is wrong.
     pub(crate) async fn round(
         &mut self,
         round: u64,
         allowed: Allowed,
         read: Vec<Vec<Entry>>,
-        stats: &Value,
+        answers: (&Value, &Value),
         sql: &mut sqlx::PgConnection,
     ) -> anyhow::Result<usize> {
         let before = self.violations.len();
@@ -189,7 +190,8 @@ impl Check {
         self.totals(sql).await?;
         self.promises();
         self.every_id();
-        self.stats(stats);
+        self.stats(answers.0);
+        self.aggregations(answers.1);
         Ok(self.violations.len() - before)
     }
 

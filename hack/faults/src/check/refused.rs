@@ -19,7 +19,10 @@ impl Check {
             let Some(data) = self.next(entry, "dead_letters", gaps) else { continue };
             self.counts.letters += 1;
             let reason = data["reason"].as_str().unwrap_or_default().to_owned();
-            let Some(id) = data["recordId"].as_str() else {
+            // Of an entry that panics nothing is looked at, not even its id: what it is stands in its payload.
+            let panicked = reason == "panicked";
+            let inner = data["payload"]["recordId"].as_str().filter(|_| panicked);
+            let Some(id) = data["recordId"].as_str().or(inner) else {
                 self.counts.foreign += 1;
                 if self.counts.foreign as u64 > self.allowed.foreign {
                     self.wrong(Wrong::Ghost, || format!("dead letter {} of nothing that was put in: {data}", entry.id));
@@ -33,10 +36,10 @@ impl Check {
             };
             // Where the total stood then, the log alone cannot tell; that it never went below is seen there.
             let due = !Content::of(self.load.seed, code).positive && reason == "below_minimum_total";
-            if !due && reason != "crashed_worker" && reason != "panicked" {
+            if !due && reason != "crashed_worker" && !panicked {
                 self.wrong(Wrong::Miscounted, || format!("{id} became a dead letter, {reason}: {}", data["detail"]));
             }
-            if known.is(PROCESSED) || known.is(LETTERED) {
+            if !panicked && (known.is(PROCESSED) || known.is(LETTERED)) {
                 self.wrong(Wrong::Doubled, || format!("{id} counts already and became dead letter {}", entry.id));
             }
             let mut history = self.load.history();

@@ -24,7 +24,7 @@ impl Stage {
             || fs::read_to_string(postgres.log()).unwrap_or_default().matches("No space left on device").count();
         let before = complaints();
         disk.fill()?;
-        eventually(lasts + Duration::from_secs(4), async || complaints() > before).await;
+        eventually(lasts + Duration::from_secs(8), async || complaints() > before).await;
         sleep(lasts).await;
         let complained = complaints() - before;
         disk.free()?;

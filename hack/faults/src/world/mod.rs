@@ -111,7 +111,7 @@ impl World {
             other_build: AtomicBool::new(false),
             starts: AtomicU64::new(0),
             foreign: AtomicU64::new(0),
-            http: reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?,
+            http: reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?,
         });
         this.write_manifest()?;
         this.command(&["migrate"]).await?;
@@ -205,11 +205,11 @@ impl World {
         Ok(changed)
     }
 
-    /// What `/stats` answers.
-    pub(crate) async fn stats(&self) -> anyhow::Result<Value> {
+    /// What a serve process answers, past the proxies.
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
         let mut last = None;
         for slot in &self.serves {
-            let url = format!("http://127.0.0.1:{}/stats", slot.lock().await.port);
+            let url = format!("http://127.0.0.1:{}{path}", slot.lock().await.port);
             match self.http.get(url).bearer_auth(KEY).send().await {
                 Ok(answer) if answer.status().is_success() => return Ok(answer.json().await?),
                 Ok(answer) => last = Some(anyhow::anyhow!("{}: {}", answer.status(), answer.text().await?)),
