@@ -56,6 +56,7 @@ impl Stage {
             Kind::Scale => self.scale(fault).await,
             Kind::Upgrade => self.upgrade().await,
             Kind::Point(point) => self.point(point, fault).await,
+            Kind::Stop(point) => self.stop(point, fault).await,
             Kind::PoisonedRecord => self.poisoned_record(fault.pick).await,
             Kind::RedisKill => self.redis_kill(lasts).await,
             Kind::RedisRestart => self.redis_restart().await,

@@ -13,7 +13,7 @@ use crate::{
     load::record::{CLIENTS, Code},
     plan::Fault,
     world::{
-        LEASE, USUAL_WORKERS, WORKERS, is_stopped, postgres,
+        LEASE, USUAL_WORKERS, WORKERS, eventually, is_stopped, postgres,
         process::{Slot, Start},
     },
 };
@@ -64,6 +64,20 @@ impl Stage {
         slot.kill().await;
         slot.start(&self.world, &Start::default())?;
         Ok((died, slot.name.clone()))
+    }
+
+    /// A worker that is held still at a point of its way, until others have its shards; then it goes on with what it had.
+    pub(super) async fn stop(&self, point: &str, fault: Fault) -> Effect {
+        let Some(mut slot) = self.victim("work", fault.pick) else { return none() };
+        slot.stop().await;
+        let armed = ("MILLRACE_FAULT", format!("{point}:{}:stop", fault.pick % 12 + 1));
+        slot.start(&self.world, &Start { environment: vec![armed] })?;
+        let held = eventually(Duration::from_secs(10), async || slot.pid().is_some_and(is_stopped)).await;
+        if held {
+            sleep(LEASE + Duration::from_millis(1_000 + fault.for_ms / 2)).await;
+        }
+        slot.go_on();
+        Ok((held, slot.name.clone()))
     }
 
     /// A record to come of which every worker dies, or panics, while it decides it.
