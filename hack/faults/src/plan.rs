@@ -221,8 +221,8 @@ mod tests {
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
         let drawn: Vec<Kind> = draw(7).into_iter().flatten().map(|fault| fault.kind).collect();
-        for kind in kinds {
-            let times = drawn.iter().filter(|drawn| **drawn == kind).count();
+        for kind in &kinds {
+            let times = drawn.iter().filter(|drawn| *drawn == kind).count();
             assert!(times >= 5, "{}: {times}", kind.name());
         }
         assert!(draw(7).iter().all(|round| round.iter().filter(|fault| fault.kind.harm() != Harm::None).count() <= 1));

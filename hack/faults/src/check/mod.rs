@@ -7,6 +7,8 @@ mod counts;
 mod log;
 mod refused;
 mod stored;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{HashMap, VecDeque},

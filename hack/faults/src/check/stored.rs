@@ -19,6 +19,12 @@ use crate::{
 pub(super) struct Gaps(Vec<(usize, String, i64, i64)>);
 
 impl Gaps {
+    /// One gap.
+    #[cfg(test)]
+    pub(super) fn noted(shard: usize, kind: &str, from: i64, to: i64) -> Self {
+        Self(vec![(shard, kind.to_owned(), from, to)])
+    }
+
     /// First and last number of each gap, in order.
     pub(super) fn of<'a>(&'a self, shard: usize, kind: &'a str) -> impl Iterator<Item = (i64, i64)> + 'a {
         self.0.iter().filter(move |gap| gap.0 == shard && gap.1 == kind).map(|gap| (gap.2, gap.3))
