@@ -1,6 +1,6 @@
 # Each target installs what is missing first. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test e2e demo lint fmt bench bench-operator install-deps
+.PHONY: help run test e2e demo faults lint fmt bench bench-operator install-deps
 
 install-deps:
 	@hack/install-deps
@@ -17,6 +17,9 @@ e2e: install-deps ## Run everything on a Kubernetes of its own, with real pods (
 
 demo: install-deps ## Send 336,776 real flights through a pipeline and check every total
 	hack/demo
+
+faults: install-deps ## Break everything that a pipeline stands on for half an hour, and check every count (MINUTES, SEED, FAULTS)
+	hack/faults-run --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) $(FAULTS)
 
 bench: install-deps ## Measure the ceiling, accepting alone, and end to end
 	hack/bench

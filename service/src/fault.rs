@@ -1,7 +1,7 @@
 //! Points at which the crash tests kill the process. Without the feature `fault-points` they are nothing.
 
 /// A named point. With the feature, `MILLRACE_FAULT=<name>:<n>` kills the process with SIGKILL when it is passed the
-/// n-th time (n from 1), and `<name>:<n>:panic` panics there.
+/// n-th time (n from 1), `<name>:<n>:panic` panics there, and `<name>:<n>:stop` holds it still with SIGSTOP.
 #[inline]
 pub fn point(name: &'static str) {
     #[cfg(feature = "fault-points")]
@@ -20,6 +20,20 @@ pub fn deciding<'a>(ids: impl Iterator<Item = &'a str>) {
     drop(ids);
 }
 
+/// Whether a guard is left out on purpose. With the feature `planted`, `MILLRACE_PLANTED=<name>` leaves one out, so that the
+/// fault campaign shows that it would find it missing; without, it is always false and nothing of it is built.
+#[inline]
+#[must_use]
+pub fn planted(name: &'static str) -> bool {
+    #[cfg(feature = "planted")]
+    return std::env::var("MILLRACE_PLANTED").is_ok_and(|planted| planted == name);
+    #[cfg(not(feature = "planted"))]
+    {
+        let _ = name;
+        false
+    }
+}
+
 #[cfg(feature = "fault-points")]
 mod armed {
     use std::sync::{
@@ -27,21 +41,26 @@ mod armed {
         atomic::{AtomicU64, Ordering},
     };
 
-    static ARMED: LazyLock<Option<(String, u64, bool)>> = LazyLock::new(|| {
+    use nix::{
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
+
+    static ARMED: LazyLock<Option<(String, u64, String)>> = LazyLock::new(|| {
         let setting = std::env::var("MILLRACE_FAULT").ok()?;
         let (name, at) = setting.split_once(':')?;
         let (n, act) = at.split_once(':').unwrap_or((at, "kill"));
-        Some((name.to_owned(), n.parse().ok()?, act == "panic"))
+        Some((name.to_owned(), n.parse().ok()?, act.to_owned()))
     });
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
     pub(super) fn pass(name: &str) {
-        if let Some((armed, n, panics)) = ARMED.as_ref()
+        if let Some((armed, n, act)) = ARMED.as_ref()
             && armed == name
             && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *n
         {
-            assert!(!panics, "the fault of a test");
-            die();
+            assert!(act != "panic", "the fault of a test");
+            signal_self(if act == "stop" { Signal::SIGSTOP } else { Signal::SIGKILL });
         }
     }
 
@@ -55,11 +74,11 @@ mod armed {
         let Some((poison, act)) = POISON.as_ref() else { return };
         if ids.any(|id| id == poison) {
             assert!(act == "kill", "the poison of a test");
-            die();
+            signal_self(Signal::SIGKILL);
         }
     }
 
-    fn die() {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+    fn signal_self(signal: Signal) {
+        let _ = kill(Pid::this(), signal);
     }
 }

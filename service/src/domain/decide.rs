@@ -313,7 +313,7 @@ impl<'a> Ledger<'a> {
         } else {
             self.conflicts.get(&mark).is_some_and(|noted| noted.contains(&**record))
         };
-        if again {
+        if again && !crate::fault::planted("redelivery_counted") {
             self.decision.redelivered += 1;
         } else if same {
             self.count_foreign(entry);

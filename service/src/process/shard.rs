@@ -257,6 +257,9 @@ impl Shard {
         self.log = log;
         // Rows in memory may be of a Postgres that went back since: the lanes go by the log until there are new ones.
         self.feed.reset(self.marks);
+        if crate::fault::planted("pending_last") {
+            self.read().await?;
+        }
         self.mode = Mode::Claim("-".to_owned());
         Ok(())
     }
@@ -362,6 +365,9 @@ impl Shard {
         let bytes: usize = entries.iter().map(|entry| entry.payload.len() + 128).sum();
         self.entry_bytes = (self.entry_bytes + bytes / entries.len()) / 2;
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+        if crate::fault::planted("ack_before_commit") {
+            self.input.ack(&current(&self.fence), [0; 3], 0, &ids).await?;
+        }
         let numbers = self.decide_and_commit(entries).await?;
         crate::fault::point("before_ack");
         self.acknowledge(numbers, &ids).await?;

@@ -167,8 +167,13 @@ impl Lane {
         }
         let kind = render::event_type(self.sink.on);
         crate::fault::point("before_publish");
+        let expected = if crate::fault::planted("append_uncompared") {
+            self.streams.cursor(&self.sink.output, self.shard).await?.unwrap_or(cursor)
+        } else {
+            cursor
+        };
         let published =
-            self.streams.publish(&self.sink.output, self.shard, kind, (cursor, next.upto), &next.notices).await?;
+            self.streams.publish(&self.sink.output, self.shard, kind, (expected, next.upto), &next.notices).await?;
         crate::fault::point("after_publish");
         let sink = self.sink.output.sink.clone();
         match published {

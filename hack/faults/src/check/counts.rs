@@ -1,0 +1,94 @@
+//! What `/stats` says, against what came out; a loss lies within what it says.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{Check, Sum, Wrong};
+use crate::{
+    decimal,
+    load::{
+        history::MANY,
+        record::{AUTHORS, Code},
+    },
+};
+
+impl Check {
+    /// Compares counts, and what is said of losses.
+    pub(super) fn stats(&mut self, stats: &Value) {
+        let number = |path: &str| stats.pointer(path).and_then(Value::as_i64);
+        let letters =
+            ["open", "discarded", "replayed"].map(|state| number(&format!("/deadLetters/{state}")).unwrap_or(-1));
+        let counts = self.counts.clone();
+        let lost = number("/lost").unwrap_or(0);
+        let most = stats.get("lostAtMost").map(Value::as_i64);
+        let received = counts.processed + counts.duplicates + counts.conflicts + letters[0] + letters[1] + lost;
+        for (what, said, due) in [
+            ("processed", number("/processed"), counts.processed),
+            ("duplicates", number("/duplicates"), counts.duplicates),
+            ("conflicts", number("/conflicts"), counts.conflicts),
+            ("deadLetters", Some(letters.iter().sum()), counts.letters),
+            ("alerts", number("/alerts"), counts.alerts),
+            ("received", number("/received"), received),
+        ] {
+            if said != Some(due) {
+                self.wrong(Wrong::Miscounted, || format!("/stats: {what} is {said:?}, not {due}"));
+            }
+        }
+        self.losses(lost, most);
+    }
+
+    /// Compares what the API adds up per destination and unit.
+    pub(super) fn aggregations(&mut self, answer: &Value) {
+        let mut due: BTreeMap<(&str, &str), Sum> = BTreeMap::new();
+        for ((destination, _, unit), sum) in &self.keys {
+            let all = due.entry((destination, unit)).or_default();
+            *all = Sum { count: all.count + sum.count, total: all.total + sum.total };
+        }
+        due.retain(|_, sum| sum.count > 0);
+        let mut said = BTreeMap::new();
+        for group in answer["groups"].as_array().into_iter().flatten() {
+            for total in group["totals"].as_array().into_iter().flatten() {
+                let key =
+                    (group["destinationId"].as_str().unwrap_or_default(), total["unit"].as_str().unwrap_or_default());
+                let sum = total["total"].as_str().and_then(decimal::parse).unwrap_or(i128::MAX);
+                said.insert(key, Sum { count: total["count"].as_i64().unwrap_or(-1), total: sum });
+            }
+        }
+        if said != due {
+            let differs = due.iter().find(|(key, sum)| said.get(*key) != Some(*sum));
+            let detail = format!("/records/aggregations: {} sums for {}; due is {differs:?}", said.len(), due.len());
+            self.wrong(Wrong::Miscounted, || detail);
+        }
+    }
+
+    /// `least`: lost at least, over the whole run. `most`: absent where the product does not say it yet, null where it
+    /// does not know.
+    fn losses(&mut self, least: i64, most: Option<Option<i64>>) {
+        self.said_lost = (least, most.flatten());
+        let upper = self.destroyed as i64 + self.unresolved() as i64;
+        if least > upper {
+            self.wrong(Wrong::Miscounted, || format!("/stats: lost is {least}, and at most {upper} can be lost"));
+        }
+        if let Some(Some(most)) = most
+            && most < self.destroyed as i64
+        {
+            let destroyed = self.destroyed;
+            self.wrong(Wrong::Miscounted, || format!("/stats: lostAtMost is {most}, and {destroyed} were lost"));
+        }
+    }
+
+    /// Entries of which nobody knows whether they were appended, and that did not come out.
+    fn unresolved(&self) -> u64 {
+        let mut history = self.load.history();
+        let mut unresolved = 0;
+        for author in 0..AUTHORS {
+            for n in 0..history.count(author) {
+                let Some(known) = history.known(Code::new(author, n)) else { continue };
+                let sent = u64::from(known.taken) + u64::from(known.unknown);
+                unresolved += if known.is(MANY) { 255 } else { sent.saturating_sub(u64::from(known.settled)) };
+            }
+        }
+        unresolved
+    }
+}

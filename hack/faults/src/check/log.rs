@@ -1,0 +1,218 @@
+//! Notifications and alerts: each number once, in order, with the summary that the log gives.
+
+use serde_json::Value;
+
+use super::{Check, Key, Line, Sum, Wrong, print, stored::Gaps};
+use crate::{
+    decimal,
+    load::{
+        history::{LETTERED, PROCESSED, UNORDERED, VARIED},
+        record::{Code, Content, MINIMUM_TOTAL},
+    },
+    read::Entry,
+    world::SHARDS,
+};
+
+impl Check {
+    /// Notifications in the order in which they were read.
+    pub(super) fn notifications(&mut self, entries: Vec<Entry>, gaps: &Gaps) {
+        for entry in entries {
+            let Some((shard, seq)) = entry.place().filter(|(shard, _)| *shard < SHARDS) else {
+                self.wrong(Wrong::Ghost, || format!("a notification with id {:?}", entry.id));
+                continue;
+            };
+            self.check_envelope(&entry, "record.processed", "");
+            self.skip(shard, seq, gaps);
+            let next = self.shards[shard].log.len() as i64 + 1;
+            let mark = print(&entry.data);
+            if seq < next {
+                self.again(shard, seq, mark, self.shards[shard].log[(seq - 1).max(0) as usize].print);
+            } else if seq > next {
+                self.wrong(Wrong::Reordered, || {
+                    format!("notification {shard}-{seq} came where {shard}-{next} was due")
+                });
+                self.shards[shard].log.resize((seq - 1) as usize, Line { code: Code::NONE, print: 0 });
+                self.apply(shard, seq, &entry, mark);
+            } else {
+                self.apply(shard, seq, &entry, mark);
+            }
+        }
+        // Numbers that were given up behind all that came.
+        for shard in 0..SHARDS {
+            self.skip(shard, i64::MAX, gaps);
+        }
+    }
+
+    /// A number that was there before: only after a Redis that went back, and then the very same.
+    pub(super) fn again(&mut self, shard: usize, number: i64, mark: u32, before: u32) {
+        if mark != before {
+            self.wrong(Wrong::Doubled, || format!("number {number} of shard {shard} was given twice"));
+        } else if !self.allowed.redis_lost {
+            self.wrong(Wrong::Doubled, || format!("number {number} of shard {shard} was published twice"));
+        }
+    }
+
+    /// Takes account of noted gaps that end below a number: what stood there does not count any more.
+    fn skip(&mut self, shard: usize, below: i64, gaps: &Gaps) {
+        for (from, to) in gaps.of(shard, "records").filter(|(_, to)| *to < below) {
+            if self.gaps.insert((shard, "records".to_owned(), from), to).is_some() {
+                continue;
+            }
+            for seq in from..=to.min(self.shards[shard].log.len() as i64) {
+                self.take_back(shard, seq);
+            }
+            let log = &mut self.shards[shard].log;
+            if (log.len() as i64) < to {
+                log.resize(to as usize, Line { code: Code::NONE, print: 0 });
+            }
+        }
+    }
+
+    /// A record that Postgres lost does not count any more.
+    fn take_back(&mut self, shard: usize, seq: i64) {
+        let line = &mut self.shards[shard].log[(seq - 1) as usize];
+        let code = std::mem::replace(&mut line.code, Code::NONE);
+        if code == Code::NONE {
+            return;
+        }
+        let content = Content::of(self.load.seed, code);
+        let signed = content.signed();
+        if content.alerts() {
+            self.counts.alerts -= 1;
+        }
+        self.counts.processed -= 1;
+        *self.balances.entry((content.destination.clone(), content.unit)).or_default() -= signed;
+        let sum = self.keys.entry(key(content)).or_default();
+        (sum.count, sum.total) = (sum.count - 1, sum.total - signed);
+        let mut history = self.load.history();
+        history.flag(code, PROCESSED, false);
+        history.flag(code, UNORDERED, true);
+        history.unsettle(code);
+    }
+
+    /// The next record of a shard.
+    fn apply(&mut self, shard: usize, seq: i64, entry: &Entry, mark: u32) {
+        let data: Value = serde_json::from_str(&entry.data).unwrap_or_default();
+        let record = &data["record"];
+        let id = record["recordId"].as_str().unwrap_or_default();
+        let sent = Code::of_id(id).and_then(|code| Some((code, *self.load.history().known(code)?)));
+        let Some((code, known)) = sent else {
+            self.wrong(Wrong::Ghost, || format!("record {shard}-{seq} with id {id:?} was never sent"));
+            self.shards[shard].log.push(Line { code: Code::NONE, print: mark });
+            return;
+        };
+        let variants = if known.is(VARIED) { 3 } else { 1 };
+        let contents = (0..variants).map(|variant| Content::of(self.load.seed, code.with_variant(variant)));
+        let Some(content) = contents.into_iter().find(|content| content.is_what_came(record)) else {
+            self.wrong(Wrong::Miscounted, || format!("record {shard}-{seq} is not what was sent as {id}: {record}"));
+            self.shards[shard].log.push(Line { code, print: mark });
+            return;
+        };
+        if known.is(PROCESSED) || known.is(LETTERED) {
+            self.wrong(Wrong::Doubled, || format!("{id} counts again as record {shard}-{seq}"));
+        }
+        {
+            let mut history = self.load.history();
+            history.settle(code);
+            history.flag(code, PROCESSED, true);
+        }
+        self.shards[shard].log.push(Line { code: content.code, print: mark });
+        self.counts.processed += 1;
+        // Where something was lost, what was sent again takes the place of its first.
+        let again = self.allowed.loses() && u16::from(known.taken) + u16::from(known.unknown) > 1;
+        self.order_of(&content, again || known.is(UNORDERED));
+        if content.alerts() {
+            self.shards[shard].alerts.push_back(seq);
+            self.counts.alerts += 1;
+        }
+        self.summary(shard, seq, content, &data["summary"]);
+    }
+
+    /// One client's sequential sends to one destination stay in order.
+    fn order_of(&mut self, content: &Content, unordered: bool) {
+        let (author, n) = (content.code.author(), content.code.n());
+        if unordered || content.code.variant() > 0 || author == crate::load::record::HERD {
+            return;
+        }
+        let last = self.order.entry((author, content.destination.clone())).or_insert(n);
+        let before = *last;
+        *last = before.max(n);
+        if before > n {
+            self.wrong(Wrong::Reordered, || {
+                format!("c{author}-{n} came behind c{author}-{before} to {}", content.destination)
+            });
+        }
+    }
+
+    /// The summary is of all earlier records on the same key.
+    fn summary(&mut self, shard: usize, seq: i64, content: Content, said: &Value) {
+        let (signed, unit) = (content.signed(), content.unit);
+        let balance = self.balances.entry((content.destination.clone(), unit)).or_default();
+        *balance += signed;
+        if signed < 0 && Some(*balance) < decimal::parse(MINIMUM_TOTAL) {
+            let id = content.code.id();
+            self.wrong(Wrong::Miscounted, || format!("{id} was processed, below policy.minimumTotal"));
+        }
+        let sum = self.keys.entry(key(content)).or_default();
+        let before = *sum;
+        *sum = Sum { count: before.count + 1, total: before.total + signed };
+        let total = said["previousTotal"].as_str().and_then(decimal::parse);
+        if said["previousCount"] != before.count || total != Some(before.total) || said["unit"] != unit {
+            self.wrong(Wrong::Miscounted, || {
+                format!("the summary of record {shard}-{seq} says {said}; before it were {before:?} billionths")
+            });
+        }
+    }
+
+    /// Alerts: exactly those of the log, in its order.
+    pub(super) fn alerts(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            let Some((shard, seq)) = entry.place().filter(|(shard, _)| *shard < SHARDS) else {
+                self.wrong(Wrong::Ghost, || format!("an alert with id {:?}", entry.id));
+                continue;
+            };
+            self.check_envelope(entry, "record.alert", "-alert");
+            let alerted = self.shards[shard].alerted;
+            if seq <= alerted {
+                if !self.allowed.redis_lost {
+                    self.wrong(Wrong::Doubled, || format!("alert {} came again", entry.id));
+                }
+                continue;
+            }
+            let due = self.shards[shard].alerts.pop_front();
+            self.shards[shard].alerted = seq;
+            if due != Some(seq) {
+                self.wrong(Wrong::Miscounted, || format!("alert {} came where {due:?} was due", entry.id));
+                continue;
+            }
+            let data: Value = serde_json::from_str(&entry.data).unwrap_or_default();
+            let id = data["record"]["recordId"].as_str().and_then(Code::of_id);
+            let line = self.shards[shard].log.get((seq - 1) as usize);
+            let same = line.is_some_and(|line| Some(line.code.with_variant(0)) == id || line.code == Code::NONE);
+            if !same || data["threshold"].as_str().and_then(decimal::parse).is_none() {
+                self.wrong(Wrong::Miscounted, || format!("alert {} says {data}", entry.id));
+            }
+        }
+        for shard in 0..SHARDS {
+            let missing = std::mem::take(&mut self.shards[shard].alerts);
+            if let Some(first) = missing.front().filter(|_| !self.allowed.postgres_lost) {
+                self.wrong(Wrong::Lost, || {
+                    format!("{} alerts of shard {shard} did not come, from {first}", missing.len())
+                });
+            }
+        }
+    }
+
+    /// Type, source and id are what they should be.
+    pub(super) fn check_envelope(&mut self, entry: &Entry, kind: &str, end: &str) {
+        let source = format!("{}/", crate::world::NAME);
+        if entry.kind != kind || !entry.source.starts_with(&source) || !entry.id.ends_with(end) {
+            self.wrong(Wrong::Miscounted, || format!("{} is a {} of {}", entry.id, entry.kind, entry.source));
+        }
+    }
+}
+
+/// Under which a record is added up.
+fn key(content: Content) -> Key {
+    (content.destination, content.reference, content.unit.to_owned())
+}

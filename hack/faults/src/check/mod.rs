@@ -1,0 +1,271 @@
+//! The check after each round: what was sent and told against what came out, by code that shares none with the product.
+//!
+//! Goes by the order of the log only: totals and summaries are added up anew here, in whole billionths. What a fault may
+//! destroy by its nature is counted instead of blamed, and must lie within what the product says of it.
+
+mod counts;
+mod log;
+mod refused;
+mod stored;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    load::{
+        Load,
+        history::{LETTERED, MANY, PROCESSED, PROMISED, UNORDERED},
+        record::Code,
+    },
+    read::Entry,
+    world::SHARDS,
+};
+
+/// Most details that are kept of a kind of wrong in a round.
+const DETAILS: usize = 5;
+
+/// What is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Wrong {
+    /// Taken, and nowhere.
+    Lost,
+    /// More often than it was sent, or a number given twice.
+    Doubled,
+    /// Not in the order of one client's sends, or a sink not in the order of the log.
+    Reordered,
+    /// Never sent.
+    Ghost,
+    /// Content, summary, total, alert or count that is not what it should be.
+    Miscounted,
+    /// It does not come to rest, or a process does not.
+    Stuck,
+    /// Memory that does not come back.
+    Memory,
+}
+
+/// Something wrong, found in a round.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Violation {
+    pub(crate) round: u64,
+    pub(crate) wrong: Wrong,
+    pub(crate) detail: String,
+}
+
+/// What the faults of a round may have destroyed.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Allowed {
+    /// Redis lost what it had acknowledged.
+    pub(crate) redis_lost: bool,
+    /// Postgres lost what it had committed.
+    pub(crate) postgres_lost: bool,
+    /// Entries that nobody sent were put in at most so often.
+    pub(crate) foreign: u64,
+}
+
+impl Allowed {
+    /// Whether anything may be lost.
+    fn loses(self) -> bool {
+        self.redis_lost || self.postgres_lost
+    }
+}
+
+/// A line of a shard's log: what it says, and a print of its notification.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    code: Code,
+    print: u32,
+}
+
+/// What came out of a shard.
+#[derive(Debug, Default)]
+struct Shard {
+    /// By number, from 1.
+    log: Vec<Line>,
+    /// Numbers whose alert is to come.
+    alerts: VecDeque<i64>,
+    /// The last number whose alert came.
+    alerted: i64,
+    /// Prints of dead letters and conflicts, by number from 1; 0 for numbers that were skipped.
+    letters: Vec<u32>,
+    conflicts: Vec<u32>,
+    /// Up to where the log was compared with what is stored.
+    compared: usize,
+}
+
+/// Count and sum of a key, in billionths.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Sum {
+    count: i64,
+    total: i128,
+}
+
+/// Destination, reference, unit.
+type Key = (String, String, String);
+
+/// What came out so far, by kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Counts {
+    pub(crate) processed: i64,
+    pub(crate) duplicates: i64,
+    pub(crate) conflicts: i64,
+    pub(crate) letters: i64,
+    pub(crate) alerts: i64,
+    /// Dead letters of entries that nobody sent.
+    pub(crate) foreign: i64,
+}
+
+/// The check and what it remembers.
+#[derive(Debug)]
+pub(crate) struct Check {
+    load: Arc<Load>,
+    shards: Vec<Shard>,
+    keys: HashMap<Key, Sum>,
+    /// Sum by destination and unit: what policy.minimumTotal is about.
+    balances: HashMap<(String, &'static str), i128>,
+    /// Number of the last record of a client to a destination.
+    order: HashMap<(u16, String), u32>,
+    pub(crate) counts: Counts,
+    /// When the last duplicate was noted that was counted, as Postgres spells it.
+    noted_until: String,
+    /// Skipped numbers that were taken account of.
+    gaps: HashMap<(usize, String, i64), i64>,
+    /// Entries that were taken and destroyed by faults that may.
+    pub(crate) destroyed: u64,
+    pub(crate) violations: Vec<Violation>,
+    round: u64,
+    allowed: Allowed,
+    /// What the product said was lost when it was asked last.
+    pub(crate) said_lost: (i64, Option<i64>),
+}
+
+impl Check {
+    /// Nothing has come out yet.
+    pub(crate) fn new(load: &Arc<Load>) -> Self {
+        Self {
+            load: Arc::clone(load),
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            keys: HashMap::new(),
+            balances: HashMap::new(),
+            order: HashMap::new(),
+            counts: Counts::default(),
+            noted_until: "-infinity".to_owned(),
+            gaps: HashMap::new(),
+            destroyed: 0,
+            violations: Vec::new(),
+            round: 0,
+            allowed: Allowed::default(),
+            said_lost: (0, None),
+        }
+    }
+
+    /// Checks a round at rest: `read` is what each sink's reader read since the last one, `answers` what `/stats` and
+    /// `/records/aggregations` say. Answers how much is wrong.
+    pub(crate) async fn round(
+        &mut self,
+        round: u64,
+        allowed: Allowed,
+        read: Vec<Vec<Entry>>,
+        answers: (&Value, &Value),
+        sql: &mut sqlx::PgConnection,
+    ) -> anyhow::Result<usize> {
+        let before = self.violations.len();
+        (self.round, self.allowed) = (round, allowed);
+        let gaps = self.new_gaps(sql).await?;
+        let [records, alerts, letters, conflicts]: [Vec<Entry>; 4] = read.try_into().unwrap_or_default();
+        self.notifications(records, &gaps);
+        self.alerts(&alerts);
+        self.letters(&letters, &gaps);
+        self.conflicts(&conflicts, &gaps);
+        self.duplicates(sql).await?;
+        if allowed.postgres_lost {
+            self.recount(sql).await?;
+        }
+        self.stored(sql).await?;
+        self.totals(sql).await?;
+        self.promises();
+        self.every_id();
+        self.stats(answers.0);
+        self.aggregations(answers.1);
+        Ok(self.violations.len() - before)
+    }
+
+    /// Notes something wrong; of each kind only some in a round.
+    pub(crate) fn wrong(&mut self, wrong: Wrong, detail: impl FnOnce() -> String) {
+        let alike = self.violations.iter().rev().take_while(|other| other.round == self.round);
+        let alike = alike.filter(|other| other.wrong == wrong).count();
+        if alike < DETAILS {
+            self.violations.push(Violation { round: self.round, wrong, detail: detail() });
+        } else if let Some(last) = self.violations.iter_mut().rev().find(|other| other.wrong == wrong) {
+            let text = last.detail.split(" (and more").next().unwrap_or_default().to_owned();
+            last.detail = format!("{text} (and more of it)");
+        }
+    }
+
+    /// Every id that was touched: taken once or more, it came out as often.
+    fn every_id(&mut self) {
+        let load = Arc::clone(&self.load);
+        let mut history = load.history();
+        let touched = std::mem::take(&mut history.touched);
+        for code in touched {
+            let Some(known) = history.known(code) else { continue };
+            if known.is(MANY) {
+                continue;
+            }
+            let (taken, unknown, settled) = (known.taken, known.unknown, known.settled);
+            let counts = known.is(PROCESSED) || known.is(LETTERED);
+            if settled < taken {
+                if self.allowed.loses() {
+                    self.destroyed += u64::from(taken - settled);
+                    known.taken = settled;
+                    known.set(UNORDERED, true);
+                    if known.is(PROMISED) && !counts && !self.allowed.postgres_lost {
+                        self.wrong(Wrong::Lost, || format!("{} was answered with its outcome and is gone", code.id()));
+                    }
+                } else {
+                    self.wrong(Wrong::Lost, || format!("{}: {taken} taken, {settled} came out", code.id()));
+                    known.taken = settled;
+                }
+            }
+            if u16::from(settled) > u16::from(taken) + u16::from(unknown) {
+                self.wrong(Wrong::Doubled, || {
+                    format!("{}: {taken} taken and {unknown} unknown, {settled} came out", code.id())
+                });
+                known.taken = settled;
+            }
+            if settled > 0 && !counts {
+                self.wrong(Wrong::Lost, || format!("{}: {settled} came out, none of them counts", code.id()));
+            }
+        }
+    }
+
+    /// What clients were told stands where they were told.
+    fn promises(&mut self) {
+        let load = Arc::clone(&self.load);
+        let promises = std::mem::take(&mut load.history().promises);
+        for promise in promises {
+            let (shard, seq) = promise.place;
+            let line = self.shards.get(shard).and_then(|shard| shard.log.get(usize::try_from(seq - 1).ok()?));
+            let there = line.is_some_and(|line| line.code.with_variant(0) == promise.code.with_variant(0));
+            if !there && !self.allowed.postgres_lost {
+                self.wrong(Wrong::Lost, || format!("{} was told to be record {shard}-{seq}", promise.code.id()));
+            }
+        }
+    }
+}
+
+/// A print of a text, to know it again.
+fn print(text: &str) -> u32 {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    // 0 stands for none.
+    (hasher.finish() as u32).max(1)
+}

@@ -1,0 +1,95 @@
+//! Dead letters and conflicts: each number once, in order, and of something that was sent.
+
+use serde_json::Value;
+
+use super::{Check, Wrong, print, stored::Gaps};
+use crate::{
+    load::{
+        history::{LETTERED, PROCESSED},
+        record::{Code, Content},
+    },
+    read::Entry,
+    world::SHARDS,
+};
+
+impl Check {
+    /// Dead letters in the order in which they were read.
+    pub(super) fn letters(&mut self, entries: &[Entry], gaps: &Gaps) {
+        for entry in entries {
+            let Some(data) = self.next(entry, "dead_letters", gaps) else { continue };
+            self.counts.letters += 1;
+            let reason = data["reason"].as_str().unwrap_or_default().to_owned();
+            // Of an entry that panics nothing is looked at, not even its id: what it is stands in its payload.
+            let panicked = reason == "panicked";
+            let inner = data["payload"]["recordId"].as_str().filter(|_| panicked);
+            let Some(id) = data["recordId"].as_str().or(inner) else {
+                self.counts.foreign += 1;
+                if self.counts.foreign as u64 > self.allowed.foreign {
+                    self.wrong(Wrong::Ghost, || format!("dead letter {} of nothing that was put in: {data}", entry.id));
+                }
+                continue;
+            };
+            let sent = Code::of_id(id).and_then(|code| Some((code, *self.load.history().known(code)?)));
+            let Some((code, known)) = sent else {
+                self.wrong(Wrong::Ghost, || format!("dead letter {} of {id:?}, which was never sent", entry.id));
+                continue;
+            };
+            // Where the total stood then, the log alone cannot tell; that it never went below is seen there.
+            let due = !Content::of(self.load.seed, code).positive && reason == "below_minimum_total";
+            if !due && reason != "crashed_worker" && !panicked {
+                self.wrong(Wrong::Miscounted, || format!("{id} became a dead letter, {reason}: {}", data["detail"]));
+            }
+            if !panicked && (known.is(PROCESSED) || known.is(LETTERED)) {
+                self.wrong(Wrong::Doubled, || format!("{id} counts already and became dead letter {}", entry.id));
+            }
+            let mut history = self.load.history();
+            history.settle(code);
+            history.flag(code, LETTERED, true);
+        }
+    }
+
+    /// Conflicts in the order in which they were read.
+    pub(super) fn conflicts(&mut self, entries: &[Entry], gaps: &Gaps) {
+        for entry in entries {
+            let Some(data) = self.next(entry, "conflicts", gaps) else { continue };
+            self.counts.conflicts += 1;
+            let id = data["recordId"].as_str().unwrap_or_default();
+            let known = Code::of_id(id).is_some_and(|code| self.load.history().settle(code));
+            if !known {
+                self.wrong(Wrong::Ghost, || format!("conflict {} of {id:?}, which was never sent", entry.id));
+            }
+        }
+    }
+
+    /// The data of an entry that is the next of its shard; `None`: it was there before, or is none.
+    fn next(&mut self, entry: &Entry, kind: &'static str, gaps: &Gaps) -> Option<Value> {
+        let Some((shard, n)) = entry.place().filter(|(shard, _)| *shard < SHARDS) else {
+            self.wrong(Wrong::Ghost, || format!("one of {kind} with id {:?}", entry.id));
+            return None;
+        };
+        self.check_envelope(entry, if kind == "conflicts" { "record.conflicted" } else { "record.dead_lettered" }, "");
+        let (mark, skipped) =
+            (print(&entry.data), gaps.of(shard, kind).filter(|(_, to)| *to < n).map(|(_, to)| to).max());
+        let log = self.numbers(shard, kind);
+        if let Some(to) = skipped.filter(|to| *to > log.len() as i64) {
+            log.resize(to as usize, 0);
+        }
+        let due = log.len() as i64 + 1;
+        if n < due {
+            let before = log[(n - 1).max(0) as usize];
+            self.again(shard, n, mark, before);
+            return None;
+        }
+        if n > due {
+            self.wrong(Wrong::Reordered, || format!("{} came where {due} of shard {shard} was due", entry.id));
+            self.numbers(shard, kind).resize((n - 1) as usize, 0);
+        }
+        self.numbers(shard, kind).push(mark);
+        Some(serde_json::from_str(&entry.data).unwrap_or_default())
+    }
+
+    fn numbers(&mut self, shard: usize, kind: &str) -> &mut Vec<u32> {
+        let shard = &mut self.shards[shard];
+        if kind == "conflicts" { &mut shard.conflicts } else { &mut shard.letters }
+    }
+}

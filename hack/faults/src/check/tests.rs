@@ -1,0 +1,187 @@
+//! The check finds what is wrong, without a server: what came is made here, then spoilt.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{Allowed, Check, Wrong, stored::Gaps};
+use crate::{
+    load::{
+        Load,
+        history::Told,
+        record::{Code, Content},
+    },
+    read::Entry,
+};
+
+const SEED: u64 = 7;
+
+/// A pipeline in which a client sent some records, all to shard 0 as far as the check knows, and what must come of them.
+struct Story {
+    load: Arc<Load>,
+    check: Check,
+    records: Vec<Entry>,
+    alerts: Vec<Entry>,
+}
+
+fn story(records: usize) -> Story {
+    let load = Load::new(SEED, Vec::new(), 1.0);
+    let check = Check::new(&load);
+    let mut story = Story { load, check, records: Vec::new(), alerts: Vec::new() };
+    let mut sums: std::collections::BTreeMap<(String, String, &str), (i64, i128)> = std::collections::BTreeMap::new();
+    while story.records.len() < records {
+        let code = story.load.history().begin(0);
+        let content = Content::of(SEED, code);
+        // Those never fall below the minimum.
+        if !content.positive {
+            continue;
+        }
+        story.load.history().told(code, Told::Taken);
+        let (n, alerts, signed) = (story.records.len() + 1, content.alerts(), content.signed());
+        let sum = sums.entry((content.destination.clone(), content.reference.clone(), content.unit)).or_default();
+        let mut data = notification(&content, *sum);
+        story.records.push(entry(&format!("0-{n}"), "record.processed", &data));
+        if alerts {
+            data["threshold"] = "200".into();
+            story.alerts.push(entry(&format!("0-{n}-alert"), "record.alert", &data));
+        }
+        *sum = (sum.0 + 1, sum.1 + signed);
+    }
+    story
+}
+
+fn notification(content: &Content, (count, total): (i64, i128)) -> Value {
+    let mut record: Value = serde_json::from_str(&content.json()).unwrap();
+    record["value"] = content.value.clone().into();
+    record["receivedAt"] = "then".into();
+    record["processedAt"] = "now".into();
+    let total = format!("{}.{:09}", total / 1_000_000_000, total % 1_000_000_000);
+    json!({"record": record, "summary": {"previousCount": count, "previousTotal": total, "unit": content.unit}})
+}
+
+fn entry(id: &str, kind: &str, data: &Value) -> Entry {
+    Entry { id: id.to_owned(), kind: kind.to_owned(), source: "faults/0123".to_owned(), data: data.to_string() }
+}
+
+impl Story {
+    /// What is found wrong, each kind once.
+    fn found(mut self) -> Vec<Wrong> {
+        self.check.notifications(std::mem::take(&mut self.records), &Gaps::default());
+        self.check.alerts(&self.alerts);
+        self.check.every_id();
+        let mut found: Vec<Wrong> = self.check.violations.iter().map(|violation| violation.wrong).collect();
+        found.dedup();
+        found
+    }
+}
+
+#[test]
+fn what_came_as_it_should_is_right() {
+    let story = story(40);
+    assert!(story.alerts.len() > 2, "the story has alerts");
+    assert_eq!(story.found(), []);
+}
+
+#[test]
+fn what_is_missing_is_found() {
+    let mut none = story(40);
+    none.records.pop();
+    assert_eq!(none.found(), [Wrong::Lost]);
+    let mut alert = story(40);
+    alert.alerts.pop();
+    assert_eq!(alert.found(), [Wrong::Lost]);
+    let mut middle = story(40);
+    middle.records.remove(20);
+    assert!(middle.found().contains(&Wrong::Reordered), "a number is left out");
+}
+
+#[test]
+fn what_came_twice_is_found() {
+    let mut again = story(40);
+    again.records.push(again.records[30].clone());
+    assert_eq!(again.found(), [Wrong::Doubled], "the same number");
+    let mut other = story(40);
+    let id = format!("0-{}", other.records.len() + 1);
+    other.records.push(Entry { id, ..other.records[30].clone() });
+    assert!(other.found().contains(&Wrong::Doubled), "the same record under another number");
+}
+
+#[test]
+fn what_a_redis_that_went_back_gives_again_must_be_the_same() {
+    let mut again = story(40);
+    again.check.allowed = Allowed { redis_lost: true, ..Allowed::default() };
+    again.records.push(again.records[30].clone());
+    assert_eq!(again.found(), []);
+    let mut other = story(40);
+    other.check.allowed = Allowed { redis_lost: true, ..Allowed::default() };
+    let data = other.records[29].data.clone();
+    other.records.push(Entry { data, ..other.records[30].clone() });
+    assert_eq!(other.found(), [Wrong::Doubled]);
+}
+
+#[test]
+fn another_order_content_or_sum_is_found() {
+    let mut order = story(40);
+    let data: Vec<String> = order.records.iter().map(|entry| entry.data.clone()).collect();
+    for (entry, data) in order.records.iter_mut().zip(data.into_iter().rev()) {
+        entry.data = data;
+    }
+    assert!(order.found().contains(&Wrong::Reordered));
+    for (from, to) in [("\"unit\":\"EUR\"", "\"unit\":\"CHF\""), ("\"previousCount\":0", "\"previousCount\":1")] {
+        let mut spoilt = story(40);
+        let entry = spoilt.records.iter_mut().find(|entry| entry.data.contains(from)).unwrap();
+        entry.data = entry.data.replacen(from, to, 1);
+        assert!(spoilt.found().contains(&Wrong::Miscounted), "{from}");
+    }
+}
+
+#[test]
+fn what_nobody_sent_is_found() {
+    let mut ghost = story(3);
+    let content = Content::of(SEED, Code::new(0, 1_000_000));
+    ghost.records.push(entry("0-4", "record.processed", &notification(&content, (0, 0))));
+    assert_eq!(ghost.found(), [Wrong::Ghost]);
+}
+
+/// Postgres lost the last two of five; a gap was noted, and what comes behind it counts on from the third.
+#[test]
+fn what_postgres_lost_counts_no_more_behind_a_noted_gap() {
+    let mut story = story(5);
+    story.check.allowed = Allowed { postgres_lost: true, ..Allowed::default() };
+    let mut shorter = story_of_three_and_one();
+    story.load = Arc::clone(&story.check.load);
+    let behind = shorter.pop().unwrap();
+    story.records.push(Entry { id: "0-8".to_owned(), ..behind });
+    let gaps = Gaps::noted(0, "records", 4, 7);
+    let code = Code::of_id(&record_id(&story.records[5])).unwrap();
+    while story.load.history().count(0) <= code.n() {
+        story.load.history().begin(0);
+    }
+    story.load.history().told(code, Told::Taken);
+    story.check.notifications(std::mem::take(&mut story.records), &gaps);
+    assert!(story.check.violations.is_empty(), "{:?}", story.check.violations);
+    assert_eq!(story.check.counts.processed, 4);
+}
+
+/// The sixth record as it must come where the fourth and fifth are lost.
+fn story_of_three_and_one() -> Vec<Entry> {
+    let mut all = story(6);
+    let kept: Vec<Content> = [0, 1, 2].map(|n| content(&all.records[n])).into();
+    let last = content(&all.records[5]);
+    let same = |one: &&Content| {
+        (&one.destination, &one.reference, one.unit) == (&last.destination, &last.reference, last.unit)
+    };
+    let before: Vec<&Content> = kept.iter().filter(same).collect();
+    let sum = (before.len() as i64, before.iter().map(|one| one.signed()).sum());
+    all.records[5].data = notification(&last, sum).to_string();
+    all.records
+}
+
+fn record_id(entry: &Entry) -> String {
+    let data: Value = serde_json::from_str(&entry.data).unwrap();
+    data["record"]["recordId"].as_str().unwrap().to_owned()
+}
+
+fn content(entry: &Entry) -> Content {
+    Content::of(SEED, Code::of_id(&record_id(entry)).unwrap())
+}

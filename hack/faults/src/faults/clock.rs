@@ -1,0 +1,62 @@
+//! A worker whose clock is minutes ahead or behind: only Postgres's clock decides, so nothing may come of it.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::sleep;
+
+use super::{Effect, Stage};
+use crate::{
+    plan::Fault,
+    world::{LEASE, eventually, process::Start},
+};
+
+/// Where Debian puts the library, by machine.
+const LIBRARIES: [&str; 3] = [
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/faketime/libfaketimeMT.so.1",
+];
+
+/// The library that gives a process another clock.
+pub(crate) fn library() -> Option<&'static str> {
+    LIBRARIES.into_iter().find(|path| Path::new(path).exists())
+}
+
+impl Stage {
+    pub(super) async fn clock(&self, offset: &str, fault: Fault) -> Effect {
+        let Some(library) = library() else { return Ok((false, "libfaketime is not installed".to_owned())) };
+        let Some(mut slot) = self.victim("work", fault.pick) else {
+            return Ok((false, "no worker was free".to_owned()));
+        };
+        slot.stop().await;
+        let environment = [("LD_PRELOAD", library), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+        let environment = environment.map(|(name, value)| (name, value.to_owned())).to_vec();
+        slot.start(&self.world, &Start { environment })?;
+        let log = slot.log.clone();
+        let took = eventually(Duration::from_secs(5), async || wrong_by_minutes(&log)).await;
+        sleep(LEASE + Duration::from_millis(fault.for_ms)).await;
+        slot.stop().await;
+        slot.start(&self.world, &Start::default())?;
+        Ok((took, format!("{} {offset}", slot.name)))
+    }
+}
+
+/// Whether a log's times are some minutes off.
+fn wrong_by_minutes(log: &Path) -> bool {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let Some(line) = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).next_back()
+    else {
+        return false;
+    };
+    let time = line["timestamp"].as_str().unwrap_or_default();
+    let part = |range: std::ops::Range<usize>| time.get(range).and_then(|part| part.parse::<i64>().ok());
+    let (Some(hour), Some(minute)) = (part(11..13), part(14..16)) else { return false };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = (now / 60 % 1_440).cast_signed();
+    let off = (hour * 60 + minute - now).rem_euclid(1_440);
+    (3..=1_437).contains(&off)
+}

@@ -1,0 +1,92 @@
+//! Faults: each does its harm, sees that it took effect, and takes it away again.
+//!
+//! Must never count what was only asked for: `strike` answers true where the process really died or the bytes really stopped.
+
+mod clients;
+mod clock;
+mod network;
+mod postgres;
+mod postgres_back;
+mod process;
+mod redis;
+
+use std::{sync::Arc, time::Duration};
+
+pub(crate) use clock::library as clock_library;
+use tokio::time::sleep;
+
+use crate::{
+    load::{Load, Mode},
+    plan::{Fault, Kind},
+    world::World,
+};
+
+/// What faults act upon and share.
+#[derive(Debug, Clone)]
+pub(crate) struct Stage {
+    pub(crate) world: Arc<World>,
+    pub(crate) load: Arc<Load>,
+}
+
+/// What a fault did.
+#[derive(Debug)]
+pub(crate) struct Struck {
+    pub(crate) kind: Kind,
+    /// Whether it took effect.
+    pub(crate) took: bool,
+    /// On whom, or why not.
+    pub(crate) note: String,
+}
+
+/// Whether a fault took effect, and a note.
+type Effect = anyhow::Result<(bool, String)>;
+
+impl Stage {
+    /// Waits for the fault's time and strikes.
+    pub(crate) async fn strike(self, fault: Fault) -> Struck {
+        sleep(Duration::from_millis(fault.at_ms)).await;
+        let lasts = Duration::from_millis(fault.for_ms);
+        let effect = match fault.kind {
+            Kind::KillWork => self.kill("work", fault).await,
+            Kind::KillServe => self.kill("serve", fault).await,
+            Kind::PauseWork => self.pause("work", fault).await,
+            Kind::PauseServe => self.pause("serve", fault).await,
+            Kind::TermWork => self.term("work", fault).await,
+            Kind::TermServe => self.term("serve", fault).await,
+            Kind::Scale => self.scale(fault).await,
+            Kind::Upgrade => self.upgrade().await,
+            Kind::Point(point) => self.point(point, fault).await,
+            Kind::Stop(point) => self.stop(point, fault).await,
+            Kind::PoisonedRecord => self.poisoned_record(fault.pick).await,
+            Kind::RedisKill => self.redis_kill(lasts).await,
+            Kind::RedisRestart => self.redis_restart().await,
+            Kind::RedisPause => self.redis_pause(lasts).await,
+            Kind::RedisSlow => self.redis_slow(lasts).await,
+            Kind::RedisFull => self.redis_full(lasts).await,
+            Kind::RedisGroup => self.redis_group(fault.pick).await,
+            Kind::RedisMalformed => self.redis_malformed(fault.pick).await,
+            Kind::RedisCut => self.redis_cut().await,
+            Kind::RedisFlush => self.redis_flush().await,
+            Kind::RedisTrim => self.redis_trim(fault.pick).await,
+            Kind::PostgresKill => self.postgres_kill(lasts).await,
+            Kind::PostgresTerminate => self.postgres_terminate().await,
+            Kind::PostgresPause => self.postgres_pause(lasts).await,
+            Kind::PostgresSlow => self.postgres_slow(lasts).await,
+            Kind::PostgresLock => self.postgres_lock(lasts).await,
+            Kind::PostgresFull => self.postgres_full(lasts).await,
+            Kind::PostgresSyncStandby => self.postgres_standby(true, lasts).await,
+            Kind::PostgresAsyncStandby => self.postgres_standby(false, lasts).await,
+            Kind::PostgresRestore => self.postgres_restore(lasts).await,
+            Kind::NetCut | Kind::NetDelay | Kind::NetHalfOpen | Kind::NetCutAnswer => self.network(fault).await,
+            Kind::ClockAhead => self.clock("+7m", fault).await,
+            Kind::ClockBehind => self.clock("-7m", fault).await,
+            Kind::Duplicates => self.clients(Mode::DUPLICATES, lasts).await,
+            Kind::Herd => self.clients(Mode::HERD, lasts).await,
+            Kind::Hot => self.clients(Mode::HOT, lasts).await,
+            Kind::Poison => self.clients(Mode::POISON, lasts).await,
+            Kind::CutUpload => self.clients(Mode::CUT, lasts).await,
+        };
+        let (took, note) = effect.unwrap_or_else(|error| (false, format!("{error:#}")));
+        Struck { kind: fault.kind, took, note }
+    }
+}

@@ -1,0 +1,152 @@
+//! Faults of processes: killed, held still, asked to end, dead at a point of a record's way, fewer and more of them.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use nix::sys::signal::Signal;
+use tokio::{
+    sync::MutexGuard,
+    time::{Instant, sleep},
+};
+
+use super::{Effect, Stage};
+use crate::{
+    load::record::{CLIENTS, Code},
+    plan::Fault,
+    world::{
+        LEASE, USUAL_WORKERS, WORKERS, eventually, is_stopped, postgres,
+        process::{Slot, Start},
+    },
+};
+
+impl Stage {
+    /// A running process of a role that no other fault acts upon.
+    pub(super) fn victim(&self, role: &str, pick: u64) -> Option<MutexGuard<'_, Slot>> {
+        let slots = if role == "serve" { &self.world.serves } else { &self.world.workers };
+        let start = pick as usize % slots.len();
+        let mut free = (0..slots.len()).filter_map(|n| slots[(start + n) % slots.len()].try_lock().ok());
+        free.find_map(|mut slot| slot.runs().then_some(slot))
+    }
+
+    pub(super) async fn kill(&self, role: &str, fault: Fault) -> Effect {
+        let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
+        let died = slot.kill().await;
+        sleep(Duration::from_millis(fault.for_ms / 4)).await;
+        slot.start(&self.world, &Start::default())?;
+        Ok((died, slot.name.clone()))
+    }
+
+    /// Held still for longer than a lease lasts.
+    pub(super) async fn pause(&self, role: &str, fault: Fault) -> Effect {
+        let Some(slot) = self.victim(role, fault.pick) else { return none() };
+        slot.signal(Signal::SIGSTOP);
+        sleep(LEASE + Duration::from_millis(fault.for_ms)).await;
+        let held = slot.pid().is_some_and(is_stopped);
+        slot.go_on();
+        Ok((held, slot.name.clone()))
+    }
+
+    pub(super) async fn term(&self, role: &str, fault: Fault) -> Effect {
+        let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
+        let ended = slot.stop().await;
+        sleep(Duration::from_millis(fault.for_ms / 4)).await;
+        slot.start(&self.world, &Start::default())?;
+        Ok((ended, slot.name.clone()))
+    }
+
+    /// A process in whose way a point lies at which it dies.
+    pub(super) async fn point(&self, point: &str, fault: Fault) -> Effect {
+        let role = if point == "after_xadd" { "serve" } else { "work" };
+        let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
+        slot.stop().await;
+        let armed = ("MILLRACE_FAULT", format!("{point}:{}", fault.pick % 12 + 1));
+        slot.start(&self.world, &Start { environment: vec![armed] })?;
+        let died = slot.dies(Duration::from_secs(10)).await;
+        slot.kill().await;
+        slot.start(&self.world, &Start::default())?;
+        Ok((died, slot.name.clone()))
+    }
+
+    /// A worker that is held still at a point of its way, until others have its shards; then it goes on with what it had.
+    pub(super) async fn stop(&self, point: &str, fault: Fault) -> Effect {
+        let Some(mut slot) = self.victim("work", fault.pick) else { return none() };
+        slot.stop().await;
+        let armed = ("MILLRACE_FAULT", format!("{point}:{}:stop", fault.pick % 12 + 1));
+        slot.start(&self.world, &Start { environment: vec![armed] })?;
+        let held = eventually(Duration::from_secs(10), async || slot.pid().is_some_and(is_stopped)).await;
+        if held {
+            sleep(LEASE + Duration::from_millis(1_000 + fault.for_ms / 2)).await;
+        }
+        slot.go_on();
+        Ok((held, slot.name.clone()))
+    }
+
+    /// A record to come of which every worker dies, or panics, while it decides it.
+    pub(super) async fn poisoned_record(&self, pick: u64) -> Effect {
+        let mut slots = Vec::new();
+        for slot in &self.world.workers {
+            slots.push(slot.lock().await);
+        }
+        let author = (pick % u64::from(CLIENTS)) as u16;
+        let code = Code::new(author, self.load.history().count(author) + 150);
+        let act = ["kill", "panic"][(pick >> 8) as usize % 2];
+        let start = || Start { environment: vec![("MILLRACE_FAULT_POISON", format!("{}:{act}", code.id()))] };
+        for slot in slots.iter_mut().filter(|slot| slot.is_wanted()) {
+            slot.kill().await;
+            slot.start(&self.world, &start())?;
+        }
+        let (mut died, mut condemned) = (0, None);
+        let until = Instant::now() + Duration::from_secs(75);
+        while condemned.is_none() && Instant::now() < until {
+            sleep(Duration::from_millis(100)).await;
+            for slot in slots.iter_mut().filter(|slot| slot.is_wanted()) {
+                if !slot.runs() {
+                    died += 1;
+                    slot.start(&self.world, &start())?;
+                }
+            }
+            let port = self.world.postgres.lock().await.port;
+            if let Ok(mut sql) = postgres::connect(port).await {
+                // Of an entry that panics the id is not looked at.
+                let query = "select reason from dead_letters where record_id = $1 or position($2 in payload) > 0";
+                let inside = format!("\"{}\"", code.id()).into_bytes();
+                let found = sqlx::query_scalar::<_, String>(query).bind(code.id()).bind(inside);
+                condemned = found.fetch_optional(&mut sql).await.ok().flatten();
+            }
+        }
+        for slot in slots.iter_mut().filter(|slot| slot.is_wanted()) {
+            slot.kill().await;
+            slot.start(&self.world, &Start::default())?;
+        }
+        let took = matches!(condemned.as_deref(), Some("crashed_worker" | "panicked"));
+        Ok((took, format!("{} {act}: {condemned:?} after {died} deaths", code.id())))
+    }
+
+    /// One worker, then as many as there can be, then the usual number.
+    pub(super) async fn scale(&self, fault: Fault) -> Effect {
+        let mut changed = self.world.scale(1).await?;
+        sleep(Duration::from_millis(fault.for_ms)).await;
+        changed += self.world.scale(WORKERS).await?;
+        sleep(Duration::from_millis(fault.for_ms)).await;
+        changed += self.world.scale(USUAL_WORKERS).await?;
+        Ok((changed > 0, format!("{changed} processes started or ended")))
+    }
+
+    /// All processes, one after the other, to the other of two builds.
+    pub(super) async fn upgrade(&self) -> Effect {
+        self.world.other_build.fetch_xor(true, Ordering::Relaxed);
+        let mut rolled = 0;
+        for slot in self.world.serves.iter().chain(&self.world.workers) {
+            let mut slot = slot.lock().await;
+            if slot.is_wanted() {
+                rolled += usize::from(slot.stop().await);
+                slot.start(&self.world, &Start::default())?;
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+        Ok((rolled > 0, format!("{rolled} processes rolled")))
+    }
+}
+
+fn none() -> Effect {
+    Ok((false, "no process was free".to_owned()))
+}

@@ -1,0 +1,187 @@
+//! A client: sends its records one request after the other, each again until it is told that it was taken.
+
+use std::{sync::Arc, time::Duration};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Load, Mode,
+    history::{Told, UNORDERED},
+    record::{CLIENTS, Code, Content, ELSEWHERE, HERD, HOT, OTHER_VALUE},
+    send::{How, Outcome},
+};
+
+/// One author and what it needs.
+pub(super) struct Client {
+    load: Arc<Load>,
+    author: u16,
+    dice: StdRng,
+}
+
+impl Client {
+    /// A client whose choices follow from the seed, its number and the round's.
+    pub(super) fn new(load: &Arc<Load>, author: u16, round: u64) -> Self {
+        let dice = StdRng::seed_from_u64(load.seed ^ round << 16 ^ u64::from(author) << 8);
+        Self { load: Arc::clone(load), author, dice }
+    }
+
+    /// Sends until the load is told to end; what is in hand is brought to its end.
+    pub(super) async fn run(mut self) {
+        while !self.load.is_over() {
+            let began = Instant::now();
+            let sent = match self.author {
+                HERD if self.load.has(Mode::HERD) => self.herd().await,
+                HOT if self.load.has(Mode::HOT) => self.batch().await,
+                HERD | HOT => {
+                    sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+                _ => match self.dice.random_range(0..20) {
+                    0..2 => self.contradict().await,
+                    2..5 => self.one().await,
+                    _ => self.batch().await,
+                },
+            };
+            let share = self.load.rate / f64::from(CLIENTS);
+            let pace = Duration::from_secs_f64(sent as f64 / share.max(1.0));
+            sleep(pace.saturating_sub(began.elapsed())).await;
+        }
+    }
+
+    /// New records and some old ones, as an array or as lines.
+    async fn batch(&mut self) -> usize {
+        let n = self.dice.random_range(1..150);
+        let again = if self.load.has(Mode::DUPLICATES) { 50 } else { 8 };
+        let mut codes = Vec::new();
+        for _ in 0..n {
+            codes.push(self.load.history().begin(self.author));
+            if self.dice.random_range(0..100) < again {
+                codes.extend(self.earlier());
+            }
+        }
+        if self.load.has(Mode::POISON) {
+            self.place_poison(&mut codes);
+        }
+        let how = if self.dice.random_bool(0.5) { How::Array } else { How::Lines };
+        if self.load.has(Mode::CUT) && self.dice.random_bool(0.3) {
+            self.load.cut_upload(&codes, how, self.dice.random_range(0.05..0.95)).await;
+        }
+        self.deliver(codes, how).await
+    }
+
+    /// One record, often waited for.
+    async fn one(&mut self) -> usize {
+        let code = match self.earlier() {
+            Some(code) if self.dice.random_bool(0.2) => code,
+            _ => self.load.history().begin(self.author),
+        };
+        let how = if self.dice.random_bool(0.7) { How::Waited } else { How::Single };
+        self.deliver(vec![code], how).await
+    }
+
+    /// Sends an id again with other content: behind its record, or beside it to where another shard may have it first.
+    async fn contradict(&mut self) -> usize {
+        if self.dice.random_bool(0.3) {
+            let code = self.load.history().begin(self.author);
+            self.load.history().flag(code, UNORDERED, true);
+            let mut other = Self { load: Arc::clone(&self.load), author: self.author, dice: self.dice.fork() };
+            let (one, two) = tokio::join!(
+                self.deliver(vec![code], How::Single),
+                other.deliver(vec![code.with_variant(ELSEWHERE)], How::Single)
+            );
+            return one + two;
+        }
+        let Some(code) = self.earlier() else { return self.one().await };
+        let how = if self.dice.random_bool(0.3) { How::Waited } else { How::Single };
+        self.deliver(vec![code.with_variant(OTHER_VALUE)], how).await
+    }
+
+    /// The same ids from five at once.
+    async fn herd(&mut self) -> usize {
+        let n = self.dice.random_range(1..20);
+        let codes: Vec<Code> = (0..n).map(|_| self.load.history().begin(HERD)).collect();
+        let five: Vec<_> = (0..5)
+            .map(|k| {
+                let mut one = Self { load: Arc::clone(&self.load), author: HERD, dice: self.dice.fork() };
+                let codes = codes.clone();
+                tokio::task::spawn_local(async move {
+                    one.deliver(codes, if k % 2 == 0 { How::Array } else { How::Lines }).await
+                })
+            })
+            .collect();
+        let mut sent = 0;
+        for one in five {
+            sent += one.await.unwrap_or(0);
+        }
+        sent
+    }
+
+    /// An id of its own that was surely taken.
+    fn earlier(&mut self) -> Option<Code> {
+        let mut history = self.load.history();
+        let count = history.count(self.author);
+        if count == 0 {
+            return None;
+        }
+        // Mostly what is fresh, sometimes what is old.
+        let back = if self.dice.random_bool(0.8) { count.min(2_000) } else { count };
+        let code = Code::new(self.author, count - 1 - self.dice.random_range(0..back));
+        history.known(code).is_some_and(|known| known.taken > 0).then_some(code)
+    }
+
+    /// Moves what must become a dead letter to the first, middle or last place of a batch.
+    fn place_poison(&mut self, codes: &mut Vec<Code>) {
+        let seed = self.load.seed;
+        let is_poison = |code: &Code| Content::of(seed, *code).is_poison();
+        while !codes.iter().any(is_poison) && codes.len() < 600 {
+            codes.push(self.load.history().begin(self.author));
+        }
+        let (poison, mut rest): (Vec<Code>, Vec<Code>) = codes.iter().partition(|code| is_poison(code));
+        let at = [0, rest.len() / 2, rest.len()][self.dice.random_range(0..3)];
+        rest.splice(at..at, poison);
+        *codes = rest;
+    }
+
+    /// Sends entries until each was taken. What is not when the load gives up has no order any more.
+    async fn deliver(&mut self, codes: Vec<Code>, how: How) -> usize {
+        let (n, mut rest) = (codes.len(), codes);
+        let mut pause = Duration::from_millis(20);
+        loop {
+            let url = &self.load.urls[self.dice.random_range(0..self.load.urls.len())];
+            let outcomes = self.load.attempt(url, &rest, how).await;
+            rest = self.told(rest.into_iter().zip(outcomes));
+            if rest.is_empty() {
+                return n;
+            }
+            if self.load.gives_up() {
+                let mut history = self.load.history();
+                rest.into_iter().for_each(|code| history.flag(code, UNORDERED, true));
+                return n;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+
+    /// Notes what entries were told, and gives those that are to be sent again.
+    fn told(&self, outcomes: impl Iterator<Item = (Code, Outcome)>) -> Vec<Code> {
+        let mut history = self.load.history();
+        let mut again = Vec::new();
+        for (code, outcome) in outcomes {
+            history.answers.sent += 1;
+            match outcome {
+                Outcome::Taken => history.told(code, Told::Taken),
+                Outcome::Unknown => {
+                    history.told(code, Told::Unknown);
+                    again.push(code);
+                }
+                Outcome::Refused => {
+                    history.answers.refused += 1;
+                    again.push(code);
+                }
+            }
+        }
+        again
+    }
+}

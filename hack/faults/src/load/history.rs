@@ -1,0 +1,156 @@
+//! What was sent, and what each client was told: four bytes a record.
+
+use std::collections::HashSet;
+
+use super::record::{AUTHORS, Code};
+
+/// What a client was told about one entry that it sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// 202, or an outcome: it was taken.
+    Taken,
+    /// Nothing, or that nobody knows.
+    Unknown,
+}
+
+/// What is known of an id.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Known {
+    /// Entries that were taken, those of which it is unknown, and those that came out as one thing or the other.
+    pub(crate) taken: u8,
+    pub(crate) unknown: u8,
+    pub(crate) settled: u8,
+    flags: u8,
+}
+
+/// It stands in the log.
+pub(crate) const PROCESSED: u8 = 1;
+/// It has an open dead letter.
+pub(crate) const LETTERED: u8 = 2;
+/// Its place among its client's records means nothing: it was given up, or lost where that may be.
+pub(crate) const UNORDERED: u8 = 4;
+/// A client was told its outcome: no loss of Redis may undo that.
+pub(crate) const PROMISED: u8 = 8;
+/// Other content was sent under its id, by value or to another destination.
+pub(crate) const VARIED: u8 = 16;
+/// Counted so often that its counts mean nothing any more.
+pub(crate) const MANY: u8 = 32;
+
+impl Known {
+    /// Whether a flag is set.
+    pub(crate) fn is(self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Sets or takes away a flag.
+    pub(crate) fn set(&mut self, flag: u8, on: bool) {
+        self.flags = if on { self.flags | flag } else { self.flags & !flag };
+    }
+}
+
+/// Answers, for the report.
+#[derive(Debug, Default, Clone, serde::Serialize)]
+pub(crate) struct Answers {
+    /// Entries sent, each attempt counted.
+    pub(crate) sent: u64,
+    /// Of them: taken, unknown, and refused for now.
+    pub(crate) taken: u64,
+    pub(crate) unknown: u64,
+    pub(crate) refused: u64,
+    /// Requests by what became of them: a status, or an error.
+    pub(crate) requests: std::collections::BTreeMap<String, u64>,
+}
+
+/// An outcome that a client was told.
+#[derive(Debug, Clone)]
+pub(crate) struct Promise {
+    pub(crate) code: Code,
+    /// Shard and number of a processed record.
+    pub(crate) place: (usize, i64),
+}
+
+/// The history of all clients.
+#[derive(Debug)]
+pub(crate) struct History {
+    known: Vec<Vec<Known>>,
+    /// What changed since the last check.
+    pub(crate) touched: HashSet<Code>,
+    pub(crate) promises: Vec<Promise>,
+    pub(crate) answers: Answers,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self {
+            known: vec![Vec::new(); usize::from(AUTHORS)],
+            touched: HashSet::new(),
+            promises: Vec::new(),
+            answers: Answers::default(),
+        }
+    }
+}
+
+impl History {
+    /// The next number of an author.
+    pub(crate) fn begin(&mut self, author: u16) -> Code {
+        let known = &mut self.known[usize::from(author)];
+        known.push(Known::default());
+        Code::new(author, (known.len() - 1) as u32)
+    }
+
+    /// How many ids an author has.
+    pub(crate) fn count(&self, author: u16) -> u32 {
+        self.known[usize::from(author)].len() as u32
+    }
+
+    /// How many ids there are.
+    pub(crate) fn ids(&self) -> u64 {
+        self.known.iter().map(|known| known.len() as u64).sum()
+    }
+
+    /// What is known of an id; `None`: it was never sent.
+    pub(crate) fn known(&mut self, code: Code) -> Option<&mut Known> {
+        self.known.get_mut(usize::from(code.author()))?.get_mut(code.n() as usize)
+    }
+
+    /// Notes what a client was told of an entry.
+    pub(crate) fn told(&mut self, code: Code, told: Told) {
+        match told {
+            Told::Taken => self.answers.taken += 1,
+            Told::Unknown => self.answers.unknown += 1,
+        }
+        self.touched.insert(code.with_variant(0));
+        if let Some(known) = self.known(code) {
+            let count = if told == Told::Taken { &mut known.taken } else { &mut known.unknown };
+            *count = count.saturating_add(1);
+            let many = *count == u8::MAX;
+            known.set(MANY, many || known.is(MANY));
+            known.set(VARIED, known.is(VARIED) || code.variant() > 0);
+        }
+    }
+
+    /// Sets a flag of an id.
+    pub(crate) fn flag(&mut self, code: Code, flag: u8, on: bool) {
+        if let Some(known) = self.known(code) {
+            known.set(flag, on);
+        }
+    }
+
+    /// Notes that an entry of this id came out, as whatever. False: no such id was sent.
+    pub(crate) fn settle(&mut self, code: Code) -> bool {
+        self.touched.insert(code.with_variant(0));
+        let Some(known) = self.known(code) else { return false };
+        known.settled = known.settled.saturating_add(1);
+        let many = known.settled == u8::MAX || known.is(MANY);
+        known.set(MANY, many);
+        true
+    }
+
+    /// Takes an outcome of this id back: the server that had it lost it.
+    pub(crate) fn unsettle(&mut self, code: Code) {
+        self.touched.insert(code.with_variant(0));
+        if let Some(known) = self.known(code) {
+            known.settled = known.settled.saturating_sub(1);
+        }
+    }
+}

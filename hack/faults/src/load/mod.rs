@@ -1,0 +1,115 @@
+//! Load: several clients over HTTP, and what each was told.
+
+mod client;
+pub(crate) mod history;
+pub(crate) mod record;
+mod send;
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicU32, Ordering},
+};
+
+use tokio::task::JoinSet;
+
+use client::Client;
+use history::History;
+use record::AUTHORS;
+
+/// The administrator's key of the pipeline.
+pub(crate) const KEY: &str = "mk_fault-campaign-0123456789-abcdef";
+
+/// What clients do beyond the usual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mode(u32);
+
+impl Mode {
+    /// Half of all entries are duplicates.
+    pub(crate) const DUPLICATES: Self = Self(1);
+    /// The same ids from five at once.
+    pub(crate) const HERD: Self = Self(2);
+    /// One key gets much.
+    pub(crate) const HOT: Self = Self(4);
+    /// Poison stands first, in the middle or last in each batch.
+    pub(crate) const POISON: Self = Self(8);
+    /// Connections are cut in mid-upload.
+    pub(crate) const CUT: Self = Self(16);
+}
+
+/// The clients and their history.
+#[derive(Debug)]
+pub(crate) struct Load {
+    pub(crate) seed: u64,
+    /// Where serve processes are reached.
+    urls: Vec<String>,
+    /// Records a second, over all clients.
+    rate: f64,
+    http: reqwest::Client,
+    history: Mutex<History>,
+    modes: AtomicU32,
+    over: AtomicBool,
+    gives_up: AtomicBool,
+}
+
+impl Load {
+    /// Load on these serve processes.
+    pub(crate) fn new(seed: u64, urls: Vec<String>, rate: f64) -> Arc<Self> {
+        Arc::new(Self {
+            seed,
+            urls,
+            rate,
+            http: reqwest::Client::new(),
+            history: Mutex::default(),
+            modes: AtomicU32::new(0),
+            over: AtomicBool::new(false),
+            gives_up: AtomicBool::new(false),
+        })
+    }
+
+    /// What was sent and told.
+    pub(crate) fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Switches what clients do.
+    pub(crate) fn set(&self, mode: Mode, on: bool) {
+        if on {
+            self.modes.fetch_or(mode.0, Ordering::Relaxed);
+        } else {
+            self.modes.fetch_and(!mode.0, Ordering::Relaxed);
+        }
+    }
+
+    fn has(&self, mode: Mode) -> bool {
+        self.modes.load(Ordering::Relaxed) & mode.0 != 0
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    fn gives_up(&self) -> bool {
+        self.gives_up.load(Ordering::Relaxed)
+    }
+
+    /// Starts the clients of a round.
+    pub(crate) fn start(self: &Arc<Self>, round: u64) -> JoinSet<()> {
+        self.over.store(false, Ordering::Relaxed);
+        self.gives_up.store(false, Ordering::Relaxed);
+        let mut clients = JoinSet::new();
+        for author in 0..AUTHORS {
+            clients.spawn_local(Client::new(self, author, round).run());
+        }
+        clients
+    }
+
+    /// No more new requests; each client brings to its end what it has in hand.
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Clients stop sending again what is not taken.
+    pub(crate) fn give_up(&self) {
+        self.gives_up.store(true, Ordering::Relaxed);
+    }
+}

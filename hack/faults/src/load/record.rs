@@ -1,0 +1,208 @@
+//! Records: each follows from the seed, its author and its number, so that nothing of it has to be remembered.
+//!
+//! A code names a record in eight bytes: author, number, and which of several contents was sent under the id.
+
+use serde_json::Value;
+
+use crate::decimal;
+
+/// Authors that send one after the other, and whose order must be kept.
+pub(crate) const CLIENTS: u16 = 4;
+/// Whose records are sent by five at once.
+pub(crate) const HERD: u16 = CLIENTS;
+/// Whose records all have the same key; it sends one after the other, too.
+pub(crate) const HOT: u16 = CLIENTS + 1;
+/// How many authors there are.
+pub(crate) const AUTHORS: u16 = CLIENTS + 2;
+/// A destination to which much goes.
+const HOT_DESTINATION: &str = "hot";
+/// Other destinations.
+const DESTINATIONS: u64 = 61;
+/// Destinations of what must become a dead letter: they get nothing but negative records.
+const POISONED: &str = "poison-";
+/// What a negative record takes where there is nothing.
+const POISON: &str = "999999999999999";
+/// The manifest's policy.minimumTotal.
+pub(crate) const MINIMUM_TOTAL: &str = "0";
+/// The manifest's threshold, and the one for USD.
+pub(crate) const THRESHOLD: &str = "200";
+/// The manifest's threshold for USD.
+pub(crate) const THRESHOLD_USD: &str = "150.5";
+
+/// Variant of a record whose value differs.
+pub(crate) const OTHER_VALUE: u8 = 1;
+/// Variant of a record whose destination differs, mostly.
+pub(crate) const ELSEWHERE: u8 = 2;
+
+/// What was sent under an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Code(u64);
+
+impl Code {
+    /// No record.
+    pub(crate) const NONE: Self = Self(u64::MAX);
+
+    /// The n-th record of an author, as it is meant.
+    pub(crate) fn new(author: u16, n: u32) -> Self {
+        Self(u64::from(author) << 32 | u64::from(n))
+    }
+
+    /// The same id with other content; 0 is the record as it is meant.
+    pub(crate) fn with_variant(self, variant: u8) -> Self {
+        Self(self.0 & 0xffff_ffff_ffff | u64::from(variant) << 48)
+    }
+
+    /// Whose it is.
+    pub(crate) fn author(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    /// Its number.
+    pub(crate) fn n(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Which content.
+    pub(crate) fn variant(self) -> u8 {
+        (self.0 >> 48) as u8
+    }
+
+    /// The recordId.
+    pub(crate) fn id(self) -> String {
+        format!("c{}-{}", self.author(), self.n())
+    }
+
+    /// The code of a recordId.
+    pub(crate) fn of_id(id: &str) -> Option<Self> {
+        let (author, n) = id.strip_prefix('c')?.split_once('-')?;
+        let code = Self::new(author.parse().ok()?, n.parse().ok()?);
+        (code.id() == id && code.author() < AUTHORS).then_some(code)
+    }
+}
+
+/// The content of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Content {
+    pub(crate) code: Code,
+    pub(crate) destination: String,
+    pub(crate) reference: String,
+    pub(crate) unit: &'static str,
+    pub(crate) positive: bool,
+    pub(crate) value: String,
+}
+
+impl Content {
+    /// What the seed makes of a code.
+    pub(crate) fn of(seed: u64, code: Code) -> Self {
+        let mut bits = mix(seed ^ (u64::from(code.author()) << 32 | u64::from(code.n())));
+        let mut take = |below: u64| {
+            let taken = bits % below;
+            bits /= below;
+            taken
+        };
+        let poisoned = take(199) == 0;
+        let hot = code.author() == HOT;
+        let to_hot = take(100) < 15 || hot;
+        let (destination, reference, whole) = (take(DESTINATIONS), take(4), take(250));
+        let (unit, positive, digits) = (if take(3) == 0 { "USD" } else { "EUR" }, take(5) > 1, take(10) as usize);
+        let destination = destination + if code.variant() == ELSEWHERE { 7 } else { 0 };
+        let more = u64::from(code.variant() == OTHER_VALUE);
+        let part = format!("{:09}", mix(bits) % 1_000_000_000);
+        let mut value = format!("{}{}{}", whole + more, if digits > 0 { "." } else { "" }, &part[..digits]);
+        let (mut destination, mut positive) =
+            (if to_hot { HOT_DESTINATION.to_owned() } else { format!("d{destination}") }, positive);
+        let (reference, unit) = if hot { (0, "EUR") } else { (reference, unit) };
+        if poisoned {
+            (destination, positive) = (format!("{POISONED}{}", code.n() % 3), false);
+            format!("{POISON}{}", ["", ".5", ".6"][usize::from(code.variant().min(2))]).clone_into(&mut value);
+        }
+        Self { code, destination, reference: format!("r{reference}"), unit, positive, value }
+    }
+
+    /// Whether it must become a dead letter.
+    pub(crate) fn is_poison(&self) -> bool {
+        self.destination.starts_with(POISONED)
+    }
+
+    /// Whether it must raise an alert.
+    pub(crate) fn alerts(&self) -> bool {
+        let threshold = if self.unit == "USD" { THRESHOLD_USD } else { THRESHOLD };
+        decimal::parse(&self.value) > decimal::parse(threshold)
+    }
+
+    /// What it adds to its total, in billionths.
+    pub(crate) fn signed(&self) -> i128 {
+        let value = decimal::parse(&self.value).unwrap_or_default();
+        if self.positive { value } else { -value }
+    }
+
+    /// As it is sent; every seventh value as a number.
+    pub(crate) fn json(&self) -> String {
+        let (n, quote) = (self.code.n(), if self.code.n().is_multiple_of(7) { "" } else { "\"" });
+        format!(
+            r#"{{"recordId":"{}","time":"2026-01-{:02}T{:02}:{:02}:{:02}Z","sourceId":"source-{}","destinationId":"{}","type":"{}","value":{quote}{}{quote},"unit":"{}","reference":"{}","attributes":{{"n":{n}}}}}"#,
+            self.code.id(),
+            n / 86_400 % 28 + 1,
+            n / 3_600 % 24,
+            n / 60 % 60,
+            n % 60,
+            self.code.author(),
+            self.destination,
+            if self.positive { "positive" } else { "negative" },
+            self.value,
+            self.unit,
+            self.reference,
+        )
+    }
+
+    /// Whether a record that came out, as JSON, says what was sent.
+    pub(crate) fn is_what_came(&self, record: &Value) -> bool {
+        let Ok(sent) = serde_json::from_str::<Value>(&self.json()) else { return false };
+        let Some(sent) = sent.as_object() else { return false };
+        let same =
+            sent.iter().filter(|(name, _)| *name != "value").all(|(name, value)| record.get(name) == Some(value));
+        let received = |name: &str| record.get(name).is_some_and(Value::is_string);
+        let fields = record.as_object().map_or(0, serde_json::Map::len);
+        same && record["value"] == self.value.as_str()
+            && received("receivedAt")
+            && received("processedAt")
+            && fields == sent.len() + 2
+    }
+}
+
+/// Spreads the bits of a number (the finaliser of SplitMix64).
+fn mix(number: u64) -> u64 {
+    let mut bits = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ bits >> 31
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_found_by_its_id() {
+        let code = Code::new(3, 123_456);
+        assert_eq!(Code::of_id(&code.id()), Some(code));
+        assert_eq!(code.with_variant(2).variant(), 2);
+        assert_eq!(code.with_variant(2).id(), code.id());
+        for foreign in ["", "c1", "c1-01", "c9-1", "x1-1"] {
+            assert_eq!(Code::of_id(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn what_came_is_compared_field_by_field() {
+        let content = Content::of(1, Code::new(0, 8));
+        let mut came: Value = serde_json::from_str(&content.json()).unwrap();
+        assert!(!content.is_what_came(&came), "without its times it is not what comes out");
+        came["receivedAt"] = "t".into();
+        came["processedAt"] = "t".into();
+        assert!(content.is_what_came(&came));
+        came["value"] = "1e9".into();
+        assert!(!content.is_what_came(&came));
+        assert_ne!(Content::of(1, content.code.with_variant(OTHER_VALUE)).value, content.value);
+    }
+}

@@ -1,0 +1,211 @@
+//! The fault campaign: drives load through Millrace, breaks what it stands on, and counts what came of it.
+//!
+//! Judges the product from outside, by what clients were told, what comes out, and what is stored; shares no code with it.
+
+mod campaign;
+mod check;
+mod decimal;
+mod faults;
+mod load;
+mod plan;
+mod read;
+mod report;
+mod world;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use clap::Parser;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
+
+use campaign::Orders;
+use plan::{Harm, KINDS, Kind};
+use report::Report;
+use world::Setup;
+
+/// Tries to break a pipeline, and counts what came of it.
+#[derive(Debug, Parser)]
+// The last word counts, so that a script's own options can be overridden.
+#[command(args_override_self = true)]
+struct Args {
+    /// The product's binary; fault points need one with the feature `fault-points`
+    #[arg(long)]
+    binary: PathBuf,
+    /// Another build of it, for rolling upgrades between the two
+    #[arg(long)]
+    other_binary: Option<PathBuf>,
+    /// toxiproxy-server, for faults of the network
+    #[arg(long)]
+    toxiproxy: Option<PathBuf>,
+    /// Repeats the plan of a run; random unless given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How long new rounds begin
+    #[arg(long, default_value_t = 30.0)]
+    minutes: f64,
+    /// Most rounds
+    #[arg(long, default_value_t = u64::MAX)]
+    rounds: u64,
+    /// Rounds after which a fresh pipeline takes over
+    #[arg(long, default_value_t = 20)]
+    rounds_each: u64,
+    /// Seconds of load in a round
+    #[arg(long, default_value_t = 12.0)]
+    round_seconds: f64,
+    /// Records a second, over all clients
+    #[arg(long, default_value_t = 2_000.0)]
+    rate: f64,
+    /// Kinds of faults by name or by the beginning of one, with commas; `usual`, what is done without
+    /// this, leaves those out after which Postgres knows less than before, `all` does not
+    #[arg(long, value_delimiter = ',')]
+    kinds: Vec<String>,
+    /// Where report.json and report.md go
+    #[arg(long)]
+    report: Option<PathBuf>,
+    /// Switches a planted bug on, in a build with the feature `planted`
+    #[arg(long)]
+    planted: Option<String>,
+    /// Ends with the first round in which something is wrong
+    #[arg(long)]
+    until_wrong: bool,
+    /// Says of each fault whom it struck
+    #[arg(long)]
+    verbose: bool,
+    /// Lists the kinds
+    #[arg(long)]
+    list: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if args.list {
+        KINDS.iter().for_each(|(_, name)| println!("{name}"));
+        return ExitCode::SUCCESS;
+    }
+    // One thread: processes are bound to the thread that started them, and must not end before this program does.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let local = tokio::task::LocalSet::new();
+    let outcome = runtime.map_err(Into::into).and_then(|runtime| local.block_on(&runtime, run(args)));
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("the campaign failed: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether all was well.
+async fn run(args: Args) -> anyhow::Result<bool> {
+    let began = Instant::now();
+    let seed = args.seed.unwrap_or_else(|| rand::random::<u64>() >> 16);
+    let binary = args.binary.canonicalize().with_context(|| args.binary.display().to_string())?;
+    let other_binary = args.other_binary.as_ref().map(|path| path.canonicalize()).transpose()?;
+    let mut report = Report { seed, planted: args.planted.clone(), ..Report::default() };
+    let mut kinds = chosen(&args.kinds)?;
+    kinds.retain(|kind| match missing(*kind, &args, &binary) {
+        Some(why) => {
+            println!("skipped: {}: {why}", kind.name());
+            report.skip(*kind, why);
+            false
+        }
+        None => true,
+    });
+    ensure!(!kinds.is_empty(), "no kind of fault is left");
+    println!("seed {seed}; {} kinds of faults", kinds.len());
+    let dir = tempfile::Builder::new().prefix("millrace-faults.").tempdir_in("/var/tmp")?;
+    let environment = args.planted.iter().map(|bug| ("MILLRACE_PLANTED".to_owned(), bug.clone())).collect();
+    let orders = Orders {
+        setup: Setup {
+            binary,
+            other_binary,
+            toxiproxy: args.toxiproxy,
+            small_disk: kinds.contains(&Kind::PostgresFull),
+            dir: dir.path().to_owned(),
+            environment,
+        },
+        seed,
+        until: began + Duration::from_secs_f64(args.minutes * 60.0),
+        rounds: args.rounds,
+        rounds_each: args.rounds_each,
+        round: Duration::from_secs_f64(args.round_seconds),
+        rate: args.rate,
+        kinds,
+        until_wrong: args.until_wrong,
+        verbose: args.verbose,
+    };
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    // What was begun is thrown away in order, whoever ends it.
+    let ran = tokio::select! {
+        ran = campaign::run(&orders, &mut report) => ran,
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
+        _ = terminated.recv() => Err(anyhow!("asked to end")),
+    };
+    report.seconds = began.elapsed().as_secs();
+    println!("\n{}", report.markdown());
+    if let Some(dir) = &args.report {
+        report.write(dir)?;
+    }
+    let well = report.violations.is_empty();
+    if !well {
+        println!("kept: {}", dir.keep().display());
+    }
+    ran?;
+    Ok(well)
+}
+
+/// The kinds that were asked for, in the order of the list.
+fn chosen(names: &[String]) -> anyhow::Result<Vec<Kind>> {
+    let usual = |kind: &Kind| kind.harm() != Harm::Postgres;
+    let every: Vec<Kind> = KINDS.iter().map(|(kind, _)| *kind).collect();
+    if names.is_empty() {
+        return Ok(every.into_iter().filter(usual).collect());
+    }
+    for name in names {
+        let known = KINDS.iter().any(|(_, known)| known.starts_with(name.as_str()));
+        if !known && name != "usual" && name != "all" {
+            bail!("no kind of fault is called {name}; --list lists them");
+        }
+    }
+    let asked = |kind: &Kind| {
+        names
+            .iter()
+            .any(|name| kind.name().starts_with(name.as_str()) || name == "all" || (name == "usual" && usual(kind)))
+    };
+    Ok(every.into_iter().filter(asked).collect())
+}
+
+/// What a kind needs and is not there.
+fn missing(kind: Kind, args: &Args, binary: &Path) -> Option<&'static str> {
+    let is_built_with = |text: &str| {
+        fs::read(binary).is_ok_and(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
+    };
+    match kind {
+        Kind::NetCut | Kind::NetDelay | Kind::NetHalfOpen | Kind::NetCutAnswer if args.toxiproxy.is_none() => {
+            Some("no toxiproxy was given")
+        }
+        Kind::ClockAhead | Kind::ClockBehind if faults::clock_library().is_none() => {
+            Some("libfaketime is not installed")
+        }
+        Kind::Upgrade if args.other_binary.is_none() => Some("no other build was given"),
+        Kind::Point(_) | Kind::Stop(_) | Kind::PoisonedRecord if !is_built_with("MILLRACE_FAULT_POISON") => {
+            Some("the binary has no fault points")
+        }
+        Kind::PostgresFull if !world::disk::can_mount() => Some("a disk of its own could not be mounted"),
+        Kind::PostgresSyncStandby | Kind::PostgresAsyncStandby if args.toxiproxy.is_none() => {
+            Some("without toxiproxy nobody is led to the standby")
+        }
+        _ => None,
+    }
+}

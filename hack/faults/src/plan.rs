@@ -1,0 +1,230 @@
+//! The plan of a run: which faults, when, on whom. It follows from the seed alone.
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+
+/// A kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Kind {
+    KillWork,
+    KillServe,
+    PauseWork,
+    PauseServe,
+    TermWork,
+    TermServe,
+    Scale,
+    Upgrade,
+    /// A process dies at a named point.
+    Point(&'static str),
+    /// A worker is held still at a named point, for longer than its lease lasts.
+    Stop(&'static str),
+    /// A record of which every worker dies, or panics, that decides it.
+    PoisonedRecord,
+    RedisKill,
+    RedisRestart,
+    RedisPause,
+    RedisSlow,
+    RedisFull,
+    RedisGroup,
+    RedisMalformed,
+    RedisCut,
+    RedisFlush,
+    RedisTrim,
+    PostgresKill,
+    PostgresTerminate,
+    PostgresPause,
+    PostgresSlow,
+    PostgresLock,
+    PostgresFull,
+    PostgresSyncStandby,
+    PostgresAsyncStandby,
+    PostgresRestore,
+    NetCut,
+    NetDelay,
+    NetHalfOpen,
+    NetCutAnswer,
+    ClockAhead,
+    ClockBehind,
+    Duplicates,
+    Herd,
+    Hot,
+    Poison,
+    CutUpload,
+}
+
+/// What a kind may do to what was acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Harm {
+    /// Nothing may be lost.
+    None,
+    /// Redis loses some of it by the fault's nature.
+    Redis,
+    /// Postgres goes back.
+    Postgres,
+    /// Nothing may be lost; it takes long, so few others go with it.
+    Long,
+}
+
+/// All kinds by their names.
+pub(crate) const KINDS: &[(Kind, &str)] = &[
+    (Kind::KillWork, "work-kill"),
+    (Kind::KillServe, "serve-kill"),
+    (Kind::PauseWork, "work-pause"),
+    (Kind::PauseServe, "serve-pause"),
+    (Kind::TermWork, "work-term"),
+    (Kind::TermServe, "serve-term"),
+    (Kind::Scale, "scale"),
+    (Kind::Upgrade, "upgrade"),
+    (Kind::Point("after_read"), "point-after-read"),
+    (Kind::Point("before_commit"), "point-before-commit"),
+    (Kind::Point("after_commit"), "point-after-commit"),
+    (Kind::Point("before_ack"), "point-before-ack"),
+    (Kind::Point("after_ack"), "point-after-ack"),
+    (Kind::Point("before_publish"), "point-before-publish"),
+    (Kind::Point("after_publish"), "point-after-publish"),
+    (Kind::Point("after_xadd"), "point-after-xadd"),
+    (Kind::Stop("after_read"), "stop-after-read"),
+    (Kind::Stop("before_commit"), "stop-before-commit"),
+    (Kind::Stop("after_commit"), "stop-after-commit"),
+    (Kind::Stop("before_ack"), "stop-before-ack"),
+    (Kind::Stop("after_ack"), "stop-after-ack"),
+    (Kind::Stop("before_publish"), "stop-before-publish"),
+    (Kind::Stop("after_publish"), "stop-after-publish"),
+    (Kind::PoisonedRecord, "work-poison"),
+    (Kind::RedisKill, "redis-kill"),
+    (Kind::RedisRestart, "redis-restart"),
+    (Kind::RedisPause, "redis-pause"),
+    (Kind::RedisSlow, "redis-slow"),
+    (Kind::RedisFull, "redis-full"),
+    (Kind::RedisGroup, "redis-group"),
+    (Kind::RedisMalformed, "redis-malformed"),
+    (Kind::RedisCut, "redis-cut"),
+    (Kind::RedisFlush, "redis-flushall"),
+    (Kind::RedisTrim, "redis-trim"),
+    (Kind::PostgresKill, "postgres-kill"),
+    (Kind::PostgresTerminate, "postgres-terminate"),
+    (Kind::PostgresPause, "postgres-pause"),
+    (Kind::PostgresSlow, "postgres-slow"),
+    (Kind::PostgresLock, "postgres-lock"),
+    (Kind::PostgresFull, "postgres-full"),
+    (Kind::PostgresSyncStandby, "postgres-sync-standby"),
+    (Kind::PostgresAsyncStandby, "postgres-async-standby"),
+    (Kind::PostgresRestore, "postgres-restore"),
+    (Kind::NetCut, "net-cut"),
+    (Kind::NetDelay, "net-delay"),
+    (Kind::NetHalfOpen, "net-half-open"),
+    (Kind::NetCutAnswer, "net-cut-answer"),
+    (Kind::ClockAhead, "clock-ahead"),
+    (Kind::ClockBehind, "clock-behind"),
+    (Kind::Duplicates, "client-duplicates"),
+    (Kind::Herd, "client-herd"),
+    (Kind::Hot, "client-hot"),
+    (Kind::Poison, "client-poison"),
+    (Kind::CutUpload, "client-cut"),
+];
+
+impl Kind {
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        KINDS.iter().find(|(kind, _)| *kind == self).map_or("?", |(_, name)| name)
+    }
+
+    /// What it may do.
+    pub(crate) fn harm(self) -> Harm {
+        match self {
+            Self::RedisCut | Self::RedisFlush | Self::RedisTrim => Harm::Redis,
+            Self::PostgresAsyncStandby | Self::PostgresRestore => Harm::Postgres,
+            Self::PostgresSyncStandby | Self::PoisonedRecord => Harm::Long,
+            _ => Harm::None,
+        }
+    }
+}
+
+/// One fault of a plan.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Fault {
+    pub(crate) kind: Kind,
+    /// When, in milliseconds of the round; how long, where that means something; and a number to choose the victim by.
+    pub(crate) at_ms: u64,
+    pub(crate) for_ms: u64,
+    pub(crate) pick: u64,
+}
+
+/// Draws rounds, each kind as often as any other.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    dice: StdRng,
+    round_ms: u64,
+    free: Deck,
+    harmful: Deck,
+    round: u64,
+}
+
+#[derive(Debug)]
+struct Deck {
+    kinds: Vec<Kind>,
+    left: Vec<Kind>,
+}
+
+impl Deck {
+    fn draw(&mut self, dice: &mut StdRng) -> Option<Kind> {
+        if self.left.is_empty() {
+            self.left.clone_from(&self.kinds);
+            self.left.shuffle(dice);
+        }
+        self.left.pop()
+    }
+}
+
+impl Plan {
+    /// A plan of these kinds; rounds put load on for `round_ms`.
+    pub(crate) fn new(seed: u64, kinds: &[Kind], round_ms: u64) -> Self {
+        let (free, harmful) = kinds.iter().partition(|kind| kind.harm() == Harm::None);
+        let deck = |kinds| Deck { kinds, left: Vec::new() };
+        Self { dice: StdRng::seed_from_u64(seed), round_ms, free: deck(free), harmful: deck(harmful), round: 0 }
+    }
+
+    /// The faults of the next round: one that destroys every third time, and some that combine with anything.
+    pub(crate) fn next_round(&mut self) -> Vec<Fault> {
+        let harm = self.free.kinds.is_empty() || self.round % 3 == 2;
+        self.round += 1;
+        let mut kinds: Vec<Kind> = Vec::new();
+        if harm {
+            kinds.extend(self.harmful.draw(&mut self.dice));
+        }
+        let more = if kinds.is_empty() { self.dice.random_range(4..=7) } else { self.dice.random_range(1..=3) };
+        for _ in 0..more {
+            kinds.extend(self.free.draw(&mut self.dice));
+        }
+        kinds
+            .into_iter()
+            .map(|kind| Fault {
+                kind,
+                at_ms: self.dice.random_range(500..self.round_ms.max(3_000) - 1_500),
+                for_ms: self.dice.random_range(300..4_000),
+                pick: self.dice.random(),
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_one_plan_and_every_kind_its_share() {
+        let kinds: Vec<Kind> = KINDS.iter().map(|(kind, _)| *kind).collect();
+        let draw = |seed| {
+            let mut plan = Plan::new(seed, &kinds, 10_000);
+            (0..120).map(|_| plan.next_round()).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(7), draw(7));
+        assert_ne!(draw(7), draw(8));
+        let drawn: Vec<Kind> = draw(7).into_iter().flatten().map(|fault| fault.kind).collect();
+        for kind in &kinds {
+            let times = drawn.iter().filter(|drawn| *drawn == kind).count();
+            assert!(times >= 5, "{}: {times}", kind.name());
+        }
+        assert!(draw(7).iter().all(|round| round.iter().filter(|fault| fault.kind.harm() != Harm::None).count() <= 1));
+    }
+}

@@ -1,0 +1,145 @@
+//! The report of a run: JSON for programs, a Markdown table for people.
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+
+use serde::Serialize;
+
+use crate::{
+    check::{Counts, Violation, Wrong},
+    faults::Struck,
+    load::history::Answers,
+    plan::{KINDS, Kind},
+};
+
+/// How often a kind was asked for, and how often it took effect.
+#[derive(Debug, Default, Clone, Serialize)]
+pub(crate) struct Tally {
+    pub(crate) asked: u64,
+    pub(crate) took: u64,
+}
+
+/// What a run was and saw.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Report {
+    pub(crate) seed: u64,
+    pub(crate) planted: Option<String>,
+    pub(crate) seconds: u64,
+    pub(crate) rounds: u64,
+    /// Pipelines that were made: each run of some rounds has a fresh one.
+    pub(crate) pipelines: u64,
+    pub(crate) kinds: BTreeMap<&'static str, Tally>,
+    pub(crate) skipped: BTreeMap<&'static str, String>,
+    /// Ids that clients made.
+    pub(crate) records: u64,
+    pub(crate) answers: Answers,
+    pub(crate) counts: Counts,
+    /// Entries that faults destroyed that may, and what the product said was lost: at least, and at most where it knows.
+    pub(crate) destroyed: u64,
+    pub(crate) said_lost: i64,
+    pub(crate) said_lost_at_most: Option<i64>,
+    /// Kinds of wrong, with how often each was found (of one round, only some are).
+    pub(crate) wrong: BTreeMap<Wrong, u64>,
+    pub(crate) violations: Vec<Violation>,
+    /// Processes that ended though nobody asked them to.
+    pub(crate) ended: Vec<String>,
+    /// kB at the end of the first round of a pipeline, and the most at the end of any: of serve, of work.
+    pub(crate) memory_base_kb: (u64, u64),
+    pub(crate) memory_most_kb: (u64, u64),
+    /// The longest that a round took to come to rest, in milliseconds.
+    pub(crate) longest_rest_ms: u64,
+}
+
+impl Report {
+    /// Notes what a fault did.
+    pub(crate) fn struck(&mut self, struck: &Struck) {
+        let tally = self.kinds.entry(struck.kind.name()).or_default();
+        tally.asked += 1;
+        tally.took += u64::from(struck.took);
+    }
+
+    /// Notes that a kind is left out.
+    pub(crate) fn skip(&mut self, kind: Kind, why: &str) {
+        self.skipped.insert(kind.name(), why.to_owned());
+    }
+
+    /// Adds what a pipeline saw.
+    pub(crate) fn add(&mut self, answers: &Answers, counts: &Counts) {
+        let sums = &mut self.answers;
+        sums.sent += answers.sent;
+        sums.taken += answers.taken;
+        sums.unknown += answers.unknown;
+        sums.refused += answers.refused;
+        for (said, times) in &answers.requests {
+            *sums.requests.entry(said.clone()).or_default() += times;
+        }
+        self.counts.processed += counts.processed;
+        self.counts.duplicates += counts.duplicates;
+        self.counts.conflicts += counts.conflicts;
+        self.counts.letters += counts.letters;
+        self.counts.alerts += counts.alerts;
+        self.counts.foreign += counts.foreign;
+    }
+
+    /// Faults that took effect.
+    pub(crate) fn took(&self) -> u64 {
+        self.kinds.values().map(|tally| tally.took).sum()
+    }
+
+    fn times(&self, wrong: Wrong) -> u64 {
+        self.wrong.get(&wrong).copied().unwrap_or(0)
+    }
+
+    /// A table for people.
+    pub(crate) fn markdown(&self) -> String {
+        let mut text = String::new();
+        let _ = writeln!(
+            text,
+            "Seed {}, {} rounds on {} pipelines, {} s.\n\n| kind | asked | took effect |\n|---|---:|---:|",
+            self.seed, self.rounds, self.pipelines, self.seconds
+        );
+        for (_, name) in KINDS {
+            if let Some(Tally { asked, took }) = self.kinds.get(name) {
+                let _ = writeln!(text, "| {name} | {asked} | {took} |");
+            } else if let Some(why) = self.skipped.get(name) {
+                let _ = writeln!(text, "| {name} | skipped | {why} |");
+            }
+        }
+        let _ = writeln!(text, "| **all** | | **{}** |\n\n| what | number |\n|---|---:|", self.took());
+        for (what, number) in [
+            ("records", self.records),
+            ("entries sent", self.answers.sent),
+            ("of them taken", self.answers.taken),
+            ("outcome unknown", self.answers.unknown),
+            ("processed", self.counts.processed.cast_unsigned()),
+            ("duplicates", self.counts.duplicates.cast_unsigned()),
+            ("conflicts", self.counts.conflicts.cast_unsigned()),
+            ("dead letters", self.counts.letters.cast_unsigned()),
+            ("alerts", self.counts.alerts.cast_unsigned()),
+            ("destroyed by faults that may", self.destroyed),
+            ("of that said at least", self.said_lost.cast_unsigned()),
+            ("lost", self.times(Wrong::Lost)),
+            ("doubled", self.times(Wrong::Doubled)),
+            ("reordered", self.times(Wrong::Reordered)),
+            ("never sent", self.times(Wrong::Ghost)),
+            ("miscounted", self.times(Wrong::Miscounted)),
+            ("stuck", self.times(Wrong::Stuck)),
+            ("memory not given back", self.times(Wrong::Memory)),
+            ("processes that ended by themselves", self.ended.len() as u64),
+        ] {
+            let _ = writeln!(text, "| {what} | {number} |");
+        }
+        for violation in self.violations.iter().take(50) {
+            let _ = writeln!(text, "\n- round {}: {:?}: {}", violation.round, violation.wrong, violation.detail);
+        }
+        text
+    }
+
+    /// Writes both forms into a folder.
+    pub(crate) fn write(&self, dir: &Path) -> anyhow::Result<()> {
+        fs::create_dir_all(dir)?;
+        fs::write(dir.join("report.json"), serde_json::to_string_pretty(self)?)?;
+        fs::write(dir.join("report.md"), self.markdown())?;
+        Ok(())
+    }
+}

@@ -1,0 +1,301 @@
+//! The world of a run: servers, proxies between them, and the processes of one pipeline. What faults act upon.
+
+pub(crate) mod disk;
+pub(crate) mod postgres;
+pub(crate) mod process;
+pub(crate) mod proxy;
+pub(crate) mod redis;
+mod tools;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::{Value, json};
+use tokio::{process::Command, sync::Mutex, time::sleep};
+
+use crate::load::{KEY, record};
+use postgres::Postgres;
+use process::{Slot, Start};
+use proxy::{Link, Proxies};
+use redis::Redis;
+pub(crate) use tools::{alive, children, eventually, free_port, is_stopped, resident_kb};
+
+/// The pipeline's name.
+pub(crate) const NAME: &str = "faults";
+/// How many shards it has.
+pub(crate) const SHARDS: usize = 6;
+/// How long a lease lasts: a take-over is quick.
+pub(crate) const LEASE: Duration = Duration::from_millis(2_000);
+/// Serve processes.
+pub(crate) const SERVES: usize = 2;
+/// Most workers; as many as there are slots.
+pub(crate) const WORKERS: usize = 5;
+/// Workers at rest.
+pub(crate) const USUAL_WORKERS: usize = 3;
+
+/// What a run is given.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) binary: PathBuf,
+    pub(crate) other_binary: Option<PathBuf>,
+    pub(crate) toxiproxy: Option<PathBuf>,
+    /// Whether Postgres gets a disk of its own, which can be filled.
+    pub(crate) small_disk: bool,
+    /// Where data and logs are.
+    pub(crate) dir: PathBuf,
+    /// More in the environment of every process, such as a planted bug.
+    pub(crate) environment: Vec<(String, String)>,
+}
+
+/// Everything that runs.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) setup: Setup,
+    pub(crate) redis: Mutex<Redis>,
+    pub(crate) postgres: Mutex<Postgres>,
+    pub(crate) proxies: Option<Proxies>,
+    pub(crate) serves: Vec<Mutex<Slot>>,
+    pub(crate) workers: Vec<Mutex<Slot>>,
+    /// Processes that ended though nobody asked them to.
+    pub(crate) ended: std::sync::Mutex<Vec<String>>,
+    /// Which of two builds new processes are of.
+    pub(crate) other_build: AtomicBool,
+    pub(crate) starts: AtomicU64,
+    pub(crate) http: reqwest::Client,
+    /// Entries that nobody sent, put into the streams so far.
+    pub(crate) foreign: AtomicU64,
+    /// Ports of Redis and Postgres at the start, which processes are given where there are no proxies.
+    server_ports: (u16, u16),
+}
+
+impl World {
+    /// Starts servers, makes the pipeline, and starts its processes.
+    pub(crate) async fn start(setup: Setup) -> anyhow::Result<Arc<Self>> {
+        fs::create_dir_all(setup.dir.join("logs"))?;
+        // Another user has to pass through.
+        fs::set_permissions(&setup.dir, fs::Permissions::from_mode(0o711))?;
+        let redis = Redis::start(&setup.dir).await?;
+        let postgres = Postgres::start(&setup.dir, setup.small_disk).await?;
+        let proxies = match &setup.toxiproxy {
+            Some(program) => Some(Proxies::start(program, &setup.dir).await?),
+            None => None,
+        };
+        let serve_ports = [free_port(), free_port()];
+        if let Some(proxies) = &proxies {
+            for role in ["serve", "work"] {
+                proxies.add(Link::redis(role), redis.port).await?;
+                proxies.add(Link::postgres(role), postgres.port).await?;
+            }
+            for (n, port) in serve_ports.iter().enumerate() {
+                proxies.add(Link::client(n), *port).await?;
+            }
+        }
+        let this = Arc::new(Self {
+            serves: serve_ports.iter().enumerate().map(|(n, port)| Mutex::new(Slot::serve(n, *port))).collect(),
+            workers: (0..WORKERS).map(|n| Mutex::new(Slot::work(n))).collect(),
+            setup,
+            server_ports: (redis.port, postgres.port),
+            redis: Mutex::new(redis),
+            postgres: Mutex::new(postgres),
+            proxies,
+            ended: std::sync::Mutex::default(),
+            other_build: AtomicBool::new(false),
+            starts: AtomicU64::new(0),
+            foreign: AtomicU64::new(0),
+            http: reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?,
+        });
+        this.write_manifest()?;
+        this.command(&["migrate"]).await?;
+        for slot in &this.serves {
+            slot.lock().await.start(&this, &Start::default())?;
+        }
+        this.scale(USUAL_WORKERS).await?;
+        tokio::task::spawn_local(supervise(Arc::downgrade(&this)));
+        Ok(this)
+    }
+
+    fn write_manifest(&self) -> anyhow::Result<()> {
+        let sink = |name: &str, on: &str| json!({"name": name, "on": on, "redisStream": {"stream": stream(name)}});
+        let manifest = json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "RecordPipeline",
+            "metadata": {"name": NAME},
+            "spec": {
+                "shards": SHARDS,
+                "backlogLimit": 1_000_000,
+                "threshold": record::THRESHOLD,
+                "thresholds": {"USD": record::THRESHOLD_USD},
+                "policy": {"minimumTotal": record::MINIMUM_TOTAL},
+                "sinks": SINKS.map(|(name, on)| sink(name, on)),
+            },
+        });
+        Ok(fs::write(self.manifest(), manifest.to_string())?)
+    }
+
+    fn manifest(&self) -> PathBuf {
+        self.setup.dir.join("pipeline.yaml")
+    }
+
+    /// Where clients reach the serve processes.
+    pub(crate) async fn urls(&self) -> anyhow::Result<Vec<String>> {
+        let mut urls = Vec::new();
+        for (n, slot) in self.serves.iter().enumerate() {
+            let port = match &self.proxies {
+                Some(proxies) => proxies.port(&Link::client(n))?,
+                None => slot.lock().await.port,
+            };
+            urls.push(format!("http://127.0.0.1:{port}"));
+        }
+        Ok(urls)
+    }
+
+    /// What every process of the pipeline has in its environment.
+    fn environment(&self, redis: u16, postgres: u16) -> Vec<(String, String)> {
+        let mut environment = vec![
+            ("PATH".to_owned(), std::env::var("PATH").unwrap_or_default()),
+            ("MILLRACE_PIPELINE".to_owned(), self.manifest().display().to_string()),
+            ("MILLRACE_REDIS_URL".to_owned(), format!("redis://127.0.0.1:{redis}")),
+            ("MILLRACE_POSTGRES_URL".to_owned(), postgres::url(postgres)),
+            ("MILLRACE_BOOTSTRAP_KEY".to_owned(), KEY.to_owned()),
+            ("MILLRACE_LEASE_MS".to_owned(), LEASE.as_millis().to_string()),
+            ("MILLRACE_LOG_FORMAT".to_owned(), "json".to_owned()),
+        ];
+        environment.extend(self.setup.environment.iter().cloned());
+        environment
+    }
+
+    /// The build that a process is started of now.
+    fn build(&self) -> &Path {
+        let other = self.setup.other_binary.as_ref().filter(|_| self.other_build.load(Ordering::Relaxed));
+        other.unwrap_or(&self.setup.binary)
+    }
+
+    /// Runs a subcommand to its end, past the proxies.
+    pub(crate) async fn command(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let (redis, postgres) = (self.redis.lock().await.port, self.postgres.lock().await.port);
+        let mut command = Command::new(&self.setup.binary);
+        command.args(arguments).env_clear().envs(self.environment(redis, postgres)).kill_on_drop(true);
+        let output = command.output().await.with_context(|| format!("{}", self.setup.binary.display()))?;
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        ensure!(output.status.success(), "millrace {}: {}: {said}", arguments.join(" "), output.status);
+        Ok(said)
+    }
+
+    /// Brings the number of workers to `n`: the first slots are wanted, the others are asked to end. Answers how many
+    /// started or ended.
+    pub(crate) async fn scale(&self, n: usize) -> anyhow::Result<usize> {
+        let mut changed = 0;
+        for (index, slot) in self.workers.iter().enumerate() {
+            let mut slot = slot.lock().await;
+            if index < n && !slot.is_wanted() {
+                slot.start(self, &Start::default())?;
+                changed += 1;
+            } else if index >= n && slot.is_wanted() {
+                changed += usize::from(slot.stop().await);
+            }
+        }
+        Ok(changed)
+    }
+
+    /// What a serve process answers, past the proxies.
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let mut last = None;
+        for slot in &self.serves {
+            let url = format!("http://127.0.0.1:{}{path}", slot.lock().await.port);
+            match self.http.get(url).bearer_auth(KEY).send().await {
+                Ok(answer) if answer.status().is_success() => return Ok(answer.json().await?),
+                Ok(answer) => last = Some(anyhow::anyhow!("{}: {}", answer.status(), answer.text().await?)),
+                Err(error) => last = Some(error.into()),
+            }
+        }
+        match last {
+            Some(error) => Err(error),
+            None => bail!("there is no serve process"),
+        }
+    }
+
+    /// Everything as it should be: servers answer, nothing is held up, the usual processes run.
+    pub(crate) async fn heal(&self) -> anyhow::Result<()> {
+        if let Some(proxies) = &self.proxies {
+            proxies.clear().await?;
+        }
+        self.redis.lock().await.ensure().await?;
+        self.postgres.lock().await.ensure().await?;
+        self.scale(USUAL_WORKERS).await?;
+        for slot in self.serves.iter().chain(&self.workers[..USUAL_WORKERS]) {
+            let mut slot = slot.lock().await;
+            slot.go_on();
+            if !slot.runs() {
+                slot.start(self, &Start::default())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory of the processes, kB: the most of any serve process and of any worker.
+    pub(crate) async fn memory(&self) -> (u64, u64) {
+        let mut most = (0, 0);
+        for slot in &self.serves {
+            most.0 = most.0.max(slot.lock().await.pid().map_or(0, resident_kb));
+        }
+        for slot in &self.workers {
+            most.1 = most.1.max(slot.lock().await.pid().map_or(0, resident_kb));
+        }
+        most
+    }
+
+    /// Processes that ended though nobody asked them to, since this was asked last.
+    pub(crate) fn ended(&self) -> Vec<String> {
+        std::mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Ends everything.
+    pub(crate) async fn end(&self) {
+        for slot in self.serves.iter().chain(&self.workers) {
+            slot.lock().await.kill().await;
+        }
+        self.redis.lock().await.kill().await;
+        let mut postgres = self.postgres.lock().await;
+        postgres.end().await;
+        postgres.disk = None;
+    }
+}
+
+/// The sinks: name, and what each carries.
+pub(crate) const SINKS: [(&str, &str); 4] =
+    [("notifications", "Processed"), ("alerts", "Alert"), ("letters", "DeadLettered"), ("conflicts", "Conflicted")];
+
+/// A sink's stream.
+pub(crate) fn stream(sink: &str) -> String {
+    format!("{NAME}.{sink}")
+}
+
+/// A shard's records stream.
+pub(crate) fn records(shard: usize) -> String {
+    format!("{{{NAME}.{shard}}}:records")
+}
+
+/// Starts again what ended by itself, as a cluster does, and notes it.
+async fn supervise(world: std::sync::Weak<World>) {
+    loop {
+        sleep(Duration::from_millis(200)).await;
+        let Some(world) = world.upgrade() else { return };
+        for slot in world.serves.iter().chain(&world.workers) {
+            // A slot that a fault acts upon is the fault's.
+            let Ok(mut slot) = slot.try_lock() else { continue };
+            let Some(end) = slot.ended_by_itself() else { continue };
+            world.ended.lock().unwrap_or_else(PoisonError::into_inner).push(end);
+            if let Err(error) = slot.start(&world, &Start::default()) {
+                eprintln!("cannot start a process again: {error:#}");
+            }
+        }
+    }
+}

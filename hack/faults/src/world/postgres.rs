@@ -1,0 +1,234 @@
+//! The campaign's Postgres: its processes, its folder, and connections past the proxies.
+
+use std::{
+    fs,
+    os::unix::fs::chown,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, User, geteuid},
+};
+use sqlx::{Connection as _, PgConnection};
+use tokio::{
+    process::{Child, Command},
+    time::timeout,
+};
+
+use super::{NAME, alive, children, disk::Disk, eventually, free_port};
+
+/// Longest wait for it to start.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A Postgres; its data stay when it is killed.
+#[derive(Debug)]
+pub(crate) struct Postgres {
+    pub(crate) dir: PathBuf,
+    pub(crate) port: u16,
+    /// The folder that it runs on.
+    pub(crate) data: PathBuf,
+    /// The disk on which all of that is, where it has one of its own.
+    pub(crate) disk: Option<Disk>,
+    child: Option<Child>,
+}
+
+/// The URL of its database.
+pub(crate) fn url(port: u16) -> String {
+    format!("postgres://postgres@127.0.0.1:{port}/postgres")
+}
+
+impl Postgres {
+    /// Starts one below `dir`.
+    pub(super) async fn start(dir: &Path, small_disk: bool) -> anyhow::Result<Self> {
+        let image = dir.join("postgres.disk");
+        let dir = dir.join("postgres");
+        fs::create_dir_all(&dir)?;
+        let disk = small_disk.then(|| Disk::mount(&image, &dir)).transpose()?;
+        make_dir(&dir)?;
+        let data = dir.join("data");
+        let mut command = program("initdb")?;
+        command.arg("--pgdata").arg(&data).args(["--username=postgres", "--auth=trust", "--encoding=UTF8"]);
+        let output = command.args(["--no-locale", "--no-sync"]).output().await?;
+        ensure!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+        let mut this = Self { dir, port: free_port(), data, disk, child: None };
+        this.ensure().await?;
+        Ok(this)
+    }
+
+    /// A standby of it on a port of its own, which gets all that is written from now on.
+    pub(crate) async fn standby(&self) -> anyhow::Result<Self> {
+        let mut standby = self.copy("standby", &["--write-recovery-conf"]).await?;
+        standby.port = free_port();
+        standby.launch()?;
+        let port = standby.port;
+        let follows = eventually(PATIENCE, async || {
+            let query = "select exists (select from pg_stat_wal_receiver where status = 'streaming')";
+            let Ok(mut connection) = PgConnection::connect(&url(port)).await else { return false };
+            sqlx::query_scalar::<_, bool>(query).fetch_one(&mut connection).await.unwrap_or(false)
+        });
+        ensure!(follows.await, "the standby does not follow");
+        Ok(standby)
+    }
+
+    /// A copy of its folder as it is now; it does not run.
+    pub(crate) async fn copy(&self, name: &str, more: &[&str]) -> anyhow::Result<Self> {
+        let data = (0..).map(|n| self.dir.join(format!("{name}-{n}"))).find(|data| !data.exists());
+        let data = data.context("no name is free")?;
+        let mut command = program("pg_basebackup")?;
+        command.args([
+            "--host=127.0.0.1",
+            &format!("--port={}", self.port),
+            "--username=postgres",
+            "--checkpoint=fast",
+        ]);
+        let output = command.args(["--no-sync", "--pgdata"]).arg(&data).args(more).output().await?;
+        ensure!(output.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(Self { dir: self.dir.clone(), port: self.port, data, disk: None, child: None })
+    }
+
+    /// Puts another in its place, which has its folder's name no more; this one is killed and gone.
+    pub(crate) async fn replace(&mut self, mut other: Self) -> anyhow::Result<()> {
+        self.kill().await;
+        other.disk = self.disk.take();
+        let gone = std::mem::replace(self, other);
+        Ok(fs::remove_dir_all(&gone.data)?)
+    }
+
+    /// Its log.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.dir.join("postgres.log")
+    }
+
+    /// Starts it where it does not run, lets it go on where it is held still, and waits until it takes writes.
+    pub(crate) async fn ensure(&mut self) -> anyhow::Result<()> {
+        self.go_on();
+        let port = self.port;
+        let answers = eventually(PATIENCE, async || {
+            if !self.runs() && self.launch().is_err() {
+                return false;
+            }
+            timeout(Duration::from_secs(2), writable(port)).await.is_ok_and(|writable| writable.unwrap_or(false))
+        });
+        ensure!(answers.await, "Postgres does not answer; see {}", self.log().display());
+        Ok(())
+    }
+
+    /// Starts it on its folder, and waits for nothing.
+    pub(crate) fn launch(&mut self) -> anyhow::Result<()> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
+        let mut command = program("postgres")?;
+        // No fault takes the power away: the files need not be flushed.
+        let settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=300", "fsync=off"];
+        command.arg("-D").arg(&self.data).args(settings.iter().flat_map(|setting| ["-c", setting]));
+        command.args(["-c", &format!("port={}", self.port)]);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.child = Some(command.spawn().context("postgres")?);
+        Ok(())
+    }
+
+    /// Whether its first process runs.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// All of its processes, the first one first.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        let Some(first) = self.child.as_ref().and_then(Child::id) else { return Vec::new() };
+        std::iter::once(first).chain(children(first)).collect()
+    }
+
+    /// Sends a signal to all of its processes.
+    pub(crate) fn signal_all(&self, signal: Signal) -> usize {
+        self.pids().into_iter().filter(|pid| kill(Pid::from_raw(pid.cast_signed()), signal).is_ok()).count()
+    }
+
+    /// Lets it go on where it was held still.
+    pub(crate) fn go_on(&self) {
+        self.signal_all(Signal::SIGCONT);
+    }
+
+    /// Kills its first process; the others see it and end. Answers whether it died.
+    pub(crate) async fn kill(&mut self) -> bool {
+        let rest = self.pids();
+        let Some(mut child) = self.child.take() else { return false };
+        let _ = child.kill().await;
+        for pid in &rest {
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT);
+        }
+        // A new one refuses to start beside what is left of the old.
+        eventually(Duration::from_secs(20), async || !rest.iter().any(|pid| alive(*pid))).await
+    }
+
+    /// Ends it in order, its sessions at once.
+    pub(crate) async fn end(&mut self) {
+        self.go_on();
+        if let Some(mut child) = self.child.take() {
+            if let Some(pid) = child.id() {
+                let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT);
+            }
+            if timeout(Duration::from_secs(20), child.wait()).await.is_err() {
+                let _ = child.kill().await;
+            }
+        }
+    }
+
+    /// A connection into the pipeline's schema, past the proxies.
+    pub(crate) async fn connect(&self) -> sqlx::Result<PgConnection> {
+        connect(self.port).await
+    }
+}
+
+/// A connection into the pipeline's schema.
+pub(crate) async fn connect(port: u16) -> sqlx::Result<PgConnection> {
+    PgConnection::connect(&format!("{}?options=-csearch_path%3Dmillrace_{NAME}", url(port))).await
+}
+
+async fn writable(port: u16) -> sqlx::Result<bool> {
+    let mut connection = PgConnection::connect(&url(port)).await?;
+    sqlx::query_scalar("select not pg_is_in_recovery()").fetch_one(&mut connection).await
+}
+
+/// Postgres refuses to run as root.
+fn user() -> anyhow::Result<Option<User>> {
+    if !geteuid().is_root() {
+        return Ok(None);
+    }
+    let named = |name| User::from_name(name).ok().flatten();
+    Ok(Some(
+        named("postgres").or_else(|| named("nobody")).context("there is no user for Postgres, which refuses root")?,
+    ))
+}
+
+/// A folder for Postgres's user.
+pub(crate) fn make_dir(dir: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(dir)?;
+    if let Some(user) = user()? {
+        chown(dir, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+    }
+    Ok(())
+}
+
+/// A program of Postgres as its user; it ends with this program.
+pub(crate) fn program(name: &str) -> anyhow::Result<Command> {
+    let mut command = Command::new("setpriv");
+    if let Some(User { uid, gid, .. }) = user()? {
+        command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".to_owned()]);
+    }
+    command.args(["--pdeathsig=INT", "--"]).arg(find(name)?).current_dir("/").kill_on_drop(true);
+    Ok(command)
+}
+
+/// Where a program is: in PATH or where Debian puts it.
+fn find(name: &str) -> anyhow::Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut debian: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .map(|versions| versions.flatten().map(|version| version.path().join("bin")).collect())
+        .unwrap_or_default();
+    debian.sort();
+    let mut files = std::env::split_paths(&path).chain(debian.into_iter().rev()).map(|dir| dir.join(name));
+    files.find(|file| file.is_file()).with_context(|| format!("{name} is not installed; hack/install-deps does it"))
+}
