@@ -13,19 +13,19 @@
 //! ```
 //!
 //! - **Take** raises the epoch and draws a token: the fence. **Prepare** sets it beside the stream and answers the
-//! mark, the   highest committed numbers that an ack came with. The fence comes first: once it stands, no older ack
-//! moves the mark.   Where a higher one stands, the epoch is raised above it, in Postgres, and Prepare begins anew.
+//!   mark, the highest committed numbers that an ack came with. The fence comes first: once it stands, no older ack
+//!   moves the mark. Where a higher one stands, the epoch is raised above it, in Postgres, and Prepare begins anew.
 //! - **Compare** is one transaction under the fence. A log below the mark or below a cursor is that of a Postgres that
-//! went   back: the numbers in between become a gap, and the sequence goes on above. Nothing is written before it, so a
-//! crash   anywhere on the way is safe. It belongs to one start of Postgres: a commit on another one is refused, the
-//! batch in hand   dropped, and the owner prepares anew. To compare numbers with remembered ones would not do: the
-//! lease of a paused   former owner can come back together with the numbers that it remembers.
+//!   went back: the numbers in between become a gap, and the sequence goes on above. Nothing is written before it, so a
+//!   crash anywhere on the way is safe. It belongs to one start of Postgres: a commit on another one is refused, the
+//!   batch in hand dropped, and the owner prepares anew. To compare numbers with remembered ones would not do: the
+//!   lease of a paused former owner can come back together with the numbers that it remembers.
 //! - **Claim** takes all pending entries over, in order, before anything new is **read**. When none is left, the mark
-//! is set   again where Redis lost it; earlier it would cover entries that are still to come.
+//!   is set again where Redis lost it; earlier it would cover entries that are still to come.
 //! - **Commit** compares fence, start of Postgres and policy version, judges each entry by what is stored ([`commit`]),
-//! and   writes all of it. **Ack** comes behind, raises the mark and trims.
+//!   and writes all of it. **Ack** comes behind, raises the mark and trims.
 //! - Each script compares fence and mark. A fence that stands lower, a mark below the one that the owner knows, or an
-//! ack of   what is not pending is a Redis that went back: pending entries are taken over anew.
+//!   ack of what is not pending is a Redis that went back: pending entries are taken over anew.
 //!
 //! Beside it a lane per sink fetches what comes behind the sink's cursor, never above the mark, and appends it by a
 //! script that compares the cursor ([`publish`]). Sinks are started, and moved to another stream, in steps that any
@@ -47,10 +47,11 @@
 //! # Where the protocol ends
 //!
 //! - Where both servers go back before an owner could compare, or Redis to a state from before that, nobody may
-//! remember   which ids a reader has seen: they can be given again with other content.
+//!   remember which ids a reader has seen: they can be given again with other content.
 //! - A record that Postgres lost, and a Redis that goes back later brings again, is processed behind what came after
-//! it. - A Redis that goes back while a sink moves to another stream can forget that the old cursor was retired:
-//! numbers that a   lane still appends behind it come again behind the new one.
+//!   it.
+//! - A Redis that goes back while a sink moves to another stream can forget that the old cursor was retired: numbers
+//!   that a lane still appends behind it come again behind the new one.
 //! - A sink whose cursor is gone, or of another start, halts until someone says where to go on.
 //!
 //! # What is left out
