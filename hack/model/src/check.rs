@@ -119,8 +119,8 @@ fn is_settled(state: &State, uid: u8) -> bool {
         .any(|shard| shard.log.iter().any(|row| here(&row.entry)) || shard.noted.iter().any(|noted| here(&noted.entry)))
 }
 
-/// How many acknowledged appends neither server has, nor a rightful owner in hand; those that will be acknowledged, too, if
-/// wanted.
+/// How many acknowledged appends neither server has, nor a rightful owner in hand; those that will be acknowledged,
+/// too, if wanted.
 pub(crate) fn lost(state: &State, waiting: bool) -> u8 {
     let waits = state.clients.iter().filter_map(|client| client.waits).fold(0, |all, uid| all | 1 << uid);
     let acknowledged = state.observer.acknowledged | if waiting { waits } else { 0 };
@@ -145,8 +145,8 @@ fn is_done(model: &Protocol, state: &State) -> bool {
     sent && drained && is_published(state) && is_bounded(model, state)
 }
 
-/// Every sink stands at the end of the log. Where a server went back, one may be halted, and say so: its cursor is gone or of
-/// another start, or that of the stream it moves away from is.
+/// Every sink stands at the end of the log. Where a server went back, one may be halted, and say so: its cursor is gone
+/// or of another start, or that of the stream it moves away from is.
 fn is_published(state: &State) -> bool {
     let went_back = state.observer.went_back != (0, 0);
     (0..).zip(&state.postgres.sinks).all(|(sink, row)| {

@@ -40,8 +40,8 @@ pub enum Guard {
     EmptyLanes,
     /// A mark that Redis lost is set again once nothing is pending.
     RestoreMark,
-    /// An owner finds a Redis that went back by its mark, below the one that the owner knows, or by an ack of something that
-    /// is not pending; and prepares anew.
+    /// An owner finds a Redis that went back by its mark, below the one that the owner knows, or by an ack of something
+    /// that is not pending; and prepares anew.
     NoticeRedisBack,
     /// What a worker holds of the policy is read anew with the comparison, not only when its number changed.
     ReadPolicyAnew,
@@ -181,12 +181,13 @@ pub struct Config {
     pub clients: Vec<Vec<u8>>,
     /// Most entries of a batch.
     pub batch: usize,
-    /// Whether a transaction is two steps, what it reads and what it writes. Its shard's row is locked in between, so that
-    /// only other shards can tell.
+    /// Whether a transaction is two steps, what it reads and what it writes. Its shard's row is locked in between, so
+    /// that only other shards can tell.
     pub split: bool,
     /// Whether losses are counted.
     pub count: bool,
-    /// Whether Redis can go back in parts: the records streams alone, or the sinks' streams alone, as nodes of a cluster do.
+    /// Whether Redis can go back in parts: the records streams alone, or the sinks' streams alone, as nodes of a
+    /// cluster do.
     pub parts: bool,
     /// Faults.
     pub faults: Faults,

@@ -1,7 +1,7 @@
 //! How losses are found: by the owner, between two batches, in three steps whose order matters.
 //!
-//! First what was acknowledged and what is settled, then what is present, then what was appended by then: so nothing that
-//! moves on in between is missing in the least, or counted twice in the most.
+//! First what was acknowledged and what is settled, then what is present, then what was appended by then: so nothing
+//! that moves on in between is missing in the least, or counted twice in the most.
 
 use crate::{
     check::lost,

@@ -1,4 +1,5 @@
-//! An owner and its shard: take, prepare, compare, claim, read, acknowledge. Each function is one script or transaction.
+//! An owner and its shard: take, prepare, compare, claim, read, acknowledge. Each function is one script or
+//! transaction.
 //!
 //! A step answers whether it did anything; what it cannot do now it does later.
 
@@ -91,8 +92,8 @@ impl Protocol {
         done.unwrap_or(true)
     }
 
-    /// As [`Self::work`], but there is no answer, whether it took effect or not: a commit is tried again with the same batch
-    /// in hand; after anything else, pending entries tell what is not settled.
+    /// As [`Self::work`], but there is no answer, whether it took effect or not: a commit is tried again with the same
+    /// batch in hand; after anything else, pending entries tell what is not settled.
     pub(crate) fn work_unanswered(&self, state: &mut State, worker: u8, shard: u8, effect: bool) -> bool {
         let at = (usize::from(worker), usize::from(shard));
         let Some(before) = state.workers[at.0].owns[at.1].clone() else { return false };
@@ -193,8 +194,8 @@ impl Protocol {
         Some(true)
     }
 
-    /// Pending entries, whoever they were delivered to. When there are none any more, all that is committed is settled in
-    /// Redis, too, and the mark is set again where Redis lost it.
+    /// Pending entries, whoever they were delivered to. When there are none any more, all that is committed is settled
+    /// in Redis, too, and the mark is set again where Redis lost it.
     fn claim(&self, state: &mut State, shard: usize, own: &mut Own, above: u8) -> Option<bool> {
         let input = &mut state.redis.inputs[shard];
         match self.show(input, own.fence) {

@@ -304,7 +304,8 @@ fn left_of(left: &mut Faults, action: Action) -> Option<&mut u8> {
     })
 }
 
-/// One form for states that differ by nothing but names: workers are alike, and of tokens only their being equal counts.
+/// One form for states that differ by nothing but names: workers are alike, and of tokens only their being equal
+/// counts.
 fn normalise(state: &mut State) {
     state.workers.sort_unstable();
     let mut names: Vec<u8> = vec![0];

@@ -7,8 +7,8 @@ use crate::{
 };
 
 impl Protocol {
-    /// Reads the cursor and the next row behind it, from memory where it is there, else from the log. What was fetched may
-    /// be held for long before it is appended.
+    /// Reads the cursor and the next row behind it, from memory where it is there, else from the log. What was fetched
+    /// may be held for long before it is appended.
     pub(crate) fn fetch(&self, state: &mut State, worker: u8, shard: u8, sink: u8) -> bool {
         let next = self.next_notice(state, &state.workers[usize::from(worker)], shard, sink);
         self.lane(state, worker, shard, sink, next);

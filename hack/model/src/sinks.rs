@@ -1,5 +1,5 @@
-//! Starting a sink and moving it to another stream: every step is written to Postgres first and can be done again, by any
-//! worker, also by one that was paused since it read the row.
+//! Starting a sink and moving it to another stream: every step is written to Postgres first and can be done again, by
+//! any worker, also by one that was paused since it read the row.
 
 use crate::{
     config::{Guard, THRESHOLDS},
@@ -118,7 +118,8 @@ impl Protocol {
                 Some(PlanStep::NoteStarts(cursor.at.clone()))
             }
             PlanStep::NoteStarts(at) => {
-                // Where the row has moved on, so has the plan: to make a cursor now could replace one that is still needed.
+                // Where the row has moved on, so has the plan: to make a cursor now could replace one that is still
+                // needed.
                 let now = now?;
                 if !now.started {
                     now.after.clone_from(at);

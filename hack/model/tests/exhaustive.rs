@@ -20,7 +20,7 @@ fn two_workers_and_every_fault_once() {
 #[test]
 fn two_workers_and_every_two_faults_together() {
     let faults = Faults { retarget: 0, start: 0, ..Faults::any(2) };
-    holds("2 workers, 1 shard, 1 record, every two faults", Config::new(2, 1).faults(faults));
+    holds("2 workers, 1 shard, 2 records, every two faults", Config::new(2, 2).faults(faults));
 }
 
 /// But a Redis that goes back amid it: see where the protocol ends.

@@ -1,5 +1,5 @@
-//! Taking out any one guard lets the checker find a violation, in the smallest configuration that shows it; with the guard
-//! there is none.
+//! Taking out any one guard lets the checker find a violation, in the smallest configuration that shows it; with the
+//! guard there is none.
 
 mod common;
 
