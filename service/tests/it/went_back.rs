@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Load, Pipeline, PrivatePostgres, PrivateRedis, Process, eventually, obtain, shared};
+use crate::harness::{Load, Pipeline, PrivatePostgres, PrivateRedis, Process, eventually, shared};
 
 /// What `/stats` says was lost, at least and at most, once it says so.
 async fn lost(pipeline: &Pipeline, least: i64, most: Option<i64>) {
@@ -141,15 +141,16 @@ async fn numbers_that_redis_forgot_are_told_to_it_again() {
 #[tokio::test]
 async fn what_a_redis_that_was_emptied_held_is_counted() {
     let redis = PrivateRedis::start(&[]).await;
-    let (pipeline, _serve, work) = one_shard(&redis.url(), &shared().await.postgres).await;
+    let (pipeline, _serve, mut work) = one_shard(&redis.url(), &shared().await.postgres).await;
     pipeline.send(&Load::new("before", 40).records).await;
     pipeline.settled().await;
     lost(&pipeline, 0, Some(0)).await;
-    work.pause();
+    // Not only paused: what it had asked for would still be given to it.
+    work.stop().await;
     let gone = Load::new("gone", 25);
     pipeline.send(&gone.records).await;
     let _: String = pipeline.redis(&["FLUSHALL"]).await;
-    work.go_on();
+    let work = pipeline.work();
     let line = work.says("process.entries.lost").await;
     assert_eq!((&line["at_least"], &line["at_most"]), (&json!(gone.entries()), &json!(gone.entries())), "{line}");
     lost(&pipeline, gone.entries(), Some(gone.entries())).await;
@@ -160,10 +161,11 @@ async fn what_a_redis_that_was_emptied_held_is_counted() {
 #[tokio::test]
 async fn what_a_redis_forgot_of_its_newest_entries_is_counted() {
     let mut redis = PrivateRedis::start(&[]).await;
-    let (pipeline, _serve, work) = one_shard(&redis.url(), &shared().await.postgres).await;
+    let (pipeline, _serve, mut work) = one_shard(&redis.url(), &shared().await.postgres).await;
     pipeline.send(&Load::new("before", 40).records).await;
     pipeline.settled().await;
-    work.pause();
+    // Not only paused: what it had asked for would still be given to it.
+    work.stop().await;
     let queued = Load::new("queued", 30);
     pipeline.send(&queued.records).await;
     redis.kill();
@@ -172,7 +174,7 @@ async fn what_a_redis_forgot_of_its_newest_entries_is_counted() {
     let left: i64 = pipeline.redis(&["XLEN", &pipeline.records(0)]).await;
     let gone = queued.entries() - left;
     assert!(gone > 0, "the cut took nothing");
-    work.go_on();
+    let _work = pipeline.work();
     lost(&pipeline, gone, Some(gone)).await;
     // Entries that follow do not hide it.
     pipeline.send_through(&Load::new("after", 20).records).await;
@@ -183,7 +185,7 @@ async fn what_a_redis_forgot_of_its_newest_entries_is_counted() {
 #[tokio::test]
 async fn of_a_serve_process_that_died_the_last_word_is_spoken_unless_redis_went_back() {
     let mut redis = PrivateRedis::start(&[]).await;
-    let (pipeline, mut serve, work) = one_shard(&redis.url(), &shared().await.postgres).await;
+    let (pipeline, mut serve, mut work) = one_shard(&redis.url(), &shared().await.postgres).await;
     pipeline.send(&Load::new("before", 40).records).await;
     eventually("Redis runs for longer than it takes to call a process dead", async || {
         let info: String = pipeline.redis(&["INFO", "server"]).await;
@@ -196,15 +198,15 @@ async fn of_a_serve_process_that_died_the_last_word_is_spoken_unless_redis_went_
     let mut serve = pipeline.serve().await;
     pipeline.settled().await;
     lost(&pipeline, 0, Some(0)).await;
-    work.pause();
+    // Not only paused: what it had asked for would still be given to it.
+    work.stop().await;
     pipeline.send(&Load::new("gone", 20).records).await;
     serve.kill();
     redis.kill();
     redis.cut(2_000);
     redis.start_again().await;
-    work.go_on();
-    let buried =
-        obtain("the other is buried, too", async || work.said("process.appender.buried").get(1).cloned()).await;
+    let work = pipeline.work();
+    let buried = work.says("process.appender.buried").await;
     assert_eq!(buried["accounted"], Value::Bool(false));
     let _serve = pipeline.serve().await;
     lost(&pipeline, pipeline.number("select lost from shards").await, None).await;
