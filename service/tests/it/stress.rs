@@ -4,7 +4,7 @@
 //! `MILLRACE_STRESS=long` does it in full measure: ten thousand connections, a stream of 10 GB.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
@@ -95,16 +95,12 @@ async fn slow_clients_are_told_408_and_hold_up_nobody() {
         dripping
     };
     let (told, ids) = tokio::join!(slow, behave(&pipeline, true, &done));
-    let told: Vec<Vec<u16>> = told
-        .chunks(each)
-        .map(|statuses| {
-            let mut statuses = statuses.to_vec();
-            statuses.sort_unstable();
-            statuses.dedup();
-            statuses
-        })
-        .collect();
-    assert_eq!(told, [vec![408], vec![408], vec![408], vec![408], vec![401]]);
+    // One that sends in the very moment in which the connection is closed is told by a reset.
+    let reset = told.iter().filter(|status| **status == 0).count();
+    assert!(reset * 20 < told.len(), "{reset} of {} were told nothing", told.len());
+    let told: Vec<BTreeSet<u16>> =
+        told.chunks(each).map(|told| told.iter().copied().filter(|status| *status != 0).collect()).collect();
+    assert_eq!(told, [408, 408, 408, 408, 401].map(|status| BTreeSet::from([status])));
     println!("{} slow clients; {} records meanwhile; serve {} MiB", each * heads.len(), ids.len(), resident(&serve));
     pipeline.settled().await;
     pipeline.check_exactly_once(&ids).await;
