@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use campaign::Orders;
-use plan::{Harm, KINDS, Kind};
+use plan::{KINDS, Kind};
 use report::Report;
 use world::Setup;
 
@@ -64,8 +64,7 @@ struct Args {
     /// Records a second, over all clients
     #[arg(long, default_value_t = 2_000.0)]
     rate: f64,
-    /// Kinds of faults by name or by the beginning of one, with commas; `usual`, what is done without
-    /// this, leaves those out after which Postgres knows less than before, `all` does not
+    /// Kinds of faults by name or by the beginning of one, with commas; all of them without this
     #[arg(long, value_delimiter = ',')]
     kinds: Vec<String>,
     /// Where report.json and report.md go
@@ -167,23 +166,13 @@ async fn run(args: Args) -> anyhow::Result<bool> {
 
 /// The kinds that were asked for, in the order of the list.
 fn chosen(names: &[String]) -> anyhow::Result<Vec<Kind>> {
-    let usual = |kind: &Kind| kind.harm() != Harm::Postgres;
-    let every: Vec<Kind> = KINDS.iter().map(|(kind, _)| *kind).collect();
-    if names.is_empty() {
-        return Ok(every.into_iter().filter(usual).collect());
-    }
     for name in names {
-        let known = KINDS.iter().any(|(_, known)| known.starts_with(name.as_str()));
-        if !known && name != "usual" && name != "all" {
+        if !KINDS.iter().any(|(_, known)| known.starts_with(name.as_str())) {
             bail!("no kind of fault is called {name}; --list lists them");
         }
     }
-    let asked = |kind: &Kind| {
-        names
-            .iter()
-            .any(|name| kind.name().starts_with(name.as_str()) || name == "all" || (name == "usual" && usual(kind)))
-    };
-    Ok(every.into_iter().filter(asked).collect())
+    let asked = |kind: &Kind| names.is_empty() || names.iter().any(|name| kind.name().starts_with(name.as_str()));
+    Ok(KINDS.iter().map(|(kind, _)| *kind).filter(asked).collect())
 }
 
 /// What a kind needs and is not there.
