@@ -36,6 +36,10 @@ impl Default for Pace {
     }
 }
 
+/// How long is read on after the last answer, for a client that is still sending: closed with something unread, a connection
+/// is reset, and the answer lost.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// Where a connection stands, and since when.
 #[derive(Debug, Clone, Copy)]
 enum Phase {
@@ -91,6 +95,8 @@ pub(super) struct Paced {
     alarm: [Pin<Box<Sleep>>; 2],
     /// Since when a write has waited.
     stalled: Option<Instant>,
+    /// Until when is read on after the last answer.
+    lingers: Option<Instant>,
 }
 
 impl Paced {
@@ -99,7 +105,7 @@ impl Paced {
         let now = Instant::now();
         let turns = Turns(Arc::new(Mutex::new(State { phase: Phase::Idle(now), reader: None })));
         let alarm = [(); 2].map(|()| Box::pin(sleep_until(now + pace.idle)));
-        (Self { stream, pace, turns: turns.clone(), alarm, stalled: None }, turns)
+        (Self { stream, pace, turns: turns.clone(), alarm, stalled: None, lingers: None }, turns)
     }
 
     /// Pending until `deadline`, then an error.
@@ -183,6 +189,24 @@ impl AsyncWrite for Paced {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let until = match self.lingers {
+            Some(until) => until,
+            None => {
+                ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+                *self.lingers.insert(Instant::now() + LINGER)
+            }
+        };
+        let mut passed_over = [0; 4096];
+        while Instant::now() < until {
+            let mut buffer = ReadBuf::new(&mut passed_over);
+            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) => break,
+                Poll::Pending => {
+                    let _late = ready!(self.wait(0, until, context));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
