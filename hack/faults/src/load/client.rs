@@ -150,35 +150,37 @@ impl Client {
         loop {
             let url = &self.load.urls[self.dice.random_range(0..self.load.urls.len())];
             let outcomes = self.load.attempt(url, &rest, how).await;
-            let mut history = self.load.history();
-            history.answers.sent += rest.len() as u64;
-            let mut next = Vec::new();
-            for (code, outcome) in rest.into_iter().zip(outcomes) {
-                match outcome {
-                    Outcome::Taken => history.told(code, Told::Taken),
-                    Outcome::Unknown => {
-                        history.told(code, Told::Unknown);
-                        next.push(code);
-                    }
-                    Outcome::Refused => {
-                        history.answers.refused += 1;
-                        next.push(code);
-                    }
-                }
-            }
-            rest = next;
+            rest = self.note(rest, &outcomes);
             if rest.is_empty() {
                 return n;
             }
             if self.load.gives_up() {
-                for code in rest {
-                    history.flag(code, UNORDERED, true);
-                }
+                rest.into_iter().for_each(|code| self.load.history().flag(code, UNORDERED, true));
                 return n;
             }
-            drop(history);
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(500));
         }
+    }
+
+    /// Notes what was told of each entry; answers those that have to be sent again, in their order.
+    fn note(&self, codes: Vec<Code>, outcomes: &[Outcome]) -> Vec<Code> {
+        let mut history = self.load.history();
+        history.answers.sent += codes.len() as u64;
+        let mut again = Vec::new();
+        for (code, outcome) in codes.into_iter().zip(outcomes) {
+            match outcome {
+                Outcome::Taken => history.told(code, Told::Taken),
+                Outcome::Unknown => {
+                    history.told(code, Told::Unknown);
+                    again.push(code);
+                }
+                Outcome::Refused => {
+                    history.answers.refused += 1;
+                    again.push(code);
+                }
+            }
+        }
+        again
     }
 }
