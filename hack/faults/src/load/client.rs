@@ -150,13 +150,12 @@ impl Client {
         loop {
             let url = &self.load.urls[self.dice.random_range(0..self.load.urls.len())];
             let outcomes = self.load.attempt(url, &rest, how).await;
-            rest = self.told(rest.into_iter().zip(outcomes));
+            rest = self.note(rest, &outcomes);
             if rest.is_empty() {
                 return n;
             }
             if self.load.gives_up() {
-                let mut history = self.load.history();
-                rest.into_iter().for_each(|code| history.flag(code, UNORDERED, true));
+                rest.into_iter().for_each(|code| self.load.history().flag(code, UNORDERED, true));
                 return n;
             }
             sleep(pause).await;
@@ -164,12 +163,12 @@ impl Client {
         }
     }
 
-    /// Notes what entries were told, and gives those that are to be sent again.
-    fn told(&self, outcomes: impl Iterator<Item = (Code, Outcome)>) -> Vec<Code> {
+    /// Notes what was told of each entry; answers those that have to be sent again, in their order.
+    fn note(&self, codes: Vec<Code>, outcomes: &[Outcome]) -> Vec<Code> {
         let mut history = self.load.history();
+        history.answers.sent += codes.len() as u64;
         let mut again = Vec::new();
-        for (code, outcome) in outcomes {
-            history.answers.sent += 1;
+        for (code, outcome) in codes.into_iter().zip(outcomes) {
             match outcome {
                 Outcome::Taken => history.told(code, Told::Taken),
                 Outcome::Unknown => {
