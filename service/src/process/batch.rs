@@ -106,7 +106,7 @@ impl Shard {
                             return Err(error.into());
                         }
                         // Condemned once, it keeps its id; twice, nothing of it is looked at any more.
-                        let again = item.condemned.is_some() || reason == "panicked";
+                        let again = item.condemned.is_some();
                         let mut item = Item { condemned: Some((reason, detail)), ..item };
                         if again {
                             item.record = Err(unread());

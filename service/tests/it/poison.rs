@@ -110,6 +110,11 @@ async fn a_record_whose_decision_panics_becomes_a_dead_letter_and_the_worker_goe
     let reasons: Vec<String> =
         sqlx::query_scalar("select reason from dead_letters").fetch_all(&pipeline.sql).await.unwrap();
     assert_eq!(reasons, ["panicked"]);
+    // Its id is taken, as by any open dead letter: the same again is its duplicate.
+    pipeline.send(&[record("poison", "destination-3")]).await;
+    pipeline.settled().await;
+    assert_eq!(pipeline.number("select count(*) from dead_letters where record_id = 'poison'").await, 1);
+    assert_eq!(pipeline.number("select count(*) from duplicates where record_id = 'poison'").await, 1);
     pipeline.check_exactly_once(&load.ids).await;
 }
 
