@@ -35,8 +35,11 @@ COPY Cargo.toml Cargo.lock ./
 COPY crds/Cargo.toml crds/
 COPY service/Cargo.toml service/
 COPY operator/Cargo.toml operator/
+# Members of the workspace that no image holds: cargo wants to know them.
+COPY hack/faults/Cargo.toml hack/faults/
+COPY hack/model/Cargo.toml hack/model/
 RUN set -eu; \
-    for crate in crds service operator; do \
+    for crate in crds service operator hack/faults hack/model; do \
       mkdir -p "$crate/src"; \
       touch "$crate/src/lib.rs"; \
       echo 'fn main() {}' >"$crate/src/main.rs"; \

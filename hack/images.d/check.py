@@ -5,6 +5,7 @@ import fnmatch
 import os
 import re
 import sys
+import tomllib
 
 import yaml
 
@@ -55,8 +56,8 @@ def ignored(path, rules):
 
 
 def dockerfile(path):
-    """Its stages and arguments; each COPY takes what is there."""
-    stages, arguments = [], set()
+    """Its stages and arguments; each COPY takes what is there, and every member of the workspace is known to cargo."""
+    stages, arguments, copied = [], set(), set()
     with open(".dockerignore", encoding="utf-8") as file:
         rules = [line.strip() for line in file if line.strip() and not line.startswith("#")]
     for word, rest in instructions(path):
@@ -72,9 +73,14 @@ def dockerfile(path):
             parts = [part for part in rest.split() if not part.startswith("--")]
             if source:
                 expect(source[1] in stages[:-1], f"{path}: COPY --from={source[1]}: no such stage before it")
+            copied.update([] if source else parts[:-1])
             for part in [] if source else parts[:-1]:
                 expect(os.path.exists(part), f"{path}: COPY {part}: is not there")
                 expect(not ignored(part.rstrip("/"), rules), f"{path}: COPY {part}: .dockerignore keeps it out")
+    with open("Cargo.toml", "rb") as file:
+        members = tomllib.load(file)["workspace"]["members"]
+    for member in members:
+        expect(f"{member}/Cargo.toml" in copied, f"{path}: no COPY of {member}/Cargo.toml: cargo would refuse the workspace")
     expect(stages[-2:] == ["service", "operator"], f"{path}: its last stages are service and operator")
     return stages, arguments
 
