@@ -1,7 +1,7 @@
 //! How many entries this process ever appended, and of how many it does not know: what a loss is found by.
 
 use std::{
-    sync::atomic::{AtomicI64, Ordering},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -12,59 +12,119 @@ pub(super) const FLUSH: Duration = Duration::from_secs(1);
 /// Most shards that a pipeline can have.
 const SHARDS: usize = 256;
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy)]
 struct Shard {
-    appended: AtomicI64,
-    unknown: AtomicI64,
+    /// Entries that were confirmed to this process.
+    confirmed: i64,
+    /// Entries that are on their way.
+    under_way: i64,
+    /// Entries whose outcome was unknown, and that Redis has counted nevertheless.
+    resolved: i64,
+    /// The most that Redis ever counted.
+    counted: i64,
+    /// Entries whose outcome was unknown.
+    unknown: i64,
+}
+
+impl Shard {
+    /// How many were appended, as far as is known. Redis alone does not tell: where it goes back between two appends that
+    /// are under way at once, it counts both under the same number.
+    fn appended(self) -> i64 {
+        self.counted.max(self.confirmed + self.resolved)
+    }
 }
 
 /// Counts per shard since this process started.
 #[derive(Debug)]
-pub(super) struct Counts(Vec<Shard>);
+pub(super) struct Counts(Vec<Mutex<Shard>>);
 
 impl Default for Counts {
     fn default() -> Self {
-        Self((0..SHARDS).map(|_| Shard::default()).collect())
+        Self((0..SHARDS).map(|_| Mutex::default()).collect())
     }
 }
 
 impl Counts {
-    /// How many entries are known to have been appended to a shard.
-    pub(super) fn appended(&self, shard: u16) -> i64 {
-        self.0.get(usize::from(shard)).map_or(0, |counts| counts.appended.load(Ordering::Relaxed))
+    fn change(&self, shard: u16, change: impl FnOnce(&mut Shard)) -> Shard {
+        let Some(counts) = self.0.get(usize::from(shard)) else { return Shard::default() };
+        let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut counts);
+        *counts
     }
 
-    /// Redis has counted `count` entries of this process, those among them whose answers never came.
-    pub(super) fn counted(&self, shard: u16, count: i64) {
-        if let Some(counts) = self.0.get(usize::from(shard)) {
-            counts.appended.fetch_max(count, Ordering::Relaxed);
-        }
+    /// `n` entries are about to be appended; answers how many are known to have been.
+    pub(super) fn begin(&self, shard: u16, n: usize) -> i64 {
+        self.change(shard, |counts| counts.under_way += n as i64).appended()
+    }
+
+    /// `n` entries were confirmed, and Redis has counted `count` of this process, those among them whose answers never came.
+    pub(super) fn confirmed(&self, shard: u16, n: usize, count: i64) {
+        self.change(shard, |counts| {
+            counts.under_way -= n as i64;
+            counts.confirmed += n as i64;
+            counts.counted = counts.counted.max(count);
+            counts.resolved = counts.resolved.max(count - counts.confirmed - counts.under_way);
+        });
+    }
+
+    /// `n` entries were not appended.
+    pub(super) fn refused(&self, shard: u16, n: usize) {
+        self.change(shard, |counts| counts.under_way -= n as i64);
     }
 
     /// Of `n` entries it is not known whether they were appended.
     pub(super) fn unknown(&self, shard: u16, n: usize) {
-        if let Some(counts) = self.0.get(usize::from(shard)) {
-            counts.unknown.fetch_add(n as i64, Ordering::Relaxed);
-        }
+        self.change(shard, |counts| {
+            counts.under_way -= n as i64;
+            counts.unknown += n as i64;
+        });
     }
 
     /// Shard, appended and unknown, where there is anything.
     #[cfg(test)]
     pub(super) fn totals(&self) -> Vec<(u16, i64, i64)> {
-        let counts = (0_u16..).zip(&self.0).map(|(shard, counts)| {
-            (shard, counts.appended.load(Ordering::Relaxed), counts.unknown.load(Ordering::Relaxed))
-        });
+        let all = (0_u16..).zip(&self.0).map(|(shard, _)| (shard, self.change(shard, |_| {})));
+        let counts = all.map(|(shard, counts)| (shard, counts.appended(), counts.unknown));
         counts.filter(|(_, appended, unknown)| appended + unknown > 0).collect()
     }
 
     /// Notes all counts, changed or not: whoever reads them sees that this process lives, and a Postgres that went back
     /// is told anew. `closing`: as the last word of this process.
     pub(super) async fn flush(&self, store: &Store, process: &str, shards: u16, closing: bool) -> Result<(), Error> {
-        let counts = (0..shards).zip(&self.0).map(|(shard, counts)| ShardAppends {
-            shard,
-            acknowledged: counts.appended.load(Ordering::Relaxed),
-            unknown: counts.unknown.load(Ordering::Relaxed),
+        let counts = (0..shards).map(|shard| {
+            let counts = self.change(shard, |_| {});
+            ShardAppends { shard, acknowledged: counts.appended(), unknown: counts.unknown }
         });
         store.note_appends(process, &counts.collect::<Vec<_>>(), closing).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn appends_at_once_are_counted_each_though_redis_goes_back_between_them() {
+        let counts = Counts::default();
+        assert_eq!(counts.begin(0, 5), 0);
+        counts.confirmed(0, 5, 5);
+        // Two entries of unknown outcome were appended, as the next answer tells.
+        counts.begin(0, 2);
+        counts.unknown(0, 2);
+        counts.begin(0, 1);
+        counts.confirmed(0, 1, 8);
+        assert_eq!(counts.totals(), [(0, 8, 2)]);
+        // Two at once: Redis counts one, forgets it, and counts the other from what it was told.
+        assert_eq!((counts.begin(0, 1), counts.begin(0, 1)), (8, 8));
+        counts.confirmed(0, 1, 9);
+        assert_eq!(counts.totals(), [(0, 9, 2)], "the other may be the ninth");
+        counts.confirmed(0, 1, 9);
+        assert_eq!(counts.totals(), [(0, 10, 2)]);
+        // What is answered out of order is not taken for an unknown outcome.
+        counts.begin(0, 3);
+        counts.begin(0, 4);
+        counts.confirmed(0, 4, 17);
+        counts.refused(0, 3);
+        assert_eq!(counts.totals(), [(0, 17, 2)]);
     }
 }

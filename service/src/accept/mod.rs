@@ -54,7 +54,7 @@ impl Inner {
     fn note(&self, shard: u16, n: usize, appended: &Result<Appended, AppendError>) {
         let error = match appended {
             Ok(appended) => {
-                self.counts.counted(shard, appended.count);
+                self.counts.confirmed(shard, n, appended.count);
                 metrics::counter!("millrace_accepted_records_total").increment(n as u64);
                 if self.failing.swap(false, Ordering::Relaxed) {
                     tracing::info!(shard, "accept.append.recovered");
@@ -62,11 +62,16 @@ impl Inner {
                 return;
             }
             // The shard's workers are behind: its metrics say so, and every client is told.
-            Err(AppendError::Backlog) => return tracing::debug!(shard, entries = n, "accept.append.backlog"),
+            Err(AppendError::Backlog) => {
+                self.counts.refused(shard, n);
+                return tracing::debug!(shard, entries = n, "accept.append.backlog");
+            }
             Err(error) => error,
         };
         if matches!(error, AppendError::Unknown(_)) {
             self.counts.unknown(shard, n);
+        } else {
+            self.counts.refused(shard, n);
         }
         if self.failing.swap(true, Ordering::Relaxed) {
             tracing::debug!(shard, entries = n, %error, "accept.append.failed");
@@ -121,7 +126,7 @@ impl Acceptor {
         let process = Arc::clone(&app.process);
         let appending = self.0.appends.spawn(async move {
             let (n, began) = (entries.len(), Instant::now());
-            let by = (&*process, this.counts.appended(shard));
+            let by = (&*process, this.counts.begin(shard, n));
             let appended = streams.append(shard, &pipeline_id, limit, Some(by), &entries).await;
             metrics::histogram!("millrace_append_seconds").record(began.elapsed());
             if appended.is_ok() {
