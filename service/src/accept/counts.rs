@@ -52,6 +52,10 @@ impl Counts {
         *counts
     }
 
+    fn of(&self, shard: u16) -> Shard {
+        self.change(shard, |_| {})
+    }
+
     /// `n` entries are about to be appended; answers how many are known to have been.
     pub(super) fn begin(&self, shard: u16, n: usize) -> i64 {
         self.change(shard, |counts| counts.under_way += n as i64).appended()
@@ -83,7 +87,7 @@ impl Counts {
     /// Shard, appended and unknown, where there is anything.
     #[cfg(test)]
     pub(super) fn totals(&self) -> Vec<(u16, i64, i64)> {
-        let all = (0_u16..).zip(&self.0).map(|(shard, _)| (shard, self.change(shard, |_| {})));
+        let all = (0_u16..).zip(&self.0).map(|(shard, _)| (shard, self.of(shard)));
         let counts = all.map(|(shard, counts)| (shard, counts.appended(), counts.unknown));
         counts.filter(|(_, appended, unknown)| appended + unknown > 0).collect()
     }
@@ -92,7 +96,7 @@ impl Counts {
     /// is told anew. `closing`: as the last word of this process.
     pub(super) async fn flush(&self, store: &Store, process: &str, shards: u16, closing: bool) -> Result<(), Error> {
         let counts = (0..shards).map(|shard| {
-            let counts = self.change(shard, |_| {});
+            let counts = self.of(shard);
             ShardAppends { shard, acknowledged: counts.appended(), unknown: counts.unknown }
         });
         store.note_appends(process, &counts.collect::<Vec<_>>(), closing).await

@@ -61,17 +61,15 @@ impl Inner {
                 }
                 return;
             }
-            // The shard's workers are behind: its metrics say so, and every client is told.
-            Err(AppendError::Backlog) => {
-                self.counts.refused(shard, n);
-                return tracing::debug!(shard, entries = n, "accept.append.backlog");
-            }
             Err(error) => error,
         };
-        if matches!(error, AppendError::Unknown(_)) {
-            self.counts.unknown(shard, n);
-        } else {
-            self.counts.refused(shard, n);
+        match error {
+            AppendError::Unknown(_) => self.counts.unknown(shard, n),
+            _ => self.counts.refused(shard, n),
+        }
+        if matches!(error, AppendError::Backlog) {
+            // The shard's workers are behind: its metrics say so, and every client is told.
+            return tracing::debug!(shard, entries = n, "accept.append.backlog");
         }
         if self.failing.swap(true, Ordering::Relaxed) {
             tracing::debug!(shard, entries = n, %error, "accept.append.failed");

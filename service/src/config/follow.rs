@@ -234,7 +234,7 @@ impl Follower {
         }
         // A Postgres that went back has forgotten versions, and gives their numbers anew.
         let is_other = newest.version != now.policy.version || newest.spec != now.manifest.spec;
-        if newest.version < now.policy.version || (is_other && newest.version == now.policy.version) {
+        if is_other && newest.version <= now.policy.version {
             tracing::warn!(version = newest.version, was = now.policy.version, "config.manifest.forgotten");
             self.pending = Some(self.frame.clone());
         }

@@ -8,7 +8,7 @@
 use super::{Context, shard::Error};
 use crate::{
     store::Appender,
-    streams::{Census, Fence, Input, Step},
+    streams::{Fence, Input, Step},
     telemetry::metrics as names,
 };
 
@@ -27,7 +27,9 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
     for (by, stood) in books.appenders.iter().zip(&census.stood) {
         accounted &= !by.unaccounted && bury(context, shard, by, *stood).await?;
     }
-    let most = at_most(&census, books.lost, repeats).filter(|_| accounted);
+    // Of entries that came back with a Redis that went back it is not known which are settled.
+    let doubtful = if repeats { census.present } else { 0 };
+    let most = accounted.then_some((census.missing + doubtful).max(books.lost));
     if census.missing > books.lost {
         let more = context.store.note_lost(shard, fence, census.missing).await?;
         tracing::error!(shard, lost = more, at_least = census.missing, at_most = most, "process.entries.lost");
@@ -37,13 +39,6 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
         input.tell_most(fence, most).await?;
     }
     Ok(true)
-}
-
-/// The most that was lost.
-fn at_most(census: &Census, lost: i64, repeats: bool) -> Option<i64> {
-    // Of entries that came back with a Redis that went back it is not known which are settled.
-    let doubtful = if repeats { census.present } else { 0 };
-    Some((census.missing + doubtful).max(lost))
 }
 
 /// Speaks the last word for a process that died without it; false: nobody knows how many entries it appended.

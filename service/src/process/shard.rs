@@ -110,7 +110,8 @@ pub(super) async fn work(
     let input = context.streams.input(&pipeline_id, shard, &context.options.worker);
     // The lanes end behind the shard, however it ended, so that they carry its last commit, too.
     let stopped = CancellationToken::new();
-    let lanes = lanes(Arc::clone(&context), shard, Arc::clone(&feed), stopped.clone(), lost.clone());
+    let token = current(&fence).token;
+    let lanes = lanes(Arc::clone(&context), (shard, token), Arc::clone(&feed), stopped.clone(), lost.clone());
     let mut this = Shard {
         context: Arc::clone(&context),
         shard,
@@ -404,7 +405,7 @@ pub(super) fn current(fence: &Mutex<Fence>) -> Fence {
 /// When a lane panicked: what it would have published must not stay unpublished in silence.
 async fn lanes(
     context: Arc<Context>,
-    shard: u16,
+    (shard, token): (u16, String),
     feed: Arc<Feed>,
     stopped: CancellationToken,
     lost: CancellationToken,
@@ -429,6 +430,7 @@ async fn lanes(
                     store: context.store.clone(),
                     streams: context.streams.clone(),
                     shard,
+                    token: token.clone(),
                     feed: Arc::clone(&feed),
                     sink: sink.clone(),
                 };

@@ -283,3 +283,22 @@ async fn only_the_pipeline_that_the_annotation_names_is_taken_over() {
     assert_eq!(streams.cursor(&sink(old, "s", "i"), 0).await.unwrap(), None);
     assert_eq!(streams.cursor(&sink("new", "s", "j"), 0).await.unwrap(), Some(0));
 }
+
+#[tokio::test]
+async fn an_owner_that_is_out_of_date_says_nothing_of_its_sinks() {
+    let (pipeline, _streams, _input, held) = taken().await;
+    let store = &pipeline.store;
+    store.register_later(1, "{}").await;
+    store.add_sink("notifications", "Processed", "stream", "t1", false, 1).await.unwrap();
+    let failing = store::SinkState { state: "failing", detail: "broken pipe".to_owned() };
+    let says = async |fence: &Fence, state| {
+        store.set_sink_state("notifications", 0, Some(&fence.token), state).await.unwrap();
+        store.sink_states().await.unwrap().len()
+    };
+    assert_eq!(says(&held, Some(&failing)).await, 1);
+    store.release(0, &held).await.unwrap();
+    let heir = store.take("two", 0, "second", 60_000).await.unwrap().unwrap();
+    assert_eq!(says(&held, None).await, 1, "the first clears nothing");
+    assert_eq!(says(&heir, None).await, 0);
+    assert_eq!(says(&held, Some(&failing)).await, 0, "nor does it say anything");
+}

@@ -139,7 +139,7 @@ impl Keeper {
                         tracing::error!(sink = row.name, detail, "publish.sink.halted");
                     }
                     let state = SinkState { state: "halted", detail };
-                    self.store.set_sink_state(&row.name, 0, Some(&state)).await?;
+                    self.store.set_sink_state(&row.name, 0, None, Some(&state)).await?;
                 }
                 Err(error) => return Err(error),
             }

@@ -33,6 +33,8 @@ pub struct Lane {
     pub streams: Streams,
     /// The shard.
     pub shard: u16,
+    /// What its owner holds it by.
+    pub token: String,
     /// What was committed last.
     pub feed: Arc<Feed>,
     /// Where to.
@@ -61,7 +63,8 @@ impl Lane {
     /// Publishes until `stop` is cancelled, then up to what is committed, as long as `drain` lasts.
     pub async fn run(self, stop: CancellationToken, drain: CancellationToken) {
         let mut numbers = self.feed.numbers();
-        let mut told: Option<SinkState> = Some(SinkState { state: "failing", detail: String::new() });
+        // What was said last of its state, and whether Postgres has it.
+        let (mut told, mut noted) = (None, false);
         let mut pause = Duration::from_millis(50);
         // The cursor in Redis, and up to where this lane has looked through the log.
         let mut at: Option<(i64, i64)> = None;
@@ -91,9 +94,12 @@ impl Lane {
                 Err(Error::Waiting(detail)) => Some(SinkState { state: "waiting", detail }),
                 Err(error) => Some(SinkState { state: "failing", detail: error.to_string() }),
             };
-            if told != state {
-                self.tell(state.as_ref()).await;
-                told.clone_from(&state);
+            if told.as_ref() != Some(&state) {
+                self.tell(state.as_ref());
+                (told, noted) = (Some(state.clone()), false);
+            }
+            if !noted {
+                noted = self.note(state.as_ref()).await;
             }
             let (cursor, seen) = at.unwrap_or((-1, -1));
             if let Some((_, seen)) = at {
@@ -115,7 +121,7 @@ impl Lane {
                 if state.is_some() {
                     tokio::time::sleep(pause).await;
                 } else if seen < highest {
-                } else if cursor < seen {
+                } else if cursor < seen || !noted {
                     tokio::time::timeout(IDLE, numbers.changed()).await.ok();
                 } else if cursor > highest {
                     // It is not where this lane left it: whether that can be is to be found out.
@@ -257,8 +263,8 @@ impl Lane {
         Ok(Next { notices: rows.iter().map(|row| render::record(self.shard, row, alert)).collect(), upto })
     }
 
-    /// Says that the lane's state changed: in the log, as a metric, and in Postgres for `/stats`.
-    async fn tell(&self, state: Option<&SinkState>) {
+    /// Says that the lane's state changed: in the log, and as a metric.
+    fn tell(&self, state: Option<&SinkState>) {
         let (sink, shard) = (&self.sink.output.sink, self.shard);
         match state {
             Some(SinkState { state: "halted", detail }) => tracing::error!(sink, shard, detail, "publish.lane.halted"),
@@ -271,8 +277,15 @@ impl Lane {
         } else {
             0.0
         });
-        if let Err(error) = self.store.set_sink_state(sink, shard, state).await {
+    }
+
+    /// Notes the lane's state in Postgres for `/stats`; true: it is there.
+    async fn note(&self, state: Option<&SinkState>) -> bool {
+        let (sink, shard) = (&self.sink.output.sink, self.shard);
+        let noted = self.store.set_sink_state(sink, shard, Some(&self.token), state).await;
+        if let Err(error) = &noted {
             tracing::debug!(sink, shard, error = %error, "publish.state.not_noted");
         }
+        noted.is_ok()
     }
 }

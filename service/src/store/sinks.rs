@@ -259,31 +259,47 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps what a lane says of itself; `None`: it runs.
+    /// Keeps what a lane says of itself; `None`: it runs. Does nothing where the shard is not held by `token`: an owner that
+    /// lost it must not speak after the next one. Without a token it is no owner that speaks.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn set_sink_state(&self, sink: &str, shard: u16, state: Option<&SinkState>) -> Result<(), Error> {
+    pub async fn set_sink_state(
+        &self,
+        sink: &str,
+        shard: u16,
+        token: Option<&str>,
+        state: Option<&SinkState>,
+    ) -> Result<(), Error> {
         let shard = i32::from(shard);
         match state {
             Some(SinkState { state, detail }) => {
                 sqlx::query!(
                     "insert into sink_states (sink, shard, state, detail)
-                     select name, $2, $3, $4 from sinks where name = $1
+                     select name, $2, $3, $4 from sinks
+                     where name = $1 and ($5::text is null or $5 = (select token from shards where shard = $2 for share))
                      on conflict (sink, shard) do update
                      set state = excluded.state, detail = excluded.detail, since = now()",
                     sink,
                     shard,
                     state,
                     detail,
+                    token,
                 )
                 .execute(&self.pool)
                 .await?;
             }
             None => {
-                sqlx::query!("delete from sink_states where sink = $1 and shard = $2", sink, shard)
-                    .execute(&self.pool)
-                    .await?;
+                sqlx::query!(
+                    "delete from sink_states
+                     where sink = $1 and shard = $2
+                       and ($3::text is null or $3 = (select token from shards where shard = $2 for share))",
+                    sink,
+                    shard,
+                    token,
+                )
+                .execute(&self.pool)
+                .await?;
             }
         }
         Ok(())

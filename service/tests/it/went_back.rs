@@ -82,6 +82,13 @@ async fn a_policy_that_postgres_forgot_is_registered_again_before_anything_is_de
     postgres.start_again().await;
     pipeline.change(|spec| spec["threshold"] = json!("10"));
     eventually("the shard works by it", async || pipeline.number("select policy_version from shards").await == 2).await;
+    for process in [&serve, &work] {
+        // Or it registers it after the restore as its own, and nobody finds it forgotten.
+        eventually("each works by it", async || {
+            process.said("config.manifest.in_force").iter().any(|said| said["version"] == 2)
+        })
+        .await;
+    }
     postgres.stop();
     postgres.restore();
     postgres.start_again().await;

@@ -11,9 +11,8 @@ for first = 9, n, 1000 do
 end
 -- Ids that are not pending here: the server went back behind their delivery. They come again.
 if known < n - 8 then return {'raised'} end
-local marks = redis.call('HMGET', KEYS[1], 'records', 'deadLetters', 'conflicts')
 for i, field in ipairs({'records', 'deadLetters', 'conflicts'}) do
-  if tonumber(ARGV[4 + i]) > tonumber(marks[i] or '0') then redis.call('HSET', KEYS[1], field, ARGV[4 + i]) end
+  if tonumber(ARGV[4 + i]) > marks[i] then redis.call('HSET', KEYS[1], field, ARGV[4 + i]) end
 end
 -- Without numbers that could be given twice: after a Postgres that went back there are fewer.
 redis.call('HSET', KEYS[1], 'duplicates', ARGV[8])

@@ -16,8 +16,6 @@ if ARGV[5] ~= '' and ARGV[5] ~= ARGV[1] and redis.call('HGET', KEYS[1], 'pipelin
 end
 local stop = fenced()
 if stop and stop[1] ~= 'raised' then return stop end
-local marks = redis.call('HMGET', KEYS[1], 'records', 'deadLetters', 'conflicts')
-for i = 1, 3 do marks[i] = tonumber(marks[i] or '0') end
 local made = redis.pcall('XGROUP', 'CREATE', KEYS[2], 'workers', '0', 'MKSTREAM')
 if made.err then
   if string.sub(made.err, 1, 9) == 'BUSYGROUP' then return {'ok', 0, adopted, marks[1], marks[2], marks[3]} end
