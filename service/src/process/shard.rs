@@ -343,7 +343,7 @@ impl Shard {
     async fn wait(&mut self, last: &str) -> Result<(), Error> {
         let mut connection = match self.waiting.take() {
             Some(connection) => connection,
-            None => self.context.streams.blocking(LONGEST_WAIT).await?,
+            None => self.input.blocking(LONGEST_WAIT).await?,
         };
         let mut in_force = self.context.in_force.clone();
         in_force.mark_unchanged();

@@ -165,7 +165,7 @@ impl Streams {
                 .arg(entry.serve.as_deref().unwrap_or_default())
                 .arg(entry.replay_of.map(|letter| letter.to_string()).unwrap_or_default());
         }
-        let mut redis = self.shared();
+        let mut redis = self.shared(&keys::records(&self.pipeline, shard));
         let mut answer: Result<Vec<String>, RedisError> = command.query_async(&mut redis).await;
         if matches!(&answer, Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)) {
             // Only the append itself can have an unknown outcome.
@@ -221,9 +221,8 @@ mod tests {
     }
 
     async fn read(streams: &Streams, shard: u16) -> Vec<Vec<(String, String)>> {
-        let mut redis = streams.shared();
-        let range: redis::streams::StreamRangeReply =
-            redis.xrange_all(keys::records(&streams.pipeline, shard)).await.expect("readable");
+        let key = keys::records(&streams.pipeline, shard);
+        let range: redis::streams::StreamRangeReply = streams.shared(&key).xrange_all(&key).await.expect("readable");
         let fields = |entry: redis::streams::StreamId| {
             let mut fields: Vec<(String, String)> = entry
                 .map
@@ -238,7 +237,7 @@ mod tests {
 
     async fn clean(streams: &Streams, shard: u16) {
         let keys = [keys::records(&streams.pipeline, shard), keys::fence(&streams.pipeline, shard)];
-        let _: () = streams.shared().del(&keys).await.expect("deleted");
+        let _: () = streams.shared(&keys[0]).del(&keys).await.expect("deleted");
     }
 
     #[tokio::test]
@@ -285,7 +284,8 @@ mod tests {
         assert_eq!(append(0, &[entry("a"), entry("b")]).await, 2);
         // One whose answer never came is among them.
         assert_eq!(append(1, &[entry("c")]).await, 3);
-        let _: () = streams.shared().hset(keys::fence(&streams.pipeline, 0), "by:p", 1).await.expect("gone back");
+        let fence = keys::fence(&streams.pipeline, 0);
+        let _: () = streams.shared(&fence).hset(&fence, "by:p", 1).await.expect("gone back");
         assert_eq!(append(3, &[entry("d")]).await, 4);
         clean(&streams, 0).await;
     }
@@ -297,12 +297,8 @@ mod tests {
             [(0, "18446744073709551615-18446744073709551615"), (1, "18446744073709551615-18446744073709551614")]
         {
             let fields = [("record", "theirs")];
-            let _: String = streams
-                .shared()
-                .clone()
-                .xadd(keys::records(&streams.pipeline, shard), id, &fields)
-                .await
-                .expect("an id of their choice");
+            let key = keys::records(&streams.pipeline, shard);
+            let _: String = streams.shared(&key).xadd(&key, id, &fields).await.expect("an id of their choice");
         }
         let two = [entry("a"), entry("b")];
         assert!(matches!(streams.append(0, "id", 9, None, &two).await, Err(AppendError::Exhausted(0))));

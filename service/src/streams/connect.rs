@@ -5,10 +5,10 @@ use std::{
     time::Duration,
 };
 
-use redis::{
-    AsyncConnectionConfig, Client, RedisError,
-    aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
-};
+use futures::future::try_join_all;
+use redis::{RedisError, aio::MultiplexedConnection};
+
+use super::servers::{self, Link, Server, Servers, Topology};
 
 /// Why Redis did not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -46,51 +46,37 @@ impl Error {
 #[derive(Clone)]
 pub struct Streams {
     /// Shared by all clones, so that all turn to another server together.
-    links: Arc<RwLock<Links>>,
+    servers: Arc<RwLock<Servers>>,
     /// The pipeline's name: prefix of its keys.
     pub(super) pipeline: String,
-}
-
-/// Connections to one server by one URL.
-#[derive(Clone)]
-struct Links {
-    client: Client,
-    /// Shared by all that does not block; reconnects by itself.
-    shared: ConnectionManager,
-    /// For queries, each on a connection of its own: a long search holds up nobody's appends.
-    queries: deadpool_redis::Pool,
-    /// Rises when another URL is turned to.
-    turn: u64,
 }
 
 /// A connection for commands that block.
 pub struct Blocking {
     pub(super) connection: MultiplexedConnection,
-    turn: u64,
+    server: Arc<Server>,
 }
 
-impl Links {
-    fn open(url: &str, turn: u64) -> Result<Self, Error> {
-        let client = Client::open(url)?;
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(2)))
-            .set_response_timeout(Some(Duration::from_secs(5)))
-            // Who asks waits for one more try only: callers have back-offs of their own, or answer 503 at once.
-            .set_number_of_retries(1)
-            .set_max_delay(Duration::from_secs(1));
-        let shared = ConnectionManager::new_lazy_with_config(client.clone(), config)?;
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(2)))
-            .set_response_timeout(Some(Duration::from_secs(5)));
-        let queries = deadpool_redis::Pool::builder(deadpool_redis::Manager::new_with_config(url, config)?)
-            .max_size(4)
-            .wait_timeout(Some(Duration::from_secs(2)))
-            .create_timeout(Some(Duration::from_secs(2)))
-            .recycle_timeout(Some(Duration::from_secs(2)))
-            .runtime(deadpool_redis::Runtime::Tokio1)
-            .build()
-            .map_err(|error| Error::Refused(error.to_string()))?;
-        Ok(Self { client, shared, queries, turn })
+/// Connections for queries, one to each server: a long search holds up nobody's appends.
+pub(super) struct Queries {
+    topology: Arc<Topology>,
+    connections: Vec<deadpool_redis::Connection>,
+}
+
+impl Queries {
+    /// To wherever a key is; clones share the connection, so that many can be asked in one round trip.
+    ///
+    /// # Errors
+    /// When no server of a cluster holds it.
+    pub(super) fn of(&self, key: &str) -> Result<MultiplexedConnection, Error> {
+        let server = self.topology.of(servers::slot(key))?;
+        let index = self.topology.servers.iter().position(|other| Arc::ptr_eq(server, other)).unwrap_or_default();
+        Ok((*self.connections[index]).clone())
+    }
+
+    /// To each server.
+    pub(super) fn each(&self) -> impl Iterator<Item = MultiplexedConnection> {
+        self.connections.iter().map(|connection| (**connection).clone())
     }
 }
 
@@ -100,8 +86,8 @@ impl Streams {
     /// # Errors
     /// When the URL is not one of Redis.
     pub fn connect(url: &str, pipeline: &str) -> Result<Self, Error> {
-        let links = Arc::new(RwLock::new(Links::open(url, 0)?));
-        Ok(Self { links, pipeline: pipeline.to_owned() })
+        let servers = Arc::new(RwLock::new(Servers::open(url)?));
+        Ok(Self { servers, pipeline: pipeline.to_owned() })
     }
 
     /// Turns to another server or other credentials. What is under way ends where it began: whatever is at the other
@@ -110,49 +96,50 @@ impl Streams {
     /// # Errors
     /// When the URL is not one of Redis; nothing changed then.
     pub fn redirect(&self, url: &str) -> Result<(), Error> {
-        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
-        *links = Links::open(url, links.turn + 1)?;
+        let servers = Servers::open(url)?;
+        *self.servers.write().unwrap_or_else(PoisonError::into_inner) = servers;
         Ok(())
     }
 
-    fn links(&self) -> Links {
-        self.links.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn servers(&self) -> Servers {
+        self.servers.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The connection of all that does not block.
-    pub(super) fn shared(&self) -> ConnectionManager {
-        self.links.read().unwrap_or_else(PoisonError::into_inner).shared.clone()
+    /// The connection of all that does not block, to wherever `key` is.
+    pub(super) fn shared(&self, key: &str) -> Link {
+        self.servers().link(key)
     }
 
-    /// A connection for a query, from the pool.
+    /// Connections for a query, from the pools.
     ///
     /// # Errors
-    /// When Redis cannot be reached, or all connections are busy for two seconds.
-    pub(super) async fn query(&self) -> Result<deadpool_redis::Connection, Error> {
-        let queries = self.links().queries;
-        queries.get().await.map_err(|error| match error {
-            deadpool_redis::PoolError::Backend(error) => Error::of(error),
-            other => {
-                Error::Redis(RedisError::from(std::io::Error::new(std::io::ErrorKind::TimedOut, other.to_string())))
-            }
-        })
+    /// When a server cannot be reached, or all connections to it are busy for two seconds.
+    pub(super) async fn queries(&self) -> Result<Queries, Error> {
+        let servers = self.servers();
+        let topology = servers.known().await?;
+        let connections = try_join_all(topology.servers.iter().map(|server| server.query())).await;
+        if connections.is_err() {
+            servers.look_again();
+        }
+        Ok(Queries { connections: connections?, topology })
     }
 
-    /// A connection of its own for commands that block for up to `longest`.
+    /// A connection of its own for commands on `key` that block for up to `longest`.
     ///
     /// # Errors
     /// When Redis cannot be reached.
-    pub async fn blocking(&self, longest: Duration) -> Result<Blocking, Error> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(2)))
-            .set_response_timeout(Some(longest + Duration::from_secs(5)));
-        let Links { client, turn, .. } = self.links();
-        Ok(Blocking { connection: client.get_multiplexed_async_connection_with_config(&config).await?, turn })
+    pub async fn blocking(&self, key: &str, longest: Duration) -> Result<Blocking, Error> {
+        let servers = self.servers();
+        let server = Arc::clone(servers.known().await?.of(servers::slot(key))?);
+        let connection = server.blocking(longest).await.inspect_err(|_| {
+            servers.look_again();
+        })?;
+        Ok(Blocking { connection, server })
     }
 
-    /// Whether a connection goes to a server that was turned away from.
-    pub(super) fn is_stale(&self, blocking: &Blocking) -> bool {
-        self.links.read().unwrap_or_else(PoisonError::into_inner).turn != blocking.turn
+    /// Whether a connection goes to a server that was turned away from, or that does not hold `key` any more.
+    pub(super) fn is_stale(&self, blocking: &Blocking, key: &str) -> bool {
+        !self.servers().holds(&blocking.server, key)
     }
 }
 

@@ -2,7 +2,10 @@
 //!
 //! Only reads: every script is flagged `no-writes`, so it also runs when Redis is full.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::LazyLock,
+};
 
 use futures::future::try_join_all;
 use redis::{AsyncCommands, Script};
@@ -115,20 +118,17 @@ impl Streams {
     /// # Errors
     /// When Redis does not answer.
     pub async fn backlog(&self, shards: u16) -> Result<Vec<Backlog>, Error> {
-        let connection = self.query().await?;
-        try_join_all((0..shards).map(|shard| {
-            // Clones share the connection: all shards are asked in one round trip.
-            let mut connection = (*connection).clone();
-            async move {
-                let answer: Answer = BACKLOG
-                    .key(keys::records(&self.pipeline, shard))
-                    .key(keys::fence(&self.pipeline, shard))
-                    .arg(keys::GROUP)
-                    .invoke_async(&mut connection)
-                    .await
-                    .map_err(Error::of)?;
-                Ok(backlog(shard, answer))
-            }
+        let queries = &self.queries().await?;
+        try_join_all((0..shards).map(|shard| async move {
+            let key = keys::records(&self.pipeline, shard);
+            let answer: Answer = BACKLOG
+                .key(&key)
+                .key(keys::fence(&self.pipeline, shard))
+                .arg(keys::GROUP)
+                .invoke_async(&mut queries.of(&key)?)
+                .await
+                .map_err(Error::of)?;
+            Ok(backlog(shard, answer))
         }))
         .await
     }
@@ -146,78 +146,78 @@ impl Streams {
     /// # Errors
     /// When Redis does not answer.
     pub async fn sink_cursors(&self, streams: &[String]) -> Result<Vec<Cursor>, Error> {
-        let connection = self.query().await?;
-        try_join_all(streams.iter().map(|stream| {
-            let mut connection = (*connection).clone();
-            async move {
-                let fields: HashMap<String, String> =
-                    connection.hgetall(keys::cursor(stream)).await.map_err(Error::of)?;
-                let numbers =
-                    fields.iter().filter_map(|(shard, n)| Some((shard.parse().ok()?, n.parse().ok()?))).collect();
-                Ok(Cursor { pipeline_id: fields.get("pipeline").cloned(), numbers })
-            }
+        let queries = &self.queries().await?;
+        try_join_all(streams.iter().map(|stream| async move {
+            let key = keys::cursor(stream);
+            let fields: HashMap<String, String> = queries.of(&key)?.hgetall(&key).await.map_err(Error::of)?;
+            let numbers = fields.iter().filter_map(|(shard, n)| Some((shard.parse().ok()?, n.parse().ok()?))).collect();
+            Ok(Cursor { pipeline_id: fields.get("pipeline").cloned(), numbers })
         }))
         .await
     }
 
-    /// Why this server takes no entries now, as far as it tells; `None`: it takes them.
+    /// Why a server takes no entries now, as far as it tells; `None`: all take them.
     ///
     /// # Errors
     /// When Redis does not answer. A server that refuses to tell is not an error.
     pub async fn takes_no_writes(&self) -> Result<Option<String>, Error> {
-        let mut connection = self.query().await?;
-        let told: Result<String, _> =
-            redis::cmd("INFO").arg(&["memory", "replication", "persistence"]).query_async(&mut connection).await;
-        match told {
-            Ok(info) => Ok(refuses_writes(&info)),
-            // Managed servers may refuse INFO.
-            Err(error) if error.code().is_some() => Ok(None),
-            Err(error) => Err(Error::of(error)),
-        }
+        let told = self.infos(&["memory", "replication", "persistence"]).await?;
+        // Managed servers may refuse INFO.
+        Ok(told.iter().flatten().find_map(|info| refuses_writes(info)))
     }
 
-    /// Whether this server may have lost what it confirmed within the last `seconds`: it was started since, or another
-    /// may have had its place.
+    /// Whether a server may have lost what it confirmed within the last `seconds`: it was started since, or another may
+    /// have had its place.
     ///
     /// # Errors
     /// When Redis does not answer.
     pub async fn may_have_gone_back(&self, seconds: f64) -> Result<bool, Error> {
-        let mut connection = self.query().await?;
-        let told: Result<String, _> =
-            redis::cmd("INFO").arg(&["server", "replication", "cluster"]).query_async(&mut connection).await;
-        match told {
-            Ok(info) => Ok(went_back_maybe(&info, seconds)),
-            Err(error) if error.code().is_some() => Ok(true),
-            Err(error) => Err(Error::of(error)),
-        }
+        let told = self.infos(&["server", "replication", "cluster"]).await?;
+        Ok(told.iter().any(|info| info.as_ref().is_none_or(|info| went_back_maybe(info, seconds))))
     }
 
-    /// What this server promises.
+    /// What each server that takes writes answers to `INFO`; `None`: it refuses to tell.
+    async fn infos(&self, sections: &[&str]) -> Result<Vec<Option<String>>, Error> {
+        let mut infos = Vec::new();
+        for mut connection in self.queries().await?.each() {
+            let told: Result<String, _> = redis::cmd("INFO").arg(sections).query_async(&mut connection).await;
+            infos.push(match told {
+                Ok(info) => Some(info),
+                Err(error) if error.code().is_some() => None,
+                Err(error) => return Err(Error::of(error)),
+            });
+        }
+        Ok(infos)
+    }
+
+    /// What the servers promise.
     ///
     /// # Errors
     /// When Redis does not answer. A server that refuses to tell is not an error.
     pub async fn promises(&self) -> Result<RedisPromises, Error> {
-        let mut connection = self.query().await?;
-        let mut settings = HashMap::new();
-        for setting in ["appendonly", "appendfsync", "maxmemory-policy"] {
-            let told: Result<HashMap<String, String>, _> =
-                redis::cmd("CONFIG").arg("GET").arg(setting).query_async(&mut connection).await;
-            match told {
-                Ok(told) => settings.extend(told),
-                // Managed servers refuse CONFIG.
-                Err(error) if error.code().is_some() => {}
-                Err(error) => return Err(Error::of(error)),
+        let mut settings: [BTreeSet<String>; 3] = Default::default();
+        for mut connection in self.queries().await?.each() {
+            for (setting, values) in ["appendonly", "appendfsync", "maxmemory-policy"].iter().zip(&mut settings) {
+                let told: Result<HashMap<String, String>, _> =
+                    redis::cmd("CONFIG").arg("GET").arg(setting).query_async(&mut connection).await;
+                match told {
+                    Ok(told) => values.extend(told.into_values()),
+                    // Managed servers refuse CONFIG.
+                    Err(error) if error.code().is_some() => {}
+                    Err(error) => return Err(Error::of(error)),
+                }
             }
         }
-        let info: String = redis::cmd("INFO").arg("server").query_async(&mut connection).await.unwrap_or_default();
-        let version = info.lines().find_map(|line| line.strip_prefix("redis_version:")).map(str::trim);
-        let mut setting = |name: &str| settings.remove(name).unwrap_or_else(|| "unknown".to_owned());
-        Ok(RedisPromises {
-            appendonly: setting("appendonly"),
-            appendfsync: setting("appendfsync"),
-            maxmemory_policy: setting("maxmemory-policy"),
-            version: version.unwrap_or("unknown").to_owned(),
-        })
+        let infos = self.infos(&["server"]).await?;
+        let versions =
+            infos.iter().flatten().filter_map(|info| field(info, "redis_version").map(str::to_owned)).collect();
+        // A cluster's servers may differ.
+        let said = |values: BTreeSet<String>| match values.is_empty() {
+            true => "unknown".to_owned(),
+            false => values.into_iter().collect::<Vec<_>>().join(", "),
+        };
+        let [appendonly, appendfsync, maxmemory_policy] = settings.map(said);
+        Ok(RedisPromises { appendonly, appendfsync, maxmemory_policy, version: said(versions) })
     }
 }
 
@@ -271,11 +271,11 @@ fn backlog(shard: u16, answer: Answer) -> Backlog {
 mod tests {
     use super::*;
 
-    async fn streams() -> (Streams, deadpool_redis::Connection, String) {
+    async fn streams() -> (Streams, redis::aio::MultiplexedConnection, String) {
         let url = crate::streams::testing::url();
         let name = format!("info-{:016x}", rand::random::<u64>());
         let streams = Streams::connect(&url, &name).expect("URL");
-        let connection = streams.query().await.expect("a Redis for the tests");
+        let connection = streams.queries().await.expect("a Redis for the tests").each().next().expect("a server");
         (streams, connection, name)
     }
 

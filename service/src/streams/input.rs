@@ -102,6 +102,8 @@ pub struct Census {
     pub stood: Vec<i64>,
     /// How many are said to be lost at most: `None` nothing, `Some(None)` that it is not known.
     pub told: Option<Option<i64>>,
+    /// For how many seconds the counts have stood in Redis at least: before that they may have been gone.
+    pub since: i64,
 }
 
 /// What a fenced step came to.
@@ -195,7 +197,7 @@ impl Input {
 
     /// The fence as it stands beside the stream, whoever's it is.
     async fn held(&self) -> Result<Option<Fence>, Error> {
-        let mut connection = self.streams.shared();
+        let mut connection = self.streams.shared(&self.fence_key);
         let held: (Option<i64>, Option<String>) = redis::cmd("HMGET")
             .arg(&self.fence_key)
             .arg(&["epoch", "token"])
@@ -236,6 +238,7 @@ impl Input {
                 }
                 _ => None,
             },
+            since: number(6),
         }))
     }
 
@@ -273,13 +276,21 @@ impl Input {
         })
     }
 
+    /// A connection of its own for [`Self::wait`].
+    ///
+    /// # Errors
+    /// When Redis cannot be reached.
+    pub async fn blocking(&self, longest: Duration) -> Result<Blocking, Error> {
+        self.streams.blocking(&self.stream, longest).await
+    }
+
     /// Waits up to `longest` for an entry above `last`; takes nothing.
     ///
     /// # Errors
     /// When Redis does not answer.
     pub async fn wait(&self, blocking: &mut Blocking, last: &str, longest: Duration) -> Result<(), Error> {
-        if self.streams.is_stale(blocking) {
-            *blocking = self.streams.blocking(longest).await?;
+        if self.streams.is_stale(blocking, &self.stream) {
+            *blocking = self.blocking(longest).await?;
         }
         let connection = &mut blocking.connection;
         let options = StreamReadOptions::default().count(1).block(longest.as_millis() as usize);
@@ -295,7 +306,7 @@ impl Input {
         for arg in args {
             call.arg(*arg);
         }
-        let mut connection = self.streams.shared();
+        let mut connection = self.streams.shared(&self.fence_key);
         let reply: Vec<Value> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
         let says = |word: &[u8]| is(&reply, word);
         if says(b"fenced") {

@@ -3,6 +3,7 @@
 //! Must never speak to Postgres, and must never hold a lock in Redis: what it keeps there are fences and cursors, compared
 //! by the very script that acts.
 
+mod address;
 mod append;
 mod connect;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -13,6 +14,7 @@ pub mod keys;
 mod output;
 mod purge;
 mod search;
+mod servers;
 #[cfg(test)]
 pub(crate) mod testing;
 mod verify;

@@ -98,7 +98,7 @@ impl Streams {
                 .arg(notice.traceparent.as_deref().unwrap_or_default())
                 .arg(&notice.data);
         }
-        let mut connection = self.shared();
+        let mut connection = self.shared(&output.stream);
         let reply: Vec<Value> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
         let word: String = at(&reply, 0)?;
         Ok(match word.as_str() {
@@ -117,7 +117,7 @@ impl Streams {
     /// # Errors
     /// When Redis does not answer.
     pub async fn cursor(&self, output: &Output, shard: u16) -> Result<Option<i64>, Error> {
-        let mut connection = self.shared();
+        let mut connection = self.shared(&output.stream);
         let held: HashMap<String, String> =
             connection.hgetall(keys::cursor(&output.stream)).await.map_err(Error::of)?;
         let is = |field: &str, value: &str| held.get(field).is_some_and(|held| held == value);
@@ -139,7 +139,7 @@ impl Streams {
         for (shard, after) in starts {
             call.arg(shard).arg(after);
         }
-        let mut connection = self.shared();
+        let mut connection = self.shared(&output.stream);
         let reply: Vec<String> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
         match reply.as_slice() {
             [_, pipeline, sink] => {
@@ -179,7 +179,7 @@ impl Streams {
     async fn retire(&self, output: &Output, what: &str) -> Result<HashMap<String, String>, Error> {
         let mut call = RETIRE.key(keys::cursor(&output.stream));
         call.arg(&output.pipeline_id).arg(&output.sink).arg(&output.incarnation).arg(what);
-        let mut connection = self.shared();
+        let mut connection = self.shared(&output.stream);
         call.invoke_async(&mut connection).await.map_err(Error::of)
     }
 }

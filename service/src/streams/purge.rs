@@ -45,7 +45,6 @@ impl Streams {
         let records =
             (0..shards).map(|shard| (keys::records(&self.pipeline, shard), keys::fence(&self.pipeline, shard), None));
         let sinks = sinks.iter().map(|(stream, sink)| (stream.clone(), keys::cursor(stream), Some(sink.clone())));
-        let mut redis = self.shared();
         let mut holdings = Vec::new();
         for (stream, beside, sink) in records.chain(sinks) {
             let (pipeline_id, is_beside, is_stream, entries): (Option<String>, bool, bool, u64) = redis::pipe()
@@ -53,7 +52,7 @@ impl Streams {
                 .exists(&beside)
                 .exists(&stream)
                 .xlen(&stream)
-                .query_async(&mut redis)
+                .query_async(&mut self.shared(&stream))
                 .await
                 .map_err(Error::of)?;
             holdings.push(Holding { stream, beside, sink, pipeline_id, entries, is_there: is_beside || is_stream });
@@ -68,7 +67,7 @@ impl Streams {
     pub async fn remove(&self, holding: &Holding, pipeline_id: &str, adopt: &str) -> Result<Removed, Error> {
         let mut call = PURGE.key(&holding.beside);
         call.key(&holding.stream).arg(pipeline_id).arg(holding.sink.as_deref().unwrap_or_default()).arg(adopt);
-        let reply: Vec<Value> = call.invoke_async(&mut self.shared()).await.map_err(Error::of)?;
+        let reply: Vec<Value> = call.invoke_async(&mut self.shared(&holding.stream)).await.map_err(Error::of)?;
         let mut reply = reply.into_iter();
         let word: String = from_redis_value(reply.next().unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?;
         let rest = reply.next().unwrap_or(Value::Nil);

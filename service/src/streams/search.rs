@@ -44,7 +44,7 @@ impl Streams {
     /// # Errors
     /// When Redis does not answer.
     pub async fn search(&self, record_id: &str, shards: u16) -> Result<Search, Error> {
-        let mut connection = self.query().await?;
+        let queries = self.queries().await?;
         let needle = serde_json::Value::from(record_id).to_string();
         // Where each shard's search goes on; `None`: at its end.
         let mut places: Vec<Option<Cow<'static, str>>> = vec![Some(Cow::Borrowed("+")); usize::from(shards)];
@@ -57,10 +57,9 @@ impl Streams {
                     cut = true;
                     break;
                 }
-                let page: StreamRangeReply = connection
-                    .xrevrange_count(keys::records(&self.pipeline, shard), from, "-", PAGE)
-                    .await
-                    .map_err(Error::of)?;
+                let key = keys::records(&self.pipeline, shard);
+                let page: StreamRangeReply =
+                    queries.of(&key)?.xrevrange_count(&key, from, "-", PAGE).await.map_err(Error::of)?;
                 seen += page.ids.len();
                 for entry in &page.ids {
                     if let Some(found) = matching(shard, entry, &needle, record_id) {
@@ -104,8 +103,8 @@ mod tests {
         let url = crate::streams::testing::url();
         let name = format!("search-{:016x}", rand::random::<u64>());
         let streams = Streams::connect(&url, &name).expect("URL");
-        let mut redis = streams.query().await.expect("a Redis for the tests");
         let key = keys::records(&name, 1);
+        let mut redis = streams.shared(&key);
         let mut add = redis::pipe();
         add.xadd(&key, "*", &[("record", json("first").as_str()), ("receivedAt", "1700000000000000")]).ignore();
         add.xadd(&key, "*", &[("record", json("\\u0061bc").as_str())]).ignore();

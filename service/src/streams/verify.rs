@@ -40,7 +40,7 @@ impl Streams {
     /// # Errors
     /// When Redis cannot be asked.
     pub async fn sink_state(&self, stream: &str) -> Result<SinkState, Error> {
-        let mut connection = self.shared();
+        let mut connection = self.shared(stream);
         let (cursor, newest, exists): (HashMap<String, String>, StreamRangeReply, bool) = pipe()
             .atomic()
             .hgetall(keys::cursor(stream))
@@ -86,7 +86,7 @@ impl Streams {
         until: &str,
         limit: usize,
     ) -> Result<(Vec<SinkEntry>, bool), Error> {
-        let mut connection = self.shared();
+        let mut connection = self.shared(stream);
         let from = after.map_or("-".to_owned(), |after| format!("({after}"));
         let reply: RedisResult<(StreamRangeReply, StreamRangeReply)> = pipe()
             .atomic()

@@ -8,6 +8,7 @@
 mod access;
 mod ask;
 mod crash;
+mod failover;
 mod harness;
 mod identity;
 mod inject;

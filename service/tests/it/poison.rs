@@ -1,6 +1,7 @@
 //! Entries that break something: only the culprit becomes a dead letter, whatever it breaks, and its neighbours count.
 
 use millrace::domain::shard_of;
+use redis::AsyncCommands as _;
 use serde_json::{Value, json};
 
 use crate::harness::{Load, Pipeline, eventually, record};
@@ -16,13 +17,9 @@ async fn reason(pipeline: &Pipeline, id: &str) -> Option<String> {
 
 /// Appends an entry as another program would.
 async fn append(pipeline: &Pipeline, shard: u64, fields: &[(&str, &[u8])]) {
-    let mut command = redis::cmd("XADD");
-    command.arg(pipeline.records(shard)).arg("*");
-    for (name, value) in fields {
-        command.arg(*name).arg(*value);
-    }
-    let mut connection = pipeline.redis.clone();
-    command.query_async::<()>(&mut connection).await.unwrap();
+    let client = redis::Client::open(pipeline.redis_url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let _: String = connection.xadd(pipeline.records(shard), "*", fields).await.unwrap();
 }
 
 /// Twenty good records of one shard, in two halves.

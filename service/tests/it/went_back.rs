@@ -200,8 +200,11 @@ async fn of_a_serve_process_that_died_the_last_word_is_spoken_unless_redis_went_
         up.is_some_and(|up| up.trim().parse::<u32>().unwrap() >= 4)
     })
     .await;
+    // As does what stands there.
+    let _: i64 = pipeline.redis(&["HSET", &pipeline.fence(0), "since", "1"]).await;
     serve.kill();
-    work.says("process.appender.buried").await;
+    let buried = work.says("process.appender.buried").await;
+    assert_eq!(buried["accounted"], Value::Bool(true));
     let mut serve = pipeline.serve().await;
     pipeline.settled().await;
     lost(&pipeline, 0, Some(0)).await;
@@ -217,4 +220,20 @@ async fn of_a_serve_process_that_died_the_last_word_is_spoken_unless_redis_went_
     assert_eq!(buried["accounted"], Value::Bool(false));
     let _serve = pipeline.serve().await;
     lost(&pipeline, pipeline.number("select lost from shards").await, None).await;
+}
+
+#[tokio::test]
+async fn of_a_serve_process_that_died_nobody_speaks_the_last_word_where_its_count_was_removed() {
+    let servers = shared().await;
+    let (pipeline, mut serve, work) = one_shard(&servers.redis, &servers.postgres).await;
+    pipeline.send(&Load::new("before", 40).records).await;
+    pipeline.settled().await;
+    // What it noted is less than what it appended, and Redis, which knew, is emptied though it was never started anew.
+    serve.kill();
+    pipeline.execute("update appends set acknowledged = 0").await;
+    let _: i64 = pipeline.redis(&["DEL", &pipeline.fence(0)]).await;
+    let buried = work.says("process.appender.buried").await;
+    assert_eq!(buried["accounted"], Value::Bool(false));
+    let _serve = pipeline.serve().await;
+    lost(&pipeline, 0, None).await;
 }

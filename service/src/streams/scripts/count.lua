@@ -1,9 +1,12 @@
 -- Counts what serve processes appended and is neither settled nor here. ARGV: how many of theirs are settled, then per
 -- process that is known: name, how many it appended at least.
 -- Answers {'ok', missing, entries in the stream, how far the counts had gone back, [what stood for each process], what
--- is said to be lost at most}.
+-- is said to be lost at most, for how many seconds at least the counts have stood here}.
 local stop = fenced()
 if stop then return stop end
+-- What is not here is not known to have been here before.
+local now = tonumber(redis.call('TIME')[1])
+redis.call('HSETNX', KEYS[1], 'since', now)
 local back, stood = 0, {}
 for i = 6, #ARGV, 2 do
   local field, least = 'by:' .. ARGV[i], tonumber(ARGV[i + 1])
@@ -21,4 +24,4 @@ for i = 1, #fields, 2 do
 end
 local present = redis.call('XLEN', KEYS[2])
 return {'ok', appended - present - tonumber(ARGV[5]), present, back, stood,
-  redis.call('HGET', KEYS[1], 'lostAtMost')}
+  redis.call('HGET', KEYS[1], 'lostAtMost'), now - tonumber(redis.call('HGET', KEYS[1], 'since'))}

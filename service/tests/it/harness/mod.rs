@@ -1,6 +1,7 @@
 //! What every test stands on: servers, a pipeline of its own, its processes, and what they are checked by.
 
 mod checks;
+mod failover;
 mod http;
 mod pipeline;
 mod process;
@@ -10,6 +11,7 @@ mod servers;
 use std::time::{Duration, Instant};
 
 pub(crate) use checks::{SinkEntry, check_stream};
+pub(crate) use failover::ManyRedis;
 pub(crate) use http::{Answer, answer};
 pub(crate) use pipeline::{KEY, LEASE_MS, Pipeline, sink};
 pub(crate) use process::{Process, free_port};

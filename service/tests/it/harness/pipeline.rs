@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgPoolOptions};
 use tempfile::TempDir;
 
-use super::{Process, eventually, free_port, obtain, shared};
+use super::{ManyRedis, Process, eventually, failover::Place, free_port, obtain, shared};
 
 /// The administrator's key of every pipeline here.
 pub(crate) const KEY: &str = "mk_integration-tests-0123456789-abcdef";
@@ -31,8 +31,7 @@ pub(crate) struct Pipeline {
     pub(crate) name: String,
     /// Connections into its schema.
     pub(crate) sql: PgPool,
-    /// A connection that comes back by itself.
-    pub(crate) redis: ConnectionManager,
+    redis: Redis,
     redis_url: String,
     /// The server's own database, and the one of this test where it has one.
     postgres_url: String,
@@ -45,6 +44,14 @@ pub(crate) struct Pipeline {
     http: reqwest::Client,
 }
 
+/// The way to its Redis.
+#[derive(Debug, Clone)]
+enum Redis {
+    /// A connection that comes back by itself.
+    One(Box<ConnectionManager>),
+    Many(Place),
+}
+
 impl Pipeline {
     /// A pipeline of two shards and four sinks on the shared servers; the fields of `spec` replace these.
     pub(crate) async fn new(spec: Value) -> Self {
@@ -54,6 +61,15 @@ impl Pipeline {
 
     /// A pipeline on other servers; `postgres` is the URL of a database in which another can be made.
     pub(crate) async fn on(redis: &str, postgres: &str, spec: Value) -> Self {
+        Self::with(redis, None, postgres, spec).await
+    }
+
+    /// A pipeline on a cluster, or on what sentinels watch.
+    pub(crate) async fn on_many(redis: &ManyRedis, spec: Value) -> Self {
+        Self::with(&redis.url(), Some(redis.place()), &shared().await.postgres, spec).await
+    }
+
+    async fn with(redis: &str, many: Option<Place>, postgres: &str, spec: Value) -> Self {
         let database = format!("it_{:016x}", rand::random::<u64>());
         let mut connection = PgConnection::connect(postgres).await.unwrap();
         // The name was made here.
@@ -61,13 +77,17 @@ impl Pipeline {
         sqlx::query(AssertSqlSafe(create)).execute(&mut connection).await.unwrap();
         let (server, _) = postgres.rsplit_once('/').unwrap();
         let url = format!("{server}/{database}");
-        let mut this = Self::beside(redis, &url, spec).await;
+        let mut this = Self::made(redis, many, &url, spec).await;
         this.database = Some((postgres.to_owned(), database));
         this
     }
 
     /// A pipeline in a database that is there, such as another pipeline's.
     pub(crate) async fn beside(redis: &str, database: &str, given: Value) -> Self {
+        Self::made(redis, None, database, given).await
+    }
+
+    async fn made(redis: &str, many: Option<Place>, database: &str, given: Value) -> Self {
         let name = format!("t{:012x}", rand::random::<u64>() >> 16);
         let mut spec = json!({
             "shards": 2,
@@ -86,7 +106,12 @@ impl Pipeline {
             .unwrap();
         let this = Self {
             sql,
-            redis: ConnectionManager::new(redis::Client::open(redis).unwrap()).await.unwrap(),
+            redis: match many {
+                Some(place) => Redis::Many(place),
+                None => {
+                    Redis::One(Box::new(ConnectionManager::new(redis::Client::open(redis).unwrap()).await.unwrap()))
+                }
+            },
             redis_url: redis.to_owned(),
             postgres_url: database.to_owned(),
             database: None,
@@ -304,10 +329,13 @@ impl Pipeline {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
         obtain(words[0], async || {
-            let mut connection = self.redis.clone();
-            match command.query_async(&mut connection).await {
+            let answer = match self.redis.clone() {
+                Redis::One(mut connection) => command.query_async(&mut *connection).await,
+                Redis::Many(place) => place.ask(words).await,
+            };
+            match answer {
                 Ok(answer) => Some(answer),
-                Err(error) if error.is_io_error() => None,
+                Err(error) if error.is_io_error() || matches!(self.redis, Redis::Many(_)) => None,
                 Err(error) => panic!("{words:?}: {error}"),
             }
         })
@@ -349,7 +377,7 @@ impl Drop for Pipeline {
         let cleaning = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                if let Ok(mut connection) = redis::Client::open(redis_url).unwrap().get_connection() {
+                if let Ok(mut connection) = redis::Client::open(redis_url).and_then(|client| client.get_connection()) {
                     let keys: Vec<String> =
                         redis::cmd("KEYS").arg(format!("*{name}*")).query(&mut connection).unwrap_or_default();
                     let _ = keys.iter().try_for_each(|key| redis::cmd("UNLINK").arg(key).query(&mut connection));

@@ -183,7 +183,7 @@ impl Drop for PrivatePostgres {
     }
 }
 
-fn end(child: &mut Option<Child>, signal: Signal) {
+pub(super) fn end(child: &mut Option<Child>, signal: Signal) {
     if let Some(mut child) = child.take() {
         let _ = kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal);
         let _ = child.wait();
@@ -191,7 +191,7 @@ fn end(child: &mut Option<Child>, signal: Signal) {
 }
 
 /// A directory that another user may pass through.
-fn server_dir() -> TempDir {
+pub(super) fn server_dir() -> TempDir {
     let dir = tempfile::Builder::new().prefix("millrace-it.").tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
     dir
@@ -201,7 +201,7 @@ fn redis_url(port: u16) -> String {
     format!("redis://127.0.0.1:{port}")
 }
 
-fn redis_configuration(dir: &Path, port: u16, settings: &[&str]) -> String {
+pub(super) fn redis_configuration(dir: &Path, port: u16, settings: &[&str]) -> String {
     format!(
         "bind 127.0.0.1\nport {port}\ndir {}\nappendonly yes\nappendfsync always\nsave \"\"\n\
          maxmemory-policy noeviction\naof-load-truncated yes\n{}\n",
@@ -215,13 +215,13 @@ fn postgres_url(port: u16) -> String {
 }
 
 /// A command that ends with this thread.
-fn guarded(signal: Option<&str>) -> Command {
+pub(super) fn guarded(signal: Option<&str>) -> Command {
     let mut command = Command::new("setpriv");
     command.arg(format!("--pdeathsig={}", signal.unwrap_or("KILL")));
     command
 }
 
-fn spawn(mut command: Command, dir: &Path) -> Child {
+pub(super) fn spawn(mut command: Command, dir: &Path) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("server.log")).unwrap();
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).current_dir("/");
     command.spawn().unwrap()

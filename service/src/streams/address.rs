@@ -1,0 +1,192 @@
+//! URLs of Redis: one server, the primary that sentinels name, or a cluster.
+//!
+//! `redis://[user:password@]host[:port][/db]`, and `rediss://` with TLS, as everywhere;
+//! `redis+sentinel://[user:password@]host[:port],…/primary[/db][?sentinelUser=…&sentinelPassword=…]`;
+//! `redis+cluster://[user:password@]host[:port],…`. User and password are those of the servers that hold the data.
+
+use std::{fmt, str::FromStr};
+
+use redis::{ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, RedisError, RedisResult};
+
+const PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26_379;
+
+/// A server's place.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Node {
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// What a URL says. How to speak to a server is told for one, and holds for all.
+#[derive(Clone)]
+pub(super) enum Address {
+    /// A server.
+    One(ConnectionInfo),
+    /// Those who know where a cluster's primaries are.
+    Cluster { each: ConnectionInfo, seeds: Vec<Node> },
+    /// Those who know where the primary of this name is, and how to speak to them.
+    Sentinel { each: ConnectionInfo, seeds: Vec<Node>, sentinel: ConnectionInfo, primary: String },
+}
+
+impl Address {
+    /// How to speak to a server that holds data.
+    pub(super) fn of(&self, node: &Node) -> ConnectionInfo {
+        let (Self::One(each) | Self::Cluster { each, .. } | Self::Sentinel { each, .. }) = self;
+        at(each, node)
+    }
+
+    /// How to speak to a server that knows where the primaries are.
+    pub(super) fn of_asked(&self, node: &Node) -> ConnectionInfo {
+        match self {
+            Self::Sentinel { sentinel, .. } => at(sentinel, node),
+            _ => self.of(node),
+        }
+    }
+
+    /// Whom to ask first.
+    pub(super) fn seeds(&self) -> &[Node] {
+        match self {
+            Self::One(_) => &[],
+            Self::Cluster { seeds, .. } | Self::Sentinel { seeds, .. } => seeds,
+        }
+    }
+}
+
+/// The same way of speaking, to another server.
+fn at(info: &ConnectionInfo, node: &Node) -> ConnectionInfo {
+    let (host, port) = (node.host.clone(), node.port);
+    let addr = match info.addr() {
+        ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+            ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
+        }
+        _ => ConnectionAddr::Tcp(host, port),
+    };
+    info.clone().set_addr(addr)
+}
+
+fn wrong(why: &'static str) -> RedisError {
+    (ErrorKind::InvalidClientConfig, why).into()
+}
+
+impl FromStr for Address {
+    type Err = RedisError;
+
+    fn from_str(url: &str) -> RedisResult<Self> {
+        let Some((scheme, rest)) = url.split_once("://") else { return Ok(Self::One(url.into_connection_info()?)) };
+        let (scheme, sentinel) = match scheme.split_once('+') {
+            Some((scheme @ ("redis" | "rediss"), "sentinel")) => (scheme, true),
+            Some((scheme @ ("redis" | "rediss"), "cluster")) => (scheme, false),
+            _ => return Ok(Self::One(url.into_connection_info()?)),
+        };
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let port = if sentinel { SENTINEL_PORT } else { PORT };
+        let seeds: Vec<Node> =
+            hosts.split(',').map(|host| node(host, port)).collect::<Option<_>>().ok_or_else(|| {
+                wrong("a host is missing or its port is none: host[:port], several with commas, IPv6 in brackets")
+            })?;
+        // The parts are put together as the URL of one server, so that they mean here what they mean there.
+        let info = |user: &str, db: &str| {
+            let at = if user.is_empty() { "" } else { "@" };
+            format!("{scheme}://{user}{at}{}/{db}", seeds[0]).into_connection_info()
+        };
+        if !sentinel {
+            if !path.is_empty() {
+                return Err(wrong("a cluster has only database 0: the URL ends with its hosts"));
+            }
+            return Ok(Self::Cluster { each: info(user, "")?, seeds });
+        }
+        let (primary, db) = path.split_once('/').unwrap_or((path, ""));
+        if primary.is_empty() {
+            return Err(wrong("the name of the primary is missing: redis+sentinel://host:26379,host:26379/primary"));
+        }
+        let (mut name, mut password) = ("", "");
+        for option in query.split('&').filter(|option| !option.is_empty()) {
+            match option.split_once('=') {
+                Some(("sentinelUser", value)) => name = value,
+                Some(("sentinelPassword", value)) => password = value,
+                _ => return Err(wrong("an option is unknown: sentinelUser and sentinelPassword are known")),
+            }
+        }
+        let asked = if password.is_empty() { String::new() } else { format!("{name}:{password}") };
+        Ok(Self::Sentinel { each: info(user, db)?, sentinel: info(&asked, "")?, primary: primary.to_owned(), seeds })
+    }
+}
+
+fn node(text: &str, port: u16) -> Option<Node> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']')?;
+            let port = if rest.is_empty() { port } else { rest.strip_prefix(':')?.parse().ok()? };
+            (host, port)
+        }
+        None => match text.split_once(':') {
+            Some((host, port)) => (host, port.parse().ok()?),
+            None => (text, port),
+        },
+    };
+    (!host.is_empty()).then(|| Node { host: host.to_owned(), port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(address: &Address) -> Vec<String> {
+        address.seeds().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn one_server_is_said_as_everywhere() {
+        let Ok(Address::One(info)) = "redis://:secret@cache:7000/2".parse() else { panic!("one server") };
+        assert_eq!((info.redis_settings().db(), info.redis_settings().password()), (2, Some("secret")));
+        assert!("https://cache".parse::<Address>().is_err());
+    }
+
+    #[test]
+    fn sentinels_have_hosts_a_name_and_credentials_of_their_own() {
+        let url = "redis+sentinel://me:p%40ss@a:1,b,[::1]:3/primary/4?sentinelPassword=t%2Fo";
+        let address: Address = url.parse().unwrap();
+        assert_eq!(hosts(&address), ["a:1", "b:26379", "[::1]:3"]);
+        let node = Node { host: "other".into(), port: 9 };
+        let (info, asked) = (address.of(&node), address.of_asked(&node));
+        assert_eq!(info.addr().to_string(), "other:9");
+        let settings = info.redis_settings();
+        assert_eq!((settings.username(), settings.password(), settings.db()), (Some("me"), Some("p@ss"), 4));
+        assert_eq!((asked.redis_settings().password(), asked.redis_settings().db()), (Some("t/o"), 0));
+        let Address::Sentinel { primary, .. } = address else { panic!("sentinels") };
+        assert_eq!(primary, "primary");
+    }
+
+    #[test]
+    fn a_cluster_has_hosts() {
+        let address: Address = "redis+cluster://:p@a:7001,b".parse().unwrap();
+        assert_eq!(hosts(&address), ["a:7001", "b:6379"]);
+        assert_eq!(address.of_asked(&address.seeds()[1]).redis_settings().password(), Some("p"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_url_is_said() {
+        for (url, why) in [
+            ("redis+cluster://", "host"),
+            ("redis+cluster://a:b", "port"),
+            ("redis+cluster://a/1", "database 0"),
+            ("redis+sentinel://a,b", "name of the primary"),
+            ("redis+sentinel://a/p?x=y", "sentinelPassword"),
+        ] {
+            let Err(error) = url.parse::<Address>() else { panic!("{url} is accepted") };
+            assert!(error.to_string().contains(why), "{url}: {error}");
+        }
+    }
+}

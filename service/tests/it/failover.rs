@@ -1,0 +1,150 @@
+//! A Redis Cluster and a Redis with sentinels: another server takes a primary's place while records come in.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::future::join;
+use nix::sys::signal::Signal;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{ManyRedis, Pipeline, check_stream, eventually, record};
+
+/// What clients were told.
+#[derive(Debug, Default)]
+struct Told {
+    /// Ids that were taken: 202, or an outcome.
+    taken: Mutex<HashSet<String>>,
+    /// Ids whose outcome was told: 200.
+    promised: Mutex<HashSet<String>>,
+    /// Entries of which nobody knows whether they were taken.
+    unknown: AtomicI64,
+    stop: AtomicBool,
+}
+
+impl Told {
+    /// Sends records of this name until it is told to stop, each until it is taken.
+    async fn send(&self, pipeline: &Pipeline, name: &str, many: usize, waits: bool) {
+        for part in 0.. {
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            let ids: Vec<String> = (0..many).map(|n| format!("{name}-{part}-{n}")).collect();
+            let records: Vec<Value> = ids.iter().map(|id| record(id, &format!("destination-{}", part % 40))).collect();
+            eventually("it is taken", async || {
+                let request = match waits {
+                    true => pipeline.request(Method::POST, "/records").header("prefer", "wait=5").json(&records[0]),
+                    false => pipeline.request(Method::POST, "/records/batch").json(&records),
+                };
+                let Ok(answer) = request.timeout(Duration::from_secs(20)).send().await else {
+                    self.unknown.fetch_add(many as i64, Ordering::Relaxed);
+                    return false;
+                };
+                let status = answer.status().as_u16();
+                let answer: Value = answer.json().await.unwrap_or_default();
+                assert!([200, 202, 503].contains(&status), "{status}: {answer}");
+                let taken = status != 503 && (waits || answer["accepted"] == many);
+                if status == 200 {
+                    self.promised.lock().unwrap().extend(ids.iter().cloned());
+                } else if !taken {
+                    // Refused, maybe, of which `unknown` is an upper bound.
+                    self.unknown.fetch_add(many as i64, Ordering::Relaxed);
+                }
+                taken
+            })
+            .await;
+            self.taken.lock().unwrap().extend(ids);
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.taken.lock().unwrap().len()
+    }
+}
+
+/// Lets `strike` happen under load, and compares what clients were told with what there is then. Answers how many records
+/// were taken and are gone.
+async fn under_load(pipeline: &Pipeline, name: &str, strike: impl AsyncFnOnce(&str)) -> i64 {
+    let told = Told::default();
+    let before = match name {
+        "ordered" => json!({"lost": 0}),
+        _ => pipeline.get("/stats").await,
+    };
+    let key = pipeline.records(0);
+    let striking = async {
+        eventually("records come in", async || told.count() > 500).await;
+        strike(&key).await;
+        let struck = told.count();
+        eventually("they come in again", async || told.count() > struck + 500).await;
+        told.stop.store(true, Ordering::Relaxed);
+    };
+    let [a, b, c, d] = ["a", "b", "c", "d"].map(|client| format!("{name}-{client}"));
+    let batches = join(told.send(pipeline, &a, 20, false), told.send(pipeline, &b, 7, false));
+    let waiting = join(told.send(pipeline, &c, 1, true), told.send(pipeline, &d, 1, true));
+    join(striking, join(batches, waiting)).await;
+    pipeline.settled().await;
+
+    let stored: Vec<String> =
+        sqlx::query_scalar("select record_id from records").fetch_all(&pipeline.sql).await.unwrap();
+    let there: HashSet<&String> = stored.iter().collect();
+    assert_eq!(there.len(), stored.len(), "none is there twice");
+    let promised = told.promised.lock().unwrap();
+    assert!(promised.len() > 20, "outcomes were waited for");
+    let broken: Vec<_> = promised.iter().filter(|id| !there.contains(id)).collect();
+    assert!(broken.is_empty(), "answered 200 and gone: {broken:?}");
+    let gone = told.taken.lock().unwrap().iter().filter(|id| !there.contains(id)).count() as i64;
+    let unknown = told.unknown.load(Ordering::Relaxed);
+    // Counted once a second.
+    eventually("what is lost is said", async || {
+        let after = pipeline.get("/stats").await;
+        let least = after["lost"].as_i64().unwrap() - before["lost"].as_i64().unwrap();
+        let most = after["lostAtMost"].as_i64().zip(before["lost"].as_i64()).map(|(most, before)| most - before);
+        least <= gone + unknown && most.is_some_and(|most| most >= gone)
+    })
+    .await;
+    check_stream(&pipeline.sink_entries("notifications").await, &stored);
+    pipeline.verify().await;
+    println!("{name}: {} taken, {gone} gone, {unknown} unknown", told.count());
+    gone
+}
+
+/// A server that dies comes back as a replica; one that stood still wakes up as the primary that it is not any more.
+async fn is_followed(redis: ManyRedis) {
+    let mut redis = redis;
+    let pipeline = Pipeline::on_many(&redis, json!({"shards": 6})).await;
+    let (_serve, work) = (pipeline.serve().await, pipeline.work());
+    // In order nothing is lost.
+    assert_eq!(under_load(&pipeline, "ordered", async |key| redis.change_over(key).await).await, 0);
+    let stood = redis.primary_of(&pipeline.records(0)).await;
+    under_load(&pipeline, "stood", async |key| {
+        redis.signal(stood, Signal::SIGSTOP);
+        redis.moved_from(key, stood).await;
+    })
+    .await;
+    redis.signal(stood, Signal::SIGCONT);
+    redis.is_whole().await;
+    let died = redis.primary_of(&pipeline.records(0)).await;
+    under_load(&pipeline, "died", async |key| {
+        redis.signal(died, Signal::SIGKILL);
+        redis.moved_from(key, died).await;
+    })
+    .await;
+    redis.start_again(died).await;
+    assert!(work.said("streams.servers.found").len() >= 4, "it turned to another server each time");
+}
+
+#[tokio::test]
+async fn primaries_of_a_cluster_are_followed() {
+    is_followed(ManyRedis::cluster().await).await;
+}
+
+#[tokio::test]
+async fn the_primary_that_sentinels_name_is_followed() {
+    is_followed(ManyRedis::sentinels().await).await;
+}
