@@ -130,9 +130,7 @@ impl Place {
     /// When none is given, or its file is not there or holds none.
     pub fn redis(&self, spec: Option<&RecordPipelineSpec>) -> Result<String, SecretError> {
         let named = spec.and_then(|spec| spec.redis.as_ref()).map(|redis| &redis.url_secret_ref);
-        url("redis", self.redis_url.as_ref(), self.redis_url_file.as_ref(), named, |url| {
-            redis::Client::open(url).is_ok()
-        })
+        url("redis", self.redis_url.as_ref(), self.redis_url_file.as_ref(), named, |url| crate::streams::is_url(url))
     }
 
     /// The URL of Postgres; `spec` names the Secret that it comes from.
@@ -176,7 +174,7 @@ fn url(
         // A variable that is set to nothing is as good as none.
         (Some(Secret(url)), _) if !url.trim().is_empty() => match url.trim() {
             url if fits(url) => Ok(url.to_owned()),
-            _ => Err(SecretError::NotGiven(format!("what was given is no URL of the form {server}://…"))),
+            _ => Err(SecretError::NotGiven(format!("what was given is no URL of the form {}", forms(server)))),
         },
         (_, Some(file)) => {
             let name = secret::name(named, file);
@@ -185,12 +183,19 @@ fn url(
                 return Ok(url);
             }
             // Never the URL itself, nor the parser's words about it: it holds a password.
-            Err(SecretError::Invalid(format!("{name}: not a URL of the form {server}://…")))
+            Err(SecretError::Invalid(format!("{name}: not a URL of the form {}", forms(server))))
         }
         (_, None) => {
             let variable = format!("MILLRACE_{}_URL", server.to_uppercase());
             Err(SecretError::NotGiven(format!("give --{server}-url, {variable} or {variable}_FILE")))
         }
+    }
+}
+
+fn forms(server: &str) -> &str {
+    match server {
+        "redis" => "redis://…, redis+sentinel://… or redis+cluster://…",
+        _ => "postgres://…",
     }
 }
 
@@ -223,6 +228,8 @@ mod tests {
             ("postgres://me:s3:cr@et@host/db?password=s3cret", "postgres://me:(hidden)@host/db"),
             ("postgres://me:s3/cret@host/db", "postgres://me:(hidden)@host/db"),
             ("postgres://me@host/db", "postgres://me@host/db"),
+            ("redis+sentinel://:s3@a:1,b/p?sentinelPassword=s3cret", "redis+sentinel://:(hidden)@a:1,b/p"),
+            ("redis+cluster://me:s3cret@a:1,b:2", "redis+cluster://me:(hidden)@a:1,b:2"),
             ("s3cret", "(hidden)"),
         ] {
             assert_eq!(hide_password(url), shown);

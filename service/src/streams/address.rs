@@ -38,6 +38,12 @@ pub(super) enum Address {
     Sentinel { each: ConnectionInfo, seeds: Vec<Node>, sentinel: ConnectionInfo, primary: String },
 }
 
+/// Whether a URL is one of Redis.
+#[must_use]
+pub fn is_url(url: &str) -> bool {
+    url.parse::<Address>().is_ok()
+}
+
 impl Address {
     /// How to speak to a server that holds data.
     pub(super) fn of(&self, node: &Node) -> ConnectionInfo {

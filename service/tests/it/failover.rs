@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{ManyRedis, Pipeline, check_stream, eventually, record};
+use crate::harness::{Load, ManyRedis, Pipeline, check_stream, eventually, record};
 
 /// What clients were told.
 #[derive(Debug, Default)]
@@ -82,6 +82,7 @@ async fn under_load(pipeline: &Pipeline, name: &str, strike: impl AsyncFnOnce(&s
         strike(&key).await;
         let struck = told.count();
         eventually("they come in again", async || told.count() > struck + 500).await;
+        eventually("outcomes are waited for", async || told.promised.lock().unwrap().len() > 20).await;
         told.stop.store(true, Ordering::Relaxed);
     };
     let [a, b, c, d] = ["a", "b", "c", "d"].map(|client| format!("{name}-{client}"));
@@ -95,7 +96,6 @@ async fn under_load(pipeline: &Pipeline, name: &str, strike: impl AsyncFnOnce(&s
     let there: HashSet<&String> = stored.iter().collect();
     assert_eq!(there.len(), stored.len(), "none is there twice");
     let promised = told.promised.lock().unwrap();
-    assert!(promised.len() > 20, "outcomes were waited for");
     let broken: Vec<_> = promised.iter().filter(|id| !there.contains(id)).collect();
     assert!(broken.is_empty(), "answered 200 and gone: {broken:?}");
     let gone = told.taken.lock().unwrap().iter().filter(|id| !there.contains(id)).count() as i64;
@@ -115,12 +115,10 @@ async fn under_load(pipeline: &Pipeline, name: &str, strike: impl AsyncFnOnce(&s
 }
 
 /// A server that dies comes back as a replica; one that stood still wakes up as the primary that it is not any more.
-async fn is_followed(redis: ManyRedis) {
-    let mut redis = redis;
-    let pipeline = Pipeline::on_many(&redis, json!({"shards": 6})).await;
+async fn is_followed(redis: &mut ManyRedis) {
+    let pipeline = Pipeline::on_many(redis, json!({"shards": 6})).await;
     let (_serve, work) = (pipeline.serve().await, pipeline.work());
-    // In order nothing is lost.
-    assert_eq!(under_load(&pipeline, "ordered", async |key| redis.change_over(key).await).await, 0);
+    under_load(&pipeline, "ordered", async |key| redis.change_over(key).await).await;
     let stood = redis.primary_of(&pipeline.records(0)).await;
     under_load(&pipeline, "stood", async |key| {
         redis.signal(stood, Signal::SIGSTOP);
@@ -139,12 +137,56 @@ async fn is_followed(redis: ManyRedis) {
     assert!(work.said("streams.servers.found").len() >= 4, "it turned to another server each time");
 }
 
+/// Replicas that are behind take the place of their primary: what they never had is gone, and said.
+async fn loses_what_is_counted(redis: &ManyRedis) {
+    let pipeline = Pipeline::on_many(redis, json!({"shards": 1})).await;
+    let (_serve, mut work) = (pipeline.serve().await, pipeline.work());
+    pipeline.send(&Load::new("before", 40).records).await;
+    pipeline.settled().await;
+    let primary = redis.primary_of(&pipeline.records(0)).await;
+    let replicas = redis.replicas_of(primary).await;
+    eventually("replicas have it all", async || redis.is_behind(primary).await == 0).await;
+    redis.cut_off(primary, &replicas).await;
+    for n in 0..10 {
+        pipeline.settle(&record(&format!("told-{n}"), "d")).await.expect(200);
+    }
+    work.stop().await;
+    let gone = Load::from("gone", 40, 25);
+    pipeline.send(&gone.records).await;
+    redis.signal(primary, Signal::SIGKILL);
+    replicas.iter().for_each(|port| redis.signal(*port, Signal::SIGCONT));
+    redis.moved_from(&pipeline.records(0), primary).await;
+    let work = pipeline.work();
+    let line = work.says("process.entries.lost").await;
+    assert_eq!((&line["at_least"], &line["at_most"]), (&json!(gone.entries()), &json!(gone.entries())), "{line}");
+    let stats = pipeline.get("/stats").await;
+    assert_eq!((&stats["lost"], &stats["processed"]), (&json!(gone.entries()), &json!(50)), "{stats}");
+    // It goes on, also with what was lost, and no number was given twice.
+    pipeline.send_through(&gone.records).await;
+    pipeline.settled().await;
+    let stored: Vec<String> =
+        sqlx::query_scalar("select record_id from records").fetch_all(&pipeline.sql).await.unwrap();
+    assert_eq!(stored.len(), 75);
+    check_stream(&pipeline.sink_entries("notifications").await, &stored);
+    pipeline.verify().await;
+}
+
+#[tokio::test]
+async fn what_a_failover_of_a_cluster_loses_is_counted_and_no_outcome_is_lost() {
+    loses_what_is_counted(&ManyRedis::cluster().await).await;
+}
+
+#[tokio::test]
+async fn what_a_failover_by_sentinels_loses_is_counted_and_no_outcome_is_lost() {
+    loses_what_is_counted(&ManyRedis::sentinels().await).await;
+}
+
 #[tokio::test]
 async fn primaries_of_a_cluster_are_followed() {
-    is_followed(ManyRedis::cluster().await).await;
+    is_followed(&mut ManyRedis::cluster().await).await;
 }
 
 #[tokio::test]
 async fn the_primary_that_sentinels_name_is_followed() {
-    is_followed(ManyRedis::sentinels().await).await;
+    is_followed(&mut ManyRedis::sentinels().await).await;
 }

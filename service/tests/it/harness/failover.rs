@@ -156,6 +156,30 @@ impl ManyRedis {
         self.place().port_of(key).await.unwrap()
     }
 
+    /// The ports of the replicas of the primary on a port.
+    pub(crate) async fn replicas_of(&self, primary: u16) -> Vec<u16> {
+        let about: String = ask(primary, &["INFO", "replication"]).await.unwrap();
+        let ports = about.lines().filter(|line| line.starts_with("slave"));
+        let ports = ports.filter_map(|line| line.split("port=").nth(1)?.split(',').next()?.parse().ok());
+        ports.collect()
+    }
+
+    /// How many bytes the replica that has the least of the primary on a port does not have yet.
+    pub(crate) async fn is_behind(&self, primary: u16) -> u64 {
+        let about: String = ask(primary, &["INFO", "replication"]).await.unwrap();
+        let number = |text: &str| text.trim().parse::<u64>().ok();
+        let all = about.lines().find_map(|line| number(line.strip_prefix("master_repl_offset:")?)).unwrap();
+        let least = about.lines().filter_map(|line| number(line.split("offset=").nth(1)?.split(',').next()?)).min();
+        all - least.unwrap()
+    }
+
+    /// Holds replicas still, and ends their connections to their primary: what is written to it from now on does not
+    /// wait for them in a buffer.
+    pub(crate) async fn cut_off(&self, primary: u16, replicas: &[u16]) {
+        replicas.iter().for_each(|port| self.signal(*port, Signal::SIGSTOP));
+        let _: i64 = ask(primary, &["CLIENT", "KILL", "TYPE", "replica"]).await.unwrap();
+    }
+
     /// Sends a signal to the server on a port.
     pub(crate) fn signal(&self, port: u16, signal: Signal) {
         let one = self.servers.iter().find(|one| one.port == port).unwrap();
