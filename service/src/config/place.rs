@@ -130,7 +130,7 @@ impl Place {
     /// When none is given, or its file is not there or holds none.
     pub fn redis(&self, spec: Option<&RecordPipelineSpec>) -> Result<String, SecretError> {
         let named = spec.and_then(|spec| spec.redis.as_ref()).map(|redis| &redis.url_secret_ref);
-        url("redis", self.redis_url.as_ref(), self.redis_url_file.as_ref(), named, |url| crate::streams::is_url(url))
+        url("redis", self.redis_url.as_ref(), self.redis_url_file.as_ref(), named, crate::streams::is_url)
     }
 
     /// The URL of Postgres; `spec` names the Secret that it comes from.

@@ -1,6 +1,6 @@
 //! URLs of Redis: one server, the primary that sentinels name, or a cluster.
 //!
-//! `redis://[user:password@]host[:port][/db]`, and `rediss://` with TLS, as everywhere;
+//! `redis://[user:password@]host[:port][/db]`, as everywhere;
 //! `redis+sentinel://[user:password@]host[:port],…/primary[/db][?sentinelUser=…&sentinelPassword=…]`;
 //! `redis+cluster://[user:password@]host[:port],…`. User and password are those of the servers that hold the data.
 
@@ -70,14 +70,7 @@ impl Address {
 
 /// The same way of speaking, to another server.
 fn at(info: &ConnectionInfo, node: &Node) -> ConnectionInfo {
-    let (host, port) = (node.host.clone(), node.port);
-    let addr = match info.addr() {
-        ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
-            ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
-        }
-        _ => ConnectionAddr::Tcp(host, port),
-    };
-    info.clone().set_addr(addr)
+    info.clone().set_addr(ConnectionAddr::Tcp(node.host.clone(), node.port))
 }
 
 fn wrong(why: &'static str) -> RedisError {
@@ -89,9 +82,9 @@ impl FromStr for Address {
 
     fn from_str(url: &str) -> RedisResult<Self> {
         let Some((scheme, rest)) = url.split_once("://") else { return Ok(Self::One(url.into_connection_info()?)) };
-        let (scheme, sentinel) = match scheme.split_once('+') {
-            Some((scheme @ ("redis" | "rediss"), "sentinel")) => (scheme, true),
-            Some((scheme @ ("redis" | "rediss"), "cluster")) => (scheme, false),
+        let sentinel = match scheme {
+            "redis+sentinel" => true,
+            "redis+cluster" => false,
             _ => return Ok(Self::One(url.into_connection_info()?)),
         };
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -105,7 +98,7 @@ impl FromStr for Address {
         // The parts are put together as the URL of one server, so that they mean here what they mean there.
         let info = |user: &str, db: &str| {
             let at = if user.is_empty() { "" } else { "@" };
-            format!("{scheme}://{user}{at}{}/{db}", seeds[0]).into_connection_info()
+            format!("redis://{user}{at}{}/{db}", seeds[0]).into_connection_info()
         };
         if !sentinel {
             if !path.is_empty() {

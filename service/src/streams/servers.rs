@@ -4,7 +4,7 @@
 //! `READONLY`) has it ask at once. Must never send a command again that may have taken effect: only what a server refused
 //! to begin is repeated.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::HashMap, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use redis::{
@@ -191,10 +191,9 @@ impl Link {
         let until = Instant::now() + ELSEWHERE;
         let mut known = self.servers.known.clone();
         loop {
-            let topology = self.servers.known().await?;
             known.mark_unchanged();
-            let server = topology.of(self.slot);
-            let answer = match server {
+            let topology = self.servers.known().await?;
+            let answer = match topology.of(self.slot) {
                 Ok(server) => server.shared.clone().req_packed_command(cmd).await,
                 Err(error) => Err(error),
             };
@@ -203,11 +202,12 @@ impl Link {
                 Err(error) => error.clone(),
                 Ok(_) => return answer,
             };
-            if is_answer(&error) && !is_elsewhere(&error) || !self.servers.look_again() {
+            let is_elsewhere = is_elsewhere(&error);
+            if is_answer(&error) && !is_elsewhere {
                 return answer;
             }
-            // Whether it began is not known, or nobody is there to begin it.
-            if !is_elsewhere(&error) || timeout_at(until, known.changed()).await.is_err() {
+            // Of what was met on the way nobody knows whether it began.
+            if !self.servers.look_again() || !is_elsewhere || timeout_at(until, known.changed()).await.is_err() {
                 return answer;
             }
         }
@@ -360,7 +360,7 @@ impl Seeker {
                 field("cluster_my_epoch").and(field("cluster_current_epoch")).and_then(|text| text.parse().ok());
             healthy.push((field("cluster_state") == Some("ok"), epoch.unwrap_or(0_u64), node));
         }
-        healthy.sort_by(|one, other| (other.0, other.1).cmp(&(one.0, one.1)));
+        healthy.sort_by_key(|(is_ok, epoch, _)| Reverse((*is_ok, *epoch)));
         let mut command = redis::cmd("CLUSTER");
         command.arg("SLOTS");
         let mut failure = None;

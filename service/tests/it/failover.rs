@@ -95,7 +95,7 @@ async fn under_load(pipeline: &Pipeline, name: &str, strike: impl AsyncFnOnce(&s
         sqlx::query_scalar("select record_id from records").fetch_all(&pipeline.sql).await.unwrap();
     let there: HashSet<&String> = stored.iter().collect();
     assert_eq!(there.len(), stored.len(), "none is there twice");
-    let promised = told.promised.lock().unwrap();
+    let promised = std::mem::take(&mut *told.promised.lock().unwrap());
     let broken: Vec<_> = promised.iter().filter(|id| !there.contains(id)).collect();
     assert!(broken.is_empty(), "answered 200 and gone: {broken:?}");
     let gone = told.taken.lock().unwrap().iter().filter(|id| !there.contains(id)).count() as i64;
