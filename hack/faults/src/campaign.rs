@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     fs,
     path::PathBuf,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -113,6 +113,7 @@ impl Leg {
         };
         self.look_at_memory(round, report).await;
         report.ended.extend(self.stage.world.ended());
+        report.said_ms.append(&mut self.stage.world.said_ms.lock().unwrap_or_else(PoisonError::into_inner));
         let mut line = Vec::new();
         for struck in &struck {
             report.struck(struck);
@@ -125,9 +126,10 @@ impl Leg {
             *report.wrong.entry(violation.wrong).or_default() += 1;
         }
         println!(
-            "round {round}: {} ids, {} processed, rest after {:.1} s, {:.0} s: {}{}",
+            "round {round}: {} ids, {} processed, {} destroyed, rest after {:.1} s, {:.0} s: {}{}",
             self.stage.load.history().ids(),
             self.check.counts.processed,
+            self.check.destroyed,
             rested.as_secs_f64(),
             began.elapsed().as_secs_f64(),
             if wrong.is_empty() { "ok; " } else { "WRONG; " },

@@ -38,6 +38,8 @@ pub(crate) struct Report {
     pub(crate) destroyed: u64,
     pub(crate) said_lost: i64,
     pub(crate) said_lost_at_most: Option<i64>,
+    /// How many milliseconds passed from each loss until it was said by `/stats`, by a metric and in a log.
+    pub(crate) said_ms: Vec<u64>,
     /// Kinds of wrong, with how often each was found (of one round, only some are).
     pub(crate) wrong: BTreeMap<Wrong, u64>,
     pub(crate) violations: Vec<Violation>,
@@ -118,6 +120,9 @@ impl Report {
             ("alerts", self.counts.alerts.cast_unsigned()),
             ("destroyed by faults that may", self.destroyed),
             ("of that said at least", self.said_lost.cast_unsigned()),
+            ("times that a loss was said", self.said_ms.len() as u64),
+            ("of them within five seconds", self.said_ms.iter().filter(|after| **after <= 5_000).count() as u64),
+            ("the longest, milliseconds", self.said_ms.iter().max().copied().unwrap_or(0)),
             ("lost", self.times(Wrong::Lost)),
             ("doubled", self.times(Wrong::Doubled)),
             ("reordered", self.times(Wrong::Reordered)),

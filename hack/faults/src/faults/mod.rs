@@ -47,12 +47,12 @@ impl Stage {
         sleep(Duration::from_millis(fault.at_ms)).await;
         let lasts = Duration::from_millis(fault.for_ms);
         let effect = match fault.kind {
-            Kind::KillWork => self.kill("work", fault).await,
-            Kind::KillServe => self.kill("serve", fault).await,
+            Kind::KillWork => self.end("work", fault, false).await,
+            Kind::KillServe => self.end("serve", fault, false).await,
             Kind::PauseWork => self.pause("work", fault).await,
             Kind::PauseServe => self.pause("serve", fault).await,
-            Kind::TermWork => self.term("work", fault).await,
-            Kind::TermServe => self.term("serve", fault).await,
+            Kind::TermWork => self.end("work", fault, true).await,
+            Kind::TermServe => self.end("serve", fault, true).await,
             Kind::Scale => self.scale(fault).await,
             Kind::Upgrade => self.upgrade().await,
             Kind::Point(point) => self.point(point, fault).await,

@@ -27,12 +27,13 @@ impl Stage {
         free.find_map(|mut slot| slot.runs().then_some(slot))
     }
 
-    pub(super) async fn kill(&self, role: &str, fault: Fault) -> Effect {
+    /// Killed, or asked to end; another starts after a while.
+    pub(super) async fn end(&self, role: &str, fault: Fault, in_order: bool) -> Effect {
         let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
-        let died = slot.kill().await;
+        let ended = if in_order { slot.stop().await } else { slot.kill().await };
         sleep(Duration::from_millis(fault.for_ms / 4)).await;
         slot.start(&self.world, &Start::default())?;
-        Ok((died, slot.name.clone()))
+        Ok((ended, slot.name.clone()))
     }
 
     /// Held still for longer than a lease lasts.
@@ -43,14 +44,6 @@ impl Stage {
         let held = slot.pid().is_some_and(is_stopped);
         slot.go_on();
         Ok((held, slot.name.clone()))
-    }
-
-    pub(super) async fn term(&self, role: &str, fault: Fault) -> Effect {
-        let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
-        let ended = slot.stop().await;
-        sleep(Duration::from_millis(fault.for_ms / 4)).await;
-        slot.start(&self.world, &Start::default())?;
-        Ok((ended, slot.name.clone()))
     }
 
     /// A process in whose way a point lies at which it dies.

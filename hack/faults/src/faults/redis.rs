@@ -1,12 +1,19 @@
 //! Faults of Redis: killed, held still, slow, full; and what it holds is destroyed or spoilt behind the pipeline's back.
 
-use std::{fs, sync::atomic::Ordering, time::Duration};
+use std::{
+    fs,
+    sync::{PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
 use super::{Effect, Stage};
 use crate::world::{SHARDS, SINKS, eventually, is_stopped, records};
+
+/// How long it is waited for a loss to be said.
+const SAID: Duration = Duration::from_secs(10);
 
 impl Stage {
     pub(super) async fn redis_kill(&self, lasts: Duration) -> Effect {
@@ -93,6 +100,7 @@ impl Stage {
 
     /// With `appendfsync everysec`, a crash that takes the last second with it.
     pub(super) async fn redis_cut(&self) -> Effect {
+        let before = self.world.losses_said().await.unwrap_or_default();
         let mut redis = self.world.redis.lock().await;
         redis.ask::<String>(&["CONFIG", "SET", "appendfsync", "everysec"]).await?;
         sleep(Duration::from_millis(1_500)).await;
@@ -109,16 +117,19 @@ impl Stage {
             _ => 0,
         };
         redis.ensure().await?;
-        Ok((cut > 0, format!("{cut} bytes")))
+        drop(redis);
+        let said = self.until_said(before).await;
+        Ok((cut > 0, format!("{cut} bytes; {said}")))
     }
 
     /// Everything is gone; the sinks, which cannot know how far they were, are resumed as an administrator does.
     pub(super) async fn redis_flush(&self) -> Effect {
+        let before = self.world.losses_said().await.unwrap_or_default();
         {
             let redis = self.world.redis.lock().await;
             redis.ask::<String>(&["FLUSHALL"]).await?;
         }
-        sleep(Duration::from_secs(1)).await;
+        let note = self.until_said(before).await;
         let mut said = String::new();
         for (sink, _) in SINKS {
             let resumed = eventually(Duration::from_secs(30), async || {
@@ -134,11 +145,31 @@ impl Stage {
                 return Ok((true, format!("{sink} was not resumed: {said}")));
             }
         }
-        Ok((true, String::new()))
+        Ok((true, note))
+    }
+
+    /// Waits a little until a loss is said by `/stats`, by a metric and in a log, and notes how long it took. It never is
+    /// where nothing was lost, or who should say it is held up by another fault.
+    async fn until_said(&self, before: (i64, usize, usize)) -> String {
+        let began = Instant::now();
+        while began.elapsed() < SAID {
+            if let Ok(said) = self.world.losses_said().await
+                && said.0 > before.0
+                && said.1 > 0
+                && said.2 > before.2
+            {
+                let after = began.elapsed().as_millis() as u64;
+                self.world.said_ms.lock().unwrap_or_else(PoisonError::into_inner).push(after);
+                return format!("said after {after} ms");
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        "nothing was said to be lost".to_owned()
     }
 
     /// Entries are trimmed that nobody has read: the workers are held still while they gather.
     pub(super) async fn redis_trim(&self, pick: u64) -> Effect {
+        let before = self.world.losses_said().await.unwrap_or_default();
         let redis = self.world.redis.lock().await;
         let mut workers = Vec::new();
         for slot in &self.world.workers {
@@ -154,7 +185,9 @@ impl Stage {
             trimmed += redis.ask::<i64>(&["XTRIM", &stream, "MAXLEN", "0"]).await.unwrap_or(0);
         }
         workers.iter().for_each(|slot| slot.go_on());
-        Ok((trimmed > 0, format!("{trimmed} entries")))
+        drop((workers, redis));
+        let said = self.until_said(before).await;
+        Ok((trimmed > 0, format!("{trimmed} entries; {said}")))
     }
 }
 

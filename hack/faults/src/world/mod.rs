@@ -70,6 +70,8 @@ pub(crate) struct World {
     /// Which of two builds new processes are of.
     pub(crate) other_build: AtomicBool,
     pub(crate) starts: AtomicU64,
+    /// How many milliseconds passed from each loss until it was said everywhere.
+    pub(crate) said_ms: std::sync::Mutex<Vec<u64>>,
     pub(crate) http: reqwest::Client,
     /// Entries that nobody sent, put into the streams so far.
     pub(crate) foreign: AtomicU64,
@@ -110,6 +112,7 @@ impl World {
             ended: std::sync::Mutex::default(),
             other_build: AtomicBool::new(false),
             starts: AtomicU64::new(0),
+            said_ms: std::sync::Mutex::default(),
             foreign: AtomicU64::new(0),
             http: reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?,
         });
@@ -255,6 +258,27 @@ impl World {
     /// Processes that ended though nobody asked them to, since this was asked last.
     pub(crate) fn ended(&self) -> Vec<String> {
         std::mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where losses are said: what `/stats` says, in how many metrics of workers, and in how many lines of their logs.
+    pub(crate) async fn losses_said(&self) -> anyhow::Result<(i64, usize, usize)> {
+        let stats = self.get("/stats").await?["lost"].as_i64().unwrap_or(0);
+        let mut metrics = 0;
+        for slot in &self.workers {
+            let Ok(slot) = slot.try_lock() else { continue };
+            let url = format!("http://127.0.0.1:{}/metrics", slot.health);
+            drop(slot);
+            let asked = self.http.get(url).timeout(Duration::from_millis(300)).send().await;
+            let Ok(answer) = asked else { continue };
+            let text = answer.text().await.unwrap_or_default();
+            metrics += text.lines().filter(|line| line.starts_with("millrace_lost_entries_total{")).count();
+        }
+        let mut lines = 0;
+        for log in fs::read_dir(self.setup.dir.join("logs"))?.flatten() {
+            let text = fs::read_to_string(log.path()).unwrap_or_default();
+            lines += text.matches("\"process.entries.lost\"").count();
+        }
+        Ok((stats, metrics, lines))
     }
 
     /// Ends everything.
