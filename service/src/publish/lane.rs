@@ -77,9 +77,10 @@ impl Lane {
         loop {
             let highest = Store::number_of(self.sink.on, numbers.borrow_and_update().unwrap_or_default());
             if self.feed.resets() != resets {
-                // Redis may have gone back with stream and cursor, and nothing new may come for long.
+                // Redis may have gone back with stream and cursor, or Postgres with the lane's state, and nothing new may
+                // come for long.
                 resets = self.feed.resets();
-                at = None;
+                (at, noted) = (None, false);
             }
             let outcome = tokio::select! {
                 outcome = self.pass(&mut at, highest) => outcome,

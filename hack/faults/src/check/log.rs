@@ -26,7 +26,8 @@ impl Check {
             let next = self.shards[shard].log.len() as i64 + 1;
             let mark = print(&entry.data);
             if seq < next {
-                self.again(shard, seq, mark, self.shards[shard].log[(seq - 1).max(0) as usize].print);
+                let before = self.shards[shard].log[(seq - 1).max(0) as usize].print;
+                self.again(&entry, before);
             } else if seq > next {
                 self.wrong(Wrong::Reordered, || {
                     format!("notification {shard}-{seq} came where {shard}-{next} was due")
@@ -44,11 +45,12 @@ impl Check {
     }
 
     /// A number that was there before: only after a Redis that went back, and then the very same.
-    pub(super) fn again(&mut self, shard: usize, number: i64, mark: u32, before: u32) {
-        if mark != before {
-            self.wrong(Wrong::Doubled, || format!("number {number} of shard {shard} was given twice"));
+    pub(super) fn again(&mut self, entry: &Entry, before: u32) {
+        let Entry { id, data, .. } = entry;
+        if print(data) != before {
+            self.wrong(Wrong::Doubled, || format!("{id} was given twice (print {before:08x}), now to {data}"));
         } else if !self.allowed.redis_lost {
-            self.wrong(Wrong::Doubled, || format!("number {number} of shard {shard} was published twice"));
+            self.wrong(Wrong::Doubled, || format!("{id} was published twice"));
         }
     }
 

@@ -78,7 +78,7 @@ impl Check {
         let due = log.len() as i64 + 1;
         if n < due {
             let before = log[(n - 1).max(0) as usize];
-            self.again(shard, n, mark, before);
+            self.again(entry, before);
             return None;
         }
         if n > due {
