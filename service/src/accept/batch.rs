@@ -1,6 +1,6 @@
 //! Many records: good items are taken whatever their neighbours are.
 //!
-//! Must never hold more of NDJSON than one chunk of lines.
+//! Must never hold more of NDJSON than one chunk of lines, nor more of JSON than there is room for.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -26,9 +26,9 @@ use crate::{
     streams::Outgoing,
 };
 
-/// Lines that are appended together.
-const CHUNK_LINES: u64 = 1_000;
-/// Bytes of lines that are appended together.
+/// Items that are appended together.
+const CHUNK_ITEMS: u64 = 1_000;
+/// Bytes of items that are appended together.
 const CHUNK_BYTES: usize = 256 * 1024;
 /// Errors after which reading of NDJSON stops.
 const MOST_ERRORS: usize = 1_000;
@@ -49,6 +49,8 @@ struct Batch<'a> {
     received_at: DateTime<Utc>,
     shards: u16,
     by_shard: BTreeMap<u16, Vec<Item>>,
+    /// Items that were looked at since the last append, and their bytes.
+    held: (u64, usize),
     accepted: u64,
     errors: Vec<ItemError>,
     /// The first that was put off, for the answer's status when nothing was taken.
@@ -72,16 +74,18 @@ pub(super) async fn send(
         received_at: now(),
         shards,
         by_shard: BTreeMap::new(),
+        held: (0, 0),
         accepted: 0,
         errors: Vec::new(),
         put_off: None,
     };
     match body.format {
         Format::Json => {
-            let bytes = body::whole(body.reader, body::BATCH_BYTES).await?;
+            let (bytes, _room) = body::whole_batch(body.reader, &acceptor.0.room).await?;
             for (index, item) in (0..).zip(items::of_array(&bytes)?) {
                 batch.take(index, item.get().as_bytes());
             }
+            drop(bytes);
             batch.append().await;
             batch.answer(None)
         }
@@ -91,13 +95,12 @@ pub(super) async fn send(
 
 impl Batch<'_> {
     async fn read_lines(mut self, mut lines: Lines) -> Result<BatchTaken, Failure> {
-        let (mut index, mut held_lines, mut held_bytes) = (0_u64, 0_u64, 0_usize);
+        let mut index = 0_u64;
         loop {
             let line = lines.next().await;
             let stopped = match line {
                 Ok(Some(Line::Record(line))) => {
                     self.take(index, &line);
-                    held_bytes += line.len();
                     None
                 }
                 Ok(Some(Line::TooLong)) => {
@@ -119,11 +122,8 @@ impl Batch<'_> {
                 return self.stop(index, failure);
             }
             index += 1;
-            held_lines += 1;
-            if held_lines >= CHUNK_LINES || held_bytes >= CHUNK_BYTES || self.errors.len() >= MOST_ERRORS {
+            if self.is_full() || self.errors.len() >= MOST_ERRORS {
                 self.append().await;
-                (held_lines, held_bytes) = (0, 0);
-                self.received_at = now();
                 if self.errors.len() >= MOST_ERRORS {
                     lines.drain().await;
                     return self.answer(Some(index));
@@ -132,8 +132,14 @@ impl Batch<'_> {
         }
     }
 
+    /// Whether lines that are held are to be appended.
+    fn is_full(&self) -> bool {
+        self.held.0 >= CHUNK_ITEMS || self.held.1 >= CHUNK_BYTES
+    }
+
     /// Checks an item, and holds it for its shard.
     fn take(&mut self, index: u64, json: &[u8]) {
+        self.held = (self.held.0 + 1, self.held.1 + json.len());
         if json.len() > body::RECORD_BYTES {
             return self.reject(index, items::id_of(json), &too_large());
         }
@@ -169,13 +175,16 @@ impl Batch<'_> {
     /// Appends what is held: one script a shard, the shards beside each other.
     async fn append(&mut self) {
         let held = std::mem::take(&mut self.by_shard);
+        self.held = (0, 0);
         let (app, acceptor) = (self.app, self.acceptor);
         let appends = held.into_iter().map(async |(shard, items)| {
             let (names, entries): (Vec<_>, Vec<_>) =
                 items.into_iter().map(|item| ((item.index, item.record_id), item.entry)).unzip();
             (names, acceptor.append(app, shard, entries).await)
         });
-        for (names, appended) in join_all(appends).await {
+        let appended = join_all(appends).await;
+        self.received_at = now();
+        for (names, appended) in appended {
             let Err(error) = appended else {
                 self.accepted += names.len() as u64;
                 continue;

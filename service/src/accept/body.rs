@@ -1,15 +1,18 @@
 //! Reading request bodies: their format, their encoding, and never more of them than asked for.
 //!
-//! Must never hold more than one line, or one body within its limit, in memory.
+//! Must never hold more than one line, or one body within its limit and that of all bodies, in memory.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use async_compression::tokio::bufread::GzipDecoder;
 use poem::{
     Body, Request,
     http::header::{CONTENT_ENCODING, CONTENT_TYPE},
 };
-use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::{
+    io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 use tokio_util::io::StreamReader;
 
 use crate::http::{guard, problem::Failure};
@@ -18,6 +21,11 @@ use crate::http::{guard, problem::Failure};
 pub(super) const RECORD_BYTES: usize = 16 * 1024;
 /// Most bytes of a JSON batch, and of what is passed over in search of a line's end.
 pub(super) const BATCH_BYTES: usize = 16 * 1024 * 1024;
+
+/// Most bytes of JSON batches that are held at the same time, in units. Each byte costs up to six while it is
+/// appended: the largest there may be, beside small ones, is what a pod of 256 MiB bears.
+const ROOM_BYTES: usize = BATCH_BYTES / 4 * 5;
+const ROOM_UNIT: usize = 64 * 1024;
 
 /// Most bytes, unpacked, that are read on for the sake of a client that still sends what was refused already.
 const DRAINED_BYTES: usize = 16 * BATCH_BYTES;
@@ -107,7 +115,59 @@ pub(super) async fn whole(mut reader: Reader, limit: usize) -> Result<Vec<u8>, F
         return Ok(bytes);
     }
     drain(reader).await;
-    Err(Failure::new(413, "too_large", format!("the body is larger than {} KiB; send less at a time", limit / 1024)))
+    Err(too_long(limit))
+}
+
+/// Room for bodies that are held whole, over all requests at the same time.
+#[derive(Debug, Clone)]
+pub(super) struct Room(Arc<Semaphore>);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(ROOM_BYTES / ROOM_UNIT)))
+    }
+}
+
+/// Reads a whole batch; its room is taken as it grows, and held until what is answered beside it is dropped.
+///
+/// # Errors
+/// 413 when it is longer than [`BATCH_BYTES`], 503 when others take the room; else what stopped the reading.
+pub(super) async fn whole_batch(
+    mut reader: Reader,
+    room: &Room,
+) -> Result<(Vec<u8>, Vec<OwnedSemaphorePermit>), Failure> {
+    let (mut bytes, mut held, mut units) = (Vec::new(), Vec::new(), 0);
+    let failure = loop {
+        let chunk = reader.fill_buf().await.map_err(|error| unreadable(&error))?;
+        let n = chunk.len();
+        if n == 0 {
+            return Ok((bytes, held));
+        }
+        if bytes.len() + n > BATCH_BYTES {
+            break too_long(BATCH_BYTES);
+        }
+        let more = (bytes.len() + n).div_ceil(ROOM_UNIT) - units;
+        if more > 0 {
+            let Ok(taken) = Arc::clone(&room.0).try_acquire_many_owned(more as u32) else {
+                break Failure::new(
+                    503,
+                    "too_much_at_once",
+                    "other JSON batches take all the room there is; send again in a moment, or NDJSON, which needs none",
+                );
+            };
+            held.push(taken);
+            units += more;
+        }
+        bytes.extend_from_slice(chunk);
+        reader.as_mut().consume(n);
+    };
+    drop((bytes, held));
+    drain(reader).await;
+    Err(failure)
+}
+
+fn too_long(limit: usize) -> Failure {
+    Failure::new(413, "too_large", format!("the body is larger than {} KiB; send less at a time", limit / 1024))
 }
 
 /// Reads on for a little, because many clients only look for an answer once they have sent everything.
@@ -219,6 +279,24 @@ mod tests {
             found.push(line);
         }
         found
+    }
+
+    #[tokio::test]
+    async fn bodies_share_their_room_and_give_it_back() {
+        let room = Room(Arc::new(Semaphore::new(3)));
+        let read = async |bytes: usize| {
+            let body: &'static [u8] = vec![b'x'; bytes].leak();
+            whole_batch(Box::pin(body), &room).await
+        };
+        let first = read(2 * ROOM_UNIT).await.expect("there is room");
+        assert_eq!(first.0.len(), 2 * ROOM_UNIT);
+        let small = read(ROOM_UNIT).await.expect("there is still room");
+        let refused = read(1).await.expect_err("there is none");
+        assert_eq!((refused.problem().status, refused.problem().code.as_str()), (503, "too_much_at_once"));
+        drop((first, small));
+        assert!(read(3 * ROOM_UNIT).await.is_ok());
+        assert_eq!(room.0.available_permits(), 3);
+        assert_eq!(read(BATCH_BYTES + 1).await.expect_err("too long").problem().status, 413);
     }
 
     #[tokio::test]

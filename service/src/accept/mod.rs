@@ -45,6 +45,7 @@ struct Inner {
     counts: counts::Counts,
     waiters: wait::Waiters,
     appends: TaskTracker,
+    room: body::Room,
     /// Whether the last append failed for Redis's sake: said once, not for every request.
     failing: AtomicBool,
 }

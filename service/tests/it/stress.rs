@@ -28,8 +28,12 @@ fn much<T>(short: T, long: T) -> T {
 
 /// Resident memory of a process, in MiB.
 fn resident(process: &Process) -> u64 {
+    mebibytes(process, "VmRSS:")
+}
+
+fn mebibytes(process: &Process, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
@@ -188,6 +192,42 @@ async fn a_long_stream_of_lines_is_taken_in_constant_memory() {
     pipeline.settled().await;
     assert_eq!(processed().await, i64::try_from(lines).unwrap());
     pipeline.verify().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_batches_at_once_are_taken_or_put_off_in_bounded_memory() {
+    let (pipeline, serve, _work) = Pipeline::running(json!({})).await;
+    let batch = |client: usize| {
+        let records = (0..1_900).map(|n| {
+            let mut record = record(&format!("c{client}-{n}"), &format!("d{}", n % 20));
+            record["attributes"] = json!({"x": "y".repeat(7_500)});
+            record.to_string()
+        });
+        format!("[{}]", records.collect::<Vec<_>>().join(","))
+    };
+    let before = resident(&serve);
+    let sending = join_all((0..8).map(|client| {
+        let (pipeline, body) = (&pipeline, batch(client));
+        async move {
+            let mut put_off = 0;
+            loop {
+                let answer = answer(pipeline.posting("/records/batch", body.clone())).await;
+                if answer.status == 202 {
+                    assert_eq!(answer.json()["accepted"], 1_900);
+                    return put_off;
+                }
+                answer.refused(503, "too_much_at_once");
+                put_off += 1;
+            }
+        }
+    }));
+    let put_off: usize = sending.await.into_iter().sum();
+    let peak = mebibytes(&serve, "VmHWM:");
+    println!("{put_off} put off; serve {before} MiB before, at most {peak} MiB meanwhile");
+    assert!(put_off > 0 && peak < before + 160, "{put_off} put off; serve grew from {before} to {peak} MiB");
+    let ids: Vec<String> = (0..8).flat_map(|client| (0..1_900).map(move |n| format!("c{client}-{n}"))).collect();
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&ids).await;
 }
 
 /// Whether an aggregation is right in itself; answers how many records are in it.
