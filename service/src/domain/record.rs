@@ -219,6 +219,8 @@ impl Record {
     pub fn signed(&self) -> rust_decimal::Decimal {
         match self.kind {
             Kind::Positive => self.value.get(),
+            // A zero has no sign: rust_decimal would carry one on into totals, and Postgres would forget it.
+            Kind::Negative if self.value.get().is_zero() => self.value.get(),
             Kind::Negative => -self.value.get(),
         }
     }

@@ -53,7 +53,14 @@ async fn is_started(pipeline: &Pipeline, sink: &str) -> bool {
 
 #[tokio::test]
 async fn a_sink_that_is_added_starts_now_or_at_the_beginning() {
-    let (pipeline, _serve, mut work, load) = running(json!({})).await;
+    let (pipeline, _serve, mut work, mut load) = running(json!({})).await;
+    // Of what Postgres knows in one form only.
+    let zeros = ["0.00", "0", "0.0"].into_iter().enumerate().map(|(n, value)| {
+        let mut zero = record(&format!("zero-{n}"), "zero");
+        (zero["value"], zero["type"]) = (value.into(), "negative".into());
+        zero
+    });
+    pipeline.send(&zeros.collect::<Vec<_>>()).await;
     pipeline.settled().await;
     // A worker that holds nothing of it in memory.
     work.stop().await;
@@ -66,6 +73,7 @@ async fn a_sink_that_is_added_starts_now_or_at_the_beginning() {
         eventually("it is started", async || is_started(&pipeline, sink).await).await;
     }
     let more = Load::from("r", load.ids.len(), 100);
+    load.ids.extend((0..3).map(|n| format!("zero-{n}")));
     pipeline.send(&more.records).await;
     pipeline.settled().await;
     let late = pipeline.sink_entries("late").await;

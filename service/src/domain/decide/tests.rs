@@ -370,6 +370,18 @@ fn a_total_stops_at_its_bound() {
 }
 
 #[test]
+fn a_total_of_zero_has_no_sign() {
+    let items = [(1, "0.00"), (2, "0"), (3, "0.0")].map(|(id, value)| one(&record(id, 0, value, false, "EUR", "{}")));
+    let model = Model::default();
+    let position = Position { shard: shard_of(DESTINATIONS[0], 2), ..model.position() };
+    let decision = decide(&items, model.known(&[]), &Policy::default(), position);
+    let totals: Vec<String> = decision.records.iter().map(|record| record.previous.total.to_string()).collect();
+    assert_eq!(totals.len(), 3);
+    assert!(totals.iter().all(|total| !total.starts_with('-')), "{totals:?}");
+    assert!(decision.totals.values().all(|total| !total.total.is_sign_negative()));
+}
+
+#[test]
 fn the_threshold_of_a_unit_overrides_and_the_value_has_to_be_above_it() {
     let spec = serde_json::from_str(r#"{"threshold":"10.00","thresholds":{"min":"120"}}"#).unwrap();
     let policy = Policy::of(&spec, 3);
