@@ -28,6 +28,8 @@ use crate::{
 const REST: Duration = Duration::from_secs(150);
 /// Longest wait for clients to be told that what they have in hand is taken.
 const ANSWERS: Duration = Duration::from_secs(60);
+/// Within which a loss is to be said, with how many at least and at most.
+const SAID: Duration = Duration::from_secs(5);
 /// What processes may hold beyond their base, in kB.
 const MEMORY_KB: u64 = 96 << 10;
 
@@ -104,6 +106,15 @@ impl Leg {
         let struck = self.let_loose(round, faults, orders.round).await;
         let (stats, rested) = self.rest().await;
         report.longest_rest_ms = report.longest_rest_ms.max(rested.as_millis() as u64);
+        let loses = faults.iter().any(|fault| matches!(fault.kind.harm(), Harm::Redis | Harm::Postgres));
+        let stats = match stats {
+            // What was lost, and at most, is said within seconds.
+            Ok(_) if loses => {
+                sleep(SAID).await;
+                self.rest().await.0
+            }
+            other => other,
+        };
         let goes_on = match stats {
             Ok(stats) => self.judge(round, faults, &stats).await,
             Err(why) => {
@@ -138,7 +149,7 @@ impl Leg {
         for Violation { wrong, detail, .. } in wrong {
             println!("  {wrong:?}: {detail}");
         }
-        if wrong.is_empty() {
+        if self.check.violations.is_empty() {
             self.prune().await;
         }
         goes_on

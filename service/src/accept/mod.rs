@@ -105,6 +105,15 @@ impl Acceptor {
         });
     }
 
+    /// The first word of this process on its appends, before the server takes any request: it may die of the first. Waits
+    /// for Postgres.
+    pub async fn open(&self, store: &Store, process: &str, shards: u16) {
+        while let Err(error) = self.0.counts.flush(store, process, shards, false).await {
+            tracing::warn!(%error, "accept.counts.unflushed");
+            tokio::time::sleep(counts::FLUSH).await;
+        }
+    }
+
     /// The last word of this process on its appends, once the server takes no request any more.
     pub async fn close(&self, store: &Store, process: &str, shards: u16) {
         self.0.appends.close();

@@ -116,6 +116,10 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
     let endpoint = server::routes(app, acceptor.clone(), lifecycle.vitals.clone());
     let soft = lifecycle.soft.clone();
     lifecycle.spawn("serve.http", async move {
+        tokio::select! {
+            () = acceptor.open(&store, &process, shards) => {}
+            () = soft.cancelled() => return Ok(()),
+        }
         connections::run(listener, endpoint, Bounds::default(), soft).await;
         acceptor.close(&store, &process, shards).await;
         Ok(())

@@ -23,9 +23,14 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
     if census.went_back > 0 {
         tracing::warn!(shard, entries = census.went_back, "process.redis.went_back");
     }
+    for (process, count) in &census.strangers {
+        // Of a process that Postgres forgot, or that is new: Redis may forget it, too.
+        context.store.note_appender(process, shard, *count).await?;
+    }
     let mut accounted = true;
     for (by, stood) in books.appenders.iter().zip(&census.stood) {
-        accounted &= !by.unaccounted && bury(context, shard, by, *stood, census.since).await?;
+        // Its last word is spoken for it before anything is said to be known.
+        accounted &= bury(context, shard, by, *stood, census.since).await? && !by.unaccounted;
     }
     // Of entries that came back with a Redis that went back it is not known which are settled.
     let doubtful = if repeats { census.present } else { 0 };

@@ -168,7 +168,9 @@ async fn what_was_appended_and_is_nowhere_is_missing() {
         append(&pipeline, &streams, id).await;
     }
     let known = |count| vec![("s".to_owned(), count)];
+    assert_eq!(count(0, &[]).await.strangers, known(3), "a process that nobody asked about");
     let census = count(0, &known(2)).await;
+    assert_eq!(census.strangers, []);
     assert_eq!((census.missing, census.present, census.went_back, census.stood), (0, 3, 0, vec![3]));
     assert_eq!(count(1, &known(3)).await.missing, -1, "settled, and still in the stream");
     // Redis forgot one append and its count; another was removed.

@@ -5,6 +5,8 @@ use crate::streams::Fence;
 
 /// A serve process whose counts were not noted for this long is dead.
 const DEAD_SECONDS: f64 = 5.0;
+/// One whose counts were not noted for this long may be dead: it notes them every second.
+const SILENT_SECONDS: f64 = 2.5;
 /// In place of a count of unknown outcomes: how many the process appended is not known.
 const UNACCOUNTED: i64 = -1;
 
@@ -28,7 +30,7 @@ pub struct Appender {
     pub acknowledged: i64,
     /// Set when it died without its last word: seconds since its last.
     pub dead_for: Option<f64>,
-    /// Whether it is not known how many it appended at most.
+    /// Whether it is not known how many it appended at most, or not known now: it is silent.
     pub unaccounted: bool,
 }
 
@@ -72,6 +74,23 @@ impl Store {
         Ok(())
     }
 
+    /// Notes a process that Redis knows and Postgres does not, with how many entries it appended to a shard.
+    ///
+    /// # Errors
+    /// When Postgres cannot be written.
+    pub async fn note_appender(&self, process: &str, shard: u16, count: i64) -> Result<(), Error> {
+        sqlx::query!(
+            "insert into appends (process, shard, acknowledged, unknown, closed) values ($1, $2, $3, 0, false)
+             on conflict (process, shard) do update set acknowledged = greatest(appends.acknowledged, $3)",
+            process,
+            i32::from(shard),
+            count,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
     /// A shard's books.
     ///
     /// # Errors
@@ -98,7 +117,7 @@ impl Store {
             process: row.process,
             acknowledged: row.acknowledged,
             dead_for: (!row.closed && row.age > DEAD_SECONDS).then_some(row.age),
-            unaccounted: row.unknown == UNACCOUNTED,
+            unaccounted: row.unknown == UNACCOUNTED || (!row.closed && row.age > SILENT_SECONDS),
         });
         Ok(Books { settled: row.settled, lost: row.lost, appenders: appenders.collect() })
     }

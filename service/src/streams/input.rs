@@ -104,6 +104,8 @@ pub struct Census {
     pub told: Option<Option<i64>>,
     /// For how many seconds the counts have stood in Redis at least: before that they may have been gone.
     pub since: i64,
+    /// Processes that Redis knows and nobody asked about, with how many entries each appended.
+    pub strangers: Vec<(String, i64)>,
 }
 
 /// What a fenced step came to.
@@ -239,6 +241,8 @@ impl Input {
                 _ => None,
             },
             since: number(6),
+            strangers: Vec::<(String, i64)>::from_redis_value(reply.get(7).cloned().unwrap_or(Value::Nil))
+                .map_err(redis::RedisError::from)?,
         }))
     }
 

@@ -1,8 +1,9 @@
 //! Servers that went back: what is lost is counted, said, and no number is ever given twice.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Load, Pipeline, PrivatePostgres, PrivateRedis, Process, eventually, shared};
+use crate::harness::{Load, Pipeline, PrivatePostgres, PrivateRedis, Process, eventually, record, shared};
 
 /// What `/stats` says was lost, at least and at most, once it says so.
 async fn lost(pipeline: &Pipeline, least: i64, most: Option<i64>) {
@@ -226,6 +227,25 @@ async fn of_a_serve_process_that_died_the_last_word_is_spoken_unless_redis_went_
     assert_eq!(buried["accounted"], Value::Bool(false));
     let _serve = pipeline.serve().await;
     lost(&pipeline, pipeline.number("select lost from shards").await, None).await;
+}
+
+#[tokio::test]
+async fn a_serve_process_that_dies_of_its_first_append_is_known() {
+    let servers = shared().await;
+    let (pipeline, _serve, work) = one_shard(&servers.redis, &servers.postgres).await;
+    let _dies = pipeline.serve_with(&[("MILLRACE_FAULT", "after_xadd:1")]).await;
+    let known = async || pipeline.number("select count(*) from appends").await;
+    eventually("it is known before it takes anything", async || known().await == 2).await;
+    assert!(pipeline.request(Method::POST, "/records").json(&record("first", "d")).send().await.is_err());
+    pipeline.settled().await;
+    // A process that Postgres forgot is told to it by Redis.
+    pipeline.execute("delete from appends where acknowledged = 0").await;
+    eventually("it is known again", async || {
+        pipeline.number("select coalesce(sum(acknowledged), 0)::bigint from appends").await == 1
+    })
+    .await;
+    let buried = work.says("process.appender.buried").await;
+    assert_eq!(buried["entries"], 1);
 }
 
 #[tokio::test]

@@ -181,7 +181,7 @@ impl Check {
         let gaps = self.new_gaps(sql).await?;
         let [records, alerts, letters, conflicts]: [Vec<Entry>; 4] = read.try_into().unwrap_or_default();
         self.notifications(records, &gaps);
-        self.alerts(&alerts);
+        self.alerts(&alerts, &gaps);
         self.letters(&letters, &gaps);
         self.conflicts(&conflicts, &gaps);
         self.duplicates(sql).await?;

@@ -67,7 +67,7 @@ impl Story {
     /// What is found wrong, each kind once.
     fn found(mut self) -> Vec<Wrong> {
         self.check.notifications(std::mem::take(&mut self.records), &Gaps::default());
-        self.check.alerts(&self.alerts);
+        self.check.alerts(&self.alerts, &Gaps::default());
         self.check.every_id();
         let mut found: Vec<Wrong> = self.check.violations.iter().map(|violation| violation.wrong).collect();
         found.dedup();

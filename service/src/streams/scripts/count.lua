@@ -1,17 +1,18 @@
 -- Counts what serve processes appended and is neither settled nor here. ARGV: how many of theirs are settled, then per
 -- process that is known: name, how many it appended at least.
 -- Answers {'ok', missing, entries in the stream, how far the counts had gone back, [what stood for each process], what
--- is said to be lost at most, for how many seconds at least the counts have stood here}.
+-- is said to be lost at most, for how many seconds at least the counts have stood here, [name and count of each process
+-- that is not known]}.
 local stop = fenced()
 if stop then return stop end
 -- What is not here is not known to have been here before.
 local now = tonumber(redis.call('TIME')[1])
 redis.call('HSETNX', KEYS[1], 'since', now)
-local back, stood = 0, {}
+local back, stood, known, strangers = 0, {}, {}, {}
 for i = 6, #ARGV, 2 do
   local field, least = 'by:' .. ARGV[i], tonumber(ARGV[i + 1])
   local held = tonumber(redis.call('HGET', KEYS[1], field) or '0')
-  stood[#stood + 1] = held
+  known[field], stood[#stood + 1] = true, held
   if held < least then
     back = back + least - held
     redis.call('HSET', KEYS[1], field, ARGV[i + 1])
@@ -20,8 +21,14 @@ end
 local appended = 0
 local fields = redis.call('HGETALL', KEYS[1])
 for i = 1, #fields, 2 do
-  if string.sub(fields[i], 1, 3) == 'by:' then appended = appended + tonumber(fields[i + 1]) end
+  if string.sub(fields[i], 1, 3) == 'by:' then
+    appended = appended + tonumber(fields[i + 1])
+    if not known[fields[i]] then
+      strangers[#strangers + 1] = string.sub(fields[i], 4)
+      strangers[#strangers + 1] = fields[i + 1]
+    end
+  end
 end
 local present = redis.call('XLEN', KEYS[2])
 return {'ok', appended - present - tonumber(ARGV[5]), present, back, stood,
-  redis.call('HGET', KEYS[1], 'lostAtMost'), now - tonumber(redis.call('HGET', KEYS[1], 'since'))}
+  redis.call('HGET', KEYS[1], 'lostAtMost'), now - tonumber(redis.call('HGET', KEYS[1], 'since')), strangers}
