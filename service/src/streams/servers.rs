@@ -424,3 +424,37 @@ fn ranges(answer: Value, asked: &Node) -> RedisResult<Vec<(u16, u16, Node)>> {
     }
     Ok(ranges)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_in_the_slot_of_what_stands_in_its_braces() {
+        assert_eq!((slot("123456789"), slot("foo")), (12_739, 12_182));
+        assert_eq!(slot("{user1000}.following"), slot("user1000"));
+        assert_eq!(slot("{payments.0}:records"), slot("{payments.0}:fence"));
+        assert_eq!(slot("{payments.alerts}:cursor"), slot("payments.alerts"));
+        // Empty braces are none.
+        assert_ne!(slot("{}a"), slot("{}b"));
+    }
+
+    #[test]
+    fn what_a_cluster_says_of_its_slots_is_read() {
+        let text = |text: &str| Value::BulkString(text.into());
+        let node = |host: Value, port| Value::Array(vec![host, Value::Int(port), text("id")]);
+        let range =
+            |first, last, nodes: Vec<Value>| Value::Array([vec![Value::Int(first), Value::Int(last)], nodes].concat());
+        let answer = Value::Array(vec![
+            range(0, 5, vec![node(text("a"), 1), node(text("replica"), 2)]),
+            range(6, 16_383, vec![node(Value::Nil, 3)]),
+        ]);
+        let asked = Node { host: "asked".into(), port: 9 };
+        let found: Vec<String> = ranges(answer, &asked)
+            .expect("slots")
+            .into_iter()
+            .map(|(first, last, node)| format!("{first}-{last} {node}"))
+            .collect();
+        assert_eq!(found, ["0-5 a:1", "6-16383 asked:3"]);
+    }
+}
