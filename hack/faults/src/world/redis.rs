@@ -47,6 +47,16 @@ impl Redis {
 
     /// Starts it where it does not run, and lets it go on where it is held still.
     pub(crate) async fn ensure(&mut self) -> anyhow::Result<()> {
+        let port = self.port;
+        // Again where it ended at once: another campaign beside this one can have had its port for a moment.
+        let answers = eventually(PATIENCE, async || {
+            self.start_if_ended().is_ok() && ask::<String>(port, &["PING"]).await.is_ok()
+        });
+        ensure!(answers.await, "Redis does not answer");
+        Ok(())
+    }
+
+    fn start_if_ended(&mut self) -> anyhow::Result<()> {
         if !self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))) {
             let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("redis.log"))?;
             let mut command = Command::new("setpriv");
@@ -55,9 +65,6 @@ impl Redis {
             self.child = Some(command.spawn().context("redis-server")?);
         }
         self.signal(Signal::SIGCONT);
-        let port = self.port;
-        let answers = eventually(PATIENCE, async || ask::<String>(port, &["PING"]).await.is_ok()).await;
-        ensure!(answers, "Redis does not answer");
         Ok(())
     }
 
