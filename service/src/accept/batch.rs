@@ -26,9 +26,9 @@ use crate::{
     streams::Outgoing,
 };
 
-/// Items that are appended together.
-const CHUNK_ITEMS: u64 = 1_000;
-/// Bytes of items that are appended together.
+/// Lines that are appended together.
+const CHUNK_LINES: u64 = 1_000;
+/// Bytes of lines that are appended together.
 const CHUNK_BYTES: usize = 256 * 1024;
 /// Errors after which reading of NDJSON stops.
 const MOST_ERRORS: usize = 1_000;
@@ -49,8 +49,6 @@ struct Batch<'a> {
     received_at: DateTime<Utc>,
     shards: u16,
     by_shard: BTreeMap<u16, Vec<Item>>,
-    /// Items that were looked at since the last append, and their bytes.
-    held: (u64, usize),
     accepted: u64,
     errors: Vec<ItemError>,
     /// The first that was put off, for the answer's status when nothing was taken.
@@ -74,7 +72,6 @@ pub(super) async fn send(
         received_at: now(),
         shards,
         by_shard: BTreeMap::new(),
-        held: (0, 0),
         accepted: 0,
         errors: Vec::new(),
         put_off: None,
@@ -95,12 +92,13 @@ pub(super) async fn send(
 
 impl Batch<'_> {
     async fn read_lines(mut self, mut lines: Lines) -> Result<BatchTaken, Failure> {
-        let mut index = 0_u64;
+        let (mut index, mut held_lines, mut held_bytes) = (0_u64, 0_u64, 0_usize);
         loop {
             let line = lines.next().await;
             let stopped = match line {
                 Ok(Some(Line::Record(line))) => {
                     self.take(index, &line);
+                    held_bytes += line.len();
                     None
                 }
                 Ok(Some(Line::TooLong)) => {
@@ -122,8 +120,11 @@ impl Batch<'_> {
                 return self.stop(index, failure);
             }
             index += 1;
-            if self.is_full() || self.errors.len() >= MOST_ERRORS {
+            held_lines += 1;
+            if held_lines >= CHUNK_LINES || held_bytes >= CHUNK_BYTES || self.errors.len() >= MOST_ERRORS {
                 self.append().await;
+                (held_lines, held_bytes) = (0, 0);
+                self.received_at = now();
                 if self.errors.len() >= MOST_ERRORS {
                     lines.drain().await;
                     return self.answer(Some(index));
@@ -132,14 +133,8 @@ impl Batch<'_> {
         }
     }
 
-    /// Whether lines that are held are to be appended.
-    fn is_full(&self) -> bool {
-        self.held.0 >= CHUNK_ITEMS || self.held.1 >= CHUNK_BYTES
-    }
-
     /// Checks an item, and holds it for its shard.
     fn take(&mut self, index: u64, json: &[u8]) {
-        self.held = (self.held.0 + 1, self.held.1 + json.len());
         if json.len() > body::RECORD_BYTES {
             return self.reject(index, items::id_of(json), &too_large());
         }
@@ -175,16 +170,13 @@ impl Batch<'_> {
     /// Appends what is held: one script a shard, the shards beside each other.
     async fn append(&mut self) {
         let held = std::mem::take(&mut self.by_shard);
-        self.held = (0, 0);
         let (app, acceptor) = (self.app, self.acceptor);
         let appends = held.into_iter().map(async |(shard, items)| {
             let (names, entries): (Vec<_>, Vec<_>) =
                 items.into_iter().map(|item| ((item.index, item.record_id), item.entry)).unzip();
             (names, acceptor.append(app, shard, entries).await)
         });
-        let appended = join_all(appends).await;
-        self.received_at = now();
-        for (names, appended) in appended {
+        for (names, appended) in join_all(appends).await {
             let Err(error) = appended else {
                 self.accepted += names.len() as u64;
                 continue;

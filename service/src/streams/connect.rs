@@ -69,9 +69,7 @@ impl Queries {
     /// # Errors
     /// When no server of a cluster holds it.
     pub(super) fn of(&self, key: &str) -> Result<MultiplexedConnection, Error> {
-        let server = self.topology.of(servers::slot(key))?;
-        let index = self.topology.servers.iter().position(|other| Arc::ptr_eq(server, other)).unwrap_or_default();
-        Ok((*self.connections[index]).clone())
+        Ok((*self.connections[self.topology.index_of(servers::slot(key))?]).clone())
     }
 
     /// To each server.

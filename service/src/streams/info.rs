@@ -10,7 +10,7 @@ use std::{
 use futures::future::try_join_all;
 use redis::{AsyncCommands, Script};
 
-use super::{Error, Streams, keys};
+use super::{Error, Streams, connect::Queries, keys};
 
 /// How much a shard's stream holds that is not settled.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -161,7 +161,7 @@ impl Streams {
     /// # Errors
     /// When Redis does not answer. A server that refuses to tell is not an error.
     pub async fn takes_no_writes(&self) -> Result<Option<String>, Error> {
-        let told = self.infos(&["memory", "replication", "persistence"]).await?;
+        let told = infos(&self.queries().await?, &["memory", "replication", "persistence"]).await?;
         // Managed servers may refuse INFO.
         Ok(told.iter().flatten().find_map(|info| refuses_writes(info)))
     }
@@ -172,22 +172,8 @@ impl Streams {
     /// # Errors
     /// When Redis does not answer.
     pub async fn may_have_gone_back(&self, seconds: f64) -> Result<bool, Error> {
-        let told = self.infos(&["server", "replication", "cluster"]).await?;
+        let told = infos(&self.queries().await?, &["server", "replication", "cluster"]).await?;
         Ok(told.iter().any(|info| info.as_ref().is_none_or(|info| went_back_maybe(info, seconds))))
-    }
-
-    /// What each server that takes writes answers to `INFO`; `None`: it refuses to tell.
-    async fn infos(&self, sections: &[&str]) -> Result<Vec<Option<String>>, Error> {
-        let mut infos = Vec::new();
-        for mut connection in self.queries().await?.each() {
-            let told: Result<String, _> = redis::cmd("INFO").arg(sections).query_async(&mut connection).await;
-            infos.push(match told {
-                Ok(info) => Some(info),
-                Err(error) if error.code().is_some() => None,
-                Err(error) => return Err(Error::of(error)),
-            });
-        }
-        Ok(infos)
     }
 
     /// What the servers promise.
@@ -196,7 +182,8 @@ impl Streams {
     /// When Redis does not answer. A server that refuses to tell is not an error.
     pub async fn promises(&self) -> Result<RedisPromises, Error> {
         let mut settings: [BTreeSet<String>; 3] = Default::default();
-        for mut connection in self.queries().await?.each() {
+        let queries = self.queries().await?;
+        for mut connection in queries.each() {
             for (setting, values) in ["appendonly", "appendfsync", "maxmemory-policy"].iter().zip(&mut settings) {
                 let told: Result<HashMap<String, String>, _> =
                     redis::cmd("CONFIG").arg("GET").arg(setting).query_async(&mut connection).await;
@@ -208,7 +195,7 @@ impl Streams {
                 }
             }
         }
-        let infos = self.infos(&["server"]).await?;
+        let infos = infos(&queries, &["server"]).await?;
         let versions =
             infos.iter().flatten().filter_map(|info| field(info, "redis_version").map(str::to_owned)).collect();
         // A cluster's servers may differ.
@@ -219,6 +206,20 @@ impl Streams {
         let [appendonly, appendfsync, maxmemory_policy] = settings.map(said);
         Ok(RedisPromises { appendonly, appendfsync, maxmemory_policy, version: said(versions) })
     }
+}
+
+/// What each server that takes writes answers to `INFO`; `None`: it refuses to tell.
+async fn infos(queries: &Queries, sections: &[&str]) -> Result<Vec<Option<String>>, Error> {
+    let mut infos = Vec::new();
+    for mut connection in queries.each() {
+        let told: Result<String, _> = redis::cmd("INFO").arg(sections).query_async(&mut connection).await;
+        infos.push(match told {
+            Ok(info) => Some(info),
+            Err(error) if error.code().is_some() => None,
+            Err(error) => return Err(Error::of(error)),
+        });
+    }
+    Ok(infos)
 }
 
 fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {

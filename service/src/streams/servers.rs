@@ -98,9 +98,14 @@ pub(super) struct Topology {
 impl Topology {
     /// The server of a slot.
     pub(super) fn of(&self, slot: u16) -> RedisResult<&Arc<Server>> {
+        Ok(&self.servers[self.index_of(slot)?])
+    }
+
+    /// The place among the servers of that of a slot.
+    pub(super) fn index_of(&self, slot: u16) -> RedisResult<usize> {
         let range = self.ranges.iter().find(|(first, last, _)| (*first..=*last).contains(&slot));
-        let server = range.and_then(|(_, _, server)| self.servers.get(*server));
-        server.ok_or_else(|| away(format!("the cluster says of no server that it holds slot {slot}")))
+        let index = range.map(|(_, _, server)| *server);
+        index.ok_or_else(|| away(format!("the cluster says of no server that it holds slot {slot}")))
     }
 
     /// What a change is told by.
@@ -187,11 +192,10 @@ pub(super) struct Link {
 }
 
 impl Link {
-    async fn send(&self, cmd: &Cmd) -> RedisResult<Value> {
+    async fn send(&mut self, cmd: &Cmd) -> RedisResult<Value> {
         let until = Instant::now() + ELSEWHERE;
-        let mut known = self.servers.known.clone();
         loop {
-            known.mark_unchanged();
+            self.servers.known.mark_unchanged();
             let topology = self.servers.known().await?;
             let answer = match topology.of(self.slot) {
                 Ok(server) => server.shared.clone().req_packed_command(cmd).await,
@@ -207,7 +211,10 @@ impl Link {
                 return answer;
             }
             // Of what was met on the way nobody knows whether it began.
-            if !self.servers.look_again() || !is_elsewhere || timeout_at(until, known.changed()).await.is_err() {
+            if !self.servers.look_again()
+                || !is_elsewhere
+                || timeout_at(until, self.servers.known.changed()).await.is_err()
+            {
                 return answer;
             }
         }
