@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Check, Key, Line, Sum, Wrong, print, stored::Gaps};
+use super::{Check, Key, Line, Shard, Sum, Wrong, print, stored::Gaps};
 use crate::{
     decimal,
     load::{
@@ -16,6 +16,7 @@ use crate::{
 impl Check {
     /// Notifications in the order in which they were read.
     pub(super) fn notifications(&mut self, entries: Vec<Entry>, gaps: &Gaps) {
+        self.forget(gaps);
         for entry in entries {
             let Some((shard, seq)) = entry.place().filter(|(shard, _)| *shard < SHARDS) else {
                 self.wrong(Wrong::Ghost, || format!("a notification with id {:?}", entry.id));
@@ -32,10 +33,10 @@ impl Check {
                 self.wrong(Wrong::Reordered, || {
                     format!("notification {shard}-{seq} came where {shard}-{next} was due")
                 });
-                self.shards[shard].log.resize((seq - 1) as usize, Line { code: Code::NONE, print: 0 });
-                self.apply(shard, seq, &entry, mark);
+                self.shards[shard].log.resize((seq - 1) as usize, Line::of_none(0));
+                self.apply(shard, seq, &entry, mark, gaps);
             } else {
-                self.apply(shard, seq, &entry, mark);
+                self.apply(shard, seq, &entry, mark, gaps);
             }
         }
         // Numbers that were given up behind all that came.
@@ -54,6 +55,29 @@ impl Check {
         }
     }
 
+    /// What came before and stands in a gap that is noted now counts no more: its ids are free.
+    ///
+    /// First of all, for they may count again in another shard, whose notifications may be read before.
+    fn forget(&mut self, gaps: &Gaps) {
+        for (kind, flag) in [("records", PROCESSED), ("dead_letters", LETTERED)] {
+            for shard in 0..SHARDS {
+                for (from, to) in gaps.of(shard, kind) {
+                    if self.gaps.contains_key(&(shard, kind.to_owned(), from)) {
+                        continue;
+                    }
+                    let Shard { log, letters, .. } = &self.shards[shard];
+                    let lines = if kind == "records" { log } else { letters };
+                    let lines = lines.iter().take(to as usize).skip(from as usize - 1);
+                    let mut history = self.load.history();
+                    lines.for_each(|line| history.flag(line.code, flag, false));
+                    if kind == "dead_letters" {
+                        self.gaps.insert((shard, kind.to_owned(), from), to);
+                    }
+                }
+            }
+        }
+    }
+
     /// Takes account of noted gaps that end below a number: what stood there does not count any more.
     fn skip(&mut self, shard: usize, below: i64, gaps: &Gaps) {
         for (from, to) in gaps.of(shard, "records").filter(|(_, to)| *to < below) {
@@ -65,7 +89,7 @@ impl Check {
             }
             let log = &mut self.shards[shard].log;
             if (log.len() as i64) < to {
-                log.resize(to as usize, Line { code: Code::NONE, print: 0 });
+                log.resize(to as usize, Line::of_none(0));
             }
         }
     }
@@ -87,20 +111,19 @@ impl Check {
         let sum = self.keys.entry(key(content)).or_default();
         (sum.count, sum.total) = (sum.count - 1, sum.total - signed);
         let mut history = self.load.history();
-        history.flag(code, PROCESSED, false);
         history.flag(code, UNORDERED, true);
         history.unsettle(code);
     }
 
     /// The next record of a shard.
-    fn apply(&mut self, shard: usize, seq: i64, entry: &Entry, mark: u32) {
+    fn apply(&mut self, shard: usize, seq: i64, entry: &Entry, mark: u32, gaps: &Gaps) {
         let data: Value = serde_json::from_str(&entry.data).unwrap_or_default();
         let record = &data["record"];
         let id = record["recordId"].as_str().unwrap_or_default();
         let sent = Code::of_id(id).and_then(|code| Some((code, *self.load.history().known(code)?)));
         let Some((code, known)) = sent else {
             self.wrong(Wrong::Ghost, || format!("record {shard}-{seq} with id {id:?} was never sent"));
-            self.shards[shard].log.push(Line { code: Code::NONE, print: mark });
+            self.shards[shard].log.push(Line::of_none(mark));
             return;
         };
         let variants = if known.is(VARIED) { 3 } else { 1 };
@@ -110,15 +133,17 @@ impl Check {
             self.shards[shard].log.push(Line { code, print: mark });
             return;
         };
-        // What Postgres forgot counts no more, though its notification may have come, in another shard; what is stored is
-        // counted anew.
-        if !self.allowed.postgres_lost && (known.is(PROCESSED) || known.is(LETTERED)) {
+        // What Postgres forgot does not count, though its notification came; its id may count in another shard.
+        let forgotten = gaps.have(shard, "records", seq);
+        if !forgotten && (known.is(PROCESSED) || known.is(LETTERED)) {
             self.wrong(Wrong::Doubled, || format!("{id} counts again as record {shard}-{seq}"));
         }
         {
             let mut history = self.load.history();
             history.settle(code);
-            history.flag(code, PROCESSED, true);
+            if !forgotten {
+                history.flag(code, PROCESSED, true);
+            }
         }
         self.shards[shard].log.push(Line { code: content.code, print: mark });
         self.counts.processed += 1;
@@ -185,7 +210,7 @@ impl Check {
             }
             self.shards[shard].alerted = seq;
             // A record that Postgres forgot may have been an alert before it was a notification.
-            let forgotten = gaps.of(shard, "records").any(|(from, to)| (from..=to).contains(&seq));
+            let forgotten = gaps.have(shard, "records", seq);
             if forgotten && self.allowed.postgres_lost && self.shards[shard].alerts.front() != Some(&seq) {
                 continue;
             }

@@ -84,6 +84,13 @@ struct Line {
     print: u32,
 }
 
+impl Line {
+    /// Of nothing, or nothing that is known.
+    fn of_none(print: u32) -> Self {
+        Self { code: Code::NONE, print }
+    }
+}
+
 /// What came out of a shard.
 #[derive(Debug, Default)]
 struct Shard {
@@ -93,9 +100,9 @@ struct Shard {
     alerts: VecDeque<i64>,
     /// The last number whose alert came.
     alerted: i64,
-    /// Prints of dead letters and conflicts, by number from 1; 0 for numbers that were skipped.
-    letters: Vec<u32>,
-    conflicts: Vec<u32>,
+    /// Dead letters and conflicts, by number from 1; those that were skipped are of nothing.
+    letters: Vec<Line>,
+    conflicts: Vec<Line>,
     /// Up to where the log was compared with what is stored.
     compared: usize,
 }

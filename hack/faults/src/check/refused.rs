@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Check, Wrong, print, stored::Gaps};
+use super::{Check, Line, Wrong, print, stored::Gaps};
 use crate::{
     load::{
         history::{LETTERED, PROCESSED},
@@ -39,13 +39,21 @@ impl Check {
             if !due && reason != "crashed_worker" && !panicked {
                 self.wrong(Wrong::Miscounted, || format!("{id} became a dead letter, {reason}: {}", data["detail"]));
             }
-            // What Postgres forgot counts no more: the same that comes again is judged anew, by other totals.
-            if !panicked && !self.allowed.postgres_lost && (known.is(PROCESSED) || known.is(LETTERED)) {
+            // What Postgres forgot does not count: the same that comes again is judged anew, by other totals.
+            let forgotten = entry.place().is_some_and(|(shard, n)| gaps.have(shard, "dead_letters", n));
+            if !panicked && !forgotten && (known.is(PROCESSED) || known.is(LETTERED)) {
                 self.wrong(Wrong::Doubled, || format!("{id} counts already and became dead letter {}", entry.id));
             }
             let mut history = self.load.history();
             history.settle(code);
+            if forgotten {
+                continue;
+            }
             history.flag(code, LETTERED, true);
+            drop(history);
+            if let Some(line) = entry.place().and_then(|(shard, _)| self.shards[shard].letters.last_mut()) {
+                line.code = code;
+            }
         }
     }
 
@@ -73,23 +81,23 @@ impl Check {
             (print(&entry.data), gaps.of(shard, kind).filter(|(_, to)| *to < n).map(|(_, to)| to).max());
         let log = self.numbers(shard, kind);
         if let Some(to) = skipped.filter(|to| *to > log.len() as i64) {
-            log.resize(to as usize, 0);
+            log.resize(to as usize, Line::of_none(0));
         }
         let due = log.len() as i64 + 1;
         if n < due {
-            let before = log[(n - 1).max(0) as usize];
+            let before = log[(n - 1).max(0) as usize].print;
             self.again(entry, before);
             return None;
         }
         if n > due {
             self.wrong(Wrong::Reordered, || format!("{} came where {due} of shard {shard} was due", entry.id));
-            self.numbers(shard, kind).resize((n - 1) as usize, 0);
+            self.numbers(shard, kind).resize((n - 1) as usize, Line::of_none(0));
         }
-        self.numbers(shard, kind).push(mark);
+        self.numbers(shard, kind).push(Line::of_none(mark));
         Some(serde_json::from_str(&entry.data).unwrap_or_default())
     }
 
-    fn numbers(&mut self, shard: usize, kind: &str) -> &mut Vec<u32> {
+    fn numbers(&mut self, shard: usize, kind: &str) -> &mut Vec<Line> {
         let shard = &mut self.shards[shard];
         if kind == "conflicts" { &mut shard.conflicts } else { &mut shard.letters }
     }

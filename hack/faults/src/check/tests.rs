@@ -9,7 +9,7 @@ use crate::{
     load::{
         Load,
         history::Told,
-        record::{Code, Content},
+        record::{Code, Content, ELSEWHERE},
     },
     read::Entry,
 };
@@ -161,6 +161,27 @@ fn what_postgres_lost_counts_no_more_behind_a_noted_gap() {
     story.check.notifications(std::mem::take(&mut story.records), &gaps);
     assert!(story.check.violations.is_empty(), "{:?}", story.check.violations);
     assert_eq!(story.check.counts.processed, 4);
+}
+
+/// The last of five went to two shards at once. Postgres lost it in one, whose gap nothing is behind yet, and so the other
+/// may have it; else it is there twice.
+#[test]
+fn what_postgres_lost_in_one_shard_may_count_in_another() {
+    let found = |gaps: &Gaps, postgres_lost: bool| {
+        let mut story = story(5);
+        story.check.allowed = Allowed { postgres_lost, ..Allowed::default() };
+        let code = Code::of_id(&record_id(&story.records[4])).unwrap().with_variant(ELSEWHERE);
+        story.load.history().told(code, Told::Taken);
+        let other = Content::of(SEED, code);
+        let elsewhere = |entry: &Entry| content(entry).destination != other.destination;
+        assert!(story.records.iter().all(elsewhere), "{}", other.destination);
+        story.records.push(entry("1-1", "record.processed", &notification(&other, (0, 0))));
+        story.check.notifications(std::mem::take(&mut story.records), gaps);
+        story.check.violations.iter().map(|violation| violation.wrong).collect::<Vec<_>>()
+    };
+    assert_eq!(found(&Gaps::noted(0, "records", 4, 7), true), []);
+    assert_eq!(found(&Gaps::noted(0, "records", 6, 7), true), [Wrong::Doubled], "it stands before the gap");
+    assert_eq!(found(&Gaps::default(), false), [Wrong::Doubled]);
 }
 
 /// The sixth record as it must come where the fourth and fifth are lost.

@@ -152,19 +152,21 @@ impl Stage {
     /// where nothing was lost, or who should say it is held up by another fault.
     async fn until_said(&self, before: (i64, usize, usize)) -> String {
         let began = Instant::now();
+        let mut when = [None; 3];
         while began.elapsed() < SAID {
-            if let Ok(said) = self.world.losses_said().await
-                && said.0 > before.0
-                && said.1 > 0
-                && said.2 > before.2
-            {
-                let after = began.elapsed().as_millis() as u64;
+            if let Ok(said) = self.world.losses_said().await {
+                for (when, is) in when.iter_mut().zip([said.0 > before.0, said.1 > 0, said.2 > before.2]) {
+                    *when = when.or(is.then(|| began.elapsed().as_millis() as u64));
+                }
+            }
+            if let [Some(stats), Some(metric), Some(log)] = when {
+                let after = stats.max(metric).max(log);
                 self.world.said_ms.lock().unwrap_or_else(PoisonError::into_inner).push(after);
-                return format!("said after {after} ms");
+                return format!("said after {stats} ms by /stats, {metric} by a metric, {log} in a log");
             }
             sleep(Duration::from_millis(100)).await;
         }
-        "nothing was said to be lost".to_owned()
+        format!("nothing was said to be lost: by /stats, a metric, in a log after {when:?} ms")
     }
 
     /// Entries are trimmed that nobody has read: the workers are held still while they gather.
