@@ -10,10 +10,10 @@ use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
 use super::{Effect, Stage};
-use crate::world::{SHARDS, SINKS, eventually, is_stopped, records};
+use crate::world::{SHARDS, SINKS, Said, eventually, is_stopped, records};
 
 /// How long it is waited for a loss to be said.
-const SAID: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Stage {
     pub(super) async fn redis_kill(&self, lasts: Duration) -> Effect {
@@ -150,12 +150,20 @@ impl Stage {
 
     /// Waits a little until a loss is said by `/stats`, by a metric and in a log, and notes how long it took. It never is
     /// where nothing was lost, or who should say it is held up by another fault.
-    async fn until_said(&self, before: (i64, usize, usize)) -> String {
+    async fn until_said(&self, mut before: Said) -> String {
         let began = Instant::now();
         let mut when = [None; 3];
-        while began.elapsed() < SAID {
+        while began.elapsed() < PATIENCE {
             if let Ok(said) = self.world.losses_said().await {
-                for (when, is) in when.iter_mut().zip([said.0 > before.0, said.1 > 0, said.2 > before.2]) {
+                let mut metric = false;
+                before.metrics.resize(said.metrics.len(), None);
+                for (before, now) in before.metrics.iter_mut().zip(said.metrics) {
+                    let Some(now) = now else { continue };
+                    metric |= now > before.unwrap_or(0.0);
+                    // A worker that was started since counts from nothing.
+                    *before = Some(before.unwrap_or(0.0).min(now));
+                }
+                for (when, is) in when.iter_mut().zip([said.stats > before.stats, metric, said.lines > before.lines]) {
                     *when = when.or(is.then(|| began.elapsed().as_millis() as u64));
                 }
             }

@@ -260,25 +260,28 @@ impl World {
         std::mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Where losses are said: what `/stats` says, in how many metrics of workers, and in how many lines of their logs.
-    pub(crate) async fn losses_said(&self) -> anyhow::Result<(i64, usize, usize)> {
+    /// What a worker's metric counts as lost. `None`: it does not answer, or a fault has it.
+    async fn counts_lost(&self, slot: &Mutex<Slot>) -> Option<f64> {
+        let url = format!("http://127.0.0.1:{}/metrics", slot.try_lock().ok()?.health);
+        let answer = self.http.get(url).timeout(Duration::from_millis(300)).send().await.ok()?;
+        let text = answer.text().await.ok()?;
+        let lost = text.lines().filter(|line| line.starts_with("millrace_lost_entries_total{"));
+        Some(lost.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    /// Where losses are said.
+    pub(crate) async fn losses_said(&self) -> anyhow::Result<Said> {
         let stats = self.get("/stats").await?["lost"].as_i64().unwrap_or(0);
-        let mut metrics = 0;
+        let mut metrics = Vec::new();
         for slot in &self.workers {
-            let Ok(slot) = slot.try_lock() else { continue };
-            let url = format!("http://127.0.0.1:{}/metrics", slot.health);
-            drop(slot);
-            let asked = self.http.get(url).timeout(Duration::from_millis(300)).send().await;
-            let Ok(answer) = asked else { continue };
-            let text = answer.text().await.unwrap_or_default();
-            metrics += text.lines().filter(|line| line.starts_with("millrace_lost_entries_total{")).count();
+            metrics.push(self.counts_lost(slot).await);
         }
         let mut lines = 0;
         for log in fs::read_dir(self.setup.dir.join("logs"))?.flatten() {
             let text = fs::read_to_string(log.path()).unwrap_or_default();
             lines += text.matches("\"process.entries.lost\"").count();
         }
-        Ok((stats, metrics, lines))
+        Ok(Said { stats, metrics, lines })
     }
 
     /// Ends everything.
@@ -291,6 +294,17 @@ impl World {
         postgres.end().await;
         postgres.disk = None;
     }
+}
+
+/// What is said of losses.
+#[derive(Debug, Default)]
+pub(crate) struct Said {
+    /// How many `/stats` says.
+    pub(crate) stats: i64,
+    /// What each worker counts that answers; it begins anew with its process.
+    pub(crate) metrics: Vec<Option<f64>>,
+    /// How many lines of logs.
+    pub(crate) lines: usize,
 }
 
 /// The sinks: name, and what each carries.
