@@ -19,7 +19,7 @@ use crate::{
     faults::{Stage, Struck},
     load::Load,
     plan::{Fault, Harm, Kind, Plan},
-    read::Readers,
+    read::{Readers, whole_stream},
     report::Report,
     world::{SHARDS, SINKS, Setup, World, postgres, records, stream},
 };
@@ -52,16 +52,16 @@ pub(crate) struct Orders {
 /// Carries out a run; `report` has what was seen, also when an error ends it.
 pub(crate) async fn run(orders: &Orders, report: &mut Report) -> anyhow::Result<()> {
     let mut plan = Plan::new(orders.seed, &orders.kinds, orders.round.as_millis() as u64);
-    let done = |report: &Report| orders.until_wrong && !report.wrong.is_empty();
+    let done = |report: &Report| orders.until_wrong && !report.violations.is_empty();
     while !done(report) && report.rounds < orders.rounds && Instant::now() < orders.until {
         let dir: PathBuf = orders.setup.dir.join(format!("pipeline-{}", report.pipelines));
         let mut leg = Leg::start(orders, dir.clone(), report.pipelines).await?;
         report.pipelines += 1;
         let last = report.rounds + orders.rounds_each;
         let mut goes_on = true;
-        while goes_on && !done(report) && report.rounds < last.min(orders.rounds) && Instant::now() < orders.until {
+        while goes_on && report.rounds < last.min(orders.rounds) && Instant::now() < orders.until {
             report.rounds += 1;
-            goes_on = leg.round(report.rounds, &plan.next_round(), orders, report).await;
+            goes_on = leg.round(report.rounds, &plan.next_round(), report.rounds == last, orders, report).await;
         }
         leg.stage.world.end().await;
         {
@@ -78,6 +78,9 @@ pub(crate) async fn run(orders: &Orders, report: &mut Report) -> anyhow::Result<
             println!("what is left of it: {}", dir.display());
         }
         report.violations.append(&mut leg.check.violations);
+        for (wrong, times) in &leg.check.times {
+            *report.wrong.entry(*wrong).or_default() += times;
+        }
     }
     Ok(())
 }
@@ -99,10 +102,11 @@ impl Leg {
         Ok(Self { stage: Stage { world, load }, readers, check, base: None })
     }
 
-    /// One round. False: the pipeline does not come to rest, and there is no going on with it.
-    async fn round(&mut self, round: u64, faults: &[Fault], orders: &Orders, report: &mut Report) -> bool {
+    /// One round. False: the pipeline does not come to rest and there is no going on with it, or something is wrong and
+    /// that was asked for.
+    async fn round(&mut self, round: u64, faults: &[Fault], last: bool, orders: &Orders, report: &mut Report) -> bool {
         let began = Instant::now();
-        let before = self.check.violations.len();
+        let (before, destroyed) = (self.check.violations.len(), self.check.destroyed);
         let struck = self.let_loose(round, faults, orders.round).await;
         let (stats, rested) = self.rest().await;
         report.longest_rest_ms = report.longest_rest_ms.max(rested.as_millis() as u64);
@@ -116,15 +120,23 @@ impl Leg {
             other => other,
         };
         let goes_on = match stats {
-            Ok(stats) => self.judge(round, faults, &stats).await,
+            Ok(stats) => self.judge(round, faults, last, &stats).await,
             Err(why) => {
                 self.stuck(round, why);
                 false
             }
         };
         self.look_at_memory(round, report).await;
-        report.ended.extend(self.stage.world.ended());
-        report.said_ms.append(&mut self.stage.world.said_ms.lock().unwrap_or_else(PoisonError::into_inner));
+        for end in self.stage.world.ended() {
+            self.wrong(round, Wrong::Stuck, end);
+        }
+        let mut said = std::mem::take(&mut *self.stage.world.said_ms.lock().unwrap_or_else(PoisonError::into_inner));
+        if self.check.destroyed > destroyed {
+            report.lossy_rounds += 1;
+            report.without_most += u64::from(self.check.said_lost.1.is_none());
+            report.unsaid += u64::from(said.is_empty());
+        }
+        report.said_ms.append(&mut said);
         let mut line = Vec::new();
         for struck in &struck {
             report.struck(struck);
@@ -133,9 +145,6 @@ impl Leg {
             line.push(format!("{}{mark}{note}", struck.kind.name()));
         }
         let wrong = &self.check.violations[before..];
-        for violation in wrong {
-            *report.wrong.entry(violation.wrong).or_default() += 1;
-        }
         println!(
             "round {round}: {} ids, {} processed, {} destroyed, rest after {:.1} s, {:.0} s: {}{}",
             self.stage.load.history().ids(),
@@ -151,8 +160,9 @@ impl Leg {
         }
         if self.check.violations.is_empty() {
             self.prune().await;
+            return goes_on;
         }
-        goes_on
+        goes_on && !orders.until_wrong
     }
 
     /// Load and faults, until both are over and everything is healed.
@@ -167,7 +177,7 @@ impl Leg {
         while let Some(ended) = strikes.join_next().await {
             match ended {
                 Ok(one) => struck.push(one),
-                Err(error) => println!("  a fault failed: {error}"),
+                Err(error) => self.wrong(round, Wrong::Stuck, format!("a fault failed: {error}")),
             }
         }
         // Faults that take longer are not left without load.
@@ -215,6 +225,7 @@ impl Leg {
             let states = sink["states"].as_array().is_some_and(|states| !states.is_empty());
             anyhow::ensure!(sink["lag"] == 0 && sink["started"] == true && !states, "/stats: {stats}");
         }
+        self.stage.world.all_are_ready().await?;
         let redis = self.stage.world.redis.lock().await;
         for shard in 0..SHARDS {
             let left: u64 = redis.ask(&["XLEN", &records(shard)]).await?;
@@ -235,11 +246,27 @@ impl Leg {
         Ok(stats)
     }
 
-    async fn judge(&mut self, round: u64, faults: &[Fault], stats: &Value) -> bool {
+    /// Reads the sinks' streams as they stand: what was destroyed is there again, and only once.
+    async fn look_at_streams(&mut self) -> anyhow::Result<()> {
+        let port = self.stage.world.redis.lock().await.port;
+        for (n, (sink, _)) in SINKS.iter().enumerate() {
+            self.check.stream(n, &whole_stream(port, sink).await?);
+        }
+        Ok(())
+    }
+
+    async fn judge(&mut self, round: u64, faults: &[Fault], last: bool, stats: &Value) -> bool {
+        let world = &self.stage.world;
+        let has = |test: &dyn Fn(Kind) -> bool| faults.iter().any(|fault| test(fault.kind));
+        let sinks_lost = has(&|kind| matches!(kind, Kind::RedisCut | Kind::RedisFlush));
+        let redis_lost = has(&|kind| kind.harm() == Harm::Redis);
+        let trimmed = world.trimmed.swap(0, Ordering::Relaxed);
         let allowed = Allowed {
-            redis_lost: faults.iter().any(|fault| fault.kind.harm() == Harm::Redis),
-            postgres_lost: faults.iter().any(|fault| fault.kind.harm() == Harm::Postgres),
-            foreign: self.stage.world.foreign.load(Ordering::Relaxed),
+            redis_lost,
+            sinks_lost,
+            postgres_lost: has(&|kind| kind.harm() == Harm::Postgres),
+            at_most: (redis_lost && !sinks_lost).then_some(trimmed),
+            foreign: world.foreign.load(Ordering::Relaxed),
         };
         let read = self.readers.take();
         let port = self.stage.world.postgres.lock().await.port;
@@ -251,10 +278,11 @@ impl Leg {
             }
         };
         let totals = self.stage.world.get("/records/aggregations?records=false").await;
-        let checked = match totals {
-            Ok(totals) => self.check.round(round, allowed, read, (stats, &totals), &mut sql).await,
-            Err(error) => Err(error),
+        let checked = async {
+            self.check.round(round, allowed, read, (stats, &totals?), &mut sql).await?;
+            if sinks_lost || last { self.look_at_streams().await } else { Ok(()) }
         };
+        let checked: anyhow::Result<()> = checked.await;
         if let Err(error) = checked {
             self.stuck(round, format!("it could not be checked: {error:#}"));
             return false;
@@ -263,7 +291,12 @@ impl Leg {
     }
 
     fn stuck(&mut self, round: u64, detail: String) {
-        self.check.violations.push(Violation { round, wrong: Wrong::Stuck, detail });
+        self.wrong(round, Wrong::Stuck, detail);
+    }
+
+    fn wrong(&mut self, round: u64, wrong: Wrong, detail: String) {
+        self.check.round = round;
+        self.check.wrong(wrong, || detail);
     }
 
     /// Processes give back what they took.
@@ -276,7 +309,7 @@ impl Leg {
         report.memory_most_kb = (report.memory_most_kb.0.max(now.0), report.memory_most_kb.1.max(now.1));
         if now.0 > base.0 * 2 + MEMORY_KB || now.1 > base.1 * 2 + MEMORY_KB {
             let detail = format!("processes hold {now:?} kB, at first it was {base:?}");
-            self.check.violations.push(Violation { round, wrong: Wrong::Memory, detail });
+            self.wrong(round, Wrong::Memory, detail);
         }
     }
 

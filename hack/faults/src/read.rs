@@ -11,7 +11,10 @@ use std::{
 use redis::{Value, aio::MultiplexedConnection};
 use tokio::{task::JoinSet, time::sleep};
 
-use crate::world::{SINKS, redis as server, stream};
+use crate::{
+    check::print,
+    world::{SINKS, redis as server, stream},
+};
 
 /// The consumer group's name.
 const GROUP: &str = "downstream";
@@ -127,6 +130,24 @@ async fn follow(
             }
         }
         ack.query_async::<()>(connection).await?;
+    }
+}
+
+/// All of a stream, as it stands: place and a print of each entry's data.
+pub(crate) async fn whole_stream(port: u16, sink: &str) -> anyhow::Result<Vec<(Entry, u32)>> {
+    let (mut connection, stream, mut from) = (server::connect(port).await?, stream(sink), "-".to_owned());
+    let mut whole = Vec::new();
+    loop {
+        let words = ["XRANGE", &stream, &from, "+", "COUNT", "2000"];
+        let page: Value = redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await?;
+        // As XREAD gives them: entries below a stream's name.
+        let page = entries(Value::Array(vec![Value::Array(vec![Value::Nil, page])]));
+        let Some((last, _)) = page.last() else { return Ok(whole) };
+        from = format!("({last}");
+        whole.extend(page.into_iter().map(|(_, entry)| {
+            let mark = print(&entry.data);
+            (Entry { data: String::new(), ..entry }, mark)
+        }));
     }
 }
 

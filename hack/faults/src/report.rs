@@ -40,11 +40,13 @@ pub(crate) struct Report {
     pub(crate) said_lost_at_most: Option<i64>,
     /// How many milliseconds passed from each loss until it was said by `/stats`, by a metric and in a log.
     pub(crate) said_ms: Vec<u64>,
-    /// Kinds of wrong, with how often each was found (of one round, only some are).
+    /// Rounds in which something was destroyed; of them, those without a `lostAtMost`, and those in which nothing was timed.
+    pub(crate) lossy_rounds: u64,
+    pub(crate) without_most: u64,
+    pub(crate) unsaid: u64,
+    /// Kinds of wrong, with how often each was found.
     pub(crate) wrong: BTreeMap<Wrong, u64>,
     pub(crate) violations: Vec<Violation>,
-    /// Processes that ended though nobody asked them to.
-    pub(crate) ended: Vec<String>,
     /// kB at the end of the first round of a pipeline, and the most at the end of any: of serve, of work.
     pub(crate) memory_base_kb: (u64, u64),
     pub(crate) memory_most_kb: (u64, u64),
@@ -120,6 +122,9 @@ impl Report {
             ("alerts", self.counts.alerts.cast_unsigned()),
             ("destroyed by faults that may", self.destroyed),
             ("of that said at least", self.said_lost.cast_unsigned()),
+            ("rounds in which something was destroyed", self.lossy_rounds),
+            ("of them without lostAtMost", self.without_most),
+            ("of them with no loss said within ten seconds", self.unsaid),
             ("times that a loss was said", self.said_ms.len() as u64),
             ("of them within five seconds", self.said_ms.iter().filter(|after| **after <= 5_000).count() as u64),
             ("the longest, milliseconds", self.said_ms.iter().max().copied().unwrap_or(0)),
@@ -130,7 +135,6 @@ impl Report {
             ("miscounted", self.times(Wrong::Miscounted)),
             ("stuck", self.times(Wrong::Stuck)),
             ("memory not given back", self.times(Wrong::Memory)),
-            ("processes that ended by themselves", self.ended.len() as u64),
         ] {
             let _ = writeln!(text, "| {what} | {number} |");
         }

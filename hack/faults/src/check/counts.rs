@@ -5,13 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{Check, Sum, Wrong};
-use crate::{
-    decimal,
-    load::{
-        history::MANY,
-        record::{AUTHORS, Code},
-    },
-};
+use crate::decimal;
 
 impl Check {
     /// Compares counts, and what is said of losses.
@@ -65,10 +59,15 @@ impl Check {
     /// `least`: lost at least, over the whole run. `most`: absent where the product does not say it yet, null where it
     /// does not know.
     fn losses(&mut self, least: i64, most: Option<Option<i64>>) {
+        let (before, upper) = (self.said_lost.0, self.may_be_lost);
         self.said_lost = (least, most.flatten());
-        let upper = self.destroyed as i64 + self.unresolved() as i64;
         if least > upper {
             self.wrong(Wrong::Miscounted, || format!("/stats: lost is {least}, and at most {upper} can be lost"));
+        }
+        if least != before && !self.allowed.loses() {
+            self.wrong(Wrong::Miscounted, || {
+                format!("/stats: lost is {least} and was {before}; nothing was to be lost")
+            });
         }
         if let Some(Some(most)) = most
             && most < self.destroyed as i64
@@ -76,19 +75,5 @@ impl Check {
             let destroyed = self.destroyed;
             self.wrong(Wrong::Miscounted, || format!("/stats: lostAtMost is {most}, and {destroyed} were lost"));
         }
-    }
-
-    /// Entries of which nobody knows whether they were appended, and that did not come out.
-    fn unresolved(&self) -> u64 {
-        let mut history = self.load.history();
-        let mut unresolved = 0;
-        for author in 0..AUTHORS {
-            for n in 0..history.count(author) {
-                let Some(known) = history.known(Code::new(author, n)) else { continue };
-                let sent = u64::from(known.taken) + u64::from(known.unknown);
-                unresolved += if known.is(MANY) { 255 } else { sent.saturating_sub(u64::from(known.settled)) };
-            }
-        }
-        unresolved
     }
 }

@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use super::{Check, Key, Line, Shard, Sum, Wrong, print, stored::Gaps};
+use super::{Check, Key, Line, Sum, Wrong, print, stored::Gaps};
 use crate::{
     decimal,
     load::{
         history::{LETTERED, PROCESSED, UNORDERED, VARIED},
-        record::{Code, Content, MINIMUM_TOTAL},
+        record::{Code, Content, MINIMUM_TOTAL, OTHER_VALUE},
     },
     read::Entry,
     world::SHARDS,
@@ -50,7 +50,7 @@ impl Check {
         let Entry { id, data, .. } = entry;
         if print(data) != before {
             self.wrong(Wrong::Doubled, || format!("{id} was given twice (print {before:08x}), now to {data}"));
-        } else if !self.allowed.redis_lost {
+        } else if !self.allowed.sinks_lost {
             self.wrong(Wrong::Doubled, || format!("{id} was published twice"));
         }
     }
@@ -59,20 +59,18 @@ impl Check {
     ///
     /// First of all, for they may count again in another shard, whose notifications may be read before.
     fn forget(&mut self, gaps: &Gaps) {
-        for (kind, flag) in [("records", PROCESSED), ("dead_letters", LETTERED)] {
-            for shard in 0..SHARDS {
-                for (from, to) in gaps.of(shard, kind) {
-                    if self.gaps.contains_key(&(shard, kind.to_owned(), from)) {
-                        continue;
-                    }
-                    let Shard { log, letters, .. } = &self.shards[shard];
-                    let lines = if kind == "records" { log } else { letters };
-                    let lines = lines.iter().take(to as usize).skip(from as usize - 1);
-                    let mut history = self.load.history();
-                    lines.for_each(|line| history.flag(line.code, flag, false));
-                    if kind == "dead_letters" {
-                        self.gaps.insert((shard, kind.to_owned(), from), to);
-                    }
+        let kinds = [("records", PROCESSED), ("dead_letters", LETTERED), ("conflicts", 0)];
+        for (shard, (kind, flag)) in (0..SHARDS).flat_map(|shard| kinds.map(|kind| (shard, kind))) {
+            for (from, to) in gaps.of(shard, kind) {
+                if self.gaps.contains_key(&(shard, kind.to_owned(), from)) {
+                    continue;
+                }
+                let lines = self.shards[shard].lines(kind).iter().take(to as usize).skip(from as usize - 1);
+                let mut history = self.load.history();
+                lines.for_each(|line| history.flag(line.code, flag, false));
+                // Those of the log once their sums were taken back.
+                if kind != "records" {
+                    self.gaps.insert((shard, kind.to_owned(), from), to);
                 }
             }
         }
@@ -105,6 +103,7 @@ impl Check {
         let signed = content.signed();
         if content.alerts() {
             self.counts.alerts -= 1;
+            self.shards[shard].alerts.retain(|due| *due != seq);
         }
         self.counts.processed -= 1;
         *self.balances.entry((content.destination.clone(), content.unit)).or_default() -= signed;
@@ -143,7 +142,14 @@ impl Check {
             history.settle(code);
             if !forgotten {
                 history.flag(code, PROCESSED, true);
+                if let Some(varied) = history.varied.get_mut(&code) {
+                    varied.first = Some(content.code.variant());
+                }
             }
+        }
+        // It is sent to where its record is, and behind that.
+        if content.code.variant() == OTHER_VALUE && !known.is(UNORDERED) && !self.allowed.loses() {
+            self.wrong(Wrong::Reordered, || format!("{id} counts as what was sent behind it, as record {shard}-{seq}"));
         }
         self.shards[shard].log.push(Line { code: content.code, print: mark });
         self.counts.processed += 1;
@@ -177,7 +183,9 @@ impl Check {
     fn summary(&mut self, shard: usize, seq: i64, content: Content, said: &Value) {
         let (signed, unit) = (content.signed(), content.unit);
         let balance = self.balances.entry((content.destination.clone(), unit)).or_default();
+        let low = self.lows.entry((content.destination.clone(), unit)).or_insert(*balance);
         *balance += signed;
+        *low = (*low).min(*balance);
         if signed < 0 && Some(*balance) < decimal::parse(MINIMUM_TOTAL) {
             let id = content.code.id();
             self.wrong(Wrong::Miscounted, || format!("{id} was processed, below policy.minimumTotal"));
@@ -203,7 +211,7 @@ impl Check {
             self.check_envelope(entry, "record.alert", "-alert");
             let alerted = self.shards[shard].alerted;
             if seq <= alerted {
-                if !self.allowed.redis_lost {
+                if !self.allowed.sinks_lost {
                     self.wrong(Wrong::Doubled, || format!("alert {} came again", entry.id));
                 }
                 continue;
@@ -220,19 +228,65 @@ impl Check {
                 continue;
             }
             let data: Value = serde_json::from_str(&entry.data).unwrap_or_default();
-            let id = data["record"]["recordId"].as_str().and_then(Code::of_id);
-            let line = self.shards[shard].log.get((seq - 1) as usize);
-            let same = line.is_some_and(|line| Some(line.code.with_variant(0)) == id || line.code == Code::NONE);
-            if !same || data["threshold"].as_str().and_then(decimal::parse).is_none() {
+            let code = self.shards[shard].log.get((seq - 1) as usize).map_or(Code::NONE, |line| line.code);
+            let content = Content::of(self.load.seed, code);
+            let above = data["threshold"].as_str().and_then(decimal::parse);
+            if code == Code::NONE
+                || !content.is_what_came(&data["record"])
+                || above != decimal::parse(content.threshold())
+            {
                 self.wrong(Wrong::Miscounted, || format!("alert {} says {data}", entry.id));
             }
         }
         for shard in 0..SHARDS {
             let missing = std::mem::take(&mut self.shards[shard].alerts);
-            if let Some(first) = missing.front().filter(|_| !self.allowed.postgres_lost) {
+            if let Some(first) = missing.front() {
                 self.wrong(Wrong::Lost, || {
                     format!("{} alerts of shard {shard} did not come, from {first}", missing.len())
                 });
+            }
+        }
+    }
+
+    /// A sink's stream as it stands, by its place among the sinks: each number once, in order, as it was read, and none is
+    /// missing but those that Postgres forgot.
+    pub(crate) fn stream(&mut self, sink: usize, entries: &[(Entry, u32)]) {
+        let name = crate::world::SINKS[sink].0;
+        let kind = match name {
+            "letters" => "dead_letters",
+            "conflicts" => "conflicts",
+            _ => "records",
+        };
+        let mut there: Vec<Vec<i64>> = vec![Vec::new(); SHARDS];
+        for (entry, mark) in entries {
+            let Some((shard, n)) = entry.place().filter(|(shard, _)| *shard < SHARDS) else { continue };
+            if there[shard].last().is_some_and(|last| *last >= n) {
+                self.wrong(Wrong::Doubled, || {
+                    format!("{} stands in {name} behind {:?}", entry.id, there[shard].last())
+                });
+                continue;
+            }
+            there[shard].push(n);
+            let line = self.shards[shard].lines(kind).get((n - 1).max(0) as usize);
+            if name != "alerts" && line.map(|line| line.print) != Some(*mark) {
+                self.wrong(Wrong::Doubled, || {
+                    format!("{} stands in {name} with other content than was read", entry.id)
+                });
+            }
+        }
+        for (shard, there) in there.iter().enumerate() {
+            let alerts = |line: &Line| line.code != Code::NONE && Content::of(self.load.seed, line.code).alerts();
+            let due = |line: &Line| line.print != 0 && (name != "alerts" || alerts(line));
+            let due = self.shards[shard].lines(kind).iter().enumerate().filter(|(_, line)| due(line));
+            let mut missing = due.map(|(n, _)| n as i64 + 1).filter(|n| {
+                !self
+                    .gaps
+                    .iter()
+                    .any(|((at, of, from), to)| (*at, of.as_str()) == (shard, kind) && (from..=to).contains(&n))
+            });
+            let missing = missing.find(|n| there.binary_search(n).is_err());
+            if let Some(n) = missing {
+                self.wrong(Wrong::Lost, || format!("number {n} of shard {shard} is not in {name} any more"));
             }
         }
     }

@@ -11,7 +11,7 @@ mod stored;
 mod tests;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -21,8 +21,8 @@ use serde_json::Value;
 use crate::{
     load::{
         Load,
-        history::{LETTERED, MANY, PROCESSED, PROMISED, UNORDERED},
-        record::Code,
+        history::{Final, LETTERED, MANY, PROCESSED, PROMISED, UNORDERED, Varied},
+        record::{Code, Content, VARIANTS},
     },
     read::Entry,
     world::SHARDS,
@@ -64,6 +64,10 @@ pub(crate) struct Violation {
 pub(crate) struct Allowed {
     /// Redis lost what it had acknowledged.
     pub(crate) redis_lost: bool,
+    /// And what was published into the sinks' streams.
+    pub(crate) sinks_lost: bool,
+    /// Entries that faults took from it, where that is known.
+    pub(crate) at_most: Option<u64>,
     /// Postgres lost what it had committed.
     pub(crate) postgres_lost: bool,
     /// Entries that nobody sent were put in at most so often.
@@ -107,6 +111,17 @@ struct Shard {
     compared: usize,
 }
 
+impl Shard {
+    /// What has numbers of this kind.
+    fn lines(&self, kind: &str) -> &Vec<Line> {
+        match kind {
+            "dead_letters" => &self.letters,
+            "conflicts" => &self.conflicts,
+            _ => &self.log,
+        }
+    }
+}
+
 /// Count and sum of a key, in billionths.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Sum {
@@ -137,6 +152,8 @@ pub(crate) struct Check {
     keys: HashMap<Key, Sum>,
     /// Sum by destination and unit: what policy.minimumTotal is about.
     balances: HashMap<(String, &'static str), i128>,
+    /// The lowest that each of them was in this round, where it changed.
+    lows: HashMap<(String, &'static str), i128>,
     /// Number of the last record of a client to a destination.
     order: HashMap<(u16, String), u32>,
     pub(crate) counts: Counts,
@@ -144,10 +161,16 @@ pub(crate) struct Check {
     noted_until: String,
     /// Skipped numbers that were taken account of.
     gaps: HashMap<(usize, String, i64), i64>,
+    /// How many were noted, of all kinds.
+    noted_gaps: usize,
     /// Entries that were taken and destroyed by faults that may.
     pub(crate) destroyed: u64,
+    /// And those of which nobody knows whether they were there, where they may have been destroyed.
+    may_be_lost: i64,
     pub(crate) violations: Vec<Violation>,
-    round: u64,
+    /// How often each kind of wrong was found.
+    pub(crate) times: BTreeMap<Wrong, u64>,
+    pub(crate) round: u64,
     allowed: Allowed,
     /// What the product said was lost when it was asked last.
     pub(crate) said_lost: (i64, Option<i64>),
@@ -161,12 +184,16 @@ impl Check {
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             keys: HashMap::new(),
             balances: HashMap::new(),
+            lows: HashMap::new(),
             order: HashMap::new(),
             counts: Counts::default(),
             noted_until: "-infinity".to_owned(),
             gaps: HashMap::new(),
+            noted_gaps: 0,
             destroyed: 0,
+            may_be_lost: 0,
             violations: Vec::new(),
+            times: BTreeMap::new(),
             round: 0,
             allowed: Allowed::default(),
             said_lost: (0, None),
@@ -174,7 +201,7 @@ impl Check {
     }
 
     /// Checks a round at rest: `read` is what each sink's reader read since the last one, `answers` what `/stats` and
-    /// `/records/aggregations` say. Answers how much is wrong.
+    /// `/records/aggregations` say.
     pub(crate) async fn round(
         &mut self,
         round: u64,
@@ -182,9 +209,9 @@ impl Check {
         read: Vec<Vec<Entry>>,
         answers: (&Value, &Value),
         sql: &mut sqlx::PgConnection,
-    ) -> anyhow::Result<usize> {
-        let before = self.violations.len();
+    ) -> anyhow::Result<()> {
         (self.round, self.allowed) = (round, allowed);
+        self.lows.clear();
         let gaps = self.new_gaps(sql).await?;
         let [records, alerts, letters, conflicts]: [Vec<Entry>; 4] = read.try_into().unwrap_or_default();
         self.notifications(records, &gaps);
@@ -201,11 +228,12 @@ impl Check {
         self.every_id();
         self.stats(answers.0);
         self.aggregations(answers.1);
-        Ok(self.violations.len() - before)
+        Ok(())
     }
 
     /// Notes something wrong; of each kind only some in a round.
     pub(crate) fn wrong(&mut self, wrong: Wrong, detail: impl FnOnce() -> String) {
+        *self.times.entry(wrong).or_default() += 1;
         let alike = self.violations.iter().rev().take_while(|other| other.round == self.round);
         let alike = alike.filter(|other| other.wrong == wrong).count();
         if alike < DETAILS {
@@ -221,9 +249,12 @@ impl Check {
         let load = Arc::clone(&self.load);
         let mut history = load.history();
         let touched = std::mem::take(&mut history.touched);
+        let destroyed = self.destroyed;
         for code in touched {
             let Some(known) = history.known(code) else { continue };
             if known.is(MANY) {
+                // So often sent that nobody counts.
+                self.may_be_lost += if self.allowed.loses() { i64::from(u8::MAX) } else { 0 };
                 continue;
             }
             let (taken, unknown, settled) = (known.taken, known.unknown, known.settled);
@@ -241,6 +272,10 @@ impl Check {
                     known.taken = settled;
                 }
             }
+            if self.allowed.loses() {
+                let sent = i64::from(taken) + i64::from(unknown);
+                self.may_be_lost += (sent - i64::from(settled)).max(0);
+            }
             if u16::from(settled) > u16::from(taken) + u16::from(unknown) {
                 self.wrong(Wrong::Doubled, || {
                     format!("{}: {taken} taken and {unknown} unknown, {settled} came out", code.id())
@@ -250,6 +285,37 @@ impl Check {
             if settled > 0 && !counts {
                 self.wrong(Wrong::Lost, || format!("{}: {settled} came out, none of them counts", code.id()));
             }
+            if let Some(varied) = history.varied.get_mut(&code) {
+                varied.murky |= self.allowed.loses();
+                let varied = varied.clone();
+                self.conflicts_of(code, &varied);
+            }
+        }
+        let destroyed = self.destroyed - destroyed;
+        if let Some(at_most) = self.allowed.at_most.filter(|at_most| destroyed > *at_most) {
+            self.wrong(Wrong::Lost, || format!("{destroyed} are gone, and faults took {at_most}"));
+        }
+    }
+
+    /// Of the contents that were sent under an id one counts, and each entry of another is a conflict.
+    fn conflicts_of(&mut self, code: Code, varied: &Varied) {
+        let Some(first) = varied.first.filter(|_| !varied.murky) else { return };
+        let content = |variant| Content::of(self.load.seed, code.with_variant(variant));
+        let others = (0..VARIANTS as u8).filter(|variant| !content(*variant).says_the_same(&content(first)));
+        let (mut least, mut most) = (0, 0);
+        for other in others.map(usize::from) {
+            least += varied.taken[other];
+            most += varied.taken[other] + varied.unknown[other];
+        }
+        let came = varied.conflicts;
+        let wrong = if came < least { Wrong::Lost } else { Wrong::Miscounted };
+        if !(least..=most).contains(&came) {
+            self.wrong(wrong, || {
+                format!(
+                    "{}: {came} conflicts came out, of {least} to {most} entries that say something else",
+                    code.id()
+                )
+            });
         }
     }
 
@@ -258,18 +324,28 @@ impl Check {
         let load = Arc::clone(&self.load);
         let promises = std::mem::take(&mut load.history().promises);
         for promise in promises {
-            let (shard, seq) = promise.place;
-            let line = self.shards.get(shard).and_then(|shard| shard.log.get(usize::try_from(seq - 1).ok()?));
-            let there = line.is_some_and(|line| line.code.with_variant(0) == promise.code.with_variant(0));
-            if !there && !self.allowed.postgres_lost {
-                self.wrong(Wrong::Lost, || format!("{} was told to be record {shard}-{seq}", promise.code.id()));
+            let (code, content) = (promise.code.with_variant(0), Content::of(self.load.seed, promise.code));
+            let kept = match promise.outcome {
+                Final::Processed(place) => {
+                    let (shard, seq) = place.unwrap_or_default();
+                    let line = self.shards.get(shard).and_then(|shard| shard.log.get(usize::try_from(seq - 1).ok()?));
+                    line.is_some_and(|line| {
+                        line.code.with_variant(0) == code
+                            && Content::of(self.load.seed, line.code).says_the_same(&content)
+                    })
+                }
+                Final::Conflict => load.history().varied.get(&code).is_some_and(|varied| varied.conflicts > 0),
+                Final::DeadLetter => load.history().known(code).is_some_and(|known| known.is(LETTERED)),
+            };
+            if !kept && !self.allowed.postgres_lost {
+                self.wrong(Wrong::Lost, || format!("{} was told {:?}", promise.code.id(), promise.outcome));
             }
         }
     }
 }
 
 /// A print of a text, to know it again.
-fn print(text: &str) -> u32 {
+pub(crate) fn print(text: &str) -> u32 {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);

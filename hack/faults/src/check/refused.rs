@@ -4,9 +4,10 @@ use serde_json::Value;
 
 use super::{Check, Line, Wrong, print, stored::Gaps};
 use crate::{
+    decimal,
     load::{
         history::{LETTERED, PROCESSED},
-        record::{Code, Content},
+        record::{Code, Content, MINIMUM_TOTAL, VARIANTS},
     },
     read::Entry,
     world::SHARDS,
@@ -19,10 +20,7 @@ impl Check {
             let Some(data) = self.next(entry, "dead_letters", gaps) else { continue };
             self.counts.letters += 1;
             let reason = data["reason"].as_str().unwrap_or_default().to_owned();
-            // Of an entry that panics nothing is looked at, not even its id: what it is stands in its payload.
-            let panicked = reason == "panicked";
-            let inner = data["payload"]["recordId"].as_str().filter(|_| panicked);
-            let Some(id) = data["recordId"].as_str().or(inner) else {
+            let Some(id) = data["recordId"].as_str() else {
                 self.counts.foreign += 1;
                 if self.counts.foreign as u64 > self.allowed.foreign {
                     self.wrong(Wrong::Ghost, || format!("dead letter {} of nothing that was put in: {data}", entry.id));
@@ -34,14 +32,18 @@ impl Check {
                 self.wrong(Wrong::Ghost, || format!("dead letter {} of {id:?}, which was never sent", entry.id));
                 continue;
             };
-            // Where the total stood then, the log alone cannot tell; that it never went below is seen there.
-            let due = !Content::of(self.load.seed, code).positive && reason == "below_minimum_total";
-            if !due && reason != "crashed_worker" && !panicked {
+            let content = self.content_of(code, &data["payload"]);
+            let due = match reason.as_str() {
+                "below_minimum_total" => content.as_ref().is_some_and(|content| self.may_fall_below(content)),
+                "crashed_worker" | "panicked" => self.load.history().poisoned.contains(&code),
+                _ => false,
+            };
+            if !due {
                 self.wrong(Wrong::Miscounted, || format!("{id} became a dead letter, {reason}: {}", data["detail"]));
             }
             // What Postgres forgot does not count: the same that comes again is judged anew, by other totals.
             let forgotten = entry.place().is_some_and(|(shard, n)| gaps.have(shard, "dead_letters", n));
-            if !panicked && !forgotten && (known.is(PROCESSED) || known.is(LETTERED)) {
+            if !forgotten && (known.is(PROCESSED) || known.is(LETTERED)) {
                 self.wrong(Wrong::Doubled, || format!("{id} counts already and became dead letter {}", entry.id));
             }
             let mut history = self.load.history();
@@ -50,6 +52,9 @@ impl Check {
                 continue;
             }
             history.flag(code, LETTERED, true);
+            if let Some(varied) = history.varied.get_mut(&code) {
+                varied.first = content.map(|content| content.code.variant());
+            }
             drop(history);
             if let Some(line) = entry.place().and_then(|(shard, _)| self.shards[shard].letters.last_mut()) {
                 line.code = code;
@@ -63,11 +68,36 @@ impl Check {
             let Some(data) = self.next(entry, "conflicts", gaps) else { continue };
             self.counts.conflicts += 1;
             let id = data["recordId"].as_str().unwrap_or_default();
-            let known = Code::of_id(id).is_some_and(|code| self.load.history().settle(code));
-            if !known {
+            let Some(code) = Code::of_id(id).filter(|code| self.load.history().settle(*code)) else {
                 self.wrong(Wrong::Ghost, || format!("conflict {} of {id:?}, which was never sent", entry.id));
+                continue;
+            };
+            let varied = match self.load.history().varied.get_mut(&code) {
+                Some(varied) => {
+                    varied.conflicts = varied.conflicts.saturating_add(1);
+                    true
+                }
+                None => false,
+            };
+            if !varied {
+                self.wrong(Wrong::Miscounted, || format!("conflict {} of {id}, which was sent one way only", entry.id));
             }
         }
+    }
+
+    /// Which of the contents that were sent under an id a payload is.
+    fn content_of(&self, code: Code, payload: &Value) -> Option<Content> {
+        let mut contents = (0..VARIANTS).map(|variant| Content::of(self.load.seed, code.with_variant(variant as u8)));
+        contents.find(|content| serde_json::from_str::<Value>(&content.json()).is_ok_and(|sent| sent == *payload))
+    }
+
+    /// Whether there was a moment in this round at which the record would have taken its total below the minimum. When it
+    /// was decided, the log alone cannot tell.
+    fn may_fall_below(&self, content: &Content) -> bool {
+        let key = (content.destination.clone(), content.unit);
+        let lowest = self.lows.get(&key).or_else(|| self.balances.get(&key)).copied().unwrap_or_default();
+        // What Postgres forgot was there for a while, or not.
+        self.allowed.postgres_lost || Some(lowest + content.signed()) < decimal::parse(MINIMUM_TOTAL)
     }
 
     /// The data of an entry that is the next of its shard; `None`: it was there before, or is none.

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{Allowed, Check, Wrong, stored::Gaps};
+use super::{Allowed, Check, Wrong, print, stored::Gaps};
 use crate::{
     load::{
         Load,
         history::Told,
-        record::{Code, Content, ELSEWHERE},
+        record::{Code, Content, ELSEWHERE, OTHER_VALUE},
     },
     read::Entry,
 };
@@ -42,7 +42,7 @@ fn story(records: usize) -> Story {
         let mut data = notification(&content, *sum);
         story.records.push(entry(&format!("0-{n}"), "record.processed", &data));
         if alerts {
-            data["threshold"] = "200".into();
+            data["threshold"] = content.threshold().into();
             story.alerts.push(entry(&format!("0-{n}-alert"), "record.alert", &data));
         }
         *sum = (sum.0 + 1, sum.1 + signed);
@@ -90,6 +90,10 @@ fn what_is_missing_is_found() {
     let mut alert = story(40);
     alert.alerts.pop();
     assert_eq!(alert.found(), [Wrong::Lost]);
+    let mut threshold = story(40);
+    let data = &mut threshold.alerts[1].data;
+    *data = data.replace("\"threshold\":\"", "\"threshold\":\"1");
+    assert_eq!(threshold.found(), [Wrong::Miscounted], "another threshold");
     let mut middle = story(40);
     middle.records.remove(20);
     assert!(middle.found().contains(&Wrong::Reordered), "a number is left out");
@@ -109,11 +113,11 @@ fn what_came_twice_is_found() {
 #[test]
 fn what_a_redis_that_went_back_gives_again_must_be_the_same() {
     let mut again = story(40);
-    again.check.allowed = Allowed { redis_lost: true, ..Allowed::default() };
+    again.check.allowed = Allowed { redis_lost: true, sinks_lost: true, ..Allowed::default() };
     again.records.push(again.records[30].clone());
     assert_eq!(again.found(), []);
     let mut other = story(40);
-    other.check.allowed = Allowed { redis_lost: true, ..Allowed::default() };
+    other.check.allowed = Allowed { redis_lost: true, sinks_lost: true, ..Allowed::default() };
     let data = other.records[29].data.clone();
     other.records.push(Entry { data, ..other.records[30].clone() });
     assert_eq!(other.found(), [Wrong::Doubled]);
@@ -133,6 +137,85 @@ fn another_order_content_or_sum_is_found() {
         entry.data = entry.data.replacen(from, to, 1);
         assert!(spoilt.found().contains(&Wrong::Miscounted), "{from}");
     }
+}
+
+/// An id went out with another value behind its record.
+#[test]
+fn other_content_under_an_id_is_one_conflict_and_no_duplicate() {
+    let found = |conflicts: usize, sends: usize, came_first: bool| {
+        let mut story = story(5);
+        let code = Code::of_id(&record_id(&story.records[4])).unwrap().with_variant(OTHER_VALUE);
+        (0..sends).for_each(|_| story.load.history().told(code, Told::Taken));
+        if came_first {
+            story.records[4].data = notification(&Content::of(SEED, code), sum_before(&story.records[4])).to_string();
+            // What is above a threshold can differ.
+            story.alerts.clear();
+        }
+        story.check.notifications(std::mem::take(&mut story.records), &Gaps::default());
+        let data = json!({"recordId": code.id()});
+        let came: Vec<Entry> = (1..=conflicts).map(|n| entry(&format!("0-c{n}"), "record.conflicted", &data)).collect();
+        story.check.conflicts(&came, &Gaps::default());
+        // What came out as a duplicate instead.
+        (conflicts..sends).for_each(|_| _ = story.load.history().settle(code.with_variant(0)));
+        story.check.every_id();
+        story.check.violations.iter().map(|violation| violation.wrong).collect::<Vec<_>>()
+    };
+    assert_eq!(found(1, 1, false), []);
+    assert_eq!(found(0, 1, false), [Wrong::Lost], "it was swallowed as a duplicate");
+    assert_eq!(found(1, 2, false), [Wrong::Lost], "one of two was");
+    assert_eq!(found(1, 0, false)[0], Wrong::Miscounted, "what was sent one way only");
+    assert_eq!(found(1, 1, true)[0], Wrong::Reordered, "it counts before what was sent first");
+}
+
+fn sum_before(entry: &Entry) -> (i64, i128) {
+    let data: Value = serde_json::from_str(&entry.data).unwrap();
+    let summary = &data["summary"];
+    let total = summary["previousTotal"].as_str().and_then(crate::decimal::parse).unwrap();
+    (summary["previousCount"].as_i64().unwrap(), total)
+}
+
+#[test]
+fn a_dead_letter_needs_a_total_that_was_low_enough_or_a_poisoned_record() {
+    let found = |negative: bool, poisoned: bool, reason: &str| {
+        let mut story = story(5);
+        let mut codes = (0..).map(|_| story.load.history().begin(0));
+        let content = |code| Content::of(SEED, code);
+        let code = codes.find(|code| content(*code).positive != negative && content(*code).signed() != 0).unwrap();
+        story.load.history().told(code, Told::Taken);
+        if poisoned {
+            story.load.history().poisoned.insert(code);
+        }
+        // As much was there before.
+        let there = (content(code).destination, content(code).unit);
+        let balance = if reason == "below_minimum_total" && !poisoned { -content(code).signed() } else { 0 };
+        story.check.balances.insert(there, balance);
+        let payload: Value = serde_json::from_str(&content(code).json()).unwrap();
+        let data = json!({"recordId": code.id(), "reason": reason, "payload": payload});
+        story.check.letters(&[entry("0-d1", "record.dead_lettered", &data)], &Gaps::default());
+        story.check.violations.iter().map(|violation| violation.wrong).collect::<Vec<_>>()
+    };
+    assert_eq!(found(true, false, "below_minimum_total"), [Wrong::Miscounted], "there was enough");
+    assert_eq!(found(true, true, "below_minimum_total"), []);
+    assert_eq!(found(false, false, "crashed_worker"), [Wrong::Miscounted], "an innocent one");
+    assert_eq!(found(false, true, "crashed_worker"), []);
+}
+
+#[test]
+fn a_hole_or_a_repetition_in_a_stream_is_found() {
+    let found = |spoil: fn(&mut Vec<(Entry, u32)>)| {
+        let mut story = story(40);
+        let mut stream: Vec<(Entry, u32)> =
+            story.records.iter().map(|entry| (entry.clone(), print(&entry.data))).collect();
+        story.check.notifications(std::mem::take(&mut story.records), &Gaps::default());
+        spoil(&mut stream);
+        story.check.stream(0, &stream);
+        story.check.violations.iter().map(|violation| violation.wrong).collect::<Vec<_>>()
+    };
+    assert_eq!(found(|_| ()), []);
+    assert_eq!(found(|stream| stream.truncate(30)), [Wrong::Lost]);
+    assert_eq!(found(|stream| _ = stream.remove(7)), [Wrong::Lost]);
+    assert_eq!(found(|stream| stream.push(stream[39].clone())), [Wrong::Doubled]);
+    assert_eq!(found(|stream| stream[12].1 += 1), [Wrong::Doubled]);
 }
 
 #[test]

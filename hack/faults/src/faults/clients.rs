@@ -27,7 +27,9 @@ impl Stage {
             Mode::HERD => history.count(HERD).into(),
             Mode::HOT => history.count(HOT).into(),
             Mode::CUT => history.answers.requests.get("upload cut").copied().unwrap_or(0),
-            _ => history.answers.sent,
+            Mode::DUPLICATES => history.duplicates,
+            Mode::POISON => history.placed,
+            _ => 0,
         }
     }
 }

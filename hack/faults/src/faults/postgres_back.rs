@@ -36,6 +36,7 @@ impl Stage {
     /// The primary dies, and a standby takes its place: one that has all, or one that was behind.
     pub(super) async fn postgres_standby(&self, synchronous: bool, lasts: Duration) -> Effect {
         let Some(proxies) = &self.world.proxies else { return Ok((false, "there is no toxiproxy".to_owned())) };
+        let said = self.world.losses_said().await.unwrap_or_default();
         let mut primary = self.world.postgres.lock().await;
         let standby = primary.standby().await?;
         if synchronous {
@@ -72,20 +73,25 @@ impl Stage {
         for role in ["serve", "work"] {
             proxies.lead(&Link::postgres(role), port).await?;
         }
-        let lost = before - after;
-        Ok((synchronous || lost > 0, format!("{} records behind", lost.max(0))))
+        drop(primary);
+        let lost = (before - after).max(0);
+        let note = if lost > 0 { self.until_said(said).await } else { String::new() };
+        Ok((synchronous || lost > 0, format!("{lost} records behind; {note}")))
     }
 
     /// It is restored to what it was some seconds ago.
     pub(super) async fn postgres_restore(&self, lasts: Duration) -> Effect {
+        let said = self.world.losses_said().await.unwrap_or_default();
         let mut postgres = self.world.postgres.lock().await;
         let older = postgres.copy("restored", &[]).await?;
         sleep(lasts).await;
         let before = log_length(&mut postgres.connect().await?).await?;
         postgres.replace(older).await?;
         postgres.ensure().await?;
-        let lost = before - log_length(&mut postgres.connect().await?).await?;
-        Ok((lost > 0, format!("{} records back", lost.max(0))))
+        let lost = (before - log_length(&mut postgres.connect().await?).await?).max(0);
+        drop(postgres);
+        let note = if lost > 0 { self.until_said(said).await } else { String::new() };
+        Ok((lost > 0, format!("{lost} records back; {note}")))
     }
 }
 

@@ -81,6 +81,7 @@ impl Stage {
         }
         let author = (pick % u64::from(CLIENTS)) as u16;
         let code = Code::new(author, self.load.history().count(author) + 150);
+        self.load.history().poisoned.insert(code);
         let act = ["kill", "panic"][(pick >> 8) as usize % 2];
         let start = || Start { environment: vec![("MILLRACE_FAULT_POISON", format!("{}:{act}", code.id()))] };
         for slot in slots.iter_mut().filter(|slot| slot.is_wanted()) {

@@ -150,7 +150,7 @@ impl Stage {
 
     /// Waits a little until a loss is said by `/stats`, by a metric and in a log, and notes how long it took. It never is
     /// where nothing was lost, or who should say it is held up by another fault.
-    async fn until_said(&self, mut before: Said) -> String {
+    pub(super) async fn until_said(&self, mut before: Said) -> String {
         let began = Instant::now();
         let mut when = [None; 3];
         while began.elapsed() < PATIENCE {
@@ -192,8 +192,9 @@ impl Stage {
         let mut trimmed = 0;
         for n in 0..3 {
             let stream = records((pick as usize + n) % SHARDS);
-            trimmed += redis.ask::<i64>(&["XTRIM", &stream, "MAXLEN", "0"]).await.unwrap_or(0);
+            trimmed += redis.ask::<u64>(&["XTRIM", &stream, "MAXLEN", "0"]).await?;
         }
+        self.world.trimmed.fetch_add(trimmed, Ordering::Relaxed);
         workers.iter().for_each(|slot| slot.go_on());
         drop((workers, redis));
         let said = self.until_said(before).await;

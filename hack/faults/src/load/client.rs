@@ -60,6 +60,9 @@ impl Client {
                 codes.extend(self.earlier());
             }
         }
+        if self.load.has(Mode::DUPLICATES) {
+            self.load.history().duplicates += codes.len().saturating_sub(n) as u64;
+        }
         if self.load.has(Mode::POISON) {
             self.place_poison(&mut codes);
         }
@@ -139,6 +142,7 @@ impl Client {
         }
         let (poison, mut rest): (Vec<Code>, Vec<Code>) = codes.iter().partition(|code| is_poison(code));
         let at = [0, rest.len() / 2, rest.len()][self.dice.random_range(0..3)];
+        self.load.history().placed += u64::from(!poison.is_empty());
         rest.splice(at..at, poison);
         *codes = rest;
     }

@@ -1,8 +1,8 @@
 //! What was sent, and what each client was told: four bytes a record.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use super::record::{AUTHORS, Code};
+use super::record::{AUTHORS, Code, VARIANTS};
 
 /// What a client was told about one entry that it sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +65,29 @@ pub(crate) struct Answers {
 #[derive(Debug, Clone)]
 pub(crate) struct Promise {
     pub(crate) code: Code,
-    /// Shard and number of a processed record.
-    pub(crate) place: (usize, i64),
+    pub(crate) outcome: Final,
+}
+
+/// What became of an entry, finally.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Final {
+    /// It stands in the log, or the same does: shard and number, where they were told.
+    Processed(Option<(usize, i64)>),
+    Conflict,
+    DeadLetter,
+}
+
+/// An id under which several contents were sent: of each, as many entries as were taken and as are unknown.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Varied {
+    pub(crate) taken: [u16; VARIANTS],
+    pub(crate) unknown: [u16; VARIANTS],
+    /// The one that counts, or has the dead letter.
+    pub(crate) first: Option<u8>,
+    /// How many conflicts came out.
+    pub(crate) conflicts: u16,
+    /// Some of its entries may have been lost: nothing can be said of it any more.
+    pub(crate) murky: bool,
 }
 
 /// The history of all clients.
@@ -76,6 +97,13 @@ pub(crate) struct History {
     /// What changed since the last check.
     pub(crate) touched: HashSet<Code>,
     pub(crate) promises: Vec<Promise>,
+    /// By the code of the record as it is meant.
+    pub(crate) varied: HashMap<Code, Varied>,
+    /// Records of which workers are made to die or to panic.
+    pub(crate) poisoned: HashSet<Code>,
+    /// Entries sent because duplicates were asked for, and batches in which poison was placed.
+    pub(crate) duplicates: u64,
+    pub(crate) placed: u64,
     pub(crate) answers: Answers,
 }
 
@@ -85,6 +113,10 @@ impl Default for History {
             known: vec![Vec::new(); usize::from(AUTHORS)],
             touched: HashSet::new(),
             promises: Vec::new(),
+            varied: HashMap::new(),
+            poisoned: HashSet::new(),
+            duplicates: 0,
+            placed: 0,
             answers: Answers::default(),
         }
     }
@@ -119,7 +151,18 @@ impl History {
             Told::Taken => self.answers.taken += 1,
             Told::Unknown => self.answers.unknown += 1,
         }
-        self.touched.insert(code.with_variant(0));
+        let meant = code.with_variant(0);
+        self.touched.insert(meant);
+        let before = self.known(code).copied().unwrap_or_default();
+        if code.variant() > 0 || before.is(VARIED) {
+            let varied = self.varied.entry(meant).or_insert_with(|| Varied {
+                taken: [before.taken.into(), 0, 0],
+                unknown: [before.unknown.into(), 0, 0],
+                ..Varied::default()
+            });
+            let counts = if told == Told::Taken { &mut varied.taken } else { &mut varied.unknown };
+            counts[usize::from(code.variant())] += 1;
+        }
         if let Some(known) = self.known(code) {
             let count = if told == Told::Taken { &mut known.taken } else { &mut known.unknown };
             *count = count.saturating_add(1);

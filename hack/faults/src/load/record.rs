@@ -34,6 +34,9 @@ pub(crate) const OTHER_VALUE: u8 = 1;
 /// Variant of a record whose destination differs, mostly.
 pub(crate) const ELSEWHERE: u8 = 2;
 
+/// How many variants there are.
+pub(crate) const VARIANTS: usize = 3;
+
 /// What was sent under an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Code(u64);
@@ -119,6 +122,12 @@ impl Content {
         Self { code, destination, reference: format!("r{reference}"), unit, positive, value }
     }
 
+    /// Whether two records under one id say the same.
+    pub(crate) fn says_the_same(&self, other: &Self) -> bool {
+        let code = self.code;
+        *self == Self { code, ..other.clone() }
+    }
+
     /// Whether it must become a dead letter.
     pub(crate) fn is_poison(&self) -> bool {
         self.destination.starts_with(POISONED)
@@ -126,14 +135,18 @@ impl Content {
 
     /// Whether it must raise an alert.
     pub(crate) fn alerts(&self) -> bool {
-        let threshold = if self.unit == "USD" { THRESHOLD_USD } else { THRESHOLD };
-        decimal::parse(&self.value) > decimal::parse(threshold)
+        decimal::parse(&self.value) > decimal::parse(self.threshold())
     }
 
     /// What it adds to its total, in billionths.
     pub(crate) fn signed(&self) -> i128 {
         let value = decimal::parse(&self.value).unwrap_or_default();
         if self.positive { value } else { -value }
+    }
+
+    /// Above what it must be to raise an alert.
+    pub(crate) fn threshold(&self) -> &'static str {
+        if self.unit == "USD" { THRESHOLD_USD } else { THRESHOLD }
     }
 
     /// As it is sent; every seventh value as a number.

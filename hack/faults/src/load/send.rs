@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     KEY, Load,
-    history::{PROMISED, Promise, Told},
+    history::{Final, PROMISED, Promise, Told},
     record::{Code, Content},
 };
 
@@ -118,12 +118,17 @@ impl Load {
     /// Notes an outcome that the client was told.
     fn promised(&self, code: Code, status: u16, body: &Value) {
         let mut history = self.history();
-        if status == 200
-            && let (Some(shard), Some(seq)) = (body["shard"].as_u64(), body["seq"].as_i64())
-        {
-            history.promises.push(Promise { code, place: (shard as usize, seq) });
-        }
-        if matches!(status, 200 | 422) {
+        let outcome = match status {
+            200 => {
+                let place = body["shard"].as_u64().zip(body["seq"].as_i64());
+                Final::Processed(place.map(|(shard, seq)| (shard as usize, seq)))
+            }
+            409 => Final::Conflict,
+            422 if body["code"] == "dead_lettered" => Final::DeadLetter,
+            _ => return,
+        };
+        history.promises.push(Promise { code, outcome });
+        if status != 409 {
             history.flag(code, PROMISED, true);
         }
     }

@@ -75,6 +75,8 @@ pub(crate) struct World {
     pub(crate) http: reqwest::Client,
     /// Entries that nobody sent, put into the streams so far.
     pub(crate) foreign: AtomicU64,
+    /// Entries that were trimmed unread, since this was asked last.
+    pub(crate) trimmed: AtomicU64,
     /// Ports of Redis and Postgres at the start, which processes are given where there are no proxies.
     server_ports: (u16, u16),
 }
@@ -114,6 +116,7 @@ impl World {
             starts: AtomicU64::new(0),
             said_ms: std::sync::Mutex::default(),
             foreign: AtomicU64::new(0),
+            trimmed: AtomicU64::new(0),
             http: reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?,
         });
         this.write_manifest()?;
@@ -223,6 +226,23 @@ impl World {
             Some(error) => Err(error),
             None => bail!("there is no serve process"),
         }
+    }
+
+    /// Sees that every process that there should be is ready, and every serve process answers.
+    pub(crate) async fn all_are_ready(&self) -> anyhow::Result<()> {
+        for slot in self.serves.iter().chain(&self.workers) {
+            let (name, wanted, health, port) = {
+                let slot = slot.lock().await;
+                (slot.name.clone(), slot.is_wanted(), slot.health, slot.port)
+            };
+            let stats = (port > 0).then(|| format!("http://127.0.0.1:{port}/stats"));
+            for url in [format!("http://127.0.0.1:{health}/ready")].into_iter().chain(stats).filter(|_| wanted) {
+                let answer = self.http.get(&url).bearer_auth(KEY).timeout(Duration::from_secs(5)).send().await;
+                let status = answer.with_context(|| format!("{name} does not answer"))?.status();
+                ensure!(status.is_success(), "{name}: {url}: {status}");
+            }
+        }
+        Ok(())
     }
 
     /// Everything as it should be: servers answer, nothing is held up, the usual processes run.
