@@ -31,7 +31,7 @@ use crate::{
     fault,
     http::App,
     lifecycle::Lifecycle,
-    store::Store,
+    store::{self, Store},
     streams::{AppendError, Appended, Outgoing},
     telemetry::trace,
 };
@@ -93,7 +93,7 @@ impl Acceptor {
         lifecycle.spawn("serve.appends", async move {
             let mut failing = false;
             loop {
-                let flushed = this.0.counts.flush(&store, &process, shards, false).await;
+                let flushed = store::within(this.0.counts.flush(&store, &process, shards, false)).await;
                 if let (Err(error), false) = (&flushed, failing) {
                     tracing::warn!(%error, "accept.counts.unflushed");
                 }
@@ -108,7 +108,7 @@ impl Acceptor {
     /// The first word of this process on its appends, before the server takes any request: it may die of the first. Waits
     /// for Postgres.
     pub async fn open(&self, store: &Store, process: &str, shards: u16) {
-        while let Err(error) = self.0.counts.flush(store, process, shards, false).await {
+        while let Err(error) = store::within(self.0.counts.flush(store, process, shards, false)).await {
             tracing::warn!(%error, "accept.counts.unflushed");
             tokio::time::sleep(counts::FLUSH).await;
         }
@@ -118,7 +118,7 @@ impl Acceptor {
     pub async fn close(&self, store: &Store, process: &str, shards: u16) {
         self.0.appends.close();
         self.0.appends.wait().await;
-        if let Err(error) = self.0.counts.flush(store, process, shards, true).await {
+        if let Err(error) = store::within(self.0.counts.flush(store, process, shards, true)).await {
             tracing::warn!(%error, "accept.counts.unflushed");
         }
     }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     lifecycle::Beat,
-    store::{Awaited, Settled, Store},
+    store::{self, Awaited, Settled, Store},
 };
 
 /// Pause between two questions.
@@ -88,7 +88,7 @@ impl Waiters {
             }
             let entries: Vec<Awaited> = batch.iter().map(|(_, entry)| entry.clone()).collect();
             let answer = tokio::select! {
-                answer = store.settled(&entries) => answer,
+                answer = store::within(store.settled(&entries)) => answer,
                 () = stop.cancelled() => break,
             };
             match answer {

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     lifecycle::Beat,
     status::{Board, Problem, Reason, of_postgres},
-    store::{Error, Registered, Store},
+    store::{self, Error, Registered, Store},
     streams::Streams,
     telemetry::metrics::{MANIFEST_REFUSED, POLICY_VERSION},
 };
@@ -99,7 +99,7 @@ impl Follower {
             self.look_at_file().await;
             self.look_at_urls();
             let outcome = tokio::select! {
-                outcome = self.look_at_postgres(look.is_multiple_of(CHECK_SHARDS)) => outcome,
+                outcome = store::within(self.look_at_postgres(look.is_multiple_of(CHECK_SHARDS))) => outcome,
                 () = stop.cancelled() => return Ok(()),
             };
             // A newer process may have put in force what this one does not understand: the old version stays.

@@ -13,7 +13,7 @@ use crate::{
     config::{SecretError, secret},
     lifecycle::Lifecycle,
     status::{Board, Problem},
-    store::{Error, LiveKey, Store},
+    store::{self, Error, LiveKey, Store},
 };
 
 /// How often the keys are read; a revoked key is refused within this and the time of one query.
@@ -92,7 +92,7 @@ impl KeyRing {
         let keys = loop {
             let first = first_key(&bootstrap, &board);
             let is_missing = first.is_none() && matches!(bootstrap, Bootstrap::File { .. });
-            match refresh(store, first, &mut registered).await {
+            match store::within(refresh(store, first, &mut registered)).await {
                 Ok(keys) if is_missing && keys.is_empty() => {}
                 Ok(keys) => break keys,
                 Err(error) => tracing::warn!(%error, "http.keys.unavailable"),
@@ -111,7 +111,7 @@ impl KeyRing {
             while tokio::time::timeout(REFRESH, soft.cancelled()).await.is_err() {
                 beat.beat();
                 let first = first_key(&bootstrap, &board);
-                match refresh(&store, first, &mut registered).await {
+                match store::within(refresh(&store, first, &mut registered)).await {
                     Ok(keys) => {
                         sender.send_replace(Some(keys));
                         failing = false;

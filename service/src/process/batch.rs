@@ -69,7 +69,7 @@ impl Shard {
         let Some(entry) = batch.first() else { return Ok([0; 3]) };
         let stream_id = entry.id.to_string();
         let digest = Sha256::digest(&entry.payload);
-        let attempts = self.context.store.note_attempt(self.shard, &stream_id, &digest).await?;
+        let attempts = store::within(self.context.store.note_attempt(self.shard, &stream_id, &digest)).await?;
         tracing::warn!(shard = self.shard, stream_id, attempts, "process.entry.suspicious");
         let items = if attempts > ATTEMPTS {
             let detail = format!("a worker ended {ATTEMPTS} times while it decided this entry");
@@ -78,7 +78,7 @@ impl Shard {
             read(batch)
         };
         let outcome = self.settle_batch(items).await;
-        self.context.store.withdraw_attempt(self.shard, &stream_id, outcome.is_ok()).await?;
+        store::within(self.context.store.withdraw_attempt(self.shard, &stream_id, outcome.is_ok())).await?;
         outcome
     }
 
@@ -88,7 +88,7 @@ impl Shard {
         let mut rest = VecDeque::from([items]);
         let mut pause = Duration::ZERO;
         while let Some(mut batch) = rest.pop_front() {
-            match self.commit(&batch).await {
+            match store::within(self.commit(&batch)).await {
                 Ok(after) => {
                     numbers = after;
                     pause = Duration::ZERO;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, shard};
 use crate::{
     lifecycle::Lifecycle,
-    store::{Error, Rank},
+    store::{self, Error, Rank},
     streams::Fence,
     telemetry::metrics as names,
 };
@@ -47,7 +47,7 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
                 break;
             }
         }
-        match pass(&context, &mut held, &mut tasks, stopping).await {
+        match store::within(pass(&context, &mut held, &mut tasks, stopping)).await {
             Ok(()) => {
                 beat.beat();
                 failing = false;
@@ -71,7 +71,7 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
             () = lifecycle.hard.cancelled() => break,
         }
     }
-    if let Err(error) = context.store.forget_worker(&worker).await {
+    if let Err(error) = store::within(context.store.forget_worker(&worker)).await {
         tracing::debug!(worker = %worker, error = %error, "process.worker.not_forgotten");
     }
     Ok(())

@@ -148,7 +148,7 @@ pub(super) async fn work(
     let (kept, ()) = tokio::join!(processing, lanes);
     context.vitals.forget(&name);
     if kept {
-        if let Err(error) = context.store.release(shard, &current(&fence)).await {
+        if let Err(error) = store::within(context.store.release(shard, &current(&fence))).await {
             tracing::warn!(shard, error = %error, "process.shard.not_released");
         }
         metrics::counter!(names::LEASE_CHANGES, "change" => "released").increment(1);
@@ -181,8 +181,8 @@ impl Shard {
                     let fence = current(&self.fence);
                     tracing::warn!(shard = self.shard, epoch = fence.epoch, above, "process.fence.higher_in_redis");
                     let raised =
-                        self.context.store.raise_epoch(&self.context.options.worker, self.shard, &fence, above).await;
-                    match raised {
+                        self.context.store.raise_epoch(&self.context.options.worker, self.shard, &fence, above);
+                    match store::within(raised).await {
                         Ok(raised) => *self.fence.lock().unwrap_or_else(PoisonError::into_inner) = raised,
                         Err(store::Error::Fenced) => return false,
                         Err(error) => self.say_and_wait(&mut pause, &error.into()).await,
@@ -209,7 +209,8 @@ impl Shard {
     async fn step(&mut self) -> Result<(), Error> {
         let version = self.context.in_force.borrow().policy.version;
         if self.stands_at < version {
-            self.stands_at = self.context.store.stand_at(self.shard, &current(&self.fence), version).await?;
+            self.stands_at =
+                store::within(self.context.store.stand_at(self.shard, &current(&self.fence), version)).await?;
             tracing::info!(shard = self.shard, version = self.stands_at, "process.shard.stands_at");
         }
         let server = self.context.store.server();
@@ -219,7 +220,7 @@ impl Shard {
             self.mode = Mode::Prepare;
         }
         match self.mode.clone() {
-            Mode::Prepare => self.prepare().await,
+            Mode::Prepare => store::within(self.prepare()).await,
             Mode::Claim(start) => self.claim(&start).await,
             Mode::Read => self.read().await,
         }
@@ -333,7 +334,8 @@ impl Shard {
             return Ok(());
         }
         self.count_due = Instant::now() + COUNT_EVERY;
-        if !loss::count(&self.context, &self.input, &current(&self.fence), self.repeats).await? {
+        let fence = current(&self.fence);
+        if !store::within(loss::count(&self.context, &self.input, &fence, self.repeats)).await? {
             self.mode = Mode::Prepare;
         }
         Ok(())

@@ -56,7 +56,7 @@ impl Keeper {
         let mut promises_known = false;
         while !lifecycle.soft.is_cancelled() {
             let in_force = self.in_force.borrow_and_update().clone();
-            match self.pass(&in_force, &mut halted).await {
+            match store::within(self.pass(&in_force, &mut halted)).await {
                 Ok(()) => {
                     pause = Duration::from_millis(500);
                     if !promises_known {

@@ -83,7 +83,7 @@ impl Lane {
                 (at, noted) = (None, false);
             }
             let outcome = tokio::select! {
-                outcome = self.pass(&mut at, highest) => outcome,
+                outcome = store::within(self.pass(&mut at, highest)) => outcome,
                 () = drain.cancelled() => return,
             };
             let state = match outcome {
@@ -283,7 +283,7 @@ impl Lane {
     /// Notes the lane's state in Postgres for `/stats`; true: it is there.
     async fn note(&self, state: Option<&SinkState>) -> bool {
         let (sink, shard) = (&self.sink.output.sink, self.shard);
-        let noted = self.store.set_sink_state(sink, shard, Some(&self.token), state).await;
+        let noted = store::within(self.store.set_sink_state(sink, shard, Some(&self.token), state)).await;
         if let Err(error) = &noted {
             tracing::debug!(sink, shard, error = %error, "publish.state.not_noted");
         }

@@ -39,7 +39,7 @@ pub use migrations::Migrated;
 pub use outcomes::{Awaited, Outcome, Settled};
 pub use pipeline::Pipeline;
 pub use policies::{Newest, Offer, Registered};
-pub use pool::{COMMITS, Error, Server, Store};
+pub use pool::{COMMITS, Error, Server, Store, within};
 pub use purge::Purge;
 pub use query::{ConflictFilter, RecordFilter, RecordLife, StoredConflict, StoredRecord, Traces};
 pub use sinks::{SinkRow, SinkState};

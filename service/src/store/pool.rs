@@ -90,6 +90,23 @@ pub struct Store {
 /// Most commits of a worker at a time.
 pub const COMMITS: u32 = 3;
 
+/// Longest that a step in the background waits for Postgres: a host that vanished amid a statement never answers, and no
+/// packet tells that it is gone.
+const LONGEST: Duration = Duration::from_secs(20);
+/// Longest that a connection which comes back to its pool is waited for, the rest of what it was asked included.
+const COMES_BACK: Duration = Duration::from_secs(10);
+
+/// Runs a step that asks Postgres, and gives it up when that does not answer within 20 seconds.
+///
+/// # Errors
+/// The step's own, and one that [`Error::is_away`]; what the step has written is unknown then.
+pub async fn within<T, E: From<Error>>(step: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    tokio::time::timeout(LONGEST, step).await.unwrap_or_else(|_| {
+        let why = format!("no answer within {} s", LONGEST.as_secs());
+        Err(Error::Sql(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, why))).into())
+    })
+}
+
 impl Store {
     /// The schema of a pipeline: `millrace_` and its name, `-` as `_`.
     #[must_use]
@@ -116,6 +133,13 @@ impl Store {
                         );
                         server.store(started.fetch_one(connection).await?, Ordering::Relaxed);
                         Ok(())
+                    })
+                })
+                // Else one that was given up amid a statement would keep its place in the pool for ever.
+                .after_release(|connection, _| {
+                    Box::pin(async {
+                        let comes_back = tokio::time::timeout(COMES_BACK, connection.ping()).await;
+                        comes_back.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?.map(|()| true)
                     })
                 })
                 .connect_lazy_with(options)
@@ -191,4 +215,22 @@ impl Store {
 /// A numeric that came as text. The driver's own conversion forgets the scale of a zero.
 pub(super) fn numeric(text: &str) -> Result<rust_decimal::Decimal, Error> {
     rust_decimal::Decimal::from_str_exact(text).map_err(|error| Error::Sql(sqlx::Error::Decode(Box::new(error))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing::url;
+
+    #[tokio::test]
+    async fn a_statement_that_was_given_up_keeps_no_place_in_the_pool() {
+        let store = Store::connect(&url(), "nobody", 1).unwrap();
+        let endless = sqlx::query("select pg_sleep(600)").execute(&store.pool);
+        assert!(tokio::time::timeout(Duration::from_millis(200), endless).await.is_err(), "it sleeps");
+        let mut tries = 0;
+        while let Err(error) = sqlx::query("select 1").execute(&store.pool).await {
+            tries += 1;
+            assert!(tries < 5, "{error}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde_json::json;
 
-use crate::harness::{Load, Pipeline, PrivatePostgres, PrivateRedis, eventually, record, shared};
+use crate::harness::{Load, Pipeline, PrivatePostgres, PrivateRedis, Way, eventually, record, shared};
 
 /// No entry was blamed for what it could do nothing for.
 async fn nothing_is_blamed(pipeline: &Pipeline) {
@@ -33,6 +33,25 @@ async fn while_postgres_is_away_records_are_taken_and_nothing_is_blamed() {
     nothing_is_blamed(&pipeline).await;
     pipeline.check_exactly_once(&load.ids).await;
     assert!(work.said("process.shard.waits").len() <= 12, "it waits with back-off and says so once a streak");
+}
+
+#[tokio::test]
+async fn a_postgres_whose_host_vanished_without_a_word_is_asked_anew() {
+    let pipeline = Pipeline::new(json!({"shards": 4})).await;
+    let way =
+        Way::to(pipeline.postgres_url().rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap()).await;
+    let url = way.through(pipeline.postgres_url());
+    let by_it = [("MILLRACE_POSTGRES_URL", url.as_str()), ("MILLRACE_BATCH", "20")];
+    let (_serve, _work) = (pipeline.serve().await, pipeline.work_with(&by_it));
+    let load = Load::new("r", 3_000);
+    let (before, during) = load.records.split_at(2_000);
+    pipeline.send(before).await;
+    eventually("it is amid work", async || pipeline.number("select count(*) from records").await > 0).await;
+    way.falls_silent();
+    pipeline.send(during).await;
+    pipeline.settled().await;
+    nothing_is_blamed(&pipeline).await;
+    pipeline.check_exactly_once(&load.ids).await;
 }
 
 #[tokio::test]

@@ -85,10 +85,14 @@ impl Check {
         }
     }
 
-    /// Which of the contents that were sent under an id a payload is.
+    /// Which of the contents that were sent under an id a payload is; values that were sent as numbers are text there.
     fn content_of(&self, code: Code, payload: &Value) -> Option<Content> {
         let mut contents = (0..VARIANTS).map(|variant| Content::of(self.load.seed, code.with_variant(variant as u8)));
-        contents.find(|content| serde_json::from_str::<Value>(&content.json()).is_ok_and(|sent| sent == *payload))
+        contents.find(|content| {
+            let mut sent: Value = serde_json::from_str(&content.json()).unwrap_or_default();
+            sent["value"] = content.value.clone().into();
+            sent == *payload
+        })
     }
 
     /// Whether there was a moment in this round at which the record would have taken its total below the minimum. When it

@@ -189,7 +189,8 @@ fn a_dead_letter_needs_a_total_that_was_low_enough_or_a_poisoned_record() {
         let there = (content(code).destination, content(code).unit);
         let balance = if reason == "below_minimum_total" && !poisoned { -content(code).signed() } else { 0 };
         story.check.balances.insert(there, balance);
-        let payload: Value = serde_json::from_str(&content(code).json()).unwrap();
+        let mut payload: Value = serde_json::from_str(&content(code).json()).unwrap();
+        payload["value"] = content(code).value.into();
         let data = json!({"recordId": code.id(), "reason": reason, "payload": payload});
         story.check.letters(&[entry("0-d1", "record.dead_lettered", &data)], &Gaps::default());
         story.check.violations.iter().map(|violation| violation.wrong).collect::<Vec<_>>()

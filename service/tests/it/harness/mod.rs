@@ -7,6 +7,7 @@ mod pipeline;
 mod process;
 mod records;
 mod servers;
+mod way;
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ pub(crate) use pipeline::{KEY, LEASE_MS, Pipeline, sink};
 pub(crate) use process::{Process, free_port};
 pub(crate) use records::{Load, record};
 pub(crate) use servers::{PrivatePostgres, PrivateRedis, shared};
+pub(crate) use way::Way;
 
 /// Longest wait for a condition.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
