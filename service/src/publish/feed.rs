@@ -83,9 +83,10 @@ impl Feed {
         self.resets.load(Ordering::SeqCst)
     }
 
-    /// Up to `most` rows right behind `after`; `None` when they are not here, but in the log.
+    /// Up to `most` rows right behind `after`, none above `highest`; `None` when they are not here, but in the log. Rows are
+    /// here before they are acknowledged, and until then their numbers may come again with other content.
     #[must_use]
-    pub fn after(&self, after: i64, most: usize) -> Option<Vec<(Batch, usize)>> {
+    pub fn after(&self, (after, highest): (i64, i64), most: usize) -> Option<Vec<(Batch, usize)>> {
         let recent = self.lock();
         let first = recent.batches.front()?.0.first()?.seq;
         if after + 1 < first {
@@ -95,7 +96,7 @@ impl Feed {
         for (batch, _) in &recent.batches {
             let from = batch.partition_point(|row| row.seq <= after);
             for index in from..batch.len() {
-                if found.len() == most {
+                if found.len() == most || batch[index].seq > highest {
                     return Some(found);
                 }
                 found.push((Arc::clone(batch), index));

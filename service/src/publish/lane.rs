@@ -242,7 +242,7 @@ impl Lane {
 
     async fn next_records(&self, seen: i64, highest: i64) -> Result<Next, Error> {
         let alert = self.sink.on == On::Alert;
-        if let Some(rows) = self.feed.after(seen, if alert { WINDOW as usize } else { ENTRIES }) {
+        if let Some(rows) = self.feed.after((seen, highest), if alert { WINDOW as usize } else { ENTRIES }) {
             let mut upto = seen;
             let mut notices = Vec::new();
             for (batch, index) in &rows {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Load, Pipeline, eventually};
+use crate::harness::{Load, Pipeline, eventually, record, sink};
 
 /// Half of the load is there when the worker starts, so it dies amid work; the other half comes while it dies.
 async fn a_worker_dies(point: &str, pass: u32) {
@@ -147,6 +147,21 @@ async fn an_owner_that_does_not_know_that_it_lost_its_shards_takes_nothing() {
     pipeline.check_exactly_once(&load.ids).await;
 }
 
+/// Waits until a transaction waits for a row; `session` is the name under which it connects.
+async fn somebody_waits(pipeline: &Pipeline, session: &str) {
+    eventually("it waits for the row", async || {
+        sqlx::query_scalar(
+            "select exists (select from pg_stat_activity where datname = current_database()
+             and application_name = $1 and wait_event_type = 'Lock')",
+        )
+        .bind(session)
+        .fetch_one(&pipeline.sql)
+        .await
+        .unwrap()
+    })
+    .await;
+}
+
 /// A worker is paused while a transaction of its waits for its shard's row: it gets the row and does not go on. The others
 /// must get the shard all the same. `session` is the name under which that transaction connects; records that were sent
 /// before it waits make it a commit, else it is a renewal.
@@ -161,17 +176,7 @@ async fn an_owner_is_paused_that_waits_for_its_row(session: &str, sent_before: u
     let mut lock = pipeline.sql.begin().await.unwrap();
     sqlx::query("select from shards for update").execute(&mut *lock).await.unwrap();
     pipeline.send(before).await;
-    eventually("it waits for the row", async || {
-        sqlx::query_scalar(
-            "select exists (select from pg_stat_activity where datname = current_database()
-             and application_name = $1 and wait_event_type = 'Lock')",
-        )
-        .bind(session)
-        .fetch_one(&pipeline.sql)
-        .await
-        .unwrap()
-    })
-    .await;
+    somebody_waits(&pipeline, session).await;
     paused.pause();
     lock.rollback().await.unwrap();
     pipeline.send(after).await;
@@ -192,6 +197,37 @@ async fn an_owner_that_is_paused_amid_a_commit_blocks_nobody() {
 #[tokio::test]
 async fn an_owner_that_is_paused_amid_a_renewal_blocks_nobody() {
     an_owner_is_paused_that_waits_for_its_row("millrace", 0).await;
+}
+
+/// A standby of Postgres that takes its place may not have it, and its number is given again.
+#[tokio::test]
+async fn what_is_committed_and_not_acknowledged_is_not_published() {
+    let mut full = sink("notifications", "Processed");
+    full["redisStream"]["maxLength"] = 1.into();
+    let pipeline = Pipeline::new(json!({"shards": 1, "sinks": [full]})).await;
+    let (_serve, work) = (pipeline.serve().await, pipeline.work());
+    let records = ["one", "two", "three"].map(|id| record(id, "destination"));
+    // The lane is behind, and finds all that follows in memory.
+    pipeline.send(&records[..2]).await;
+    work.says("publish.lane.stopped").await;
+    eventually("both are acknowledged", async || pipeline.backlog().await == 0).await;
+    let mut lock = pipeline.sql.begin().await.unwrap();
+    sqlx::query("select from shards for update").execute(&mut *lock).await.unwrap();
+    pipeline.send(&records[2..]).await;
+    somebody_waits(&pipeline, "millrace-commit").await;
+    // The third is committed, and the fence takes no ack.
+    let of: String = pipeline.redis(&["HGET", &pipeline.fence(0), "pipeline"]).await;
+    let _: i64 = pipeline.redis(&["HSET", &pipeline.fence(0), "pipeline", "0123456789abcdef"]).await;
+    lock.rollback().await.unwrap();
+    work.says("process.shard.waits").await;
+    assert_eq!(pipeline.number("select count(*) from records").await, 3);
+    pipeline.change(|spec| spec["sinks"][0]["redisStream"]["maxLength"] = 0.into());
+    let cursor = async || pipeline.redis::<String>(&["HGET", &pipeline.cursor("notifications"), "0"]).await;
+    eventually("the lane goes on", async || cursor().await != "1").await;
+    assert_eq!(cursor().await, "2");
+    let _: i64 = pipeline.redis(&["HSET", &pipeline.fence(0), "pipeline", &of]).await;
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&["one", "two", "three"].map(str::to_owned)).await;
 }
 
 /// No task without an owner: what a lane would have published must not stay unpublished while the rest goes on.
