@@ -117,15 +117,15 @@ impl Streams {
     /// # Errors
     /// When Redis does not answer.
     pub async fn cursor(&self, output: &Output, shard: u16) -> Result<Option<i64>, Error> {
+        let fields = ["pipeline", "sink", "incarnation", "retired", &shard.to_string()];
         let mut connection = self.shared(&output.stream);
-        let held: HashMap<String, String> =
-            connection.hgetall(keys::cursor(&output.stream)).await.map_err(Error::of)?;
-        let is = |field: &str, value: &str| held.get(field).is_some_and(|held| held == value);
-        let ours = is("pipeline", &output.pipeline_id)
-            && is("sink", &output.sink)
-            && is("incarnation", &output.incarnation)
-            && !held.contains_key("retired");
-        Ok(held.get(&shard.to_string()).filter(|_| ours).and_then(|number| number.parse().ok()))
+        let [pipeline, sink, incarnation, retired, number]: [Option<String>; 5] =
+            connection.hmget(keys::cursor(&output.stream), &fields).await.map_err(Error::of)?;
+        let ours = pipeline.as_ref() == Some(&output.pipeline_id)
+            && sink.as_ref() == Some(&output.sink)
+            && incarnation.as_ref() == Some(&output.incarnation)
+            && retired.is_none();
+        Ok(number.filter(|_| ours).and_then(|number| number.parse().ok()))
     }
 
     /// Makes the cursor of an incarnation, with a start per shard; false: a newer one stands there. `adopt` is the id of the pipeline whose streams may be

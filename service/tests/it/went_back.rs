@@ -136,6 +136,26 @@ async fn a_log_that_is_set_back_under_its_owner_is_found_by_the_next_commit() {
     assert!(notified.len() as i64 > given);
 }
 
+/// As where the node of a cluster that holds a sink goes back, and that of the shards does not.
+#[tokio::test]
+async fn what_a_sinks_redis_forgot_comes_again_though_nothing_new_comes() {
+    let servers = shared().await;
+    let (pipeline, _serve, _work) = one_shard(&servers.redis, &servers.postgres).await;
+    let load = Load::new("r", 100);
+    pipeline.send(&load.records).await;
+    pipeline.settled().await;
+    let before = ids(&pipeline, "notifications").await;
+    let back = "for _, entry in ipairs(redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 10)) do
+                    redis.call('XDEL', KEYS[2], entry[1])
+                end
+                return redis.call('HSET', KEYS[1], '0', 90)";
+    let (cursor, stream) = (pipeline.cursor("notifications"), pipeline.stream("notifications"));
+    let _: i64 = pipeline.redis(&["EVAL", back, "2", &cursor, &stream]).await;
+    pipeline.settled().await;
+    assert_eq!(ids(&pipeline, "notifications").await, before);
+    pipeline.check_exactly_once(&load.ids).await;
+}
+
 #[tokio::test]
 async fn numbers_that_redis_forgot_are_told_to_it_again() {
     let servers = shared().await;
