@@ -181,7 +181,9 @@ impl Keeper {
         let Some((sink, target)) = declared else { return Ok(None) };
         let new = output(stream, &row.incarnation, Some(target));
         if !row.started {
-            if let Some(old) = &old {
+            // Where the new cursor stands, the old one was ended before, and may have been in its very place.
+            let stands = self.streams.cursor(&new, 0).await?.is_some();
+            if let Some(old) = old.as_ref().filter(|_| !stands) {
                 // Ends the old cursor first, so that no lane appends to the old stream any more.
                 let Some(positions) = self.streams.retire_cursor(old).await? else {
                     return Err(Error::Streams(StreamsError::Refused(format!(
@@ -194,6 +196,7 @@ impl Keeper {
             }
             let starts = self.store.sink_starts(&row.name).await?;
             let made = self.streams.start_cursor(&new, &starts, manifest.annotation(ADOPT)).await?;
+            crate::fault::point("before_sink_started");
             // Another start is wanted by now: this one was read a while ago.
             if !made || !self.store.sink_started(&row.name, &row.incarnation).await? {
                 return Ok(None);

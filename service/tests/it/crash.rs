@@ -65,6 +65,29 @@ async fn a_worker_that_dies_after_publishing_repeats_no_notification() {
 }
 
 #[tokio::test]
+async fn a_worker_that_dies_while_a_sink_comes_back_to_its_stream_repeats_no_notification() {
+    let pipeline = Pipeline::new(json!({"shards": 1})).await;
+    let _serve = pipeline.serve().await;
+    let mut work = pipeline.work();
+    let load = Load::new("r", 100);
+    pipeline.send(&load.records).await;
+    pipeline.settled().await;
+    // It is to move to where it cannot begin.
+    let taken = ["HSET", &pipeline.cursor("taken"), "pipeline", "0123456789abcdef", "sink", "another"];
+    let _: i64 = pipeline.redis(&taken).await;
+    pipeline.change(|spec| spec["sinks"][0]["redisStream"]["stream"] = pipeline.stream("taken").into());
+    work.says("publish.sink.halted").await;
+    work.stop().await;
+    pipeline.change(|spec| spec["sinks"][0] = sink("notifications", "Processed"));
+    pipeline.work_with(&[("MILLRACE_FAULT", "before_sink_started:1")]).died_at_its_fault().await;
+    let _heir = pipeline.work();
+    let more = Load::from("r", load.ids.len(), 100);
+    pipeline.send(&more.records).await;
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&[load.ids, more.ids].concat()).await;
+}
+
+#[tokio::test]
 async fn a_serve_process_that_dies_after_an_append_leaves_it_to_be_sent_again() {
     let pipeline = Pipeline::new(json!({})).await;
     let _work = pipeline.work();
