@@ -43,6 +43,8 @@ enum Error {
     Store(#[from] store::Error),
     #[error(transparent)]
     Streams(#[from] StreamsError),
+    #[error("sink {0}: {1}")]
+    Sink(String, #[source] Box<Self>),
 }
 
 impl Keeper {
@@ -128,6 +130,7 @@ impl Keeper {
             }
         }
         let mut active = Vec::new();
+        let mut outcome = Ok(());
         for row in self.store.sinks().await? {
             match self.settle(&row, in_force).await {
                 Ok(sink) => {
@@ -141,7 +144,8 @@ impl Keeper {
                     let state = SinkState { state: "halted", detail };
                     self.store.set_sink_state(&row.name, 0, None, Some(&state)).await?;
                 }
-                Err(error) => return Err(error),
+                // Keeps no other sink from running.
+                Err(error) => outcome = Err(Error::Sink(row.name, Box::new(error))),
             }
         }
         self.active.send_if_modified(|current| {
@@ -151,7 +155,7 @@ impl Keeper {
             }
             changed
         });
-        Ok(())
+        outcome
     }
 
     /// Brings one sink to where its row says it should be; answers what its lanes need, once it is there.

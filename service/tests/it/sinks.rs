@@ -164,6 +164,22 @@ async fn a_stream_that_belongs_to_another_sink_is_refused() {
 }
 
 #[tokio::test]
+async fn a_sink_whose_stream_is_something_else_keeps_no_other_from_running() {
+    let pipeline = Pipeline::new(json!({"shards": 1})).await;
+    // The first that the keeper looks at.
+    let _: String = pipeline.redis(&["SET", &pipeline.stream("alerts"), "no stream"]).await;
+    let (_serve, work) = (pipeline.serve().await, pipeline.work());
+    let load = Load::new("r", 100);
+    pipeline.send(&load.records).await;
+    eventually("another runs", async || pipeline.sink_entries("notifications").await.len() == load.ids.len()).await;
+    let line = work.says("publish.sinks.failed").await;
+    assert!(line["error"].as_str().unwrap().starts_with("sink alerts: "), "{line}");
+    let _: i64 = pipeline.redis(&["DEL", &pipeline.stream("alerts")]).await;
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&load.ids).await;
+}
+
+#[tokio::test]
 async fn a_cursor_above_the_highest_number_halts_its_sink_until_an_owner_counts_from_there() {
     let (pipeline, _serve, mut work, load) = running(json!({})).await;
     pipeline.settled().await;
