@@ -96,6 +96,15 @@ const LONGEST: Duration = Duration::from_secs(20);
 /// Longest that a connection which comes back to its pool is waited for, the rest of what it was asked included.
 const COMES_BACK: Duration = Duration::from_secs(10);
 
+/// Longest that an idle connection is waited for before it is used.
+const IS_THERE: Duration = Duration::from_secs(2);
+
+/// Whether a connection answers in time.
+async fn answers(connection: &mut PgConnection, longest: Duration) -> Result<bool, sqlx::Error> {
+    let answer = tokio::time::timeout(longest, connection.ping()).await;
+    answer.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?.map(|()| true)
+}
+
 /// Runs a step that asks Postgres, and gives it up when that does not answer within 20 seconds.
 ///
 /// # Errors
@@ -136,12 +145,10 @@ impl Store {
                     })
                 })
                 // Else one that was given up amid a statement would keep its place in the pool for ever.
-                .after_release(|connection, _| {
-                    Box::pin(async {
-                        let comes_back = tokio::time::timeout(COMES_BACK, connection.ping()).await;
-                        comes_back.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?.map(|()| true)
-                    })
-                })
+                .after_release(|connection, _| Box::pin(answers(connection, COMES_BACK)))
+                // And idle ones would be found out one by one, each by a caller whose time is up.
+                .test_before_acquire(false)
+                .before_acquire(|connection, _| Box::pin(answers(connection, IS_THERE)))
                 .connect_lazy_with(options)
         };
         let (commits, pool) =
