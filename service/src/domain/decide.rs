@@ -302,19 +302,21 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// Settles an entry whose id is taken: as a redelivery, a duplicate or a conflict.
+    /// Settles an entry whose id is taken, or was when it came first: as a redelivery, a duplicate or a conflict.
     fn is_taken(&mut self, index: usize, entry: &Entry, record: &Arc<Record>) -> bool {
         let id = &record.record_id;
-        let Some(taken) = self.records.get(id).or_else(|| self.letters.get(id)) else { return false };
-        let same = taken.record.as_deref() == Some(&**record);
+        let taken = self.records.get(id).or_else(|| self.letters.get(id));
+        let same = taken.is_some_and(|taken| taken.record.as_deref() == Some(&**record));
+        let free = taken.is_none();
         let mark = (id.clone(), entry.id);
-        let again = if same {
-            taken.stream_id == entry.id || self.duplicates.contains(&mark)
-        } else {
-            self.conflicts.get(&mark).is_some_and(|noted| noted.contains(&**record))
-        };
+        // What is noted stays noted: the letter that took the id then may be closed by now, and the id free or another's.
+        let again = self.conflicts.get(&mark).is_some_and(|noted| noted.contains(&**record))
+            || taken.is_some_and(|taken| same && taken.stream_id == entry.id)
+            || (same || free) && self.duplicates.contains(&mark);
         if again && !crate::fault::planted("redelivery_counted") {
             self.decision.redelivered += 1;
+        } else if free {
+            return false;
         } else if same {
             self.count_foreign(entry);
             self.duplicates.insert(mark);

@@ -31,7 +31,8 @@ enum Step {
     Replay(i64),
 }
 
-fn steps() -> impl Strategy<Value = Vec<(Step, bool)>> {
+/// Steps, with each whether a batch ends behind it, and which letter is discarded then.
+fn steps() -> impl Strategy<Value = Vec<(Step, Option<i64>)>> {
     let value =
         prop_oneof![Just("1"), Just("1.0"), Just("2.5"), Just("0.000000001"), Just("999999999999999.999999999")];
     let attributes = prop_oneof![Just(r#"{"a":1,"b":2}"#), Just(r#"{"b":2.0,"a":1}"#), Just(r#"{"a":2}"#)];
@@ -49,12 +50,11 @@ fn steps() -> impl Strategy<Value = Vec<(Step, bool)>> {
         2 => (0..40_usize).prop_map(Step::Again),
         1 => (1..5_i64).prop_map(Step::Replay),
     ];
-    // With each step, whether a batch ends behind it.
-    prop::collection::vec((step, prop::bool::weighted(0.3)), 1..40)
+    prop::collection::vec((step, prop::option::weighted(0.3, 0..5_i64)), 1..40)
 }
 
 /// Turns steps into entries; an entry that comes again has the same stream id and payload.
-fn items(steps: &[(Step, bool)]) -> Vec<Item> {
+fn items(steps: &[(Step, Option<i64>)]) -> Vec<Item> {
     let mut made: Vec<(Entry, bool)> = Vec::new();
     for (index, (step, _)) in steps.iter().enumerate() {
         let fresh = |payload: String, marked, replay_of| Entry {
@@ -131,6 +131,12 @@ impl Model {
         outcome
     }
 
+    /// Discards a letter, where there is an open one of this number.
+    fn discard(&mut self, number: i64) {
+        let letter = |kept: &&mut Kept| matches!(kept.outcome, Outcome::Letter { n, .. } if n == number);
+        self.kept.iter_mut().filter(letter).for_each(|kept| kept.open = false);
+    }
+
     fn letter(&self, item: &Item, reason: &str) -> Outcome {
         let n = 1 + self.kept.iter().filter(|kept| matches!(kept.outcome, Outcome::Letter { .. })).count() as i64;
         let id = item.record.as_ref().ok().map(|record| record.record_id.to_string());
@@ -163,28 +169,27 @@ impl Model {
             Outcome::Letter { id: Some(taken), .. } => kept.open && *taken == id,
             _ => false,
         });
-        if let Some(taken) = taken {
-            let same = taken.record.as_ref() == Some(&**record);
-            let noted = self.kept.iter().any(|kept| {
-                kept.stream_id == item.entry.id
-                    && kept.record.as_ref() == Some(&**record)
-                    && if same {
-                        matches!(kept.outcome, Outcome::Record { .. } | Outcome::Duplicate { .. })
-                            || matches!(kept.outcome, Outcome::Letter { .. }) && kept.open
-                    } else {
-                        matches!(kept.outcome, Outcome::Conflict { .. })
-                    }
-            });
-            return match (noted, same) {
-                (true, _) => Outcome::Nothing,
-                (false, true) => Outcome::Duplicate { id },
-                (false, false) => {
-                    let n = 1
-                        + self.kept.iter().filter(|kept| matches!(kept.outcome, Outcome::Conflict { .. })).count()
-                            as i64;
-                    Outcome::Conflict { n, id }
+        let same = taken.is_some_and(|taken| taken.record.as_ref() == Some(&**record));
+        let noted = self.kept.iter().any(|kept| {
+            kept.stream_id == item.entry.id
+                && kept.record.as_ref() == Some(&**record)
+                && match kept.outcome {
+                    Outcome::Record { .. } | Outcome::Conflict { .. } => true,
+                    Outcome::Letter { .. } => kept.open,
+                    // Of a duplicate it is not kept what it said: only of that which took its id.
+                    Outcome::Duplicate { .. } => same || taken.is_none(),
+                    Outcome::Nothing => false,
                 }
-            };
+        });
+        if noted {
+            return Outcome::Nothing;
+        }
+        if taken.is_some() {
+            if same {
+                return Outcome::Duplicate { id };
+            }
+            let n = 1 + self.kept.iter().filter(|kept| matches!(kept.outcome, Outcome::Conflict { .. })).count() as i64;
+            return Outcome::Conflict { n, id };
         }
         if let Some(reason) = condemned {
             return self.letter(item, reason);
@@ -309,12 +314,12 @@ proptest! {
         let policy = policy();
         let mut model = Model::default();
         let mut batch: Vec<Item> = Vec::new();
-        let ends: Vec<bool> = steps.iter().map(|(_, ends)| *ends).collect();
+        let ends: Vec<Option<i64>> = steps.iter().map(|(_, ends)| *ends).collect();
         let all = items(&steps);
         let last = all.len() - 1;
         for (index, item) in all.into_iter().enumerate() {
             batch.push(item);
-            if !ends[index] && index != last {
+            if ends[index].is_none() && index != last {
                 continue;
             }
             let decision = decide(&batch, model.known(&batch), &policy, model.position());
@@ -333,6 +338,7 @@ proptest! {
             let alerts = decision.records.iter().filter(|new| new.threshold.is_some()).count() as i64;
             prop_assert_eq!(decision.alerts, alerts);
             batch.clear();
+            ends[index].into_iter().for_each(|n| model.discard(n));
         }
     }
 }
@@ -348,6 +354,33 @@ fn one(payload: &str) -> Item {
         replay_of: None,
     };
     Item { record: Record::parse(&entry.payload).map(Arc::new), entry, condemned: None }
+}
+
+#[test]
+fn what_was_settled_stays_settled_though_the_letter_that_took_its_id_is_discarded() {
+    let mut model = Model::default();
+    let entry = |ms, value: &str, condemned: bool| {
+        let mut item = one(&record(1, 0, value, true, "EUR", "{}"));
+        item.entry.id.ms = ms;
+        item.condemned = condemned.then(|| ("crashed_worker", "tested".to_owned()));
+        item
+    };
+    let batch = [entry(1, "1", true), entry(2, "1", false), entry(3, "2", false)];
+    for item in &batch {
+        model.judge(item);
+    }
+    let [letter, duplicate, conflict] = &model.kept[..] else { panic!("three are kept") };
+    assert!(matches!(letter.outcome, Outcome::Letter { n: 1, .. }), "{letter:?}");
+    assert!(matches!(duplicate.outcome, Outcome::Duplicate { .. }), "{duplicate:?}");
+    assert!(matches!(conflict.outcome, Outcome::Conflict { .. }), "{conflict:?}");
+    model.discard(1);
+    let position = Position { shard: shard_of(DESTINATIONS[0], 2), ..model.position() };
+    let decision = decide(&batch[1..], model.known(&batch[1..]), &Policy::default(), position);
+    assert_eq!(decision.redelivered, 2, "{decision:?}");
+    // What is sent again is taken, and what was refused before it stays refused.
+    let again = [entry(4, "2", false), entry(3, "2", false)];
+    let decision = decide(&again, model.known(&again), &Policy::default(), position);
+    assert_eq!((decision.records.len(), decision.redelivered), (1, 1), "{decision:?}");
 }
 
 #[test]
