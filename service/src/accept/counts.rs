@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use crate::store::{Error, ShardAppends, Store};
+use crate::{
+    store::{Error, ShardAppends, Store},
+    streams::Streams,
+};
 
 /// How often the counts are noted in Postgres.
 pub(super) const FLUSH: Duration = Duration::from_secs(1);
@@ -31,6 +34,11 @@ impl Shard {
     /// are under way at once, it counts both under the same number.
     fn appended(self) -> i64 {
         self.counted.max(self.confirmed + self.resolved)
+    }
+
+    /// Of how many it is still not known: any of them may have been appended, and settled.
+    fn unresolved(self) -> i64 {
+        (self.unknown - self.resolved).max(0)
     }
 }
 
@@ -84,11 +92,25 @@ impl Counts {
         });
     }
 
+    /// Asks Redis what it has counted where outcomes are unknown: no other append may come that would tell. What cannot
+    /// be asked in time is asked again.
+    pub(super) async fn resolve(&self, streams: &Streams, process: &str) {
+        let asking = async {
+            for shard in (0..SHARDS as u16).filter(|shard| self.of(*shard).unresolved() > 0) {
+                match streams.appended_by(shard, process).await {
+                    Ok(count) => self.confirmed(shard, 0, count),
+                    Err(error) => tracing::debug!(shard, %error, "accept.counts.unresolved"),
+                }
+            }
+        };
+        let _ = tokio::time::timeout(FLUSH / 2, asking).await;
+    }
+
     /// Shard, appended and unknown, where there is anything.
     #[cfg(test)]
     pub(super) fn totals(&self) -> Vec<(u16, i64, i64)> {
         let all = (0_u16..).zip(&self.0).map(|(shard, _)| (shard, self.of(shard)));
-        let counts = all.map(|(shard, counts)| (shard, counts.appended(), counts.unknown));
+        let counts = all.map(|(shard, counts)| (shard, counts.appended(), counts.unresolved()));
         counts.filter(|(_, appended, unknown)| appended + unknown > 0).collect()
     }
 
@@ -97,7 +119,7 @@ impl Counts {
     pub(super) async fn flush(&self, store: &Store, process: &str, shards: u16, closing: bool) -> Result<(), Error> {
         let counts = (0..shards).map(|shard| {
             let counts = self.of(shard);
-            ShardAppends { shard, acknowledged: counts.appended(), unknown: counts.unknown }
+            ShardAppends { shard, acknowledged: counts.appended(), unknown: counts.unresolved() }
         });
         store.note_appends(process, &counts.collect::<Vec<_>>(), closing).await
     }
@@ -117,18 +139,34 @@ mod tests {
         counts.unknown(0, 2);
         counts.begin(0, 1);
         counts.confirmed(0, 1, 8);
-        assert_eq!(counts.totals(), [(0, 8, 2)]);
+        assert_eq!(counts.totals(), [(0, 8, 0)]);
         // Two at once: Redis counts one, forgets it, and counts the other from what it was told.
         assert_eq!((counts.begin(0, 1), counts.begin(0, 1)), (8, 8));
         counts.confirmed(0, 1, 9);
-        assert_eq!(counts.totals(), [(0, 9, 2)], "the other may be the ninth");
+        assert_eq!(counts.totals(), [(0, 9, 0)], "the other may be the ninth");
         counts.confirmed(0, 1, 9);
-        assert_eq!(counts.totals(), [(0, 10, 2)]);
+        assert_eq!(counts.totals(), [(0, 10, 0)]);
         // What is answered out of order is not taken for an unknown outcome.
         counts.begin(0, 3);
         counts.begin(0, 4);
         counts.confirmed(0, 4, 17);
         counts.refused(0, 3);
-        assert_eq!(counts.totals(), [(0, 17, 2)]);
+        assert_eq!(counts.totals(), [(0, 17, 0)]);
+    }
+
+    #[test]
+    fn what_is_under_way_is_not_taken_for_what_was_never_answered() {
+        let counts = Counts::default();
+        counts.begin(0, 3);
+        counts.unknown(0, 3);
+        assert_eq!(counts.totals(), [(0, 0, 3)]);
+        // Redis is asked while two more are under way: of the four that it has counted two may be these.
+        counts.begin(0, 2);
+        counts.confirmed(0, 0, 4);
+        assert_eq!(counts.totals(), [(0, 4, 1)]);
+        counts.confirmed(0, 2, 4);
+        assert_eq!(counts.totals(), [(0, 4, 1)]);
+        counts.confirmed(0, 0, 5);
+        assert_eq!(counts.totals(), [(0, 5, 0)]);
     }
 }

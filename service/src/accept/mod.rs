@@ -32,7 +32,7 @@ use crate::{
     http::App,
     lifecycle::Lifecycle,
     store::{self, Store},
-    streams::{AppendError, Appended, Outgoing},
+    streams::{AppendError, Appended, Outgoing, Streams},
     telemetry::trace,
 };
 
@@ -82,18 +82,23 @@ impl Inner {
 
 impl Acceptor {
     /// Runs what accepts in the background: the poller of outcomes, and the notes of what was appended.
-    pub fn spawn(&self, store: &Store, process: &Arc<str>, shards: u16, lifecycle: &Lifecycle) {
+    pub fn spawn(&self, (store, streams): (&Store, &Streams), process: &Arc<str>, shards: u16, lifecycle: &Lifecycle) {
         let (this, store_, soft) = (self.clone(), store.clone(), lifecycle.soft.clone());
         let beat = lifecycle.vitals.register("serve.outcomes", Duration::from_secs(30));
         lifecycle.spawn("serve.outcomes", async move {
             this.0.waiters.poll(&store_, &soft, &beat).await;
             Ok(())
         });
-        let (this, store, process, soft) = (self.clone(), store.clone(), Arc::clone(process), lifecycle.soft.clone());
+        let (this, process, soft) = (self.clone(), Arc::clone(process), lifecycle.soft.clone());
+        let (store, streams) = (store.clone(), streams.clone());
         lifecycle.spawn("serve.appends", async move {
             let mut failing = false;
             loop {
-                let flushed = store::within(this.0.counts.flush(&store, &process, shards, false)).await;
+                // At once: a process that waits for Redis with its counts would seem dead.
+                let (flushed, ()) = tokio::join!(
+                    store::within(this.0.counts.flush(&store, &process, shards, false)),
+                    this.0.counts.resolve(&streams, &process)
+                );
                 if let (Err(error), false) = (&flushed, failing) {
                     tracing::warn!(%error, "accept.counts.unflushed");
                 }
@@ -115,9 +120,10 @@ impl Acceptor {
     }
 
     /// The last word of this process on its appends, once the server takes no request any more.
-    pub async fn close(&self, store: &Store, process: &str, shards: u16) {
+    pub async fn close(&self, store: &Store, streams: &Streams, process: &str, shards: u16) {
         self.0.appends.close();
         self.0.appends.wait().await;
+        self.0.counts.resolve(streams, process).await;
         if let Err(error) = store::within(self.0.counts.flush(store, process, shards, true)).await {
             tracing::warn!(%error, "accept.counts.unflushed");
         }

@@ -111,8 +111,9 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
     let address = listener.local_addr()?;
     let acceptor = Acceptor::default();
     let shards = in_force.borrow().manifest.spec.shards;
-    acceptor.spawn(&store, &process, shards, lifecycle);
-    let app = App { store: store.clone(), streams, manifest: in_force, keys, process: Arc::clone(&process) };
+    acceptor.spawn((&store, &streams), &process, shards, lifecycle);
+    let app =
+        App { store: store.clone(), streams: streams.clone(), manifest: in_force, keys, process: Arc::clone(&process) };
     let endpoint = server::routes(app, acceptor.clone(), lifecycle.vitals.clone());
     let soft = lifecycle.soft.clone();
     lifecycle.spawn("serve.http", async move {
@@ -121,7 +122,7 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
             () = soft.cancelled() => return Ok(()),
         }
         connections::run(listener, endpoint, Bounds::default(), soft).await;
-        acceptor.close(&store, &process, shards).await;
+        acceptor.close(&store, &streams, &process, shards).await;
         Ok(())
     });
     tracing::info!(%address, pipeline = &*name, "serve.http.listening");

@@ -34,7 +34,9 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
     }
     // Of entries that came back with a Redis that went back it is not known which are settled.
     let doubtful = if repeats { census.present } else { 0 };
-    let most = accounted.then_some((census.missing + doubtful).max(books.lost));
+    // Any whose answer never came may have been appended, forgotten by Redis and settled: it hides one that is gone.
+    let unknown: i64 = books.appenders.iter().map(|by| by.unknown).sum();
+    let most = accounted.then_some((census.missing + doubtful + unknown).max(books.lost));
     if census.missing > books.lost {
         let more = context.store.note_lost(shard, fence, census.missing).await?;
         tracing::error!(shard, lost = more, at_least = census.missing, at_most = most, "process.entries.lost");

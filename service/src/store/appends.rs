@@ -17,7 +17,7 @@ pub struct ShardAppends {
     pub shard: u16,
     /// Entries that Redis has counted, those among them whose answers never came.
     pub acknowledged: i64,
-    /// Entries whose outcome was unknown to the process.
+    /// Further entries that may have been appended: their answers never came, and nothing told since.
     pub unknown: i64,
 }
 
@@ -28,6 +28,8 @@ pub struct Appender {
     pub process: String,
     /// How many entries it appended at least.
     pub acknowledged: i64,
+    /// How many more it may have appended, as far as it is accounted for.
+    pub unknown: i64,
     /// Set when it died without its last word: seconds since its last.
     pub dead_for: Option<f64>,
     /// Whether it is not known how many it appended at most, or not known now: it is silent.
@@ -46,7 +48,7 @@ pub struct Books {
 }
 
 impl Store {
-    /// Notes the counts of a process, which never fall. `closed`: the process ended in order, and these are its last.
+    /// Notes the counts of a process; what it appended never falls. `closed`: the process ended in order, and these are its last.
     ///
     /// # Errors
     /// When Postgres cannot be written.
@@ -60,7 +62,7 @@ impl Store {
              from unnest($2::int[], $3::bigint[], $4::bigint[]) as u (shard, acknowledged, unknown)
              on conflict (process, shard) do update set
                  acknowledged = greatest(appends.acknowledged, excluded.acknowledged),
-                 unknown = greatest(appends.unknown, excluded.unknown),
+                 unknown = excluded.unknown,
                  closed = excluded.closed,
                  noted_at = now()",
             process,
@@ -116,25 +118,26 @@ impl Store {
         let appenders = appenders.into_iter().map(|row| Appender {
             process: row.process,
             acknowledged: row.acknowledged,
+            unknown: row.unknown.max(0),
             dead_for: (!row.closed && row.age > DEAD_SECONDS).then_some(row.age),
             unaccounted: row.unknown == UNACCOUNTED || (!row.closed && row.age > SILENT_SECONDS),
         });
         Ok(Books { settled: row.settled, lost: row.lost, appenders: appenders.collect() })
     }
 
-    /// Speaks the last word for a process that died without it. `count`: how many entries it appended to the shard;
-    /// `None`: more than it said, maybe.
+    /// Speaks the last word for a process that died without it. `count`: how many entries Redis has of it, beside which
+    /// those of unknown outcome stay what they were; `None`: it appended more than it said, maybe.
     ///
     /// # Errors
     /// When Postgres cannot be written.
     pub async fn bury_appender(&self, process: &str, shard: u16, count: Option<i64>) -> Result<(), Error> {
         sqlx::query!(
-            "update appends set acknowledged = greatest(acknowledged, $3), unknown = $4, closed = true
+            "update appends set acknowledged = greatest(acknowledged, $3), unknown = coalesce($4, unknown), closed = true
              where process = $1 and shard = $2 and not closed",
             process,
             i32::from(shard),
             count.unwrap_or(0),
-            if count.is_some() { 0 } else { UNACCOUNTED },
+            count.is_none().then_some(UNACCOUNTED),
         )
         .execute(&self.pool)
         .await?;
@@ -174,7 +177,7 @@ mod tests {
         let store = Store::of_test(pool.clone());
         let count = |acknowledged, unknown| ShardAppends { shard: 3, acknowledged, unknown };
         // Notes may overtake each other on their way.
-        for (noted, closed) in [(count(5, 1), false), (count(9, 1), false), (count(7, 0), false), (count(9, 2), true)] {
+        for (noted, closed) in [(count(5, 3), false), (count(9, 1), false), (count(7, 0), false), (count(9, 2), true)] {
             store.note_appends("p", &[noted], closed).await.expect("noted");
         }
         let rows: Vec<(String, i32, i64, i64, bool)> =

@@ -3,9 +3,9 @@
 use std::sync::{Arc, LazyLock};
 
 use chrono::{DateTime, Utc};
-use redis::{ErrorKind, RedisError, Script, ServerErrorKind};
+use redis::{AsyncCommands as _, ErrorKind, RedisError, Script, ServerErrorKind};
 
-use super::{Streams, keys};
+use super::{Error, Streams, keys};
 use crate::domain::{LetterId, StreamId};
 
 /// An entry to be appended.
@@ -199,10 +199,20 @@ impl Streams {
     }
 }
 
+impl Streams {
+    /// How many entries a process has appended to a shard, ever, as Redis knows now.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn appended_by(&self, shard: u16, process: &str) -> Result<i64, Error> {
+        let fence = keys::fence(&self.pipeline, shard);
+        let held: Option<i64> = self.shared(&fence).hget(&fence, format!("by:{process}")).await?;
+        Ok(held.unwrap_or(0))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use redis::AsyncCommands as _;
-
     use super::*;
 
     fn entry(record: &str) -> Outgoing {
@@ -287,6 +297,8 @@ mod tests {
         let fence = keys::fence(&streams.pipeline, 0);
         let _: () = streams.shared(&fence).hset(&fence, "by:p", 1).await.expect("gone back");
         assert_eq!(append(3, &[entry("d")]).await, 4);
+        assert_eq!(streams.appended_by(0, "p").await.expect("told"), 4);
+        assert_eq!(streams.appended_by(0, "another").await.expect("told"), 0);
         clean(&streams, 0).await;
     }
 

@@ -1,5 +1,7 @@
 //! Servers that went back: what is lost is counted, said, and no number is ever given twice.
 
+use futures::future::join;
+use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -247,6 +249,66 @@ async fn of_a_serve_process_that_died_the_last_word_is_spoken_unless_redis_went_
     assert_eq!(buried["accounted"], Value::Bool(false));
     let _serve = pipeline.serve().await;
     lost(&pipeline, pipeline.number("select lost from shards").await, None).await;
+}
+
+#[tokio::test]
+async fn an_append_whose_answer_never_came_is_counted_and_hides_no_loss() {
+    let redis = PrivateRedis::start(&[]).await;
+    let (pipeline, mut serve, mut work) = one_shard(&redis.url(), &shared().await.postgres).await;
+    let before = Load::new("before", 40);
+    pipeline.send(&before.records).await;
+    pipeline.settled().await;
+    // It does what it was sent, but later than anyone waits for an answer.
+    redis.signal(Signal::SIGSTOP);
+    pipeline.put_in("/records", record("unanswered", "d").to_string()).await.refused(503, "outcome_unknown");
+    redis.signal(Signal::SIGCONT);
+    eventually("it is settled", async || {
+        pipeline.number("select count(*) from records where record_id = 'unanswered'").await == 1
+    })
+    .await;
+    eventually("it is known, though nothing more comes", async || {
+        pipeline.number("select acknowledged - unknown from appends").await == before.entries() + 1
+    })
+    .await;
+    lost(&pipeline, 0, Some(0)).await;
+    // Not only paused: what it had asked for would still be given to it.
+    work.stop().await;
+    serve.stop().await;
+    let _serve = pipeline.serve().await;
+    let gone = Load::new("gone", 25);
+    pipeline.send(&gone.records).await;
+    let _: String = pipeline.redis(&["FLUSHALL"]).await;
+    let _work = pipeline.work();
+    lost(&pipeline, gone.entries(), Some(gone.entries())).await;
+}
+
+#[tokio::test]
+async fn an_append_of_which_nobody_knows_may_hide_a_loss_and_that_is_said() {
+    let redis = PrivateRedis::start(&[]).await;
+    let (pipeline, mut serve, mut work) = one_shard(&redis.url(), &shared().await.postgres).await;
+    lost(&pipeline, 0, Some(0)).await;
+    work.stop().await;
+    let _: () = pipeline.redis(&["CLIENT", "PAUSE", "60000", "WRITE"]).await;
+    let sent = async { pipeline.put_in("/records", record("unknown", "d").to_string()).await };
+    let broken = async {
+        eventually("it is sent", async || {
+            let info: String = pipeline.redis(&["INFO", "clients"]).await;
+            info.contains("blocked_clients:1")
+        })
+        .await;
+        let _: i64 = pipeline.redis(&["CLIENT", "KILL", "TYPE", "normal"]).await;
+        let _: () = pipeline.redis(&["CLIENT", "UNPAUSE"]).await;
+    };
+    join(sent, broken).await.0.refused(503, "outcome_unknown");
+    let _work = pipeline.work();
+    lost(&pipeline, 0, Some(1)).await;
+    // Its last word is no other.
+    serve.stop().await;
+    let _serve = pipeline.serve().await;
+    lost(&pipeline, 0, Some(1)).await;
+    pipeline.send(&Load::new("after", 10).records).await;
+    pipeline.settled().await;
+    lost(&pipeline, 0, Some(1)).await;
 }
 
 #[tokio::test]

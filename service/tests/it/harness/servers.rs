@@ -107,6 +107,12 @@ impl PrivateRedis {
         end(&mut self.child, Signal::SIGKILL);
     }
 
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = self.child.as_ref().unwrap().id();
+        kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+    }
+
     /// Takes the last bytes of its log away, as a disk that lost its last second. Only while it does not run.
     pub(crate) fn cut(&self, bytes: u64) {
         assert!(self.child.is_none(), "a log that is written to cannot be cut");
