@@ -2,11 +2,8 @@
 
 use std::{
     str::FromStr,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use sqlx::{
@@ -76,6 +73,29 @@ impl Error {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Server(pub(super) i64);
 
+/// The server that the newest connection came to, and when it was first seen.
+#[derive(Debug, Default)]
+struct Newest(Mutex<(Server, Option<Instant>)>);
+
+impl Newest {
+    fn get(&self) -> (Server, Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn see(&self, server: Server) {
+        let mut newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if newest.0 != server {
+            *newest = (server, Some(Instant::now()));
+        }
+    }
+
+    /// Whether a connection of this age goes to it: one that is older goes to a server that was replaced, which may live on
+    /// and tell of what is not so any more.
+    fn is_of(&self, age: Duration) -> bool {
+        self.get().1.is_none_or(|since| age <= since.elapsed())
+    }
+}
+
 /// A pipeline's schema in Postgres.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -83,8 +103,7 @@ pub struct Store {
     pub(super) pool: PgPool,
     /// Connections for commits alone, so that nothing else can keep a commit waiting.
     pub(super) commits: PgPool,
-    /// The server that the newest connection came to.
-    server: Arc<AtomicI64>,
+    newest: Arc<Newest>,
 }
 
 /// Most commits of a worker at a time.
@@ -128,19 +147,19 @@ impl Store {
     /// # Errors
     /// When the URL is not one of Postgres.
     pub fn connect(url: &str, pipeline: &str, connections: u32) -> Result<Self, Error> {
-        let server = Arc::new(AtomicI64::new(0));
+        let newest = Arc::new(Newest::default());
         let pool = |connections, options| {
-            let server = Arc::clone(&server);
+            let (seen, newest) = (Arc::clone(&newest), Arc::clone(&newest));
             PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(5))
                 .after_connect(move |connection, _| {
-                    let server = Arc::clone(&server);
+                    let seen = Arc::clone(&seen);
                     Box::pin(async move {
                         let started = sqlx::query_scalar!(
                             r#"select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "started!""#
                         );
-                        server.store(started.fetch_one(connection).await?, Ordering::Relaxed);
+                        seen.see(Server(started.fetch_one(connection).await?));
                         Ok(())
                     })
                 })
@@ -148,21 +167,25 @@ impl Store {
                 .after_release(|connection, _| Box::pin(answers(connection, COMES_BACK)))
                 // And idle ones would be found out one by one, each by a caller whose time is up.
                 .test_before_acquire(false)
-                .before_acquire(|connection, _| Box::pin(answers(connection, IS_THERE)))
+                .before_acquire(move |connection, of| {
+                    let stays = newest.is_of(of.age);
+                    Box::pin(async move { Ok(stays && answers(connection, IS_THERE).await?) })
+                })
                 .connect_lazy_with(options)
         };
         let (commits, pool) =
             (pool(COMMITS, Self::commit_options(url, pipeline)?), pool(connections, Self::options(url, pipeline)?));
-        Ok(Self { pool, commits, server })
+        Ok(Self { pool, commits, newest })
     }
 
     /// The server that the newest connection came to.
     #[must_use]
     pub fn server(&self) -> Server {
-        Server(self.server.load(Ordering::Relaxed))
+        self.newest.get().0
     }
 
-    /// Turns to another server or other credentials: for connections that are opened from now on.
+    /// Turns to another server or other credentials: for connections that are opened from now on. The first one that comes
+    /// to another server ends those to the last.
     ///
     /// # Errors
     /// When the URL is not one of Postgres.
@@ -199,7 +222,7 @@ impl Store {
     /// The schema that a pool of a test's own database shows.
     #[cfg(test)]
     pub(crate) fn of_test(pool: PgPool) -> Self {
-        Self { commits: pool.clone(), pool, server: Arc::default() }
+        Self { commits: pool.clone(), pool, newest: Arc::default() }
     }
 
     /// Makes a connection of its own and asks something. The pool tells only that time was up; this tells why.
@@ -227,11 +250,11 @@ pub(super) fn numeric(text: &str) -> Result<rust_decimal::Decimal, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::testing::url;
+    use crate::store::testing;
 
     #[tokio::test]
     async fn a_statement_that_was_given_up_keeps_no_place_in_the_pool() {
-        let store = Store::connect(&url(), "nobody", 1).unwrap();
+        let store = Store::connect(&testing::url(), "nobody", 1).unwrap();
         let endless = sqlx::query("select pg_sleep(600)").execute(&store.pool);
         assert!(tokio::time::timeout(Duration::from_millis(200), endless).await.is_err(), "it sleeps");
         let mut tries = 0;
@@ -239,5 +262,25 @@ mod tests {
             tries += 1;
             assert!(tries < 5, "{error}");
         }
+    }
+
+    async fn session(connection: &mut PgConnection) -> i32 {
+        sqlx::query_scalar("select pg_backend_pid()").fetch_one(connection).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_connection_to_a_server_that_was_replaced_is_not_used_again() {
+        let store = Store::connect(&testing::url(), "replaced", 2).unwrap();
+        let mut old = store.pool.acquire().await.unwrap();
+        let server = store.server();
+        // As if it had come to another server than the next one does.
+        *store.newest.0.lock().unwrap() = (Server(1), None);
+        let mut new = store.pool.acquire().await.unwrap();
+        assert_eq!(store.server(), server);
+        let (gone, stays) = (session(&mut old).await, session(&mut new).await);
+        drop((old, new));
+        let (mut one, mut other) = (store.pool.acquire().await.unwrap(), store.pool.acquire().await.unwrap());
+        let now = [session(&mut one).await, session(&mut other).await];
+        assert!(now.contains(&stays) && !now.contains(&gone), "{now:?}: {gone} is not used again, {stays} is");
     }
 }
