@@ -68,8 +68,12 @@ impl Stage {
         let held = eventually(Duration::from_secs(10), async || slot.pid().is_some_and(is_stopped)).await;
         if held {
             sleep(LEASE + Duration::from_millis(1_000 + fault.for_ms / 2)).await;
+            slot.go_on();
+        } else {
+            // Else it would come there once nobody is left who lets it go on.
+            slot.kill().await;
+            slot.start(&self.world, &Start::default())?;
         }
-        slot.go_on();
         Ok((held, slot.name.clone()))
     }
 
