@@ -53,12 +53,14 @@ impl Slot {
 
     fn new(role: &'static str, n: usize, port: u16) -> Self {
         let log = PathBuf::new();
-        Self { name: format!("{role}-{n}"), role, port, health: free_port(), child: None, wanted: false, log }
+        Self { name: format!("{role}-{n}"), role, port, health: 0, child: None, wanted: false, log }
     }
 
     /// Starts a process, in the place of one that ended.
     pub(crate) fn start(&mut self, world: &World, how: &Start) -> anyhow::Result<()> {
         let n = world.starts.fetch_add(1, Ordering::Relaxed);
+        // At every start: whatever else runs here may have taken the last one meanwhile.
+        self.health = free_port();
         self.log = world.setup.dir.join(format!("logs/{n:05}-{}.log", self.name));
         let log = fs::File::create(&self.log)?;
         // Without proxies nothing here waits: their ports are known, and servers keep theirs.
