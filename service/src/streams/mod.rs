@@ -15,6 +15,7 @@ mod output;
 mod purge;
 mod search;
 mod servers;
+mod shared;
 #[cfg(test)]
 pub(crate) mod testing;
 mod verify;

@@ -10,7 +10,7 @@ use futures::future::join_all;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, FromRedisValue as _, Pipeline, RedisError,
     RedisFuture, RedisResult, ServerErrorKind, Value,
-    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
+    aio::{ConnectionLike, MultiplexedConnection},
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 use tokio::{
@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     Error,
     address::{Address, Node},
+    shared::Shared,
 };
 
 /// How often sentinels or cluster are asked where the primaries are.
@@ -41,8 +42,8 @@ const CRC: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
 pub(super) struct Server {
     node: Node,
     client: Client,
-    /// Shared by all that does not block; reconnects by itself.
-    shared: ConnectionManager,
+    /// For all that does not block.
+    shared: Shared,
     /// For queries, each on a connection of its own: a long search holds up nobody's appends.
     queries: deadpool_redis::Pool,
 }
@@ -51,13 +52,6 @@ impl Server {
     fn open(info: ConnectionInfo, node: Node) -> Result<Self, Error> {
         let info = info.set_tcp_settings(tcp());
         let client = Client::open(info.clone())?;
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(CONNECT))
-            .set_response_timeout(Some(ANSWER))
-            // Who asks waits for one more try only: callers have back-offs of their own, or answer 503 at once.
-            .set_number_of_retries(1)
-            .set_max_delay(Duration::from_secs(1));
-        let shared = ConnectionManager::new_lazy_with_config(client.clone(), config)?;
         let queries = deadpool_redis::Pool::builder(deadpool_redis::Manager::new_with_config(info, answers_soon())?)
             .max_size(4)
             .wait_timeout(Some(CONNECT))
@@ -66,7 +60,7 @@ impl Server {
             .runtime(deadpool_redis::Runtime::Tokio1)
             .build()
             .map_err(|error| Error::Refused(error.to_string()))?;
-        Ok(Self { node, client, shared, queries })
+        Ok(Self { node, shared: Shared::new(client.clone()), client, queries })
     }
 
     /// A connection for a query.
@@ -88,7 +82,7 @@ impl Server {
     }
 }
 
-fn answers_soon() -> AsyncConnectionConfig {
+pub(super) fn answers_soon() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(ANSWER))
 }
 
@@ -137,7 +131,7 @@ pub(super) fn slot(key: &str) -> u16 {
     CRC.checksum(tag.filter(|tag| !tag.is_empty()).unwrap_or(key).as_bytes()) % SLOTS
 }
 
-fn away(why: String) -> RedisError {
+pub(super) fn away(why: String) -> RedisError {
     // Of the kind that says that nothing was sent.
     RedisError::from(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, why))
 }
@@ -211,7 +205,7 @@ impl Link {
             self.servers.known.mark_unchanged();
             let topology = self.servers.known().await?;
             let answer = match topology.of(self.slot) {
-                Ok(server) => server.shared.clone().req_packed_command(cmd).await,
+                Ok(server) => server.shared.send(cmd).await,
                 Err(error) => Err(error),
             };
             let error = match &answer {
@@ -258,8 +252,7 @@ impl ConnectionLike for Link {
     ) -> RedisFuture<'a, Vec<Value>> {
         Box::pin(async move {
             let topology = self.servers.known().await?;
-            let mut shared = topology.of(self.slot)?.shared.clone();
-            let answers = shared.req_packed_commands(pipeline, offset, count).await;
+            let answers = topology.of(self.slot)?.shared.send_all(pipeline, offset, count).await;
             if answers.as_ref().map_or(true, |answers| answers.iter().any(|one| matches!(one, Value::ServerError(_)))) {
                 self.servers.look_again();
             }

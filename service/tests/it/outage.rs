@@ -38,8 +38,7 @@ async fn while_postgres_is_away_records_are_taken_and_nothing_is_blamed() {
 #[tokio::test]
 async fn a_postgres_whose_host_vanished_without_a_word_is_asked_anew() {
     let pipeline = Pipeline::new(json!({"shards": 4})).await;
-    let way =
-        Way::to(pipeline.postgres_url().rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap()).await;
+    let way = Way::to(pipeline.postgres_url()).await;
     let url = way.through(pipeline.postgres_url());
     let by_it = [("MILLRACE_POSTGRES_URL", url.as_str()), ("MILLRACE_BATCH", "20")];
     let (_serve, _work) = (pipeline.serve().await, pipeline.work_with(&by_it));
@@ -73,6 +72,58 @@ async fn while_redis_is_away_serve_answers_503_and_all_goes_on_after_it() {
     pipeline.send_through(after).await;
     pipeline.settled().await;
     nothing_is_blamed(&pipeline).await;
+    pipeline.check_exactly_once(&load.ids).await;
+}
+
+/// As where a proxy or a server ends while it greets. What came is no failure of the network then, but of the protocol.
+#[tokio::test]
+async fn a_redis_whose_greeting_was_torn_is_used_once_it_greets() {
+    let redis = PrivateRedis::start(&[]).await;
+    let pipeline = Pipeline::on(&redis.url(), &shared().await.postgres, json!({})).await;
+    let way = Way::to(&redis.url()).await;
+    let url = way.through(&redis.url());
+    let by_it = [("MILLRACE_REDIS_URL", url.as_str())];
+    let (_serve, work) = (pipeline.serve_with(&by_it).await, pipeline.work_with(&by_it));
+    let load = Load::new("r", 300);
+    let (before, after) = load.records.split_at(200);
+    pipeline.send(before).await;
+    pipeline.settled().await;
+    way.is_torn();
+    work.says("process.shard.waits").await;
+    eventually("nothing is taken", async || {
+        pipeline.post("/records", &after[0]).await.0 == StatusCode::SERVICE_UNAVAILABLE
+    })
+    .await;
+    // Twice, for the first may have gone out by a connection that was there.
+    let (_, problem) = pipeline.post("/records", &after[0]).await;
+    assert_eq!(problem["code"], "redis_unavailable", "nothing was sent");
+    way.is_mended();
+    pipeline.send_through(after).await;
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&load.ids).await;
+}
+
+/// Nothing that it was not sent is of unknown outcome.
+#[tokio::test]
+async fn a_redis_that_had_no_room_for_clients_is_used_once_it_has() {
+    let redis = PrivateRedis::start(&[]).await;
+    let pipeline = Pipeline::on(&redis.url(), &shared().await.postgres, json!({})).await;
+    let (_serve, work) = (pipeline.serve().await, pipeline.work());
+    let load = Load::new("r", 300);
+    let (before, after) = load.records.split_at(200);
+    pipeline.send(before).await;
+    pipeline.settled().await;
+    let _: String = pipeline.redis(&["CONFIG", "SET", "maxclients", "1"]).await;
+    let _: i64 = pipeline.redis(&["CLIENT", "KILL", "TYPE", "normal"]).await;
+    eventually("there is no room", async || {
+        let (status, problem) = pipeline.post("/records", &after[0]).await;
+        status == StatusCode::SERVICE_UNAVAILABLE && problem["code"] == "redis_unavailable"
+    })
+    .await;
+    work.says("process.shard.waits").await;
+    let _: String = pipeline.redis(&["CONFIG", "SET", "maxclients", "10000"]).await;
+    pipeline.send_through(after).await;
+    pipeline.settled().await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 

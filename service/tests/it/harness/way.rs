@@ -1,53 +1,92 @@
-//! A way to a server whose host can vanish: its connections fall silent, and nobody is told.
+//! A way to a server that can be spoilt: its host vanishes, or what it says is torn.
 
 use std::sync::Arc;
 
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpListener, TcpStream},
     sync::watch,
 };
 use tokio_util::task::AbortOnDropHandle;
 
+/// What becomes of connections when the way changes, and of new ones from then on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    /// They end; new ones are as they should be.
+    Open,
+    /// Nothing comes by them, and none of them ends; new ones are as they should be.
+    Silent,
+    /// They end; new ones end amid the first answer.
+    Torn,
+}
+
 /// A port of its own that leads to a server.
 #[derive(Debug)]
 pub(crate) struct Way {
     port: u16,
-    /// How often it fell silent.
-    silences: Arc<watch::Sender<u32>>,
+    state: Arc<watch::Sender<State>>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Way {
-    /// To a server's port.
-    pub(crate) async fn to(server: u16) -> Self {
+    /// To the server of a URL.
+    pub(crate) async fn to(url: &str) -> Self {
+        let server: u16 = url.rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let silences = Arc::new(watch::Sender::new(0));
-        let told = Arc::clone(&silences);
+        let state = Arc::new(watch::Sender::new(State::Open));
+        let told = Arc::clone(&state);
         let task = tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                let mut silent = told.subscribe();
-                tokio::spawn(async move {
-                    let Ok(mut server) = TcpStream::connect(("127.0.0.1", server)).await else { return };
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut client, &mut server) => {}
-                        _ = silent.changed() => std::future::pending().await,
-                    }
-                });
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(carry(client, server, told.subscribe()));
             }
         });
-        Self { port, silences, _task: AbortOnDropHandle::new(task) }
+        Self { port, state, _task: AbortOnDropHandle::new(task) }
     }
 
     /// A URL of the server, by this way.
     pub(crate) fn through(&self, url: &str) -> String {
         let (head, tail) = url.rsplit_once(':').unwrap();
-        format!("{head}:{}/{}", self.port, tail.split_once('/').unwrap().1)
+        let path = tail.split_once('/').map_or("", |(_, path)| path);
+        format!("{head}:{}/{path}", self.port)
     }
 
-    /// Nothing comes by the connections that there are, and none of them ends. New ones are as they should be.
+    /// The host vanishes, and another takes its place.
     pub(crate) fn falls_silent(&self) {
-        self.silences.send_modify(|silences| *silences += 1);
+        self.state.send_replace(State::Silent);
+    }
+
+    /// Whatever the server says is torn.
+    pub(crate) fn is_torn(&self) {
+        self.state.send_replace(State::Torn);
+    }
+
+    /// All is as it should be.
+    pub(crate) fn is_mended(&self) {
+        self.state.send_replace(State::Open);
+    }
+}
+
+async fn carry(mut client: TcpStream, server: u16, mut state: watch::Receiver<State>) {
+    let Ok(mut server) = TcpStream::connect(("127.0.0.1", server)).await else { return };
+    let torn = *state.borrow_and_update() == State::Torn;
+    if torn {
+        let mut few = [0; 3];
+        let (mut from, mut to) = (client.split(), server.split());
+        tokio::select! {
+            _ = tokio::io::copy(&mut from.0, &mut to.1) => {}
+            read = to.0.read_exact(&mut few) => if read.is_ok() {
+                let _ = from.1.write_all(&few).await;
+            }
+        }
+        return;
+    }
+    tokio::select! {
+        _ = copy_bidirectional(&mut client, &mut server) => {}
+        _ = state.changed() => {
+            if *state.borrow() == State::Silent {
+                std::future::pending().await
+            }
+        }
     }
 }
