@@ -197,9 +197,7 @@ impl Streams {
             )))
         })
     }
-}
 
-impl Streams {
     /// How many entries a process has appended to a shard, ever, as Redis knows now.
     ///
     /// # Errors

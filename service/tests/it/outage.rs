@@ -103,7 +103,7 @@ async fn a_redis_whose_greeting_was_torn_is_used_once_it_greets() {
     pipeline.check_exactly_once(&load.ids).await;
 }
 
-/// Nothing that it was not sent is of unknown outcome.
+/// What could not be sent has no unknown outcome.
 #[tokio::test]
 async fn a_redis_that_had_no_room_for_clients_is_used_once_it_has() {
     let redis = PrivateRedis::start(&[]).await;

@@ -7,14 +7,16 @@ use serde_json::{Value, json};
 
 use crate::harness::{Load, Pipeline, PrivatePostgres, PrivateRedis, Process, eventually, record, shared};
 
-/// What `/stats` says was lost, at least and at most, once it says so.
+/// What `/stats` says was lost, at least and at most.
+async fn told(pipeline: &Pipeline) -> (i64, Option<i64>) {
+    let stats = pipeline.get("/stats").await;
+    (stats["lost"].as_i64().unwrap(), stats["lostAtMost"].as_i64())
+}
+
+/// Waits until `/stats` says that so many were lost, at least and at most.
 async fn lost(pipeline: &Pipeline, least: i64, most: Option<i64>) {
-    let told = async || {
-        let stats = pipeline.get("/stats").await;
-        (stats["lost"].as_i64().unwrap(), stats["lostAtMost"].as_i64())
-    };
     eventually(&format!("at least {least} and at most {most:?} are said to be lost"), async || {
-        told().await == (least, most)
+        told(pipeline).await == (least, most)
     })
     .await;
 }
@@ -220,8 +222,7 @@ async fn what_a_redis_forgot_of_its_newest_entries_is_counted() {
     // The first of them may have gone out by a connection that was broken by then: nobody knows of those.
     eventually("as many are lost, and maybe those that nobody knows of", async || {
         let unknown = pipeline.number("select sum(unknown)::bigint from appends").await;
-        let stats = pipeline.get("/stats").await;
-        stats["lost"] == gone && stats["lostAtMost"] == gone + unknown
+        told(&pipeline).await == (gone, Some(gone + unknown))
     })
     .await;
 }

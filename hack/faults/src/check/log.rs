@@ -278,13 +278,11 @@ impl Check {
             let alerts = |line: &Line| line.code != Code::NONE && Content::of(self.load.seed, line.code).alerts();
             let due = |line: &Line| line.print != 0 && (name != "alerts" || alerts(line));
             let due = self.shards[shard].lines(kind).iter().enumerate().filter(|(_, line)| due(line));
-            let mut missing = due.map(|(n, _)| n as i64 + 1).filter(|n| {
-                !self
-                    .gaps
-                    .iter()
-                    .any(|((at, of, from), to)| (*at, of.as_str()) == (shard, kind) && (from..=to).contains(&n))
-            });
-            let missing = missing.find(|n| there.binary_search(n).is_err());
+            let given_up = |n: i64| {
+                self.gaps.iter().any(|(gap, to)| gap.0 == shard && gap.1 == kind && (gap.2..=*to).contains(&n))
+            };
+            let mut missing = due.map(|(n, _)| n as i64 + 1).filter(|n| there.binary_search(n).is_err());
+            let missing = missing.find(|n| !given_up(*n));
             if let Some(n) = missing {
                 self.wrong(Wrong::Lost, || format!("number {n} of shard {shard} is not in {name} any more"));
             }

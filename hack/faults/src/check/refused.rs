@@ -72,14 +72,10 @@ impl Check {
                 self.wrong(Wrong::Ghost, || format!("conflict {} of {id:?}, which was never sent", entry.id));
                 continue;
             };
-            let varied = match self.load.history().varied.get_mut(&code) {
-                Some(varied) => {
-                    varied.conflicts = varied.conflicts.saturating_add(1);
-                    true
-                }
-                None => false,
-            };
-            if !varied {
+            let noted = self.load.history().varied.get_mut(&code).map(|varied| {
+                varied.conflicts = varied.conflicts.saturating_add(1);
+            });
+            if noted.is_none() {
                 self.wrong(Wrong::Miscounted, || format!("conflict {} of {id}, which was sent one way only", entry.id));
             }
         }

@@ -2,14 +2,11 @@
 
 use std::{fs, process::Child, time::Duration};
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use redis::{FromRedisValue, RedisError, RedisResult, aio::MultiplexedConnection};
 use tempfile::TempDir;
 
-use super::{eventually, free_port, servers};
+use super::{eventually, free_port, process::send, servers};
 
 /// Three primaries with a replica each, or a primary with two replicas and three sentinels.
 #[derive(Debug)]
@@ -183,8 +180,7 @@ impl ManyRedis {
     /// Sends a signal to the server on a port.
     pub(crate) fn signal(&self, port: u16, signal: Signal) {
         let one = self.servers.iter().find(|one| one.port == port).unwrap();
-        let pid = one.child.as_ref().unwrap().id();
-        kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+        send(one.child.as_ref().unwrap(), signal).unwrap();
     }
 
     /// Starts the server on a port again, with what it had.

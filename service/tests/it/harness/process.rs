@@ -17,6 +17,11 @@ use serde_json::Value;
 
 use super::{eventually, obtain};
 
+/// Sends a child a signal.
+pub(super) fn send(child: &Child, signal: Signal) -> nix::Result<()> {
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal)
+}
+
 /// A `serve` or `work` that was started. Killed when it is dropped; its log is shown when the test fails.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -47,7 +52,7 @@ impl Process {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+        send(&self.child, signal).unwrap();
     }
 
     /// As if the power went.

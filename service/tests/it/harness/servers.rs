@@ -12,12 +12,12 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
-    unistd::{Pid, User, geteuid},
+    sys::signal::Signal,
+    unistd::{User, geteuid},
 };
 use tempfile::TempDir;
 
-use super::{eventually, free_port};
+use super::{eventually, free_port, process::send};
 
 /// Where the servers are that tests share.
 #[derive(Debug)]
@@ -109,8 +109,7 @@ impl PrivateRedis {
 
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = self.child.as_ref().unwrap().id();
-        kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+        send(self.child.as_ref().unwrap(), signal).unwrap();
     }
 
     /// Takes the last bytes of its log away, as a disk that lost its last second. Only while it does not run.
@@ -191,7 +190,7 @@ impl Drop for PrivatePostgres {
 
 pub(super) fn end(child: &mut Option<Child>, signal: Signal) {
     if let Some(mut child) = child.take() {
-        let _ = kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal);
+        let _ = send(&child, signal);
         let _ = child.wait();
     }
 }
