@@ -117,11 +117,11 @@ impl Counts {
     /// Notes all counts, changed or not: whoever reads them sees that this process lives, and a Postgres that went back
     /// is told anew. `closing`: as the last word of this process.
     pub(super) async fn flush(&self, store: &Store, process: &str, shards: u16, closing: bool) -> Result<(), Error> {
-        let counts = (0..shards).map(|shard| {
+        let of = |shard| {
             let counts = self.of(shard);
             ShardAppends { shard, acknowledged: counts.appended(), unknown: counts.unresolved() }
-        });
-        store.note_appends(process, &counts.collect::<Vec<_>>(), closing).await
+        };
+        store.note_appends(process, || (0..shards).map(of).collect(), closing).await
     }
 }
 

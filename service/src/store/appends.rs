@@ -28,12 +28,22 @@ pub struct Appender {
     pub process: String,
     /// How many entries it appended at least.
     pub acknowledged: i64,
-    /// How many more it may have appended, as far as it is accounted for.
-    pub unknown: i64,
-    /// Set when it died without its last word: seconds since its last.
-    pub dead_for: Option<f64>,
-    /// Whether it is not known how many it appended at most, or not known now: it is silent.
-    pub unaccounted: bool,
+    /// How many more it may have appended; `None`: nobody knows.
+    pub unknown: Option<i64>,
+    /// Seconds since its counts were noted; `None`: these are its last.
+    pub silent_for: Option<f64>,
+}
+
+impl Appender {
+    /// Set when it died without its last word: seconds since it noted its counts.
+    pub fn dead_for(&self) -> Option<f64> {
+        self.silent_for.filter(|seconds| *seconds > DEAD_SECONDS)
+    }
+
+    /// Whether it may be dead.
+    pub fn is_silent(&self) -> bool {
+        self.silent_for.is_some_and(|seconds| seconds > SILENT_SECONDS)
+    }
 }
 
 /// What Postgres knows of a shard's entries.
@@ -48,11 +58,19 @@ pub struct Books {
 }
 
 impl Store {
-    /// Notes the counts of a process; what it appended never falls. `closed`: the process ended in order, and these are its last.
+    /// Notes the counts of a process; what it appended never falls. `counts` are read once there is a connection: they
+    /// are as new as the time that is noted with them. `closed`: the process ended in order, and these are its last.
     ///
     /// # Errors
     /// When Postgres cannot be written.
-    pub async fn note_appends(&self, process: &str, counts: &[ShardAppends], closed: bool) -> Result<(), Error> {
+    pub async fn note_appends(
+        &self,
+        process: &str,
+        counts: impl FnOnce() -> Vec<ShardAppends>,
+        closed: bool,
+    ) -> Result<(), Error> {
+        let mut connection = self.pool.acquire().await?;
+        let counts = counts();
         let shards: Vec<i32> = counts.iter().map(|count| i32::from(count.shard)).collect();
         let acknowledged: Vec<i64> = counts.iter().map(|count| count.acknowledged).collect();
         let unknown: Vec<i64> = counts.iter().map(|count| count.unknown).collect();
@@ -71,7 +89,7 @@ impl Store {
             &unknown,
             closed,
         )
-        .execute(&self.pool)
+        .execute(&mut *connection)
         .await?;
         Ok(())
     }
@@ -118,29 +136,59 @@ impl Store {
         let appenders = appenders.into_iter().map(|row| Appender {
             process: row.process,
             acknowledged: row.acknowledged,
-            unknown: row.unknown.max(0),
-            dead_for: (!row.closed && row.age > DEAD_SECONDS).then_some(row.age),
-            unaccounted: row.unknown == UNACCOUNTED || (!row.closed && row.age > SILENT_SECONDS),
+            unknown: (row.unknown != UNACCOUNTED).then_some(row.unknown),
+            silent_for: (!row.closed).then_some(row.age),
         });
         Ok(Books { settled: row.settled, lost: row.lost, appenders: appenders.collect() })
     }
 
     /// Speaks the last word for a process that died without it. `count`: how many entries Redis has of it, beside which
-    /// those of unknown outcome stay what they were; `None`: it appended more than it said, maybe.
+    /// those of unknown outcome stay what they were, where that is all (`accounted`); else it appended more, maybe.
     ///
     /// # Errors
     /// When Postgres cannot be written.
-    pub async fn bury_appender(&self, process: &str, shard: u16, count: Option<i64>) -> Result<(), Error> {
+    pub async fn bury_appender(&self, process: &str, shard: u16, count: i64, accounted: bool) -> Result<(), Error> {
         sqlx::query!(
             "update appends set acknowledged = greatest(acknowledged, $3), unknown = coalesce($4, unknown), closed = true
              where process = $1 and shard = $2 and not closed",
             process,
             i32::from(shard),
-            count.unwrap_or(0),
-            count.is_none().then_some(UNACCOUNTED),
+            count,
+            (!accounted).then_some(UNACCOUNTED),
         )
         .execute(&self.pool)
         .await?;
+        Ok(())
+    }
+
+    /// Raises the count of a process that is no more: `more` entries that nobody counted were settled.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when the shard is another's by now: it may have done so.
+    pub async fn credit_appender(
+        &self,
+        (process, count): (&str, i64),
+        shard: u16,
+        fence: &Fence,
+        more: i64,
+    ) -> Result<(), Error> {
+        sqlx::query_scalar!(
+            "with held as (
+                 select from shards where shard = $2 and epoch = $3 and token = $4 and owner is not null for update
+             )
+             update appends set acknowledged = greatest(acknowledged, $5::bigint + $6),
+                                unknown = case when unknown < 0 then unknown else greatest(unknown - $6::bigint, 0) end
+             from held where process = $1 and shard = $2 and closed returning acknowledged",
+            process,
+            i32::from(shard),
+            fence.epoch,
+            fence.token,
+            count,
+            more,
+        )
+        .fetch_optional(&self.pool)
+        .await?
+        .ok_or(Error::Fenced)?;
         Ok(())
     }
 
@@ -178,7 +226,7 @@ mod tests {
         let count = |acknowledged, unknown| ShardAppends { shard: 3, acknowledged, unknown };
         // Notes may overtake each other on their way.
         for (noted, closed) in [(count(5, 3), false), (count(9, 1), false), (count(7, 0), false), (count(9, 2), true)] {
-            store.note_appends("p", &[noted], closed).await.expect("noted");
+            store.note_appends("p", || vec![noted], closed).await.expect("noted");
         }
         let rows: Vec<(String, i32, i64, i64, bool)> =
             sqlx::query_as("select process, shard, acknowledged, unknown, closed from appends")

@@ -354,3 +354,49 @@ async fn of_a_serve_process_that_died_nobody_speaks_the_last_word_where_its_coun
     let _serve = pipeline.serve().await;
     lost(&pipeline, 0, None).await;
 }
+
+#[tokio::test]
+async fn what_a_process_appended_that_died_uncounted_hides_no_later_loss() {
+    let servers = shared().await;
+    let (pipeline, mut serve, mut work) = one_shard(&servers.redis, &servers.postgres).await;
+    let before = Load::new("before", 40);
+    pipeline.send(&before.records).await;
+    pipeline.settled().await;
+    serve.kill();
+    pipeline.execute("update appends set acknowledged = 7").await;
+    let _: i64 = pipeline.redis(&["DEL", &pipeline.fence(0)]).await;
+    work.says("process.appender.buried").await;
+    let serve = pipeline.serve().await;
+    // A process that lives counts its own: they are not taken for those of the dead.
+    let meanwhile = Load::new("meanwhile", 10);
+    pipeline.send(&meanwhile.records).await;
+    pipeline.settled().await;
+    let noted = async || pipeline.number("select coalesce(sum(acknowledged), 0)::bigint from appends").await;
+    eventually("they are noted", async || noted().await == 7 + meanwhile.entries()).await;
+    serve.signal(Signal::SIGSTOP);
+    pipeline
+        .execute("update appends set acknowledged = 0, noted_at = now() + interval '4 seconds' where not closed")
+        .await;
+    let _: i64 = pipeline.redis(&["DEL", &pipeline.fence(0)]).await;
+    eventually("it is counted", async || {
+        let at: Option<String> = pipeline.redis(&["HGET", &pipeline.fence(0), "since"]).await;
+        let now: (i64, i64) = pipeline.redis(&["TIME"]).await;
+        at.is_some_and(|at| at.parse::<i64>().unwrap() + 3 < now.0)
+    })
+    .await;
+    assert_eq!(noted().await, 7, "what lives is silent");
+    serve.signal(Signal::SIGCONT);
+    eventually("it counts its own", async || noted().await == 7 + meanwhile.entries()).await;
+    // As does what stands there for so long that all who live have told what they know.
+    let _: i64 = pipeline.redis(&["HSET", &pipeline.fence(0), "since", "1"]).await;
+    let credited = work.says("process.appender.credited").await;
+    assert_eq!(credited["entries"], before.entries() - 7);
+    assert_eq!(noted().await, before.entries() + meanwhile.entries());
+    lost(&pipeline, 0, None).await;
+    work.stop().await;
+    let gone = Load::new("gone", 25);
+    pipeline.send(&gone.records).await;
+    let _: i64 = pipeline.redis(&["DEL", &pipeline.records(0)]).await;
+    let _work = pipeline.work();
+    lost(&pipeline, gone.entries(), None).await;
+}
