@@ -21,7 +21,7 @@ use crate::{
     plan::{Fault, Harm, Kind, Plan},
     read::{Readers, whole_stream},
     report::Report,
-    world::{SHARDS, SINKS, Setup, World, postgres, records, stream},
+    world::{ADDED, SHARDS, SINKS, Setup, World, postgres, records, stream},
 };
 
 /// Longest wait for a pipeline to come to rest once everything is healed.
@@ -255,6 +255,16 @@ impl Leg {
         Ok(())
     }
 
+    /// Reads the stream of a sink that a fault added, and takes the sink away.
+    async fn look_at_added_sink(&mut self) -> anyhow::Result<()> {
+        let world = Arc::clone(&self.stage.world);
+        let added = world.added_sink.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(name) = added else { return Ok(()) };
+        let port = world.redis.lock().await.port;
+        self.check.stream(ADDED.0, &whole_stream(port, &name).await?);
+        world.remove_sink(&name).await
+    }
+
     async fn judge(&mut self, round: u64, faults: &[Fault], last: bool, stats: &Value) -> bool {
         let world = &self.stage.world;
         let has = |test: &dyn Fn(Kind) -> bool| faults.iter().any(|fault| test(fault.kind));
@@ -280,6 +290,7 @@ impl Leg {
         let totals = self.stage.world.get("/records/aggregations?records=false").await;
         let checked = async {
             self.check.round(round, allowed, read, (stats, &totals?), &mut sql).await?;
+            self.look_at_added_sink().await?;
             if sinks_lost || last { self.look_at_streams().await } else { Ok(()) }
         };
         let checked: anyhow::Result<()> = checked.await;

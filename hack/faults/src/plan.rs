@@ -17,6 +17,8 @@ pub(crate) enum Kind {
     Point(&'static str),
     /// A worker is held still at a named point, for longer than its lease lasts.
     Stop(&'static str),
+    /// Every worker dies, or is held still, between the making of a new sink's cursor and the note that it is started.
+    SinkStart(Act),
     /// A record of which every worker dies, or panics, that decides it.
     PoisonedRecord,
     RedisKill,
@@ -49,6 +51,13 @@ pub(crate) enum Kind {
     Hot,
     Poison,
     CutUpload,
+}
+
+/// What happens at a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Act {
+    Die,
+    Stop,
 }
 
 /// What a kind may do to what was acknowledged.
@@ -89,6 +98,8 @@ pub(crate) const KINDS: &[(Kind, &str)] = &[
     (Kind::Stop("after_ack"), "stop-after-ack"),
     (Kind::Stop("before_publish"), "stop-before-publish"),
     (Kind::Stop("after_publish"), "stop-after-publish"),
+    (Kind::SinkStart(Act::Die), "point-before-sink-started"),
+    (Kind::SinkStart(Act::Stop), "stop-before-sink-started"),
     (Kind::PoisonedRecord, "work-poison"),
     (Kind::RedisKill, "redis-kill"),
     (Kind::RedisRestart, "redis-restart"),
@@ -133,7 +144,7 @@ impl Kind {
         match self {
             Self::RedisCut | Self::RedisFlush | Self::RedisTrim => Harm::Redis,
             Self::PostgresAsyncStandby | Self::PostgresRestore => Harm::Postgres,
-            Self::PostgresSyncStandby | Self::PoisonedRecord => Harm::Long,
+            Self::PostgresSyncStandby | Self::PoisonedRecord | Self::SinkStart(_) => Harm::Long,
             _ => Harm::None,
         }
     }
@@ -216,7 +227,7 @@ mod tests {
         let kinds: Vec<Kind> = KINDS.iter().map(|(kind, _)| *kind).collect();
         let draw = |seed| {
             let mut plan = Plan::new(seed, &kinds, 10_000);
-            (0..120).map(|_| plan.next_round()).collect::<Vec<_>>()
+            (0..180).map(|_| plan.next_round()).collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));

@@ -248,8 +248,8 @@ impl Check {
         }
     }
 
-    /// A sink's stream as it stands, by its place among the sinks: each number once, in order, as it was read, and none is
-    /// missing but those that Postgres forgot.
+    /// A sink's stream as it stands, of what the sink in this place carries: each number once, in order, as it was read,
+    /// and none is missing but those that Postgres forgot.
     pub(crate) fn stream(&mut self, sink: usize, entries: &[(Entry, u32)]) {
         let name = crate::world::SINKS[sink].0;
         let kind = match name {

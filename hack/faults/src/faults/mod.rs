@@ -57,6 +57,7 @@ impl Stage {
             Kind::Upgrade => self.upgrade().await,
             Kind::Point(point) => self.point(point, fault).await,
             Kind::Stop(point) => self.stop(point, fault).await,
+            Kind::SinkStart(act) => self.sink_start(act, fault).await,
             Kind::PoisonedRecord => self.poisoned_record(fault.pick).await,
             Kind::RedisKill => self.redis_kill(lasts).await,
             Kind::RedisRestart => self.redis_restart().await,

@@ -11,7 +11,7 @@ use tokio::{
 use super::{Effect, Stage};
 use crate::{
     load::record::{CLIENTS, Code},
-    plan::Fault,
+    plan::{Act, Fault},
     world::{
         LEASE, USUAL_WORKERS, WORKERS, eventually, is_stopped, postgres,
         process::{Slot, Start},
@@ -75,6 +75,49 @@ impl Stage {
             slot.start(&self.world, &Start::default())?;
         }
         Ok((held, slot.name.clone()))
+    }
+
+    /// A sink that is added, and workers in whose way a point lies when they start it: they die there, or are held still
+    /// for longer than a lease lasts.
+    pub(super) async fn sink_start(&self, act: Act, fault: Fault) -> Effect {
+        let mut slots = Vec::new();
+        for slot in &self.world.workers {
+            slots.push(slot.lock().await);
+        }
+        slots.retain(|slot| slot.is_wanted());
+        // None that is there may start it before one with the point in its way does.
+        for slot in &mut slots {
+            slot.kill().await;
+        }
+        if !self.world.add_sink().await? {
+            return Ok((false, "the manifest with one more sink was not registered".to_owned()));
+        }
+        let how = if act == Act::Stop { ":stop" } else { "" };
+        for slot in &mut slots {
+            let armed = ("MILLRACE_FAULT", format!("before_sink_started:1{how}"));
+            slot.start(&self.world, &Start { environment: vec![armed] })?;
+        }
+        let mut struck = 0;
+        eventually(Duration::from_secs(10), async || {
+            for slot in &mut slots {
+                let there = match act {
+                    Act::Die => slot.dies(Duration::ZERO).await,
+                    Act::Stop => slot.pid().is_some_and(is_stopped),
+                };
+                struck += usize::from(there);
+            }
+            struck > 0
+        })
+        .await;
+        if act == Act::Stop && struck > 0 {
+            sleep(LEASE + Duration::from_millis(1_000 + fault.for_ms / 2)).await;
+            slots.iter().for_each(|slot| slot.go_on());
+        }
+        for slot in &mut slots {
+            slot.kill().await;
+            slot.start(&self.world, &Start::default())?;
+        }
+        Ok((struck > 0, format!("{struck} of {} workers", slots.len())))
     }
 
     /// A record to come of which every worker dies, or panics, while it decides it.

@@ -73,6 +73,8 @@ pub(crate) struct World {
     /// How many milliseconds passed from each loss until it was said everywhere.
     pub(crate) said_ms: std::sync::Mutex<Vec<u64>>,
     pub(crate) http: reqwest::Client,
+    /// A sink that a fault added, until the end of its round.
+    pub(crate) added_sink: std::sync::Mutex<Option<String>>,
     /// Entries that nobody sent, put into the streams so far.
     pub(crate) foreign: AtomicU64,
     /// Entries that were trimmed unread, since this was asked last.
@@ -115,11 +117,12 @@ impl World {
             other_build: AtomicBool::new(false),
             starts: AtomicU64::new(0),
             said_ms: std::sync::Mutex::default(),
+            added_sink: std::sync::Mutex::default(),
             foreign: AtomicU64::new(0),
             trimmed: AtomicU64::new(0),
             http: reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?,
         });
-        this.write_manifest()?;
+        this.write_manifest(None)?;
         this.command(&["migrate"]).await?;
         for slot in &this.serves {
             slot.lock().await.start(&this, &Start::default())?;
@@ -129,8 +132,15 @@ impl World {
         Ok(this)
     }
 
-    fn write_manifest(&self) -> anyhow::Result<()> {
+    /// `added`: one more sink, from the first of what it carries on.
+    fn write_manifest(&self, added: Option<&str>) -> anyhow::Result<()> {
         let sink = |name: &str, on: &str| json!({"name": name, "on": on, "redisStream": {"stream": stream(name)}});
+        let mut sinks = SINKS.map(|(name, on)| sink(name, on)).to_vec();
+        sinks.extend(added.map(|name| {
+            let mut added = sink(name, ADDED.1);
+            added["from"] = "Beginning".into();
+            added
+        }));
         let manifest = json!({
             "apiVersion": "millrace.dev/v1alpha1", "kind": "RecordPipeline",
             "metadata": {"name": NAME},
@@ -140,10 +150,44 @@ impl World {
                 "threshold": record::THRESHOLD,
                 "thresholds": {"USD": record::THRESHOLD_USD},
                 "policy": {"minimumTotal": record::MINIMUM_TOTAL},
-                "sinks": SINKS.map(|(name, on)| sink(name, on)),
+                "sinks": sinks,
             },
         });
-        Ok(fs::write(self.manifest(), manifest.to_string())?)
+        // As a whole: it is read at any time.
+        let new = self.manifest().with_extension("new");
+        fs::write(&new, manifest.to_string())?;
+        Ok(fs::rename(new, self.manifest())?)
+    }
+
+    /// Adds a sink that was never there before; answers whether the manifest is registered. Only a process that sees the
+    /// file change registers it.
+    pub(crate) async fn add_sink(&self) -> anyhow::Result<bool> {
+        let name = format!("added-{}", self.starts.load(Ordering::Relaxed));
+        *self.added_sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(name.clone());
+        for _ in 0..5 {
+            self.write_manifest(Some(&name))?;
+            if eventually(Duration::from_secs(4), async || self.has_sink(&name).await.is_ok_and(|has| has)).await {
+                return Ok(true);
+            }
+            self.write_manifest(None)?;
+            sleep(Duration::from_secs(1)).await;
+        }
+        Ok(false)
+    }
+
+    /// Takes an added sink away again, and what it has published.
+    pub(crate) async fn remove_sink(&self, name: &str) -> anyhow::Result<()> {
+        self.write_manifest(None)?;
+        let gone = eventually(Duration::from_secs(30), async || self.has_sink(name).await.is_ok_and(|has| !has)).await;
+        ensure!(gone, "sink {name}, which was removed, is still in /stats");
+        self.redis.lock().await.ask::<i64>(&["DEL", &stream(name)]).await?;
+        Ok(())
+    }
+
+    /// Whether `/stats` tells of a sink.
+    async fn has_sink(&self, name: &str) -> anyhow::Result<bool> {
+        let stats = self.get("/stats").await?;
+        Ok(stats["sinks"].as_array().into_iter().flatten().any(|sink| sink["name"] == name))
     }
 
     fn manifest(&self) -> PathBuf {
@@ -330,6 +374,9 @@ pub(crate) struct Said {
 /// The sinks: name, and what each carries.
 pub(crate) const SINKS: [(&str, &str); 4] =
     [("notifications", "Processed"), ("alerts", "Alert"), ("letters", "DeadLettered"), ("conflicts", "Conflicted")];
+
+/// Which of them, by its place, an added sink is like, and what it carries: they are few.
+pub(crate) const ADDED: (usize, &str) = (3, SINKS[3].1);
 
 /// A sink's stream.
 pub(crate) fn stream(sink: &str) -> String {
