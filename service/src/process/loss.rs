@@ -37,7 +37,7 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
     }
     let settled_alone = -(census.missing + census.present);
     if settled_alone > 0 {
-        credit(context, (shard, fence), &books, &census, settled_alone).await?;
+        credit(context, input, fence, (&books, &census), settled_alone).await?;
     }
     // Of entries that came back with a Redis that went back it is not known which are settled.
     let doubtful = if repeats { census.present } else { 0 };
@@ -69,9 +69,9 @@ async fn bury(context: &Context, shard: u16, by: &Appender, stood: i64, since: i
 /// they would hide as many that are lost later.
 async fn credit(
     context: &Context,
-    (shard, fence): (u16, &Fence),
-    books: &Books,
-    census: &Census,
+    input: &Input,
+    fence: &Fence,
+    (books, census): (&Books, &Census),
     more: i64,
 ) -> Result<(), Error> {
     // Processes that live count their own, unless Redis forgot what they have not noted yet, or will be told only later.
@@ -86,8 +86,11 @@ async fn credit(
     // Whose outcomes are all known appended no more than it said.
     let candidate = closed.max_by_key(|(by, _)| by.unknown.unwrap_or(i64::MAX));
     let Some((by, stood)) = candidate.filter(|(by, _)| by.unknown != Some(0)) else { return Ok(()) };
+    let (shard, count) = (input.shard(), by.acknowledged.max(*stood));
     let more = more.min(by.unknown.unwrap_or(more));
-    context.store.credit_appender((&by.process, by.acknowledged.max(*stood)), shard, fence, more).await?;
+    context.store.credit_appender((&by.process, count), shard, fence, more).await?;
+    // Or it would seem to have gone back.
+    input.count(fence, books.settled, &[(by.process.clone(), count + more)]).await?;
     tracing::warn!(shard, process = by.process, entries = more, "process.appender.credited");
     Ok(())
 }

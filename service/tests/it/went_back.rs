@@ -390,10 +390,14 @@ async fn what_a_process_appended_that_died_uncounted_hides_no_later_loss() {
     // As does what stands there for so long that all who live have told what they know.
     let _: i64 = pipeline.redis(&["HSET", &pipeline.fence(0), "since", "1"]).await;
     let credited = work.says("process.appender.credited").await;
+    let went_back = work.said("process.redis.went_back").len();
     assert_eq!(credited["entries"], before.entries() - 7);
     assert_eq!(noted().await, before.entries() + meanwhile.entries());
+    let counted: Vec<String> = pipeline.redis(&["HVALS", &pipeline.fence(0)]).await;
+    assert!(counted.contains(&before.entries().to_string()), "Redis knows it, too: {counted:?}");
     lost(&pipeline, 0, None).await;
     work.stop().await;
+    assert_eq!(work.said("process.redis.went_back").len(), went_back, "nothing went back");
     let gone = Load::new("gone", 25);
     pipeline.send(&gone.records).await;
     let _: i64 = pipeline.redis(&["DEL", &pipeline.records(0)]).await;
