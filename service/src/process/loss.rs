@@ -7,13 +7,10 @@
 
 use super::{Context, shard::Error};
 use crate::{
-    store::{Appender, Books},
-    streams::{Census, Fence, Input, Step},
+    store::Appender,
+    streams::{Fence, Input, Step},
     telemetry::metrics as names,
 };
-
-/// After so many seconds a process that lives has been answered what it asked, and has noted it.
-const ANSWERED: f64 = 10.0;
 
 /// Counts a shard's entries, and says what is missing. `repeats`: entries in the stream may be settled already.
 /// Answers false where the fence had to be raised: pending entries have to be taken over first.
@@ -33,16 +30,14 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
     let mut accounted = true;
     for (by, stood) in books.appenders.iter().zip(&census.stood) {
         // Its last word is spoken for it before anything is said to be known.
-        accounted &= bury(context, shard, by, *stood, census.since).await? && by.unknown.is_some() && !by.is_silent();
-    }
-    let settled_alone = -(census.missing + census.present);
-    if settled_alone > 0 {
-        credit(context, input, fence, (&books, &census), settled_alone).await?;
+        accounted &= bury(context, shard, by, *stood, census.since).await? && !by.unaccounted;
     }
     // Of entries that came back with a Redis that went back it is not known which are settled.
     let doubtful = if repeats { census.present } else { 0 };
     // Any whose answer never came may have been appended, forgotten by Redis and settled: it hides one that is gone.
-    let unknown: i64 = books.appenders.iter().filter_map(|by| by.unknown).sum();
+    let unknown: i64 = books.appenders.iter().map(|by| by.unknown).sum();
+    // Those of them that are settled are not lost.
+    let unknown = (unknown - census.uncounted).max(0);
     let most = accounted.then_some((census.missing + doubtful + unknown).max(books.lost));
     if census.missing > books.lost {
         let more = context.store.note_lost(shard, fence, census.missing).await?;
@@ -57,45 +52,11 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
 
 /// Speaks the last word for a process that died without it; false: nobody knows how many entries it appended.
 async fn bury(context: &Context, shard: u16, by: &Appender, stood: i64, since: i64) -> Result<bool, Error> {
-    let Some(dead_for) = by.dead_for() else { return Ok(true) };
+    let Some(dead_for) = by.dead_for else { return Ok(true) };
     // Redis has counted what the process had no time to note, unless Redis has gone back since, or was emptied.
-    let kept = stood >= by.acknowledged && has_stood(context, since, dead_for).await?;
+    let was_there = stood >= by.acknowledged && since as f64 > dead_for + 1.0;
+    let kept = was_there && !context.streams.may_have_gone_back(dead_for).await?;
     context.store.bury_appender(&by.process, shard, stood, kept).await?;
     tracing::warn!(shard, process = by.process, entries = stood, accounted = kept, "process.appender.buried");
     Ok(kept)
-}
-
-/// More entries are settled than anyone appended: a process that is no more appended them and nobody counted. Left so,
-/// they would hide as many that are lost later.
-async fn credit(
-    context: &Context,
-    input: &Input,
-    fence: &Fence,
-    (books, census): (&Books, &Census),
-    more: i64,
-) -> Result<(), Error> {
-    // Processes that live count their own, unless Redis forgot what they have not noted yet, or will be told only later.
-    let unsure = |by: &Appender| by.silent_for.is_some() && (by.is_silent() || by.unknown != Some(0));
-    if !census.strangers.is_empty()
-        || books.appenders.iter().any(unsure)
-        || !has_stood(context, census.since, ANSWERED).await?
-    {
-        return Ok(());
-    }
-    let closed = books.appenders.iter().zip(&census.stood).filter(|(by, _)| by.silent_for.is_none());
-    // Whose outcomes are all known appended no more than it said.
-    let candidate = closed.max_by_key(|(by, _)| by.unknown.unwrap_or(i64::MAX));
-    let Some((by, stood)) = candidate.filter(|(by, _)| by.unknown != Some(0)) else { return Ok(()) };
-    let (shard, count) = (input.shard(), by.acknowledged.max(*stood));
-    let more = more.min(by.unknown.unwrap_or(more));
-    context.store.credit_appender((&by.process, count), shard, fence, more).await?;
-    // Or it would seem to have gone back.
-    input.count(fence, books.settled, &[(by.process.clone(), count + more)]).await?;
-    tracing::warn!(shard, process = by.process, entries = more, "process.appender.credited");
-    Ok(())
-}
-
-/// Whether Redis surely has all that it confirmed more than `seconds` ago. `since`: for how long its counts have stood.
-async fn has_stood(context: &Context, since: i64, seconds: f64) -> Result<bool, Error> {
-    Ok(since as f64 > seconds + 1.0 && !context.streams.may_have_gone_back(seconds).await?)
 }

@@ -28,22 +28,12 @@ pub struct Appender {
     pub process: String,
     /// How many entries it appended at least.
     pub acknowledged: i64,
-    /// How many more it may have appended; `None`: nobody knows.
-    pub unknown: Option<i64>,
-    /// Seconds since its counts were noted; `None`: these are its last.
-    pub silent_for: Option<f64>,
-}
-
-impl Appender {
-    /// Set when it died without its last word: seconds since it noted its counts.
-    pub fn dead_for(&self) -> Option<f64> {
-        self.silent_for.filter(|seconds| *seconds > DEAD_SECONDS)
-    }
-
-    /// Whether it may be dead.
-    pub fn is_silent(&self) -> bool {
-        self.silent_for.is_some_and(|seconds| seconds > SILENT_SECONDS)
-    }
+    /// How many more it may have appended, as far as it is accounted for.
+    pub unknown: i64,
+    /// Set when it died without its last word: seconds since its last.
+    pub dead_for: Option<f64>,
+    /// Whether it is not known how many it appended at most, or not known now: it is silent.
+    pub unaccounted: bool,
 }
 
 /// What Postgres knows of a shard's entries.
@@ -58,8 +48,8 @@ pub struct Books {
 }
 
 impl Store {
-    /// Notes the counts of a process; what it appended never falls. `counts` are read once there is a connection: they
-    /// are as new as the time that is noted with them. `closed`: the process ended in order, and these are its last.
+    /// Notes the counts of a process; what it appended never falls. `counts` are read after the time that is noted with
+    /// them, however long they are on their way. `closed`: the process ended in order, and these are its last.
     ///
     /// # Errors
     /// When Postgres cannot be written.
@@ -70,24 +60,26 @@ impl Store {
         closed: bool,
     ) -> Result<(), Error> {
         let mut connection = self.pool.acquire().await?;
+        let at = sqlx::query_scalar!(r#"select clock_timestamp() as "at!""#).fetch_one(&mut *connection).await?;
         let counts = counts();
         let shards: Vec<i32> = counts.iter().map(|count| i32::from(count.shard)).collect();
         let acknowledged: Vec<i64> = counts.iter().map(|count| count.acknowledged).collect();
         let unknown: Vec<i64> = counts.iter().map(|count| count.unknown).collect();
         sqlx::query!(
-            "insert into appends (process, shard, acknowledged, unknown, closed)
-             select $1, u.shard, u.acknowledged, u.unknown, $5
+            "insert into appends (process, shard, acknowledged, unknown, closed, noted_at)
+             select $1, u.shard, u.acknowledged, u.unknown, $5, $6
              from unnest($2::int[], $3::bigint[], $4::bigint[]) as u (shard, acknowledged, unknown)
              on conflict (process, shard) do update set
                  acknowledged = greatest(appends.acknowledged, excluded.acknowledged),
                  unknown = excluded.unknown,
                  closed = excluded.closed,
-                 noted_at = now()",
+                 noted_at = excluded.noted_at",
             process,
             &shards,
             &acknowledged,
             &unknown,
             closed,
+            at,
         )
         .execute(&mut *connection)
         .await?;
@@ -136,8 +128,9 @@ impl Store {
         let appenders = appenders.into_iter().map(|row| Appender {
             process: row.process,
             acknowledged: row.acknowledged,
-            unknown: (row.unknown != UNACCOUNTED).then_some(row.unknown),
-            silent_for: (!row.closed).then_some(row.age),
+            unknown: row.unknown.max(0),
+            dead_for: (!row.closed && row.age > DEAD_SECONDS).then_some(row.age),
+            unaccounted: row.unknown == UNACCOUNTED || (!row.closed && row.age > SILENT_SECONDS),
         });
         Ok(Books { settled: row.settled, lost: row.lost, appenders: appenders.collect() })
     }
@@ -158,37 +151,6 @@ impl Store {
         )
         .execute(&self.pool)
         .await?;
-        Ok(())
-    }
-
-    /// Raises the count of a process that is no more: `more` entries that nobody counted were settled.
-    ///
-    /// # Errors
-    /// [`Error::Fenced`] when the shard is another's by now: it may have done so.
-    pub async fn credit_appender(
-        &self,
-        (process, count): (&str, i64),
-        shard: u16,
-        fence: &Fence,
-        more: i64,
-    ) -> Result<(), Error> {
-        sqlx::query_scalar!(
-            "with held as (
-                 select from shards where shard = $2 and epoch = $3 and token = $4 and owner is not null for update
-             )
-             update appends set acknowledged = greatest(acknowledged, $5::bigint + $6),
-                                unknown = case when unknown < 0 then unknown else greatest(unknown - $6::bigint, 0) end
-             from held where process = $1 and shard = $2 and closed returning acknowledged",
-            process,
-            i32::from(shard),
-            fence.epoch,
-            fence.token,
-            count,
-            more,
-        )
-        .fetch_optional(&self.pool)
-        .await?
-        .ok_or(Error::Fenced)?;
         Ok(())
     }
 

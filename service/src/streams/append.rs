@@ -90,7 +90,11 @@ if redis.call('XLEN', stream) + n > limit then return {'BACKLOG'} end
 if not owner then redis.call('HSET', fence, 'pipeline', pipeline) end
 local function count(more)
     if by == '' then return '0' end
-    local held = math.max(tonumber(redis.call('HGET', fence, 'by:' .. by) or '0'), tonumber(ARGV[5]))
+    local held, known = tonumber(redis.call('HGET', fence, 'by:' .. by) or '0'), tonumber(ARGV[5])
+    if held < known then
+        held = known
+        redis.call('HDEL', fence, 'credit')
+    end
     held = string.format('%.0f', held + more)
     redis.call('HSET', fence, 'by:' .. by, held)
     return held

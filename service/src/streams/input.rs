@@ -106,6 +106,8 @@ pub struct Census {
     pub since: i64,
     /// Processes that Redis knows and nobody asked about, with how many entries each appended.
     pub strangers: Vec<(String, i64)>,
+    /// Entries that are settled and that no process is known to have appended; `missing` takes account of them.
+    pub uncounted: i64,
 }
 
 /// What a fenced step came to.
@@ -243,6 +245,7 @@ impl Input {
             since: number(6),
             strangers: Vec::<(String, i64)>::from_redis_value(reply.get(7).cloned().unwrap_or(Value::Nil))
                 .map_err(redis::RedisError::from)?,
+            uncounted: number(8),
         }))
     }
 

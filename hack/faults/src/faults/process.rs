@@ -85,6 +85,9 @@ impl Stage {
             slots.push(slot.lock().await);
         }
         slots.retain(|slot| slot.is_wanted());
+        if slots.len() < 2 {
+            return none();
+        }
         // None that is there may start it before one with the point in its way does.
         for slot in &mut slots {
             slot.kill().await;
@@ -93,13 +96,15 @@ impl Stage {
             return Ok((false, "the manifest with one more sink was not registered".to_owned()));
         }
         let how = if act == Act::Stop { ":stop" } else { "" };
-        for slot in &mut slots {
-            let armed = ("MILLRACE_FAULT", format!("before_sink_started:1{how}"));
-            slot.start(&self.world, &Start { environment: vec![armed] })?;
+        let armed = || Start { environment: vec![("MILLRACE_FAULT", format!("before_sink_started:1{how}"))] };
+        // One comes later, and finds what the others have begun.
+        let (late, early) = slots.split_at_mut(1);
+        for slot in &mut *early {
+            slot.start(&self.world, &armed())?;
         }
         let mut struck = 0;
         eventually(Duration::from_secs(10), async || {
-            for slot in &mut slots {
+            for slot in &mut *early {
                 let there = match act {
                     Act::Die => slot.dies(Duration::ZERO).await,
                     Act::Stop => slot.pid().is_some_and(is_stopped),
@@ -109,13 +114,19 @@ impl Stage {
             struck > 0
         })
         .await;
+        for slot in late {
+            slot.start(&self.world, &Start::default())?;
+        }
         if act == Act::Stop && struck > 0 {
             sleep(LEASE + Duration::from_millis(1_000 + fault.for_ms / 2)).await;
-            slots.iter().for_each(|slot| slot.go_on());
         }
-        for slot in &mut slots {
-            slot.kill().await;
-            slot.start(&self.world, &Start::default())?;
+        for slot in early {
+            if slot.pid().is_some_and(is_stopped) {
+                slot.go_on();
+            } else {
+                slot.kill().await;
+                slot.start(&self.world, &Start::default())?;
+            }
         }
         Ok((struck > 0, format!("{struck} of {} workers", slots.len())))
     }

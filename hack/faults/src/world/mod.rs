@@ -163,10 +163,10 @@ impl World {
     /// file change registers it.
     pub(crate) async fn add_sink(&self) -> anyhow::Result<bool> {
         let name = format!("added-{}", self.starts.load(Ordering::Relaxed));
-        *self.added_sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(name.clone());
         for _ in 0..5 {
             self.write_manifest(Some(&name))?;
             if eventually(Duration::from_secs(4), async || self.has_sink(&name).await.is_ok_and(|has| has)).await {
+                *self.added_sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(name);
                 return Ok(true);
             }
             self.write_manifest(None)?;

@@ -6,7 +6,8 @@ if ARGV[5] ~= '' and ARGV[5] ~= ARGV[1] and redis.call('HGET', KEYS[1], 'pipelin
   -- The entries go on to the new owner. The committed numbers are those of another log, and the fence of another's
   -- leases: whoever held it is refused by the id from now on.
   redis.call('HSET', KEYS[1], 'pipeline', ARGV[1])
-  redis.call('HDEL', KEYS[1], 'epoch', 'token', 'records', 'deadLetters', 'conflicts', 'duplicates', 'lostAtMost')
+  redis.call('HDEL', KEYS[1], 'epoch', 'token', 'records', 'deadLetters', 'conflicts', 'duplicates', 'lostAtMost',
+    'credit')
   -- What was appended and is not here is of the other's books.
   for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
     if string.sub(field, 1, 3) == 'by:' then redis.call('HDEL', KEYS[1], field) end
