@@ -1,7 +1,8 @@
 //! Points at which the crash tests kill the process. Without the feature `fault-points` they are nothing.
 
 /// A named point. With the feature, `MILLRACE_FAULT=<name>:<n>` kills the process with SIGKILL when it is passed the
-/// n-th time (n from 1), `<name>:<n>:panic` panics there, and `<name>:<n>:stop` holds it still with SIGSTOP.
+/// n-th time (n from 1), `<name>:<n>:panic` panics there, `<name>:<n>:stop` holds it still with SIGSTOP, and
+/// `<name>:<n>:term` asks it to end with SIGTERM.
 #[inline]
 pub fn point(name: &'static str) {
     #[cfg(feature = "fault-points")]
@@ -60,7 +61,11 @@ mod armed {
             && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *n
         {
             assert!(act != "panic", "the fault of a test");
-            signal_self(if act == "stop" { Signal::SIGSTOP } else { Signal::SIGKILL });
+            signal_self(match act.as_str() {
+                "stop" => Signal::SIGSTOP,
+                "term" => Signal::SIGTERM,
+                _ => Signal::SIGKILL,
+            });
         }
     }
 

@@ -13,11 +13,9 @@ pub(crate) enum Kind {
     TermServe,
     Scale,
     Upgrade,
-    /// A process dies at a named point.
-    Point(&'static str),
-    /// A worker is held still at a named point, for longer than its lease lasts.
-    Stop(&'static str),
-    /// Every worker dies, or is held still, between the making of a new sink's cursor and the note that it is started.
+    /// What a process comes to at a named point of a record's way.
+    Point(&'static str, Act),
+    /// What workers come to between the making of a new sink's cursor and the note that it is started.
     SinkStart(Act),
     /// A record of which every worker dies, or panics, that decides it.
     PoisonedRecord,
@@ -53,11 +51,15 @@ pub(crate) enum Kind {
     CutUpload,
 }
 
-/// What happens at a point.
+/// What happens to a process at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Act {
+    /// It is killed.
     Die,
+    /// It is held still for longer than a lease lasts, and goes on with what it had.
     Stop,
+    /// It is asked to end.
+    Term,
 }
 
 /// What a kind may do to what was acknowledged.
@@ -83,23 +85,33 @@ pub(crate) const KINDS: &[(Kind, &str)] = &[
     (Kind::TermServe, "serve-term"),
     (Kind::Scale, "scale"),
     (Kind::Upgrade, "upgrade"),
-    (Kind::Point("after_read"), "point-after-read"),
-    (Kind::Point("before_commit"), "point-before-commit"),
-    (Kind::Point("after_commit"), "point-after-commit"),
-    (Kind::Point("before_ack"), "point-before-ack"),
-    (Kind::Point("after_ack"), "point-after-ack"),
-    (Kind::Point("before_publish"), "point-before-publish"),
-    (Kind::Point("after_publish"), "point-after-publish"),
-    (Kind::Point("after_xadd"), "point-after-xadd"),
-    (Kind::Stop("after_read"), "stop-after-read"),
-    (Kind::Stop("before_commit"), "stop-before-commit"),
-    (Kind::Stop("after_commit"), "stop-after-commit"),
-    (Kind::Stop("before_ack"), "stop-before-ack"),
-    (Kind::Stop("after_ack"), "stop-after-ack"),
-    (Kind::Stop("before_publish"), "stop-before-publish"),
-    (Kind::Stop("after_publish"), "stop-after-publish"),
+    (Kind::Point("after_read", Act::Die), "point-after-read"),
+    (Kind::Point("before_commit", Act::Die), "point-before-commit"),
+    (Kind::Point("after_commit", Act::Die), "point-after-commit"),
+    (Kind::Point("before_ack", Act::Die), "point-before-ack"),
+    (Kind::Point("after_ack", Act::Die), "point-after-ack"),
+    (Kind::Point("before_publish", Act::Die), "point-before-publish"),
+    (Kind::Point("after_publish", Act::Die), "point-after-publish"),
+    (Kind::Point("after_xadd", Act::Die), "point-after-xadd"),
     (Kind::SinkStart(Act::Die), "point-before-sink-started"),
+    (Kind::Point("after_read", Act::Stop), "stop-after-read"),
+    (Kind::Point("before_commit", Act::Stop), "stop-before-commit"),
+    (Kind::Point("after_commit", Act::Stop), "stop-after-commit"),
+    (Kind::Point("before_ack", Act::Stop), "stop-before-ack"),
+    (Kind::Point("after_ack", Act::Stop), "stop-after-ack"),
+    (Kind::Point("before_publish", Act::Stop), "stop-before-publish"),
+    (Kind::Point("after_publish", Act::Stop), "stop-after-publish"),
+    (Kind::Point("after_xadd", Act::Stop), "stop-after-xadd"),
     (Kind::SinkStart(Act::Stop), "stop-before-sink-started"),
+    (Kind::Point("after_read", Act::Term), "term-after-read"),
+    (Kind::Point("before_commit", Act::Term), "term-before-commit"),
+    (Kind::Point("after_commit", Act::Term), "term-after-commit"),
+    (Kind::Point("before_ack", Act::Term), "term-before-ack"),
+    (Kind::Point("after_ack", Act::Term), "term-after-ack"),
+    (Kind::Point("before_publish", Act::Term), "term-before-publish"),
+    (Kind::Point("after_publish", Act::Term), "term-after-publish"),
+    (Kind::Point("after_xadd", Act::Term), "term-after-xadd"),
+    (Kind::SinkStart(Act::Term), "term-before-sink-started"),
     (Kind::PoisonedRecord, "work-poison"),
     (Kind::RedisKill, "redis-kill"),
     (Kind::RedisRestart, "redis-restart"),

@@ -1,6 +1,6 @@
 //! Faults of processes: killed, held still, asked to end, dead at a point of a record's way, fewer and more of them.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{os::unix::process::ExitStatusExt as _, sync::atomic::Ordering, time::Duration};
 
 use nix::sys::signal::Signal;
 use tokio::{
@@ -17,6 +17,9 @@ use crate::{
         process::{Slot, Start},
     },
 };
+
+/// Longest wait for a process to come to its point, and to end there in order.
+const COMES: Duration = Duration::from_secs(12);
 
 impl Stage {
     /// A running process of a role that no other fault acts upon.
@@ -46,39 +49,30 @@ impl Stage {
         Ok((held, slot.name.clone()))
     }
 
-    /// A process in whose way a point lies at which it dies.
-    pub(super) async fn point(&self, point: &str, fault: Fault) -> Effect {
+    /// A process in whose way a point lies: what it comes to there, and another in its place, unless it goes on.
+    pub(super) async fn point(&self, point: &str, act: Act, fault: Fault) -> Effect {
         let role = if point == "after_xadd" { "serve" } else { "work" };
         let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
         slot.stop().await;
-        let armed = ("MILLRACE_FAULT", format!("{point}:{}", fault.pick % 12 + 1));
-        slot.start(&self.world, &Start { environment: vec![armed] })?;
-        let died = slot.dies(Duration::from_secs(10)).await;
-        slot.kill().await;
-        slot.start(&self.world, &Start::default())?;
-        Ok((died, slot.name.clone()))
+        slot.start(&self.world, &armed(point, fault.pick % 12 + 1, act))?;
+        let came = eventually(COMES, async || has_come(&mut slot, act)).await;
+        self.go_on_or_anew(&mut slot, act, fault).await?;
+        Ok((came, slot.name.clone()))
     }
 
-    /// A worker that is held still at a point of its way, until others have its shards; then it goes on with what it had.
-    pub(super) async fn stop(&self, point: &str, fault: Fault) -> Effect {
-        let Some(mut slot) = self.victim("work", fault.pick) else { return none() };
-        slot.stop().await;
-        let armed = ("MILLRACE_FAULT", format!("{point}:{}:stop", fault.pick % 12 + 1));
-        slot.start(&self.world, &Start { environment: vec![armed] })?;
-        let held = eventually(Duration::from_secs(10), async || slot.pid().is_some_and(is_stopped)).await;
-        if held {
+    /// Lets go on what is held still, once others have its shards. Else it ended, or would come to its point once nobody is
+    /// left who lets it go on.
+    async fn go_on_or_anew(&self, slot: &mut Slot, act: Act, fault: Fault) -> anyhow::Result<()> {
+        if act == Act::Stop && has_come(slot, act) {
             sleep(LEASE + Duration::from_millis(1_000 + fault.for_ms / 2)).await;
             slot.go_on();
-        } else {
-            // Else it would come there once nobody is left who lets it go on.
-            slot.kill().await;
-            slot.start(&self.world, &Start::default())?;
+            return Ok(());
         }
-        Ok((held, slot.name.clone()))
+        slot.kill().await;
+        slot.start(&self.world, &Start::default())
     }
 
-    /// A sink that is added, and workers in whose way a point lies when they start it: they die there, or are held still
-    /// for longer than a lease lasts.
+    /// A sink that is added, and workers in whose way a point lies when they start it.
     pub(super) async fn sink_start(&self, act: Act, fault: Fault) -> Effect {
         let mut slots = Vec::new();
         for slot in &self.world.workers {
@@ -95,40 +89,21 @@ impl Stage {
         if !self.world.add_sink().await? {
             return Ok((false, "the manifest with one more sink was not registered".to_owned()));
         }
-        let how = if act == Act::Stop { ":stop" } else { "" };
-        let armed = || Start { environment: vec![("MILLRACE_FAULT", format!("before_sink_started:1{how}"))] };
         // One comes later, and finds what the others have begun.
         let (late, early) = slots.split_at_mut(1);
         for slot in &mut *early {
-            slot.start(&self.world, &armed())?;
+            slot.start(&self.world, &armed("before_sink_started", 1, act))?;
         }
-        let mut struck = 0;
-        eventually(Duration::from_secs(10), async || {
-            for slot in &mut *early {
-                let there = match act {
-                    Act::Die => slot.dies(Duration::ZERO).await,
-                    Act::Stop => slot.pid().is_some_and(is_stopped),
-                };
-                struck += usize::from(there);
-            }
-            struck > 0
-        })
-        .await;
+        let came = eventually(COMES, async || early.iter_mut().any(|slot| has_come(slot, act))).await;
         for slot in late {
             slot.start(&self.world, &Start::default())?;
         }
-        if act == Act::Stop && struck > 0 {
-            sleep(LEASE + Duration::from_millis(1_000 + fault.for_ms / 2)).await;
-        }
+        let names: Vec<String> =
+            early.iter_mut().filter_map(|slot| has_come(slot, act).then(|| slot.name.clone())).collect();
         for slot in early {
-            if slot.pid().is_some_and(is_stopped) {
-                slot.go_on();
-            } else {
-                slot.kill().await;
-                slot.start(&self.world, &Start::default())?;
-            }
+            self.go_on_or_anew(slot, act, fault).await?;
         }
-        Ok((struck > 0, format!("{struck} of {} workers", slots.len())))
+        Ok((came, names.join(", ")))
     }
 
     /// A record to come of which every worker dies, or panics, while it decides it.
@@ -196,6 +171,25 @@ impl Stage {
             }
         }
         Ok((rolled > 0, format!("{rolled} processes rolled")))
+    }
+}
+
+/// A start of a process that comes to this when it passes a point for the n-th time.
+fn armed(point: &str, n: u64, act: Act) -> Start {
+    let act = match act {
+        Act::Die => "kill",
+        Act::Stop => "stop",
+        Act::Term => "term",
+    };
+    Start { environment: vec![("MILLRACE_FAULT", format!("{point}:{n}:{act}"))] }
+}
+
+/// Whether it has come to that.
+fn has_come(slot: &mut Slot, act: Act) -> bool {
+    match act {
+        Act::Die => slot.ended().is_some_and(|status| status.signal() == Some(9)),
+        Act::Stop => slot.pid().is_some_and(is_stopped),
+        Act::Term => slot.ended().is_some_and(|status| status.success()),
     }
 }
 

@@ -1,7 +1,12 @@
 //! A place for a `serve` or `work` process: started, signalled, ended, and started again.
 
 use std::{
-    fs, os::unix::process::ExitStatusExt as _, path::PathBuf, process::Stdio, sync::atomic::Ordering, time::Duration,
+    fs,
+    os::unix::process::ExitStatusExt as _,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    sync::atomic::Ordering,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -141,14 +146,8 @@ impl Slot {
         }
     }
 
-    /// Waits until it dies of signal 9 by itself, as at its fault point.
-    pub(crate) async fn dies(&mut self, patience: Duration) -> bool {
-        let Some(child) = &mut self.child else { return false };
-        let died = matches!(timeout(patience, child.wait()).await, Ok(Ok(status)) if status.signal() == Some(9));
-        if died {
-            self.child = None;
-            self.wanted = false;
-        }
-        died
+    /// With what it ended, by itself.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut()?.try_wait().ok()?
     }
 }
