@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{RwLock, Semaphore, watch};
 
 use crate::{
     config::{Place, Setup, process_name},
@@ -89,6 +89,7 @@ pub fn start(setup: Setup, tuning: &Tuning, lifecycle: &Lifecycle) {
         },
         vitals: lifecycle.vitals.clone(),
         permits: Semaphore::new(store::COMMITS as usize),
+        deciding: RwLock::default(),
     };
     lifecycle.spawn("own", process::own(Arc::new(context), lifecycle.clone()));
 }

@@ -59,36 +59,73 @@ impl Shard {
             let together =
                 if suspicious { 1 } else { rest.iter().take_while(|entry| entry.deliveries < SUSPICIOUS).count() };
             let batch: Vec<Entry> = rest.drain(..together).collect();
-            numbers = if suspicious { self.settle_noted(batch).await? } else { self.settle_batch(read(batch)).await? };
+            numbers = if suspicious {
+                self.settle_noted(batch).await?
+            } else {
+                let context = Arc::clone(&self.context);
+                let together = context.deciding.read().await;
+                let items = read(batch);
+                drop(together);
+                self.settle_batch(items, false).await?
+            };
         }
         Ok(numbers)
     }
 
-    /// Settles an entry that was delivered often: noted first, so that a worker that dies of it leaves its note.
+    /// Settles an entry that was delivered often: noted first, so that a worker that dies of it leaves its note. Nothing
+    /// else is decided here meanwhile, and the note does not stand while a server is waited for: it would be blamed for
+    /// what it did not do.
     async fn settle_noted(&mut self, batch: Vec<Entry>) -> Result<Numbers, Error> {
         let Some(entry) = batch.first() else { return Ok([0; 3]) };
-        let stream_id = entry.id.to_string();
-        let digest = Sha256::digest(&entry.payload);
-        let attempts = store::within(self.context.store.note_attempt(self.shard, &stream_id, &digest)).await?;
-        tracing::warn!(shard = self.shard, stream_id, attempts, "process.entry.suspicious");
-        let items = if attempts > ATTEMPTS {
-            let detail = format!("a worker ended {ATTEMPTS} times while it decided this entry");
-            batch.into_iter().map(|entry| condemn(entry, "crashed_worker", detail.clone())).collect()
-        } else {
-            read(batch)
-        };
-        let outcome = self.settle_batch(items).await;
-        store::within(self.context.store.withdraw_attempt(self.shard, &stream_id, outcome.is_ok())).await?;
-        outcome
+        let (context, stream_id, digest) =
+            (Arc::clone(&self.context), entry.id.to_string(), Sha256::digest(&entry.payload));
+        // Of the note that stands.
+        let mut noted = None;
+        let mut pause = Duration::ZERO;
+        loop {
+            let alone = context.deciding.write().await;
+            let attempts = match noted {
+                Some(attempts) => attempts,
+                None => store::within(context.store.note_attempt(self.shard, &stream_id, &digest)).await?,
+            };
+            tracing::warn!(shard = self.shard, stream_id, attempts, "process.entry.suspicious");
+            let items = if attempts > ATTEMPTS {
+                let detail = format!("a worker ended {ATTEMPTS} times while it decided this entry");
+                batch.iter().map(|entry| condemn(entry.clone(), "crashed_worker", detail.clone())).collect()
+            } else {
+                read(batch.clone())
+            };
+            let outcome = self.settle_batch(items, true).await;
+            let withdrawn =
+                store::within(context.store.withdraw_attempt(self.shard, &stream_id, outcome.is_ok())).await;
+            drop(alone);
+            noted = withdrawn.is_err().then_some(attempts);
+            match outcome {
+                Ok(numbers) => return withdrawn.map(|()| numbers).map_err(Error::from),
+                Err(error) if error.is_waited_for() => {
+                    if self.give_back.is_cancelled() {
+                        return Err(Error::GivenBack);
+                    }
+                    self.say_and_wait(&mut pause, &error).await;
+                    self.feed.forget();
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
-    async fn settle_batch(&mut self, items: Vec<Item>) -> Result<Numbers, Error> {
+    /// `alone`: nothing else is decided here meanwhile, and nothing is waited for.
+    async fn settle_batch(&mut self, items: Vec<Item>, alone: bool) -> Result<Numbers, Error> {
+        let context = Arc::clone(&self.context);
         let mut numbers = [0; 3];
         // Batches still to be committed, in order.
         let mut rest = VecDeque::from([items]);
         let mut pause = Duration::ZERO;
         while let Some(mut batch) = rest.pop_front() {
-            match store::within(self.commit(&batch)).await {
+            let together = if alone { None } else { Some(context.deciding.read().await) };
+            let committed = store::within(self.commit(&batch)).await;
+            drop(together);
+            match committed {
                 Ok(after) => {
                     numbers = after;
                     pause = Duration::ZERO;
@@ -120,9 +157,7 @@ impl Shard {
                     rest.push_front(batch);
                 }
                 // What is in hand is pending, and is taken over again once it is known where everything stands.
-                Err(Failure::Other(error @ (Error::Store(store::Error::Fenced) | Error::Elsewhere))) => {
-                    return Err(error);
-                }
+                Err(Failure::Other(error)) if alone || !error.is_waited_for() => return Err(error),
                 Err(Failure::Other(error)) => {
                     if self.give_back.is_cancelled() {
                         return Err(Error::GivenBack);

@@ -11,7 +11,7 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{RwLock, Semaphore, watch};
 
 use crate::{config::InForce, lifecycle::Vitals, publish::ActiveSink, store::Store, streams::Streams};
 
@@ -45,4 +45,6 @@ pub struct Context {
     pub vitals: Vitals,
     /// Held while a shard reads and commits: what waits for one grows into a larger batch.
     pub permits: Semaphore,
+    /// Held while entries are decided, alone for one that is noted: a worker that ends then ends of that one.
+    pub deciding: RwLock<()>,
 }

@@ -52,6 +52,13 @@ pub(super) enum Error {
     GivenBack,
 }
 
+impl Error {
+    /// Whether what is in hand is kept until it is over; else what is pending is taken over again, by whoever may.
+    pub(super) fn is_waited_for(&self) -> bool {
+        !matches!(self, Self::Store(store::Error::Fenced) | Self::Elsewhere | Self::GivenBack)
+    }
+}
+
 /// What to read next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Mode {

@@ -4,7 +4,7 @@ use millrace::domain::shard_of;
 use redis::AsyncCommands as _;
 use serde_json::{Value, json};
 
-use crate::harness::{Load, Pipeline, eventually, record};
+use crate::harness::{Load, Pipeline, PrivatePostgres, eventually, record, shared};
 
 /// Reason of the only dead letter of a record.
 async fn reason(pipeline: &Pipeline, id: &str) -> Option<String> {
@@ -92,6 +92,37 @@ async fn an_entry_of_which_workers_die_becomes_a_dead_letter_after_three_notes()
     assert_eq!(reason(&pipeline, "poison").await.as_deref(), Some("crashed_worker"));
     assert_eq!(pipeline.number("select count(*) from attempts").await, 0, "no note is left");
     pipeline.check_exactly_once(&load.ids).await;
+}
+
+#[tokio::test]
+async fn an_entry_that_waits_beside_one_of_which_workers_die_is_not_blamed() {
+    let postgres = PrivatePostgres::start().await;
+    let pipeline = Pipeline::on(&shared().await.redis, &postgres.url(), json!({"shards": 2})).await;
+    pipeline
+        .execute("do $$ begin execute format('alter database %I set lock_timeout = 100', current_database()); end $$")
+        .await;
+    let _serve = pipeline.serve().await;
+    let destination =
+        |shard| (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == shard).expect("a destination");
+    pipeline.send(&[record("poison", &destination(0)), record("innocent", &destination(1))]).await;
+    // It is decided and cannot be written, again and again; dead letters can.
+    let mut held = pipeline.sql.begin().await.unwrap();
+    sqlx::query("lock table records in share mode").execute(&mut *held).await.unwrap();
+    let mut deaths = 0;
+    while reason(&pipeline, "poison").await.is_none() {
+        assert!(deaths < 12, "it is a dead letter after three notes");
+        let mut worker = pipeline.work_with(&[("MILLRACE_FAULT_POISON", "poison:kill"), ("MILLRACE_LEASE_MS", "500")]);
+        eventually("the worker dies, or has condemned it", async || {
+            worker.has_ended() || reason(&pipeline, "poison").await.is_some()
+        })
+        .await;
+        deaths += 1;
+    }
+    held.rollback().await.unwrap();
+    let _work = pipeline.work();
+    pipeline.settled().await;
+    assert_eq!(reason(&pipeline, "innocent").await, None);
+    pipeline.check_exactly_once(&["innocent".to_owned()]).await;
 }
 
 #[tokio::test]
