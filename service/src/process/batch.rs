@@ -102,13 +102,7 @@ impl Shard {
             noted = withdrawn.is_err().then_some(attempts);
             match outcome {
                 Ok(numbers) => return withdrawn.map(|()| numbers).map_err(Error::from),
-                Err(error) if error.is_waited_for() => {
-                    if self.give_back.is_cancelled() {
-                        return Err(Error::GivenBack);
-                    }
-                    self.say_and_wait(&mut pause, &error).await;
-                    self.feed.forget();
-                }
+                Err(error) if error.is_waited_for() => self.outlast(&mut pause, &error).await?,
                 Err(error) => return Err(error),
             }
         }
@@ -159,17 +153,23 @@ impl Shard {
                 // What is in hand is pending, and is taken over again once it is known where everything stands.
                 Err(Failure::Other(error)) if alone || !error.is_waited_for() => return Err(error),
                 Err(Failure::Other(error)) => {
-                    if self.give_back.is_cancelled() {
-                        return Err(Error::GivenBack);
-                    }
                     rest.push_front(batch);
-                    self.say_and_wait(&mut pause, &error).await;
-                    // A reconnect empties the lanes' memory.
-                    self.feed.forget();
+                    self.outlast(&mut pause, &error).await?;
                 }
             }
         }
         Ok(numbers)
+    }
+
+    /// Keeps what is in hand while something is waited for, unless the shard is to be given back.
+    async fn outlast(&self, pause: &mut Duration, error: &Error) -> Result<(), Error> {
+        if self.give_back.is_cancelled() {
+            return Err(Error::GivenBack);
+        }
+        self.say_and_wait(pause, error).await;
+        // A reconnect empties the lanes' memory.
+        self.feed.forget();
+        Ok(())
     }
 
     /// Decides and writes a batch in one transaction.

@@ -22,9 +22,14 @@ async fn append(pipeline: &Pipeline, shard: u64, fields: &[(&str, &[u8])]) {
     let _: String = connection.xadd(pipeline.records(shard), "*", fields).await.unwrap();
 }
 
+/// A destination of a shard, of two.
+fn destination(shard: u16) -> String {
+    (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == shard).unwrap()
+}
+
 /// Twenty good records of one shard, in two halves.
 fn neighbours(shard: u16) -> (Vec<Value>, Vec<Value>, Vec<String>) {
-    let destination = (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == shard).unwrap();
+    let destination = destination(shard);
     let records: Vec<Value> = (0..20).map(|n| record(&format!("good-{n}"), &destination)).collect();
     let ids = (0..20).map(|n| format!("good-{n}")).collect();
     (records[..10].to_vec(), records[10..].to_vec(), ids)
@@ -35,8 +40,7 @@ async fn bad_entries_first_middle_and_last_of_a_batch_become_dead_letters() {
     let pipeline = Pipeline::new(json!({})).await;
     let _serve = pipeline.serve().await;
     let (first, second, ids) = neighbours(0);
-    let elsewhere = (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == 1).unwrap();
-    let stray = record("stray", &elsewhere).to_string();
+    let stray = record("stray", &destination(1)).to_string();
     append(&pipeline, 0, &[("record", b"\xff\xfe\0garbage"), ("receivedAt", b"never")]).await;
     append(&pipeline, 0, &[("record", stray.as_bytes())]).await;
     pipeline.send(&first).await;
@@ -102,8 +106,6 @@ async fn an_entry_that_waits_beside_one_of_which_workers_die_is_not_blamed() {
         .execute("do $$ begin execute format('alter database %I set lock_timeout = 100', current_database()); end $$")
         .await;
     let _serve = pipeline.serve().await;
-    let destination =
-        |shard| (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == shard).expect("a destination");
     pipeline.send(&[record("poison", &destination(0)), record("innocent", &destination(1))]).await;
     // It is decided and cannot be written, again and again; dead letters can.
     let mut held = pipeline.sql.begin().await.unwrap();

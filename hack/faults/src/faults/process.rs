@@ -56,14 +56,14 @@ impl Stage {
         slot.stop().await;
         slot.start(&self.world, &armed(point, fault.pick % 12 + 1, act))?;
         let came = eventually(COMES, async || has_come(&mut slot, act)).await;
-        self.go_on_or_anew(&mut slot, act, fault).await?;
+        self.go_on_or_anew(&mut slot, fault).await?;
         Ok((came, slot.name.clone()))
     }
 
     /// Lets go on what is held still, once others have its shards. Else it ended, or would come to its point once nobody is
     /// left who lets it go on.
-    async fn go_on_or_anew(&self, slot: &mut Slot, act: Act, fault: Fault) -> anyhow::Result<()> {
-        if act == Act::Stop && has_come(slot, act) {
+    async fn go_on_or_anew(&self, slot: &mut Slot, fault: Fault) -> anyhow::Result<()> {
+        if slot.pid().is_some_and(is_stopped) {
             sleep(LEASE + Duration::from_millis(1_000 + fault.for_ms / 2)).await;
             slot.go_on();
             return Ok(());
@@ -74,10 +74,7 @@ impl Stage {
 
     /// A sink that is added, and workers in whose way a point lies when they start it.
     pub(super) async fn sink_start(&self, act: Act, fault: Fault) -> Effect {
-        let mut slots = Vec::new();
-        for slot in &self.world.workers {
-            slots.push(slot.lock().await);
-        }
+        let mut slots = self.world.all_workers().await;
         slots.retain(|slot| slot.is_wanted());
         if slots.len() < 2 {
             return none();
@@ -94,24 +91,21 @@ impl Stage {
         for slot in &mut *early {
             slot.start(&self.world, &armed("before_sink_started", 1, act))?;
         }
-        let came = eventually(COMES, async || early.iter_mut().any(|slot| has_come(slot, act))).await;
+        eventually(COMES, async || early.iter_mut().any(|slot| has_come(slot, act))).await;
         for slot in late {
             slot.start(&self.world, &Start::default())?;
         }
         let names: Vec<String> =
             early.iter_mut().filter_map(|slot| has_come(slot, act).then(|| slot.name.clone())).collect();
         for slot in early {
-            self.go_on_or_anew(slot, act, fault).await?;
+            self.go_on_or_anew(slot, fault).await?;
         }
-        Ok((came, names.join(", ")))
+        Ok((!names.is_empty(), names.join(", ")))
     }
 
     /// A record to come of which every worker dies, or panics, while it decides it.
     pub(super) async fn poisoned_record(&self, pick: u64) -> Effect {
-        let mut slots = Vec::new();
-        for slot in &self.world.workers {
-            slots.push(slot.lock().await);
-        }
+        let mut slots = self.world.all_workers().await;
         let author = (pick % u64::from(CLIENTS)) as u16;
         let code = Code::new(author, self.load.history().count(author) + 150);
         self.load.history().poisoned.insert(code);

@@ -181,10 +181,7 @@ impl Stage {
     pub(super) async fn redis_trim(&self, pick: u64) -> Effect {
         let before = self.world.losses_said().await.unwrap_or_default();
         let redis = self.world.redis.lock().await;
-        let mut workers = Vec::new();
-        for slot in &self.world.workers {
-            workers.push(slot.lock().await);
-        }
+        let workers = self.world.all_workers().await;
         for slot in &workers {
             slot.signal(Signal::SIGSTOP);
         }

@@ -20,7 +20,11 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::{Value, json};
-use tokio::{process::Command, sync::Mutex, time::sleep};
+use tokio::{
+    process::Command,
+    sync::{Mutex, MutexGuard},
+    time::sleep,
+};
 
 use crate::load::{KEY, record};
 use postgres::Postgres;
@@ -253,6 +257,15 @@ impl World {
             }
         }
         Ok(changed)
+    }
+
+    /// The places of all workers, kept from every other fault.
+    pub(crate) async fn all_workers(&self) -> Vec<MutexGuard<'_, Slot>> {
+        let mut all = Vec::new();
+        for slot in &self.workers {
+            all.push(slot.lock().await);
+        }
+        all
     }
 
     /// What a serve process answers, past the proxies.
