@@ -22,7 +22,7 @@ pub(super) const RECORD_BYTES: usize = 16 * 1024;
 /// Most bytes of a JSON batch, and of what is passed over in search of a line's end.
 pub(super) const BATCH_BYTES: usize = 16 * 1024 * 1024;
 
-/// Most bytes of JSON batches that are held at the same time, in units. Each byte costs up to six while it is
+/// Most bytes of JSON batches that are held at the same time, in units. Each byte costs six to eight while it is
 /// appended: the largest there may be, beside small ones, is what a pod of 256 MiB bears.
 const ROOM_BYTES: usize = BATCH_BYTES / 4 * 5;
 const ROOM_UNIT: usize = 64 * 1024;

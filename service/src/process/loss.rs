@@ -53,9 +53,8 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
 /// Speaks the last word for a process that died without it; false: nobody knows how many entries it appended.
 async fn bury(context: &Context, shard: u16, by: &Appender, stood: i64, since: i64) -> Result<bool, Error> {
     let Some(dead_for) = by.dead_for else { return Ok(true) };
-    // Redis has counted what the process had no time to note, unless Redis has gone back since, or was emptied.
-    let was_there = stood >= by.acknowledged && since as f64 > dead_for + 1.0;
-    let kept = was_there && !context.streams.may_have_gone_back(dead_for).await?;
+    // Redis has counted what the process had no time to note, unless it was emptied or another server since.
+    let kept = stood >= by.acknowledged && since as f64 > dead_for + 1.0;
     context.store.bury_appender(&by.process, shard, stood, kept).await?;
     tracing::warn!(shard, process = by.process, entries = stood, accounted = kept, "process.appender.buried");
     Ok(kept)

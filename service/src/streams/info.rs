@@ -166,16 +166,6 @@ impl Streams {
         Ok(told.iter().flatten().find_map(|info| refuses_writes(info)))
     }
 
-    /// Whether a server may have lost what it confirmed within the last `seconds`: it was started since, or another may
-    /// have had its place.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn may_have_gone_back(&self, seconds: f64) -> Result<bool, Error> {
-        let told = infos(&self.queries().await?, &["server", "replication", "cluster"]).await?;
-        Ok(told.iter().any(|info| info.as_ref().is_none_or(|info| went_back_maybe(info, seconds))))
-    }
-
     /// What the servers promise.
     ///
     /// # Errors
@@ -224,14 +214,6 @@ async fn infos(queries: &Queries, sections: &[&str]) -> Result<Vec<Option<String
 
 fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
-}
-
-/// Whether `INFO` leaves it possible that the server went back within the last `seconds`.
-fn went_back_maybe(info: &str, seconds: f64) -> bool {
-    let up: Option<f64> = field(info, "uptime_in_seconds").and_then(|text| text.parse().ok());
-    let alone = field(info, "connected_slaves") == Some("0") && field(info, "second_repl_offset") == Some("-1");
-    // A second on either side: it is told in whole ones.
-    !alone || field(info, "cluster_enabled") != Some("0") || up.is_none_or(|up| up < seconds + 2.0)
 }
 
 /// What `INFO` says against writing.

@@ -11,8 +11,8 @@ pub fn records(pipeline: &str, shard: u16) -> String {
 
 /// What stands beside a records stream: `pipeline` (id), `epoch`, `token`, the highest committed numbers `records`,
 /// `deadLetters`, `conflicts`, the count `duplicates`, per serve process `by:<process>`, how many entries it ever appended,
-/// `credit`, how many more are settled than that, `lostAtMost`, and `since`, the second in which an owner first saw this
-/// key.
+/// `credit`, how many more are settled than that, `lostAtMost`, and `server`, by which names it was seen last, in the
+/// second `since` first.
 #[must_use]
 pub fn fence(pipeline: &str, shard: u16) -> String {
     format!("{{{pipeline}.{shard}}}:fence")

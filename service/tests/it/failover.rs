@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Load, ManyRedis, Pipeline, check_stream, eventually, record};
+use crate::harness::{Load, ManyRedis, Pipeline, check_stream, eventually, obtain, record};
 
 /// What clients were told.
 #[derive(Debug, Default)]
@@ -166,6 +166,40 @@ async fn loses_what_is_counted(redis: &ManyRedis) {
     assert_eq!(stored.len(), 75);
     check_stream(&pipeline.sink_entries("notifications").await, &stored);
     pipeline.verify().await;
+}
+
+/// What a serve process appended that died is known where its server has replicas, until one of them took its place.
+async fn knows_what_the_dead_appended(redis: &ManyRedis) {
+    let pipeline = Pipeline::on_many(redis, json!({"shards": 1})).await;
+    let (mut serve, work) = (pipeline.serve().await, pipeline.work());
+    for (dead, accounted) in [true, false].into_iter().enumerate() {
+        pipeline.send(&Load::new(&format!("of-{dead}"), 40).records).await;
+        pipeline.settled().await;
+        pipeline.stood_for_long(0).await;
+        serve.kill();
+        if !accounted {
+            redis.change_over(&pipeline.records(0)).await;
+        }
+        let buried =
+            obtain("its last word is spoken", async || work.said("process.appender.buried").get(dead).cloned());
+        assert_eq!(buried.await["accounted"], accounted);
+        eventually("that is said", async || {
+            let shards = pipeline.redis::<Option<String>>(&["HGET", &pipeline.fence(0), "lostAtMost"]).await;
+            shards.as_deref() == Some(if accounted { "0" } else { "" })
+        })
+        .await;
+        serve = pipeline.serve().await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_dead_appended_is_known_unless_a_cluster_failed_over() {
+    knows_what_the_dead_appended(&ManyRedis::cluster().await).await;
+}
+
+#[tokio::test]
+async fn what_the_dead_appended_is_known_unless_sentinels_failed_over() {
+    knows_what_the_dead_appended(&ManyRedis::sentinels().await).await;
 }
 
 #[tokio::test]

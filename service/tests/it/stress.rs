@@ -224,7 +224,8 @@ async fn large_batches_at_once_are_taken_or_put_off_in_bounded_memory() {
     let put_off: usize = sending.await.into_iter().sum();
     let peak = mebibytes(&serve, "VmHWM:");
     println!("{put_off} put off; serve {before} MiB before, at most {peak} MiB meanwhile");
-    assert!(put_off > 0 && peak < before + 160, "{put_off} put off; serve grew from {before} to {peak} MiB");
+    // What a pod of 256 MiB bears; all eight at once would be some 700.
+    assert!(put_off > 0 && peak < 256, "{put_off} put off; serve grew from {before} to {peak} MiB");
     let ids: Vec<String> = (0..8).flat_map(|client| (0..1_900).map(move |n| format!("c{client}-{n}"))).collect();
     pipeline.settled().await;
     pipeline.check_exactly_once(&ids).await;

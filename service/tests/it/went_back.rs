@@ -232,14 +232,7 @@ async fn of_a_serve_process_that_died_the_last_word_is_spoken_unless_redis_went_
     let mut redis = PrivateRedis::start(&[]).await;
     let (pipeline, mut serve, mut work) = one_shard(&redis.url(), &shared().await.postgres).await;
     pipeline.send(&Load::new("before", 40).records).await;
-    eventually("Redis runs for longer than it takes to call a process dead", async || {
-        let info: String = pipeline.redis(&["INFO", "server"]).await;
-        let up = info.lines().find_map(|line| line.strip_prefix("uptime_in_seconds:"));
-        up.is_some_and(|up| up.trim().parse::<u32>().unwrap() >= 4)
-    })
-    .await;
-    // As does what stands there.
-    let _: i64 = pipeline.redis(&["HSET", &pipeline.fence(0), "since", "1"]).await;
+    pipeline.stood_for_long(0).await;
     serve.kill();
     let buried = work.says("process.appender.buried").await;
     assert_eq!(buried["accounted"], Value::Bool(true));

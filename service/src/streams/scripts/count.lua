@@ -5,9 +5,15 @@
 -- that is not known], how many of the missing and settled nobody counted}.
 local stop = fenced()
 if stop then return stop end
--- What is not here is not known to have been here before.
 local now, settled = tonumber(redis.call('TIME')[1]), tonumber(ARGV[5])
-redis.call('HSETNX', KEYS[1], 'since', now)
+-- What is not here is not known to have been here before; and of what is, a server that was started anew, or took the place
+-- of another, may have forgotten the newest. It has a new name then, as one that does not tell has none.
+local told = redis.pcall('INFO', 'server', 'replication')
+local info = type(told) == 'string' and told or ''
+local server = (string.match(info, 'run_id:(%x+)') or '') .. ':' .. (string.match(info, 'master_replid:(%x+)') or '')
+local seen = redis.call('HMGET', KEYS[1], 'server', 'since')
+local since = seen[1] == server and #server > 1 and tonumber(seen[2]) or now
+if since == now then redis.call('HSET', KEYS[1], 'server', server, 'since', now) end
 local back, stood, known, strangers = 0, {}, {}, {}
 for i = 6, #ARGV, 2 do
   local field, least = 'by:' .. ARGV[i], tonumber(ARGV[i + 1])
@@ -39,4 +45,4 @@ if settled > appended + credit then
 end
 local present = redis.call('XLEN', KEYS[2])
 return {'ok', appended + credit - present - settled, present, back, stood,
-  redis.call('HGET', KEYS[1], 'lostAtMost'), now - tonumber(redis.call('HGET', KEYS[1], 'since')), strangers, credit}
+  redis.call('HGET', KEYS[1], 'lostAtMost'), now - since, strangers, credit}

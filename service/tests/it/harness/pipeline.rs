@@ -180,6 +180,14 @@ impl Pipeline {
         format!("{{{}.{shard}}}:fence", self.name)
     }
 
+    /// Sees to it that an owner takes what stands beside a shard's stream for older than it is, on the server that has it.
+    pub(crate) async fn stood_for_long(&self, shard: u64) {
+        let fence = self.fence(shard);
+        eventually("an owner has seen its server", async || self.redis::<bool>(&["HEXISTS", &fence, "server"]).await)
+            .await;
+        let _: i64 = self.redis(&["HSET", &fence, "since", "1"]).await;
+    }
+
     /// A stream of this pipeline's by its last name, such as that of the sink `notifications`.
     pub(crate) fn stream(&self, sink: &str) -> String {
         format!("{}.{sink}", self.name)
