@@ -115,6 +115,8 @@ async fn under_load(pipeline: &Pipeline, name: &str, strike: impl AsyncFnOnce(&s
 async fn is_followed(redis: &mut ManyRedis) {
     let pipeline = Pipeline::on_many(redis, json!({"shards": 6})).await;
     let (_serve, work) = (pipeline.serve().await, pipeline.work());
+    // Or the first would be followed by another before it was found.
+    work.ready().await;
     under_load(&pipeline, "ordered", async |key| redis.change_over(key).await).await;
     let stood = redis.primary_of(&pipeline.records(0)).await;
     under_load(&pipeline, "stood", async |key| {
