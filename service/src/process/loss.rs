@@ -56,6 +56,9 @@ async fn bury(context: &Context, shard: u16, by: &Appender, stood: i64, since: i
     // Redis has counted what the process had no time to note, unless it was emptied or another server since.
     let kept = stood >= by.acknowledged && since as f64 > dead_for + 1.0;
     context.store.bury_appender(&by.process, shard, stood, kept).await?;
+    if !kept {
+        metrics::counter!(names::UNACCOUNTED, "shard" => shard.to_string()).increment(1);
+    }
     tracing::warn!(shard, process = by.process, entries = stood, accounted = kept, "process.appender.buried");
     Ok(kept)
 }

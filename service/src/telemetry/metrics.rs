@@ -41,6 +41,9 @@ pub const ALERTS: &str = "millrace_alerts_total";
 pub const REDELIVERED: &str = "millrace_redelivered_total";
 /// Counter by `shard`: entries that were gone before they were applied. Above zero is an alarm.
 pub const LOST: &str = "millrace_lost_entries_total";
+/// Counter by `shard`: serve processes that died, and nobody knows of how many entries they appended. Above zero losses may
+/// be hidden.
+pub const UNACCOUNTED: &str = "millrace_unaccounted_appenders_total";
 /// Counter by `shard`: how often a stream or its group was gone. Above zero is an alarm.
 pub const VANISHED: &str = "millrace_streams_vanished_total";
 /// Counter by `shard`: how often Postgres was found behind what was acknowledged or published. Above zero is an alarm.
@@ -140,6 +143,10 @@ fn describe() {
     describe_counter!(ALERTS, "Records above their threshold");
     describe_counter!(REDELIVERED, "Entries delivered again after they were applied; they change nothing");
     describe_counter!(LOST, "Entries that were gone before they were applied, by shard; above zero is an alarm");
+    describe_counter!(
+        UNACCOUNTED,
+        "Serve processes that died, and nobody knows how many entries they appended, by shard; above zero losses may be hidden"
+    );
     describe_counter!(LEASE_CHANGES, "Shards that changed owner, by change");
     describe_gauge!(SHARDS_OWNED, "Shards that this worker owns");
     describe_gauge!(LANE_LAG, "Outcomes that are committed and not published yet, by shard and sink");

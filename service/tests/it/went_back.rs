@@ -249,6 +249,8 @@ async fn of_a_serve_process_that_died_the_last_word_is_spoken_unless_redis_went_
     let work = pipeline.work();
     let buried = work.says("process.appender.buried").await;
     assert_eq!(buried["accounted"], Value::Bool(false));
+    let metrics = work.text("/metrics").await;
+    assert!(metrics.contains("millrace_unaccounted_appenders_total{shard=\"0\"} 1\n"), "{metrics}");
     let _serve = pipeline.serve().await;
     lost(&pipeline, pipeline.number("select lost from shards").await, None).await;
 }
