@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Load, ManyRedis, Pipeline, check_stream, eventually, obtain, record};
+use crate::harness::{Load, ManyRedis, Pipeline, check_stream, eventually, lost, obtain, record};
 
 /// What clients were told.
 #[derive(Debug, Default)]
@@ -185,12 +185,8 @@ async fn knows_what_the_dead_appended(redis: &ManyRedis) {
         let buried =
             obtain("its last word is spoken", async || work.said("process.appender.buried").get(dead).cloned());
         assert_eq!(buried.await["accounted"], accounted);
-        eventually("that is said", async || {
-            let shards = pipeline.redis::<Option<String>>(&["HGET", &pipeline.fence(0), "lostAtMost"]).await;
-            shards.as_deref() == Some(if accounted { "0" } else { "" })
-        })
-        .await;
         serve = pipeline.serve().await;
+        lost(&pipeline, 0, accounted.then_some(0)).await;
     }
 }
 

@@ -5,21 +5,9 @@ use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Load, Pipeline, PrivatePostgres, PrivateRedis, Process, eventually, record, shared};
-
-/// What `/stats` says was lost, at least and at most.
-async fn told(pipeline: &Pipeline) -> (i64, Option<i64>) {
-    let stats = pipeline.get("/stats").await;
-    (stats["lost"].as_i64().unwrap(), stats["lostAtMost"].as_i64())
-}
-
-/// Waits until `/stats` says that so many were lost, at least and at most.
-async fn lost(pipeline: &Pipeline, least: i64, most: Option<i64>) {
-    eventually(&format!("at least {least} and at most {most:?} are said to be lost"), async || {
-        told(pipeline).await == (least, most)
-    })
-    .await;
-}
+use crate::harness::{
+    Load, Pipeline, PrivatePostgres, PrivateRedis, Process, eventually, lost, record, shared, told_lost,
+};
 
 /// The ids of a sink's entries, in order.
 async fn ids(pipeline: &Pipeline, sink: &str) -> Vec<String> {
@@ -222,7 +210,7 @@ async fn what_a_redis_forgot_of_its_newest_entries_is_counted() {
     // The first of them may have gone out by a connection that was broken by then: nobody knows of those.
     eventually("as many are lost, and maybe those that nobody knows of", async || {
         let unknown = pipeline.number("select sum(unknown)::bigint from appends").await;
-        told(&pipeline).await == (gone, Some(gone + unknown))
+        told_lost(&pipeline).await == (gone, Some(gone + unknown))
     })
     .await;
 }

@@ -167,3 +167,17 @@ pub(crate) fn check_stream(entries: &[SinkEntry], expected: &[String]) {
     assert!(lost.is_empty(), "never published: {lost:?}");
     assert_eq!(seen.len(), expected.len(), "nothing else was published");
 }
+
+/// What `/stats` says was lost, at least and at most.
+pub(crate) async fn told_lost(pipeline: &Pipeline) -> (i64, Option<i64>) {
+    let stats = pipeline.get("/stats").await;
+    (stats["lost"].as_i64().unwrap(), stats["lostAtMost"].as_i64())
+}
+
+/// Waits until `/stats` says that so many were lost, at least and at most.
+pub(crate) async fn lost(pipeline: &Pipeline, least: i64, most: Option<i64>) {
+    eventually(&format!("at least {least} and at most {most:?} are said to be lost"), async || {
+        told_lost(pipeline).await == (least, most)
+    })
+    .await;
+}

@@ -11,7 +11,7 @@ mod way;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use checks::{SinkEntry, check_stream};
+pub(crate) use checks::{SinkEntry, check_stream, lost, told_lost};
 pub(crate) use failover::ManyRedis;
 pub(crate) use http::{Answer, answer};
 pub(crate) use pipeline::{KEY, LEASE_MS, Pipeline, sink};
