@@ -3,6 +3,7 @@
 //! Requests are cut at fixed row numbers, so that a file that grew can be sent again under the same key and what was
 //! there before gets the same ids. Values stay the text they were: no number passes through a float.
 
+mod answer;
 mod client;
 mod generate;
 mod report;

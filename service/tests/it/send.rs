@@ -72,10 +72,19 @@ async fn serve(mut stream: TcpStream, (status, headers, body): Reply) -> Request
         assert!(stream.read_buf(&mut bytes).await.unwrap() > 0, "its body");
     }
     let lines = bytes[head..].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    let ids = lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()["recordId"].as_str().unwrap().to_owned());
+    // A placeholder has no id.
+    let ids =
+        lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()["recordId"].as_str().unwrap_or("").to_owned());
     let (ids, body) = (ids.collect(), body.to_string());
-    let answer =
-        format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n{body}", body.len());
+    let media_type = match status.starts_with('2') {
+        _ if headers.contains("content-type") => "",
+        true => "content-type: application/json\r\n",
+        false => "content-type: application/problem+json\r\n",
+    };
+    let length = body.len();
+    let answer = format!(
+        "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n{media_type}{headers}\r\n{body}"
+    );
     stream.write_all(answer.as_bytes()).await.unwrap();
     Request { at, ids }
 }
@@ -182,4 +191,87 @@ async fn a_send_to_nobody_says_that_nobody_answered() {
     let attempts = summary.lines().find_map(|line| line.strip_suffix(" attempts, none answered")).expect("attempts");
     assert!(attempts.parse::<u64>().unwrap() >= 2, "{summary}");
     assert!(said(&output).contains("gave up: 3 rows are not known to be accepted"), "{}", said(&output));
+}
+
+#[tokio::test]
+async fn an_answer_of_something_else_is_never_counted_as_accepted() {
+    const HTML: &str = "content-type: text/html\r\n";
+    let replies: [fn(usize) -> Reply; 9] = [
+        |_| ("200 OK", "", json!({})),
+        |_| ("202 Accepted", "", json!({"status": "ok"})),
+        |_| ("202 Accepted", HTML, json!("<html>please log in</html>")),
+        |_| ("302 Found", "location: /200/other\r\n", json!({})),
+        |_| ("401 Unauthorized", HTML, json!("<html>")),
+        |_| ("425 Too Early", HTML, json!("<html>")),
+        |_| ("507 Insufficient Storage", HTML, json!("<html>")),
+        |_| ("521 Web Server Is Down", HTML, json!("<html>")),
+        |_| ("422 Unprocessable Entity", "", json!({"title": "of another service"})),
+    ];
+    for reply in replies {
+        let (status, headers, body) = reply(0);
+        let service = Service::start(reply).await;
+        let output = send(&service.url, &["--json"]).await;
+        assert_eq!(output.status.code(), Some(1), "{status} {body}");
+        let summary = summary(&output);
+        assert_eq!((&summary["accepted"], &summary["rejected"]), (&0.into(), &0.into()), "{status} {body}");
+        let shown =
+            if headers.contains("location") { "/200/other".to_owned() } else { body.to_string().replace('"', "\\\"") };
+        for part in [&service.url, &status[..3], "no answer of Millrace", &shown] {
+            assert!(said(&output).contains(part), "{part}: {}", said(&output));
+        }
+        assert_eq!(service.requests().await.len(), 1, "{status}: it stops at once");
+    }
+}
+
+#[tokio::test]
+async fn a_problem_that_is_no_fault_of_the_rows_stops_the_send() {
+    let service = Service::start(|_| {
+        ("403 Forbidden", "", json!({"code": "insufficient_scope", "detail": "needs ingest", "retryable": false}))
+    })
+    .await;
+    let output = send(&service.url, &["--json"]).await;
+    assert_eq!(summary(&output)["rejected"], 0);
+    assert!(said(&output).contains("insufficient_scope: needs ingest"), "{}", said(&output));
+}
+
+/// Takes the records one by one, behind a proxy that refused the three together.
+fn behind_a_proxy(n: usize) -> Reply {
+    match n {
+        0 => ("413 Payload Too Large", "content-type: text/html\r\n", json!("<html>413</html>")),
+        _ => ("202 Accepted", "", json!({"accepted": 1, "rejected": 0, "errors": []})),
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_a_proxy_finds_too_large_is_sent_in_parts() {
+    let service = Service::start(behind_a_proxy).await;
+    let output = send(&service.url, &["--json"]).await;
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("a proxy refuses requests of"), "{}", said(&output));
+    let requests = service.requests().await;
+    let ids: Vec<_> = requests.iter().map(|request| request.ids.join(" ")).collect();
+    assert_eq!(ids, ["r-0 r-1 r-2", "r-0", "r-1", "r-2"]);
+    let refused = Service::start(|_| behind_a_proxy(0)).await;
+    let output = send(&refused.url, &["--json"]).await;
+    assert!(said(&output).contains("that holds one row: raise its limit"), "{}", said(&output));
+    assert_eq!(summary(&output)["rejected"], 0);
+}
+
+#[tokio::test]
+async fn a_row_keeps_its_index_when_a_keyed_request_is_sent_in_parts() {
+    let service = Service::start(|n| match n {
+        0 | 1 => behind_a_proxy(n),
+        _ => {
+            let errors: Vec<_> =
+                (0..n - 1).map(|index| json!({"index": index, "code": "wrong_type", "retryable": false})).collect();
+            ("202 Accepted", "", json!({"accepted": 1, "rejected": n - 1, "errors": errors}))
+        }
+    })
+    .await;
+    let output = send(&service.url, &["--json", "--idempotency-key", "k"]).await;
+    assert!(output.status.success(), "{}", said(&output));
+    let requests = service.requests().await;
+    let ids: Vec<_> = requests.iter().map(|request| request.ids.join(",")).collect();
+    // Ids are derived from the index in the request: a placeholder stands for each row that is not in this part.
+    assert_eq!(ids, ["r-0,r-1,r-2", "r-0", ",r-1", ",,r-2"]);
 }

@@ -1,17 +1,25 @@
 //! Delivering one request's rows: again and again until each is accepted, refused for good, or time is up.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
-use reqwest::{StatusCode, header};
-use serde::Deserialize;
+use reqwest::header;
 use tokio::time::Instant;
 
-use super::{Args, Batch};
+use super::{
+    Args, Batch,
+    answer::{Answer, Foreign, ItemError, Response},
+};
 
 /// First pause before a repetition; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Stands in a request for a row that is not sent with it, so that the rows behind it keep their index. It is no record: the
+/// service refuses it.
+const PLACEHOLDER: &[u8] = b"null";
 
 /// Sends batches to one pipeline.
 #[derive(Debug)]
@@ -21,6 +29,8 @@ pub(super) struct Client {
     authorization: Option<header::HeaderValue>,
     idempotency_key: Option<String>,
     give_up_after: Duration,
+    /// Most bytes of a request's body: what a proxy refused is sent in smaller parts.
+    most_bytes: AtomicUsize,
 }
 
 /// What became of a batch.
@@ -36,6 +46,8 @@ pub(super) struct Outcome {
     /// Time of each request that was answered.
     pub(super) times: Vec<Duration>,
     pub(super) repetitions: u64,
+    /// Size in bytes of a request that a proxy refused as too large, and that was sent in parts.
+    pub(super) refused_bytes: Option<usize>,
 }
 
 /// A row that was refused for good.
@@ -51,27 +63,24 @@ pub(super) struct Rejected {
     pub(super) detail: String,
 }
 
-/// An answer: of a batch that was taken in part or whole, or a problem.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Answer {
-    errors: Vec<ItemError>,
-    next_index: Option<usize>,
-    code: String,
-    detail: String,
+/// One request: rows of a batch that are sent together.
+#[derive(Debug)]
+struct Part {
+    /// The row of the batch in each line; `None`: a placeholder.
+    lines: Vec<Option<usize>>,
+    rows: usize,
+    body: Vec<u8>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ItemError {
-    index: usize,
-    record_id: Option<String>,
-    code: String,
-    #[serde(default)]
-    retryable: bool,
-    pointer: Option<String>,
-    #[serde(default)]
-    detail: String,
+/// What an answer means for the rows of its request.
+#[derive(Debug)]
+enum Verdict {
+    /// Each has its outcome.
+    Concluded,
+    /// Some have none yet: send those again, after a pause.
+    Again { reason: String, retry_after: Option<Duration> },
+    /// Send again in smaller parts.
+    Smaller,
 }
 
 impl Client {
@@ -93,6 +102,8 @@ impl Client {
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(5))
             .timeout(Duration::from_secs(60))
+            // A redirected POST becomes a GET, whose answer says nothing about the rows.
+            .redirect(reqwest::redirect::Policy::none())
             .build()
             .context("cannot make an HTTP client")?;
         Ok(Self {
@@ -101,41 +112,37 @@ impl Client {
             authorization,
             idempotency_key: args.idempotency_key.clone(),
             give_up_after: Duration::from_secs(args.give_up_after),
+            most_bytes: AtomicUsize::new(usize::MAX),
         })
     }
 
     /// Delivers a batch.
     ///
     /// # Errors
-    /// What makes going on pointless: no access, or an answer that is none of this service.
+    /// Why no row of any batch can be delivered: no access, or an answer of something that is not the service.
     pub(super) async fn deliver(&self, batch: Batch) -> anyhow::Result<Outcome> {
         let mut outcome = Outcome { rows: batch.rows.len() as u64, ..Outcome::default() };
         // Indexes of rows whose outcome is open.
         let mut open: Vec<usize> = (0..batch.rows.len()).collect();
         let (mut pause, mut failing_since) = (FIRST_PAUSE, None);
-        loop {
-            // Derived ids hang on the index in the request: under a key it is repeated whole.
-            let sent: Vec<usize> =
-                if self.idempotency_key.is_some() { (0..batch.rows.len()).collect() } else { open.clone() };
-            let began = Instant::now();
+        while !open.is_empty() {
+            let part = self.part(&batch, &open);
+            let (began, before) = (Instant::now(), open.len());
             outcome.requests += 1;
-            let (reason, retry_after) = match self.post(&batch, &sent).await {
-                Ok((status, retry_after, answer)) => {
+            let verdict = match self.post(&batch, &part).await {
+                Ok(response) => {
                     outcome.times.push(began.elapsed());
-                    let before = open.len();
-                    settle(&batch, &sent, &mut open, status, answer.as_ref(), &mut outcome)?;
-                    if open.len() < before {
-                        (pause, failing_since) = (FIRST_PAUSE, None);
-                    }
-                    let said = answer.filter(|answer| !answer.code.is_empty());
-                    let said = said.map_or_else(String::new, |answer| format!(" {}: {}", answer.code, answer.detail));
-                    (format!("{status}{said}"), retry_after)
+                    self.judge(&batch, &part, &response, &mut open, &mut outcome)?
                 }
-                Err(error) => (format!("{:#}", anyhow::Error::from(error.without_url())), None),
+                Err(error) => {
+                    let reason = format!("{:#}", anyhow::Error::from(error.without_url()));
+                    Verdict::Again { reason, retry_after: None }
+                }
             };
-            if open.is_empty() {
-                return Ok(outcome);
+            if open.len() < before {
+                (pause, failing_since) = (FIRST_PAUSE, None);
             }
+            let Verdict::Again { reason, retry_after } = verdict else { continue };
             let wait = retry_after.unwrap_or_default().max(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0));
             let since = *failing_since.get_or_insert(began);
             if since.elapsed() + wait > self.give_up_after {
@@ -147,19 +154,32 @@ impl Client {
             tokio::time::sleep(wait).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+        Ok(outcome)
     }
 
-    async fn post(
-        &self,
-        batch: &Batch,
-        sent: &[usize],
-    ) -> Result<(StatusCode, Option<Duration>, Option<Answer>), reqwest::Error> {
-        let mut body = Vec::with_capacity(sent.iter().map(|index| batch.rows[*index].line.len() + 1).sum());
-        for index in sent {
-            body.extend_from_slice(&batch.rows[*index].line);
-            body.push(b'\n');
+    /// The next request: as many open rows as its size allows, at least one. Derived ids depend on the index in the
+    /// request: under a key each row keeps its own.
+    fn part(&self, batch: &Batch, open: &[usize]) -> Part {
+        let most_bytes = self.most_bytes.load(Ordering::Relaxed);
+        let mut part = Part { lines: Vec::new(), rows: 0, body: Vec::new() };
+        for &index in open {
+            let line = &batch.rows[index].line;
+            let gap = if self.idempotency_key.is_some() { index - part.lines.len() } else { 0 };
+            let added = gap * (PLACEHOLDER.len() + 1) + line.len() + 1;
+            if part.rows > 0 && part.body.len() + added > most_bytes {
+                break;
+            }
+            for _ in 0..gap {
+                part.push(None, PLACEHOLDER);
+            }
+            part.push(Some(index), line);
         }
-        let mut request = self.http.post(&self.url).header(header::CONTENT_TYPE, "application/x-ndjson").body(body);
+        part
+    }
+
+    async fn post(&self, batch: &Batch, part: &Part) -> Result<Response, reqwest::Error> {
+        let mut request =
+            self.http.post(&self.url).header(header::CONTENT_TYPE, "application/x-ndjson").body(part.body.clone());
         if let Some(value) = &self.authorization {
             request = request.header(header::AUTHORIZATION, value.clone());
         }
@@ -167,58 +187,97 @@ impl Client {
             request = request.header("Idempotency-Key", format!("{key}-{}", batch.first_row));
         }
         let response = request.send().await?;
-        let status = response.status();
-        let retry_after = response
-            .headers()
-            .get(header::RETRY_AFTER)
-            .and_then(|value| value.to_str().ok()?.parse().ok())
-            .map(Duration::from_secs);
-        let body = response.bytes().await?;
-        Ok((status, retry_after, serde_json::from_slice(&body).ok()))
+        let (status, headers) = (response.status(), response.headers().clone());
+        Ok(Response { status, headers, body: response.bytes().await?.to_vec() })
+    }
+
+    /// What an answer means; takes out of `open` the rows that have their outcome.
+    fn judge(
+        &self,
+        batch: &Batch,
+        part: &Part,
+        response: &Response,
+        open: &mut Vec<usize>,
+        outcome: &mut Outcome,
+    ) -> anyhow::Result<Verdict> {
+        let (url, retry_after) = (&self.url, response.retry_after());
+        let before = open.len();
+        let reason = match response.read(part.lines.len()) {
+            Answer::Report(report) => {
+                let read = report.next_index.unwrap_or(part.lines.len());
+                part.conclude(batch, &report.errors, read, open, outcome);
+                response.status.to_string()
+            }
+            Answer::Problem(problem) => {
+                let (status, errors) = (response.status, &problem.errors);
+                part.conclude(batch, errors, 0, open, outcome);
+                if open.len() == before && !problem.retryable {
+                    bail!("{url} answered {status}, {problem}");
+                }
+                format!("{status} {problem}")
+            }
+            Answer::Foreign(foreign) if foreign.is_too_large() => return self.shrink(part, &foreign, outcome),
+            Answer::Foreign(foreign) if foreign.may_pass() => format!("{url} answered {foreign}"),
+            Answer::Foreign(foreign) => bail!(
+                "{url} answered {foreign}; look whether --url is right and whether a proxy is in between. Rows whose \
+                 outcome is open can be sent again: ids make it safe"
+            ),
+        };
+        let is_concluded = before - open.len() == part.rows;
+        Ok(if is_concluded { Verdict::Concluded } else { Verdict::Again { reason, retry_after } })
+    }
+
+    /// A proxy refused a request for its size: smaller ones from now on.
+    fn shrink(&self, part: &Part, foreign: &Foreign, outcome: &mut Outcome) -> anyhow::Result<Verdict> {
+        let (url, bytes) = (&self.url, part.body.len());
+        if part.rows == 1 {
+            bail!(
+                "{url} answered {foreign}; a proxy in between refuses a request of {bytes} bytes that holds one row: raise \
+                 its limit for bodies (nginx: client_max_body_size)"
+            );
+        }
+        self.most_bytes.fetch_min(bytes / 2, Ordering::Relaxed);
+        outcome.refused_bytes = Some(bytes);
+        Ok(Verdict::Smaller)
     }
 }
 
-/// Takes out of `open` what an answer settles.
-fn settle(
-    batch: &Batch,
-    sent: &[usize],
-    open: &mut Vec<usize>,
-    status: StatusCode,
-    answer: Option<&Answer>,
-    outcome: &mut Outcome,
-) -> anyhow::Result<()> {
-    let is_retryable =
-        matches!(status.as_u16(), 408 | 429 | 502 | 503 | 504) || (status.is_success() && answer.is_none());
-    if matches!(status.as_u16(), 401 | 403 | 404 | 405 | 500) {
-        let detail = answer.map_or("", |answer| &answer.detail);
-        bail!("the service answered {status}{}{detail}", if detail.is_empty() { "" } else { ": " });
+impl Part {
+    fn push(&mut self, row: Option<usize>, line: &[u8]) {
+        self.lines.push(row);
+        self.rows += usize::from(row.is_some());
+        self.body.extend_from_slice(line);
+        self.body.push(b'\n');
     }
-    let errors = answer.map_or(&[][..], |answer| &answer.errors);
-    let unread_from = answer.and_then(|answer| answer.next_index).unwrap_or(sent.len());
-    for (position, index) in sent.iter().enumerate() {
-        let Some(place) = open.iter().position(|candidate| candidate == index) else { continue };
-        let row = batch.rows[*index].number;
-        let error = errors.iter().find(|error| error.index == position);
-        match (error, answer) {
-            (Some(error), _) if error.retryable => continue,
-            (Some(error), _) => outcome.rejected.push(Rejected {
-                row,
-                record_id: error.record_id.clone(),
-                code: error.code.clone(),
-                pointer: error.pointer.clone(),
-                detail: error.detail.clone(),
-            }),
-            (None, _) if is_retryable || position >= unread_from => continue,
-            (None, _) if status.is_success() => outcome.accepted += 1,
-            (None, answer) => outcome.rejected.push(Rejected {
-                row,
-                record_id: None,
-                code: answer.map_or_else(|| status.to_string(), |answer| answer.code.clone()),
-                pointer: None,
-                detail: answer.map_or_else(String::new, |answer| answer.detail.clone()),
-            }),
+
+    /// Notes what became of the rows: those with an error that is final are rejected, those without one among the first
+    /// `accepted_below` lines are accepted. The others stay open.
+    fn conclude(
+        &self,
+        batch: &Batch,
+        errors: &[ItemError],
+        accepted_below: usize,
+        open: &mut Vec<usize>,
+        outcome: &mut Outcome,
+    ) {
+        let mut concluded = Vec::with_capacity(self.rows);
+        for (line, row) in self.lines.iter().enumerate() {
+            let Some(index) = *row else { continue };
+            match errors.iter().find(|error| error.index == line) {
+                Some(error) if error.retryable => continue,
+                Some(error) => outcome.rejected.push(Rejected {
+                    row: batch.rows[index].number,
+                    record_id: error.record_id.clone(),
+                    code: error.code.clone(),
+                    pointer: error.pointer.clone(),
+                    detail: error.detail.clone(),
+                }),
+                None if line < accepted_below => outcome.accepted += 1,
+                None => continue,
+            }
+            concluded.push(index);
         }
-        open.remove(place);
+        // Ascending, as the lines are.
+        open.retain(|index| concluded.binary_search(index).is_err());
     }
-    Ok(())
 }

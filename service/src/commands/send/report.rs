@@ -119,6 +119,8 @@ pub(super) struct Report {
     errors: Option<BufWriter<File>>,
     reason: Option<String>,
     repeated: u64,
+    /// Whether a proxy's limit was named.
+    named_limit: bool,
 }
 
 impl Report {
@@ -155,6 +157,7 @@ impl Report {
             errors,
             reason: None,
             repeated: 0,
+            named_limit: false,
         })
     }
 
@@ -189,7 +192,7 @@ impl Report {
 
     /// A batch is done.
     pub(super) fn add(&mut self, outcome: Outcome) -> anyhow::Result<()> {
-        let Outcome { rows, accepted, rejected, given_up, requests, times, repetitions } = outcome;
+        let Outcome { rows, accepted, rejected, given_up, requests, times, repetitions, refused_bytes } = outcome;
         self.summary.sent += rows;
         self.summary.accepted += accepted;
         self.summary.requests += requests;
@@ -200,6 +203,13 @@ impl Report {
         }
         for rejected in rejected {
             self.reject(&rejected)?;
+        }
+        if let Some(bytes) = refused_bytes.filter(|_| !self.named_limit) {
+            self.named_limit = true;
+            self.line(&format!(
+                "a proxy refuses requests of {bytes} bytes (413): they are sent in smaller parts; its limit for bodies \
+                 is that of nginx's client_max_body_size, or its like"
+            ));
         }
         if let Some((rows, reason)) = given_up {
             self.summary.given_up += rows;
@@ -220,11 +230,16 @@ impl Report {
             n if n == SHOWN + 1 => "more rows are refused; --errors FILE keeps them all".to_owned(),
             _ => return Ok(()),
         };
+        self.line(&line);
+        Ok(())
+    }
+
+    /// A line on standard error, above the progress.
+    fn line(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.println(line),
             None => eprintln!("{line}"),
         }
-        Ok(())
     }
 
     /// Whether a batch was given up.
