@@ -55,6 +55,8 @@ pub(super) enum Reason {
     StillWorked,
     /// The manifest is none, breaks rules, or asks for what cannot be changed.
     ManifestInvalid,
+    /// Another session holds a lock that a migration needs.
+    LockNotAvailable,
     /// Anything else.
     Failed,
 }
@@ -98,7 +100,11 @@ impl Failure {
     fn may_pass(&self) -> bool {
         matches!(
             self.reason,
-            Reason::SecretNotFound | Reason::SecretInvalid | Reason::PostgresUnreachable | Reason::RedisUnreachable
+            Reason::SecretNotFound
+                | Reason::SecretInvalid
+                | Reason::PostgresUnreachable
+                | Reason::RedisUnreachable
+                | Reason::LockNotAvailable
         )
     }
 
@@ -119,6 +125,7 @@ impl From<store::Error> for Failure {
             store::Error::TooNew(_) => Reason::SchemaTooNew,
             store::Error::OtherPipeline(_) => Reason::OtherPipeline,
             store::Error::StillWorked(_) => Reason::StillWorked,
+            store::Error::Locked(_) => Reason::LockNotAvailable,
             error if error.is_away() => Reason::PostgresUnreachable,
             _ => Reason::Failed,
         };

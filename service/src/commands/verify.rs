@@ -69,6 +69,7 @@ async fn compare(store: &Store, streams: &Streams, as_json: bool) -> anyhow::Res
     snapshot.numbers(&mut differences).await?;
     snapshot.counters(&mut differences).await?;
     snapshot.originals(&mut differences).await?;
+    snapshot.ids(&mut differences).await?;
     snapshot.shards(extent.shards, &mut differences).await?;
     snapshot.summaries(&mut differences).await?;
     snapshot.totals(&mut differences).await?;

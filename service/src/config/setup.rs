@@ -19,6 +19,8 @@ use crate::{
 
 /// What stands still until the pipeline is there.
 const WAITING: &str = "waiting for the pipeline";
+/// Longest that a first connection to Postgres is waited for.
+const PROBED: Duration = Duration::from_secs(5);
 /// Where the start writes on the board.
 const PART: &str = "start";
 /// Where it is written why the file is not in force.
@@ -168,6 +170,10 @@ impl Start<'_> {
             None => Store::connect(&urls.postgres, &name, self.connections).map_err(|error| of_postgres(&error))?,
         };
         self.store = Some(store.clone());
+        // The pool tries such a connection again and again, and gives no reason.
+        if let Ok(Err(error @ Error::Session(_))) = tokio::time::timeout(PROBED, store.probe()).await {
+            return Err(of_postgres(&error).into());
+        }
         let begun = match manifest {
             Ok(manifest) => begin(manifest, &store).await,
             Err(why) => go_on(self.place, why, &store).await,

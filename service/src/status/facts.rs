@@ -288,6 +288,7 @@ pub(crate) fn of_postgres(error: &store::Error) -> Problem {
         store::Error::OtherPipeline(_) => Reason::OtherPipeline,
         store::Error::StillWorked(_) => Reason::UidNotClaimed,
         store::Error::Refused(_) => Reason::ManifestRefused,
+        store::Error::Session(_) => Reason::SecretInvalid,
         error if error.misses_schema() => return not_migrated(),
         _ => Reason::PostgresUnreachable,
     };

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{Postgres, Transaction};
 
-use super::{Error, Store, pool::Server};
+use super::{Error, Store, pool::Server, session::BEGIN};
 use crate::{
     domain::{Attributes, Decision, Item, Kind, LetterId, Position, Text},
     streams::Fence,
@@ -43,7 +43,7 @@ impl Store {
         version: i64,
         exclusive: bool,
     ) -> Result<Commit, Error> {
-        let mut transaction = self.commits.begin().await?;
+        let mut transaction = self.commits.begin_with(BEGIN).await?;
         if exclusive {
             sqlx::query!("select pg_advisory_xact_lock(hashtextextended(current_schema(), 1))")
                 .execute(&mut *transaction)

@@ -69,7 +69,7 @@ impl Store {
         scopes: &[String],
         actor: &str,
     ) -> Result<(), Error> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         sqlx::query!("insert into api_keys (id, name, hash, scopes) values ($1, $2, $3, $4)", id, name, hash, scopes)
             .execute(&mut *transaction)
             .await?;
@@ -86,7 +86,7 @@ impl Store {
     /// # Errors
     /// When Postgres cannot be written.
     pub async fn revoke_key(&self, id: &str, actor: &str) -> Result<bool, Error> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         let name = sqlx::query_scalar!(
             "update api_keys set revoked_at = now() where id = $1 and revoked_at is null returning name",
             id
@@ -108,7 +108,7 @@ impl Store {
     /// # Errors
     /// When Postgres cannot be written.
     pub async fn bootstrap_key(&self, hash: &[u8]) -> Result<bool, Error> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         let written = sqlx::query!(
             "insert into api_keys (id, name, hash, scopes) values ($1, $1, $2, array['admin'])
              on conflict (id) do update set hash = excluded.hash, created_at = now(), revoked_at = null

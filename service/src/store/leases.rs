@@ -18,7 +18,7 @@ impl Store {
     /// A transaction that waits for no row for long, and holds none for long: whoever has a shard's row must not hold up
     /// all leases, and a worker that is paused amid a renewal must not keep the others from its shards.
     async fn impatient(&self) -> Result<Transaction<'static, Postgres>, Error> {
-        let mut turn = self.pool.begin().await?;
+        let mut turn = self.begin().await?;
         sqlx::query!(
             "select set_config('lock_timeout', '2000', true) as waits,
                     set_config('idle_in_transaction_session_timeout', '5000', true) as holds",

@@ -11,6 +11,9 @@ use sqlx::{
 
 use super::{Error, Store};
 
+/// SQLSTATE of a lock that was not to be had within `lock_timeout`.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+
 static STEPS: LazyLock<Steps> = LazyLock::new(|| Steps::of(sqlx::migrate!("../migrations")));
 
 /// The migrations that a binary knows. Those whose file's name ends in `_contract` take something away that an older
@@ -66,11 +69,11 @@ impl Store {
         STEPS.number()
     }
 
-    /// Makes the pipeline's schema, or brings it up to date by all steps that expand. Several may run at once: they take
-    /// turns.
+    /// Makes the pipeline's schema, or brings it up to date by all steps that expand. Waits for no other migration.
     ///
     /// # Errors
-    /// When Postgres cannot be reached, or a migration fails; [`Error::TooNew`] when this binary is too old for the schema.
+    /// When Postgres cannot be reached, or a migration fails; [`Error::TooNew`] when this binary is too old for the schema;
+    /// [`Error::Locked`] while another migration runs, or another session holds a lock on a table.
     pub async fn migrate(&self, pipeline: &str) -> Result<Migrated, Error> {
         self.migrate_by(&STEPS, pipeline, false).await
     }
@@ -87,12 +90,58 @@ impl Store {
         // A connection of its own, closed at the end whatever happens: the lock goes with it.
         let mut turn = self.pool.acquire().await?.detach();
         let schema = Self::schema(pipeline);
-        sqlx::query!("select pg_advisory_lock(hashtextextended('millrace migrate ' || $1, 0))", schema)
-            .execute(&mut turn)
-            .await?;
-        let outcome = Self::migrate_alone(steps, &mut turn, &schema, contract).await;
+        let outcome = match Self::take_turn(&mut turn, &schema).await {
+            Ok(()) => Self::migrate_alone(steps, &mut turn, &schema, contract).await,
+            Err(error) => Err(error),
+        };
         turn.close().await?;
         outcome
+    }
+
+    /// Takes the lock of this schema's migrations, if no other session has it.
+    async fn take_turn(turn: &mut PgConnection, schema: &str) -> Result<(), Error> {
+        let lock = sqlx::query_scalar!(
+            r#"select pg_try_advisory_lock(hashtextextended('millrace migrate ' || $1, 0)) as "taken!""#,
+            schema,
+        );
+        if lock.fetch_one(&mut *turn).await? {
+            return Ok(());
+        }
+        let holder = sqlx::query!(
+            r#"select a.pid as "pid!", coalesce(a.application_name, '') as "name!", a.backend_start
+               from pg_locks l join pg_stat_activity a using (pid)
+               where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+                   and l.database = (select oid from pg_database where datname = current_database())
+                   and (l.classid::bigint << 32) | l.objid::bigint = hashtextextended('millrace migrate ' || $1, 0)"#,
+            schema,
+        );
+        let holder = match holder.fetch_optional(turn).await? {
+            Some(holder) => {
+                let since = holder.backend_start.map_or_else(String::new, |at| format!(", connected since {at}"));
+                format!("pid {} ({}{since})", holder.pid, holder.name)
+            }
+            None => "it ended just now".to_owned(),
+        };
+        Err(Error::Locked(format!(
+            "another session holds the lock of this schema's migrations: {holder}. If it hangs, end it by \
+             pg_terminate_backend"
+        )))
+    }
+
+    /// That the database can hold every text: in another encoding than UTF8 some records could be taken and never stored.
+    async fn holds_unicode(turn: &mut PgConnection) -> Result<(), Error> {
+        let row = sqlx::query!(
+            r#"select current_setting('server_encoding') as "encoding!", current_database() as "database!""#
+        );
+        let row = row.fetch_one(turn).await?;
+        if row.encoding == "UTF8" {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "the database {} has the encoding {}, which cannot hold every record; make one by: create database NAME \
+             encoding 'UTF8' template template0",
+            row.database, row.encoding
+        )))
     }
 
     async fn migrate_alone(
@@ -101,6 +150,7 @@ impl Store {
         schema: &str,
         contract: bool,
     ) -> Result<Migrated, Error> {
+        Self::holds_unicode(turn).await?;
         let known = sqlx::query_scalar!("select exists (select from pg_namespace where nspname = $1)", schema);
         let made = known.fetch_one(&mut *turn).await? != Some(true);
         // Asked first, for `create schema if not exists` wants the right to create even where it does nothing.
@@ -161,6 +211,12 @@ impl Store {
 }
 
 fn refused(error: sqlx::migrate::MigrateError) -> Error {
+    use sqlx::migrate::MigrateError::{Execute, ExecuteMigration};
+    if let Execute(sqlx::Error::Database(cause)) | ExecuteMigration(sqlx::Error::Database(cause), _) = &error
+        && cause.code().as_deref() == Some(LOCK_NOT_AVAILABLE)
+    {
+        return Error::Locked(format!("another session holds a lock on a table of the schema: {cause}"));
+    }
     match error {
         sqlx::migrate::MigrateError::Execute(error) => Error::Sql(error),
         error => Error::Refused(format!("the schema cannot be migrated: {error}")),
@@ -180,11 +236,69 @@ mod tests {
         let name = &manifest.metadata.name;
         let store = Store::connect(&testing::url(), name, 8).unwrap();
         assert_eq!(store.pipeline().await.unwrap(), None, "no schema yet");
-        let outcomes = futures::future::join_all((0..4).map(|_| store.migrate(name))).await;
-        let made = outcomes.into_iter().map(Result::unwrap).filter(|migrated| migrated.from == 0).count();
-        assert_eq!(made, 1);
+        let migrating = async || loop {
+            match store.migrate(name).await {
+                Err(Error::Locked(holder)) => assert!(holder.contains("holds the lock"), "{holder}"),
+                outcome => break outcome.unwrap(),
+            }
+        };
+        let outcomes = futures::future::join_all((0..4).map(|_| migrating())).await;
+        assert_eq!(outcomes.iter().filter(|migrated| migrated.from == 0).count(), 1);
         assert_eq!(store.pipeline().await.unwrap(), None, "not claimed yet");
         testing::drop_schema(name);
+    }
+
+    #[tokio::test]
+    async fn a_migration_names_the_session_that_holds_its_lock() {
+        let test = TestPipeline::new("shards: 1").await;
+        let name = &test.manifest.metadata.name;
+        let mut holder = test.store.pool.acquire().await.unwrap();
+        Store::take_turn(&mut holder, &Store::schema(name)).await.unwrap();
+        let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *holder).await.unwrap();
+        let Err(Error::Locked(why)) = test.store.migrate(name).await else { panic!("it has no turn") };
+        assert!(why.contains(&format!("pid {pid} (millrace, connected since")), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_migration_waits_for_a_locked_table_no_longer_than_the_lock_timeout() {
+        let test = TestPipeline::new("shards: 1").await;
+        let (store, name) = (&test.store, &test.manifest.metadata.name);
+        let mut steps: Vec<Migration> = STEPS.all.iter().cloned().collect();
+        let sql = "set local lock_timeout = '50ms'; alter table totals add column x int";
+        let kind = MigrationType::Simple;
+        steps.push(Migration::new(1_001, "x".into(), kind, sqlx::AssertSqlSafe(sql).into_sql_str(), false));
+        let steps = Steps::of(Migrator::with_migrations(steps));
+        let mut other = store.begin().await.unwrap();
+        sqlx::query("lock table totals").execute(&mut *other).await.unwrap();
+        let locked = store.migrate_by(&steps, name, false).await;
+        assert!(matches!(&locked, Err(Error::Locked(why)) if why.contains("lock timeout")), "{locked:?}");
+        other.rollback().await.unwrap();
+        assert_eq!(store.migrate_by(&steps, name, false).await.unwrap().to, 1_001);
+    }
+
+    #[tokio::test]
+    async fn a_database_of_another_encoding_is_refused_and_nothing_is_made() {
+        let database = format!("latin{:016x}", rand::random::<u64>());
+        let url = testing::url();
+        let mut admin = PgConnection::connect(&url).await.unwrap();
+        let create =
+            format!("create database {database} encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&mut admin).await.unwrap();
+        let (server, _) = url.rsplit_once('/').unwrap();
+        let store = Store::connect(&format!("{server}/{database}"), "latin", 1).unwrap();
+        let refused = store.migrate("latin").await;
+        assert!(
+            matches!(&refused, Err(Error::Refused(why)) if why.contains("LATIN1") && why.contains("encoding 'UTF8'")),
+            "{refused:?}"
+        );
+        let made: bool = sqlx::query_scalar("select to_regnamespace('millrace_latin') is not null")
+            .fetch_one(&store.pool)
+            .await
+            .unwrap();
+        assert!(!made);
+        store.close().await;
+        let drop = format!("drop database {database}");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(drop)).execute(&mut admin).await.unwrap();
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@ mod policies;
 mod pool;
 mod purge;
 mod query;
+mod session;
 mod sinks;
 mod snapshot;
 mod standing;

@@ -68,7 +68,7 @@ impl Store {
     /// [`Error::OtherPipeline`] when it is another's, [`Error::StillWorked`] when a new uid comes while a worker still holds
     /// a lease, [`Error::Refused`] when `shards` differs: each says what to do.
     pub async fn claim(&self, manifest: &RecordPipeline, fresh_id: &str) -> Result<Pipeline, Error> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         sqlx::query!(
             "insert into pipeline (pipeline_id, namespace, name, uid, shards) values ($1, $2, $3, $4, $5)
              on conflict do nothing",

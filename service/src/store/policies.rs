@@ -134,7 +134,7 @@ impl Store {
     /// # Errors
     /// When Postgres cannot be reached, or the schema was never claimed.
     pub async fn register(&self, offer: &Offer<'_>) -> Result<Registered, Error> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         // The lock first, the look in later statements: they see what was committed while this one waited.
         sqlx::query!("select from pipeline for update").fetch_optional(&mut *tx).await?;
         let pipeline =

@@ -7,9 +7,11 @@ use std::{
 };
 
 use sqlx::{
-    Connection as _, PgConnection, PgPool,
+    Connection as _, PgConnection, PgPool, Postgres, Transaction,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+
+use super::session::{BEGIN, Session};
 
 /// Why a statement did not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +37,12 @@ pub enum Error {
     /// The pipeline is still worked under another uid.
     #[error("{0}")]
     StillWorked(String),
+    /// A session lacks a setting that it was asked for.
+    #[error("{0}")]
+    Session(String),
+    /// Another session holds a lock that a migration needs.
+    #[error("{0}")]
+    Locked(String),
     /// Anything else that may not be done.
     #[error("{0}")]
     Refused(String),
@@ -103,6 +111,7 @@ pub struct Store {
     pub(super) pool: PgPool,
     /// Connections for commits alone, so that nothing else can keep a commit waiting.
     pub(super) commits: PgPool,
+    session: Session,
     newest: Arc<Newest>,
 }
 
@@ -148,18 +157,19 @@ impl Store {
     /// When the URL is not one of Postgres.
     pub fn connect(url: &str, pipeline: &str, connections: u32) -> Result<Self, Error> {
         let newest = Arc::new(Newest::default());
-        let pool = |connections, options| {
+        let pool = |connections, session: Session| -> Result<PgPool, Error> {
             let (seen, newest) = (Arc::clone(&newest), Arc::clone(&newest));
-            PgPoolOptions::new()
+            let options = Self::options(url, &session)?;
+            let pool = PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(5))
                 .after_connect(move |connection, _| {
-                    let seen = Arc::clone(&seen);
+                    let (seen, session) = (Arc::clone(&seen), session.clone());
                     Box::pin(async move {
-                        let started = sqlx::query_scalar!(
-                            r#"select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "started!""#
-                        );
-                        seen.see(Server(started.fetch_one(connection).await?));
+                        seen.see(session.check(connection).await.map_err(|error| match error {
+                            Error::Sql(error) => error,
+                            error => sqlx::Error::Configuration(error.into()),
+                        })?);
                         Ok(())
                     })
                 })
@@ -171,11 +181,12 @@ impl Store {
                     let stays = newest.is_of(of.age);
                     Box::pin(async move { Ok(stays && answers(connection, IS_THERE).await?) })
                 })
-                .connect_lazy_with(options)
+                .connect_lazy_with(options);
+            Ok(pool)
         };
-        let (commits, pool) =
-            (pool(COMMITS, Self::commit_options(url, pipeline)?), pool(connections, Self::options(url, pipeline)?));
-        Ok(Self { pool, commits, newest })
+        let session = Session::of_queries(pipeline);
+        let (commits, pool) = (pool(COMMITS, Session::of_commits(pipeline))?, pool(connections, session.clone())?);
+        Ok(Self { pool, commits, session, newest })
     }
 
     /// The server that the newest connection came to.
@@ -190,39 +201,24 @@ impl Store {
     /// # Errors
     /// When the URL is not one of Postgres.
     pub fn redirect(&self, url: &str, pipeline: &str) -> Result<(), Error> {
-        self.pool.set_connect_options(Self::options(url, pipeline)?);
-        self.commits.set_connect_options(Self::commit_options(url, pipeline)?);
+        self.pool.set_connect_options(Self::options(url, &Session::of_queries(pipeline))?);
+        self.commits.set_connect_options(Self::options(url, &Session::of_commits(pipeline))?);
         Ok(())
     }
 
-    fn options(url: &str, pipeline: &str) -> Result<PgConnectOptions, Error> {
-        Ok(PgConnectOptions::from_str(url)?.application_name("millrace").options([
-            ("search_path", Self::schema(pipeline).as_str()),
-            ("timezone", "UTC"),
-            // Filters that are absent fold away only in a plan for the values at hand.
-            ("plan_cache_mode", "force_custom_plan"),
-            ("jit", "off"),
-        ]))
+    /// Begins a transaction that reads what others committed meanwhile.
+    pub(super) async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        self.pool.begin_with(BEGIN).await
     }
 
-    fn commit_options(url: &str, pipeline: &str) -> Result<PgConnectOptions, Error> {
-        Ok(PgConnectOptions::from_str(url)?.application_name("millrace-commit").options([
-            ("search_path", Self::schema(pipeline).as_str()),
-            ("timezone", "UTC"),
-            // The commit's statements are planned once. A plan made while a table was small would keep a sequential scan
-            // for good: there is an index for each of them.
-            ("enable_seqscan", "off"),
-            // Compiling such a plan takes hundreds of milliseconds, running it one.
-            ("jit", "off"),
-            // A worker that is paused, or cut off, amid a commit would hold its shard's row, and nobody could take it.
-            ("idle_in_transaction_session_timeout", "5s"),
-        ]))
+    fn options(url: &str, session: &Session) -> Result<PgConnectOptions, Error> {
+        Ok(PgConnectOptions::from_str(url)?.application_name("millrace").options(session.options()))
     }
 
     /// The schema that a pool of a test's own database shows.
     #[cfg(test)]
     pub(crate) fn of_test(pool: PgPool) -> Self {
-        Self { commits: pool.clone(), pool, newest: Arc::default() }
+        Self { commits: pool.clone(), pool, session: Session::of_queries("test"), newest: Arc::default() }
     }
 
     /// Makes a connection of its own and asks something. The pool tells only that time was up; this tells why.
@@ -231,8 +227,9 @@ impl Store {
     /// Why Postgres cannot be reached.
     pub async fn probe(&self) -> Result<(), Error> {
         let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
-        connection.ping().await?;
-        Ok(connection.close().await?)
+        let answer = self.session.check(&mut connection).await;
+        connection.close().await?;
+        answer.map(|_| ())
     }
 
     /// Ends the connections.

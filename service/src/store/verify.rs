@@ -284,6 +284,24 @@ impl Verification {
         Ok(())
     }
 
+    /// That no id has both a record and an open dead letter: it is taken by one of them.
+    ///
+    /// # Errors
+    /// When Postgres cannot be asked.
+    pub async fn ids(&mut self, differences: &mut Differences) -> Result<(), Error> {
+        let mut rows = sqlx::query!(
+            r#"select r.record_id, r.shard, r.seq, l.shard as letter_shard, l.n
+               from dead_letters l join records r using (record_id) where l.state = 'open'"#
+        )
+        .fetch(&mut *self.snapshot);
+        while let Some(row) = rows.try_next().await? {
+            let found =
+                format!("record {}-{} and open dead letter {}-d{}", row.shard, row.seq, row.letter_shard, row.n);
+            differences.add("id", format!("id {}", row.record_id), "a record or an open dead letter", found);
+        }
+        Ok(())
+    }
+
     /// That every destination's records are in its shard.
     ///
     /// # Errors

@@ -35,6 +35,7 @@ async fn checks_that_differ(store: &Store) -> Vec<&'static str> {
     snapshot.numbers(&mut differences).await.expect("numbers");
     snapshot.counters(&mut differences).await.expect("counters");
     snapshot.originals(&mut differences).await.expect("originals");
+    snapshot.ids(&mut differences).await.expect("ids");
     snapshot.shards(extent.shards, &mut differences).await.expect("shards");
     snapshot.summaries(&mut differences).await.expect("summaries");
     snapshot.totals(&mut differences).await.expect("totals");
@@ -99,6 +100,7 @@ async fn every_break_is_seen_by_its_check() {
             &["counter"],
         ),
         ("update conflicts set n = 2", "update conflicts set n = 1", &["number", "counter"]),
+        ("update dead_letters set record_id = 'r2'", "update dead_letters set record_id = null", &["id"]),
         ("update duplicates set record_id = 'r9'", "update duplicates set record_id = 'r1'", &["original"]),
         (
             "update records set threshold = 5 where seq = 5",
