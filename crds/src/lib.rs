@@ -12,6 +12,7 @@ mod quantity;
 mod spec;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod status;
+mod text;
 mod validate;
 
 pub use decimal::{DecimalString, InvalidDecimal};
@@ -26,4 +27,5 @@ pub use spec::{
     RedisStream, SecretKeyRef, Sink, Webhook,
 };
 pub use status::{Migrated, RecordPipelineStatus};
+pub use text::{InvalidText, check_text};
 pub use validate::Violation;

@@ -55,11 +55,16 @@ pub struct RecordPipelineSpec {
     /// seconds and restarts no pod. Absent: only `thresholds` raise alerts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<DecimalString>,
-    /// Thresholds per unit, such as `JPY: "100000"`, at most 64; each overrides `threshold` for its unit.
+    /// Thresholds per unit, such as `JPY: "100000"`, at most 64; each overrides `threshold` for its unit. Units compare
+    /// byte by byte: `eur` is another unit than `EUR`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
-    #[x_kube(validation = Rule::new("self.all(unit, unit.size() >= 1 && unit.size() <= 200)")
-        .message("units have 1 to 200 characters"))]
+    #[x_kube(
+        validation = Rule::new("self.all(unit, unit.size() >= 1 && unit.size() <= 200)")
+            .message("units have 1 to 200 characters"),
+        validation = Rule::new(r"self.all(unit, !unit.matches(r'^[\x20\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]|[\x20\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]$|[\x00-\x1f\x7f-\x{9f}\x{61c}\x{200b}\x{200e}\x{200f}\x{202a}-\x{202e}\x{2066}-\x{2069}\x{feff}]'))")
+            .message("a unit has white space at an end, or a character that cannot be seen: remove it, for units compare byte by byte"),
+    )]
     pub thresholds: BTreeMap<String, DecimalString>,
     /// Number of workers, 1 unless given, at most 256; more than `shards` idle, 0 stops the pipeline. Leave it out beside
     /// `autoscaling`. `kubectl scale rpl NAME --replicas=3` sets it.

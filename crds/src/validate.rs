@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use crate::{
-    API_VERSION, KIND, Object, Pod, RecordPipeline, RecordPipelineSpec, RedisStream, SecretKeyRef, Sink,
+    API_VERSION, KIND, Object, Pod, RecordPipeline, RecordPipelineSpec, RedisStream, SecretKeyRef, Sink, check_text,
     deploy::{OWN_MOUNTS, OWN_VOLUMES},
 };
 
@@ -90,12 +90,8 @@ impl RecordPipelineSpec {
             found.add("spec.thresholds", "must be at most 64");
         }
         for unit in self.thresholds.keys() {
-            let fits = (1..=200).contains(&unit.chars().count()) && unit.len() <= 400;
-            if !fits || unit.chars().any(char::is_control) {
-                found.add(
-                    "spec.thresholds",
-                    "units have 1 to 200 characters, at most 400 bytes, and no control characters",
-                );
+            if let Err(rule) = check_text(unit) {
+                found.add("spec.thresholds", format!("the unit {unit:?} {rule}"));
             }
         }
         for (at, reference) in [

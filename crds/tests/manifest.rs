@@ -159,13 +159,19 @@ fn each_rule_of_the_spec_names_field_and_remedy() {
             "spec.replicas: must be left out, or 0, beside spec.autoscaling",
         ),
         (units(64), units(65), "spec.thresholds: must be at most 64"),
-        ("thresholds: {EUR: '1'}".into(), "thresholds: {'': '1'}".into(), "spec.thresholds: units have 1 to 200"),
+        ("thresholds: {EUR: '1'}".into(), "thresholds: {'': '1'}".into(), "spec.thresholds: the unit \"\" must not be empty"),
         (
             format!("thresholds: {{{}: '1'}}", "é".repeat(200)),
             format!("thresholds: {{{}: '1'}}", "€".repeat(200)),
-            "at most 400 bytes",
+            "has more than 400 bytes in UTF-8",
         ),
-        ("thresholds: {a: '1'}".into(), "thresholds: {\"a\\t\": '1'}".into(), "no control characters"),
+        ("thresholds: {a b: '1'}".into(), "thresholds: {\"a\\tb\": '1'}".into(), "has a tab (U+0009) as character 2"),
+        ("thresholds: {EUR: '1'}".into(), "thresholds: {'EUR ': '1'}".into(), "ends with a space (U+0020); remove it"),
+        (
+            "thresholds: {\"a\\u200db\": '1'}".into(),
+            "thresholds: {\"EUR\\u200b\": '1'}".into(),
+            "has a zero-width space (U+200B) as character 4",
+        ),
         (sinks(16), sinks(17), "spec.sinks: must be at most 16"),
         (
             two("name: a, redisStream: {}", "name: b, redisStream: {}"),

@@ -66,6 +66,21 @@ fn rules() -> Vec<(String, String, &'static str)> {
             "spec.thresholds: Invalid value: \"object\": units have 1 to 200 characters",
         ),
         (
+            "thresholds: {\"a\\u200c b\\u3000c\": '1'}".into(),
+            "thresholds: {'EUR ': '1'}".into(),
+            "spec.thresholds: Invalid value: \"object\": a unit has white space at an end",
+        ),
+        (
+            "thresholds: {EUR: '1'}".into(),
+            "thresholds: {\"\\u00a0EUR\": '1'}".into(),
+            "a unit has white space at an end",
+        ),
+        (
+            "thresholds: {EUR: '1'}".into(),
+            "thresholds: {\"E\\u202eUR\": '1'}".into(),
+            "a character that cannot be seen",
+        ),
+        (
             "image: a/b:1".into(),
             "image: 'a b'".into(),
             "spec.image: Invalid value: \"string\": must be 1 to 500 characters without spaces",
