@@ -49,6 +49,8 @@ create table shards (
     processed      bigint      not null default 0,
     duplicates     bigint      not null default 0,
     alerts         bigint      not null default 0,
+    -- Records of a unit without a threshold while other units had one.
+    without_threshold bigint   not null default 0,
     -- Settled entries that no serve process had appended.
     foreign_settled bigint     not null default 0,
     -- Whether its stream and group were made: a group that has to be made again was gone.

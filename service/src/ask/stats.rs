@@ -12,6 +12,7 @@ use crate::{
     http::{App, auth::Reader, problem::Failure},
     store::{Counts, ShardCounts},
     streams::Backlog,
+    telemetry::limits,
 };
 
 /// Entries of a shard that are not settled.
@@ -143,6 +144,9 @@ pub(super) struct Stats {
     pub dead_letters: LetterCounts,
     /// Records above their threshold.
     pub alerts: i64,
+    /// Records that raised no alert because their unit has no threshold while other units have one: the unit may be
+    /// misspelt. `GET /records/rollups?groupBy=unit` shows all units.
+    pub records_without_threshold: i64,
     /// Entries that are not settled; absent while Redis cannot be asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backlog: Option<i64>,
@@ -207,7 +211,12 @@ impl StatsApi {
         // or not at all, whatever is settled in between.
         let backlog = app.streams.backlog(shards).await;
         let counts = app.store.stats().await?;
-        let backlog = backlog.inspect_err(|error| tracing::warn!(%error, "ask.backlog.failed")).ok();
+        let backlog = backlog.inspect_err(|error| {
+            if limits::BACKLOG_FAILED.allows(Instant::now()) {
+                tracing::warn!(%error, "ask.backlog.failed");
+            }
+        });
+        let backlog = backlog.ok();
         let (sinks, promises) = match &backlog {
             Some(_) => (sinks(app, &counts).await?, app.streams.promises().await.ok()),
             None => (sinks_without_redis(app).await?, None),
@@ -232,6 +241,7 @@ impl StatsApi {
                 replayed: counts.letters_replayed,
             },
             alerts: sum(|shard| shard.alerts),
+            records_without_threshold: sum(|shard| shard.without_threshold),
             backlog: unsettled,
             lag_ms: backlog.as_ref().map(|backlog| backlog.iter().map(|shard| shard.lag_ms).max().unwrap_or(0)),
             lost,

@@ -27,6 +27,12 @@ impl Amount {
         if text.starts_with('-') {
             return Err("must not be negative; give the sign by type: positive or negative");
         }
+        if is_exponential(text) {
+            return Err(
+                "has an exponent, which is not taken: write all digits out, such as \"1000\" for 1e3; where a program \
+                        writes numbers with exponents by itself, send the value as a string",
+            );
+        }
         if !digits(integer) || !fraction.is_none_or(digits) {
             return Err("must be a plain decimal such as \"125.50\": digits, optionally a point and more digits");
         }
@@ -56,6 +62,15 @@ impl fmt::Display for Amount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// Whether a text is a number with an exponent, such as `1e3` or `1.5E-7`.
+fn is_exponential(text: &str) -> bool {
+    text.split_once(['e', 'E']).is_some_and(|(mantissa, exponent)| {
+        let exponent = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
+        let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+        !exponent.is_empty() && digits(exponent) && mantissa.starts_with(|c: char| c.is_ascii_digit())
+    })
 }
 
 /// Whether a total is within 19 integer digits.
@@ -103,6 +118,20 @@ mod tests {
         for text in ["", ".", "1.", ".5", "+1", "-1", "1e3", "NaN", "Infinity", "1_000", " 1", "1 ", "1,5", "٣", "0x1"]
         {
             assert!(Amount::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_exponent_is_refused_with_what_to_send_instead() {
+        for text in ["1e3", "1E3", "1.5e-7", "1e+30", "0e0"] {
+            let refused = Amount::parse(text).expect_err(text);
+            assert!(
+                refused.starts_with("has an exponent") && refused.contains("send the value as a string"),
+                "{refused}"
+            );
+        }
+        for text in ["e3", "1e", "1e+", "ten", "1f3", "1e3x"] {
+            assert!(Amount::parse(text).expect_err(text).starts_with("must be a plain decimal"), "{text}");
         }
     }
 

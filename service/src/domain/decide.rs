@@ -176,6 +176,8 @@ pub struct Decision {
     pub closed: Closed,
     /// How many of `records` are above their threshold.
     pub alerts: i64,
+    /// How many of `records` are of a unit without a threshold while other units have one.
+    pub without_threshold: i64,
     /// Settled entries that were not taken in by a serve process: those of other programs, and replays.
     pub foreign: i64,
     /// Entries that were settled before: counted nowhere.
@@ -361,6 +363,7 @@ impl<'a> Ledger<'a> {
         let threshold =
             self.policy.threshold(record.unit.as_str()).filter(|threshold| record.value > Amount::stored(*threshold));
         self.decision.alerts += i64::from(threshold.is_some());
+        self.decision.without_threshold += i64::from(self.policy.lacks_threshold(record.unit.as_str()));
         self.position.records += 1;
         self.decision.records.push(NewRecord {
             seq: self.position.records,

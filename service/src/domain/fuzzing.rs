@@ -31,7 +31,8 @@ pub fn record(json: &[u8]) {
     for word in [&record.record_id, &record.source_id, &record.destination_id, &record.unit, &record.reference] {
         let word = word.as_str();
         assert!((1..=200).contains(&word.chars().count()) && word.len() <= 400, "{word:?}");
-        assert!(!word.chars().any(char::is_control), "{word:?}");
+        assert!(!word.chars().any(|c| c.is_control() || "\u{200b}\u{feff}\u{202e}".contains(c)), "{word:?}");
+        assert_eq!(word, word.trim(), "no white space at either end");
     }
     let sent = members(json, "").expect("an object");
     let field = |name: &str| sent.iter().find(|(key, _)| key == name).map(|(_, raw)| raw.get()).expect("the field");

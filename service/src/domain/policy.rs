@@ -39,6 +39,12 @@ impl Policy {
         self.thresholds.get(unit).copied().or(self.threshold)
     }
 
+    /// Whether other units have thresholds and this one has none: its name may be misspelt.
+    #[must_use]
+    pub fn lacks_threshold(&self, unit: &str) -> bool {
+        self.threshold.is_none() && !self.thresholds.is_empty() && !self.thresholds.contains_key(unit)
+    }
+
     /// The least a destination's total may be after a negative record, in billionths.
     #[must_use]
     pub fn minimum_total_nanos(&self) -> Option<i128> {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use chrono::{DateTime, Datelike, SecondsFormat, Timelike, Utc};
+use millrace_crds::{InvalidText, check_text};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -15,7 +16,7 @@ use super::{
 /// Most bytes of attributes.
 const ATTRIBUTES_BYTES: usize = 8 * 1024;
 
-/// An id, a unit or a reference: 1 to 200 characters, at most 400 bytes, no control characters.
+/// An id, a unit or a reference. Texts compare byte by byte; [`check_text`] has the rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Text(String);
 
@@ -23,21 +24,10 @@ impl Text {
     /// Checks a text.
     ///
     /// # Errors
-    /// A sentence with the rule that it breaks.
-    pub fn parse(text: impl Into<String>) -> Result<Self, &'static str> {
+    /// The rule that it breaks.
+    pub fn parse(text: impl Into<String>) -> Result<Self, InvalidText> {
         let text = text.into();
-        if text.is_empty() {
-            return Err("must not be empty");
-        }
-        if text.chars().count() > 200 {
-            return Err("has more than 200 characters");
-        }
-        if text.len() > 400 {
-            return Err("has more than 400 bytes in UTF-8");
-        }
-        if text.chars().any(char::is_control) {
-            return Err("holds a control character");
-        }
+        check_text(&text)?;
         Ok(Self(text))
     }
 
@@ -141,6 +131,12 @@ impl Draft {
     #[must_use]
     pub fn source_id(&self) -> &Text {
         &self.rest.source_id
+    }
+
+    /// Whether it has an id of its own.
+    #[must_use]
+    pub fn has_id(&self) -> bool {
+        self.record_id.is_some()
     }
 
     /// The record, under `derived` unless it has an id of its own.
@@ -280,7 +276,7 @@ fn required<'a>(raw: Option<&'a RawValue>, pointer: &str) -> Result<&'a RawValue
 }
 
 fn text(raw: &RawValue, pointer: &str) -> Result<Text, Invalid> {
-    Text::parse(string(raw, pointer)?).map_err(|rule| Invalid::new(code::INVALID_VALUE, pointer, rule))
+    Text::parse(string(raw, pointer)?).map_err(|rule| Invalid::new(code::INVALID_VALUE, pointer, rule.to_string()))
 }
 
 fn kind(raw: &RawValue) -> Result<Kind, Invalid> {
@@ -315,7 +311,7 @@ fn attributes(raw: &RawValue) -> Result<Attributes, Invalid> {
     Ok(Attributes(raw.to_owned()))
 }
 
-/// Reads RFC 3339 with at most 6 fractional digits and any offset.
+/// Reads RFC 3339 with any offset and at most 6 fractional digits, zeros behind them not counted.
 ///
 /// # Errors
 /// A sentence with the rule that the text breaks.
@@ -325,9 +321,9 @@ pub fn parse_time(text: &str) -> Result<DateTime<Utc>, &'static str> {
         return Err(FORM);
     }
     if let Some((_, rest)) = text.split_once('.')
-        && rest.bytes().take_while(u8::is_ascii_digit).count() > 6
+        && rest.bytes().take_while(u8::is_ascii_digit).skip(6).any(|digit| digit != b'0')
     {
-        return Err("has more than 6 fractional digits of a second");
+        return Err("has more than 6 fractional digits of a second; round it to microseconds");
     }
     let time = DateTime::parse_from_rfc3339(text).map_err(|_| FORM)?;
     // chrono spells a leap second as more than 999,999,999 nanoseconds.
@@ -350,4 +346,22 @@ pub fn shard_of(destination_id: &str, shards: u16) -> u16 {
     let digest = Sha256::digest(destination_id.as_bytes());
     let head = u64::from_be_bytes(std::array::from_fn(|index| digest[index]));
     (head % u64::from(shards)) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_behind_six_fractional_digits_of_a_time_are_taken() {
+        let time = parse_time("2026-01-31T12:00:00.123456Z").expect("a time");
+        for zeros in ["0", "000", "000000", &"0".repeat(40)] {
+            assert_eq!(parse_time(&format!("2026-01-31T12:00:00.123456{zeros}Z")), Ok(time), "{zeros}");
+            assert_eq!(parse_time(&format!("2026-01-31T13:00:00.123456{zeros}+01:00")), Ok(time), "{zeros}");
+        }
+        for digits in ["1234561", "1234560000001", "0000000001"] {
+            let refused = parse_time(&format!("2026-01-31T12:00:00.{digits}Z")).expect_err(digits);
+            assert!(refused.starts_with("has more than 6 fractional digits"), "{refused}");
+        }
+    }
 }

@@ -100,6 +100,7 @@ impl Commit {
             letters,
             closed,
             alerts,
+            without_threshold,
             foreign,
             redelivered: _,
             ends_in_redelivery: _,
@@ -118,7 +119,7 @@ impl Commit {
             "with position as (
                  update shards set records = $4, dead_letters = $5, conflicts = $6, processed = processed + $7,
                         duplicates = duplicates + $8, alerts = alerts + $9, foreign_settled = foreign_settled + $10,
-                        policy_version = $11
+                        policy_version = $11, without_threshold = without_threshold + $14
                  where shard = $1 and epoch = $2 and token = $3
                  returning duplicates
              ), noted as (
@@ -140,6 +141,7 @@ impl Commit {
             version,
             self.position.records + 1,
             self.shard_version < version,
+            without_threshold,
         )
         .fetch_all(&mut *self.transaction)
         .await?;

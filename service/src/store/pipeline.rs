@@ -119,7 +119,7 @@ impl Store {
 
     /// Makes the rows of shards that have none: at the start, or when they vanished. A row that is made again gets its
     /// highest numbers and counts from what is stored, and an epoch above all that were; what cannot be counted again
-    /// (`lost`, settled entries of other programs) starts at 0. Returns the shards whose rows were made.
+    /// (`lost`, settled entries of other programs, records without a threshold) starts at 0. Returns the shards whose rows were made.
     ///
     /// # Errors
     /// When Postgres cannot be reached.

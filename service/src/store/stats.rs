@@ -25,6 +25,8 @@ pub struct ShardCounts {
     pub duplicates: i64,
     /// Alerts raised.
     pub alerts: i64,
+    /// Records of a unit without a threshold while other units had one.
+    pub without_threshold: i64,
     /// Settled entries that no serve process had appended.
     pub foreign_settled: i64,
     /// Entries seen to be gone before they were applied.
@@ -98,7 +100,7 @@ impl Store {
         let shards = sqlx::query_as!(
             ShardCounts,
             "select shard, owner, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts,
-                    foreign_settled, lost, vanished
+                    without_threshold, foreign_settled, lost, vanished
              from shards order by shard"
         )
         .fetch_all(&mut *snapshot)

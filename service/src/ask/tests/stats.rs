@@ -16,6 +16,7 @@ async fn counts_add_up_over_both_servers(pool: PgPool) {
             "update dead_letters set state = 'replayed' where n = 1;
              update dead_letters set state = 'discarded' where n = 2;
              update shards set duplicates = 7, conflicts = 4, lost = 2 where shard = 1;
+             update shards set without_threshold = shard + 1;
              insert into gaps values (1, 'conflicts', 2, 3);
              insert into sinks (name, kind, incarnation, started, version) values ('late', 'Processed', 'i', true, 1);
              insert into sink_starts select 'late', shard, records from shards;",
@@ -39,6 +40,7 @@ async fn counts_add_up_over_both_servers(pool: PgPool) {
     assert_eq!((&stats["processed"], &stats["duplicates"], &stats["conflicts"]), (&5.into(), &7.into(), &2.into()));
     assert_eq!(stats["deadLetters"], serde_json::json!({"open": 1, "discarded": 1, "replayed": 1}));
     assert_eq!((&stats["backlog"], &stats["lost"], &stats["alerts"]), (&6.into(), &2.into(), &1.into()));
+    assert_eq!(stats["recordsWithoutThreshold"], 3);
     assert_eq!(stats["received"], 5 + 7 + 2 + 2 + 6 + 2);
     assert_eq!(stats["destinations"], 2);
     let backlog = &stats["shards"][1]["backlog"];

@@ -447,3 +447,24 @@ fn what_cannot_be_read_keeps_its_reason() {
     item.condemned = Some(("panicked", String::new()));
     assert_eq!(letter(&item), "panicked");
 }
+
+#[test]
+fn records_of_a_unit_without_threshold_beside_others_are_counted() {
+    let counted = |spec: &str| {
+        let yaml = format!(
+            "{{apiVersion: millrace.dev/v1alpha1, kind: RecordPipeline, metadata: {{name: p}}, spec: {{{spec}}}}}"
+        );
+        let policy = Policy::of(&millrace_crds::RecordPipeline::from_yaml(&yaml).expect("a manifest").spec, 1);
+        let payloads =
+            ["EUR", "eur", "eur", "JPY"].iter().zip(0..).map(|(unit, id)| record(id, 0, "5", true, unit, "{}"));
+        let steps: Vec<_> =
+            payloads.map(|payload| (Step::New { payload, marked: true, condemned: false }, None)).collect();
+        let position = Position { shard: 0, shards: 1, records: 0, dead_letters: 0, conflicts: 0 };
+        let decision = decide(&items(&steps), Model::default().known(&[]), &policy, position);
+        (decision.alerts, decision.without_threshold)
+    };
+    assert_eq!(counted("thresholds: {EUR: '1', JPY: '9'}"), (1, 2));
+    assert_eq!(counted("thresholds: {EUR: '1'}, threshold: '1'"), (4, 0), "the common one holds");
+    assert_eq!(counted("threshold: '9'"), (0, 0));
+    assert_eq!(counted(""), (0, 0), "no unit has one");
+}
