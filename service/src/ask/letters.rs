@@ -3,6 +3,8 @@
 //! A replay only appends the payload again with the letter's number; the worker's transaction decides it and closes the
 //! letter. So asking twice is harmless: the second entry finds the letter closed and changes nothing.
 
+use std::time::Instant;
+
 use poem::web::Data;
 use poem_openapi::{
     Object, OpenApi,
@@ -12,7 +14,7 @@ use serde::Serialize;
 
 use super::{
     Tags,
-    answer::{Answer, MAX_LIMIT, Page, Paging},
+    answer::{Answer, MAX_LIMIT, Page, Paging, in_order},
     letter_view::{DeadLetter, LetterReason, LetterState},
     types::{Time, Word},
 };
@@ -25,6 +27,7 @@ use crate::{
     },
     store::{LetterFilter, StoredLetter},
     streams::{AppendError, Outgoing},
+    telemetry::limits,
 };
 
 /// Letters that are appended again by one script.
@@ -96,6 +99,7 @@ impl LettersApi {
         /// `nextCursor` of the page before, with the same filters.
         cursor: Query<Option<String>>,
     ) -> Result<Answer<Page<DeadLetter>>, Failure> {
+        in_order(start_time.0, end_time.0)?;
         let filter = LetterFilter {
             state: state.0.map(|state| state.as_str().to_owned()),
             reason: reason.0.map(|reason| reason.as_str().to_owned()),
@@ -187,6 +191,7 @@ impl LettersApi {
         /// `nextCursor` of the request before, with the same filters.
         cursor: Query<Option<String>>,
     ) -> Result<Answer<ReplayedLetters, 202>, Failure> {
+        in_order(start_time.0, end_time.0)?;
         let filter = LetterFilter {
             state: Some("open".to_owned()),
             reason: reason.0.map(|reason| reason.as_str().to_owned()),
@@ -294,7 +299,9 @@ async fn append(app: &App, shard: u16, numbers: &[i64], entries: &[Outgoing], ac
         (in_force.pipeline_id.clone(), in_force.manifest.spec.backlog_limit)
     };
     app.streams.append(shard, &pipeline_id, limit, None, entries).await.map_err(|error| {
-        tracing::warn!(shard, letters = numbers.len(), %error, "ask.letter.not_replayed");
+        if limits::NOT_REPLAYED.allows(Instant::now()) {
+            tracing::warn!(shard, letters = numbers.len(), %error, "ask.letter.not_replayed");
+        }
         match error {
             AppendError::Backlog => {
                 Failure::new(429, "backlog_full", "too much is queued for this shard; ask again later")

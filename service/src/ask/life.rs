@@ -1,5 +1,7 @@
 //! `GET /records/{recordId}`: one record's life, from the stream to the sinks.
 
+use std::time::Instant;
+
 use poem::web::Data;
 use poem_openapi::{Enum, Object, OpenApi, param::Path, payload::Json};
 use serde::Serialize;
@@ -16,6 +18,7 @@ use crate::{
     http::{App, auth::Reader, problem::Failure},
     store::{RecordLife, StoredLetter, StoredRecord},
     streams::Search,
+    telemetry::limits,
 };
 use millrace_crds::On;
 
@@ -197,7 +200,9 @@ impl LifeApi {
                 Err(perhaps_queued("it is not processed, and more is queued than was searched; ask again"))
             }
             Err(error) => {
-                tracing::warn!(%error, "ask.search.failed");
+                if limits::SEARCH_FAILED.allows(Instant::now()) {
+                    tracing::warn!(%error, "ask.search.failed");
+                }
                 Err(perhaps_queued("it is not processed, and the queue cannot be asked now; ask again"))
             }
         }
@@ -292,7 +297,9 @@ async fn published(app: &App, record: &StoredRecord, alerted: bool) -> Result<Ve
     }
     let started = app.store.sink_beginnings().await?;
     let cursors = app.streams.cursors(&streams).await.inspect_err(|error| {
-        tracing::warn!(%error, "ask.cursors.failed");
+        if limits::CURSORS_FAILED.allows(Instant::now()) {
+            tracing::warn!(%error, "ask.cursors.failed");
+        }
     });
     let state = |index: usize, name: &str| {
         let begins = started.iter().find(|sink| sink.name == name).and_then(|sink| sink.begins_after(record.shard));

@@ -2,9 +2,11 @@
 //!
 //! Internal errors are logged here once, with an id, and never shown.
 
+use std::time::Instant;
+
 use poem_openapi::{ApiResponse, Object, payload::Json, types::ToJSON as _};
 
-use crate::{domain, store, streams};
+use crate::{domain, store, streams, telemetry::limits};
 
 /// What is wrong, in a form that programs can read.
 #[derive(Debug, Clone, Object)]
@@ -195,7 +197,9 @@ impl Failure {
     /// An error of ours: logged with its cause, shown without.
     #[must_use]
     pub fn internal(error: &dyn std::error::Error) -> Self {
-        tracing::error!(error = %error, "http.request.failed");
+        if limits::FAILED.allows(Instant::now()) {
+            tracing::error!(error = %error, "http.request.failed");
+        }
         Self::new(500, "internal", "the service failed; the log says why")
     }
 }
@@ -221,7 +225,9 @@ impl From<store::Error> for Failure {
                 Self::internal(&error)
             }
             _ => {
-                tracing::warn!(error = %error, "http.postgres.unavailable");
+                if limits::POSTGRES_UNAVAILABLE.allows(Instant::now()) {
+                    tracing::warn!(error = %error, "http.postgres.unavailable");
+                }
                 Self::new(503, "postgres_unavailable", "the database cannot be asked now; ask again")
             }
         }
@@ -250,7 +256,9 @@ fn error_is_ours(code: Option<&str>) -> bool {
 
 impl From<streams::Error> for Failure {
     fn from(error: streams::Error) -> Self {
-        tracing::warn!(error = %error, "http.redis.unavailable");
+        if limits::REDIS_UNAVAILABLE.allows(Instant::now()) {
+            tracing::warn!(error = %error, "http.redis.unavailable");
+        }
         Self::new(503, "redis_unavailable", "the queue cannot be reached now; send again with the same recordId")
     }
 }

@@ -15,10 +15,10 @@ use tracing::Instrument as _;
 
 use super::shard::{Error, Shard, current};
 use crate::{
-    domain::{self, Decision, Entry, Invalid, Item, Record, code},
+    domain::{self, Decision, Entry, Invalid, Item, Policy, Record, Text, code},
     fault,
     store::{self, LogRow, Numbers},
-    telemetry::{metrics as names, trace},
+    telemetry::{limits, metrics as names, trace},
 };
 
 /// Deliveries after which an entry is taken alone and noted before it is decided.
@@ -88,7 +88,9 @@ impl Shard {
                 Some(attempts) => attempts,
                 None => store::within(context.store.note_attempt(self.shard, &stream_id, &digest)).await?,
             };
-            tracing::warn!(shard = self.shard, stream_id, attempts, "process.entry.suspicious");
+            if limits::SUSPICIOUS.allows(Instant::now()) {
+                tracing::warn!(shard = self.shard, stream_id, attempts, "process.entry.suspicious");
+            }
             let items = if attempts > ATTEMPTS {
                 let detail = format!("a worker ended {ATTEMPTS} times while it decided this entry");
                 batch.iter().map(|entry| condemn(entry.clone(), "crashed_worker", detail.clone())).collect()
@@ -131,7 +133,9 @@ impl Shard {
                         rest.push_front(right);
                     } else if let Some(item) = batch.pop() {
                         let (shard, stream_id) = (self.shard, item.entry.id);
-                        tracing::warn!(shard, %stream_id, reason, detail, "process.entry.condemned");
+                        if limits::CONDEMNED.allows(Instant::now()) {
+                            tracing::warn!(shard, %stream_id, reason, detail, "process.entry.condemned");
+                        }
                         if item.condemned.is_some() && item.record.is_err() {
                             let error = store::Error::Refused(format!("a dead letter was refused: {detail}"));
                             return Err(error.into());
@@ -209,13 +213,13 @@ impl Shard {
             self.stands_at = policy.version;
             self.repeats = decision.ends_in_redelivery;
             self.count(batch, &decision, started, now);
+            self.log(&decision, policy);
             self.feed.push(rows(batch, decision, now));
             return Ok(numbers);
         }
     }
 
     fn count(&self, batch: &[Item], decision: &Decision, started: Instant, now: DateTime<Utc>) {
-        let shard = self.shard;
         metrics::histogram!(names::BATCH_ENTRIES).record(batch.len() as f64);
         metrics::histogram!(names::COMMIT_SECONDS).record(started.elapsed().as_secs_f64());
         for new in &decision.records {
@@ -233,10 +237,34 @@ impl Shard {
         }
         for letter in &decision.letters {
             metrics::counter!(names::DEAD_LETTERS, "reason" => letter.reason).increment(1);
-            tracing::warn!(shard, n = letter.n, reason = letter.reason, "process.record.dead_lettered");
+        }
+    }
+
+    /// Logs what a person may have to look at: any sender can cause any number of it, so lines are limited.
+    fn log(&self, decision: &Decision, policy: &Policy) {
+        let (shard, now) = (self.shard, Instant::now());
+        for letter in &decision.letters {
+            let by_fault = matches!(letter.reason, "panicked" | "refused_by_store" | "crashed_worker");
+            let limit = if by_fault { &limits::DEAD_LETTERED_BY_FAULT } else { &limits::DEAD_LETTERED };
+            if limit.allows(now) {
+                let record_id = letter.record_id.as_ref().map(Text::as_str);
+                tracing::warn!(shard, n = letter.n, record_id, reason = letter.reason, "process.record.dead_lettered");
+            }
         }
         for conflict in &decision.conflicts {
-            tracing::warn!(shard, n = conflict.n, "process.record.conflicted");
+            if limits::CONFLICTED.allows(now) {
+                let record_id = conflict.record.record_id.as_str();
+                tracing::warn!(shard, n = conflict.n, record_id, "process.record.conflicted");
+            }
+        }
+        if decision.without_threshold == 0 {
+            return;
+        }
+        for new in &decision.records {
+            let unit = new.record.unit.as_str();
+            if policy.lacks_threshold(unit) && limits::UNITS.is_first(unit) {
+                tracing::warn!(shard, seq = new.seq, unit, "process.unit.without_threshold");
+            }
         }
     }
 }

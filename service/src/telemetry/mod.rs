@@ -3,9 +3,12 @@
 //! Must never show a body, a key or a password.
 
 mod export;
+pub mod limits;
 mod logs;
 pub mod metrics;
 pub mod trace;
+
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tracing_subscriber::{Layer as _, Registry, layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -57,6 +60,7 @@ impl TelemetryArgs {
 pub struct Telemetry {
     metrics: Metrics,
     upkeep: tokio::task::JoinHandle<()>,
+    limits: tokio::task::JoinHandle<()>,
     traces: Option<export::Traces>,
 }
 
@@ -76,7 +80,16 @@ pub fn init(role: &'static str, args: &TelemetryArgs) -> anyhow::Result<Telemetr
         .context("logs were started already")?;
     let metrics = Metrics::install()?;
     let upkeep = tokio::spawn(metrics.clone().upkeep());
-    Ok(Telemetry { metrics, upkeep, traces })
+    let limits = tokio::spawn(report_limits());
+    Ok(Telemetry { metrics, upkeep, limits, traces })
+}
+
+/// Reports every second which lines were left out: events may have stopped.
+async fn report_limits() {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        limits::report(Some(Instant::now()));
+    }
 }
 
 impl Telemetry {
@@ -89,6 +102,8 @@ impl Telemetry {
     /// Sends the traces that were not sent yet, for at most five seconds, and ends.
     pub async fn shutdown(self) {
         self.upkeep.abort();
+        self.limits.abort();
+        limits::report(None);
         if let Some(traces) = self.traces {
             traces.shutdown().await;
         }
