@@ -89,8 +89,12 @@ impl AggregationsApi {
     /// Totals per destination, with the records
     ///
     /// Streams an answer of any size from one snapshot (`asOf`). `Accept` chooses JSON, NDJSON (`{"group":…}`,
-    /// `{"record":…}` lines, and last `{"end":…}`) or CSV (one row a record; with `records=false` one row a group and
-    /// unit). On a failure the connection is cut without the final chunk, so that a part never looks whole.
+    /// `{"record":…}` lines, and last `{"end":…}`; line breaks between the values of `attributes` become spaces) or CSV (one
+    /// row a record; with `records=false` one row a group and unit). On a failure the connection is cut without the final
+    /// chunk, so that a part never looks whole.
+    ///
+    /// A day in a local zone: give its two midnights with their offsets, which differ where the clocks change. The day of
+    /// 2026-03-29 in Berlin: `startTime=2026-03-29T00:00:00%2B01:00&endTime=2026-03-30T00:00:00%2B02:00`.
     #[oai(path = "/records/aggregations", method = "get", operation_id = "aggregateRecords")]
     #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
     async fn aggregations(
@@ -309,11 +313,7 @@ impl Writer {
     fn record(&mut self, record: RecordView) -> Result<(), Cut> {
         match self.format {
             Format::Json => self.out.json(&record)?,
-            Format::Ndjson => {
-                self.out.text("{\"record\":");
-                self.out.json(&record)?;
-                self.out.text("}\n");
-            }
+            Format::Ndjson => self.out.line("{\"record\":", &record, "}")?,
             Format::Csv => {
                 let at = |time: Option<Time>| time.map(|time| render_time(time.0)).unwrap_or_default();
                 let fields = [
@@ -340,8 +340,7 @@ impl Writer {
             Format::Json => self.out.text("]}"),
             Format::Ndjson => {
                 let end = json!({"end": {"groups": self.groups, "records": self.records, "asOf": as_of}});
-                self.out.json(&end)?;
-                self.out.text("\n");
+                self.out.line("", &end, "")?;
             }
             Format::Csv => {}
         }

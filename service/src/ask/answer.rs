@@ -10,7 +10,7 @@ use poem_openapi::{
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
-use super::format::Format;
+use super::{format::Format, types::Time};
 use crate::http::problem::Failure;
 
 /// Items of a list where the caller names no limit.
@@ -76,7 +76,11 @@ impl<T: Type> ApiResponse for Streamed<T> {
             MetaMediaType { content_type: Format::Json.media_type(), schema: T::schema_ref() },
             MetaMediaType {
                 content_type: Format::Ndjson.media_type(),
-                schema: text("One JSON object a line; the last line is `end`, without which the answer is not whole."),
+                schema: text(
+                    "One JSON object a line; the last line is `end`, without which the answer is not whole. A line ends with \
+                     U+000A only: U+0085, U+2028 and U+2029 may stand within one, so split at U+000A and not with Python's \
+                     `str.splitlines`.",
+                ),
             },
             MetaMediaType {
                 content_type: Format::Csv.media_type(),
@@ -177,6 +181,16 @@ impl<P: Serialize + DeserializeOwned> Paging<P> {
 /// A refused parameter.
 pub(super) fn invalid_parameter(name: &str, rule: &str) -> Failure {
     Failure::new(400, "invalid_parameter", format!("{name}: {rule}"))
+}
+
+/// Refuses a range of time that nothing can lie in. One of no length is taken: programs make such.
+pub(super) fn in_order(start: Option<Time>, end: Option<Time>) -> Result<(), Failure> {
+    match (start, end) {
+        (Some(start), Some(end)) if start.0 > end.0 => {
+            Err(invalid_parameter("startTime", "is after endTime, so nothing can match; exchange the two"))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{
     Tags,
-    answer::{Answer, Page, Paging},
+    answer::{Answer, Page, Paging, in_order},
     types::{Time, Word},
 };
 use crate::{
@@ -186,6 +186,7 @@ impl AuditApi {
         /// `nextCursor` of the page before, with the same filters.
         cursor: Query<Option<String>>,
     ) -> Result<Answer<Page<AuditFact>>, Failure> {
+        in_order(start_time.0, end_time.0)?;
         let filter = filter(action.0, record_id.0, destination_id.0, start_time.0, end_time.0);
         let paging = Paging::<Place>::new("/audit", &filter, cursor.0, limit.0)?;
         let after = paging.after.map_or(BEGINNING, |(settled, shard, kind, n, step)| AuditPlace {
@@ -230,6 +231,7 @@ impl AuditApi {
         /// `nextCursor` of the page before, with the same filters.
         cursor: Query<Option<String>>,
     ) -> Result<Answer<AuditSummary>, Failure> {
+        in_order(start_time.0, end_time.0)?;
         let filter = filter(action.0, record_id.0, destination_id.0, start_time.0, end_time.0);
         let paging = Paging::<Word>::new("/audit/summary", &filter, cursor.0, limit.0)?;
         let totals = app.store.audit_totals(&filter).await?;

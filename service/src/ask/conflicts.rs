@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     Tags,
-    answer::{Answer, Page, Paging},
+    answer::{Answer, Page, Paging, in_order},
     letter_view::Shown,
     types::{RawJson, Time, Word},
     views::RecordView,
@@ -96,6 +96,7 @@ impl ConflictsApi {
         /// `nextCursor` of the page before, with the same filters.
         cursor: Query<Option<String>>,
     ) -> Result<Answer<Page<Conflict>>, Failure> {
+        in_order(start_time.0, end_time.0)?;
         let filter = ConflictFilter {
             record_id: record_id.0.map(|id| id.0),
             destination_id: destination_id.0.map(|id| id.0),

@@ -27,6 +27,14 @@ impl Format {
         }
     }
 
+    /// Other names of it in Accept.
+    fn aliases(self) -> &'static [&'static str] {
+        match self {
+            Self::Ndjson => &["application/ndjson", "application/jsonl", "application/x-jsonl"],
+            _ => &[],
+        }
+    }
+
     /// Its name in Content-Type.
     pub(super) fn content_type(self) -> &'static str {
         match self {
@@ -66,7 +74,7 @@ impl Format {
             let specific = match name.as_str() {
                 "*/*" => 1,
                 _ if name.strip_suffix("/*") == Some(major) => 2,
-                _ if name == self.media_type() => 3,
+                _ if name == self.media_type() || self.aliases().contains(&name.as_str()) => 3,
                 _ => continue,
             };
             let q = parts
@@ -122,6 +130,9 @@ mod tests {
             ("text/html,application/xhtml+xml,*/*;q=0.8", Some(Format::Json)),
             ("application/json;q=0, */*;q=0.1", Some(Format::Ndjson)),
             ("application/json;q=0.2, Text/CSV; Q=0.25", Some(Format::Csv)),
+            ("application/ndjson", Some(Format::Ndjson)),
+            ("application/jsonl", Some(Format::Ndjson)),
+            ("application/X-JSONL;q=0.5, text/csv;q=0.4", Some(Format::Ndjson)),
             ("image/png", None),
             ("*/*;q=0", None),
             ("application/json;q=0.0", None),

@@ -19,8 +19,10 @@ pub struct RecordList;
 impl RecordList {
     /// List processed records
     ///
-    /// Ordered by (shard, seq): per destination, the order of processing, which is the order of arrival. Records that
-    /// come while pages are read appear on later pages; none is shown twice.
+    /// Ordered by (shard, seq): per destination, the order of processing, which is the order of arrival. Pages follow the
+    /// shards: a record that is processed while pages are read appears on a later page only if its shard is not read to
+    /// its end yet. One in a lower shard appears on no later page: read from the beginning again to see it. No record is
+    /// shown twice.
     #[oai(path = "/records", method = "get", operation_id = "listRecords")]
     #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
     async fn list(

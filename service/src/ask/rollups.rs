@@ -123,7 +123,8 @@ pub struct RollupsApi {
 impl RollupsApi {
     /// Totals per window of time and group
     ///
-    /// Windows are on the record's `time`, aligned to UTC; empty ones are left out. Streams an answer of any size from one
+    /// Windows are on the record's `time`, aligned to UTC; empty ones are left out. For days of a local zone leave `window`
+    /// out and ask for each day with `startTime` and `endTime`, its two midnights with their offsets. Streams an answer of any size from one
     /// snapshot (`asOf`) as JSON, NDJSON (`{"row":…}` lines, and last `{"end":…}`) or CSV (one line a row and unit).
     #[oai(path = "/records/rollups", method = "get", operation_id = "rollUpRecords")]
     #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
@@ -342,8 +343,7 @@ impl Writer {
         match self.format {
             Format::Json => self.out.text("]}"),
             Format::Ndjson => {
-                self.out.json(&json!({"end": {"rows": self.rows, "asOf": as_of}}))?;
-                self.out.text("\n");
+                self.out.line("", &json!({"end": {"rows": self.rows, "asOf": as_of}}), "")?;
             }
             Format::Csv => {}
         }

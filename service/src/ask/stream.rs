@@ -3,7 +3,12 @@
 //! A part must never look whole: unless the task said that it is done, the body ends with an error, and the connection is
 //! cut without its final chunk. A client that goes away ends its task, and the task's end cuts the query.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
@@ -12,7 +17,7 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{http::problem::Failure, store};
+use crate::{http::problem::Failure, store, telemetry::limits};
 
 /// Bytes that are sent at once.
 const CHUNK: usize = 32 * 1024;
@@ -73,6 +78,22 @@ impl Out {
         Ok(serde_json::to_writer(&mut self.buffer, value)?)
     }
 
+    /// Writes `before`, a value as JSON and `after` as a whole line: line breaks in JSON text that is passed on byte for
+    /// byte become spaces. In JSON they can only be white space between values, so no value changes.
+    pub(super) fn line(&mut self, before: &str, value: &impl Serialize, after: &str) -> Result<(), Cut> {
+        self.text(before);
+        let from = self.buffer.len();
+        self.json(value)?;
+        for byte in &mut self.buffer[from..] {
+            if matches!(byte, b'\n' | b'\r') {
+                *byte = b' ';
+            }
+        }
+        self.text(after);
+        self.text("\n");
+        Ok(())
+    }
+
     /// Passes on what was written when it is enough for a chunk.
     pub(super) async fn pass(&mut self) -> Result<(), Cut> {
         if self.buffer.len() < CHUNK {
@@ -115,7 +136,8 @@ where
         match outcome {
             Ok(()) => {}
             Err(cut @ Cut::Reader) => tracing::info!(reason = %cut, "ask.stream.cut"),
-            Err(cut) => tracing::error!(reason = %cut, "ask.stream.cut"),
+            Err(cut) if limits::CUT.allows(Instant::now()) => tracing::error!(reason = %cut, "ask.stream.cut"),
+            Err(_) => {}
         }
     }));
     let parts = stream::unfold((read, task, false), |(mut read, task, ended)| async move {

@@ -69,8 +69,19 @@ impl Time {
 
 impl ParseFromParameter for Time {
     fn parse_from_parameter(value: &str) -> ParseResult<Self> {
-        parse_time(value).map(Self).map_err(ParseError::custom)
+        parse_time(value).map(Self).map_err(|rule| {
+            ParseError::custom(if lost_its_plus(value) {
+                "a + in a URL means a space: write the + of the offset as %2B, such as 2026-01-31T12:00:00%2B01:00"
+            } else {
+                rule
+            })
+        })
     }
+}
+
+/// Whether a text is a time in whose offset a `+` was read as a space.
+fn lost_its_plus(value: &str) -> bool {
+    value.rsplit_once(' ').is_some_and(|(time, offset)| parse_time(&format!("{time}+{offset}")).is_ok())
 }
 
 impl ToJSON for Time {
@@ -156,11 +167,21 @@ mod tests {
 
     #[test]
     fn words_and_times_refuse_what_no_record_holds() {
-        for word in ["", "a\0b", &"x".repeat(201)] {
+        for word in ["", "a\0b", &"x".repeat(201), "EUR ", "\u{feff}EUR", "E\u{200b}UR"] {
             assert!(Word::parse_from_parameter(word).is_err(), "{word:?}");
         }
         assert!(Time::parse_from_parameter("2026-01-01").is_err());
         let time = Time::parse_from_parameter("2026-01-01T01:00:00+01:00").expect("a time");
         assert_eq!(time.to_json(), Some("2026-01-01T00:00:00Z".into()));
+    }
+
+    #[test]
+    fn a_plus_that_became_a_space_is_named() {
+        let refusal = |text| Time::parse_from_parameter(text).expect_err(text).into_message();
+        assert!(refusal("2026-01-01T01:00:00 01:00").contains("%2B"));
+        assert!(refusal("2026-01-01T01:00:00.5 05:30").contains("%2B"));
+        for other in ["2026-01-01 01:00:00+01:00", "2026-01-01T01:00:00 UTC", "2026-01-01T01:00:00 99:00", "a b"] {
+            assert!(!refusal(other).contains("%2B"), "{other}");
+        }
     }
 }

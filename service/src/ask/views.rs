@@ -4,7 +4,7 @@ use poem_openapi::{Enum, Object, types::Example};
 use serde::Serialize;
 
 use super::{
-    answer::invalid_parameter,
+    answer::{in_order, invalid_parameter},
     types::{RawJson, Time, Word},
 };
 use crate::{
@@ -144,6 +144,7 @@ impl RecordParams {
         if self.record_id.len() > 100 {
             return Err(invalid_parameter("recordId", "may be given up to 100 times"));
         }
+        in_order(self.start_time, self.end_time)?;
         let shards = app.manifest.borrow().manifest.spec.shards;
         let shard = self.destination_id.as_ref().map(|id| i32::from(shard_of(&id.0, shards)));
         let ids: Vec<String> = self.record_id.into_iter().map(|id| id.0).collect();

@@ -55,7 +55,11 @@ fn failure(error: &Error) -> Failure {
         }
         return Failure::new(400, "invalid_parameter", format!("{name}: {}", rule(reason)));
     }
-    if error.is::<ParsePathError>() || error.is::<ParseOpenApiPathError>() {
+    // Its name for the part is `param0`.
+    if let Some(ParseOpenApiPathError { reason, .. }) = error.downcast_ref() {
+        return Failure::new(400, "invalid_parameter", format!("the id in the path {}", rule(reason)));
+    }
+    if error.is::<ParsePathError>() {
         return Failure::new(400, "invalid_parameter", "a part of the path cannot be read; percent-encode it as UTF-8");
     }
     if let Some(ParseRequestPayloadError { reason }) = error.downcast_ref() {

@@ -6,6 +6,7 @@ mod life;
 mod records;
 mod stats;
 mod sums;
+mod values;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -200,6 +201,15 @@ impl World {
     async fn post(&self, path: &str) -> (u16, Value) {
         let (status, body) = self.send("POST", path, "application/json").await;
         (status.as_u16(), serde_json::from_str(&body.expect("a whole body")).expect("JSON"))
+    }
+
+    async fn post_json(&self, path: &str, body: &Value) -> (u16, Value) {
+        let request = Request::builder().method(poem::http::Method::POST).uri(path.parse().expect("a path"));
+        let request = request.header("content-type", "application/json").body(body.to_string());
+        let response = self.api.get_response(request).await;
+        let status = response.status().as_u16();
+        let body = response.into_body().into_string().await.expect("a whole body");
+        (status, serde_json::from_str(&body).expect("JSON"))
     }
 
     /// The code of a refusal.
