@@ -113,7 +113,8 @@ impl RecordsApi {
         app: Data<&App>,
         acceptor: Data<&Acceptor>,
         request: &Request,
-        /// A record without a recordId gets an id derived from this key, the sourceId and its index in the request.
+        /// A record without a recordId gets an id derived from this key, the sourceId and its index in the request. Beside a
+        /// recordId it is a 422. `X-Idempotency-Key` is a 400.
         #[oai(name = "Idempotency-Key", validator(min_length = 1, max_length = 200, pattern = "^[!-~]+$"))]
         _key: Header<Option<String>>,
         /// `wait=N`: wait up to N seconds for the outcome. Other preferences are ignored.
@@ -133,7 +134,8 @@ impl RecordsApi {
     /// A JSON array, or NDJSON of any length, which is answered at its end. Good items are taken whatever their
     /// neighbours are: 202 lists those that were not, each with a code. After 1,000 errors reading of NDJSON stops, and
     /// `nextIndex` says where. Nothing taken: 503 or 429 if any item may succeed later, else 422, with the same list.
-    /// Items of one shard in a JSON array are taken all or none, in order.
+    /// Items of one shard in a JSON array are taken all or none, in order. Lines end with U+000A. `Prefer` is not taken
+    /// here.
     #[oai(path = "/records/batch", method = "post", operation_id = "sendRecords")]
     #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
     async fn send_records(
@@ -143,7 +145,8 @@ impl RecordsApi {
         acceptor: Data<&Acceptor>,
         request: &Request,
         /// Items without a recordId get ids derived from this key, their sourceId and their index. With it, repeat a
-        /// request whole.
+        /// request whole. For an item that has a recordId the key decides nothing: its recordId does. `X-Idempotency-Key`
+        /// is a 400.
         #[oai(name = "Idempotency-Key", validator(min_length = 1, max_length = 200, pattern = "^[!-~]+$"))]
         _key: Header<Option<String>>,
         /// W3C trace context; goes on to the notifications. Ignored when it is not well-formed.

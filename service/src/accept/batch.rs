@@ -79,7 +79,7 @@ pub(super) async fn send(
     match body.format {
         Format::Json => {
             let (bytes, _room) = body::whole_batch(body.reader, &acceptor.0.room).await?;
-            for (index, item) in (0..).zip(items::of_array(&bytes)?) {
+            for (index, item) in (0..).zip(items::of_array(body::without_mark(&bytes))?) {
                 batch.take(index, item.get().as_bytes());
             }
             drop(bytes);
@@ -102,7 +102,9 @@ impl Batch<'_> {
                     None
                 }
                 Ok(Some(Line::TooLong)) => {
-                    self.reject(index, None, &too_large());
+                    let detail = "is larger than 16 KiB; if it has more than one record, end each with a line feed (curl's -d \
+                                  removes line feeds, --data-binary keeps them)";
+                    self.reject(index, None, &Invalid::new(code::TOO_LARGE, "", detail));
                     None
                 }
                 Ok(None) => {
@@ -111,7 +113,9 @@ impl Batch<'_> {
                 }
                 Err(LineError::Read(error)) => Some(body::unreadable(&error)),
                 Err(LineError::Endless) => {
-                    Some(Failure::new(413, "too_large", "a line is longer than 16 MiB; end each record with a newline"))
+                    let detail = "a line is longer than 16 MiB; end each record with a line feed (curl's -d removes line feeds, \
+                                  --data-binary keeps them)";
+                    Some(Failure::new(413, "too_large", detail))
                 }
             };
             if let Some(failure) = stopped {

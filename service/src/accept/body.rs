@@ -38,7 +38,7 @@ pub(super) type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
 pub(super) enum Format {
     /// `application/json`, or a type that ends in `+json`.
     Json,
-    /// `application/x-ndjson`: one record a line.
+    /// `application/x-ndjson`, or `application/jsonl`, and either with or without `x-`: one record a line.
     Ndjson,
 }
 
@@ -53,7 +53,7 @@ pub(super) fn format(request: &Request, other: &str) -> Result<Format, Failure> 
     let mut parts = header.split(';').map(str::trim);
     let format = match parts.next().unwrap_or_default() {
         "application/json" => Format::Json,
-        "application/x-ndjson" => Format::Ndjson,
+        "application/x-ndjson" | "application/ndjson" | "application/x-jsonl" | "application/jsonl" => Format::Ndjson,
         essence if essence.starts_with("application/") && essence.ends_with("+json") => Format::Json,
         _ => return Err(unsupported(other)),
     };
@@ -89,6 +89,11 @@ pub(super) fn reader(request: &Request, body: Body) -> Result<Reader, Failure> {
             "the Content-Encoding is not taken; send the body as it is, or with gzip once",
         )),
     }
+}
+
+/// JSON without the byte order mark that some programs write before it.
+pub(super) fn without_mark(json: &[u8]) -> &[u8] {
+    json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json)
 }
 
 /// What a body that could not be read to its end is answered with.
@@ -191,7 +196,7 @@ async fn drain(mut reader: Reader) {
 /// One line of NDJSON.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line {
-    /// Its bytes, without the newline; never blank.
+    /// Its bytes, without the newline and a byte order mark; never blank.
     Record(Vec<u8>),
     /// Longer than a record may be; its bytes were passed over.
     TooLong,
@@ -244,6 +249,11 @@ impl Lines {
             let used = part.len() + usize::from(end.is_some());
             self.reader.as_mut().consume(used);
             if end.is_some() || at_end {
+                let marked = line.len() - without_mark(&line).len();
+                if marked > 0 && length <= RECORD_BYTES {
+                    line.drain(..marked);
+                    blank = line.iter().all(u8::is_ascii_whitespace);
+                }
                 if blank && !at_end {
                     (length, line) = (0, Vec::new());
                     // A body of newlines, unpacked from little, must not keep others from running.
@@ -281,6 +291,19 @@ mod tests {
         found
     }
 
+    #[test]
+    fn every_name_of_ndjson_is_taken() {
+        let of = |kind: &str| format(&Request::builder().header("content-type", kind).finish(), "other").ok();
+        for kind in
+            ["application/x-ndjson", "application/ndjson", "application/JSONL; charset=utf-8", "application/x-jsonl"]
+        {
+            assert_eq!(of(kind), Some(Format::Ndjson), "{kind}");
+        }
+        for kind in ["text/plain", "application/x-www-form-urlencoded", "application/ndjson; charset=utf-16", ""] {
+            assert_eq!(of(kind), None, "{kind}");
+        }
+    }
+
     #[tokio::test]
     async fn bodies_share_their_room_and_give_it_back() {
         let room = Room(Arc::new(Semaphore::new(3)));
@@ -303,6 +326,16 @@ mod tests {
     async fn lines_are_found_whatever_the_chunks() {
         let text = b"{\"a\":1}\n\r\n  \n{\"b\":2}\r\n{\"c\":3}";
         let expected = ["{\"a\":1}", "{\"b\":2}\r", "{\"c\":3}"].map(|line| Line::Record(line.into()));
+        for size in 1..text.len() {
+            let chunks: Vec<&[u8]> = text.chunks(size).collect();
+            assert_eq!(all(lines(&chunks)).await, expected, "chunks of {size}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_byte_order_mark_before_a_line_is_no_part_of_it() {
+        let text = "\u{feff}{\"a\":1}\r\n\u{feff}{\"b\":\"\u{feff}\"}\n\u{feff} \n\u{feff}".as_bytes();
+        let expected = ["{\"a\":1}\r", "{\"b\":\"\u{feff}\"}"].map(|line| Line::Record(line.into()));
         for size in 1..text.len() {
             let chunks: Vec<&[u8]> = text.chunks(size).collect();
             assert_eq!(all(lines(&chunks)).await, expected, "chunks of {size}");

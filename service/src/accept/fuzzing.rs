@@ -65,8 +65,12 @@ fn read(bytes: &[u8], part: usize, packed: bool) -> Option<Vec<Line>> {
 
 /// What lines are, said plainly.
 fn split(text: &[u8]) -> Vec<Line> {
-    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.iter().all(u8::is_ascii_whitespace));
-    lines.map(|line| if line.len() > RECORD_BYTES { Line::TooLong } else { Line::Record(line.to_vec()) }).collect()
+    let lines =
+        text.split(|byte| *byte == b'\n').filter(|line| !body::without_mark(line).iter().all(u8::is_ascii_whitespace));
+    let read = |line: &[u8]| {
+        if line.len() > RECORD_BYTES { Line::TooLong } else { Line::Record(body::without_mark(line).to_vec()) }
+    };
+    lines.map(read).collect()
 }
 
 /// The items of an array are its text between the commas: joined they are the same array, and each is read alone.

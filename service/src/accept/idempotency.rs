@@ -8,8 +8,12 @@ use crate::{domain::Text, http::problem::Failure};
 /// The request's `Idempotency-Key`, if it has one.
 ///
 /// # Errors
-/// 400 when it is given twice, or is not 1 to 200 visible ASCII characters.
+/// 400 when it is given twice, under the name that other services give it, or is not 1 to 200 visible ASCII characters.
 pub(super) fn key(request: &Request) -> Result<Option<String>, Failure> {
+    if request.headers().contains_key("x-idempotency-key") {
+        let detail = "X-Idempotency-Key is not read here; send the header as Idempotency-Key";
+        return Err(Failure::new(400, "invalid_idempotency_key", detail));
+    }
     let mut headers = request.headers().get_all("idempotency-key").iter();
     let Some(header) = headers.next() else { return Ok(None) };
     let key = header.to_str().ok().filter(|key| {
@@ -77,5 +81,7 @@ mod tests {
         for wrong in [&["a", "a"][..], &[""], &["a b"], &["ü"], &[&long]] {
             assert!(with(wrong).is_err(), "{wrong:?}");
         }
+        let other = Request::builder().header("X-Idempotency-Key", "k").finish();
+        assert!(key(&other).expect_err("not read").problem().detail.contains("send the header as Idempotency-Key"));
     }
 }

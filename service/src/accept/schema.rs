@@ -36,7 +36,8 @@ impl<'a> ApiExtractor<'a> for OneRecord {
 
     fn request_meta() -> Option<MetaRequest> {
         let content = vec![MetaMediaType { content_type: "application/json", schema: reference() }];
-        let description = Some("One record, at most 16 KiB; `Content-Encoding: gzip` is taken.");
+        let description =
+            Some("One record, at most 16 KiB; `Content-Encoding: gzip` is taken. A byte order mark is passed over.");
         Some(MetaRequest { description, content, required: true })
     }
 
@@ -74,7 +75,8 @@ impl<'a> ApiExtractor<'a> for ManyRecords {
             MetaMediaType { content_type: "application/x-ndjson", schema: MetaSchemaRef::Inline(Box::new(lines)) },
         ];
         let description = Some(
-            "A JSON array of at most 16 MiB and 100,000 items, or NDJSON of any length; `Content-Encoding: gzip` is taken.",
+            "A JSON array of at most 16 MiB and 100,000 items, or NDJSON of any length, also as `application/ndjson`, \
+             `application/jsonl` or `application/x-jsonl`; `Content-Encoding: gzip` is taken. A byte order mark is passed over.",
         );
         Some(MetaRequest { description, content, required: true })
     }
@@ -107,16 +109,24 @@ fn example() -> Value {
     })
 }
 
+/// The part of the rule for texts that a pattern can say.
+fn text_pattern() -> String {
+    // Control characters, and those that show nothing or turn the direction of text.
+    let refused = r"\u0000-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff";
+    let space = r" \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000";
+    format!("^[^{refused}{space}]([^{refused}]*[^{refused}{space}])?$")
+}
+
 /// The schema of a record as it comes in.
 fn record() -> MetaSchema {
     let inline = |schema: MetaSchema| MetaSchemaRef::Inline(Box::new(schema));
-    let text = |description| {
-        // Control characters are refused; this is the part of it that a pattern can say.
+    let text = |description, nullable| {
         inline(MetaSchema {
             description: Some(description),
             min_length: Some(1),
             max_length: Some(200),
-            pattern: Some(r"^[^\u0000-\u001f\u007f-\u009f]*$".to_owned()),
+            pattern: Some(text_pattern()),
+            nullable,
             ..MetaSchema::new("string")
         })
     };
@@ -125,7 +135,7 @@ fn record() -> MetaSchema {
     let value = MetaSchema {
         description: Some(
             "Unsigned decimal of at most 15 integer and 9 fractional digits, without an exponent, as a string or a number. \
-             A number is read digit by digit, never through a float.",
+             A program that writes numbers with exponents sends a string. A number is read digit by digit, never through a float.",
         ),
         one_of: vec![inline(decimal), inline(number)],
         ..MetaSchema::ANY
@@ -136,7 +146,9 @@ fn record() -> MetaSchema {
         ..MetaSchema::new("string")
     };
     let time = MetaSchema {
-        description: Some("When it happened: RFC 3339 with an offset and at most 6 fractional digits."),
+        description: Some(
+            "When it happened: RFC 3339 with an offset and at most 6 fractional digits, zeros behind them not counted.",
+        ),
         ..MetaSchema::new_with_format("string", "date-time")
     };
     let attributes = MetaSchema {
@@ -144,27 +156,30 @@ fn record() -> MetaSchema {
         nullable: true,
         ..MetaSchema::new("object")
     };
-    let record_id = MetaSchema {
-        description: Some(
-            "Unique over all shards and times. May be left out beside an Idempotency-Key header, from which it is then derived.",
-        ),
-        min_length: Some(1),
-        max_length: Some(200),
-        nullable: true,
-        ..MetaSchema::new("string")
-    };
+    let record_id = "Unique over all shards and times. Left out beside an Idempotency-Key header, from which it is then \
+                     derived; a request of one record has either, not both.";
     MetaSchema {
-        description: Some("One record. Unknown fields are refused; null means absent."),
+        description: Some(
+            "One record. Unknown fields are refused; null means absent. Ids, unit and reference compare byte by byte: they have \
+             at most 400 bytes in UTF-8, no white space at either end, and none of U+200B, U+FEFF, bidirectional controls and \
+             control characters.",
+        ),
         required: vec!["time", "sourceId", "destinationId", "type", "value", "unit", "reference"],
         properties: vec![
-            ("recordId", inline(record_id)),
+            ("recordId", text(record_id, true)),
             ("time", inline(time)),
-            ("sourceId", text("Who or what it comes from.")),
-            ("destinationId", text("What it is counted for; decides the shard.")),
+            ("sourceId", text("Who or what it comes from.", false)),
+            ("destinationId", text("What it is counted for; decides the shard.", false)),
             ("type", inline(kind)),
             ("value", inline(value)),
-            ("unit", text("Of what; amounts of different units are never added up.")),
-            ("reference", text("With the destination, the key under which totals are kept.")),
+            (
+                "unit",
+                text(
+                    "Of what; amounts of different units are never added up. `eur` is another unit than `EUR`.",
+                    false,
+                ),
+            ),
+            ("reference", text("With the destination, the key under which totals are kept.", false)),
             ("attributes", inline(attributes)),
         ],
         example: Some(example()),

@@ -8,12 +8,12 @@ use poem_openapi::payload::Json;
 use super::{
     Acceptor,
     api::{Processed, Queued, Summary, Taken},
-    body, count_rejected, idempotency, now, refusal,
+    body, count_rejected, idempotency, items, now, refusal,
     schema::OneRecord,
     traceparent,
 };
 use crate::{
-    domain::{Record, Text, shard_of},
+    domain::{Invalid, Record, Text, code, shard_of},
     http::{App, problem::Failure},
     store::{Awaited, Outcome, Settled},
     streams::Outgoing,
@@ -33,7 +33,7 @@ pub(super) async fn send(
     let wait = wait_asked_for(request);
     let traceparent = traceparent(request);
     let bytes = body::whole(body.0, body::RECORD_BYTES).await?;
-    let record = parse(&bytes, key, 0).map_err(|invalid| {
+    let record = parse_one(body::without_mark(&bytes), key).map_err(|invalid| {
         count_rejected(invalid.code, 1);
         Failure::from(invalid)
     })?;
@@ -61,12 +61,29 @@ pub(super) async fn send(
     }
 }
 
+/// Reads the record of a request. Its id and the request's key exclude each other: whoever gives both expects the key to
+/// decide, and it would decide nothing.
+fn parse_one(json: &[u8], key: Option<&str>) -> Result<Record, Invalid> {
+    if key.is_some() && Record::parse_draft(json).is_ok_and(|draft| draft.has_id()) {
+        return Err(Invalid::new(
+            code::INVALID_VALUE,
+            "/recordId",
+            "is given beside an Idempotency-Key header; leave one of the two out: the recordId alone makes the request safe to \
+             repeat, and the key is only for a record without one",
+        ));
+    }
+    parse(json, key, 0)
+}
+
 /// Reads a record; one without an id gets it from the request's key and the index in the request.
-pub(super) fn parse(json: &[u8], key: Option<&str>, index: u64) -> Result<Record, crate::domain::Invalid> {
-    let Some(key) = key else { return Record::parse(json) };
-    let draft = Record::parse_draft(json)?;
-    let source_id = draft.source_id().clone();
-    Ok(draft.with_id(|| idempotency::derive(&source_id, key, index)))
+pub(super) fn parse(json: &[u8], key: Option<&str>, index: u64) -> Result<Record, Invalid> {
+    let read = || {
+        let Some(key) = key else { return Record::parse(json) };
+        let draft = Record::parse_draft(json)?;
+        let source_id = draft.source_id().clone();
+        Ok(draft.with_id(|| idempotency::derive(&source_id, key, index)))
+    };
+    read().map_err(|invalid| items::explained(json, invalid))
 }
 
 fn queued(record_id: Text) -> Taken {
@@ -138,5 +155,17 @@ mod tests {
         assert!(derived.as_str().starts_with("ik-"));
         assert_ne!(derived, parse(without.as_bytes(), Some("k"), 4).expect("valid").record_id);
         assert_eq!(parse(without.as_bytes(), None, 0).expect_err("no id").pointer, "/recordId");
+    }
+
+    #[test]
+    fn a_key_beside_the_id_of_a_single_record_is_refused() {
+        let record = r#"{"recordId":"mine","time":"2026-01-31T12:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":1,"unit":"u","reference":"r"}"#;
+        let refused = parse_one(record.as_bytes(), Some("k")).expect_err("both");
+        assert_eq!((refused.code, refused.pointer.as_str()), (code::INVALID_VALUE, "/recordId"));
+        assert!(refused.detail.contains("Idempotency-Key"), "{refused}");
+        assert!(parse_one(record.as_bytes(), None).is_ok());
+        let null = record.replace("\"mine\"", "null");
+        assert!(parse_one(null.as_bytes(), Some("k")).is_ok(), "null means absent");
+        assert_eq!(parse_one(b"{", Some("k")).expect_err("no JSON").code, code::INVALID_JSON);
     }
 }

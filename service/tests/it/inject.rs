@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::harness::{KEY, Pipeline, PrivateRedis, Process, answer, record, shared};
 
 /// Texts that a record may well hold.
-const TAKEN: [&str; 14] = [
+const TAKEN: [&str; 13] = [
     "'; drop table records; --",
     "\" or 1=1 --",
     "$1",
@@ -27,17 +27,18 @@ const TAKEN: [&str; 14] = [
     "a}:records{b",
     "../../etc/passwd",
     "x\"} 1 #",
-    "\u{2028}{\"level\":\"ERROR\",\"message\":\"forged\"}",
-    "\u{202e}forged",
+    "a\u{2028}{\"level\":\"ERROR\",\"message\":\"forged\"}",
 ];
 
-/// Texts that none may hold: each has a character that ends a line, a command, or a terminal's patience.
-const REFUSED: [&str; 6] = [
+/// Texts that none may hold: each has a character that ends a line or a command, controls a terminal, or turns
+/// the direction of text.
+const REFUSED: [&str; 7] = [
     "a\r\nFLUSHALL\r\n",
     "a\n{\"level\":\"ERROR\",\"message\":\"forged\"}",
     "a\u{1b}[2Jforged",
     "a\u{9b}31mforged",
     "a\u{7f}",
+    "a\u{202e}forged",
     "a\0b",
 ];
 
@@ -155,7 +156,7 @@ async fn not_understood(pipeline: &Pipeline, text: &str) {
     let body = record("by header", "d").to_string();
     let length = body.len();
     for (name, expected) in [
-        ("Idempotency-Key", [400, 202]),
+        ("Idempotency-Key", [400, 422]),
         ("traceparent", [202, 400]),
         ("Authorization", [401, 400]),
         ("Prefer", [202, 400]),

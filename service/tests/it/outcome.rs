@@ -104,9 +104,10 @@ async fn records_without_ids_count_once_under_their_idempotency_key() {
     elsewhere["sourceId"] = "another".into();
     let elsewhere = keyed(&pipeline, "/records", "k1", &elsewhere).await.expect(200);
     assert_ne!(elsewhere["recordId"], first["recordId"]);
-    // Where both are given the recordId counts.
-    let own = keyed(&pipeline, "/records", "k1", &record("own", "d")).await.expect(200);
-    assert_eq!(own["recordId"], "own");
+    // Of a single record both are refused: the key would decide nothing.
+    let both = keyed(&pipeline, "/records", "k1", &record("own", "d")).await.refused(422, "invalid_value");
+    assert_eq!(both["pointer"], "/recordId");
+    pipeline.settle(&record("own", "d")).await.expect(200);
 
     // A batch that is repeated whole, as JSON and as lines, with an item that has an id and one that is wrong.
     let wrong = nameless("-1");

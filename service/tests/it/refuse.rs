@@ -70,6 +70,11 @@ fn wrong_fields() -> Vec<(&'static str, String, &'static str, &'static str)> {
                 case(field, raw, "invalid_value", pointer);
             }
             case(field, &format!("\"{}\"", "𝄞".repeat(101)), "invalid_value", pointer);
+            for raw in
+                ["\"a \"", "\" a\"", "\"a\\u00a0\"", "\"\u{3000}a\"", "\"a\\u200bb\"", "\"\\ufeffa\"", "\"a\u{202e}b\""]
+            {
+                case(field, raw, "invalid_value", pointer);
+            }
         }
         if field != "value" {
             for raw in ["5", "true", "{}", "[\"a\"]"] {
@@ -318,6 +323,8 @@ async fn paths_methods_and_parameters_that_are_not_ours_are_refused_and_never_ig
         ("/records?unit=", "invalid_parameter"),
         ("/records?unit=%00", "invalid_parameter"),
         ("/records?unit=%ff", "invalid_parameter"),
+        ("/records?unit=EUR%20", "invalid_parameter"),
+        ("/records?startTime=2026-02-01T00:00:00Z&endTime=2026-01-01T00:00:00Z", "invalid_parameter"),
         ("/records?alerted=maybe", "invalid_parameter"),
         ("/records?limit=0", "invalid_parameter"),
         ("/records?limit=1001", "invalid_parameter"),
@@ -340,7 +347,7 @@ async fn paths_methods_and_parameters_that_are_not_ours_are_refused_and_never_ig
     let many: String = (0..101).map(|n| format!("&recordId=r{n}")).collect();
     pipeline.ask(&format!("/records?{}", &many[1..])).await.refused(400, "invalid_parameter");
     pipeline.ask(&format!("/records?unit={long}")).await.refused(400, "invalid_parameter");
-    for id in ["%00", "%ff", "%0a", long.as_str()] {
+    for id in ["%00", "%ff", "%0a", "a%20", long.as_str()] {
         let refused = pipeline.ask(&format!("/records/{id}")).await;
         assert!([400, 404].contains(&refused.status), "{id}: {}", refused.text);
         assert!(refused.header("content-type").starts_with("application/problem+json"));

@@ -2,9 +2,13 @@
 
 use futures::future::join_all;
 use millrace::domain::shard_of;
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Pipeline, eventually, record};
+use crate::{
+    harness::{Pipeline, answer, eventually, record},
+    refuse::lines,
+};
 
 /// A destination of a shard, of two.
 pub(crate) fn destination(shard: u16) -> String {
@@ -270,4 +274,94 @@ async fn attributes_are_given_back_byte_for_byte_everywhere() {
     .await;
     assert_eq!(answer.json()["status"], "queued");
     assert!(answer.text.contains(attributes), "{}", answer.text);
+}
+
+#[tokio::test]
+async fn what_programs_write_around_records_is_taken() {
+    let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
+    let mark = "\u{feff}";
+    let send = async |path: &str, kind: &str, body: String| {
+        let request = pipeline.request(Method::POST, path).header("content-type", kind);
+        answer(request.header("expect", "100-continue").body(body)).await.expect(202)
+    };
+    send("/records", "application/json", format!("{mark}{}", record("single", "d"))).await;
+    send("/records/batch", "application/json", format!("{mark}[{}]", record("array", "d"))).await;
+    let mut expected = vec!["single".to_owned(), "array".to_owned()];
+    for (n, kind) in
+        ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonl"].iter().enumerate()
+    {
+        let (first, second) = (format!("a{n}"), format!("b{n}"));
+        // Two files with marks, one behind the other, lines ended as on Windows.
+        let lines = format!("{mark}{}\r\n{mark}{}\r\n{mark}\r\n", record(&first, "d"), record(&second, "d"));
+        let report = send("/records/batch", kind, lines).await;
+        assert_eq!(report, json!({"accepted": 2, "rejected": 0, "errors": []}), "{kind}");
+        expected.extend([first, second]);
+    }
+    let mut zeros = record("می\u{200c}خواهم 👩\u{200d}👧", "d");
+    zeros["time"] = "2026-01-31T13:00:00.1234560000+01:00".into();
+    pipeline.settle(&zeros).await.expect(200);
+    expected.push("می\u{200c}خواهم 👩\u{200d}👧".to_owned());
+    pipeline.settled().await;
+    pipeline.check_exactly_once(&expected).await;
+    let found =
+        pipeline.list("/records?startTime=2026-01-31T12:00:00.123456Z&endTime=2026-01-31T12:00:00.123457Z").await;
+    assert_eq!(found.len(), 1, "{found:?}");
+    // A file whose line feeds a client took away.
+    let joined = format!("{}{}", record("x", "d"), record("y", "d"));
+    let report = lines(&pipeline, joined).await.refused(422, "batch_refused");
+    assert!(report["errors"][0]["detail"].as_str().unwrap().contains("--data-binary"), "{report}");
+}
+
+#[tokio::test]
+async fn look_alike_units_are_refused_and_one_without_threshold_is_reported() {
+    let (pipeline, _serve, work) = Pipeline::running(json!({"threshold": null, "thresholds": {"EUR": "1000"}})).await;
+    let of_unit = |id: &str, unit: &str| {
+        let mut record = record(id, "d");
+        (record["unit"], record["value"]) = (unit.into(), "5000".into());
+        record
+    };
+    let units = ["EUR  ", "eur", "EUR\u{200b}", " EUR", "EUR"];
+    let records: Vec<Value> = (1..).zip(units).map(|(n, unit)| of_unit(&format!("u{n}"), unit)).collect();
+    let report = pipeline.put_in("/records/batch", json!(records).to_string()).await.expect(202);
+    let refused: Vec<_> = report["errors"].as_array().unwrap().iter().map(|error| error["detail"].clone()).collect();
+    let ends = [
+        "ends with a space (U+0020)",
+        "has a zero-width space (U+200B) as character 4",
+        "starts with a space (U+0020)",
+    ];
+    assert_eq!(refused, ends.map(|end| format!("{end}; remove it")));
+    pipeline.settle(&of_unit("u6", "eur")).await.expect(200);
+    pipeline.settled().await;
+    let stats = pipeline.get("/stats").await;
+    assert_eq!(
+        (&stats["processed"], &stats["alerts"], &stats["recordsWithoutThreshold"]),
+        (&3.into(), &1.into(), &2.into())
+    );
+    let said = work.said("process.unit.without_threshold");
+    assert_eq!((said.len(), &said[0]["unit"]), (1, &"eur".into()), "once: {said:?}");
+}
+
+#[tokio::test]
+async fn many_conflicts_make_few_log_lines_that_count_them_all() {
+    let (pipeline, _serve, work) = Pipeline::running(json!({})).await;
+    pipeline.settle(&record("a", "d")).await.expect(200);
+    let conflicts: Vec<Value> = (0..300)
+        .map(|n| {
+            let mut other = record("a", "d");
+            other["value"] = format!("{}", 100 + n).into();
+            other
+        })
+        .collect();
+    pipeline.send(&conflicts).await;
+    pipeline.settled_but(&[]).await;
+    let counted = || {
+        let lines = work.said("process.record.conflicted");
+        assert!(lines.iter().all(|line| line["record_id"] == "a" && line["n"].is_u64()), "{lines:?}");
+        let rest = work.said("telemetry.lines.left_out");
+        assert!(rest.iter().all(|line| line["event"] == "process.record.conflicted"), "{rest:?}");
+        (lines.len() as u64, rest.iter().map(|line| line["left_out"].as_u64().unwrap()).sum::<u64>())
+    };
+    // Nothing more comes: what was left out is told all the same.
+    eventually("all conflicts are counted", async || counted().0 + counted().1 == 300).await;
+    assert!(counted().0 <= 60, "{:?}", counted());
 }
