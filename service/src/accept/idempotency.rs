@@ -35,7 +35,7 @@ pub(crate) fn invalid() -> Failure {
 }
 
 /// The id of the record at `index` of a request with this key: `ik-` and 40 hex digits.
-pub(super) fn derive(source_id: &Text, key: &str, index: u64) -> Text {
+pub(crate) fn derive(source_id: &Text, key: &str, index: u64) -> Text {
     let mut hash = Sha256::new();
     // With its length before it, no part can be read as the end of another.
     for part in [source_id.as_str(), key] {

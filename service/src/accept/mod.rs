@@ -25,6 +25,7 @@ use std::{
 use tokio_util::task::TaskTracker;
 
 pub use api::RecordsApi;
+pub(crate) use idempotency::derive as derived_id;
 
 use crate::{
     domain::StreamId,
