@@ -30,7 +30,7 @@ pub enum Command {
     /// Run a whole pipeline on this machine, with a Redis and a Postgres of its own.
     Dev(dev::Args),
     /// Send records from a file, from standard input, or generated.
-    Send(send::Args),
+    Send(Box<send::Args>),
     /// Re-derive totals, summaries and alerts from the records, and compare them with what is stored and published.
     Verify(verify::Args),
     /// List sinks, resume a halted one.
@@ -54,7 +54,7 @@ impl Command {
             Self::Purge(args) => purge::run(args).await,
             Self::Openapi(args) => openapi::run(args).await,
             Self::Dev(args) => dev::run(args).await,
-            Self::Send(args) => send::run(args).await,
+            Self::Send(args) => send::run(*args).await,
             Self::Verify(args) => verify::run(args).await,
             Self::Sinks(args) => sinks::run(args).await,
             Self::Keys(args) => keys::run(args).await,

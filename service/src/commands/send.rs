@@ -3,31 +3,48 @@
 //! Requests are cut at fixed row numbers, so that a file that grew can be sent again under the same key and what was
 //! there before gets the same ids. Values stay the text they were: no number passes through a float.
 
+mod amounts;
 mod answer;
+mod args;
 mod client;
+mod export;
 mod generate;
+mod header;
+mod input;
+mod numbers;
+mod origin;
+mod parts;
 mod report;
 mod rows;
 mod shape;
-mod text;
+mod table;
+#[cfg(test)]
+mod tests;
+mod times;
+mod tokens;
+mod trim;
+mod values;
+mod window;
 
 use std::{path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 
+use args::{AmountArgs, EXAMPLES, FieldArgs, InputArgs};
 use client::{Client, Outcome};
+use origin::{Origin, Refused};
 use report::Report;
-use rows::{Format, Reader};
-use shape::Shape;
+use rows::Reader;
 
 /// Records in a request, unless asked for otherwise.
 const BATCH: usize = 500;
 
 /// Flags of `millrace send`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// File of records; `-` or absent: standard input.
+    /// File of records, packed with gzip or not; `-` or absent: standard input.
     #[arg(conflicts_with = "generate")]
     file: Option<PathBuf>,
     /// Where the pipeline listens.
@@ -36,75 +53,47 @@ pub struct Args {
     /// API key, where the pipeline asks for one.
     #[arg(long, env = "MILLRACE_API_KEY", hide_env_values = true)]
     key: Option<String>,
-    /// Format of the input; absent: by the file's extension (.json, .ndjson, .jsonl, .csv), NDJSON on standard input.
-    #[arg(long, value_enum)]
-    format: Option<Format>,
-    /// Take a field from a column (CSV) or key (JSON) of another name. `attributes.NAME` puts it into the attributes.
-    #[arg(long, value_name = "COLUMN=FIELD")]
-    map: Vec<Pair>,
-    /// Give a field the same value in every record.
-    #[arg(long, value_name = "FIELD=VALUE")]
-    set: Vec<Pair>,
-    /// Column with a signed number: its sign becomes `type`, the rest `value`.
-    #[arg(long, value_name = "COLUMN")]
-    signed: Option<String>,
-    /// Leave out, and count, rows in which this column is empty.
-    #[arg(long, value_name = "COLUMN")]
-    skip_empty: Vec<String>,
-    /// Text that stands for nothing, such as NA; the empty text always does.
-    #[arg(long, value_name = "TEXT")]
-    null: Vec<String>,
-    /// Zone of times that are written without an offset, such as Europe/Berlin.
-    #[arg(long, value_name = "ZONE")]
-    time_zone: Option<chrono_tz::Tz>,
-    /// Derive the ids of rows without a recordId from this. Same key, file and batch size: same ids.
-    #[arg(long, value_name = "KEY")]
+    #[command(flatten)]
+    input: InputArgs,
+    #[command(flatten)]
+    fields: FieldArgs,
+    #[command(flatten)]
+    amounts: AmountArgs,
+    /// Derive the ids of rows without a recordId from this, their sourceId and their number in the file. Same key, file
+    /// and batch size: same ids, so a file can be sent again, also after it grew or rows of it were repaired.
+    #[arg(help_heading = "Sending", long, value_name = "KEY")]
     idempotency_key: Option<String>,
     /// Rows in a request. Default 500; less where --rate would make it clumpy.
-    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(help_heading = "Sending", long, value_name = "ROWS", value_parser = clap::value_parser!(u16).range(1..=1000))]
     batch_size: Option<u16>,
     /// Requests at the same time. With 1, records arrive in the order of the file.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(help_heading = "Sending", long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
     concurrency: u16,
     /// Send at most so many rows a second.
-    #[arg(long, value_name = "ROWS/s")]
+    #[arg(help_heading = "Sending", long, value_name = "ROWS/s")]
     rate: Option<Rate>,
     /// Stop when a request was not taken for so long, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(help_heading = "Sending", long, value_name = "SECONDS", default_value_t = 300)]
     give_up_after: u64,
-    /// Write every row that was refused to this file, as NDJSON.
-    #[arg(long, value_name = "FILE")]
+    /// Write every row that was refused to this file, as NDJSON: its number, line, column, cell, the reason, and its
+    /// content.
+    #[arg(help_heading = "Sending", long, value_name = "FILE")]
     errors: Option<PathBuf>,
     /// Print the summary as JSON.
-    #[arg(long)]
+    #[arg(help_heading = "Sending", long)]
     json: bool,
     /// Generate so many rows instead of reading any.
-    #[arg(long, value_name = "ROWS")]
+    #[arg(help_heading = "Generated load", long, value_name = "ROWS")]
     generate: Option<u64>,
     /// Share of generated rows that repeat an earlier one, 0 to 0.99.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, requires = "generate")]
+    #[arg(help_heading = "Generated load", long, value_name = "SHARE", default_value_t = 0.0, requires = "generate")]
     duplicates: f64,
     /// Number of different destinations in generated rows.
-    #[arg(long, default_value_t = 1000, requires = "generate", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(help_heading = "Generated load", long, default_value_t = 1000, requires = "generate", value_parser = clap::value_parser!(u64).range(1..))]
     keys: u64,
     /// Seed of generated rows; the same seed gives the same records. Absent: a random one, printed.
-    #[arg(long, requires = "generate")]
+    #[arg(help_heading = "Generated load", long, requires = "generate")]
     seed: Option<u64>,
-}
-
-/// `left=right` on the command line.
-#[derive(Debug, Clone)]
-struct Pair(String, String);
-
-impl FromStr for Pair {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, &'static str> {
-        match text.split_once('=') {
-            Some((left, right)) if !left.is_empty() => Ok(Self(left.to_owned(), right.to_owned())),
-            _ => Err("must be of the form NAME=TEXT"),
-        }
-    }
 }
 
 /// Rows a second, `28` or `28/s`.
@@ -141,7 +130,9 @@ struct Row {
 /// What the input's reader has to say, in order.
 #[derive(Debug)]
 enum Feed {
-    Batch(Batch),
+    /// A request, and its rows as the file has them.
+    Batch(Batch, Vec<Origin>),
+    Refused(Box<Refused>),
     Skipped(u64),
     Repeated(u64),
 }
@@ -173,7 +164,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Rows in a request: small enough that `--rate` gives about ten requests a second. Under an idempotency key the ids
-/// hang on it, so there only the flag itself changes it.
+/// depend on it, so there only the flag itself changes it.
 fn batch_size(args: &Args) -> usize {
     match (args.batch_size, args.rate) {
         (Some(size), _) => usize::from(size),
@@ -190,16 +181,20 @@ async fn forward(
 ) -> anyhow::Result<()> {
     let start = Instant::now();
     let mut dispatched = 0_u64;
-    let mut flying: JoinSet<anyhow::Result<Outcome>> = JoinSet::new();
+    let mut flying: JoinSet<anyhow::Result<(Outcome, Vec<Origin>)>> = JoinSet::new();
     let mut is_read = false;
     while !(is_read && flying.is_empty()) {
         let has_room = !is_read && !report.gave_up() && flying.len() < usize::from(args.concurrency);
         tokio::select! {
-            Some(done) = flying.join_next() => report.add(done.context("a request's task died")??)?,
+            Some(done) = flying.join_next() => {
+                let (outcome, origins) = done.context("a request's task died")??;
+                report.add(outcome, &origins)?;
+            }
             next = fed.recv(), if has_room => match next {
                 Some(Feed::Skipped(rows)) => report.skipped(rows),
                 Some(Feed::Repeated(rows)) => report.repeated(rows),
-                Some(Feed::Batch(batch)) => {
+                Some(Feed::Refused(refused)) => report.refuse(&refused)?,
+                Some(Feed::Batch(batch, origins)) => {
                     let due = args.rate.map(|Rate(rate)| start + Duration::from_secs_f64(dispatched as f64 / rate));
                     dispatched += batch.rows.len() as u64;
                     let client = Arc::clone(client);
@@ -207,7 +202,7 @@ async fn forward(
                         if let Some(due) = due {
                             tokio::time::sleep_until(due).await;
                         }
-                        client.deliver(batch).await
+                        Ok((client.deliver(batch).await?, origins))
                     });
                 }
                 None => is_read = true,

@@ -17,9 +17,6 @@ use super::{
 /// First pause before a repetition; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// Stands in a request for a row that is not sent with it, so that the rows behind it keep their index. It is no record: the
-/// service refuses it.
-const PLACEHOLDER: &[u8] = b"null";
 
 /// Sends batches to one pipeline.
 #[derive(Debug)]
@@ -27,7 +24,6 @@ pub(super) struct Client {
     http: reqwest::Client,
     url: String,
     authorization: Option<header::HeaderValue>,
-    idempotency_key: Option<String>,
     give_up_after: Duration,
     /// Most bytes of a request's body: what a proxy refused is sent in smaller parts.
     most_bytes: AtomicUsize,
@@ -66,9 +62,8 @@ pub(super) struct Rejected {
 /// One request: rows of a batch that are sent together.
 #[derive(Debug)]
 struct Part {
-    /// The row of the batch in each line; `None`: a placeholder.
-    lines: Vec<Option<usize>>,
-    rows: usize,
+    /// The row of the batch in each line, ascending.
+    rows: Vec<usize>,
     body: Vec<u8>,
 }
 
@@ -110,7 +105,6 @@ impl Client {
             http,
             url: format!("{}/records/batch", args.url.trim_end_matches('/')),
             authorization,
-            idempotency_key: args.idempotency_key.clone(),
             give_up_after: Duration::from_secs(args.give_up_after),
             most_bytes: AtomicUsize::new(usize::MAX),
         })
@@ -129,7 +123,7 @@ impl Client {
             let part = self.part(&batch, &open);
             let (began, before) = (Instant::now(), open.len());
             outcome.requests += 1;
-            let verdict = match self.post(&batch, &part).await {
+            let verdict = match self.post(&part).await {
                 Ok(response) => {
                     outcome.times.push(began.elapsed());
                     self.judge(&batch, &part, &response, &mut open, &mut outcome)?
@@ -157,34 +151,28 @@ impl Client {
         Ok(outcome)
     }
 
-    /// The next request: as many open rows as its size allows, at least one. Derived ids depend on the index in the
-    /// request: under a key each row keeps its own.
+    /// The next request: as many open rows as its size allows, at least one. Each row has its id, so any part of a batch
+    /// can be sent again.
     fn part(&self, batch: &Batch, open: &[usize]) -> Part {
         let most_bytes = self.most_bytes.load(Ordering::Relaxed);
-        let mut part = Part { lines: Vec::new(), rows: 0, body: Vec::new() };
+        let mut part = Part { rows: Vec::new(), body: Vec::new() };
         for &index in open {
             let line = &batch.rows[index].line;
-            let gap = if self.idempotency_key.is_some() { index - part.lines.len() } else { 0 };
-            let added = gap * (PLACEHOLDER.len() + 1) + line.len() + 1;
-            if part.rows > 0 && part.body.len() + added > most_bytes {
+            if !part.rows.is_empty() && part.body.len() + line.len() + 1 > most_bytes {
                 break;
             }
-            for _ in 0..gap {
-                part.push(None, PLACEHOLDER);
-            }
-            part.push(Some(index), line);
+            part.rows.push(index);
+            part.body.extend_from_slice(line);
+            part.body.push(b'\n');
         }
         part
     }
 
-    async fn post(&self, batch: &Batch, part: &Part) -> Result<Response, reqwest::Error> {
+    async fn post(&self, part: &Part) -> Result<Response, reqwest::Error> {
         let mut request =
             self.http.post(&self.url).header(header::CONTENT_TYPE, "application/x-ndjson").body(part.body.clone());
         if let Some(value) = &self.authorization {
             request = request.header(header::AUTHORIZATION, value.clone());
-        }
-        if let Some(key) = &self.idempotency_key {
-            request = request.header("Idempotency-Key", format!("{key}-{}", batch.first_row));
         }
         let response = request.send().await?;
         let (status, headers) = (response.status(), response.headers().clone());
@@ -202,9 +190,9 @@ impl Client {
     ) -> anyhow::Result<Verdict> {
         let (url, retry_after) = (&self.url, response.retry_after());
         let before = open.len();
-        let reason = match response.read(part.lines.len()) {
+        let reason = match response.read(part.rows.len()) {
             Answer::Report(report) => {
-                let read = report.next_index.unwrap_or(part.lines.len());
+                let read = report.next_index.unwrap_or(part.rows.len());
                 part.conclude(batch, &report.errors, read, open, outcome);
                 response.status.to_string()
             }
@@ -223,14 +211,14 @@ impl Client {
                  outcome is open can be sent again: ids make it safe"
             ),
         };
-        let is_concluded = before - open.len() == part.rows;
+        let is_concluded = before - open.len() == part.rows.len();
         Ok(if is_concluded { Verdict::Concluded } else { Verdict::Again { reason, retry_after } })
     }
 
     /// A proxy refused a request for its size: smaller ones from now on.
     fn shrink(&self, part: &Part, foreign: &Foreign, outcome: &mut Outcome) -> anyhow::Result<Verdict> {
         let (url, bytes) = (&self.url, part.body.len());
-        if part.rows == 1 {
+        if part.rows.len() == 1 {
             bail!(
                 "{url} answered {foreign}; a proxy in between refuses a request of {bytes} bytes that holds one row: raise \
                  its limit for bodies (nginx: client_max_body_size)"
@@ -243,13 +231,6 @@ impl Client {
 }
 
 impl Part {
-    fn push(&mut self, row: Option<usize>, line: &[u8]) {
-        self.lines.push(row);
-        self.rows += usize::from(row.is_some());
-        self.body.extend_from_slice(line);
-        self.body.push(b'\n');
-    }
-
     /// Notes what became of the rows: those with an error that is final are rejected, those without one among the first
     /// `accepted_below` lines are accepted. The others stay open.
     fn conclude(
@@ -260,9 +241,8 @@ impl Part {
         open: &mut Vec<usize>,
         outcome: &mut Outcome,
     ) {
-        let mut concluded = Vec::with_capacity(self.rows);
-        for (line, row) in self.lines.iter().enumerate() {
-            let Some(index) = *row else { continue };
+        let mut concluded = Vec::with_capacity(self.rows.len());
+        for (line, &index) in self.rows.iter().enumerate() {
             match errors.iter().find(|error| error.index == line) {
                 Some(error) if error.retryable => continue,
                 Some(error) => outcome.rejected.push(Rejected {
@@ -277,7 +257,7 @@ impl Part {
             }
             concluded.push(index);
         }
-        // Ascending, as the lines are.
+        // Ascending, as the rows are.
         open.retain(|index| concluded.binary_search(index).is_err());
     }
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
@@ -16,7 +17,9 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use super::{
     Args,
     client::{Outcome, Rejected},
-    rows::Size,
+    input::Size,
+    origin::{Found, Origin, Refused},
+    trim,
 };
 
 /// Refused rows that are shown on standard error.
@@ -54,10 +57,13 @@ struct Summary {
     /// Rows that were sent.
     sent: u64,
     accepted: u64,
+    /// Rows that were refused, by the service or before they were sent.
     rejected: u64,
+    /// Of the rejected rows, those that were not sent.
+    unsent: u64,
     /// Rows of which it is not known that they were accepted.
     given_up: u64,
-    /// Rows left out by `--skip-empty`.
+    /// Rows left out by `--skip-empty`, and rows without any content.
     skipped: u64,
     /// Requests that were begun.
     requests: u64,
@@ -108,6 +114,63 @@ impl Summary {
     }
 }
 
+/// A refused row in the file of errors.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Refusal<'a> {
+    #[serde(flatten)]
+    rejected: &'a Rejected,
+    /// The line of the file on which the row begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u64>,
+    /// The column or key that the refused field came from, and its content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cell: Option<&'a str>,
+    /// The row as the file has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+    /// The row where it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_base64: Option<String>,
+    /// Only the head of the row is held.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    content_is_cut: bool,
+}
+
+impl<'a> Refusal<'a> {
+    fn new(rejected: &'a Rejected, origin: Option<&'a Origin>, found: Option<&'a Found>) -> Self {
+        let text = origin.map(|origin| std::str::from_utf8(&origin.text).map_err(|_| &origin.text));
+        Self {
+            rejected,
+            line: origin.map(|origin| origin.line),
+            column: found.map(|found| found.column.as_str()),
+            cell: found.map(|found| found.value.as_str()),
+            content: text.and_then(Result::ok),
+            content_base64: text.and_then(Result::err).map(|bytes| STANDARD.encode(bytes)),
+            content_is_cut: origin.is_some_and(|origin| origin.is_cut),
+        }
+    }
+}
+
+/// A refused row on standard error.
+fn shown(rejected: &Rejected, origin: Option<&Origin>, found: Option<&Found>) -> String {
+    let Rejected { row, code, pointer, detail, .. } = rejected;
+    let pointer = pointer.as_deref().unwrap_or("");
+    let place = origin.map_or_else(String::new, |origin| {
+        let cell = found.map_or_else(String::new, |Found { column, value }| {
+            let end = value.char_indices().nth(80).map(|(end, _)| end);
+            let (value, more) = end.map_or((value.as_str(), ""), |end| (&value[..end], " …"));
+            // With escapes: what cannot be seen is often what is wrong.
+            format!(", {column}: {value:?}{more}")
+        });
+        format!(" [line {}{cell}]", origin.line)
+    });
+    let space = if pointer.is_empty() { "" } else { " " };
+    format!("row {row}: {code} {pointer}{space}{detail}{place}")
+}
+
 /// Progress and outcome of a run.
 pub(super) struct Report {
     summary: Summary,
@@ -117,6 +180,8 @@ pub(super) struct Report {
     ticks: Interval,
     size: Size,
     errors: Option<BufWriter<File>>,
+    /// `--trim`
+    trims: bool,
     reason: Option<String>,
     repeated: u64,
     /// Whether a proxy's limit was named.
@@ -155,6 +220,7 @@ impl Report {
             ticks,
             size,
             errors,
+            trims: args.input.trim,
             reason: None,
             repeated: 0,
             named_limit: false,
@@ -190,8 +256,8 @@ impl Report {
         self.repeated += rows;
     }
 
-    /// A batch is done.
-    pub(super) fn add(&mut self, outcome: Outcome) -> anyhow::Result<()> {
+    /// A batch is done; `origins` are its rows as the file has them.
+    pub(super) fn add(&mut self, outcome: Outcome, origins: &[Origin]) -> anyhow::Result<()> {
         let Outcome { rows, accepted, rejected, given_up, requests, times, repetitions, refused_bytes } = outcome;
         self.summary.sent += rows;
         self.summary.accepted += accepted;
@@ -202,7 +268,8 @@ impl Report {
             self.times.add(time);
         }
         for rejected in rejected {
-            self.reject(&rejected)?;
+            let origin = origins.iter().find(|origin| origin.number == rejected.row);
+            self.reject(rejected, origin)?;
         }
         if let Some(bytes) = refused_bytes.filter(|_| !self.named_limit) {
             self.named_limit = true;
@@ -218,15 +285,36 @@ impl Report {
         Ok(())
     }
 
-    fn reject(&mut self, rejected: &Rejected) -> anyhow::Result<()> {
+    /// A row is refused before it is sent.
+    pub(super) fn refuse(&mut self, refused: &Refused) -> anyhow::Result<()> {
+        let Refused { origin, invalid } = refused;
+        self.summary.unsent += 1;
+        let rejected = Rejected {
+            row: origin.number,
+            record_id: origin.cell("/recordId").map(|found| found.value).filter(|id| !id.is_empty()),
+            code: invalid.code.to_owned(),
+            pointer: Some(invalid.pointer.clone()).filter(|pointer| !pointer.is_empty()),
+            detail: invalid.detail.clone(),
+        };
+        self.reject(rejected, Some(origin))
+    }
+
+    fn reject(&mut self, mut rejected: Rejected, origin: Option<&Origin>) -> anyhow::Result<()> {
         self.summary.rejected += 1;
+        let is_shown = self.summary.rejected <= SHOWN;
+        let origin = origin.filter(|origin| !origin.text.is_empty() && (is_shown || self.errors.is_some()));
+        let found = origin.zip(rejected.pointer.as_deref()).and_then(|(origin, pointer)| origin.cell(pointer));
+        if !self.trims && found.as_ref().is_some_and(|Found { value, .. }| trim::text(value) != value) {
+            rejected.detail.push_str("; --trim removes what is at the ends of the cell");
+        }
+        let rejected = &rejected;
         if let Some(errors) = &mut self.errors {
-            serde_json::to_writer(&mut *errors, rejected).context("cannot write the file of errors")?;
+            serde_json::to_writer(&mut *errors, &Refusal::new(rejected, origin, found.as_ref()))
+                .context("cannot write the file of errors")?;
             errors.write_all(b"\n").context("cannot write the file of errors")?;
         }
-        let Rejected { row, code, pointer, detail, .. } = rejected;
         let line = match self.summary.rejected {
-            n if n <= SHOWN => format!("row {row}: {code} {} {detail}", pointer.as_deref().unwrap_or("")),
+            _ if is_shown => shown(rejected, origin, found.as_ref()),
             n if n == SHOWN + 1 => "more rows are refused; --errors FILE keeps them all".to_owned(),
             _ => return Ok(()),
         };
@@ -274,8 +362,11 @@ impl Report {
     }
 
     fn print(&self) {
-        let Summary { sent, accepted, rejected, given_up, skipped, generated, .. } = &self.summary;
-        say!("sent {sent}: accepted {accepted}, rejected {rejected}, given up {given_up}");
+        let Summary { sent, accepted, rejected, unsent, given_up, skipped, generated, .. } = &self.summary;
+        say!("sent {sent}: accepted {accepted}, rejected {}, given up {given_up}", rejected - unsent);
+        if *unsent > 0 {
+            say!("refused before sending {unsent}");
+        }
         if *skipped > 0 {
             say!("left out {skipped}");
         }

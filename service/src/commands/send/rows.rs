@@ -1,101 +1,88 @@
 //! Reading the input in constant memory and cutting it into requests at fixed row numbers.
 //!
-//! Must never hold more than one request's rows.
+//! Must never hold more than one request's rows. A row that cannot be read costs that row: the others are sent, and keep
+//! the numbers and ids that they have without it.
 
-use std::{
-    fs::File,
-    io::{BufRead, BufReader, Read},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{borrow::Cow, sync::Arc};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use tokio::sync::mpsc;
 
 use super::{
-    Args, Batch, Feed, Row, Shape,
+    Args, Batch, Feed, Row,
+    export::{self, Line},
     generate::Generator,
-    shape::Shaped,
-    text::{Quotes, Values, without_mark},
+    header,
+    input::{Format, Opened, Size},
+    origin::{Locator, Origin, Refused},
+    shape::{Cell, Position, Shape, Shaped},
+    table::{self, Fault, Frame},
+    trim,
+    values::{Value, Values},
+    window::{Ends, KEPT, Passed, Window},
 };
+use crate::domain::{Invalid, code};
 
-/// Longest row, in bytes. The service takes 16 KiB; what is longer still is surely not a file of records.
+/// Longest row, in bytes. The service takes 16 KiB; a row may hold columns that are not sent.
 pub(super) const LONGEST: usize = 1024 * 1024;
 
-/// Format of the input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Format {
-    /// An array of records, or records one after another.
-    Json,
-    /// A record a line.
-    Ndjson,
-    /// A header line with column names, then a record a line.
-    Csv,
-}
-
-/// How much there is to do, for the progress bar.
-#[derive(Debug, Clone)]
-pub(super) enum Size {
-    /// So many rows.
-    Rows(u64),
-    /// So many bytes, of which so many are read.
-    Bytes { total: u64, read: Arc<AtomicU64> },
-    /// Not known: standard input.
-    Unknown,
+/// Codes of rows that cannot be read, beside those of the service.
+mod unread {
+    pub(super) const NOT_TEXT: &str = "not_utf8";
+    pub(super) const WRONG_COLUMNS: &str = "wrong_columns";
+    pub(super) const BROKEN_QUOTES: &str = "broken_quotes";
 }
 
 /// An input that is to be read.
 pub(super) struct Reader {
     input: Input,
-    shape: Shape,
     size: Size,
+    plan: Plan,
+}
+
+/// How it is read.
+struct Plan {
+    shape: Shape,
     batch_size: u64,
+    skip_lines: u64,
+    /// `--rows`
+    path: Option<String>,
+    /// Name of the encoding that was asked for.
+    encoding: Option<&'static str>,
+    has_delimiter: bool,
 }
 
 enum Input {
     Generated(Generator, u64),
-    Text(Box<dyn BufRead + Send>, Format),
-}
-
-struct Counted<R>(R, Arc<AtomicU64>);
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.0.read(buffer)?;
-        self.1.fetch_add(read as u64, Ordering::Relaxed);
-        Ok(read)
-    }
+    Text { window: Window, format: Format, delimiter: u8 },
 }
 
 impl Reader {
     /// Opens what the flags name.
     pub(super) fn open(args: &Args, seed: u64, batch_size: usize) -> anyhow::Result<Self> {
         let shape = Shape::new(args)?;
-        let batch_size = batch_size as u64;
-        if let Some(rows) = args.generate {
-            let generator = Generator::new(seed, args.keys, args.duplicates);
-            return Ok(Self { input: Input::Generated(generator, rows), shape, size: Size::Rows(rows), batch_size });
-        }
-        let Some(path) = args.file.as_deref().filter(|path| path.as_os_str() != "-") else {
-            let format = args.format.unwrap_or(Format::Ndjson);
-            let input = Input::Text(Box::new(BufReader::new(std::io::stdin())), format);
-            return Ok(Self { input, shape, size: Size::Unknown, batch_size });
+        let (input, size) = match args.generate {
+            Some(rows) => (Input::Generated(Generator::new(seed, args.keys, args.duplicates), rows), Size::Rows(rows)),
+            None => {
+                let Opened { window, format, size, delimiter } = Opened::open(args)?;
+                if format != Format::Json && args.input.rows.is_some() {
+                    bail!("--rows is for JSON; the input is not read as JSON: --format json");
+                }
+                if format != Format::Csv && (args.input.delimiter.is_some() || args.input.skip_lines > 0) {
+                    bail!("--delimiter and --skip-lines are for CSV; the input is not read as CSV: --format csv");
+                }
+                (Input::Text { window, format, delimiter }, size)
+            }
         };
-        let format = match (args.format, path.extension().and_then(|extension| extension.to_str())) {
-            (Some(format), _) => format,
-            (None, Some("json")) => Format::Json,
-            (None, Some("ndjson" | "jsonl")) => Format::Ndjson,
-            (None, Some("csv")) => Format::Csv,
-            _ => bail!("{}: say --format json, ndjson or csv", path.display()),
+        let plan = Plan {
+            shape,
+            batch_size: batch_size as u64,
+            skip_lines: args.input.skip_lines,
+            path: args.input.rows.clone(),
+            encoding: args.input.encoding.map(encoding_rs::Encoding::name),
+            has_delimiter: args.input.delimiter.is_some(),
         };
-        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        let read = Arc::new(AtomicU64::new(0));
-        let total = file.metadata().map(|about| about.len()).unwrap_or_default();
-        let size = Size::Bytes { total, read: Arc::clone(&read) };
-        let input = Input::Text(Box::new(BufReader::with_capacity(256 * 1024, Counted(file, read))), format);
-        Ok(Self { input, shape, size, batch_size })
+        Ok(Self { input, size, plan })
     }
 
     /// How much there is to do.
@@ -103,19 +90,28 @@ impl Reader {
         self.size.clone()
     }
 
-    /// Reads all of it; ends early, and in order, when nobody takes the batches any more.
+    /// Reads all of it; ends early, and in order, when nobody takes the batches any more. Rows that were read before the
+    /// input broke are sent.
     pub(super) fn read(self, feed: &mpsc::Sender<Feed>) -> anyhow::Result<()> {
-        let Self { input, shape, batch_size, .. } = self;
-        let mut cutter = Cutter { feed, batch_size, shape: &shape, first_row: 1, rows: Vec::new() };
+        let Self { input, plan, .. } = self;
+        let mut cutter = Cutter {
+            feed,
+            plan: &plan,
+            locator: Arc::new(Locator::of(&plan.shape)),
+            first_row: 1,
+            rows: Vec::new(),
+            origins: Vec::new(),
+        };
         let read = match input {
             Input::Generated(generator, rows) => cutter.generated(&generator, rows),
-            Input::Text(input, format) => cutter.text(input, format),
+            Input::Text { window, format: Format::Csv, delimiter } => cutter.csv(window, delimiter),
+            Input::Text { window, format: Format::Ndjson, .. } => cutter.ndjson(window),
+            Input::Text { window, format: Format::Json, .. } => cutter.json(window),
         };
-        match read {
-            Ok(()) | Err(Stop::NobodyTakes) => {}
-            Err(Stop::Failed(error)) => return Err(error),
+        match (read, cutter.flush()) {
+            (Err(Stop::Failed(error)), _) | (Ok(()), Err(Stop::Failed(error))) => Err(error),
+            (Ok(()) | Err(Stop::NobodyTakes), _) => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -132,10 +128,11 @@ impl<E: Into<anyhow::Error>> From<E> for Stop {
 
 struct Cutter<'a> {
     feed: &'a mpsc::Sender<Feed>,
-    batch_size: u64,
-    shape: &'a Shape,
+    plan: &'a Plan,
+    locator: Arc<Locator>,
     first_row: u64,
     rows: Vec<Row>,
+    origins: Vec<Origin>,
 }
 
 impl Cutter<'_> {
@@ -143,181 +140,228 @@ impl Cutter<'_> {
         self.feed.blocking_send(feed).map_err(|_| Stop::NobodyTakes)
     }
 
-    fn take(&mut self, number: u64, shaped: Shaped) -> Result<(), Stop> {
-        self.cut_before(number)?;
-        match shaped {
-            Shaped::Line(line) => self.rows.push(Row { number, line }),
-            Shaped::Skipped => self.say(Feed::Skipped(1))?,
-        }
-        Ok(())
+    fn origin(&self, number: u64, line: u64, passed: Passed) -> Origin {
+        let Passed { text, is_cut } = passed;
+        // Without the end of its line; blanks are a part of a cell.
+        let end = text.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')).map_or(0, |last| last + 1);
+        Origin { number, line, text: text[..end].to_vec(), is_cut, locator: Arc::clone(&self.locator) }
     }
 
-    /// Sends what belongs to requests before the one of row `number`. Which request a row belongs to hangs on its
-    /// number alone, so rows that are left out move no other.
-    fn cut_before(&mut self, number: u64) -> Result<(), Stop> {
-        let first_row = number - (number - 1) % self.batch_size;
-        if first_row != self.first_row {
-            self.flush()?;
-            self.first_row = first_row;
+    fn take(&mut self, origin: Origin, shaped: Result<Shaped, Invalid>) -> Result<(), Stop> {
+        match shaped {
+            Ok(Shaped::Line(line)) => {
+                self.rows.push(Row { number: origin.number, line });
+                self.origins.push(origin);
+                Ok(())
+            }
+            Ok(Shaped::Skipped) => self.say(Feed::Skipped(1)),
+            Err(invalid) => self.say(Feed::Refused(Box::new(Refused { origin, invalid }))),
         }
-        Ok(())
+    }
+
+    /// Sends what belongs to requests before the one of row `number`. Which request a row belongs to depends on its
+    /// number alone, so rows that are left out move no other.
+    fn begin(&mut self, number: u64) -> Result<Position, Stop> {
+        let batch_size = self.plan.batch_size;
+        if number >= self.first_row + batch_size {
+            self.flush()?;
+            self.first_row = number - (number - 1) % batch_size;
+        }
+        Ok(Position { number, first_row: self.first_row })
     }
 
     fn flush(&mut self) -> Result<(), Stop> {
-        let rows = std::mem::take(&mut self.rows);
-        if rows.is_empty() { Ok(()) } else { self.say(Feed::Batch(Batch { first_row: self.first_row, rows })) }
+        let (rows, origins) = (std::mem::take(&mut self.rows), std::mem::take(&mut self.origins));
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.say(Feed::Batch(Batch { first_row: self.first_row, rows }, origins))
     }
 
     fn generated(&mut self, generator: &Generator, rows: u64) -> Result<(), Stop> {
         for index in 0..rows {
             let (fields, repeats) = generator.row(index);
-            let shaped = self.shape.texts(index + 1, fields.iter().map(|(field, text)| (*field, text.as_str())))?;
-            self.take(index + 1, shaped)?;
+            let position = self.begin(index + 1)?;
+            let mut cells: Vec<_> = fields
+                .iter()
+                .map(|(name, text)| (Cow::Borrowed(*name), Cell::Text(Cow::Borrowed(text.as_str()))))
+                .collect();
+            let shaped = self.plan.shape.record(position, &mut cells);
             if repeats {
                 self.say(Feed::Repeated(1))?;
             }
+            let origin = self.origin(position.number, position.number, Passed::default());
+            self.take(origin, shaped)?;
         }
-        self.flush()
+        Ok(())
     }
 
-    fn text(&mut self, input: Box<dyn BufRead + Send>, format: Format) -> Result<(), Stop> {
-        let input = without_mark(input)?;
-        match format {
-            Format::Csv => self.csv(input),
-            Format::Ndjson => self.ndjson(input),
-            Format::Json => self.json(input),
+    fn csv(&mut self, mut window: Window, delimiter: u8) -> Result<(), Stop> {
+        for _ in 0..self.plan.skip_lines {
+            window.pass_line(KEPT, Ends::Any)?;
         }
-    }
-
-    fn csv(&mut self, input: impl BufRead) -> Result<(), Stop> {
-        let mut reader = csv::ReaderBuilder::new().from_reader(Quotes::new(input));
-        let headers = reader.headers().context("cannot read the header line")?.clone();
-        let columns: Vec<&str> = headers.iter().collect();
-        let unused = self.shape.check_columns(&columns)?;
-        if !unused.is_empty() {
-            eprintln!("columns that are left out: {}", unused.join(", "));
-        }
-        let mut record = csv::StringRecord::new();
-        let mut number = 0;
-        while reader.read_record(&mut record).with_context(|| format!("row {}", number + 1))? {
-            number += 1;
-            let shaped = self.shape.texts(number, columns.iter().copied().zip(record.iter()))?;
-            self.take(number, shaped)?;
-        }
-        self.flush()
-    }
-
-    fn ndjson(&mut self, mut input: impl BufRead) -> Result<(), Stop> {
-        let mut number = 0;
-        loop {
-            let mut line = Vec::new();
-            if (&mut input).take(LONGEST as u64 + 1).read_until(b'\n', &mut line)? == 0 {
-                return self.flush();
+        let delimiter = self.delimiter(&mut window, delimiter)?;
+        let names = loop {
+            let line = window.line();
+            match table::frame(&mut window, delimiter)? {
+                None => return Ok(()),
+                Some(Frame { length, cells: Ok(cells) }) => {
+                    window.take(length)?;
+                    if cells.iter().all(Vec::is_empty) {
+                        continue;
+                    }
+                    let trims = self.plan.shape.trims;
+                    let names = header::names(cells, line)?;
+                    let names: Vec<_> =
+                        names.iter().map(|name| if trims { trim::text(name) } else { name }.to_owned()).collect();
+                    header::check(&self.plan.shape, &names, delimiter, line)?;
+                    break names;
+                }
+                Some(Frame { cells: Err(fault), .. }) => {
+                    let (_, detail) = about(fault);
+                    return Err(anyhow::anyhow!("the header on line {line} {detail}").into());
+                }
             }
-            number += 1;
-            if line.len() > LONGEST {
-                return Err(anyhow::anyhow!("row {number} is longer than 1 MiB").into());
-            }
-            let line = line.trim_ascii().to_vec();
-            if !line.is_empty() {
-                let shaped = self.shape.json(number, line)?;
-                self.take(number, shaped)?;
-            }
-        }
-    }
-
-    fn json(&mut self, mut input: impl BufRead) -> Result<(), Stop> {
-        let mut values = Values::default();
+        };
+        self.locator = Arc::new(Locator::of(&self.plan.shape).with_table(names.clone(), delimiter));
         let mut number = 0;
         loop {
-            let buffer = input.fill_buf()?;
-            let taken = buffer.len();
-            if taken == 0 {
-                values.end()?;
-                return self.flush();
+            let line = window.line();
+            let Some(Frame { length, cells }) = table::frame(&mut window, delimiter)? else { return Ok(()) };
+            let mut passed = Passed::default();
+            let taken = window.take(length)?;
+            passed.add(&taken, KEPT);
+            if let Err(Fault::TooLong) = cells
+                && !taken.ends_with(b"\n")
+                && !taken.ends_with(b"\r")
+            {
+                window.pass_line(KEPT, Ends::Any)?;
             }
-            let found = values.push(buffer)?;
-            input.consume(taken);
-            for value in found {
-                number += 1;
-                let shaped = self.shape.json(number, value)?;
-                self.take(number, shaped)?;
+            if cells.as_ref().is_ok_and(|cells| matches!(&cells[..], [cell] if cell.is_empty())) {
+                continue;
             }
+            number += 1;
+            let position = self.begin(number)?;
+            let shaped = self.row(position, &names, cells);
+            let origin = self.origin(number, line, passed);
+            self.take(origin, shaped)?;
         }
+    }
+
+    /// The delimiter that Excel writes into a line of its own, `sep=;`, where no flag gives one.
+    fn delimiter(&self, window: &mut Window, delimiter: u8) -> Result<u8, Stop> {
+        let head = window.ahead(6)?;
+        let is_line = head.len() >= 5 && head[..4].eq_ignore_ascii_case(b"sep=") && head[4].is_ascii_punctuation();
+        if !is_line || !matches!(head.get(5), None | Some(b'\r' | b'\n')) {
+            return Ok(delimiter);
+        }
+        let named = head[4];
+        window.pass_line(KEPT, Ends::Any)?;
+        Ok(if self.plan.has_delimiter { delimiter } else { named })
+    }
+
+    fn row(&self, position: Position, names: &[String], cells: Result<Vec<Vec<u8>>, Fault>) -> Result<Shaped, Invalid> {
+        let cells = cells.map_err(|fault| {
+            let (code, detail) = about(fault);
+            Invalid::new(code, "", detail)
+        })?;
+        if cells.iter().all(Vec::is_empty) {
+            return Ok(Shaped::Skipped);
+        }
+        if cells.len() != names.len() {
+            let detail = format!("has {} cells, and the header has {}", cells.len(), names.len());
+            return Err(Invalid::new(unread::WRONG_COLUMNS, "", detail));
+        }
+        let mut texts = Vec::with_capacity(cells.len());
+        for (name, cell) in names.iter().zip(cells) {
+            let text = String::from_utf8(cell).map_err(|_| self.not_text(Some(name)))?;
+            texts.push((Cow::Borrowed(name.as_str()), Cell::Text(Cow::Owned(text))));
+        }
+        self.plan.shape.record(position, &mut texts)
+    }
+
+    fn not_text(&self, column: Option<&String>) -> Invalid {
+        let place = column.map_or_else(String::new, |column| format!(" in column {column}"));
+        let detail = match self.plan.encoding {
+            Some(name) if name != "UTF-8" => {
+                format!("holds bytes{place} that are not {name}; give the encoding of the file by --encoding")
+            }
+            _ => format!(
+                "holds bytes{place} that are not UTF-8; where the whole file has another encoding, --encoding windows-1252 \
+                 or the like reads it"
+            ),
+        };
+        Invalid::new(unread::NOT_TEXT, column.map_or_else(String::new, |column| self.locator.pointer(column)), detail)
+    }
+
+    fn ndjson(&mut self, mut window: Window) -> Result<(), Stop> {
+        let mut number = 0;
+        let mut notes = export::Notes::new(&self.plan.shape);
+        while window.at(0)?.is_some() {
+            let line = window.line();
+            let passed = window.pass_line(LONGEST, Ends::Newline)?;
+            number += 1;
+            let text = passed.text.trim_ascii();
+            if text.is_empty() {
+                continue;
+            }
+            if matches!(export::line(text), Line::Frame) {
+                notes.frames();
+                continue;
+            }
+            let position = self.begin(number)?;
+            let shaped = if passed.is_cut {
+                Err(Invalid::new(code::TOO_LARGE, "", "is longer than 1 MiB"))
+            } else {
+                self.json_row(position, text, &mut notes)
+            };
+            let mut kept = Passed { text: Vec::new(), is_cut: passed.is_cut };
+            kept.add(text, KEPT);
+            let origin = self.origin(number, line, kept);
+            self.take(origin, shaped)?;
+        }
+        notes.end();
+        Ok(())
+    }
+
+    fn json_row(&self, position: Position, json: &[u8], notes: &mut export::Notes) -> Result<Shaped, Invalid> {
+        if std::str::from_utf8(json).is_err() {
+            return Err(self.not_text(None));
+        }
+        self.plan.shape.json(position, json, notes)
+    }
+
+    fn json(&mut self, mut window: Window) -> Result<(), Stop> {
+        let path = match &self.plan.path {
+            Some(path) => path.as_str(),
+            None => export::records_at(window.ahead(4096)?),
+        };
+        let mut notes = export::Notes::new(&self.plan.shape);
+        let mut values = Values::new(path.split('.').filter(|key| !key.is_empty()).map(str::to_owned).collect());
+        let mut number = 0;
+        while let Some(Value { line, raw, json }) = values.next(&mut window)? {
+            number += 1;
+            let position = self.begin(number)?;
+            let shaped = match json {
+                Ok(json) => self.json_row(position, &json, &mut notes),
+                Err(why) => Err(Invalid::new(code::INVALID_JSON, "", why)),
+            };
+            let origin = self.origin(number, line, raw);
+            self.take(origin, shaped)?;
+        }
+        notes.end();
+        Ok(values.end()?)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// First row and row numbers of each request, and how reading ended.
-    fn cut(text: &'static str, flags: &[&str], format: Format) -> (Vec<(u64, Vec<u64>)>, anyhow::Result<()>) {
-        #[derive(clap::Parser)]
-        struct Line {
-            #[command(flatten)]
-            args: Args,
-        }
-        let line = <Line as clap::Parser>::try_parse_from(std::iter::once("send").chain(flags.iter().copied()));
-        let shape = Shape::new(&line.expect("flags").args).expect("shape");
-        let input = Input::Text(Box::new(text.as_bytes()), format);
-        let (feed, mut fed) = mpsc::channel(100);
-        let read = Reader { input, shape, size: Size::Unknown, batch_size: 2 }.read(&feed);
-        drop(feed);
-        let mut found = Vec::new();
-        while let Some(next) = fed.blocking_recv() {
-            if let Feed::Batch(batch) = next {
-                found.push((batch.first_row, batch.rows.iter().map(|row| row.number).collect()));
-            }
-        }
-        (found, read)
-    }
-
-    fn batches(text: &'static str, flags: &[&str], format: Format) -> Vec<(u64, Vec<u64>)> {
-        let (found, read) = cut(text, flags, format);
-        read.expect("read");
-        found
-    }
-
-    #[test]
-    fn a_mark_of_utf_8_at_the_start_is_no_part_of_the_input() {
-        let flags = ["--idempotency-key", "k"];
-        let one = [(1, vec![1])];
-        assert_eq!(batches("\u{feff}{\"unit\":\"a\"}\n", &flags, Format::Ndjson), one);
-        assert_eq!(batches("\u{feff} [{\"unit\":\"a\"}]", &flags, Format::Json), one);
-        assert_eq!(
-            batches("\u{feff}\"unit\"\na\n", &["--skip-empty", "unit", "--idempotency-key", "k"], Format::Csv),
-            one
-        );
-        assert_eq!(batches("", &flags, Format::Ndjson), []);
-    }
-
-    #[test]
-    fn what_is_cut_off_or_written_wrong_is_said_with_its_row() {
-        let flags = ["--idempotency-key", "k"];
-        for (format, text, said) in [
-            (Format::Csv, "unit,value\na,1\nb,\"2\nc,3\n", "row 2"),
-            (Format::Csv, "unit,value\na,1\nb,\"2", "row 2"),
-            (Format::Csv, "unit,\"value", "header"),
-            (Format::Json, "[{\"unit\":\"a\"},]", "after row 1"),
-            (Format::Json, "[{\"unit\":\"a\"},,{}]", "after row 1"),
-            (Format::Json, "[{\"unit\":\"a\"} {}]", "after row 1"),
-            (Format::Json, "[{\"unit\":\"a\"},", "after row 1"),
-        ] {
-            let (_, read) = cut(text, &flags, format);
-            let error = format!("{:#}", read.expect_err(text));
-            assert!(error.contains(said), "{text}: {error}");
-        }
-        // A quote within a field that does not begin with one is a character like others.
-        assert_eq!(batches("unit,value\n5\" pipe,\"1\"\"\"\n", &flags, Format::Csv), [(1, vec![1])]);
-    }
-
-    #[test]
-    fn requests_are_cut_by_row_number_whatever_is_left_out() {
-        let flags = ["--skip-empty", "v", "--idempotency-key", "k"];
-        let csv = "v,unit\n1,a\n,a\n,a\n,a\n5,a\n6,a\n7,a\n";
-        assert_eq!(batches(csv, &flags, Format::Csv), [(1, vec![1]), (5, vec![5, 6]), (7, vec![7])]);
-        let ndjson = "{\"v\":1}\n\n{\"v\":null}\n{\"v\":4}\n{\"v\":5}";
-        assert_eq!(batches(ndjson, &flags, Format::Ndjson), [(1, vec![1]), (3, vec![4]), (5, vec![5])]);
+/// Code and words for a broken row.
+fn about(fault: Fault) -> (&'static str, &'static str) {
+    match fault {
+        Fault::Unclosed => (unread::BROKEN_QUOTES, "holds a cell that begins with a quote and has no closing one"),
+        Fault::AfterQuote => (
+            unread::BROKEN_QUOTES,
+            "holds text behind the quote that ends a cell; a quote within a cell is written twice",
+        ),
+        Fault::TooLong => (code::TOO_LARGE, "is longer than 1 MiB"),
     }
 }

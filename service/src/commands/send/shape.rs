@@ -1,31 +1,53 @@
-//! From a row of the input to a record's JSON: renaming, constants, sign, times without an offset.
+//! From a row of the input to a record's JSON: renaming, constants, signs, amounts, times, derived ids.
 //!
-//! Must never turn a number into a float: text stays text, JSON numbers are copied as they were written.
+//! Must never turn a number into a float: text stays text, JSON numbers are copied as they were written. Must never leave
+//! out a column, key or flag without a message.
 
 use std::borrow::Cow;
 
-use anyhow::{Context as _, bail};
-use chrono::{NaiveDate, NaiveDateTime, NaiveTime, TimeZone as _, Utc};
+use anyhow::bail;
 use serde_json::value::RawValue;
 
-use super::{Args, Pair};
-use crate::domain::{members, render_time};
+use super::{
+    Args,
+    amounts::Amounts,
+    args::Pair,
+    export::Notes,
+    parts::{Parts, quoted},
+    times::Times,
+    trim,
+};
+use crate::{
+    accept,
+    domain::{Invalid, Text, code, members},
+};
 
-const FIELDS: [&str; 9] =
+pub(super) const FIELDS: [&str; 9] =
     ["recordId", "time", "sourceId", "destinationId", "type", "value", "unit", "reference", "attributes"];
+/// Fields that are texts: a number in their place is sent as the text that it is.
+const TEXTS: [&str; 5] = ["recordId", "sourceId", "destinationId", "unit", "reference"];
+/// Fields that the API adds to a record in its answers. An exported record holds them, and they are no part of it.
+pub(super) const OUTPUT: [&str; 2] = ["receivedAt", "processedAt"];
+/// Largest record that the service takes.
+const LARGEST: usize = 16 * 1024;
 
 /// What is done to every row.
 #[derive(Debug)]
 pub(super) struct Shape {
-    map: Vec<Pair>,
-    set: Vec<Pair>,
-    signed: Option<String>,
-    skip_empty: Vec<String>,
+    pub(super) map: Vec<Pair>,
+    pub(super) set: Vec<Pair>,
+    /// Whether `--set` replaces the row's own value: only of generated rows, which nobody wrote.
+    replaces: bool,
+    pub(super) amounts: Amounts,
+    pub(super) times: Times,
+    pub(super) zone_column: Option<String>,
+    pub(super) skip_empty: Vec<String>,
     /// Texts that stand for nothing, beside the empty one.
     null: Vec<String>,
-    zone: Option<chrono_tz::Tz>,
-    /// Rows without a recordId are in order: their ids are derived.
-    has_key: bool,
+    pub(super) trims: bool,
+    ignores_unknown: bool,
+    /// Ids of rows without a recordId are derived from this.
+    pub(super) key: Option<String>,
 }
 
 /// What became of a row.
@@ -35,58 +57,57 @@ pub(super) enum Shaped {
     Skipped,
 }
 
-/// A record under construction: fields with their JSON text.
-#[derive(Debug, Default)]
-struct Parts {
-    fields: Vec<(String, String)>,
-    attributes: Vec<(String, String)>,
+/// A row's number, and that of the first row of its request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Position {
+    pub(super) number: u64,
+    pub(super) first_row: u64,
 }
 
-impl Parts {
-    fn put(&mut self, field: &str, json: String) {
-        let (list, name) = match field.strip_prefix("attributes.") {
-            Some(name) => (&mut self.attributes, name),
-            None => (&mut self.fields, field),
-        };
-        match list.iter_mut().find(|(known, _)| known == name) {
-            Some((_, value)) => *value = json,
-            None => list.push((name.to_owned(), json)),
+/// A cell of a CSV, or a member of a JSON object.
+#[derive(Debug, Clone)]
+pub(super) enum Cell<'a> {
+    Text(Cow<'a, str>),
+    /// A JSON value that is no string.
+    Json(&'a RawValue),
+}
+
+impl Cell<'_> {
+    fn is_null(&self) -> bool {
+        match self {
+            Self::Text(text) => text.is_empty(),
+            Self::Json(raw) => raw.get() == "null",
         }
     }
 
-    fn get(&self, field: &str) -> Option<&str> {
-        self.fields.iter().find(|(known, _)| known == field).map(|(_, json)| json.as_str())
-    }
-
-    fn line(mut self) -> Vec<u8> {
-        if !self.attributes.is_empty() {
-            let attributes = std::mem::take(&mut self.attributes);
-            self.put("attributes", object(&attributes));
+    /// The text, or the JSON as it is written.
+    pub(super) fn as_str(&self) -> &str {
+        match self {
+            Self::Text(text) => text,
+            Self::Json(raw) => raw.get(),
         }
-        object(&self.fields).into_bytes()
+    }
+
+    fn json(&self) -> String {
+        match self {
+            Self::Text(text) => quoted(text),
+            Self::Json(raw) => raw.get().to_owned(),
+        }
     }
 }
 
-fn object(members: &[(String, String)]) -> String {
-    let members: Vec<_> = members.iter().map(|(name, json)| format!("{}:{json}", quoted(name))).collect();
-    format!("{{{}}}", members.join(","))
-}
-
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
+/// A row's cells by the names of their columns.
+pub(super) type Cells<'a> = [(Cow<'a, str>, Cell<'a>)];
 
 impl Shape {
     /// Checks the flags that say how rows become records.
     pub(super) fn new(args: &Args) -> anyhow::Result<Self> {
-        let targets = args.map.iter().map(|Pair(_, field)| field).chain(args.set.iter().map(|Pair(field, _)| field));
-        for field in targets {
+        let (map, set) = (&args.fields.map, &args.fields.set);
+        let mut seen = Vec::new();
+        for field in map.iter().map(|Pair(_, field)| field).chain(set.iter().map(|Pair(field, _)| field)) {
             if !FIELDS.contains(&field.as_str()) && !field.starts_with("attributes.") {
                 bail!("{field} is not a field of a record; fields are {} and attributes.NAME", FIELDS.join(", "));
             }
-        }
-        let mut seen = Vec::new();
-        for field in args.map.iter().map(|Pair(_, field)| field).chain(args.set.iter().map(|Pair(field, _)| field)) {
             if field == "attributes." {
                 bail!("attributes. needs a name behind it: attributes.NAME");
             }
@@ -95,270 +116,242 @@ impl Shape {
             }
             seen.push(field);
         }
-        if args.signed.is_some() && args.map.iter().any(|Pair(_, field)| field == "value" || field == "type") {
-            bail!("--signed gives type and value; leave them out of --map");
-        }
-        if args.set.iter().any(|Pair(field, _)| field == "attributes") {
+        if set.iter().any(|Pair(field, _)| field == "attributes") {
             bail!("set attributes one by one: --set attributes.NAME=VALUE");
         }
-        if args.signed.is_some() && args.set.iter().any(|Pair(field, _)| field == "value" || field == "type") {
-            bail!("--signed gives type and value; leave them out of --set");
+        let amounts = Amounts::new(&args.amounts)?;
+        for field in amounts.gives() {
+            if seen.iter().any(|known| known == field) {
+                bail!("{} gives {field}; leave it out of --map and --set", amounts.flag());
+            }
+        }
+        if args.idempotency_key.as_deref() == Some("") {
+            bail!("--idempotency-key must not be empty");
         }
         Ok(Self {
-            map: args.map.clone(),
-            set: args.set.clone(),
-            signed: args.signed.clone(),
-            skip_empty: args.skip_empty.clone(),
-            null: args.null.clone(),
-            zone: args.time_zone,
-            has_key: args.idempotency_key.is_some(),
+            map: map.clone(),
+            set: set.clone(),
+            replaces: args.generate.is_some(),
+            amounts,
+            times: Times::new(args.amounts.time_zone, args.amounts.time_format.clone())?,
+            zone_column: args.amounts.zone_column.clone(),
+            skip_empty: args.input.skip_empty.clone(),
+            null: args.input.null.clone(),
+            trims: args.input.trim,
+            ignores_unknown: args.fields.ignore_unknown,
+            key: args.idempotency_key.clone(),
         })
     }
 
-    /// Columns that end up in no field, and columns that are asked for but are not there.
-    pub(super) fn check_columns(&self, columns: &[&str]) -> anyhow::Result<Vec<String>> {
-        let wanted = self.map.iter().map(|Pair(column, _)| column).chain(&self.signed).chain(&self.skip_empty);
-        for column in wanted.clone() {
-            if !columns.contains(&column.as_str()) {
-                bail!("the input has no column {column}; its columns are {}", columns.join(", "));
-            }
+    /// A record from a JSON object.
+    ///
+    /// # Errors
+    /// What is wrong with the row, by field.
+    pub(super) fn json(&self, position: Position, json: &[u8], notes: &mut Notes) -> Result<Shaped, Invalid> {
+        let mut members = members(json, "")?;
+        // A line of an exported aggregation.
+        if let [(key, raw)] = &members[..]
+            && key == "record"
+            && raw.get().starts_with('{')
+        {
+            members = crate::domain::members(raw.get().as_bytes(), "")?;
         }
-        for (index, column) in columns.iter().enumerate() {
-            let is_used = FIELDS.contains(column) || wanted.clone().any(|name| name == column);
-            if is_used && columns[..index].contains(column) {
-                bail!("the input has two columns {column}; which one counts?");
-            }
-            self.check_source(column)?;
+        let cells = members.into_iter().map(|(key, raw)| {
+            let cell = if raw.get().starts_with('"') {
+                let text = serde_json::from_str(raw.get()).map_err(|error| {
+                    Invalid::new(code::INVALID_JSON, pointer(&key), format!("is not a valid string: {error}"))
+                })?;
+                Cell::Text(Cow::Owned(text))
+            } else {
+                Cell::Json(raw)
+            };
+            Ok((key, cell))
+        });
+        let mut cells: Vec<_> = cells.collect::<Result<_, Invalid>>()?;
+        for (key, _) in &cells {
+            notes.seen(key);
+            self.check_source(key).map_err(|rule| Invalid::new(code::INVALID_VALUE, pointer(key), rule))?;
         }
-        let used = |column: &str| FIELDS.contains(&column) || wanted.clone().any(|name| name == column);
-        Ok(columns.iter().filter(|column| !used(column)).map(|column| (*column).to_owned()).collect())
+        self.check_keys(&cells)?;
+        cells.retain(|(key, _)| {
+            let is_used = self.uses(key);
+            if !is_used {
+                notes.left_out(key);
+            }
+            is_used
+        });
+        self.record(position, &mut cells)
     }
 
-    /// That no column or key gives a field which a flag gives as well: one of the two would be left out without a word.
-    fn check_source(&self, column: &str) -> anyhow::Result<()> {
-        let is_mapped = self.map.iter().any(|Pair(name, _)| name == column);
-        let by_flag = self.map.iter().find(|Pair(_, field)| field == column).map(|Pair(name, _)| name);
-        let by_sign = self.signed.as_ref().filter(|_| column == "value" || column == "type");
-        match by_flag.or(by_sign) {
-            Some(other) if !is_mapped && other != column => {
-                bail!(
-                    "{column} would come from two places: the input's own {column}, and {other} by a flag; take one away"
-                )
+    /// That each key is used, or left out because a flag or the API says so.
+    fn check_keys(&self, cells: &Cells<'_>) -> Result<(), Invalid> {
+        let mut unused = cells.iter().filter(|(key, _)| !self.uses(key) && !OUTPUT.contains(&key.as_ref()));
+        let holds_rows = |cell: &Cell<'_>| matches!(cell, Cell::Json(raw) if raw.get().starts_with("[{"));
+        let is_around = !cells.iter().any(|(key, _)| self.uses(key));
+        if is_around && let Some((key, _)) = unused.clone().find(|(_, cell)| holds_rows(cell)) {
+            let detail = format!("holds no field of a record; if the elements of {key} are the records, --rows {key}");
+            return Err(Invalid::new(code::UNKNOWN_FIELD, pointer(key), detail));
+        }
+        match unused.next() {
+            Some((key, _)) if !self.ignores_unknown => {
+                let detail = format!(
+                    "is not a field of a record; --map {key}=attributes.{key} keeps it, --ignore-unknown leaves such keys out"
+                );
+                Err(Invalid::new(code::UNKNOWN_FIELD, pointer(key), detail))
             }
             _ => Ok(()),
         }
     }
 
-    /// A record from a row of texts. An empty text is an absent field.
-    pub(super) fn texts<'a>(
+    /// Whether a column or key is a field, or a flag names it.
+    pub(super) fn uses(&self, column: &str) -> bool {
+        FIELDS.contains(&column) || self.wanted().any(|name| name == column)
+    }
+
+    /// Columns that flags name.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = &str> {
+        let mapped = self.map.iter().map(|Pair(column, _)| column.as_str());
+        let others = self.skip_empty.iter().chain(&self.zone_column).map(String::as_str);
+        mapped.chain(self.amounts.columns()).chain(others)
+    }
+
+    /// That no column or key gives a field which a flag gives as well: one of the two would be left out without a word.
+    pub(super) fn check_source(&self, column: &str) -> Result<(), String> {
+        if self.map.iter().any(|Pair(name, _)| name == column) || self.amounts.columns().any(|name| name == column) {
+            return Ok(());
+        }
+        let by_map = self.map.iter().find(|Pair(_, field)| field == column).map(|Pair(name, _)| name.as_str());
+        let by_amount = self.amounts.gives().contains(&column).then(|| self.amounts.flag());
+        match by_map.or(by_amount) {
+            Some(other) => Err(format!(
+                "{column} would come from two places: the input's own {column}, and {other} by a flag; take one away, or \
+                 keep the input's own with --map {column}=attributes.{column}"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn is_nothing(&self, cell: &Cell<'_>) -> bool {
+        cell.is_null() || matches!(cell, Cell::Text(text) if self.null.iter().any(|null| null == text))
+    }
+
+    /// A record from a row. An empty text is an absent field.
+    ///
+    /// # Errors
+    /// What is wrong with the row, by field.
+    pub(super) fn record<'a>(
         &self,
-        number: u64,
-        row: impl Iterator<Item = (&'a str, &'a str)> + Clone,
-    ) -> anyhow::Result<Shaped> {
+        position: Position,
+        cells: &mut [(Cow<'a, str>, Cell<'a>)],
+    ) -> Result<Shaped, Invalid> {
+        if self.trims {
+            trim::cells(cells);
+        }
+        let cells = &*cells;
+        let is_empty = |column: &str| cells.iter().all(|(name, cell)| name != column || self.is_nothing(cell));
+        if self.skip_empty.iter().any(|column| is_empty(column)) {
+            return Ok(Shaped::Skipped);
+        }
         let mut parts = Parts::default();
-        for (column, text) in row {
-            if text.is_empty() || self.null.iter().any(|null| null == text) {
-                if self.skip_empty.iter().any(|name| name == column) {
-                    return Ok(Shaped::Skipped);
-                }
+        for (column, cell) in cells {
+            let is_mapped = self.map.iter().any(|Pair(name, _)| name == column);
+            // A null in JSON is kept where it goes into the attributes.
+            if self.is_nothing(cell) && !(is_mapped && matches!(cell, Cell::Json(_))) {
                 continue;
             }
-            if self.signed.as_deref() == Some(column) {
-                put_signed(&mut parts, text);
+            for Pair(_, field) in self.map.iter().filter(|Pair(name, _)| name == column) {
+                put(&mut parts, field, cell);
             }
-            let mut mapped = self.map.iter().filter(|Pair(name, _)| name == column).peekable();
-            if mapped.peek().is_none() && FIELDS.contains(&column) {
-                parts.put(column, if column == "attributes" { text.to_owned() } else { quoted(text) });
-            }
-            for Pair(_, field) in mapped {
-                parts.put(field, quoted(text));
+            let is_amount = self.amounts.columns().any(|name| name == column);
+            if !is_mapped && !is_amount && FIELDS.contains(&column.as_ref()) {
+                put(&mut parts, column, cell);
             }
         }
-        self.finish(number, parts)
+        self.amounts.put(&mut parts, |column| {
+            let cell = cells.iter().find(|(name, _)| name == column).map(|(_, cell)| cell)?;
+            (!self.is_nothing(cell)).then(|| cell.as_str())
+        })?;
+        self.time(&mut parts, cells)?;
+        self.constants(&mut parts)?;
+        self.id(&mut parts, position)?;
+        let line = parts.line()?;
+        if line.len() > LARGEST {
+            return Err(Invalid::new(code::TOO_LARGE, "", "is larger than 16 KiB as a record"));
+        }
+        Ok(Shaped::Line(line))
     }
 
-    /// A record from a JSON value. What is not an object goes out as it is, for the service to judge.
-    pub(super) fn json(&self, number: u64, line: Vec<u8>) -> anyhow::Result<Shaped> {
-        let Ok(members) = members(&line, "") else { return Ok(Shaped::Line(line)) };
-        let is_plain = self.map.is_empty() && self.set.is_empty() && self.signed.is_none() && self.zone.is_none();
-        if is_plain && self.skip_empty.is_empty() {
-            let has_id = members.iter().any(|(key, raw)| key == "recordId" && raw.get() != "null");
-            self.check_id(number, has_id)?;
-            return Ok(Shaped::Line(line));
-        }
-        let is_nothing = |text: &str| text.is_empty() || self.null.iter().any(|null| null == text);
-        let is_empty = |raw: Option<&RawValue>| {
-            raw.is_none_or(|raw| {
-                raw.get() == "null" || serde_json::from_str(raw.get()).is_ok_and(|text: String| is_nothing(&text))
-            })
+    fn time(&self, parts: &mut Parts, cells: &Cells<'_>) -> Result<(), Invalid> {
+        let Some(text) = parts.get("time").and_then(|json| serde_json::from_str::<String>(json).ok()) else {
+            return Ok(());
         };
-        for column in &self.skip_empty {
-            if is_empty(members.iter().find(|(key, _)| key == column).map(|(_, raw)| *raw)) {
-                return Ok(Shaped::Skipped);
-            }
-        }
-        let mut parts = Parts::default();
-        for (key, raw) in &members {
-            self.check_source(key).with_context(|| format!("row {number}"))?;
-            if self.signed.as_deref() == Some(key.as_ref()) {
-                let text: Cow<'_, str> = serde_json::from_str(raw.get()).map_or(raw.get().into(), Cow::Owned);
-                put_signed(&mut parts, &text);
-                continue;
-            }
-            let field = self.map.iter().find(|Pair(name, _)| name == key).map_or(key.as_ref(), |Pair(_, field)| field);
-            parts.put(field, raw.get().to_owned());
-        }
-        self.finish(number, parts)
+        let zone = self.zone_column.as_ref().and_then(|column| cells.iter().find(|(name, _)| name == column));
+        let zone = zone.map(|(_, cell)| cell).filter(|cell| !self.is_nothing(cell)).map(Cell::as_str);
+        let time = self.times.read(&text, zone).map_err(|rule| Invalid::new(code::INVALID_VALUE, "/time", rule))?;
+        parts.put("time", quoted(&time), "");
+        Ok(())
     }
 
-    fn finish(&self, number: u64, mut parts: Parts) -> anyhow::Result<Shaped> {
+    fn constants(&self, parts: &mut Parts) -> Result<(), Invalid> {
         for Pair(field, text) in &self.set {
-            parts.put(field, quoted(text));
+            let json = quoted(text);
+            match parts.get(field) {
+                Some(own) if own != json && !self.replaces => {
+                    let detail = format!(
+                        "comes from two places: the row's own {own}, and --set {field}={text}; take one away, or keep the \
+                         row's own with --map {field}=attributes.{field}"
+                    );
+                    return Err(Invalid::new(code::INVALID_VALUE, format!("/{field}"), detail));
+                }
+                _ => parts.put(field, json, "--set"),
+            }
         }
-        if let Some(zone) = self.zone
-            && let Some(text) = parts.get("time").and_then(|json| serde_json::from_str::<String>(json).ok())
-            && let Some(utc) = in_zone(&text, zone)
-        {
-            parts.put("time", quoted(&utc));
-        }
-        self.check_id(number, parts.get("recordId").is_some_and(|json| json != "null"))?;
-        Ok(Shaped::Line(parts.line()))
+        Ok(())
     }
 
-    fn check_id(&self, number: u64, has_id: bool) -> anyhow::Result<()> {
-        if !has_id && !self.has_key {
-            bail!(
-                "row {number} has no recordId: give --idempotency-key KEY, from which ids are derived (the same key and \
-                 file again give the same ids), or --map COLUMN=recordId"
-            );
+    /// Derives the id of a row without one, as the service does from the header `Idempotency-Key`. It depends on the
+    /// row's number, so that rows that are refused or left out change no other's id, and a request can be sent in parts.
+    fn id(&self, parts: &mut Parts, position: Position) -> Result<(), Invalid> {
+        if parts.get("recordId").is_some() {
+            return Ok(());
+        }
+        let Some(key) = &self.key else {
+            return Err(Invalid::new(
+                code::MISSING_FIELD,
+                "/recordId",
+                "is missing; give it, or --map COLUMN=recordId, or --idempotency-key KEY, from which ids are derived (the \
+                 same key and file again give the same ids)",
+            ));
+        };
+        // Without a source there is no id: the service names what is wrong with the source.
+        let source = parts.get("sourceId").and_then(|json| serde_json::from_str::<String>(json).ok());
+        parts.remove("recordId");
+        if let Some(source) = source.and_then(|source| Text::parse(source).ok()) {
+            let key = format!("{key}-{}", position.first_row);
+            let id = accept::derived_id(&source, &key, position.number - position.first_row);
+            parts.put("recordId", quoted(id.as_str()), "");
         }
         Ok(())
     }
 }
 
-/// The sign becomes `type`, the rest `value`; what is not a number is left to the service to refuse.
-fn put_signed(parts: &mut Parts, text: &str) {
-    let text = text.trim();
-    let (kind, value) = match text.strip_prefix('-') {
-        Some(value) => ("negative", value),
-        None => ("positive", text.strip_prefix('+').unwrap_or(text)),
+/// Gives a field the content of a cell.
+fn put(parts: &mut Parts, field: &str, cell: &Cell<'_>) {
+    let json = match cell {
+        // A cell of a CSV, or a string in JSON, that holds the attributes.
+        Cell::Text(text) if field == "attributes" => text.clone().into_owned(),
+        Cell::Json(raw) if TEXTS.contains(&field) && is_integer(raw.get()) => quoted(raw.get()),
+        _ => cell.json(),
     };
-    parts.put("type", quoted(kind));
-    parts.put("value", quoted(value));
+    parts.put(field, json, "--map");
 }
 
-/// A time without an offset, as it is in UTC; `None`: it has an offset, or is no time, or is one that the zone skips.
-/// A time that comes twice, when clocks go back, is the earlier of the two.
-fn in_zone(text: &str, zone: chrono_tz::Tz) -> Option<String> {
-    let text = text.trim();
-    let local = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M"]
-        .iter()
-        .find_map(|form| NaiveDateTime::parse_from_str(text, form).ok())
-        .or_else(|| Some(NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_time(NaiveTime::MIN)))?;
-    Some(render_time(zone.from_local_datetime(&local).earliest()?.with_timezone(&Utc)))
+/// The JSON pointer to a key.
+fn pointer(key: &str) -> String {
+    format!("/{}", key.replace('~', "~0").replace('/', "~1"))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shape(flags: &[&str]) -> Shape {
-        #[derive(clap::Parser)]
-        struct Line {
-            #[command(flatten)]
-            args: Args,
-        }
-        let line = <Line as clap::Parser>::try_parse_from(std::iter::once("send").chain(flags.iter().copied()));
-        Shape::new(&line.expect("flags").args).expect("shape")
-    }
-
-    fn line(shaped: anyhow::Result<Shaped>) -> String {
-        match shaped.expect("shaped") {
-            Shaped::Line(line) => String::from_utf8(line).expect("UTF-8"),
-            Shaped::Skipped => "skipped".to_owned(),
-        }
-    }
-
-    #[test]
-    fn columns_become_fields_and_texts_stay_texts() {
-        let shape = shape(&[
-            "--map",
-            "dest=destinationId",
-            "--map",
-            "tail=attributes.tail",
-            "--signed",
-            "delay",
-            "--set",
-            "unit=min",
-            "--skip-empty",
-            "delay",
-            "--null",
-            "NA",
-            "--idempotency-key",
-            "k",
-        ]);
-        let row =
-            [("dest", "IAH"), ("tail", "N1\"4"), ("delay", "-12345678901234567.890"), ("reference", "UA"), ("x", "y")];
-        assert_eq!(
-            line(shape.texts(1, row.iter().copied())),
-            r#"{"destinationId":"IAH","type":"negative","value":"12345678901234567.890","reference":"UA","unit":"min","attributes":{"tail":"N1\"4"}}"#
-        );
-        assert_eq!(line(shape.texts(2, [("dest", "IAH"), ("delay", "")].iter().copied())), "skipped");
-        assert_eq!(line(shape.texts(3, [("dest", "IAH"), ("delay", "NA")].iter().copied())), "skipped");
-        assert_eq!(line(shape.json(4, br#"{"delay":"NA"}"#.to_vec())), "skipped");
-        assert_eq!(shape.check_columns(&["dest", "tail", "delay", "reference", "x"]).expect("columns"), ["x"]);
-        let missing = shape.check_columns(&["dest", "tail"]).expect_err("delay is missing");
-        assert!(missing.to_string().contains("no column delay"), "{missing}");
-    }
-
-    #[test]
-    fn a_field_has_one_source() {
-        let map = shape(&["--map", "id=recordId"]);
-        assert!(map.check_columns(&["id", "value"]).is_ok());
-        for columns in [&["id", "recordId"][..], &["id", "value", "value"], &["id", "id"]] {
-            assert!(map.check_columns(columns).is_err(), "{columns:?}");
-        }
-        assert!(map.json(1, br#"{"id":"a","recordId":"b"}"#.to_vec()).is_err());
-        let signed = shape(&["--signed", "delay"]);
-        assert!(signed.check_columns(&["delay", "value"]).is_err());
-        assert!(shape(&["--signed", "value"]).check_columns(&["value"]).is_ok());
-    }
-
-    #[test]
-    fn json_numbers_are_copied_as_written() {
-        let shape = shape(&["--map", "id=recordId", "--set", "unit=EUR"]);
-        let row = br#"{"id":"a","value":12345678901234567.890,"unit":"x","attributes":{"n":1.10}}"#;
-        assert_eq!(
-            line(shape.json(1, row.to_vec())),
-            r#"{"recordId":"a","value":12345678901234567.890,"unit":"EUR","attributes":{"n":1.10}}"#
-        );
-    }
-
-    #[test]
-    fn a_row_without_an_id_needs_the_key() {
-        for flags in [&[][..], &["--set", "unit=EUR"][..]] {
-            let error = shape(flags).json(17, br#"{"recordId":null,"value":1}"#.to_vec()).expect_err("no id");
-            assert!(error.to_string().starts_with("row 17 has no recordId: give --idempotency-key"), "{error}");
-        }
-        assert_eq!(line(shape(&["--idempotency-key", "k"]).json(1, b"{}".to_vec())), "{}");
-        assert_eq!(line(shape(&[]).json(1, b"nonsense".to_vec())), "nonsense");
-    }
-
-    #[test]
-    fn local_times_become_utc_and_others_are_left_alone() {
-        let berlin = chrono_tz::Europe::Berlin;
-        for (local, utc) in [
-            ("2026-01-31T12:00:00", Some("2026-01-31T11:00:00Z")),
-            ("2026-07-31 12:00:00.250", Some("2026-07-31T10:00:00.250Z")),
-            ("2026-07-31", Some("2026-07-30T22:00:00Z")),
-            // Clocks go back: the earlier one. Clocks go forward: there is no such time.
-            ("2026-10-25T02:30", Some("2026-10-25T00:30:00Z")),
-            ("2026-03-29T02:30", None),
-            ("2026-01-31T12:00:00Z", None),
-            ("2026-01-31T12:00:00+02:00", None),
-            ("yesterday", None),
-        ] {
-            assert_eq!(in_zone(local, berlin).as_deref(), utc, "{local}");
-        }
-    }
+fn is_integer(json: &str) -> bool {
+    let digits = json.strip_prefix('-').unwrap_or(json);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
