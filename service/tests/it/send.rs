@@ -1,5 +1,5 @@
-//! `millrace send` against a service that refuses, delays, or is not there: it waits as it was told, gives up in time, and
-//! its counts are right.
+//! `millrace send` of files that other programs and the API wrote; and against a service that refuses, delays, or is not
+//! there: it waits as it was told, gives up in time, and its counts are right.
 
 use std::{
     process::Output,
@@ -14,7 +14,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::harness::{free_port, record};
+use crate::harness::{KEY, Pipeline, answer, free_port, record};
 
 /// A request as the service below saw it.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ async fn serve(mut stream: TcpStream, (status, headers, body): Reply) -> Request
     let lines = bytes[head..].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     // A placeholder has no id.
     let ids =
-        lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()["recordId"].as_str().unwrap_or("").to_owned());
+        lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()["recordId"].as_str().unwrap().to_owned());
     let (ids, body) = (ids.collect(), body.to_string());
     let media_type = match status.starts_with('2') {
         _ if headers.contains("content-type") => "",
@@ -129,7 +129,7 @@ async fn a_send_waits_as_long_as_retry_after_says() {
     assert_eq!(
         summary(&output),
         json!({
-            "sent": 3, "accepted": 3, "rejected": 0, "givenUp": 0, "skipped": 0,
+            "sent": 3, "accepted": 3, "rejected": 0, "unsent": 0, "givenUp": 0, "skipped": 0,
             "requests": 2, "answered": 2, "repetitions": 1,
         })
     );
@@ -163,7 +163,7 @@ async fn a_send_gives_up_in_time_and_counts_what_is_not_known_to_be_accepted() {
     assert_eq!(
         summary(&output),
         json!({
-            "sent": 3, "accepted": 1, "rejected": 1, "givenUp": 1, "skipped": 0,
+            "sent": 3, "accepted": 1, "rejected": 1, "unsent": 0, "givenUp": 1, "skipped": 0,
             "requests": requests.len(), "answered": requests.len(), "repetitions": requests.len() - 1,
         })
     );
@@ -257,21 +257,108 @@ async fn a_request_that_a_proxy_finds_too_large_is_sent_in_parts() {
     assert_eq!(summary(&output)["rejected"], 0);
 }
 
+/// A file that is sent to a pipeline, and what was printed.
+async fn send_file(pipeline: &Pipeline, name: &str, content: &[u8], flags: &[&str]) -> (Output, Vec<Value>) {
+    let dir = tempfile::tempdir().unwrap();
+    let [file, errors] = [name, "refused.ndjson"].map(|name| dir.path().join(name));
+    std::fs::write(&file, content).unwrap();
+    let (url, file, errors) = (pipeline.url(), file.to_str().unwrap(), errors.to_str().unwrap());
+    let fixed = [file, "--url", &url, "--key", KEY, "--json", "--errors", errors];
+    let output = pipeline.command("send", &[&fixed, flags].concat()).await;
+    let refused = std::fs::read_to_string(errors).unwrap();
+    (output, refused.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
 #[tokio::test]
-async fn a_row_keeps_its_index_when_a_keyed_request_is_sent_in_parts() {
-    let service = Service::start(|n| match n {
-        0 | 1 => behind_a_proxy(n),
-        _ => {
-            let errors: Vec<_> =
-                (0..n - 1).map(|index| json!({"index": index, "code": "wrong_type", "retryable": false})).collect();
-            ("202 Accepted", "", json!({"accepted": 1, "rejected": n - 1, "errors": errors}))
-        }
-    })
-    .await;
-    let output = send(&service.url, &["--json", "--idempotency-key", "k"]).await;
-    assert!(output.status.success(), "{}", said(&output));
-    let requests = service.requests().await;
-    let ids: Vec<_> = requests.iter().map(|request| request.ids.join(",")).collect();
-    // Ids are derived from the index in the request: a placeholder stands for each row that is not in this part.
-    assert_eq!(ids, ["r-0,r-1,r-2", "r-0", ",r-1", ",,r-2"]);
+async fn every_export_can_be_sent_again_and_all_are_duplicates() {
+    let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
+    let mut records: Vec<Value> = (0..4).map(|n| record(&format!("r-{n}"), "plain")).collect();
+    records[1]["reference"] = json!("a, \"b\" & ünï");
+    records[2]["attributes"] = json!({"note": "x,\"y\"\nz", "n": [1, null]});
+    records[3]["type"] = json!("negative");
+    pipeline.send(&records).await;
+    // Attributes as a client wrote them, over several lines.
+    let lines = record("r-lines", "lines").to_string();
+    let lines = format!("{},\n\"attributes\": {{\n \"a\": 1,\n \"b\": \"é\"\n}}}}", lines.strip_suffix('}').unwrap());
+    pipeline.put_in("/records", lines).await.expect(202);
+    pipeline.settled().await;
+    let mut duplicates = 0;
+    for (path, accept, name, rows) in [
+        ("/records/aggregations", "text/csv", "export.csv", 5),
+        ("/records/aggregations", "application/json", "export.json", 5),
+        ("/records/aggregations", "application/x-ndjson", "export.ndjson", 5),
+        ("/records", "application/json", "page.json", 5),
+    ] {
+        let export = answer(pipeline.request(reqwest::Method::GET, path).header("accept", accept)).await;
+        let (output, refused) = send_file(&pipeline, name, export.text.as_bytes(), &[]).await;
+        assert!(output.status.success(), "{name}: {}", said(&output));
+        let summary = summary(&output);
+        assert_eq!((&summary["accepted"], &summary["unsent"], refused.len()), (&rows.into(), &0.into(), 0), "{name}");
+        pipeline.settled().await;
+        duplicates += rows;
+        let stats = pipeline.get("/stats").await;
+        let counts = ["processed", "duplicates", "conflicts"].map(|name| stats[name].as_i64().unwrap());
+        assert_eq!(counts, [5, duplicates, 0], "{name}");
+    }
+}
+
+/// Rows are refused by `send` and by the service; after a repair the file is sent again.
+#[tokio::test]
+async fn refused_rows_cost_no_other_and_keep_every_id_after_a_repair() {
+    let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
+    let row = |reference: &str, value: &str| format!("2026-01-31T12:00:00Z,s,d,positive,{value},EUR,{reference}\n");
+    let head = "time,sourceId,destinationId,type,Betrag,unit,reference\n";
+    let long = "x".repeat(201);
+    let good: Vec<String> = (0..6).map(|n| row(&format!("r{n}"), "1")).collect();
+    let mut bad: Vec<Vec<u8>> = good.iter().map(|row| row.clone().into_bytes()).collect();
+    bad[1] = b"2026-01-31T12:00:00Z,s,d,positive,1,EUR,r\xe9\n".to_vec();
+    bad[2] = b"only,two\n".to_vec();
+    bad[3] = row("r3", "1.5x").into_bytes();
+    bad[4] = row(&long, "1").into_bytes();
+    let flags = ["--map", "Betrag=value", "--idempotency-key", "k"];
+    let file = [head.as_bytes(), &bad.concat()].concat();
+    let (output, mut refused) = send_file(&pipeline, "f.csv", &file, &flags).await;
+    assert_eq!(output.status.code(), Some(1));
+    let counts = summary(&output);
+    assert_eq!(
+        ["sent", "accepted", "rejected", "unsent"].map(|name| counts[name].as_u64().unwrap()),
+        [3, 2, 4, 3],
+        "{counts}"
+    );
+    assert!(said(&output).contains("[line 5, Betrag: \"1.5x\"]"), "{}", said(&output));
+    refused.sort_by_key(|row| row["row"].as_u64());
+    let codes: Vec<_> =
+        refused.iter().map(|row| (row["row"].clone(), row["line"].clone(), row["code"].clone())).collect();
+    let expected = [(2, 3, "not_utf8"), (3, 4, "wrong_columns"), (4, 5, "invalid_value"), (5, 6, "invalid_value")];
+    assert_eq!(codes, expected.map(|(row, line, code)| (json!(row), json!(line), json!(code))));
+    assert!(refused[0]["contentBase64"].is_string() && refused[0]["content"].is_null());
+    assert_eq!(refused[1]["content"], "only,two");
+    assert_eq!((&refused[2]["column"], &refused[2]["cell"]), (&json!("Betrag"), &json!("1.5x")));
+    assert_eq!((&refused[3]["pointer"], &refused[3]["cell"]), (&json!("/reference"), &json!(long)));
+    let repaired = format!("{head}{}", good.concat());
+    let (output, refused) = send_file(&pipeline, "f.csv", repaired.as_bytes(), &flags).await;
+    assert!(output.status.success() && refused.is_empty(), "{}", said(&output));
+    pipeline.settled().await;
+    let stats = pipeline.get("/stats").await;
+    let counts = ["processed", "duplicates", "conflicts"].map(|name| stats[name].as_i64().unwrap());
+    assert_eq!(counts, [6, 2, 0]);
+}
+
+#[tokio::test]
+async fn a_pipe_is_read_whatever_its_format_and_packing() {
+    use std::io::Write as _;
+    let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
+    let json = json!([record("p-0", "d"), record("p-1", "d")]).to_string();
+    let ndjson = format!("{}\r\n{}\r\n", record("p-2", "d"), record("p-3", "d"));
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packer.write_all(ndjson.as_bytes()).unwrap();
+    for input in [json.into_bytes(), packer.finish().unwrap()] {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_millrace"));
+        command.args(["send", "-", "--json", "--url", &pipeline.url(), "--key", KEY]).env_clear().kill_on_drop(true);
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(&input).await.unwrap();
+        let output = child.wait_with_output().await.unwrap();
+        assert_eq!(summary(&output)["accepted"], 2);
+    }
 }
