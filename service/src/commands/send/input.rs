@@ -97,7 +97,7 @@ impl Opened {
         let by_flag = if is_table { Some(Format::Csv) } else { args.input.rows.as_ref().map(|_| Format::Json) };
         let format = match args.input.format.or(by_name.map(|(format, _)| format)).or(by_flag) {
             Some(format) => format,
-            None => recognised(window.ahead(LOOK).with_context(|| format!("cannot read {name}"))?),
+            None => recognised(&mut window).with_context(|| format!("cannot read {name}"))?,
         };
         let delimiter = args.input.delimiter.or(by_name.and_then(|(_, delimiter)| delimiter)).unwrap_or(b',');
         Ok(Self { window, format, size, delimiter })
@@ -116,23 +116,34 @@ fn by_extension(path: &Path) -> Option<(Format, Option<u8>)> {
     }
 }
 
-/// The format that a text without a name seems to have.
-fn recognised(head: &[u8]) -> Format {
-    let head = head.trim_ascii_start();
-    match head.first() {
-        Some(b'[') => Format::Json,
-        Some(b'{') if export::answer(head).is_some() => Format::Json,
-        Some(b'{') => {
-            let mut lines = head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
-            let is_object = |line: &[u8]| serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok();
-            let is_whole = lines.next().is_some_and(is_object);
-            // A broken first line does not make all of it another format.
-            let is_second = lines.next().is_some_and(|line| line.first() == Some(&b'{'));
-            if is_whole || is_second { Format::Ndjson } else { Format::Json }
-        }
-        Some(_) => Format::Csv,
-        None => Format::Ndjson,
+/// The format that a text without a name seems to have. Reads no more than it needs: a pipe may stay open.
+fn recognised(window: &mut Window) -> Result<Format> {
+    match window.first(1)?.first() {
+        Some(b'[') => return Ok(Format::Json),
+        Some(b'{') => {}
+        Some(_) => return Ok(Format::Csv),
+        None => return Ok(Format::Ndjson),
     }
+    if export::answer(&window.first(export::HEAD)?).is_some() {
+        return Ok(Format::Json);
+    }
+    let (mut start, mut end) = (0, 0);
+    while window.at(start)?.is_some_and(|byte| byte.is_ascii_whitespace()) {
+        start += 1;
+    }
+    while end < LOOK && window.at(start + end)?.is_some_and(|byte| byte != b'\n') {
+        end += 1;
+    }
+    let line = &window.ahead(start + end)?[start..];
+    if serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok() {
+        return Ok(Format::Ndjson);
+    }
+    // A broken first line does not make all of it another format.
+    let mut next = start + end;
+    while window.at(next)?.is_some_and(|byte| byte.is_ascii_whitespace()) {
+        next += 1;
+    }
+    Ok(if window.at(next)? == Some(b'{') { Format::Ndjson } else { Format::Json })
 }
 
 /// The first bytes, and the input with them.
@@ -228,6 +239,7 @@ mod tests {
     use encoding_rs::{UTF_16LE, WINDOWS_1252};
 
     use super::*;
+    use crate::commands::send::{table, window::Ends};
 
     fn text(bytes: &[u8], encoding: Option<&'static Encoding>) -> Vec<u8> {
         let mut text = Vec::new();
@@ -283,7 +295,30 @@ mod tests {
             ("\"recordId\"\n", Format::Csv),
             ("", Format::Ndjson),
         ] {
-            assert_eq!(recognised(head.as_bytes()), format, "{head}");
+            let mut window = Window::new(Box::new(Cursor::new(head.as_bytes().to_vec())));
+            assert_eq!(recognised(&mut window).expect("readable"), format, "{head}");
         }
+    }
+
+    #[test]
+    fn a_pipe_that_stays_open_is_read_line_by_line() {
+        struct Open(Option<&'static [u8]>);
+        impl Read for Open {
+            fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+                let Some(bytes) = self.0.take() else {
+                    return Err(std::io::Error::other("more than the line was read"));
+                };
+                buffer[..bytes.len()].copy_from_slice(bytes);
+                Ok(bytes.len())
+            }
+        }
+        let line = b"{\"recordId\":\"a\",\"value\":1}\n";
+        let mut window = Window::new(Box::new(Open(Some(line))));
+        assert_eq!(recognised(&mut window).expect("one line is enough"), Format::Ndjson);
+        assert_eq!(window.pass_line(100, Ends::Newline).expect("the line").text, line);
+        let mut window = Window::new(Box::new(Open(Some(b"recordId,time\n"))));
+        assert_eq!(recognised(&mut window).expect("one line is enough"), Format::Csv);
+        assert!(table::frame(&mut window, b',').expect("the line").is_some());
+        assert_eq!(window.take(14).expect("the line"), b"recordId,time\n");
     }
 }

@@ -334,7 +334,7 @@ impl Cutter<'_> {
     fn json(&mut self, mut window: Window) -> Result<(), Stop> {
         let path = match &self.plan.path {
             Some(path) => path.as_str(),
-            None => export::records_at(window.ahead(4096)?),
+            None => export::records_at(&window.first(export::HEAD)?),
         };
         let mut notes = export::Notes::new(&self.plan.shape);
         let mut values = Values::new(path.split('.').filter(|key| !key.is_empty()).map(str::to_owned).collect());

@@ -88,10 +88,25 @@ impl Window {
         Ok(&self.bytes[self.start..end])
     }
 
+    /// The first `count` bytes from where reading is that are no white space, or fewer where there are no more.
+    pub(super) fn first(&mut self, count: usize) -> Result<Vec<u8>> {
+        let (mut found, mut offset) = (Vec::new(), 0);
+        while found.len() < count
+            && let Some(byte) = self.at(offset)?
+        {
+            offset += 1;
+            if !byte.is_ascii_whitespace() {
+                found.push(byte);
+            }
+        }
+        Ok(found)
+    }
+
     /// Takes `length` bytes, which were looked at before.
     pub(super) fn take(&mut self, length: usize) -> Result<Vec<u8>> {
-        // A line that ends with a carriage return alone counts, too.
-        let next = self.at(length)?;
+        // A line that ends with a carriage return alone counts, too. Only then more is read: a pipe may have no more yet.
+        let ends_with_return = length > 0 && self.at(length - 1)? == Some(b'\r');
+        let next = if ends_with_return { self.at(length)? } else { None };
         let taken = self.bytes[self.start..self.start + length].to_vec();
         self.start += length;
         let ends = taken.iter().enumerate().filter(|(index, byte)| match byte {
