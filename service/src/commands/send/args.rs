@@ -6,20 +6,28 @@ use super::{input::Format, numbers::DecimalSign};
 
 /// Shown below the flags by `--help`.
 pub(super) const EXAMPLES: &str = "\
-Fields of a record: recordId, time, sourceId, destinationId, type (positive or negative), value, unit, reference and
-attributes (optional). A column with the name of a field gives that field; --map and --set give the others.
+Fields of a record: recordId, time, sourceId, destinationId, type (positive or
+negative), value, unit, reference, and attributes (optional). A column with the
+name of a field gives that field; --map and --set give the others.
 
-A bank's CSV: 5 lines before the header, semicolons, amounts such as -1.234,56, dates such as 31.01.2026
-  millrace send bank.csv --encoding windows-1252 --skip-lines 5 --delimiter ';' \\
-    --signed Betrag --decimal , --map Buchungstag=time --time-format %d.%m.%Y --time-zone Europe/Berlin \\
-    --map IBAN=sourceId --map Text=attributes.text --set destinationId=account-1 --set unit=EUR \\
-    --set reference=bank --idempotency-key bank-2026-01
-A shop's JSON, {\"orders\": [{\"id\": 1001, \"total\": 1999, ...}]}, amounts in cents, ids as numbers
-  millrace send orders.json --rows orders --map id=recordId --map total=value --scale 2 --map customer=sourceId \\
-    --map created_at=time --set destinationId=shop --set type=positive --set unit=EUR --set reference=orders \\
-    --ignore-unknown
-A spreadsheet's CSV; refused rows go to a file with their number, line, cell and content
+A bank's CSV: 5 lines before the header, semicolons, amounts such as -1.234,56,
+dates such as 31.01.2026
+  millrace send bank.csv --encoding windows-1252 --skip-lines 5 \\
+    --delimiter ';' --signed Betrag --decimal , --map Buchungstag=time \\
+    --time-format %d.%m.%Y --time-zone Europe/Berlin --map IBAN=sourceId \\
+    --map Text=attributes.text --set destinationId=account-1 \\
+    --set unit=EUR --set reference=bank --idempotency-key bank-2026-01
+
+A shop's JSON, {\"orders\": [{\"id\": 1001, \"total\": 1999, ...}]}, amounts in
+cents, ids as numbers
+  millrace send orders.json --rows orders --map id=recordId \\
+    --map total=value --scale 2 --map customer=sourceId \\
+    --map created_at=time --set destinationId=shop --set type=positive \\
+    --set unit=EUR --set reference=orders --ignore-unknown
+
+A spreadsheet's CSV; refused rows go to a file
   millrace send sheet.csv --trim --errors refused.ndjson
+
 NDJSON, packed with gzip or not; a pipe
   millrace send records.ndjson.gz
   zstd -dc records.csv.zst | millrace send -

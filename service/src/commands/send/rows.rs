@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Args, Batch, Feed, Row,
+    args::InputArgs,
     export::{self, Line},
     generate::Generator,
     header,
@@ -62,7 +63,16 @@ impl Reader {
     pub(super) fn open(args: &Args, seed: u64, batch_size: usize) -> anyhow::Result<Self> {
         let shape = Shape::new(args)?;
         let (input, size) = match args.generate {
-            Some(rows) => (Input::Generated(Generator::new(seed, args.keys, args.duplicates), rows), Size::Rows(rows)),
+            Some(rows) => {
+                let InputArgs { format, encoding, delimiter, skip_lines, rows: path, .. } = &args.input;
+                let is_read = format.is_some() || encoding.is_some() || delimiter.is_some() || path.is_some();
+                if is_read || *skip_lines > 0 {
+                    bail!(
+                        "--format, --encoding, --delimiter, --skip-lines and --rows are for a file, not for --generate"
+                    );
+                }
+                (Input::Generated(Generator::new(seed, args.keys, args.duplicates), rows), Size::Rows(rows))
+            }
             None => {
                 let Opened { window, format, size, delimiter } = Opened::open(args)?;
                 if format != Format::Json && args.input.rows.is_some() {

@@ -308,9 +308,11 @@ fn no_field_has_two_sources() {
         &["--sign", "a=+,-", "--signed", "b"],
         &["--map", "a=unit", "--set", "unit=EUR"],
         &["--signed", "a", "--debit", "b"],
+        &["--rows", "a"],
     ] {
         assert!(send("file.csv", "", flags).end.is_err(), "{flags:?}");
     }
+    assert!(Reader::open(&args(&["--generate", "1", "--delimiter", ";"]), 0, 2).is_err());
 }
 
 #[test]
