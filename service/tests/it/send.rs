@@ -72,9 +72,7 @@ async fn serve(mut stream: TcpStream, (status, headers, body): Reply) -> Request
         assert!(stream.read_buf(&mut bytes).await.unwrap() > 0, "its body");
     }
     let lines = bytes[head..].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    // A placeholder has no id.
-    let ids =
-        lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()["recordId"].as_str().unwrap().to_owned());
+    let ids = lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()["recordId"].as_str().unwrap().to_owned());
     let (ids, body) = (ids.collect(), body.to_string());
     let media_type = match status.starts_with('2') {
         _ if headers.contains("content-type") => "",
