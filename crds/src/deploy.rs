@@ -74,6 +74,31 @@ pub struct Work {
     pub pod: Option<Pod>,
 }
 
+/// The Jobs that migrate the schema and purge the data. Their pods are made as `spec.work.pod` describes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Jobs {
+    /// How their pods differ from those of `work`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<JobPod>,
+}
+
+/// How the pods of a Job differ from those of `work`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JobPod {
+    /// Annotations beside those of `work.pod`, at most 64; they replace annotations of the same name. For example
+    /// `sidecar.istio.io/inject: "false"`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "annotation_map")]
+    pub annotations: BTreeMap<String, String>,
+    /// Labels beside those of `work.pod`, at most 32; they replace labels of the same name, except those that the operator
+    /// sets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "label_map")]
+    pub labels: BTreeMap<String, String>,
+}
+
 /// Bounds for the number of HTTP pods.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -122,10 +147,15 @@ pub struct Ingress {
     /// The host that it answers to.
     #[schemars(length(min = 1, max = 253))]
     pub host: String,
-    /// The path below which it answers, `/` unless given; it is not taken off, so it has to be one that the API has.
+    /// The path below which it answers, `/` unless given. The API has no base path: a path that is not one of the API's
+    /// own, such as `/v1`, needs a controller that rewrites it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 500), regex(pattern = r"^/"))]
     pub path: Option<String>,
+    /// How the controller matches `path`, Prefix unless given. A path that is a pattern, as rewriting needs, is
+    /// ImplementationSpecific.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_type: Option<PathType>,
     /// Its class; absent: the cluster's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
@@ -138,6 +168,19 @@ pub struct Ingress {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "annotation_map")]
     pub annotations: BTreeMap<String, String>,
+}
+
+/// How the Ingress matches its path, Prefix unless given. A path that is a pattern, as rewriting needs, is
+/// ImplementationSpecific.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum PathType {
+    /// Whole elements of the path, from its beginning.
+    #[default]
+    Prefix,
+    /// The whole path.
+    Exact,
+    /// As the Ingress's controller defines it.
+    ImplementationSpecific,
 }
 
 /// An HTTPRoute in front of the Service.
@@ -200,6 +243,10 @@ pub struct Pod {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "label_map")]
     pub labels: BTreeMap<String, String>,
+    /// False: the pods name no user and no group, so that the cluster assigns them, such as OpenShift from the namespace's
+    /// range. True unless given: they run as user and group 65532. They never run as root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fixed_user: Option<bool>,
     /// The pods' priority class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]

@@ -17,8 +17,8 @@ mod validate;
 
 pub use decimal::{DecimalString, InvalidDecimal};
 pub use deploy::{
-    DeletionPolicy, Gateway, HttpRoute, Ingress, NetworkPolicy, Object, Pod, PullPolicy, Resources, Serve,
-    ServeAutoscaling, Service, ServiceType, Work,
+    DeletionPolicy, Gateway, HttpRoute, Ingress, JobPod, Jobs, NetworkPolicy, Object, PathType, Pod, PullPolicy,
+    Resources, Serve, ServeAutoscaling, Service, ServiceType, Work,
 };
 pub use manifest::{ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, ParseError, RecordPipeline};
 pub use quantity::{InvalidQuantity, Quantity};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     DecimalString,
-    deploy::{DeletionPolicy, NetworkPolicy, PullPolicy, Serve, Work},
+    deploy::{DeletionPolicy, Jobs, NetworkPolicy, PullPolicy, Serve, Work},
     status::RecordPipelineStatus,
 };
 
@@ -47,7 +47,7 @@ use crate::{
 #[x_kube(
     validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || self.autoscaling.maxReplicas <= self.shards")
         .message("spec.autoscaling.maxReplicas must be at most spec.shards: more workers than shards would idle"),
-    validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || self.replicas == 0")
+    validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || self.replicas <= 1")
         .message("spec.replicas must be left out, or 0 to stop, beside spec.autoscaling: set autoscaling.minReplicas and maxReplicas instead"),
 )]
 pub struct RecordPipelineSpec {
@@ -67,10 +67,11 @@ pub struct RecordPipelineSpec {
     )]
     pub thresholds: BTreeMap<String, DecimalString>,
     /// Number of workers, 1 unless given, at most 256; more than `shards` idle, 0 stops the pipeline. Leave it out beside
-    /// `autoscaling`. `kubectl scale rpl NAME --replicas=3` sets it.
+    /// `autoscaling`: there 0 stops the pipeline and 1, the default, has no effect. `kubectl scale rpl NAME --replicas=3`
+    /// sets it, and a HorizontalPodAutoscaler may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    // Not nullable: the scale subresource reads it, and cannot read null.
-    #[schemars(with = "u32", range(max = 256))]
+    // Not nullable, and with a default: the scale subresource reads it, and fails on null and on an absent field.
+    #[schemars(with = "u32", range(max = 256), extend("default" = 1))]
     pub replicas: Option<u32>,
     /// Instead of `replicas`: as many workers as the backlog, queued and pending records together, asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -128,6 +129,9 @@ pub struct RecordPipelineSpec {
     /// The pods that apply records and publish outcomes: how they run. Their number is `replicas` or `autoscaling`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work: Option<Work>,
+    /// The pods of the Jobs that migrate the schema and purge the data: how they differ from those of `work`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jobs: Option<Jobs>,
     /// Who may connect to the pods, and whereto they may. Absent: HTTP from anywhere, the health port from the operator's
     /// namespace, egress unrestricted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -167,6 +171,7 @@ impl RecordPipelineSpec {
             image_pull_secrets: _,
             serve: _,
             work: _,
+            jobs: _,
             network_policy: _,
             deletion_policy: _,
             drain_seconds: _,
@@ -189,6 +194,7 @@ impl RecordPipelineSpec {
             image_pull_secrets: Vec::new(),
             serve: None,
             work: None,
+            jobs: None,
             network_policy: None,
             deletion_policy: None,
             drain_seconds: None,

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordPipelineStatus {
-    /// The generation that the operator last worked on.
+    /// The generation that Ready describes, or the newest one while Stalled is True.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Migrated, Progressing, Degraded, Stalled. Each names its own generation, reason and message.
+    /// Ready, Migrated, Progressing, Reconciling, Degraded, Stalled. Each names its own generation, reason and message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

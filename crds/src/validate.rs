@@ -136,7 +136,8 @@ impl RecordPipelineSpec {
             }
         }
         let Some(scaling) = &self.autoscaling else { return };
-        if self.replicas.is_some_and(|replicas| replicas != 0) {
+        // An API server fills in 1 where it is absent.
+        if self.replicas.is_some_and(|replicas| replicas > 1) {
             found.add("spec.replicas", "must be left out, or 0, beside spec.autoscaling; set autoscaling.minReplicas");
         }
         let in_order = 1 <= scaling.min_replicas

@@ -62,14 +62,14 @@ fn the_pods_see_only_what_concerns_them() {
          shards: 4, backlogLimit: 7, image: a, imagePullPolicy: Never, imagePullSecrets: [a], \
          sinks: [{name: a, on: Alert, redisStream: {}}], policy: {minimumTotal: '0'}, \
          redis: {urlSecretRef: {name: a, key: k}}, postgres: {urlSecretRef: {name: b, key: k}}, \
-         auth: {bootstrapKeySecretRef: {name: c, key: k}}, serve: {replicas: 2}, work: {pod: {}}, \
+         auth: {bootstrapKeySecretRef: {name: c, key: k}}, serve: {replicas: 2}, work: {pod: {}}, jobs: {}, \
          networkPolicy: {enabled: false}, deletionPolicy: Now, drainSeconds: 3, paused: true",
     );
     let whole = RecordPipeline::from_yaml(&text).unwrap().spec;
     let all: serde_json::Value = serde_json::from_str(&whole.canonical()).unwrap();
     let seen: serde_json::Value = serde_json::from_str(&whole.for_pods().canonical()).unwrap();
     let (all, seen) = (all.as_object().unwrap(), seen.as_object().unwrap());
-    assert_eq!(all.len(), 20, "a new field is set above, and belongs to the pods or not: {all:?}");
+    assert_eq!(all.len(), 21, "a new field is set above, and belongs to the pods or not: {all:?}");
     let names: BTreeSet<&str> = seen.keys().map(String::as_str).collect();
     let concern = "threshold thresholds shards backlogLimit sinks policy redis postgres auth";
     assert_eq!(names, concern.split(' ').collect());

@@ -69,7 +69,7 @@ fn scale_beside_autoscaling_is_refused_with_the_remedy() {
     let refused = namespace.kubectl(&["scale", "rpl", "auto", "--replicas=3"], "");
     let remedy = "spec.replicas must be left out, or 0 to stop, beside spec.autoscaling: set autoscaling.minReplicas and maxReplicas instead";
     assert!(!refused.ok && refused.err.contains(remedy), "{}", refused.err);
-    for (name, replicas) in [("auto", "0"), ("fixed", "3"), ("fixed", "0")] {
+    for (name, replicas) in [("auto", "0"), ("auto", "1"), ("fixed", "3"), ("fixed", "0")] {
         let scaled = namespace.kubectl(&["scale", "rpl", name, &format!("--replicas={replicas}")], "");
         assert!(scaled.ok, "{}", scaled.err);
         let found = namespace.kubectl(&["get", "rpl", name, "-o", "jsonpath={.spec.replicas}"], "");
@@ -77,8 +77,30 @@ fn scale_beside_autoscaling_is_refused_with_the_remedy() {
     }
 }
 
+/// An autoscaler reads the scale before it may write it.
 #[test]
-fn what_is_left_out_gets_its_default_and_replicas_none() {
+fn a_pipeline_without_replicas_has_a_scale() {
+    let namespace = Namespace::new("plain-scale");
+    let scaled = "autoscaling: {minReplicas: 1, maxReplicas: 2, targetBacklog: 9}";
+    let applied = namespace.kubectl(&["apply", "-f", "-"], &(manifest("plain", "") + &manifest("auto", scaled)));
+    assert!(applied.ok, "{}", applied.err);
+    for name in ["plain", "auto"] {
+        let scale = namespace.kubectl(&["get", "rpl", name, "--subresource=scale", "-o", "json"], "");
+        assert!(scale.ok, "{}", scale.err);
+        let scale: serde_json::Value = serde_json::from_str(&scale.out).unwrap();
+        assert_eq!(scale["spec"]["replicas"], 1, "{scale}");
+    }
+    let scaled = namespace.kubectl(&["scale", "rpl", "plain", "--replicas=2"], "");
+    assert!(scaled.ok, "{}", scaled.err);
+    // What the user applies again has no replicas, and leaves the autoscaler's number.
+    let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("plain", "threshold: '2'"));
+    assert!(applied.ok, "{}", applied.err);
+    let found = namespace.kubectl(&["get", "rpl", "plain", "-o", "jsonpath={.spec.replicas}"], "");
+    assert_eq!(found.out, "2");
+}
+
+#[test]
+fn what_is_left_out_gets_its_default() {
     let namespace = Namespace::new("defaults");
     let applied =
         namespace.kubectl(&["apply", "-f", "-"], &manifest("a", "sinks: [{name: a, 'on': Alert, redisStream: {}}]"));
@@ -86,6 +108,7 @@ fn what_is_left_out_gets_its_default_and_replicas_none() {
     let found = namespace.kubectl(&["get", "rpl", "a", "-o", "jsonpath={.spec}"], "");
     let found: serde_json::Value = serde_json::from_str(&found.out).unwrap();
     let defaults = serde_json::json!({
+        "replicas": 1,
         "shards": 16,
         "backlogLimit": 100_000,
         "sinks": [{ "name": "a", "on": "Alert", "redisStream": { "maxLength": 1_000_000, "overflow": "Wait" } }],

@@ -132,7 +132,28 @@ fn rules() -> Vec<(String, String, &'static str)> {
             format!("replicas: 2, {}", scaling(1, 2, 1)),
             "spec.replicas must be left out, or 0 to stop, beside spec.autoscaling: set autoscaling.minReplicas and maxReplicas instead",
         ),
-        (scaling(1, 2, 1), format!("replicas: 1, {}", scaling(1, 2, 1)), "spec.replicas must be left out"),
+        (
+            // What the default fills in is taken.
+            format!("replicas: 1, {}", scaling(1, 2, 1)),
+            format!("replicas: 256, {}", scaling(1, 2, 1)),
+            "spec.replicas must be left out",
+        ),
+        (
+            "jobs: {pod: {annotations: {sidecar.istio.io/inject: 'false'}, labels: {a: b}}}".into(),
+            "jobs: {pod: {annotations: {'what?': a}}}".into(),
+            "spec.jobs.pod.annotations: Invalid value: \"object\": a name must be one of an annotation",
+        ),
+        (
+            "jobs: {pod: {labels: {a: b}}}".into(),
+            "jobs: {pod: {labels: {a: 'b c'}}}".into(),
+            "spec.jobs.pod.labels[a]: Invalid value",
+        ),
+        (pod("fixedUser: false"), pod("fixedUser: 'no'"), "spec.work.pod.fixedUser: Invalid value"),
+        (
+            ingress("host: a, path: '/m(/|$)(.*)', pathType: ImplementationSpecific"),
+            ingress("host: a, pathType: Regex"),
+            "spec.serve.ingress.pathType: Unsupported value: \"Regex\"",
+        ),
         (many(16), many(17), "spec.sinks: Too many: 17: must have at most 16 items"),
         (
             two("name: a, redisStream: {}", "name: b, redisStream: {}"),

@@ -1,6 +1,6 @@
 //! The Ingress in front of serve.
 
-use millrace_crds::Ingress;
+use millrace_crds::{Ingress, PathType};
 use serde_json::json;
 
 use super::{Child, Head, Kind, service};
@@ -9,11 +9,16 @@ use crate::pipeline::Pipeline;
 /// Of serve, where the manifest asks for it.
 pub(super) fn serve(pipeline: &Pipeline) -> Option<Child> {
     let ingress = pipeline.spec.serve.as_ref()?.ingress.as_ref()?;
-    let Ingress { host, path, class_name, tls_secret_name, annotations } = ingress;
+    let Ingress { host, path, path_type, class_name, tls_secret_name, annotations } = ingress;
     let service = service::serve_name(pipeline);
+    let path_type = match path_type.unwrap_or_default() {
+        PathType::Prefix => "Prefix",
+        PathType::Exact => "Exact",
+        PathType::ImplementationSpecific => "ImplementationSpecific",
+    };
     let mut spec = json!({ "rules": [{ "host": host, "http": { "paths": [{
         "path": path.as_deref().unwrap_or("/"),
-        "pathType": "Prefix",
+        "pathType": path_type,
         "backend": { "service": { "name": service, "port": { "name": "http" } } },
     }] } }] });
     if let Some(class) = class_name {

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Child, Head, Kind,
-    labels::{ATTEMPT, KEY},
+    labels::{ATTEMPT, KEY, TEMPLATE},
     pod,
 };
 use crate::pipeline::Pipeline;
@@ -61,5 +61,15 @@ fn job(
     for (name, value) in labels {
         child.object["metadata"]["labels"][name] = json!(value);
     }
+    child.object["metadata"]["labels"][TEMPLATE] = json!(template_hash(&child));
     child
+}
+
+/// What a Job's pod is made of, hashed. The attempt's number is left out: the next attempt makes the same pod.
+pub(crate) fn template_hash(job: &Child) -> String {
+    let mut template = job.object["spec"]["template"].clone();
+    if let Some(labels) = template["metadata"]["labels"].as_object_mut() {
+        labels.remove(ATTEMPT);
+    }
+    hex::encode(&Sha256::digest(template.to_string())[..4])
 }

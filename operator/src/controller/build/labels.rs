@@ -10,6 +10,8 @@ pub(crate) const INSTANCE: &str = "app.kubernetes.io/instance";
 pub(crate) const COMPONENT: &str = "app.kubernetes.io/component";
 /// Names what a Job depends on, hashed.
 pub(crate) const KEY: &str = "millrace.dev/migration-key";
+/// Names what a Job's pod is made of, hashed.
+pub(crate) const TEMPLATE: &str = "millrace.dev/template";
 /// Numbers a Job's attempt.
 pub(crate) const ATTEMPT: &str = "millrace.dev/attempt";
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";

@@ -32,7 +32,7 @@ use k8s_openapi::api::{
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 
-pub(crate) use self::job::{migration, migration_key, purge};
+pub(crate) use self::job::{migration, migration_key, purge, template_hash};
 use crate::pipeline::Pipeline;
 
 /// What a build depends on; nothing else may change what comes out.

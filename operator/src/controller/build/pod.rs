@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use millrace_crds::{Auth, Pod, PullPolicy, SecretKeyRef};
+use millrace_crds::{Auth, JobPod, Pod, PullPolicy, SecretKeyRef};
 use serde_json::{Value, json};
 
 use super::{config_map, labels, selector, service_account};
@@ -13,6 +13,9 @@ use crate::pipeline::Pipeline;
 pub(super) const HTTP: u16 = 8080;
 /// The port of `/health`, `/ready`, `/metrics` and `/status`, named `health`.
 pub(super) const HEALTH: u16 = 8081;
+
+/// User and group of the processes; the image names the same.
+const USER: u32 = 65532;
 
 /// A connection that is open when a pod is told to stop may still be sent requests for as long as the news of its end
 /// travels: it goes on serving that long.
@@ -45,7 +48,7 @@ pub(super) fn serve(pipeline: &Pipeline, image: &str) -> Value {
     if let Some(Auth { bootstrap_key_secret_ref: Some(reference) }) = auth {
         template.secret("bootstrap-key", reference, "key", "MILLRACE_BOOTSTRAP_KEY_FILE");
     }
-    template.env.push(("MILLRACE_LISTEN", format!("0.0.0.0:{HTTP}")));
+    template.env.push(("MILLRACE_LISTEN", format!("[::]:{HTTP}")));
     template.runs(pipeline, &[("http", HTTP), ("health", HEALTH)]);
     template.container["lifecycle"] = json!({ "preStop": { "sleep": { "seconds": STOP_AFTER_SECONDS } } });
     template.finish(pipeline, pipeline.spec.serve.as_ref().and_then(|serve| serve.pod.clone()).unwrap_or_default())
@@ -71,7 +74,12 @@ pub(super) fn job(
     template.env.push(("MILLRACE_WAIT_MS", JOB_WAIT_MS.to_owned()));
     template.env.push(("MILLRACE_TERMINATION_LOG", "/dev/termination-log".to_owned()));
     template.pod["restartPolicy"] = json!("Never");
-    template.finish(pipeline, work_pod(pipeline))
+    let mut pod = work_pod(pipeline);
+    let jobs = pipeline.spec.jobs.as_ref().and_then(|jobs| jobs.pod.clone());
+    let JobPod { annotations, labels } = jobs.unwrap_or_default();
+    pod.annotations.extend(annotations);
+    pod.labels.extend(labels);
+    template.finish(pipeline, pod)
 }
 
 fn work_pod(pipeline: &Pipeline) -> Pod {
@@ -121,7 +129,7 @@ impl<'a> Template<'a> {
 
     /// A pod that runs until it is told to stop: ports, probes, grace, and where its like are.
     fn runs(&mut self, pipeline: &Pipeline, ports: &[(&str, u16)]) {
-        self.env.push(("MILLRACE_HEALTH_LISTEN", format!("0.0.0.0:{HEALTH}")));
+        self.env.push(("MILLRACE_HEALTH_LISTEN", format!("[::]:{HEALTH}")));
         let port = |(name, number): &(&str, u16)| json!({ "name": name, "containerPort": number, "protocol": "TCP" });
         self.container["ports"] = ports.iter().map(port).collect();
         let probe = |path, period, timeout, failures: u32| {
@@ -160,6 +168,7 @@ impl<'a> Template<'a> {
             affinity,
             annotations,
             labels: mut all_labels,
+            fixed_user,
             priority_class_name,
             extra_env,
             extra_volumes,
@@ -203,12 +212,11 @@ impl<'a> Template<'a> {
         pod["automountServiceAccountToken"] = json!(false);
         // The environment variables of Docker links: one per Service of the namespace, and some begin with MILLRACE_.
         pod["enableServiceLinks"] = json!(false);
-        pod["securityContext"] = json!({
-            "runAsNonRoot": true,
-            "runAsUser": 65532,
-            "runAsGroup": 65532,
-            "seccompProfile": { "type": "RuntimeDefault" },
-        });
+        pod["securityContext"] = json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } });
+        if fixed_user != Some(false) {
+            pod["securityContext"]["runAsUser"] = json!(USER);
+            pod["securityContext"]["runAsGroup"] = json!(USER);
+        }
         pod["containers"] = json!([container]);
         pod["volumes"] = json!(volumes);
         let pull_secrets = &pipeline.spec.image_pull_secrets;

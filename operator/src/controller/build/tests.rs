@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 use millrace_crds::{RecordPipeline, RecordPipelineResource};
 use serde_json::Value;
 
-use super::{Child, Kind, Plan, base, deployments, migration, migration_key, purge, selector};
+use super::{Child, Kind, Plan, base, deployments, migration, migration_key, purge, selector, template_hash};
 use crate::pipeline::{Invalid, Pipeline};
 
 const CASES: [&str; 4] = ["minimal", "everything", "autoscaling", "longest-name"];
@@ -158,6 +158,55 @@ fn the_pods_follow_the_image_and_where_the_secrets_are() {
     let mut changed = resource("minimal");
     changed.spec.redis.as_mut().unwrap().url_secret_ref.key = "other".to_owned();
     assert_ne!(templates(&plan(&before)), templates(&plan(&Pipeline::new(&changed).unwrap())));
+}
+
+#[test]
+fn without_a_fixed_user_the_pods_name_no_ids_and_are_never_root() {
+    let mut changed = resource("minimal");
+    let pod = || Some(millrace_crds::Pod { fixed_user: Some(false), ..millrace_crds::Pod::default() });
+    changed.spec.serve.get_or_insert_default().pod = pod();
+    changed.spec.work.get_or_insert_default().pod = pod();
+    let pipeline = Pipeline::new(&changed).unwrap();
+    let mut seen = 0;
+    for child in all(&plan(&pipeline), 1).iter().filter(|child| [Kind::Deployment, Kind::Job].contains(&child.kind)) {
+        let context = &child.object["spec"]["template"]["spec"]["securityContext"];
+        let expected = serde_json::json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } });
+        assert_eq!(*context, expected, "{}", child.name);
+        seen += 1;
+    }
+    assert_eq!(seen, 5);
+}
+
+#[test]
+fn labels_and_annotations_of_jobs_reach_their_pods_only() {
+    let pipeline = pipeline("everything");
+    for child in all(&plan(&pipeline), 1).iter().filter(|child| [Kind::Deployment, Kind::Job].contains(&child.kind)) {
+        let metadata = &child.object["spec"]["template"]["metadata"];
+        let (is_job, inject) = (child.kind == Kind::Job, "sidecar.istio.io/inject");
+        assert_eq!(metadata["labels"].get(inject).is_some(), is_job, "{}", child.name);
+        assert_eq!(metadata["annotations"].get(inject).is_some(), is_job, "{}", child.name);
+        let scrape = if is_job { "false" } else { "true" };
+        assert_eq!(metadata["annotations"]["example.com/scrape"], scrape, "{}: it replaces that of work", child.name);
+        assert_eq!(metadata["labels"]["app.kubernetes.io/name"], "millrace");
+        assert_eq!(metadata["labels"]["team"], "a");
+    }
+}
+
+#[test]
+fn a_jobs_template_hash_follows_its_pod_and_not_its_attempt() {
+    let of = |resource: &RecordPipelineResource, number| {
+        let pipeline = Pipeline::new(resource).unwrap();
+        let job = migration(&pipeline, IMAGE, "k", number, false);
+        assert_eq!(job.object["metadata"]["labels"]["millrace.dev/template"], template_hash(&job));
+        template_hash(&job)
+    };
+    let mut changed = resource("minimal");
+    let before = of(&changed, 1);
+    assert_eq!(of(&changed, 2), before);
+    changed.spec.threshold = None;
+    assert_eq!(of(&changed, 1), before, "a live change");
+    changed.spec.work.get_or_insert_default().pod.get_or_insert_default().priority_class_name = Some("high".to_owned());
+    assert_ne!(of(&changed, 1), before);
 }
 
 /// Were `1000m` written as `1`, or the other way round, then it would differ from what somebody else applied for ever.
