@@ -7,7 +7,7 @@
 
 #[path = "../tests/it/ledger.rs"]
 mod ledger;
-#[path = "../tests/it/player.rs"]
+#[path = "../tests/it/player/mod.rs"]
 #[expect(dead_code, reason = "no scene is changed here")]
 mod player;
 

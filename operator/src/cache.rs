@@ -27,12 +27,9 @@ use millrace_crds::RecordPipelineResource;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use crate::controller::{
-    build::{
-        Kind,
-        labels::{self, ATTEMPT, COMPONENT, INSTANCE, KEY},
-    },
-    dereference::JOB,
+use crate::controller::build::{
+    Kind,
+    labels::{self, ATTEMPT, COMPONENT, INSTANCE, KEY, TEMPLATE},
 };
 
 /// A pipeline as the API server gave it, or why it could not be read.
@@ -287,7 +284,7 @@ fn tight<T>(all: impl Iterator<Item = T>) -> Vec<T> {
 /// Leaves of a child's metadata what is read: with a thousand pipelines there are some twenty thousand of them.
 pub(crate) fn trim_child(meta: &mut ObjectMeta) {
     let all = std::mem::take(meta);
-    let kept = [INSTANCE, COMPONENT, KEY, ATTEMPT, JOB];
+    let kept = [INSTANCE, COMPONENT, KEY, ATTEMPT, TEMPLATE];
     let labels = all.labels.map(|mut labels| {
         labels.retain(|name, _| kept.contains(&name.as_str()));
         labels

@@ -35,7 +35,7 @@
   verbs: [list, watch, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [list, create, patch]
 {{- end }}
 
 {{/* What it may do in its own namespace: (dict "name" <the Lease>). A rule for `create` cannot name the object. */}}

@@ -13,6 +13,7 @@ use super::{
     build::{Child, Kind},
     dereference::is_owned,
     memory::Memory,
+    refusal,
 };
 use crate::{context::Context, facts::Problem, lease::NotLeading};
 
@@ -237,7 +238,7 @@ fn foreign(child: &Child, meta: &ObjectMeta, owner: Owner<'_>) -> Result<(), Err
 fn told(kind: Kind, name: &str, error: kube::Error) -> Error {
     let kube::Error::Api(status) = &error else { return error.into() };
     let reason = match status.code {
-        403 if status.message.contains("exceeded quota") => "QuotaExceeded",
+        400.. if let Some(reason) = refusal::reason(&status.message) => reason,
         403 if status.message.contains("being terminated") => "NamespaceTerminating",
         403 => "Forbidden",
         404 if kind == Kind::HttpRoute => {

@@ -15,8 +15,9 @@ use super::{
     build,
     dereference::Seen,
     memory::Memory,
-    migration::{self, Stand, State},
+    migration::{self, Stand},
     reconcile::{ask, collect, stays},
+    refusal,
     status::stands,
     still::{self, DRAINED, DRAINING, PURGING},
     write,
@@ -56,7 +57,8 @@ pub(super) async fn step(object: &Guarded, scope: &Scope, memory: &mut Memory) -
         return Ok(Action::await_change());
     };
     let policy = pipeline.spec.deletion_policy.unwrap_or_default();
-    let seen = Seen::of(&scope.cache, &namespace, &name, &pipeline.uid);
+    let mut seen = Seen::of(&scope.cache, &namespace, &name, &pipeline.uid);
+    refusal::find(context, memory, &namespace, &mut seen).await;
     let since = began(memory, resource);
     let owner = Owner { namespace: &namespace, uid: &pipeline.uid };
     ask(context, memory, &seen).await;
@@ -209,8 +211,8 @@ async fn purge(
             apply::scale(&scope.context, owner, &role.meta, 0).await?;
         }
     }
-    // One that ends later would make the schema anew.
-    for running in seen.migrations.iter().filter(|attempt| attempt.state == State::Running) {
+    // One that ends later would make the schema anew; one whose pod others keep would be waited for.
+    for running in seen.migrations.iter().filter(|attempt| attempt.open) {
         if let Some(meta) = seen.jobs.get(&running.name) {
             apply::delete(&scope.context, owner, build::Kind::Job, &running.name, meta).await?;
         }
@@ -227,6 +229,12 @@ async fn purge(
             Ok(Some("a Job removes the data".to_owned()))
         }
         Stand::Running(problem) => {
+            let wanted = |number| build::template_hash(&build::purge(pipeline, &image, number));
+            for waits in seen.purges.iter().filter(|attempt| attempt.is_outlived(&wanted(attempt.number))) {
+                if let Some(meta) = seen.jobs.get(&waits.name) {
+                    apply::delete(&scope.context, owner, build::Kind::Job, &waits.name, meta).await?;
+                }
+            }
             problems.extend(problem);
             Ok(Some("a Job removes the data".to_owned()))
         }

@@ -2,29 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
-    api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod},
-    jiff::Timestamp,
-};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{ResourceExt as _, api::ObjectMeta};
 
 use super::{
-    build::{
-        Kind,
-        labels::{ATTEMPT, COMPONENT, KEY},
-    },
-    migration::{Attempt, Outcome, State},
+    build::{Kind, labels::COMPONENT},
+    migration::Attempt,
+    refusal,
 };
 use crate::{
     cache::{self, Cache},
     facts::Problem,
 };
-
-/// The label of a pod that names its Job.
-pub(crate) const JOB: &str = "batch.kubernetes.io/job-name";
-
-/// A Job that has no pod for so long cannot make one.
-const PODLESS_SECONDS: i64 = 15;
 
 /// What there is of a pipeline.
 #[derive(Debug, Default)]
@@ -98,9 +87,7 @@ impl Seen {
         let pods = cache::of(&cache.pods, namespace, name);
         let mut seen = Self { serve: role("serve"), work: role("work"), children, ..Self::default() };
         for job in cache::of(&cache.jobs, namespace, name).iter().filter(|job| owned(&job.metadata)) {
-            let of_job: Vec<_> =
-                pods.iter().filter(|pod| pod.labels().get(JOB).is_some_and(|label| *label == job.name_any())).collect();
-            let attempt = attempt(job, &of_job);
+            let attempt = Attempt::of(job, pods.iter().map(AsRef::as_ref));
             if component_of(&job.metadata) == "migrate" {
                 seen.migrations.push(attempt);
             } else {
@@ -141,7 +128,7 @@ pub(crate) fn is_owned(meta: &ObjectMeta, uid: &str) -> bool {
     meta.owner_references.iter().flatten().any(|owner| owner.uid == uid)
 }
 
-fn component_of(meta: &ObjectMeta) -> &str {
+pub(super) fn component_of(meta: &ObjectMeta) -> &str {
     meta.labels.as_ref().and_then(|labels| labels.get(COMPONENT)).map_or("", String::as_str)
 }
 
@@ -177,8 +164,8 @@ impl Role {
         let message =
             |found: &k8s_openapi::api::apps::v1::DeploymentCondition| found.message.clone().unwrap_or_default();
         let problem = if let Some(found) = stands("ReplicaFailure", "True") {
-            let reason = if message(found).contains("exceeded quota") { "QuotaExceeded" } else { "PodsNotCreated" };
-            Some(Problem::new(reason, format!("{name}: {}", message(found))))
+            let reason = refusal::reason(&message(found)).unwrap_or("PodsNotCreated");
+            Some(Problem::new(reason, format!("Deployment {name}: {}", message(found))))
         } else {
             stands("Progressing", "False")
                 .map(|found| Problem::new("RolloutFailed", format!("{name}: {}", message(found))))
@@ -211,7 +198,7 @@ impl PodSeen {
 }
 
 /// What keeps a pod from running, as the kubelet or the scheduler says.
-fn trouble(pod: &Pod) -> Option<Problem> {
+pub(super) fn trouble(pod: &Pod) -> Option<Problem> {
     let status = pod.status.as_ref()?;
     let name = pod.name_any();
     let conditions = status.conditions.as_deref().unwrap_or_default();
@@ -244,65 +231,4 @@ fn trouble(pod: &Pod) -> Option<Problem> {
         }
     }
     None
-}
-
-fn attempt(job: &Job, pods: &[&std::sync::Arc<Pod>]) -> Attempt {
-    let label = |name: &str| job.labels().get(name).cloned().unwrap_or_default();
-    let status = job.status.clone().unwrap_or_default();
-    let conditions = status.conditions.unwrap_or_default();
-    let ended = |kind: &str| {
-        let found = conditions.iter().find(|condition| condition.type_ == kind && condition.status == "True")?;
-        Some(found.last_transition_time.as_ref().map_or_else(Timestamp::now, |time| time.0))
-    };
-    let state = match (ended("Complete"), ended("Failed")) {
-        (Some(at), _) => State::Succeeded(at),
-        (None, Some(at)) => State::Failed(at),
-        (None, None) => State::Running,
-    };
-    let outcome = pods.iter().find_map(|pod| {
-        // Statuses come sorted by name, those of injected sidecars among them.
-        let all = pod.status.as_ref()?.container_statuses.as_ref()?;
-        let container = all.iter().find(|container| container.name == component_of(&pod.metadata))?;
-        let ended = container.state.as_ref()?.terminated.as_ref()?;
-        serde_json::from_str::<Outcome>(ended.message.as_deref()?).ok()
-    });
-    let age = job.creation_timestamp().map_or(0, |made| Timestamp::now().duration_since(made.0).as_secs());
-    let podless = (state == State::Running && pods.is_empty() && age >= PODLESS_SECONDS).then(|| {
-        Problem::new(
-            "PodsNotCreated",
-            format!("Job {0} has no pod after {age} s: kubectl describe job {0}", job.name_any()),
-        )
-    });
-    let trouble = pods.iter().find_map(|pod| trouble(pod)).or(podless);
-    Attempt {
-        name: job.name_any(),
-        key: label(KEY),
-        number: label(ATTEMPT).parse().unwrap_or(0),
-        state,
-        outcome,
-        trouble,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::SignedDuration};
-
-    use super::*;
-
-    #[test]
-    fn a_job_without_a_pod_is_told_after_a_while() {
-        let made = |seconds| {
-            let mut job = Job::default();
-            job.metadata.name = Some("p-migrate-k-1".to_owned());
-            job.metadata.creation_timestamp = Some(Time(Timestamp::now() - SignedDuration::from_secs(seconds)));
-            // As the cache keeps it.
-            cache::trim_child(&mut job.metadata);
-            attempt(&job, &[]).trouble
-        };
-        assert_eq!(made(PODLESS_SECONDS - 5), None);
-        let told = made(PODLESS_SECONDS + 5).expect("a problem");
-        assert_eq!(told.reason, "PodsNotCreated");
-        assert!(told.message.contains("kubectl describe job p-migrate-k-1"), "{}", told.message);
-    }
 }

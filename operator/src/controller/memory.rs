@@ -8,7 +8,7 @@ use std::{
 use k8s_openapi::jiff::Timestamp;
 use millrace_crds::RecordPipelineStatus;
 
-use super::{autoscale::Scaler, build::Kind};
+use super::{autoscale::Scaler, build::Kind, refusal::Looked};
 use crate::{backoff::doubled, facts::Facts};
 
 /// Pods are touched this long after they were touched first; doubled each time.
@@ -26,6 +26,8 @@ pub(crate) struct Memory {
     pub(crate) applied: HashMap<(Kind, String), ([u8; 32], String)>,
     /// What the pods said.
     pub(crate) facts: Facts,
+    /// What the Events say of Jobs that have no pod, by the Job's uid.
+    pub(crate) looked: HashMap<String, Looked>,
     /// What was asked of the workers' number.
     pub(crate) scaler: Option<Scaler>,
     /// When the pods' files were pushed along.
@@ -64,6 +66,7 @@ impl Default for Memory {
             uid: String::new(),
             applied: HashMap::new(),
             facts: Facts::default(),
+            looked: HashMap::new(),
             scaler: None,
             touches: BTreeMap::new(),
             written: None,

@@ -1,7 +1,7 @@
 //! What to do about a pipeline's migration: pure.
 //!
 //! Jobs are created and never changed: each attempt is a Job of its own. Must never call a schema migrated on anything but
-//! a Job that ended well, and never start a second Job while one runs.
+//! a Job whose own container ended well, and never start a second Job while the container of one may run.
 
 use std::time::Duration;
 
@@ -24,8 +24,16 @@ pub(crate) struct Attempt {
     pub(crate) key: String,
     /// Which attempt it is, from 1.
     pub(crate) number: u32,
+    /// What its pod is made of, hashed.
+    pub(crate) template: String,
     /// Where it is.
     pub(crate) state: State,
+    /// Whether its container runs or ever ran.
+    pub(crate) begun: bool,
+    /// Whether the Job itself has not ended: containers of others may still run in its pod.
+    pub(crate) open: bool,
+    /// For how long it has no pod, in seconds; `None` when it has one or has ended.
+    pub(crate) podless_seconds: Option<i64>,
     /// What its pod left when it ended.
     pub(crate) outcome: Option<Outcome>,
     /// What of its pod keeps it from running, such as an image that cannot be pulled.
@@ -67,7 +75,7 @@ pub(crate) enum Stand {
     },
     /// This attempt is to be created.
     Create(u32),
-    /// A Job runs; why it does not come to an end, where that is known.
+    /// A Job runs, or cannot be made; why it does not come to an end, where that is known.
     Running(Option<Problem>),
     /// The last attempt failed; the next comes after this time.
     Failed {
@@ -76,6 +84,18 @@ pub(crate) enum Stand {
         /// How long until the next attempt.
         next: Duration,
     },
+}
+
+impl Attempt {
+    /// Whether it waits with a pod that is no longer wanted: a Job whose container never ran may be replaced at once.
+    #[must_use]
+    pub(crate) fn is_outlived(&self, template: &str) -> bool {
+        self.state == State::Running && !self.begun && self.template != template
+    }
+
+    fn succeeded(&self) -> bool {
+        matches!(self.state, State::Succeeded(_))
+    }
 }
 
 impl Stand {
@@ -147,6 +167,26 @@ pub(crate) fn outdated<'a>(keys: &[&str], attempts: &'a [Attempt], done: bool) -
     attempts.iter().filter(|attempt| !stays(attempt)).collect()
 }
 
+/// Jobs whose work is noted in the status and whose pod only others keep: they are removed, so that the pod ends. `key` is
+/// of the migration, `contract` of its contracting steps.
+#[must_use]
+pub(crate) fn lingering<'a>(
+    key: &str,
+    contract: &str,
+    attempts: &'a [Attempt],
+    migrated: Option<&Migrated>,
+) -> Vec<&'a Attempt> {
+    let Some(known) = migrated.filter(|migrated| migrated.key == key) else { return Vec::new() };
+    let lingers = |key: &str| attempts.iter().any(|attempt| attempt.key == key && attempt.succeeded() && attempt.open);
+    // With the Job of the contracting steps goes that of the migration, which says that they are still to be done.
+    let contracted = known.contract == 0 && lingers(contract);
+    let goes = |attempt: &&Attempt| {
+        attempt.succeeded()
+            && (attempt.key == contract && contracted || attempt.key == key && (contracted || lingers(key)))
+    };
+    attempts.iter().filter(goes).collect()
+}
+
 fn seconds(from: Timestamp, to: Timestamp) -> f64 {
     to.duration_since(from).as_secs_f64()
 }
@@ -164,7 +204,11 @@ mod tests {
             name: format!("p-migrate-{key}-{number}"),
             key: key.into(),
             number,
+            template: "t".into(),
             state,
+            begun: true,
+            open: false,
+            podless_seconds: None,
             outcome: None,
             trouble: None,
         }
@@ -207,6 +251,33 @@ mod tests {
         assert_eq!(judge("k", &done, Some(&known("k")), missing(5), at(10)), Stand::Done { contract: 0 });
         assert_eq!(judge("k", &done, Some(&known("k")), missing(5), at(31)), Stand::Create(3));
         assert_eq!(judge("k", &[], Some(&known("k")), missing(5), at(31)), Stand::Create(1));
+    }
+
+    #[test]
+    fn a_job_that_never_ran_is_replaced_when_its_pod_changes() {
+        let mut waits = Attempt { begun: false, ..attempt("k", 1, State::Running) };
+        assert!(waits.is_outlived("other") && !waits.is_outlived("t"));
+        waits.begun = true;
+        assert!(!waits.is_outlived("other"));
+    }
+
+    #[test]
+    fn a_job_that_a_sidecar_keeps_goes_once_the_status_has_its_work() {
+        let open = |key: &str| Attempt { open: true, ..attempt(key, 1, State::Succeeded(at(0))) };
+        let names = |attempts: &[Attempt], migrated: Option<Migrated>| {
+            let found = lingering("k", "c", attempts, migrated.as_ref());
+            found.into_iter().map(|attempt| attempt.key.clone()).collect::<Vec<_>>()
+        };
+        let noted = |contract| Some(Migrated { contract, ..known("k") });
+        assert!(names(&[open("k")], None).is_empty(), "the status has it not yet");
+        assert!(names(&[open("k")], Some(known("older"))).is_empty());
+        assert_eq!(names(&[open("k")], noted(2)), ["k"]);
+        assert!(names(&[attempt("k", 1, State::Succeeded(at(0)))], noted(0)).is_empty(), "it has ended");
+        assert!(names(&[Attempt { open: true, ..attempt("k", 1, State::Failed(at(0))) }], noted(0)).is_empty());
+        // Left alone, the migration's Job would ask for the contracting steps again.
+        let both = [attempt("k", 1, State::Succeeded(at(0))), open("c")];
+        assert!(names(&both, noted(2)).is_empty());
+        assert_eq!(names(&both, noted(0)), ["k", "c"]);
     }
 
     #[test]

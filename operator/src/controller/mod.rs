@@ -4,13 +4,16 @@
 //! never write what stands already.
 
 pub(crate) mod apply;
+mod attempt;
 pub(crate) mod autoscale;
 pub(crate) mod build;
 mod deletion;
 pub(crate) mod dereference;
 pub(crate) mod memory;
+mod migrate;
 pub(crate) mod migration;
 mod reconcile;
+pub(crate) mod refusal;
 mod rollout;
 pub(crate) mod status;
 mod still;

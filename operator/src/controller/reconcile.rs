@@ -12,11 +12,11 @@ use super::{
     autoscale::Scaler,
     build::{self, Child, Plan},
     deletion,
-    dereference::{PodSeen, Seen, is_owned},
+    dereference::{Seen, is_owned},
     memory::Memory,
     migration::{self, Stand},
-    rollout,
-    status::{READY, View},
+    refusal, rollout,
+    status::{READY, View, stands},
     still,
     touch::touch,
     write,
@@ -81,18 +81,19 @@ async fn invalid(
 }
 
 /// What one pass has at hand.
-struct Pass<'a> {
-    context: &'a Context,
+pub(super) struct Pass<'a> {
+    pub(super) context: &'a Context,
     scope: &'a Scope,
     resource: &'a RecordPipelineResource,
-    pipeline: &'a Pipeline,
-    stood: RecordPipelineStatus,
+    pub(super) pipeline: &'a Pipeline,
+    pub(super) stood: RecordPipelineStatus,
 }
 
 impl Pass<'_> {
     async fn run(&self, memory: &mut Memory) -> Result<Action, Error> {
         let Self { context, scope, pipeline, .. } = *self;
-        let seen = Seen::of(&scope.cache, &pipeline.namespace, &pipeline.name, &pipeline.uid);
+        let mut seen = Seen::of(&scope.cache, &pipeline.namespace, &pipeline.name, &pipeline.uid);
+        refusal::find(context, memory, &pipeline.namespace, &mut seen).await;
         ask(context, memory, &seen).await;
         self.remember(memory, &seen);
         if pipeline.spec.paused == Some(true) {
@@ -183,64 +184,6 @@ impl Pass<'_> {
         Ok(Action::requeue(Duration::from_secs(self.context.tuning.resync_seconds)))
     }
 
-    /// Brings the migration on, and says where it stands.
-    async fn migrate(
-        &self,
-        memory: &mut Memory,
-        seen: &Seen,
-        image: &str,
-        problems: &mut Vec<Problem>,
-    ) -> Result<Stand, Error> {
-        let (context, pipeline) = (self.context, self.pipeline);
-        let key = build::migration_key(pipeline, image, false);
-        let missing = seen
-            .pods
-            .iter()
-            .filter_map(|pod| memory.facts.of(&pod.name))
-            .any(|heard| heard.answer.problems.iter().any(|problem| problem.reason == "NotMigrated"));
-        memory.not_migrated = missing.then(|| memory.not_migrated.unwrap_or_else(Timestamp::now));
-        let now = Timestamp::now();
-        let stand = migration::judge(&key, &seen.migrations, self.stood.migrated.as_ref(), memory.not_migrated, now);
-        if let Stand::Create(number) = stand {
-            let job = build::migration(pipeline, image, &key, number, false);
-            collect(problems, apply::create_job(context, self.owner(), &job).await)?;
-        }
-        let contract = build::migration_key(pipeline, image, true);
-        for old in migration::outdated(&[&key, &contract], &seen.migrations, stand.is_done()) {
-            if let Some(meta) = seen.jobs.get(&old.name) {
-                apply::delete(context, self.owner(), build::Kind::Job, &old.name, meta).await?;
-            }
-        }
-        Ok(stand)
-    }
-
-    /// Runs contracting steps: no pod of an older image is left.
-    async fn contract(
-        &self,
-        seen: &Seen,
-        image: &str,
-        stand: &Stand,
-        problems: &mut Vec<Problem>,
-    ) -> Result<(), Error> {
-        // A Deployment does not count pods that are about to end, and may be known before its pods are.
-        let is_old = |pod: &PodSeen| pod.deleting || pod.image != image;
-        if !matches!(stand, Stand::Done { contract: 1.. }) || seen.pods.iter().any(is_old) {
-            return Ok(());
-        }
-        let key = build::migration_key(self.pipeline, image, true);
-        match migration::judge(&key, &seen.migrations, None, None, Timestamp::now()) {
-            Stand::Create(number) => {
-                let job = build::migration(self.pipeline, image, &key, number, true);
-                collect(problems, apply::create_job(self.context, self.owner(), &job).await)
-            }
-            Stand::Failed { problem, .. } => {
-                problems.push(problem);
-                Ok(())
-            }
-            Stand::Done { .. } | Stand::Running(_) => Ok(()),
-        }
-    }
-
     /// How many workers there should be.
     fn workers(&self, memory: &mut Memory, seen: &Seen) -> i32 {
         let spec = &self.pipeline.spec;
@@ -296,7 +239,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn owner(&self) -> Owner<'_> {
+    pub(super) fn owner(&self) -> Owner<'_> {
         Owner { namespace: &self.pipeline.namespace, uid: &self.pipeline.uid }
     }
 
@@ -324,12 +267,11 @@ impl Pass<'_> {
     fn status(&self, memory: &Memory, seen: &Seen, view: &View<'_>, image: &str) -> RecordPipelineStatus {
         let mut next = self.numbers(memory, seen);
         next.conditions = view.conditions(&memory.stood(&self.stood).conditions, Timestamp::now());
-        // Whoever waits by this number alone waits for Ready of the newest generation, too.
-        next.observed_generation = next
-            .conditions
-            .iter()
-            .find(|condition| condition.type_ == READY)
-            .and_then(|ready| ready.observed_generation);
+        // Whoever waits by this number alone waits for Ready of the newest generation, too. One that is Stalled is as far as
+        // it comes by itself: to kstatus any older number means that it is still on its way.
+        let stalled = stands(&next.conditions, "Stalled", "True");
+        let ready = next.conditions.iter().find(|condition| condition.type_ == READY);
+        next.observed_generation = stalled.or(ready).and_then(|condition| condition.observed_generation);
         if let Stand::Done { contract } = view.migration {
             let key = build::migration_key(self.pipeline, image, false);
             let contracted = build::migration_key(self.pipeline, image, true);

@@ -47,7 +47,7 @@ pub(crate) struct View<'a> {
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Reasons that no retry mends: someone has to change something.
-const STALLED: [&str; 12] = [
+const STALLED: [&str; 16] = [
     "InvalidSpec",
     "NameClash",
     "SchemaTooNew",
@@ -60,7 +60,14 @@ const STALLED: [&str; 12] = [
     "SecretNotFound",
     "ImagePullBackOff",
     "QuotaExceeded",
+    "LimitRangeViolated",
+    "PodSecurityViolated",
+    "PolicyDenied",
+    "WebhookDenied",
 ];
+
+/// Most characters of a condition's message: an admission may answer with whole pages.
+const LONGEST_MESSAGE: usize = 1_000;
 
 /// The type of the condition that says whether the spec is in force.
 pub(super) const READY: &str = "Ready";
@@ -85,13 +92,30 @@ impl Maker<'_> {
     /// A condition.
     pub(super) fn make(&self, kind: &str, status: &str, reason: &str, message: impl Into<String>) -> Condition {
         let stood = stands(self.before, kind, status);
+        let mut message = message.into();
+        if let Some((end, _)) = message.char_indices().nth(LONGEST_MESSAGE) {
+            message.truncate(end);
+            message.push('…');
+        }
         Condition {
             type_: kind.to_owned(),
             status: status.to_owned(),
             reason: reason.to_owned(),
-            message: message.into(),
+            message,
             observed_generation: Some(self.generation),
             last_transition_time: stood.map_or(Time(self.now), |stood| stood.last_transition_time.clone()),
+        }
+    }
+
+    /// What kstatus and what is built on it (Flux, Helm 4) read beside Stalled: Reconciling is True while the operator is on
+    /// its way, and not while only somebody else can bring it on.
+    pub(super) fn reconciling(&self, progressing: &Condition, stalled: &Condition) -> Condition {
+        if progressing.status == "True" && stalled.status != "True" {
+            self.make("Reconciling", "True", &progressing.reason, &progressing.message)
+        } else if stalled.status == "True" {
+            self.make("Reconciling", "False", "Stalled", "a change by hand is waited for")
+        } else {
+            self.make("Reconciling", "False", &progressing.reason, &progressing.message)
         }
     }
 
@@ -190,7 +214,8 @@ impl View<'_> {
         };
         let [degraded, stalled] = maker.suffers(trouble.as_ref());
         let ready = self.ready(&maker, progress.as_ref(), trouble.as_ref());
-        vec![ready, migrated, progressing, degraded, stalled]
+        let reconciling = maker.reconciling(&progressing, &stalled);
+        vec![ready, migrated, progressing, reconciling, degraded, stalled]
     }
 
     fn ready(

@@ -21,6 +21,7 @@ pub(super) fn invalid(before: &[Condition], generation: i64, why: &str, now: Tim
     next.extend([
         make(READY, "False"),
         make("Progressing", "False"),
+        make("Reconciling", "False"),
         make("Degraded", "True"),
         make("Stalled", "True"),
     ]);
@@ -35,9 +36,11 @@ pub(super) fn paused(before: &[Condition], generation: i64, now: Timestamp) -> V
     if before.iter().any(|condition| is_progressing(condition) && condition.reason == "Paused") {
         return before.to_vec();
     }
-    let mut next: Vec<_> = before.iter().filter(|condition| !is_progressing(condition)).cloned().collect();
+    let goes_on = |condition: &&Condition| !["Progressing", "Reconciling"].contains(&condition.type_.as_str());
+    let mut next: Vec<_> = before.iter().filter(goes_on).cloned().collect();
     let message = "spec.paused is true: nothing is changed";
-    next.push(Maker { before, generation, now }.make("Progressing", "False", "Paused", message));
+    let maker = Maker { before, generation, now };
+    next.extend(["Progressing", "Reconciling"].map(|kind| maker.make(kind, "False", "Paused", message)));
     next
 }
 

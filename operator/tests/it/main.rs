@@ -1,8 +1,9 @@
 //! The operator as it runs, on a real etcd and kube-apiserver. Where controllers and kubelets are missing, the tests play
-//! them: `player.rs`. Each test has a namespace, operators and a release of its own.
+//! them: `player/`. Each test has a namespace, operators and a release of its own.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod admission;
 mod deletion;
 mod leader;
 mod ledger;

@@ -6,10 +6,10 @@ use std::{collections::BTreeSet, path::Path, process::Stdio};
 
 use k8s_openapi::api::{
     autoscaling::v2::HorizontalPodAutoscaler,
-    core::v1::{ConfigMap, Service, ServiceAccount},
+    core::v1::{ConfigMap, ResourceQuota, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
 };
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::{
@@ -198,6 +198,15 @@ async fn works_under_exactly_its_rules(somewhere: bool) {
     leave::<ServiceAccount>(&world, &owner, json!({})).await;
     leave::<Service>(&world, &owner, json!({ "spec": { "ports": [{ "port": 80 }] } })).await;
     leave::<PodDisruptionBudget>(&world, &owner, json!({ "spec": { "maxUnavailable": 1 } })).await;
+    // A Job that is refused its pod, and replaced when that is another.
+    let hold = json!({ "spec": { "hard": { "pods": "0" } }, "metadata": { "name": "none" } });
+    let quotas = world.api::<ResourceQuota>();
+    quotas.create(&PostParams::default(), &serde_json::from_value(hold).unwrap()).await.unwrap();
+    let counted = json!({ "status": { "hard": { "pods": "0" }, "used": { "pods": "0" } } });
+    quotas.patch_status("none", &PatchParams::default(), &Patch::Merge(counted)).await.unwrap();
+    world.change("payments", json!({ "spec": { "image": "millrace/service:1.5" } })).await;
+    world.waits("payments", "Migrated", "False", "QuotaExceeded").await;
+    quotas.delete("none", &DeleteParams::default()).await.unwrap();
     // A pod that has to be touched; trouble that comes again; another image, whose Job takes the place of the first.
     world.player.scene(&world.namespace, "payments", |scene| scene.touches = 1);
     let generation = world.change("payments", json!({ "spec": { "image": "millrace/service:2" } })).await;

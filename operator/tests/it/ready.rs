@@ -17,6 +17,7 @@ async fn a_pipeline_becomes_ready_with_one_write_for_each_child_and_is_then_left
         ("Ready", "True", "InForce"),
         ("Migrated", "True", "Migrated"),
         ("Progressing", "False", "Complete"),
+        ("Reconciling", "False", "Complete"),
         ("Degraded", "False", "AsExpected"),
         ("Stalled", "False", "AsExpected"),
     ] {

@@ -4,6 +4,8 @@
 //! Each pod gets a loopback address of its own; one listener answers for all of them and tells them apart by the address
 //! that was called. What a pipeline's pods and Jobs do is its [`Scene`], which a test may change at any time.
 
+mod jobs;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -63,6 +65,8 @@ pub(crate) struct Scene {
     pub(crate) unpublished: i64,
     /// Whether Jobs go on for ever.
     pub(crate) hold_jobs: bool,
+    /// Whether the pods of Jobs have a container of somebody else, which never ends.
+    pub(crate) sidecar: bool,
     /// How the next Jobs end; then all end well.
     pub(crate) outcomes: VecDeque<Outcome>,
     /// Pods of this image never become available.
@@ -82,6 +86,7 @@ impl Default for Scene {
             backlog: 0,
             unpublished: 0,
             hold_jobs: false,
+            sidecar: false,
             outcomes: VecDeque::new(),
             broken_image: None,
             manifest: None,
@@ -138,8 +143,9 @@ impl Player {
         let played = deployments.with_config(quick()).run(play_deployment, again, Arc::clone(&stage));
         tasks.spawn(played.for_each(|_| future::ready(())));
         let jobs = Controller::new(api::<Job>(&client, namespace), watcher::Config::default());
-        let played = jobs.with_config(quick()).run(play_job, again, Arc::clone(&stage));
+        let played = jobs.with_config(quick()).run(jobs::play, again, Arc::clone(&stage));
         tasks.spawn(played.for_each(|_| future::ready(())));
+        tasks.spawn(jobs::remove_pods(api(&client, namespace), client.clone()));
         tasks.spawn(follow_manifests(api(&client, namespace), Arc::clone(&stage)));
         tasks.spawn(follow_pods(api(&client, namespace), Arc::clone(&stage)));
         Self { stage, port, _tasks: tasks }
@@ -211,29 +217,34 @@ impl Stage {
         }
     }
 
-    /// Makes a pod and lets it run, or end with a message.
+    /// Makes a pod by a template and lets its own container run, or end with a message; others, before it, run.
     async fn make_pod(
         &self,
         namespace: &str,
-        metadata: &Value,
-        image: &str,
-        container: Value,
+        template: &Value,
+        own: Value,
         address: Option<Ipv4Addr>,
     ) -> Result<String, kube::Error> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let component = metadata["labels"][COMPONENT].as_str().unwrap_or("main").to_owned();
         let pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
-            "spec": { "containers": [{ "name": component, "image": image }] },
+            "apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": template["spec"],
         });
         let pod: Pod = serde_json::from_value(pod).map_err(kube::Error::SerdeError)?;
         let name = pods.create(&PostParams::default(), &pod).await?.name_any();
-        let ended = container["terminated"]["exitCode"].as_i64();
+        let containers = template["spec"]["containers"].as_array().unwrap();
+        let component = &template["metadata"]["labels"][COMPONENT];
+        let ended = own["terminated"]["exitCode"].as_i64().filter(|_| containers.len() == 1);
         let phase = ended.map_or("Running", |code| if code == 0 { "Succeeded" } else { "Failed" });
-        let mut status = json!({ "phase": phase, "containerStatuses": [{
-            "name": component, "image": image, "imageID": "", "restartCount": 0, "ready": ended.is_none(),
-            "state": container,
-        }] });
+        let running = json!({ "running": { "startedAt": now() } });
+        let status = |of: &Value| {
+            let state = if of["name"] == *component { &own } else { &running };
+            json!({
+                "name": of["name"], "image": of["image"], "imageID": "", "restartCount": 0,
+                "ready": state["terminated"].is_null(), "state": state,
+            })
+        };
+        let statuses: Vec<_> = containers.iter().map(status).collect();
+        let mut status = json!({ "phase": phase, "containerStatuses": statuses });
         if let Some(address) = address {
             status["podIP"] = json!(address);
             status["podIPs"] = json!([{ "ip": address }]);
@@ -315,9 +326,9 @@ async fn play_deployment(deployment: Arc<Deployment>, stage: Arc<Stage>) -> Resu
             cast.next += 1;
             Ipv4Addr::from(Ipv4Addr::new(127, 1, 0, 0).to_bits() + cast.next)
         };
-        let mut metadata = template["metadata"].clone();
-        metadata["generateName"] = json!(format!("{name}-"));
-        metadata["labels"]["pod-template-hash"] = json!(format!("{hash:x}"));
+        let mut pod = template.clone();
+        pod["metadata"]["generateName"] = json!(format!("{name}-"));
+        pod["metadata"]["labels"]["pod-template-hash"] = json!(format!("{hash:x}"));
         let running = json!({ "running": { "startedAt": now() } });
         // It answers before anybody can learn its address.
         let mut actor = Actor {
@@ -331,7 +342,7 @@ async fn play_deployment(deployment: Arc<Deployment>, stage: Arc<Stage>) -> Resu
             touched: Vec::new(),
         };
         stage.cast().actors.insert(address, actor.clone());
-        match stage.make_pod(&namespace, &metadata, &image, running, Some(address)).await {
+        match stage.make_pod(&namespace, &pod, running, Some(address)).await {
             Ok(name) => {
                 actor.name = name;
                 let seen = stage.cast().scenes[&(namespace.clone(), pipeline.to_owned())].manifest.clone();
@@ -339,7 +350,17 @@ async fn play_deployment(deployment: Arc<Deployment>, stage: Arc<Stage>) -> Resu
             }
             Err(error) => {
                 stage.cast().actors.remove(&address);
-                return Err(error);
+                let Some(message) = refusal(&error) else { return Err(error) };
+                // As the controller of a ReplicaSet tells that of its Deployment.
+                let failure = json!([{
+                    "type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message,
+                    "lastTransitionTime": now(), "lastUpdateTime": now(),
+                }]);
+                let told = json!({ "observedGeneration": deployment.metadata.generation, "conditions": failure });
+                if deployment.status.as_ref().and_then(|status| status.conditions.as_ref()).is_none() {
+                    stage.status(&deployments, &deployment, told).await?;
+                }
+                return Ok(Action::requeue(Duration::from_millis(300)));
             }
         }
     }
@@ -351,67 +372,30 @@ async fn play_deployment(deployment: Arc<Deployment>, stage: Arc<Stage>) -> Resu
     }
     let old = if broken { old.len() } else { 0 };
     let updated = if broken { 0 } else { wanted };
-    let status = json!({
+    let mut status = json!({
         "observedGeneration": deployment.metadata.generation, "replicas": old + updated, "updatedReplicas": updated,
         "readyReplicas": old + updated, "availableReplicas": old + updated,
     });
     let stands = serde_json::to_value(&deployment.status).unwrap();
     // Zero is left out of what comes back.
     let told = |field: &str| stands[field].as_i64().unwrap_or(0) == status[field].as_i64().unwrap_or(0);
-    if !status.as_object().unwrap().keys().all(|field| told(field)) {
+    let refused = !stands["conditions"].is_null();
+    if refused || !status.as_object().unwrap().keys().all(|field| told(field)) {
+        if refused {
+            status["conditions"] = Value::Null;
+        }
         stage.status(&deployments, &deployment, status).await?;
     }
     // A scene may change; nobody else tells.
     Ok(if broken { Action::requeue(Duration::from_millis(500)) } else { Action::await_change() })
 }
 
-/// Ends a Job as its scene wants it.
-async fn play_job(job: Arc<Job>, stage: Arc<Stage>) -> Result<Action, kube::Error> {
-    let (namespace, name) = (job.namespace().unwrap(), job.name_any());
-    let jobs: Api<Job> = Api::namespaced(stage.client.clone(), &namespace);
-    let stands = job.status.clone().unwrap_or_default();
-    if stands.conditions.iter().flatten().any(|condition| ["Complete", "Failed"].contains(&condition.type_.as_str())) {
-        return Ok(Action::await_change());
+/// What admission refused a pod with.
+fn refusal(error: &kube::Error) -> Option<String> {
+    match error {
+        kube::Error::Api(status) if [403, 422].contains(&status.code) => Some(status.message.clone()),
+        _ => None,
     }
-    let template = serde_json::to_value(&job.spec.as_ref().unwrap().template).unwrap();
-    let labels = &template["metadata"]["labels"];
-    let pipeline = labels[INSTANCE].as_str().unwrap_or("").to_owned();
-    let outcome = {
-        let mut cast = stage.cast();
-        let scene = cast.scenes.entry((namespace.clone(), pipeline)).or_default();
-        if scene.hold_jobs {
-            return Ok(Action::requeue(Duration::from_millis(200)));
-        }
-        let well = if labels[COMPONENT] == "purge" { "Purged" } else { "Migrated" };
-        scene.outcomes.pop_front().unwrap_or((well, "", 0))
-    };
-    let (reason, message, contract) = outcome;
-    let well = ["Migrated", "Purged"].contains(&reason);
-    let said = json!({
-        "reason": reason, "message": message, "schema": { "from": 0, "to": 1 },
-        "pipelineId": "0123456789abcdef", "contract": contract,
-    });
-    let mut metadata = template["metadata"].clone();
-    metadata["generateName"] = json!(format!("{name}-"));
-    metadata["labels"]["batch.kubernetes.io/job-name"] = json!(name);
-    let (code, why) = if well { (0, "Completed") } else { (1, "Error") };
-    let ended = json!({ "terminated": { "exitCode": code, "reason": why, "message": said.to_string() } });
-    let image = template["spec"]["containers"][0]["image"].as_str().unwrap();
-    stage.make_pod(&namespace, &metadata, image, ended, None).await?;
-    let condition = |kind: &str, reason: &str| json!({ "type": kind, "status": "True", "reason": reason, "message": "", "lastTransitionTime": now() });
-    let status = if well {
-        json!({
-            "startTime": now(), "completionTime": now(), "succeeded": 1, "ready": 0, "uncountedTerminatedPods": {},
-            "conditions": [condition("SuccessCriteriaMet", "CompletionsReached"), condition("Complete", "CompletionsReached")],
-        })
-    } else {
-        json!({
-            "startTime": now(), "failed": 1, "ready": 0, "uncountedTerminatedPods": {},
-            "conditions": [condition("FailureTarget", "BackoffLimitExceeded"), condition("Failed", "BackoffLimitExceeded")],
-        })
-    };
-    stage.status(&jobs, &job, status).await.inspect_err(|error| eprintln!("the Job {name}: {error}"))?;
-    Ok(Action::await_change())
 }
 
 fn now() -> String {

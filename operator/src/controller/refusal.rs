@@ -1,0 +1,142 @@
+//! What keeps the API server from taking an object: which admission refused it, in its own words.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::events::v1::Event;
+use kube::{
+    Api,
+    api::{ListParams, ObjectMeta},
+};
+
+use super::{dereference::Seen, memory::Memory, migration::Attempt};
+use crate::{context::Context, facts::Problem};
+
+/// A Job that has no pod for so long may have been refused it: its Events are read.
+const PODLESS_SECONDS: i64 = 2;
+/// The same while its Events hold nothing: the status names it nevertheless.
+const PODLESS_WITHOUT_EVENT_SECONDS: i64 = 15;
+/// Between two readings of one Job's Events.
+const BETWEEN: Duration = Duration::from_secs(5);
+
+/// Parts of the messages of admission, and the reason that the status names.
+const KNOWN: [(&str, &str); 10] = [
+    ("exceeded quota", "QuotaExceeded"),
+    // A quota on something that the pod does not name.
+    ("failed quota", "QuotaExceeded"),
+    (" per Container is ", "LimitRangeViolated"),
+    (" per Pod is ", "LimitRangeViolated"),
+    ("violates PodSecurity", "PodSecurityViolated"),
+    // OpenShift's.
+    ("unable to validate against any security context constraint", "PodSecurityViolated"),
+    ("ValidatingAdmissionPolicy", "PolicyDenied"),
+    ("denied the request", "WebhookDenied"),
+    ("failed calling webhook", "WebhookFailed"),
+    ("failed to call webhook", "WebhookFailed"),
+];
+
+/// Which admission a message of the API server is of; `None`: of none that is known.
+#[must_use]
+pub(crate) fn reason(message: &str) -> Option<&'static str> {
+    KNOWN.iter().find(|(part, _)| message.contains(part)).map(|(_, reason)| *reason)
+}
+
+/// What was last found of a Job's Events.
+#[derive(Debug, Clone)]
+pub(crate) struct Looked {
+    at: Instant,
+    found: Option<Problem>,
+}
+
+/// Names what keeps Jobs from having a pod. A Job's own status does not hold it; the Events about it do.
+pub(super) async fn find(context: &Context, memory: &mut Memory, namespace: &str, seen: &mut Seen) {
+    let Seen { migrations, purges, jobs, .. } = seen;
+    memory.looked.retain(|uid, _| jobs.values().any(|meta| meta.uid.as_ref() == Some(uid)));
+    for attempt in migrations.iter_mut().chain(purges) {
+        let Some(uid) = jobs.get(&attempt.name).and_then(|meta: &ObjectMeta| meta.uid.clone()) else { continue };
+        let Some(age) = attempt.podless_seconds else {
+            memory.looked.remove(&uid);
+            continue;
+        };
+        let known = memory.looked.get(&uid);
+        if age >= PODLESS_SECONDS && known.is_none_or(|known| known.at.elapsed() >= BETWEEN) {
+            let found = refused(context, namespace, &uid, attempt).await;
+            memory.looked.insert(uid.clone(), Looked { at: Instant::now(), found });
+        }
+        let known = memory.looked.get(&uid).and_then(|known| known.found.clone());
+        attempt.trouble = known.or_else(|| podless(&attempt.name, age)).or(attempt.trouble.take());
+    }
+}
+
+/// The newest refusal of a Job's pod.
+async fn refused(context: &Context, namespace: &str, uid: &str, attempt: &Attempt) -> Option<Problem> {
+    let events: Api<Event> = Api::namespaced(context.client.clone(), namespace);
+    let of_it = ListParams::default().fields(&format!("regarding.uid={uid},reason=FailedCreate"));
+    let found = match events.list(&of_it).await {
+        Ok(found) => found.items,
+        Err(error) => {
+            tracing::warn!(namespace, job = attempt.name, error = %error, "controller.events.not_read");
+            return None;
+        }
+    };
+    let newest = found.into_iter().max_by_key(|event| {
+        let last = event.deprecated_last_timestamp.as_ref().map(|time| time.0);
+        last.max(event.series.as_ref().map(|series| series.last_observed_time.0))
+            .max(event.event_time.as_ref().map(|time| time.0))
+    })?;
+    let message = newest.note.unwrap_or_default();
+    Some(Problem::new(reason(&message).unwrap_or("PodsNotCreated"), format!("Job {}: {message}", attempt.name)))
+}
+
+fn podless(job: &str, age: i64) -> Option<Problem> {
+    (age >= PODLESS_WITHOUT_EVENT_SECONDS).then(|| {
+        Problem::new("PodsNotCreated", format!("Job {job} has no pod after {age} s: kubectl describe job {job}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_admission_that_refused() {
+        for (message, expected) in [
+            (
+                "pods \"a\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1",
+                "QuotaExceeded",
+            ),
+            (
+                "Error creating: pods \"a\" is forbidden: failed quota: q: must specify limits.cpu for: migrate",
+                "QuotaExceeded",
+            ),
+            (
+                "pods \"a\" is forbidden: maximum memory usage per Container is 64Mi, but limit is 256Mi",
+                "LimitRangeViolated",
+            ),
+            (
+                "pods \"a\" is forbidden: violates PodSecurity \"restricted:latest\": runAsNonRoot != true",
+                "PodSecurityViolated",
+            ),
+            (
+                "pods \"a\" is forbidden: unable to validate against any security context constraint: [1000]",
+                "PodSecurityViolated",
+            ),
+            (
+                "pods \"a\" is forbidden: ValidatingAdmissionPolicy 'cases-uid' with binding 'cases-uid' denied request: no",
+                "PolicyDenied",
+            ),
+            ("admission webhook \"a.b\" denied the request: no", "WebhookDenied"),
+            ("Internal error occurred: failed calling webhook \"a.b\": refused", "WebhookFailed"),
+        ] {
+            assert_eq!(reason(message), Some(expected), "{message}");
+        }
+        assert_eq!(reason("deployments.apps is forbidden: User \"u\" cannot patch resource"), None);
+    }
+
+    #[test]
+    fn a_job_without_a_pod_is_named_after_a_while() {
+        assert_eq!(podless("p-migrate-k-1", PODLESS_WITHOUT_EVENT_SECONDS - 1), None);
+        let told = podless("p-migrate-k-1", PODLESS_WITHOUT_EVENT_SECONDS).expect("a problem");
+        assert_eq!(told.reason, "PodsNotCreated");
+        assert!(told.message.contains("kubectl describe job p-migrate-k-1"), "{}", told.message);
+    }
+}
