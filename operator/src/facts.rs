@@ -200,9 +200,13 @@ impl Facts {
     }
 }
 
-async fn ask(http: &reqwest::Client, address: &str, port: u16) -> anyhow::Result<Answer> {
+fn url(address: &str, port: u16) -> String {
     let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
-    let mut response = http.get(format!("http://{host}:{port}/status")).send().await?.error_for_status()?;
+    format!("http://{host}:{port}/status")
+}
+
+async fn ask(http: &reqwest::Client, address: &str, port: u16) -> anyhow::Result<Answer> {
+    let mut response = http.get(url(address, port)).send().await?.error_for_status()?;
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         anyhow::ensure!(body.len() + chunk.len() <= LONGEST_ANSWER, "the answer is too long");
@@ -219,6 +223,12 @@ mod tests {
     fn silent_pods_are_asked_less_and_less_often() {
         assert_eq!([0, 1, 2].map(pause), [400, 800, 1_600].map(Duration::from_millis));
         assert_eq!(pause(u32::MAX), LONGEST_AGE);
+    }
+
+    #[test]
+    fn pods_are_asked_by_ipv6_as_by_ipv4() {
+        assert_eq!(url("10.0.0.7", 8081), "http://10.0.0.7:8081/status");
+        assert_eq!(url("fd00::7", 8081), "http://[fd00::7]:8081/status");
     }
 
     #[test]

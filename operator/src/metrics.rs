@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -13,6 +14,7 @@ use poem::{
     EndpointExt as _, IntoResponse as _, Response, Route, Server, get, handler, http::StatusCode,
     listener::TcpAcceptor, web::Data,
 };
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
@@ -69,8 +71,7 @@ impl Health {
     /// # Errors
     /// When the address cannot be listened on.
     pub(crate) async fn serve(self, listen: SocketAddr, stop: CancellationToken) -> anyhow::Result<()> {
-        let listener =
-            tokio::net::TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+        let listener = bind(listen).await?;
         let routes = Route::new()
             .at("/health", get(answer_health))
             .at("/ready", get(answer_ready))
@@ -82,6 +83,23 @@ impl Health {
             .run_with_graceful_shutdown(routes, ended, Some(Duration::from_secs(1)))
             .await?)
     }
+}
+
+/// Listens on an address; where `[::]` cannot be listened on, for the kernel has no IPv6, on `0.0.0.0`.
+async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
+    let mut bound = TcpListener::bind(listen).await;
+    if let Err(error) = &bound
+        && let Some(other) = without_ipv6(listen, error)
+    {
+        bound = TcpListener::bind(other).await;
+    }
+    bound.with_context(|| format!("cannot listen on {listen}"))
+}
+
+/// The address of IPv4 to listen on after `[::]` failed; a port that is taken is taken there, too.
+fn without_ipv6(listen: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    let all = listen.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse;
+    all.then(|| (Ipv4Addr::UNSPECIFIED, listen.port()).into())
 }
 
 #[handler]
@@ -134,5 +152,31 @@ pub(crate) async fn count(context: Arc<Context>) {
         }
         known = counts.into_keys().collect();
         tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_on_all_addresses_answers_ipv4_and_ipv6() {
+        let listener = bind("[::]:0".parse().unwrap()).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        // A machine without IPv6 has the fallback only.
+        if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.is_ok() {
+            tokio::net::TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.unwrap();
+        }
+    }
+
+    #[test]
+    fn without_ipv6_all_addresses_are_those_of_ipv4() {
+        let all = "[::]:8080".parse().unwrap();
+        // EAFNOSUPPORT of Linux.
+        let missing = io::Error::from_raw_os_error(97);
+        assert_eq!(without_ipv6(all, &missing), Some("0.0.0.0:8080".parse().unwrap()));
+        assert_eq!(without_ipv6("[::1]:8080".parse().unwrap(), &missing), None, "it was asked for by name");
+        assert_eq!(without_ipv6(all, &io::ErrorKind::AddrInUse.into()), None);
     }
 }

@@ -42,7 +42,7 @@ pub(crate) struct Args {
     #[arg(long, env = "MILLRACE_OPERATOR_POD")]
     identity: Option<String>,
     /// Where /health, /ready and /metrics are answered
-    #[arg(long, env = "MILLRACE_OPERATOR_LISTEN", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "MILLRACE_OPERATOR_LISTEN", default_value = "[::]:8080")]
     listen: SocketAddr,
     /// Form of log lines; human on a terminal and json elsewhere unless given
     #[arg(long, value_enum, env = "MILLRACE_LOG_FORMAT")]
