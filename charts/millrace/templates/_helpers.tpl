@@ -84,6 +84,16 @@ capabilities: { drop: [ALL] }
 {{- end }}
 {{- end }}
 
+{{/* Of the pods that look once and end. */}}
+{{- define "millrace.checkResources" -}}
+{{- if hasKey (.Values.checks | default dict) "resources" }}
+{{- toYaml .Values.checks.resources }}
+{{- else }}
+requests: { cpu: 10m, memory: 32Mi }
+limits: { memory: 128Mi }
+{{- end }}
+{{- end }}
+
 {{/* What tells the operator, and the check before an uninstall, whose pipelines are its own. */}}
 {{- define "millrace.identity" -}}
 - { name: MILLRACE_OPERATOR_RELEASE, value: {{ .Release.Name | quote }} }
@@ -115,4 +125,10 @@ tolerations:
 
 {{- define "millrace.devName" -}}
 {{- default (printf "%s-dev" .Release.Name) ((.Values.dev).name) | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{/* The name of a Secret of the development servers: (dict "root" $ "of" "redis", "postgres" or "key"). */}}
+{{- define "millrace.devSecret" -}}
+{{- $values := index (.root.Values.dev | default dict) .of | default dict }}
+{{- default (printf "%s-%s" (include "millrace.devName" .root) .of) $values.existingSecret }}
 {{- end }}

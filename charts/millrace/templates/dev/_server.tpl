@@ -1,5 +1,18 @@
 {{/* What the two servers have in common: (dict "root" $ "server" "redis" "values" .Values.dev.redis "port" 6379 "container" <yaml>
      "volumes" <yaml>). Both official images run as user 999. */}}
+{{- define "millrace.devSecurityContext" -}}
+{{- if hasKey (.Values.dev | default dict) "podSecurityContext" }}
+{{- toYaml .Values.dev.podSecurityContext }}
+{{- else }}
+runAsNonRoot: true
+runAsUser: 999
+runAsGroup: 999
+fsGroup: 999
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: { type: RuntimeDefault }
+{{- end }}
+{{- end }}
+
 {{- define "millrace.devServer" -}}
 {{- $name := printf "%s-%s" (include "millrace.devName" .root) .server }}
 {{- $selector := printf "app.kubernetes.io/name: millrace-dev\napp.kubernetes.io/instance: %s\napp.kubernetes.io/component: %s" .root.Release.Name .server }}
@@ -40,12 +53,7 @@ spec:
       enableServiceLinks: false
       terminationGracePeriodSeconds: 60
       securityContext:
-        runAsNonRoot: true
-        runAsUser: 999
-        runAsGroup: 999
-        fsGroup: 999
-        fsGroupChangePolicy: OnRootMismatch
-        seccompProfile: { type: RuntimeDefault }
+        {{- include "millrace.devSecurityContext" .root | nindent 8 }}
       containers:
         - name: {{ .server }}
           image: {{ printf "%s:%s" .values.image.repository .values.image.tag | quote }}
