@@ -8,6 +8,7 @@ mod decimal;
 mod deploy;
 mod manifest;
 mod quantity;
+mod schemas;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod spec;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt};
 
 use crate::{
     API_VERSION, KIND, Object, Pod, RecordPipeline, RecordPipelineSpec, RedisStream, SecretKeyRef, Sink, check_text,
-    deploy::{OWN_MOUNTS, OWN_VOLUMES},
+    schemas::{OWN_MOUNTS, OWN_VOLUMES},
 };
 
 /// One broken rule.

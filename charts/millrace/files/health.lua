@@ -15,7 +15,7 @@ local function put(status, condition)
 end
 
 -- Whether a condition is True of the present spec.
-local function stands(kind)
+local function is_true(kind)
   local condition = found[kind]
   return condition ~= nil and condition.status == "True" and condition.observedGeneration == obj.metadata.generation
 end
@@ -25,7 +25,7 @@ if obj.spec.paused then
   health.message = "spec.paused is true"
   return health
 end
-if stands("Stalled") then
+if is_true("Stalled") then
   return put("Degraded", found.Stalled)
 end
 if found.Progressing ~= nil and found.Progressing.observedGeneration == obj.metadata.generation then
@@ -35,10 +35,10 @@ if found.Progressing ~= nil and found.Progressing.observedGeneration == obj.meta
   if found.Progressing.reason == "Stopped" then
     return put("Suspended", found.Progressing)
   end
-  if stands("Degraded") then
+  if is_true("Degraded") then
     return put("Degraded", found.Degraded)
   end
-  if stands("Ready") then
+  if is_true("Ready") then
     return put("Healthy", found.Ready)
   end
 end

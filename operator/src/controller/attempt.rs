@@ -78,7 +78,7 @@ fn has_begun(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let ran = |state: &ContainerState| state.running.is_some() || state.terminated.is_some();
     let states = own(pod).into_iter().flat_map(|own| [&own.state, &own.last_state]);
-    !phase.is_none_or(|phase| phase == "Pending") || states.flatten().any(ran)
+    phase.is_some_and(|phase| phase != "Pending") || states.flatten().any(ran)
 }
 
 #[cfg(test)]
