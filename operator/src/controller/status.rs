@@ -249,3 +249,33 @@ impl View<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_of_pages_is_cut_between_characters() {
+        let maker = Maker { before: &[], generation: 1, now: Timestamp::UNIX_EPOCH };
+        let made = |length| maker.make("Degraded", "True", "WebhookDenied", "é".repeat(length)).message;
+        assert_eq!(made(LONGEST_MESSAGE).chars().count(), LONGEST_MESSAGE);
+        let cut = made(LONGEST_MESSAGE + 1);
+        assert!(cut.ends_with("é…") && cut.chars().count() == LONGEST_MESSAGE + 1);
+    }
+
+    #[test]
+    fn what_is_stalled_is_not_reconciling() {
+        let maker = Maker { before: &[], generation: 1, now: Timestamp::UNIX_EPOCH };
+        for (progressing, stalled, reconciling) in [
+            ("True", "False", "True"),
+            ("True", "True", "False"),
+            ("False", "False", "False"),
+            ("False", "True", "False"),
+        ] {
+            let [progressing, stalled] = [("Progressing", progressing), ("Stalled", stalled)]
+                .map(|(kind, status)| maker.make(kind, status, "Reason", "message"));
+            let made = maker.reconciling(&progressing, &stalled);
+            assert_eq!(made.status, reconciling, "{} {}", progressing.status, stalled.status);
+        }
+    }
+}

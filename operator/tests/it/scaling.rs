@@ -49,8 +49,21 @@ async fn workers_follow_the_backlog_and_hold_while_it_is_not_known() {
 async fn kubectl_scale_scales_and_nought_is_stopped_and_not_ready() {
     let world = World::new("scale").await;
     let operator = world.operator("a", &[]);
-    world.create("payments", json!({})).await;
+    world.create("payments", json!({ "replicas": null })).await;
     world.ready("payments", 1).await;
+    // As an autoscaler reads it.
+    let path = format!("/apis/millrace.dev/v1alpha1/namespaces/{}/recordpipelines/payments/scale", world.namespace);
+    let read = async || {
+        let text = Server::shared().await.kubectl(&["get", "--raw", &path]).await;
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    eventually("the scale has the worker", async || {
+        let scale = read().await;
+        let known = scale["spec"]["replicas"] == 1 && scale["status"]["replicas"] == 1;
+        let selected = scale["status"]["selector"].as_str().unwrap_or_default();
+        so(known && selected.contains("app.kubernetes.io/component=work"), || scale.to_string())
+    })
+    .await;
     let scale = async |replicas: &str| {
         let to = format!("--replicas={replicas}");
         Server::shared().await.kubectl(&["--namespace", &world.namespace, "scale", "rpl/payments", &to]).await;
