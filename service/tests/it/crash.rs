@@ -196,7 +196,7 @@ async fn an_owner_is_paused_that_waits_for_its_row(session: &str, sent_before: u
     eventually("it has the shard", async || pipeline.shares().await == [1]).await;
     let load = Load::new("r", 40);
     let (before, after) = load.records.split_at(sent_before);
-    let mut lock = pipeline.sql.begin().await.unwrap();
+    let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("select from shards for update").execute(&mut *lock).await.unwrap();
     pipeline.send(before).await;
     somebody_waits(&pipeline, session).await;
@@ -234,7 +234,7 @@ async fn what_is_committed_and_not_acknowledged_is_not_published() {
     pipeline.send(&records[..2]).await;
     work.says("publish.lane.stopped").await;
     eventually("both are acknowledged", async || pipeline.backlog().await == 0).await;
-    let mut lock = pipeline.sql.begin().await.unwrap();
+    let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("select from shards for update").execute(&mut *lock).await.unwrap();
     pipeline.send(&records[2..]).await;
     somebody_waits(&pipeline, "millrace-commit").await;

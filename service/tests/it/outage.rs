@@ -132,7 +132,7 @@ async fn a_locked_shard_waits_and_blames_nothing() {
     let pipeline = Pipeline::new(json!({})).await;
     let (_serve, _work) = (pipeline.serve().await, pipeline.work());
     let load = Load::new("r", 300);
-    let mut lock = pipeline.sql.begin().await.unwrap();
+    let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("select from shards for update").execute(&mut *lock).await.unwrap();
     pipeline.send(&load.records).await;
     // Longer than a lease: neither the lease nor the commit could go on meanwhile.
@@ -153,7 +153,7 @@ async fn a_deadlock_blames_nothing() {
     pipeline.send(&load.records).await;
     pipeline.settled().await;
     // Holds a key's total; the commit, which holds the shard's row, waits for it.
-    let mut other = pipeline.sql.begin().await.unwrap();
+    let mut other = pipeline.sql.begin_with("begin").await.unwrap();
     // The commit notices the deadlock, not this one.
     sqlx::query("set local deadlock_timeout = '50s'").execute(&mut *other).await.unwrap();
     sqlx::query("select from totals for update").execute(&mut *other).await.unwrap();

@@ -108,7 +108,7 @@ async fn an_entry_that_waits_beside_one_of_which_workers_die_is_not_blamed() {
     let _serve = pipeline.serve().await;
     pipeline.send(&[record("poison", &destination(0)), record("innocent", &destination(1))]).await;
     // It is decided and cannot be written, again and again; dead letters can.
-    let mut held = pipeline.sql.begin().await.unwrap();
+    let mut held = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("lock table records in share mode").execute(&mut *held).await.unwrap();
     let mut deaths = 0;
     while reason(&pipeline, "poison").await.is_none() {
