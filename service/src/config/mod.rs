@@ -4,7 +4,10 @@
 
 mod follow;
 mod place;
+mod postgres_url;
+mod redis_url;
 pub mod secret;
+mod server_url;
 mod setup;
 #[cfg(test)]
 mod tests;

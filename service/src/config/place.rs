@@ -6,7 +6,10 @@ use anyhow::{Context as _, anyhow, bail};
 use millrace_crds::{Metadata, RecordPipeline, RecordPipelineSpec, SecretKeyRef};
 use serde::Deserialize;
 
-use super::secret::{self, SecretError};
+use super::{
+    postgres_url, redis_url,
+    secret::{self, SecretError},
+};
 
 /// A text that is not shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -130,7 +133,7 @@ impl Place {
     /// When none is given, or its file is not there or holds none.
     pub fn redis(&self, spec: Option<&RecordPipelineSpec>) -> Result<String, SecretError> {
         let named = spec.and_then(|spec| spec.redis.as_ref()).map(|redis| &redis.url_secret_ref);
-        url("redis", self.redis_url.as_ref(), self.redis_url_file.as_ref(), named, crate::streams::is_url)
+        url("redis", self.redis_url.as_ref(), self.redis_url_file.as_ref(), named, redis_url::checked)
     }
 
     /// The URL of Postgres; `spec` names the Secret that it comes from.
@@ -139,10 +142,7 @@ impl Place {
     /// When none is given, or its file is not there or holds none.
     pub fn postgres(&self, spec: Option<&RecordPipelineSpec>) -> Result<String, SecretError> {
         let named = spec.and_then(|spec| spec.postgres.as_ref()).map(|postgres| &postgres.url_secret_ref);
-        let fits = |url: &str| ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
-        url("postgres", self.postgres_url.as_ref(), self.postgres_url_file.as_ref(), named, |url| {
-            fits(url) && url.parse::<sqlx::postgres::PgConnectOptions>().is_ok()
-        })
+        url("postgres", self.postgres_url.as_ref(), self.postgres_url_file.as_ref(), named, postgres_url::checked)
     }
 }
 
@@ -168,34 +168,19 @@ fn url(
     given: Option<&Secret>,
     file: Option<&PathBuf>,
     named: Option<&SecretKeyRef>,
-    fits: impl Fn(&str) -> bool,
+    checked: impl Fn(&str) -> Result<String, String>,
 ) -> Result<String, SecretError> {
     match (given, file) {
         // A variable that is set to nothing is as good as none.
-        (Some(Secret(url)), _) if !url.trim().is_empty() => match url.trim() {
-            url if fits(url) => Ok(url.to_owned()),
-            _ => Err(SecretError::NotGiven(format!("what was given is no URL of the form {}", forms(server)))),
-        },
+        (Some(Secret(url)), _) if !url.trim().is_empty() => checked(url.trim()).map_err(SecretError::NotGiven),
         (_, Some(file)) => {
             let name = secret::name(named, file);
-            let url = secret::read(file, &name)?;
-            if fits(&url) {
-                return Ok(url);
-            }
-            // Never the URL itself, nor the parser's words about it: it holds a password.
-            Err(SecretError::Invalid(format!("{name}: not a URL of the form {}", forms(server))))
+            checked(&secret::read(file, &name)?).map_err(|why| SecretError::Invalid(format!("{name}: {why}")))
         }
         (_, None) => {
             let variable = format!("MILLRACE_{}_URL", server.to_uppercase());
             Err(SecretError::NotGiven(format!("give --{server}-url, {variable} or {variable}_FILE")))
         }
-    }
-}
-
-fn forms(server: &str) -> &str {
-    match server {
-        "redis" => "redis://…, redis+sentinel://… or redis+cluster://…",
-        _ => "postgres://…",
     }
 }
 

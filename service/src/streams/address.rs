@@ -38,10 +38,13 @@ pub(super) enum Address {
     Sentinel { each: ConnectionInfo, seeds: Vec<Node>, sentinel: ConnectionInfo, primary: String },
 }
 
-/// Whether a URL is one of Redis.
-#[must_use]
-pub fn is_url(url: &str) -> bool {
-    url.parse::<Address>().is_ok()
+/// Checks that a URL is one of Redis.
+///
+/// # Errors
+/// Why not, without any part of the URL but the name of a parameter.
+pub fn check_url(url: &str) -> Result<(), String> {
+    let why = |error: RedisError| error.to_string().replace(" - InvalidClientConfig", "");
+    url.parse::<Address>().map(|_| ()).map_err(why)
 }
 
 impl Address {
@@ -77,6 +80,34 @@ fn wrong(why: &'static str) -> RedisError {
     (ErrorKind::InvalidClientConfig, why).into()
 }
 
+/// A parameter that cannot be taken. Only a word of letters and digits is shown: anything else may belong to a password.
+fn wrong_parameter(name: &str, why: &str) -> RedisError {
+    let is_word = !name.is_empty() && name.len() <= 40 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let name = if is_word { name } else { "(hidden, for it is no name)" };
+    (ErrorKind::InvalidClientConfig, "the URL's parameters", format!("{name} {why}")).into()
+}
+
+/// The credentials of the sentinels, as they stand before a host.
+fn sentinel_credentials(query: &str) -> RedisResult<String> {
+    let (mut name, mut password) = (None, None);
+    for option in query.split('&').filter(|option| !option.is_empty()) {
+        let (key, value) = option.split_once('=').unwrap_or((option, ""));
+        let place = match key {
+            "sentinelUser" => &mut name,
+            "sentinelPassword" => &mut password,
+            _ => return Err(wrong_parameter(key, "is not known: sentinelUser and sentinelPassword are")),
+        };
+        if place.replace(value).is_some() {
+            return Err(wrong_parameter(key, "is given twice"));
+        }
+    }
+    match (name.unwrap_or_default(), password.unwrap_or_default()) {
+        ("", "") => Ok(String::new()),
+        (_, "") => Err(wrong("sentinelUser without sentinelPassword: give both")),
+        (name, password) => Ok(format!("{name}:{password}")),
+    }
+}
+
 impl FromStr for Address {
     type Err = RedisError;
 
@@ -100,7 +131,14 @@ impl FromStr for Address {
             let at = if user.is_empty() { "" } else { "@" };
             format!("redis://{user}{at}{}/{db}", seeds[0]).into_connection_info()
         };
+        if !user.is_empty() && user.split_once(':').is_none_or(|(_, password)| password.is_empty()) {
+            return Err(wrong("it has a user without a password: put a colon before a password that has no user"));
+        }
         if !sentinel {
+            if let Some(parameter) = query.split('&').find(|parameter| !parameter.is_empty()) {
+                let name = parameter.split('=').next().unwrap_or_default();
+                return Err(wrong_parameter(name, "is not known: a cluster's URL has none"));
+            }
             if !path.is_empty() {
                 return Err(wrong("a cluster has only database 0: the URL ends with its hosts"));
             }
@@ -110,15 +148,7 @@ impl FromStr for Address {
         if primary.is_empty() {
             return Err(wrong("the name of the primary is missing: redis+sentinel://host:26379,host:26379/primary"));
         }
-        let (mut name, mut password) = ("", "");
-        for option in query.split('&').filter(|option| !option.is_empty()) {
-            match option.split_once('=') {
-                Some(("sentinelUser", value)) => name = value,
-                Some(("sentinelPassword", value)) => password = value,
-                _ => return Err(wrong("an option is unknown: sentinelUser and sentinelPassword are known")),
-            }
-        }
-        let asked = if password.is_empty() { String::new() } else { format!("{name}:{password}") };
+        let asked = sentinel_credentials(query)?;
         Ok(Self::Sentinel { each: info(user, db)?, sentinel: info(&asked, "")?, primary: primary.to_owned(), seeds })
     }
 }

@@ -20,7 +20,7 @@ mod shared;
 pub(crate) mod testing;
 mod verify;
 
-pub use address::is_url;
+pub use address::check_url;
 pub use append::{AppendError, Appended, By, Outgoing};
 pub use connect::{Blocking, Error, Streams};
 pub use info::{Backlog, Committed, Cursor, RedisPromises};
