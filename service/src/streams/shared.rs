@@ -16,6 +16,10 @@ use super::servers::{answers_soon, away};
 /// How long a failure is told to all who ask: one after the other they would wait for one another.
 const KEPT: Duration = Duration::from_millis(200);
 
+/// How long a connection is unused until it is tried before use. A server (`timeout`) or a proxy may have closed it, and a
+/// command that meets the end of its connection has an unknown outcome. Redis's shortest `timeout` is one second.
+const UNUSED: Duration = Duration::from_millis(500);
+
 /// The connection, and what makes it.
 pub(super) struct Shared {
     client: Client,
@@ -25,6 +29,7 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct Held {
     connection: Option<MultiplexedConnection>,
+    used: Option<Instant>,
     /// How often one was made.
     made: u64,
     failed: Option<(Instant, RedisError)>,
@@ -54,8 +59,12 @@ impl Shared {
 
     async fn connection(&self) -> RedisResult<(MultiplexedConnection, u64)> {
         let mut held = self.held.lock().await;
-        if let Some(connection) = &held.connection {
-            return Ok((connection.clone(), held.made));
+        let is_fresh = held.used.replace(Instant::now()).is_some_and(|used| used.elapsed() < UNUSED);
+        if let Some(connection) = held.connection.clone() {
+            if is_fresh || is_open(connection.clone()).await {
+                return Ok((connection, held.made));
+            }
+            held.connection = None;
         }
         if let Some((at, error)) = &held.failed
             && at.elapsed() < KEPT
@@ -89,4 +98,10 @@ impl Shared {
             }
         }
     }
+}
+
+/// Whether the server answers on a connection, whatever it answers.
+async fn is_open(mut connection: MultiplexedConnection) -> bool {
+    let answer = connection.req_packed_command(&redis::cmd("PING")).await;
+    !answer.is_err_and(|error| error.is_unrecoverable_error() || error.is_timeout())
 }

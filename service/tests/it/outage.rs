@@ -128,6 +128,22 @@ async fn a_redis_that_had_no_room_for_clients_is_used_once_it_has() {
 }
 
 #[tokio::test]
+async fn a_connection_that_redis_closed_while_idle_costs_no_request() {
+    let redis = PrivateRedis::start(&["timeout 1"]).await;
+    let pipeline = Pipeline::on(&redis.url(), &shared().await.postgres, json!({})).await;
+    let serve = pipeline.serve().await;
+    pipeline.send(&[record("before", "d")]).await;
+    eventually("Redis has closed the idle connections", async || {
+        let clients: String = pipeline.redis(&["CLIENT", "LIST"]).await;
+        clients.lines().count() == 1
+    })
+    .await;
+    let (status, answer) = pipeline.post("/records", &record("after", "d")).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+    assert!(serve.said("accept.append.failed").is_empty());
+}
+
+#[tokio::test]
 async fn a_locked_shard_waits_and_blames_nothing() {
     let pipeline = Pipeline::new(json!({})).await;
     let (_serve, _work) = (pipeline.serve().await, pipeline.work());
