@@ -27,6 +27,7 @@ mod stats;
 #[cfg(test)]
 pub(crate) mod testing;
 mod verify;
+mod writes;
 
 pub use appends::{Appender, Books, ShardAppends};
 pub use audit::{AuditFilter, AuditPlace, AuditTotals, DestinationFacts, Fact};

@@ -17,8 +17,8 @@ use super::session::{BEGIN, Session};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Postgres, or the way to it.
-    #[error("postgres: {0}")]
-    Sql(#[from] sqlx::Error),
+    #[error("postgres: {}", super::writes::plain(.0))]
+    Sql(sqlx::Error),
     /// Another owner took the shard: nothing was written.
     #[error("the shard was taken over by another worker")]
     Fenced,
