@@ -22,6 +22,7 @@ pub mod fault;
 pub mod fuzzing;
 pub mod http;
 pub mod lifecycle;
+mod listen;
 pub mod process;
 pub mod publish;
 pub mod status;

@@ -2,7 +2,6 @@
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
-use anyhow::Context as _;
 use poem::{Endpoint, EndpointExt as _, IntoResponse as _, Response, Route, get, handler, http::StatusCode, web::Data};
 use serde_json::{Value, json};
 
@@ -41,7 +40,7 @@ impl fmt::Debug for Health {
 /// # Errors
 /// When the address cannot be listened on.
 pub async fn serve(listen: SocketAddr, health: Health, lifecycle: &Lifecycle) -> anyhow::Result<SocketAddr> {
-    let listener = tokio::net::TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let listener = crate::listen::bind(listen).await?;
     let address = listener.local_addr()?;
     tracing::info!(%address, "http.health.listening");
     let soft = lifecycle.soft.clone();
