@@ -33,7 +33,7 @@ pub enum AppendError {
     #[error("the shard's backlog is at its limit")]
     Backlog,
     /// Redis cannot be reached, or does not take writes now.
-    #[error("redis is away: {0}")]
+    #[error("{}", why_away(.0))]
     Away(RedisError),
     /// The command was sent and no answer came: all may have been appended, or none.
     #[error("the outcome is unknown: {0}")]
@@ -44,6 +44,13 @@ pub enum AppendError {
     /// The stream has given out its last possible id: someone has written an entry with one of their own choice.
     #[error("the stream of shard {0} has no ids left")]
     Exhausted(u16),
+}
+
+fn why_away(error: &RedisError) -> String {
+    match Error::from(error.clone()) {
+        denied @ Error::Denied(_) => denied.to_string(),
+        _ => format!("redis is away: {error}"),
+    }
 }
 
 impl AppendError {
@@ -119,6 +126,10 @@ for i = 0, n - 1 do
         local about = redis.pcall('XINFO', 'STREAM', stream)
         for k = 1, #about, 2 do
             if about[k] == 'last-generated-id' and about[k + 1] == last then return {'EXHAUSTED'} end
+        end
+        -- Versions before 7.2 do not name the command.
+        if string.find(id.err, 'user executing the script', 1, true) then
+            return redis.error_reply(id.err .. ': XADD ' .. stream)
         end
         return id
     end

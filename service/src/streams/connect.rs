@@ -6,16 +6,22 @@ use std::{
 };
 
 use futures::future::try_join_all;
-use redis::{RedisError, aio::MultiplexedConnection};
+use redis::{ErrorKind, RedisError, aio::MultiplexedConnection};
 
 use super::servers::{self, Link, Server, Servers, Topology};
+
+const RIGHTS: &str = "grant it the pipeline's keys, the streams of its sinks, and the commands that \
+                      docs/configuration.md lists under Servers; ACL LOG on the server names what was refused";
 
 /// Why Redis did not do what it should.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Redis, or the way to it. Whether the command took effect may be unknown.
     #[error("redis: {0}")]
-    Redis(#[from] RedisError),
+    Redis(RedisError),
+    /// Redis does not admit the user, or refuses it a command or key: nothing was done.
+    #[error("redis {0}")]
+    Denied(String),
     /// Redis is at its memory limit: nothing was written.
     #[error("redis is full")]
     Full,
@@ -30,14 +36,45 @@ pub enum Error {
     Refused(String),
 }
 
+impl From<RedisError> for Error {
+    fn from(error: RedisError) -> Self {
+        denied(&error).map_or(Self::Redis(error), Self::Denied)
+    }
+}
+
+/// What Redis refuses this user, and the remedy. Its words name a command, and never a password.
+fn denied(error: &RedisError) -> Option<String> {
+    let words = error.detail().unwrap_or_default();
+    match (error.code(), error.kind()) {
+        (Some("WRONGPASS"), _) | (_, ErrorKind::AuthenticationFailed) => {
+            Some("refuses the user or password of its URL".to_owned())
+        }
+        (Some("NOAUTH"), _) => Some("asks for a password, and its URL has none".to_owned()),
+        (Some("NOPERM"), _) => Some(format!("refuses its user a right ({words}): {RIGHTS}")),
+        // As versions before 7.2 say it of a command inside a script.
+        _ if words.contains("ACL failure in script") || words.contains("user executing the script") => {
+            Some(format!("refuses its user a right ({words}): {RIGHTS}"))
+        }
+        _ => None,
+    }
+}
+
 impl Error {
+    /// The same error, with the key that the command was about where the right to it may be missing.
+    pub(super) fn on(self, key: &str) -> Self {
+        match self {
+            Self::Denied(words) => Self::Denied(format!("{words}; the key is {key}")),
+            other => other,
+        }
+    }
+
     /// Classes what Redis answered by its error code.
     #[must_use]
     pub fn of(error: RedisError) -> Self {
         match error.code() {
             Some("OOM") => Self::Full,
             Some("NOGROUP") => Self::NoGroup,
-            _ => Self::Redis(error),
+            _ => Self::from(error),
         }
     }
 }

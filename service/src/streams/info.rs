@@ -127,7 +127,7 @@ impl Streams {
                 .arg(keys::GROUP)
                 .invoke_async(&mut queries.of(&key)?)
                 .await
-                .map_err(Error::of)?;
+                .map_err(|error| Error::of(error).on(&key))?;
             Ok(backlog(shard, answer))
         }))
         .await
@@ -149,7 +149,8 @@ impl Streams {
         let queries = &self.queries().await?;
         try_join_all(streams.iter().map(|stream| async move {
             let key = keys::cursor(stream);
-            let fields: HashMap<String, String> = queries.of(&key)?.hgetall(&key).await.map_err(Error::of)?;
+            let fields: HashMap<String, String> =
+                queries.of(&key)?.hgetall(&key).await.map_err(|error| Error::of(error).on(&key))?;
             let numbers = fields.iter().filter_map(|(shard, n)| Some((shard.parse().ok()?, n.parse().ok()?))).collect();
             Ok(Cursor { pipeline_id: fields.get("pipeline").cloned(), numbers })
         }))
