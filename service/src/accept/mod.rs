@@ -32,6 +32,7 @@ use crate::{
     fault,
     http::App,
     lifecycle::Lifecycle,
+    status::of_postgres,
     store::{self, Store},
     streams::{AppendError, Appended, Outgoing, Streams},
     telemetry::trace,
@@ -91,7 +92,7 @@ impl Acceptor {
             Ok(())
         });
         let (this, process, soft) = (self.clone(), Arc::clone(process), lifecycle.soft.clone());
-        let (store, streams) = (store.clone(), streams.clone());
+        let (store, streams, board) = (store.clone(), streams.clone(), lifecycle.board.clone());
         lifecycle.spawn("serve.appends", async move {
             let mut failing = false;
             loop {
@@ -104,6 +105,8 @@ impl Acceptor {
                     tracing::warn!(%error, "accept.counts.unflushed");
                 }
                 failing = flushed.is_err();
+                let refused = flushed.as_ref().err().filter(|error| error.refuses_write());
+                board.set("serve.appends", refused.map(of_postgres));
                 if tokio::time::timeout(counts::FLUSH, soft.cancelled()).await.is_ok() {
                     return Ok(());
                 }

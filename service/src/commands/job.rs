@@ -45,8 +45,12 @@ pub(super) enum Reason {
     SecretInvalid,
     /// Postgres cannot be asked.
     PostgresUnreachable,
+    /// Postgres answers and takes no writes.
+    PostgresReadOnlyOrFull,
     /// Redis cannot be asked.
     RedisUnreachable,
+    /// Redis does not admit the user, or refuses it a command or key.
+    RedisAccessDenied,
     /// The schema needs a newer binary.
     SchemaTooNew,
     /// The schema or a stream belongs to another pipeline.
@@ -105,6 +109,8 @@ impl Failure {
                 | Reason::PostgresUnreachable
                 | Reason::RedisUnreachable
                 | Reason::LockNotAvailable
+                | Reason::PostgresReadOnlyOrFull
+                | Reason::RedisAccessDenied
         )
     }
 
@@ -126,6 +132,7 @@ impl From<store::Error> for Failure {
             store::Error::OtherPipeline(_) => Reason::OtherPipeline,
             store::Error::StillWorked(_) => Reason::StillWorked,
             store::Error::Locked(_) => Reason::LockNotAvailable,
+            error if error.refuses_write() => Reason::PostgresReadOnlyOrFull,
             error if error.is_away() => Reason::PostgresUnreachable,
             _ => Reason::Failed,
         };
@@ -137,6 +144,7 @@ impl From<streams::Error> for Failure {
     fn from(error: streams::Error) -> Self {
         let reason = match error {
             streams::Error::Refused(_) => Reason::OtherPipeline,
+            streams::Error::Denied(_) => Reason::RedisAccessDenied,
             _ => Reason::RedisUnreachable,
         };
         Self::new(reason, error.to_string())

@@ -2,9 +2,6 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
-use tokio::net::TcpListener;
-
 use crate::{
     accept::Acceptor,
     config::{Place, Secret, Setup, process_name, secret},
@@ -17,14 +14,24 @@ use crate::{
         server,
     },
     lifecycle::Lifecycle,
-    status::Reporter,
+    listen,
+    status::{Reporter, of_redis},
+    streams::{self, Streams},
     telemetry::{self, Telemetry, TelemetryArgs},
 };
+use anyhow::Context as _;
 
 /// Connections to Postgres: queries, the poller of outcomes, keys.
 const POSTGRES_CONNECTIONS: u32 = 12;
 /// Longest time from the first signal to the end.
 const LONGEST_STOP: Duration = Duration::from_secs(28);
+
+/// How often it is looked whether Redis admits this process.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Longest time without an answer that admits it, one that comes late included, until it is not ready.
+const LONGEST_DENIAL: Duration = Duration::from_secs(20);
+/// The name of that look, among loops and problems.
+const ACCESS: &str = "serve.redis";
 
 /// Flags of `millrace serve`.
 #[derive(Debug, clap::Args)]
@@ -107,10 +114,11 @@ pub async fn start(setup: Setup, options: Options, lifecycle: &Lifecycle) -> any
 
 async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Lifecycle) -> anyhow::Result<SocketAddr> {
     let Setup { store, streams, in_force, process, name } = setup;
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let listener = listen::bind(listen).await?;
     let address = listener.local_addr()?;
     let acceptor = Acceptor::default();
     let shards = in_force.borrow().manifest.spec.shards;
+    watch_access(&streams, lifecycle);
     acceptor.spawn((&store, &streams), &process, shards, lifecycle);
     let app =
         App { store: store.clone(), streams: streams.clone(), manifest: in_force, keys, process: Arc::clone(&process) };
@@ -127,4 +135,35 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
     });
     tracing::info!(%address, pipeline = &*name, "serve.http.listening");
     Ok(address)
+}
+
+/// Looks again and again whether Redis admits this process. While it does not, every record would be refused: the process
+/// is not ready, so that no traffic comes to it. A Redis that is away changes nothing: all processes answer 503 then.
+fn watch_access(streams: &Streams, lifecycle: &Lifecycle) {
+    let (streams, board, soft) = (streams.clone(), lifecycle.board.clone(), lifecycle.soft.clone());
+    let beat = lifecycle.vitals.register(ACCESS, LONGEST_DENIAL);
+    lifecycle.spawn(ACCESS, async move {
+        let mut denied = false;
+        loop {
+            // One shard's script needs what every request needs: the user, its password, scripts and keys.
+            match streams.backlog(1).await {
+                Err(error @ streams::Error::Denied(_)) => {
+                    if !std::mem::replace(&mut denied, true) {
+                        tracing::error!(%error, "serve.redis.denied: Redis does not admit this process");
+                    }
+                    board.set(ACCESS, [of_redis(&error)]);
+                }
+                _ => {
+                    if std::mem::replace(&mut denied, false) {
+                        tracing::info!("serve.redis.admitted: Redis admits this process again");
+                    }
+                    board.set(ACCESS, []);
+                    beat.beat();
+                }
+            }
+            if tokio::time::timeout(LOOK_EVERY, soft.cancelled()).await.is_ok() {
+                return Ok(());
+            }
+        }
+    });
 }

@@ -78,6 +78,8 @@ pub fn start(setup: Setup, tuning: &Tuning, lifecycle: &Lifecycle) {
         Keeper { store: setup.store.clone(), streams: setup.streams.clone(), in_force: setup.in_force.clone(), active };
     lifecycle.spawn("sinks", keeper.run(lifecycle.clone()));
     let context = Context {
+        board: lifecycle.board.clone(),
+        writes: process::Writes::default(),
         store: setup.store,
         streams: setup.streams,
         in_force: setup.in_force,

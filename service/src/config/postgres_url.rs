@@ -171,6 +171,30 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_postgres_at_an_ipv6_address_answers() {
+        // Where the machine has no IPv6 there is nothing to show.
+        let Ok(listener) = tokio::net::TcpListener::bind("[::1]:0").await else { return };
+        let port = listener.local_addr().expect("an address").port();
+        let real = PgConnectOptions::from_str(&crate::store::testing::url()).expect("a URL");
+        let way = (real.get_host().to_owned(), real.get_port());
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let way = way.clone();
+                tokio::spawn(async move {
+                    let mut far = tokio::net::TcpStream::connect(way).await?;
+                    tokio::io::copy_bidirectional(&mut near, &mut far).await
+                });
+            }
+        });
+        let mut url = reqwest::Url::parse(&crate::store::testing::url()).expect("a URL");
+        url.set_host(Some("[::1]")).expect("a host");
+        url.set_port(Some(port)).expect("a port");
+        let url = checked(url.as_str()).expect("a URL of Postgres");
+        let store = crate::store::Store::connect(&url, "nobody", 1).expect("a store");
+        store.probe().await.expect("Postgres answers");
+    }
+
     #[test]
     fn a_postgres_host_in_brackets_is_an_address() {
         for url in ["postgres://me:p@[::1]:5433/db", "postgres://me:p@[::1]:5433/db?sslmode=prefer"] {

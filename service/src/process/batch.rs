@@ -102,6 +102,9 @@ impl Shard {
                 store::within(context.store.withdraw_attempt(self.shard, &stream_id, outcome.is_ok())).await;
             drop(alone);
             noted = withdrawn.is_err().then_some(attempts);
+            if outcome.is_ok() {
+                self.waited(&mut pause);
+            }
             match outcome {
                 Ok(numbers) => return withdrawn.map(|()| numbers).map_err(Error::from),
                 Err(error) if error.is_waited_for() => self.outlast(&mut pause, &error).await?,
@@ -124,7 +127,7 @@ impl Shard {
             match committed {
                 Ok(after) => {
                     numbers = after;
-                    pause = Duration::ZERO;
+                    self.waited(&mut pause);
                     self.beat.beat();
                 }
                 Err(Failure::Data(reason, detail)) => {

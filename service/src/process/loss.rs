@@ -53,6 +53,13 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
 /// Speaks the last word for a process that died without it; false: nobody knows how many entries it appended.
 async fn bury(context: &Context, shard: u16, by: &Appender, stood: i64, since: i64) -> Result<bool, Error> {
     let Some(dead_for) = by.dead_for else { return Ok(true) };
+    if context.store.takes_no_writes().await?.is_some() {
+        context.writes.refused();
+    }
+    if !context.writes.are_steady() {
+        // It may live and have been unable to write.
+        return Ok(false);
+    }
     // Redis has counted what the process had no time to note, unless it was emptied or another server since.
     let kept = stood >= by.acknowledged && since as f64 > dead_for + 1.0;
     context.store.bury_appender(&by.process, shard, stood, kept).await?;

@@ -8,14 +8,16 @@ mod owner;
 mod shard;
 #[cfg(test)]
 mod tests;
+mod writes;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{RwLock, Semaphore, watch};
 
-use crate::{config::InForce, lifecycle::Vitals, publish::ActiveSink, store::Store, streams::Streams};
+use crate::{config::InForce, lifecycle::Vitals, publish::ActiveSink, status::Board, store::Store, streams::Streams};
 
 pub use owner::own;
+pub use writes::Writes;
 
 /// How a worker works.
 #[derive(Debug, Clone)]
@@ -47,4 +49,8 @@ pub struct Context {
     pub permits: Semaphore,
     /// Held while entries are decided, alone for one that is noted: a worker that ends then ends of that one.
     pub deciding: RwLock<()>,
+    /// Where shards write that Postgres takes no writes.
+    pub board: Board,
+    /// Since when Postgres has taken writes without a break.
+    pub writes: Writes,
 }

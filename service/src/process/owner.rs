@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
+    time::Instant,
 };
 
 use rand::Rng as _;
@@ -14,10 +15,14 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, shard};
 use crate::{
     lifecycle::Lifecycle,
+    status::of_postgres,
     store::{self, Error, Rank},
     streams::Fence,
     telemetry::metrics as names,
 };
+
+/// Where it is written that leases cannot be.
+const LEASES: &str = "leases";
 
 /// A shard that this worker owns.
 struct Held {
@@ -47,16 +52,21 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
                 break;
             }
         }
+        let began = Instant::now();
         match store::within(pass(&context, &mut held, &mut tasks, stopping)).await {
             Ok(()) => {
                 beat.beat();
                 failing = false;
+                context.writes.taken(began);
+                context.board.set(LEASES, []);
             }
             Err(error) => {
                 if !failing {
                     tracing::warn!(worker = %worker, error = %error, "process.leases.failed");
                 }
                 failing = true;
+                context.writes.refused();
+                context.board.set(LEASES, error.refuses_write().then(|| of_postgres(&error)));
             }
         }
         tokio::select! {

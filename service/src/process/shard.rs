@@ -18,6 +18,7 @@ use crate::{
     domain::{Entry, StreamId},
     lifecycle::Beat,
     publish::{ActiveSink, Feed, Lane},
+    status::of_postgres,
     store::{self, Numbers, Server, Standing},
     streams::{self, Blocking, Fence, Input, Step},
     telemetry::metrics as names,
@@ -154,6 +155,7 @@ pub(super) async fn work(
     // In one task: a lane that panics ends both.
     let (kept, ()) = tokio::join!(processing, lanes);
     context.vitals.forget(&name);
+    context.board.set(part(shard), []);
     if kept {
         if let Err(error) = store::within(context.store.release(shard, &current(&fence))).await {
             tracing::warn!(shard, error = %error, "process.shard.not_released");
@@ -170,10 +172,7 @@ impl Shard {
         while !self.give_back.is_cancelled() {
             let error = match self.step().await {
                 Ok(()) => {
-                    if !pause.is_zero() {
-                        tracing::info!(shard = self.shard, "process.shard.goes_on");
-                    }
-                    pause = Duration::ZERO;
+                    self.waited(&mut pause);
                     self.beat.beat();
                     continue;
                 }
@@ -206,10 +205,23 @@ impl Shard {
         if pause.is_zero() {
             tracing::warn!(shard = self.shard, error = %error, "process.shard.waits");
         }
+        let problem = match error {
+            Error::Store(error) if error.refuses_write() => Some(of_postgres(error)),
+            _ => None,
+        };
+        self.context.board.set(part(self.shard), problem);
         *pause = (*pause * 2).clamp(Duration::from_millis(50), Duration::from_secs(2));
         tokio::select! {
             () = tokio::time::sleep(*pause) => {}
             () = self.give_back.cancelled() => {}
+        }
+    }
+
+    /// Notes that what was waited for is over.
+    pub(super) fn waited(&self, pause: &mut Duration) {
+        if !std::mem::take(pause).is_zero() {
+            tracing::info!(shard = self.shard, "process.shard.goes_on");
+            self.context.board.set(part(self.shard), []);
         }
     }
 
@@ -401,6 +413,11 @@ impl Shard {
     fn batch_size(&self) -> usize {
         (BATCH_BYTES / self.entry_bytes.max(1)).clamp(1, self.context.options.batch)
     }
+}
+
+/// Where a shard writes its problems.
+fn part(shard: u16) -> String {
+    format!("shard {shard}")
 }
 
 /// The fence as it stands.

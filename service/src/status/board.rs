@@ -1,6 +1,7 @@
 //! What stands in a process's way, as its parts say it.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -25,8 +26,12 @@ pub enum Reason {
     NotMigrated,
     /// Postgres cannot be asked.
     PostgresUnreachable,
+    /// Postgres answers and takes no writes.
+    PostgresReadOnlyOrFull,
     /// Redis cannot be asked.
     RedisUnreachable,
+    /// Redis does not admit the user, or refuses it a command or key.
+    RedisAccessDenied,
     /// Redis takes no entries.
     RedisReadOnlyOrFull,
     /// The schema is not claimed for the manifest's uid.
@@ -60,7 +65,7 @@ pub struct Board(Arc<Mutex<Written>>);
 
 #[derive(Debug, Default)]
 struct Written {
-    problems: BTreeMap<&'static str, Vec<Problem>>,
+    problems: BTreeMap<Cow<'static, str>, Vec<Problem>>,
     pipeline: Option<String>,
     manifest: Option<FileId>,
     works_by: Option<WorksBy>,
@@ -84,8 +89,8 @@ pub(super) struct Told {
 
 impl Board {
     /// Sets what is wrong in the eyes of one part, in place of what it said before; nothing: all is well there.
-    pub fn set(&self, part: &'static str, problems: impl IntoIterator<Item = Problem>) {
-        self.written().problems.insert(part, problems.into_iter().collect());
+    pub fn set(&self, part: impl Into<Cow<'static, str>>, problems: impl IntoIterator<Item = Problem>) {
+        self.written().problems.insert(part.into(), problems.into_iter().collect());
     }
 
     /// What one part said last.

@@ -103,6 +103,11 @@ pub(super) async fn gather(setup: &Setup) -> Facts {
         Some(Err(error)) => facts.lacks(of_redis(&error)),
         None => facts.lacks(Problem::new(Reason::RedisUnreachable, "it did not answer within 2 s")),
     };
+    // Before tables are read: one of them may be locked.
+    // That Postgres does not answer is a problem of what follows.
+    if let Some(Ok(Some(why))) = bounded(setup.store.takes_no_writes()).await {
+        facts.problems.push(Problem::new(Reason::PostgresReadOnlyOrFull, why));
+    }
     let stored = match bounded(stored(&setup.store, &pipeline_id)).await {
         Some(Ok(stored)) => Some(stored),
         Some(Err(Lack::Problem(problem))) => facts.lacks(problem),
@@ -290,6 +295,7 @@ pub(crate) fn of_postgres(error: &store::Error) -> Problem {
         store::Error::Refused(_) => Reason::ManifestRefused,
         store::Error::Session(_) => Reason::SecretInvalid,
         error if error.misses_schema() => return not_migrated(),
+        error if error.refuses_write() => Reason::PostgresReadOnlyOrFull,
         _ => Reason::PostgresUnreachable,
     };
     Problem::new(reason, error.to_string())
@@ -304,6 +310,11 @@ pub(crate) async fn silent(store: &Store) -> Problem {
     }
 }
 
-fn of_redis(error: &streams::Error) -> Problem {
-    Problem::new(Reason::RedisUnreachable, error.to_string())
+/// What an error of Redis is for a person.
+pub(crate) fn of_redis(error: &streams::Error) -> Problem {
+    let reason = match error {
+        streams::Error::Denied(_) => Reason::RedisAccessDenied,
+        _ => Reason::RedisUnreachable,
+    };
+    Problem::new(reason, error.to_string())
 }

@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 pub use board::{Board, Problem, Reason};
-pub(crate) use facts::{not_migrated, of_postgres, silent};
+pub(crate) use facts::{not_migrated, of_postgres, of_redis, silent};
 
 use crate::config::Setup;
 use facts::Facts;

@@ -22,6 +22,7 @@ mod pods;
 mod poison;
 mod policy;
 mod refuse;
+mod refusing;
 mod send;
 mod share;
 mod sinks;
