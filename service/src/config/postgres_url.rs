@@ -8,13 +8,14 @@ use super::server_url::{ServerUrl, shown, tls, unknown};
 
 const KNOWN: &str = "user, password, host, hostaddr, port, dbname, sslmode, options and statement-cache-capacity are";
 /// Settings that the product makes on every connection.
-const OURS: [&str; 7] = [
+const OURS: [&str; 8] = [
     "search_path",
     "timezone",
     "plan_cache_mode",
     "jit",
     "enable_seqscan",
     "idle_in_transaction_session_timeout",
+    "lock_timeout",
     "default_transaction_isolation",
 ];
 
