@@ -80,7 +80,7 @@ async fn a_locked_table_is_a_problem_and_no_process_is_dead() {
     let load = Load::new("r", 100);
     pipeline.send(&load.records).await;
     pipeline.settled().await;
-    let mut lock = pipeline.sql.begin().await.unwrap();
+    let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("lock table appends in exclusive mode").execute(&mut *lock).await.unwrap();
     for process in [&serve, &work] {
         process.tells("a table is locked", |status| has(status, "PostgresReadOnlyOrFull", "waits for a lock")).await;
