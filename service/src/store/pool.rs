@@ -212,7 +212,7 @@ impl Store {
     }
 
     fn options(url: &str, session: &Session) -> Result<PgConnectOptions, Error> {
-        Ok(PgConnectOptions::from_str(url)?.application_name("millrace").options(session.options()))
+        Ok(PgConnectOptions::from_str(url)?.application_name(session.application).options(session.options()))
     }
 
     /// The schema that a pool of a test's own database shows.

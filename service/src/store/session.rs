@@ -17,14 +17,19 @@ struct Setting {
     value: String,
 }
 
-/// The settings of a pool's sessions.
+/// The name and the settings of a pool's sessions.
 #[derive(Debug, Clone)]
-pub(super) struct Session(Vec<Setting>);
+pub(super) struct Session {
+    /// By which `pg_stat_activity` shows them.
+    pub(super) application: &'static str,
+    settings: Vec<Setting>,
+}
 
 impl Session {
     /// Of connections for queries.
     pub(super) fn of_queries(pipeline: &str) -> Self {
         Self::new(
+            "millrace",
             pipeline,
             &[
                 // Filters that are absent fold away only in a plan for the values at hand.
@@ -36,6 +41,7 @@ impl Session {
     /// Of connections for commits.
     pub(super) fn of_commits(pipeline: &str) -> Self {
         Self::new(
+            "millrace-commit",
             pipeline,
             &[
                 // The commit's statements are planned once. A plan made while a table was small would keep a sequential
@@ -47,7 +53,7 @@ impl Session {
         )
     }
 
-    fn new(pipeline: &str, more: &[(&'static str, &str)]) -> Self {
+    fn new(application: &'static str, pipeline: &str, more: &[(&'static str, &str)]) -> Self {
         let setting = |name, value: &str| Setting { name, value: value.to_owned() };
         let mut settings = vec![
             setting("search_path", &Store::schema(pipeline)),
@@ -60,12 +66,12 @@ impl Session {
             setting("lock_timeout", "10s"),
         ];
         settings.extend(more.iter().map(|(name, value)| setting(name, value)));
-        Self(settings)
+        Self { application, settings }
     }
 
     /// Names and values, as options of a connection.
     pub(super) fn options(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.0.iter().map(|Setting { name, value }| (*name, value.as_str()))
+        self.settings.iter().map(|Setting { name, value }| (*name, value.as_str()))
     }
 
     /// Compares the session with its settings, and gives the server that it came to.
@@ -73,7 +79,7 @@ impl Session {
     /// # Errors
     /// [`Error::Session`] names the setting that the session lacks, and the remedy.
     pub(super) async fn check(&self, connection: &mut PgConnection) -> Result<Server, Error> {
-        let names: Vec<String> = self.0.iter().map(|setting| setting.name.to_owned()).collect();
+        let names: Vec<String> = self.settings.iter().map(|setting| setting.name.to_owned()).collect();
         let row = sqlx::query!(
             r#"select array(
                    select coalesce(current_setting(name, true), '') from unnest($1::text[]) with ordinality as u (name, n)
@@ -84,7 +90,7 @@ impl Session {
         )
         .fetch_one(connection)
         .await?;
-        for (Setting { name, value }, found) in self.0.iter().zip(&row.found) {
+        for (Setting { name, value }, found) in self.settings.iter().zip(&row.found) {
             if value != found {
                 return Err(Error::Session(format!(
                     "the session has {name} = {found} instead of {value}: a pooler between here and Postgres drops the \
