@@ -140,7 +140,15 @@ impl Amounts {
         let names = || self.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(" and ");
         let (column, Amount { is_negative, value }) = match &filled[..] {
             [one] => one,
-            [] => return Err(Invalid::new(code::MISSING_FIELD, "/value", format!("is missing: {} is empty", names()))),
+            [] => {
+                let other = match &self.columns[..] {
+                    [Column { sign: Sign::Debit, .. }] => "; --credit names the column of positive amounts",
+                    [Column { sign: Sign::Credit, .. }] => "; --debit names the column of negative amounts",
+                    _ => "",
+                };
+                let rule = format!("is missing: {} is empty{other}", names());
+                return Err(Invalid::new(code::MISSING_FIELD, "/value", rule));
+            }
             _ => {
                 let rule = format!("comes from two places: {} both hold an amount", names());
                 return Err(Invalid::new(code::INVALID_VALUE, "/value", rule));

@@ -1,7 +1,7 @@
 //! Delivering one request's rows: again and again until each is accepted, refused for good, or time is up.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -27,6 +27,8 @@ pub(super) struct Client {
     give_up_after: Duration,
     /// Most bytes of a request's body: what a proxy refused is sent in smaller parts.
     most_bytes: AtomicUsize,
+    /// Whether it was said that a request is repeated, since one was concluded.
+    is_waiting: AtomicBool,
 }
 
 /// What became of a batch.
@@ -107,6 +109,7 @@ impl Client {
             authorization,
             give_up_after: Duration::from_secs(args.give_up_after),
             most_bytes: AtomicUsize::new(usize::MAX),
+            is_waiting: AtomicBool::new(false),
         })
     }
 
@@ -136,7 +139,10 @@ impl Client {
             if open.len() < before {
                 (pause, failing_since) = (FIRST_PAUSE, None);
             }
-            let Verdict::Again { reason, retry_after } = verdict else { continue };
+            let Verdict::Again { reason, retry_after } = verdict else {
+                self.is_waiting.store(false, Ordering::Relaxed);
+                continue;
+            };
             let wait = retry_after.unwrap_or_default().max(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0));
             let since = *failing_since.get_or_insert(began);
             if since.elapsed() + wait > self.give_up_after {
@@ -144,6 +150,9 @@ impl Client {
                 return Ok(outcome);
             }
             tracing::debug!(first_row = batch.first_row, reason, "send.request.repeated");
+            if !self.is_waiting.swap(true, Ordering::Relaxed) {
+                eprintln!("waiting, for at most {} s: {reason}", self.give_up_after.as_secs());
+            }
             outcome.repetitions += 1;
             tokio::time::sleep(wait).await;
             pause = (pause * 2).min(LONGEST_PAUSE);

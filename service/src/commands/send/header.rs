@@ -81,7 +81,9 @@ fn missing(shape: &Shape, names: &[String]) -> Vec<&'static str> {
 
 fn no_header(names: &[String], delimiter: u8, line: u64) -> anyhow::Error {
     for (other, flag) in [(';', "';'"), ('\t', "tab"), ('|', "'|'"), (',', ",")] {
-        if u32::from(other) != u32::from(delimiter) && names.iter().any(|name| name.contains(other)) {
+        // A line of data holds decimal commas, but fewer than cells.
+        let found = names.iter().map(|name| name.matches(other).count()).sum::<usize>();
+        if u32::from(other) != u32::from(delimiter) && found >= names.len() {
             let named = if other == '\t' { "tabs".to_owned() } else { format!("{other:?}") };
             return anyhow::anyhow!(
                 "line {line} holds {named} within its cells: they seem to separate the columns; give --delimiter {flag}"
@@ -90,9 +92,26 @@ fn no_header(names: &[String], delimiter: u8, line: u64) -> anyhow::Error {
     }
     anyhow::anyhow!(
         "line {line} is no header: none of its cells ({}) is a field of a record ({}), and no flag names one; \
-         --skip-lines N leaves out lines before the header, --map COLUMN=FIELD takes fields from columns of other names, \
+         --skip-lines N leaves out lines before the header (here too few or too many), --map COLUMN=FIELD takes fields from columns of other names, \
          and a file without a header needs one",
         names.join(", "),
         FIELDS.join(", ")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_data_in_the_place_of_the_header_is_no_case_for_another_delimiter() {
+        let said = |cells: &[&str], delimiter| {
+            let cells: Vec<_> = cells.iter().map(|cell| (*cell).to_owned()).collect();
+            no_header(&cells, delimiter, 6).to_string()
+        };
+        let data = said(&["02.01.2026", "Stadtwerke", "-3.108,14", "EUR"], b';');
+        assert!(data.contains("--skip-lines") && !data.contains("--delimiter"), "{data}");
+        assert!(said(&["a;b;c"], b',').contains("--delimiter ';'"));
+        assert!(said(&["a;b;c", "d"], b',').contains("--delimiter ';'"));
+    }
 }

@@ -81,7 +81,11 @@ impl Numbers {
             value.split_once('.').map_or((value.as_str(), None), |(left, right)| (left, Some(right)));
         let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         if !is_number(integer) || !fraction.is_none_or(is_number) {
-            return Err("is no amount: it must be digits, optionally a decimal sign and more digits".to_owned());
+            let sign = self.decimal.map_or_else(
+                || "a decimal point".to_owned(),
+                |sign| format!("the decimal sign {} that --decimal names", sign.character()),
+            );
+            return Err(format!("is no amount: it must be digits, optionally {sign} and more digits"));
         }
         let value = match self.scale {
             Some(places) => major(&value, places)?,

@@ -370,6 +370,9 @@ impl Report {
         if *skipped > 0 {
             say!("left out {skipped}");
         }
+        if *accepted > 0 {
+            say!("accepted is queued: /stats counts what is processed, duplicates and conflicts");
+        }
         if let Some(Generated { seed, duplicates, ratio }) = generated {
             say!("generated with seed {seed}: {duplicates} duplicates ({:.1} %)", ratio * 100.0);
         }

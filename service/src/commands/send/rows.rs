@@ -370,7 +370,8 @@ fn about(fault: Fault) -> (&'static str, &'static str) {
         Fault::Unclosed => (unread::BROKEN_QUOTES, "holds a cell that begins with a quote and has no closing one"),
         Fault::AfterQuote => (
             unread::BROKEN_QUOTES,
-            "holds text behind the quote that ends a cell; a quote within a cell is written twice",
+            "holds text behind the quote that ends a cell; a quote within a cell is written twice, and --delimiter names \
+             another character than a comma between cells",
         ),
         Fault::TooLong => (code::TOO_LARGE, "is longer than 1 MiB"),
     }

@@ -260,6 +260,15 @@ impl Shape {
                 continue;
             }
             for Pair(_, field) in self.map.iter().filter(|Pair(name, _)| name == column) {
+                if let Cell::Json(raw) = cell
+                    && raw.get().starts_with(['{', '['])
+                    && !field.starts_with("attributes")
+                {
+                    let rule = format!(
+                        "cannot be taken from {column}, which holds other values; jq takes one out: see docs/import.md"
+                    );
+                    return Err(Invalid::new(code::WRONG_TYPE, format!("/{field}"), rule));
+                }
                 put(&mut parts, field, cell);
             }
             let is_amount = self.amounts.columns().any(|name| name == column);

@@ -57,12 +57,14 @@ impl Times {
         if let Some(format) = &self.format {
             return formatted(text.trim(), format, zone);
         }
-        // A time that the service reads is sent as it is written. Times of a wrong form are left to it, too.
+        // A time that the service reads is sent as it is written.
         if parse_time(text).is_ok() {
             return Ok(text.to_owned());
         }
         let text = text.trim();
-        let Some(parts) = FORM.as_ref().and_then(|form| form.captures(text)) else { return Ok(text.to_owned()) };
+        let Some(parts) = FORM.as_ref().and_then(|form| form.captures(text)) else {
+            return Err("is no time such as 2026-01-31 12:00:00+01:00; give --time-format, such as %d.%m.%Y".to_owned());
+        };
         let part = |name| parts.name(name).map(|part| part.as_str());
         let minute = part("minute").unwrap_or("00:00");
         let second = part("second").unwrap_or(":00").replace(',', ".");
@@ -147,10 +149,12 @@ mod tests {
             ("2026-01-31 12:00Z", "2026-01-31T12:00:00Z"),
             (" 2026-01-31T12:00:00Z ", "2026-01-31T12:00:00Z"),
             // Left to the service to refuse.
-            ("yesterday", "yesterday"),
             ("2026-01-31T12:00:00.1234567Z", "2026-01-31T12:00:00.1234567Z"),
         ] {
             assert_eq!(read(text, None, None).as_deref(), Ok(time), "{text}");
+        }
+        for text in ["yesterday", "31.01.2026", "1769860800"] {
+            assert!(read(text, None, None).expect_err(text).contains("--time-format"), "{text}");
         }
     }
 
