@@ -211,7 +211,7 @@ async fn purge(
             apply::scale(&scope.context, owner, &role.meta, 0).await?;
         }
     }
-    // One that ends later would make the schema anew; one whose pod others keep would be waited for.
+    // One that ends later would make the schema again; one whose pod others keep would be waited for.
     for running in seen.migrations.iter().filter(|attempt| attempt.open) {
         if let Some(meta) = seen.jobs.get(&running.name) {
             apply::delete(&scope.context, owner, build::Kind::Job, &running.name, meta).await?;

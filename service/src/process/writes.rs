@@ -1,7 +1,7 @@
 //! Since when Postgres takes this worker's writes.
 //!
-//! A serve process that has noted nothing for long is dead, or could not write: that is told apart by whether the worker
-//! that judges it could.
+//! A serve process whose last note is old is dead, or could not write. It counts as dead only while the worker that judges
+//! it could write itself.
 
 use std::{
     sync::{Mutex, PoisonError},

@@ -47,7 +47,7 @@ impl Session {
                 // The commit's statements are planned once. A plan made while a table was small would keep a sequential
                 // scan for good: there is an index for each of them.
                 ("enable_seqscan", "off"),
-                // A worker that is paused, or cut off, amid a commit would hold its shard's row, and nobody could take it.
+                // A worker that is paused, or cut off, within a commit would hold its shard's row, and nobody could take it.
                 ("idle_in_transaction_session_timeout", "5s"),
             ],
         )

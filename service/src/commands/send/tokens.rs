@@ -28,7 +28,7 @@ pub(super) fn string_end(window: &mut Window, offset: usize) -> Read<usize> {
     Ok(offset)
 }
 
-/// Where the object ends that begins here, or why that cannot be told.
+/// Where the object ends that begins here, or why that cannot be known.
 pub(super) fn object_end(window: &mut Window) -> Read<std::result::Result<usize, &'static str>> {
     let (mut open, mut offset) = (Vec::new(), 0);
     while let Some(byte) = window.at(offset)? {

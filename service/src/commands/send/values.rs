@@ -250,7 +250,7 @@ impl Values {
         Ok(Value { line, raw, json: Err(why.to_owned()) })
     }
 
-    /// Passes a record whose end cannot be told: up to the next line that begins as the record's own does.
+    /// Passes a record whose end cannot be known: up to the next line that begins as the record's own does.
     fn pass_broken(&mut self, window: &mut Window, raw: &mut Passed) -> anyhow::Result<()> {
         let line = window.line();
         let indent = self.indent;
@@ -260,7 +260,7 @@ impl Values {
                 let found = self.found;
                 self.fault.get_or_insert_with(|| {
                     format!(
-                        "where row {found} ends, which begins on line {line}, cannot be told, so nothing behind it was \
+                        "where row {found} ends, which begins on line {line}, cannot be known, so nothing behind it was \
                              read; repair it, or give one record a line (NDJSON)"
                     )
                 });
@@ -380,6 +380,6 @@ mod tests {
         // On one line nothing shows where the next record begins: that is said, and nothing is guessed.
         let (found, end) = values("[{\"a\":1},{\"a\":,{\"a\":3}]", "");
         assert_eq!(found.len(), 2);
-        assert!(end.expect_err("broken").to_string().contains("cannot be told"), "{found:?}");
+        assert!(end.expect_err("broken").to_string().contains("cannot be known"), "{found:?}");
     }
 }
