@@ -28,9 +28,11 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
         context.store.note_appender(process, shard, *count).await?;
     }
     let mut accounted = true;
+    let may_judge = may_judge(context, &books.appenders).await?;
     for (by, stood) in books.appenders.iter().zip(&census.stood) {
         // Its last word is spoken for it before anything is said to be known.
-        accounted &= bury(context, shard, by, *stood, census.since).await? && !by.unaccounted;
+        let is_known = by.dead_for.is_none() || (may_judge && bury(context, shard, by, *stood, census.since).await?);
+        accounted &= is_known && !by.unaccounted;
     }
     // Of entries that came back with a Redis that went back it is not known which are settled.
     let doubtful = if repeats { census.present } else { 0 };
@@ -50,16 +52,20 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
     Ok(true)
 }
 
-/// Speaks the last word for a process that died without it; false: nobody knows how many entries it appended.
-async fn bury(context: &Context, shard: u16, by: &Appender, stood: i64, since: i64) -> Result<bool, Error> {
-    let Some(dead_for) = by.dead_for else { return Ok(true) };
+/// Whether a process without a recent note is dead: it may live and have been unable to write.
+async fn may_judge(context: &Context, appenders: &[Appender]) -> Result<bool, Error> {
+    if appenders.iter().all(|by| by.dead_for.is_none()) {
+        return Ok(true);
+    }
     if context.store.takes_no_writes().await?.is_some() {
         context.writes.refused();
     }
-    if !context.writes.are_steady() {
-        // It may live and have been unable to write.
-        return Ok(false);
-    }
+    Ok(context.writes.are_steady())
+}
+
+/// Speaks the last word for a process that died without it; false: nobody knows how many entries it appended.
+async fn bury(context: &Context, shard: u16, by: &Appender, stood: i64, since: i64) -> Result<bool, Error> {
+    let Some(dead_for) = by.dead_for else { return Ok(true) };
     // Redis has counted what the process had no time to note, unless it was emptied or another server since.
     let kept = stood >= by.acknowledged && since as f64 > dead_for + 1.0;
     context.store.bury_appender(&by.process, shard, stood, kept).await?;

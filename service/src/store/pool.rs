@@ -201,7 +201,7 @@ impl Store {
     /// # Errors
     /// When the URL is not one of Postgres.
     pub fn redirect(&self, url: &str, pipeline: &str) -> Result<(), Error> {
-        self.pool.set_connect_options(Self::options(url, &Session::of_queries(pipeline))?);
+        self.pool.set_connect_options(Self::options(url, &self.session)?);
         self.commits.set_connect_options(Self::options(url, &Session::of_commits(pipeline))?);
         Ok(())
     }
