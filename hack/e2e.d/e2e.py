@@ -193,6 +193,9 @@ def autoscale():
     until("no workers", lambda: not pods("work"), 90)
     _, lines = records("burst", 4000, seed=3, duplicates=0)
     Sender("burst", lines).end()
+    # The operator decides by the backlog that it knows: by an earlier one it would begin with a single worker, and that
+    # one is through with the burst before the next is read.
+    until("the operator to know the backlog", lambda: get("rpl", "records")["status"].get("backlog", 0) > 3200, 60)
     scaling = {"minReplicas": 1, "maxReplicas": 4, "targetBacklog": 800}
     patch("records", {"spec": {"replicas": None, "autoscaling": scaling}})
     until("four workers to be wanted", lambda: get("deploy", "records-work")["spec"]["replicas"] == 4, 60, 0.2)

@@ -109,3 +109,5 @@ def fail(error):
     ):
         shown = subprocess.run(command, capture_output=True, text=True)
         print(f"---- {' '.join(command)}\n{shown.stdout[-6000:]}{shown.stderr[-500:]}", file=sys.stderr, flush=True)
+    # Once more where the output ends: who sees only its end sees the cause.
+    print(f"!! {error}", file=sys.stderr, flush=True)
