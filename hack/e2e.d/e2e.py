@@ -186,6 +186,13 @@ def evict():
     return f"the second was refused: {refused.stderr.strip()[-120:]}"
 
 
+def status_backlog():
+    """The backlog that a serve pod returns to the operator."""
+    address = next(iter(pods("serve").values()))["status"]["podIP"]
+    answer = json.loads(kubectl("exec", "toolbox", "--", "curl", "-sS", "--max-time", "5", f"http://{address}:8081/status"))
+    return (answer["counts"] or {"backlog": 0})["backlog"]
+
+
 @step("autoscaling up and down")
 def autoscale():
     refused = None
@@ -193,9 +200,12 @@ def autoscale():
     until("no workers", lambda: not pods("work"), 90)
     _, lines = records("burst", 4000, seed=3, duplicates=0)
     Sender("burst", lines).end()
-    # The operator decides by the backlog that it knows: by an earlier one it would begin with a single worker, and that
-    # one is through with the burst before the next is read.
-    until("the operator to know the backlog", lambda: get("rpl", "records")["status"].get("backlog", 0) > 3200, 60)
+    # The operator decides by the last answer of a pod's /status. An answer from before the burst asks for one worker, and
+    # that worker applies the whole burst before the operator asks again. Two answers, half a second apart: the operator
+    # asks a pod at most every 400 ms.
+    waiting = lambda: status_backlog() > 3200
+    until("/status to count the burst", waiting)
+    until("/status to count the burst again", lambda: time.sleep(0.5) or waiting())
     scaling = {"minReplicas": 1, "maxReplicas": 4, "targetBacklog": 800}
     patch("records", {"spec": {"replicas": None, "autoscaling": scaling}})
     until("four workers to be wanted", lambda: get("deploy", "records-work")["spec"]["replicas"] == 4, 60, 0.2)
