@@ -145,8 +145,7 @@ impl RecordsApi {
         acceptor: Data<&Acceptor>,
         request: &Request,
         /// Items without a recordId get ids derived from this key, their sourceId and their index. With it, repeat a
-        /// request whole. For an item that has a recordId the key decides nothing: its recordId does. `X-Idempotency-Key`
-        /// is a 400.
+        /// request whole. Beside the key, an item that has a recordId is an error. `X-Idempotency-Key` is a 400.
         #[oai(name = "Idempotency-Key", validator(min_length = 1, max_length = 200, pattern = "^[!-~]+$"))]
         _key: Header<Option<String>>,
         /// W3C trace context; goes on to the notifications. Ignored when it is not well-formed.

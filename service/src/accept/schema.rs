@@ -157,7 +157,7 @@ fn record() -> MetaSchema {
         ..MetaSchema::new("object")
     };
     let record_id = "Unique over all shards and times. Left out beside an Idempotency-Key header, from which it is then \
-                     derived; a request of one record has either, not both.";
+                     derived; a record has either, not both.";
     MetaSchema {
         description: Some(
             "One record. Unknown fields are refused; null means absent. Ids, unit and reference compare byte by byte: they have \

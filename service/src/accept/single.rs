@@ -33,7 +33,7 @@ pub(super) async fn send(
     let wait = wait_asked_for(request);
     let traceparent = traceparent(request);
     let bytes = body::whole(body.0, body::RECORD_BYTES).await?;
-    let record = parse_one(body::without_mark(&bytes), key).map_err(|invalid| {
+    let record = parse(body::without_mark(&bytes), key, 0).map_err(|invalid| {
         count_rejected(invalid.code, 1);
         Failure::from(invalid)
     })?;
@@ -61,25 +61,20 @@ pub(super) async fn send(
     }
 }
 
-/// Reads the record of a request. Its id and the request's key exclude each other: whoever gives both expects the key to
-/// decide, and it would decide nothing.
-fn parse_one(json: &[u8], key: Option<&str>) -> Result<Record, Invalid> {
-    if key.is_some() && Record::parse_draft(json).is_ok_and(|draft| draft.has_id()) {
-        return Err(Invalid::new(
-            code::INVALID_VALUE,
-            "/recordId",
-            "is given beside an Idempotency-Key header; leave one of the two out: the recordId alone makes the request safe to \
-             repeat, and the key is only for a record without one",
-        ));
-    }
-    parse(json, key, 0)
-}
-
-/// Reads a record; one without an id gets it from the request's key and the index in the request.
+/// Reads a record; one without an id gets it from the request's key and the index in the request. An id and a key exclude
+/// each other: a client that gives both expects the key to decide, and the key would decide nothing.
 pub(super) fn parse(json: &[u8], key: Option<&str>, index: u64) -> Result<Record, Invalid> {
     let read = || {
         let Some(key) = key else { return Record::parse(json) };
         let draft = Record::parse_draft(json)?;
+        if draft.has_id() {
+            return Err(Invalid::new(
+                code::INVALID_VALUE,
+                "/recordId",
+                "is given beside an Idempotency-Key header; leave one of the two out: the recordId alone makes the request \
+                 safe to repeat, and the key is only for records without one",
+            ));
+        }
         let source_id = draft.source_id().clone();
         Ok(draft.with_id(|| idempotency::derive(&source_id, key, index)))
     };
@@ -147,10 +142,8 @@ mod tests {
     }
 
     #[test]
-    fn an_own_id_counts_before_a_derived_one() {
-        let with = r#"{"recordId":"mine","time":"2026-01-31T12:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":1,"unit":"u","reference":"r"}"#;
-        let without = with.replace(r#""recordId":"mine","#, "");
-        assert_eq!(parse(with.as_bytes(), Some("k"), 3).expect("valid").record_id.as_str(), "mine");
+    fn an_id_is_derived_from_key_and_index() {
+        let without = r#"{"time":"2026-01-31T12:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":1,"unit":"u","reference":"r"}"#;
         let derived = parse(without.as_bytes(), Some("k"), 3).expect("valid").record_id;
         assert!(derived.as_str().starts_with("ik-"));
         assert_ne!(derived, parse(without.as_bytes(), Some("k"), 4).expect("valid").record_id);
@@ -158,14 +151,14 @@ mod tests {
     }
 
     #[test]
-    fn a_key_beside_the_id_of_a_single_record_is_refused() {
+    fn a_key_beside_an_id_is_refused() {
         let record = r#"{"recordId":"mine","time":"2026-01-31T12:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":1,"unit":"u","reference":"r"}"#;
-        let refused = parse_one(record.as_bytes(), Some("k")).expect_err("both");
+        let refused = parse(record.as_bytes(), Some("k"), 0).expect_err("both");
         assert_eq!((refused.code, refused.pointer.as_str()), (code::INVALID_VALUE, "/recordId"));
         assert!(refused.detail.contains("Idempotency-Key"), "{refused}");
-        assert!(parse_one(record.as_bytes(), None).is_ok());
+        assert!(parse(record.as_bytes(), None, 0).is_ok());
         let null = record.replace("\"mine\"", "null");
-        assert!(parse_one(null.as_bytes(), Some("k")).is_ok(), "null means absent");
-        assert_eq!(parse_one(b"{", Some("k")).expect_err("no JSON").code, code::INVALID_JSON);
+        assert!(parse(null.as_bytes(), Some("k"), 0).is_ok(), "null means absent");
+        assert_eq!(parse(b"{", Some("k"), 0).expect_err("no JSON").code, code::INVALID_JSON);
     }
 }
