@@ -57,6 +57,8 @@ create table shards (
     prepared       boolean     not null default false,
     -- Entries seen to be gone before they were applied.
     lost           bigint      not null default 0,
+    -- Entries that the folded rows of appends count.
+    folded_appends bigint      not null default 0,
     -- How often its stream or group was gone; what was lost with it is not known.
     vanished       bigint      not null default 0
 ) with (fillfactor = 20);
@@ -246,9 +248,13 @@ create table appends (
     unknown      bigint      not null,
     -- True once the process ended in order, with everything flushed.
     closed       boolean     not null default false,
+    -- True once shards.folded_appends counts these entries. The row stays: it tells the process of an older Redis apart
+    -- from one that Postgres lost.
+    folded       boolean     not null default false,
     noted_at     timestamptz not null default now(),
     primary key (process, shard)
 );
+create index appends_not_folded on appends (shard) where not folded;
 
 -- API keys: only the hash is kept.
 create table api_keys (

@@ -12,6 +12,9 @@ use crate::{
     telemetry::metrics as names,
 };
 
+/// How many processes one count folds.
+const FOLDED_AT_ONCE: usize = 500;
+
 /// Counts a shard's entries, and says what is missing. `repeats`: entries in the stream may be settled already.
 /// Answers false where the fence had to be raised: pending entries have to be taken over first.
 pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repeats: bool) -> Result<bool, Error> {
@@ -19,14 +22,20 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
     // Postgres first. Nothing is settled meanwhile, and what is appended meanwhile is in the stream.
     let books = context.store.books(shard).await?;
     let known: Vec<_> = books.appenders.iter().map(|by| (by.process.clone(), by.acknowledged)).collect();
-    let Step::Done(census) = input.count(fence, books.settled, &known).await? else { return Ok(false) };
+    let Step::Done(census) = input.count(fence, books.settled, books.folded, &known).await? else { return Ok(false) };
     if census.went_back > 0 {
         tracing::warn!(shard, entries = census.went_back, "process.redis.went_back");
     }
+    let mut counted_twice = false;
     for (process, count) in &census.strangers {
         // Of a process that Postgres forgot, or that is new: Redis may forget it, too.
-        context.store.note_appender(process, shard, *count).await?;
+        counted_twice |= context.store.note_appender(process, shard, *count).await?;
     }
+    if counted_twice {
+        // Folded before: Redis did not remove it, or was rewound to before that. The next count has it once.
+        return Ok(true);
+    }
+    fold(context, input, fence, &books.appenders, &census.stood).await?;
     let mut accounted = true;
     let may_judge = may_judge(context, &books.appenders).await?;
     for (by, stood) in books.appenders.iter().zip(&census.stood) {
@@ -50,6 +59,24 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
         input.tell_most(fence, most).await?;
     }
     Ok(true)
+}
+
+/// Folds processes that closed long ago, so that a count costs as much as there are processes of the last day.
+async fn fold(
+    context: &Context,
+    input: &Input,
+    fence: &Fence,
+    appenders: &[Appender],
+    stood: &[i64],
+) -> Result<(), Error> {
+    let former = appenders.iter().zip(stood).filter(|(by, stood)| by.former && by.acknowledged == **stood);
+    let former: Vec<_> = former.map(|(by, _)| by.process.clone()).take(FOLDED_AT_ONCE).collect();
+    if former.is_empty() {
+        return Ok(());
+    }
+    let folded = context.store.fold_appenders(input.shard(), &former).await?;
+    // Where this fails, the next count finds them to be strangers, and takes them out of the sum again.
+    Ok(input.fold(fence, &folded).await?)
 }
 
 /// Whether a process without a recent note is dead: it may live and have been unable to write.

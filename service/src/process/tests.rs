@@ -157,7 +157,7 @@ async fn a_redis_that_went_back_under_the_same_fence_is_noticed_at_every_step() 
     assert!(matches!(input.read(&held, 1).await.unwrap(), Step::Raised));
     assert!(matches!(input.claim(&held, "-", 1).await.unwrap(), Step::Raised));
     assert!(matches!(input.ack(&held, [2, 0, 0], 0, &[]).await.unwrap(), Step::Raised));
-    assert!(matches!(input.count(&held, 1, &[]).await.unwrap(), Step::Raised));
+    assert!(matches!(input.count(&held, 1, 0, &[]).await.unwrap(), Step::Raised));
     assert_eq!(input.prepare(&held, "").await.unwrap().marks, [0, 0, 0]);
     assert!(matches!(input.read(&held, 1).await.unwrap(), Step::Done(_)));
 }
@@ -165,7 +165,7 @@ async fn a_redis_that_went_back_under_the_same_fence_is_noticed_at_every_step() 
 #[tokio::test]
 async fn what_was_appended_and_is_nowhere_is_missing() {
     let (pipeline, streams, input, held) = taken().await;
-    let count = async |settled, known: &[(String, i64)]| match input.count(&held, settled, known).await.unwrap() {
+    let count = async |settled, known: &[(String, i64)]| match input.count(&held, settled, 0, known).await.unwrap() {
         Step::Done(census) => census,
         Step::Raised => panic!("the fence is right"),
     };

@@ -1,5 +1,7 @@
 //! What each serve process knows of its appends: what a loss is found by.
 
+use sqlx::PgConnection;
+
 use super::{Error, Store};
 use crate::streams::Fence;
 
@@ -7,6 +9,9 @@ use crate::streams::Fence;
 const DEAD_SECONDS: f64 = 5.0;
 /// One whose counts were not noted for this long may be dead: it notes them every second.
 const SILENT_SECONDS: f64 = 2.5;
+/// A process that closed this long ago is folded. A Postgres that is restored to a time before that counts less than was
+/// appended, by the entries of the processes that were folded since: as many lost records would not be found.
+const FOLD_AFTER_SECONDS: f64 = 86_400.0;
 /// In place of a count of unknown outcomes: how many the process appended is not known.
 const UNACCOUNTED: i64 = -1;
 
@@ -34,6 +39,8 @@ pub struct Appender {
     pub dead_for: Option<f64>,
     /// Whether it is not known how many it appended at most, or not known now: it is silent.
     pub unaccounted: bool,
+    /// Whether it closed long ago and all that it appended is known: it can be folded.
+    pub former: bool,
 }
 
 /// What Postgres knows of a shard's entries.
@@ -43,7 +50,9 @@ pub struct Books {
     pub settled: i64,
     /// Entries that were found to be lost.
     pub lost: i64,
-    /// Who appended.
+    /// Entries of the processes that were folded.
+    pub folded: i64,
+    /// Who appended, without those that were folded.
     pub appenders: Vec<Appender>,
 }
 
@@ -60,6 +69,7 @@ impl Store {
         closed: bool,
     ) -> Result<(), Error> {
         let mut connection = self.pool.acquire().await?;
+        unfold(&mut connection, process, None).await?;
         let at = sqlx::query_scalar!(r#"select clock_timestamp() as "at!""#).fetch_one(&mut *connection).await?;
         let counts = counts();
         let shards: Vec<i32> = counts.iter().map(|count| i32::from(count.shard)).collect();
@@ -73,7 +83,8 @@ impl Store {
                  acknowledged = greatest(appends.acknowledged, excluded.acknowledged),
                  unknown = excluded.unknown,
                  closed = excluded.closed,
-                 noted_at = excluded.noted_at",
+                 noted_at = excluded.noted_at
+             where not appends.folded",
             process,
             &shards,
             &acknowledged,
@@ -86,21 +97,48 @@ impl Store {
         Ok(())
     }
 
-    /// Notes a process that Redis knows and Postgres does not, with how many entries it appended to a shard.
+    /// Notes a process that Redis knows and no row of [`Books`] names, with how many entries it appended to a shard. Returns
+    /// whether it had been folded: the books that were read before count its entries as well.
     ///
     /// # Errors
     /// When Postgres cannot be written.
-    pub async fn note_appender(&self, process: &str, shard: u16, count: i64) -> Result<(), Error> {
+    pub async fn note_appender(&self, process: &str, shard: u16, count: i64) -> Result<bool, Error> {
+        let mut connection = self.pool.acquire().await?;
+        let was_folded = unfold(&mut connection, process, Some(shard)).await?;
         sqlx::query!(
             "insert into appends (process, shard, acknowledged, unknown, closed) values ($1, $2, $3, 0, false)
-             on conflict (process, shard) do update set acknowledged = greatest(appends.acknowledged, $3)",
+             on conflict (process, shard) do update set acknowledged = greatest(appends.acknowledged, $3)
+             where not appends.folded",
             process,
             i32::from(shard),
             count,
         )
-        .execute(&self.pool)
+        .execute(&mut *connection)
         .await?;
-        Ok(())
+        Ok(was_folded)
+    }
+
+    /// Folds processes that closed long ago into one sum of the shard. Returns those that were folded.
+    ///
+    /// # Errors
+    /// When Postgres cannot be written.
+    pub async fn fold_appenders(&self, shard: u16, processes: &[String]) -> Result<Vec<String>, Error> {
+        let folded = sqlx::query_scalar!(
+            "with folded as (
+                 update appends set folded = true
+                 where shard = $1 and process = any($2) and closed and not folded and unknown = 0
+                 returning process, acknowledged
+             ), counted as (
+                 update shards set folded_appends = folded_appends + (select sum(acknowledged) from folded)
+                 where shard = $1 and exists (select from folded)
+             )
+             select process from folded",
+            i32::from(shard),
+            processes,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(folded)
     }
 
     /// A shard's books.
@@ -109,7 +147,7 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn books(&self, shard: u16) -> Result<Books, Error> {
         let row = sqlx::query!(
-            r#"select lost, (processed + duplicates + conflicts + dead_letters - foreign_settled
+            r#"select lost, folded_appends, (processed + duplicates + conflicts + dead_letters - foreign_settled
                       - (select coalesce(sum(to_n - from_n + 1), 0) from gaps
                          where gaps.shard = shards.shard and kind <> 'records'))::bigint as "settled!"
                from shards where shard = $1"#,
@@ -120,7 +158,7 @@ impl Store {
         let appenders = sqlx::query!(
             r#"select process, acknowledged, unknown, closed,
                       extract(epoch from clock_timestamp() - noted_at)::float8 as "age!"
-               from appends where shard = $1 order by process"#,
+               from appends where shard = $1 and not folded order by process"#,
             i32::from(shard),
         )
         .fetch_all(&self.pool)
@@ -131,8 +169,9 @@ impl Store {
             unknown: row.unknown.max(0),
             dead_for: (!row.closed && row.age > DEAD_SECONDS).then_some(row.age),
             unaccounted: row.unknown == UNACCOUNTED || (!row.closed && row.age > SILENT_SECONDS),
+            former: row.closed && row.unknown == 0 && row.age > FOLD_AFTER_SECONDS,
         });
-        Ok(Books { settled: row.settled, lost: row.lost, appenders: appenders.collect() })
+        Ok(Books { settled: row.settled, lost: row.lost, folded: row.folded_appends, appenders: appenders.collect() })
     }
 
     /// Speaks the last word for a process that died without it. `count`: how many entries Redis has of it, beside which
@@ -176,6 +215,24 @@ impl Store {
     }
 }
 
+/// Takes a process out of the sums that it was folded into, on one shard or on all. Returns whether it was in one.
+async fn unfold(connection: &mut PgConnection, process: &str, shard: Option<u16>) -> Result<bool, Error> {
+    let unfolded = sqlx::query!(
+        "with unfolded as (
+             update appends set folded = false
+             where process = $1 and folded and shard = coalesce($2, shard)
+             returning shard, acknowledged
+         )
+         update shards set folded_appends = folded_appends - unfolded.acknowledged
+         from unfolded where shards.shard = unfolded.shard",
+        process,
+        shard.map(i32::from),
+    )
+    .execute(connection)
+    .await?;
+    Ok(unfolded.rows_affected() > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use sqlx::PgPool;
@@ -196,5 +253,38 @@ mod tests {
                 .await
                 .expect("rows");
         assert_eq!(rows, [("p".to_owned(), 3, 9, 2, true)]);
+    }
+    #[sqlx::test(migrations = "../migrations")]
+    async fn folded_processes_are_one_sum_until_they_note_again(pool: PgPool) {
+        let store = Store::of_test(pool.clone());
+        sqlx::query("insert into shards (shard) values (3), (4) on conflict do nothing")
+            .execute(&pool)
+            .await
+            .expect("shards");
+        let count = |shard, acknowledged| ShardAppends { shard, acknowledged, unknown: 0 };
+        for process in ["p", "q"] {
+            store.note_appends(process, || vec![count(3, 5), count(4, 7)], true).await.expect("noted");
+        }
+        store.note_appends("lives", || vec![count(3, 2)], false).await.expect("noted");
+        let books = async || {
+            let books = store.books(3).await.expect("books");
+            let names: Vec<_> = books.appenders.iter().map(|by| (by.process.clone(), by.former)).collect();
+            (books.folded, names)
+        };
+        let named = |names: &[(&str, bool)]| names.iter().map(|(name, former)| ((*name).to_owned(), *former)).collect();
+        assert_eq!(books().await, (0, named(&[("lives", false), ("p", false), ("q", false)])), "closed just now");
+        sqlx::query("update appends set noted_at = noted_at - interval '2 days'").execute(&pool).await.expect("aged");
+        assert_eq!(books().await, (0, named(&[("lives", false), ("p", true), ("q", true)])));
+        let all = ["lives", "p", "q"].map(str::to_owned);
+        assert_eq!(store.fold_appenders(3, &all).await.expect("folded"), ["p", "q"]);
+        assert!(store.fold_appenders(3, &all).await.expect("folded").is_empty(), "once");
+        assert_eq!(books().await, (10, named(&[("lives", false)])));
+        assert!(store.note_appender("p", 3, 5).await.expect("noted"), "Redis had it again");
+        assert!(!store.note_appender("p", 3, 5).await.expect("noted"));
+        assert_eq!(books().await, (5, named(&[("lives", false), ("p", true)])));
+        // It was taken for dead.
+        store.note_appends("q", || vec![count(3, 6), count(4, 7)], false).await.expect("noted");
+        assert_eq!(books().await, (0, named(&[("lives", false), ("p", true), ("q", false)])));
+        assert_eq!(store.books(4).await.expect("books").folded, 0);
     }
 }

@@ -36,6 +36,7 @@ static CLAIM: LazyLock<Script> = fenced_script!("claim");
 static READ: LazyLock<Script> = fenced_script!("read");
 static ACK: LazyLock<Script> = fenced_script!("ack");
 static COUNT: LazyLock<Script> = fenced_script!("count");
+static FOLD: LazyLock<Script> = fenced_script!("fold");
 static TELL: LazyLock<Script> = fenced_script!("tell");
 
 /// What an owner shows at every step: compared beside the stream and in Postgres.
@@ -213,14 +214,21 @@ impl Input {
 
     /// Counts what was appended by the serve processes and is neither settled nor in the stream. `known`: each process
     /// that is known to have appended, and how many at least; a Redis that went back is told so. `settled`: how many of
-    /// what they appended. To be called with nothing in hand and nothing pending.
+    /// what they appended. `folded`: how many entries were appended by processes that [`Self::fold`] removed. To be called
+    /// with nothing in hand and nothing pending.
     ///
     /// # Errors
     /// [`Error::Fenced`] when the fence stands higher.
-    pub async fn count(&self, fence: &Fence, settled: i64, known: &[(String, i64)]) -> Result<Step<Census>, Error> {
-        let settled = settled.to_string();
+    pub async fn count(
+        &self,
+        fence: &Fence,
+        settled: i64,
+        folded: i64,
+        known: &[(String, i64)],
+    ) -> Result<Step<Census>, Error> {
+        let (settled, folded) = (settled.to_string(), folded.to_string());
         let known: Vec<(&str, String)> = known.iter().map(|(name, least)| (name.as_str(), least.to_string())).collect();
-        let mut args = vec![settled.as_str()];
+        let mut args = vec![settled.as_str(), folded.as_str()];
         args.extend(known.iter().flat_map(|(name, least)| [*name, least.as_str()]));
         let reply = self.run(&COUNT, fence, &args).await?;
         let number = |index: usize| match reply.get(index) {
@@ -247,6 +255,15 @@ impl Input {
                 .map_err(redis::RedisError::from)?,
             uncounted: number(8),
         }))
+    }
+
+    /// Removes the counts of processes whose entries Postgres has folded into one sum.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when the fence stands higher.
+    pub async fn fold(&self, fence: &Fence, processes: &[String]) -> Result<(), Error> {
+        let processes: Vec<&str> = processes.iter().map(String::as_str).collect();
+        self.run(&FOLD, fence, &processes).await.map(|_| ())
     }
 
     /// Writes beside the stream how many entries were lost at most; `None`: that is not known.

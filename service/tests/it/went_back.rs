@@ -373,3 +373,51 @@ async fn what_a_process_appended_that_died_uncounted_hides_no_later_loss() {
     let _work = pipeline.work();
     lost(&pipeline, gone.entries(), None).await;
 }
+
+#[tokio::test]
+async fn processes_that_closed_long_ago_cost_a_count_nothing_and_hide_no_loss() {
+    let servers = shared().await;
+    let (pipeline, _serve, mut work) = one_shard(&servers.redis, &servers.postgres).await;
+    let before = Load::new("before", 40);
+    pipeline.send(&before.records).await;
+    pipeline.settled().await;
+    // As many entries of theirs were applied as they appended.
+    pipeline
+        .execute(
+            "with applied as (update shards set duplicates = duplicates + 6000)
+             insert into appends (process, shard, acknowledged, unknown, closed, noted_at)
+             select 'former-' || n, 0, 3, 0, true, now() - interval '2 days' from generate_series(1, 2000) as n",
+        )
+        .await;
+    let bring_back = async || {
+        for first in (1..=2000).step_by(500) {
+            let fields: Vec<String> =
+                (first..first + 500).flat_map(|n| [format!("by:former-{n}"), "3".to_owned()]).collect();
+            let fence = pipeline.fence(0);
+            let command: Vec<&str> = ["HSET", &fence].into_iter().chain(fields.iter().map(String::as_str)).collect();
+            let _: i64 = pipeline.redis(&command).await;
+        }
+    };
+    let folded = async || {
+        let rows = pipeline.number("select count(*) from appends where not folded").await;
+        let fields: i64 = pipeline.redis(&["HLEN", &pipeline.fence(0)]).await;
+        rows < 10 && fields < 30 && pipeline.number("select folded_appends from shards").await == 6_000
+    };
+    bring_back().await;
+    eventually("they are one sum", folded).await;
+    lost(&pipeline, 0, Some(0)).await;
+    // A Redis that was rewound has them again.
+    bring_back().await;
+    eventually("they are taken out of the sum", async || {
+        pipeline.number("select count(*) from appends where not folded").await > 1_000
+    })
+    .await;
+    eventually("they are one sum again", folded).await;
+    lost(&pipeline, 0, Some(0)).await;
+    work.stop().await;
+    let gone = Load::new("gone", 25);
+    pipeline.send(&gone.records).await;
+    let _: i64 = pipeline.redis(&["DEL", &pipeline.records(0)]).await;
+    let _work = pipeline.work();
+    lost(&pipeline, gone.entries(), Some(gone.entries())).await;
+}

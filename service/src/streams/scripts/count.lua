@@ -1,5 +1,5 @@
--- Counts what serve processes appended and is neither settled nor here. ARGV: how many of theirs are settled, then per
--- process that is known: name, how many it appended at least.
+-- Counts what serve processes appended and is neither settled nor here. ARGV: how many of theirs are settled, how many
+-- processes appended that have no field any more, then per process that is known: name, how many it appended at least.
 -- Answers {'ok', missing, entries in the stream, how far the counts had gone back, [what stood for each process], what
 -- is said to be lost at most, for how many seconds at least the counts have stood here, [name and count of each process
 -- that is not known], how many of the missing and settled nobody counted}.
@@ -15,7 +15,7 @@ local seen = redis.call('HMGET', KEYS[1], 'server', 'since')
 local since = seen[1] == server and #server > 1 and tonumber(seen[2]) or now
 if since == now then redis.call('HSET', KEYS[1], 'server', server, 'since', now) end
 local back, stood, known, strangers = 0, {}, {}, {}
-for i = 6, #ARGV, 2 do
+for i = 7, #ARGV, 2 do
   local field, least = 'by:' .. ARGV[i], tonumber(ARGV[i + 1])
   local held = tonumber(redis.call('HGET', KEYS[1], field) or '0')
   known[field], stood[#stood + 1] = true, held
@@ -25,7 +25,7 @@ for i = 6, #ARGV, 2 do
     redis.call('HDEL', KEYS[1], 'credit')
   end
 end
-local appended = 0
+local appended = tonumber(ARGV[6])
 local fields = redis.call('HGETALL', KEYS[1])
 for i = 1, #fields, 2 do
   if string.sub(fields[i], 1, 3) == 'by:' then
