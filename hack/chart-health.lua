@@ -15,8 +15,8 @@ local function check(what, expected, spec, conditions)
   end
 end
 
-local ready = condition("Ready", "True", "InForce", 2)
-local older = condition("Ready", "True", "InForce", 1)
+local ready = condition("Ready", "True", "ManifestActive", 2)
+local older = condition("Ready", "True", "ManifestActive", 1)
 local complete = condition("Progressing", "False", "Complete", 2)
 local goes = condition("Progressing", "True", "RollingOut", 2)
 local well = condition("Degraded", "False", "AsExpected", 2)
@@ -30,7 +30,7 @@ check("on its way, the older generation in force", "Progressing", {}, { older, g
 check("changed a moment ago", "Progressing", {}, { older, condition("Progressing", "False", "Complete", 1), condition("Stalled", "True", "InvalidSpec", 1) })
 check("in force, and something is wrong", "Degraded", {}, { ready, complete, ill })
 check("stalled on its way", "Degraded", {}, { older, goes, ill, stalled })
-check("no worker known", "Progressing", {}, { condition("Ready", "Unknown", "NotKnown", 2), complete, well })
+check("no worker known", "Progressing", {}, { condition("Ready", "Unknown", "StatusUnknown", 2), complete, well })
 check("stopped", "Suspended", { replicas = 0 }, { condition("Ready", "False", "Stopped", 2), condition("Progressing", "False", "Stopped", 2), well })
 check("paused", "Suspended", { paused = true }, { older, condition("Progressing", "False", "Paused", 1) })
 check("draining", "Progressing", {}, { condition("Ready", "False", "Draining", 2), condition("Progressing", "True", "Draining", 2), well })

@@ -46,12 +46,12 @@ get() { curl --silent --show-error --fail-with-body "$MILLRACE_URL$1"; }
 # field EXPRESSION: what a Python expression over `it`, the JSON on standard input, gives.
 field() { python3 -c 'import json, sys; it = json.load(sys.stdin, parse_float=str); print('"$1"')'; }
 
-# Settled: nothing is queued, and every sink has published all.
-settled() {
-  get /stats | python3 "$root/hack/settled.py"
+# Applied: nothing is queued, and every sink has published all.
+applied() {
+  get /stats | python3 "$root/hack/applied.py"
 }
 
-# in_pipeline MANIFEST [ARGUMENT…]: goes on inside a pipeline of this manifest; starts the calling script anew if need be.
+# in_pipeline MANIFEST [ARGUMENT…]: continues inside a pipeline of this manifest; starts the calling script again if need be.
 in_pipeline() {
   local manifest=$1
   shift

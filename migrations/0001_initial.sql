@@ -14,7 +14,7 @@ create table pipeline (
     created_at     timestamptz not null default now()
 );
 
--- Every policy that was ever in force: the manifest's spec, by a rising version.
+-- Every policy that was ever active: the manifest's spec, by a rising version.
 create table policies (
     version       bigint      primary key,
     uid           text        not null,
@@ -51,8 +51,8 @@ create table shards (
     alerts         bigint      not null default 0,
     -- Records of a unit without a threshold while other units had one.
     without_threshold bigint   not null default 0,
-    -- Settled entries that no serve process had appended.
-    foreign_settled bigint     not null default 0,
+    -- Applied entries that no serve process had appended.
+    external_applied bigint    not null default 0,
     -- Whether its stream and group were made: a group that has to be made again was gone.
     prepared       boolean     not null default false,
     -- Entries seen to be gone before they were applied.
@@ -60,7 +60,7 @@ create table shards (
     -- Entries that the folded rows of appends count.
     folded_appends bigint      not null default 0,
     -- How often its stream or group was gone; what was lost with it is not known.
-    vanished       bigint      not null default 0
+    recreated_streams bigint      not null default 0
 ) with (fillfactor = 20);
 
 -- Who owned a shard in which epoch.
@@ -81,7 +81,7 @@ create table shard_policies (
     primary key (shard, from_seq, version)
 );
 
--- Numbers that were skipped on purpose, after a Postgres that went back.
+-- Numbers that were skipped on purpose, after a Postgres that was rewound.
 create table gaps (
     shard    integer     not null,
     kind     text        not null check (kind in ('records', 'dead_letters', 'conflicts')),
@@ -118,7 +118,7 @@ create table records (
 );
 create unique index records_id on records (record_id);
 create index records_destination on records (destination_id, seq);
--- Few rows: what the alert filter and the alert lanes look for.
+-- Few rows: what the alert filter and the alert publishers look for.
 create index records_alerts on records (shard, seq) where threshold is not null;
 create index records_processed_at on records (processed_at);
 create index records_time on records using brin (time) with (pages_per_range = 32);
@@ -185,7 +185,7 @@ create table dead_letters (
     -- The API key's name (or the command's user) that asked for the replay or discarded it.
     closed_by      text,
     requested_by   text,
-    -- The letter whose replay this one is: `<shard>-d<n>`.
+    -- The dead letter whose replay this one is: `<shard>-d<n>`.
     replay_of      text,
     primary key (shard, n)
 );
@@ -211,12 +211,12 @@ create table sinks (
     kind        text    not null check (kind in ('Processed', 'Alert', 'DeadLettered', 'Conflicted')),
     -- The Redis stream; null for another kind of sink.
     stream      text,
-    incarnation text    not null,
+    cursor_generation text    not null,
     -- False until the cursor was made beside the stream.
     started     boolean not null default false,
-    -- The stream it is moving away from, with the incarnation of the cursor there.
+    -- The stream it is moving away from, with the generation of the cursor there.
     old_stream      text,
-    old_incarnation text,
+    old_cursor_generation text,
     -- Removed from the manifest; the row goes when the cursor is gone.
     removed     boolean not null default false,
     version     bigint  not null
@@ -230,7 +230,7 @@ create table sink_starts (
     primary key (sink, shard)
 );
 
--- What a lane last said of itself, written when it changes; no row: it runs.
+-- What a publisher last said of itself, written when it changes; no row: it runs.
 create table sink_states (
     sink   text        not null references sinks (name) on delete cascade,
     shard  integer     not null,
@@ -276,10 +276,10 @@ create table admin_actions (
 );
 create index admin_actions_time on admin_actions (time);
 
--- The audit trail is derived. One view a source, so that each can be read in order and stop early; `settled` is when the
--- source was settled, `step` its facts in order. An entry is received and queued once: what a replayed dead letter
+-- The audit trail is derived. One view a source, so that each can be read in order and stop early; `applied` is when the
+-- source was applied, `step` its facts in order. An entry is received and queued once: what a replayed dead letter
 -- became (same id, same received_at) does not repeat those facts. The steps are constants: Postgres prepares rows of
--- expressions anew for each record.
+-- expressions again for each record.
 
 -- When an entry was queued: its stream id's milliseconds; of an id that no clock made, when it was received.
 create function queued_at(stream_id text, received_at timestamptz) returns timestamptz language sql immutable parallel safe
@@ -288,7 +288,7 @@ return case when length(split_part(stream_id, '-', 1)) <= 13
             else received_at end;
 
 create view audit_records as
-select r.processed_at as settled, r.shard, 1 as kind, r.seq as n, f.step,
+select r.processed_at as applied, r.shard, 1 as kind, r.seq as n, f.step,
        case f.step when 1 then 'RECEIVED' when 2 then 'QUEUED' when 3 then 'PROCESSED' else 'ALERTED' end as action,
        case f.step when 1 then r.received_at when 2 then queued_at(r.stream_id, r.received_at) else r.processed_at end as time,
        r.record_id, r.destination_id, case when f.step > 2 then r.epoch end as epoch, null::text as actor,
@@ -299,7 +299,7 @@ where (f.step < 4 or r.threshold is not null)
                                                               and d.received_at = r.received_at));
 
 create view audit_duplicates as
-select u.noted_at as settled, u.shard, 2 as kind, hashtextextended(u.record_id || ' ' || u.stream_id, 0) as n, f.step,
+select u.noted_at as applied, u.shard, 2 as kind, hashtextextended(u.record_id || ' ' || u.stream_id, 0) as n, f.step,
        case f.step when 1 then 'RECEIVED' when 2 then 'QUEUED' when 3 then 'DROPPED' end as action,
        case f.step when 1 then u.received_at when 2 then queued_at(u.stream_id, u.received_at) else u.noted_at end as time,
        u.record_id,
@@ -313,7 +313,7 @@ where f.step > 2 or not exists (select from dead_letters d where d.record_id = u
                                                              and d.received_at = u.received_at);
 
 create view audit_conflicts as
-select c.noted_at as settled, c.shard, 3 as kind, c.n, f.step,
+select c.noted_at as applied, c.shard, 3 as kind, c.n, f.step,
        case f.step when 1 then 'RECEIVED' when 2 then 'QUEUED' when 3 then 'CONFLICT' end as action,
        case f.step when 1 then c.received_at when 2 then queued_at(c.stream_id, c.received_at) else c.noted_at end as time,
        c.record_id, c.destination_id,
@@ -323,8 +323,8 @@ from conflicts c cross join (values (1), (2), (3)) f (step)
 where f.step > 2 or not exists (select from dead_letters d where d.record_id = c.record_id and d.state = 'replayed'
                                                              and d.received_at = c.received_at);
 
-create view audit_letters as
-select d.opened_at as settled, d.shard, 4 as kind, d.n, f.step,
+create view audit_dead_letters as
+select d.opened_at as applied, d.shard, 4 as kind, d.n, f.step,
        case f.step when 1 then 'RECEIVED' when 2 then 'QUEUED' when 3 then 'DEAD_LETTERED' end as action,
        case f.step when 1 then d.received_at when 2 then queued_at(d.stream_id, d.received_at) else d.opened_at end as time,
        d.record_id, d.destination_id,
@@ -334,13 +334,13 @@ from dead_letters d cross join (values (1), (2), (3)) f (step)
 where f.step > 2 or d.replay_of is null;
 
 create view audit_closed as
-select d.closed_at as settled, d.shard, 5 as kind, d.n, 1 as step, upper(d.state) as action, d.closed_at as time,
+select d.closed_at as applied, d.shard, 5 as kind, d.n, 1 as step, upper(d.state) as action, d.closed_at as time,
        d.record_id, d.destination_id, null::bigint as epoch, coalesce(d.closed_by, d.requested_by) as actor, d.reason
 from dead_letters d
 where d.closed_at is not null;
 
 create view audit_admin as
-select a.time as settled, -1 as shard, 6 as kind, a.n, 1 as step, 'ADMIN' as action, a.time, null::text as record_id,
+select a.time as applied, -1 as shard, 6 as kind, a.n, 1 as step, 'ADMIN' as action, a.time, null::text as record_id,
        null::text as destination_id, null::bigint as epoch, a.actor,
        case when a.reason = '' then a.action else a.action || ': ' || a.reason end as reason
 from admin_actions a;
@@ -348,4 +348,4 @@ from admin_actions a;
 -- All of them, to be counted.
 create view audit_facts as
 select * from audit_records union all select * from audit_duplicates union all select * from audit_conflicts
-union all select * from audit_letters union all select * from audit_closed union all select * from audit_admin;
+union all select * from audit_dead_letters union all select * from audit_closed union all select * from audit_admin;

@@ -24,8 +24,8 @@ pub use deploy::{
 pub use manifest::{ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, ParseError, RecordPipeline};
 pub use quantity::{InvalidQuantity, Quantity};
 pub use spec::{
-    Auth, Autoscaling, From, On, Overflow, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef,
-    RedisStream, SecretKeyRef, Sink, Webhook,
+    Auth, Autoscaling, From, Overflow, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef,
+    RedisStream, SecretKeyRef, Sink, SinkEvent, Webhook,
 };
 pub use status::{Migrated, RecordPipelineStatus};
 pub use text::{InvalidText, check_text};

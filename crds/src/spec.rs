@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kube::{CustomResource, KubeSchema};
-use schemars::{JsonSchema, Schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -51,7 +51,7 @@ use crate::{
         .message("spec.replicas must be left out, or 0 to stop, beside spec.autoscaling: set autoscaling.minReplicas and maxReplicas instead"),
 )]
 pub struct RecordPipelineSpec {
-    /// A record whose value is above this raises an alert: a decimal string such as "1000.00". A change is in force within
+    /// A record whose value is above this raises an alert: a decimal string such as "1000.00". A change is active within
     /// seconds and restarts no pod. Absent: only `thresholds` raise alerts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<DecimalString>,
@@ -143,7 +143,7 @@ pub struct RecordPipelineSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86_400))]
     pub drain_seconds: Option<u32>,
-    /// True: the operator changes nothing of this pipeline until it is false or absent again. Its pods go on.
+    /// True: the operator changes nothing of this pipeline until it is false or absent again. Its pods continue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<bool>,
 }
@@ -248,16 +248,12 @@ pub struct Autoscaling {
 /// Each carries the outcomes of one kind to one place: exactly one of `redisStream` and `webhook`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(transform = unquoted_on)]
-#[x_kube(validation = Rule::new("has(self.on) != has(self.__true__)").message(
-    "needs on: Processed, Alert, DeadLettered or Conflicted"
-))]
 #[x_kube(validation = Rule::new(
     "(has(self.redisStream) && self.redisStream != null) != (has(self.webhook) && self.webhook != null)"
 ).message("needs exactly one of redisStream and webhook"))]
 pub struct Sink {
     /// Its name, unique in the pipeline, up to 40 lower-case letters, digits or '-'. The sink's position is kept under it: the
-    /// same name with a new target goes on where the old one was.
+    /// same name with a new target continues where the old one was.
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')").message(
         "must be 1 to 40 lower-case letters, digits or '-'"
     ))]
@@ -266,8 +262,7 @@ pub struct Sink {
     /// Needed: which outcomes it carries. Processed: every record that was processed. Alert: processed records whose value is above
     /// the threshold. DeadLettered: records that became dead letters. Conflicted: records refused because their id is taken
     /// by other content.
-    #[serde(alias = "true")]
-    pub on: On,
+    pub event: SinkEvent,
     /// Where a sink that is new starts. Absent: `Beginning` in a new pipeline, `Now` in a running one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<From>,
@@ -279,24 +274,9 @@ pub struct Sink {
     pub webhook: Option<Webhook>,
 }
 
-/// To kubectl and helm, which read YAML 1.1, an unquoted `on` is the boolean true, and as a key the text `true`. It is taken
-/// as what was meant: a manifest that runs on one machine must run on a cluster.
-fn unquoted_on(schema: &mut Schema) {
-    let kinds = ["Processed", "Alert", "DeadLettered", "Conflicted"];
-    if let Some(properties) = schema.get_mut("properties").and_then(serde_json::Value::as_object_mut) {
-        let description = "What kubectl makes of `on` where it stands without quotes, for it reads that as a boolean. It \
-                           counts as `on`.";
-        let property = serde_json::json!({ "description": description, "type": "string", "enum": kinds });
-        properties.insert("true".to_owned(), property);
-    }
-    if let Some(required) = schema.get_mut("required").and_then(serde_json::Value::as_array_mut) {
-        required.retain(|name| name != "on");
-    }
-}
-
 /// A kind of outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-pub enum On {
+pub enum SinkEvent {
     /// Every record that was processed.
     Processed,
     /// Processed records whose value is above the threshold.

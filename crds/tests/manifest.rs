@@ -28,9 +28,9 @@ spec:
   shards: 16
   image: millrace/service:1.0
   sinks:
-    - { name: notifications, on: Processed, redisStream: { stream: payments.notifications, maxLength: 1000000, overflow: Wait } }
-    - { name: alerts, on: Alert, from: Now, redisStream: {} }
-    - { name: pager, on: Alert, webhook: { url: "https://example.org/hook", secretRef: { name: pager, key: secret } } }
+    - { name: notifications, event: Processed, redisStream: { stream: payments.notifications, maxLength: 1000000, overflow: Wait } }
+    - { name: alerts, event: Alert, from: Now, redisStream: {} }
+    - { name: pager, event: Alert, webhook: { url: "https://example.org/hook", secretRef: { name: pager, key: secret } } }
   policy: { minimumTotal: "0" }
   redis:    { urlSecretRef: { name: payments-redis, key: url } }
   postgres: { urlSecretRef: { name: payments-postgres, key: url } }
@@ -60,7 +60,7 @@ fn the_pods_see_only_what_concerns_them() {
         "name: a",
         "threshold: '1', thresholds: {a: '2'}, replicas: 0, autoscaling: {minReplicas: 1, maxReplicas: 2, targetBacklog: 9}, \
          shards: 4, backlogLimit: 7, image: a, imagePullPolicy: Never, imagePullSecrets: [a], \
-         sinks: [{name: a, on: Alert, redisStream: {}}], policy: {minimumTotal: '0'}, \
+         sinks: [{name: a, event: Alert, redisStream: {}}], policy: {minimumTotal: '0'}, \
          redis: {urlSecretRef: {name: a, key: k}}, postgres: {urlSecretRef: {name: b, key: k}}, \
          auth: {bootstrapKeySecretRef: {name: c, key: k}}, serve: {replicas: 2}, work: {pod: {}}, jobs: {}, \
          networkPolicy: {enabled: false}, deletionPolicy: Now, drainSeconds: 3, paused: true",
@@ -77,18 +77,11 @@ fn the_pods_see_only_what_concerns_them() {
     assert_eq!(whole.for_pods().for_pods(), whole.for_pods());
 }
 
-/// kubectl and helm make `true` of an unquoted `on`, before the API server sees it.
 #[test]
-fn on_is_known_by_what_kubectl_makes_of_it() {
-    let read = |on: &str| {
-        RecordPipeline::from_yaml(&manifest(
-            "name: a",
-            &format!("sinks: [{{name: a, {on}: Alert, redisStream: {{}}}}]"),
-        ))
-    };
-    assert_eq!(read("'true'").unwrap(), read("on").unwrap());
-    assert!(read("'true'").unwrap().spec.canonical().contains(r#""on":"Alert""#));
-    assert!(refusal(&manifest("name: a", "sinks: [{name: a, redisStream: {}}]")).contains("`on`"));
+fn a_sink_needs_its_event() {
+    assert!(refusal(&manifest("name: a", "sinks: [{name: a, redisStream: {}}]")).contains("`event`"));
+    let said = refusal(&manifest("name: a", "sinks: [{name: a, on: Alert, redisStream: {}}]"));
+    assert!(said.contains("unknown field `on`"), "{said}");
 }
 
 /// Of each rule: a spec that keeps it, one that breaks it, and what the latter is told.
@@ -99,10 +92,11 @@ fn each_rule_of_the_spec_names_field_and_remedy() {
         format!("thresholds: {{{}}}", units.join(", "))
     };
     let sinks = |count: usize| {
-        let sinks: Vec<String> = (0..count).map(|n| format!("{{name: s{n}, on: Alert, redisStream: {{}}}}")).collect();
+        let sinks: Vec<String> =
+            (0..count).map(|n| format!("{{name: s{n}, event: Alert, redisStream: {{}}}}")).collect();
         format!("sinks: [{}]", sinks.join(", "))
     };
-    let sink = |fields: &str| format!("sinks: [{{name: a, on: Alert, {fields}}}]");
+    let sink = |fields: &str| format!("sinks: [{{name: a, event: Alert, {fields}}}]");
     let stream = |fields: &str| sink(&format!("redisStream: {{{fields}}}"));
     let webhook = |url: &str, name: &str, key: &str| {
         sink(&format!("webhook: {{url: '{url}', secretRef: {{name: '{name}', key: '{key}'}}}}"))
@@ -110,7 +104,7 @@ fn each_rule_of_the_spec_names_field_and_remedy() {
     let scaling = |min, max, target| {
         format!("shards: 4, autoscaling: {{minReplicas: {min}, maxReplicas: {max}, targetBacklog: {target}}}")
     };
-    let two = |a: &str, b: &str| format!("sinks: [{{on: Alert, {a}}}, {{on: Alert, {b}}}]");
+    let two = |a: &str, b: &str| format!("sinks: [{{event: Alert, {a}}}, {{event: Alert, {b}}}]");
     let cases: Vec<(String, String, &str)> = vec![
         ("shards: 1".into(), "shards: 0".into(), "spec.shards: must be between 1 and 256"),
         ("shards: 256".into(), "shards: 257".into(), "spec.shards: must be between 1 and 256"),
@@ -184,8 +178,8 @@ fn each_rule_of_the_spec_names_field_and_remedy() {
             "spec.sinks[1].redisStream.stream: belongs to another sink already",
         ),
         (
-            "sinks: [{name: a-1, on: Alert, redisStream: {}}]".into(),
-            "sinks: [{name: A, on: Alert, redisStream: {}}]".into(),
+            "sinks: [{name: a-1, event: Alert, redisStream: {}}]".into(),
+            "sinks: [{name: A, event: Alert, redisStream: {}}]".into(),
             "spec.sinks[0].name: must be",
         ),
         (stream("stream: 'a.b:c_D-1'"), stream("stream: 'a b'"), "spec.sinks[0].redisStream.stream: must be"),
@@ -196,7 +190,7 @@ fn each_rule_of_the_spec_names_field_and_remedy() {
             sink("redisStream: {}, webhook: {url: 'https://h', secretRef: {name: a, key: k}}"),
             "spec.sinks[0]: needs exactly one of redisStream and webhook",
         ),
-        (stream(""), "sinks: [{name: a, on: Alert}]".into(), "needs exactly one of"),
+        (stream(""), "sinks: [{name: a, event: Alert}]".into(), "needs exactly one of"),
         (webhook("http://h", "a", "k"), webhook("ftp://h", "a", "k"), "spec.sinks[0].webhook.url: must be"),
         (webhook("https://h", "a", "k"), webhook("https://u:p@h", "a", "k"), "without spaces, user or password"),
         (webhook("https://h", "a", "k"), webhook("https:///x", "a", "k"), "spec.sinks[0].webhook.url"),
@@ -252,7 +246,7 @@ fn each_rule_of_the_metadata_names_field_and_remedy() {
 
 #[test]
 fn all_broken_rules_are_told_at_once() {
-    let said = refusal(&manifest("name: A", "shards: 0, sinks: [{name: B, on: Alert}]"));
+    let said = refusal(&manifest("name: A", "shards: 0, sinks: [{name: B, event: Alert}]"));
     assert!(said.starts_with("the manifest breaks 4 rule(s)"), "{said}");
 }
 
@@ -260,8 +254,8 @@ fn all_broken_rules_are_told_at_once() {
 fn unknown_fields_and_wrong_forms_are_named() {
     for (spec, told) in [
         ("treshold: '1'", "treshold"),
-        ("sinks: [{name: a, on: Alert, redisStream: {maxlength: 3}}]", "maxlength"),
-        ("sinks: [{name: a, on: Processd, redisStream: {}}]", "Processd"),
+        ("sinks: [{name: a, event: Alert, redisStream: {maxlength: 3}}]", "maxlength"),
+        ("sinks: [{name: a, event: Processd, redisStream: {}}]", "Processd"),
         ("policy: {minimum: '0'}", "minimum"),
         ("autoscaling: {minReplicas: 1, maxReplicas: 2}", "targetBacklog"),
         ("shards: many", "many"),

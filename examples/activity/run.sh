@@ -24,7 +24,7 @@ millrace "${views[@]}"
 say "the same file again, grown by one row: only that row is new"
 echo "/p0-$run,u0,2026-03-02T09:00:00,a" >>"$files/views.csv"
 millrace "${views[@]}"
-wait_for 120 "the views to be processed" settled
+wait_for 120 "the views to be processed" applied
 
 for page in 0 1 2 3 4; do
   curl --silent --show-error --fail-with-body --get "$MILLRACE_URL/records/rollups" --data window=1m \

@@ -15,7 +15,7 @@ sent=$(millrace send --generate 20000 --duplicates 0.3 --keys 20 --seed "$seed" 
   --set type=positive --set value=1 --set unit=event --json)
 same "accepted" 20000 "$(field 'it["accepted"]' <<<"$sent")"
 same "sent twice" 6000 "$(field 'it["generated"]["duplicates"]' <<<"$sent")"
-wait_for 120 "the events to be processed" settled
+wait_for 120 "the events to be processed" applied
 
 after=$(get /stats)
 more() { python3 -c 'import json, sys; a, b = (json.loads(text)[sys.argv[3]] for text in sys.argv[1:3]); print(b - a)' "$before" "$after" "$1"; }

@@ -13,7 +13,7 @@ post /records "$(record "b-$run" "$account" positive '"1000.01"' EUR order-1 sho
 post /records "$(record "c-$run" "$account" negative 0.000000001 EUR order-1 shop-1)" --fail-with-body; echo
 say "the first one again: a duplicate, counted once"
 post /records "$(record "a-$run" "$account" positive 125.5 EUR order-1 shop-1)" --fail-with-body; echo
-wait_for 30 "the records to be processed" settled
+wait_for 30 "the records to be processed" applied
 
 totals=$(get "/records/aggregations?destinationId=$account&startTime=2026-01-01T00:00:00Z")
 same "records of $account" 3 "$(field 'it["groups"][0]["count"]' <<<"$totals")"

@@ -42,7 +42,7 @@ for _ in 1 2; do
 done
 closed() { [ "$(get "/dead-letters?state=replayed&destinationId=$account" | field 'len(it["items"])')" = 1 ]; }
 wait_for 30 "the replay to be decided" closed
-wait_for 30 "everything to settle" settled
+wait_for 30 "everything to apply" applied
 same "balance" 20.00 "$(balance)"
 same "open dead letters" 0 "$(get "/dead-letters?state=open&destinationId=$account" | field 'len(it["items"])')"
 same "booked" 4 "$(stream transactions.booked "$account" | wc -l)"

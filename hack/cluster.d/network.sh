@@ -1,4 +1,4 @@
-# Sourced by hack/cluster: the bridge, the rules beside kube-proxy's own, and the kernel's switches, which go back to what
+# Sourced by hack/cluster: the bridge, the rules beside kube-proxy's own, and the kernel's switches, which are rewound to what
 # they were.
 # shellcheck shell=bash disable=SC2154,SC2317 # Its variables are the caller's.
 

@@ -18,7 +18,7 @@ start() {
   shift
   setsid "$@" >>"$run_folder/log/$name.log" 2>&1 </dev/null 8>&- &
   pid=$!
-  # The boot's id too: ticks begin anew.
+  # The boot's id too: ticks begin again.
   printf '%s %s %s\n' "$pid" "$(started_at "$pid")" "$(cat /proc/sys/kernel/random/boot_id)" >"$run_folder/pids/$name"
 }
 

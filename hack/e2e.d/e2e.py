@@ -11,7 +11,7 @@ import time
 
 import load
 from kube import NAMESPACE, Failed, condition, fail, get, kubectl, patch, pods, ready, restarts, run, step, until
-from load import Sender, api, compare, entries, records, redis, settled, stats
+from load import Sender, api, compare, entries, records, redis, applied, stats
 
 RATE = int(os.environ.get("MILLRACE_E2E_RATE", "60"))
 LONGEST = 1800  # Seconds; the load ends when all steps were done.
@@ -55,7 +55,7 @@ def apply():
 def first_records():
     distinct, lines = records("first", 3000, seed=1)
     Sender("first", lines).end()
-    until("everything to be settled", settled)
+    until("everything to be applied", applied)
     above = sum(float(json.loads(line)["value"]) > 1000 for line in distinct)
     alerts = [d for _, d in entries("records.alerts") if d["record"]["recordId"].startswith("first-")]
     if len(alerts) != above:
@@ -112,7 +112,7 @@ def turning_points(low, high):
 @step("a sink added")
 def add_sink():
     spec = get("rpl", "records")["spec"]
-    copy = {"name": "copy", "on": "Processed", "from": "Beginning", "redisStream": {"stream": "records.copy", "overflow": "Trim"}}
+    copy = {"name": "copy", "event": "Processed", "from": "Beginning", "redisStream": {"stream": "records.copy", "overflow": "Trim"}}
     patch("records", {"spec": {"sinks": [*spec["sinks"], copy]}})
     until("its first entries", lambda: int(redis("XLEN", "records.copy")) > 3000, 60)
     return f"{redis('XLEN', 'records.copy').strip()} entries from the beginning on"
@@ -295,7 +295,7 @@ def refuse_uninstall():
 def counted(lines, sender):
     distinct = list(dict.fromkeys(lines[: sender.stop()]))
     summary = sender.end()
-    until("everything to be settled", settled, 180)
+    until("everything to be applied", applied, 180)
     found = stats()
     if found["lost"] or found["deadLetters"]["open"] or found["conflicts"]:
         raise Failed(f"lost, dead letters or conflicts: {found}")
@@ -323,7 +323,7 @@ def drain():
         raise Failed(f"{processed} + 2000 before, now {found['processed']}, backlog {found['backlog']}")
     distinct, lines = records("again", 500, seed=5)
     Sender("again", lines).end()
-    until("everything to be settled", settled)
+    until("everything to be applied", applied)
     return f"drained and resumed: {compare(distinct, 'again-')}"
 
 

@@ -66,10 +66,10 @@ class Sender:
             text=True,
         )
         self.stopped = threading.Event()
-        self.feeder = threading.Thread(target=self.feed, args=(lines, rate), daemon=True)
+        self.feeder = threading.Thread(target=self.recent, args=(lines, rate), daemon=True)
         self.feeder.start()
 
-    def feed(self, lines, rate):
+    def recent(self, lines, rate):
         begun = time.monotonic()
         for line in lines:
             while rate and self.written > (time.monotonic() - begun) * rate and not self.stopped.is_set():
@@ -142,7 +142,7 @@ def stats():
     return found
 
 
-def settled():
+def applied():
     """Whether nothing is queued and every sink has published all."""
     found = stats()
     lags = [sink.get("lag", 0) for sink in found.get("sinks", [])]

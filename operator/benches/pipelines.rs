@@ -33,7 +33,7 @@ const MOST_MEMORY: u64 = 96;
 /// Most writes on a resource until it is Ready.
 const MOST_WRITES: usize = 4;
 /// Longer than it takes to make all ready.
-const PATIENCE: Duration = Duration::from_secs(1800);
+const TIMEOUT: Duration = Duration::from_secs(1800);
 
 struct Operator(Child);
 
@@ -75,7 +75,7 @@ async fn main() {
                 "metadata": { "name": format!("pipeline-{number}") },
                 "spec": {
                     "threshold": "1000.00", "shards": 4, "replicas": 1,
-                    "sinks": [{ "name": "notifications", "on": "Processed", "redisStream": {} }],
+                    "sinks": [{ "name": "notifications", "event": "Processed", "redisStream": {} }],
                     "redis": { "urlSecretRef": { "name": "servers", "key": "redis" } },
                     "postgres": { "urlSecretRef": { "name": "servers", "key": "postgres" } },
                 },
@@ -103,21 +103,21 @@ async fn main() {
         .unwrap();
     let operator = Operator(operator);
     while ready(&client).await < pipelines {
-        assert!(begun.elapsed() < PATIENCE, "{} of {pipelines} are ready", ready(&client).await);
+        assert!(begun.elapsed() < TIMEOUT, "{} of {pipelines} are ready", ready(&client).await);
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     println!("{pipelines} pipelines are Ready after {:.1} s", begun.elapsed().as_secs_f64());
 
     // What is under way at that moment is not at rest yet: the last status of each, in the ledger.
     let mut before = ledger.writes(&player);
-    let settled = Instant::now();
+    let applied = Instant::now();
     loop {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let now = ledger.writes(&player);
         if now == before {
             break;
         }
-        assert!(settled.elapsed() < PATIENCE, "it does not come to rest");
+        assert!(applied.elapsed() < TIMEOUT, "it does not come to rest");
         before = now;
     }
     let mut most: BTreeMap<&str, usize> = BTreeMap::new();

@@ -226,7 +226,7 @@ where
     unread.send_modify(|unread| *unread += 1);
     let mut unread = Some(Arc::clone(unread));
     filling.inspect_ok(move |event| {
-        // A watch that broke is read anew: only the first time counts.
+        // A watch that broke is read again: only the first time counts.
         if matches!(event, Event::InitDone)
             && let Some(unread) = unread.take()
         {
@@ -265,7 +265,7 @@ where
                     .map(|name| ObjectRef::new(&name).within(&object.namespace().unwrap_or_default()))
             }
             Err(error) => {
-                tracing::warn!(error = %error, "cache.watch.failed");
+                tracing::warn!(event = "operator.watch.failed", error = %error, "a watch of the API server failed and is retried");
                 None
             }
         };

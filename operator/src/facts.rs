@@ -32,8 +32,8 @@ pub(crate) struct Answer {
     pub(crate) problems: Vec<Problem>,
     /// All shards of the pipeline.
     pub(crate) shards: Option<Vec<Shard>>,
-    /// Lanes of the whole pipeline that do not run well.
-    pub(crate) sinks: Option<Vec<Lane>>,
+    /// Publishers of the whole pipeline that do not run well.
+    pub(crate) sinks: Option<Vec<Publisher>>,
     /// Counts of the whole pipeline.
     pub(crate) counts: Option<Counts>,
     /// How old shards, sinks and counts are; absent before they were gathered first.
@@ -76,9 +76,9 @@ pub(crate) struct Shard {
     pub(crate) generation: Option<i64>,
 }
 
-/// A sink's lane that does not run well.
+/// A sink's publisher that does not run well.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(crate) struct Lane {
+pub(crate) struct Publisher {
     /// The sink.
     pub(crate) sink: String,
     /// The shard.
@@ -145,16 +145,16 @@ fn pause(silent: u32) -> Duration {
 #[derive(Debug, Default)]
 pub(crate) struct Facts {
     asked: BTreeMap<String, Asked>,
-    heard: BTreeMap<String, Heard>,
+    response: BTreeMap<String, Heard>,
 }
 
 impl Facts {
-    /// Asks the pods that are due; forgets pods that are gone. `pods` are names and addresses. One that does not answer is
+    /// Asks the pods that are due; loses pods that are gone. `pods` are names and addresses. One that does not answer is
     /// asked less and less often: a pass waits for it, and other pipelines wait for the pass.
     pub(crate) async fn ask(&mut self, http: &reqwest::Client, port: u16, pods: &[(String, String)]) {
         let stays = |name: &String| pods.iter().any(|(pod, _)| pod == name);
         self.asked.retain(|name, _| stays(name));
-        self.heard.retain(|name, _| stays(name));
+        self.response.retain(|name, _| stays(name));
         let now = Instant::now();
         let due: Vec<_> =
             pods.iter().filter(|(name, _)| self.asked.get(name).is_none_or(|asked| now >= asked.next)).collect();
@@ -162,7 +162,7 @@ impl Facts {
             let answer = match tokio::time::timeout(TIMEOUT, ask(http, address, port)).await {
                 Ok(Ok(answer)) => Some(answer),
                 Ok(Err(error)) => {
-                    tracing::debug!(pod = name, error = %error, "facts.pod.not_heard");
+                    tracing::debug!(event = "status.pod.unreachable", pod = name, error = %error, "a pod did not answer /status");
                     None
                 }
                 Err(_) => None,
@@ -178,7 +178,7 @@ impl Facts {
             };
             self.asked.insert(name.clone(), Asked { next: at + pause(silent), silent });
             if let Some(answer) = answer {
-                self.heard.insert(name, Heard { at, answer });
+                self.response.insert(name, Heard { at, answer });
             }
         }
     }
@@ -186,17 +186,19 @@ impl Facts {
     /// What a pod last said, unless that is too long ago.
     #[must_use]
     pub(crate) fn of(&self, pod: &str) -> Option<&Heard> {
-        self.heard.get(pod).filter(|heard| Instant::now().saturating_duration_since(heard.at) < LONGEST_AGE)
+        self.response.get(pod).filter(|response| Instant::now().saturating_duration_since(response.at) < LONGEST_AGE)
     }
 
     /// The newest answer that tells of the whole pipeline, unless that is too long ago.
     #[must_use]
     pub(crate) fn newest(&self) -> Option<&Heard> {
         let now = Instant::now();
-        self.heard
+        self.response
             .values()
-            .filter(|heard| heard.answer.counts.is_some() && heard.answer.shards.is_some() && heard.fresh(now))
-            .max_by_key(|heard| heard.gathered())
+            .filter(|response| {
+                response.answer.counts.is_some() && response.answer.shards.is_some() && response.fresh(now)
+            })
+            .max_by_key(|response| response.gathered())
     }
 }
 

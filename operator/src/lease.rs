@@ -22,7 +22,7 @@ pub(crate) const LEASE_SECONDS: u64 = 15;
 const GRACE_SECONDS: u64 = 8;
 /// How often it is noted that the process still runs and leads.
 const TICK: Duration = Duration::from_millis(250);
-/// Standing still for longer than this may outlive the lease: what is left of it after the latest renewal.
+/// ShardProgress still for longer than this may outlive the lease: what is left of it after the latest renewal.
 const LONGEST_STILL: Duration = Duration::from_secs(GRACE_SECONDS - 2);
 
 /// How often it is looked whether the Lease was renewed.
@@ -106,9 +106,9 @@ pub(crate) async fn lead(
         .await
         .with_context(|| format!("the Lease {namespace}/{lease}"))?;
     let (mut leads, task) = manager.watch().await;
-    tracing::info!(lease, identity, "leader.lease.waiting");
+    tracing::info!(event = "leader.lease.waiting", lease, identity, "another operator holds the lease");
     leads.wait_for(|leads| *leads).await.context("the task of the Lease ended")?;
-    tracing::info!(lease, identity, "leader.lease.held");
+    tracing::info!(event = "leader.lease.acquired", lease, identity, "acquired the lease");
     let leadership = Leadership::new(Instant::now());
     let (lease, identity) = (lease.to_owned(), identity.to_owned());
     let guard = Guard { leadership: leadership.clone(), leads, task, leases, lease, identity };
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_stood_still_is_never_sure_again() {
+    async fn who_stalled_is_never_sure_again() {
         let (_sender, mut receiver) = watch::channel(true);
         let leadership = Leadership::new(Instant::now().checked_sub(LONGEST_STILL * 2).unwrap());
         leadership.holds(Instant::now(), Duration::from_secs(15));

@@ -92,8 +92,8 @@ impl Bench {
             format!(
                 "apiVersion: millrace.dev/v1alpha1\nkind: RecordPipeline\nmetadata: {{ name: {name} }}\nspec:\n  \
                  threshold: \"1000\"\n  shards: {shards}\n  backlogLimit: 10000000\n  sinks:\n    \
-                 - {{ name: notifications, on: Processed, redisStream: {{ maxLength: 0 }} }}\n    \
-                 - {{ name: alerts, on: Alert, redisStream: {{ maxLength: 0 }} }}\n"
+                 - {{ name: notifications, event: Processed, redisStream: {{ maxLength: 0 }} }}\n    \
+                 - {{ name: alerts, event: Alert, redisStream: {{ maxLength: 0 }} }}\n"
             ),
         )?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
@@ -215,7 +215,7 @@ async fn ceiling(records: usize) -> Outcome<f64> {
             marked: true,
             replay_of: None,
         };
-        shard.last_mut().ok_or("a batch")?.push(Item { entry, record, condemned: None });
+        shard.last_mut().ok_or("a batch")?.push(Item { entry, record, isolated: None });
     }
     let policy = Arc::new(Policy::of(&spec, 1));
     let mut tasks = Vec::new();

@@ -6,8 +6,8 @@
 
 pub use crate::{
     accept::fuzzing::framing,
-    ask::fuzzing::cursor,
     domain::fuzzing::{amount, record},
+    query::fuzzing::cursor,
     streams::fuzzing::entry,
 };
 

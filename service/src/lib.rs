@@ -1,6 +1,6 @@
 //! Millrace: streams of business records into exact totals, notifications and alerts.
 //!
-//! The tree shows the data's way: `accept` (HTTP in → stream), `process` (own, decide, commit), `publish` (lanes and
+//! The tree shows the data's way: `accept` (HTTP in → stream), `process` (own, decide, commit), `publish` (publishers and
 //! sinks), and `ask` (queries) beside it; `domain` is pure; Redis is spoken to only in `streams`, SQL stands only in `store`.
 
 /// Prints a line for the person at the terminal; one who has gone away, as `head` does, is no error.
@@ -12,7 +12,6 @@ macro_rules! say {
 }
 
 pub mod accept;
-pub mod ask;
 pub mod commands;
 pub mod config;
 pub mod domain;
@@ -23,9 +22,10 @@ pub mod fuzzing;
 pub mod http;
 pub mod lifecycle;
 mod listen;
-pub mod process;
 pub mod publish;
+pub mod query;
 pub mod status;
 pub mod store;
 pub mod streams;
 pub mod telemetry;
+pub mod worker;

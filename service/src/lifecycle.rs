@@ -28,7 +28,7 @@ pub struct Lifecycle {
     running: Arc<Mutex<BTreeSet<&'static str>>>,
     failure: Arc<Mutex<Option<String>>>,
     /// Which loops move.
-    pub vitals: Vitals,
+    pub heartbeats: Heartbeats,
     /// What stands in the way.
     pub board: Board,
 }
@@ -50,7 +50,7 @@ impl Lifecycle {
             tracker: TaskTracker::new(),
             running: Arc::default(),
             failure: Arc::default(),
-            vitals: Vitals::default(),
+            heartbeats: Heartbeats::default(),
             board: Board::default(),
         }
     }
@@ -77,7 +77,12 @@ impl Lifecycle {
                 Ok(Err(error)) => format!("{error:#}"),
                 Err(error) => error.to_string(),
             };
-            tracing::error!(task = name, failure, "lifecycle.task.died");
+            tracing::error!(
+                event = "lifecycle.task.failed",
+                task = name,
+                failure,
+                "a task ended with a failure; the process stops"
+            );
             lock(&this.failure).get_or_insert(format!("{name}: {failure}"));
             this.soft.cancel();
         });
@@ -122,7 +127,7 @@ impl Lifecycle {
     async fn run_with(self, mut next: impl AsyncFnMut() -> &'static str, longest_stop: Duration) -> anyhow::Result<()> {
         tokio::select! {
             signal = next() => {
-                tracing::info!(signal, "lifecycle.process.stopping");
+                tracing::info!(event = "lifecycle.process.stopping", signal, "the process stops");
                 self.soft.cancel();
             }
             () = self.soft.cancelled() => {}
@@ -135,7 +140,12 @@ impl Lifecycle {
         };
         let dropped = dropped.map(|cause| {
             let tasks = lock(&self.running).iter().copied().collect::<Vec<_>>().join(", ");
-            tracing::warn!(tasks, cause, "lifecycle.process.stopped_hard");
+            tracing::warn!(
+                event = "lifecycle.process.aborted",
+                tasks,
+                cause,
+                "the process ends without waiting for its tasks"
+            );
             format!("dropped {tasks} after {cause}")
         });
         self.hard.cancel();
@@ -154,18 +164,18 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// Which loops move: each beats at every pass that did its work.
 #[derive(Debug, Clone, Default)]
-pub struct Vitals(Arc<Mutex<BTreeMap<String, Arc<Beat>>>>);
+pub struct Heartbeats(Arc<Mutex<BTreeMap<String, Arc<Heartbeat>>>>);
 
 /// One loop's beat.
 #[derive(Debug)]
-pub struct Beat {
+pub struct Heartbeat {
     longest: Duration,
     born: Instant,
     /// Milliseconds since birth, plus 1; 0: never.
     last_ms: AtomicU64,
 }
 
-impl Beat {
+impl Heartbeat {
     /// Says that the loop did a pass.
     pub fn beat(&self) {
         self.last_ms.store(self.born.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
@@ -177,11 +187,11 @@ impl Beat {
     }
 }
 
-impl Vitals {
+impl Heartbeats {
     /// Registers a loop that beats at least every `longest` while it is well. Until its first beat it stands still.
     #[must_use]
-    pub fn register(&self, name: impl Into<String>, longest: Duration) -> Arc<Beat> {
-        let beat = Arc::new(Beat { longest, born: Instant::now(), last_ms: AtomicU64::new(0) });
+    pub fn register(&self, name: impl Into<String>, longest: Duration) -> Arc<Heartbeat> {
+        let beat = Arc::new(Heartbeat { longest, born: Instant::now(), last_ms: AtomicU64::new(0) });
         self.lock().insert(name.into(), Arc::clone(&beat));
         beat
     }
@@ -201,7 +211,7 @@ impl Vitals {
         loops.iter().filter(|(_, beat)| beat.is_still()).map(|(name, _)| name.clone()).collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Beat>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Heartbeat>>> {
         lock(&self.0)
     }
 }
@@ -228,9 +238,9 @@ mod tests {
     async fn a_task_that_dies_stops_the_others_and_the_process_fails() {
         type Way = (&'static str, fn(&Lifecycle));
         let ways: [Way; 3] = [
-            ("lane: no route", |lifecycle| lifecycle.spawn("lane", async { bail!("no route") })),
-            ("lane: ended early", |lifecycle| lifecycle.spawn("lane", async { Ok(()) })),
-            ("boom", |lifecycle| lifecycle.spawn("lane", async { panic!("boom") })),
+            ("publisher: no route", |lifecycle| lifecycle.spawn("publisher", async { bail!("no route") })),
+            ("publisher: ended early", |lifecycle| lifecycle.spawn("publisher", async { Ok(()) })),
+            ("boom", |lifecycle| lifecycle.spawn("publisher", async { panic!("boom") })),
         ];
         for (said, die) in ways {
             let lifecycle = Lifecycle::new();
@@ -273,10 +283,10 @@ mod tests {
     #[tokio::test]
     async fn a_stop_that_takes_too_long_is_cut() {
         let lifecycle = Lifecycle::new();
-        lifecycle.spawn("lane", pending());
+        lifecycle.spawn("publisher", pending());
         lifecycle.soft.cancel();
         let failure = run(lifecycle, &[], Duration::from_millis(20)).await.unwrap_err().to_string();
-        assert!(failure.starts_with("dropped lane after 20ms"), "{failure}");
+        assert!(failure.starts_with("dropped publisher after 20ms"), "{failure}");
     }
 
     #[tokio::test]
@@ -287,16 +297,16 @@ mod tests {
     }
 
     #[test]
-    fn vitals_name_the_loops_that_stand_still() {
-        let vitals = Vitals::default();
-        assert_eq!(vitals.still(), ["start"], "nothing moves yet");
-        let moving = vitals.register("moving", LONG);
-        assert_eq!(vitals.still(), ["moving"], "it did no pass yet");
+    fn vitals_name_the_loops_that_stall() {
+        let heartbeats = Heartbeats::default();
+        assert_eq!(heartbeats.still(), ["start"], "nothing moves yet");
+        let moving = heartbeats.register("moving", LONG);
+        assert_eq!(heartbeats.still(), ["moving"], "it did no pass yet");
         moving.beat();
-        let _still = vitals.register("still", Duration::ZERO);
+        let _still = heartbeats.register("still", Duration::ZERO);
         std::thread::sleep(Duration::from_millis(3));
-        assert_eq!(vitals.still(), ["still"]);
-        vitals.forget("still");
-        assert!(vitals.still().is_empty());
+        assert_eq!(heartbeats.still(), ["still"]);
+        heartbeats.forget("still");
+        assert!(heartbeats.still().is_empty());
     }
 }

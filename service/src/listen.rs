@@ -17,7 +17,7 @@ pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let bound = match TcpListener::bind(address).await {
         Err(error) if address.is_ipv6() && address.ip().is_unspecified() && lacks_ipv6(&error) => {
             let instead = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-            tracing::warn!(%address, %instead, "http.listen.no_ipv6: the kernel has no IPv6, so IPv4 alone is used");
+            tracing::warn!(event = "http.listen.no_ipv6", %address, %instead, "the kernel has no IPv6; the process listens on IPv4 alone");
             TcpListener::bind(instead).await
         }
         bound => bound,

@@ -8,7 +8,7 @@ mod kube;
 mod rules;
 
 use kube::{Namespace, kubectl};
-use millrace_crds::{On, RecordPipelineResource};
+use millrace_crds::{RecordPipelineResource, SinkEvent};
 
 fn manifest(name: &str, spec: &str) -> String {
     format!(
@@ -34,7 +34,7 @@ fn a_misspelt_field_is_refused_by_its_name() {
     for (spec, told) in [
         ("treshold: '1'", r#"unknown field "spec.treshold""#),
         (
-            "sinks: [{name: a, 'on': Alert, redisStream: {maxlength: 3}}]",
+            "sinks: [{name: a, event: Alert, redisStream: {maxlength: 3}}]",
             r#"unknown field "spec.sinks[0].redisStream.maxlength""#,
         ),
         ("work: {pod: {resources: {request: {cpu: 1}}}}", r#"unknown field "spec.work.pod.resources.request""#),
@@ -103,7 +103,7 @@ fn a_pipeline_without_replicas_has_a_scale() {
 fn what_is_left_out_gets_its_default() {
     let namespace = Namespace::new("defaults");
     let applied =
-        namespace.kubectl(&["apply", "-f", "-"], &manifest("a", "sinks: [{name: a, 'on': Alert, redisStream: {}}]"));
+        namespace.kubectl(&["apply", "-f", "-"], &manifest("a", "sinks: [{name: a, event: Alert, redisStream: {}}]"));
     assert!(applied.ok, "{}", applied.err);
     let found = namespace.kubectl(&["get", "rpl", "a", "-o", "jsonpath={.spec}"], "");
     let found: serde_json::Value = serde_json::from_str(&found.out).unwrap();
@@ -111,21 +111,18 @@ fn what_is_left_out_gets_its_default() {
         "replicas": 1,
         "shards": 16,
         "backlogLimit": 100_000,
-        "sinks": [{ "name": "a", "on": "Alert", "redisStream": { "maxLength": 1_000_000, "overflow": "Wait" } }],
+        "sinks": [{ "name": "a", "event": "Alert", "redisStream": { "maxLength": 1_000_000, "overflow": "Wait" } }],
     });
     assert_eq!(found, defaults);
 }
 
-/// To kubectl `on` is a boolean where it stands without quotes: a manifest that runs on one machine runs here as well.
 #[test]
-fn on_may_stand_without_quotes() {
-    let namespace = Namespace::new("on");
+fn a_sink_needs_its_event() {
+    let namespace = Namespace::new("event");
     for (spec, told) in [
-        ("sinks: [{name: a, on: Alert, redisStream: {}}]", None),
-        ("sinks: [{name: a, 'on': Alert, redisStream: {}}]", None),
-        ("sinks: [{name: a, redisStream: {}}]", Some("needs on: Processed, Alert, DeadLettered or Conflicted")),
-        ("sinks: [{name: a, on: Alert, 'on': Alert, redisStream: {}}]", Some("needs on: Processed")),
-        ("sinks: [{name: a, on: Alarm, redisStream: {}}]", Some("supported values: \"Processed\", \"Alert\"")),
+        ("sinks: [{name: a, event: Alert, redisStream: {}}]", None),
+        ("sinks: [{name: a, redisStream: {}}]", Some("spec.sinks[0].event: Required value")),
+        ("sinks: [{name: a, event: Alarm, redisStream: {}}]", Some("supported values: \"Processed\", \"Alert\"")),
     ] {
         let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", spec));
         match told {
@@ -133,7 +130,7 @@ fn on_may_stand_without_quotes() {
                 assert!(applied.ok, "{spec}: {}", applied.err);
                 let found = namespace.kubectl(&["get", "rpl", "a", "-o", "json"], "").out;
                 let found: RecordPipelineResource = serde_json::from_str(&found).unwrap();
-                assert_eq!(found.spec.sinks[0].on, On::Alert);
+                assert_eq!(found.spec.sinks[0].event, SinkEvent::Alert);
             }
             Some(told) => assert!(!applied.ok && applied.err.contains(told), "{spec}: {}", applied.err),
         }
@@ -145,7 +142,7 @@ fn a_stream_belongs_to_one_sink_also_by_its_default() {
     let namespace = Namespace::new("stream");
     let sinks = |stream: &str| {
         format!(
-            "sinks: [{{name: a, on: Alert, redisStream: {{}}}}, {{name: b, on: Alert, redisStream: {{stream: {stream}}}}}]"
+            "sinks: [{{name: a, event: Alert, redisStream: {{}}}}, {{name: b, event: Alert, redisStream: {{stream: {stream}}}}}]"
         )
     };
     let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("p", &sinks("p.b")));
@@ -159,7 +156,8 @@ fn a_stream_belongs_to_one_sink_also_by_its_default() {
 fn sinks_are_merged_by_name() {
     let namespace = Namespace::new("sinks");
     for (manager, sink, stream) in [("one", "a", "x"), ("two", "b", "u"), ("one", "a", "z")] {
-        let text = manifest("a", &format!("sinks: [{{name: {sink}, 'on': Alert, redisStream: {{stream: {stream}}}}}]"));
+        let text =
+            manifest("a", &format!("sinks: [{{name: {sink}, event: Alert, redisStream: {{stream: {stream}}}}}]"));
         let applied = namespace.kubectl(&["apply", "--server-side", "--field-manager", manager, "-f", "-"], &text);
         assert!(applied.ok, "{}", applied.err);
     }
@@ -200,7 +198,7 @@ fn every_field_is_explained() {
     explained("spec", &schema["properties"]["spec"], &mut seen);
     explained("status", &schema["properties"]["status"], &mut seen);
     assert!(seen > 80, "{seen} fields");
-    let said = kubectl(&["explain", "rpl.spec.sinks.on"], "").out;
+    let said = kubectl(&["explain", "rpl.spec.sinks.event"], "").out;
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(said.contains("Alert: processed records whose value is above the threshold"), "{said}");
 }

@@ -4,12 +4,12 @@ use crate::{kube::Namespace, manifest};
 
 /// Of each rule of the schema: a spec that keeps it, one that breaks it, and what the latter is told.
 fn rules() -> Vec<(String, String, &'static str)> {
-    let sink = |fields: &str| format!("sinks: [{{name: a, 'on': Alert, {fields}}}]");
+    let sink = |fields: &str| format!("sinks: [{{name: a, event: Alert, {fields}}}]");
     let stream = |fields: &str| sink(&format!("redisStream: {{{fields}}}"));
-    let two = |a: &str, b: &str| format!("sinks: [{{'on': Alert, {a}}}, {{'on': Alert, {b}}}]");
+    let two = |a: &str, b: &str| format!("sinks: [{{event: Alert, {a}}}, {{event: Alert, {b}}}]");
     let many = |count: usize| {
         let sinks: Vec<String> =
-            (0..count).map(|n| format!("{{name: s{n}, 'on': Alert, redisStream: {{}}}}")).collect();
+            (0..count).map(|n| format!("{{name: s{n}, event: Alert, redisStream: {{}}}}")).collect();
         format!("sinks: [{}]", sinks.join(", "))
     };
     let units = |count: usize| {
@@ -176,19 +176,19 @@ fn rules() -> Vec<(String, String, &'static str)> {
             "spec.sinks[0]: Invalid value",
         ),
         (
-            "sinks: [{name: a-1, 'on': Processed, redisStream: {}}]".into(),
-            "sinks: [{name: A, 'on': Alert, redisStream: {}}]".into(),
+            "sinks: [{name: a-1, event: Processed, redisStream: {}}]".into(),
+            "sinks: [{name: A, event: Alert, redisStream: {}}]".into(),
             "spec.sinks[0].name: Invalid value",
         ),
         (
-            format!("sinks: [{{name: {}, 'on': DeadLettered, redisStream: {{}}}}]", long(40)),
-            format!("sinks: [{{name: {}, 'on': Alert, redisStream: {{}}}}]", long(41)),
+            format!("sinks: [{{name: {}, event: DeadLettered, redisStream: {{}}}}]", long(40)),
+            format!("sinks: [{{name: {}, event: Alert, redisStream: {{}}}}]", long(41)),
             "spec.sinks[0].name: Too long",
         ),
         (
-            "sinks: [{name: a, 'on': Conflicted, redisStream: {}}]".into(),
-            "sinks: [{name: a, 'on': Processd, redisStream: {}}]".into(),
-            "spec.sinks[0].on: Unsupported value: \"Processd\"",
+            "sinks: [{name: a, event: Conflicted, redisStream: {}}]".into(),
+            "sinks: [{name: a, event: Processd, redisStream: {}}]".into(),
+            "spec.sinks[0].event: Unsupported value: \"Processd\"",
         ),
         (
             sink("from: Now, redisStream: {}"),

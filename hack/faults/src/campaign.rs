@@ -26,7 +26,7 @@ use crate::{
 
 /// Longest wait for a pipeline to come to rest once everything is healed.
 const REST: Duration = Duration::from_secs(150);
-/// Longest wait for clients to be told that what they have in hand is taken.
+/// Longest wait for clients to be told that what they have in flight is taken.
 const ANSWERS: Duration = Duration::from_secs(60);
 /// Within which a loss is to be said, with how many at least and at most.
 const SAID: Duration = Duration::from_secs(5);
@@ -102,7 +102,7 @@ impl Leg {
         Ok(Self { stage: Stage { world, load }, readers, check, base: None })
     }
 
-    /// One round. False: the pipeline does not come to rest and there is no going on with it, or something is wrong and
+    /// One round. False: the pipeline does not come to rest and there is no continuing with it, or something is wrong and
     /// that was asked for.
     async fn round(&mut self, round: u64, faults: &[Fault], last: bool, orders: &Orders, report: &mut Report) -> bool {
         let began = Instant::now();
@@ -276,7 +276,7 @@ impl Leg {
             sinks_lost,
             postgres_lost: has(&|kind| kind.harm() == Harm::Postgres),
             at_most: (redis_lost && !sinks_lost).then_some(trimmed),
-            foreign: world.foreign.load(Ordering::Relaxed),
+            external: world.external.load(Ordering::Relaxed),
         };
         let read = self.readers.take();
         let port = self.stage.world.postgres.lock().await.port;

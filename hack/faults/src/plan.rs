@@ -56,7 +56,7 @@ pub(crate) enum Kind {
 pub(crate) enum Act {
     /// It is killed.
     Die,
-    /// It is held still for longer than a lease lasts, and goes on with what it had.
+    /// It is held still for longer than a lease lasts, and continues with what it had.
     Stop,
     /// It is asked to end.
     Term,
@@ -69,7 +69,7 @@ pub(crate) enum Harm {
     None,
     /// Redis loses some of it by the fault's nature.
     Redis,
-    /// Postgres goes back.
+    /// Postgres is rewound.
     Postgres,
     /// Nothing may be lost; it takes long, so few others go with it.
     Long,

@@ -1,7 +1,7 @@
 //! Reads every output stream as a downstream consumer does: as a member of a group, from the first entry on.
 //!
 //! Must never miss an entry, and hands each on once: what the group gives again after a connection broke, or after a Redis
-//! that went back, is known by its stream id. What is appended again after that has a higher one, and is handed on.
+//! that was rewound, is known by its stream id. What is appended again after that has a higher one, and is handed on.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

@@ -80,9 +80,9 @@ impl Report {
         self.counts.processed += counts.processed;
         self.counts.duplicates += counts.duplicates;
         self.counts.conflicts += counts.conflicts;
-        self.counts.letters += counts.letters;
+        self.counts.dead_letters += counts.dead_letters;
         self.counts.alerts += counts.alerts;
-        self.counts.foreign += counts.foreign;
+        self.counts.external += counts.external;
     }
 
     /// Faults that took effect.
@@ -118,7 +118,7 @@ impl Report {
             ("processed", self.counts.processed.cast_unsigned()),
             ("duplicates", self.counts.duplicates.cast_unsigned()),
             ("conflicts", self.counts.conflicts.cast_unsigned()),
-            ("dead letters", self.counts.letters.cast_unsigned()),
+            ("dead letters", self.counts.dead_letters.cast_unsigned()),
             ("alerts", self.counts.alerts.cast_unsigned()),
             ("destroyed by faults that may", self.destroyed),
             ("of that said at least", self.said_lost.cast_unsigned()),

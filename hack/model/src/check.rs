@@ -29,7 +29,7 @@ pub const LEAST: &str = "what is reported as lost was lost";
 /// The most of a loss.
 pub const MOST: &str = "not more was lost than is reported at most";
 /// Where nothing happens by itself any more.
-pub const END: &str = "in the end all is settled and published, and the loss lies within what is reported";
+pub const END: &str = "in the end all is applied and published, and the loss lies within what is reported";
 
 /// All properties.
 pub(crate) fn properties() -> Vec<Property<Protocol>> {
@@ -41,8 +41,8 @@ pub(crate) fn properties() -> Vec<Property<Protocol>> {
         }),
         Property::always(ORDER, |_, state: &State| {
             let rising = |shard: &Shard| shard.log.is_sorted_by(|a, b| a.seq < b.seq && a.entry.uid < b.entry.uid);
-            // What Postgres lost may come back with a Redis that goes back, behind what came after it.
-            let both = state.observer.went_back.0 > 0 && state.observer.went_back.1 > 0;
+            // What Postgres lost may come back with a Redis that is rewound, behind what came after it.
+            let both = state.observer.rewound.0 > 0 && state.observer.rewound.1 > 0;
             both || state.postgres.shards.iter().all(rising)
         }),
         Property::always(SINK, each_once_in_order),
@@ -55,7 +55,7 @@ pub(crate) fn properties() -> Vec<Property<Protocol>> {
                 |shard: &Shard| shard.log.iter().all(exact) && shard.log.is_sorted_by_key(|row| row.version);
             state.postgres.shards.iter().all(log_is_right)
         }),
-        Property::always(KEPT, |_, state: &State| state.observer.went_back != (0, 0) || lost(state, false) == 0),
+        Property::always(KEPT, |_, state: &State| state.observer.rewound != (0, 0) || lost(state, false) == 0),
         Property::always(ACKED, |_, state: &State| !state.observer.acked_uncommitted),
         Property::always(LEAST, |_, state: &State| {
             state.postgres.shards.iter().zip(&state.observer.worst).all(|(shard, worst)| shard.lost.0 <= *worst)
@@ -109,8 +109,8 @@ fn each_once_in_order(_: &Protocol, state: &State) -> bool {
         })
 }
 
-/// Whether a commit has settled this append, by what Postgres has now.
-fn is_settled(state: &State, uid: u8) -> bool {
+/// Whether a commit has applied this append, by what Postgres has now.
+fn is_applied(state: &State, uid: u8) -> bool {
     let here = |entry: &Entry| entry.uid == uid;
     state
         .postgres
@@ -119,7 +119,7 @@ fn is_settled(state: &State, uid: u8) -> bool {
         .any(|shard| shard.log.iter().any(|row| here(&row.entry)) || shard.noted.iter().any(|noted| here(&noted.entry)))
 }
 
-/// How many acknowledged appends neither server has, nor a rightful owner in hand; those that will be acknowledged,
+/// How many acknowledged appends neither server has, nor a rightful owner in flight; those that will be acknowledged,
 /// too, if wanted.
 pub(crate) fn lost(state: &State, waiting: bool) -> u8 {
     let waits = state.clients.iter().filter_map(|client| client.waits).fold(0, |all, uid| all | 1 << uid);
@@ -134,7 +134,7 @@ pub(crate) fn lost(state: &State, waiting: bool) -> u8 {
             }
         })
     };
-    let gone = |uid: &u8| acknowledged & (1 << uid) != 0 && !is_settled(state, *uid) && !queued(*uid) && !in_hand(*uid);
+    let gone = |uid: &u8| acknowledged & (1 << uid) != 0 && !is_applied(state, *uid) && !queued(*uid) && !in_hand(*uid);
     (0..state.observer.appended).filter(gone).count() as u8
 }
 
@@ -145,14 +145,14 @@ fn is_done(model: &Protocol, state: &State) -> bool {
     sent && drained && is_published(state) && is_bounded(model, state)
 }
 
-/// Every sink stands at the end of the log. Where a server went back, one may be halted, and say so: its cursor is gone
+/// Every sink stands at the end of the log. Where a server was rewound, one may be halted, and say so: its cursor is gone
 /// or of another start, or that of the stream it moves away from is.
 fn is_published(state: &State) -> bool {
-    let went_back = state.observer.went_back != (0, 0);
+    let rewound = state.observer.rewound != (0, 0);
     (0..).zip(&state.postgres.sinks).all(|(sink, row)| {
         let cursor = cursor_of(state, Some((row.out, row.start)), sink).filter(|_| row.started);
         let at_end = |(shard, at): (&Shard, &u8)| shard.log.last().is_none_or(|last| last.seq <= *at);
-        cursor.map_or(went_back, |cursor| state.postgres.shards.iter().zip(&cursor.at).all(at_end))
+        cursor.map_or(rewound, |cursor| state.postgres.shards.iter().zip(&cursor.at).all(at_end))
     })
 }
 

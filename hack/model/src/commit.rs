@@ -26,7 +26,7 @@ impl Protocol {
         if self.has(Guard::FenceOnWrite) && !self.is_owner(state, shard, own.fence) {
             return None;
         }
-        if self.has(Guard::CompareAnew) && own.boot != state.observer.went_back.1 {
+        if self.has(Guard::CompareAgain) && own.boot != state.observer.rewound.1 {
             own.stage = Stage::Prepare;
             return Some(true);
         }
@@ -89,7 +89,7 @@ impl Protocol {
             **decision == Decision::New && self.taken(state, entry.record).is_some()
         };
         if self.has(Guard::UniqueId) && hand.iter().zip(decisions).any(|pair| new(&pair)) {
-            // Another shard took an id in between: all is rolled back and decided anew.
+            // Another shard took an id in between: all is rolled back and decided again.
             own.stage = Stage::Commit(hand.to_vec(), next);
             return Some(true);
         }
@@ -115,8 +115,8 @@ impl Protocol {
         row.version = version;
         if self.config.faults.postgres_back > 0 {
             // Elsewhere the log tells the same.
-            let from = own.feed.last().map_or(own.numbers[0], |last| last.seq);
-            own.feed.extend(row.log.iter().filter(|row| row.seq > from));
+            let from = own.recent.last().map_or(own.numbers[0], |last| last.seq);
+            own.recent.extend(row.log.iter().filter(|row| row.seq > from));
         }
         own.numbers = row.numbers();
         own.stage = match next {

@@ -1,4 +1,4 @@
-//! What is checked: how many of everything, which faults how often, which guards are in force.
+//! What is checked: how many of everything, which faults how often, which guards are active.
 
 /// A rule that holds the protocol together. Each can be taken out; a test shows what breaks then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,11 +14,11 @@ pub enum Guard {
     RaiseEpoch,
     /// A fence is (epoch, token), not the epoch alone.
     Token,
-    /// Whoever had to raise the fence beside the stream takes pending entries over anew.
-    ClaimAnew,
+    /// Whoever had to raise the fence beside the stream takes pending entries over again.
+    ReclaimAgain,
     /// A commit below its shard's policy version is refused.
     PolicyVersion,
-    /// A script appends and moves the cursor only if it stands where the lane thinks.
+    /// A script appends and moves the cursor only if it stands where the publisher thinks.
     CompareInAppend,
     /// Entries are acknowledged behind the commit, not before it.
     AckAfterCommit,
@@ -26,35 +26,35 @@ pub enum Guard {
     PendingFirst,
     /// A record id is unique over all shards, by an index, whatever was seen before the write.
     UniqueId,
-    /// Before its first commit an owner compares the log with what Redis remembers, and goes on above it.
+    /// Before its first commit an owner compares the log with what Redis remembers, and continues above it.
     CompareLog,
     /// The highest committed number is kept beside the input stream, and is part of that comparison.
     Mark,
     /// The cursors are part of that comparison.
     CompareCursors,
-    /// No lane publishes above the mark.
+    /// No publisher publishes above the mark.
     BelowMark,
     /// A commit on another start of Postgres than the one that was compared with is refused.
-    CompareAnew,
-    /// Lanes forget the rows in their memory when their owner prepares anew.
-    EmptyLanes,
+    CompareAgain,
+    /// Publishers lose the rows in their memory when their owner prepares again.
+    EmptyPublishers,
     /// A mark that Redis lost is set again once nothing is pending.
     RestoreMark,
-    /// An owner finds a Redis that went back by its mark, below the one that the owner knows, or by an ack of something
-    /// that is not pending; and prepares anew.
+    /// An owner finds a Redis that was rewound by its mark, below the one that the owner knows, or by an ack of something
+    /// that is not pending; and prepares again.
     NoticeRedisBack,
-    /// What a worker holds of the policy is read anew with the comparison, not only when its number changed.
-    ReadPolicyAnew,
-    /// A sink that is moved again goes on from the stream it was started on, not from the one it came from before.
+    /// What a worker holds of the policy is read again with the comparison, not only when its number changed.
+    ReadPolicyAgain,
+    /// A sink that is moved again continues from the stream it was started on, not from the one it came from before.
     MoveFromStarted,
     /// A cursor of a newer start of a sink is never replaced by that of an older one.
     NewerStart,
     /// Appends are counted as unknown before they are sent.
     CountBeforeSending,
-    /// Losses are counted with nothing in hand.
+    /// Losses are counted with nothing in flight.
     CountEmptyHanded,
-    /// What came back with Redis counts as settled for the most that was lost, until it is known not to be.
-    CountUnsettled,
+    /// What came back with Redis counts as applied for the most that was lost, until it is known not to be.
+    CountUnapplied,
     /// Serve notes its counts again, though they did not change, where Postgres has other ones.
     FlushAgain,
 }
@@ -66,7 +66,7 @@ pub const GUARDS: [Guard; 26] = [
     Guard::FenceOnAck,
     Guard::RaiseEpoch,
     Guard::Token,
-    Guard::ClaimAnew,
+    Guard::ReclaimAgain,
     Guard::PolicyVersion,
     Guard::CompareInAppend,
     Guard::AckAfterCommit,
@@ -76,20 +76,20 @@ pub const GUARDS: [Guard; 26] = [
     Guard::Mark,
     Guard::CompareCursors,
     Guard::BelowMark,
-    Guard::CompareAnew,
-    Guard::EmptyLanes,
+    Guard::CompareAgain,
+    Guard::EmptyPublishers,
     Guard::RestoreMark,
     Guard::NoticeRedisBack,
-    Guard::ReadPolicyAnew,
+    Guard::ReadPolicyAgain,
     Guard::MoveFromStarted,
     Guard::NewerStart,
     Guard::CountBeforeSending,
     Guard::CountEmptyHanded,
-    Guard::CountUnsettled,
+    Guard::CountUnapplied,
     Guard::FlushAgain,
 ];
 
-/// Which guards are in force.
+/// Which guards are active.
 #[derive(Debug, Clone, Copy)]
 pub struct Guards(u32);
 
@@ -103,7 +103,7 @@ impl Guards {
         Self(self.0 & !(1 << guard as u32))
     }
 
-    /// Whether one is in force.
+    /// Whether one is active.
     #[must_use]
     pub const fn has(self, guard: Guard) -> bool {
         self.0 & (1 << guard as u32) != 0
@@ -115,7 +115,7 @@ impl Guards {
 pub struct Faults {
     /// A worker dies and starts again: its memory is gone.
     pub crash: u8,
-    /// A lease runs out while its owner goes on, or is paused: it learns of it only by what it does next.
+    /// A lease runs out while its owner continues, or is paused: it learns of it only by what it does next.
     pub expire: u8,
     /// Redis comes back without its last writes.
     pub redis_back: u8,
@@ -186,7 +186,7 @@ pub struct Config {
     pub split: bool,
     /// Whether losses are counted.
     pub count: bool,
-    /// Whether Redis can go back in parts: the records streams alone, or the sinks' streams alone, as nodes of a
+    /// Whether Redis can are rewound in parts: the records streams alone, or the sinks' streams alone, as nodes of a
     /// cluster do.
     pub parts: bool,
     /// Faults.

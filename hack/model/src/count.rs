@@ -1,6 +1,6 @@
 //! How losses are found: by the owner, between two batches, in three steps whose order matters.
 //!
-//! First what was acknowledged and what is settled, then what is present, then what was appended by then: so nothing
+//! First what was acknowledged and what is applied, then what is present, then what was appended by then: so nothing
 //! that moves on in between is missing in the least, or counted twice in the most.
 
 use crate::{
@@ -15,43 +15,43 @@ impl Protocol {
     pub(crate) fn count(&self, state: &mut State, worker: u8, shard: u8) -> bool {
         let shard = usize::from(shard);
         let row = &state.postgres.shards[shard];
-        let (acknowledged, settled) = (row.appends.0, row.settled());
+        let (acknowledged, applied) = (row.appends.0, row.applied());
         let present = state.redis.inputs[shard].entries.len() as u8;
-        let least = acknowledged.saturating_sub(settled + present);
+        let least = acknowledged.saturating_sub(applied + present);
         let Some(own) = &state.workers[usize::from(worker)].owns[shard] else { return false };
-        let most = self.most(state, shard, settled + self.surely_unsettled(own, present));
+        let most = self.most(state, shard, applied + self.surely_unapplied(own, present));
         let report = (row.lost.0.max(least), most);
         if row.lost == report {
             return false;
         }
         if !self.has(Guard::CountEmptyHanded) {
-            // As anybody would who does not know what the owner has in hand.
+            // As anybody would who does not know what the owner has in flight.
             state.postgres.shards[shard].lost = report;
             return true;
         }
-        let stage = Stage::Count(acknowledged, settled);
+        let stage = Stage::Count(acknowledged, applied);
         state.workers[usize::from(worker)].owns[shard] = Some(Own { stage, ..own.clone() });
         true
     }
 
     /// Whether the most would hold if an owner counted now, at once.
     pub(crate) fn most_holds(&self, state: &State) -> bool {
-        let boot = state.observer.went_back.1;
+        let boot = state.observer.rewound.1;
         state.workers.iter().filter_map(|worker| worker.owns[0].as_ref()).all(|own| {
             let (row, input) = (&state.postgres.shards[0], &state.redis.inputs[0]);
             let counts = self.config.count && own.stage == Stage::Read && own.boot == boot;
-            if !counts || row.fence != own.fence || input.fence != own.fence || self.went_back(input, own) {
+            if !counts || row.fence != own.fence || input.fence != own.fence || self.rewound(input, own) {
                 return true;
             }
-            let accounted = row.settled() + self.surely_unsettled(own, input.entries.len() as u8);
+            let accounted = row.applied() + self.surely_unapplied(own, input.entries.len() as u8);
             lost(state, true) <= self.most(state, 0, accounted)
         })
     }
 
-    /// Entries in the stream that no commit has settled, as far as the owner can know: after a Redis that went back the
-    /// first ones may be settled ones.
-    fn surely_unsettled(&self, own: &Own, present: u8) -> u8 {
-        if own.caught_up || !self.has(Guard::CountUnsettled) { present } else { 0 }
+    /// Entries in the stream that no commit has applied, as far as the owner can know: after a Redis that was rewound the
+    /// first ones may be applied ones.
+    fn surely_unapplied(&self, own: &Own, present: u8) -> u8 {
+        if own.caught_up || !self.has(Guard::CountUnapplied) { present } else { 0 }
     }
 
     /// By what serve notes behind the look: everything that was sent by then.
@@ -67,16 +67,16 @@ impl Protocol {
         shard: usize,
         own: &mut Own,
         acknowledged: u8,
-        settled: u8,
+        applied: u8,
     ) -> Option<bool> {
         let input = &state.redis.inputs[shard];
-        if !self.same(input.fence, own.fence) || self.went_back(input, own) {
+        if !self.same(input.fence, own.fence) || self.rewound(input, own) {
             own.stage = Stage::Prepare;
             return Some(true);
         }
         let present = input.entries.len() as u8;
-        let accounted = settled + self.surely_unsettled(own, present);
-        own.stage = Stage::Report(acknowledged.saturating_sub(settled + present), accounted);
+        let accounted = applied + self.surely_unapplied(own, present);
+        own.stage = Stage::Report(acknowledged.saturating_sub(applied + present), accounted);
         state.observer.lost_at_look = lost(state, true);
         Some(true)
     }
@@ -93,7 +93,7 @@ impl Protocol {
         if !self.is_owner(state, shard, own.fence) {
             return None;
         }
-        if own.boot != state.observer.went_back.1 {
+        if own.boot != state.observer.rewound.1 {
             own.stage = Stage::Prepare;
             return Some(true);
         }

@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl Protocol {
-    /// A worker starts anew: its memory is gone, and its leases run out.
+    /// A worker starts again: its memory is gone, and its leases run out.
     pub(crate) fn crash(&self, state: &mut State, worker: u8) -> bool {
         let newest = newest(state);
         let moving = self.config.faults.retarget + self.config.faults.start > 0;
@@ -23,7 +23,7 @@ impl Protocol {
         true
     }
 
-    /// The owner is slow, or paused: it goes on as if nothing had happened, now or any time later.
+    /// The owner is slow, or paused: it continues as if nothing had happened, now or any time later.
     pub(crate) fn expire(&self, state: &mut State, shard: u8) -> bool {
         let row = &mut state.postgres.shards[usize::from(shard)];
         !std::mem::replace(&mut row.free, true)
@@ -35,7 +35,7 @@ impl Protocol {
         true
     }
 
-    /// Stream, group, fence and mark of a shard go back together, and so do a sink's stream and cursor.
+    /// Stream, group, fence and mark of a shard are rewound together, and so do a sink's stream and cursor.
     pub(crate) fn redis_back(&self, state: &mut State, part: u8) -> bool {
         let Some(then) = state.synced.take().map(Arc::unwrap_or_clone) else { return false };
         if part != 2 {
@@ -44,7 +44,7 @@ impl Protocol {
         if part != 1 {
             state.redis.outs = then.outs;
         }
-        state.observer.went_back.0 += 1;
+        state.observer.rewound.0 += 1;
         let unmended = std::mem::take(&mut state.observer.synced_wounded);
         wound(state, unmended);
         true
@@ -55,7 +55,7 @@ impl Protocol {
         true
     }
 
-    /// Open transactions are gone; whoever had one tries again, with the same batch in hand.
+    /// Open transactions are gone; whoever had one tries again, with the same batch in flight.
     pub(crate) fn postgres_back(&self, state: &mut State) -> bool {
         let Some(then) = state.backup.take().map(Arc::unwrap_or_clone) else { return false };
         state.postgres = then;
@@ -64,14 +64,14 @@ impl Protocol {
                 own.stage = Stage::Commit(hand.clone(), *next);
             }
         }
-        state.observer.went_back.1 += 1;
+        state.observer.rewound.1 += 1;
         state.observer.synced_wounded = state.synced.is_some();
         wound(state, false);
         true
     }
 }
 
-/// One server that goes back is mended from what the other remembers. Where the other goes back, too, before an owner
+/// One server that is rewound is mended from what the other remembers. Where the other is rewound, too, before an owner
 /// could do that, or Redis to what it was before that, nobody may remember what a reader has seen, or somebody may hold
 /// what nobody remembers: there the protocol's promise about ids ends.
 fn wound(state: &mut State, unmended: bool) {
@@ -82,7 +82,7 @@ fn wound(state: &mut State, unmended: bool) {
     let forgotten = |notice: &Notice| Some(notice.seq) > remembered(usize::from(notice.shard));
     let held = |worker: &Worker| worker.owns.iter().any(Option::is_some);
     let observer = &state.observer;
-    let both = observer.went_back.0 > 0 && observer.went_back.1 > 0;
+    let both = observer.rewound.0 > 0 && observer.rewound.1 > 0;
     let unmended = unmended || observer.wounded.contains(&true);
     let blind = both && unmended && (observer.seen.iter().any(forgotten) || state.workers.iter().any(held));
     state.observer.blind |= blind;

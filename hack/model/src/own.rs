@@ -47,7 +47,7 @@ impl Protocol {
         row.fence = Fence { epoch: row.fence.epoch + 1, token: 100 };
         row.free = false;
         let fence = row.fence;
-        let lanes = vec![None; state.workers[worker].active.len()];
+        let publishers = vec![None; state.workers[worker].active.len()];
         state.workers[worker].owns[shard] = Some(Own {
             fence,
             boot: 0,
@@ -55,8 +55,8 @@ impl Protocol {
             marks: None,
             caught_up: false,
             stage: Stage::Prepare,
-            feed: Vec::new(),
-            lanes,
+            recent: Vec::new(),
+            publishers,
         });
         true
     }
@@ -82,10 +82,10 @@ impl Protocol {
             Stage::Commit(hand, next) => self.commit(state, worker, shard, &mut own, hand, next),
             Stage::Write(hand, next, decisions) => self.write(state, worker, shard, &mut own, &hand, next, &decisions),
             Stage::Ack(hand, next) => self.ack(state, shard, &mut own, &hand, next),
-            Stage::Count(acknowledged, settled) => self.look(state, shard, &mut own, acknowledged, settled),
-            Stage::Report(least, settled) => self.report(state, shard, &mut own, least, settled),
+            Stage::Count(acknowledged, applied) => self.look(state, shard, &mut own, acknowledged, applied),
+            Stage::Report(least, applied) => self.report(state, shard, &mut own, least, applied),
         };
-        // None: the shard is another's; it is dropped, with its lanes.
+        // None: the shard is another's; it is dropped, with its publishers.
         if done.is_some() {
             state.workers[worker].owns[shard] = Some(own);
         }
@@ -93,7 +93,7 @@ impl Protocol {
     }
 
     /// As [`Self::work`], but there is no answer, whether it took effect or not: a commit is tried again with the same
-    /// batch in hand; after anything else, pending entries tell what is not settled.
+    /// batch in flight; after anything else, pending entries tell what is not applied.
     pub(crate) fn work_unanswered(&self, state: &mut State, worker: u8, shard: u8, effect: bool) -> bool {
         let at = (usize::from(worker), usize::from(shard));
         let Some(before) = state.workers[at.0].owns[at.1].clone() else { return false };
@@ -138,12 +138,12 @@ impl Protocol {
             return self.higher(own, above);
         }
         let marks = if self.has(Guard::Mark) { input.marks } else { [0; 2] };
-        // A log that never goes back is never behind a cursor.
+        // A log that never is rewound is never behind a cursor.
         let backwards = self.config.faults.postgres_back > 0;
         own.stage = if backwards { Stage::Cursors(marks) } else { Stage::Compare(marks, 0) };
-        if self.has(Guard::EmptyLanes) {
-            own.feed.clear();
-            own.lanes.fill(None);
+        if self.has(Guard::EmptyPublishers) {
+            own.recent.clear();
+            own.publishers.fill(None);
         }
         Some(true)
     }
@@ -184,29 +184,29 @@ impl Protocol {
             row.top = top;
         }
         own.numbers = row.numbers();
-        own.boot = state.observer.went_back.1;
+        own.boot = state.observer.rewound.1;
         own.marks = Some(marks);
         own.caught_up = false;
         own.stage = if self.has(Guard::PendingFirst) { Stage::Claim(0) } else { Stage::Read };
-        if self.has(Guard::ReadPolicyAnew) && state.workers[worker].policy.boot != own.boot {
+        if self.has(Guard::ReadPolicyAgain) && state.workers[worker].policy.boot != own.boot {
             state.workers[worker].policy = newest(state);
         }
         Some(true)
     }
 
-    /// Pending entries, whoever they were delivered to. When there are none any more, all that is committed is settled
+    /// Pending entries, whoever they were delivered to. When there are none any more, all that is committed is applied
     /// in Redis, too, and the mark is set again where Redis lost it.
     fn claim(&self, state: &mut State, shard: usize, own: &mut Own, above: u8) -> Option<bool> {
         let input = &mut state.redis.inputs[shard];
         match self.show(input, own.fence) {
             Shown::Higher(above) => return self.higher(own, above),
-            Shown::Raised if above > 0 && self.has(Guard::ClaimAnew) => {
+            Shown::Raised if above > 0 && self.has(Guard::ReclaimAgain) => {
                 own.stage = Stage::Prepare;
                 return Some(true);
             }
             Shown::Raised | Shown::Mine => {}
         }
-        if self.went_back(input, own) {
+        if self.rewound(input, own) {
             own.stage = Stage::Prepare;
             return Some(true);
         }
@@ -232,7 +232,7 @@ impl Protocol {
     pub(crate) fn has_something_to_read(&self, state: &State, shard: usize, own: &Own) -> bool {
         let input = &state.redis.inputs[shard];
         let pending = !self.has(Guard::PendingFirst) && !input.pending.is_empty();
-        input.fence != own.fence || pending || self.went_back(input, own) || input.last > input.delivered
+        input.fence != own.fence || pending || self.rewound(input, own) || input.last > input.delivered
     }
 
     fn read(&self, state: &mut State, shard: usize, own: &mut Own) -> Option<bool> {
@@ -240,7 +240,7 @@ impl Protocol {
         if self.has(Guard::FenceOnRead) {
             match self.show(input, own.fence) {
                 Shown::Mine => {}
-                Shown::Raised if !self.has(Guard::ClaimAnew) => return Some(true),
+                Shown::Raised if !self.has(Guard::ReclaimAgain) => return Some(true),
                 Shown::Raised => {
                     own.stage = Stage::Prepare;
                     return Some(true);
@@ -248,7 +248,7 @@ impl Protocol {
                 Shown::Higher(above) => return self.higher(own, above),
             }
         }
-        if self.went_back(input, own) {
+        if self.rewound(input, own) {
             own.stage = Stage::Prepare;
             return Some(true);
         }
@@ -279,7 +279,7 @@ impl Protocol {
                 Shown::Higher(above) => return self.higher(own, above),
             }
         }
-        if self.went_back(input, own) {
+        if self.rewound(input, own) {
             own.stage = Stage::Prepare;
             return Some(true);
         }
@@ -309,8 +309,8 @@ impl Protocol {
         Some(true)
     }
 
-    /// Whether Redis has forgotten an ack of this owner.
-    pub(crate) fn went_back(&self, input: &Input, own: &Own) -> bool {
+    /// Whether Redis has lost an ack of this owner.
+    pub(crate) fn rewound(&self, input: &Input, own: &Own) -> bool {
         let lower = |known: [u8; 2]| input.marks.iter().zip(known).any(|(mark, known)| *mark < known);
         self.has(Guard::NoticeRedisBack) && own.marks.is_some_and(lower)
     }
@@ -321,7 +321,7 @@ impl Protocol {
             *mark = number.max(*mark);
         }
         own.marks = Some(input.marks);
-        let whole = input.marks[0] >= state.postgres.shards[shard].top && own.boot == state.observer.went_back.1;
+        let whole = input.marks[0] >= state.postgres.shards[shard].top && own.boot == state.observer.rewound.1;
         if whole && self.is_owner(state, shard, own.fence) {
             state.observer.wounded[shard] = false;
         }
@@ -337,6 +337,6 @@ pub(crate) fn is_locked(state: &State, shard: usize) -> bool {
 /// The newest policy in Postgres.
 pub(crate) fn newest(state: &State) -> Policy {
     let policies = &state.postgres.policies;
-    let boot = state.observer.went_back.1;
+    let boot = state.observer.rewound.1;
     Policy { version: policies.len() as u8, threshold: policies.last().copied().unwrap_or_default(), boot }
 }

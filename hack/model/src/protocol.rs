@@ -32,31 +32,31 @@ pub enum Action {
     Drop(u8, u8),
     /// A worker reads the newest policy.
     Follow(u8),
-    /// A lane looks where the cursor stands, and what comes behind it.
+    /// A publisher looks where the cursor stands, and what comes behind it.
     Fetch(u8, u8, u8),
-    /// A lane appends what it fetched.
+    /// A publisher appends what it fetched.
     Publish(u8, u8, u8),
-    /// A worker looks at the sinks, or goes on with the start of one.
+    /// A worker looks at the sinks, or continues with the start of one.
     Keep(u8),
     /// Fault: a request's outcome is unknown; it took effect (true) or not.
     Unknown(u8, bool),
     /// Fault: a client repeats what was answered.
     Repeat(u8),
-    /// Fault: a worker starts anew.
+    /// Fault: a worker starts again.
     Crash(u8),
     /// Fault: a shard's lease runs out.
     Expire(u8),
     /// Fault: as `Work`, but the owner does not get an answer; it took effect (true) or not.
     WorkUnanswered(u8, u8, bool),
-    /// Fault: as `Publish`, but the lane does not get the answer.
+    /// Fault: as `Publish`, but the publisher does not get the answer.
     PublishUnanswered(u8, u8, u8),
     /// From here on Redis may lose what comes.
     Sync,
     /// Fault: Redis lost what came since: all of it (0), that of the records streams (1), or of the sinks' streams (2).
     RedisBack(u8),
-    /// To here Postgres may go back.
+    /// To here Postgres may are rewound.
     Backup,
-    /// Fault: Postgres went back.
+    /// Fault: Postgres was rewound.
     PostgresBack,
     /// A policy is registered.
     Register,
@@ -162,8 +162,8 @@ impl Protocol {
                 if self.config.count && between {
                     actions.push(Action::Count(worker, shard));
                 }
-                for (sink, lane) in (0..).zip(&own.lanes) {
-                    if lane.is_some() {
+                for (sink, publisher) in (0..).zip(&own.publishers) {
+                    if publisher.is_some() {
                         actions.push(Action::Publish(worker, shard, sink));
                     } else if self.next_notice(state, it, shard, sink).is_some() {
                         actions.push(Action::Fetch(worker, shard, sink));
@@ -196,7 +196,7 @@ impl Protocol {
             for (shard, own) in (0..).zip(&it.owns) {
                 let Some(own) = own.as_ref().filter(|_| left.answer_lost > 0) else { continue };
                 actions.extend([true, false].map(|effect| Action::WorkUnanswered(worker, shard, effect)));
-                for (sink, _) in (0..).zip(&own.lanes).filter(|(_, lane)| lane.is_some()) {
+                for (sink, _) in (0..).zip(&own.publishers).filter(|(_, publisher)| publisher.is_some()) {
                     actions.push(Action::PublishUnanswered(worker, shard, sink));
                 }
             }

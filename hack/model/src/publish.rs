@@ -1,4 +1,4 @@
-//! Lanes: fetch what comes behind the cursor, append it.
+//! Publishers: fetch what comes behind the cursor, append it.
 
 use crate::{
     config::Guard,
@@ -11,7 +11,7 @@ impl Protocol {
     /// may be held for long before it is appended.
     pub(crate) fn fetch(&self, state: &mut State, worker: u8, shard: u8, sink: u8) -> bool {
         let next = self.next_notice(state, &state.workers[usize::from(worker)], shard, sink);
-        self.lane(state, worker, shard, sink, next);
+        self.publisher(state, worker, shard, sink, next);
         next.is_some()
     }
 
@@ -23,8 +23,8 @@ impl Protocol {
         let at = cursor.at[usize::from(shard)];
         let below = |row: &&Row| row.seq > at && (row.seq <= mark[0] || !self.has(Guard::BelowMark));
         let log = &state.postgres.shards[usize::from(shard)].log;
-        let from_memory = own.feed.first().is_some_and(|first| first.seq <= at + 1);
-        let row = if from_memory { own.feed.iter().find(below) } else { log.iter().find(below) };
+        let from_memory = own.recent.first().is_some_and(|first| first.seq <= at + 1);
+        let row = if from_memory { own.recent.iter().find(below) } else { log.iter().find(below) };
         row.map(|row| {
             (at, Notice { shard, seq: row.seq, record: row.entry.record, alert: row.alert, before: row.before })
         })
@@ -34,10 +34,10 @@ impl Protocol {
     pub(crate) fn publish(&self, state: &mut State, worker: u8, shard: u8, sink: u8, answered: bool) -> bool {
         let it = &state.workers[usize::from(worker)];
         let own: Option<&Own> = it.owns[usize::from(shard)].as_ref();
-        let Some((at, notice)) = own.and_then(|own| own.lanes[usize::from(sink)]) else { return false };
+        let Some((at, notice)) = own.and_then(|own| own.publishers[usize::from(sink)]) else { return false };
         let target = it.active[usize::from(sink)];
         if answered {
-            self.lane(state, worker, shard, sink, None);
+            self.publisher(state, worker, shard, sink, None);
         }
         let compare = self.has(Guard::CompareInAppend);
         let stands =
@@ -54,9 +54,9 @@ impl Protocol {
         true
     }
 
-    fn lane(&self, state: &mut State, worker: u8, shard: u8, sink: u8, holds: Option<(u8, Notice)>) {
+    fn publisher(&self, state: &mut State, worker: u8, shard: u8, sink: u8, holds: Option<(u8, Notice)>) {
         if let Some(own) = &mut state.workers[usize::from(worker)].owns[usize::from(shard)] {
-            own.lanes[usize::from(sink)] = holds;
+            own.publishers[usize::from(sink)] = holds;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What stands in the two servers. Postgres goes back as a whole; Redis as a whole, or in parts.
+//! What stands in the two servers. Postgres is rewound as a whole; Redis as a whole, or in parts.
 
 /// What an owner shows. Tokens are random: a new one equals no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -12,7 +12,7 @@ pub struct Fence {
 /// An entry of a records stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Entry {
-    /// Its stream id: may come again after a Redis that went back.
+    /// Its stream id: may come again after a Redis that was rewound.
     pub sid: u8,
     /// Which append it was, of all times. Known to the observer only; no step may look at it.
     pub uid: u8,
@@ -72,7 +72,7 @@ pub struct Shard {
 impl Shard {
     /// How many entries have an outcome.
     #[must_use]
-    pub fn settled(&self) -> u8 {
+    pub fn applied(&self) -> u8 {
         (self.log.len() + self.noted.len()) as u8
     }
 
@@ -100,7 +100,7 @@ pub struct SinkRow {
     pub after: Vec<u8>,
 }
 
-/// Postgres: goes back as a whole.
+/// Postgres: is rewound as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Postgres {
     /// The shards.
@@ -150,7 +150,7 @@ pub struct Cursor {
     pub sink: u8,
     /// Of which start.
     pub start: u8,
-    /// No lane moves it any more.
+    /// No publisher moves it any more.
     pub retired: bool,
     /// Where each shard stands.
     pub at: Vec<u8>,

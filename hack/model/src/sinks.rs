@@ -19,11 +19,11 @@ impl Protocol {
         true
     }
 
-    /// Without [`Guard::ReadPolicyAnew`] the number alone tells whether there is another one.
+    /// Without [`Guard::ReadPolicyAgain`] the number alone tells whether there is another one.
     pub(crate) fn follow(&self, state: &mut State, worker: u8) -> bool {
         let newest = newest(state);
         let policy = &mut state.workers[usize::from(worker)].policy;
-        let other = policy.version != newest.version || (self.has(Guard::ReadPolicyAnew) && *policy != newest);
+        let other = policy.version != newest.version || (self.has(Guard::ReadPolicyAgain) && *policy != newest);
         if other {
             *policy = newest;
         }
@@ -34,12 +34,12 @@ impl Protocol {
         state.observer.starts += 1;
         let start = state.observer.starts;
         let row = &mut state.postgres.sinks[0];
-        // One that was not started goes on from where it came, if it came from anywhere.
+        // One that was not started continues from where it came, if it came from anywhere.
         let here = Some((row.out, row.start));
         let old =
             if self.has(Guard::MoveFromStarted) { if row.started { here } else { row.old } } else { row.old.or(here) };
         let out = if row.out == OUTS[0] { OUTS[1] } else { OUTS[0] };
-        // No lane has moved a start that was never started: where it begins still holds.
+        // No publisher has moved a start that was never started: where it begins still holds.
         let placed = row.placed && !row.started;
         *row = SinkRow { out, start, started: false, old, placed, after: row.after.clone() };
         true
@@ -68,7 +68,7 @@ impl Protocol {
                 let count = state.postgres.sinks.len();
                 state.workers[worker].active.resize(count, None);
                 for own in state.workers[worker].owns.iter_mut().flatten() {
-                    own.lanes.resize(count, None);
+                    own.publishers.resize(count, None);
                 }
                 for (sink, row) in (0..).zip(state.postgres.sinks.clone()) {
                     let target = (row.started && row.old.is_none()).then_some((row.out, row.start));
@@ -80,7 +80,7 @@ impl Protocol {
                         (false, Some((out, start))) if self.is_retired_or_there(state, *out, *start) => {
                             PlanStep::Retire
                         }
-                        // The old cursor is gone: halted, until someone says where to go on.
+                        // The old cursor is gone: halted, until someone says where to continue.
                         (false, _) => continue,
                     };
                     state.workers[worker].plan = Some(Plan { sink, row, step });
@@ -95,17 +95,17 @@ impl Protocol {
         state.redis.outs[usize::from(out)].cursor.as_ref().is_some_and(|cursor| cursor.start == start)
     }
 
-    /// The lanes of another start, or of another stream, are ended.
+    /// The publishers of another start, or of another stream, are ended.
     fn activate(&self, state: &mut State, worker: usize, sink: u8, target: Option<(u8, u8)>) {
         let it = &mut state.workers[worker];
         let sink = usize::from(sink);
         if it.active[sink] != target {
             it.active[sink] = target;
-            it.owns.iter_mut().flatten().for_each(|own| own.lanes[sink] = None);
+            it.owns.iter_mut().flatten().for_each(|own| own.publishers[sink] = None);
         }
     }
 
-    /// Answers the next step; none when all is done, or has to be looked at anew.
+    /// Answers the next step; none when all is done, or has to be looked at again.
     fn carry_on(&self, state: &mut State, plan: &Plan) -> Option<PlanStep> {
         let Plan { sink, row, step } = plan;
         let now = state.postgres.sinks.get_mut(usize::from(*sink)).filter(|now| now.start == row.start);

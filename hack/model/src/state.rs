@@ -20,19 +20,19 @@ pub enum Stage {
     Claim(u8),
     /// Read new entries.
     Read,
-    /// Decide and commit what is in hand; then go on so.
+    /// Decide and commit what is in flight; then continue so.
     Commit(Vec<Entry>, Next),
     /// Write what was decided: the transaction is open, the shard's row locked.
     Write(Vec<Entry>, Next, Vec<Decision>),
-    /// Acknowledge what is in hand.
+    /// Acknowledge what is in flight.
     Ack(Vec<Entry>, Next),
-    /// Look at the stream: so many were acknowledged, so many settled.
+    /// Look at the stream: so many were acknowledged, so many applied.
     Count(u8, u8),
     /// Report a loss: at least so many; at most what was appended less so many.
     Report(u8, u8),
 }
 
-/// Where an owner goes on behind a batch.
+/// Where an owner continues behind a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Next {
     /// With pending entries above this id.
@@ -50,7 +50,7 @@ pub enum Decision {
     Duplicate,
     /// Its id is taken by other content.
     Conflict,
-    /// Was settled before.
+    /// Was applied before.
     Redelivered,
 }
 
@@ -63,16 +63,16 @@ pub struct Own {
     pub boot: u8,
     /// The shard's highest numbers as it last saw them.
     pub numbers: [u8; 2],
-    /// The mark as it last saw it: its lanes publish up to there. None before the first comparison.
+    /// The mark as it last saw it: its publishers publish up to there. None before the first comparison.
     pub marks: Option<[u8; 2]>,
-    /// The last entry that it settled was new: what is behind it in the stream is not settled either.
+    /// The last entry that it applied was new: what is behind it in the stream is not applied either.
     pub caught_up: bool,
     /// What it does next.
     pub stage: Stage,
     /// Committed rows in memory.
-    pub feed: Vec<Row>,
-    /// By sink: what its lane is about to append, and where it found the cursor.
-    pub lanes: Vec<Option<(u8, Notice)>>,
+    pub recent: Vec<Row>,
+    /// By sink: what its publisher is about to append, and where it found the cursor.
+    pub publishers: Vec<Option<(u8, Notice)>>,
 }
 
 /// What a worker does about a sink: the row as it read it, and how far it is.
@@ -121,7 +121,7 @@ pub struct Worker {
     pub policy: Policy,
     /// By shard.
     pub owns: Vec<Option<Own>>,
-    /// By sink: stream and start that its lanes append to.
+    /// By sink: stream and start that its publishers append to.
     pub active: Vec<Option<(u8, u8)>>,
     /// What it does about a sink.
     pub plan: Option<Plan>,
@@ -154,12 +154,12 @@ pub struct Observer {
     pub appended: u8,
     /// Those that were answered with 202.
     pub acknowledged: u16,
-    /// Those that a commit settled, in whatever Postgres.
+    /// Those that a commit applied, in whatever Postgres.
     pub decided: u16,
     /// Every notification that a reader ever saw.
     pub seen: Vec<Notice>,
-    /// How often Redis and Postgres went back.
-    pub went_back: (u8, u8),
+    /// How often Redis and Postgres was rewound.
+    pub rewound: (u8, u8),
     /// Policies registered, in whatever Postgres.
     pub policies: u8,
     /// Starts of sinks, in whatever Postgres.
@@ -170,13 +170,13 @@ pub struct Observer {
     pub lost_at_look: u8,
     /// A report's most was less than that.
     pub most_too_low: bool,
-    /// What Redis may go back to is from before an owner had compared.
+    /// What Redis may are rewound to is from before an owner had compared.
     pub synced_wounded: bool,
-    /// By shard: a server went back, and no owner has compared and set the mark since.
+    /// By shard: a server was rewound, and no owner has compared and set the mark since.
     pub wounded: Vec<bool>,
-    /// Both servers went back before an owner could compare, and no server remembers what was seen, or will be.
+    /// Both servers was rewound before an owner could compare, and no server remembers what was seen, or will be.
     pub blind: bool,
-    /// An entry was acknowledged that no commit had settled.
+    /// An entry was acknowledged that no commit had applied.
     pub acked_uncommitted: bool,
 }
 
@@ -187,9 +187,9 @@ pub struct State {
     pub postgres: Postgres,
     /// Redis.
     pub redis: Redis,
-    /// What Postgres may go back to.
+    /// What Postgres may are rewound to.
     pub backup: Option<Arc<Postgres>>,
-    /// What Redis may go back to.
+    /// What Redis may are rewound to.
     pub synced: Option<Arc<Redis>>,
     /// The workers, sorted: which is which has no part in it.
     pub workers: Vec<Worker>,

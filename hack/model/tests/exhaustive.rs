@@ -1,4 +1,4 @@
-//! With all guards nothing is violated, in any state that can be reached; and no run goes on for ever.
+//! With all guards nothing is violated, in any state that can be reached; and no run continues for ever.
 
 mod common;
 
@@ -23,14 +23,14 @@ fn two_workers_and_every_two_faults_together() {
     holds("2 workers, 1 shard, 2 records, every two faults", Config::new(2, 2).faults(faults));
 }
 
-/// But a Redis that goes back amid it: see where the protocol ends.
+/// But a Redis that is rewound during it: see where the protocol ends.
 #[test]
-fn sinks_are_started_and_moved_amid_faults() {
+fn sinks_are_started_and_moved_during_faults() {
     let rest = Faults { unknown: 0, repeat: 0, answer_lost: 0, ..Faults::any(2) };
     holds("2 workers, 1 shard, 1 record, sinks", Config::new(2, 1).faults(Faults { redis_back: 0, ..rest }));
 }
 
-/// Redis goes back after Postgres or before it; in parts, as nodes of a cluster do.
+/// Redis is rewound after Postgres or before it; in parts, as nodes of a cluster do.
 #[test]
 fn both_servers_go_back() {
     let faults = Faults { redis_back: 1, postgres_back: 1, ..Faults::default() };
@@ -67,7 +67,7 @@ fn batches_of_two() {
 
 /// Else what has to come about in the end could be put off for ever, and its check would miss that.
 #[test]
-fn no_run_goes_on_for_ever() {
+fn no_run_continues_for_ever() {
     let faults = Faults { start: 0, retarget: 0, ..Faults::any(1) };
     for config in [Config::new(2, 1).faults(faults), Config { count: true, ..Config::new(1, 1).faults(faults) }] {
         let protocol = Protocol::new(config);

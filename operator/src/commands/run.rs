@@ -91,7 +91,7 @@ async fn signalled() -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     future::select(Box::pin(term.recv()), Box::pin(int.recv())).await;
-    tracing::info!("run.process.stopping");
+    tracing::info!(event = "operator.process.stopping", "the operator stops");
     Ok(())
 }
 
@@ -100,7 +100,12 @@ async fn operate(args: Args, ready: Arc<AtomicBool>, stop: CancellationToken) ->
     config.read_timeout = Some(Duration::from_secs(300));
     let client = Client::try_from(config)?;
     let version = reached(&client).await;
-    tracing::info!(version, release = args.settings.claim(), "run.api_server.reached");
+    tracing::info!(
+        event = "operator.api_server.connected",
+        version,
+        release = args.settings.claim(),
+        "connected to the API server"
+    );
     ready.store(true, Ordering::Release);
 
     let identity = args.identity.clone().unwrap_or_else(|| format!("millrace-operator-{}", std::process::id()));
@@ -129,7 +134,7 @@ async fn operate(args: Args, ready: Arc<AtomicBool>, stop: CancellationToken) ->
         _ = future::join_all(controllers) => if stop.is_cancelled() { Ok(()) } else { Err(anyhow!("a controller ended")) },
         () = metrics::count(Arc::clone(&context)) => Ok(()),
         () = routes_known(&context), if !gateway_api => {
-            tracing::info!("run.gateway_api.came");
+            tracing::info!(event = "operator.gateway_api.installed", "the Gateway API is installed now; the operator restarts to use it");
             Ok(())
         }
     };
@@ -143,7 +148,9 @@ async fn reached(client: &Client) -> String {
     loop {
         match client.apiserver_version().await {
             Ok(version) => return version.git_version,
-            Err(error) => tracing::warn!(error = %error, "run.api_server.waited_for"),
+            Err(error) => {
+                tracing::warn!(event = "operator.api_server.unavailable", error = %error, "the API server is unavailable; the operator retries")
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(5));
@@ -168,7 +175,9 @@ async fn knows_routes(client: &Client) -> bool {
             // Not `is_not_found`: what the API server does not know at all it answers in plain text.
             Err(kube::Error::Api(status)) if status.code == 404 => return false,
             // Routes would never be removed: it has to be known.
-            Err(error) => tracing::warn!(error = %error, "run.api_server.waited_for"),
+            Err(error) => {
+                tracing::warn!(event = "operator.api_server.unavailable", error = %error, "the API server is unavailable; the operator retries")
+            }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

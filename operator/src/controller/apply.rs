@@ -83,7 +83,7 @@ pub(crate) async fn apply(
             .map(|found| found.metadata),
     };
     if let Some(meta) = &there {
-        foreign(child, meta, owner)?;
+        external(child, meta, owner)?;
     }
     if there.is_some() {
         hand_over_replicas(context, &api, child).await?;
@@ -108,7 +108,7 @@ pub(crate) async fn apply(
     let applied = applied.map_err(|error| told(child.kind, &child.name, error))?;
     let version = applied.metadata.resource_version.unwrap_or_default();
     if there.and_then(|meta| meta.resource_version).as_ref() != Some(&version) {
-        tracing::info!(namespace = owner.namespace, kind = ?child.kind, name = child.name, "apply.child.written");
+        tracing::info!(event = "apply.child.written", namespace = owner.namespace, kind = ?child.kind, name = child.name, "wrote an object of a pipeline");
         metrics::counter!(crate::metrics::WRITES, "kind" => format!("{:?}", child.kind)).increment(1);
     }
     memory.applied.insert(key, (hash, version));
@@ -153,13 +153,13 @@ pub(crate) async fn create_job(context: &Context, owner: Owner<'_>, child: &Chil
     let parameters = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
     match api(context, child.kind, owner.namespace).create(&parameters, &object).await {
         Ok(_) => {
-            tracing::info!(namespace = owner.namespace, job = child.name, "apply.job.created");
+            tracing::info!(event = "apply.job.created", namespace = owner.namespace, job = child.name, "created a Job");
             metrics::counter!(crate::metrics::WRITES, "kind" => "Job").increment(1);
             Ok(())
         }
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
             match api(context, child.kind, owner.namespace).get_metadata_opt(&child.name).await? {
-                Some(found) => foreign(child, &found.metadata, owner),
+                Some(found) => external(child, &found.metadata, owner),
                 None => Ok(()),
             }
         }
@@ -170,7 +170,7 @@ pub(crate) async fn create_job(context: &Context, owner: Owner<'_>, child: &Chil
 /// Deletes a child, as long as it is the one that was seen.
 ///
 /// # Errors
-/// When the API server cannot be reached. One that is gone, or changed since, is no error: the watch brings it anew.
+/// When the API server cannot be reached. One that is gone, or changed since, is no error: the watch brings it again.
 pub(crate) async fn delete(
     context: &Context,
     owner: Owner<'_>,
@@ -189,7 +189,13 @@ pub(crate) async fn delete(
     };
     match api(context, kind, owner.namespace).delete(name, &parameters).await {
         Ok(_) => {
-            tracing::info!(namespace = owner.namespace, ?kind, name, "apply.child.deleted");
+            tracing::info!(
+                event = "apply.child.deleted",
+                namespace = owner.namespace,
+                ?kind,
+                name,
+                "deleted an object of a pipeline"
+            );
             metrics::counter!(crate::metrics::WRITES, "kind" => format!("{kind:?}")).increment(1);
             Ok(())
         }
@@ -211,7 +217,13 @@ pub(crate) async fn scale(context: &Context, owner: Owner<'_>, meta: &ObjectMeta
     });
     match api(context, Kind::Deployment, owner.namespace).patch(name, &merge(), &Patch::Merge(&patch)).await {
         Ok(_) => {
-            tracing::info!(namespace = owner.namespace, name, replicas, "apply.deployment.scaled");
+            tracing::info!(
+                event = "apply.deployment.scaled",
+                namespace = owner.namespace,
+                name,
+                replicas,
+                "scaled a Deployment"
+            );
             Ok(())
         }
         Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
@@ -220,14 +232,17 @@ pub(crate) async fn scale(context: &Context, owner: Owner<'_>, meta: &ObjectMeta
 }
 
 /// An object of the same name that is not this pipeline's.
-fn foreign(child: &Child, meta: &ObjectMeta, owner: Owner<'_>) -> Result<(), Error> {
+fn external(child: &Child, meta: &ObjectMeta, owner: Owner<'_>) -> Result<(), Error> {
     if is_owned(meta, owner.uid) && meta.deletion_timestamp.is_none() {
         return Ok(());
     }
     let (kind, name) = (child.kind, &child.name);
     let pipelines = meta.owner_references.iter().flatten().any(|of| of.kind == millrace_crds::KIND);
     let (reason, message) = if meta.deletion_timestamp.is_some() || pipelines {
-        ("OldObjects", format!("{kind:?} {name} of an earlier pipeline of this name is still being removed"))
+        (
+            "PreviousObjectsTerminating",
+            format!("{kind:?} {name} of an earlier pipeline of this name is still being removed"),
+        )
     } else {
         ("NameClash", format!("{kind:?} {name} is there and is not this pipeline's: delete or rename it"))
     };

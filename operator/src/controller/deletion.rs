@@ -78,7 +78,7 @@ pub(super) async fn step(object: &Guarded, scope: &Scope, memory: &mut Memory) -
     let going = match drain {
         Drain::Goes(how) | Drain::Drained(how) => Some(how),
         Drain::GivenUp(why) => {
-            let left = memory.facts.newest().and_then(|heard| heard.answer.counts);
+            let left = memory.facts.newest().and_then(|response| response.answer.counts);
             let left = left.map(|counts| counts.backlog).or(resource.status.as_ref().and_then(|status| status.backlog));
             if !why.is_empty() && !memory.given_up {
                 memory.given_up = true;
@@ -179,7 +179,8 @@ async fn drain(
     }
     let gone = *memory.serve_gone.get_or_insert_with(Instant::now);
     // Only what was counted after the last record was taken tells that none is left.
-    let counts = memory.facts.newest().filter(|heard| heard.gathered() > gone).and_then(|heard| heard.answer.counts);
+    let counts =
+        memory.facts.newest().filter(|response| response.gathered() > gone).and_then(|response| response.answer.counts);
     match counts {
         None => Ok(Drain::Goes("what is queued is being asked".to_owned())),
         Some(counts) if counts.backlog == 0 && counts.unpublished == 0 => {
@@ -205,7 +206,7 @@ async fn purge(
     let worked = resource.status.as_ref().and_then(|status| status.migrated.as_ref()).map(|by| by.image.clone());
     let wanted = || pipeline.spec.image.clone().unwrap_or_else(|| scope.context.tuning.default_image.clone());
     let image = worked.unwrap_or_else(wanted);
-    // Pods that go on would make the schema's rows anew.
+    // Pods that continue would make the schema's rows again.
     for role in [&seen.serve, &seen.work].into_iter().flatten() {
         if role.replicas > 0 && stays(&role.meta, &pipeline.uid) {
             apply::scale(&scope.context, owner, &role.meta, 0).await?;
@@ -259,7 +260,7 @@ async fn tell(
     since: Timestamp,
 ) -> Result<(), Error> {
     let stood = resource.status.clone().unwrap_or_default();
-    let counts = memory.facts.newest().and_then(|heard| heard.answer.counts);
+    let counts = memory.facts.newest().and_then(|response| response.answer.counts);
     let before = &memory.stood(&stood).conditions;
     let conditions = still::draining(before, pipeline.generation, progress, problems.first(), Timestamp::now());
     let next = RecordPipelineStatus {

@@ -1,4 +1,4 @@
-//! What is remembered of a pipeline between reconciles; all of it can be found out anew.
+//! What is remembered of a pipeline between reconciles; all of it can be found out again.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -51,7 +51,7 @@ pub(crate) struct Memory {
 /// How often a pod was touched for one purpose.
 #[derive(Debug, Clone)]
 pub(crate) struct Touch {
-    /// What for: another purpose begins anew.
+    /// What for: another purpose begins again.
     pub(crate) purpose: String,
     /// How often.
     pub(crate) count: u32,
@@ -81,7 +81,7 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// Begins anew when the resource was made anew.
+    /// Begins again when the resource was made again.
     pub(crate) fn of_uid(&mut self, uid: &str) {
         if self.uid != uid {
             *self = Self { uid: uid.to_owned(), ..Self::default() };

@@ -28,7 +28,7 @@ impl Pass<'_> {
             .pods
             .iter()
             .filter_map(|pod| memory.facts.of(&pod.name))
-            .any(|heard| heard.answer.problems.iter().any(|problem| problem.reason == "NotMigrated"));
+            .any(|response| response.answer.problems.iter().any(|problem| problem.reason == "NotMigrated"));
         memory.not_migrated = missing.then(|| memory.not_migrated.unwrap_or_else(Timestamp::now));
         let now = Timestamp::now();
         // What was written last: the cache may be behind it.

@@ -129,7 +129,7 @@ pub(crate) fn judge(
         State::Running => Stand::Running(last.trouble.clone()),
         State::Succeeded(at) => {
             let contract = last.outcome.as_ref().map_or(0, |outcome| outcome.contract);
-            // What pods missed before the Job ended is there by now; what they go on missing is done again.
+            // What pods missed before the Job ended is there by now; what they continue missing is done again.
             let again =
                 missing.is_some_and(|since| since > at && seconds(at, now) >= LONGEST_PAUSE.as_secs_f64() / 10.0);
             if again { Stand::Create(last.number + 1) } else { Stand::Done { contract } }
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schema_that_vanished_is_made_again_and_not_in_a_loop() {
+    fn a_schema_that_disappeared_is_made_again_and_not_in_a_loop() {
         let done = [attempt("k", 2, State::Succeeded(at(0)))];
         let missing = |since| Some(at(since));
         assert_eq!(judge("k", &done, Some(&known("k")), missing(-5), at(60)), Stand::Done { contract: 0 });
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_a_sidecar_keeps_goes_once_the_status_has_its_work() {
+    fn a_job_that_a_sidecar_keeps_continuesce_the_status_has_its_work() {
         let open = |key: &str| Attempt { open: true, ..attempt(key, 1, State::Succeeded(at(0))) };
         let names = |attempts: &[Attempt], migrated: Option<Migrated>| {
             let found = lingering("k", "c", attempts, migrated.as_ref());

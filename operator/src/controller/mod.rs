@@ -45,7 +45,7 @@ const CONCURRENCY: u16 = 16;
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
-/// While something is going on.
+/// While something is continuing.
 const SOON: Duration = Duration::from_secs(1);
 
 /// What the reconciles of one cache share.
@@ -60,7 +60,7 @@ pub(crate) struct Scope {
 pub(crate) async fn run(scope: Scope, feeds: Feeds, stop: CancellationToken) {
     let reader = scope.cache.pipelines.clone();
     let changes =
-        feeds.pipelines.map(|found| found.inspect_err(|error| tracing::warn!(error = %error, "cache.watch.failed")));
+        feeds.pipelines.map(|found| found.inspect_err(|error| tracing::warn!(event = "operator.watch.failed", error = %error, "a watch of the API server failed and is retried")));
     // Our own status writes are no reason to look again.
     let pipelines = changes.predicate_filter(
         predicates::generation
@@ -85,7 +85,7 @@ pub(crate) async fn run(scope: Scope, feeds: Feeds, stop: CancellationToken) {
 /// Works on one pipeline; what fails is said, and comes again after a while.
 async fn one(object: &Guarded, scope: &Scope) -> Action {
     use kube::{Resource as _, ResourceExt as _};
-    tracing::debug!(object = %object.name_any(), "controller.reconcile.begun");
+    tracing::debug!(event = "controller.reconcile.started", object = %object.name_any(), "a reconcile started");
     // Its own only: a namespace that may not be read stops no other.
     scope.cache.ready().await;
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
@@ -98,7 +98,7 @@ async fn one(object: &Guarded, scope: &Scope) -> Action {
         Ok(action) => {
             memory.failures = 0;
             metrics::counter!(crate::metrics::RECONCILES, "result" => "done").increment(1);
-            tracing::debug!(namespace, name, ?action, "controller.reconcile.done");
+            tracing::debug!(event = "controller.reconcile.finished", namespace, name, ?action, "a reconcile finished");
             action
         }
         Err(error) => {
@@ -107,9 +107,9 @@ async fn one(object: &Guarded, scope: &Scope) -> Action {
             let generation = object.meta().generation;
             let passing = matches!(&error, Error::Kube(kube::Error::Api(status)) if status.is_conflict());
             if passing {
-                tracing::debug!(namespace, name, generation, error = %error, "controller.reconcile.conflict");
+                tracing::debug!(event = "controller.reconcile.conflict", namespace, name, generation, error = %error, "another writer changed the object; the reconcile is repeated");
             } else {
-                tracing::warn!(namespace, name, generation, error = %error, "controller.reconcile.failed");
+                tracing::warn!(event = "controller.reconcile.failed", namespace, name, generation, error = %error, "a reconcile failed and is retried");
             }
             Action::requeue(backoff(memory.failures))
         }

@@ -148,8 +148,8 @@ impl Pass<'_> {
             rollout: rollout.as_deref(),
             workers,
             problems: &problems,
-            known: newest.map(|heard| {
-                let answer = &heard.answer;
+            known: newest.map(|response| {
+                let answer = &response.answer;
                 (answer.shards.as_deref().unwrap_or_default(), answer.sinks.as_deref().unwrap_or_default())
             }),
             lapse: memory.all_worked.unwrap_or(memory.born).elapsed(),
@@ -166,12 +166,12 @@ impl Pass<'_> {
 
     /// Notes what lasts of what was seen: when every shard was worked, and records could be taken.
     fn remember(&self, memory: &mut Memory, seen: &Seen) {
-        let Some(heard) = memory.facts.newest() else { return };
-        let shards = heard.answer.shards.as_deref().unwrap_or_default();
+        let Some(response) = memory.facts.newest() else { return };
+        let shards = response.answer.shards.as_deref().unwrap_or_default();
         let worked = shards.iter().filter(|shard| shard.leased).count() >= usize::from(self.pipeline.spec.shards);
         let serves = seen.serve.as_ref().is_some_and(|serve| serve.replicas == 0 || serve.available > 0);
         if worked && serves {
-            memory.all_worked = Some(heard.gathered());
+            memory.all_worked = Some(response.gathered());
         }
     }
 
@@ -191,7 +191,8 @@ impl Pass<'_> {
         match (&spec.autoscaling, fixed) {
             (_, Some(0)) => 0,
             (Some(scaling), _) => {
-                let backlog = memory.facts.newest().and_then(|heard| heard.answer.counts).map(|counts| counts.backlog);
+                let backlog =
+                    memory.facts.newest().and_then(|response| response.answer.counts).map(|counts| counts.backlog);
                 let hold = Duration::from_secs(self.context.tuning.scale_down_seconds);
                 let scaler = memory.scaler.get_or_insert_with(|| Scaler::new(hold));
                 scaler.workers(scaling, seen.work.as_ref().map(|work| work.replicas), backlog, Instant::now())
@@ -245,7 +246,7 @@ impl Pass<'_> {
 
     /// The status but for its conditions.
     fn numbers(&self, memory: &Memory, seen: &Seen) -> RecordPipelineStatus {
-        let newest = memory.facts.newest().map(|heard| &heard.answer);
+        let newest = memory.facts.newest().map(|response| &response.answer);
         let counts = newest.and_then(|answer| answer.counts);
         let stood = &self.stood;
         RecordPipelineStatus {
@@ -315,8 +316,8 @@ pub(super) async fn ask(context: &Context, memory: &mut Memory, seen: &Seen) {
 /// What the pods say is wrong, each once, worst first.
 fn told(memory: &Memory, seen: &Seen) -> Vec<Problem> {
     let mut found: Vec<Problem> = Vec::new();
-    for heard in seen.pods.iter().filter(|pod| !pod.deleting).filter_map(|pod| memory.facts.of(&pod.name)) {
-        for problem in &heard.answer.problems {
+    for response in seen.pods.iter().filter(|pod| !pod.deleting).filter_map(|pod| memory.facts.of(&pod.name)) {
+        for problem in &response.answer.problems {
             if !found.iter().any(|known| known.reason == problem.reason) {
                 found.push(problem.clone());
             }

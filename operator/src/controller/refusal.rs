@@ -74,7 +74,7 @@ async fn refused(context: &Context, namespace: &str, uid: &str, attempt: &Attemp
     let found = match events.list(&of_it).await {
         Ok(found) => found.items,
         Err(error) => {
-            tracing::warn!(namespace, job = attempt.name, error = %error, "controller.events.not_read");
+            tracing::warn!(event = "controller.events.read_failed", namespace, job = attempt.name, error = %error, "the events of a Job cannot be read");
             return None;
         }
     };

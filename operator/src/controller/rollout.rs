@@ -22,7 +22,7 @@ pub(crate) struct Follower {
     /// Whether its pods have the default image already.
     pub(crate) took: bool,
     /// Whether it is ready with it.
-    pub(crate) settled: bool,
+    pub(crate) applied: bool,
 }
 
 /// Whom a pipeline waits for before it takes the default image; `None`: it is its turn.
@@ -30,7 +30,7 @@ pub(crate) struct Follower {
 pub(crate) fn waits_for(me: &str, others: &[Follower]) -> Option<String> {
     others
         .iter()
-        .filter(|other| other.key != me && (if other.took { !other.settled } else { other.key.as_str() < me }))
+        .filter(|other| other.key != me && (if other.took { !other.applied } else { other.key.as_str() < me }))
         .map(|other| other.key.clone())
         .min()
 }
@@ -66,7 +66,7 @@ pub(crate) fn followers(context: &Context) -> Vec<Follower> {
             found.push(Follower {
                 key: format!("{namespace}/{name}"),
                 took,
-                settled: complete && (work.replicas == 0 || is_ready(resource)),
+                applied: complete && (work.replicas == 0 || is_ready(resource)),
             });
         }
     }
@@ -82,8 +82,8 @@ fn is_ready(resource: &RecordPipelineResource) -> bool {
 mod tests {
     use super::*;
 
-    fn follower(key: &str, took: bool, settled: bool) -> Follower {
-        Follower { key: key.into(), took, settled }
+    fn follower(key: &str, took: bool, applied: bool) -> Follower {
+        Follower { key: key.into(), took, applied }
     }
 
     #[test]

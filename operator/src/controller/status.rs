@@ -1,7 +1,7 @@
 //! What a pipeline's status says of what was seen: pure.
 //!
 //! Ready is True of generation N only when every shard is worked by the spec of generation N and rollouts are complete; of
-//! an older one as long as its pods go on well. Must never say True of what is not known.
+//! an older one as long as its pods continue well. Must never say True of what is not known.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 
 use super::migration::Stand;
-use crate::facts::{Lane, Problem, Shard};
+use crate::facts::{Problem, Publisher, Shard};
 
 /// What was seen.
 #[derive(Debug, Clone)]
@@ -34,8 +34,8 @@ pub(crate) struct View<'a> {
     pub(crate) workers: i32,
     /// What the pods and the objects suffer from.
     pub(crate) problems: &'a [Problem],
-    /// Shards and lanes as of now; `None` while they are not known.
-    pub(crate) known: Option<(&'a [Shard], &'a [Lane])>,
+    /// Shards and publishers as of now; `None` while they are not known.
+    pub(crate) known: Option<(&'a [Shard], &'a [Publisher])>,
     /// How long it has not been known that all shards are worked, or since when the pipeline is looked at; zero when
     /// they are.
     pub(crate) lapse: Duration,
@@ -44,7 +44,7 @@ pub(crate) struct View<'a> {
 }
 
 /// How long Ready stands while shards change hands: longer than a lease.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Reasons that no retry mends: someone has to change something.
 const STALLED: [&str; 16] = [
@@ -69,7 +69,7 @@ const STALLED: [&str; 16] = [
 /// Most characters of a condition's message: an admission may answer with whole pages.
 const LONGEST_MESSAGE: usize = 1_000;
 
-/// The type of the condition that says whether the spec is in force.
+/// The type of the condition that says whether the spec is active.
 pub(super) const READY: &str = "Ready";
 
 /// The condition of a type, when it has this status.
@@ -136,13 +136,15 @@ impl Maker<'_> {
 impl View<'_> {
     /// The worst problem, sinks that halted among them.
     fn worst(&self) -> Option<Problem> {
-        let halted = self.known.and_then(|(_, lanes)| lanes.iter().find(|lane| lane.state == "halted"));
-        let waiting = self.known.and_then(|(_, lanes)| lanes.iter().find(|lane| lane.state != "halted"));
-        let lane = |reason: &str, lane: &Lane| {
-            Problem::new(reason, format!("{}, shard {}: {}", lane.sink, lane.shard, lane.detail))
+        let halted =
+            self.known.and_then(|(_, publishers)| publishers.iter().find(|publisher| publisher.state == "halted"));
+        let waiting =
+            self.known.and_then(|(_, publishers)| publishers.iter().find(|publisher| publisher.state != "halted"));
+        let publisher = |reason: &str, publisher: &Publisher| {
+            Problem::new(reason, format!("{}, shard {}: {}", publisher.sink, publisher.shard, publisher.detail))
         };
-        self.problems.first().cloned().or_else(|| halted.map(|found| lane("SinkHalted", found))).or_else(|| {
-            waiting.map(|found| lane(if found.state == "waiting" { "SinkWaiting" } else { "SinkFailing" }, found))
+        self.problems.first().cloned().or_else(|| halted.map(|found| publisher("SinkHalted", found))).or_else(|| {
+            waiting.map(|found| publisher(if found.state == "waiting" { "SinkWaiting" } else { "SinkFailing" }, found))
         })
     }
 
@@ -161,7 +163,7 @@ impl View<'_> {
         Some(usize::from(self.shards).saturating_sub(shards.iter().filter(|shard| shard.leased).count()))
     }
 
-    /// What is going on; `None` when nothing is.
+    /// What is continuing; `None` when nothing is.
     fn progress(&self) -> Option<(&'static str, String)> {
         match self.migration {
             Stand::Done { .. } => {}
@@ -229,22 +231,22 @@ impl View<'_> {
             return no("Stopped", "no workers are wanted: records are taken and wait".to_owned());
         }
         let worked = format!("all {} shards are worked", self.shards);
-        let Some((reason, message)) = progress else { return maker.make(READY, "True", "InForce", worked) };
-        // While the new generation comes the old one goes on; shards change hands within a lease.
+        let Some((reason, message)) = progress else { return maker.make(READY, "True", "ManifestActive", worked) };
+        // While the new generation comes the old one continues; shards change hands within a lease.
         let stood = stands(maker.before, READY, "True");
         if let Some(older) = stood.and_then(|condition| condition.observed_generation)
-            && self.lapse < PATIENCE
+            && self.lapse < TIMEOUT
         {
-            return Maker { generation: older, ..*maker }.make(READY, "True", "InForce", worked);
+            return Maker { generation: older, ..*maker }.make(READY, "True", "ManifestActive", worked);
         }
         match (trouble, self.unworked()) {
             (Some(problem), _) => no(&problem.reason, problem.message.clone()),
             // Pods that have only just begun need a while.
-            (None, _) if self.rolled < PATIENCE || *reason != "RollingOut" => no(reason, message.clone()),
+            (None, _) if self.rolled < TIMEOUT || *reason != "RollingOut" => no(reason, message.clone()),
             (None, Some(unworked)) if unworked > 0 => {
-                no("ShardsNotWorked", format!("{unworked} of {} shards are not worked", self.shards))
+                no("ShardsWithoutOwner", format!("{unworked} of {} shards are not worked", self.shards))
             }
-            (None, None) => maker.make(READY, "Unknown", "NotKnown", "no pod tells what its shards stand at"),
+            (None, None) => maker.make(READY, "Unknown", "StatusUnknown", "no pod tells what its shards stand at"),
             (None, _) => no(reason, message.clone()),
         }
     }

@@ -5,7 +5,7 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp}
 use super::status::{Maker, READY};
 use crate::facts::Problem;
 
-/// Why one that is being deleted is not ready, and goes on.
+/// Why one that is being deleted is not ready, and continues.
 pub(super) const DRAINING: &str = "Draining";
 /// All of it is worked off and published: what is left is to let go.
 pub(super) const DRAINED: &str = "Drained";

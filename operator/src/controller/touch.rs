@@ -34,13 +34,14 @@ pub(super) async fn touch(
     let permitted = permits.values().next().map(|_| hex::encode(&Sha256::digest(json!(permits).to_string())[..4]));
     let mut next: Option<Duration> = None;
     for pod in seen.pods.iter().filter(|pod| !pod.deleting) {
-        let Some(heard) = memory.facts.of(&pod.name) else { continue };
-        let read = heard.answer.manifest.as_ref();
+        let Some(response) = memory.facts.of(&pod.name) else { continue };
+        let read = response.answer.manifest.as_ref();
         let current = read.is_some_and(|read| {
             read.uid.as_deref() == Some(&pipeline.uid) && read.generation >= Some(pipeline.generation)
         });
-        let suffers =
-            |reasons: &[&str]| heard.answer.problems.iter().any(|problem| reasons.contains(&problem.reason.as_str()));
+        let suffers = |reasons: &[&str]| {
+            response.answer.problems.iter().any(|problem| reasons.contains(&problem.reason.as_str()))
+        };
         let purpose = if !current {
             format!("g{}", pipeline.generation)
         } else if suffers(&["SecretNotFound", "SecretInvalid"]) {

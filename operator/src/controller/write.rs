@@ -58,7 +58,7 @@ pub(crate) async fn claim(context: &Context, meta: &ObjectMeta) -> Result<(), Er
         "annotations": { CLAIM: context.settings.claim() },
     }});
     api(context, namespace).patch(name, &merge(), &Patch::Merge(&patch)).await?;
-    tracing::info!(namespace, name, "controller.pipeline.claimed");
+    tracing::info!(event = "controller.pipeline.claimed", namespace, name, "this operator manages the pipeline now");
     Ok(())
 }
 
@@ -75,7 +75,12 @@ pub(crate) async fn release(context: &Context, meta: &ObjectMeta) -> Result<(), 
     }});
     match api(context, namespace).patch(name, &merge(), &Patch::Merge(&patch)).await {
         Ok(_) => {
-            tracing::info!(namespace, name, "controller.pipeline.let_go");
+            tracing::info!(
+                event = "controller.pipeline.finalizer_removed",
+                namespace,
+                name,
+                "removed the finalizer; Kubernetes deletes the pipeline"
+            );
             Ok(())
         }
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
@@ -103,7 +108,7 @@ pub(crate) async fn status(
     }
     context.leadership.check()?;
     let (namespace, name) = names(meta);
-    // The uid keeps it from a resource that was made anew under the name.
+    // The uid keeps it from a resource that was made again under the name.
     let patch = json!({
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -119,14 +124,15 @@ pub(crate) async fn status(
     metrics::counter!(crate::metrics::WRITES, "kind" => "Status").increment(1);
     for (warning, condition) in changes(&before.conditions, &next.conditions) {
         tracing::info!(
+            event = "controller.condition.changed",
             namespace,
             name,
             generation = meta.generation,
             condition = condition.type_,
             status = condition.status,
             reason = condition.reason,
-            message = condition.message,
-            "controller.condition.changed"
+            detail = condition.message,
+            "a condition changed"
         );
         let note = format!("{}: {}", condition.type_, condition.message);
         event(context, meta, warning, &condition.reason, note).await;
@@ -194,7 +200,7 @@ pub(crate) async fn event(context: &Context, meta: &ObjectMeta, warning: bool, r
     if let Err(error) = context.recorder.publish(&event, &reference).await {
         // Such as in a namespace that is being removed.
         let (namespace, name) = names(meta);
-        tracing::warn!(namespace, name, reason, note = event.note, error = %error, "controller.event.not_written");
+        tracing::warn!(event = "controller.event.write_failed", namespace, name, reason, note = event.note, error = %error, "an event of Kubernetes cannot be written");
     }
 }
 
@@ -222,10 +228,10 @@ mod tests {
             backlog: Some(backlog),
             ..RecordPipelineStatus::default()
         };
-        let before = status(&[condition("Ready", "True", "InForce", "a")], 1);
-        assert!(!tells(&before, &status(&[condition("Ready", "True", "InForce", "b")], 2)));
+        let before = status(&[condition("Ready", "True", "ManifestActive", "a")], 1);
+        assert!(!tells(&before, &status(&[condition("Ready", "True", "ManifestActive", "b")], 2)));
         assert!(tells(&before, &status(&[condition("Ready", "True", "Other", "a")], 1)));
-        assert!(tells(&before, &status(&[condition("Ready", "False", "InForce", "a")], 1)));
+        assert!(tells(&before, &status(&[condition("Ready", "False", "ManifestActive", "a")], 1)));
         let mut other = before.clone();
         other.conditions[0].observed_generation = Some(2);
         assert!(tells(&before, &other));
@@ -235,7 +241,7 @@ mod tests {
     fn events_tell_what_someone_should_see() {
         let before = [condition("Ready", "False", "Migrating", ""), condition("Degraded", "True", "SinkHalted", "x")];
         let next = [
-            condition("Ready", "True", "InForce", "m"),
+            condition("Ready", "True", "ManifestActive", "m"),
             condition("Degraded", "True", "SinkHalted", "y"),
             condition("Stalled", "True", "SinkHalted", "y"),
         ];

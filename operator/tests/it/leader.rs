@@ -45,7 +45,7 @@ async fn one_leads_and_another_takes_over_when_it_is_killed_or_told_to_stop() {
 }
 
 #[tokio::test]
-async fn an_operator_that_stood_still_past_its_lease_writes_nothing_more_and_ends() {
+async fn an_operator_that_stalled_past_its_lease_writes_nothing_more_and_ends() {
     let world = World::new("asleep").await;
     let mut a = world.operator("a", &[]);
     leads(&world, "a").await;

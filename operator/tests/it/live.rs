@@ -135,7 +135,7 @@ async fn an_invalid_pipeline_stalls_no_other() {
     }
     world.change("valid-7", json!({ "spec": { "threshold": "7" } })).await;
     world.ready("valid-7", 2).await;
-    // Put right, it goes on; put away, it goes.
+    // Put right, it continues; put away, it goes.
     any.delete("unreadable", &Default::default()).await.unwrap();
     world.gone("unreadable").await;
     let servers = json!({ "spec": {

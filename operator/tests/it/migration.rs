@@ -125,7 +125,7 @@ async fn pods_keep_all_but_their_number_until_another_server_is_migrated() {
 }
 
 #[tokio::test]
-async fn a_schema_that_vanished_is_migrated_again_and_contracting_steps_run_once_no_old_pod_is_left() {
+async fn a_schema_that_disappeared_is_migrated_again_and_contracting_steps_run_once_no_old_pod_is_left() {
     let world = World::new("vanished").await;
     world.player.scene(&world.namespace, "payments", |scene| scene.outcomes.push_back(("Migrated", "", 2)));
     let _operator = world.operator("a", &[]);

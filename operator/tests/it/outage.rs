@@ -10,7 +10,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn the_operator_goes_on_after_the_api_server_was_killed_in_mid_work() {
+async fn the_operator_continues_after_the_api_server_was_killed_in_mid_work() {
     let server = Server::own(&[]).await;
     let world = World::on(&server, "outage").await;
     let operator = world.operator("a", &[]);

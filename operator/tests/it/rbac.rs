@@ -174,7 +174,7 @@ async fn works_under_exactly_its_rules(somewhere: bool) {
         "httpRoute": { "parents": [{ "name": "gateway" }], "hostnames": ["shop.example"] },
     });
     world.create("payments", json!({ "serve": outside })).await;
-    // What the API server does not know cannot be watched: once it does, the operator starts anew.
+    // What the API server does not know cannot be watched: once it does, the operator starts again.
     world.waits("payments", "Degraded", "True", "GatewayApiMissing").await;
     let gateway_api = gateway_api().to_string();
     run(&server, Path::new("kubectl"), &["apply", "--server-side", "-f", "-"], &gateway_api).await;

@@ -14,7 +14,7 @@ async fn a_pipeline_becomes_ready_with_one_write_for_each_child_and_is_then_left
     let ready = world.ready("payments", 1).await;
 
     for (kind, status, reason) in [
-        ("Ready", "True", "InForce"),
+        ("Ready", "True", "ManifestActive"),
         ("Migrated", "True", "Migrated"),
         ("Progressing", "False", "Complete"),
         ("Reconciling", "False", "Complete"),

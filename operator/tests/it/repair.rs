@@ -73,9 +73,9 @@ async fn what_someone_changed_is_put_right_and_what_others_added_stays() {
 #[tokio::test]
 async fn what_is_no_longer_wanted_is_removed_and_what_is_foreign_is_not_taken_over() {
     let world = World::new("orphans").await;
-    let foreign = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "clash-manifest" }, "data": { "mine": "1" } });
+    let external = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "clash-manifest" }, "data": { "mine": "1" } });
     let maps = world.api::<ConfigMap>();
-    let foreign = maps.create(&PostParams::default(), &serde_json::from_value(foreign).unwrap()).await.unwrap();
+    let external = maps.create(&PostParams::default(), &serde_json::from_value(external).unwrap()).await.unwrap();
     let operator = world.operator("a", &[]);
     world.create("payments", json!({ "serve": { "ingress": { "host": "shop.example" } } })).await;
     world.create("clash", json!({})).await;
@@ -101,9 +101,9 @@ async fn what_is_no_longer_wanted_is_removed_and_what_is_foreign_is_not_taken_ov
     .await;
     world.two_looks(&operator).await;
     let stands = maps.get("clash-manifest").await.unwrap();
-    assert_eq!((uid(&stands), stands.resource_version()), (uid(&foreign), foreign.resource_version()));
+    assert_eq!((uid(&stands), stands.resource_version()), (uid(&external), external.resource_version()));
 
-    // Out of the way, the pipeline goes on by itself.
+    // Out of the way, the pipeline continues by itself.
     maps.delete("clash-manifest", &Default::default()).await.unwrap();
     world.ready("clash", 1).await;
 }

@@ -84,7 +84,7 @@ impl Server {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Applies the definition, and waits until it is in force.
+    /// Applies the definition, and waits until it is active.
     async fn define(&self) {
         let client = self.client().await;
         let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../crds/recordpipeline.crd.yaml"));

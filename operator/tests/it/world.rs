@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use crate::{ledger::Ledger, player::Player, server::Server};
 
 /// Longer than anything takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// The image of pipelines that name none.
 pub(crate) const IMAGE: &str = "millrace/service:1";
 
@@ -33,7 +33,7 @@ pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Res
     loop {
         match look().await {
             Ok(found) => return found,
-            Err(why) if begun.elapsed() > PATIENCE => panic!("waited {PATIENCE:?} until {what}: {why}"),
+            Err(why) if begun.elapsed() > TIMEOUT => panic!("waited {TIMEOUT:?} until {what}: {why}"),
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
@@ -115,7 +115,7 @@ impl World {
             "metadata": { "name": name, "annotations": annotations },
             "spec": {
                 "threshold": "1000.00", "shards": 4, "replicas": 2,
-                "sinks": [{ "name": "notifications", "on": "Processed", "redisStream": {} }],
+                "sinks": [{ "name": "notifications", "event": "Processed", "redisStream": {} }],
                 "redis": { "urlSecretRef": { "name": "servers", "key": "redis" } },
                 "postgres": { "urlSecretRef": { "name": "servers", "key": "postgres" } },
             },

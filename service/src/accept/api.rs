@@ -102,7 +102,7 @@ impl RecordsApi {
     /// Send one record
     ///
     /// Answers 202 when the record is on disk. A record sent again with the same id and content counts once. With
-    /// `Prefer: wait=5` the answer is how the record was settled, if that happens within so many seconds (at most 60):
+    /// `Prefer: wait=5` the answer is how the record was applied, if that happens within so many seconds (at most 60):
     /// 200 processed, 409 `record_conflict` when its id is taken by other content, 422 `dead_lettered` when it could not
     /// be applied.
     #[oai(path = "/records", method = "post", operation_id = "sendRecord")]
@@ -120,7 +120,7 @@ impl RecordsApi {
         /// `wait=N`: wait up to N seconds for the outcome. Other preferences are ignored.
         #[oai(name = "Prefer")]
         _prefer: Header<Option<String>>,
-        /// W3C trace context; goes on to the notification. Ignored when it is not well-formed.
+        /// W3C trace context; continues to the notification. Ignored when it is not well-formed.
         #[oai(name = "traceparent")]
         _traceparent: Header<Option<String>>,
         body: OneRecord,
@@ -148,7 +148,7 @@ impl RecordsApi {
         /// request whole. Beside the key, an item that has a recordId is an error. `X-Idempotency-Key` is a 400.
         #[oai(name = "Idempotency-Key", validator(min_length = 1, max_length = 200, pattern = "^[!-~]+$"))]
         _key: Header<Option<String>>,
-        /// W3C trace context; goes on to the notifications. Ignored when it is not well-formed.
+        /// W3C trace context; continues to the notifications. Ignored when it is not well-formed.
         #[oai(name = "traceparent")]
         _traceparent: Header<Option<String>>,
         body: ManyRecords,

@@ -102,7 +102,7 @@ impl Batch<'_> {
                     None
                 }
                 Ok(Some(Line::TooLong)) => {
-                    let detail = "is larger than 16 KiB; if it has more than one record, end each with a line feed (curl's -d \
+                    let detail = "is larger than 16 KiB; if it has more than one record, end each with a line recent (curl's -d \
                                   removes line feeds, --data-binary keeps them)";
                     self.reject(index, None, &Invalid::new(code::TOO_LARGE, "", detail));
                     None
@@ -113,7 +113,7 @@ impl Batch<'_> {
                 }
                 Err(LineError::Read(error)) => Some(body::unreadable(&error)),
                 Err(LineError::Endless) => {
-                    let detail = "a line is longer than 16 MiB; end each record with a line feed (curl's -d removes line feeds, \
+                    let detail = "a line is longer than 16 MiB; end each record with a line recent (curl's -d removes line feeds, \
                                   --data-binary keeps them)";
                     Some(Failure::new(413, "too_large", detail))
                 }
@@ -202,7 +202,7 @@ impl Batch<'_> {
         }
     }
 
-    /// The answer when reading stopped at `index`: the failure itself, unless something was settled before it.
+    /// The answer when reading stopped at `index`: the failure itself, unless something was applied before it.
     fn stop(mut self, index: u64, failure: Failure) -> Result<BatchTaken, Failure> {
         if self.accepted == 0 && self.errors.is_empty() {
             return Err(failure);
@@ -222,7 +222,7 @@ impl Batch<'_> {
     fn answer(mut self, next_index: Option<u64>) -> Result<BatchTaken, Failure> {
         self.errors.sort_by_key(|error| error.index);
         let (accepted, rejected) = (self.accepted, self.errors.len() as u64);
-        tracing::debug!(accepted, rejected, "accept.batch.taken");
+        tracing::debug!(event = "accept.batch.accepted", accepted, rejected, "accepted a batch");
         if accepted > 0 || rejected == 0 {
             let report = BatchReport { accepted, rejected, errors: self.errors, next_index };
             return Ok(BatchTaken::Report(Json(report)));

@@ -156,7 +156,7 @@ pub(super) async fn whole_batch(
             let Ok(taken) = Arc::clone(&room.0).try_acquire_many_owned(more as u32) else {
                 break Failure::new(
                     503,
-                    "too_much_at_once",
+                    "too_many_bytes_in_flight",
                     "other JSON batches take all the room there is; send again in a moment, or NDJSON, which needs none",
                 );
             };
@@ -315,7 +315,7 @@ mod tests {
         assert_eq!(first.0.len(), 2 * ROOM_UNIT);
         let small = read(ROOM_UNIT).await.expect("there is still room");
         let refused = read(1).await.expect_err("there is none");
-        assert_eq!((refused.problem().status, refused.problem().code.as_str()), (503, "too_much_at_once"));
+        assert_eq!((refused.problem().status, refused.problem().code.as_str()), (503, "too_many_bytes_in_flight"));
         drop((first, small));
         assert!(read(3 * ROOM_UNIT).await.is_ok());
         assert_eq!(room.0.available_permits(), 3);

@@ -36,7 +36,7 @@ impl Shard {
         self.counted.max(self.confirmed + self.resolved)
     }
 
-    /// Of how many it is still not known: any of them may have been appended, and settled.
+    /// Of how many it is still not known: any of them may have been appended, and applied.
     fn unresolved(self) -> i64 {
         (self.unknown - self.resolved).max(0)
     }
@@ -99,7 +99,9 @@ impl Counts {
             for shard in (0..SHARDS as u16).filter(|shard| self.of(*shard).unresolved() > 0) {
                 match streams.appended_by(shard, process).await {
                     Ok(count) => self.confirmed(shard, 0, count),
-                    Err(error) => tracing::debug!(shard, %error, "accept.counts.unresolved"),
+                    Err(error) => {
+                        tracing::debug!(event = "accept.counts.unresolved", shard, %error, "cannot tell how many entries Redis counted")
+                    }
                 }
             }
         };

@@ -60,7 +60,7 @@ impl Inner {
                 self.counts.confirmed(shard, n, appended.count);
                 metrics::counter!("millrace_accepted_records_total").increment(n as u64);
                 if self.failing.swap(false, Ordering::Relaxed) {
-                    tracing::info!(shard, "accept.append.recovered");
+                    tracing::info!(event = "accept.append.recovered", shard, "appends succeed again");
                 }
                 return;
             }
@@ -72,12 +72,17 @@ impl Inner {
         }
         if matches!(error, AppendError::Backlog) {
             // The shard's workers are behind: its metrics say so, and every client is told.
-            return tracing::debug!(shard, entries = n, "accept.append.backlog");
+            return tracing::debug!(
+                event = "accept.append.backlog_full",
+                shard,
+                entries = n,
+                "the shard's backlog is at its limit; appends are refused"
+            );
         }
         if self.failing.swap(true, Ordering::Relaxed) {
-            tracing::debug!(shard, entries = n, %error, "accept.append.failed");
+            tracing::debug!(event = "accept.append.failed", shard, entries = n, %error, "an append failed");
         } else {
-            tracing::warn!(shard, entries = n, %error, "accept.append.failed");
+            tracing::warn!(event = "accept.append.failed", shard, entries = n, %error, "an append failed");
         }
     }
 }
@@ -86,7 +91,7 @@ impl Acceptor {
     /// Runs what accepts in the background: the poller of outcomes, and the notes of what was appended.
     pub fn spawn(&self, (store, streams): (&Store, &Streams), process: &Arc<str>, shards: u16, lifecycle: &Lifecycle) {
         let (this, store_, soft) = (self.clone(), store.clone(), lifecycle.soft.clone());
-        let beat = lifecycle.vitals.register("serve.outcomes", Duration::from_secs(30));
+        let beat = lifecycle.heartbeats.register("serve.outcomes", Duration::from_secs(30));
         lifecycle.spawn("serve.outcomes", async move {
             this.0.waiters.poll(&store_, &soft, &beat).await;
             Ok(())
@@ -102,7 +107,7 @@ impl Acceptor {
                     this.0.counts.resolve(&streams, &process)
                 );
                 if let (Err(error), false) = (&flushed, failing) {
-                    tracing::warn!(%error, "accept.counts.unflushed");
+                    tracing::warn!(event = "accept.counts.unflushed", %error, "the counts of appends cannot be stored in Postgres");
                 }
                 failing = flushed.is_err();
                 let refused = flushed.as_ref().err().filter(|error| error.refuses_write());
@@ -118,7 +123,7 @@ impl Acceptor {
     /// for Postgres.
     pub async fn open(&self, store: &Store, process: &str, shards: u16) {
         while let Err(error) = store::within(self.0.counts.flush(store, process, shards, false)).await {
-            tracing::warn!(%error, "accept.counts.unflushed");
+            tracing::warn!(event = "accept.counts.unflushed", %error, "the counts of appends cannot be stored in Postgres");
             tokio::time::sleep(counts::FLUSH).await;
         }
     }
@@ -129,7 +134,7 @@ impl Acceptor {
         self.0.appends.wait().await;
         self.0.counts.resolve(streams, process).await;
         if let Err(error) = store::within(self.0.counts.flush(store, process, shards, true)).await {
-            tracing::warn!(%error, "accept.counts.unflushed");
+            tracing::warn!(event = "accept.counts.unflushed", %error, "the counts of appends cannot be stored in Postgres");
         }
     }
 
@@ -138,8 +143,8 @@ impl Acceptor {
     async fn append(&self, app: &App, shard: u16, entries: Vec<Outgoing>) -> Result<Vec<StreamId>, AppendError> {
         let (this, streams) = (Arc::clone(&self.0), app.streams.clone());
         let (pipeline_id, limit) = {
-            let in_force = app.manifest.borrow();
-            (Arc::clone(&in_force.pipeline_id), in_force.manifest.spec.backlog_limit)
+            let active_manifest = app.manifest.borrow();
+            (Arc::clone(&active_manifest.pipeline_id), active_manifest.manifest.spec.backlog_limit)
         };
         let process = Arc::clone(&app.process);
         let appending = self.0.appends.spawn(async move {
@@ -155,7 +160,7 @@ impl Acceptor {
         });
         // A panic in it is a fault of ours, after which nothing is known.
         appending.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "accept.append.died");
+            tracing::error!(event = "accept.append.panicked", %error, "an append panicked");
             Err(AppendError::Unknown(std::io::Error::other("the append died").into()))
         })
     }
@@ -168,7 +173,7 @@ fn now() -> chrono::DateTime<chrono::Utc> {
     chrono::Utc::now()
 }
 
-/// The trace context that goes on with a request's records.
+/// The trace context that continues with a request's records.
 fn traceparent(request: &poem::Request) -> Option<String> {
     trace::carry(request.headers().get("traceparent").and_then(|header| header.to_str().ok()))
 }
@@ -190,12 +195,12 @@ fn refusal(error: &AppendError) -> (u16, &'static str, &'static str) {
         ),
         AppendError::Refused(_) => (
             503,
-            "queue_refused",
+            "stream_refused",
             "the queue belongs to another pipeline; the operator of this service has to resolve it",
         ),
         AppendError::Exhausted(_) => (
             503,
-            "queue_exhausted",
+            "stream_exhausted",
             "the queue of this destination's shard has no ids left; the operator of this service has to resolve it",
         ),
     }

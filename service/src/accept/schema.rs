@@ -19,7 +19,7 @@ pub(super) struct ManyRecords {
     pub(super) reader: Reader,
 }
 
-const NAME: &str = "RecordIn";
+const NAME: &str = "RecordInput";
 
 fn raw(request: &Request, body: &mut RequestBody) -> poem::Result<Reader> {
     Ok(body::reader(request, body.take()?)?)

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     domain::{Invalid, Record, Text, code, shard_of},
     http::{App, problem::Failure},
-    store::{Awaited, Outcome, Settled},
+    store::{Applied, Awaited, Outcome},
     streams::Outgoing,
 };
 
@@ -52,11 +52,11 @@ pub(super) async fn send(
         Failure::new(status, code, detail)
     })?;
     let record_id = record.record_id;
-    tracing::debug!(record_id = record_id.as_str(), shard, "accept.record.queued");
+    tracing::debug!(event = "accept.record.queued", record_id = record_id.as_str(), shard, "queued a record");
     let (Some(wait), Some(stream_id)) = (wait, ids.first()) else { return Ok(queued(record_id)) };
     let awaited = Awaited { shard, record_id: record_id.to_string(), stream_id: stream_id.to_string() };
     match acceptor.0.waiters.wait(awaited, wait).await {
-        Some(settled) => answer(record_id, shard, settled),
+        Some(applied) => answer(record_id, shard, applied),
         None => Ok(queued(record_id)),
     }
 }
@@ -85,9 +85,9 @@ fn queued(record_id: Text) -> Taken {
     Taken::Queued(Json(Queued { record_id: record_id.to_string(), status: "queued".to_owned() }))
 }
 
-fn answer(record_id: Text, shard: u16, settled: Settled) -> Result<Taken, Failure> {
-    let duplicate = settled.duplicate.then_some(true);
-    match settled.outcome {
+fn answer(record_id: Text, shard: u16, applied: Applied) -> Result<Taken, Failure> {
+    let duplicate = applied.duplicate.then_some(true);
+    match applied.outcome {
         Outcome::Processed { seq, previous_count, previous_total, unit } => Ok(Taken::Processed(Json(Processed {
             record_id: record_id.to_string(),
             status: "processed".to_owned(),
@@ -101,9 +101,9 @@ fn answer(record_id: Text, shard: u16, settled: Settled) -> Result<Taken, Failur
             "record_conflict",
             format!("this recordId is taken by other content; both are kept, see /conflicts ({shard}-c{n})"),
         )),
-        Outcome::DeadLettered { letter, reason, detail } => {
+        Outcome::DeadLettered { dead_letter, reason, detail } => {
             Err(Failure::new(422, "dead_lettered", detail).with(|problem| {
-                problem.dead_letter = Some(letter.to_string());
+                problem.dead_letter = Some(dead_letter.to_string());
                 problem.reason = Some(reason);
                 problem.duplicate = duplicate;
             }))

@@ -14,10 +14,10 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::{
-    config::InForce,
+    config::ActiveManifest,
     domain::shard_of,
     http::{auth::KeyRing, server},
-    lifecycle::Vitals,
+    lifecycle::Heartbeats,
     streams::{Streams, keys},
 };
 
@@ -42,13 +42,13 @@ fn api(redis: &str) -> Api {
          spec: {{shards: {SHARDS}, backlogLimit: {LIMIT}}}}}"
     );
     let manifest = RecordPipeline::from_yaml(&manifest).expect("a manifest");
-    let in_force = InForce::new(&manifest, manifest.spec.clone(), 1, "pipeline-id");
+    let active_manifest = ActiveManifest::new(&manifest, manifest.spec.clone(), 1, "pipeline-id");
     let acceptor = Acceptor::default();
     let app = App {
         store: Store::connect("postgres://127.0.0.1:1/none", &pipeline, 1).expect("a URL of Postgres"),
         streams: Streams::connect(redis, &pipeline).expect("a URL of Redis"),
         // A receiver keeps its last value when the sender is gone.
-        manifest: watch::channel(in_force).1,
+        manifest: watch::channel(active_manifest).1,
         keys: KeyRing::open(),
         process: Arc::from("serve-test"),
     };
@@ -336,10 +336,10 @@ async fn a_repeated_request_with_an_idempotency_key_gives_the_same_ids() {
 }
 
 /// A process of which a loop moves.
-fn moving() -> Vitals {
-    let vitals = Vitals::default();
-    vitals.register("test", std::time::Duration::from_secs(600)).beat();
-    vitals
+fn moving() -> Heartbeats {
+    let heartbeats = Heartbeats::default();
+    heartbeats.register("test", std::time::Duration::from_secs(600)).beat();
+    heartbeats
 }
 
 #[tokio::test]

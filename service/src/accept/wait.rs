@@ -12,8 +12,8 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    lifecycle::Beat,
-    store::{self, Awaited, Settled, Store},
+    lifecycle::Heartbeat,
+    store::{self, Applied, Awaited, Store},
 };
 
 /// Pause between two questions.
@@ -26,7 +26,7 @@ struct Waiting {
     next: u64,
     /// No poller comes any more.
     closed: bool,
-    by_ticket: HashMap<u64, (Awaited, oneshot::Sender<Settled>)>,
+    by_ticket: HashMap<u64, (Awaited, oneshot::Sender<Applied>)>,
 }
 
 /// All who wait in this process.
@@ -50,8 +50,8 @@ impl Waiters {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How the entry was settled; `None` when time is up first, or the process stops.
-    pub(super) async fn wait(&self, entry: Awaited, longest: Duration) -> Option<Settled> {
+    /// How the entry was applied; `None` when time is up first, or the process stops.
+    pub(super) async fn wait(&self, entry: Awaited, longest: Duration) -> Option<Applied> {
         let (sender, receiver) = oneshot::channel();
         let ticket = {
             let mut waiting = self.lock();
@@ -64,13 +64,13 @@ impl Waiters {
             Ticket(self, ticket)
         };
         self.came.notify_one();
-        let settled = tokio::time::timeout(longest, receiver).await.ok().and_then(Result::ok);
+        let applied = tokio::time::timeout(longest, receiver).await.ok().and_then(Result::ok);
         drop(ticket);
-        settled
+        applied
     }
 
     /// Answers waiters until `stop`; then those who still wait are told that their time is up.
-    pub(super) async fn poll(&self, store: &Store, stop: &CancellationToken, beat: &Beat) {
+    pub(super) async fn poll(&self, store: &Store, stop: &CancellationToken, beat: &Heartbeat) {
         let mut pause = PAUSE;
         loop {
             beat.beat();
@@ -88,25 +88,25 @@ impl Waiters {
             }
             let entries: Vec<Awaited> = batch.iter().map(|(_, entry)| entry.clone()).collect();
             let answer = tokio::select! {
-                answer = store::within(store.settled(&entries)) => answer,
+                answer = store::within(store.outcomes_of(&entries)) => answer,
                 () = stop.cancelled() => break,
             };
             match answer {
-                Ok(settled) => {
+                Ok(applied) => {
                     pause = PAUSE;
                     let mut waiting = self.lock();
-                    for (index, settled) in settled {
+                    for (index, applied) in applied {
                         if let Some((_, sender)) =
                             batch.get(index).and_then(|(ticket, _)| waiting.by_ticket.remove(ticket))
                         {
                             // A receiver that is gone stopped waiting in this moment.
-                            let _ = sender.send(settled);
+                            let _ = sender.send(applied);
                         }
                     }
                 }
                 Err(error) => {
                     if pause == PAUSE {
-                        tracing::warn!(%error, "accept.outcomes.unavailable");
+                        tracing::warn!(event = "accept.outcomes.unavailable", %error, "Postgres cannot be asked for outcomes; requests with Prefer: wait are answered 202");
                     }
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }

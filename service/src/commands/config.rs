@@ -1,4 +1,4 @@
-//! `millrace config`: print what is in force, secrets hidden.
+//! `millrace config`: print what is active, secrets hidden.
 
 use std::{env, path::Path};
 
@@ -33,7 +33,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     say!("\n# the manifest, defaults written out ({})", place.pipeline.display());
     say!("{}", serde_saphyr::to_string(&manifest).context("the manifest as YAML")?.trim_end());
     say!("\n# in force");
-    match in_force(&place, &manifest.metadata.name).await {
+    match active_manifest(&place, &manifest.metadata.name).await {
         Ok(Some(newest)) if newest.spec == manifest.spec => {
             say!("version {} of pipeline {}: what the file says", newest.version, newest.pipeline_id);
         }
@@ -51,7 +51,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn in_force(place: &Place, name: &str) -> anyhow::Result<Option<Newest>> {
+async fn active_manifest(place: &Place, name: &str) -> anyhow::Result<Option<Newest>> {
     let store = Store::connect(&place.postgres_url()?, name, 1)?;
     let newest = match store.pipeline().await {
         Ok(Some(_)) => store.newest().await,

@@ -56,7 +56,7 @@ pub(super) enum Reason {
     /// The schema or a stream belongs to another pipeline.
     OtherPipeline,
     /// Workers still hold leases.
-    StillWorked,
+    PreviousWorkersActive,
     /// The manifest is none, breaks rules, or asks for what cannot be changed.
     ManifestInvalid,
     /// Another session holds a lock that a migration needs.
@@ -130,7 +130,7 @@ impl From<store::Error> for Failure {
         let reason = match &error {
             store::Error::TooNew(_) => Reason::SchemaTooNew,
             store::Error::OtherPipeline(_) => Reason::OtherPipeline,
-            store::Error::StillWorked(_) => Reason::StillWorked,
+            store::Error::PreviousWorkersActive(_) => Reason::PreviousWorkersActive,
             store::Error::Locked(_) => Reason::LockNotAvailable,
             error if error.refuses_write() => Reason::PostgresReadOnlyOrFull,
             error if error.is_away() => Reason::PostgresUnreachable,

@@ -37,7 +37,7 @@ pub enum Command {
     Sinks(sinks::Args),
     /// Make, list and revoke API keys.
     Keys(keys::Args),
-    /// Print the configuration that is in force, secrets hidden.
+    /// Print the configuration that is active, secrets hidden.
     Config(config::Args),
 }
 

@@ -1,7 +1,7 @@
 //! `millrace purge`: remove all that a pipeline has in Postgres and Redis.
 //!
 //! Must never remove anything before it has seen that all of it is this pipeline's and that no worker has a shard. Redis
-//! first and the schema last, for the schema knows what there is: cut short, it goes on where it was when it is run again.
+//! first and the schema last, for the schema knows what there is: cut short, it continues where it was when it is run again.
 
 use millrace_crds::{ADOPT, RecordPipeline};
 
@@ -102,11 +102,11 @@ async fn nothing_in_postgres(manifest: &RecordPipeline, streams: &Streams) -> Re
 }
 
 fn refuse_foreign(holdings: &[Holding], ours: &[&str]) -> Result<(), Failure> {
-    let foreign = holdings.iter().find_map(|holding| {
+    let external = holdings.iter().find_map(|holding| {
         let id = holding.pipeline_id.as_deref().filter(|id| !ours.contains(id))?;
         Some((&holding.stream, id))
     });
-    match foreign {
+    match external {
         Some((stream, id)) => Err(Failure::new(
             Reason::OtherPipeline,
             format!(

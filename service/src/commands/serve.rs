@@ -90,7 +90,7 @@ async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
         let bootstrap = match (given, bootstrap_key_file) {
             (Some(hash), _) => Bootstrap::Key(hash),
             (None, Some(file)) => {
-                let manifest = Arc::clone(&setup.in_force.borrow().manifest);
+                let manifest = Arc::clone(&setup.active_manifest.borrow().manifest);
                 let named = manifest.spec.auth.as_ref().and_then(|auth| auth.bootstrap_key_secret_ref.as_ref());
                 Bootstrap::File { name: secret::name(named, &file), file }
             }
@@ -113,16 +113,21 @@ pub async fn start(setup: Setup, options: Options, lifecycle: &Lifecycle) -> any
 }
 
 async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Lifecycle) -> anyhow::Result<SocketAddr> {
-    let Setup { store, streams, in_force, process, name } = setup;
+    let Setup { store, streams, active_manifest, process, name } = setup;
     let listener = listen::bind(listen).await?;
     let address = listener.local_addr()?;
     let acceptor = Acceptor::default();
-    let shards = in_force.borrow().manifest.spec.shards;
+    let shards = active_manifest.borrow().manifest.spec.shards;
     watch_access(&streams, lifecycle);
     acceptor.spawn((&store, &streams), &process, shards, lifecycle);
-    let app =
-        App { store: store.clone(), streams: streams.clone(), manifest: in_force, keys, process: Arc::clone(&process) };
-    let endpoint = server::routes(app, acceptor.clone(), lifecycle.vitals.clone());
+    let app = App {
+        store: store.clone(),
+        streams: streams.clone(),
+        manifest: active_manifest,
+        keys,
+        process: Arc::clone(&process),
+    };
+    let endpoint = server::routes(app, acceptor.clone(), lifecycle.heartbeats.clone());
     let soft = lifecycle.soft.clone();
     lifecycle.spawn("serve.http", async move {
         tokio::select! {
@@ -133,7 +138,7 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
         acceptor.close(&store, &streams, &process, shards).await;
         Ok(())
     });
-    tracing::info!(%address, pipeline = &*name, "serve.http.listening");
+    tracing::info!(event = "serve.http.listening", %address, pipeline = &*name, "listening for the API");
     Ok(address)
 }
 
@@ -141,7 +146,7 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
 /// is not ready, so that no traffic comes to it. A Redis that is away changes nothing: all processes answer 503 then.
 fn watch_access(streams: &Streams, lifecycle: &Lifecycle) {
     let (streams, board, soft) = (streams.clone(), lifecycle.board.clone(), lifecycle.soft.clone());
-    let beat = lifecycle.vitals.register(ACCESS, LONGEST_DENIAL);
+    let beat = lifecycle.heartbeats.register(ACCESS, LONGEST_DENIAL);
     lifecycle.spawn(ACCESS, async move {
         let mut denied = false;
         loop {
@@ -149,13 +154,13 @@ fn watch_access(streams: &Streams, lifecycle: &Lifecycle) {
             match streams.backlog(1).await {
                 Err(error @ streams::Error::Denied(_)) => {
                     if !std::mem::replace(&mut denied, true) {
-                        tracing::error!(%error, "serve.redis.denied: Redis does not admit this process");
+                        tracing::error!(event = "serve.redis.denied", %error, "Redis denies access to this process");
                     }
                     board.set(ACCESS, [of_redis(&error)]);
                 }
                 _ => {
                     if std::mem::replace(&mut denied, false) {
-                        tracing::info!("serve.redis.admitted: Redis admits this process again");
+                        tracing::info!(event = "serve.redis.admitted", "Redis grants access to this process again");
                     }
                     board.set(ACCESS, []);
                     beat.beat();

@@ -1,6 +1,6 @@
 //! `millrace sinks`: list sinks, and resume one that is halted.
 //!
-//! Must never touch a stream: it writes in Postgres where a sink starts anew, and the workers make its cursor.
+//! Must never touch a stream: it writes in Postgres where a sink starts again, and the workers make its cursor.
 
 use anyhow::{Context as _, bail};
 
@@ -24,7 +24,7 @@ pub struct Args {
 enum Action {
     /// List the sinks that were started, and what stops them; also without a word
     List,
-    /// Start a halted sink anew: its old position is forgotten
+    /// Start a halted sink again: its old position is lost
     Resume {
         /// Its name
         name: String,
@@ -84,7 +84,7 @@ async fn list(store: &Store) -> anyhow::Result<()> {
 /// Whether the cursor of a sink's newest start is beside its stream; one that was never made is not gone.
 async fn has_cursor(streams: &Streams, row: &SinkRow) -> anyhow::Result<bool> {
     let Some(stream) = row.stream.as_ref().filter(|_| row.started) else { return Ok(true) };
-    Ok(streams.sink_state(stream).await?.incarnation.as_ref() == Some(&row.incarnation))
+    Ok(streams.sink_state(stream).await?.cursor_generation.as_ref() == Some(&row.cursor_generation))
 }
 
 async fn resume(store: &Store, streams: &Streams, name: &str, (from, repeat): (Start, bool)) -> anyhow::Result<()> {
@@ -108,7 +108,7 @@ async fn resume(store: &Store, streams: &Streams, name: &str, (from, repeat): (S
              (XTRIM {stream} MAXLEN 0), or say --repeat if its readers leave out ids that they have seen, or --from now"
         );
     }
-    let fresh = store.incarnation().await?;
+    let fresh = store.cursor_generation().await?;
     if !store.resume_sink(name, &fresh, from == Start::Beginning, &actor()).await? {
         bail!("{name} is being removed");
     }

@@ -8,11 +8,11 @@ use crate::{
     config::{Place, Setup, process_name},
     http::health::{self, Health},
     lifecycle::Lifecycle,
-    process::{self, Context},
-    publish::Keeper,
+    publish::SinkReconciler,
     status::Reporter,
     store,
     telemetry::{self, Telemetry, TelemetryArgs},
+    worker::{self, Context},
 };
 
 /// Flags of `millrace work`.
@@ -40,7 +40,7 @@ pub struct Tuning {
     batch: u16,
 }
 
-/// Connections beside those that commit: for leases, lanes, the manifest and `/status`.
+/// Connections beside those that commit: for leases, publishers, the manifest and `/status`.
 pub const CONNECTIONS: u32 = 4;
 
 /// Runs the command.
@@ -74,24 +74,28 @@ async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
 /// Starts a worker.
 pub fn start(setup: Setup, tuning: &Tuning, lifecycle: &Lifecycle) {
     let (active, sinks) = watch::channel(Arc::default());
-    let keeper =
-        Keeper { store: setup.store.clone(), streams: setup.streams.clone(), in_force: setup.in_force.clone(), active };
-    lifecycle.spawn("sinks", keeper.run(lifecycle.clone()));
+    let sink_reconciler = SinkReconciler {
+        store: setup.store.clone(),
+        streams: setup.streams.clone(),
+        active_manifest: setup.active_manifest.clone(),
+        active,
+    };
+    lifecycle.spawn("sinks", sink_reconciler.run(lifecycle.clone()));
     let context = Context {
         board: lifecycle.board.clone(),
-        writes: process::Writes::default(),
+        writes: worker::Writes::default(),
         store: setup.store,
         streams: setup.streams,
-        in_force: setup.in_force,
+        active_manifest: setup.active_manifest,
         sinks,
-        options: process::Options {
+        options: worker::Options {
             worker: setup.process,
             lease: Duration::from_millis(tuning.lease_ms),
             batch: usize::from(tuning.batch),
         },
-        vitals: lifecycle.vitals.clone(),
+        heartbeats: lifecycle.heartbeats.clone(),
         permits: Semaphore::new(store::COMMITS as usize),
         deciding: RwLock::default(),
     };
-    lifecycle.spawn("own", process::own(Arc::new(context), lifecycle.clone()));
+    lifecycle.spawn("own", worker::own(Arc::new(context), lifecycle.clone()));
 }

@@ -1,7 +1,7 @@
 //! Follows the manifest's file and its newest version in Postgres while the process runs.
 //!
 //! Files are followed by their content, which also holds for the symbolic links that a mounted ConfigMap swaps. Must never
-//! put anything in force that Postgres does not have as its newest version, and never drop what is in force because a server
+//! put anything active that Postgres does not have as its newest version, and never drop what is active because a server
 //! or the file is away.
 
 use std::{sync::Arc, time::Duration};
@@ -15,19 +15,19 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    InForce, Place,
+    ActiveManifest, Place,
     place::unbuilt,
-    setup::{FILE, Refusal, offer, other_uid, say, works_by},
+    setup::{FILE, Refusal, active_policy, offer, other_uid, say},
 };
 use crate::{
-    lifecycle::Beat,
+    lifecycle::Heartbeat,
     status::{Board, Problem, Reason, of_postgres},
     store::{self, Error, Registered, Store},
     streams::Streams,
     telemetry::metrics::{MANIFEST_REFUSED, POLICY_VERSION},
 };
 
-/// Between two looks. A change is in force after two of them at the most: one for the file, one for another process's.
+/// Between two looks. A change is active after two of them at the most: one for the file, one for another process's.
 const LOOK: Duration = Duration::from_millis(300);
 /// Where it is written that a Secret cannot be used.
 const SECRETS: &str = "secrets";
@@ -57,7 +57,7 @@ pub(super) struct Follower {
     urls: Urls,
     store: Store,
     streams: Streams,
-    in_force: watch::Sender<InForce>,
+    active_manifest: watch::Sender<ActiveManifest>,
     board: Board,
     /// What was last said of Postgres; said again only when it changes.
     trouble: String,
@@ -69,7 +69,7 @@ impl Follower {
         frame: RecordPipeline,
         urls: Urls,
         (store, streams): (Store, Streams),
-        in_force: watch::Sender<InForce>,
+        active_manifest: watch::Sender<ActiveManifest>,
         board: Board,
     ) -> Self {
         Self {
@@ -81,13 +81,13 @@ impl Follower {
             urls,
             store,
             streams,
-            in_force,
+            active_manifest,
             board,
             trouble: String::new(),
         }
     }
 
-    pub(super) async fn run(mut self, beat: Arc<Beat>, stop: CancellationToken) -> anyhow::Result<()> {
+    pub(super) async fn run(mut self, beat: Arc<Heartbeat>, stop: CancellationToken) -> anyhow::Result<()> {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = 0_u32;
@@ -102,7 +102,7 @@ impl Follower {
                 outcome = store::within(self.look_at_postgres(look.is_multiple_of(CHECK_SHARDS))) => outcome,
                 () = stop.cancelled() => return Ok(()),
             };
-            // A newer process may have put in force what this one does not understand: the old version stays.
+            // A newer process may have put active what this one does not understand: the old version stays.
             let too_new = match &outcome {
                 Err(Trouble::Passing(error @ Error::TooNew(_))) => Some(of_postgres(error)),
                 _ => None,
@@ -111,13 +111,13 @@ impl Follower {
             match outcome {
                 Ok(()) if self.trouble.is_empty() => {}
                 Ok(()) => {
-                    tracing::info!("config.postgres.back");
+                    tracing::info!(event = "config.postgres.available", "Postgres is available again");
                     self.trouble.clear();
                 }
                 Err(Trouble::Passing(error)) => {
                     let error = error.to_string();
                     if error != self.trouble {
-                        tracing::warn!(error, "config.postgres.away");
+                        tracing::warn!(event = "config.postgres.unavailable", error, "Postgres is unavailable");
                         self.trouble = error;
                     }
                 }
@@ -132,10 +132,10 @@ impl Follower {
     }
 
     fn measure(&self) {
-        let in_force = self.in_force.borrow();
+        let active_manifest = self.active_manifest.borrow();
         // Versions count from 1, far below what a float holds exactly.
-        metrics::gauge!(POLICY_VERSION).set(in_force.policy.version as f64);
-        metrics::gauge!(MANIFEST_REFUSED).set(if in_force.refusal.is_some() { 1.0 } else { 0.0 });
+        metrics::gauge!(POLICY_VERSION).set(active_manifest.policy.version as f64);
+        metrics::gauge!(MANIFEST_REFUSED).set(if active_manifest.refusal.is_some() { 1.0 } else { 0.0 });
     }
 
     /// Reads the file; a content that was not seen yet becomes pending, or is refused with one line.
@@ -146,7 +146,7 @@ impl Follower {
             // Not remembered as content, so that the same content coming back is no change.
             Err(error) => {
                 if self.unreadable.is_none() {
-                    self.unreadable = Some((self.in_force.borrow().refusal.clone(), self.board.of(FILE)));
+                    self.unreadable = Some((self.active_manifest.borrow().refusal.clone(), self.board.of(FILE)));
                     self.board.manifest(None);
                     self.refuse(Reason::ManifestInvalid, &format!("cannot be read: {error}"));
                 }
@@ -154,7 +154,7 @@ impl Follower {
             }
         };
         if let Some((before, problems)) = self.unreadable.take() {
-            self.in_force.send_modify(|in_force| in_force.refusal = before);
+            self.active_manifest.send_modify(|active_manifest| active_manifest.refusal = before);
             self.board.set(FILE, problems);
             self.board.manifest(RecordPipeline::from_yaml(&content).ok().as_ref());
         }
@@ -196,18 +196,21 @@ impl Follower {
         if let Some(url) = changed(self.place.postgres(spec), &self.urls.postgres)
             && self.store.redirect(&url, &self.frame.metadata.name).is_ok()
         {
-            tracing::info!("config.postgres_url.changed");
+            tracing::info!(
+                event = "config.postgres_url.changed",
+                "the URL of Postgres changed; new connections use it"
+            );
             self.urls.postgres = url;
         }
         if let Some(url) = changed(self.place.redis(spec), &self.urls.redis)
             && self.streams.redirect(&url).is_ok()
         {
-            tracing::info!("config.redis_url.changed");
+            tracing::info!(event = "config.redis_url.changed", "the URL of Redis changed; new connections use it");
             self.urls.redis = url;
         }
         if problems != self.board.of(SECRETS) {
             for Problem { reason, message } in &problems {
-                tracing::warn!(?reason, message, "config.secret.refused");
+                tracing::warn!(event = "config.secret.refused", ?reason, message, "a secret cannot be used");
             }
             self.board.set(SECRETS, problems);
         }
@@ -227,26 +230,36 @@ impl Follower {
             self.store.ensure_shards(self.frame.spec.shards).await?;
         }
         let Some(newest) = self.store.newest().await? else { return Ok(()) };
-        let fresh = works_by(&newest);
-        let now = self.in_force.borrow().clone();
+        let fresh = active_policy(&newest);
+        let now = self.active_manifest.borrow().clone();
         if *newest.pipeline_id != *now.pipeline_id {
             return Err(Trouble::OtherPipeline(newest.pipeline_id));
         }
-        // A Postgres that went back has forgotten versions, and gives their numbers anew.
+        // A Postgres that was rewound has lost versions, and gives their numbers again.
         let is_other = newest.version != now.policy.version || newest.spec != now.manifest.spec;
         if is_other && newest.version <= now.policy.version {
-            tracing::warn!(version = newest.version, was = now.policy.version, "config.manifest.forgotten");
+            tracing::warn!(
+                event = "config.manifest.lost",
+                version = newest.version,
+                was = now.policy.version,
+                "Postgres lost a policy version; it is registered again"
+            );
             self.pending = Some(self.frame.clone());
         }
         // An annotation, too, reaches those who work by it: it makes no version.
         if is_other || self.frame.metadata != now.manifest.metadata {
-            let mut next = InForce::new(&self.frame, newest.spec, newest.version, now.pipeline_id);
+            let mut next = ActiveManifest::new(&self.frame, newest.spec, newest.version, now.pipeline_id);
             next.refusal = now.refusal;
             if is_other {
-                tracing::info!(version = newest.version, was = now.policy.version, "config.manifest.in_force");
+                tracing::info!(
+                    event = "config.manifest.active",
+                    version = newest.version,
+                    was = now.policy.version,
+                    "a policy version is active"
+                );
             }
-            self.in_force.send_replace(next);
-            self.board.works_by(fresh);
+            self.active_manifest.send_replace(next);
+            self.board.active_policy(fresh);
         }
         Ok(())
     }
@@ -279,7 +292,7 @@ impl Follower {
             Some(refusal) => self.note_refusal(&refusal),
             None => {
                 say(&registered);
-                self.in_force.send_if_modified(|in_force| in_force.refusal.take().is_some());
+                self.active_manifest.send_if_modified(|active_manifest| active_manifest.refusal.take().is_some());
                 self.board.set(FILE, []);
             }
         }
@@ -297,12 +310,12 @@ impl Follower {
         self.note_refusal(&Refusal { reason: Some(reason), why: why.to_owned() });
     }
 
-    /// Says why the file's content is not in force, and keeps it for `/status`. Called once for each content.
+    /// Says why the file's content is not active, and keeps it for `/status`. Called once for each content.
     fn note_refusal(&self, refusal: &Refusal) {
         let why = &refusal.why;
-        let (file, version) = (self.place.pipeline.display(), self.in_force.borrow().policy.version);
-        tracing::warn!(%file, why, in_force = version, "config.manifest.refused");
-        self.in_force.send_modify(|in_force| in_force.refusal = Some(why.as_str().into()));
+        let (file, version) = (self.place.pipeline.display(), self.active_manifest.borrow().policy.version);
+        tracing::warn!(event = "config.manifest.refused", %file, why, active_manifest = version, "the manifest is refused; the last accepted one stays active");
+        self.active_manifest.send_modify(|active_manifest| active_manifest.refusal = Some(why.as_str().into()));
         self.board.set(FILE, refusal.problem());
     }
 }

@@ -1,4 +1,4 @@
-//! What is in force: the manifest (followed while running) and where the process runs (flags and variables).
+//! What is active: the manifest (followed while running) and where the process runs (flags and variables).
 //!
 //! Must never show a secret.
 
@@ -22,20 +22,20 @@ pub use setup::{Setup, process_name};
 
 use crate::domain::Policy;
 
-/// The manifest that is in force in this process, with the version under which Postgres knows it.
+/// The manifest that is active in this process, with the version under which Postgres knows it.
 #[derive(Debug, Clone)]
-pub struct InForce {
+pub struct ActiveManifest {
     /// What the pipeline is.
     pub manifest: Arc<RecordPipeline>,
     /// What of it decides about records; `policy.version` is the manifest's version in Postgres.
     pub policy: Arc<Policy>,
     /// The pipeline's id, from Postgres.
     pub pipeline_id: Arc<str>,
-    /// Why this process's file is not what is in force; `None` when it is.
+    /// Why this process's file is not what is active; `None` when it is.
     pub refusal: Option<Arc<str>>,
 }
 
-impl InForce {
+impl ActiveManifest {
     /// A version of a pipeline's manifest: `frame` gives its name and metadata, `spec` its content.
     #[must_use]
     pub fn new(

@@ -39,7 +39,7 @@ pub struct Place {
     /// The pipeline's manifest, a RecordPipeline as YAML
     #[arg(long, value_name = "FILE", env = "MILLRACE_PIPELINE")]
     pub pipeline: PathBuf,
-    /// The pipeline's name, for when its manifest cannot be read: work then goes on by what was last in force
+    /// The pipeline's name, for when its manifest cannot be read: work then continues by what was last active
     #[arg(long, value_name = "NAME", env = "MILLRACE_PIPELINE_NAME", value_parser = name_or_nothing)]
     pub pipeline_name: Option<String>,
     /// Redis, such as redis://:password@host:6379

@@ -1,4 +1,4 @@
-//! The start of a role: find the pipeline in Postgres, and know what is in force.
+//! The start of a role: find the pipeline in Postgres, and know what is active.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,12 +7,12 @@ use millrace_crds::{API_VERSION, KIND, Metadata, RecordPipeline};
 use tokio::sync::watch;
 
 use super::{
-    InForce, Place, SecretError,
+    ActiveManifest, Place, SecretError,
     follow::{self, Follower},
 };
 use crate::{
     lifecycle::Lifecycle,
-    status::{Board, Problem, Reason, WorksBy, not_migrated, of_postgres, silent},
+    status::{ActivePolicy, Board, Problem, Reason, not_migrated, of_postgres, silent},
     store::{Error, Newest, Offer, Pipeline, Registered, Store},
     streams::Streams,
 };
@@ -23,7 +23,7 @@ const WAITING: &str = "waiting for the pipeline";
 const PROBED: Duration = Duration::from_secs(5);
 /// Where the start writes on the board.
 const PART: &str = "start";
-/// Where it is written why the file is not in force.
+/// Where it is written why the file is not active.
 pub(super) const FILE: &str = "manifest";
 
 /// What a role starts from.
@@ -33,8 +33,8 @@ pub struct Setup {
     pub store: Store,
     /// Redis.
     pub streams: Streams,
-    /// The manifest that is in force, followed.
-    pub in_force: watch::Receiver<InForce>,
+    /// The manifest that is active, followed.
+    pub active_manifest: watch::Receiver<ActiveManifest>,
     /// This process's name: never used by another, nor by this one after a restart.
     pub process: Arc<str>,
     /// The pipeline's name.
@@ -55,7 +55,7 @@ impl Setup {
         lifecycle: &Lifecycle,
     ) -> anyhow::Result<Self> {
         // Until the pipeline is there nothing of this role moves: it is not ready.
-        let _still = lifecycle.vitals.register(WAITING, Duration::ZERO);
+        let _still = lifecycle.heartbeats.register(WAITING, Duration::ZERO);
         let mut start = Start {
             place,
             board: &lifecycle.board,
@@ -67,10 +67,10 @@ impl Setup {
             found = start.wait() => found?,
             () = lifecycle.soft.cancelled() => bail!("stopped before the pipeline was ready"),
         };
-        let Found { frame, urls, store, in_force } = found;
+        let Found { frame, urls, store, active_manifest } = found;
         let name: Arc<str> = frame.metadata.name.as_str().into();
         let streams = Streams::connect(&urls.redis, &name).context("the URL of Redis")?;
-        let (sender, receiver) = watch::channel(in_force);
+        let (sender, receiver) = watch::channel(active_manifest);
         let follower = Follower::new(
             place.clone(),
             frame,
@@ -79,10 +79,10 @@ impl Setup {
             sender,
             lifecycle.board.clone(),
         );
-        let beat = lifecycle.vitals.register("manifest", Duration::from_secs(30));
-        lifecycle.vitals.forget(WAITING);
+        let beat = lifecycle.heartbeats.register("manifest", Duration::from_secs(30));
+        lifecycle.heartbeats.forget(WAITING);
         lifecycle.spawn("manifest", follower.run(beat, lifecycle.soft.clone()));
-        Ok(Self { store, streams, in_force: receiver, process: Arc::clone(process), name })
+        Ok(Self { store, streams, active_manifest: receiver, process: Arc::clone(process), name })
     }
 }
 
@@ -101,7 +101,7 @@ struct Found {
     frame: RecordPipeline,
     urls: follow::Urls,
     store: Store,
-    in_force: InForce,
+    active_manifest: ActiveManifest,
 }
 
 /// Why there is nothing to start from.
@@ -134,7 +134,13 @@ impl Start<'_> {
             if problems != said {
                 for Problem { reason, message } in &problems {
                     let pipeline = self.name.as_deref();
-                    tracing::warn!(pipeline, ?reason, waiting = message, "config.pipeline.waiting");
+                    tracing::warn!(
+                        event = "config.pipeline.waiting",
+                        pipeline,
+                        ?reason,
+                        waiting = message,
+                        "the process waits before it starts"
+                    );
                 }
                 self.board.set(PART, problems.clone());
                 said = problems;
@@ -145,7 +151,7 @@ impl Start<'_> {
     }
 
     async fn attempt(&mut self) -> Result<Found, Lack> {
-        // Read anew each time: it may be mended, or annotated, while it is waited.
+        // Read again each time: it may be mended, or annotated, while it is waited.
         let manifest = self.place.manifest();
         self.board.manifest(manifest.as_ref().ok());
         let manifest = match manifest {
@@ -180,11 +186,11 @@ impl Start<'_> {
         };
         match begun {
             Ok((frame, newest, refusal)) => {
-                self.board.works_by(works_by(&newest));
+                self.board.active_policy(active_policy(&newest));
                 self.board.set(FILE, refusal.as_ref().and_then(Refusal::problem));
-                let mut in_force = InForce::new(&frame, newest.spec, newest.version, newest.pipeline_id);
-                in_force.refusal = refusal.map(|refusal| refusal.why.into());
-                Ok(Found { frame, urls, store, in_force })
+                let mut active_manifest = ActiveManifest::new(&frame, newest.spec, newest.version, newest.pipeline_id);
+                active_manifest.refusal = refusal.map(|refusal| refusal.why.into());
+                Ok(Found { frame, urls, store, active_manifest })
             }
             Err(Missing::Problem(problem)) => Err(problem.into()),
             Err(Missing::Store(Error::Sql(sqlx::Error::PoolTimedOut))) => Err(silent(&store).await.into()),
@@ -225,7 +231,7 @@ impl From<Error> for Missing {
 
 type Begun = (RecordPipeline, Newest, Option<Refusal>);
 
-/// Offers the manifest, and gives what is in force.
+/// Offers the manifest, and gives what is active.
 async fn begin(manifest: RecordPipeline, store: &Store) -> Result<Begun, Missing> {
     let Some(pipeline) = store.pipeline().await? else { return Err(Missing::Problem(not_migrated())) };
     pipeline.admits(&manifest)?;
@@ -240,7 +246,7 @@ async fn begin(manifest: RecordPipeline, store: &Store) -> Result<Begun, Missing
     Ok((manifest, newest, Refusal::of(&registered)))
 }
 
-/// Gives what was last in force, for a manifest that cannot be read.
+/// Gives what was last active, for a manifest that cannot be read.
 async fn go_on(place: &Place, why: String, store: &Store) -> Result<Begun, Missing> {
     let Some(pipeline) = store.pipeline().await? else { return Err(Missing::Problem(not_migrated())) };
     let Some(newest) = store.newest().await? else {
@@ -266,12 +272,17 @@ async fn go_on(place: &Place, why: String, store: &Store) -> Result<Begun, Missi
         return Err(Missing::Problem(Problem::new(Reason::UidNotClaimed, why)));
     }
     store.ensure_shards(pipeline.shards).await?;
-    tracing::warn!(why, in_force = newest.version, "config.manifest.refused");
+    tracing::warn!(
+        event = "config.manifest.refused",
+        why,
+        active_manifest = newest.version,
+        "the manifest is refused; the last accepted one stays active"
+    );
     Ok((frame, newest, Some(Refusal { reason: Some(Reason::ManifestInvalid), why })))
 }
 
-pub(super) fn works_by(newest: &Newest) -> WorksBy {
-    WorksBy { version: newest.version, uid: newest.uid.clone(), generation: newest.generation }
+pub(super) fn active_policy(newest: &Newest) -> ActivePolicy {
+    ActivePolicy { version: newest.version, uid: newest.uid.clone(), generation: newest.generation }
 }
 
 /// Why a manifest's uid cannot work on the schema yet.
@@ -293,7 +304,7 @@ pub(super) fn offer(manifest: &RecordPipeline, changed: bool) -> Offer<'_> {
     }
 }
 
-/// Why a file's content is not in force.
+/// Why a file's content is not active.
 #[derive(Debug, Clone)]
 pub(super) struct Refusal {
     /// The problem that it is; `None`: it is as it should be, such as an old file in a late pod.
@@ -327,8 +338,14 @@ impl Refusal {
 /// Says in the log what became of an offer.
 pub(super) fn say(registered: &Registered) {
     match (registered, Refusal::of(registered)) {
-        (Registered::AsNew(version), _) => tracing::info!(version, "config.manifest.registered"),
-        (_, Some(Refusal { why, .. })) => tracing::warn!(why, "config.manifest.not_in_force"),
+        (Registered::AsNew(version), _) => {
+            tracing::info!(event = "config.manifest.registered", version, "registered a policy version")
+        }
+        (_, Some(Refusal { why, .. })) => tracing::warn!(
+            event = "config.manifest.differs",
+            why,
+            "the manifest of this process differs from the active one"
+        ),
         (_, None) => {}
     }
 }

@@ -1,4 +1,4 @@
-//! The follower against a real Postgres: what is in force after a file or the database changed.
+//! The follower against a real Postgres: what is active after a file or the database changed.
 
 use std::{
     fs,
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{InForce, Place, Setup, process_name};
+use super::{ActiveManifest, Place, Setup, process_name};
 use crate::{
     lifecycle::Lifecycle,
     status::{Problem, Reason},
@@ -25,16 +25,16 @@ impl Process {
         Self { lifecycle, setup }
     }
 
-    /// Waits until what is in force is so, and gives how long it took.
-    async fn until(&mut self, so: impl FnMut(&InForce) -> bool) -> Duration {
+    /// Waits until what is active is so, and gives how long it took.
+    async fn until(&mut self, so: impl FnMut(&ActiveManifest) -> bool) -> Duration {
         let start = Instant::now();
-        let waited = tokio::time::timeout(Duration::from_secs(5), self.setup.in_force.wait_for(so)).await;
+        let waited = tokio::time::timeout(Duration::from_secs(5), self.setup.active_manifest.wait_for(so)).await;
         waited.expect("within five seconds").unwrap();
         start.elapsed()
     }
 
     fn version(&self) -> i64 {
-        self.setup.in_force.borrow().policy.version
+        self.setup.active_manifest.borrow().policy.version
     }
 }
 
@@ -53,7 +53,7 @@ fn write(test: &TestPipeline, dir: &tempfile::TempDir, metadata: &str, spec: &st
 }
 
 #[tokio::test]
-async fn a_changed_file_is_in_force_within_two_seconds_in_every_process() {
+async fn a_changed_file_is_active_within_two_seconds_in_every_process() {
     let (test, dir) = (TestPipeline::new("shards: 2").await, tempfile::tempdir().unwrap());
     write(&test, &dir, "", "shards: 2, threshold: '10'");
     let place = place(&dir);
@@ -63,8 +63,8 @@ async fn a_changed_file_is_in_force_within_two_seconds_in_every_process() {
     write(&test, &dir, "", "shards: 2, threshold: '20'");
     let start = Instant::now();
     for process in [&mut a, &mut b] {
-        process.until(|in_force| in_force.policy.version == 2).await;
-        let threshold = process.setup.in_force.borrow().policy.threshold("EUR");
+        process.until(|active_manifest| active_manifest.policy.version == 2).await;
+        let threshold = process.setup.active_manifest.borrow().policy.threshold("EUR");
         assert_eq!(threshold.map(|value| value.to_string()).as_deref(), Some("20"));
     }
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
@@ -81,16 +81,20 @@ async fn an_invalid_file_is_refused_and_the_old_one_stays_until_it_is_mended() {
         ("shards: 3, threshold: '1'", "spec.shards is immutable"),
     ] {
         write(&test, &dir, "", spec);
-        process.until(|in_force| in_force.refusal.as_deref().is_some_and(|why| why.contains(named))).await;
+        process
+            .until(|active_manifest| active_manifest.refusal.as_deref().is_some_and(|why| why.contains(named)))
+            .await;
         assert_eq!(process.version(), 1, "{spec}");
     }
     fs::remove_file(dir.path().join("pipeline.yaml")).unwrap();
-    process.until(|in_force| in_force.refusal.as_deref().is_some_and(|why| why.contains("cannot be read"))).await;
+    process
+        .until(|active_manifest| active_manifest.refusal.as_deref().is_some_and(|why| why.contains("cannot be read")))
+        .await;
     write(&test, &dir, "", "shards: 2, threshold: '10'");
-    process.until(|in_force| in_force.refusal.is_none()).await;
+    process.until(|active_manifest| active_manifest.refusal.is_none()).await;
     assert_eq!(process.version(), 1);
     write(&test, &dir, "", "shards: 2, threshold: '11'");
-    process.until(|in_force| in_force.policy.version == 2).await;
+    process.until(|active_manifest| active_manifest.policy.version == 2).await;
 }
 
 #[tokio::test]
@@ -101,7 +105,9 @@ async fn a_pipeline_keeps_its_name() {
     let mut process = Process::start(&place).await;
     let text = fs::read_to_string(&place.pipeline).unwrap().replace(&test.manifest.metadata.name, "another");
     fs::write(&place.pipeline, text).unwrap();
-    process.until(|in_force| in_force.refusal.as_deref().is_some_and(|why| why.contains("keeps its name"))).await;
+    process
+        .until(|active_manifest| active_manifest.refusal.as_deref().is_some_and(|why| why.contains("keeps its name")))
+        .await;
     assert_eq!(process.version(), 1);
 }
 
@@ -121,7 +127,7 @@ async fn a_config_map_that_swaps_its_link_is_followed() {
     let mut process = Process::start(&place(&dir)).await;
     symlink("v2", dir.path().join("next")).unwrap();
     fs::rename(dir.path().join("next"), dir.path().join("data")).unwrap();
-    process.until(|in_force| in_force.policy.version == 2).await;
+    process.until(|active_manifest| active_manifest.policy.version == 2).await;
 }
 
 #[tokio::test]
@@ -132,18 +138,20 @@ async fn a_lower_generation_is_refused_and_a_new_uid_waits_for_its_claim() {
     write(&test, &dir, ", uid: u1, generation: 5", "shards: 1, threshold: '5'");
     let mut process = Process::start(&place(&dir)).await;
     write(&test, &dir, ", uid: u1, generation: 4", "shards: 1, threshold: '4'");
-    process.until(|in_force| in_force.refusal.as_deref().is_some_and(|why| why.contains("lower than 5"))).await;
+    process
+        .until(|active_manifest| active_manifest.refusal.as_deref().is_some_and(|why| why.contains("lower than 5")))
+        .await;
     assert_eq!(process.version(), 1);
     write(&test, &dir, ", uid: u2, generation: 1", "shards: 1, threshold: '7'");
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(process.version(), 1);
     test.manifest.metadata.uid = Some("u2".to_owned());
     test.store.claim(&test.manifest, "x").await.unwrap();
-    process.until(|in_force| in_force.policy.version == 2).await;
+    process.until(|active_manifest| active_manifest.policy.version == 2).await;
 }
 
 #[tokio::test]
-async fn a_shard_row_that_vanishes_is_made_again() {
+async fn a_shard_row_that_disappears_is_made_again() {
     let (test, dir) = (TestPipeline::new("shards: 2").await, tempfile::tempdir().unwrap());
     write(&test, &dir, "", "shards: 2");
     let _process = Process::start(&place(&dir)).await;
@@ -203,11 +211,11 @@ async fn secrets_that_come_late_are_waited_for() {
     (place.redis_url, place.redis_url_file) = (None, Some(redis.clone()));
     (place.postgres_url, place.postgres_url_file) = (None, Some(postgres.clone()));
     let lifecycle = Lifecycle::new();
-    let (board, vitals, process) = (lifecycle.board.clone(), lifecycle.vitals.clone(), process_name("test"));
+    let (board, heartbeats, process) = (lifecycle.board.clone(), lifecycle.heartbeats.clone(), process_name("test"));
     let coming = async {
         let missing = |name: &str| Problem::new(Reason::SecretNotFound, name);
         until("both are missed", async || board.of("start") == [missing("r, key url"), missing("p, key dsn")]).await;
-        assert_eq!(vitals.still(), ["waiting for the pipeline"]);
+        assert_eq!(heartbeats.still(), ["waiting for the pipeline"]);
         fs::write(&redis, "\n").unwrap();
         fs::write(&postgres, "postgres:// s3cret").unwrap();
         until("one is empty, one is none", async || {
@@ -226,12 +234,12 @@ async fn secrets_that_come_late_are_waited_for() {
         fs::write(&postgres, testing::url()).unwrap();
     };
     let (setup, ()) = tokio::join!(Setup::new(&place, &process, 2, &lifecycle), coming);
-    assert_eq!(setup.unwrap().in_force.borrow().policy.version, 1);
+    assert_eq!(setup.unwrap().active_manifest.borrow().policy.version, 1);
     assert!(board.of("start").is_empty());
 }
 
 #[tokio::test]
-async fn a_manifest_that_breaks_rules_at_the_start_leaves_the_last_accepted_in_force() {
+async fn a_manifest_that_breaks_rules_at_the_start_leaves_the_last_accepted_active() {
     let (test, dir) = (TestPipeline::new("shards: 1").await, tempfile::tempdir().unwrap());
     write(&test, &dir, "", "shards: 1, threshold: '10'");
     let mut place = place(&dir);
@@ -245,13 +253,13 @@ async fn a_manifest_that_breaks_rules_at_the_start_leaves_the_last_accepted_in_f
     for text in [fs::read_to_string(&place.pipeline).unwrap(), "neither: [".to_owned()] {
         fs::write(&place.pipeline, text).unwrap();
         let mut process = Process::start(&place).await;
-        let in_force = process.setup.in_force.borrow().clone();
-        assert_eq!((in_force.policy.version, in_force.manifest.spec.shards), (1, 1));
-        assert_eq!(in_force.policy.threshold("EUR").map(|value| value.to_string()).as_deref(), Some("10"));
-        assert!(in_force.refusal.is_some());
+        let active_manifest = process.setup.active_manifest.borrow().clone();
+        assert_eq!((active_manifest.policy.version, active_manifest.manifest.spec.shards), (1, 1));
+        assert_eq!(active_manifest.policy.threshold("EUR").map(|value| value.to_string()).as_deref(), Some("10"));
+        assert!(active_manifest.refusal.is_some());
         assert_eq!(process.lifecycle.board.of("manifest")[0].reason, Reason::ManifestInvalid);
         write(&test, &dir, "", "shards: 1, threshold: '10'");
-        process.until(|in_force| in_force.refusal.is_none()).await;
+        process.until(|active_manifest| active_manifest.refusal.is_none()).await;
         until("nothing is wrong", async || process.lifecycle.board.of("manifest").is_empty()).await;
     }
 
@@ -275,18 +283,18 @@ async fn a_process_waits_for_its_schema_and_is_not_ready_meanwhile() {
     fs::write(dir.path().join("pipeline.yaml"), serde_saphyr::to_string(&manifest).unwrap()).unwrap();
     let (place, lifecycle) = (place(&dir), Lifecycle::new());
     let process = process_name("test");
-    let (waiting, vitals) = (Setup::new(&place, &process, 2, &lifecycle), lifecycle.vitals.clone());
+    let (waiting, heartbeats) = (Setup::new(&place, &process, 2, &lifecycle), lifecycle.heartbeats.clone());
     let migrating = async {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let still = vitals.still();
+        let still = heartbeats.still();
         crate::commands::migrate::migrate(&place).await.unwrap();
         still
     };
     let (setup, still) = tokio::join!(waiting, migrating);
-    assert_eq!(setup.unwrap().in_force.borrow().policy.version, 1);
+    assert_eq!(setup.unwrap().active_manifest.borrow().policy.version, 1);
     assert_eq!(still, ["waiting for the pipeline"]);
     // From the first look at the manifest on it moves.
-    while !lifecycle.vitals.still().is_empty() {
+    while !lifecycle.heartbeats.still().is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     testing::drop_schema(name);
@@ -315,7 +323,7 @@ async fn a_process_of_another_namespace_is_refused_until_it_adopts() {
         test.store.claim(&test.manifest, "x").await.unwrap();
     };
     let (setup, ()) = tokio::join!(Setup::new(&place, &process, 2, &lifecycle), adopting);
-    assert_eq!(setup.unwrap().in_force.borrow().policy.version, 1);
+    assert_eq!(setup.unwrap().active_manifest.borrow().policy.version, 1);
 }
 
 #[tokio::test]
@@ -324,12 +332,12 @@ async fn an_annotation_that_is_added_reaches_those_who_work_by_it() {
     write(&test, &dir, "", "shards: 1");
     let mut process = Process::start(&place(&dir)).await;
     write(&test, &dir, ", annotations: { millrace.dev/adopt: old }", "shards: 1");
-    process.until(|in_force| in_force.manifest.annotation(millrace_crds::ADOPT) == "old").await;
+    process.until(|active_manifest| active_manifest.manifest.annotation(millrace_crds::ADOPT) == "old").await;
     assert_eq!(process.version(), 1, "it makes no version");
 }
 
 #[tokio::test]
-async fn a_version_that_a_newer_process_put_in_force_leaves_the_old_one_and_is_said() {
+async fn a_version_that_a_newer_process_put_active_leaves_the_old_one_and_is_said() {
     let (test, dir) = (TestPipeline::new("shards: 1").await, tempfile::tempdir().unwrap());
     write(&test, &dir, "", "shards: 1");
     let process = Process::start(&place(&dir)).await;

@@ -1,7 +1,7 @@
 //! The decision: a batch, what is stored about its ids and keys, and the policy, into what is to be written.
 //!
 //! Pure and total: every entry ends as exactly one of a new record, a duplicate, a conflict, a dead letter, or nothing
-//! (a redelivery, or a replay whose letter is closed). Must never look at a stream id alone.
+//! (a redelivery, or a replay whose dead letter is closed). Must never look at a stream id alone.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -11,7 +11,7 @@ use std::{
 use rust_decimal::Decimal;
 
 use super::{
-    Amount, Entry, Invalid, Kind, LetterId, Policy, Record, StreamId, Text, shard_of, total_in_bounds, total_nanos,
+    Amount, DeadLetterId, Entry, Invalid, Kind, Policy, Record, StreamId, Text, shard_of, total_in_bounds, total_nanos,
 };
 
 /// Under which a running total is kept.
@@ -51,8 +51,8 @@ pub struct Total {
 pub struct Known {
     /// Processed records whose id is in the batch.
     pub records: HashMap<Text, KnownRecord>,
-    /// Open letters whose id is in the batch, and letters of any state with a stream id or a replay of the batch.
-    pub letters: Vec<KnownLetter>,
+    /// Open dead letters whose id is in the batch, and dead letters of any state with a stream id or a replay of the batch.
+    pub dead_letters: Vec<KnownDeadLetter>,
     /// (record id, stream id) of noted duplicates.
     pub duplicates: HashSet<(Text, StreamId)>,
     /// What was refused as a conflict, by (record id, stream id).
@@ -74,9 +74,9 @@ pub struct KnownRecord {
 
 /// A dead letter that is stored.
 #[derive(Debug, Clone)]
-pub struct KnownLetter {
+pub struct KnownDeadLetter {
     /// Its number.
-    pub id: LetterId,
+    pub id: DeadLetterId,
     /// Whether it still takes its id.
     pub open: bool,
     /// Absent where the payload could not be read.
@@ -139,7 +139,7 @@ pub struct NewConflict {
 
 /// An entry that cannot be applied.
 #[derive(Debug, Clone)]
-pub struct NewLetter {
+pub struct NewDeadLetter {
     /// Its number in the shard.
     pub n: i64,
     /// Index of its entry in the batch.
@@ -152,12 +152,12 @@ pub struct NewLetter {
     pub reason: &'static str,
     /// A sentence.
     pub detail: String,
-    /// The letter whose replay was refused.
-    pub replay_of: Option<LetterId>,
+    /// The dead letter whose replay was refused.
+    pub replay_of: Option<DeadLetterId>,
 }
 
-/// Letters that a replay closed.
-pub type Closed = Vec<LetterId>;
+/// DeadLetters that a replay closed.
+pub type Closed = Vec<DeadLetterId>;
 
 /// What is to be written, all of it in one transaction.
 #[derive(Debug, Default)]
@@ -171,16 +171,16 @@ pub struct Decision {
     /// Conflicts.
     pub conflicts: Vec<NewConflict>,
     /// Dead letters to be opened.
-    pub letters: Vec<NewLetter>,
+    pub dead_letters: Vec<NewDeadLetter>,
     /// Dead letters to be closed because their replay was decided here.
     pub closed: Closed,
     /// How many of `records` are above their threshold.
     pub alerts: i64,
     /// How many of `records` are of a unit without a threshold while other units have one.
     pub without_threshold: i64,
-    /// Settled entries that were not taken in by a serve process: those of other programs, and replays.
-    pub foreign: i64,
-    /// Entries that were settled before: counted nowhere.
+    /// Applied entries that were not taken in by a serve process: those of other programs, and replays.
+    pub external: i64,
+    /// Entries that were applied before: counted nowhere.
     pub redelivered: usize,
     /// Whether the last entry is one of them.
     pub ends_in_redelivery: bool,
@@ -194,7 +194,7 @@ pub struct Item {
     /// What its payload says.
     pub record: Result<Arc<Record>, Invalid>,
     /// Set when the entry was found to break its batch: a dead letter's reason and detail.
-    pub condemned: Option<(&'static str, String)>,
+    pub isolated: Option<(&'static str, String)>,
 }
 
 /// Decides a batch, in order.
@@ -211,7 +211,7 @@ pub fn decide(batch: &[Item], known: Known, policy: &Policy, position: Position)
 
 /// What takes an id.
 struct Taken {
-    /// `None`: a letter whose payload cannot be read as a record of that id.
+    /// `None`: a dead letter whose payload cannot be read as a record of that id.
     record: Option<Arc<Record>>,
     stream_id: StreamId,
 }
@@ -219,11 +219,11 @@ struct Taken {
 struct Ledger<'a> {
     policy: &'a Policy,
     position: Position,
-    /// Ids taken by records and by open letters.
+    /// Ids taken by records and by open dead letters.
     records: HashMap<Text, Taken>,
-    letters: HashMap<Text, Taken>,
-    open: HashMap<LetterId, Option<Text>>,
-    settled_letters: HashMap<StreamId, Vec<Vec<u8>>>,
+    dead_letters: HashMap<Text, Taken>,
+    open: HashMap<DeadLetterId, Option<Text>>,
+    settled_dead_letters: HashMap<StreamId, Vec<Vec<u8>>>,
     duplicates: HashSet<(Text, StreamId)>,
     conflicts: HashMap<(Text, StreamId), Vec<Record>>,
     totals: HashMap<Key, Total>,
@@ -241,25 +241,25 @@ impl<'a> Ledger<'a> {
                 .into_iter()
                 .map(|(id, known)| (id, Taken { record: Some(known.record), stream_id: known.stream_id }))
                 .collect(),
-            letters: HashMap::new(),
+            dead_letters: HashMap::new(),
             open: HashMap::new(),
-            settled_letters: HashMap::new(),
+            settled_dead_letters: HashMap::new(),
             duplicates: known.duplicates,
             conflicts: known.conflicts,
             totals: known.totals,
             destinations: known.destinations,
             decision: Decision::default(),
         };
-        for letter in known.letters {
-            if letter.open {
-                if let Some(id) = &letter.record_id {
-                    let record = Record::parse(&letter.payload).ok().map(Arc::new);
-                    ledger.letters.insert(id.clone(), Taken { record, stream_id: letter.stream_id });
+        for dead_letter in known.dead_letters {
+            if dead_letter.open {
+                if let Some(id) = &dead_letter.record_id {
+                    let record = Record::parse(&dead_letter.payload).ok().map(Arc::new);
+                    ledger.dead_letters.insert(id.clone(), Taken { record, stream_id: dead_letter.stream_id });
                 }
-                ledger.open.insert(letter.id, letter.record_id);
+                ledger.open.insert(dead_letter.id, dead_letter.record_id);
             }
-            if letter.id.shard == position.shard {
-                ledger.settled_letters.entry(letter.stream_id).or_default().push(letter.payload);
+            if dead_letter.id.shard == position.shard {
+                ledger.settled_dead_letters.entry(dead_letter.stream_id).or_default().push(dead_letter.payload);
             }
         }
         ledger
@@ -267,31 +267,35 @@ impl<'a> Ledger<'a> {
 
     fn judge(&mut self, index: usize, item: &Item) {
         let entry = &item.entry;
-        if let Some(letter) = entry.replay_of {
-            let Some(id) = self.open.remove(&letter) else {
+        if let Some(dead_letter) = entry.replay_of {
+            let Some(id) = self.open.remove(&dead_letter) else {
                 self.decision.redelivered += 1;
                 return;
             };
-            // Judged as if the letter were closed.
+            // Judged as if the dead letter were closed.
             if let Some(id) = id {
-                self.letters.remove(&id);
+                self.dead_letters.remove(&id);
             }
-            self.decision.closed.push(letter);
-        } else if self.settled_letters.get(&entry.id).is_some_and(|letters| letters.contains(&entry.payload)) {
+            self.decision.closed.push(dead_letter);
+        } else if self
+            .settled_dead_letters
+            .get(&entry.id)
+            .is_some_and(|dead_letters| dead_letters.contains(&entry.payload))
+        {
             self.decision.redelivered += 1;
             return;
         }
         let record = match &item.record {
             Ok(record) => record,
             Err(invalid) => {
-                let (reason, detail) = item.condemned.clone().unwrap_or(("malformed", invalid.to_string()));
+                let (reason, detail) = item.isolated.clone().unwrap_or(("malformed", invalid.to_string()));
                 return self.bury(index, entry, None, reason, detail);
             }
         };
         if self.is_taken(index, entry, record) {
             return;
         }
-        if let Some((reason, detail)) = item.condemned.clone() {
+        if let Some((reason, detail)) = item.isolated.clone() {
             return self.bury(index, entry, Some(record), reason, detail);
         }
         if shard_of(record.destination_id.as_str(), self.position.shards) != self.position.shard {
@@ -304,14 +308,14 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// Settles an entry whose id is taken, or was when it came first: as a redelivery, a duplicate or a conflict.
+    /// Applies an entry whose id is taken, or was when it came first: as a redelivery, a duplicate or a conflict.
     fn is_taken(&mut self, index: usize, entry: &Entry, record: &Arc<Record>) -> bool {
         let id = &record.record_id;
-        let taken = self.records.get(id).or_else(|| self.letters.get(id));
+        let taken = self.records.get(id).or_else(|| self.dead_letters.get(id));
         let same = taken.is_some_and(|taken| taken.record.as_deref() == Some(&**record));
         let free = taken.is_none();
         let mark = (id.clone(), entry.id);
-        // What is noted stays noted: the letter that took the id then may be closed by now, and the id free or another's.
+        // What is noted stays noted: the dead letter that took the id then may be closed by now, and the id free or another's.
         let again = self.conflicts.get(&mark).is_some_and(|noted| noted.contains(&**record))
             || taken.is_some_and(|taken| same && taken.stream_id == entry.id)
             || (same || free) && self.duplicates.contains(&mark);
@@ -383,13 +387,13 @@ impl<'a> Ledger<'a> {
         detail: String,
     ) {
         self.count_foreign(entry);
-        self.settled_letters.entry(entry.id).or_default().push(entry.payload.clone());
+        self.settled_dead_letters.entry(entry.id).or_default().push(entry.payload.clone());
         if let Some(record) = record {
             let taken = Taken { record: Some(Arc::clone(record)), stream_id: entry.id };
-            self.letters.insert(record.record_id.clone(), taken);
+            self.dead_letters.insert(record.record_id.clone(), taken);
         }
         self.position.dead_letters += 1;
-        self.decision.letters.push(NewLetter {
+        self.decision.dead_letters.push(NewDeadLetter {
             n: self.position.dead_letters,
             entry: index,
             record_id: record.map(|record| record.record_id.clone()),
@@ -401,7 +405,7 @@ impl<'a> Ledger<'a> {
     }
 
     fn count_foreign(&mut self, entry: &Entry) {
-        self.decision.foreign += i64::from(!entry.marked);
+        self.decision.external += i64::from(!entry.marked);
     }
 }
 

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use chrono::{DateTime, Utc};
 
-/// A Redis stream id. Ids may go back or come again after a failover: never trust one alone.
+/// A Redis stream id. Ids may are rewound or come again after a failover: never trust one alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId {
     /// Milliseconds of the server's clock.
@@ -30,20 +30,20 @@ impl FromStr for StreamId {
 
 /// A dead letter's number: `<shard>-d<n>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LetterId {
+pub struct DeadLetterId {
     /// Its shard.
     pub shard: u16,
     /// Its number in the shard, from 1.
     pub n: i64,
 }
 
-impl fmt::Display for LetterId {
+impl fmt::Display for DeadLetterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-d{}", self.shard, self.n)
     }
 }
 
-impl FromStr for LetterId {
+impl FromStr for DeadLetterId {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -70,5 +70,5 @@ pub struct Entry {
     /// Whether a serve process appended it: only such entries count as received.
     pub marked: bool,
     /// The dead letter whose replay this is.
-    pub replay_of: Option<LetterId>,
+    pub replay_of: Option<DeadLetterId>,
 }

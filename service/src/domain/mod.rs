@@ -13,10 +13,10 @@ mod record;
 
 pub use amount::{Amount, total_in_bounds, total_nanos};
 pub use decide::{
-    Closed, Decision, Duplicate, Item, Key, Known, KnownLetter, KnownRecord, NewConflict, NewLetter, NewRecord,
+    Closed, Decision, Duplicate, Item, Key, Known, KnownDeadLetter, KnownRecord, NewConflict, NewDeadLetter, NewRecord,
     Position, Total, decide,
 };
-pub use entry::{Entry, LetterId, StreamId};
+pub use entry::{DeadLetterId, Entry, StreamId};
 pub use json::{Invalid, Raw, code, elements, is_deep, members};
 pub use policy::Policy;
 pub use record::{Attributes, Draft, Kind, Record, Text, parse_time, render_time, shard_of};

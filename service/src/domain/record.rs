@@ -215,7 +215,7 @@ impl Record {
     pub fn signed(&self) -> rust_decimal::Decimal {
         match self.kind {
             Kind::Positive => self.value.get(),
-            // A zero has no sign: rust_decimal would carry one on into totals, and Postgres would forget it.
+            // A zero has no sign: rust_decimal would carry one on into totals, and Postgres would lose it.
             Kind::Negative if self.value.get().is_zero() => self.value.get(),
             Kind::Negative => -self.value.get(),
         }

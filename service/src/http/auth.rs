@@ -38,7 +38,7 @@ impl Scope {
     }
 }
 
-/// A key that is in force.
+/// A key that is active.
 #[derive(Debug, Clone)]
 pub struct KnownKey {
     /// Its name: the actor in the audit trail.
@@ -47,10 +47,10 @@ pub struct KnownKey {
     pub scopes: Vec<Scope>,
 }
 
-/// The keys in force, by the SHA-256 of the whole key; `None` inside: access is open (development mode).
+/// The keys active, by the SHA-256 of the whole key; `None` inside: access is open (development mode).
 pub type Snapshot = Option<HashMap<[u8; 32], KnownKey>>;
 
-/// The keys in force, as of the last refresh.
+/// The keys active, as of the last refresh.
 #[derive(Debug, Clone)]
 pub struct KeyRing(pub watch::Receiver<Snapshot>);
 

@@ -91,7 +91,7 @@ pub async fn run(
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::error!(%error, most, "http.connection.not_accepted");
+                    tracing::error!(event = "http.connection.refused", %error, most, "a connection cannot be accepted");
                 }
                 // Out of files or memory: at once it would only fail again.
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -119,7 +119,11 @@ pub async fn run(
     }
     drop(listener);
     if tokio::time::timeout(bounds.last, graceful.shutdown()).await.is_err() {
-        tracing::warn!(after_s = bounds.last.as_secs(), "http.connections.dropped");
+        tracing::warn!(
+            event = "http.connections.dropped",
+            after_s = bounds.last.as_secs(),
+            "connections that did not end in time were dropped"
+        );
     }
 }
 

@@ -45,7 +45,7 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
                 let takes_records =
                     path.is_some_and(|path| matches!(path.template.as_str(), "/records" | "/records/batch"));
                 let limit = (!takes_records).then_some(SMALL_BODY);
-                let body = guard::guard(request.take_body(), limit, guard::PATIENCE);
+                let body = guard::guard(request.take_body(), limit, guard::TIMEOUT);
                 request.set_body(body);
                 match self.inner.call(request).instrument(span).await {
                     Ok(response) => response,
@@ -62,7 +62,14 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
         // A path that is not ours is not a label: there are endlessly many.
         let route = path.map_or_else(|| "other".to_owned(), |path| path.template.clone());
         let (status, took) = (response.status().as_u16(), began.elapsed());
-        tracing::debug!(method = method.as_str(), route, status, took_us = took.as_micros(), "http.request.answered");
+        tracing::debug!(
+            event = "http.request.answered",
+            method = method.as_str(),
+            route,
+            status,
+            took_us = took.as_micros(),
+            "answered a request"
+        );
         let known = matches!(method.as_str(), "GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "PATCH" | "OPTIONS");
         let method = if known { method.as_str().to_owned() } else { "other".to_owned() };
         let labels = [("route", route), ("method", method), ("status", status.to_string())];

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use super::problem::Failure;
 
 /// For how long a body is waited for, over all its parts, until it has to have brought [`LEAST`] more.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-/// Bytes that come within [`PATIENCE`], unless the body ends: who sends a byte a second wants something else.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes that come within [`TIMEOUT`], unless the body ends: who sends a byte a second wants something else.
 const LEAST: usize = 1024;
 
 /// Why a body was not read on.
@@ -24,12 +24,12 @@ enum Cut {
     Large,
 }
 
-/// Passes a body on, until it is longer than `limit` bytes, or less than [`LEAST`] of it came in a wait of `patience`. Time
+/// Passes a body on, until it is longer than `limit` bytes, or less than [`LEAST`] of it came in a wait of `timeout`. Time
 /// in which nobody asks for its next part is not the client's.
 #[must_use]
-pub(crate) fn guard(body: Body, limit: Option<usize>, patience: Duration) -> Body {
+pub(crate) fn guard(body: Body, limit: Option<usize>, timeout: Duration) -> Body {
     let parts = Box::pin(body.into_bytes_stream());
-    let state = (parts, limit.unwrap_or(usize::MAX), Wait { left: patience, came: 0 });
+    let state = (parts, limit.unwrap_or(usize::MAX), Wait { left: timeout, came: 0 });
     Body::from_bytes_stream(futures::stream::unfold(Some(state), move |state| async move {
         let (mut parts, left, mut wait) = state?;
         let began = Instant::now();
@@ -42,7 +42,7 @@ pub(crate) fn guard(body: Body, limit: Option<usize>, patience: Duration) -> Bod
                 wait.left = wait.left.saturating_sub(began.elapsed());
                 wait.came += part.len();
                 if wait.came >= LEAST {
-                    wait = Wait { left: patience, came: 0 };
+                    wait = Wait { left: timeout, came: 0 };
                 }
                 let left = left - part.len();
                 Some((Ok(part), Some((parts, left, wait))))
@@ -73,7 +73,7 @@ pub(crate) fn failure(error: &io::Error) -> Option<Failure> {
             Some(Cut::Slow) => Some(Failure::new(
                 408,
                 "request_timeout",
-                format!("less than {LEAST} bytes of the body came in {} s; send it again", PATIENCE.as_secs()),
+                format!("less than {LEAST} bytes of the body came in {} s; send it again", TIMEOUT.as_secs()),
             )),
             Some(Cut::Large) => Some(Failure::new(413, "too_large", "the body is larger than this path takes")),
             None => inner.source().and_then(|source| source.downcast_ref::<io::Error>()).and_then(failure),
@@ -109,7 +109,7 @@ mod tests {
     }
 
     async fn cut(body: Body) -> Option<(u16, usize)> {
-        let mut parts = Box::pin(guard(body, Some(100_000), PATIENCE).into_bytes_stream());
+        let mut parts = Box::pin(guard(body, Some(100_000), TIMEOUT).into_bytes_stream());
         let mut came = 0;
         while let Some(part) = parts.next().await {
             match part {
@@ -120,24 +120,24 @@ mod tests {
         None
     }
 
-    /// The clock is the runtime's: it goes on by itself while all tasks wait.
+    /// The clock is the runtime's: it continues by itself while all tasks wait.
     #[tokio::test(start_paused = true)]
     async fn a_body_has_to_keep_coming_and_may_be_slow() {
         let second = Duration::from_secs(1);
         assert_eq!(cut(body(10_000, 1, second)).await, Some((408, 30)), "a byte a second");
         assert_eq!(cut(body(25, 1, second)).await, None, "it ended in time");
-        assert_eq!(cut(body(2, 1, PATIENCE * 2)).await, Some((408, 0)), "silence");
+        assert_eq!(cut(body(2, 1, TIMEOUT * 2)).await, Some((408, 0)), "silence");
         assert_eq!(cut(body(90, 1_000, second * 10)).await, None, "a hundred bytes a second, for a quarter of an hour");
         assert_eq!(cut(body(11, 10_000, second)).await, Some((413, 100_000)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn time_in_which_nobody_reads_is_not_the_clients() {
-        let mut parts = Box::pin(guard(body(100, 1, Duration::from_millis(100)), None, PATIENCE).into_bytes_stream());
+        let mut parts = Box::pin(guard(body(100, 1, Duration::from_millis(100)), None, TIMEOUT).into_bytes_stream());
         let mut came = 0;
         while let Some(part) = parts.next().await {
             came += part.expect("the client is quick").len();
-            tokio::time::sleep(PATIENCE).await;
+            tokio::time::sleep(TIMEOUT).await;
         }
         assert_eq!(came, 100);
     }

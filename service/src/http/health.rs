@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::connections::{self, Bounds};
 use crate::{
-    lifecycle::{Lifecycle, Vitals},
+    lifecycle::{Heartbeats, Lifecycle},
     status::Reporter,
     telemetry::Metrics,
 };
@@ -16,7 +16,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Health {
     role: &'static str,
-    vitals: Vitals,
+    heartbeats: Heartbeats,
     metrics: Metrics,
     reporter: Reporter,
 }
@@ -25,7 +25,7 @@ impl Health {
     /// The health of a process of a role: `serve`, `work` or `dev`.
     #[must_use]
     pub fn new(role: &'static str, metrics: Metrics, lifecycle: &Lifecycle, reporter: &Reporter) -> Self {
-        Self { role, vitals: lifecycle.vitals.clone(), metrics, reporter: reporter.clone() }
+        Self { role, heartbeats: lifecycle.heartbeats.clone(), metrics, reporter: reporter.clone() }
     }
 }
 
@@ -42,7 +42,7 @@ impl fmt::Debug for Health {
 pub async fn serve(listen: SocketAddr, health: Health, lifecycle: &Lifecycle) -> anyhow::Result<SocketAddr> {
     let listener = crate::listen::bind(listen).await?;
     let address = listener.local_addr()?;
-    tracing::info!(%address, "http.health.listening");
+    tracing::info!(event = "http.health.listening", %address, "listening for health and metrics");
     let soft = lifecycle.soft.clone();
     let bounds = Bounds { most: 100, last: Duration::from_secs(2), ..Bounds::default() };
     lifecycle.spawn("health", async move {
@@ -70,10 +70,10 @@ pub fn alive_answer() -> Response {
 
 /// The answer of `/ready`: 200, or 503 with the loops that stand still.
 #[must_use]
-pub fn ready_answer(vitals: &Vitals) -> Response {
-    let still = vitals.still();
+pub fn ready_answer(heartbeats: &Heartbeats) -> Response {
+    let still = heartbeats.still();
     let status = if still.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    answer(status, &json!({"ready": still.is_empty(), "standingStill": still}))
+    answer(status, &json!({"ready": still.is_empty(), "stalledTasks": still}))
 }
 
 fn answer(status: StatusCode, body: &Value) -> Response {
@@ -87,7 +87,7 @@ fn tell_alive() -> Response {
 
 #[handler]
 fn tell_ready(health: Data<&Health>) -> Response {
-    ready_answer(&health.vitals)
+    ready_answer(&health.heartbeats)
 }
 
 #[handler]
@@ -98,7 +98,7 @@ fn tell_metrics(health: Data<&Health>) -> Response {
 #[handler]
 async fn tell_status(health: Data<&Health>) -> Response {
     let mut status = health.reporter.answer().await;
-    status["standingStill"] = health.vitals.still().into();
+    status["stalledTasks"] = health.heartbeats.still().into();
     answer(StatusCode::OK, &status)
 }
 
@@ -109,7 +109,7 @@ mod tests {
     #[tokio::test]
     async fn the_health_port_tells_what_moves_and_stops_with_the_process() {
         let lifecycle = Lifecycle::new();
-        let beat = lifecycle.vitals.register("shard 3", Duration::from_millis(300));
+        let beat = lifecycle.heartbeats.register("shard 3", Duration::from_millis(300));
         let (recorder, metrics) = Metrics::local();
         metrics::with_local_recorder(&recorder, || metrics::counter!("millrace_processed_total").increment(7));
         let reporter = Reporter::new("work", &"work-1".into(), &lifecycle.board);
@@ -123,11 +123,11 @@ mod tests {
         beat.beat();
         assert_eq!(get("/ready").await.0, 200);
         tokio::time::sleep(Duration::from_millis(400)).await;
-        assert_eq!(get("/ready").await, (503, r#"{"ready":false,"standingStill":["shard 3"]}"#.to_owned()));
+        assert_eq!(get("/ready").await, (503, r#"{"ready":false,"stalledTasks":["shard 3"]}"#.to_owned()));
         assert_eq!(get("/health").await.0, 200, "alive while it stands still");
         let status: Value = serde_json::from_str(&get("/status").await.1).unwrap();
         assert_eq!((&status["role"], &status["process"]), (&"work".into(), &"work-1".into()));
-        assert_eq!((&status["standingStill"], &status["shards"]), (&json!(["shard 3"]), &Value::Null));
+        assert_eq!((&status["stalledTasks"], &status["shards"]), (&json!(["shard 3"]), &Value::Null));
         assert!(get("/metrics").await.1.contains("millrace_processed_total 7"));
         lifecycle.soft.cancel();
         lifecycle.run(Duration::from_secs(5)).await.unwrap();

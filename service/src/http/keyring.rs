@@ -1,4 +1,4 @@
-//! The keys in force, kept up to date; and the first key, from the environment.
+//! The keys active, kept up to date; and the first key, from the environment.
 //!
 //! Must never keep a key itself longer than it takes to hash it.
 
@@ -79,7 +79,7 @@ impl KeyRing {
     }
 
     /// Registers the first key, reads the keys, and keeps them up to date by a task of `lifecycle`. While Postgres is
-    /// away the last known keys stay in force. Waits for the first key's file only while there is no key at all: nobody
+    /// away the last known keys stay active. Waits for the first key's file only while there is no key at all: nobody
     /// could call.
     ///
     /// # Errors
@@ -88,14 +88,16 @@ impl KeyRing {
         let mut registered = None;
         let board = lifecycle.board.clone();
         // Until there are keys nobody is let in: not ready.
-        let beat = lifecycle.vitals.register("serve.keys", Duration::from_secs(30));
+        let beat = lifecycle.heartbeats.register("serve.keys", Duration::from_secs(30));
         let keys = loop {
             let first = first_key(&bootstrap, &board);
             let is_missing = first.is_none() && matches!(bootstrap, Bootstrap::File { .. });
             match store::within(refresh(store, first, &mut registered)).await {
                 Ok(keys) if is_missing && keys.is_empty() => {}
                 Ok(keys) => break keys,
-                Err(error) => tracing::warn!(%error, "http.keys.unavailable"),
+                Err(error) => {
+                    tracing::warn!(event = "http.keys.unavailable", %error, "the API keys cannot be read from Postgres")
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(2 * REFRESH) => {}
@@ -118,7 +120,7 @@ impl KeyRing {
                     }
                     Err(error) => {
                         if !failing {
-                            tracing::warn!(%error, "http.keys.unavailable");
+                            tracing::warn!(event = "http.keys.unavailable", %error, "the API keys cannot be read from Postgres");
                         }
                         failing = true;
                     }
@@ -136,7 +138,7 @@ fn first_key(bootstrap: &Bootstrap, board: &Board) -> Option<Hash> {
     let problem = read.as_ref().err().and_then(SecretError::problem);
     if board.of(PART).first() != problem.as_ref() {
         if let Some(Problem { reason, message }) = &problem {
-            tracing::warn!(?reason, message, "http.keys.bootstrap_refused");
+            tracing::warn!(event = "http.keys.bootstrap_refused", ?reason, message, "the first API key cannot be used");
         }
         board.set(PART, problem);
     }
@@ -151,7 +153,7 @@ async fn refresh(
 ) -> Result<HashMap<Hash, KnownKey>, Error> {
     if let Some(hash) = first.filter(|hash| registered.as_ref() != Some(hash)) {
         if store.bootstrap_key(&hash).await? {
-            tracing::info!("http.keys.bootstrapped");
+            tracing::info!(event = "http.keys.bootstrapped", "stored the first API key");
         }
         *registered = Some(hash);
     }

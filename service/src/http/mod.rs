@@ -16,7 +16,7 @@ mod probes;
 pub mod problem;
 pub mod server;
 
-use crate::{config::InForce, store::Store, streams::Streams};
+use crate::{config::ActiveManifest, store::Store, streams::Streams};
 
 /// What a request handler needs.
 #[derive(Debug, Clone)]
@@ -25,8 +25,8 @@ pub struct App {
     pub store: Store,
     /// Redis.
     pub streams: Streams,
-    /// The manifest that is in force, followed.
-    pub manifest: tokio::sync::watch::Receiver<InForce>,
+    /// The manifest that is active, followed.
+    pub manifest: tokio::sync::watch::Receiver<ActiveManifest>,
     /// Who may call.
     pub keys: auth::KeyRing,
     /// This process's name, in logs and notes.

@@ -4,7 +4,7 @@ use poem::web::Data;
 use poem_openapi::{ApiResponse, Object, OpenApi, Tags, payload::Json};
 
 use super::problem::Failure;
-use crate::lifecycle::Vitals;
+use crate::lifecycle::Heartbeats;
 
 #[derive(Tags)]
 enum Tag {
@@ -18,7 +18,7 @@ pub(super) struct ProbesApi;
 
 /// That this process is well.
 #[derive(Debug, Object)]
-struct Well {
+struct HealthStatus {
     /// `alive` or `ready`.
     status: String,
 }
@@ -28,11 +28,11 @@ struct Well {
 enum Probe {
     /// It is well.
     #[oai(status = 200)]
-    Well(Json<Well>),
+    HealthStatus(Json<HealthStatus>),
 }
 
 fn well(status: &str) -> Probe {
-    Probe::Well(Json(Well { status: status.to_owned() }))
+    Probe::HealthStatus(Json(HealthStatus { status: status.to_owned() }))
 }
 
 #[OpenApi(tag = "Tag::Health")]
@@ -47,8 +47,8 @@ impl ProbesApi {
     ///
     /// It stays ready while Redis or Postgres is away, and answers 503 itself then.
     #[oai(path = "/ready", method = "get", operation_id = "ready")]
-    async fn ready(&self, vitals: Data<&Vitals>) -> Result<Probe, Failure> {
-        let still = vitals.still();
+    async fn ready(&self, heartbeats: Data<&Heartbeats>) -> Result<Probe, Failure> {
+        let still = heartbeats.still();
         if still.is_empty() {
             return Ok(well("ready"));
         }

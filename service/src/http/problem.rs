@@ -198,7 +198,7 @@ impl Failure {
     #[must_use]
     pub fn internal(error: &dyn std::error::Error) -> Self {
         if limits::FAILED.allows(Instant::now()) {
-            tracing::error!(error = %error, "http.request.failed");
+            tracing::error!(event = "http.request.failed", error = %error, "a request failed with an internal error");
         }
         Self::new(500, "internal", "the service failed; the log says why")
     }
@@ -226,7 +226,7 @@ impl From<store::Error> for Failure {
             }
             _ => {
                 if limits::POSTGRES_UNAVAILABLE.allows(Instant::now()) {
-                    tracing::warn!(error = %error, "http.postgres.unavailable");
+                    tracing::warn!(event = "http.postgres.unavailable", error = %error, "a request failed because Postgres is unavailable");
                 }
                 Self::new(503, "postgres_unavailable", "the database cannot be asked now; ask again")
             }
@@ -257,7 +257,7 @@ fn error_is_ours(code: Option<&str>) -> bool {
 impl From<streams::Error> for Failure {
     fn from(error: streams::Error) -> Self {
         if limits::REDIS_UNAVAILABLE.allows(Instant::now()) {
-            tracing::warn!(error = %error, "http.redis.unavailable");
+            tracing::warn!(event = "http.redis.unavailable", error = %error, "a request failed because Redis is unavailable");
         }
         Self::new(503, "redis_unavailable", "the queue cannot be reached now; send again with the same recordId")
     }

@@ -9,14 +9,14 @@ use poem_openapi::{LicenseObject, OpenApi as _, OpenApiService, ServerObject, re
 use super::{App, errors, front::Front, merged::Merged, operations::Operations, probes::ProbesApi};
 use crate::{
     accept::{Acceptor, RecordsApi},
-    ask,
-    lifecycle::Vitals,
+    lifecycle::Heartbeats,
+    query,
 };
 
-type Apis = Merged<(RecordsApi, ask::Apis, ProbesApi)>;
+type Apis = Merged<(RecordsApi, query::Apis, ProbesApi)>;
 
 fn service() -> OpenApiService<Apis, ()> {
-    OpenApiService::new(Merged((RecordsApi, ask::apis(), ProbesApi)), "Millrace", env!("CARGO_PKG_VERSION"))
+    OpenApiService::new(Merged((RecordsApi, query::apis(), ProbesApi)), "Millrace", env!("CARGO_PKG_VERSION"))
         .description(
             "Streams of business records into exact totals, notifications and alerts. One record counts once, whatever is \
              killed.\n\nErrors are `application/problem+json` with a stable `code`. Paths without `/v1` mean v1 for good; \
@@ -36,7 +36,7 @@ pub fn document() -> String {
 }
 
 /// All paths of the main port, each also under `/v1`.
-pub fn routes(app: App, acceptor: Acceptor, vitals: Vitals) -> impl Endpoint<Output = Response> {
+pub fn routes(app: App, acceptor: Acceptor, heartbeats: Heartbeats) -> impl Endpoint<Output = Response> {
     let service = service();
     let (json, html) = (document(), service.swagger_ui_html());
     let mut registry = Registry::new();
@@ -51,7 +51,7 @@ pub fn routes(app: App, acceptor: Acceptor, vitals: Vitals) -> impl Endpoint<Out
         .nest("/", service.into_endpoint())
         .data(app)
         .data(acceptor)
-        .data(vitals)
+        .data(heartbeats)
         .with(CatchPanic::new().with_handler(errors::panicked))
         .map_to_response();
     Front::new(routes, operations)

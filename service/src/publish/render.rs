@@ -13,16 +13,16 @@ use crate::{
     streams::Notice,
 };
 
-use millrace_crds::On;
+use millrace_crds::SinkEvent;
 
 /// The `type` field of a sink's entries.
 #[must_use]
-pub fn event_type(on: On) -> &'static str {
-    match on {
-        On::Processed => "record.processed",
-        On::Alert => "record.alert",
-        On::DeadLettered => "record.dead_lettered",
-        On::Conflicted => "record.conflicted",
+pub fn event_type(event: SinkEvent) -> &'static str {
+    match event {
+        SinkEvent::Processed => "record.processed",
+        SinkEvent::Alert => "record.alert",
+        SinkEvent::DeadLettered => "record.dead_lettered",
+        SinkEvent::Conflicted => "record.conflicted",
     }
 }
 
@@ -41,8 +41,8 @@ pub fn record(shard: u16, row: &LogRow, alert: bool) -> Notice {
 
 /// A dead letter's or a conflict's notification.
 #[must_use]
-pub fn refused(shard: u16, row: &RefusedRow, on: On) -> Notice {
-    let mark = if on == On::DeadLettered { 'd' } else { 'c' };
+pub fn refused(shard: u16, row: &RefusedRow, event: SinkEvent) -> Notice {
+    let mark = if event == SinkEvent::DeadLettered { 'd' } else { 'c' };
     let payload: Option<&RawValue> = serde_json::from_slice(&row.payload).ok().filter(|_| !is_deep(&row.payload));
     let data = RefusedData {
         record_id: row.record_id.as_deref(),

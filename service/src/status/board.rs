@@ -9,7 +9,7 @@ use std::{
 use millrace_crds::RecordPipeline;
 use serde::Serialize;
 
-use super::WorksBy;
+use super::ActivePolicy;
 
 /// Kinds of problems, the worst first: those that keep a process from its pipeline at all, then its servers, then its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -38,7 +38,7 @@ pub enum Reason {
     UidNotClaimed,
     /// The manifest is none, or breaks rules.
     ManifestInvalid,
-    /// The manifest may not be put in force.
+    /// The manifest may not be put active.
     ManifestRefused,
 }
 
@@ -68,7 +68,7 @@ struct Written {
     problems: BTreeMap<Cow<'static, str>, Vec<Problem>>,
     pipeline: Option<String>,
     manifest: Option<FileId>,
-    works_by: Option<WorksBy>,
+    active_policy: Option<ActivePolicy>,
 }
 
 /// Which object the manifest's file shows.
@@ -84,7 +84,7 @@ pub(super) struct Told {
     pub(super) problems: Vec<Problem>,
     pub(super) pipeline: Option<String>,
     pub(super) manifest: Option<FileId>,
-    pub(super) works_by: Option<WorksBy>,
+    pub(super) active_policy: Option<ActivePolicy>,
 }
 
 impl Board {
@@ -113,18 +113,18 @@ impl Board {
     }
 
     /// Says by which version this process works.
-    pub fn works_by(&self, works_by: WorksBy) {
-        self.written().works_by = Some(works_by);
+    pub fn active_policy(&self, active_policy: ActivePolicy) {
+        self.written().active_policy = Some(active_policy);
     }
 
     pub(super) fn told(&self) -> Told {
         let written = self.written();
-        let Written { problems, pipeline, manifest, works_by } = &*written;
+        let Written { problems, pipeline, manifest, active_policy } = &*written;
         Told {
             problems: worst_first(problems.values().flatten().cloned()),
             pipeline: pipeline.clone(),
             manifest: manifest.clone(),
-            works_by: works_by.clone(),
+            active_policy: active_policy.clone(),
         }
     }
 

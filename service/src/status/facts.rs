@@ -1,6 +1,6 @@
 //! What the two servers know of the pipeline, gathered for `/status`.
 //!
-//! Redis's backlog first, then Postgres, then the cursors: an entry that is settled in between is counted as still queued,
+//! Redis's backlog first, then Postgres, then the cursors: an entry that is applied in between is counted as still queued,
 //! never as gone, so "nothing is left" is only said when it is so.
 
 use std::{collections::HashMap, future::Future, time::Duration};
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{Problem, Reason};
 use crate::{
     config::Setup,
-    store::{self, Counts as Settled, ShardStanding, SinkBeginning, SinkRow, Store},
+    store::{self, Counts as Applied, ShardState, SinkBeginning, SinkRow, Store},
     streams::{self, Backlog, Cursor},
 };
 
@@ -22,7 +22,7 @@ const LONGEST: Duration = Duration::from_secs(2);
 pub(super) struct Facts {
     pub(super) problems: Vec<Problem>,
     pub(super) shards: Option<Vec<Shard>>,
-    pub(super) sinks: Option<Vec<LaneState>>,
+    pub(super) sinks: Option<Vec<PublisherState>>,
     pub(super) counts: Option<Counts>,
 }
 
@@ -43,9 +43,9 @@ impl Shard {
     }
 }
 
-/// A lane that does not run well.
+/// A publisher that does not run well.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct LaneState {
+pub(super) struct PublisherState {
     sink: String,
     shard: u16,
     state: String,
@@ -58,7 +58,7 @@ pub(super) struct LaneState {
 pub(super) struct Counts {
     /// Entries that no worker has taken yet.
     queued: u64,
-    /// Entries that a worker has taken and not settled.
+    /// Entries that a worker has taken and not applied.
     pending: u64,
     /// Both.
     backlog: u64,
@@ -76,8 +76,8 @@ pub(super) struct Counts {
 
 /// What Postgres knows.
 struct Stored {
-    settled: Settled,
-    standing: Vec<ShardStanding>,
+    applied: Applied,
+    standing: Vec<ShardState>,
     states: Vec<(String, u16, String, String)>,
     /// The sinks that are in the manifest, with where they began.
     sinks: Vec<(SinkRow, Option<SinkBeginning>)>,
@@ -86,8 +86,8 @@ struct Stored {
 /// Gathers all facts. Each part is bounded by [`LONGEST`]; a part that depends on one that failed is left out.
 pub(super) async fn gather(setup: &Setup) -> Facts {
     let (shards, pipeline_id) = {
-        let in_force = setup.in_force.borrow();
-        (in_force.manifest.spec.shards, in_force.pipeline_id.to_string())
+        let active_manifest = setup.active_manifest.borrow();
+        (active_manifest.manifest.spec.shards, active_manifest.pipeline_id.to_string())
     };
     let mut facts = Facts::default();
     let queue = async {
@@ -119,21 +119,21 @@ pub(super) async fn gather(setup: &Setup) -> Facts {
         let streams: Vec<String> = stored.sinks.iter().filter_map(|(row, _)| row.stream.clone()).collect();
         let published = async {
             let cursors = setup.streams.sink_cursors(&streams).await.map_err(|error| of_redis(&error))?;
-            let foreign = foreign_cursor(&streams, &cursors, &pipeline_id);
+            let external = foreign_cursor(&streams, &cursors, &pipeline_id);
             let cursors: HashMap<String, Cursor> = streams.iter().cloned().zip(cursors).collect();
             let behind = unpublished(&setup.store, &stored, &cursors, &pipeline_id).await;
-            Ok((behind.map_err(|error| of_postgres(&error))?, foreign))
+            Ok((behind.map_err(|error| of_postgres(&error))?, external))
         };
         match bounded(published).await {
-            Some(Ok((unpublished, foreign))) => {
-                facts.problems.extend(foreign);
-                facts.counts = Some(counts(&stored.settled, &backlog, unpublished));
+            Some(Ok((unpublished, external))) => {
+                facts.problems.extend(external);
+                facts.counts = Some(counts(&stored.applied, &backlog, unpublished));
             }
             Some(Err(problem)) => facts.problems.push(problem),
             None => facts.problems.push(Problem::new(Reason::RedisUnreachable, "its cursors were not told within 2 s")),
         }
     }
-    let shard = |ShardStanding { shard, leased, owner, version, uid, generation }| Shard {
+    let shard = |ShardState { shard, leased, owner, version, uid, generation }| Shard {
         shard,
         leased,
         owner,
@@ -142,8 +142,8 @@ pub(super) async fn gather(setup: &Setup) -> Facts {
         generation,
     };
     facts.shards = Some(stored.standing.into_iter().map(shard).collect());
-    let lane = |(sink, shard, state, detail)| LaneState { sink, shard, state, detail };
-    facts.sinks = Some(stored.states.into_iter().map(lane).collect());
+    let publisher = |(sink, shard, state, detail)| PublisherState { sink, shard, state, detail };
+    facts.sinks = Some(stored.states.into_iter().map(publisher).collect());
     facts
 }
 
@@ -185,7 +185,7 @@ async fn stored(store: &Store, pipeline_id: &str) -> Result<Stored, Lack> {
         }
         Some(_) => {}
     }
-    let settled = store.stats().await?;
+    let applied = store.stats().await?;
     let standing = store.standing().await?;
     let states = store.sink_states().await?;
     let mut beginnings = store.sink_beginnings().await?;
@@ -195,7 +195,7 @@ async fn stored(store: &Store, pipeline_id: &str) -> Result<Stored, Lack> {
         let beginning = at.map(|at| beginnings.swap_remove(at));
         (row, beginning)
     });
-    Ok(Stored { settled, standing, states, sinks: sinks.collect() })
+    Ok(Stored { applied, standing, states, sinks: sinks.collect() })
 }
 
 /// The highest lag of a sink: numbers of its kind above its cursor, over all shards.
@@ -214,7 +214,7 @@ async fn unpublished(
             let begins = beginning.as_ref().and_then(|beginning| beginning.begins_after(shard)).unwrap_or(0);
             cursor.and_then(|cursor| cursor.numbers.get(&shard)).copied().unwrap_or(begins).max(begins)
         };
-        let shards = &stored.settled.shards;
+        let shards = &stored.applied.shards;
         let behind: i64 = if row.kind == "Alert" {
             let (shards, numbers): (Vec<i32>, Vec<i64>) =
                 shards.iter().map(|shard| (shard.shard, at(shard.shard))).unzip();
@@ -232,7 +232,7 @@ async fn unpublished(
     Ok(most)
 }
 
-fn counts(settled: &Settled, backlog: &[Backlog], unpublished: i64) -> Counts {
+fn counts(applied: &Applied, backlog: &[Backlog], unpublished: i64) -> Counts {
     let (queued, pending) =
         (backlog.iter().map(|shard| shard.queued).sum::<u64>(), backlog.iter().map(|shard| shard.pending).sum::<u64>());
     Counts {
@@ -240,24 +240,24 @@ fn counts(settled: &Settled, backlog: &[Backlog], unpublished: i64) -> Counts {
         pending,
         backlog: queued + pending,
         unpublished,
-        processed: settled.shards.iter().map(|shard| shard.processed).sum(),
-        alerts: settled.shards.iter().map(|shard| shard.alerts).sum(),
-        dead_letters: settled.letters_open,
-        lost: settled.shards.iter().map(|shard| shard.lost).sum(),
+        processed: applied.shards.iter().map(|shard| shard.processed).sum(),
+        alerts: applied.shards.iter().map(|shard| shard.alerts).sum(),
+        dead_letters: applied.dead_letters_open,
+        lost: applied.shards.iter().map(|shard| shard.lost).sum(),
     }
 }
 
 /// That a records stream is another pipeline's.
 fn foreign_stream(backlog: &[Backlog], pipeline_id: &str) -> Option<Problem> {
-    let foreign: Vec<(u16, &String)> = backlog
+    let external: Vec<(u16, &String)> = backlog
         .iter()
         .filter_map(|shard| Some((shard.shard, shard.pipeline_id.as_ref().filter(|id| *id != pipeline_id)?)))
         .collect();
-    let (shard, id) = foreign.first()?;
+    let (shard, id) = external.first()?;
     let message = format!(
         "in Redis the records streams of {} shards, such as that of shard {shard}, belong to the pipeline with id {id}: use \
          another name or Redis, or take them over with the annotation {}: {id}",
-        foreign.len(),
+        external.len(),
         millrace_crds::ADOPT,
     );
     Some(Problem::new(Reason::OtherPipeline, message))
@@ -291,7 +291,7 @@ pub(crate) fn of_postgres(error: &store::Error) -> Problem {
     let reason = match error {
         store::Error::TooNew(_) => Reason::SchemaTooNew,
         store::Error::OtherPipeline(_) => Reason::OtherPipeline,
-        store::Error::StillWorked(_) => Reason::UidNotClaimed,
+        store::Error::PreviousWorkersActive(_) => Reason::UidNotClaimed,
         store::Error::Refused(_) => Reason::ManifestRefused,
         store::Error::Session(_) => Reason::SecretInvalid,
         error if error.misses_schema() => return not_migrated(),

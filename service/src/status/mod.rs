@@ -29,11 +29,11 @@ use facts::Facts;
 /// Facts that are younger are told again.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long an answer waits for new facts before it tells the last ones.
-const PATIENCE: Duration = Duration::from_millis(1_500);
+const TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Which version of the manifest, and from which object it came.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct WorksBy {
+pub struct ActivePolicy {
     /// The version in Postgres.
     pub version: i64,
     /// The uid of the manifest that brought it.
@@ -86,7 +86,7 @@ impl Reporter {
             "pipeline": told.pipeline,
             "pipelineId": null,
             "manifest": told.manifest,
-            "inForce": told.works_by,
+            "active": told.active_policy,
             "refusal": null,
             "problems": told.problems,
             "shards": null,
@@ -97,9 +97,9 @@ impl Reporter {
         });
         let Some(setup) = setup.get() else { return answer };
         let known = self.known(setup).await;
-        let in_force = setup.in_force.borrow().clone();
-        answer["pipelineId"] = (*in_force.pipeline_id).into();
-        answer["refusal"] = in_force.refusal.as_deref().into();
+        let active_manifest = setup.active_manifest.borrow().clone();
+        answer["pipelineId"] = (*active_manifest.pipeline_id).into();
+        answer["refusal"] = active_manifest.refusal.as_deref().into();
         if let Some((at, facts)) = known {
             let problems = board.told().problems.into_iter().chain(facts.problems.iter().cloned());
             answer["problems"] = json!(board::worst_first(problems));
@@ -127,11 +127,11 @@ impl Reporter {
                 }
             }
         };
-        let _ = tokio::time::timeout(PATIENCE, under_way).await;
+        let _ = tokio::time::timeout(TIMEOUT, under_way).await;
         self.gathered().last.clone()
     }
 
-    /// Gathers in a task that goes on when who asked has gone; it ends by itself, for each of its parts is bounded.
+    /// Gathers in a task that continues when who asked has gone; it ends by itself, for each of its parts is bounded.
     fn gather(&self, setup: Setup) -> Shared<BoxFuture<'static, ()>> {
         let this = self.clone();
         let gathering = tokio::spawn(async move {

@@ -59,7 +59,7 @@ async fn it_tells_where_the_pipeline_stands() {
     test.store.claim(&test.manifest, "x").await.unwrap();
     let running = Running::start(&test, &crate::streams::testing::url()).await;
     let fence = test.store.take(&running.setup.process, 1, "token", 60_000).await.unwrap().unwrap();
-    test.store.stand_at(1, &fence, 1).await.unwrap();
+    test.store.apply_policy(1, &fence, 1).await.unwrap();
     let answer = running.reporter.answer().await;
     assert!(answer["ageMs"].as_u64().is_some_and(|age| age < 5_000), "{answer}");
     let expected = json!({
@@ -69,7 +69,7 @@ async fn it_tells_where_the_pipeline_stands() {
         "pipeline": test.manifest.metadata.name,
         "pipelineId": test.pipeline.pipeline_id,
         "manifest": {"uid": "uid-1", "generation": 3},
-        "inForce": {"version": 1, "uid": "uid-1", "generation": 3},
+        "active": {"version": 1, "uid": "uid-1", "generation": 3},
         "refusal": null,
         "problems": [],
         "shards": [

@@ -46,8 +46,8 @@ pub struct Appender {
 /// What Postgres knows of a shard's entries.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Books {
-    /// Entries of serve processes that are settled.
-    pub settled: i64,
+    /// Entries of serve processes that are applied.
+    pub applied: i64,
     /// Entries that were found to be lost.
     pub lost: i64,
     /// Entries of the processes that were folded.
@@ -147,9 +147,9 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn books(&self, shard: u16) -> Result<Books, Error> {
         let row = sqlx::query!(
-            r#"select lost, folded_appends, (processed + duplicates + conflicts + dead_letters - foreign_settled
+            r#"select lost, folded_appends, (processed + duplicates + conflicts + dead_letters - external_applied
                       - (select coalesce(sum(to_n - from_n + 1), 0) from gaps
-                         where gaps.shard = shards.shard and kind <> 'records'))::bigint as "settled!"
+                         where gaps.shard = shards.shard and kind <> 'records'))::bigint as "applied!"
                from shards where shard = $1"#,
             i32::from(shard),
         )
@@ -171,7 +171,7 @@ impl Store {
             unaccounted: row.unknown == UNACCOUNTED || (!row.closed && row.age > SILENT_SECONDS),
             former: row.closed && row.unknown == 0 && row.age > FOLD_AFTER_SECONDS,
         });
-        Ok(Books { settled: row.settled, lost: row.lost, folded: row.folded_appends, appenders: appenders.collect() })
+        Ok(Books { applied: row.applied, lost: row.lost, folded: row.folded_appends, appenders: appenders.collect() })
     }
 
     /// Speaks the last word for a process that died without it. `count`: how many entries Redis has of it, beside which

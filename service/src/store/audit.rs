@@ -10,8 +10,8 @@ use super::{Error, Store};
 /// Something that happened.
 #[derive(Debug, Clone)]
 pub struct Fact {
-    /// When what it belongs to was settled: what the trail is ordered by.
-    pub settled: DateTime<Utc>,
+    /// When what it belongs to was applied: what the trail is ordered by.
+    pub applied: DateTime<Utc>,
     /// Its shard; -1 for what belongs to none.
     pub shard: i32,
     /// Of what it was derived: 1 record, 2 duplicate, 3 conflict, 4 dead letter opened, 5 closed, 6 administrator's act.
@@ -28,7 +28,7 @@ pub struct Fact {
     pub record_id: Option<String>,
     /// The record's destination, where known.
     pub destination_id: Option<String>,
-    /// The worker that settled it.
+    /// The worker that applied it.
     pub worker: Option<String>,
     /// The administrator that did it.
     pub actor: Option<String>,
@@ -51,11 +51,11 @@ pub struct AuditFilter {
     pub end: Option<DateTime<Utc>>,
 }
 
-/// A place in the trail: (settled, shard, kind, n, step) of the last fact seen.
+/// A place in the trail: (applied, shard, kind, n, step) of the last fact seen.
 #[derive(Debug, Clone, Copy)]
 pub struct AuditPlace {
-    /// When it was settled.
-    pub settled: DateTime<Utc>,
+    /// When it was applied.
+    pub applied: DateTime<Utc>,
     /// Its shard.
     pub shard: i32,
     /// Of what it was derived.
@@ -89,7 +89,7 @@ pub struct DestinationFacts {
 }
 
 impl Store {
-    /// Facts behind a place, by (settled, shard, kind, n, step), at most `limit`.
+    /// Facts behind a place, by (applied, shard, kind, n, step), at most `limit`.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -99,66 +99,66 @@ impl Store {
             Fact,
             r#"with facts as (
                 (select * from audit_records
-                 where settled >= $1 and (settled, shard, 1, n, step) > ($1, $2, $3, $4, $5)
+                 where applied >= $1 and (applied, shard, 1, n, step) > ($1, $2, $3, $4, $5)
                    and ($6::text[] is null or action = any($6))
                    and ($7::text is null or record_id = $7)
                    and ($8::text is null or destination_id = $8)
                    and ($9::timestamptz is null or time >= $9)
                    and ($10::timestamptz is null or time < $10)
-                 order by settled, shard, n, step limit $11)
+                 order by applied, shard, n, step limit $11)
                 union all
                 (select * from audit_duplicates
-                 where settled >= $1 and (settled, shard, 2, n, step) > ($1, $2, $3, $4, $5)
+                 where applied >= $1 and (applied, shard, 2, n, step) > ($1, $2, $3, $4, $5)
                    and ($6::text[] is null or action = any($6))
                    and ($7::text is null or record_id = $7)
                    and ($8::text is null or destination_id = $8)
                    and ($9::timestamptz is null or time >= $9)
                    and ($10::timestamptz is null or time < $10)
-                 order by settled, shard, n, step limit $11)
+                 order by applied, shard, n, step limit $11)
                 union all
                 (select * from audit_conflicts
-                 where settled >= $1 and (settled, shard, 3, n, step) > ($1, $2, $3, $4, $5)
+                 where applied >= $1 and (applied, shard, 3, n, step) > ($1, $2, $3, $4, $5)
                    and ($6::text[] is null or action = any($6))
                    and ($7::text is null or record_id = $7)
                    and ($8::text is null or destination_id = $8)
                    and ($9::timestamptz is null or time >= $9)
                    and ($10::timestamptz is null or time < $10)
-                 order by settled, shard, n, step limit $11)
+                 order by applied, shard, n, step limit $11)
                 union all
-                (select * from audit_letters
-                 where settled >= $1 and (settled, shard, 4, n, step) > ($1, $2, $3, $4, $5)
+                (select * from audit_dead_letters
+                 where applied >= $1 and (applied, shard, 4, n, step) > ($1, $2, $3, $4, $5)
                    and ($6::text[] is null or action = any($6))
                    and ($7::text is null or record_id = $7)
                    and ($8::text is null or destination_id = $8)
                    and ($9::timestamptz is null or time >= $9)
                    and ($10::timestamptz is null or time < $10)
-                 order by settled, shard, n, step limit $11)
+                 order by applied, shard, n, step limit $11)
                 union all
                 (select * from audit_closed
-                 where settled >= $1 and (settled, shard, 5, n, step) > ($1, $2, $3, $4, $5)
+                 where applied >= $1 and (applied, shard, 5, n, step) > ($1, $2, $3, $4, $5)
                    and ($6::text[] is null or action = any($6))
                    and ($7::text is null or record_id = $7)
                    and ($8::text is null or destination_id = $8)
                    and ($9::timestamptz is null or time >= $9)
                    and ($10::timestamptz is null or time < $10)
-                 order by settled, shard, n, step limit $11)
+                 order by applied, shard, n, step limit $11)
                 union all
                 (select * from audit_admin
-                 where settled >= $1 and (settled, shard, 6, n, step) > ($1, $2, $3, $4, $5)
+                 where applied >= $1 and (applied, shard, 6, n, step) > ($1, $2, $3, $4, $5)
                    and ($6::text[] is null or action = any($6))
                    and ($7::text is null or record_id = $7)
                    and ($8::text is null or destination_id = $8)
                    and ($9::timestamptz is null or time >= $9)
                    and ($10::timestamptz is null or time < $10)
-                 order by settled, shard, n, step limit $11)
+                 order by applied, shard, n, step limit $11)
                )
-               select f.settled as "settled!", f.shard as "shard!", f.kind as "kind!", f.n as "n!", f.step as "step!",
+               select f.applied as "applied!", f.shard as "shard!", f.kind as "kind!", f.n as "n!", f.step as "step!",
                       f.action as "action!", f.time as "time!", f.record_id, f.destination_id, e.worker as "worker?",
                       f.actor, f.reason
                from facts f left join epochs e on e.shard = f.shard and e.epoch = f.epoch
-               order by f.settled, f.shard, f.kind, f.n, f.step
+               order by f.applied, f.shard, f.kind, f.n, f.step
                limit $11"#,
-            after.settled,
+            after.applied,
             after.shard,
             after.kind,
             after.n,

@@ -5,7 +5,7 @@ use sqlx::{Postgres, Transaction};
 
 use super::{Error, Store, pool::Server, session::BEGIN};
 use crate::{
-    domain::{Attributes, Decision, Item, Kind, LetterId, Position, Text},
+    domain::{Attributes, DeadLetterId, Decision, Item, Kind, Position, Text},
     streams::Fence,
 };
 
@@ -97,28 +97,28 @@ impl Commit {
             totals,
             duplicates,
             conflicts,
-            letters,
+            dead_letters,
             closed,
             alerts,
             without_threshold,
-            foreign,
+            external,
             redelivered: _,
             ends_in_redelivery: _,
         } = decision;
         let numbers = [
             self.position.records + records.len() as i64,
-            self.position.dead_letters + letters.len() as i64,
+            self.position.dead_letters + dead_letters.len() as i64,
             self.position.conflicts + conflicts.len() as i64,
         ];
-        self.close_letters(closed).await?;
-        self.open_letters(batch, decision).await?;
+        self.close_dead_letters(closed).await?;
+        self.open_dead_letters(batch, decision).await?;
         self.insert_conflicts(batch, decision).await?;
         self.insert_duplicates(batch, decision).await?;
         self.insert_records(batch, decision).await?;
         let written = sqlx::query!(
             "with position as (
                  update shards set records = $4, dead_letters = $5, conflicts = $6, processed = processed + $7,
-                        duplicates = duplicates + $8, alerts = alerts + $9, foreign_settled = foreign_settled + $10,
+                        duplicates = duplicates + $8, alerts = alerts + $9, external_applied = external_applied + $10,
                         policy_version = $11, without_threshold = without_threshold + $14
                  where shard = $1 and epoch = $2 and token = $3
                  returning duplicates
@@ -137,7 +137,7 @@ impl Commit {
             records.len() as i64,
             duplicates.len() as i64,
             alerts,
-            foreign,
+            external,
             version,
             self.position.records + 1,
             self.shard_version < version,
@@ -299,27 +299,27 @@ impl Commit {
         Ok(())
     }
 
-    async fn open_letters(&mut self, batch: &[Item], decision: &Decision) -> Result<(), Error> {
-        for letter in &decision.letters {
-            let entry = &batch[letter.entry].entry;
+    async fn open_dead_letters(&mut self, batch: &[Item], decision: &Decision) -> Result<(), Error> {
+        for dead_letter in &decision.dead_letters {
+            let entry = &batch[dead_letter.entry].entry;
             let opened = sqlx::query!(
                 "insert into dead_letters (shard, n, epoch, opened_at, received_at, record_id, destination_id, stream_id,
                      payload, reason, detail, traceparent, replay_of)
                  values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                  on conflict (record_id) where state = 'open' do nothing",
                 self.shard,
-                letter.n,
+                dead_letter.n,
                 self.fence.epoch,
                 self.now,
                 entry.received_at,
-                letter.record_id.as_ref().map(Text::as_str),
-                letter.destination_id.as_ref().map(Text::as_str),
+                dead_letter.record_id.as_ref().map(Text::as_str),
+                dead_letter.destination_id.as_ref().map(Text::as_str),
                 entry.id.to_string(),
                 entry.payload,
-                letter.reason,
-                letter.detail,
+                dead_letter.reason,
+                dead_letter.detail,
                 entry.traceparent,
-                letter.replay_of.map(|letter| letter.to_string()),
+                dead_letter.replay_of.map(|dead_letter| dead_letter.to_string()),
             )
             .execute(&mut *self.transaction)
             .await?;
@@ -331,12 +331,12 @@ impl Commit {
     }
 
     /// Closes letters before others are opened: a letter that is opened again takes the same id.
-    async fn close_letters(&mut self, closed: &[LetterId]) -> Result<(), Error> {
+    async fn close_dead_letters(&mut self, closed: &[DeadLetterId]) -> Result<(), Error> {
         if closed.is_empty() {
             return Ok(());
         }
-        let shards: Vec<i32> = closed.iter().map(|letter| i32::from(letter.shard)).collect();
-        let numbers: Vec<i64> = closed.iter().map(|letter| letter.n).collect();
+        let shards: Vec<i32> = closed.iter().map(|dead_letter| i32::from(dead_letter.shard)).collect();
+        let numbers: Vec<i64> = closed.iter().map(|dead_letter| dead_letter.n).collect();
         let done = sqlx::query!(
             "update dead_letters set state = 'replayed', closed_at = $3, closed_by = requested_by
              where (shard, n) in (select * from unnest($1::int[], $2::bigint[])) and state = 'open'",

@@ -1,11 +1,11 @@
-//! Numbers that are skipped: after a Postgres that went back, none is ever given twice.
+//! Numbers that are skipped: after a Postgres that was rewound, none is ever given twice.
 
 use super::{Commit, Error, Numbers, Store, pool::Server};
 use crate::streams::Fence;
 
 /// Where a shard's log stands, and in which server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct ShardProgress {
     /// Highest numbers given.
     pub numbers: Numbers,
     /// Duplicates noted.
@@ -14,8 +14,8 @@ pub struct Standing {
     pub server: Server,
 }
 
-impl Standing {
-    /// Whether a transaction finds the log where it was left. In a server that went back a fence that was good once is
+impl ShardProgress {
+    /// Whether a transaction finds the log where it was left. In a server that was rewound a fence that was good once is
     /// good again, and so may be its numbers.
     #[must_use]
     pub fn is_where(&self, commit: &Commit) -> bool {
@@ -29,7 +29,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn standing_of(&self, shard: u16) -> Result<Standing, Error> {
+    pub async fn progress_of(&self, shard: u16) -> Result<ShardProgress, Error> {
         let row = sqlx::query!(
             r#"select records, dead_letters, conflicts, duplicates,
                       (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "server!"
@@ -39,7 +39,7 @@ impl Store {
         // By a connection for commits: where a server was replaced, old connections live on for a while.
         .fetch_one(&self.commits)
         .await?;
-        Ok(Standing {
+        Ok(ShardProgress {
             numbers: [row.records, row.dead_letters, row.conflicts],
             duplicates: row.duplicates,
             server: Server(row.server),
@@ -95,7 +95,7 @@ mod tests {
         sqlx::query("update shards set records = 7, conflicts = 4, duplicates = 2").execute(&store.pool).await.unwrap();
         let other = crate::streams::Fence { token: "other".to_owned(), ..fence.clone() };
         assert!(matches!(store.skip_to(0, &other, [9, 9, 9]).await, Err(Error::Fenced)));
-        let stands = store.standing_of(0).await.unwrap();
+        let stands = store.progress_of(0).await.unwrap();
         assert_eq!((stands.numbers, stands.duplicates), ([7, 0, 4], 2), "nothing was done");
         assert_eq!(store.skip_to(0, &fence, [10, 2, 3]).await.unwrap(), [10, 2, 4]);
         assert_eq!(store.skip_to(0, &fence, [10, 2, 3]).await.unwrap(), [10, 2, 4], "again, and nothing is behind");

@@ -18,11 +18,11 @@ pub struct ApiKey {
     pub scopes: Vec<String>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
-    /// When it was revoked; `None`: it is in force.
+    /// When it was revoked; `None`: it is active.
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
-/// A key that is in force, by its hash.
+/// A key that is active, by its hash.
 #[derive(Debug, Clone)]
 pub struct LiveKey {
     /// SHA-256 of the whole key.
@@ -34,7 +34,7 @@ pub struct LiveKey {
 }
 
 impl Store {
-    /// The keys that are in force.
+    /// The keys that are active.
     ///
     /// # Errors
     /// When Postgres cannot be asked.
@@ -81,7 +81,7 @@ impl Store {
         Ok(())
     }
 
-    /// Revokes a key, and notes the deed. False: no key in force has this id.
+    /// Revokes a key, and notes the deed. False: no key active has this id.
     ///
     /// # Errors
     /// When Postgres cannot be written.
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[sqlx::test(migrations = "../migrations")]
-    async fn keys_are_in_force_until_they_are_revoked_and_each_deed_is_noted(pool: PgPool) {
+    async fn keys_are_active_until_they_are_revoked_and_each_deed_is_noted(pool: PgPool) {
         let store = Store::of_test(pool.clone());
         store.create_key("key_1", "a", b"hash", &["read".to_owned()], "me").await.expect("made");
         assert!(store.bootstrap_key(b"first").await.expect("written"));

@@ -9,8 +9,8 @@ use chrono::{DateTime, Utc};
 
 use super::{Error, commit::Commit, pool::numeric};
 use crate::domain::{
-    Amount, Attributes, Item, Key, Kind, Known, KnownLetter, KnownRecord, LetterId, Policy, Record, StreamId, Text,
-    Total,
+    Amount, Attributes, DeadLetterId, Item, Key, Kind, Known, KnownDeadLetter, KnownRecord, Policy, Record, StreamId,
+    Text, Total,
 };
 
 impl Commit {
@@ -33,9 +33,9 @@ impl Commit {
         let ids: Vec<Option<String>> =
             batch.iter().map(|item| item.record.as_ref().ok().map(|record| record.record_id.to_string())).collect();
         let (mut replay_shards, mut replays) = (Vec::new(), Vec::new());
-        for letter in batch.iter().filter_map(|item| item.entry.replay_of) {
-            replay_shards.push(i32::from(letter.shard));
-            replays.push(letter.n);
+        for dead_letter in batch.iter().filter_map(|item| item.entry.replay_of) {
+            replay_shards.push(i32::from(dead_letter.shard));
+            replays.push(dead_letter.n);
         }
         let rows = sqlx::query!(
             r#"select 'record' as "what!", record_id, stream_id as "stream_id!", 0 as "shard!", 0::bigint as "n!",
@@ -43,15 +43,15 @@ impl Commit {
                       positive, value::text as value, attributes
                from records where record_id = any($1)
                union all
-               select 'letter', record_id, stream_id, shard, n, state = 'open', payload,
+               select 'dead_letter', record_id, stream_id, shard, n, state = 'open', payload,
                       null, null, null, null, null, null, null, null
                from dead_letters where record_id = any($1) and state = 'open'
                union all
-               select 'letter', record_id, stream_id, shard, n, state = 'open', payload,
+               select 'dead_letter', record_id, stream_id, shard, n, state = 'open', payload,
                       null, null, null, null, null, null, null, null
                from dead_letters where stream_id = any($2) and shard = $3
                union all
-               select 'letter', l.record_id, l.stream_id, l.shard, l.n, l.state = 'open', l.payload,
+               select 'dead_letter', l.record_id, l.stream_id, l.shard, l.n, l.state = 'open', l.payload,
                       null, null, null, null, null, null, null, null
                from unnest($4::int[], $5::bigint[]) as k (shard, n)
                cross join lateral (select * from dead_letters where shard = k.shard and n = k.n offset 0) as l
@@ -77,7 +77,7 @@ impl Commit {
         .await?;
         let mut known = Known {
             records: HashMap::new(),
-            letters: Vec::new(),
+            dead_letters: Vec::new(),
             duplicates: HashSet::new(),
             conflicts: HashMap::new(),
             totals: HashMap::new(),
@@ -111,8 +111,8 @@ impl Commit {
                     let refused = row.payload.as_deref().and_then(|payload| Record::parse(payload).ok());
                     known.conflicts.entry((id, stream_id)).or_default().extend(refused);
                 }
-                (_, record_id) => known.letters.push(KnownLetter {
-                    id: LetterId { shard: row.shard as u16, n: row.n },
+                (_, record_id) => known.dead_letters.push(KnownDeadLetter {
+                    id: DeadLetterId { shard: row.shard as u16, n: row.n },
                     open: row.open,
                     record_id,
                     stream_id,

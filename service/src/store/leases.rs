@@ -16,7 +16,7 @@ pub struct Rank {
 
 impl Store {
     /// A transaction that waits for no row for long, and holds none for long: whoever has a shard's row must not hold up
-    /// all leases, and a worker that is paused amid a renewal must not keep the others from its shards.
+    /// all leases, and a worker that is paused during a renewal must not keep the others from its shards.
     async fn impatient(&self) -> Result<Transaction<'static, Postgres>, Error> {
         let mut turn = self.begin().await?;
         sqlx::query!(
@@ -58,7 +58,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn forget_worker(&self, worker: &str) -> Result<(), Error> {
+    pub async fn delete_worker(&self, worker: &str) -> Result<(), Error> {
         sqlx::query!("delete from workers where worker = $1", worker).execute(&self.pool).await?;
         Ok(())
     }
@@ -192,8 +192,8 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer: not noted.
-    pub async fn note_vanished(&self, shard: u16) -> Result<(), Error> {
-        sqlx::query!("update shards set vanished = vanished + 1 where shard = $1", i32::from(shard))
+    pub async fn note_recreated(&self, shard: u16) -> Result<(), Error> {
+        sqlx::query!("update shards set recreated_streams = recreated_streams + 1 where shard = $1", i32::from(shard))
             .execute(&self.pool)
             .await?;
         Ok(())
@@ -241,7 +241,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Fenced`] when the shard is another's by now.
-    pub async fn stand_at(&self, shard: u16, fence: &Fence, version: i64) -> Result<i64, Error> {
+    pub async fn apply_policy(&self, shard: u16, fence: &Fence, version: i64) -> Result<i64, Error> {
         sqlx::query_scalar!(
             r#"with held as (
                  select policy_version as before, records from shards

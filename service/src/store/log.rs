@@ -1,4 +1,4 @@
-//! The log, read back for lanes that are far behind: committed records, dead letters and conflicts, by their numbers.
+//! The log, read back for publishers that are far behind: committed records, dead letters and conflicts, by their numbers.
 
 use std::sync::Arc;
 
@@ -103,7 +103,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn letter_rows(
+    pub async fn dead_letter_rows(
         &self,
         shard: u16,
         (after, upto): (i64, i64),

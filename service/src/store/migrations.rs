@@ -28,7 +28,7 @@ impl Steps {
         let expanding = all.iter().filter(|migration| !contracts(migration)).cloned().collect();
         let mut expanding = Migrator::with_migrations(expanding);
         for migrations in [&mut all, &mut expanding] {
-            // An older binary has to go on working on a schema that a newer one expanded; `min_compatible` says when not.
+            // An older binary has to continue working on a schema that a newer one expanded; `min_compatible` says when not.
             // And each of the two lists passes over what only the other has.
             migrations.set_ignore_missing(true);
         }

@@ -1,7 +1,7 @@
-//! How appended entries were settled, for those who wait.
+//! How appended entries were applied, for those who wait.
 
 use super::{Error, Store};
-use crate::domain::LetterId;
+use crate::domain::DeadLetterId;
 
 /// An entry whose outcome is waited for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,9 +14,9 @@ pub struct Awaited {
     pub stream_id: String,
 }
 
-/// How an entry was settled.
+/// How an entry was applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settled {
+pub struct Applied {
     /// What became of it; of a duplicate, how its original now stands.
     pub outcome: Outcome,
     /// Whether its id was taken by the same content.
@@ -45,7 +45,7 @@ pub enum Outcome {
     /// It could not be applied.
     DeadLettered {
         /// The dead letter.
-        letter: LetterId,
+        dead_letter: DeadLetterId,
         /// A stable code.
         reason: String,
         /// A sentence.
@@ -54,11 +54,11 @@ pub enum Outcome {
 }
 
 impl Store {
-    /// How those of `awaited` that are settled were settled, by their index.
+    /// How those of `awaited` that are applied were applied, by their index.
     ///
     /// # Errors
     /// When Postgres cannot be asked.
-    pub async fn settled(&self, awaited: &[Awaited]) -> Result<Vec<(usize, Settled)>, Error> {
+    pub async fn outcomes_of(&self, awaited: &[Awaited]) -> Result<Vec<(usize, Applied)>, Error> {
         let shards: Vec<i32> = awaited.iter().map(|entry| i32::from(entry.shard)).collect();
         let records: Vec<String> = awaited.iter().map(|entry| entry.record_id.clone()).collect();
         let streams: Vec<String> = awaited.iter().map(|entry| entry.stream_id.clone()).collect();
@@ -69,7 +69,7 @@ impl Store {
                 select * from unnest($1::int[], $2::text[], $3::text[]) with ordinality as a (shard, record_id, stream_id, at)
             ),
             hits as (
-                select a.at, false as duplicate, r.shard, r.seq, null::bigint as conflict, null::bigint as letter
+                select a.at, false as duplicate, r.shard, r.seq, null::bigint as conflict, null::bigint as dead_letter
                 from awaited a join records r
                     on r.record_id = a.record_id and r.shard = a.shard and r.stream_id = a.stream_id
                 union all
@@ -95,12 +95,12 @@ impl Store {
                 from awaited a join dead_letters l
                     on l.stream_id = a.stream_id and l.shard = a.shard and l.record_id = a.record_id
             )
-            select h.at as "at!", h.duplicate as "duplicate!", h.shard as "shard!", h.seq, h.conflict, h.letter,
+            select h.at as "at!", h.duplicate as "duplicate!", h.shard as "shard!", h.seq, h.conflict, h.dead_letter,
                 r.previous_count as "previous_count?", r.previous_total::text as previous_total, r.unit as "unit?",
                 l.reason as "reason?", l.detail as "detail?"
             from hits h
             left join records r on r.shard = h.shard and r.seq = h.seq
-            left join dead_letters l on l.shard = h.shard and l.n = h.letter
+            left join dead_letters l on l.shard = h.shard and l.n = h.dead_letter
             "#,
             &shards,
             &records,
@@ -108,7 +108,7 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
-        let settled = rows.into_iter().filter_map(|row| {
+        let applied = rows.into_iter().filter_map(|row| {
             let outcome = if let (Some(seq), Some(count), Some(total), Some(unit)) =
                 (row.seq, row.previous_count, row.previous_total, row.unit)
             {
@@ -116,12 +116,12 @@ impl Store {
             } else if let Some(n) = row.conflict {
                 Outcome::Conflict { n }
             } else {
-                let letter = LetterId { shard: u16::try_from(row.shard).ok()?, n: row.letter? };
-                Outcome::DeadLettered { letter, reason: row.reason?, detail: row.detail? }
+                let dead_letter = DeadLetterId { shard: u16::try_from(row.shard).ok()?, n: row.dead_letter? };
+                Outcome::DeadLettered { dead_letter, reason: row.reason?, detail: row.detail? }
             };
-            Some((usize::try_from(row.at - 1).ok()?, Settled { outcome, duplicate: row.duplicate }))
+            Some((usize::try_from(row.at - 1).ok()?, Applied { outcome, duplicate: row.duplicate }))
         });
-        Ok(settled.collect())
+        Ok(applied.collect())
     }
 }
 
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[sqlx::test(migrations = "../migrations")]
-    async fn each_way_to_be_settled_is_told(pool: PgPool) {
+    async fn each_way_to_be_applied_is_told(pool: PgPool) {
         run(
             &pool,
             "insert into records values (1, 7, 1, now(), now(), now(), 3, true, 'r', 's', 'd', 'k', 'u', '5-0', 1, 10.20)",
@@ -162,17 +162,17 @@ mod tests {
             awaited("r", "7-0"),
             awaited("l", "8-0"),
             awaited("l", "9-0"),
-            // Not settled: another id, another entry, another shard.
+            // Not applied: another id, another entry, another shard.
             awaited("x", "5-0"),
             awaited("r", "5-1"),
             Awaited { shard: 2, ..awaited("r", "5-0") },
         ];
-        let mut settled = store.settled(&asked).await.expect("answered");
-        settled.sort_by_key(|(index, _)| *index);
+        let mut applied = store.outcomes_of(&asked).await.expect("answered");
+        applied.sort_by_key(|(index, _)| *index);
         let processed =
             Outcome::Processed { seq: 7, previous_count: 3, previous_total: "10.20".to_owned(), unit: "u".to_owned() };
-        let letter = Outcome::DeadLettered {
-            letter: LetterId { shard: 1, n: 2 },
+        let dead_letter = Outcome::DeadLettered {
+            dead_letter: DeadLetterId { shard: 1, n: 2 },
             reason: "why".to_owned(),
             detail: "because".to_owned(),
         };
@@ -180,10 +180,10 @@ mod tests {
             (processed.clone(), false),
             (processed, true),
             (Outcome::Conflict { n: 4 }, false),
-            (letter.clone(), false),
-            (letter, true),
+            (dead_letter.clone(), false),
+            (dead_letter, true),
         ];
-        let expected = expected.map(|(outcome, duplicate)| Settled { outcome, duplicate });
-        assert_eq!(settled, expected.into_iter().enumerate().collect::<Vec<_>>());
+        let expected = expected.map(|(outcome, duplicate)| Applied { outcome, duplicate });
+        assert_eq!(applied, expected.into_iter().enumerate().collect::<Vec<_>>());
     }
 }

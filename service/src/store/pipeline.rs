@@ -65,7 +65,7 @@ impl Store {
     /// `fresh_id` becomes the pipeline id when this is the first claim.
     ///
     /// # Errors
-    /// [`Error::OtherPipeline`] when it is another's, [`Error::StillWorked`] when a new uid comes while a worker still holds
+    /// [`Error::OtherPipeline`] when it is another's, [`Error::PreviousWorkersActive`] when a new uid comes while a worker still holds
     /// a lease, [`Error::Refused`] when `shards` differs: each says what to do.
     pub async fn claim(&self, manifest: &RecordPipeline, fresh_id: &str) -> Result<Pipeline, Error> {
         let mut tx = self.begin().await?;
@@ -89,7 +89,7 @@ impl Store {
         let (namespace, name) = (manifest.namespace(), &manifest.metadata.name);
         if (uid.as_str(), namespace, name) != (pipeline.uid.as_str(), pipeline.namespace.as_str(), &pipeline.name) {
             if leases_alive(&mut tx).await? {
-                return Err(Error::StillWorked(format!(
+                return Err(Error::PreviousWorkersActive(format!(
                     "pipeline {}/{} is still worked under uid {}: stop its workers first, then try again",
                     pipeline.namespace, pipeline.name, pipeline.uid
                 )));
@@ -117,9 +117,9 @@ impl Store {
         read_pipeline(&mut connection).await
     }
 
-    /// Makes the rows of shards that have none: at the start, or when they vanished. A row that is made again gets its
+    /// Makes the rows of shards that have none: at the start, or when they disappeared. A row that is made again gets its
     /// highest numbers and counts from what is stored, and an epoch above all that were; what cannot be counted again
-    /// (`lost`, settled entries of other programs, records without a threshold) starts at 0. Returns the shards whose rows were made.
+    /// (`lost`, applied entries of other programs, records without a threshold) starts at 0. Returns the shards whose rows were made.
     ///
     /// # Errors
     /// When Postgres cannot be reached.
@@ -156,7 +156,12 @@ impl Store {
         .await?;
         for row in made.iter().filter(|row| row.epoch > 0 || row.records > 0) {
             let (shard, records) = (row.shard, row.records);
-            tracing::error!(shard, records, "store.shard.made_again");
+            tracing::error!(
+                event = "store.shard.recreated",
+                shard,
+                records,
+                "the row of a shard was missing and was recreated"
+            );
         }
         Ok(made.into_iter().filter_map(|row| u16::try_from(row.shard).ok()).collect())
     }
@@ -261,7 +266,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_vanished_shard_row_comes_back_with_its_numbers() {
+    async fn a_disappeared_shard_row_comes_back_with_its_numbers() {
         let test = TestPipeline::new("shards: 2").await;
         let pool = &test.store.pool;
         let fill = "

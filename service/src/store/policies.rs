@@ -47,7 +47,7 @@ pub enum Registered {
     AsNew(i64),
     /// It says what the newest version says.
     Same(i64),
-    /// It was in force before; the newest version stays.
+    /// It was active before; the newest version stays.
     Passed(i64),
     /// A local file of a process that may not register: the newest version stays.
     Differs(i64),
@@ -180,7 +180,7 @@ impl Store {
         Ok(Registered::AsNew(version))
     }
 
-    /// Whether a version says this, or a newer one is there: a Postgres that went back may have forgotten it, and given its
+    /// Whether a version says this, or a newer one is there: a Postgres that was rewound may have lost it, and given its
     /// number to other content.
     ///
     /// # Errors

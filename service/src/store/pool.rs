@@ -25,7 +25,7 @@ pub enum Error {
     /// The shard is worked by a newer policy: nothing was written.
     #[error("the shard stands at policy {0}, which is newer")]
     OldPolicy(i64),
-    /// Another transaction took one of the ids or letters in between: nothing was written.
+    /// Another transaction took one of the ids or dead letters in between: nothing was written.
     #[error("an id or letter of the batch was taken in between")]
     Raced,
     /// The schema, or what stands in it, needs a newer binary.
@@ -36,7 +36,7 @@ pub enum Error {
     OtherPipeline(String),
     /// The pipeline is still worked under another uid.
     #[error("{0}")]
-    StillWorked(String),
+    PreviousWorkersActive(String),
     /// A session lacks a setting that it was asked for.
     #[error("{0}")]
     Session(String),
@@ -51,7 +51,7 @@ pub enum Error {
 impl Error {
     /// Whether the data is to blame: SQLSTATE classes 22, 23 and 54 (a race for an id is [`Error::Raced`]).
     #[must_use]
-    pub fn blames_data(&self) -> bool {
+    pub fn is_data_error(&self) -> bool {
         let Self::Sql(sqlx::Error::Database(error)) = self else { return false };
         error.code().is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
     }
@@ -118,7 +118,7 @@ pub struct Store {
 /// Most commits of a worker at a time.
 pub const COMMITS: u32 = 3;
 
-/// Longest that a step in the background waits for Postgres: a host that vanished amid a statement never answers, and no
+/// Longest that a step in the background waits for Postgres: a host that disappeared during a statement never answers, and no
 /// packet tells that it is gone.
 const LONGEST: Duration = Duration::from_secs(20);
 /// Longest that a connection which comes back to its pool is waited for, the rest of what it was asked included.
@@ -173,7 +173,7 @@ impl Store {
                         Ok(())
                     })
                 })
-                // Else one that was given up amid a statement would keep its place in the pool for ever.
+                // Else one that was given up during a statement would keep its place in the pool for ever.
                 .after_release(|connection, _| Box::pin(answers(connection, COMES_BACK)))
                 // And idle ones would be found out one by one, each by a caller whose time is up.
                 .test_before_acquire(false)
@@ -239,7 +239,7 @@ impl Store {
     }
 }
 
-/// A numeric that came as text. The driver's own conversion forgets the scale of a zero.
+/// A numeric that came as text. The driver's own conversion loses the scale of a zero.
 pub(super) fn numeric(text: &str) -> Result<rust_decimal::Decimal, Error> {
     rust_decimal::Decimal::from_str_exact(text).map_err(|error| Error::Sql(sqlx::Error::Decode(Box::new(error))))
 }

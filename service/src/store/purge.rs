@@ -27,9 +27,9 @@ impl Store {
     /// was claimed.
     ///
     /// # Errors
-    /// [`Error::OtherPipeline`] when it is another's, [`Error::StillWorked`] when a lease lives.
+    /// [`Error::OtherPipeline`] when it is another's, [`Error::PreviousWorkersActive`] when a lease lives.
     pub async fn begin_purge(&self, manifest: &RecordPipeline) -> Result<Option<Purge>, Error> {
-        // A connection of its own: what is left undone goes back with it.
+        // A connection of its own: what is left undone is rewound with it.
         let mut connection = self.pool.acquire().await?.detach();
         sqlx::query!("select set_config('lock_timeout', '5000', false)").fetch_one(&mut connection).await?;
         sqlx::raw_sql("begin").execute(&mut connection).await?;
@@ -57,7 +57,7 @@ impl Store {
             )));
         }
         if leases_alive(&mut connection).await? {
-            return Err(Error::StillWorked(format!(
+            return Err(Error::PreviousWorkersActive(format!(
                 "pipeline {}/{} is still worked: stop its workers first, then try again; nothing was removed",
                 pipeline.namespace, pipeline.name
             )));

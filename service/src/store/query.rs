@@ -63,7 +63,7 @@ pub struct StoredRecord {
 
 /// What is stored beside a record: what came before it on its key, and whether it raised an alert.
 #[derive(Debug, Clone)]
-pub struct RecordLife {
+pub struct RecordHistory {
     /// Number of records before it on the same key and unit.
     pub previous_count: i64,
     /// Their total.
@@ -101,7 +101,7 @@ pub struct StoredConflict {
     /// The content that the id stands for: a processed record …
     pub record: Option<StoredRecord>,
     /// … or the payload of the newest dead letter of that id.
-    pub letter: Option<Vec<u8>>,
+    pub dead_letter: Option<Vec<u8>>,
 }
 
 /// Which conflicts are asked for.
@@ -169,7 +169,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn find_record(&self, record_id: &str) -> Result<Option<(StoredRecord, RecordLife)>, Error> {
+    pub async fn find_record(&self, record_id: &str) -> Result<Option<(StoredRecord, RecordHistory)>, Error> {
         let row = sqlx::query!(
             r#"select shard, seq, record_id, time, source_id, destination_id, positive, value::text as "value!", unit,
                       reference, attributes, received_at, processed_at, previous_count,
@@ -195,7 +195,7 @@ impl Store {
                 received_at: row.received_at,
                 processed_at: row.processed_at,
             };
-            let life = RecordLife {
+            let life = RecordHistory {
                 previous_count: row.previous_count,
                 previous_total: row.previous_total,
                 threshold: row.threshold,
@@ -238,7 +238,7 @@ impl Store {
                       r.unit as "unit?", r.reference as "reference?", r.attributes as "attributes?",
                       r.received_at as "record_received_at?", r.processed_at as "processed_at?",
                       (select d.payload from dead_letters d where d.record_id = c.record_id
-                       order by d.opened_at desc limit 1) as letter
+                       order by d.opened_at desc limit 1) as dead_letter
                from conflicts c left join records r on r.record_id = c.record_id
                where (c.shard, c.n) > ($1, $2)
                  and ($3::text is null or c.record_id = $3)
@@ -284,7 +284,7 @@ impl Store {
                     noted_at: row.noted_at,
                     received_at: row.received_at,
                     payload: row.payload,
-                    letter: if record.is_none() { row.letter } else { None },
+                    dead_letter: if record.is_none() { row.dead_letter } else { None },
                     record,
                 }
             })

@@ -1,4 +1,4 @@
-//! Sinks that were started: which incarnation of which stream, from where, and what their lanes last said.
+//! Sinks that were started: which generation of which stream, from where, and what their publishers last said.
 
 use rand::Rng as _;
 
@@ -14,13 +14,13 @@ pub struct SinkRow {
     /// The Redis stream.
     pub stream: Option<String>,
     /// Which start of it this is.
-    pub incarnation: String,
+    pub cursor_generation: String,
     /// Whether the cursor was made.
     pub started: bool,
     /// The stream it is moving away from.
     pub old_stream: Option<String>,
-    /// The cursor's incarnation there.
-    pub old_incarnation: Option<String>,
+    /// The cursor's generation there.
+    pub old_cursor_generation: Option<String>,
     /// Removed from the manifest; its cursor is still to be taken away.
     pub removed: bool,
 }
@@ -37,7 +37,7 @@ impl SinkRow {
     }
 }
 
-/// What a lane says of itself when it does not run.
+/// What a publisher says of itself when it does not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SinkState {
     /// `waiting`, `failing` or `halted`.
@@ -54,7 +54,7 @@ impl Store {
     pub async fn sinks(&self) -> Result<Vec<SinkRow>, Error> {
         Ok(sqlx::query_as!(
             SinkRow,
-            "select name, kind, stream, incarnation, started, old_stream, old_incarnation, removed
+            "select name, kind, stream, cursor_generation, started, old_stream, old_cursor_generation, removed
              from sinks order by name",
         )
         .fetch_all(&self.pool)
@@ -71,13 +71,13 @@ impl Store {
         name: &str,
         kind: &str,
         stream: &str,
-        incarnation: &str,
+        cursor_generation: &str,
         from_beginning: bool,
         version: i64,
     ) -> Result<(), Error> {
         sqlx::query!(
             "with added as (
-                 insert into sinks (name, kind, stream, incarnation, version)
+                 insert into sinks (name, kind, stream, cursor_generation, version)
                  select $1, $2, $3, $4, $6 where $6 = (select max(version) from policies)
                  on conflict (name) do nothing
                  returning name
@@ -90,7 +90,7 @@ impl Store {
             name,
             kind,
             stream,
-            incarnation,
+            cursor_generation,
             from_beginning,
             version,
         )
@@ -99,7 +99,7 @@ impl Store {
         Ok(())
     }
 
-    /// Starts a sink anew under a new incarnation, each shard after `after`, or after what it holds now, and notes who did
+    /// Starts a sink again under a new generation, each shard after `after`, or after what it holds now, and notes who did
     /// it. True when there is such a sink.
     ///
     /// # Errors
@@ -107,13 +107,13 @@ impl Store {
     pub async fn resume_sink(
         &self,
         name: &str,
-        incarnation: &str,
+        cursor_generation: &str,
         from_beginning: bool,
         actor: &str,
     ) -> Result<bool, Error> {
         let done = sqlx::query!(
             "with resumed as (
-                 update sinks set incarnation = $2, started = false, old_stream = null, old_incarnation = null
+                 update sinks set cursor_generation = $2, started = false, old_stream = null, old_cursor_generation = null
                  where name = $1 and not removed returning name, kind
              ), cleared as (
                  delete from sink_states where sink = $1
@@ -129,7 +129,7 @@ impl Store {
              from resumed, shards
              on conflict (sink, shard) do update set after = excluded.after",
             name,
-            incarnation,
+            cursor_generation,
             from_beginning,
             actor,
         )
@@ -149,15 +149,18 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.shard as u16, row.after)).collect())
     }
 
-    /// Says that an incarnation's cursor was made; false: the sink is of another by now.
+    /// Says that a generation's cursor was made; false: the sink is of another by now.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn sink_started(&self, name: &str, incarnation: &str) -> Result<bool, Error> {
-        let started =
-            sqlx::query!("update sinks set started = true where name = $1 and incarnation = $2", name, incarnation)
-                .execute(&self.pool)
-                .await?;
+    pub async fn sink_started(&self, name: &str, cursor_generation: &str) -> Result<bool, Error> {
+        let started = sqlx::query!(
+            "update sinks set started = true where name = $1 and cursor_generation = $2",
+            name,
+            cursor_generation
+        )
+        .execute(&self.pool)
+        .await?;
         Ok(started.rows_affected() > 0)
     }
 
@@ -165,7 +168,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn incarnation(&self) -> Result<String, Error> {
+    pub async fn cursor_generation(&self) -> Result<String, Error> {
         let micros =
             sqlx::query_scalar!(r#"select (extract(epoch from clock_timestamp()) * 1000000)::bigint as "now!""#)
                 .fetch_one(&self.pool)
@@ -173,21 +176,27 @@ impl Store {
         Ok(format!("t{micros:016x}{:016x}", rand::rng().next_u64()))
     }
 
-    /// Begins to move a sink to another stream, under a new incarnation, unless `version` is not the newest policy.
+    /// Begins to move a sink to another stream, under a new generation, unless `version` is not the newest policy.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn move_sink(&self, row: &SinkRow, stream: &str, incarnation: &str, version: i64) -> Result<(), Error> {
+    pub async fn move_sink(
+        &self,
+        row: &SinkRow,
+        stream: &str,
+        cursor_generation: &str,
+        version: i64,
+    ) -> Result<(), Error> {
         sqlx::query!(
-            "update sinks set stream = $3, incarnation = $4, started = false, version = $5,
+            "update sinks set stream = $3, cursor_generation = $4, started = false, version = $5,
                     -- A start that was not finished has carried nothing: it goes on from where that one came, if from any.
                     old_stream = case when started then stream else old_stream end,
-                    old_incarnation = case when started then incarnation else old_incarnation end
-             where name = $1 and incarnation = $2 and $5 = (select max(version) from policies)",
+                    old_cursor_generation = case when started then cursor_generation else old_cursor_generation end
+             where name = $1 and cursor_generation = $2 and $5 = (select max(version) from policies)",
             row.name,
-            row.incarnation,
+            row.cursor_generation,
             stream,
-            incarnation,
+            cursor_generation,
             version,
         )
         .execute(&self.pool)
@@ -206,10 +215,10 @@ impl Store {
             "insert into sink_starts (sink, shard, after)
              select sinks.name, s.shard, s.after
              from sinks, unnest($3::int[], $4::bigint[]) as s (shard, after)
-             where sinks.name = $1 and sinks.incarnation = $2 and not sinks.started
+             where sinks.name = $1 and sinks.cursor_generation = $2 and not sinks.started
              on conflict (sink, shard) do update set after = excluded.after",
             row.name,
-            row.incarnation,
+            row.cursor_generation,
             &shards,
             &after,
         )
@@ -224,9 +233,9 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn sink_moved(&self, row: &SinkRow) -> Result<(), Error> {
         sqlx::query!(
-            "update sinks set old_stream = null, old_incarnation = null where name = $1 and incarnation = $2",
+            "update sinks set old_stream = null, old_cursor_generation = null where name = $1 and cursor_generation = $2",
             row.name,
-            row.incarnation,
+            row.cursor_generation,
         )
         .execute(&self.pool)
         .await?;
@@ -252,14 +261,18 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn forget_sink(&self, row: &SinkRow) -> Result<(), Error> {
-        sqlx::query!("delete from sinks where name = $1 and incarnation = $2 and removed", row.name, row.incarnation)
-            .execute(&self.pool)
-            .await?;
+    pub async fn delete_sink(&self, row: &SinkRow) -> Result<(), Error> {
+        sqlx::query!(
+            "delete from sinks where name = $1 and cursor_generation = $2 and removed",
+            row.name,
+            row.cursor_generation
+        )
+        .execute(&self.pool)
+        .await?;
         Ok(())
     }
 
-    /// Keeps what a lane says of itself; `None`: it runs. Does nothing where the shard is not held by `token`: an owner that
+    /// Keeps what a publisher says of itself; `None`: it runs. Does nothing where the shard is not held by `token`: an owner that
     /// lost it must not speak after the next one. Without a token it is no owner that speaks.
     ///
     /// # Errors
@@ -305,7 +318,7 @@ impl Store {
         Ok(())
     }
 
-    /// What lanes say of themselves: (sink, shard, state, detail).
+    /// What publishers say of themselves: (sink, shard, state, detail).
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -316,13 +329,13 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.sink, row.shard as u16, row.state, row.detail)).collect())
     }
 
-    /// The number a lane of `kind` counts by, out of a shard's highest numbers.
+    /// The number a publisher of `kind` counts by, out of a shard's highest numbers.
     #[must_use]
-    pub fn number_of(kind: millrace_crds::On, numbers: Numbers) -> i64 {
+    pub fn number_of(kind: millrace_crds::SinkEvent, numbers: Numbers) -> i64 {
         match kind {
-            millrace_crds::On::Processed | millrace_crds::On::Alert => numbers[0],
-            millrace_crds::On::DeadLettered => numbers[1],
-            millrace_crds::On::Conflicted => numbers[2],
+            millrace_crds::SinkEvent::Processed | millrace_crds::SinkEvent::Alert => numbers[0],
+            millrace_crds::SinkEvent::DeadLettered => numbers[1],
+            millrace_crds::SinkEvent::Conflicted => numbers[2],
         }
     }
 }
@@ -332,16 +345,17 @@ mod tests {
     use crate::store::testing::TestPipeline;
 
     #[tokio::test]
-    async fn a_move_goes_on_from_where_the_last_finished_start_carries() {
+    async fn a_move_continues_from_where_the_last_finished_start_carries() {
         let pipeline = TestPipeline::new("shards: 1").await;
         let store = &pipeline.store;
         let policy = "insert into policies (version, uid, generation, spec) values (1, '', 1, '{}')";
         sqlx::query(policy).execute(&store.pool).await.unwrap();
-        let names: Vec<String> = [store.incarnation().await.unwrap(), store.incarnation().await.unwrap()].into();
+        let names: Vec<String> =
+            [store.cursor_generation().await.unwrap(), store.cursor_generation().await.unwrap()].into();
         assert!(names.is_sorted() && names[0] != names[1], "{names:?}");
         store.add_sink("s", "Processed", "one", "a", true, 1).await.unwrap();
         let row = async || store.sinks().await.unwrap().remove(0);
-        let old = async || row().await.old_stream.zip(row().await.old_incarnation);
+        let old = async || row().await.old_stream.zip(row().await.old_cursor_generation);
         store.move_sink(&row().await, "two", "b", 1).await.unwrap();
         assert_eq!(old().await, None, "nothing was carried to the first");
         assert!(!store.sink_started("s", "a").await.unwrap(), "a start that is not wanted any more");

@@ -27,15 +27,15 @@ pub struct ShardCounts {
     pub alerts: i64,
     /// Records of a unit without a threshold while other units had one.
     pub without_threshold: i64,
-    /// Settled entries that no serve process had appended.
-    pub foreign_settled: i64,
+    /// Applied entries that no serve process had appended.
+    pub external_applied: i64,
     /// Entries seen to be gone before they were applied.
     pub lost: i64,
     /// How often its stream or group was gone.
-    pub vanished: i64,
+    pub recreated_streams: i64,
 }
 
-/// What is settled, over all shards.
+/// What is applied, over all shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counts {
     /// Per shard, in order.
@@ -43,11 +43,11 @@ pub struct Counts {
     /// Conflicts noted (numbers that were skipped are not counted).
     pub conflicts: i64,
     /// Dead letters that are open.
-    pub letters_open: i64,
+    pub dead_letters_open: i64,
     /// Dead letters that were discarded.
-    pub letters_discarded: i64,
+    pub dead_letters_discarded: i64,
     /// Dead letters that were replayed.
-    pub letters_replayed: i64,
+    pub dead_letters_replayed: i64,
     /// When the pipeline was made.
     pub created_at: Option<DateTime<Utc>>,
     /// Postgres's clock.
@@ -91,7 +91,7 @@ pub struct PostgresPromises {
 }
 
 impl Store {
-    /// What is settled, in one snapshot.
+    /// What is applied, in one snapshot.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -100,7 +100,7 @@ impl Store {
         let shards = sqlx::query_as!(
             ShardCounts,
             "select shard, owner, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts,
-                    without_threshold, foreign_settled, lost, vanished
+                    without_threshold, external_applied, lost, recreated_streams
              from shards order by shard"
         )
         .fetch_all(&mut *snapshot)
@@ -121,9 +121,9 @@ impl Store {
         Ok(Counts {
             conflicts: shards.iter().map(|shard| shard.conflicts).sum::<i64>() - counts.skipped_conflicts,
             shards,
-            letters_open: counts.open,
-            letters_discarded: counts.discarded,
-            letters_replayed: counts.replayed,
+            dead_letters_open: counts.open,
+            dead_letters_discarded: counts.discarded,
+            dead_letters_replayed: counts.replayed,
             created_at: counts.created_at,
             now: counts.now,
         })

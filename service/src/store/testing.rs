@@ -92,7 +92,7 @@ impl Store {
         sqlx::query("delete from _sqlx_migrations").execute(&self.pool).await.unwrap();
     }
 
-    /// Puts a spec in force as another version of this software does.
+    /// Puts a spec active as another version of this software does.
     pub(crate) async fn register_later(&self, version: i64, spec: &str) {
         sqlx::query("insert into policies (version, uid, generation, spec) values ($1, 'later', 1, $2)")
             .bind(version)

@@ -201,7 +201,7 @@ impl Verification {
                    left join (select shard, count(*) as n from duplicates group by shard) d using (shard)
                    left join (
                        select shard, max(to_n) filter (where kind = 'records') as records,
-                           max(to_n) filter (where kind = 'dead_letters') as letters,
+                           max(to_n) filter (where kind = 'dead_letters') as dead_letters,
                            max(to_n) filter (where kind = 'conflicts') as conflicts
                        from gaps group by shard
                    ) g using (shard)
@@ -210,7 +210,7 @@ impl Verification {
                        ('alerts', coalesce(r.alerts, 0), s.alerts),
                        ('duplicates', coalesce(d.n, 0), s.duplicates),
                        ('highest record', greatest(r.top, g.records, 0), s.records),
-                       ('highest dead letter', greatest(l.top, g.letters, 0), s.dead_letters),
+                       ('highest dead dead_letter', greatest(l.top, g.dead_letters, 0), s.dead_letters),
                        ('highest conflict', greatest(c.top, g.conflicts, 0), s.conflicts)
                    ) named (name, derived, stored)
                ) compared
@@ -224,7 +224,7 @@ impl Verification {
         Ok(())
     }
 
-    /// An alert exactly for the records whose value is above the threshold of the policy in force at their number.
+    /// An alert exactly for the records whose value is above the threshold of the policy active at their number.
     ///
     /// # Errors
     /// When Postgres cannot be asked.
@@ -290,13 +290,13 @@ impl Verification {
     /// When Postgres cannot be asked.
     pub async fn ids(&mut self, differences: &mut Differences) -> Result<(), Error> {
         let mut rows = sqlx::query!(
-            r#"select r.record_id, r.shard, r.seq, l.shard as letter_shard, l.n
+            r#"select r.record_id, r.shard, r.seq, l.shard as dead_letter_shard, l.n
                from dead_letters l join records r using (record_id) where l.state = 'open'"#
         )
         .fetch(&mut *self.snapshot);
         while let Some(row) = rows.try_next().await? {
             let found =
-                format!("record {}-{} and open dead letter {}-d{}", row.shard, row.seq, row.letter_shard, row.n);
+                format!("record {}-{} and open dead letter {}-d{}", row.shard, row.seq, row.dead_letter_shard, row.n);
             differences.add("id", format!("id {}", row.record_id), "a record or an open dead letter", found);
         }
         Ok(())

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use redis::{AsyncCommands as _, ErrorKind, RedisError, Script, ServerErrorKind};
 
 use super::{Error, Streams, keys};
-use crate::domain::{LetterId, StreamId};
+use crate::domain::{DeadLetterId, StreamId};
 
 /// An entry to be appended.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ pub struct Outgoing {
     /// The serve process that took it: only entries marked so count as received.
     pub serve: Option<Arc<str>>,
     /// The dead letter whose replay this is.
-    pub replay_of: Option<LetterId>,
+    pub replay_of: Option<DeadLetterId>,
 }
 
 /// Why entries were not appended, or may not have been. In every case but [`AppendError::Unknown`] none was.
@@ -178,7 +178,7 @@ impl Streams {
                 .arg(entry.received_at.timestamp_micros())
                 .arg(entry.traceparent.as_deref().unwrap_or_default())
                 .arg(entry.serve.as_deref().unwrap_or_default())
-                .arg(entry.replay_of.map(|letter| letter.to_string()).unwrap_or_default());
+                .arg(entry.replay_of.map(|dead_letter| dead_letter.to_string()).unwrap_or_default());
         }
         let mut redis = self.shared(&keys::records(&self.pipeline, shard));
         let mut answer: Result<Vec<String>, RedisError> = command.query_async(&mut redis).await;
@@ -269,7 +269,7 @@ mod tests {
         let replay = Outgoing {
             traceparent: Some("00-trace".to_owned()),
             serve: None,
-            replay_of: Some(LetterId { shard: 3, n: 12 }),
+            replay_of: Some(DeadLetterId { shard: 3, n: 12 }),
             ..entry("b")
         };
         let ids = streams.append(3, "id", 10, None, &[entry("a"), replay]).await.expect("appended").ids;

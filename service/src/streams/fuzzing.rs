@@ -34,8 +34,8 @@ pub fn entry(bytes: &[u8]) {
         assert!(traceparent.len() <= 64 && !traceparent.contains('\0'));
         assert!(values("traceparent").any(|value| value == traceparent.as_bytes()));
     }
-    if let Some(letter) = entry.replay_of {
-        assert!(values("replayOf").any(|value| *value == letter.to_string().into_bytes()), "one spelling only");
+    if let Some(dead_letter) = entry.replay_of {
+        assert!(values("replayOf").any(|value| *value == dead_letter.to_string().into_bytes()), "one spelling only");
     }
     match values("record").next_back() {
         Some(record) => assert_eq!(&entry.payload, record),

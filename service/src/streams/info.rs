@@ -12,7 +12,7 @@ use redis::{AsyncCommands, Script};
 
 use super::{Error, Streams, connect::Queries, keys};
 
-/// How much a shard's stream holds that is not settled.
+/// How much a shard's stream holds that is not applied.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Backlog {
     /// The shard.

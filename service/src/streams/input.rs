@@ -93,12 +93,12 @@ pub struct Prepared {
 /// What was found when a shard's entries were counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Census {
-    /// Appended, not settled, and not in the stream; below zero where entries of others are, or settled ones came back.
+    /// Appended, not applied, and not in the stream; below zero where entries of others are, or applied ones came back.
     pub missing: i64,
     /// Entries in the stream.
     pub present: i64,
     /// By how much the processes' counts stood lower than is known of them: Redis went back.
-    pub went_back: i64,
+    pub rewound: i64,
     /// What stood in Redis for each process asked about, in their order.
     pub stood: Vec<i64>,
     /// How many are said to be lost at most: `None` nothing, `Some(None)` that it is not known.
@@ -107,7 +107,7 @@ pub struct Census {
     pub since: i64,
     /// Processes that Redis knows and nobody asked about, with how many entries each appended.
     pub strangers: Vec<(String, i64)>,
-    /// Entries that are settled and that no process is known to have appended; `missing` takes account of them.
+    /// Entries that are applied and that no process is known to have appended; `missing` takes account of them.
     pub uncounted: i64,
 }
 
@@ -152,7 +152,13 @@ impl Input {
         self.stands.store(0, Ordering::Relaxed);
         let reply = self.run(&PREPARE, fence, &[adopt]).await?;
         if matches!(reply.get(2), Some(Value::Int(1))) {
-            tracing::warn!(stream = self.stream, from = adopt, to = self.pipeline_id, "streams.stream.adopted");
+            tracing::warn!(
+                event = "streams.stream.adopted",
+                stream = self.stream,
+                from = adopt,
+                to = self.pipeline_id,
+                "adopted the stream of another pipeline"
+            );
         }
         let mark = |index: usize| match reply.get(index) {
             Some(Value::Int(mark)) => *mark,
@@ -212,8 +218,8 @@ impl Input {
         Ok(held.0.zip(held.1).map(|(epoch, token)| Fence { epoch, token }))
     }
 
-    /// Counts what was appended by the serve processes and is neither settled nor in the stream. `known`: each process
-    /// that is known to have appended, and how many at least; a Redis that went back is told so. `settled`: how many of
+    /// Counts what was appended by the serve processes and is neither applied nor in the stream. `known`: each process
+    /// that is known to have appended, and how many at least; a Redis that went back is told so. `applied`: how many of
     /// what they appended. `folded`: how many entries were appended by processes that [`Self::fold`] removed. To be called
     /// with nothing in hand and nothing pending.
     ///
@@ -222,13 +228,13 @@ impl Input {
     pub async fn count(
         &self,
         fence: &Fence,
-        settled: i64,
+        applied: i64,
         folded: i64,
         known: &[(String, i64)],
     ) -> Result<Step<Census>, Error> {
-        let (settled, folded) = (settled.to_string(), folded.to_string());
+        let (applied, folded) = (applied.to_string(), folded.to_string());
         let known: Vec<(&str, String)> = known.iter().map(|(name, least)| (name.as_str(), least.to_string())).collect();
-        let mut args = vec![settled.as_str(), folded.as_str()];
+        let mut args = vec![applied.as_str(), folded.as_str()];
         args.extend(known.iter().flat_map(|(name, least)| [*name, least.as_str()]));
         let reply = self.run(&COUNT, fence, &args).await?;
         let number = |index: usize| match reply.get(index) {
@@ -242,7 +248,7 @@ impl Input {
         Ok(Step::Done(Census {
             missing: number(1),
             present: number(2),
-            went_back: number(3),
+            rewound: number(3),
             stood: told.map_err(redis::RedisError::from)?,
             told: match reply.get(5) {
                 Some(Value::BulkString(text)) => {
@@ -275,7 +281,7 @@ impl Input {
         self.run(&TELL, fence, &[&most]).await.map(|_| ())
     }
 
-    /// Acknowledges settled entries and trims what is settled; keeps the highest committed numbers beside the stream.
+    /// Acknowledges applied entries and trims what is applied; keeps the highest committed numbers beside the stream.
     /// Answers how many entries are left.
     ///
     /// # Errors
@@ -394,7 +400,7 @@ pub(super) fn entry(id: &str, deliveries: u64, fields: Vec<(Vec<u8>, Vec<u8>)>) 
         received_at,
         traceparent: string("traceparent").filter(|text| text.len() <= 64 && !text.contains('\0')).map(str::to_owned),
         marked: named.contains_key(b"serve".as_slice()),
-        replay_of: string("replayOf").and_then(|letter| letter.parse().ok()),
+        replay_of: string("replayOf").and_then(|dead_letter| dead_letter.parse().ok()),
         payload: match named.get(b"record".as_slice()) {
             Some(record) => record.to_vec(),
             None => other(&fields),

@@ -11,14 +11,14 @@ pub fn records(pipeline: &str, shard: u16) -> String {
 
 /// What stands beside a records stream: `pipeline` (id), `epoch`, `token`, the highest committed numbers `records`,
 /// `deadLetters`, `conflicts`, the count `duplicates`, per serve process `by:<process>`, how many entries it ever appended,
-/// `credit`, how many more are settled than that, `lostAtMost`, and `server`, by which names it was seen last, in the
+/// `credit`, how many more are applied than that, `lostAtMost`, and `server`, by which names it was seen last, in the
 /// second `since` first.
 #[must_use]
 pub fn fence(pipeline: &str, shard: u16) -> String {
     format!("{{{pipeline}.{shard}}}:fence")
 }
 
-/// A sink's cursor, in the slot of its stream: `pipeline` (id), `sink`, `incarnation`, `<shard>` → highest number
+/// A sink's cursor, in the slot of its stream: `pipeline` (id), `sink`, `generation`, `<shard>` → highest number
 /// appended, and `unreadLost`.
 #[must_use]
 pub fn cursor(stream: &str) -> String {

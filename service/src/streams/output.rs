@@ -13,7 +13,7 @@ static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("sc
 static START: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/start.lua")));
 static RETIRE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/retire.lua")));
 
-/// A sink's stream, for one incarnation of its cursor.
+/// A sink's stream, for one generation of its cursor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
     /// The pipeline's id.
@@ -23,7 +23,7 @@ pub struct Output {
     /// The stream's key.
     pub stream: String,
     /// Which start of the sink this is.
-    pub incarnation: String,
+    pub cursor_generation: String,
     /// Most entries the stream keeps; 0: no bound.
     pub max_length: u64,
     /// Whether unread entries may be trimmed at `max_length`.
@@ -62,7 +62,7 @@ pub enum Published {
     },
     /// The cursor stands elsewhere: nothing was appended.
     Moved(i64),
-    /// The cursor is gone, retired, or of another incarnation: nothing was appended.
+    /// The cursor is gone, retired, or of another generation: nothing was appended.
     Gone,
 }
 
@@ -83,7 +83,7 @@ impl Streams {
         call.key(&output.stream)
             .arg(&output.pipeline_id)
             .arg(&output.sink)
-            .arg(&output.incarnation)
+            .arg(&output.cursor_generation)
             .arg(shard)
             .arg(expected)
             .arg(new)
@@ -112,30 +112,30 @@ impl Streams {
         })
     }
 
-    /// Where the cursor of a shard stands; `None` when the cursor is gone, retired, or of another incarnation.
+    /// Where the cursor of a shard stands; `None` when the cursor is gone, retired, or of another generation.
     ///
     /// # Errors
     /// When Redis does not answer.
     pub async fn cursor(&self, output: &Output, shard: u16) -> Result<Option<i64>, Error> {
-        let fields = ["pipeline", "sink", "incarnation", "retired", &shard.to_string()];
+        let fields = ["pipeline", "sink", "cursor_generation", "retired", &shard.to_string()];
         let mut connection = self.shared(&output.stream);
-        let [pipeline, sink, incarnation, retired, number]: [Option<String>; 5] =
+        let [pipeline, sink, cursor_generation, retired, number]: [Option<String>; 5] =
             connection.hmget(keys::cursor(&output.stream), &fields).await.map_err(Error::of)?;
         let ours = pipeline.as_ref() == Some(&output.pipeline_id)
             && sink.as_ref() == Some(&output.sink)
-            && incarnation.as_ref() == Some(&output.incarnation)
+            && cursor_generation.as_ref() == Some(&output.cursor_generation)
             && retired.is_none();
         Ok(number.filter(|_| ours).and_then(|number| number.parse().ok()))
     }
 
-    /// Makes the cursor of an incarnation, with a start per shard; false: a newer one stands there. `adopt` is the id of the pipeline whose streams may be
+    /// Makes the cursor of a generation, with a start per shard; false: a newer one stands there. `adopt` is the id of the pipeline whose streams may be
     /// taken over, empty for none.
     ///
     /// # Errors
     /// [`Error::Refused`] when the stream is another sink's.
     pub async fn start_cursor(&self, output: &Output, starts: &[(u16, i64)], adopt: &str) -> Result<bool, Error> {
         let mut call = START.key(keys::cursor(&output.stream));
-        call.key(&output.stream).arg(&output.pipeline_id).arg(&output.sink).arg(&output.incarnation).arg(adopt);
+        call.key(&output.stream).arg(&output.pipeline_id).arg(&output.sink).arg(&output.cursor_generation).arg(adopt);
         for (shard, after) in starts {
             call.arg(shard).arg(after);
         }
@@ -157,7 +157,7 @@ impl Streams {
         }
     }
 
-    /// Ends an incarnation and tells where its shards stood; `None`: that cursor is gone.
+    /// Ends a generation and tells where its shards stood; `None`: that cursor is gone.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -168,7 +168,7 @@ impl Streams {
         Ok((!held.is_empty()).then_some(positions))
     }
 
-    /// Takes the cursor of an incarnation away.
+    /// Takes the cursor of a generation away.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -178,7 +178,7 @@ impl Streams {
 
     async fn retire(&self, output: &Output, what: &str) -> Result<HashMap<String, String>, Error> {
         let mut call = RETIRE.key(keys::cursor(&output.stream));
-        call.arg(&output.pipeline_id).arg(&output.sink).arg(&output.incarnation).arg(what);
+        call.arg(&output.pipeline_id).arg(&output.sink).arg(&output.cursor_generation).arg(what);
         let mut connection = self.shared(&output.stream);
         call.invoke_async(&mut connection).await.map_err(Error::of)
     }

@@ -46,7 +46,7 @@ impl Streams {
     pub async fn search(&self, record_id: &str, shards: u16) -> Result<Search, Error> {
         let queries = self.queries().await?;
         let needle = serde_json::Value::from(record_id).to_string();
-        // Where each shard's search goes on; `None`: at its end.
+        // Where each shard's search continues; `None`: at its end.
         let mut places: Vec<Option<Cow<'static, str>>> = vec![Some(Cow::Borrowed("+")); usize::from(shards)];
         let (mut seen, mut cut) = (0, false);
         for _ in 0..SHARD_BOUND / PAGE {

@@ -34,7 +34,7 @@ const ELSEWHERE: Duration = Duration::from_secs(2);
 const CONNECT: Duration = Duration::from_secs(2);
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long a host sends nothing, not even that it received something, until it is taken for gone.
-const VANISHED: Duration = Duration::from_secs(10);
+const RECREATED: Duration = Duration::from_secs(10);
 const SLOTS: u16 = 16_384;
 const CRC: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
 
@@ -86,12 +86,12 @@ pub(super) fn answers_soon() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(ANSWER))
 }
 
-/// Connections to a host that vanished end, instead of failing one command after the other for a quarter of an hour.
+/// Connections to a host that disappeared end, instead of failing one command after the other for a quarter of an hour.
 fn tcp() -> TcpSettings {
-    let probes = TcpKeepalive::new().with_time(VANISHED / 2).with_interval(VANISHED / 5);
+    let probes = TcpKeepalive::new().with_time(RECREATED / 2).with_interval(RECREATED / 5);
     let settings = TcpSettings::default().set_nodelay(true).set_keepalive(probes);
     #[cfg(target_os = "linux")]
-    let settings = settings.set_user_timeout(VANISHED);
+    let settings = settings.set_user_timeout(RECREATED);
     settings
 }
 
@@ -287,7 +287,7 @@ impl Seeker {
                 Ok(()) => self.failing = false,
                 Err(error) => {
                     if !std::mem::replace(&mut self.failing, true) {
-                        tracing::warn!(%error, "streams.servers.not_found");
+                        tracing::warn!(event = "streams.servers.not_found", %error, "the servers of Redis cannot be found");
                     }
                 }
             }
@@ -319,7 +319,11 @@ impl Seeker {
         let is_other = before.is_none_or(|before| before.places() != topology.places());
         if is_other {
             let primaries: Vec<String> = topology.servers.iter().map(|server| server.node.to_string()).collect();
-            tracing::info!(primaries = primaries.join(","), "streams.servers.found");
+            tracing::info!(
+                event = "streams.servers.found",
+                primaries = primaries.join(","),
+                "found the servers of Redis"
+            );
             self.tell.send_replace(Some(Arc::new(topology)));
         }
         Ok(())

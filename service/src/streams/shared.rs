@@ -1,4 +1,4 @@
-//! A connection that all share: made when it is first used, and anew when it broke.
+//! A connection that all share: made when it is first used, and again when it broke.
 //!
 //! Must never keep a failure for longer than a moment: whatever kept a connection from being made, be it a server that has
 //! no room for another client or an answer that broke off, the next who asks tries again.

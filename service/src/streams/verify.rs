@@ -15,8 +15,8 @@ use crate::domain::StreamId;
 pub struct SinkState {
     /// Highest number appended, per shard.
     pub cursor: BTreeMap<u16, i64>,
-    /// The incarnation for which the cursor was made; absent: there is no cursor.
-    pub incarnation: Option<String>,
+    /// The generation for which the cursor was made; absent: there is no cursor.
+    pub cursor_generation: Option<String>,
     /// The newest id of the stream when the cursor was made: entries up to it are of earlier starts.
     pub behind: Option<StreamId>,
     /// Id of the stream's newest entry; absent: it has none.
@@ -66,7 +66,7 @@ impl Streams {
             false
         };
         Ok(SinkState {
-            incarnation: cursor.get("incarnation").cloned(),
+            cursor_generation: cursor.get("cursor_generation").cloned(),
             behind: cursor.get("behind").and_then(|id| id.parse().ok()),
             cursor: cursor.iter().filter_map(|(field, n)| Some((field.parse().ok()?, n.parse().ok()?))).collect(),
             newest: newest.ids.into_iter().next().map(|entry| entry.id),

@@ -61,7 +61,7 @@ impl Traces {
     pub(super) async fn shutdown(self) {
         let ended = tokio::task::spawn_blocking(move || self.0.shutdown_with_timeout(Duration::from_secs(5))).await;
         if let Ok(Err(error)) = ended {
-            tracing::warn!(%error, "telemetry.traces.not_flushed");
+            tracing::warn!(event = "telemetry.traces.not_flushed", %error, "the last traces cannot be exported");
         }
     }
 }
@@ -81,8 +81,10 @@ impl SpanExporter for OnRuntime {
         let sent = sent.unwrap_or_else(|error| Err(OTelSdkError::InternalFailure(error.to_string())));
         // Said at every change, not at every batch.
         match (&sent, self.failing.swap(sent.is_err(), Ordering::Relaxed)) {
-            (Err(error), false) => tracing::warn!(%error, "telemetry.traces.not_exported"),
-            (Ok(()), true) => tracing::info!("telemetry.traces.exported_again"),
+            (Err(error), false) => {
+                tracing::warn!(event = "telemetry.traces.not_exported", %error, "traces cannot be exported")
+            }
+            (Ok(()), true) => tracing::info!(event = "telemetry.traces.exported_again", "traces are exported again"),
             _ => {}
         }
         sent

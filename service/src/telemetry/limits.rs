@@ -15,16 +15,16 @@ const SECOND: Duration = Duration::from_secs(1);
 const NAMES: usize = 1_000;
 
 /// A record is in conflict.
-pub static CONFLICTED: Limit = Limit::new("process.record.conflicted");
+pub static CONFLICTED: Limit = Limit::new("worker.record.conflicted");
 /// A record became a dead letter for what it is.
-pub static DEAD_LETTERED: Limit = Limit::new("process.record.dead_lettered");
+pub static DEAD_LETTERED: Limit = Limit::new("worker.record.dead_lettered");
 /// A record became a dead letter for a fault of the service. They must not be hidden among the others.
 pub static DEAD_LETTERED_BY_FAULT: Limit =
-    Limit::new("process.record.dead_lettered (panicked, refused_by_store, crashed_worker)");
+    Limit::new("worker.record.dead_lettered (panicked, refused_by_store, crashed_worker)");
 /// A batch was halved down to an entry.
-pub static CONDEMNED: Limit = Limit::new("process.entry.condemned");
+pub static ISOLATED: Limit = Limit::new("worker.entry.isolated");
 /// An entry was delivered often.
-pub static SUSPICIOUS: Limit = Limit::new("process.entry.suspicious");
+pub static POISON_CANDIDATE: Limit = Limit::new("worker.entry.poison_candidate");
 /// A request met a fault of the service.
 pub static FAILED: Limit = Limit::new("http.request.failed");
 /// A request could not ask Postgres.
@@ -32,15 +32,15 @@ pub static POSTGRES_UNAVAILABLE: Limit = Limit::new("http.postgres.unavailable")
 /// A request could not ask Redis.
 pub static REDIS_UNAVAILABLE: Limit = Limit::new("http.redis.unavailable");
 /// A streamed answer was cut.
-pub static CUT: Limit = Limit::new("ask.stream.cut");
+pub static CUT: Limit = Limit::new("query.response.aborted");
 /// A record could not be looked for in Redis.
-pub static SEARCH_FAILED: Limit = Limit::new("ask.search.failed");
+pub static SEARCH_FAILED: Limit = Limit::new("query.search.failed");
 /// Cursors of sinks could not be read.
-pub static CURSORS_FAILED: Limit = Limit::new("ask.cursors.failed");
+pub static CURSORS_FAILED: Limit = Limit::new("query.cursors.failed");
 /// The backlog could not be read.
-pub static BACKLOG_FAILED: Limit = Limit::new("ask.backlog.failed");
+pub static BACKLOG_FAILED: Limit = Limit::new("query.backlog.failed");
 /// A replay could not be appended.
-pub static NOT_REPLAYED: Limit = Limit::new("ask.letter.not_replayed");
+pub static NOT_REPLAYED: Limit = Limit::new("query.dead_letter.replay_failed");
 
 /// Units of records that have no threshold while others have one.
 pub static UNITS: Once = Once(Mutex::new(None));
@@ -49,8 +49,8 @@ const ALL: [&Limit; 13] = [
     &CONFLICTED,
     &DEAD_LETTERED,
     &DEAD_LETTERED_BY_FAULT,
-    &CONDEMNED,
-    &SUSPICIOUS,
+    &ISOLATED,
+    &POISON_CANDIDATE,
     &FAILED,
     &POSTGRES_UNAVAILABLE,
     &REDIS_UNAVAILABLE,
@@ -116,7 +116,12 @@ impl Limit {
 
     fn report(&self, left_out: u64) {
         if left_out > 0 {
-            tracing::warn!(event = self.event, left_out, "telemetry.lines.left_out");
+            tracing::warn!(
+                event = "telemetry.lines.left_out",
+                of = self.event,
+                left_out,
+                "further lines of this event were left out"
+            );
         }
     }
 

@@ -137,7 +137,7 @@ mod tests {
                 tracing_subscriber::fmt::layer().with_writer(move || OneLine { to: to.clone(), colours: false });
             let layer = form(lines, format, false);
             tracing::subscriber::with_default(tracing_subscriber::Registry::default().with(layer), || {
-                tracing::warn!(error = %FORGED, text = FORGED, "http.postgres.unavailable");
+                tracing::warn!(event = "http.postgres.unavailable", error = %FORGED, text = FORGED, "a request failed because Postgres is unavailable");
             });
             let said = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
             assert_eq!(said.matches("forged").count(), 2, "{said}");

@@ -20,13 +20,13 @@ pub const HTTP_SECONDS: &str = "millrace_http_request_seconds";
 /// Counter: connections that were refused because as many as there may be were open.
 pub const REFUSED_CONNECTIONS: &str = "millrace_http_refused_connections_total";
 /// Gauge by `shard`: entries that are not applied yet.
-pub const BACKLOG: &str = "millrace_backlog_entries";
+pub const BACKLOG: &str = "millrace_backlog_records";
 /// Histogram: entries in a micro-batch.
 pub const BATCH_ENTRIES: &str = "millrace_batch_entries";
 /// Histogram: a micro-batch's transaction, from begin to commit.
 pub const COMMIT_SECONDS: &str = "millrace_commit_seconds";
 /// Histogram: from accepting a record until it is committed.
-pub const PROCESS_SECONDS: &str = "millrace_process_seconds";
+pub const PROCESS_SECONDS: &str = "millrace_accept_to_commit_seconds";
 /// Counter: records processed.
 pub const PROCESSED: &str = "millrace_processed_total";
 /// Counter: entries whose id was taken by the same content.
@@ -40,31 +40,31 @@ pub const ALERTS: &str = "millrace_alerts_total";
 /// Counter: entries delivered again after they were applied; they change nothing.
 pub const REDELIVERED: &str = "millrace_redelivered_total";
 /// Counter by `shard`: entries that were gone before they were applied. Above zero is an alarm.
-pub const LOST: &str = "millrace_lost_entries_total";
+pub const LOST: &str = "millrace_lost_records_total";
 /// Counter by `shard`: serve processes that died, and nobody knows of how many entries they appended. Above zero losses may
 /// be hidden.
 pub const UNACCOUNTED: &str = "millrace_unaccounted_appenders_total";
 /// Counter by `shard`: how often a stream or its group was gone. Above zero is an alarm.
-pub const VANISHED: &str = "millrace_streams_vanished_total";
+pub const RECREATED: &str = "millrace_streams_recreated_total";
 /// Counter by `shard`: how often Postgres was found behind what was acknowledged or published. Above zero is an alarm.
-pub const WENT_BACK: &str = "millrace_postgres_went_back_total";
+pub const REWINDS: &str = "millrace_postgres_rewinds_total";
 /// Counter by `change` (taken, lost, released): shards that changed owner.
 pub const LEASE_CHANGES: &str = "millrace_lease_changes_total";
 /// Gauge: shards that this worker owns.
 pub const SHARDS_OWNED: &str = "millrace_shards_owned";
 /// Gauge by `shard` and `sink`: outcomes that are committed and not published yet.
-pub const LANE_LAG: &str = "millrace_lane_lag_outcomes";
+pub const SINK_LAG: &str = "millrace_sink_lag_outcomes";
 /// Counter by `sink`: outcomes published.
 pub const PUBLISHED: &str = "millrace_published_total";
-/// Counter by `sink`: reads of the log by lanes that were too far behind for memory.
-pub const LOG_READS: &str = "millrace_log_reads_total";
+/// Counter by `sink`: reads of the log by publishers that were too far behind for memory.
+pub const LOG_READS: &str = "millrace_publisher_postgres_reads_total";
 /// Counter by `sink`: entries trimmed by `overflow: Trim` before every group had acknowledged them.
-pub const UNREAD_LOST: &str = "millrace_unread_lost_total";
+pub const UNREAD_LOST: &str = "millrace_sink_trimmed_unread_total";
 /// Gauge by `sink` and `shard`: 1 while it is halted until someone resumes it.
 pub const SINK_HALTED: &str = "millrace_sink_halted";
-/// Gauge: the version of the manifest that is in force.
+/// Gauge: the version of the manifest that is active.
 pub const POLICY_VERSION: &str = "millrace_policy_version";
-/// Gauge: 1 while this process's manifest file is not what is in force.
+/// Gauge: 1 while this process's manifest file is not what is active.
 pub const MANIFEST_REFUSED: &str = "millrace_manifest_refused";
 
 /// Half a millisecond to ten seconds.
@@ -149,10 +149,10 @@ fn describe() {
     );
     describe_counter!(LEASE_CHANGES, "Shards that changed owner, by change");
     describe_gauge!(SHARDS_OWNED, "Shards that this worker owns");
-    describe_gauge!(LANE_LAG, "Outcomes that are committed and not published yet, by shard and sink");
-    describe_counter!(VANISHED, "How often a stream or its group was gone, by shard; above zero is an alarm");
-    describe_counter!(WENT_BACK, "How often Postgres was found to have gone back, by shard; above zero is an alarm");
-    describe_counter!(LOG_READS, "Reads of the log by lanes too far behind for memory, by sink");
+    describe_gauge!(SINK_LAG, "Outcomes that are committed and not published yet, by shard and sink");
+    describe_counter!(RECREATED, "How often a stream or its group was gone, by shard; above zero is an alarm");
+    describe_counter!(REWINDS, "How often Postgres was found to have gone back, by shard; above zero is an alarm");
+    describe_counter!(LOG_READS, "Reads of the log by publishers too far behind for memory, by sink");
     describe_counter!(UNREAD_LOST, "Entries trimmed before every group had acknowledged them, by sink");
     describe_counter!(PUBLISHED, "Outcomes published, by sink");
     describe_gauge!(SINK_HALTED, "1 while the sink is halted until someone resumes it");
@@ -179,8 +179,8 @@ mod tests {
             "millrace_commit_seconds_bucket{le=\"0.001\"} 1",
             "millrace_batch_entries_bucket{le=\"5\"} 0",
             "millrace_batch_entries_bucket{le=\"10\"} 1",
-            "millrace_lost_entries_total{shard=\"3\"} 2",
-            "# HELP millrace_lost_entries_total Entries that were gone",
+            "millrace_lost_records_total{shard=\"3\"} 2",
+            "# HELP millrace_lost_records_total Entries that were gone",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }

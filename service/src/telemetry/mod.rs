@@ -25,7 +25,7 @@ pub struct TelemetryArgs {
     /// Form of log lines; human on a terminal and json elsewhere unless given
     #[arg(long, value_enum, value_name = "FORM", env = "MILLRACE_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// Which log lines are shown, such as info,millrace::process=debug
+    /// Which log lines are shown, such as info,millrace::worker=debug
     #[arg(long = "log", value_name = "FILTER", env = "MILLRACE_LOG")]
     pub log_filter: Option<String>,
     /// Where traces are sent by OTLP over HTTP, such as http://collector:4318; none are sent unless it is given

@@ -1,4 +1,4 @@
-//! W3C trace context: what came with a request goes on with its record, through the stream to the notification.
+//! W3C trace context: what came with a request continues with its record, through the stream to the notification.
 //!
 //! Must never refuse a request for its trace context: what is malformed is left out.
 
@@ -18,7 +18,7 @@ pub fn parse(header: &str) -> Option<String> {
     context(header).map(|context| render(&context))
 }
 
-/// The `traceparent` that is to go on: of the current span where traces are exported, else the one that came.
+/// The `traceparent` that is to continue: of the current span where traces are exported, else the one that came.
 #[must_use]
 pub fn carry(incoming: Option<&str>) -> Option<String> {
     let current = Span::current().context();
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn headers_are_read_as_the_standard_says() {
         assert_eq!(parse(GOOD).as_deref(), Some(GOOD));
-        // A later version may say more: what is known of it goes on.
+        // A later version may say more: what is known of it continues.
         assert_eq!(parse(&format!("cc{}-more", &GOOD[2..])).as_deref(), Some(GOOD));
         for bad in [
             "",
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn without_export_what_came_goes_on() {
+    fn without_export_what_came_continues() {
         assert_eq!(carry(Some(GOOD)).as_deref(), Some(GOOD));
         assert_eq!(carry(Some("nonsense")), None);
         assert_eq!(carry(None), None);

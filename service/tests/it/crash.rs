@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::harness::{Load, Pipeline, eventually, record, sink};
 
-/// Half of the load is there when the worker starts, so it dies amid work; the other half comes while it dies.
+/// Half of the load is there when the worker starts, so it dies during work; the other half comes while it dies.
 async fn a_worker_dies(point: &str, pass: u32) {
     let pipeline = Pipeline::new(json!({})).await;
     let _serve = pipeline.serve().await;
@@ -17,14 +17,14 @@ async fn a_worker_dies(point: &str, pass: u32) {
     let processed = pipeline.number("select count(*) from records").await;
     assert!(processed < load.ids.len() as i64, "it died before all was done");
     let heir = pipeline.work_with(&[("MILLRACE_BATCH", "100")]);
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
     assert_eq!(pipeline.number("select sum(processed)::bigint from shards").await, load.ids.len() as i64);
     assert_eq!(pipeline.number("select sum(duplicates)::bigint from shards").await, load.duplicates as i64);
-    assert_eq!(pipeline.number("select sum(lost + vanished)::bigint from shards").await, 0);
+    assert_eq!(pipeline.number("select sum(lost + recreated_streams)::bigint from shards").await, 0);
     // What was read and not acknowledged was taken over, not waited for.
     if ["after_read", "before_commit", "after_commit", "before_ack"].contains(&point) {
-        heir.says("process.pending.taken_over").await;
+        heir.says("worker.pending.reclaimed").await;
     }
 }
 
@@ -71,7 +71,7 @@ async fn a_worker_that_dies_while_a_sink_comes_back_to_its_stream_repeats_no_not
     let mut work = pipeline.work();
     let load = Load::new("r", 100);
     pipeline.send(&load.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     // It is to move to where it cannot begin.
     let taken = ["HSET", &pipeline.cursor("taken"), "pipeline", "0123456789abcdef", "sink", "another"];
     let _: i64 = pipeline.redis(&taken).await;
@@ -83,7 +83,7 @@ async fn a_worker_that_dies_while_a_sink_comes_back_to_its_stream_repeats_no_not
     let _heir = pipeline.work();
     let more = Load::from("r", load.ids.len(), 100);
     pipeline.send(&more.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&[load.ids, more.ids].concat()).await;
 }
 
@@ -98,7 +98,7 @@ async fn a_serve_process_that_dies_after_an_append_leaves_it_to_be_sent_again() 
         pipeline.serve().await
     };
     let ((), _heir) = tokio::join!(pipeline.send_through(&load.records), takes_over);
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
     // The client's batch whose answer was lost came twice: what the dead process had appended became duplicates.
     let duplicates = pipeline.number("select sum(duplicates)::bigint from shards").await;
@@ -119,7 +119,7 @@ async fn a_paused_owner_whose_lease_ran_out_takes_and_doubles_nothing() {
     let heir = pipeline.work_with(&[("MILLRACE_BATCH", "20")]);
     pipeline.send(parts[1]).await;
     eventually("the heir has both shards, and did all", async || {
-        heir.said("process.shard.taken").len() >= 2 && pipeline.backlog().await == 0
+        heir.said("worker.shard.acquired").len() >= 2 && pipeline.backlog().await == 0
     })
     .await;
     // The paused one waits for entries: none of them may end up with it.
@@ -132,8 +132,8 @@ async fn a_paused_owner_whose_lease_ran_out_takes_and_doubles_nothing() {
     }
     paused.go_on();
     pipeline.send(parts[2]).await;
-    paused.says("process.shard.lost").await;
-    pipeline.settled().await;
+    paused.says("worker.shard.lost").await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
     assert_eq!(pipeline.number("select sum(duplicates)::bigint from shards").await, load.duplicates as i64);
 }
@@ -148,7 +148,7 @@ async fn an_owner_that_does_not_know_that_it_lost_its_shards_takes_nothing() {
     let load = Load::new("r", 600);
     let (before, after) = load.records.split_at(100);
     pipeline.send(before).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     // It looks at its leases again in fifteen seconds.
     pipeline.execute("update workers set seen_until = now() - interval '1 hour'").await;
     pipeline.execute("update shards set lease_until = now() - interval '1 hour'").await;
@@ -160,8 +160,8 @@ async fn an_owner_that_does_not_know_that_it_lost_its_shards_takes_nothing() {
         .await;
     }
     pipeline.send(after).await;
-    pipeline.settled().await;
-    eventually("it learned of both", async || old.said("process.shard.lost").len() == 2).await;
+    pipeline.applied().await;
+    eventually("it learned of both", async || old.said("worker.shard.lost").len() == 2).await;
     for shard in 0..2 {
         let (pending, _, _, _): (u64, redis::Value, redis::Value, redis::Value) =
             pipeline.redis(&["XPENDING", &pipeline.records(shard), "workers"]).await;
@@ -185,7 +185,7 @@ async fn somebody_waits(pipeline: &Pipeline, session: &str) {
     .await;
 }
 
-/// A worker is paused while a transaction of its waits for its shard's row: it gets the row and does not go on. The others
+/// A worker is paused while a transaction of its waits for its shard's row: it gets the row and does not continue. The others
 /// must get the shard all the same. `session` is the name under which that transaction connects; records that were sent
 /// before it waits make it a commit, else it is a renewal.
 async fn an_owner_is_paused_that_waits_for_its_row(session: &str, sent_before: usize) {
@@ -204,21 +204,21 @@ async fn an_owner_is_paused_that_waits_for_its_row(session: &str, sent_before: u
     lock.rollback().await.unwrap();
     pipeline.send(after).await;
     let heir = pipeline.work();
-    heir.says("process.shard.taken").await;
-    pipeline.settled().await;
+    heir.says("worker.shard.acquired").await;
+    pipeline.applied().await;
     paused.go_on();
-    paused.says("process.shard.lost").await;
-    pipeline.settled().await;
+    paused.says("worker.shard.lost").await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 
 #[tokio::test]
-async fn an_owner_that_is_paused_amid_a_commit_blocks_nobody() {
+async fn an_owner_that_is_paused_during_a_commit_blocks_nobody() {
     an_owner_is_paused_that_waits_for_its_row("millrace-commit", 20).await;
 }
 
 #[tokio::test]
-async fn an_owner_that_is_paused_amid_a_renewal_blocks_nobody() {
+async fn an_owner_that_is_paused_during_a_renewal_blocks_nobody() {
     an_owner_is_paused_that_waits_for_its_row("millrace", 0).await;
 }
 
@@ -230,9 +230,9 @@ async fn what_is_committed_and_not_acknowledged_is_not_published() {
     let pipeline = Pipeline::new(json!({"shards": 1, "sinks": [full]})).await;
     let (_serve, work) = (pipeline.serve().await, pipeline.work());
     let records = ["one", "two", "three"].map(|id| record(id, "destination"));
-    // The lane is behind, and finds all that follows in memory.
+    // The publisher is behind, and finds all that follows in memory.
     pipeline.send(&records[..2]).await;
-    work.says("publish.lane.stopped").await;
+    work.says("publisher.stopped").await;
     eventually("both are acknowledged", async || pipeline.backlog().await == 0).await;
     let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("select from shards for update").execute(&mut *lock).await.unwrap();
@@ -242,20 +242,20 @@ async fn what_is_committed_and_not_acknowledged_is_not_published() {
     let of: String = pipeline.redis(&["HGET", &pipeline.fence(0), "pipeline"]).await;
     let _: i64 = pipeline.redis(&["HSET", &pipeline.fence(0), "pipeline", "0123456789abcdef"]).await;
     lock.rollback().await.unwrap();
-    work.says("process.shard.waits").await;
+    work.says("worker.shard.backing_off").await;
     assert_eq!(pipeline.number("select count(*) from records").await, 3);
     pipeline.change(|spec| spec["sinks"][0]["redisStream"]["maxLength"] = 0.into());
     let cursor = async || pipeline.redis::<String>(&["HGET", &pipeline.cursor("notifications"), "0"]).await;
-    eventually("the lane goes on", async || cursor().await != "1").await;
+    eventually("the publisher continues", async || cursor().await != "1").await;
     assert_eq!(cursor().await, "2");
     let _: i64 = pipeline.redis(&["HSET", &pipeline.fence(0), "pipeline", &of]).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&["one", "two", "three"].map(str::to_owned)).await;
 }
 
-/// No task without an owner: what a lane would have published must not stay unpublished while the rest goes on.
+/// No task without an owner: what a publisher would have published must not stay unpublished while the rest continues.
 #[tokio::test]
-async fn a_lane_that_panics_ends_the_worker_with_failure() {
+async fn a_publisher_that_panics_ends_the_worker_with_failure() {
     let pipeline = Pipeline::new(json!({})).await;
     let _serve = pipeline.serve().await;
     let mut doomed = pipeline.work_with(&[("MILLRACE_FAULT", "before_publish:3:panic"), ("MILLRACE_BATCH", "50")]);
@@ -263,11 +263,11 @@ async fn a_lane_that_panics_ends_the_worker_with_failure() {
     pipeline.send(&load.records).await;
     let status = doomed.ended().await;
     assert_eq!(status.code(), Some(1), "{status}");
-    let death = &doomed.said("lifecycle.task.died")[0];
+    let death = &doomed.said("lifecycle.task.failed")[0];
     assert_eq!(death["task"], "own", "{death}");
     assert!(death["failure"].as_str().unwrap().contains("the fault of a test"), "{death}");
     let _heir = pipeline.work();
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 
@@ -287,8 +287,8 @@ async fn pending_entries_of_a_predecessor_come_before_new_ones_in_order() {
     assert!(pending > 0, "it died with entries in hand");
     pipeline.send(new).await;
     let heir = pipeline.work_with(&[("MILLRACE_BATCH", "7")]);
-    heir.says("process.pending.taken_over").await;
-    pipeline.settled().await;
+    heir.says("worker.pending.reclaimed").await;
+    pipeline.applied().await;
     // In the order of the log, entries that were pending come first, and all in the order of their arrival.
     let order: Vec<String> =
         sqlx::query_scalar("select stream_id from records order by seq").fetch_all(&pipeline.sql).await.unwrap();

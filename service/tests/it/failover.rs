@@ -86,7 +86,7 @@ async fn under_load(pipeline: &Pipeline, name: &str, strike: impl AsyncFnOnce(&s
     let batches = join(told.send(pipeline, &a, 20, false), told.send(pipeline, &b, 7, false));
     let waiting = join(told.send(pipeline, &c, 1, true), told.send(pipeline, &d, 1, true));
     join(striking, join(batches, waiting)).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
 
     let stored: Vec<String> =
         sqlx::query_scalar("select record_id from records").fetch_all(&pipeline.sql).await.unwrap();
@@ -141,13 +141,13 @@ async fn loses_what_is_counted(redis: &ManyRedis) {
     let pipeline = Pipeline::on_many(redis, json!({"shards": 1})).await;
     let (_serve, mut work) = (pipeline.serve().await, pipeline.work());
     pipeline.send(&Load::new("before", 40).records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let primary = redis.primary_of(&pipeline.records(0)).await;
     let replicas = redis.replicas_of(primary).await;
     eventually("replicas have it all", async || redis.is_behind(primary).await == 0).await;
     redis.cut_off(primary, &replicas).await;
     for n in 0..10 {
-        pipeline.settle(&record(&format!("told-{n}"), "d")).await.expect(200);
+        pipeline.apply(&record(&format!("told-{n}"), "d")).await.expect(200);
     }
     work.stop().await;
     let gone = Load::from("gone", 40, 25);
@@ -156,13 +156,13 @@ async fn loses_what_is_counted(redis: &ManyRedis) {
     replicas.iter().for_each(|port| redis.signal(*port, Signal::SIGCONT));
     redis.moved_from(&pipeline.records(0), primary).await;
     let work = pipeline.work();
-    let line = work.says("process.entries.lost").await;
+    let line = work.says("worker.records.lost").await;
     assert_eq!((&line["at_least"], &line["at_most"]), (&json!(gone.entries()), &json!(gone.entries())), "{line}");
     let stats = pipeline.get("/stats").await;
     assert_eq!((&stats["lost"], &stats["processed"]), (&json!(gone.entries()), &json!(50)), "{stats}");
-    // It goes on, also with what was lost, and no number was given twice.
+    // It continues, also with what was lost, and no number was given twice.
     pipeline.send_through(&gone.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let stored: Vec<String> =
         sqlx::query_scalar("select record_id from records").fetch_all(&pipeline.sql).await.unwrap();
     assert_eq!(stored.len(), 75);
@@ -176,7 +176,7 @@ async fn knows_what_the_dead_appended(redis: &ManyRedis) {
     let (mut serve, work) = (pipeline.serve().await, pipeline.work());
     for (dead, accounted) in [true, false].into_iter().enumerate() {
         pipeline.send(&Load::new(&format!("of-{dead}"), 40).records).await;
-        pipeline.settled().await;
+        pipeline.applied().await;
         pipeline.stood_for_long(0).await;
         serve.kill();
         if !accounted {

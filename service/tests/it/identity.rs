@@ -10,7 +10,7 @@ async fn id(pipeline: &Pipeline) -> String {
     sqlx::query_scalar("select pipeline_id from pipeline").fetch_one(&pipeline.sql).await.unwrap()
 }
 
-/// Drops the schema and makes it anew, as after a database that was lost; answers the new id.
+/// Drops the schema and makes it again, as after a database that was lost; answers the new id.
 async fn lose_postgres(pipeline: &Pipeline) -> String {
     let drop = format!("drop schema millrace_{} cascade", pipeline.name);
     sqlx::raw_sql(sqlx::AssertSqlSafe(drop)).execute(&pipeline.sql).await.unwrap();
@@ -27,7 +27,7 @@ async fn streams_of_another_pipeline_are_refused_by_all_and_taken_over_by_the_an
     work.ready().await;
     let before = Load::new("r", 200);
     pipeline.send(&before.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     work.stop().await;
     // Accepted, and not processed when Postgres was lost.
     let queued = Load::from("r", 200, 100);
@@ -38,7 +38,7 @@ async fn streams_of_another_pipeline_are_refused_by_all_and_taken_over_by_the_an
     assert_ne!(old, new);
 
     let (serve, work) = (pipeline.serve().await, pipeline.work());
-    work.says("process.shard.waits").await;
+    work.says("worker.shard.backing_off").await;
     work.says("publish.sink.halted").await;
     for process in [&serve, &work] {
         let status = process
@@ -50,10 +50,10 @@ async fn streams_of_another_pipeline_are_refused_by_all_and_taken_over_by_the_an
             assert!(message.contains(&format!("millrace.dev/adopt: {old}")), "{message}");
         }
     }
-    pipeline.put_in("/records", record("refused", "d").to_string()).await.refused(503, "queue_refused");
+    pipeline.put_in("/records", record("refused", "d").to_string()).await.refused(503, "stream_refused");
     // The annotation has to name the id that stands there.
     pipeline.annotate(|metadata| metadata["annotations"] = json!({"millrace.dev/adopt": "0123456789abcdef"}));
-    pipeline.put_in("/records", record("refused", "d").to_string()).await.refused(503, "queue_refused");
+    pipeline.put_in("/records", record("refused", "d").to_string()).await.refused(503, "stream_refused");
     assert_eq!(pipeline.backlog().await, queued.records.len() as u64, "nothing was taken");
     assert_eq!(pipeline.number("select count(*) from records").await, 0);
 
@@ -66,7 +66,7 @@ async fn streams_of_another_pipeline_are_refused_by_all_and_taken_over_by_the_an
     work.has_problems(&[]).await;
     let after = Load::from("r", 300, 100);
     pipeline.send(&after.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     for shard in 0..2 {
         let stands: String = pipeline.redis(&["HGET", &pipeline.fence(shard), "pipeline"]).await;
         assert_eq!(stands, new);
@@ -111,11 +111,11 @@ async fn a_purge_removes_all_that_is_the_pipelines_and_nothing_else() {
     let (mut serve, mut work) = (pipeline.serve().await, pipeline.work());
     let load = Load::new("r", 100);
     pipeline.send(&load.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let own = id(&pipeline).await;
 
     let (done, said, left) = purge(&pipeline, true).await;
-    assert!(!done && left["reason"] == "StillWorked", "{said}");
+    assert!(!done && left["reason"] == "PreviousWorkersActive", "{said}");
     work.stop().await;
     pipeline.send(&[record("queued", "d")]).await;
     serve.stop().await;

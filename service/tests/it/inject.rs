@@ -101,7 +101,7 @@ async fn attack(pipeline: &Pipeline) -> Vec<String> {
         let taken = pipeline.put_in("/records", record.to_string()).await.expect(202);
         ids.push(taken["recordId"].as_str().unwrap().to_owned());
     }
-    pipeline.settled().await;
+    pipeline.applied().await;
     for (field, record) in records {
         let id = record["recordId"].as_str().unwrap();
         let life = pipeline.get(&segment(id)).await;
@@ -147,9 +147,9 @@ async fn not_understood(pipeline: &Pipeline, text: &str) {
         let refused = pipeline.ask(&query(path, name, text)).await;
         assert_eq!(refused.status, 400, "{path} {name} = {text:?}: {}", refused.text);
     }
-    let letter = segment(text).replace("/records/", "/dead-letters/");
+    let dead_letter = segment(text).replace("/records/", "/dead-letters/");
     for verb in ["replay", "discard"] {
-        let refused = pipeline.act(&format!("{letter}/{verb}")).await;
+        let refused = pipeline.act(&format!("{dead_letter}/{verb}")).await;
         assert!([400, 404].contains(&refused.status), "{text:?}: {}", refused.text);
     }
     // Headers as they are, in bytes: where HTTP itself forbids them, the connection says so.
@@ -215,7 +215,7 @@ async fn poison(pipeline: &Pipeline) {
         let record = with_text("unit", text).to_string();
         let _: String = pipeline.redis(&["XADD", &pipeline.records(1), "*", "record", &record, "serve", text]).await;
     }
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.list("/dead-letters").await;
     pipeline.list("/audit").await;
 }
@@ -261,11 +261,11 @@ async fn values_stay_values(format: &str) {
     // One of each outcome, so that everything that can be there is.
     let (first, mut other) = (record("first", "d"), record("first", "d"));
     other["unit"] = "USD".into();
-    pipeline.settle(&first).await.expect(200);
-    pipeline.settle(&other).await.refused(409, "record_conflict");
+    pipeline.apply(&first).await.expect(200);
+    pipeline.apply(&other).await.refused(409, "record_conflict");
     let _: String = pipeline.redis(&["XADD", &pipeline.records(0), "*", "theirs", "x"]).await;
     let _: String = pipeline.redis(&["XADD", &pipeline.records(1), "*", "theirs", "x"]).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.list("/records").await;
     answer(pipeline.request(Method::GET, "/stats")).await.expect(200);
     pipeline.ask("/records/none").await;

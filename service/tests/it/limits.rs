@@ -1,4 +1,4 @@
-//! At the limits of what can be asked for and taken: each is told in its own words, and the service goes on.
+//! At the limits of what can be asked for and taken: each is told in its own words, and the service continues.
 
 use millrace::domain::shard_of;
 use reqwest::Method;
@@ -38,15 +38,15 @@ async fn what_is_nested_deeper_than_a_record_can_be_is_given_as_text() {
     for entry in [&shallow, &deep] {
         let _: String = pipeline.redis(&["XADD", &pipeline.records(0), "*", "record", entry]).await;
     }
-    pipeline.settled().await;
-    let letters = pipeline.list("/dead-letters").await;
+    pipeline.applied().await;
+    let dead_letters = pipeline.list("/dead-letters").await;
     let published = pipeline.sink_entries("letters").await;
-    assert_eq!((letters.len(), published.len()), (2, 2));
-    for shown in [&letters[0], &published[0].data] {
+    assert_eq!((dead_letters.len(), published.len()), (2, 2));
+    for shown in [&dead_letters[0], &published[0].data] {
         assert_eq!(shown["payload"].to_string(), shallow);
         assert_eq!(shown.get("payloadText"), None);
     }
-    for shown in [&letters[1], &published[1].data] {
+    for shown in [&dead_letters[1], &published[1].data] {
         assert_eq!(shown["payloadText"], deep);
         assert_eq!(shown.get("payload"), None);
     }
@@ -55,22 +55,22 @@ async fn what_is_nested_deeper_than_a_record_can_be_is_given_as_text() {
 
 /// Somebody else wrote an entry with the highest id there is: Redis can give none after it.
 #[tokio::test]
-async fn a_queue_without_ids_says_so_and_the_other_shards_go_on() {
+async fn a_queue_without_ids_says_so_and_the_other_shards_continue() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
     let place = |shard| (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == shard).unwrap();
     let last = "18446744073709551615-18446744073709551615";
     let _: String = pipeline.redis(&["XADD", &pipeline.records(0), last, "record", "theirs"]).await;
     let refused = pipeline.put_in("/records", record("a", &place(0)).to_string()).await;
-    refused.refused(503, "queue_exhausted");
+    refused.refused(503, "stream_exhausted");
     let mixed = json!([record("b", &place(0)), record("c", &place(1))]);
     let answer = pipeline.put_in("/records/batch", mixed.to_string()).await.expect(202);
-    assert_eq!((&answer["accepted"], &answer["errors"][0]["code"]), (&1.into(), &"queue_exhausted".into()));
-    // As docs/operations.md says: once nothing else is in it, the stream is taken away, and the worker makes it anew.
+    assert_eq!((&answer["accepted"], &answer["errors"][0]["code"]), (&1.into(), &"stream_exhausted".into()));
+    // As docs/operations.md says: once nothing else is in it, the stream is taken away, and the worker makes it again.
     eventually("that entry is decided", async || pipeline.number("select count(*) from dead_letters").await == 1).await;
     eventually("nothing else is queued", async || pipeline.backlog().await == 1).await;
     let _: i64 = pipeline.redis(&["DEL", &pipeline.records(0)]).await;
-    pipeline.settle(&record("b", &place(0))).await.expect(200);
-    pipeline.settled().await;
+    pipeline.apply(&record("b", &place(0))).await.expect(200);
+    pipeline.applied().await;
     pipeline.check_exactly_once(&["b", "c"].map(str::to_owned)).await;
 }
 
@@ -81,7 +81,7 @@ async fn a_record_whose_id_is_the_name_of_a_path_is_found_by_filter() {
     let ids = ["aggregations", "rollups", "batch"];
     let records: Vec<_> = ids.iter().map(|id| record(id, "d")).collect();
     pipeline.send(&records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     for id in ids {
         let found = pipeline.list(&format!("/records?recordId={id}")).await;
         assert_eq!(found.len(), 1, "{found:?}");

@@ -6,14 +6,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod access;
-mod ask;
 mod crash;
+mod dead_letters;
 mod failover;
 mod harness;
+mod health;
+mod history;
 mod identity;
 mod inject;
-mod letters;
-mod life;
 mod limits;
 mod many;
 mod outage;
@@ -21,8 +21,11 @@ mod outcome;
 mod pods;
 mod poison;
 mod policy;
+mod query;
+mod recreated;
 mod refuse;
 mod refusing;
+mod rewinds;
 mod send;
 mod share;
 mod sinks;
@@ -30,6 +33,3 @@ mod start;
 mod stress;
 mod take;
 mod together;
-mod vanish;
-mod well;
-mod went_back;

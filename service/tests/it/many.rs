@@ -42,7 +42,7 @@ async fn twenty_thousand_lines_are_taken_by_one_request_plain_or_packed() {
     let report = answer(request.header("content-encoding", "gzip").body(packed.finish().unwrap())).await.expect(202);
     assert_eq!(report["accepted"], 6_000);
     ids.extend(more);
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&ids).await;
     let groups = pipeline.get("/records/rollups?groupBy=destinationId").await;
     let counts: BTreeMap<&str, i64> = groups["items"]
@@ -62,7 +62,7 @@ async fn twenty_thousand_lines_are_taken_by_one_request_plain_or_packed() {
 }
 
 #[tokio::test]
-async fn after_a_thousand_errors_reading_stops_and_next_index_says_where_to_go_on() {
+async fn after_a_thousand_errors_reading_stops_and_next_index_says_where_to_continue() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
     // Every third is good: 1,000 errors are reached at index 1,499 or behind it, at the end of what was read together.
     let all: Vec<String> = (0..9_000)
@@ -83,7 +83,7 @@ async fn after_a_thousand_errors_reading_stops_and_next_index_says_where_to_go_o
     assert_eq!((accepted, rounds), (3_000, 7));
     let expected: Vec<usize> = (0..9_000).filter(|n| n % 3 != 0).collect();
     assert_eq!(errors, expected, "each wrong line is named once, none is skipped");
-    pipeline.settled().await;
+    pipeline.applied().await;
     let ids: Vec<String> = (0..9_000).step_by(3).map(|n| format!("r{n}")).collect();
     pipeline.check_exactly_once(&ids).await;
     // Nothing good before it: the problem says it.
@@ -127,7 +127,7 @@ async fn a_load_with_duplicates_ends_in_exact_totals() {
     assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
     let summary: Value = serde_json::from_slice(&sent.stdout).unwrap();
     assert_eq!((&summary["accepted"], &summary["rejected"]), (&20_000.into(), &0.into()), "{summary}");
-    pipeline.settled().await;
+    pipeline.applied().await;
     let stats = pipeline.get("/stats").await;
     let counts =
         ["received", "processed", "duplicates", "conflicts", "backlog", "lost"].map(|name| stats[name].as_i64());
@@ -171,7 +171,7 @@ async fn a_load_with_duplicates_ends_in_exact_totals() {
     pipeline.verify().await;
 }
 
-/// Both roles are replaced, one process after the other, while a client goes on sending.
+/// Both roles are replaced, one process after the other, while a client continues sending.
 #[tokio::test]
 async fn a_rolling_restart_in_mid_load_loses_and_doubles_nothing() {
     let (pipeline, mut serve, mut work) = Pipeline::running(json!({})).await;
@@ -194,7 +194,7 @@ async fn a_rolling_restart_in_mid_load_loses_and_doubles_nothing() {
         (next, heir)
     };
     let ((), _heirs) = tokio::join!(pipeline.send_through(&load.records), restarts);
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
     let stats = pipeline.get("/stats").await;
     assert_eq!(

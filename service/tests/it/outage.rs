@@ -1,4 +1,4 @@
-//! Servers that are away, locked, full, or that went back: nothing is blamed on the data, and all goes on by itself.
+//! Servers that are away, locked, full, or that was rewound: nothing is blamed on the data, and all continues by itself.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use serde_json::json;
 use crate::harness::{Load, Pipeline, PrivatePostgres, PrivateRedis, Way, eventually, record, shared};
 
 /// No entry was blamed for what it could do nothing for.
-async fn nothing_is_blamed(pipeline: &Pipeline) {
+async fn no_data_errors(pipeline: &Pipeline) {
     assert_eq!(pipeline.number("select count(*) from attempts").await, 0, "no attempt is counted");
     assert_eq!(pipeline.number("select count(*) from dead_letters").await, 0, "nothing became a dead letter");
-    assert_eq!(pipeline.number("select sum(lost + vanished)::bigint from shards").await, 0);
+    assert_eq!(pipeline.number("select sum(lost + recreated_streams)::bigint from shards").await, 0);
 }
 
 #[tokio::test]
-async fn while_postgres_is_away_records_are_taken_and_nothing_is_blamed() {
+async fn while_postgres_is_away_records_are_taken_and_nothing_is_a_data_error() {
     let mut postgres = PrivatePostgres::start().await;
     let pipeline = Pipeline::on(&shared().await.redis, &postgres.url(), json!({})).await;
     let (_serve, work) = (pipeline.serve().await, pipeline.work_with(&[("MILLRACE_BATCH", "50")]));
@@ -25,18 +25,18 @@ async fn while_postgres_is_away_records_are_taken_and_nothing_is_blamed() {
     eventually("it is amid work", async || pipeline.number("select count(*) from records").await > 0).await;
     postgres.stop();
     pipeline.send(during).await;
-    work.says("process.shard.waits").await;
+    work.says("worker.shard.backing_off").await;
     // Long enough for several tries: their count is what must not matter.
     tokio::time::sleep(Duration::from_secs(3)).await;
     postgres.start_again().await;
-    pipeline.settled().await;
-    nothing_is_blamed(&pipeline).await;
+    pipeline.applied().await;
+    no_data_errors(&pipeline).await;
     pipeline.check_exactly_once(&load.ids).await;
-    assert!(work.said("process.shard.waits").len() <= 12, "it waits with back-off and says so once a streak");
+    assert!(work.said("worker.shard.backing_off").len() <= 12, "it waits with back-off and says so once a streak");
 }
 
 #[tokio::test]
-async fn a_postgres_whose_host_vanished_without_a_word_is_asked_anew() {
+async fn a_postgres_whose_host_disappeared_without_a_word_is_asked_again() {
     let pipeline = Pipeline::new(json!({"shards": 4})).await;
     let way = Way::to(pipeline.postgres_url()).await;
     let url = way.through(pipeline.postgres_url());
@@ -48,13 +48,13 @@ async fn a_postgres_whose_host_vanished_without_a_word_is_asked_anew() {
     eventually("it is amid work", async || pipeline.number("select count(*) from records").await > 0).await;
     way.falls_silent();
     pipeline.send(during).await;
-    pipeline.settled().await;
-    nothing_is_blamed(&pipeline).await;
+    pipeline.applied().await;
+    no_data_errors(&pipeline).await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 
 #[tokio::test]
-async fn while_redis_is_away_serve_answers_503_and_all_goes_on_after_it() {
+async fn while_redis_is_away_serve_answers_503_and_all_continues_after_it() {
     let mut redis = PrivateRedis::start(&[]).await;
     let pipeline = Pipeline::on(&redis.url(), &shared().await.postgres, json!({})).await;
     let (serve, work) = (pipeline.serve().await, pipeline.work_with(&[("MILLRACE_BATCH", "50")]));
@@ -66,12 +66,12 @@ async fn while_redis_is_away_serve_answers_503_and_all_goes_on_after_it() {
     let (status, problem) = pipeline.post("/records", &record("refused", "destination-1")).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{problem}");
     assert_eq!(problem["retryable"], true);
-    work.says("process.shard.waits").await;
+    work.says("worker.shard.backing_off").await;
     assert!(serve.is_ready().await, "serve stays ready and answers 503 itself");
     redis.start_again().await;
     pipeline.send_through(after).await;
-    pipeline.settled().await;
-    nothing_is_blamed(&pipeline).await;
+    pipeline.applied().await;
+    no_data_errors(&pipeline).await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 
@@ -87,9 +87,9 @@ async fn a_redis_whose_greeting_was_torn_is_used_once_it_greets() {
     let load = Load::new("r", 300);
     let (before, after) = load.records.split_at(200);
     pipeline.send(before).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     way.is_torn();
-    work.says("process.shard.waits").await;
+    work.says("worker.shard.backing_off").await;
     eventually("nothing is taken", async || {
         pipeline.post("/records", &after[0]).await.0 == StatusCode::SERVICE_UNAVAILABLE
     })
@@ -99,7 +99,7 @@ async fn a_redis_whose_greeting_was_torn_is_used_once_it_greets() {
     assert_eq!(problem["code"], "redis_unavailable", "nothing was sent");
     way.is_mended();
     pipeline.send_through(after).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 
@@ -112,7 +112,7 @@ async fn a_redis_that_had_no_room_for_clients_is_used_once_it_has() {
     let load = Load::new("r", 300);
     let (before, after) = load.records.split_at(200);
     pipeline.send(before).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let _: String = pipeline.redis(&["CONFIG", "SET", "maxclients", "1"]).await;
     let _: i64 = pipeline.redis(&["CLIENT", "KILL", "TYPE", "normal"]).await;
     eventually("there is no room", async || {
@@ -120,10 +120,10 @@ async fn a_redis_that_had_no_room_for_clients_is_used_once_it_has() {
         status == StatusCode::SERVICE_UNAVAILABLE && problem["code"] == "redis_unavailable"
     })
     .await;
-    work.says("process.shard.waits").await;
+    work.says("worker.shard.backing_off").await;
     let _: String = pipeline.redis(&["CONFIG", "SET", "maxclients", "10000"]).await;
     pipeline.send_through(after).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 
@@ -151,12 +151,12 @@ async fn a_locked_shard_waits_and_blames_nothing() {
     let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("select from shards for update").execute(&mut *lock).await.unwrap();
     pipeline.send(&load.records).await;
-    // Longer than a lease: neither the lease nor the commit could go on meanwhile.
+    // Longer than a lease: neither the lease nor the commit could continue meanwhile.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert_eq!(pipeline.number("select count(*) from records").await, 0);
     lock.rollback().await.unwrap();
-    pipeline.settled().await;
-    nothing_is_blamed(&pipeline).await;
+    pipeline.applied().await;
+    no_data_errors(&pipeline).await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 
@@ -167,7 +167,7 @@ async fn a_deadlock_blames_nothing() {
     let (_serve, work) = (pipeline.serve().await, pipeline.work());
     let load = Load::new("r", 60);
     pipeline.send(&load.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     // Holds a key's total; the commit, which holds the shard's row, waits for it.
     let mut other = pipeline.sql.begin_with("begin").await.unwrap();
     // The commit notices the deadlock, not this one.
@@ -187,11 +187,11 @@ async fn a_deadlock_blames_nothing() {
     })
     .await;
     sqlx::query("select from shards for update").execute(&mut *other).await.unwrap();
-    let line = work.says("process.shard.waits").await;
+    let line = work.says("worker.shard.backing_off").await;
     assert!(line["error"].as_str().unwrap().contains("deadlock"), "{line}");
     other.rollback().await.unwrap();
-    pipeline.settled().await;
-    nothing_is_blamed(&pipeline).await;
+    pipeline.applied().await;
+    no_data_errors(&pipeline).await;
     let ids: Vec<String> = load.ids.into_iter().chain(more.ids).collect();
     pipeline.check_exactly_once(&ids).await;
 }
@@ -213,12 +213,12 @@ async fn a_full_redis_refuses_new_records_and_still_drains() {
     eventually("the full Redis drains", async || pipeline.backlog().await == 0).await;
     assert_eq!(pipeline.number("select count(*) from records").await, load.ids.len() as i64);
     let _: String = pipeline.redis(&["CONFIG", "SET", "maxmemory", "0"]).await;
-    pipeline.settled().await;
-    nothing_is_blamed(&pipeline).await;
+    pipeline.applied().await;
+    no_data_errors(&pipeline).await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 
-/// Stream and cursor go back together, so the lanes publish again what is missing; input entries that come back are
+/// Stream and cursor are rewound together, so the publishers publish again what is missing; input entries that come back are
 /// known by their stream id and content.
 #[tokio::test]
 async fn a_redis_that_lost_its_last_second_ends_in_the_same_streams() {
@@ -227,7 +227,7 @@ async fn a_redis_that_lost_its_last_second_ends_in_the_same_streams() {
     let (_serve, work) = (pipeline.serve().await, pipeline.work_with(&[("MILLRACE_BATCH", "50")]));
     let load = Load::new("r", 600);
     pipeline.send(&load.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let published = pipeline.sink_entries("notifications").await.len();
     // Still, so that what is left can be seen.
     work.pause();
@@ -237,18 +237,18 @@ async fn a_redis_that_lost_its_last_second_ends_in_the_same_streams() {
     let left = pipeline.sink_entries("notifications").await.len();
     work.go_on();
     assert!(left < published, "entries were lost: {left} of {published} are left");
-    // Nothing new comes: the lanes find out by themselves.
+    // Nothing new comes: the publishers find out by themselves.
     eventually("what was lost is published again", async || {
         pipeline.sink_entries("notifications").await.len() == published
     })
     .await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
     let duplicates = pipeline.number("select sum(duplicates)::bigint from shards").await;
     assert_eq!(duplicates, load.duplicates as i64, "an entry that came back is no duplicate");
     let more = Load::from("r", 600, 200);
     pipeline.send_through(&more.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let ids: Vec<String> = load.ids.iter().chain(&more.ids).cloned().collect();
     pipeline.check_exactly_once(&ids).await;
     assert_eq!(pipeline.number("select count(*) from dead_letters").await, 0);

@@ -25,36 +25,39 @@ async fn a_waited_for_outcome_is_final_and_a_duplicate_answers_as_its_original_s
     let (pipeline, _serve, _work) = Pipeline::running(json!({"policy": {"minimumTotal": "0"}})).await;
     let (mut paid, mut again) = (record("paid", "d"), record("more", "d"));
     (paid["value"], again["value"]) = ("10.50".into(), "0.25".into());
-    let first = pipeline.settle(&paid).await.expect(200);
+    let first = pipeline.apply(&paid).await.expect(200);
     let shard = first["shard"].clone();
     let expected = json!({
         "recordId": "paid", "status": "processed", "shard": shard, "seq": 1,
         "summary": {"previousCount": 0, "previousTotal": "0", "unit": "EUR"},
     });
     assert_eq!(first, expected);
-    let second = pipeline.settle(&again).await.expect(200);
+    let second = pipeline.apply(&again).await.expect(200);
     assert_eq!(second["summary"], json!({"previousCount": 1, "previousTotal": "10.50", "unit": "EUR"}));
     // The first again, spelt otherwise.
     paid["value"] = "10.5".into();
     let mut duplicate = expected.clone();
     duplicate["duplicate"] = true.into();
-    assert_eq!(pipeline.settle(&paid).await.expect(200), duplicate);
+    assert_eq!(pipeline.apply(&paid).await.expect(200), duplicate);
     paid["value"] = "11".into();
-    pipeline.settle(&paid).await.refused(409, "record_conflict");
+    pipeline.apply(&paid).await.refused(409, "record_conflict");
     // Refused by the policy, and refused again as a duplicate of what is refused.
     let mut much = record("much", "d");
     (much["type"], much["value"]) = ("negative".into(), "10.76".into());
-    let refused = pipeline.settle(&much).await.refused(422, "dead_lettered");
-    let letter = format!("{shard}-d1");
-    assert_eq!((&refused["reason"], &refused["deadLetter"]), (&"below_minimum_total".into(), &letter.clone().into()));
+    let refused = pipeline.apply(&much).await.refused(422, "dead_lettered");
+    let dead_letter = format!("{shard}-d1");
+    assert_eq!(
+        (&refused["reason"], &refused["deadLetter"]),
+        (&"below_minimum_total".into(), &dead_letter.clone().into())
+    );
     assert!(refused.get("duplicate").is_none());
-    let refused = pipeline.settle(&much).await.refused(422, "dead_lettered");
-    assert_eq!((&refused["deadLetter"], &refused["duplicate"]), (&letter.into(), &true.into()));
+    let refused = pipeline.apply(&much).await.refused(422, "dead_lettered");
+    assert_eq!((&refused["deadLetter"], &refused["duplicate"]), (&dead_letter.into(), &true.into()));
     // Exactly what there is goes.
     much["value"] = "10.75".into();
     much["recordId"] = "all".into();
-    assert_eq!(pipeline.settle(&much).await.expect(200)["summary"]["previousTotal"], "10.75");
-    pipeline.settled().await;
+    assert_eq!(pipeline.apply(&much).await.expect(200)["summary"]["previousTotal"], "10.75");
+    pipeline.applied().await;
     pipeline.check_exactly_once(&["paid".into(), "more".into(), "all".into()]).await;
 }
 
@@ -69,10 +72,10 @@ async fn a_wait_ends_in_202_when_time_is_up_and_the_record_is_still_queued() {
     assert!(begun.elapsed() >= Duration::from_secs(1), "it waited: {:?}", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_secs(20), "and no longer: {:?}", begun.elapsed());
     // Whoever still waits when a worker comes is answered by what it did: here, two of the same.
-    let waiters = join_all((0..4).map(|_| async { pipeline.settle(&record("a", "d")).await.expect(200) }));
+    let waiters = join_all((0..4).map(|_| async { pipeline.apply(&record("a", "d")).await.expect(200) }));
     let (answers, _work) = tokio::join!(waiters, async { pipeline.work() });
     assert!(answers.iter().all(|answer| answer["duplicate"] == true && answer["seq"] == 1), "{answers:?}");
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&["a".into()]).await;
 }
 
@@ -85,7 +88,7 @@ async fn a_request_that_stops_with_its_process_is_told_that_the_record_is_queued
         serve.stop().await;
     };
     let (begun, record) = (Instant::now(), record("a", "d"));
-    let (answer, ()) = tokio::join!(pipeline.settle(&record), stops);
+    let (answer, ()) = tokio::join!(pipeline.apply(&record), stops);
     answer.expect(202);
     assert!(begun.elapsed() < Duration::from_secs(20), "nobody waits for the end of the wait: {:?}", begun.elapsed());
 }
@@ -107,7 +110,7 @@ async fn records_without_ids_count_once_under_their_idempotency_key() {
     // Both are refused: the key would decide nothing.
     let both = keyed(&pipeline, "/records", "k1", &record("own", "d")).await.refused(422, "invalid_value");
     assert_eq!(both["pointer"], "/recordId");
-    pipeline.settle(&record("own", "d")).await.expect(200);
+    pipeline.apply(&record("own", "d")).await.expect(200);
 
     // A batch that is repeated whole, as JSON and as lines, with an item that has an id and one that is wrong.
     let wrong = nameless("-1");
@@ -127,7 +130,7 @@ async fn records_without_ids_count_once_under_their_idempotency_key() {
         let indexes = [0, 1].map(|error| report["errors"][error]["index"].as_i64());
         assert_eq!(indexes, [Some(1), Some(2)], "{report}");
     }
-    pipeline.settled().await;
+    pipeline.applied().await;
     let stats = pipeline.get("/stats").await;
     assert_eq!((&stats["processed"], &stats["duplicates"], &stats["conflicts"]), (&7.into(), &7.into(), &1.into()));
     let stored = pipeline.list("/records").await;

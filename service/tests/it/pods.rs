@@ -63,10 +63,10 @@ async fn secrets_that_are_missing_are_said_from_the_first_moment_and_picked_up_w
     mount(dir.path(), "key", KEY);
     serve.ready().await;
     pipeline.send(&[record("a", "d")]).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let status = work.tells("what was processed", |status| status["counts"]["processed"] == 1).await;
     assert_eq!((&status["counts"]["backlog"], &status["owned"]), (&0.into(), &json!([0, 1])));
-    // It goes on with the key that it has.
+    // It continues with the key that it has.
     fs::remove_file(dir.path().join("key")).unwrap();
     serve.has_problems(&["SecretNotFound"]).await;
     assert!(serve.is_ready().await);
@@ -89,7 +89,7 @@ async fn a_redis_whose_url_changes_is_turned_to_without_a_restart() {
     work.ready().await;
     let load = Load::new("r", 100);
     pipeline.send(&load.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     mount(dir.path(), "redis", &new.url().replace("redis://", "redis://:s3cret@"));
     for process in [&serve, &work] {
         process.says("config.redis_url.changed").await;
@@ -129,14 +129,14 @@ async fn a_worker_that_cannot_read_its_manifest_works_by_the_last_one_and_says_s
         for process in [&serve, &work] {
             process.ready().await;
             let status = process.has_problems(&["ManifestInvalid"]).await;
-            assert_eq!((&status["manifest"], &status["inForce"]["version"]), (&Value::Null, &1.into()));
+            assert_eq!((&status["manifest"], &status["active"]["version"]), (&Value::Null, &1.into()));
             assert!(status["refusal"].is_string(), "{status}");
         }
         let id = format!("r{}", broken.len());
         let mut high = record(&id, "d");
         high["value"] = "6".into();
         pipeline.send(&[high]).await;
-        pipeline.settled().await;
+        pipeline.applied().await;
     }
     assert_eq!(pipeline.number("select count(threshold) from records").await, 2, "the old threshold is in force");
     // Commands, too, work beside such a file.
@@ -151,7 +151,7 @@ async fn a_worker_that_cannot_read_its_manifest_works_by_the_last_one_and_says_s
 }
 
 #[tokio::test]
-async fn servers_that_go_away_and_a_schema_that_vanishes_are_said() {
+async fn servers_that_go_away_and_a_schema_that_disappears_are_said() {
     let (mut redis, mut postgres) = (PrivateRedis::start(&[]).await, PrivatePostgres::start().await);
     let pipeline = Pipeline::on(&redis.url(), &postgres.url(), json!({})).await;
     let (serve, work) = (pipeline.serve().await, pipeline.work());
@@ -187,8 +187,8 @@ async fn servers_that_go_away_and_a_schema_that_vanishes_are_said() {
 }
 
 #[tokio::test]
-async fn what_is_queued_and_unpublished_is_counted_and_a_lane_that_waits_is_told() {
-    let full = json!({"name": "alerts", "on": "Alert", "redisStream": {"maxLength": 1}});
+async fn what_is_queued_and_unpublished_is_counted_and_a_publisher_that_waits_is_told() {
+    let full = json!({"name": "alerts", "event": "Alert", "redisStream": {"maxLength": 1}});
     let pipeline = Pipeline::new(json!({"threshold": "0", "sinks": [sink("notifications", "Processed"), full]})).await;
     let (serve, work) = (pipeline.serve().await, pipeline.work());
     work.ready().await;
@@ -207,7 +207,7 @@ async fn what_is_queued_and_unpublished_is_counted_and_a_lane_that_waits_is_told
     // What it had asked for before it was paused may still be given to it.
     serve.tells("what is queued", |status| status["counts"]["backlog"] == 1).await;
     work.go_on();
-    let status = serve.tells("it is settled", |status| status["counts"]["backlog"] == 0).await;
+    let status = serve.tells("it is applied", |status| status["counts"]["backlog"] == 0).await;
     assert_eq!(status["counts"]["pending"], 0);
 }
 
@@ -243,7 +243,7 @@ async fn a_migration_leaves_its_reason() {
     assert!(migrate("OtherPipeline").await["message"].as_str().unwrap().contains(&id));
     pipeline.annotate(|metadata| metadata["annotations"] = json!({"millrace.dev/adopt": &id}));
     pipeline.execute("update shards set owner = 'w', lease_until = clock_timestamp() + interval '1 hour'").await;
-    migrate("StillWorked").await;
+    migrate("PreviousWorkersActive").await;
     pipeline.execute("update shards set owner = null, lease_until = null").await;
     migrate("Migrated").await;
     pipeline.change(|spec| spec["shards"] = 3.into());

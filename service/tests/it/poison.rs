@@ -50,17 +50,20 @@ async fn bad_entries_first_middle_and_last_of_a_batch_become_dead_letters() {
     append(&pipeline, 0, &[("record", b"")]).await;
     // One batch holds them all.
     let _work = pipeline.work();
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&ids).await;
-    let letters: Vec<(i64, String, Vec<u8>)> =
+    let dead_letters: Vec<(i64, String, Vec<u8>)> =
         sqlx::query_as("select n, reason, payload from dead_letters where shard = 0 order by n")
             .fetch_all(&pipeline.sql)
             .await
             .unwrap();
-    let reasons: Vec<&str> = letters.iter().map(|(_, reason, _)| reason.as_str()).collect();
+    let reasons: Vec<&str> = dead_letters.iter().map(|(_, reason, _)| reason.as_str()).collect();
     assert_eq!(reasons, ["malformed", "wrong_shard", "malformed", "malformed", "malformed"]);
-    assert_eq!(letters[0].2, b"\xff\xfe\0garbage", "the payload is kept byte for byte");
-    assert_eq!(serde_json::from_slice::<Value>(&letters[2].2).unwrap(), json!({"something": "else", "and": "more"}));
+    assert_eq!(dead_letters[0].2, b"\xff\xfe\0garbage", "the payload is kept byte for byte");
+    assert_eq!(
+        serde_json::from_slice::<Value>(&dead_letters[2].2).unwrap(),
+        json!({"something": "else", "and": "more"})
+    );
     let published = pipeline.sink_entries("letters").await;
     let numbers: Vec<i64> = published.iter().map(|entry| entry.number().1).collect();
     assert_eq!(numbers, [1, 2, 3, 4, 5], "dead letters have numbers of their own, without a gap");
@@ -78,13 +81,13 @@ async fn an_entry_of_which_workers_die_becomes_a_dead_letter_after_three_notes()
     loop {
         let mut worker = pipeline.work_with(&environment);
         let mut died = false;
-        eventually("the worker dies of it or settles all", async || {
+        eventually("the worker dies of it or applies all", async || {
             died = worker.has_ended();
             died || reason(&pipeline, "poison").await.is_some()
         })
         .await;
         if !died {
-            pipeline.settled().await;
+            pipeline.applied().await;
             break;
         }
         worker.died_at_its_fault().await;
@@ -114,7 +117,7 @@ async fn an_entry_that_waits_beside_one_of_which_workers_die_is_not_blamed() {
     while reason(&pipeline, "poison").await.is_none() {
         assert!(deaths < 12, "it is a dead letter after three notes");
         let mut worker = pipeline.work_with(&[("MILLRACE_FAULT_POISON", "poison:kill"), ("MILLRACE_LEASE_MS", "500")]);
-        eventually("the worker dies, or has condemned it", async || {
+        eventually("the worker dies, or has isolated it", async || {
             worker.has_ended() || reason(&pipeline, "poison").await.is_some()
         })
         .await;
@@ -122,27 +125,27 @@ async fn an_entry_that_waits_beside_one_of_which_workers_die_is_not_blamed() {
     }
     held.rollback().await.unwrap();
     let _work = pipeline.work();
-    pipeline.settled().await;
+    pipeline.applied().await;
     assert_eq!(reason(&pipeline, "innocent").await, None);
     pipeline.check_exactly_once(&["innocent".to_owned()]).await;
 }
 
 #[tokio::test]
-async fn a_record_whose_decision_panics_becomes_a_dead_letter_and_the_worker_goes_on() {
+async fn a_record_whose_decision_panics_becomes_a_dead_letter_and_the_worker_continues() {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
     let _serve = pipeline.serve().await;
     let mut load = Load::new("r", 60);
     load.records.insert(30, record("poison", "destination-3"));
     pipeline.send(&load.records).await;
     let mut worker = pipeline.work_with(&[("MILLRACE_FAULT_POISON", "poison:panic")]);
-    pipeline.settled().await;
+    pipeline.applied().await;
     assert!(!worker.has_ended());
     let reasons: Vec<String> =
         sqlx::query_scalar("select reason from dead_letters").fetch_all(&pipeline.sql).await.unwrap();
     assert_eq!(reasons, ["panicked"]);
     // Its id is taken, as by any open dead letter: the same again is its duplicate.
     pipeline.send(&[record("poison", "destination-3")]).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     assert_eq!(pipeline.number("select count(*) from dead_letters where record_id = 'poison'").await, 1);
     assert_eq!(pipeline.number("select count(*) from duplicates where record_id = 'poison'").await, 1);
     pipeline.check_exactly_once(&load.ids).await;
@@ -160,10 +163,10 @@ async fn data_that_postgres_refuses_are_found_by_halving() {
     load.records.push(record("poison-last", "destination-3"));
     pipeline.send(&load.records).await;
     let worker = pipeline.work();
-    pipeline.settled().await;
+    pipeline.applied().await;
     for id in ["poison-first", "poison-middle", "poison-next", "poison-last"] {
         assert_eq!(reason(&pipeline, id).await.as_deref(), Some("refused_by_store"), "{id}");
     }
-    assert_eq!(worker.said("process.entry.condemned").len(), 4);
+    assert_eq!(worker.said("worker.entry.isolated").len(), 4);
     pipeline.check_exactly_once(&load.ids).await;
 }

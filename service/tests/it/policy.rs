@@ -1,4 +1,4 @@
-//! The manifest changes while the pipeline runs: in force within two seconds, or refused and the old one stays.
+//! The manifest changes while the pipeline runs: active within two seconds, or refused and the old one stays.
 
 use std::time::Instant;
 
@@ -16,12 +16,12 @@ async fn alerted(pipeline: &Pipeline, id: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_changed_threshold_is_in_force_without_a_restart() {
+async fn a_changed_threshold_is_active_without_a_restart() {
     let pipeline = Pipeline::new(json!({"threshold": "1000"})).await;
     let (_serve, _work) = (pipeline.serve().await, pipeline.work());
     let load = Load::new("r", 100);
     pipeline.send(&load.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     assert_eq!(pipeline.number("select count(threshold) from records").await, 0);
     let begun = Instant::now();
     pipeline.change(|spec| spec["threshold"] = "5".into());
@@ -44,7 +44,7 @@ async fn a_changed_threshold_is_in_force_without_a_restart() {
     })
     .await;
     println!("in force after {:?}, {n} records", begun.elapsed());
-    pipeline.settled().await;
+    pipeline.applied().await;
     let alerts = pipeline.sink_entries("alerts").await;
     assert_eq!(alerts.len(), 1);
     assert_eq!(alerts[0].data["threshold"], "5");
@@ -52,7 +52,7 @@ async fn a_changed_threshold_is_in_force_without_a_restart() {
 }
 
 #[tokio::test]
-async fn alerts_are_exact_by_the_version_in_force_however_often_it_changes() {
+async fn alerts_are_exact_by_the_version_active_however_often_it_changes() {
     let pipeline = Pipeline::new(json!({})).await;
     let (_serve, _first, _second) = (pipeline.serve().await, pipeline.work(), pipeline.work());
     let load = Load::new("r", 1_500);
@@ -69,14 +69,14 @@ async fn alerts_are_exact_by_the_version_in_force_however_often_it_changes() {
     eventually("the first version is registered", async || pipeline.number("select count(*) from policies").await == 1)
         .await;
     tokio::join!(pipeline.send(&load.records), changes);
-    // A process that starts amid this may register what it read before: as a version more, and then again what stands there.
+    // A process that starts during this may register what it read before: as a version more, and then again what stands there.
     let newest =
         "select (spec::jsonb ->> 'threshold' = '0' and version = (select min(policy_version) from shards))::int::bigint
                   from policies order by version desc limit 1";
     eventually("every shard stands at the newest", async || pipeline.number(newest).await == 1).await;
     let more = Load::from("r", 1_500, 200);
     pipeline.send(&more.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let ids: Vec<String> = load.ids.into_iter().chain(more.ids).collect();
     pipeline.check_exactly_once(&ids).await;
     let alerts = pipeline.sink_entries("alerts").await.len() as i64;
@@ -104,7 +104,7 @@ async fn an_invalid_manifest_is_refused_and_the_old_one_stays() {
     let mut high = record("high", "destination-1");
     high["value"] = "6".into();
     pipeline.send(&[high]).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     assert!(alerted(&pipeline, "high").await, "the old threshold is in force");
     assert_eq!(pipeline.number("select max(version) from policies").await, 1);
     pipeline.write(&good.replace(r#""threshold":"5""#, r#""threshold":"7""#));
@@ -119,16 +119,16 @@ async fn a_commit_below_its_shards_version_is_refused() {
     let (_serve, work) = (pipeline.serve().await, pipeline.work());
     let load = Load::new("r", 50);
     pipeline.send(&load.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     // As if another worker, of a newer version, had worked the shard in between.
     pipeline.execute("update shards set policy_version = 99").await;
     let more = Load::from("r", 50, 50);
     pipeline.send(&more.records).await;
-    let line = work.says("process.shard.waits").await;
+    let line = work.says("worker.shard.backing_off").await;
     assert!(line["error"].as_str().unwrap().contains("stands at policy 99"), "{line}");
     assert_eq!(pipeline.number("select count(*) from records").await, 50, "nothing is processed by the old policy");
     pipeline.execute("update shards set policy_version = 1").await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let ids: Vec<String> = load.ids.into_iter().chain(more.ids).collect();
     pipeline.check_exactly_once(&ids).await;
 }

@@ -146,7 +146,7 @@ async fn every_wrong_field_is_refused_by_its_pointer_and_no_good_neighbour_is_lo
     };
     check(&pipeline.put_in("/records/batch", format!("[{}]", items.join(","))).await);
     check(&lines(&pipeline, items.join("\n")).await);
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&ids).await;
     assert_eq!(pipeline.get("/stats").await["received"], 2 * ids.len(), "nothing that was refused was queued");
     let rejected = serve.metric("millrace_rejected_records_total").await;
@@ -243,8 +243,8 @@ async fn sizes_are_bounded_by_413_and_an_item_that_is_too_long_is_its_own_error(
     pipeline.put_in("/records/batch", batch).await.refused(413, "too_large");
     pipeline.put_in("/records/batch", format!("[{}1]", "1,".repeat(100_000))).await.refused(413, "too_large");
     assert_eq!(pipeline.backlog().await, 5);
-    let letters = pipeline.put_in("/dead-letters/replay?dryRun=true", " ".repeat(70_000)).await;
-    assert!([202, 413].contains(&letters.status), "{}", letters.text);
+    let dead_letters = pipeline.put_in("/dead-letters/replay?dryRun=true", " ".repeat(70_000)).await;
+    assert!([202, 413].contains(&dead_letters.status), "{}", dead_letters.text);
 }
 
 #[tokio::test]

@@ -36,7 +36,7 @@ async fn notes_are_old(pipeline: &Pipeline) {
 async fn is_well_again(pipeline: &Pipeline, serve: &Process, work: &Process, ids: &[String]) {
     serve.has_problems(&[]).await;
     work.has_problems(&[]).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(ids).await;
     assert!(work.said("process.appender.buried").is_empty(), "serve lives");
     assert_eq!(pipeline.number("select count(*) from appends where closed").await, 0);
@@ -49,7 +49,7 @@ async fn a_read_only_postgres_is_a_problem_until_it_takes_writes() {
     let load = Load::new("r", 200);
     let (before, after) = load.records.split_at(100);
     pipeline.send(before).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let database: String = sqlx::query_scalar("select current_database()").fetch_one(&pipeline.sql).await.unwrap();
     let set = async |how: &str| {
         let statement = format!("alter database {database} {how}");
@@ -65,11 +65,11 @@ async fn a_read_only_postgres_is_a_problem_until_it_takes_writes() {
             })
             .await;
     }
-    work.says("process.shard.waits").await;
+    work.says("worker.shard.backing_off").await;
     notes_are_old(&pipeline).await;
-    let ended = work.said("process.shard.goes_on").len();
+    let ended = work.said("worker.shard.resumed").len();
     set("reset default_transaction_read_only").await;
-    eventually("that shards go on is logged", async || work.said("process.shard.goes_on").len() > ended).await;
+    eventually("that shards go on is logged", async || work.said("worker.shard.resumed").len() > ended).await;
     is_well_again(&pipeline, &serve, &work, &load.ids).await;
 }
 
@@ -79,7 +79,7 @@ async fn a_locked_table_is_a_problem_and_no_process_is_dead() {
     let (serve, work) = (pipeline.serve().await, pipeline.work());
     let load = Load::new("r", 100);
     pipeline.send(&load.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("lock table appends in exclusive mode").execute(&mut *lock).await.unwrap();
     for process in [&serve, &work] {
@@ -105,12 +105,12 @@ async fn a_full_postgres_is_a_problem_until_it_has_room() {
     let load = Load::new("r", 50);
     pipeline.send(&load.records).await;
     work.tells("Postgres is full", |status| has(status, "PostgresReadOnlyOrFull", "No space left on device")).await;
-    let line = work.says("process.shard.waits").await;
+    let line = work.says("worker.shard.backing_off").await;
     assert!(line["error"].as_str().unwrap().ends_with("No space left on device (SQLSTATE 53100)"), "{line}");
     pipeline.execute("drop trigger full_disk on records").await;
-    work.says("process.shard.goes_on").await;
+    work.says("worker.shard.resumed").await;
     work.has_problems(&[]).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 
@@ -148,7 +148,7 @@ async fn a_pipeline_runs_under_the_documented_redis_rights() {
     let (serve, work) = (pipeline.serve_with(&under).await, pipeline.work_with(&under));
     let load = Load::new("r", 300);
     pipeline.send(&load.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
     serve.has_problems(&[]).await;
     work.has_problems(&[]).await;

@@ -279,7 +279,7 @@ async fn every_export_can_be_sent_again_and_all_are_duplicates() {
     let lines = record("r-lines", "lines").to_string();
     let lines = format!("{},\n\"attributes\": {{\n \"a\": 1,\n \"b\": \"é\"\n}}}}", lines.strip_suffix('}').unwrap());
     pipeline.put_in("/records", lines).await.expect(202);
-    pipeline.settled().await;
+    pipeline.applied().await;
     let mut duplicates = 0;
     for (path, accept, name, rows) in [
         ("/records/aggregations", "text/csv", "export.csv", 5),
@@ -292,7 +292,7 @@ async fn every_export_can_be_sent_again_and_all_are_duplicates() {
         assert!(output.status.success(), "{name}: {}", said(&output));
         let summary = summary(&output);
         assert_eq!((&summary["accepted"], &summary["unsent"], refused.len()), (&rows.into(), &0.into(), 0), "{name}");
-        pipeline.settled().await;
+        pipeline.applied().await;
         duplicates += rows;
         let stats = pipeline.get("/stats").await;
         let counts = ["processed", "duplicates", "conflicts"].map(|name| stats[name].as_i64().unwrap());
@@ -336,7 +336,7 @@ async fn refused_rows_cost_no_other_and_keep_every_id_after_a_repair() {
     let repaired = format!("{head}{}", good.concat());
     let (output, refused) = send_file(&pipeline, "f.csv", repaired.as_bytes(), &flags).await;
     assert!(output.status.success() && refused.is_empty(), "{}", said(&output));
-    pipeline.settled().await;
+    pipeline.applied().await;
     let stats = pipeline.get("/stats").await;
     let counts = ["processed", "duplicates", "conflicts"].map(|name| stats[name].as_i64().unwrap());
     assert_eq!(counts, [6, 2, 0]);

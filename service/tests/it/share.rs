@@ -13,7 +13,7 @@ async fn shares_become(pipeline: &Pipeline, shares: &[i64]) {
 
 /// Shard, epoch and end of each lease of a worker.
 async fn leases(pipeline: &Pipeline, worker: &Process) -> Vec<(i32, i64, DateTime<Utc>)> {
-    let taken = worker.said("process.shard.taken");
+    let taken = worker.said("worker.shard.acquired");
     let name = taken[0]["worker"].as_str().unwrap().to_owned();
     sqlx::query_as("select shard, epoch, lease_until from shards where owner = $1")
         .bind(name)
@@ -59,12 +59,12 @@ async fn workers_share_evenly_give_back_at_once_and_take_over_the_dead() {
                 .unwrap();
         assert!(taken.1 >= until, "shard {shard} was taken at {} and leased until {until}", taken.1);
     }
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 
 #[tokio::test]
-async fn a_stop_in_mid_load_settles_what_is_in_hand_and_ends_in_order() {
+async fn a_stop_in_mid_load_applies_what_is_in_hand_and_ends_in_order() {
     let pipeline = Pipeline::new(json!({})).await;
     let (_serve, mut worker) = (pipeline.serve().await, pipeline.work_with(&[("MILLRACE_BATCH", "50")]));
     let load = Load::new("r", 1_500);
@@ -80,6 +80,6 @@ async fn a_stop_in_mid_load_settles_what_is_in_hand_and_ends_in_order() {
     }
     assert_eq!(pipeline.shares().await, Vec::<i64>::new(), "the shards were given back");
     let _heir = pipeline.work();
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
 }

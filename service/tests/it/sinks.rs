@@ -17,7 +17,7 @@ async fn running(spec: Value) -> (Pipeline, Process, Process, Load) {
     (pipeline, serve, work, load)
 }
 
-/// What the lanes of a sink say: (state, detail).
+/// What the publishers of a sink say: (state, detail).
 async fn state(pipeline: &Pipeline, sink: &str) -> Option<(String, String)> {
     sqlx::query_as("select state, detail from sink_states where sink = $1 order by shard limit 1")
         .bind(sink)
@@ -35,8 +35,8 @@ async fn becomes(pipeline: &Pipeline, sink: &str, wanted: &str) -> String {
     .await
 }
 
-fn bounded(name: &str, on: &str, most: u64, overflow: &str) -> Value {
-    json!({"name": name, "on": on, "redisStream": {"maxLength": most, "overflow": overflow}})
+fn bounded(name: &str, event: &str, most: u64, overflow: &str) -> Value {
+    json!({"name": name, "event": event, "redisStream": {"maxLength": most, "overflow": overflow}})
 }
 
 fn add(pipeline: &Pipeline, sink: Value) {
@@ -61,7 +61,7 @@ async fn a_sink_that_is_added_starts_now_or_at_the_beginning() {
         zero
     });
     pipeline.send(&zeros.collect::<Vec<_>>()).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     // A worker that holds nothing of it in memory.
     work.stop().await;
     let work = pipeline.work();
@@ -75,7 +75,7 @@ async fn a_sink_that_is_added_starts_now_or_at_the_beginning() {
     let more = Load::from("r", load.ids.len(), 100);
     load.ids.extend((0..3).map(|n| format!("zero-{n}")));
     pipeline.send(&more.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let late = pipeline.sink_entries("late").await;
     let ids: Vec<&str> = late.iter().map(SinkEntry::record_id).collect();
     assert_eq!(ids, more.ids.iter().map(String::as_str).collect::<Vec<_>>(), "only what came after it");
@@ -87,14 +87,14 @@ async fn a_sink_that_is_added_starts_now_or_at_the_beginning() {
     for (one, other) in memory.iter().zip(&log) {
         assert_eq!(one.fields, other.fields);
     }
-    assert!(work.metric("millrace_log_reads_total").await > 0.0, "the new sink read the log");
+    assert!(work.metric("millrace_publisher_postgres_reads_total").await > 0.0, "the new sink read the log");
     pipeline.check_exactly_once(&ids).await;
 }
 
 #[tokio::test]
 async fn a_sink_that_is_removed_leaves_no_cursor() {
     let (pipeline, _serve, work, load) = running(json!({})).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     assert!(pipeline.redis::<bool>(&["EXISTS", &pipeline.cursor("alerts")]).await);
     let alerts = pipeline.sink_entries("alerts").await.len();
     pipeline.change(|spec| spec["sinks"].as_array_mut().unwrap().retain(|sink| sink["name"] != "alerts"));
@@ -104,14 +104,14 @@ async fn a_sink_that_is_removed_leaves_no_cursor() {
     assert_eq!(pipeline.number("select count(*) from sink_starts where sink = 'alerts'").await, 0);
     let more = Load::from("r", load.ids.len(), 100);
     pipeline.send(&more.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     assert_eq!(pipeline.sink_entries("alerts").await.len(), alerts, "nothing more is published, what was stays");
     let ids: Vec<String> = load.ids.into_iter().chain(more.ids).collect();
     pipeline.check_exactly_once(&ids).await;
 }
 
 #[tokio::test]
-async fn a_sink_that_moves_to_another_stream_goes_on_from_where_it_stood() {
+async fn a_sink_that_moves_to_another_stream_continues_from_where_it_stood() {
     let (pipeline, _serve, work, load) = running(json!({})).await;
     let more = Load::from("r", load.ids.len(), 600);
     let other = pipeline.stream("moved");
@@ -131,7 +131,7 @@ async fn a_sink_that_moves_to_another_stream_goes_on_from_where_it_stood() {
     })
     .await;
     pipeline.send(&rest.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let (old, new) = (pipeline.sink_entries("notifications").await, pipeline.entries(&other).await);
     assert!(!old.is_empty() && !new.is_empty(), "{} in the old stream, {} in the new", old.len(), new.len());
     let both: Vec<SinkEntry> = old.into_iter().chain(new).collect();
@@ -144,7 +144,7 @@ async fn a_sink_that_moves_to_another_stream_goes_on_from_where_it_stood() {
 #[tokio::test]
 async fn a_stream_that_belongs_to_another_sink_is_refused() {
     let (pipeline, _serve, _work, load) = running(json!({})).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let mut theirs = sink("copies", "Processed");
     theirs["redisStream"]["stream"] = pipeline.stream("notifications").into();
     let spec = json!({"shards": 1, "sinks": [theirs, sink("alerts", "Alert")]});
@@ -153,7 +153,7 @@ async fn a_stream_that_belongs_to_another_sink_is_refused() {
     let line = other_work.says("publish.sink.halted").await;
     assert!(line["detail"].as_str().unwrap().contains("belongs to sink notifications"), "{line}");
     becomes(&other, "copies", "halted").await;
-    // Its other sink and its processing go on, and nothing of it comes into the stream.
+    // Its other sink and its processing continue, and nothing of it comes into the stream.
     let load_of_other = Load::new("other", 250);
     other.send(&load_of_other.records).await;
     other.settled_but(&["copies"]).await;
@@ -166,7 +166,7 @@ async fn a_stream_that_belongs_to_another_sink_is_refused() {
 #[tokio::test]
 async fn a_sink_whose_stream_is_something_else_keeps_no_other_from_running() {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
-    // The first that the keeper looks at.
+    // The first that the sink reconciler looks at.
     let _: String = pipeline.redis(&["SET", &pipeline.stream("alerts"), "no stream"]).await;
     let (_serve, work) = (pipeline.serve().await, pipeline.work());
     let load = Load::new("r", 100);
@@ -175,14 +175,14 @@ async fn a_sink_whose_stream_is_something_else_keeps_no_other_from_running() {
     let line = work.says("publish.sinks.failed").await;
     assert!(line["error"].as_str().unwrap().starts_with("sink alerts: "), "{line}");
     let _: i64 = pipeline.redis(&["DEL", &pipeline.stream("alerts")]).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 
 #[tokio::test]
 async fn a_cursor_above_the_highest_number_halts_its_sink_until_an_owner_counts_from_there() {
     let (pipeline, _serve, mut work, load) = running(json!({})).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     for shard in ["0", "1"] {
         let _: i64 = pipeline.redis(&["HSET", &pipeline.cursor("notifications"), shard, "1000000"]).await;
     }
@@ -194,13 +194,13 @@ async fn a_cursor_above_the_highest_number_halts_its_sink_until_an_owner_counts_
     assert_eq!(pipeline.sink_entries("notifications").await.len(), load.ids.len());
     let cursor: String = pipeline.redis(&["HGET", &pipeline.cursor("notifications"), "0"]).await;
     assert_eq!(cursor, "1000000");
-    // Whoever takes the shards finds a log behind what was given: as after a Postgres that went back.
+    // Whoever takes the shards finds a log behind what was given: as after a Postgres that was rewound.
     work.stop().await;
     let heir = pipeline.work();
-    heir.says("process.postgres.went_back").await;
+    heir.says("worker.postgres.rewound").await;
     let last = Load::from("r", load.ids.len() + more.ids.len(), 50);
     pipeline.send(&last.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     assert_eq!(pipeline.sink_entries("notifications").await.len(), load.ids.len() + last.ids.len());
     assert_eq!(pipeline.number("select min(seq) from records where seq > 1000000").await, 1_000_001);
 }
@@ -208,7 +208,7 @@ async fn a_cursor_above_the_highest_number_halts_its_sink_until_an_owner_counts_
 #[tokio::test]
 async fn a_sink_without_its_cursor_halts_until_it_is_resumed_and_delays_no_other() {
     let (pipeline, _serve, work, load) = running(json!({})).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let refused = pipeline.command("sinks", &["resume", "notifications", "--from", "now"]).await;
     assert!(!refused.status.success(), "a sink that runs is not resumed");
     let _: i64 = pipeline.redis(&["DEL", &pipeline.cursor("notifications")]).await;
@@ -216,7 +216,7 @@ async fn a_sink_without_its_cursor_halts_until_it_is_resumed_and_delays_no_other
     pipeline.send(&lost.records).await;
     let detail = becomes(&pipeline, "notifications", "halted").await;
     assert!(detail.contains("millrace sinks resume notifications"), "{detail}");
-    assert_eq!(work.says("publish.lane.halted").await["sink"], "notifications");
+    assert_eq!(work.says("publisher.halted").await["sink"], "notifications");
     // The alerts of the same records go out.
     pipeline.settled_but(&["notifications"]).await;
     assert_eq!(pipeline.number("select count(*) from records").await, (load.ids.len() + lost.ids.len()) as i64);
@@ -234,7 +234,7 @@ async fn a_sink_without_its_cursor_halts_until_it_is_resumed_and_delays_no_other
     .await;
     let more = Load::from("r", load.ids.len() + lost.ids.len(), 100);
     pipeline.send(&more.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let entries = pipeline.sink_entries("notifications").await;
     let ids: Vec<&str> = entries.iter().map(SinkEntry::record_id).collect();
     let expected: Vec<&str> = load.ids.iter().chain(&more.ids).map(String::as_str).collect();
@@ -249,7 +249,7 @@ async fn a_sink_without_its_cursor_halts_until_it_is_resumed_and_delays_no_other
     let resumed = pipeline.command("sinks", &["resume", "notifications", "--from", "beginning"]).await;
     assert!(resumed.status.success());
     eventually("it is started", async || is_started(&pipeline, "notifications").await).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let ids: Vec<String> = [load.ids, lost.ids, more.ids, last.ids].concat();
     pipeline.check_exactly_once(&ids).await;
 
@@ -262,7 +262,7 @@ async fn a_sink_without_its_cursor_halts_until_it_is_resumed_and_delays_no_other
     let resumed = pipeline.command("sinks", &["resume", "notifications", "--from", "beginning", "--repeat"]).await;
     assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
     eventually("it is started", async || is_started(&pipeline, "notifications").await).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let entries = pipeline.sink_entries("notifications").await;
     check_stream(&entries[before..], &ids);
     pipeline.verify().await;
@@ -333,7 +333,7 @@ async fn a_full_stream_without_a_group_waits_and_says_so() {
     sqlx::query("alter table sink_states rename to away").execute(&pipeline.sql).await.unwrap();
     // More room is room at once.
     pipeline.change(|spec| spec["sinks"][0]["redisStream"]["maxLength"] = 0.into());
-    pipeline.settled().await;
+    pipeline.applied().await;
     assert_eq!(pipeline.number("select count(*) from away").await, 1);
     sqlx::query("alter table away rename to sink_states").execute(&pipeline.sql).await.unwrap();
     eventually("it says that it runs", async || state(&pipeline, "notifications").await.is_none()).await;
@@ -344,18 +344,18 @@ async fn a_full_stream_without_a_group_waits_and_says_so() {
 async fn a_stream_that_trims_counts_the_unread_entries_it_lost() {
     let sinks = json!([bounded("notifications", "Processed", 60, "Trim")]);
     let (pipeline, _serve, work, load) = running(json!({"sinks": sinks})).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let entries = pipeline.sink_entries("notifications").await;
     assert_eq!(entries.len(), 60);
     assert_eq!(entries.last().unwrap().id, "0-300");
     let lost: u64 = pipeline.redis(&["HGET", &pipeline.cursor("notifications"), "unreadLost"]).await;
     assert_eq!(lost, 240);
-    assert!((work.metric("millrace_unread_lost_total").await - 240.0).abs() < 0.1);
+    assert!((work.metric("millrace_sink_trimmed_unread_total").await - 240.0).abs() < 0.1);
     // What a group has acknowledged is not lost.
     let stream = pipeline.stream("notifications");
     let _: String = pipeline.redis(&["XGROUP", "CREATE", &stream, "reader", "$"]).await;
     pipeline.send(&Load::from("r", load.ids.len(), 40).records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let lost: u64 = pipeline.redis(&["HGET", &pipeline.cursor("notifications"), "unreadLost"]).await;
     assert_eq!(lost, 240);
     pipeline.verify().await;
@@ -374,7 +374,7 @@ async fn dead_letters_and_conflicts_have_streams_and_numbers_of_their_own() {
         pipeline.send(&[good, low, other]).await;
         ids.push(format!("good-{n}"));
     }
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&ids).await;
     for (sink, mark, kind, reason, prefix) in [
         ("letters", 'd', "record.dead_lettered", "below_minimum_total", "low"),

@@ -1,4 +1,4 @@
-//! A pipeline from its start: send, settle, count.
+//! A pipeline from its start: send, apply, count.
 
 use serde_json::json;
 
@@ -10,7 +10,7 @@ async fn a_load_is_counted_once_published_and_verified() {
     let (_serve, _work) = (pipeline.serve().await, pipeline.work());
     let load = Load::new("r", 500);
     pipeline.send(&load.records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
     let stats = pipeline.get("/stats").await;
     assert_eq!(stats["processed"], load.ids.len());

@@ -106,7 +106,7 @@ async fn slow_clients_are_told_408_and_hold_up_nobody() {
         told.chunks(each).map(|told| told.iter().copied().filter(|status| *status != 0).collect()).collect();
     assert_eq!(told, [408, 408, 408, 408, 401].map(|status| BTreeSet::from([status])));
     println!("{} slow clients; {} records meanwhile; serve {} MiB", each * heads.len(), ids.len(), resident(&serve));
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&ids).await;
 }
 
@@ -146,7 +146,7 @@ async fn open_connections_cost_little_and_hold_up_nobody() {
     let held = held.len();
     println!("{held} connections, {refused} refused: serve {before} MiB, then {after} MiB; {} records", ids.len());
     assert!(after < before + much(64, 200), "each costs little");
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&ids).await;
 }
 
@@ -182,14 +182,14 @@ async fn a_long_stream_of_lines_is_taken_in_constant_memory() {
     assert!(peak < before + 64, "serve grew from {before} to {peak} MiB");
     let processed = async || pipeline.number("select count(*) from records").await;
     let mut last = -1;
-    // However long it takes, it goes on.
+    // However long it takes, it continues.
     while pipeline.backlog().await > 0 {
         let now = processed().await;
         assert!(now > last || pipeline.backlog().await == 0, "the worker stands still at {now}");
         last = now;
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
-    pipeline.settled().await;
+    pipeline.applied().await;
     assert_eq!(processed().await, i64::try_from(lines).unwrap());
     pipeline.verify().await;
 }
@@ -216,7 +216,7 @@ async fn large_batches_at_once_are_taken_or_put_off_in_bounded_memory() {
                     assert_eq!(answer.json()["accepted"], 1_900);
                     return put_off;
                 }
-                answer.refused(503, "too_much_at_once");
+                answer.refused(503, "too_many_bytes_in_flight");
                 put_off += 1;
             }
         }
@@ -227,7 +227,7 @@ async fn large_batches_at_once_are_taken_or_put_off_in_bounded_memory() {
     // What a pod of 256 MiB bears; all eight at once would be some 700.
     assert!(put_off > 0 && peak < 256, "{put_off} put off; serve grew from {before} to {peak} MiB");
     let ids: Vec<String> = (0..8).flat_map(|client| (0..1_900).map(move |n| format!("c{client}-{n}"))).collect();
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&ids).await;
 }
 
@@ -249,7 +249,7 @@ async fn a_thousand_queries_at_once_are_answered_rightly_or_put_off_and_records_
     let (pipeline, serve, work) = Pipeline::running(json!({})).await;
     let first: Vec<Value> = (0..2_000).map(|n| record(&format!("first-{n}"), &format!("d{}", n % 20))).collect();
     pipeline.send(&first).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let done = AtomicBool::new(false);
     let asking = async {
         let mut told: BTreeMap<(u16, String), usize> = BTreeMap::new();
@@ -277,6 +277,6 @@ async fn a_thousand_queries_at_once_are_answered_rightly_or_put_off_and_records_
         assert!(put_off.contains(&(*status, code.as_str())), "{told:?}");
     }
     ids.extend(first.iter().map(|record| record["recordId"].as_str().unwrap().to_owned()));
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&ids).await;
 }

@@ -44,7 +44,7 @@ async fn duplicates_in_a_batch_and_among_batches_count_once_however_they_are_spe
             "a duplicate is accepted, for it is no error"
         );
     }
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&["a".into(), "b".into()]).await;
     let stats = pipeline.get("/stats").await;
     assert_eq!((&stats["processed"], &stats["duplicates"], &stats["conflicts"]), (&2.into(), &16.into(), &0.into()));
@@ -64,7 +64,7 @@ async fn the_same_id_from_five_clients_at_once_counts_once() {
         pipeline.send(&records).await;
     };
     join_all((0..5).map(|_| client())).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let ids: Vec<String> = (0..40).map(|n| format!("r{n}")).collect();
     pipeline.check_exactly_once(&ids).await;
     let stats = pipeline.get("/stats").await;
@@ -81,7 +81,7 @@ async fn the_same_id_in_two_shards_at_once_counts_in_one_and_is_a_conflict_in_th
     pipeline.send(&both).await;
     // Two workers, a shard each, decide the same ids at the same time.
     let _workers = (pipeline.work(), pipeline.work());
-    pipeline.settled().await;
+    pipeline.applied().await;
     let ids: Vec<String> = (0..50).map(|n| format!("r{n}")).collect();
     pipeline.check_exactly_once(&ids).await;
     let conflicts = pipeline.list("/conflicts").await;
@@ -101,7 +101,7 @@ async fn the_same_id_in_two_shards_at_once_counts_in_one_and_is_a_conflict_in_th
 async fn other_content_under_a_taken_id_is_a_conflict_that_shows_both_and_changes_nothing() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
     let first = record("a", "d");
-    pipeline.settle(&first).await.expect(200);
+    pipeline.apply(&first).await.expect(200);
     let changes = [
         ("time", json!("2026-01-31T12:00:00.000001Z")),
         ("sourceId", json!("other")),
@@ -114,10 +114,10 @@ async fn other_content_under_a_taken_id_is_a_conflict_that_shows_both_and_change
     for (field, value) in &changes {
         let mut other = first.clone();
         other[field] = value.clone();
-        let problem = pipeline.settle(&other).await.refused(409, "record_conflict");
+        let problem = pipeline.apply(&other).await.refused(409, "record_conflict");
         assert!(problem.get("pointer").is_none());
     }
-    pipeline.settled().await;
+    pipeline.applied().await;
     let conflicts = pipeline.list("/conflicts?recordId=a").await;
     assert_eq!(conflicts.len(), changes.len());
     for (conflict, (field, value)) in conflicts.iter().zip(&changes) {
@@ -162,7 +162,7 @@ async fn items_of_one_shard_are_taken_all_or_none_and_a_full_backlog_answers_429
     assert!(single.header("retry-after").parse::<u64>().unwrap() >= 1);
     let _work = pipeline.work();
     pipeline.send_through(&some("b", 3, &here)).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     let ids = [("a", 8), ("c", 3), ("e", 2), ("b", 3)];
     let ids: Vec<String> = ids.iter().flat_map(|(name, n)| (0..*n).map(move |k| format!("{name}{k}"))).collect();
     pipeline.check_exactly_once(&ids).await;
@@ -181,7 +181,7 @@ async fn times_out_of_order_change_no_order_and_no_total() {
         })
         .collect();
     pipeline.send(&records).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     // Processed, and summed up, in the order of arrival.
     let entries = pipeline.sink_entries("notifications").await;
     let summaries: Vec<_> = entries.iter().map(|entry| entry.data["summary"].clone()).collect();
@@ -220,7 +220,7 @@ async fn decimals_are_exact_from_end_to_end_and_keep_their_scale() {
             pipeline.put_in("/records", body).await.expect(202);
         }
     }
-    pipeline.settled().await;
+    pipeline.applied().await;
     for (n, value) in values.iter().enumerate() {
         for kind in ["number", "string"] {
             let life = pipeline.get(&format!("/records/{kind}{n}")).await;
@@ -252,7 +252,7 @@ async fn attributes_are_given_back_byte_for_byte_everywhere() {
     );
     let queued = pipeline.put_in("/records", body).await;
     queued.expect(202);
-    pipeline.settled().await;
+    pipeline.applied().await;
     for path in ["/records/a", "/records", "/records/aggregations"] {
         let answer = pipeline.ask(path).await;
         assert!(answer.text.contains(attributes), "{path}: {}", answer.text);
@@ -291,7 +291,7 @@ async fn what_programs_write_around_records_is_taken() {
         ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonl"].iter().enumerate()
     {
         let (first, second) = (format!("a{n}"), format!("b{n}"));
-        // Two files with marks, one behind the other, lines ended as on Windows.
+        // Two files with watermarks, one behind the other, lines ended as on Windows.
         let lines = format!("{mark}{}\r\n{mark}{}\r\n{mark}\r\n", record(&first, "d"), record(&second, "d"));
         let report = send("/records/batch", kind, lines).await;
         assert_eq!(report, json!({"accepted": 2, "rejected": 0, "errors": []}), "{kind}");
@@ -299,9 +299,9 @@ async fn what_programs_write_around_records_is_taken() {
     }
     let mut zeros = record("می\u{200c}خواهم 👩\u{200d}👧", "d");
     zeros["time"] = "2026-01-31T13:00:00.1234560000+01:00".into();
-    pipeline.settle(&zeros).await.expect(200);
+    pipeline.apply(&zeros).await.expect(200);
     expected.push("می\u{200c}خواهم 👩\u{200d}👧".to_owned());
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&expected).await;
     let found =
         pipeline.list("/records?startTime=2026-01-31T12:00:00.123456Z&endTime=2026-01-31T12:00:00.123457Z").await;
@@ -330,21 +330,21 @@ async fn look_alike_units_are_refused_and_one_without_threshold_is_reported() {
         "starts with a space (U+0020)",
     ];
     assert_eq!(refused, ends.map(|end| format!("{end}; remove it")));
-    pipeline.settle(&of_unit("u6", "eur")).await.expect(200);
-    pipeline.settled().await;
+    pipeline.apply(&of_unit("u6", "eur")).await.expect(200);
+    pipeline.applied().await;
     let stats = pipeline.get("/stats").await;
     assert_eq!(
         (&stats["processed"], &stats["alerts"], &stats["recordsWithoutThreshold"]),
         (&3.into(), &1.into(), &2.into())
     );
-    let said = work.said("process.unit.without_threshold");
+    let said = work.said("worker.unit.without_threshold");
     assert_eq!((said.len(), &said[0]["unit"]), (1, &"eur".into()), "once: {said:?}");
 }
 
 #[tokio::test]
 async fn many_conflicts_make_few_log_lines_that_count_them_all() {
     let (pipeline, _serve, work) = Pipeline::running(json!({})).await;
-    pipeline.settle(&record("a", "d")).await.expect(200);
+    pipeline.apply(&record("a", "d")).await.expect(200);
     let conflicts: Vec<Value> = (0..300)
         .map(|n| {
             let mut other = record("a", "d");
@@ -355,10 +355,10 @@ async fn many_conflicts_make_few_log_lines_that_count_them_all() {
     pipeline.send(&conflicts).await;
     pipeline.settled_but(&[]).await;
     let counted = || {
-        let lines = work.said("process.record.conflicted");
+        let lines = work.said("worker.record.conflicted");
         assert!(lines.iter().all(|line| line["record_id"] == "a" && line["n"].is_u64()), "{lines:?}");
         let rest = work.said("telemetry.lines.left_out");
-        assert!(rest.iter().all(|line| line["event"] == "process.record.conflicted"), "{rest:?}");
+        assert!(rest.iter().all(|line| line["event"] == "worker.record.conflicted"), "{rest:?}");
         (lines.len() as u64, rest.iter().map(|line| line["left_out"].as_u64().unwrap()).sum::<u64>())
     };
     // Nothing more comes: what was left out is told all the same.

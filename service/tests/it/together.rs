@@ -1,4 +1,4 @@
-//! Pipelines that share their servers know nothing of each other; and one manifest is in force for all of a pipeline.
+//! Pipelines that share their servers know nothing of each other; and one manifest is active for all of a pipeline.
 
 use futures::future::join_all;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ async fn two_pipelines_on_the_same_servers_are_apart() {
     other.records.iter_mut().for_each(|record| record["unit"] = "USD".into());
     tokio::join!(first.send(&load.records), second.send(&other.records));
     for (pipeline, load, unit) in [(&first, &load, "EUR"), (&second, &other, "USD")] {
-        pipeline.settled().await;
+        pipeline.applied().await;
         pipeline.check_exactly_once(&load.ids).await;
         let stats = pipeline.get("/stats").await;
         let counts = ["processed", "duplicates", "conflicts"].map(|name| stats[name].as_u64().unwrap() as usize);
@@ -32,7 +32,7 @@ async fn two_pipelines_on_the_same_servers_are_apart() {
     // What one of them cannot do does not touch the other: its dead letters, conflicts and keys are its own.
     let mut conflict = load.records[0].clone();
     conflict["unit"] = "USD".into();
-    first.settle(&conflict).await.refused(409, "record_conflict");
+    first.apply(&conflict).await.refused(409, "record_conflict");
     assert!(second.list("/conflicts").await.is_empty());
     let made = first.command("keys", &["create", "--name", "own", "--scope", "admin"]).await;
     let key = String::from_utf8(made.stdout).unwrap();
@@ -52,7 +52,7 @@ async fn a_changed_threshold_decides_alerts_at_once_and_an_invalid_manifest_chan
         n += 1;
         let mut record = record(&format!("r{n}"), "d");
         record["value"] = value.into();
-        pipeline.settle(&record).await.expect(200);
+        pipeline.apply(&record).await.expect(200);
         pipeline.get(&format!("/records/r{n}")).await
     };
     assert_eq!(send("100").await.get("threshold"), None, "not above it");
@@ -72,7 +72,7 @@ async fn a_changed_threshold_decides_alerts_at_once_and_an_invalid_manifest_chan
         spec["thresholds"] = json!({"USD": "1"});
     });
     eventually("no threshold is in force for EUR", async || send("60").await.get("threshold").is_none()).await;
-    pipeline.settled().await;
+    pipeline.applied().await;
     // Alerts are exactly those whose record says so, by the threshold of their time; `verify` finds the same.
     let alerted = pipeline.list("/records?alerted=true").await;
     let entries = pipeline.sink_entries("alerts").await;
@@ -98,7 +98,7 @@ async fn many_clients_get_the_same_answers_from_two_serve_processes() {
         crate::harness::answer(request)
     });
     assert!(join_all(posts).await.iter().all(|answer| answer.status == 202));
-    pipeline.settled().await;
+    pipeline.applied().await;
     let mut answers = Vec::new();
     for url in &urls {
         let request = client.get(format!("{url}/stats")).bearer_auth(crate::harness::KEY);
@@ -143,6 +143,6 @@ async fn counts_and_sums_hold_together_at_every_moment_of_a_load() {
         }
     }
     assert!(amid > 2, "of {moments} moments {amid} were amid the load");
-    pipeline.settled().await;
+    pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
 }

@@ -11,17 +11,18 @@ impl Check {
     /// Compares counts, and what is said of losses.
     pub(super) fn stats(&mut self, stats: &Value) {
         let number = |path: &str| stats.pointer(path).and_then(Value::as_i64);
-        let letters =
+        let dead_letters =
             ["open", "discarded", "replayed"].map(|state| number(&format!("/deadLetters/{state}")).unwrap_or(-1));
         let counts = self.counts.clone();
         let lost = number("/lost").unwrap_or(0);
         let most = stats.get("lostAtMost").map(Value::as_i64);
-        let received = counts.processed + counts.duplicates + counts.conflicts + letters[0] + letters[1] + lost;
+        let received =
+            counts.processed + counts.duplicates + counts.conflicts + dead_letters[0] + dead_letters[1] + lost;
         for (what, said, due) in [
             ("processed", number("/processed"), counts.processed),
             ("duplicates", number("/duplicates"), counts.duplicates),
             ("conflicts", number("/conflicts"), counts.conflicts),
-            ("deadLetters", Some(letters.iter().sum()), counts.letters),
+            ("deadLetters", Some(dead_letters.iter().sum()), counts.dead_letters),
             ("alerts", number("/alerts"), counts.alerts),
             ("received", number("/received"), received),
         ] {

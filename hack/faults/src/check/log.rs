@@ -45,7 +45,7 @@ impl Check {
         }
     }
 
-    /// A number that was there before: only after a Redis that went back, and then the very same.
+    /// A number that was there before: only after a Redis that was rewound, and then the very same.
     pub(super) fn again(&mut self, entry: &Entry, before: u32) {
         let Entry { id, data, .. } = entry;
         if print(data) != before {
@@ -111,7 +111,7 @@ impl Check {
         (sum.count, sum.total) = (sum.count - 1, sum.total - signed);
         let mut history = self.load.history();
         history.flag(code, UNORDERED, true);
-        history.unsettle(code);
+        history.unapply(code);
     }
 
     /// The next record of a shard.
@@ -132,14 +132,14 @@ impl Check {
             self.shards[shard].log.push(Line { code, print: mark });
             return;
         };
-        // What Postgres forgot does not count, though its notification came; its id may count in another shard.
+        // What Postgres lost does not count, though its notification came; its id may count in another shard.
         let forgotten = gaps.have(shard, "records", seq);
         if !forgotten && (known.is(PROCESSED) || known.is(LETTERED)) {
             self.wrong(Wrong::Doubled, || format!("{id} counts again as record {shard}-{seq}"));
         }
         {
             let mut history = self.load.history();
-            history.settle(code);
+            history.apply(code);
             if !forgotten {
                 history.flag(code, PROCESSED, true);
                 if let Some(varied) = history.varied.get_mut(&code) {
@@ -217,7 +217,7 @@ impl Check {
                 continue;
             }
             self.shards[shard].alerted = seq;
-            // A record that Postgres forgot may have been an alert before it was a notification.
+            // A record that Postgres lost may have been an alert before it was a notification.
             let forgotten = gaps.have(shard, "records", seq);
             if forgotten && self.allowed.postgres_lost && self.shards[shard].alerts.front() != Some(&seq) {
                 continue;
@@ -249,7 +249,7 @@ impl Check {
     }
 
     /// A sink's stream as it stands, of what the sink in this place carries: each number once, in order, as it was read,
-    /// and none is missing but those that Postgres forgot.
+    /// and none is missing but those that Postgres lost.
     pub(crate) fn stream(&mut self, sink: usize, entries: &[(Entry, u32)]) {
         let name = crate::world::SINKS[sink].0;
         let kind = match name {

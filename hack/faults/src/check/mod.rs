@@ -1,6 +1,6 @@
 //! The check after each round: what was sent and told against what came out, by code that shares none with the product.
 //!
-//! Goes by the order of the log only: totals and summaries are added up anew here, in whole billionths. What a fault may
+//! Goes by the order of the log only: totals and summaries are added up again here, in whole billionths. What a fault may
 //! destroy by its nature is counted instead of blamed, and must lie within what the product says of it.
 
 mod counts;
@@ -71,7 +71,7 @@ pub(crate) struct Allowed {
     /// Postgres lost what it had committed.
     pub(crate) postgres_lost: bool,
     /// Entries that nobody sent were put in at most so often.
-    pub(crate) foreign: u64,
+    pub(crate) external: u64,
 }
 
 impl Allowed {
@@ -105,7 +105,7 @@ struct Shard {
     /// The last number whose alert came.
     alerted: i64,
     /// Dead letters and conflicts, by number from 1; those that were skipped are of nothing.
-    letters: Vec<Line>,
+    dead_letters: Vec<Line>,
     conflicts: Vec<Line>,
     /// Up to where the log was compared with what is stored.
     compared: usize,
@@ -115,7 +115,7 @@ impl Shard {
     /// What has numbers of this kind.
     fn lines(&self, kind: &str) -> &Vec<Line> {
         match kind {
-            "dead_letters" => &self.letters,
+            "dead_letters" => &self.dead_letters,
             "conflicts" => &self.conflicts,
             _ => &self.log,
         }
@@ -138,10 +138,10 @@ pub(crate) struct Counts {
     pub(crate) processed: i64,
     pub(crate) duplicates: i64,
     pub(crate) conflicts: i64,
-    pub(crate) letters: i64,
+    pub(crate) dead_letters: i64,
     pub(crate) alerts: i64,
     /// Dead letters of entries that nobody sent.
-    pub(crate) foreign: i64,
+    pub(crate) external: i64,
 }
 
 /// The check and what it remembers.
@@ -213,10 +213,10 @@ impl Check {
         (self.round, self.allowed) = (round, allowed);
         self.lows.clear();
         let gaps = self.new_gaps(sql).await?;
-        let [records, alerts, letters, conflicts]: [Vec<Entry>; 4] = read.try_into().unwrap_or_default();
+        let [records, alerts, dead_letters, conflicts]: [Vec<Entry>; 4] = read.try_into().unwrap_or_default();
         self.notifications(records, &gaps);
         self.alerts(&alerts, &gaps);
-        self.letters(&letters, &gaps);
+        self.dead_letters(&dead_letters, &gaps);
         self.conflicts(&conflicts, &gaps);
         self.duplicates(sql).await?;
         if allowed.postgres_lost {
@@ -257,33 +257,33 @@ impl Check {
                 self.may_be_lost += if self.allowed.loses() { i64::from(u8::MAX) } else { 0 };
                 continue;
             }
-            let (taken, unknown, settled) = (known.taken, known.unknown, known.settled);
+            let (taken, unknown, applied) = (known.taken, known.unknown, known.applied);
             let counts = known.is(PROCESSED) || known.is(LETTERED);
-            if settled < taken {
+            if applied < taken {
                 if self.allowed.loses() {
-                    self.destroyed += u64::from(taken - settled);
-                    known.taken = settled;
+                    self.destroyed += u64::from(taken - applied);
+                    known.taken = applied;
                     known.set(UNORDERED, true);
                     if known.is(PROMISED) && !counts && !self.allowed.postgres_lost {
                         self.wrong(Wrong::Lost, || format!("{} was answered with its outcome and is gone", code.id()));
                     }
                 } else {
-                    self.wrong(Wrong::Lost, || format!("{}: {taken} taken, {settled} came out", code.id()));
-                    known.taken = settled;
+                    self.wrong(Wrong::Lost, || format!("{}: {taken} taken, {applied} came out", code.id()));
+                    known.taken = applied;
                 }
             }
             if self.allowed.loses() {
                 let sent = i64::from(taken) + i64::from(unknown);
-                self.may_be_lost += (sent - i64::from(settled)).max(0);
+                self.may_be_lost += (sent - i64::from(applied)).max(0);
             }
-            if u16::from(settled) > u16::from(taken) + u16::from(unknown) {
+            if u16::from(applied) > u16::from(taken) + u16::from(unknown) {
                 self.wrong(Wrong::Doubled, || {
-                    format!("{}: {taken} taken and {unknown} unknown, {settled} came out", code.id())
+                    format!("{}: {taken} taken and {unknown} unknown, {applied} came out", code.id())
                 });
-                known.taken = settled;
+                known.taken = applied;
             }
-            if settled > 0 && !counts {
-                self.wrong(Wrong::Lost, || format!("{}: {settled} came out, none of them counts", code.id()));
+            if applied > 0 && !counts {
+                self.wrong(Wrong::Lost, || format!("{}: {applied} came out, none of them counts", code.id()));
             }
             if let Some(varied) = history.varied.get_mut(&code) {
                 varied.murky |= self.allowed.loses();

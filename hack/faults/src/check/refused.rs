@@ -15,14 +15,14 @@ use crate::{
 
 impl Check {
     /// Dead letters in the order in which they were read.
-    pub(super) fn letters(&mut self, entries: &[Entry], gaps: &Gaps) {
+    pub(super) fn dead_letters(&mut self, entries: &[Entry], gaps: &Gaps) {
         for entry in entries {
             let Some(data) = self.next(entry, "dead_letters", gaps) else { continue };
-            self.counts.letters += 1;
+            self.counts.dead_letters += 1;
             let reason = data["reason"].as_str().unwrap_or_default().to_owned();
             let Some(id) = data["recordId"].as_str() else {
-                self.counts.foreign += 1;
-                if self.counts.foreign as u64 > self.allowed.foreign {
+                self.counts.external += 1;
+                if self.counts.external as u64 > self.allowed.external {
                     self.wrong(Wrong::Ghost, || format!("dead letter {} of nothing that was put in: {data}", entry.id));
                 }
                 continue;
@@ -41,13 +41,13 @@ impl Check {
             if !due {
                 self.wrong(Wrong::Miscounted, || format!("{id} became a dead letter, {reason}: {}", data["detail"]));
             }
-            // What Postgres forgot does not count: the same that comes again is judged anew, by other totals.
+            // What Postgres lost does not count: the same that comes again is judged again, by other totals.
             let forgotten = entry.place().is_some_and(|(shard, n)| gaps.have(shard, "dead_letters", n));
             if !forgotten && (known.is(PROCESSED) || known.is(LETTERED)) {
                 self.wrong(Wrong::Doubled, || format!("{id} counts already and became dead letter {}", entry.id));
             }
             let mut history = self.load.history();
-            history.settle(code);
+            history.apply(code);
             if forgotten {
                 continue;
             }
@@ -56,7 +56,7 @@ impl Check {
                 varied.first = content.map(|content| content.code.variant());
             }
             drop(history);
-            if let Some(line) = entry.place().and_then(|(shard, _)| self.shards[shard].letters.last_mut()) {
+            if let Some(line) = entry.place().and_then(|(shard, _)| self.shards[shard].dead_letters.last_mut()) {
                 line.code = code;
             }
         }
@@ -68,7 +68,7 @@ impl Check {
             let Some(data) = self.next(entry, "conflicts", gaps) else { continue };
             self.counts.conflicts += 1;
             let id = data["recordId"].as_str().unwrap_or_default();
-            let Some(code) = Code::of_id(id).filter(|code| self.load.history().settle(*code)) else {
+            let Some(code) = Code::of_id(id).filter(|code| self.load.history().apply(*code)) else {
                 self.wrong(Wrong::Ghost, || format!("conflict {} of {id:?}, which was never sent", entry.id));
                 continue;
             };
@@ -96,7 +96,7 @@ impl Check {
     fn may_fall_below(&self, content: &Content) -> bool {
         let key = (content.destination.clone(), content.unit);
         let lowest = self.lows.get(&key).or_else(|| self.balances.get(&key)).copied().unwrap_or_default();
-        // What Postgres forgot was there for a while, or not.
+        // What Postgres lost was there for a while, or not.
         self.allowed.postgres_lost || Some(lowest + content.signed()) < decimal::parse(MINIMUM_TOTAL)
     }
 
@@ -129,6 +129,6 @@ impl Check {
 
     fn numbers(&mut self, shard: usize, kind: &str) -> &mut Vec<Line> {
         let shard = &mut self.shards[shard];
-        if kind == "conflicts" { &mut shard.conflicts } else { &mut shard.letters }
+        if kind == "conflicts" { &mut shard.conflicts } else { &mut shard.dead_letters }
     }
 }

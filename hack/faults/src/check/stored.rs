@@ -37,7 +37,7 @@ impl Gaps {
 }
 
 impl Check {
-    /// All gaps that are noted. Only a Postgres that went back makes any.
+    /// All gaps that are noted. Only a Postgres that was rewound makes any.
     pub(super) async fn new_gaps(&mut self, sql: &mut PgConnection) -> anyhow::Result<Gaps> {
         let rows: Vec<(i32, String, i64, i64)> =
             sqlx::query_as("select shard, kind, from_n, to_n from gaps order by shard, kind, from_n")
@@ -60,14 +60,14 @@ impl Check {
             let (id, noted): (String, String) = (row.try_get(0)?, row.try_get(1)?);
             self.counts.duplicates += 1;
             self.noted_until = noted;
-            if !Code::of_id(&id).is_some_and(|code| self.load.history().settle(code)) {
+            if !Code::of_id(&id).is_some_and(|code| self.load.history().apply(code)) {
                 self.wrong(Wrong::Ghost, || format!("a duplicate of {id:?}, which was never sent"));
             }
         }
         Ok(())
     }
 
-    /// After a Postgres that lost something: counts every id anew by what is stored.
+    /// After a Postgres that lost something: counts every id again by what is stored.
     pub(super) async fn recount(&mut self, sql: &mut PgConnection) -> anyhow::Result<()> {
         {
             let mut history = self.load.history();
@@ -76,7 +76,7 @@ impl Check {
                     let code = Code::new(author, n);
                     history.touched.insert(code);
                     if let Some(known) = history.known(code) {
-                        known.settled = 0;
+                        known.applied = 0;
                         known.set(PROCESSED, false);
                         known.set(LETTERED, false);
                     }
@@ -95,7 +95,7 @@ impl Check {
             *count = ids.len() as i64;
             let mut history = self.load.history();
             for code in ids.into_iter().flatten().filter_map(|id| Code::of_id(&id)) {
-                history.settle(code);
+                history.apply(code);
                 history.flag(code, flag, true);
             }
         }
@@ -103,7 +103,7 @@ impl Check {
             .fetch_one(sql)
             .await?;
         self.noted_until = newest;
-        (self.counts.letters, self.counts.duplicates, self.counts.conflicts) = (found[1], found[2], found[3]);
+        (self.counts.dead_letters, self.counts.duplicates, self.counts.conflicts) = (found[1], found[2], found[3]);
         self.shards.iter_mut().for_each(|shard| shard.compared = 0);
         Ok(())
     }

@@ -111,7 +111,7 @@ fn what_came_twice_is_found() {
 }
 
 #[test]
-fn what_a_redis_that_went_back_gives_again_must_be_the_same() {
+fn what_a_redis_that_was_rewound_gives_again_must_be_the_same() {
     let mut again = story(40);
     again.check.allowed = Allowed { redis_lost: true, sinks_lost: true, ..Allowed::default() };
     again.records.push(again.records[30].clone());
@@ -156,7 +156,7 @@ fn other_content_under_an_id_is_one_conflict_and_no_duplicate() {
         let came: Vec<Entry> = (1..=conflicts).map(|n| entry(&format!("0-c{n}"), "record.conflicted", &data)).collect();
         story.check.conflicts(&came, &Gaps::default());
         // What came out as a duplicate instead.
-        (conflicts..sends).for_each(|_| _ = story.load.history().settle(code.with_variant(0)));
+        (conflicts..sends).for_each(|_| _ = story.load.history().apply(code.with_variant(0)));
         story.check.every_id();
         story.check.violations.iter().map(|violation| violation.wrong).collect::<Vec<_>>()
     };
@@ -192,7 +192,7 @@ fn a_dead_letter_needs_a_total_that_was_low_enough_or_a_poisoned_record() {
         let mut payload: Value = serde_json::from_str(&content(code).json()).unwrap();
         payload["value"] = content(code).value.into();
         let data = json!({"recordId": code.id(), "reason": reason, "payload": payload});
-        story.check.letters(&[entry("0-d1", "record.dead_lettered", &data)], &Gaps::default());
+        story.check.dead_letters(&[entry("0-d1", "record.dead_lettered", &data)], &Gaps::default());
         story.check.violations.iter().map(|violation| violation.wrong).collect::<Vec<_>>()
     };
     assert_eq!(found(true, false, "below_minimum_total"), [Wrong::Miscounted], "there was enough");

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use super::{Effect, Stage};
@@ -81,7 +81,7 @@ async fn spoil(proxies: &Proxies, link: &Link, fault: Fault, lasts: Duration) ->
 }
 
 /// Asks something harmless over a link, in the language of whoever is at its end.
-async fn ask(link: &Link, port: u16, patience: Duration) -> Asked {
+async fn ask(link: &Link, port: u16, timeout: Duration) -> Asked {
     let began = Instant::now();
     let question: &[u8] = match link.name() {
         name if name.ends_with("redis") => b"PING\r\n",
@@ -94,7 +94,7 @@ async fn ask(link: &Link, port: u16, patience: Duration) -> Asked {
         stream.write_all(question).await?;
         stream.read(&mut [0; 64]).await
     };
-    match timeout(patience, asked).await {
+    match tokio::time::timeout(timeout, asked).await {
         Ok(Ok(bytes)) if bytes > 0 => Asked::After(began.elapsed()),
         Ok(_) => Asked::Cut,
         Err(_) => Asked::Silent,

@@ -1,4 +1,4 @@
-//! Postgres is full, replaced by a standby, or goes back to an older state.
+//! Postgres is full, replaced by a standby, or is rewound to an older state.
 
 use std::{fs, time::Duration};
 
@@ -13,7 +13,7 @@ use super::{Effect, Stage};
 use crate::world::{children, eventually, postgres, proxy::Link};
 
 /// Longest wait for a standby.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Stage {
     /// No room is left for a while.
@@ -43,7 +43,7 @@ impl Stage {
             let mut sql = primary.connect().await?;
             sqlx::query("alter system set synchronous_standby_names = '*'").execute(&mut sql).await?;
             sqlx::query("select pg_reload_conf()").execute(&mut sql).await?;
-            let in_step = eventually(PATIENCE, async || {
+            let in_step = eventually(TIMEOUT, async || {
                 let query = "select exists (select from pg_stat_replication where sync_state in ('sync', 'quorum'))";
                 sqlx::query_scalar::<_, bool>(query).fetch_one(&mut sql).await.unwrap_or(false)
             });
@@ -63,7 +63,7 @@ impl Stage {
             kill(Pid::from_raw(receiver.cast_signed()), Signal::SIGCONT)?;
         }
         let port = standby.port;
-        let promoted = eventually(PATIENCE, async || {
+        let promoted = eventually(TIMEOUT, async || {
             let Ok(mut sql) = postgres::connect(port).await else { return false };
             sqlx::query_scalar::<_, bool>("select pg_promote(true, 30)").fetch_one(&mut sql).await.unwrap_or(false)
         });

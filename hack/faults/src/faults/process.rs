@@ -49,7 +49,7 @@ impl Stage {
         Ok((held, slot.name.clone()))
     }
 
-    /// A process in whose way a point lies: what it comes to there, and another in its place, unless it goes on.
+    /// A process in whose way a point lies: what it comes to there, and another in its place, unless it continues.
     pub(super) async fn point(&self, point: &str, act: Act, fault: Fault) -> Effect {
         let role = if point == "after_xadd" { "serve" } else { "work" };
         let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
@@ -60,8 +60,8 @@ impl Stage {
         Ok((came, slot.name.clone()))
     }
 
-    /// Lets go on what is held still, once others have its shards. Else it ended, or would come to its point once nobody is
-    /// left who lets it go on.
+    /// Lets continue what is held still, once others have its shards. Else it ended, or would come to its point once nobody is
+    /// left who lets it continue.
     async fn go_on_or_anew(&self, slot: &mut Slot, fault: Fault) -> anyhow::Result<()> {
         if slot.pid().is_some_and(is_stopped) {
             sleep(LEASE + Duration::from_millis(1_000 + fault.for_ms / 2)).await;
@@ -115,9 +115,9 @@ impl Stage {
             slot.kill().await;
             slot.start(&self.world, &start())?;
         }
-        let (mut died, mut condemned) = (0, None);
+        let (mut died, mut isolated) = (0, None);
         let until = Instant::now() + Duration::from_secs(75);
-        while condemned.is_none() && Instant::now() < until {
+        while isolated.is_none() && Instant::now() < until {
             sleep(Duration::from_millis(100)).await;
             for slot in slots.iter_mut().filter(|slot| slot.is_wanted()) {
                 if !slot.runs() {
@@ -131,15 +131,15 @@ impl Stage {
                 let query = "select reason from dead_letters where record_id = $1 or position($2 in payload) > 0";
                 let inside = format!("\"{}\"", code.id()).into_bytes();
                 let found = sqlx::query_scalar::<_, String>(query).bind(code.id()).bind(inside);
-                condemned = found.fetch_optional(&mut sql).await.ok().flatten();
+                isolated = found.fetch_optional(&mut sql).await.ok().flatten();
             }
         }
         for slot in slots.iter_mut().filter(|slot| slot.is_wanted()) {
             slot.kill().await;
             slot.start(&self.world, &Start::default())?;
         }
-        let took = matches!(condemned.as_deref(), Some("crashed_worker" | "panicked"));
-        Ok((took, format!("{} {act}: {condemned:?} after {died} deaths", code.id())))
+        let took = matches!(isolated.as_deref(), Some("crashed_worker" | "panicked"));
+        Ok((took, format!("{} {act}: {isolated:?} after {died} deaths", code.id())))
     }
 
     /// One worker, then as many as there can be, then the usual number.

@@ -13,7 +13,7 @@ use super::{Effect, Stage};
 use crate::world::{SHARDS, SINKS, Said, eventually, is_stopped, records};
 
 /// How long it is waited for a loss to be said.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Stage {
     pub(super) async fn redis_kill(&self, lasts: Duration) -> Effect {
@@ -91,7 +91,7 @@ impl Stage {
         for (n, content) in contents.iter().enumerate() {
             let stream = records((pick as usize + n) % SHARDS);
             // Counted before: an answer that does not come leaves it unknown.
-            self.world.foreign.fetch_add(1, Ordering::Relaxed);
+            self.world.external.fetch_add(1, Ordering::Relaxed);
             let words: Vec<&str> = ["XADD", &stream, "*"].into_iter().chain(content.iter().copied()).collect();
             put += usize::from(redis.ask::<String>(&words).await.is_ok());
         }
@@ -153,7 +153,7 @@ impl Stage {
     pub(super) async fn until_said(&self, mut before: Said) -> String {
         let began = Instant::now();
         let mut when = [None; 3];
-        while began.elapsed() < PATIENCE {
+        while began.elapsed() < TIMEOUT {
             if let Ok(said) = self.world.losses_said().await {
                 let mut metric = false;
                 before.metrics.resize(said.metrics.len(), None);

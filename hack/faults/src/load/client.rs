@@ -26,7 +26,7 @@ impl Client {
         Self { load: Arc::clone(load), author, dice }
     }
 
-    /// Sends until the load is told to end; what is in hand is brought to its end.
+    /// Sends until the load is told to end; what is in flight is brought to its end.
     pub(super) async fn run(mut self) {
         while !self.load.is_over() {
             let began = Instant::now();

@@ -19,7 +19,7 @@ pub(crate) struct Known {
     /// Entries that were taken, those of which it is unknown, and those that came out as one thing or the other.
     pub(crate) taken: u8,
     pub(crate) unknown: u8,
-    pub(crate) settled: u8,
+    pub(crate) applied: u8,
     flags: u8,
 }
 
@@ -180,20 +180,20 @@ impl History {
     }
 
     /// Notes that an entry of this id came out, as whatever. False: no such id was sent.
-    pub(crate) fn settle(&mut self, code: Code) -> bool {
+    pub(crate) fn apply(&mut self, code: Code) -> bool {
         self.touched.insert(code.with_variant(0));
         let Some(known) = self.known(code) else { return false };
-        known.settled = known.settled.saturating_add(1);
-        let many = known.settled == u8::MAX || known.is(MANY);
+        known.applied = known.applied.saturating_add(1);
+        let many = known.applied == u8::MAX || known.is(MANY);
         known.set(MANY, many);
         true
     }
 
     /// Takes an outcome of this id back: the server that had it lost it.
-    pub(crate) fn unsettle(&mut self, code: Code) {
+    pub(crate) fn unapply(&mut self, code: Code) {
         self.touched.insert(code.with_variant(0));
         if let Some(known) = self.known(code) {
-            known.settled = known.settled.saturating_sub(1);
+            known.applied = known.applied.saturating_sub(1);
         }
     }
 }

@@ -103,7 +103,7 @@ impl Load {
         clients
     }
 
-    /// No more new requests; each client brings to its end what it has in hand.
+    /// No more new requests; each client brings to its end what it has in flight.
     pub(crate) fn end(&self) {
         self.over.store(true, Ordering::Relaxed);
     }

@@ -201,8 +201,8 @@ mod tests {
         assert_eq!(Code::of_id(&code.id()), Some(code));
         assert_eq!(code.with_variant(2).variant(), 2);
         assert_eq!(code.with_variant(2).id(), code.id());
-        for foreign in ["", "c1", "c1-01", "c9-1", "x1-1"] {
-            assert_eq!(Code::of_id(foreign), None, "{foreign}");
+        for external in ["", "c1", "c1-01", "c9-1", "x1-1"] {
+            assert_eq!(Code::of_id(external), None, "{external}");
         }
     }
 

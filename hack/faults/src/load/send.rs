@@ -38,13 +38,13 @@ pub(super) enum Outcome {
 }
 
 /// Longest wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Load {
     /// Sends entries once.
     pub(super) async fn attempt(&self, url: &str, codes: &[Code], how: How) -> Vec<Outcome> {
         let path = if matches!(how, How::Array | How::Lines) { "/records/batch" } else { "/records" };
-        let mut request = self.http.post(format!("{url}{path}")).bearer_auth(KEY).timeout(PATIENCE);
+        let mut request = self.http.post(format!("{url}{path}")).bearer_auth(KEY).timeout(TIMEOUT);
         request = request.header("content-type", content_type(how)).body(self.body(codes, how));
         if how == How::Waited {
             request = request.header("prefer", "wait=3");
@@ -86,7 +86,7 @@ impl Load {
             body.len()
         );
         let address = url.trim_start_matches("http://");
-        let sent = timeout(PATIENCE, async {
+        let sent = timeout(TIMEOUT, async {
             let mut stream = TcpStream::connect(address).await?;
             stream.write_all(head.as_bytes()).await?;
             stream.write_all(&body.as_bytes()[..at]).await?;

@@ -80,7 +80,7 @@ pub(crate) struct World {
     /// A sink that a fault added, until the end of its round.
     pub(crate) added_sink: std::sync::Mutex<Option<String>>,
     /// Entries that nobody sent, put into the streams so far.
-    pub(crate) foreign: AtomicU64,
+    pub(crate) external: AtomicU64,
     /// Entries that were trimmed unread, since this was asked last.
     pub(crate) trimmed: AtomicU64,
     /// Ports of Redis and Postgres at the start, which processes are given where there are no proxies.
@@ -122,7 +122,7 @@ impl World {
             starts: AtomicU64::new(0),
             said_ms: std::sync::Mutex::default(),
             added_sink: std::sync::Mutex::default(),
-            foreign: AtomicU64::new(0),
+            external: AtomicU64::new(0),
             trimmed: AtomicU64::new(0),
             http: reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?,
         });
@@ -138,8 +138,9 @@ impl World {
 
     /// `added`: one more sink, from the first of what it carries on.
     fn write_manifest(&self, added: Option<&str>) -> anyhow::Result<()> {
-        let sink = |name: &str, on: &str| json!({"name": name, "on": on, "redisStream": {"stream": stream(name)}});
-        let mut sinks = SINKS.map(|(name, on)| sink(name, on)).to_vec();
+        let sink =
+            |name: &str, event: &str| json!({"name": name, "event": event, "redisStream": {"stream": stream(name)}});
+        let mut sinks = SINKS.map(|(name, event)| sink(name, event)).to_vec();
         sinks.extend(added.map(|name| {
             let mut added = sink(name, ADDED.1);
             added["from"] = "Beginning".into();
@@ -342,7 +343,7 @@ impl World {
         let url = format!("http://127.0.0.1:{}/metrics", slot.try_lock().ok()?.health);
         let answer = self.http.get(url).timeout(Duration::from_millis(300)).send().await.ok()?;
         let text = answer.text().await.ok()?;
-        let lost = text.lines().filter(|line| line.starts_with("millrace_lost_entries_total{"));
+        let lost = text.lines().filter(|line| line.starts_with("millrace_lost_records_total{"));
         Some(lost.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 
@@ -356,7 +357,7 @@ impl World {
         let mut lines = 0;
         for log in fs::read_dir(self.setup.dir.join("logs"))?.flatten() {
             let text = fs::read_to_string(log.path()).unwrap_or_default();
-            lines += text.matches("\"process.entries.lost\"").count();
+            lines += text.matches("\"worker.records.lost\"").count();
         }
         Ok(Said { stats, metrics, lines })
     }
@@ -378,7 +379,7 @@ impl World {
 pub(crate) struct Said {
     /// How many `/stats` says.
     pub(crate) stats: i64,
-    /// What each worker counts that answers; it begins anew with its process.
+    /// What each worker counts that answers; it begins again with its process.
     pub(crate) metrics: Vec<Option<f64>>,
     /// How many lines of logs.
     pub(crate) lines: usize,

@@ -22,7 +22,7 @@ use tokio::{
 use super::{NAME, alive, children, disk::Disk, eventually, free_port};
 
 /// Longest wait for it to start.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A Postgres; its data stay when it is killed.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl Postgres {
         standby.port = free_port();
         standby.launch()?;
         let port = standby.port;
-        let follows = eventually(PATIENCE, async || {
+        let follows = eventually(TIMEOUT, async || {
             let query = "select exists (select from pg_stat_wal_receiver where status = 'streaming')";
             let Ok(mut connection) = PgConnection::connect(&url(port)).await else { return false };
             sqlx::query_scalar::<_, bool>(query).fetch_one(&mut connection).await.unwrap_or(false)
@@ -103,11 +103,11 @@ impl Postgres {
         self.dir.join("postgres.log")
     }
 
-    /// Starts it where it does not run, lets it go on where it is held still, and waits until it takes writes.
+    /// Starts it where it does not run, lets it continue where it is held still, and waits until it takes writes.
     pub(crate) async fn ensure(&mut self) -> anyhow::Result<()> {
         self.go_on();
         let port = self.port;
-        let answers = eventually(PATIENCE, async || {
+        let answers = eventually(TIMEOUT, async || {
             if !self.runs() && self.launch().is_err() {
                 return false;
             }
@@ -146,7 +146,7 @@ impl Postgres {
         self.pids().into_iter().filter(|pid| kill(Pid::from_raw(pid.cast_signed()), signal).is_ok()).count()
     }
 
-    /// Lets it go on where it was held still.
+    /// Lets it continue where it was held still.
     pub(crate) fn go_on(&self) {
         self.signal_all(Signal::SIGCONT);
     }

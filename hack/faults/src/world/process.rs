@@ -118,7 +118,7 @@ impl Slot {
         self.pid().is_some_and(|pid| kill(Pid::from_raw(pid.cast_signed()), signal).is_ok())
     }
 
-    /// Lets it go on where it was held still.
+    /// Lets it continue where it was held still.
     pub(crate) fn go_on(&self) {
         self.signal(Signal::SIGCONT);
     }

@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 use super::{eventually, free_port};
 
 /// Longest wait for it to start.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A Redis; its data stay when it is killed.
 #[derive(Debug)]
@@ -45,13 +45,12 @@ impl Redis {
         Ok(this)
     }
 
-    /// Starts it where it does not run, and lets it go on where it is held still.
+    /// Starts it where it does not run, and lets it continue where it is held still.
     pub(crate) async fn ensure(&mut self) -> anyhow::Result<()> {
         let port = self.port;
         // Again where it ended at once: another campaign beside this one can have had its port for a moment.
-        let answers = eventually(PATIENCE, async || {
-            self.start_if_ended().is_ok() && ask::<String>(port, &["PING"]).await.is_ok()
-        });
+        let answers =
+            eventually(TIMEOUT, async || self.start_if_ended().is_ok() && ask::<String>(port, &["PING"]).await.is_ok());
         ensure!(answers.await, "Redis does not answer");
         Ok(())
     }

@@ -22,10 +22,10 @@ pub(crate) fn free_port() -> u16 {
 }
 
 /// Waits until something holds; false: it did not in time.
-pub(crate) async fn eventually(patience: Duration, mut holds: impl AsyncFnMut() -> bool) -> bool {
+pub(crate) async fn eventually(timeout: Duration, mut holds: impl AsyncFnMut() -> bool) -> bool {
     let began = Instant::now();
     while !holds().await {
-        if began.elapsed() > patience {
+        if began.elapsed() > timeout {
             return false;
         }
         sleep(Duration::from_millis(50)).await;

@@ -18,7 +18,7 @@ pub(super) const HEALTH: u16 = 8081;
 const USER: u32 = 65532;
 
 /// A connection that is open when a pod is told to stop may still be sent requests for as long as the news of its end
-/// travels: it goes on serving that long.
+/// travels: it continues serving that long.
 const STOP_AFTER_SECONDS: u32 = 5;
 /// What is begun ends within 30 s, after [`STOP_AFTER_SECONDS`].
 const GRACE_SECONDS: u32 = 45;
@@ -119,7 +119,7 @@ impl<'a> Template<'a> {
         self.mounts.push(json!({ "name": name, "mountPath": format!("/etc/millrace/{folder}"), "readOnly": true }));
     }
 
-    /// Mounts one key of a Secret. Optional: without it the pod runs, says what is missing, and goes on when it comes.
+    /// Mounts one key of a Secret. Optional: without it the pod runs, says what is missing, and continues when it comes.
     fn secret(&mut self, folder: &str, reference: &SecretKeyRef, file: &str, variable: &'static str) {
         let SecretKeyRef { name, key } = reference;
         let items = json!([{ "key": key, "path": file }]);

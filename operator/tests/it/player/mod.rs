@@ -63,7 +63,7 @@ pub(crate) struct Scene {
     pub(crate) backlog: i64,
     /// Outcomes that are not published.
     pub(crate) unpublished: i64,
-    /// Whether Jobs go on for ever.
+    /// Whether Jobs continue for ever.
     pub(crate) hold_jobs: bool,
     /// Whether the pods of Jobs have a container of somebody else, which never ends.
     pub(crate) sidecar: bool,
@@ -283,7 +283,7 @@ impl Stage {
         let problems = scene.problems.iter().map(|(reason, message)| json!({ "reason": reason, "message": message }));
         Some(json!({
             "role": me.component, "software": "0.1.0", "process": me.name, "pipeline": me.pipeline,
-            "pipelineId": "0123456789abcdef", "manifest": origin(&me.seen), "inForce": origin(&me.seen),
+            "pipelineId": "0123456789abcdef", "manifest": origin(&me.seen), "active": origin(&me.seen),
             "refusal": null, "problems": problems.collect::<Vec<_>>(), "shards": shards.collect::<Vec<_>>(),
             "owned": [], "sinks": [], "ageMs": 0,
             "counts": {

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use millrace_crds::{On, RecordPipeline};
+use millrace_crds::{RecordPipeline, SinkEvent};
 
 use super::{home::write_private, servers::Servers};
 
@@ -37,11 +37,11 @@ pub(super) fn commands(address: SocketAddr, env: &Path, manifest: &RecordPipelin
     );
     for sink in &manifest.spec.sinks {
         if let Some(stream) = sink.stream(&manifest.metadata.name) {
-            let what = match sink.on {
-                On::Processed => "notifications",
-                On::Alert => "alerts",
-                On::DeadLettered => "dead letters",
-                On::Conflicted => "conflicts",
+            let what = match sink.event {
+                SinkEvent::Processed => "notifications",
+                SinkEvent::Alert => "alerts",
+                SinkEvent::DeadLettered => "dead letters",
+                SinkEvent::Conflicted => "conflicts",
             };
             text.push_str(&format!(
                 "redis-cli --no-auth-warning -u \"$MILLRACE_REDIS_URL\" XRANGE {stream} - + COUNT 10   # {what}\n"

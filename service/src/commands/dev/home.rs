@@ -38,7 +38,7 @@ pub(super) struct Home {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct State {
-    /// Names this directory's files elsewhere: a directory that is made anew is not taken for the one before.
+    /// Names this directory's files elsewhere: a directory that is made again is not taken for the one before.
     pub(super) id: String,
     pub(super) redis_port: u16,
     pub(super) redis_password: String,
@@ -81,7 +81,7 @@ impl Home {
         let postgres = match account {
             Some(account) if !account.reaches(&dir)? => {
                 let place = Path::new(ELSEWHERE).join(&state.id);
-                tracing::info!(place = %place.display(), "dev.postgres.elsewhere: its user cannot reach the data directory");
+                tracing::info!(event = "dev.postgres.elsewhere", place = %place.display(), "Postgres is kept elsewhere, because its user cannot access the data directory");
                 place
             }
             _ => dir.join("postgres"),

@@ -71,7 +71,7 @@ fn command(home: &Home, program: &str) -> anyhow::Result<Command> {
 
 /// Makes the files beside their place and moves them there once they are whole: one that is stopped half-way starts over.
 async fn initialise(home: &Home, data: &Path) -> anyhow::Result<()> {
-    tracing::info!(data = %data.display(), "dev.postgres.initialised");
+    tracing::info!(event = "dev.postgres.initialised", data = %data.display(), "initialised a Postgres");
     let (fresh, password) = (home.postgres.join("data.new"), home.postgres.join("password"));
     if fresh.exists() {
         fs::remove_dir_all(&fresh).with_context(|| format!("cannot remove {}", fresh.display()))?;

@@ -18,7 +18,7 @@ use nix::{
 use tokio::{process::Command, sync::watch, task::JoinHandle, time::Instant};
 
 /// Longest wait for a server's start and for its end.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
 
 /// A server that was started by this process.
@@ -55,7 +55,7 @@ impl Server {
             };
             tell.send_replace(Some(how));
         });
-        tracing::info!(server = name, pid, "dev.server.started");
+        tracing::info!(event = "dev.server.started", server = name, pid, "started a server");
         Ok(Self { name, pid: Pid::from_raw(pid), log, ended, waiting, stop })
     }
 
@@ -70,7 +70,7 @@ impl Server {
             if let Some(how) = self.ended.borrow().as_ref() {
                 bail!("{} ended at once ({how}); its log is {}", self.name, self.log.display());
             }
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > TIMEOUT {
                 bail!("{} does not answer ({why}); its log is {}", self.name, self.log.display());
             }
             tokio::time::sleep(POLL).await;
@@ -92,12 +92,17 @@ impl Server {
         if self.ended.borrow().is_none() {
             let _ = kill(pid, self.stop);
         }
-        if tokio::time::timeout(PATIENCE, self.ended.wait_for(Option::is_some)).await.is_err() {
-            tracing::warn!(server = name, pid = pid.as_raw(), "dev.server.killed: it did not end in order");
+        if tokio::time::timeout(TIMEOUT, self.ended.wait_for(Option::is_some)).await.is_err() {
+            tracing::warn!(
+                event = "dev.server.killed",
+                server = name,
+                pid = pid.as_raw(),
+                "killed a server that did not stop in time"
+            );
             self.waiting.abort();
         }
         let _ = self.waiting.await;
-        tracing::info!(server = name, "dev.server.stopped");
+        tracing::info!(event = "dev.server.stopped", server = name, "stopped a server");
     }
 }
 
@@ -111,14 +116,14 @@ pub(super) async fn end_leftover(name: &'static str, pid_file: &Path, dir: &Path
     if pid <= 1 || !works_in(pid, dir) {
         return Ok(());
     }
-    tracing::info!(server = name, pid, "dev.server.left_over: ending it");
+    tracing::info!(event = "dev.server.left_over", server = name, pid, "stopping a server of an earlier run");
     let pid = Pid::from_raw(pid);
     let begun = Instant::now();
     if kill(pid, stop) == Err(Errno::EPERM) {
         bail!("{name} with process id {pid} still runs for another user; end it first");
     }
     while works_in(pid.as_raw(), dir) {
-        if begun.elapsed() > PATIENCE {
+        if begun.elapsed() > TIMEOUT {
             bail!("{name} with process id {pid} was left over and does not end; end it first");
         }
         tokio::time::sleep(POLL).await;

@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(get(&servers.redis_url, "a").await.as_deref(), Some("kept"));
         assert!(!make_table(&servers.postgres_url).await, "Postgres kept its table");
         set(&servers.redis_url, "b").await;
-        // As if this process had been killed: both servers go on running.
+        // As if this process had been killed: both servers continue running.
         std::mem::forget(servers);
         drop(home);
 

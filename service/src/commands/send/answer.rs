@@ -21,7 +21,7 @@ pub(super) enum Answer {
     /// The service's problem: no row is accepted.
     Problem(Problem),
     /// Anything else.
-    Foreign(Foreign),
+    External(External),
 }
 
 /// The body of a 202 of `POST /records/batch`.
@@ -64,7 +64,7 @@ pub(super) struct ItemError {
 
 /// An answer that the service did not write.
 #[derive(Debug)]
-pub(super) struct Foreign {
+pub(super) struct External {
     status: StatusCode,
     /// Where a redirect leads.
     location: Option<String>,
@@ -107,7 +107,7 @@ impl Response {
         }
         let text = String::from_utf8_lossy(&self.body);
         let location = self.headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
-        Answer::Foreign(Foreign {
+        Answer::External(External {
             status: self.status,
             location: location.filter(|_| self.status.is_redirection()).map(str::to_owned),
             start: text.trim().chars().take(SHOWN).flat_map(char::escape_debug).collect(),
@@ -139,7 +139,7 @@ impl fmt::Display for Problem {
     }
 }
 
-impl Foreign {
+impl External {
     /// Whether a proxy may answer otherwise in a moment: it limits requests, or does not reach the service.
     pub(super) fn may_pass(&self) -> bool {
         matches!(self.status.as_u16(), 408 | 429 | 502 | 503 | 504)
@@ -151,7 +151,7 @@ impl Foreign {
     }
 }
 
-impl fmt::Display for Foreign {
+impl fmt::Display for External {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { status, location, start } = self;
         write!(f, "{status}, which is no answer of Millrace")?;
@@ -200,7 +200,7 @@ mod tests {
             (403, "application/problem+json", r#"{"title":"Forbidden"}"#),
             (302, "application/problem+json", r#"{"code":"x","retryable":false}"#),
         ] {
-            assert!(matches!(read(status, media_type, body), Answer::Foreign(_)), "{status} {media_type} {body}");
+            assert!(matches!(read(status, media_type, body), Answer::External(_)), "{status} {media_type} {body}");
         }
         let problem = read(429, "application/problem+json", r#"{"code":"backlog_full","detail":"d","retryable":true}"#);
         assert!(
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn a_foreign_answer_is_shown_by_status_and_first_characters() {
         let text = |status, body: &str| match read(status, "text/html", body) {
-            Answer::Foreign(foreign) => foreign.to_string(),
+            Answer::External(external) => external.to_string(),
             other => panic!("{other:?}"),
         };
         assert_eq!(text(425, ""), "425 Too Early, which is no answer of Millrace (no body)");

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     Args, Batch,
-    answer::{Answer, Foreign, ItemError, Response},
+    answer::{Answer, External, ItemError, Response},
 };
 
 /// First pause before a repetition; doubles up to [`LONGEST_PAUSE`].
@@ -149,7 +149,12 @@ impl Client {
                 outcome.given_up = Some((open.len() as u64, reason));
                 return Ok(outcome);
             }
-            tracing::debug!(first_row = batch.first_row, reason, "send.request.repeated");
+            tracing::debug!(
+                event = "send.request.retried",
+                first_row = batch.first_row,
+                reason,
+                "a request is retried"
+            );
             if !self.is_waiting.swap(true, Ordering::Relaxed) {
                 eprintln!("waiting, for at most {} s: {reason}", self.give_up_after.as_secs());
             }
@@ -213,10 +218,10 @@ impl Client {
                 }
                 format!("{status} {problem}")
             }
-            Answer::Foreign(foreign) if foreign.is_too_large() => return self.shrink(part, &foreign, outcome),
-            Answer::Foreign(foreign) if foreign.may_pass() => format!("{url} answered {foreign}"),
-            Answer::Foreign(foreign) => bail!(
-                "{url} answered {foreign}; look whether --url is right and whether a proxy is in between. Rows whose \
+            Answer::External(external) if external.is_too_large() => return self.shrink(part, &external, outcome),
+            Answer::External(external) if external.may_pass() => format!("{url} answered {external}"),
+            Answer::External(external) => bail!(
+                "{url} answered {external}; look whether --url is right and whether a proxy is in between. Rows whose \
                  outcome is open can be sent again: ids make it safe"
             ),
         };
@@ -225,11 +230,11 @@ impl Client {
     }
 
     /// A proxy refused a request for its size: smaller ones from now on.
-    fn shrink(&self, part: &Part, foreign: &Foreign, outcome: &mut Outcome) -> anyhow::Result<Verdict> {
+    fn shrink(&self, part: &Part, external: &External, outcome: &mut Outcome) -> anyhow::Result<Verdict> {
         let (url, bytes) = (&self.url, part.body.len());
         if part.rows.len() == 1 {
             bail!(
-                "{url} answered {foreign}; a proxy in between refuses a request of {bytes} bytes that holds one row: raise \
+                "{url} answered {external}; a proxy in between refuses a request of {bytes} bytes that holds one row: raise \
                  its limit for bodies (nginx: client_max_body_size)"
             );
         }

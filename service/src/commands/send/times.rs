@@ -107,7 +107,7 @@ fn named(text: &str) -> Result<Zone, String> {
     }
 }
 
-/// A local time as it is in UTC. One that comes twice, when clocks go back, is the earlier of the two.
+/// A local time as it is in UTC. One that comes twice, when clocks are rewound, is the earlier of the two.
 fn in_zone(local: NaiveDateTime, zone: Option<Zone>) -> Result<String, String> {
     let found = match zone {
         Some(Zone::Named(zone)) => utc(&zone, local),
@@ -165,7 +165,7 @@ mod tests {
             ("2026-01-31T12:00:00", Some("2026-01-31T11:00:00Z")),
             ("2026-07-31 12:00:00.250", Some("2026-07-31T10:00:00.250Z")),
             ("2026-07-31", Some("2026-07-30T22:00:00Z")),
-            // Clocks go back: the earlier one. Clocks go forward: there is no such time.
+            // Clocks are rewound: the earlier one. Clocks go forward: there is no such time.
             ("2026-10-25T02:30", Some("2026-10-25T00:30:00Z")),
             ("2026-03-29T02:30", None),
             ("2026-02-30", None),

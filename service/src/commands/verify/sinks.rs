@@ -66,9 +66,9 @@ pub(super) async fn check(
     let Checked { sink, state } = checked;
     let place = format!("sink {}", sink.name);
     let mut report = SinkReport { name: sink.name.clone(), entries: 0, behind: 0, trimmed: state.is_trimmed };
-    if state.incarnation.as_deref() != Some(&sink.incarnation) {
-        let found = state.incarnation.map_or("no cursor".to_owned(), |other| format!("incarnation {other}"));
-        differences.add("cursor", place, format!("a cursor of incarnation {}", sink.incarnation), found);
+    if state.cursor_generation.as_deref() != Some(&sink.cursor_generation) {
+        let found = state.cursor_generation.map_or("no cursor".to_owned(), |other| format!("generation {other}"));
+        differences.add("cursor", place, format!("a cursor of generation {}", sink.cursor_generation), found);
         return Ok(report);
     }
     let mut at = BTreeMap::new();
@@ -90,13 +90,13 @@ pub(super) async fn check(
     while let Some(newest) = &state.newest {
         let (page, is_whole) = streams.sink_page(&sink.stream, after.as_deref(), newest, PAGE).await?;
         if !is_whole {
-            // Trimmed while this went on: what comes next may begin anywhere, too.
+            // Trimmed while this continued: what comes next may begin anywhere, too.
             report.trimmed = true;
             walk.at.values_mut().for_each(|at| *at = At::Anywhere);
         }
         let Some(last) = page.last() else { break };
         after = Some(last.stream_id.clone());
-        // What stands there from before this start was compared while that one was in force.
+        // What stands there from before this start was compared while that one was active.
         let is_older =
             |entry: &SinkEntry| entry.stream_id.parse::<StreamId>().ok().is_some_and(|id| Some(id) <= state.behind);
         let page: Vec<SinkEntry> = page.into_iter().filter(|entry| !is_older(entry)).collect();

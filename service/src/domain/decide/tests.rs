@@ -23,15 +23,15 @@ enum Step {
     New {
         payload: String,
         marked: bool,
-        condemned: bool,
+        isolated: bool,
     },
     /// Delivers an earlier entry again.
     Again(usize),
-    /// Asks for a replay of a letter.
+    /// Asks for a replay of a dead letter.
     Replay(i64),
 }
 
-/// Steps, with each whether a batch ends behind it, and which letter is discarded then.
+/// Steps, with each whether a batch ends behind it, and which dead letter is discarded then.
 fn steps() -> impl Strategy<Value = Vec<(Step, Option<i64>)>> {
     let value =
         prop_oneof![Just("1"), Just("1.0"), Just("2.5"), Just("0.000000001"), Just("999999999999999.999999999")];
@@ -46,7 +46,7 @@ fn steps() -> impl Strategy<Value = Vec<(Step, Option<i64>)>> {
         prop_oneof![8 => well_formed, 1 => Just("garbage{".to_owned()), 1 => Just(r#"{"recordId":"id-1"}"#.to_owned())];
     let step = prop_oneof![
         8 => (payload, any::<bool>(), prop::bool::weighted(0.05))
-            .prop_map(|(payload, marked, condemned)| Step::New { payload, marked, condemned }),
+            .prop_map(|(payload, marked, isolated)| Step::New { payload, marked, isolated }),
         2 => (0..40_usize).prop_map(Step::Again),
         1 => (1..5_i64).prop_map(Step::Replay),
     ];
@@ -67,23 +67,23 @@ fn items(steps: &[(Step, Option<i64>)]) -> Vec<Item> {
             replay_of,
         };
         made.push(match step {
-            Step::New { payload, marked, condemned } => (fresh(payload.clone(), *marked, None), *condemned),
+            Step::New { payload, marked, isolated } => (fresh(payload.clone(), *marked, None), *isolated),
             Step::Again(which) if made.is_empty() => {
                 (fresh(record(0, 0, "1", true, "EUR", "{}"), *which > 0, None), false)
             }
             Step::Again(which) => made[which % made.len()].clone(),
-            // What a replay carries does not depend on the letter here: any payload may stand in one.
+            // What a replay carries does not depend on the dead letter here: any payload may stand in one.
             Step::Replay(n) => {
                 let payload = record((*n % 6) as u8, 0, "1", true, "EUR", "{}");
-                (fresh(payload, false, Some(LetterId { shard: 0, n: *n })), false)
+                (fresh(payload, false, Some(DeadLetterId { shard: 0, n: *n })), false)
             }
         });
     }
     made.into_iter()
-        .map(|(entry, condemned)| Item {
+        .map(|(entry, isolated)| Item {
             record: Record::parse(&entry.payload).map(Arc::new),
             entry,
-            condemned: condemned.then(|| ("crashed_worker", "tested".to_owned())),
+            isolated: isolated.then(|| ("crashed_worker", "tested".to_owned())),
         })
         .collect()
 }
@@ -94,7 +94,7 @@ enum Outcome {
     Record { seq: i64, id: String, previous: (i64, Decimal), alert: bool },
     Duplicate { id: String },
     Conflict { n: i64, id: String },
-    Letter { n: i64, id: Option<String>, reason: String },
+    DeadLetter { n: i64, id: Option<String>, reason: String },
     Nothing,
 }
 
@@ -102,7 +102,7 @@ enum Outcome {
 #[derive(Debug, Default)]
 struct Model {
     kept: Vec<Kept>,
-    /// How many were kept when the batch began: only a letter that is committed can be asked for.
+    /// How many were kept when the batch began: only a dead letter that is committed can be asked for.
     committed: usize,
 }
 
@@ -112,7 +112,7 @@ struct Kept {
     stream_id: StreamId,
     payload: Vec<u8>,
     record: Option<Record>,
-    /// Of a letter.
+    /// Of a dead letter.
     open: bool,
 }
 
@@ -122,7 +122,7 @@ impl Model {
     fn judge(&mut self, item: &Item) -> Outcome {
         let outcome = self.outcome(item);
         self.kept.push(Kept {
-            open: matches!(outcome, Outcome::Letter { .. }),
+            open: matches!(outcome, Outcome::DeadLetter { .. }),
             outcome: outcome.clone(),
             stream_id: item.entry.id,
             payload: item.entry.payload.clone(),
@@ -131,42 +131,41 @@ impl Model {
         outcome
     }
 
-    /// Discards a letter, where there is an open one of this number.
+    /// Discards a dead letter, where there is an open one of this number.
     fn discard(&mut self, number: i64) {
-        let letter = |kept: &&mut Kept| matches!(kept.outcome, Outcome::Letter { n, .. } if n == number);
-        self.kept.iter_mut().filter(letter).for_each(|kept| kept.open = false);
+        let dead_letter = |kept: &&mut Kept| matches!(kept.outcome, Outcome::DeadLetter { n, .. } if n == number);
+        self.kept.iter_mut().filter(dead_letter).for_each(|kept| kept.open = false);
     }
 
-    fn letter(&self, item: &Item, reason: &str) -> Outcome {
-        let n = 1 + self.kept.iter().filter(|kept| matches!(kept.outcome, Outcome::Letter { .. })).count() as i64;
+    fn dead_letter(&self, item: &Item, reason: &str) -> Outcome {
+        let n = 1 + self.kept.iter().filter(|kept| matches!(kept.outcome, Outcome::DeadLetter { .. })).count() as i64;
         let id = item.record.as_ref().ok().map(|record| record.record_id.to_string());
-        Outcome::Letter { n, id, reason: reason.to_owned() }
+        Outcome::DeadLetter { n, id, reason: reason.to_owned() }
     }
 
     fn outcome(&mut self, item: &Item) -> Outcome {
-        if let Some(letter) = item.entry.replay_of {
-            let found = self
-                .kept
-                .iter_mut()
-                .take(self.committed)
-                .find(|kept| kept.open && matches!(kept.outcome, Outcome::Letter { n, .. } if n == letter.n));
+        if let Some(dead_letter) = item.entry.replay_of {
+            let found =
+                self.kept.iter_mut().take(self.committed).find(|kept| {
+                    kept.open && matches!(kept.outcome, Outcome::DeadLetter { n, .. } if n == dead_letter.n)
+                });
             match found {
                 Some(kept) => kept.open = false,
                 None => return Outcome::Nothing,
             }
         } else if self.kept.iter().any(|kept| {
-            matches!(kept.outcome, Outcome::Letter { .. })
+            matches!(kept.outcome, Outcome::DeadLetter { .. })
                 && kept.stream_id == item.entry.id
                 && kept.payload == item.entry.payload
         }) {
             return Outcome::Nothing;
         }
-        let condemned = item.condemned.as_ref().map(|(reason, _)| *reason);
-        let Ok(record) = &item.record else { return self.letter(item, condemned.unwrap_or("malformed")) };
+        let isolated = item.isolated.as_ref().map(|(reason, _)| *reason);
+        let Ok(record) = &item.record else { return self.dead_letter(item, isolated.unwrap_or("malformed")) };
         let id = record.record_id.to_string();
         let taken = self.kept.iter().find(|kept| match &kept.outcome {
             Outcome::Record { id: taken, .. } => *taken == id,
-            Outcome::Letter { id: Some(taken), .. } => kept.open && *taken == id,
+            Outcome::DeadLetter { id: Some(taken), .. } => kept.open && *taken == id,
             _ => false,
         });
         let same = taken.is_some_and(|taken| taken.record.as_ref() == Some(&**record));
@@ -175,7 +174,7 @@ impl Model {
                 && kept.record.as_ref() == Some(&**record)
                 && match kept.outcome {
                     Outcome::Record { .. } | Outcome::Conflict { .. } => true,
-                    Outcome::Letter { .. } => kept.open,
+                    Outcome::DeadLetter { .. } => kept.open,
                     // Of a duplicate it is not kept what it said: only of that which took its id.
                     Outcome::Duplicate { .. } => same || taken.is_none(),
                     Outcome::Nothing => false,
@@ -191,11 +190,11 @@ impl Model {
             let n = 1 + self.kept.iter().filter(|kept| matches!(kept.outcome, Outcome::Conflict { .. })).count() as i64;
             return Outcome::Conflict { n, id };
         }
-        if let Some(reason) = condemned {
-            return self.letter(item, reason);
+        if let Some(reason) = isolated {
+            return self.dead_letter(item, reason);
         }
         if shard_of(record.destination_id.as_str(), 2) != 0 {
-            return self.letter(item, "wrong_shard");
+            return self.dead_letter(item, "wrong_shard");
         }
         let records: Vec<&Record> = self
             .kept
@@ -211,7 +210,7 @@ impl Model {
             .map(|record| record.signed())
             .sum();
         if record.kind == Kind::Negative && destination + record.signed() < Decimal::from(MINIMUM) {
-            return self.letter(item, "below_minimum_total");
+            return self.dead_letter(item, "below_minimum_total");
         }
         Outcome::Record {
             seq: 1 + records.len() as i64,
@@ -225,7 +224,7 @@ impl Model {
     fn known(&self, batch: &[Item]) -> Known {
         let mut known = Known {
             records: HashMap::new(),
-            letters: Vec::new(),
+            dead_letters: Vec::new(),
             duplicates: HashSet::new(),
             conflicts: HashMap::new(),
             totals: HashMap::new(),
@@ -252,8 +251,8 @@ impl Model {
                 (Outcome::Conflict { .. }, Some(record)) => {
                     known.conflicts.entry((record.record_id.clone(), kept.stream_id)).or_default().push(record.clone());
                 }
-                (Outcome::Letter { n, .. }, record) => known.letters.push(KnownLetter {
-                    id: LetterId { shard: 0, n: *n },
+                (Outcome::DeadLetter { n, .. }, record) => known.dead_letters.push(KnownDeadLetter {
+                    id: DeadLetterId { shard: 0, n: *n },
                     open: kept.open,
                     record_id: record.as_ref().map(|record| record.record_id.clone()),
                     stream_id: kept.stream_id,
@@ -271,7 +270,7 @@ impl Model {
             shard: 0,
             shards: 2,
             records: count(|outcome| matches!(outcome, Outcome::Record { .. })),
-            dead_letters: count(|outcome| matches!(outcome, Outcome::Letter { .. })),
+            dead_letters: count(|outcome| matches!(outcome, Outcome::DeadLetter { .. })),
             conflicts: count(|outcome| matches!(outcome, Outcome::Conflict { .. })),
         }
     }
@@ -299,9 +298,10 @@ fn outcomes(decision: &Decision, entries: usize) -> Vec<Outcome> {
     for conflict in &decision.conflicts {
         outcomes[conflict.entry] = Outcome::Conflict { n: conflict.n, id: conflict.record.record_id.to_string() };
     }
-    for letter in &decision.letters {
-        let id = letter.record_id.as_ref().map(ToString::to_string);
-        outcomes[letter.entry] = Outcome::Letter { n: letter.n, id, reason: letter.reason.to_owned() };
+    for dead_letter in &decision.dead_letters {
+        let id = dead_letter.record_id.as_ref().map(ToString::to_string);
+        outcomes[dead_letter.entry] =
+            Outcome::DeadLetter { n: dead_letter.n, id, reason: dead_letter.reason.to_owned() };
     }
     outcomes
 }
@@ -331,10 +331,10 @@ proptest! {
             for (key, total) in &decision.totals {
                 prop_assert_eq!(known.totals.get(key), Some(total));
             }
-            let foreign = batch.iter().zip(outcomes(&decision, batch.len()))
+            let external = batch.iter().zip(outcomes(&decision, batch.len()))
                 .filter(|(item, outcome)| *outcome != Outcome::Nothing && !item.entry.marked)
                 .count() as i64;
-            prop_assert_eq!(decision.foreign, foreign);
+            prop_assert_eq!(decision.external, external);
             let alerts = decision.records.iter().filter(|new| new.threshold.is_some()).count() as i64;
             prop_assert_eq!(decision.alerts, alerts);
             batch.clear();
@@ -353,24 +353,24 @@ fn one(payload: &str) -> Item {
         marked: true,
         replay_of: None,
     };
-    Item { record: Record::parse(&entry.payload).map(Arc::new), entry, condemned: None }
+    Item { record: Record::parse(&entry.payload).map(Arc::new), entry, isolated: None }
 }
 
 #[test]
-fn what_was_settled_stays_settled_though_the_letter_that_took_its_id_is_discarded() {
+fn what_was_applied_stays_applied_though_the_dead_letter_that_took_its_id_is_discarded() {
     let mut model = Model::default();
-    let entry = |ms, value: &str, condemned: bool| {
+    let entry = |ms, value: &str, isolated: bool| {
         let mut item = one(&record(1, 0, value, true, "EUR", "{}"));
         item.entry.id.ms = ms;
-        item.condemned = condemned.then(|| ("crashed_worker", "tested".to_owned()));
+        item.isolated = isolated.then(|| ("crashed_worker", "tested".to_owned()));
         item
     };
     let batch = [entry(1, "1", true), entry(2, "1", false), entry(3, "2", false)];
     for item in &batch {
         model.judge(item);
     }
-    let [letter, duplicate, conflict] = &model.kept[..] else { panic!("three are kept") };
-    assert!(matches!(letter.outcome, Outcome::Letter { n: 1, .. }), "{letter:?}");
+    let [dead_letter, duplicate, conflict] = &model.kept[..] else { panic!("three are kept") };
+    assert!(matches!(dead_letter.outcome, Outcome::DeadLetter { n: 1, .. }), "{dead_letter:?}");
     assert!(matches!(duplicate.outcome, Outcome::Duplicate { .. }), "{duplicate:?}");
     assert!(matches!(conflict.outcome, Outcome::Conflict { .. }), "{conflict:?}");
     model.discard(1);
@@ -398,7 +398,7 @@ fn a_total_stops_at_its_bound() {
     };
     assert_eq!(decide_at("9999999999999999998.999999999").records.len(), 1);
     let refused = decide_at("9999999999999999999.000000000");
-    assert_eq!(refused.letters[0].reason, "total_out_of_bounds");
+    assert_eq!(refused.dead_letters[0].reason, "total_out_of_bounds");
     assert!(refused.totals.is_empty());
 }
 
@@ -439,13 +439,13 @@ fn what_cannot_be_read_keeps_its_reason() {
     let mut item = one("garbage");
     assert_eq!(item.record.as_ref().unwrap_err().code, code::INVALID_JSON);
     let model = Model::default();
-    let letter = |item: &Item| {
+    let dead_letter = |item: &Item| {
         let decision = decide(std::slice::from_ref(item), model.known(&[]), &Policy::default(), model.position());
-        decision.letters[0].reason
+        decision.dead_letters[0].reason
     };
-    assert_eq!(letter(&item), "malformed");
-    item.condemned = Some(("panicked", String::new()));
-    assert_eq!(letter(&item), "panicked");
+    assert_eq!(dead_letter(&item), "malformed");
+    item.isolated = Some(("panicked", String::new()));
+    assert_eq!(dead_letter(&item), "panicked");
 }
 
 #[test]
@@ -458,7 +458,7 @@ fn records_of_a_unit_without_threshold_beside_others_are_counted() {
         let payloads =
             ["EUR", "eur", "eur", "JPY"].iter().zip(0..).map(|(unit, id)| record(id, 0, "5", true, unit, "{}"));
         let steps: Vec<_> =
-            payloads.map(|payload| (Step::New { payload, marked: true, condemned: false }, None)).collect();
+            payloads.map(|payload| (Step::New { payload, marked: true, isolated: false }, None)).collect();
         let position = Position { shard: 0, shards: 1, records: 0, dead_letters: 0, conflicts: 0 };
         let decision = decide(&items(&steps), Model::default().known(&[]), &policy, position);
         (decision.alerts, decision.without_threshold)

@@ -21,7 +21,7 @@ pub struct StartedSink {
     /// Its Redis stream.
     pub stream: String,
     /// Of its cursor.
-    pub incarnation: String,
+    pub cursor_generation: String,
 }
 
 /// A processed record with all that a notification tells of it.
@@ -53,7 +53,7 @@ impl Verification {
     pub async fn started_sinks(&mut self) -> Result<Vec<StartedSink>, Error> {
         let sinks = sqlx::query_as!(
             StartedSink,
-            r#"select name, kind, stream as "stream!", incarnation
+            r#"select name, kind, stream as "stream!", cursor_generation
                from sinks where stream is not null and started and not removed order by name"#
         )
         .fetch_all(&mut *self.snapshot)
@@ -98,7 +98,7 @@ impl Verification {
         Ok(highest.unwrap_or_default())
     }
 
-    /// Numbers of a shard that were skipped, first and last of each gap: outcomes that Postgres has forgotten, and that may
+    /// Numbers of a shard that were skipped, first and last of each gap: outcomes that Postgres has lost, and that may
     /// have been published before.
     ///
     /// # Errors

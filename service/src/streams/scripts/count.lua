@@ -1,11 +1,11 @@
--- Counts what serve processes appended and is neither settled nor here. ARGV: how many of theirs are settled, how many
+-- Counts what serve processes appended and is neither applied nor here. ARGV: how many of theirs are applied, how many
 -- processes appended that have no field any more, then per process that is known: name, how many it appended at least.
 -- Answers {'ok', missing, entries in the stream, how far the counts had gone back, [what stood for each process], what
 -- is said to be lost at most, for how many seconds at least the counts have stood here, [name and count of each process
--- that is not known], how many of the missing and settled nobody counted}.
+-- that is not known], how many of the missing and applied nobody counted}.
 local stop = fenced()
 if stop then return stop end
-local now, settled = tonumber(redis.call('TIME')[1]), tonumber(ARGV[5])
+local now, applied = tonumber(redis.call('TIME')[1]), tonumber(ARGV[5])
 -- What is not here is not known to have been here before; and of what is, a server that was started anew, or took the place
 -- of another, may have forgotten the newest. It has a new name then, as one that does not tell has none.
 local told = redis.pcall('INFO', 'server', 'replication')
@@ -36,13 +36,13 @@ for i = 1, #fields, 2 do
     end
   end
 end
--- More is settled than anyone counted: a process died before it told, and Redis forgot. Kept in mind, or it would hide as
+-- More is applied than anyone counted: a process died before it told, and Redis forgot. Kept in mind, or it would hide as
 -- many that are lost later; until a process tells of more than is counted here, for it may tell of these.
 local credit = tonumber(redis.call('HGET', KEYS[1], 'credit') or '0')
-if settled > appended + credit then
-  credit = settled - appended
+if applied > appended + credit then
+  credit = applied - appended
   redis.call('HSET', KEYS[1], 'credit', string.format('%.0f', credit))
 end
 local present = redis.call('XLEN', KEYS[2])
-return {'ok', appended + credit - present - settled, present, back, stood,
+return {'ok', appended + credit - present - applied, present, back, stood,
   redis.call('HGET', KEYS[1], 'lostAtMost'), now - since, strangers, credit}

@@ -2,8 +2,8 @@
 -- KEYS: fence, stream. ARGV: pipeline id, epoch, token, the sum of the committed numbers that the owner knows to stand here,
 -- then the script's own.
 -- Answers nil when the fence is the caller's, else what the caller gets: {'fenced', epoch}, {'refused', pipeline id}, or
--- {'raised'}: the fence stood lower (new owner, or a server that went back) and was set, or the numbers stand lower (a
--- server that went back by less); nothing else was done, for pending entries have to be taken over anew first.
+-- {'raised'}: the fence stood lower (new owner, or a server that was rewound) and was set, or the numbers stand lower (a
+-- server that was rewound by less); nothing else was done, for pending entries have to be taken over again first.
 -- Leaves in `marks` the highest committed numbers as they stand: of records, dead letters, conflicts.
 local marks
 local function fenced()

@@ -1,12 +1,12 @@
 #!lua
--- Appends a sink's entries and moves its cursor, only if the cursor stands where the lane thinks.
--- KEYS: cursor, stream. ARGV: pipeline id, sink, incarnation, shard, expected, new, maxLength (0: none), overflow,
+-- Appends a sink's entries and moves its cursor, only if the cursor stands where the publisher thinks.
+-- KEYS: cursor, stream. ARGV: pipeline id, sink, generation, shard, expected, new, maxLength (0: none), overflow,
 -- source, type, then per entry: number, id, time, traceparent or '', data.
 -- Answers {'ok', cursor, unread entries lost}, {'full', cursor, group or ''}, {'moved', cursor}, or {'gone'}.
-local pipeline, sink, incarnation, shard, expected, new = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local pipeline, sink, cursor_generation, shard, expected, new = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local most, overflow = tonumber(ARGV[7]), ARGV[8]
-local held = redis.call('HMGET', KEYS[1], 'pipeline', 'sink', 'incarnation', 'retired', shard)
-if held[1] ~= pipeline or held[2] ~= sink or held[3] ~= incarnation or held[4] or not held[5] then return {'gone'} end
+local held = redis.call('HMGET', KEYS[1], 'pipeline', 'sink', 'cursor_generation', 'retired', shard)
+if held[1] ~= pipeline or held[2] ~= sink or held[3] ~= cursor_generation or held[4] or not held[5] then return {'gone'} end
 if held[5] ~= expected then return {'moved', held[5]} end
 
 local function parts(id)

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- Ends an incarnation of a cursor, so that no lane moves it any more, and answers its fields; empty when it is gone.
--- KEYS: cursor. ARGV: pipeline id, sink, incarnation, 'keep' or 'delete'.
-local held = redis.call('HMGET', KEYS[1], 'pipeline', 'sink', 'incarnation')
+-- Ends a generation of a cursor, so that no publisher moves it any more, and answers its fields; empty when it is gone.
+-- KEYS: cursor. ARGV: pipeline id, sink, generation, 'keep' or 'delete'.
+local held = redis.call('HMGET', KEYS[1], 'pipeline', 'sink', 'cursor_generation')
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] or held[3] ~= ARGV[3] then return {} end
 if ARGV[4] == 'delete' then
   redis.call('DEL', KEYS[1])

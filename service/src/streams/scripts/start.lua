@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- Makes a sink's cursor for one incarnation. KEYS: cursor, stream. ARGV: pipeline id, sink, incarnation, the id of the
+-- Makes a sink's cursor for one generation. KEYS: cursor, stream. ARGV: pipeline id, sink, generation, the id of the
 -- pipeline whose streams may be taken over or '', then shard, number pairs.
--- A cursor of the same sink and an older incarnation is out of date and is replaced, as is that of a sink of the same name
--- that is taken over: the entries' source tells whose they are. Incarnations sort by their time: where a newer one stands,
+-- A cursor of the same sink and an older generation is out of date and is replaced, as is that of a sink of the same name
+-- that is taken over: the entries' source tells whose they are. Generations sort by their time: where a newer one stands,
 -- whoever asks stood still for a while. Notes the stream's newest id: entries up to it are of
 -- earlier starts.
 -- Answers {'ok'}, {'newer'} or {'taken', pipeline id, sink}.
-local held = redis.call('HMGET', KEYS[1], 'pipeline', 'sink', 'incarnation')
+local held = redis.call('HMGET', KEYS[1], 'pipeline', 'sink', 'cursor_generation')
 local ours = held[1] == ARGV[1] or (ARGV[4] ~= '' and held[1] == ARGV[4])
 if held[1] and not (ours and held[2] == ARGV[2]) then return {'taken', held[1], held[2] or ''} end
 if held[1] == ARGV[1] and held[3] == ARGV[3] then return {'ok'} end
@@ -19,5 +19,5 @@ if redis.call('EXISTS', KEYS[2]) == 1 then
   end
 end
 redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'pipeline', ARGV[1], 'sink', ARGV[2], 'incarnation', ARGV[3], 'behind', behind, unpack(ARGV, 5))
+redis.call('HSET', KEYS[1], 'pipeline', ARGV[1], 'sink', ARGV[2], 'cursor_generation', ARGV[3], 'behind', behind, unpack(ARGV, 5))
 return {'ok'}

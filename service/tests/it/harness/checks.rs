@@ -1,4 +1,4 @@
-//! What came of it: everything settled, each record once and in order, and `verify` agrees.
+//! What came of it: everything applied, each record once and in order, and `verify` agrees.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -62,7 +62,7 @@ impl Pipeline {
         self.entries(&self.stream(sink)).await
     }
 
-    /// Entries that are not settled, over all shards.
+    /// Entries that are not applied, over all shards.
     pub(crate) async fn backlog(&self) -> u64 {
         let mut entries = 0;
         for shard in 0..self.shards() {
@@ -72,7 +72,7 @@ impl Pipeline {
     }
 
     /// Waits until nothing is queued and every sink has carried all there is.
-    pub(crate) async fn settled(&self) {
+    pub(crate) async fn applied(&self) {
         self.settled_but(&[]).await;
     }
 
@@ -100,9 +100,9 @@ impl Pipeline {
                 continue;
             }
             let cursor: HashMap<String, String> = self.redis(&["HGETALL", &format!("{{{stream}}}:cursor")]).await;
-            let stands = shards.iter().all(|(shard, records, letters, conflicts)| {
+            let stands = shards.iter().all(|(shard, records, dead_letters, conflicts)| {
                 let highest = match kind.as_str() {
-                    "DeadLettered" => letters,
+                    "DeadLettered" => dead_letters,
                     "Conflicted" => conflicts,
                     _ => records,
                 };

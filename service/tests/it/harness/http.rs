@@ -100,7 +100,7 @@ impl Pipeline {
     }
 
     /// The answer to one record, after its outcome.
-    pub(crate) async fn settle(&self, record: &Value) -> Answer {
+    pub(crate) async fn apply(&self, record: &Value) -> Answer {
         answer(self.posting("/records", record.to_string()).header("prefer", "wait=30")).await
     }
 

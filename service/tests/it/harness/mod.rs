@@ -21,7 +21,7 @@ pub(crate) use servers::{PrivatePostgres, PrivateRedis, shared};
 pub(crate) use way::Way;
 
 /// Longest wait for a condition.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Waits until `answers` gives something.
 pub(crate) async fn obtain<T>(what: &str, mut answers: impl AsyncFnMut() -> Option<T>) -> T {
@@ -30,7 +30,7 @@ pub(crate) async fn obtain<T>(what: &str, mut answers: impl AsyncFnMut() -> Opti
         if let Some(answer) = answers().await {
             return answer;
         }
-        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} for: {what}");
+        assert!(begun.elapsed() < TIMEOUT, "waited {TIMEOUT:?} for: {what}");
         tokio::time::sleep(Duration::from_millis(40)).await;
     }
 }

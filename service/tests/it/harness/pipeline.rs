@@ -374,8 +374,8 @@ impl Pipeline {
 }
 
 /// A sink of the manifest, to its default stream.
-pub(crate) fn sink(name: &str, on: &str) -> Value {
-    json!({"name": name, "on": on, "redisStream": {"maxLength": 0}})
+pub(crate) fn sink(name: &str, event: &str) -> Value {
+    json!({"name": name, "event": event, "redisStream": {"maxLength": 0}})
 }
 
 impl Drop for Pipeline {

@@ -66,7 +66,7 @@ impl Process {
         self.signal(Signal::SIGSTOP);
     }
 
-    /// Lets it go on.
+    /// Lets it continue.
     pub(crate) fn go_on(&self) {
         self.signal(Signal::SIGCONT);
     }
@@ -101,12 +101,12 @@ impl Process {
         self.stop().await;
     }
 
-    /// Lines of its log whose event begins with `event`.
+    /// Lines of its log with this event.
     pub(crate) fn said(&self, event: &str) -> Vec<Value> {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         log.lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|line| line["message"].as_str().is_some_and(|message| message.starts_with(event)))
+            .filter(|line| line["event"] == event)
             .collect()
     }
 

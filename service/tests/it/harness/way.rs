@@ -1,4 +1,4 @@
-//! A way to a server that can be spoilt: its host vanishes, or what it says is torn.
+//! A way to a server that can be spoilt: its host disappears, or what it says is torn.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ enum State {
     Open,
     /// Nothing comes by them, and none of them ends; new ones are as they should be.
     Silent,
-    /// They end; new ones end amid the first answer.
+    /// They end; new ones end during the first answer.
     Torn,
 }
 
@@ -51,7 +51,7 @@ impl Way {
         format!("{head}:{}/{path}", self.port)
     }
 
-    /// The host vanishes, and another takes its place.
+    /// The host disappears, and another takes its place.
     pub(crate) fn falls_silent(&self) {
         self.state.send_replace(State::Silent);
     }

@@ -113,7 +113,7 @@ fn trim_removes_what_nobody_sees_at_both_ends() {
     let sent = send_cells(&csv, &["recordId", "unit"], &["--trim"]);
     assert!(sent.records().iter().all(|record| record["unit"] == "EUR"), "{:?}", sent.rows);
     let json = send("file.ndjson", "{\"unit\":\" E U\\u200c \"}", &[&["--trim"][..], &constants(&["unit"])].concat());
-    // Between letters everything stays, and so do the joiners of Persian and of emoji.
+    // Between dead letters everything stays, and so do the joiners of Persian and of emoji.
     assert_eq!(json.records()[0]["unit"], "E U\u{200c}");
 }
 

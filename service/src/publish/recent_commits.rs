@@ -1,0 +1,146 @@
+//! What was committed last, in memory, for the publishers of one shard.
+//!
+//! Bounded by bytes, whatever the publishers do: a publisher that does not find its rows here reads them from the log.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::watch;
+
+use crate::store::{LogRow, Numbers};
+
+/// Rows of one commit.
+type Batch = Arc<Vec<LogRow>>;
+
+/// The newest commits of a shard, and up to which numbers they may be published.
+#[derive(Debug)]
+pub struct RecentCommits {
+    recent: Mutex<Recent>,
+    numbers: watch::Sender<Option<Numbers>>,
+    resets: AtomicU64,
+    most_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Recent {
+    batches: VecDeque<(Batch, usize)>,
+    bytes: usize,
+}
+
+impl RecentCommits {
+    /// A feed that holds up to `most_bytes` (at least one batch), and tells no numbers yet.
+    #[must_use]
+    pub fn new(most_bytes: usize) -> Self {
+        Self { recent: Mutex::default(), numbers: watch::Sender::new(None), resets: AtomicU64::new(0), most_bytes }
+    }
+
+    /// Adds the rows that a commit wrote, in order. They may be published once [`RecentCommits::advance`] says so.
+    pub fn push(&self, rows: Vec<LogRow>) {
+        if let Some(first) = rows.first() {
+            let mut recent = self.lock();
+            let follows =
+                recent.batches.back().and_then(|(batch, _)| batch.last()).is_none_or(|last| last.seq + 1 == first.seq);
+            if !follows {
+                // A commit whose outcome was unknown is missing here; it is in the log.
+                *recent = Recent::default();
+            }
+            let bytes = rows.iter().map(weight).sum();
+            recent.batches.push_back((Arc::new(rows), bytes));
+            recent.bytes += bytes;
+            while recent.bytes > self.most_bytes && recent.batches.len() > 1 {
+                if let Some((_, bytes)) = recent.batches.pop_front() {
+                    recent.bytes -= bytes;
+                }
+            }
+        }
+    }
+
+    /// Up to these numbers it may be published: what is committed is acknowledged, and stands beside the stream.
+    pub fn advance(&self, numbers: Numbers) {
+        self.numbers.send_replace(Some(numbers));
+    }
+
+    /// Forgets all rows: the server may have been rewound since.
+    pub fn forget(&self) {
+        *self.lock() = Recent::default();
+        self.resets.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Forgets all rows, and takes the numbers up to which may be published as they were found.
+    pub fn reset(&self, numbers: Numbers) {
+        self.forget();
+        self.advance(numbers);
+    }
+
+    /// How often it was reset. What a publisher read from a server before that may no longer be so.
+    #[must_use]
+    pub fn resets(&self) -> u64 {
+        self.resets.load(Ordering::SeqCst)
+    }
+
+    /// Up to `most` rows right behind `after`, none above `highest`; `None` when they are not here, but in the log. Rows are
+    /// here before they are acknowledged, and until then their numbers may come again with other content.
+    #[must_use]
+    pub fn after(&self, (after, highest): (i64, i64), most: usize) -> Option<Vec<(Batch, usize)>> {
+        let recent = self.lock();
+        let first = recent.batches.front()?.0.first()?.seq;
+        if after + 1 < first {
+            return None;
+        }
+        let mut found = Vec::new();
+        for (batch, _) in &recent.batches {
+            let from = batch.partition_point(|row| row.seq <= after);
+            for index in from..batch.len() {
+                if found.len() == most || batch[index].seq > highest {
+                    return Some(found);
+                }
+                found.push((Arc::clone(batch), index));
+            }
+        }
+        Some(found)
+    }
+
+    /// Up to which numbers may be published, followed; `None` until it is known.
+    #[must_use]
+    pub fn numbers(&self) -> watch::Receiver<Option<Numbers>> {
+        self.numbers.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// About how much memory a row takes.
+fn weight(row: &LogRow) -> usize {
+    let record = &row.record;
+    let texts = [&record.record_id, &record.source_id, &record.destination_id, &record.unit, &record.reference];
+    size_of::<LogRow>()
+        + texts.iter().map(|text| text.as_str().len() + 16).sum::<usize>()
+        + record.attributes.as_ref().map_or(0, |attributes| attributes.as_str().len())
+        + row.traceparent.as_ref().map_or(0, String::len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_only_committed_is_not_published() {
+        let recent = RecentCommits::new(1 << 20);
+        assert_eq!(*recent.numbers().borrow(), None, "nobody knows yet where the log stands");
+        recent.reset([3, 0, 0]);
+        recent.push(Vec::new());
+        assert_eq!(*recent.numbers().borrow(), Some([3, 0, 0]));
+        recent.advance([4, 0, 0]);
+        assert_eq!(*recent.numbers().borrow(), Some([4, 0, 0]));
+        let resets = recent.resets();
+        recent.forget();
+        assert_eq!((*recent.numbers().borrow(), recent.resets()), (Some([4, 0, 0]), resets + 1));
+    }
+}

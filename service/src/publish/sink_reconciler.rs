@@ -1,0 +1,244 @@
+//! Keeps the sinks of the manifest and those that were started the same: adds, starts, moves and removes them.
+//!
+//! Every step is written to Postgres first and can be done again, by any worker: whoever finds it undone continues with it.
+//! Must never act by a policy that is not the newest.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use millrace_crds::{ADOPT, From, Overflow, RecordPipeline, RedisStream, Sink, SinkEvent};
+use tokio::sync::watch;
+
+use crate::{
+    config::ActiveManifest,
+    lifecycle::Lifecycle,
+    store::{self, SinkRow, SinkState, Store},
+    streams::{Error as StreamsError, Output, Streams},
+};
+
+/// A sink that has a cursor: its publishers may run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActiveSink {
+    /// What it carries.
+    pub event: SinkEvent,
+    /// Where to.
+    pub output: Output,
+}
+
+/// The sinks of one worker.
+#[derive(Debug)]
+pub struct SinkReconciler {
+    /// Postgres.
+    pub store: Store,
+    /// Redis.
+    pub streams: Streams,
+    /// The manifest, followed.
+    pub active_manifest: watch::Receiver<ActiveManifest>,
+    /// Where the sinks that may run are told.
+    pub active: watch::Sender<Arc<Vec<ActiveSink>>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Streams(#[from] StreamsError),
+    #[error("sink {0}: {1}")]
+    Sink(String, #[source] Box<Self>),
+}
+
+impl SinkReconciler {
+    /// Keeps the sinks until the process stops.
+    ///
+    /// # Errors
+    /// Never: what fails is said and done again.
+    pub async fn run(mut self, lifecycle: Lifecycle) -> anyhow::Result<()> {
+        let mut pause = Duration::from_millis(500);
+        let mut halted = BTreeSet::new();
+        let mut promises_known = false;
+        while !lifecycle.soft.is_cancelled() {
+            let active_manifest = self.active_manifest.borrow_and_update().clone();
+            match store::within(self.pass(&active_manifest, &mut halted)).await {
+                Ok(()) => {
+                    pause = Duration::from_millis(500);
+                    if !promises_known {
+                        promises_known = self.say_promises().await.is_ok();
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(event = "publish.sinks.failed", error = %error, "the sinks cannot be reconciled");
+                    pause = (pause * 2).min(Duration::from_secs(5));
+                }
+            }
+            tokio::select! {
+                () = lifecycle.soft.cancelled() => {}
+                changed = self.active_manifest.changed() => if changed.is_err() { break },
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads once what the servers' settings promise, and warns where an acknowledged record could be lost.
+    async fn say_promises(&self) -> Result<(), Error> {
+        let redis = self.streams.promises().await?;
+        let postgres = self.store.postgres_promises().await?;
+        if redis.appendonly != "yes" || redis.appendfsync != "always" || redis.maxmemory_policy != "noeviction" {
+            tracing::warn!(
+                event = "publish.redis.weak",
+                appendonly = redis.appendonly,
+                appendfsync = redis.appendfsync,
+                maxmemory_policy = redis.maxmemory_policy,
+                "a 202 promises a record on disk only with appendonly yes, appendfsync always, noeviction"
+            );
+        }
+        if postgres.fsync != "on" || postgres.synchronous_commit == "off" {
+            let (fsync, synchronous_commit) = (postgres.fsync, postgres.synchronous_commit);
+            tracing::warn!(
+                event = "publish.postgres.weak",
+                fsync,
+                synchronous_commit,
+                "a commit may be lost in a crash"
+            );
+        }
+        Ok(())
+    }
+
+    /// `halted` has the sinks that were said to be refused: each is said once.
+    async fn pass(&self, active_manifest: &ActiveManifest, halted: &mut BTreeSet<String>) -> Result<(), Error> {
+        let manifest = &active_manifest.manifest;
+        let version = active_manifest.policy.version;
+        let rows = self.store.sinks().await?;
+        for (sink, _) in redis_sinks(manifest) {
+            let stream = sink.stream(&manifest.metadata.name).unwrap_or_default();
+            let kind = format!("{:?}", sink.event);
+            match rows.iter().find(|row| row.name == sink.name) {
+                None => {
+                    // Without a word in the manifest: all of a new pipeline, only what is new of a running one.
+                    let from = sink.from.unwrap_or(if version == 1 { From::Beginning } else { From::Now });
+                    let beginning = from == From::Beginning;
+                    let cursor_generation = self.store.cursor_generation().await?;
+                    self.store.add_sink(&sink.name, &kind, &stream, &cursor_generation, beginning, version).await?;
+                    tracing::info!(event = "publish.sink.added", sink = sink.name, stream, from = ?from, "added a sink");
+                }
+                // Carries something else by now: other numbers, so a new sink by the old name.
+                Some(row) if row.kind != kind || row.removed => self.store.remove_sink(&sink.name, version).await?,
+                Some(row) if row.stream.as_ref() != Some(&stream) => {
+                    self.store.move_sink(row, &stream, &self.store.cursor_generation().await?, version).await?;
+                    tracing::info!(
+                        event = "publish.sink.moving",
+                        sink = sink.name,
+                        stream,
+                        "moving a sink to another stream"
+                    );
+                }
+                Some(_) => {}
+            }
+        }
+        for row in &rows {
+            if !redis_sinks(manifest).any(|(sink, _)| sink.name == row.name) {
+                self.store.remove_sink(&row.name, version).await?;
+            }
+        }
+        let mut active = Vec::new();
+        let mut outcome = Ok(());
+        for row in self.store.sinks().await? {
+            match self.apply(&row, active_manifest).await {
+                Ok(sink) => {
+                    halted.remove(&row.name);
+                    active.extend(sink);
+                }
+                Err(Error::Streams(StreamsError::Refused(detail))) => {
+                    if halted.insert(row.name.clone()) {
+                        tracing::error!(
+                            event = "publish.sink.halted",
+                            sink = row.name,
+                            detail,
+                            "a sink is halted until it is resumed by hand"
+                        );
+                    }
+                    let state = SinkState { state: "halted", detail };
+                    self.store.set_sink_state(&row.name, 0, None, Some(&state)).await?;
+                }
+                // Keeps no other sink from running.
+                Err(error) => outcome = Err(Error::Sink(row.name, Box::new(error))),
+            }
+        }
+        self.active.send_if_modified(|current| {
+            let changed = **current != active;
+            if changed {
+                *current = Arc::new(active);
+            }
+            changed
+        });
+        outcome
+    }
+
+    /// Brings one sink to where its row says it should be; answers what its publishers need, once it is there.
+    async fn apply(&self, row: &SinkRow, active_manifest: &ActiveManifest) -> Result<Option<ActiveSink>, Error> {
+        let Some(stream) = row.stream.clone() else { return Ok(None) };
+        let output = |stream: String, cursor_generation: &str, target: Option<&RedisStream>| Output {
+            pipeline_id: active_manifest.pipeline_id.to_string(),
+            sink: row.name.clone(),
+            stream,
+            cursor_generation: cursor_generation.to_owned(),
+            max_length: target.map_or(0, |target| target.max_length),
+            trim_unread: target.is_some_and(|target| target.overflow == Overflow::Trim),
+        };
+        let old = row.old_stream.clone().zip(row.old_cursor_generation.as_deref());
+        let old = old.map(|(stream, cursor_generation)| output(stream, cursor_generation, None));
+        if row.removed {
+            self.streams.remove_cursor(&output(stream, &row.cursor_generation, None)).await?;
+            if let Some(old) = old {
+                self.streams.remove_cursor(&old).await?;
+            }
+            self.store.delete_sink(row).await?;
+            tracing::info!(event = "publish.sink.removed", sink = row.name, "removed a sink");
+            return Ok(None);
+        }
+        let manifest = &active_manifest.manifest;
+        let declared = redis_sinks(manifest).find(|(sink, _)| sink.name == row.name);
+        let Some((sink, target)) = declared else { return Ok(None) };
+        let new = output(stream, &row.cursor_generation, Some(target));
+        if !row.started {
+            // Where the new cursor stands, the old one was ended before, and may have been in its very place.
+            let stands = self.streams.cursor(&new, 0).await?.is_some();
+            if let Some(old) = old.as_ref().filter(|_| !stands) {
+                // Ends the old cursor first, so that no publisher appends to the old stream any more.
+                let Some(positions) = self.streams.retire_cursor(old).await? else {
+                    return Err(Error::Streams(StreamsError::Refused(format!(
+                        "the cursor beside {} is gone, so where to go on is not known; \
+                         millrace sinks resume {} --from now|beginning",
+                        old.stream, row.name
+                    ))));
+                };
+                self.store.set_starts(row, &positions).await?;
+            }
+            let starts = self.store.sink_starts(&row.name).await?;
+            let made = self.streams.start_cursor(&new, &starts, manifest.annotation(ADOPT)).await?;
+            crate::fault::point("before_sink_started");
+            // Another start is wanted by now: this one was read a while ago.
+            if !made || !self.store.sink_started(&row.name, &row.cursor_generation).await? {
+                return Ok(None);
+            }
+            tracing::info!(
+                event = "publish.sink.started",
+                sink = row.name,
+                stream = new.stream,
+                cursor_generation = row.cursor_generation,
+                "started a sink"
+            );
+        }
+        if let Some(old) = &old {
+            self.streams.remove_cursor(old).await?;
+            self.store.sink_moved(row).await?;
+        }
+        let kind = format!("{:?}", sink.event);
+        Ok((row.kind == kind && row.stream.as_ref() == Some(&new.stream))
+            .then_some(ActiveSink { event: sink.event, output: new }))
+    }
+}
+
+fn redis_sinks(manifest: &RecordPipeline) -> impl Iterator<Item = (&Sink, &RedisStream)> {
+    manifest.spec.sinks.iter().filter_map(|sink| Some((sink, sink.redis_stream.as_ref()?)))
+}

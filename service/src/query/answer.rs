@@ -1,0 +1,216 @@
+//! Bodies of answers: written once, with the schema of their type in the document; and pages with their cursors.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use poem::{Body, IntoResponse, Response};
+use poem_openapi::{
+    ApiResponse, Object,
+    registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry},
+    types::{ParseFromJSON, ToJSON, Type},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use sha2::{Digest, Sha256};
+
+use super::{format::Format, types::Time};
+use crate::http::problem::Failure;
+
+/// Items of a list where the caller names no limit.
+pub(super) const DEFAULT_LIMIT: u32 = 100;
+/// Most items of a list.
+pub(super) const MAX_LIMIT: u32 = 1_000;
+
+/// A JSON body, written by serde: raw JSON in it keeps its bytes.
+#[derive(Debug)]
+pub(super) struct Answer<T, const STATUS: u16 = 200>(pub T);
+
+impl<T: Serialize + Send, const STATUS: u16> IntoResponse for Answer<T, STATUS> {
+    fn into_response(self) -> Response {
+        let status = poem::http::StatusCode::from_u16(STATUS).unwrap_or(poem::http::StatusCode::OK);
+        match serde_json::to_vec(&self.0) {
+            Ok(body) => Response::builder().status(status).content_type("application/json").body(body),
+            Err(error) => Failure::internal(&error).into_response(),
+        }
+    }
+}
+
+impl<T: Type, const STATUS: u16> ApiResponse for Answer<T, STATUS> {
+    fn meta() -> MetaResponses {
+        let content = vec![MetaMediaType { content_type: "application/json", schema: T::schema_ref() }];
+        MetaResponses { responses: vec![response("What was asked for.", STATUS, content)] }
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+/// A body of any size in the format that was asked for; `T` is what it is in JSON.
+#[derive(Debug)]
+pub(super) struct Streamed<T> {
+    format: Format,
+    body: Body,
+    json: std::marker::PhantomData<fn() -> T>,
+}
+
+impl<T> Streamed<T> {
+    pub(super) fn new(format: Format, body: Body) -> Self {
+        Self { format, body, json: std::marker::PhantomData }
+    }
+}
+
+impl<T> IntoResponse for Streamed<T> {
+    fn into_response(self) -> Response {
+        Response::builder()
+            .content_type(self.format.content_type())
+            .header(poem::http::header::VARY, "Accept")
+            .body(self.body)
+    }
+}
+
+impl<T: Type> ApiResponse for Streamed<T> {
+    fn meta() -> MetaResponses {
+        let text = |description| {
+            let schema = MetaSchema { description: Some(description), ..MetaSchema::new("string") };
+            MetaSchemaRef::Inline(Box::new(schema))
+        };
+        let content = vec![
+            MetaMediaType { content_type: Format::Json.media_type(), schema: T::schema_ref() },
+            MetaMediaType {
+                content_type: Format::Ndjson.media_type(),
+                schema: text(
+                    "One JSON object a line; the last line is `end`, without which the answer is not whole. A line ends with \
+                     U+000A only: U+0085, U+2028 and U+2029 may stand within one, so split at U+000A and not with Python's \
+                     `str.splitlines`.",
+                ),
+            },
+            MetaMediaType {
+                content_type: Format::Csv.media_type(),
+                schema: text("RFC 4180, with a header line. An answer that was cut lacks its final HTTP chunk."),
+            },
+        ];
+        MetaResponses { responses: vec![response("What was asked for, in the format of Accept.", 200, content)] }
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+fn response(description: &'static str, status: u16, content: Vec<MetaMediaType>) -> MetaResponse {
+    MetaResponse { description, status: Some(status), status_range: None, content, headers: Vec::new() }
+}
+
+/// One page of a list.
+#[derive(Debug, Object, Serialize)]
+#[oai(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Page<T: ParseFromJSON + ToJSON + Send + Sync> {
+    /// The items, in the order that the path states.
+    pub items: Vec<T>,
+    /// Ask again with `cursor` set to this, and the same filters, for the next page; absent at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// How a list is cut into pages.
+pub(super) struct Paging<P> {
+    /// The place behind which to continue; `None`: from the beginning.
+    pub(super) after: Option<P>,
+    limit: usize,
+    digest: [u8; 8],
+}
+
+impl<P: Serialize + DeserializeOwned> Paging<P> {
+    /// Reads a cursor, which holds only for the path and filters that it was given with.
+    pub(super) fn new(
+        path: &str,
+        filters: &impl Serialize,
+        cursor: Option<String>,
+        limit: u32,
+    ) -> Result<Self, Failure> {
+        let filters = serde_json::to_vec(&(path, filters)).map_err(|error| Failure::internal(&error))?;
+        let full = Sha256::digest(&filters);
+        let digest = std::array::from_fn(|index| full[index]);
+        let mut this = Self { after: None, limit: limit.clamp(1, MAX_LIMIT) as usize, digest };
+        this.after = cursor.map(|cursor| this.place(&cursor)).transpose()?;
+        Ok(this)
+    }
+
+    /// Rows to read: one more than a page, to know whether there is another.
+    pub(super) fn rows(&self) -> i64 {
+        self.limit as i64 + 1
+    }
+
+    /// Items to answer at most.
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// The page of the rows that were read.
+    pub(super) fn page<R, T>(&self, mut rows: Vec<R>, place: impl Fn(&R) -> P, item: impl Fn(R) -> T) -> Page<T>
+    where
+        T: ParseFromJSON + ToJSON + Send + Sync,
+    {
+        let more = rows.len() > self.limit;
+        rows.truncate(self.limit);
+        let next_cursor = rows.last().filter(|_| more).and_then(|last| self.cursor(&place(last)));
+        Page { items: rows.into_iter().map(item).collect(), next_cursor }
+    }
+
+    /// The cursor of a place.
+    pub(super) fn cursor(&self, place: &P) -> Option<String> {
+        let mut bytes = self.digest.to_vec();
+        serde_json::to_writer(&mut bytes, place).ok()?;
+        Some(URL_SAFE_NO_PAD.encode(bytes))
+    }
+
+    /// The place of a cursor. Anyone can make one up, so the type of the place has to refuse what no list leads to.
+    fn place(&self, cursor: &str) -> Result<P, Failure> {
+        URL_SAFE_NO_PAD
+            .decode(cursor)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(bytes.strip_prefix(&self.digest)?).ok())
+            // One spelling only.
+            .filter(|place| self.cursor(place).as_deref() == Some(cursor))
+            .ok_or_else(|| {
+                let detail = "cursor: not one that this path gave for these filters; begin again without it";
+                Failure::new(400, "invalid_cursor", detail)
+            })
+    }
+}
+
+/// A refused parameter.
+pub(super) fn invalid_parameter(name: &str, rule: &str) -> Failure {
+    Failure::new(400, "invalid_parameter", format!("{name}: {rule}"))
+}
+
+/// Refuses a range of time that nothing can lie in. One of no length is taken: programs make such.
+pub(super) fn in_order(start: Option<Time>, end: Option<Time>) -> Result<(), Failure> {
+    match (start, end) {
+        (Some(start), Some(end)) if start.0 > end.0 => {
+            Err(invalid_parameter("startTime", "is after endTime, so nothing can match; exchange the two"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_holds_for_its_path_and_filters_only() {
+        let paging = Paging::<(i32, i64)>::new("/records", &"a", None, 2).expect("paging");
+        let page = paging.page(vec![1, 2, 3], |n| (0, i64::from(*n)), |n| n);
+        assert_eq!(page.items, [1, 2]);
+        let cursor = page.next_cursor.expect("there is more");
+        let again = Paging::<(i32, i64)>::new("/records", &"a", Some(cursor.clone()), 100).expect("paging");
+        assert_eq!(again.after, Some((0, 2)));
+        for (path, filter) in [("/records", "b"), ("/conflicts", "a")] {
+            assert!(Paging::<(i32, i64)>::new(path, &filter, Some(cursor.clone()), 100).is_err());
+        }
+        for broken in ["", "x", "!!", &cursor[1..]] {
+            assert!(Paging::<(i32, i64)>::new("/records", &"a", Some(broken.to_owned()), 100).is_err());
+        }
+        assert!(paging.page(vec![1, 2], |n| (0, i64::from(*n)), |n| n).next_cursor.is_none());
+    }
+}

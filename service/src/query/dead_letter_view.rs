@@ -1,0 +1,196 @@
+//! A dead letter as it is given out, and payloads of any kind.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use poem_openapi::{Enum, Object, types::Example};
+use serde::Serialize;
+
+use super::types::{RawJson, Time};
+use crate::{domain::is_deep, store::StoredDeadLetter};
+
+/// Where a dead letter stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
+#[oai(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase")]
+pub(super) enum DeadLetterState {
+    /// It takes its id, and waits for a person.
+    Open,
+    /// Its payload was decided again.
+    Replayed,
+    /// A person gave it up; its id is free.
+    Discarded,
+}
+
+impl DeadLetterState {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Replayed => "replayed",
+            Self::Discarded => "discarded",
+        }
+    }
+
+    pub(super) fn of(text: &str) -> Self {
+        match text {
+            "replayed" => Self::Replayed,
+            "discarded" => Self::Discarded,
+            _ => Self::Open,
+        }
+    }
+}
+
+/// Why an entry became a dead letter; docs/errors.md tells more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename_all = "snake_case")]
+pub(super) enum DeadLetterReason {
+    /// Its destination's total would be below `policy.minimumTotal`.
+    BelowMinimumTotal,
+    /// The total of its key would have more than 19 integer digits.
+    TotalOutOfBounds,
+    /// It is not a record.
+    Malformed,
+    /// It stands in another shard's stream than its destination's.
+    WrongShard,
+    /// Postgres refuses the row.
+    RefusedByStore,
+    /// Deciding it panicked.
+    Panicked,
+    /// Workers died of it before it was decided.
+    CrashedWorker,
+}
+
+impl DeadLetterReason {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::BelowMinimumTotal => "below_minimum_total",
+            Self::TotalOutOfBounds => "total_out_of_bounds",
+            Self::Malformed => "malformed",
+            Self::WrongShard => "wrong_shard",
+            Self::RefusedByStore => "refused_by_store",
+            Self::Panicked => "panicked",
+            Self::CrashedWorker => "crashed_worker",
+        }
+    }
+}
+
+/// What came, in the one way in which it can be shown.
+#[derive(Debug)]
+pub(super) enum Shown {
+    Json(RawJson),
+    /// JSON that is nested deeper than readers can be asked to read.
+    Text(String),
+    Base64(String),
+}
+
+impl Shown {
+    /// What came.
+    pub(super) fn of(payload: Vec<u8>) -> Self {
+        match String::from_utf8(payload) {
+            Ok(text) => match RawJson::parse(text.clone()) {
+                Some(_) if is_deep(text.as_bytes()) => Self::Text(text),
+                Some(json) => Self::Json(json),
+                None => Self::Base64(STANDARD.encode(text)),
+            },
+            Err(error) => Self::Base64(STANDARD.encode(error.into_bytes())),
+        }
+    }
+
+    /// As three fields of which one is there: JSON, text, base64.
+    pub(super) fn fields(self) -> (Option<RawJson>, Option<String>, Option<String>) {
+        match self {
+            Self::Json(json) => (Some(json), None, None),
+            Self::Text(text) => (None, Some(text), None),
+            Self::Base64(text) => (None, None, Some(text)),
+        }
+    }
+}
+
+/// An entry that could not be applied.
+#[derive(Debug, Object, Serialize)]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none, example)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct DeadLetter {
+    /// `<shard>-d<n>`.
+    pub id: String,
+    /// Where it stands.
+    pub state: DeadLetterState,
+    /// A stable code.
+    pub reason: String,
+    /// Why, as a sentence.
+    pub detail: String,
+    /// Absent where the payload could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record_id: Option<String>,
+    /// Absent where the payload could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination_id: Option<String>,
+    /// When it was opened.
+    pub opened_at: Time,
+    /// When the entry was received.
+    pub received_at: Time,
+    /// When it was replayed or discarded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed_at: Option<Time>,
+    /// Who discarded it, or whose replay closed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed_by: Option<String>,
+    /// Who asked for its replay last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requested_by: Option<String>,
+    /// The dead letter whose replay was refused with this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay_of: Option<String>,
+    /// What came, byte for byte, where it is JSON that is not nested deeper than a record can be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload: Option<RawJson>,
+    /// What came, where it is JSON that is nested deeper.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload_text: Option<String>,
+    /// What came, where it is not JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload_base64: Option<String>,
+}
+
+impl Example for DeadLetter {
+    fn example() -> Self {
+        Self {
+            id: "3-d17".to_owned(),
+            state: DeadLetterState::Open,
+            reason: "below_minimum_total".to_owned(),
+            detail: "its destination's total in this unit would be below policy.minimumTotal".to_owned(),
+            record_id: Some("order-1001".to_owned()),
+            destination_id: Some("account-42".to_owned()),
+            opened_at: Time::example(),
+            received_at: Time::example(),
+            closed_at: None,
+            closed_by: None,
+            requested_by: None,
+            replay_of: None,
+            payload: RawJson::parse(r#"{"recordId":"order-1001"}"#.to_owned()),
+            payload_text: None,
+            payload_base64: None,
+        }
+    }
+}
+
+impl From<StoredDeadLetter> for DeadLetter {
+    fn from(dead_letter: StoredDeadLetter) -> Self {
+        let (payload, payload_text, payload_base64) = Shown::of(dead_letter.payload).fields();
+        Self {
+            id: format!("{}-d{}", dead_letter.shard, dead_letter.n),
+            state: DeadLetterState::of(&dead_letter.state),
+            reason: dead_letter.reason,
+            detail: dead_letter.detail,
+            record_id: dead_letter.record_id,
+            destination_id: dead_letter.destination_id,
+            opened_at: Time(dead_letter.opened_at),
+            received_at: Time(dead_letter.received_at),
+            closed_at: dead_letter.closed_at.map(Time),
+            closed_by: dead_letter.closed_by,
+            requested_by: dead_letter.requested_by,
+            replay_of: dead_letter.replay_of,
+            payload,
+            payload_text,
+            payload_base64,
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Dead letters: looked at, replayed, discarded. And conflicts, which are only looked at.
+//!
+//! A replay only appends the payload again with the dead letter's number; the worker's transaction decides it and closes the
+//! dead letter. So asking twice is harmless: the second entry finds the dead letter closed and changes nothing.
+
+use std::time::Instant;
+
+use poem::web::Data;
+use poem_openapi::{
+    Object, OpenApi,
+    param::{Path, Query},
+};
+use serde::Serialize;
+
+use super::{
+    Tags,
+    answer::{Answer, MAX_LIMIT, Page, Paging, in_order},
+    dead_letter_view::{DeadLetter, DeadLetterReason, DeadLetterState},
+    types::{Time, Word},
+};
+use crate::{
+    domain::DeadLetterId,
+    http::{
+        App,
+        auth::{Administrator, Reader},
+        problem::Failure,
+    },
+    store::{DeadLetterFilter, StoredDeadLetter},
+    streams::{AppendError, Outgoing},
+    telemetry::limits,
+};
+
+/// DeadLetters that are appended again by one script.
+const BATCH: usize = 100;
+
+/// What was asked for one dead letter.
+#[derive(Debug, Object, Serialize)]
+pub(super) struct DeadLetterAction {
+    /// The dead letter.
+    pub id: String,
+    /// `queued`: its replay is queued, and it stays open until that is decided; `discarded`.
+    pub status: String,
+}
+
+/// What was, or with `dryRun` would be, replayed.
+#[derive(Debug, Object, Serialize)]
+#[oai(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ReplayResult {
+    /// Whether it was only a question.
+    pub dry_run: bool,
+    /// Open dead letters that match the filters.
+    pub matching: i64,
+    /// How many of them were queued by this request.
+    pub queued: i64,
+    /// Of those that cannot be appended again because they are not text; discard them.
+    pub unreadable: i64,
+    /// The dead letters that were queued, or with `dryRun` would be.
+    pub ids: Vec<String>,
+    /// Ask again with `cursor` set to this, and the same filters, for the next dead letters; absent at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// Dead letters.
+#[derive(Debug, Clone, Default)]
+pub struct DeadLettersApi;
+
+#[OpenApi(tag = "Tags::DeadLetters")]
+impl DeadLettersApi {
+    /// List dead letters
+    ///
+    /// Ordered by (shard, number).
+    #[oai(path = "/dead-letters", method = "get", operation_id = "listDeadLetters")]
+    #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
+    async fn list(
+        &self,
+        app: Data<&App>,
+        _reader: Reader,
+        /// Only this state; absent: all.
+        state: Query<Option<DeadLetterState>>,
+        /// Only this reason.
+        reason: Query<Option<DeadLetterReason>>,
+        /// Only this id.
+        #[oai(name = "recordId")]
+        record_id: Query<Option<Word>>,
+        /// Only this destination.
+        #[oai(name = "destinationId")]
+        destination_id: Query<Option<Word>>,
+        /// Only dead letters opened at or after this.
+        #[oai(name = "startTime")]
+        start_time: Query<Option<Time>>,
+        /// Only dead letters opened before this.
+        #[oai(name = "endTime")]
+        end_time: Query<Option<Time>>,
+        /// Most items of the page.
+        #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "super::default_limit")]
+        limit: Query<u32>,
+        /// `nextCursor` of the page before, with the same filters.
+        cursor: Query<Option<String>>,
+    ) -> Result<Answer<Page<DeadLetter>>, Failure> {
+        in_order(start_time.0, end_time.0)?;
+        let filter = DeadLetterFilter {
+            state: state.0.map(|state| state.as_str().to_owned()),
+            reason: reason.0.map(|reason| reason.as_str().to_owned()),
+            record_id: record_id.0.map(|id| id.0),
+            destination_id: destination_id.0.map(|id| id.0),
+            start: start_time.0.map(|time| time.0),
+            end: end_time.0.map(|time| time.0),
+        };
+        let paging = Paging::<(i32, i64)>::new("/dead-letters", &filter, cursor.0, limit.0)?;
+        let rows = app.store.list_dead_letters(&filter, paging.after.unwrap_or((-1, 0)), paging.rows()).await?;
+        Ok(Answer(paging.page(rows, |row| (row.shard, row.n), DeadLetter::from)))
+    }
+
+    /// Replay a dead letter
+    ///
+    /// Queues its payload again. The dead letter stays open until that is decided, and is decided once, however often this is
+    /// asked for. If it is refused again, a new dead letter that names this one is opened.
+    #[oai(path = "/dead-letters/:id/replay", method = "post", operation_id = "replayDeadLetter")]
+    async fn replay(
+        &self,
+        app: Data<&App>,
+        caller: Administrator,
+        /// `<shard>-d<n>`.
+        id: Path<String>,
+    ) -> Result<Answer<DeadLetterAction, 202>, Failure> {
+        let id = dead_letter_id(&id.0)?;
+        let dead_letter = app.store.find_dead_letter(id).await?.ok_or_else(|| no_dead_letter(id))?;
+        if dead_letter.state != "open" {
+            return Err(not_open(id, &dead_letter.state));
+        }
+        let entry = outgoing(id, dead_letter).ok_or_else(|| {
+            let detail = "the payload is not text and cannot be queued again; discard the letter";
+            Failure::new(409, "dead_letter_not_replayable", detail)
+        })?;
+        append(app.0, id.shard, &[id.n], &[entry], &caller.0.name).await?;
+        Ok(Answer(DeadLetterAction { id: id.to_string(), status: "queued".to_owned() }))
+    }
+
+    /// Discard a dead letter
+    ///
+    /// Gives it up for good; its id is free for a new record.
+    #[oai(path = "/dead-letters/:id/discard", method = "post", operation_id = "discardDeadLetter")]
+    async fn discard(
+        &self,
+        app: Data<&App>,
+        caller: Administrator,
+        /// `<shard>-d<n>`.
+        id: Path<String>,
+    ) -> Result<Answer<DeadLetterAction>, Failure> {
+        let id = dead_letter_id(&id.0)?;
+        if !app.store.discard_dead_letter(id, &caller.0.name).await? {
+            let dead_letter = app.store.find_dead_letter(id).await?.ok_or_else(|| no_dead_letter(id))?;
+            return Err(not_open(id, &dead_letter.state));
+        }
+        tracing::info!(event = "query.dead_letter.discarded", dead_letter = %id, actor = %caller.0.name, "discarded a dead letter");
+        Ok(Answer(DeadLetterAction { id: id.to_string(), status: "discarded".to_owned() }))
+    }
+
+    /// Replay dead letters by filter
+    ///
+    /// Queues the open dead letters that match, up to `limit` of them, in the order of the list; `nextCursor` continues behind
+    /// them. With `dryRun=true` nothing is queued: the answer says what would be.
+    #[oai(path = "/dead-letters/replay", method = "post", operation_id = "replayDeadLetters")]
+    #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
+    async fn replay_matching(
+        &self,
+        app: Data<&App>,
+        caller: Administrator,
+        /// `true`: only say what would be replayed.
+        #[oai(name = "dryRun", default)]
+        dry_run: Query<bool>,
+        /// Only this reason.
+        reason: Query<Option<DeadLetterReason>>,
+        /// Only this id.
+        #[oai(name = "recordId")]
+        record_id: Query<Option<Word>>,
+        /// Only this destination.
+        #[oai(name = "destinationId")]
+        destination_id: Query<Option<Word>>,
+        /// Only dead letters opened at or after this.
+        #[oai(name = "startTime")]
+        start_time: Query<Option<Time>>,
+        /// Only dead letters opened before this.
+        #[oai(name = "endTime")]
+        end_time: Query<Option<Time>>,
+        /// Most dead letters of this request.
+        #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "most")]
+        limit: Query<u32>,
+        /// `nextCursor` of the request before, with the same filters.
+        cursor: Query<Option<String>>,
+    ) -> Result<Answer<ReplayResult, 202>, Failure> {
+        in_order(start_time.0, end_time.0)?;
+        let filter = DeadLetterFilter {
+            state: Some("open".to_owned()),
+            reason: reason.0.map(|reason| reason.as_str().to_owned()),
+            record_id: record_id.0.map(|id| id.0),
+            destination_id: destination_id.0.map(|id| id.0),
+            start: start_time.0.map(|time| time.0),
+            end: end_time.0.map(|time| time.0),
+        };
+        let paging = Paging::<(i32, i64)>::new("/dead-letters/replay", &filter, cursor.0, limit.0)?;
+        let matching = app.store.count_dead_letters(&filter).await?;
+        let mut after = paging.after.unwrap_or((-1, 0));
+        let mut answer =
+            ReplayResult { dry_run: dry_run.0, matching, queued: 0, unreadable: 0, ids: Vec::new(), next_cursor: None };
+        let mut left = paging.limit();
+        loop {
+            // Payloads are held for one batch only.
+            let dead_letters = app.store.list_dead_letters(&filter, after, BATCH.min(left) as i64).await?;
+            let ended = dead_letters.len() < BATCH.min(left);
+            left -= dead_letters.len();
+            if let Some(last) = dead_letters.last() {
+                after = (last.shard, last.n);
+            }
+            for (shard, numbers, entries) in by_shard(dead_letters, &mut answer) {
+                if !dry_run.0 {
+                    append(app.0, shard, &numbers, &entries, &caller.0.name).await?;
+                    answer.queued += numbers.len() as i64;
+                }
+            }
+            if ended {
+                break;
+            }
+            if left == 0 {
+                answer.next_cursor = paging.cursor(&after);
+                break;
+            }
+        }
+        Ok(Answer(answer))
+    }
+}
+
+fn most() -> u32 {
+    MAX_LIMIT
+}
+
+fn dead_letter_id(text: &str) -> Result<DeadLetterId, Failure> {
+    text.parse()
+        .map_err(|()| Failure::new(404, "not_found", "there is no dead letter of this id; ids are <shard>-d<n>"))
+}
+
+fn no_dead_letter(id: DeadLetterId) -> Failure {
+    Failure::new(404, "not_found", format!("there is no dead letter {id}"))
+}
+
+fn not_open(id: DeadLetterId, state: &str) -> Failure {
+    Failure::new(409, "dead_letter_not_open", format!("dead letter {id} is {state}; only open letters can be changed"))
+}
+
+/// The entry that replays a dead letter; `None` where its payload is not text.
+fn outgoing(id: DeadLetterId, dead_letter: StoredDeadLetter) -> Option<Outgoing> {
+    Some(Outgoing {
+        record: String::from_utf8(dead_letter.payload).ok()?,
+        // It was received once, and stays received then.
+        received_at: dead_letter.received_at,
+        traceparent: dead_letter.traceparent,
+        serve: None,
+        replay_of: Some(id),
+    })
+}
+
+type Group = (u16, Vec<i64>, Vec<Outgoing>);
+
+/// DeadLetters in the order of the list, cut into runs of one shard.
+fn by_shard(dead_letters: Vec<StoredDeadLetter>, answer: &mut ReplayResult) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for dead_letter in dead_letters {
+        let Ok(shard) = u16::try_from(dead_letter.shard) else { continue };
+        let id = DeadLetterId { shard, n: dead_letter.n };
+        let Some(entry) = outgoing(id, dead_letter) else {
+            answer.unreadable += 1;
+            continue;
+        };
+        answer.ids.push(id.to_string());
+        match groups.last_mut() {
+            Some((last, numbers, entries)) if *last == shard => {
+                numbers.push(id.n);
+                entries.push(entry);
+            }
+            _ => groups.push((shard, vec![id.n], vec![entry])),
+        }
+    }
+    groups
+}
+
+async fn append(app: &App, shard: u16, numbers: &[i64], entries: &[Outgoing], actor: &str) -> Result<(), Failure> {
+    // Who asked is noted first: the replay may be decided before the append is answered.
+    app.store.note_replay(shard, numbers, actor).await?;
+    let (pipeline_id, limit) = {
+        let active_manifest = app.manifest.borrow();
+        (active_manifest.pipeline_id.clone(), active_manifest.manifest.spec.backlog_limit)
+    };
+    app.streams.append(shard, &pipeline_id, limit, None, entries).await.map_err(|error| {
+        if limits::NOT_REPLAYED.allows(Instant::now()) {
+            tracing::warn!(event = "query.dead_letter.replay_failed", shard, dead_letters = numbers.len(), %error, "dead letters cannot be replayed");
+        }
+        match error {
+            AppendError::Backlog => {
+                Failure::new(429, "backlog_full", "too much is queued for this shard; ask again later")
+            }
+            AppendError::Full => Failure::new(503, "redis_full", "the queue is full; ask again later"),
+            AppendError::Away(_) => {
+                Failure::new(503, "redis_unavailable", "the queue cannot be reached now; ask again")
+            }
+            AppendError::Unknown(_) => {
+                let detail = "the replay may be queued or not; ask again: it is decided once";
+                Failure::new(503, "outcome_unknown", detail)
+            }
+            AppendError::Refused(_) => {
+                let detail = "the queue belongs to another pipeline; the operator of this service has to resolve it";
+                Failure::new(503, "stream_refused", detail)
+            }
+            AppendError::Exhausted(_) => {
+                let detail = "the shard's queue has no ids left; the operator of this service has to resolve it";
+                Failure::new(503, "stream_exhausted", detail)
+            }
+        }
+    })?;
+    tracing::info!(
+        event = "query.dead_letter.replayed",
+        shard,
+        dead_letters = numbers.len(),
+        actor,
+        "replayed dead letters"
+    );
+    Ok(())
+}

@@ -1,0 +1,332 @@
+//! `GET /records/{recordId}`: one record's life, from the stream to the sinks.
+
+use std::time::Instant;
+
+use poem::web::Data;
+use poem_openapi::{Enum, Object, OpenApi, param::Path, payload::Json};
+use serde::Serialize;
+
+use super::{
+    Tags,
+    answer::Answer,
+    dead_letter_view::DeadLetterState,
+    types::{Time, Word},
+    views::RecordView,
+};
+use crate::{
+    domain::StreamId,
+    http::{App, auth::Reader, problem::Failure},
+    store::{RecordHistory, StoredDeadLetter, StoredRecord},
+    streams::Search,
+    telemetry::limits,
+};
+use millrace_crds::SinkEvent;
+
+/// Where a record stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
+#[oai(rename = "RecordStatus", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Status {
+    /// It waits to be decided.
+    Queued,
+    /// It counts.
+    Processed,
+    /// It could not be applied; its dead letter is open.
+    DeadLettered,
+    /// It could not be applied, and was given up.
+    Discarded,
+}
+
+/// Whether a sink has carried the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
+#[oai(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub(super) enum PublishedState {
+    /// The sink's stream has, or had, it.
+    Published,
+    /// Its turn comes.
+    Waiting,
+    /// The sink began after it.
+    BeforeStart,
+    /// Redis cannot be asked now.
+    Unknown,
+}
+
+/// One sink, and whether it has carried the record.
+#[derive(Debug, Clone, Object, Serialize)]
+pub(super) struct Published {
+    /// The sink.
+    pub sink: String,
+    /// Whether it has carried the record.
+    pub state: PublishedState,
+}
+
+/// What was on the record's key and unit before it.
+#[derive(Debug, Clone, Object, Serialize)]
+#[oai(rename = "RecordSummary", rename_all = "camelCase")]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Summary {
+    /// How many records.
+    pub previous_count: i64,
+    /// Their signed sum, exact.
+    pub previous_total: String,
+    /// The unit.
+    pub unit: String,
+}
+
+/// A dead letter of the record.
+#[derive(Debug, Clone, Object, Serialize)]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RecordDeadLetter {
+    /// `<shard>-d<n>`.
+    pub id: String,
+    /// Where it stands.
+    pub state: DeadLetterState,
+    /// A stable code.
+    pub reason: String,
+    /// When it was opened.
+    pub opened_at: Time,
+    /// When it was closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed_at: Option<Time>,
+}
+
+/// One record's life.
+#[derive(Debug, Clone, Object, Serialize)]
+#[oai(rename = "RecordHistory", rename_all = "camelCase", skip_serializing_if_is_none)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct History {
+    /// The id.
+    pub record_id: String,
+    /// Where it stands.
+    pub status: Status,
+    /// Its content; absent where only a dead letter of unreadable content is left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record: Option<RecordView>,
+    /// `<shard>-<seq>`: the id of its notifications.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Its shard.
+    pub shard: i32,
+    /// Its number in the shard, once it is processed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seq: Option<i64>,
+    /// When it was received.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub received_at: Option<Time>,
+    /// When it was queued, by Redis's clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued_at: Option<Time>,
+    /// When it was processed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processed_at: Option<Time>,
+    /// What was on its key and unit before it, once it is processed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary: Option<Summary>,
+    /// The threshold that its value is above; absent: no alert.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<String>,
+    /// The sinks of the manifest that carry it, once it is processed.
+    pub published: Vec<Published>,
+    /// Entries with the same id and content that were dropped.
+    pub duplicates: i64,
+    /// Entries with the same id and other content that were refused.
+    pub conflicts: i64,
+    /// Its dead letters, oldest first.
+    pub dead_letters: Vec<RecordDeadLetter>,
+}
+
+/// One record.
+#[derive(Debug, Clone, Default)]
+pub struct HistoryApi;
+
+#[OpenApi(tag = "Tags::Records")]
+impl HistoryApi {
+    /// One record's life
+    ///
+    /// A record that is still queued is looked for in the streams, newest entries first, up to 5,000 entries a shard and
+    /// 10,000 over all; where that bound is reached, or the queue cannot be asked, the answer is 404
+    /// `not_found_or_queued` with `retryable`. The ids `aggregations`, `rollups` and `batch` are names of other paths:
+    /// ask for such a record with `GET /records?recordId=…`.
+    #[oai(path = "/records/:recordId", method = "get", operation_id = "getRecord")]
+    async fn record(
+        &self,
+        app: Data<&App>,
+        _reader: Reader,
+        /// The id, percent-encoded as one segment.
+        #[oai(name = "recordId")]
+        record_id: Path<Word>,
+    ) -> Result<Answer<History>, Failure> {
+        let (app, id) = (app.0, record_id.0.0);
+        if let Some(life) = applied(app, &id, false).await? {
+            return Ok(Answer(life));
+        }
+        let shards = app.manifest.borrow().manifest.spec.shards;
+        let search = app.streams.search(&id, shards).await;
+        // It may have been decided while it was looked for; and an acknowledged entry stays until it is trimmed.
+        if let Some(life) = applied(app, &id, false).await? {
+            return Ok(Answer(life));
+        }
+        match search {
+            Ok(Search::Found(queued)) => {
+                let received_at = queued.received_at_us.and_then(chrono::DateTime::from_timestamp_micros).map(Time);
+                let traces = app.store.traces(&id).await?;
+                let dead_letters = app.store.dead_letters_of(&id).await?;
+                let record = RecordView { received_at, ..RecordView::from(&queued.record) };
+                Ok(Answer(History {
+                    record_id: id,
+                    status: Status::Queued,
+                    record: Some(record),
+                    id: None,
+                    shard: i32::from(queued.shard),
+                    seq: None,
+                    received_at,
+                    queued_at: time_of(queued.id),
+                    processed_at: None,
+                    summary: None,
+                    threshold: None,
+                    published: Vec::new(),
+                    duplicates: traces.duplicates,
+                    conflicts: traces.conflicts,
+                    dead_letters: dead_letters.iter().map(dead_letter).collect(),
+                }))
+            }
+            Ok(Search::Absent) => match applied(app, &id, true).await? {
+                Some(life) => Ok(Answer(life)),
+                None => Err(Failure::new(404, "not_found", "there is no record of this id, and none is queued")),
+            },
+            Ok(Search::BoundReached) => {
+                Err(perhaps_queued("it is not processed, and more is queued than was searched; ask again"))
+            }
+            Err(error) => {
+                if limits::SEARCH_FAILED.allows(Instant::now()) {
+                    tracing::warn!(event = "query.search.failed", %error, "the search of an input stream failed");
+                }
+                Err(perhaps_queued("it is not processed, and the queue cannot be asked now; ask again"))
+            }
+        }
+    }
+}
+
+fn perhaps_queued(detail: &str) -> Failure {
+    let mut failure = Failure::new(404, "not_found_or_queued", detail);
+    if let Failure::NotFound(Json(problem)) = &mut failure {
+        problem.retryable = true;
+    }
+    failure
+}
+
+/// What Postgres knows of an id that is taken; with `free`, also of one that was freed by discarding its dead letter.
+async fn applied(app: &App, id: &str, free: bool) -> Result<Option<History>, Failure> {
+    let found = app.store.find_record(id).await?;
+    let dead_letters = app.store.dead_letters_of(id).await?;
+    if let Some((record, rest)) = found {
+        let published = published(app, &record, rest.threshold.is_some()).await?;
+        return Ok(Some(processed(app, record, rest, published, &dead_letters).await?));
+    }
+    let open = dead_letters.iter().rev().find(|dead_letter| dead_letter.state == "open");
+    let Some(last) = open.or_else(|| dead_letters.last().filter(|_| free)) else { return Ok(None) };
+    let record = crate::domain::Record::parse(&last.payload).ok();
+    let traces = app.store.traces(id).await?;
+    Ok(Some(History {
+        record_id: id.to_owned(),
+        status: if last.state == "open" { Status::DeadLettered } else { Status::Discarded },
+        record: record
+            .as_ref()
+            .map(|record| RecordView { received_at: Some(Time(last.received_at)), ..RecordView::from(record) }),
+        id: None,
+        shard: last.shard,
+        seq: None,
+        received_at: Some(Time(last.received_at)),
+        queued_at: None,
+        processed_at: None,
+        summary: None,
+        threshold: None,
+        published: Vec::new(),
+        duplicates: traces.duplicates,
+        conflicts: traces.conflicts,
+        dead_letters: dead_letters.iter().map(dead_letter).collect(),
+    }))
+}
+
+async fn processed(
+    app: &App,
+    record: StoredRecord,
+    rest: RecordHistory,
+    published: Vec<Published>,
+    dead_letters: &[StoredDeadLetter],
+) -> Result<History, Failure> {
+    let traces = app.store.traces(&record.record_id).await?;
+    Ok(History {
+        record_id: record.record_id.clone(),
+        status: Status::Processed,
+        id: Some(format!("{}-{}", record.shard, record.seq)),
+        shard: record.shard,
+        seq: Some(record.seq),
+        received_at: Some(Time(record.received_at)),
+        queued_at: rest.stream_id.parse().ok().and_then(time_of),
+        processed_at: Some(Time(record.processed_at)),
+        summary: Some(Summary {
+            previous_count: rest.previous_count,
+            previous_total: rest.previous_total,
+            unit: record.unit.clone(),
+        }),
+        threshold: rest.threshold,
+        published,
+        duplicates: traces.duplicates,
+        conflicts: traces.conflicts,
+        dead_letters: dead_letters.iter().map(dead_letter).collect(),
+        record: Some(record.into()),
+    })
+}
+
+/// Where the sinks of the manifest stand about a processed record.
+async fn published(app: &App, record: &StoredRecord, alerted: bool) -> Result<Vec<Published>, Failure> {
+    let manifest = app.manifest.borrow().manifest.clone();
+    let carried = |event| event == SinkEvent::Processed || event == SinkEvent::Alert && alerted;
+    let (names, streams): (Vec<_>, Vec<_>) = manifest
+        .spec
+        .sinks
+        .iter()
+        .filter(|sink| carried(sink.event))
+        .filter_map(|sink| Some((sink.name.clone(), sink.stream(&manifest.metadata.name)?)))
+        .unzip();
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let started = app.store.sink_beginnings().await?;
+    let cursors = app.streams.cursors(&streams).await.inspect_err(|error| {
+        if limits::CURSORS_FAILED.allows(Instant::now()) {
+            tracing::warn!(event = "query.cursors.failed", %error, "the cursors of sinks cannot be read");
+        }
+    });
+    let state = |index: usize, name: &str| {
+        let begins = started.iter().find(|sink| sink.name == name).and_then(|sink| sink.begins_after(record.shard));
+        if begins.is_some_and(|after| record.seq <= after) {
+            return PublishedState::BeforeStart;
+        }
+        match cursors.as_ref().ok().and_then(|cursors| cursors.get(index)) {
+            None => PublishedState::Unknown,
+            Some(cursor) if cursor.get(&record.shard).is_some_and(|at| *at >= record.seq) => PublishedState::Published,
+            Some(_) => PublishedState::Waiting,
+        }
+    };
+    Ok(names.into_iter().enumerate().map(|(index, sink)| Published { state: state(index, &sink), sink }).collect())
+}
+
+fn dead_letter(dead_letter: &StoredDeadLetter) -> RecordDeadLetter {
+    RecordDeadLetter {
+        id: format!("{}-d{}", dead_letter.shard, dead_letter.n),
+        state: DeadLetterState::of(&dead_letter.state),
+        reason: dead_letter.reason.clone(),
+        opened_at: Time(dead_letter.opened_at),
+        closed_at: dead_letter.closed_at.map(Time),
+    }
+}
+
+/// The time in a stream id; `None` for one that no clock made.
+fn time_of(id: StreamId) -> Option<Time> {
+    let ms = i64::try_from(id.ms).ok().filter(|ms| *ms < 10_000_000_000_000)?;
+    chrono::DateTime::from_timestamp_millis(ms).map(Time)
+}

@@ -1,0 +1,250 @@
+//! Answers of any size: written by a task into a bounded channel, so that memory stays constant whatever the reader does.
+//!
+//! A part must never look whole: unless the task said that it is done, the body ends with an error, and the connection is
+//! cut without its final chunk. A client that goes away ends its task, and the task's end cuts the query.
+
+use std::{
+    future::Future,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use poem::Body;
+use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{http::problem::Failure, store, telemetry::limits};
+
+/// Bytes that are sent at once.
+const CHUNK: usize = 32 * 1024;
+/// Longest time in which a reader may take nothing of what is ready. Slots are few: who stalls must not hold one for long.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Answers that are streamed at the same time by one process; each holds a connection to Postgres.
+const AT_ONCE: usize = 4;
+
+/// Why an answer was cut.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Cut {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("postgres: {0}")]
+    Sql(#[from] sqlx::Error),
+    #[error("the reader is gone or took too long")]
+    Reader,
+    #[error("the answer could not be written: {0}")]
+    Write(#[from] serde_json::Error),
+    #[error("{0} records were counted and {1} read in one snapshot")]
+    Inconsistent(i64, i64),
+}
+
+/// Bounds how many answers are streamed at the same time.
+#[derive(Debug, Clone)]
+pub(super) struct Slots(Arc<Semaphore>);
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(AT_ONCE)))
+    }
+}
+
+impl Slots {
+    /// Takes a slot, or says that all are taken.
+    pub(super) fn take(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
+            let detail = "as many answers as this process streams at once are under way; ask again";
+            Failure::new(503, "too_many_queries", detail)
+        })
+    }
+}
+
+/// Where a task writes its answer.
+pub(super) struct Out {
+    pub(super) buffer: Vec<u8>,
+    chunks: mpsc::Sender<Option<Bytes>>,
+}
+
+impl Out {
+    /// Writes text as it is.
+    pub(super) fn text(&mut self, text: &str) {
+        self.buffer.extend_from_slice(text.as_bytes());
+    }
+
+    /// Writes a value as JSON.
+    pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Cut> {
+        Ok(serde_json::to_writer(&mut self.buffer, value)?)
+    }
+
+    /// Writes `before`, a value as JSON and `after` as a whole line: line breaks in JSON text that is passed on byte for
+    /// byte become spaces. In JSON they can only be white space between values, so no value changes.
+    pub(super) fn line(&mut self, before: &str, value: &impl Serialize, after: &str) -> Result<(), Cut> {
+        self.text(before);
+        let from = self.buffer.len();
+        self.json(value)?;
+        for byte in &mut self.buffer[from..] {
+            if matches!(byte, b'\n' | b'\r') {
+                *byte = b' ';
+            }
+        }
+        self.text(after);
+        self.text("\n");
+        Ok(())
+    }
+
+    /// Passes on what was written when it is enough for a chunk.
+    pub(super) async fn pass(&mut self) -> Result<(), Cut> {
+        if self.buffer.len() < CHUNK {
+            return Ok(());
+        }
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> Result<(), Cut> {
+        let full = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK + 1024));
+        self.send(Some(full.into())).await
+    }
+
+    async fn send(&self, chunk: Option<Bytes>) -> Result<(), Cut> {
+        match tokio::time::timeout(TIMEOUT, self.chunks.send(chunk)).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(Cut::Reader),
+        }
+    }
+}
+
+/// Runs a task that writes a body. The body owns the task.
+pub(super) fn body<F, W>(slot: OwnedSemaphorePermit, write: W) -> Body
+where
+    W: FnOnce(Out) -> F,
+    F: Future<Output = Result<Out, Cut>> + Send + 'static,
+{
+    let (chunks, read) = mpsc::channel(4);
+    let writing = write(Out { buffer: Vec::with_capacity(CHUNK + 1024), chunks });
+    let task = AbortOnDropHandle::new(tokio::spawn(async move {
+        let _slot = slot;
+        let outcome = match writing.await {
+            // `None` says that all was written.
+            Ok(mut out) => match out.flush().await {
+                Ok(()) => out.send(None).await,
+                Err(cut) => Err(cut),
+            },
+            Err(cut) => Err(cut),
+        };
+        match outcome {
+            Ok(()) => {}
+            Err(cut @ Cut::Reader) => {
+                tracing::info!(event = "query.response.aborted", reason = %cut, "aborted a streamed response")
+            }
+            Err(cut) if limits::CUT.allows(Instant::now()) => {
+                tracing::error!(event = "query.response.aborted", reason = %cut, "aborted a streamed response")
+            }
+            Err(_) => {}
+        }
+    }));
+    let parts = stream::unfold((read, task, false), |(mut read, task, ended)| async move {
+        if ended {
+            return None;
+        }
+        match read.recv().await {
+            Some(Some(chunk)) => Some((Ok(chunk), (read, task, false))),
+            Some(None) => None,
+            None => Some((Err(io::Error::other("the answer was cut")), (read, task, true))),
+        }
+    });
+    Body::from_bytes_stream(parts.boxed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn read(body: Body) -> Result<String, String> {
+        body.into_string().await.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn only_a_whole_answer_ends_in_order() {
+        let slots = Slots::default();
+        let whole = body(slots.take().expect("a slot"), |mut out| async move {
+            for _ in 0..CHUNK {
+                out.text("0123456789");
+                out.pass().await?;
+            }
+            Ok(out)
+        });
+        assert_eq!(read(whole).await.expect("whole").len(), CHUNK * 10);
+        let cut = body(slots.take().expect("a slot"), |mut out| async move {
+            out.text("a part");
+            out.flush().await?;
+            Err(Cut::Inconsistent(1, 2))
+        });
+        assert!(read(cut).await.is_err());
+        let panicked = body(slots.take().expect("a slot"), |mut out| async move {
+            out.text("a part");
+            out.flush().await?;
+            panic!("as a test");
+        });
+        assert!(read(panicked).await.is_err());
+    }
+
+    /// The clock is the runtime's: it continues by itself while all tasks wait.
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_stalls_loses_its_slot_and_gets_no_whole_answer() {
+        let slots = Slots::default();
+        let endless = || {
+            body(slots.take().expect("a slot"), |mut out| async move {
+                loop {
+                    out.text("for ever");
+                    out.pass().await?;
+                }
+            })
+        };
+        let stalled: Vec<Body> = (0..AT_ONCE).map(|_| endless()).collect();
+        assert!(slots.take().is_err());
+        let began = tokio::time::Instant::now();
+        let slot = loop {
+            match slots.take() {
+                Ok(slot) => break slot,
+                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
+        };
+        assert!((TIMEOUT..TIMEOUT * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+        drop(slot);
+        for body in stalled {
+            assert!(read(body).await.is_err(), "what was ready is not all");
+        }
+        // One that is slow, but reads, keeps it.
+        let mut slow = endless().into_bytes_stream();
+        for _ in 0..20 {
+            tokio::time::sleep(TIMEOUT / 2).await;
+            slow.next().await.expect("more").expect("a chunk");
+        }
+    }
+
+    #[tokio::test]
+    async fn slots_are_bounded_and_come_back_with_the_reader() {
+        let slots = Slots::default();
+        let bodies: Vec<Body> = (0..AT_ONCE)
+            .map(|_| {
+                body(slots.take().expect("a slot"), |mut out| async move {
+                    loop {
+                        out.text("for ever");
+                        out.pass().await?;
+                    }
+                })
+            })
+            .collect();
+        assert!(slots.take().is_err());
+        drop(bodies);
+        for _ in 0..100 {
+            if slots.take().is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("a reader that went away still holds its slot");
+    }
+}

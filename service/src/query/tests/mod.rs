@@ -1,0 +1,257 @@
+//! The paths that ask, over tables filled by SQL and a Redis of the machine, through the whole HTTP API.
+
+mod audit;
+mod dead_letters;
+mod history;
+mod records;
+mod stats;
+mod sums;
+mod values;
+
+use std::{collections::HashMap, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use millrace_crds::RecordPipeline;
+use poem::{Endpoint as _, EndpointExt as _, Request, Response, endpoint::BoxEndpoint, http::StatusCode};
+use redis::AsyncCommands as _;
+use serde_json::Value;
+use sqlx::PgPool;
+use tokio::sync::watch;
+
+use crate::{
+    accept::Acceptor,
+    config::ActiveManifest,
+    domain::{Policy, parse_time, shard_of},
+    http::{App, auth::KeyRing, server},
+    lifecycle::Heartbeats,
+    store::Store,
+    streams::{Streams, keys},
+};
+
+const SHARDS: u16 = 2;
+
+/// One pipeline: a database of its own, a key prefix of its own, and the HTTP API over both.
+struct World {
+    pool: PgPool,
+    api: BoxEndpoint<'static, Response>,
+    redis: redis::aio::MultiplexedConnection,
+    name: String,
+    seqs: HashMap<i32, i64>,
+}
+
+fn time(text: &str) -> DateTime<Utc> {
+    parse_time(text).expect("a time")
+}
+
+/// A record to be stored as processed, with what most tests do not care about.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    id: &'a str,
+    destination: &'a str,
+    reference: &'a str,
+    source: &'a str,
+    unit: &'a str,
+    /// With its sign.
+    value: &'a str,
+    time: &'a str,
+    threshold: Option<&'a str>,
+    attributes: Option<&'a str>,
+}
+
+const ROW: Row<'static> = Row {
+    id: "id",
+    destination: "d",
+    reference: "r",
+    source: "s",
+    unit: "EUR",
+    value: "1",
+    time: "2026-01-01T00:00:00Z",
+    threshold: None,
+    attributes: None,
+};
+
+impl World {
+    async fn new(pool: PgPool) -> Self {
+        let url = crate::streams::testing::url();
+        Self::with_redis(pool, &url).await
+    }
+
+    async fn with_redis(pool: PgPool, url: &str) -> Self {
+        let name = format!("ask-{:016x}", rand::random::<u64>());
+        let manifest = format!(
+            "{{apiVersion: millrace.dev/v1alpha1, kind: RecordPipeline, metadata: {{name: {name}}}, spec: {{shards: {SHARDS}, \
+             sinks: [{{name: notifications, event: Processed, redisStream: {{}}}}, \
+             {{name: alerts, event: Alert, redisStream: {{}}}}, {{name: late, event: Processed, redisStream: {{}}}}]}}}}"
+        );
+        let manifest = Arc::new(RecordPipeline::from_yaml(&manifest).expect("a manifest"));
+        let policy = Arc::new(Policy::of(&manifest.spec, 1));
+        let (_, active_manifest) =
+            watch::channel(ActiveManifest { manifest, policy, pipeline_id: "test-pipeline".into(), refusal: None });
+        let app = App {
+            store: Store::of_test(pool.clone()),
+            streams: Streams::connect(url, &name).expect("URL"),
+            manifest: active_manifest,
+            keys: KeyRing::open(),
+            process: "test".into(),
+        };
+        let real = crate::streams::testing::url();
+        let redis = redis::Client::open(real)
+            .expect("URL")
+            .get_multiplexed_async_connection()
+            .await
+            .expect("a Redis for the tests");
+        let api = server::routes(app, Acceptor::default(), Heartbeats::default()).boxed();
+        for shard in 0..i32::from(SHARDS) {
+            sqlx::query("insert into shards (shard, owner) values ($1, 'w1')")
+                .bind(shard)
+                .execute(&pool)
+                .await
+                .expect("insert");
+            sqlx::query("insert into epochs (shard, epoch, worker) values ($1, 1, 'w1')")
+                .bind(shard)
+                .execute(&pool)
+                .await
+                .expect("insert");
+        }
+        Self { pool, api, redis, name, seqs: HashMap::new() }
+    }
+
+    /// Stores a processed record as a commit would; gives its shard and number.
+    async fn add(&mut self, row: Row<'_>) -> (i32, i64) {
+        let shard = i32::from(shard_of(row.destination, SHARDS));
+        let seq = self.seqs.entry(shard).or_default();
+        *seq += 1;
+        let (value, positive) = row.value.strip_prefix('-').map_or((row.value, true), |value| (value, false));
+        sqlx::query(
+            "with stored as (
+                 insert into records (shard, seq, epoch, received_at, processed_at, time, previous_count, positive,
+                     record_id, source_id, destination_id, reference, unit, stream_id, value, previous_total, threshold,
+                     attributes)
+                 values ($1, $2, 1, '2026-02-01T00:00:00Z', '2026-02-01T00:00:01Z', $3, 0, $4, $5, $6, $7, $8, $9,
+                     '1769904000500-0', $10::numeric, 0, $11::numeric, $12)),
+             counted as (
+                 insert into totals (shard, count, destination_id, reference, unit, total)
+                 values ($1, 1, $7, $8, $9, $10::numeric)
+                 on conflict (destination_id, reference, unit) do update set count = totals.count + 1)
+             update shards set records = $2, processed = processed + 1, alerts = alerts + ($11 is not null)::int
+             where shard = $1",
+        )
+        .bind(shard)
+        .bind(*seq)
+        .bind(time(row.time))
+        .bind(positive)
+        .bind(row.id)
+        .bind(row.source)
+        .bind(row.destination)
+        .bind(row.reference)
+        .bind(row.unit)
+        .bind(value)
+        .bind(row.threshold)
+        .bind(row.attributes)
+        .execute(&self.pool)
+        .await
+        .expect("insert");
+        (shard, *seq)
+    }
+
+    /// Stores an open dead letter, number `n` of shard 0.
+    async fn bury(&self, n: i64, id: Option<&str>, payload: &[u8]) {
+        sqlx::query(
+            "with opened as (
+                 insert into dead_letters (shard, n, epoch, opened_at, received_at, record_id, destination_id, stream_id,
+                                           payload, reason, detail)
+                 values (0, $1, 1, '2026-02-01T00:00:02Z', '2026-02-01T00:00:00Z', $2, 'd', '1769904000500-1', $3,
+                         'below_minimum_total', 'its total would be below'))
+             update shards set dead_letters = $1 where shard = 0",
+        )
+        .bind(n)
+        .bind(id)
+        .bind(payload)
+        .execute(&self.pool)
+        .await
+        .expect("insert");
+    }
+
+    async fn run(&self, sql: &'static str) {
+        sqlx::raw_sql(sql).execute(&self.pool).await.expect("SQL");
+    }
+
+    async fn send(&self, method: &str, path: &str, accept: &str) -> (StatusCode, Result<String, String>) {
+        let request = Request::builder()
+            .method(method.parse().expect("a method"))
+            .uri(path.parse().expect("a path"))
+            .header("accept", accept)
+            .finish();
+        let response = self.api.get_response(request).await;
+        let status = response.status();
+        (status, response.into_body().into_string().await.map_err(|error| error.to_string()))
+    }
+
+    async fn text(&self, path: &str, accept: &str) -> String {
+        let (status, body) = self.send("GET", path, accept).await;
+        let body = body.expect("a whole body");
+        assert_eq!(status, 200, "{path}: {body}");
+        body
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        serde_json::from_str(&self.text(path, "application/json").await).expect("JSON")
+    }
+
+    async fn post(&self, path: &str) -> (u16, Value) {
+        let (status, body) = self.send("POST", path, "application/json").await;
+        (status.as_u16(), serde_json::from_str(&body.expect("a whole body")).expect("JSON"))
+    }
+
+    async fn post_json(&self, path: &str, body: &Value) -> (u16, Value) {
+        let request = Request::builder().method(poem::http::Method::POST).uri(path.parse().expect("a path"));
+        let request = request.header("content-type", "application/json").body(body.to_string());
+        let response = self.api.get_response(request).await;
+        let status = response.status().as_u16();
+        let body = response.into_body().into_string().await.expect("a whole body");
+        (status, serde_json::from_str(&body).expect("JSON"))
+    }
+
+    /// The code of a refusal.
+    async fn refusal(&self, path: &str) -> (u16, String, bool) {
+        let (status, body) = self.send("GET", path, "application/json").await;
+        let problem: Value = serde_json::from_str(&body.expect("a whole body")).expect("JSON");
+        let retryable = problem["retryable"].as_bool().expect("retryable");
+        (status.as_u16(), problem["code"].as_str().expect("a code").to_owned(), retryable)
+    }
+
+    fn stream(&self, shard: u16) -> String {
+        keys::records(&self.name, shard)
+    }
+
+    /// All items of a list, page by page.
+    async fn all(&self, path: &str, limit: u32) -> Vec<Value> {
+        let mut items = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let mark = if path.contains('?') { '&' } else { '?' };
+            let page = self.get(&format!("{path}{mark}limit={limit}{cursor}")).await;
+            let found = page["items"].as_array().expect("items");
+            assert!(found.len() <= limit as usize);
+            items.extend(found.iter().cloned());
+            match page.get("nextCursor") {
+                Some(next) => cursor = format!("&cursor={}", next.as_str().expect("a cursor")),
+                None => return items,
+            }
+        }
+    }
+
+    async fn clean(&mut self) {
+        for shard in 0..SHARDS {
+            let keys = [self.stream(shard), keys::fence(&self.name, shard)];
+            let () = self.redis.del(&keys).await.expect("DEL");
+        }
+        for sink in ["notifications", "alerts", "late"] {
+            let () = self.redis.del(keys::cursor(&format!("{}.{sink}", self.name))).await.expect("DEL");
+        }
+    }
+}
+
+fn ids(items: &[Value], field: &str) -> Vec<String> {
+    items.iter().map(|item| item[field].as_str().expect(field).to_owned()).collect()
+}

@@ -1,0 +1,78 @@
+use super::*;
+
+#[sqlx::test(migrations = "../migrations")]
+async fn counts_add_up_over_both_servers(pool: PgPool) {
+    let mut world = World::new(pool).await;
+    world.run("insert into pipeline (pipeline_id, namespace, name, uid, shards, created_at) values ('p', 'default', 'p', 'u', 2, now() - interval '1 hour')").await;
+    for n in 0..5 {
+        let threshold = (n == 4).then_some("0.5");
+        world.add(Row { id: &n.to_string(), destination: ["d", "e"][n % 2], threshold, ..ROW }).await;
+    }
+    for n in 1..=3 {
+        world.bury(n, Some(&format!("x{n}")), b"{}").await;
+    }
+    world
+        .run(
+            "update dead_letters set state = 'replayed' where n = 1;
+             update dead_letters set state = 'discarded' where n = 2;
+             update shards set duplicates = 7, conflicts = 4, lost = 2 where shard = 1;
+             update shards set without_threshold = shard + 1;
+             insert into gaps values (1, 'conflicts', 2, 3);
+             insert into sinks (name, kind, cursor_generation, started, version) values ('late', 'Processed', 'i', true, 1);
+             insert into sink_starts select 'late', shard, records from shards;",
+        )
+        .await;
+    let stream = world.stream(1);
+    for n in 0..6 {
+        let () = world.redis.xadd(&stream, "*", &[("record", n)]).await.expect("XADD");
+    }
+    let () = world.redis.xgroup_create(&stream, keys::GROUP, "0").await.expect("XGROUP");
+    let () = redis::cmd("XREADGROUP")
+        .arg(&["GROUP", keys::GROUP, "w", "COUNT", "4", "STREAMS", &stream, ">"])
+        .query_async(&mut world.redis)
+        .await
+        .expect("XREADGROUP");
+    let (shard, last) = (i32::from(shard_of("d", SHARDS)), 3);
+    let notifications = keys::cursor(&format!("{}.notifications", world.name));
+    let () = world.redis.hset(&notifications, shard, last - 1).await.expect("HSET");
+
+    let stats = world.get("/stats").await;
+    assert_eq!((&stats["processed"], &stats["duplicates"], &stats["conflicts"]), (&5.into(), &7.into(), &2.into()));
+    assert_eq!(stats["deadLetters"], serde_json::json!({"open": 1, "discarded": 1, "replayed": 1}));
+    assert_eq!((&stats["backlog"], &stats["lost"], &stats["alerts"]), (&6.into(), &2.into(), &1.into()));
+    assert_eq!(stats["recordsWithoutThreshold"], 3);
+    assert_eq!(stats["received"], 5 + 7 + 2 + 2 + 6 + 2);
+    assert_eq!(stats["destinations"], 2);
+    let backlog = &stats["shards"][1]["backlog"];
+    assert_eq!((&backlog["queued"], &backlog["pending"]), (&2.into(), &4.into()));
+    assert!(stats["uptimeSeconds"].as_i64().expect("uptime") >= 3600);
+    let lags: Vec<_> = stats["sinks"].as_array().expect("sinks").iter().map(|sink| sink["lag"].clone()).collect();
+    let notified = last - 1;
+    assert_eq!(lags, [Value::from(5 - notified), Value::from(1), Value::from(0)]);
+    assert_eq!(stats["postgres"]["fsync"].as_str().map(str::is_empty), Some(false));
+    assert!(stats["redis"]["version"].as_str().expect("version").starts_with(|c: char| c.is_ascii_digit()));
+
+    // Of the pending entries three records and a duplicate are committed already, their acknowledgement is on its way:
+    // they count once.
+    let fence = keys::fence(&world.name, 1);
+    world.run("update shards set records = 10 where shard = 1").await;
+    let () = world
+        .redis
+        .hset_multiple(&fence, &[("records", "7"), ("deadLetters", "0"), ("conflicts", "4"), ("duplicates", "6")])
+        .await
+        .expect("HSET");
+    assert_eq!(world.get("/stats").await["backlog"], 2);
+    world.clean().await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn without_redis_the_rest_is_told(pool: PgPool) {
+    let mut world = World::with_redis(pool, "redis://127.0.0.1:1").await;
+    world.add(ROW).await;
+    let stats = world.get("/stats").await;
+    assert_eq!(stats["processed"], 1);
+    for absent in ["received", "backlog", "lagMs", "redis"] {
+        assert!(stats.get(absent).is_none(), "{absent}");
+    }
+    assert!(stats["missing"].as_str().expect("missing").contains("Redis"));
+}

@@ -1,0 +1,194 @@
+//! Dead letters: listed, asked to be replayed, discarded. Opening and closing by a replay is `commit`'s.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::{Error, Store};
+use crate::domain::DeadLetterId;
+
+/// A dead letter as it is stored.
+#[derive(Debug, Clone)]
+pub struct StoredDeadLetter {
+    /// Its shard.
+    pub shard: i32,
+    /// Its number in the shard.
+    pub n: i64,
+    /// `open`, `replayed` or `discarded`.
+    pub state: String,
+    /// A stable code.
+    pub reason: String,
+    /// A sentence.
+    pub detail: String,
+    /// Absent where the payload could not be read.
+    pub record_id: Option<String>,
+    /// Absent where the payload could not be read.
+    pub destination_id: Option<String>,
+    /// When it was opened.
+    pub opened_at: DateTime<Utc>,
+    /// When serve took the entry.
+    pub received_at: DateTime<Utc>,
+    /// When it was closed.
+    pub closed_at: Option<DateTime<Utc>>,
+    /// Who closed it.
+    pub closed_by: Option<String>,
+    /// Who asked for its replay last.
+    pub requested_by: Option<String>,
+    /// The number of the dead letter whose replay was refused with this one.
+    pub replay_of: Option<String>,
+    /// What came.
+    pub payload: Vec<u8>,
+    /// W3C trace context of the request.
+    pub traceparent: Option<String>,
+}
+
+/// Which dead letters are asked for.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct DeadLetterFilter {
+    /// Their state.
+    pub state: Option<String>,
+    /// Their reason.
+    pub reason: Option<String>,
+    /// Their id.
+    pub record_id: Option<String>,
+    /// Their destination.
+    pub destination_id: Option<String>,
+    /// Opened at or after this.
+    pub start: Option<DateTime<Utc>>,
+    /// Opened before this.
+    pub end: Option<DateTime<Utc>>,
+}
+
+impl Store {
+    /// Dead letters above a number, by (shard, n), at most `limit`.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn list_dead_letters(
+        &self,
+        filter: &DeadLetterFilter,
+        after: (i32, i64),
+        limit: i64,
+    ) -> Result<Vec<StoredDeadLetter>, Error> {
+        let dead_letters = sqlx::query_as!(
+            StoredDeadLetter,
+            r#"select shard, n, state, reason, detail, record_id, destination_id, opened_at, received_at, closed_at,
+                      closed_by, requested_by, replay_of, payload, traceparent
+               from dead_letters
+               where (shard, n) > ($1, $2)
+                 and ($3::text is null or state = $3)
+                 and ($4::text is null or reason = $4)
+                 and ($5::text is null or record_id = $5)
+                 and ($6::text is null or destination_id = $6)
+                 and ($7::timestamptz is null or opened_at >= $7)
+                 and ($8::timestamptz is null or opened_at < $8)
+               order by shard, n
+               limit $9"#,
+            after.0,
+            after.1,
+            filter.state,
+            filter.reason,
+            filter.record_id,
+            filter.destination_id,
+            filter.start,
+            filter.end,
+            limit
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(dead_letters)
+    }
+
+    /// How many dead letters match.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn count_dead_letters(&self, filter: &DeadLetterFilter) -> Result<i64, Error> {
+        let count = sqlx::query_scalar!(
+            r#"select count(*) as "count!" from dead_letters
+               where ($1::text is null or state = $1)
+                 and ($2::text is null or reason = $2)
+                 and ($3::text is null or record_id = $3)
+                 and ($4::text is null or destination_id = $4)
+                 and ($5::timestamptz is null or opened_at >= $5)
+                 and ($6::timestamptz is null or opened_at < $6)"#,
+            filter.state,
+            filter.reason,
+            filter.record_id,
+            filter.destination_id,
+            filter.start,
+            filter.end
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(count)
+    }
+
+    /// One dead letter.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn find_dead_letter(&self, id: DeadLetterId) -> Result<Option<StoredDeadLetter>, Error> {
+        let dead_letter = sqlx::query_as!(
+            StoredDeadLetter,
+            r#"select shard, n, state, reason, detail, record_id, destination_id, opened_at, received_at, closed_at,
+                      closed_by, requested_by, replay_of, payload, traceparent
+               from dead_letters where shard = $1 and n = $2"#,
+            i32::from(id.shard),
+            id.n
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(dead_letter)
+    }
+
+    /// The dead letters of an id, oldest first, at most 100.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn dead_letters_of(&self, record_id: &str) -> Result<Vec<StoredDeadLetter>, Error> {
+        let dead_letters = sqlx::query_as!(
+            StoredDeadLetter,
+            r#"select shard, n, state, reason, detail, record_id, destination_id, opened_at, received_at, closed_at,
+                      closed_by, requested_by, replay_of, payload, traceparent
+               from dead_letters where record_id = $1
+               order by opened_at desc, shard desc, n desc limit 100"#,
+            record_id
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(dead_letters.into_iter().rev().collect())
+    }
+
+    /// Notes who asks for the replay of open dead letters of one shard. DeadLetters that are no longer open are left alone.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn note_replay(&self, shard: u16, numbers: &[i64], actor: &str) -> Result<(), Error> {
+        sqlx::query!(
+            "update dead_letters set requested_by = $3 where shard = $1 and n = any($2) and state = 'open'",
+            i32::from(shard),
+            numbers,
+            actor
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Discards a dead letter; false: it was not open (or there is none).
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn discard_dead_letter(&self, id: DeadLetterId, actor: &str) -> Result<bool, Error> {
+        let done = sqlx::query!(
+            "update dead_letters set state = 'discarded', closed_at = clock_timestamp(), closed_by = $3
+             where shard = $1 and n = $2 and state = 'open'",
+            i32::from(id.shard),
+            id.n,
+            actor
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+}
