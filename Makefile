@@ -1,6 +1,6 @@
 # Each target installs what is missing first. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test e2e demo faults lint fmt bench bench-operator install-deps
+.PHONY: help run check test e2e demo faults fmt bench bench-operator install-deps
 
 install-deps:
 	@hack/install-deps
@@ -9,7 +9,10 @@ run: install-deps ## Run a pipeline on this machine, with a Redis and a Postgres
 	cargo build --locked --release --package millrace
 	target/release/millrace dev --pipeline $(or $(PIPELINE),examples/records/pipeline.yaml)
 
-test: install-deps ## Run every test
+check: install-deps ## Check what needs no server: formatting, lints, words, lengths, docs, pure unit tests
+	hack/check
+
+test: install-deps ## Run every test, after the checks
 	hack/test
 
 e2e: install-deps ## Run everything on a Kubernetes of its own, with real pods (Linux, as root)
@@ -26,10 +29,6 @@ bench: install-deps ## Measure the ceiling, accepting alone, and end to end
 
 bench-operator: install-deps ## Measure the operator with 1,000 pipelines on a real API server (10 minutes at rest)
 	hack/bench-operator
-
-lint: ## Formatting and clippy
-	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 
 fmt: ## Format the code
 	cargo fmt --all
