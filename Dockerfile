@@ -2,7 +2,7 @@
 #   docker buildx build --platform linux/amd64,linux/arm64 --target service --tag millrace/service .
 # Their final stages hold a binary on a base without a shell. Without a registry, or with binaries that are built already:
 # hack/images.
-ARG RUST_IMAGE=docker.io/library/rust:1.95-bookworm
+ARG RUST_IMAGE=docker.io/library/rust:1.95.0-bookworm
 # Of the same Debian as the one before, for its libc: the loader, libc, libgcc, certificates, the user 65532.
 ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
 
