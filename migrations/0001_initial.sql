@@ -53,7 +53,7 @@ create table shards (
     without_threshold bigint   not null default 0,
     -- Applied entries that no serve process had appended.
     external_applied bigint    not null default 0,
-    -- Whether its stream and group were made: a group that has to be made again was gone.
+    -- Whether its stream and group were made: a group that has to be recreated was gone.
     prepared       boolean     not null default false,
     -- Entries seen to be gone before they were applied.
     lost           bigint      not null default 0,

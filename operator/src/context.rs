@@ -76,12 +76,12 @@ pub(crate) struct Context {
     pub(crate) recorder: Recorder,
     /// All caches: the rollout of a default image looks at every pipeline.
     pub(crate) caches: Vec<Cache>,
-    /// What is remembered of each pipeline, by namespace and name.
+    /// What is held of each pipeline, by namespace and name.
     memories: std::sync::Mutex<Memories>,
 }
 
 impl Context {
-    /// A context that remembers nothing yet.
+    /// A context that holds nothing yet.
     #[must_use]
     pub(crate) fn new(
         client: Client,
@@ -102,7 +102,7 @@ impl Context {
         Self { client, settings, tuning, leadership, http, recorder, caches, memories }
     }
 
-    /// What is remembered of a pipeline.
+    /// What is held of a pipeline.
     #[must_use]
     pub(crate) fn memory(&self, namespace: &str, name: &str) -> Arc<Mutex<Memory>> {
         let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);

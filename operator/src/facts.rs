@@ -70,9 +70,9 @@ impl Problem {
 pub(crate) struct Shard {
     /// Whether a worker holds it now.
     pub(crate) leased: bool,
-    /// The uid of the manifest that it stands at.
+    /// The uid of the manifest that it is at.
     pub(crate) uid: Option<String>,
-    /// The generation of the manifest that it stands at.
+    /// The generation of the manifest that it is at.
     pub(crate) generation: Option<i64>,
 }
 

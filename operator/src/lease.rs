@@ -1,6 +1,6 @@
 //! Who acts: one operator at a time, by a Lease.
 //!
-//! Must never let a process act that stood still past its lease: what it holds to be true is old. It ends instead.
+//! Must never let a process act that was suspended past its lease: its view is old. It ends instead.
 
 use std::{
     sync::{
@@ -40,7 +40,7 @@ pub(crate) struct Leadership {
     held_ms: Arc<AtomicU64>,
 }
 
-/// This process may not write: it does not lead, or stood still for too long.
+/// This process may not write: it does not lead, or was stalled for too long.
 #[derive(Debug, thiserror::Error)]
 #[error("this process does not lead any more, or cannot be sure of it")]
 pub(crate) struct NotLeading;

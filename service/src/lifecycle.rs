@@ -24,7 +24,7 @@ pub struct Lifecycle {
     /// Cancelled on a second signal or when time is up: drop everything. Parent of `soft`.
     pub hard: CancellationToken,
     tracker: TaskTracker,
-    /// Names of the tasks that run; one that runs twice stands there once until either ends.
+    /// Names of the tasks that run; one that runs twice is there once until either ends.
     running: Arc<Mutex<BTreeSet<&'static str>>>,
     failure: Arc<Mutex<Option<String>>>,
     /// Which loops move.
@@ -188,7 +188,7 @@ impl Heartbeat {
 }
 
 impl Heartbeats {
-    /// Registers a loop that beats at least every `longest` while it is well. Until its first beat it stands still.
+    /// Registers a loop that beats at least every `longest` while it is well. Until its first beat it is stalled.
     #[must_use]
     pub fn register(&self, name: impl Into<String>, longest: Duration) -> Arc<Heartbeat> {
         let beat = Arc::new(Heartbeat { longest, born: Instant::now(), last_ms: AtomicU64::new(0) });
@@ -201,7 +201,7 @@ impl Heartbeats {
         self.lock().remove(name);
     }
 
-    /// Names of loops that have stood still for too long; empty: ready. While no loop has begun, nothing moves.
+    /// Names of loops that have was stalled for too long; empty: ready. While no loop has begun, nothing moves.
     #[must_use]
     pub fn still(&self) -> Vec<String> {
         let loops = self.lock();

@@ -310,7 +310,7 @@ impl Leg {
         self.check.wrong(wrong, || detail);
     }
 
-    /// Processes give back what they took.
+    /// Processes return what they took.
     async fn look_at_memory(&mut self, round: u64, report: &mut Report) {
         let now = self.stage.world.memory().await;
         let base = *self.base.get_or_insert(now);

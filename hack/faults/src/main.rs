@@ -34,7 +34,7 @@ use world::Setup;
 
 /// Tries to break a pipeline, and counts what came of it.
 #[derive(Debug, Parser)]
-// The last word counts, so that a script's own options can be overridden.
+// The last one counts, so that a script's own options can be overridden.
 #[command(args_override_self = true)]
 struct Args {
     /// The product's binary; fault points need one with the feature `fault-points`

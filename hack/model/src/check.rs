@@ -145,7 +145,7 @@ fn is_done(model: &Protocol, state: &State) -> bool {
     sent && drained && is_published(state) && is_bounded(model, state)
 }
 
-/// Every sink stands at the end of the log. Where a server was rewound, one may be halted, and say so: its cursor is gone
+/// Every sink is at the end of the log. Where a server was rewound, one may be halted, and say so: its cursor is gone
 /// or of another start, or that of the stream it moves away from is.
 fn is_published(state: &State) -> bool {
     let rewound = state.observer.rewound != (0, 0);
@@ -161,7 +161,7 @@ fn is_bounded(model: &Protocol, state: &State) -> bool {
 }
 
 impl Protocol {
-    /// Keeps what an observer has to remember of this state.
+    /// Keeps what an observer has to store of this state.
     pub(crate) fn observe(&self, state: &mut State) {
         if self.config.count {
             let lost = lost(state, false);

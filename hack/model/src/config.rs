@@ -26,7 +26,7 @@ pub enum Guard {
     PendingFirst,
     /// A record id is unique over all shards, by an index, whatever was seen before the write.
     UniqueId,
-    /// Before its first commit an owner compares the log with what Redis remembers, and continues above it.
+    /// Before its first commit an owner compares the log with what Redis holds, and continues above it.
     CompareLog,
     /// The highest committed number is kept beside the input stream, and is part of that comparison.
     Mark,
@@ -186,7 +186,7 @@ pub struct Config {
     pub split: bool,
     /// Whether losses are counted.
     pub count: bool,
-    /// Whether Redis can are rewound in parts: the records streams alone, or the sinks' streams alone, as nodes of a
+    /// Whether Redis can be rewound in parts: the input streams alone, or the sinks' streams alone, as nodes of a
     /// cluster do.
     pub parts: bool,
     /// Faults.

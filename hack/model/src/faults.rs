@@ -71,9 +71,9 @@ impl Protocol {
     }
 }
 
-/// One server that is rewound is mended from what the other remembers. Where the other is rewound, too, before an owner
-/// could do that, or Redis to what it was before that, nobody may remember what a reader has seen, or somebody may hold
-/// what nobody remembers: there the protocol's promise about ids ends.
+/// One server that is rewound is fixed from what the other holds. Where the other is rewound, too, before an owner
+/// could do that, or Redis to what it was before that, nobody may hold what a reader has seen, or somebody may hold
+/// what nobody holds: there the protocol's promise about ids ends.
 fn wound(state: &mut State, unmended: bool) {
     let remembered = |shard: usize| {
         let cursors = state.redis.outs.iter().filter_map(|out| Some(out.cursor.as_ref()?.at[shard]));

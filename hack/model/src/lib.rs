@@ -18,8 +18,8 @@
 //! - **Compare** is one transaction under the fence. A log below the mark or below a cursor is that of a Postgres that
 //!   was rewound: the numbers in between become a gap, and the sequence continues above. Nothing is written before it, so a
 //!   crash anywhere on the way is safe. It belongs to one start of Postgres: a commit on another one is refused, the
-//!   batch in flight dropped, and the owner prepares again. To compare numbers with remembered ones would not do: the
-//!   lease of a paused former owner can come back together with the numbers that it remembers.
+//!   batch in flight dropped, and the owner prepares again. To compare numbers with stored ones would not do: the
+//!   lease of a paused former owner can come back together with the numbers that it holds.
 //! - **Claim** takes all pending entries over, in order, before anything new is **read**. When none is left, the mark
 //!   is set again where Redis lost it; earlier it would cover entries that are still to come.
 //! - **Commit** compares fence, start of Postgres and policy version, judges each entry by what is stored ([`commit`]),
@@ -36,7 +36,7 @@
 //! Each fault of [`config::Faults`] happens at any moment, as often as its budget says ([`faults`]): crashes, lost
 //! leases (an owner that continues, or is paused and wakes up at any time), lost answers, repeated requests, policies, a
 //! Redis without its last writes, a Postgres in an older state. Nobody is told of a server that was rewound; connections
-//! are made again in silence.
+//! are recreated in silence.
 //!
 //! # What is checked
 //!
@@ -47,7 +47,7 @@
 //! # Where the protocol ends
 //!
 //! - Where both servers are rewound before an owner could compare, or Redis to a state from before that, nobody may
-//!   remember which ids a reader has seen: they can be given again with other content.
+//!   hold which ids a reader has seen: they can be given again with other content.
 //! - A record that Postgres lost, and a Redis that is rewound later brings again, is processed behind what came after
 //!   it.
 //! - A Redis that is rewound while a sink moves to another stream can lose that the old cursor was retired: numbers

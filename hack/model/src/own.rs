@@ -161,7 +161,7 @@ impl Protocol {
         Some(true)
     }
 
-    /// One transaction, under the fence: where the log is behind what Redis remembers, the difference becomes a gap.
+    /// One transaction, under the fence: where the log is behind what Redis holds, the difference becomes a gap.
     fn compare(
         &self,
         state: &mut State,

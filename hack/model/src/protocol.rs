@@ -52,9 +52,9 @@ pub enum Action {
     PublishUnanswered(u8, u8, u8),
     /// From here on Redis may lose what comes.
     Sync,
-    /// Fault: Redis lost what came since: all of it (0), that of the records streams (1), or of the sinks' streams (2).
+    /// Fault: Redis lost what came since: all of it (0), that of the input streams (1), or of the sinks' streams (2).
     RedisBack(u8),
-    /// To here Postgres may are rewound.
+    /// To here Postgres may be rewound.
     Backup,
     /// Fault: Postgres was rewound.
     PostgresBack,

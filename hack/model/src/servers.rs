@@ -3,13 +3,13 @@
 /// What an owner shows. Tokens are random: a new one equals no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Fence {
-    /// Rises with every owner, as far as the servers remember.
+    /// Rises with every owner, as far as the servers hold it.
     pub epoch: u8,
     /// Tells two owners of the same epoch apart.
     pub token: u8,
 }
 
-/// An entry of a records stream.
+/// An entry of an input stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Entry {
     /// Its stream id: may come again after a Redis that was rewound.
@@ -51,7 +51,7 @@ pub struct Shard {
     pub free: bool,
     /// Of the last owner.
     pub fence: Fence,
-    /// The policy that it stands at.
+    /// The policy that it is at.
     pub version: u8,
     /// The highest number given.
     pub top: u8,
@@ -111,7 +111,7 @@ pub struct Postgres {
     pub sinks: Vec<SinkRow>,
 }
 
-/// A records stream, its group, and what stands beside it.
+/// An input stream, its group, and what is beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Input {
     /// The last stream id given.

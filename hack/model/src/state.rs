@@ -117,7 +117,7 @@ pub struct Policy {
 /// A worker.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Worker {
-    /// The policy it works by.
+    /// The policy it runs.
     pub policy: Policy,
     /// By shard.
     pub owns: Vec<Option<Own>>,
@@ -170,11 +170,11 @@ pub struct Observer {
     pub lost_at_look: u8,
     /// A report's most was less than that.
     pub most_too_low: bool,
-    /// What Redis may are rewound to is from before an owner had compared.
+    /// What Redis may be rewound to is from before an owner had compared.
     pub synced_wounded: bool,
     /// By shard: a server was rewound, and no owner has compared and set the mark since.
     pub wounded: Vec<bool>,
-    /// Both servers was rewound before an owner could compare, and no server remembers what was seen, or will be.
+    /// Both servers were rewound before an owner could compare, and no server holds what was seen, or will be.
     pub blind: bool,
     /// An entry was acknowledged that no commit had applied.
     pub acked_uncommitted: bool,
@@ -187,9 +187,9 @@ pub struct State {
     pub postgres: Postgres,
     /// Redis.
     pub redis: Redis,
-    /// What Postgres may are rewound to.
+    /// What Postgres may be rewound to.
     pub backup: Option<Arc<Postgres>>,
-    /// What Redis may are rewound to.
+    /// What Redis may be rewound to.
     pub synced: Option<Arc<Redis>>,
     /// The workers, sorted: which is which has no part in it.
     pub workers: Vec<Worker>,

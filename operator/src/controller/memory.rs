@@ -1,4 +1,4 @@
-//! What is remembered of a pipeline between reconciles; all of it can be found out again.
+//! What is held of a pipeline between reconciles; all of it can be found out again.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,10 +15,10 @@ use crate::{backoff::doubled, facts::Facts};
 const FIRST_TOUCH: Duration = Duration::from_millis(500);
 const LONGEST_TOUCH: Duration = Duration::from_secs(60);
 
-/// What is remembered.
+/// What is held.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    /// Since when there is anything to remember.
+    /// Since when there is anything to hold.
     pub(crate) born: Instant,
     /// The uid that all of this is of.
     pub(crate) uid: String,
@@ -81,7 +81,7 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// Begins again when the resource was made again.
+    /// Begins again when the resource was recreated.
     pub(crate) fn of_uid(&mut self, uid: &str) {
         if self.uid != uid {
             *self = Self { uid: uid.to_owned(), ..Self::default() };

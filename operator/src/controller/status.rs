@@ -46,7 +46,7 @@ pub(crate) struct View<'a> {
 /// How long Ready stands while shards change hands: longer than a lease.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Reasons that no retry mends: someone has to change something.
+/// Reasons that no retry fixes: someone has to change something.
 const STALLED: [&str; 16] = [
     "InvalidSpec",
     "NameClash",

@@ -7,7 +7,7 @@ use crate::facts::Problem;
 
 /// Why one that is being deleted is not ready, and continues.
 pub(super) const DRAINING: &str = "Draining";
-/// All of it is worked off and published: what is left is to let go.
+/// All of it is applied and published: what is left is to let go.
 pub(super) const DRAINED: &str = "Drained";
 /// Its data is being removed.
 pub(super) const PURGING: &str = "Purging";

@@ -24,7 +24,7 @@ use crate::context::Context;
 
 /// Who claims a pipeline: `<namespace>/<release>`.
 pub(crate) const CLAIM: &str = "millrace.dev/claimed-by";
-/// Holds a deleted resource until its records are worked off.
+/// Holds a deleted resource until its records are applied.
 pub(crate) const FINALIZER: &str = "millrace.dev/drain";
 /// How often numbers are written when nothing else changes.
 const NUMBERS_EVERY: Duration = Duration::from_secs(30);
@@ -108,7 +108,7 @@ pub(crate) async fn status(
     }
     context.leadership.check()?;
     let (namespace, name) = names(meta);
-    // The uid keeps it from a resource that was made again under the name.
+    // The uid keeps it from a resource that was recreated under the name.
     let patch = json!({
         "apiVersion": API_VERSION,
         "kind": KIND,

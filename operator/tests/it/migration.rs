@@ -92,7 +92,7 @@ async fn another_image_is_migrated_first_and_a_schema_that_is_too_new_leaves_the
     assert_eq!((ready.status.as_str(), ready.observed_generation), ("True", Some(generation)), "the old one goes on");
     assert_eq!(images(&world).await, ["millrace/service:3", "millrace/service:3"]);
     assert_eq!(names(&world.player.actors(&world.namespace, "payments")), names(&pods));
-    // The next attempt finds it mended.
+    // The next attempt finds it fixed.
     world.ready("payments", older).await;
 }
 

@@ -1,4 +1,4 @@
-//! Owned fields that someone changed are put right; what others added stays; what is no longer wanted goes.
+//! Owned fields that someone changed are corrected; what others added stays; what is no longer wanted goes.
 
 use k8s_openapi::api::{
     apps::v1::Deployment,

@@ -128,7 +128,7 @@ impl Acceptor {
         }
     }
 
-    /// The last word of this process on its appends, once the server takes no request any more.
+    /// The final count of this process on its appends, once the server takes no request any more.
     pub async fn close(&self, store: &Store, streams: &Streams, process: &str, shards: u16) {
         self.0.appends.close();
         self.0.appends.wait().await;

@@ -24,7 +24,7 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(5);
 pub(super) struct JobArgs {
     #[command(flatten)]
     pub(super) place: Place,
-    /// How long a Secret that is missing and a server that is away are waited for, in milliseconds
+    /// How long a Secret that is missing and a server that is unavailable are waited for, in milliseconds
     #[arg(long, value_name = "MS", env = "MILLRACE_WAIT_MS", default_value_t = 60_000)]
     pub(super) wait_ms: u64,
     /// Where one line of JSON about the outcome is left, such as /dev/termination-log
@@ -100,7 +100,7 @@ impl Failure {
         Self { reason, message: message.into() }
     }
 
-    /// Whether it may be mended while it is waited.
+    /// Whether it may be fixed while it is waited.
     fn may_pass(&self) -> bool {
         matches!(
             self.reason,

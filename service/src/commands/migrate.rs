@@ -35,7 +35,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 /// Postgres.
 ///
 /// # Errors
-/// What stopped it, in words for a person: Postgres is away, or the schema is another pipeline's.
+/// What stopped it, in words for a person: Postgres is unavailable, or the schema is another pipeline's.
 pub async fn migrate(place: &Place) -> anyhow::Result<()> {
     let (migrated, pipeline) = try_run(&JobArgs::local(place), false).await?;
     print(&migrated, &pipeline);

@@ -143,7 +143,7 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
 }
 
 /// Looks again and again whether Redis admits this process. While it does not, every record would be refused: the process
-/// is not ready, so that no traffic comes to it. A Redis that is away changes nothing: all processes answer 503 then.
+/// is not ready, so that no traffic comes to it. A Redis that is unavailable changes nothing: all processes answer 503 then.
 fn watch_access(streams: &Streams, lifecycle: &Lifecycle) {
     let (streams, board, soft) = (streams.clone(), lifecycle.board.clone(), lifecycle.soft.clone());
     let beat = lifecycle.heartbeats.register(ACCESS, LONGEST_DENIAL);

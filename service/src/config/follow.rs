@@ -2,7 +2,7 @@
 //!
 //! Files are followed by their content, which also holds for the symbolic links that a mounted ConfigMap swaps. Must never
 //! put anything active that Postgres does not have as its newest version, and never drop what is active because a server
-//! or the file is away.
+//! or the file is missing.
 
 use std::{sync::Arc, time::Duration};
 
@@ -143,7 +143,7 @@ impl Follower {
         let read = tokio::fs::read_to_string(&self.place.pipeline).await;
         let content = match read {
             Ok(content) => content,
-            // Not remembered as content, so that the same content coming back is no change.
+            // Not held as content, so that the same content coming back is no change.
             Err(error) => {
                 if self.unreadable.is_none() {
                     self.unreadable = Some((self.active_manifest.borrow().refusal.clone(), self.board.of(FILE)));
@@ -165,7 +165,7 @@ impl Follower {
         self.board.manifest(parsed.as_ref().ok());
         let first = self.content.replace(content).is_none();
         match parsed {
-            // Offered at the start already, unless it was mended since.
+            // Offered at the start already, unless it was fixed since.
             Ok(manifest) if first && manifest == self.frame && !self.was_invalid() => {}
             Ok(manifest) if manifest.metadata.name != self.frame.metadata.name => {
                 let (was, is) = (&self.frame.metadata.name, &manifest.metadata.name);
@@ -246,7 +246,7 @@ impl Follower {
             );
             self.pending = Some(self.frame.clone());
         }
-        // An annotation, too, reaches those who work by it: it makes no version.
+        // An annotation, too, reaches those who run it: it makes no version.
         if is_other || self.frame.metadata != now.manifest.metadata {
             let mut next = ActiveManifest::new(&self.frame, newest.spec, newest.version, now.pipeline_id);
             next.refusal = now.refusal;

@@ -17,7 +17,7 @@ use crate::{
     streams::Streams,
 };
 
-/// What stands still until the pipeline is there.
+/// What is stalled until the pipeline is there.
 const WAITING: &str = "waiting for the pipeline";
 /// Longest that a first connection to Postgres is waited for.
 const PROBED: Duration = Duration::from_secs(5);
@@ -151,7 +151,7 @@ impl Start<'_> {
     }
 
     async fn attempt(&mut self) -> Result<Found, Lack> {
-        // Read again each time: it may be mended, or annotated, while it is waited.
+        // Read again each time: it may be fixed, or annotated, while it is waited.
         let manifest = self.place.manifest();
         self.board.manifest(manifest.as_ref().ok());
         let manifest = match manifest {

@@ -39,7 +39,7 @@ impl Process {
 }
 
 fn place(dir: &tempfile::TempDir) -> Place {
-    // Redis is not used here, and may be away.
+    // Redis is not used here, and may be unavailable.
     Place::new(dir.path().join("pipeline.yaml"), "redis://127.0.0.1:1", testing::url().as_str())
 }
 

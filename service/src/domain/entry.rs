@@ -1,10 +1,10 @@
-//! An entry of a records stream, as it was read.
+//! An entry of an input stream, as it was read.
 
 use std::{fmt, str::FromStr};
 
 use chrono::{DateTime, Utc};
 
-/// A Redis stream id. Ids may are rewound or come again after a failover: never trust one alone.
+/// A Redis stream id. Ids may be rewound or come again after a failover: never trust one alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId {
     /// Milliseconds of the server's clock.

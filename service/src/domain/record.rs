@@ -114,7 +114,7 @@ pub struct Record {
     pub unit: Text,
     /// With the destination, the key under which totals are kept.
     pub reference: Text,
-    /// Anything else, given back as received.
+    /// Anything else, returned as received.
     pub attributes: Option<Attributes>,
 }
 

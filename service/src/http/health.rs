@@ -68,7 +68,7 @@ pub fn alive_answer() -> Response {
     answer(StatusCode::OK, &json!({"alive": true}))
 }
 
-/// The answer of `/ready`: 200, or 503 with the loops that stand still.
+/// The answer of `/ready`: 200, or 503 with the loops that are stalled.
 #[must_use]
 pub fn ready_answer(heartbeats: &Heartbeats) -> Response {
     let still = heartbeats.still();

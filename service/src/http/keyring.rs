@@ -79,7 +79,7 @@ impl KeyRing {
     }
 
     /// Registers the first key, reads the keys, and keeps them up to date by a task of `lifecycle`. While Postgres is
-    /// away the last known keys stay active. Waits for the first key's file only while there is no key at all: nobody
+    /// unavailable the last known keys stay active. Waits for the first key's file only while there is no key at all: nobody
     /// could call.
     ///
     /// # Errors

@@ -45,7 +45,7 @@ impl ProbesApi {
 
     /// Whether the process's loops move
     ///
-    /// It stays ready while Redis or Postgres is away, and answers 503 itself then.
+    /// It stays ready while Redis or Postgres is unavailable, and answers 503 itself then.
     #[oai(path = "/ready", method = "get", operation_id = "ready")]
     async fn ready(&self, heartbeats: Data<&Heartbeats>) -> Result<Probe, Failure> {
         let still = heartbeats.still();

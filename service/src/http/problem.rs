@@ -98,7 +98,7 @@ pub enum Failure {
     /// A fault of ours.
     #[oai(status = 500, content_type = "application/problem+json")]
     Internal(Json<Box<Problem>>),
-    /// A server behind this one is away, or the outcome is unknown; send again with the same id.
+    /// A server behind this one is unavailable, or the outcome is unknown; send again with the same id.
     #[oai(status = 503, content_type = "application/problem+json")]
     Unavailable(Json<Box<Problem>>, #[oai(header = "Retry-After")] u64),
 }

@@ -19,7 +19,7 @@ use crate::{
 const ENTRIES: usize = 200;
 /// How far one look into the log goes, for kinds that skip rows.
 const WINDOW: i64 = 10_000;
-/// How soon a cursor is looked at again that stands above what may be published.
+/// How soon a cursor is looked at again that is above what may be published.
 const AGAIN: Duration = Duration::from_millis(50);
 /// How often the cursor is moved over rows that the sink does not carry.
 const IDLE: Duration = Duration::from_secs(1);

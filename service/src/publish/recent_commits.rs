@@ -60,7 +60,7 @@ impl RecentCommits {
         }
     }
 
-    /// Up to these numbers it may be published: what is committed is acknowledged, and stands beside the stream.
+    /// Up to these numbers it may be published: what is committed is acknowledged, and is beside the stream.
     pub fn advance(&self, numbers: Numbers) {
         self.numbers.send_replace(Some(numbers));
     }

@@ -155,11 +155,11 @@ pub(super) struct Stats {
     pub lag_ms: Option<u64>,
     /// Entries that were taken and are neither applied nor queued: the least that was lost.
     pub lost: i64,
-    /// The most that was lost; absent while it is not known: a serve process died without its last word and Redis may
+    /// The most that was lost; absent while it is not known: a serve process died without its final count and Redis may
     /// have been rewound, or Redis or the shards' workers cannot be asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lost_at_most: Option<i64>,
-    /// How often a records stream or its consumer group was gone.
+    /// How often an input stream or its consumer group was gone.
     pub recreated_streams: i64,
     /// Destinations that have records.
     pub destinations: i64,
@@ -207,7 +207,7 @@ impl StatsApi {
         let app = app.0;
         let shards = app.manifest.borrow().manifest.spec.shards;
         let policy_version = app.manifest.borrow().policy.version;
-        // Redis first: what stands beside its streams tells what had been applied then, so that no entry is counted twice
+        // Redis first: what is beside its streams tells what had been applied then, so that no entry is counted twice
         // or not at all, whatever is applied in between.
         let backlog = app.streams.backlog(shards).await;
         let counts = app.store.stats().await?;
@@ -279,7 +279,7 @@ fn in_flight(counts: &Counts, backlog: &[Backlog]) -> i64 {
             let counted = counts.shards.iter().find(|counted| counted.shard == i32::from(shard.shard))?;
             let applied = counted.records + counted.dead_letters + counted.conflicts + counted.duplicates;
             let Some(committed) = shard.committed else {
-                // Nothing was acknowledged yet; or what stood beside the stream is gone, and with it the measure.
+                // Nothing was acknowledged yet; or what was beside the stream is gone, and with it the measure.
                 return Some(applied).filter(|first| *first <= shard.pending as i64);
             };
             let acknowledged = committed.records + committed.dead_letters + committed.conflicts + committed.duplicates;

@@ -247,7 +247,7 @@ fn counts(applied: &Applied, backlog: &[Backlog], unpublished: i64) -> Counts {
     }
 }
 
-/// That a records stream is another pipeline's.
+/// That an input stream is another pipeline's.
 fn foreign_stream(backlog: &[Backlog], pipeline_id: &str) -> Option<Problem> {
     let external: Vec<(u16, &String)> = backlog
         .iter()

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[sqlx::test(migrations = "../migrations")]
-    async fn keys_are_active_until_they_are_revoked_and_each_deed_is_noted(pool: PgPool) {
+    async fn keys_are_active_until_they_are_revoked_and_each_action_is_audited(pool: PgPool) {
         let store = Store::of_test(pool.clone());
         store.create_key("key_1", "a", b"hash", &["read".to_owned()], "me").await.expect("made");
         assert!(store.bootstrap_key(b"first").await.expect("written"));

@@ -133,7 +133,7 @@ impl Store {
         Ok(epoch.map(|epoch| Fence { epoch, token: token.to_owned() }))
     }
 
-    /// Raises the epoch of a shard that is still this owner's above the one that stands beside the stream.
+    /// Raises the epoch of a shard that is still this owner's above the one that is beside the stream.
     ///
     /// # Errors
     /// [`Error::Fenced`] when the shard is another's by now.

@@ -117,7 +117,7 @@ impl Store {
         read_pipeline(&mut connection).await
     }
 
-    /// Makes the rows of shards that have none: at the start, or when they disappeared. A row that is made again gets its
+    /// Makes the rows of shards that have none: at the start, or when they disappeared. A row that is recreated gets its
     /// highest numbers and counts from what is stored, and an epoch above all that were; what cannot be counted again
     /// (`lost`, applied entries of other programs, records without a threshold) starts at 0. Returns the shards whose rows were made.
     ///
@@ -130,7 +130,7 @@ impl Store {
         if there == Some(i64::from(shards)) {
             return Ok(Vec::new());
         }
-        // Without its row no worker can commit for a shard, so these counts stand still while they are taken.
+        // Without its row no worker can commit for a shard, so these counts are stalled while they are taken.
         let made = sqlx::query!(
             r#"insert into shards (shard, epoch, prepared, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts)
                select shard,

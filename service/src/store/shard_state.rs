@@ -11,7 +11,7 @@ pub struct ShardState {
     pub leased: bool,
     /// The worker that has it, or had it last.
     pub owner: Option<String>,
-    /// The policy version that it stands at; 0 before its first owner.
+    /// The policy version that it is at; 0 before its first owner.
     pub version: i64,
     /// The uid of the manifest that brought this version.
     pub uid: Option<String>,

@@ -4,7 +4,7 @@ use rand::Rng as _;
 
 use super::{Error, Numbers, Store};
 
-/// A sink as Postgres remembers it.
+/// A sink as Postgres holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SinkRow {
     /// Its name.

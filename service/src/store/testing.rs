@@ -48,7 +48,7 @@ pub(crate) fn drop_schema(name: &str) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&url()).await.unwrap();
-            // The test's runtime stands still meanwhile: what it left to be rolled back would hold its locks for ever.
+            // The test's runtime is stalled meanwhile: what it left to be rolled back would hold its locks for ever.
             sqlx::query(
                 "select pg_terminate_backend(pid) from pg_locks, pg_class
                  where relation = pg_class.oid and relnamespace = to_regnamespace($1)",

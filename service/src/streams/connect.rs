@@ -116,7 +116,7 @@ impl Queries {
 }
 
 impl Streams {
-    /// Prepares connections; Redis may still be away.
+    /// Prepares connections; Redis may still be unavailable.
     ///
     /// # Errors
     /// When the URL is not one of Redis.

@@ -1,4 +1,4 @@
-//! What must hold of any entry of a records stream, whoever wrote it.
+//! What must hold of any entry of an input stream, whoever wrote it.
 
 use super::input::entry as read;
 use crate::domain::Record;

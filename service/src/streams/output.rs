@@ -128,7 +128,7 @@ impl Streams {
         Ok(number.filter(|_| ours).and_then(|number| number.parse().ok()))
     }
 
-    /// Makes the cursor of a generation, with a start per shard; false: a newer one stands there. `adopt` is the id of the pipeline whose streams may be
+    /// Makes the cursor of a generation, with a start per shard; false: a newer one is there. `adopt` is the id of the pipeline whose streams may be
     /// taken over, empty for none.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The end of a pipeline: its streams go, with what stands beside them.
+//! The end of a pipeline: its streams go, with what is beside them.
 //!
 //! Must never remove what is another's: each script compares the id beside the stream first.
 
@@ -10,14 +10,14 @@ use super::{Error, Streams, keys};
 
 static PURGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/purge.lua")));
 
-/// A stream of a pipeline, and what stands beside it.
+/// A stream of a pipeline, and what is beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
     /// The stream's key.
     pub stream: String,
     /// The key beside it.
     beside: String,
-    /// The sink whose stream it is; `None`: a records stream.
+    /// The sink whose stream it is; `None`: an input stream.
     sink: Option<String>,
     /// The id of the pipeline that it belongs to; `None`: nothing tells.
     pub pipeline_id: Option<String>,
@@ -37,7 +37,7 @@ pub enum Removed {
 }
 
 impl Streams {
-    /// The records streams of `shards` shards, and those of sinks (stream, sink), as they stand.
+    /// The input streams of `shards` shards, and those of sinks (stream, sink), as they stand.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -60,7 +60,7 @@ impl Streams {
         Ok(holdings)
     }
 
-    /// Removes a stream with what stands beside it, if it is this pipeline's, or that of the id `adopt`.
+    /// Removes a stream with what is beside it, if it is this pipeline's, or that of the id `adopt`.
     ///
     /// # Errors
     /// [`Error::Refused`] when it is another's; or when Redis does not answer.

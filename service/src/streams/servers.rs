@@ -147,7 +147,7 @@ pub(super) struct Servers {
 }
 
 impl Servers {
-    /// Prepares connections; servers may still be away.
+    /// Prepares connections; servers may still be unavailable.
     pub(super) fn open(url: &str) -> Result<Self, Error> {
         let address: Address = url.parse()?;
         let ask = Arc::new(Notify::new());
@@ -368,7 +368,7 @@ impl Seeker {
         nodes.extend(self.address.seeds().iter().filter(|seed| !nodes.contains(seed)).cloned().collect::<Vec<_>>());
         let mut command = redis::cmd("CLUSTER");
         command.arg("INFO");
-        // A server that was cut off or stood still says what was right before; the newest epoch knows best.
+        // A server that was cut off or was stalled says what was right before; the newest epoch knows best.
         let mut healthy = Vec::new();
         for (node, answer) in self.ask(&nodes, &command).await {
             let info = answer.and_then(|answer| Ok(String::from_redis_value(answer)?)).unwrap_or_default();

@@ -10,7 +10,7 @@ use redis::{
 use super::{Error, Streams, keys};
 use crate::domain::StreamId;
 
-/// A sink as it stood at one moment: its cursor and the end of its stream belong together.
+/// A sink as it was at one moment: its cursor and the end of its stream belong together.
 #[derive(Debug, Clone, Default)]
 pub struct SinkState {
     /// Highest number appended, per shard.

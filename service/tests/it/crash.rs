@@ -12,11 +12,11 @@ async fn a_worker_dies(point: &str, pass: u32) {
     let (before, after) = load.records.split_at(load.records.len() / 2);
     pipeline.send(before).await;
     let fault = format!("{point}:{pass}");
-    let mut doomed = pipeline.work_with(&[("MILLRACE_FAULT", &fault), ("MILLRACE_BATCH", "100")]);
-    tokio::join!(pipeline.send(after), doomed.died_at_its_fault());
+    let mut crashing = pipeline.work_with(&[("MILLRACE_FAULT", &fault), ("MILLRACE_BATCH", "100")]);
+    tokio::join!(pipeline.send(after), crashing.died_at_its_fault());
     let processed = pipeline.number("select count(*) from records").await;
     assert!(processed < load.ids.len() as i64, "it died before all was done");
-    let heir = pipeline.work_with(&[("MILLRACE_BATCH", "100")]);
+    let successor = pipeline.work_with(&[("MILLRACE_BATCH", "100")]);
     pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
     assert_eq!(pipeline.number("select sum(processed)::bigint from shards").await, load.ids.len() as i64);
@@ -24,7 +24,7 @@ async fn a_worker_dies(point: &str, pass: u32) {
     assert_eq!(pipeline.number("select sum(lost + recreated_streams)::bigint from shards").await, 0);
     // What was read and not acknowledged was taken over, not waited for.
     if ["after_read", "before_commit", "after_commit", "before_ack"].contains(&point) {
-        heir.says("worker.pending.reclaimed").await;
+        successor.says("worker.pending.reclaimed").await;
     }
 }
 
@@ -80,7 +80,7 @@ async fn a_worker_that_dies_while_a_sink_comes_back_to_its_stream_repeats_no_not
     work.stop().await;
     pipeline.change(|spec| spec["sinks"][0] = sink("notifications", "Processed"));
     pipeline.work_with(&[("MILLRACE_FAULT", "before_sink_started:1")]).died_at_its_fault().await;
-    let _heir = pipeline.work();
+    let _successor = pipeline.work();
     let more = Load::from("r", load.ids.len(), 100);
     pipeline.send(&more.records).await;
     pipeline.applied().await;
@@ -91,13 +91,13 @@ async fn a_worker_that_dies_while_a_sink_comes_back_to_its_stream_repeats_no_not
 async fn a_serve_process_that_dies_after_an_append_leaves_it_to_be_sent_again() {
     let pipeline = Pipeline::new(json!({})).await;
     let _work = pipeline.work();
-    let mut doomed = pipeline.serve_with(&[("MILLRACE_FAULT", "after_xadd:5")]).await;
+    let mut crashing = pipeline.serve_with(&[("MILLRACE_FAULT", "after_xadd:5")]).await;
     let load = Load::new("r", 1_800);
     let takes_over = async {
-        doomed.died_at_its_fault().await;
+        crashing.died_at_its_fault().await;
         pipeline.serve().await
     };
-    let ((), _heir) = tokio::join!(pipeline.send_through(&load.records), takes_over);
+    let ((), _successor) = tokio::join!(pipeline.send_through(&load.records), takes_over);
     pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
     // The client's batch whose answer was lost came twice: what the dead process had appended became duplicates.
@@ -116,10 +116,10 @@ async fn a_paused_owner_whose_lease_ran_out_takes_and_doubles_nothing() {
     pipeline.send(parts[0]).await;
     eventually("it is amid work", async || pipeline.number("select count(*) from records").await > 0).await;
     paused.pause();
-    let heir = pipeline.work_with(&[("MILLRACE_BATCH", "20")]);
+    let successor = pipeline.work_with(&[("MILLRACE_BATCH", "20")]);
     pipeline.send(parts[1]).await;
-    eventually("the heir has both shards, and did all", async || {
-        heir.said("worker.shard.acquired").len() >= 2 && pipeline.backlog().await == 0
+    eventually("the successor has both shards, and did all", async || {
+        successor.said("worker.shard.acquired").len() >= 2 && pipeline.backlog().await == 0
     })
     .await;
     // The paused one waits for entries: none of them may end up with it.
@@ -138,7 +138,7 @@ async fn a_paused_owner_whose_lease_ran_out_takes_and_doubles_nothing() {
     assert_eq!(pipeline.number("select sum(duplicates)::bigint from shards").await, load.duplicates as i64);
 }
 
-/// It waits for entries when its lease is gone, and wakes with the heir at the same entries.
+/// It waits for entries when its lease is gone, and wakes with the successor at the same entries.
 #[tokio::test]
 async fn an_owner_that_does_not_know_that_it_lost_its_shards_takes_nothing() {
     let pipeline = Pipeline::new(json!({})).await;
@@ -152,9 +152,9 @@ async fn an_owner_that_does_not_know_that_it_lost_its_shards_takes_nothing() {
     // It looks at its leases again in fifteen seconds.
     pipeline.execute("update workers set seen_until = now() - interval '1 hour'").await;
     pipeline.execute("update shards set lease_until = now() - interval '1 hour'").await;
-    let _heir = pipeline.work_with(&patient);
+    let _successor = pipeline.work_with(&patient);
     for shard in 0..2 {
-        eventually("the heir has the shard", async || {
+        eventually("the successor has the shard", async || {
             pipeline.redis::<String>(&["HGET", &pipeline.fence(shard), "epoch"]).await == "2"
         })
         .await;
@@ -203,8 +203,8 @@ async fn an_owner_is_paused_that_waits_for_its_row(session: &str, sent_before: u
     paused.pause();
     lock.rollback().await.unwrap();
     pipeline.send(after).await;
-    let heir = pipeline.work();
-    heir.says("worker.shard.acquired").await;
+    let successor = pipeline.work();
+    successor.says("worker.shard.acquired").await;
     pipeline.applied().await;
     paused.go_on();
     paused.says("worker.shard.lost").await;
@@ -258,15 +258,15 @@ async fn what_is_committed_and_not_acknowledged_is_not_published() {
 async fn a_publisher_that_panics_ends_the_worker_with_failure() {
     let pipeline = Pipeline::new(json!({})).await;
     let _serve = pipeline.serve().await;
-    let mut doomed = pipeline.work_with(&[("MILLRACE_FAULT", "before_publish:3:panic"), ("MILLRACE_BATCH", "50")]);
+    let mut crashing = pipeline.work_with(&[("MILLRACE_FAULT", "before_publish:3:panic"), ("MILLRACE_BATCH", "50")]);
     let load = Load::new("r", 600);
     pipeline.send(&load.records).await;
-    let status = doomed.ended().await;
+    let status = crashing.ended().await;
     assert_eq!(status.code(), Some(1), "{status}");
-    let death = &doomed.said("lifecycle.task.failed")[0];
+    let death = &crashing.said("lifecycle.task.failed")[0];
     assert_eq!(death["task"], "own", "{death}");
     assert!(death["failure"].as_str().unwrap().contains("the fault of a test"), "{death}");
-    let _heir = pipeline.work();
+    let _successor = pipeline.work();
     pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
 }
@@ -275,19 +275,19 @@ async fn a_publisher_that_panics_ends_the_worker_with_failure() {
 async fn pending_entries_of_a_predecessor_come_before_new_ones_in_order() {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
     let _serve = pipeline.serve().await;
-    let mut doomed = pipeline.work_with(&[("MILLRACE_FAULT", "before_commit:1"), ("MILLRACE_BATCH", "30")]);
-    doomed.ready().await;
+    let mut crashing = pipeline.work_with(&[("MILLRACE_FAULT", "before_commit:1"), ("MILLRACE_BATCH", "30")]);
+    crashing.ready().await;
     let load = Load::new("r", 300);
     let (old, new) = load.records.split_at(100);
     pipeline.send(old).await;
-    doomed.died_at_its_fault().await;
+    crashing.died_at_its_fault().await;
     let stream = pipeline.records(0);
     let (pending, lowest, _, _): (u64, String, String, redis::Value) =
         pipeline.redis(&["XPENDING", &stream, "workers"]).await;
     assert!(pending > 0, "it died with entries in hand");
     pipeline.send(new).await;
-    let heir = pipeline.work_with(&[("MILLRACE_BATCH", "7")]);
-    heir.says("worker.pending.reclaimed").await;
+    let successor = pipeline.work_with(&[("MILLRACE_BATCH", "7")]);
+    successor.says("worker.pending.reclaimed").await;
     pipeline.applied().await;
     // In the order of the log, entries that were pending come first, and all in the order of their arrival.
     let order: Vec<String> =

@@ -111,7 +111,7 @@ async fn under_load(pipeline: &Pipeline, name: &str, strike: impl AsyncFnOnce(&s
     gone
 }
 
-/// A server that dies comes back as a replica; one that stood still wakes up as the primary that it is not any more.
+/// A server that dies comes back as a replica; one that was stalled wakes up as the primary that it is not any more.
 async fn is_followed(redis: &mut ManyRedis) {
     let pipeline = Pipeline::on_many(redis, json!({"shards": 6})).await;
     let (_serve, work) = (pipeline.serve().await, pipeline.work());

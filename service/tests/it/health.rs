@@ -1,4 +1,4 @@
-//! Whether a process is well, what it says while a server is away, and what stays when each part is started again.
+//! Whether a process is well, what it says while a server is unavailable, and what stays when each part is started again.
 
 use std::time::{Duration, Instant};
 
@@ -58,7 +58,7 @@ async fn everything_stays_when_each_part_is_started_again() {
             }
         }
         eventually(&format!("after {part} was started anew it answers the same"), async || {
-            // A connection may have to be made again first.
+            // A connection may have to be recreated first.
             pipeline.ask("/stats").await.status == 200 && answers(&pipeline).await == before
         })
         .await;

@@ -28,7 +28,7 @@ async fn a_record_is_seen_queued_then_processed_then_published() {
     assert_eq!(pipeline.get("/stats").await["backlog"], 2);
     pipeline.ask("/records/other").await.refused(404, "not_found");
 
-    // A sink whose stream cannot be written to is behind, and the record's life says so.
+    // A sink whose stream cannot be written is behind, and the record's life says so.
     let alerts = pipeline.stream("alerts");
     let _: i64 = pipeline.redis(&["DEL", &alerts]).await;
     let _: String = pipeline.redis(&["SET", &alerts, "in the way"]).await;

@@ -51,7 +51,7 @@ async fn streams_of_another_pipeline_are_refused_by_all_and_taken_over_by_the_an
         }
     }
     pipeline.put_in("/records", record("refused", "d").to_string()).await.refused(503, "stream_refused");
-    // The annotation has to name the id that stands there.
+    // The annotation has to name the id that is there.
     pipeline.annotate(|metadata| metadata["annotations"] = json!({"millrace.dev/adopt": "0123456789abcdef"}));
     pipeline.put_in("/records", record("refused", "d").to_string()).await.refused(503, "stream_refused");
     assert_eq!(pipeline.backlog().await, queued.records.len() as u64, "nothing was taken");

@@ -189,9 +189,9 @@ async fn a_rolling_restart_in_mid_load_loses_and_doubles_nothing() {
         let next = pipeline.serve().await;
         stop(&mut serve).await;
         some(500).await;
-        let heir = pipeline.work();
+        let successor = pipeline.work();
         stop(&mut work).await;
-        (next, heir)
+        (next, successor)
     };
     let ((), _heirs) = tokio::join!(pipeline.send_through(&load.records), restarts);
     pipeline.applied().await;

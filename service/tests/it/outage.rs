@@ -1,4 +1,4 @@
-//! Servers that are away, locked, full, or that was rewound: nothing is blamed on the data, and all continues by itself.
+//! Servers that are unavailable, locked, full, or that was rewound: nothing is blamed on the data, and all continues by itself.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ async fn no_data_errors(pipeline: &Pipeline) {
 }
 
 #[tokio::test]
-async fn while_postgres_is_away_records_are_taken_and_nothing_is_a_data_error() {
+async fn while_postgres_is_unavailable_records_are_accepted_and_none_is_refused() {
     let mut postgres = PrivatePostgres::start().await;
     let pipeline = Pipeline::on(&shared().await.redis, &postgres.url(), json!({})).await;
     let (_serve, work) = (pipeline.serve().await, pipeline.work_with(&[("MILLRACE_BATCH", "50")]));

@@ -113,7 +113,7 @@ async fn a_worker_that_cannot_read_its_manifest_works_by_the_last_one_and_says_s
     mount(dir.path(), "redis", pipeline.redis_url());
     mount(dir.path(), "postgres", pipeline.postgres_url());
     mount(dir.path(), "key", KEY);
-    // Before anything was accepted there is nothing to work by.
+    // Before anything was accepted there is nothing to run.
     let good = fs::read_to_string(pipeline.manifest()).unwrap();
     pipeline.write(&good.replace(r#""threshold":"5""#, r#""threshold":"5","later":1"#));
     let work = pipeline.start_in_pod("work", dir.path());

@@ -69,7 +69,7 @@ async fn alerts_are_exact_by_the_version_active_however_often_it_changes() {
     eventually("the first version is registered", async || pipeline.number("select count(*) from policies").await == 1)
         .await;
     tokio::join!(pipeline.send(&load.records), changes);
-    // A process that starts during this may register what it read before: as a version more, and then again what stands there.
+    // A process that starts during this may register what it read before: as a version more, and then again what is there.
     let newest =
         "select (spec::jsonb ->> 'threshold' = '0' and version = (select min(policy_version) from shards))::int::bigint
                   from policies order by version desc limit 1";

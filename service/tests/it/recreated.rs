@@ -1,4 +1,4 @@
-//! What Redis or Postgres holds is changed behind the pipeline's back: it is made again, said, and losses are counted.
+//! What Redis or Postgres holds is changed behind the pipeline's back: it is recreated, said, and losses are counted.
 
 use serde_json::json;
 
@@ -83,7 +83,7 @@ async fn a_stream_of_another_pipeline_is_refused_and_nothing_of_it_is_taken() {
 }
 
 #[tokio::test]
-async fn a_stream_that_disappeared_is_made_again_and_said() {
+async fn a_stream_that_disappeared_is_recreated_and_reported() {
     let (pipeline, _serve, work, load) = idle().await;
     let _: i64 = pipeline.redis(&["DEL", &pipeline.records(0)]).await;
     work.says("worker.stream.recreated").await;
@@ -94,7 +94,7 @@ async fn a_stream_that_disappeared_is_made_again_and_said() {
 }
 
 #[tokio::test]
-async fn a_group_that_disappeared_is_made_again_and_loses_nothing() {
+async fn a_group_that_disappeared_is_recreated_and_loses_nothing() {
     let (pipeline, _serve, work, load) = idle().await;
     work.pause();
     let more = Load::from("r", 500, 30);
@@ -149,9 +149,9 @@ async fn entries_that_were_trimmed_unread_are_counted_as_lost() {
 async fn pending_entries_that_were_deleted_are_counted_as_lost() {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
     let _serve = pipeline.serve().await;
-    let mut doomed = pipeline.work_with(&[("MILLRACE_FAULT", "after_read:1")]);
+    let mut crashing = pipeline.work_with(&[("MILLRACE_FAULT", "after_read:1")]);
     pipeline.send(&Load::new("r", 40).records).await;
-    doomed.died_at_its_fault().await;
+    crashing.died_at_its_fault().await;
     let stream = pipeline.records(0);
     let pending: Vec<(String, String, u64, u64)> =
         pipeline.redis(&["XPENDING", &stream, "workers", "-", "+", "1000"]).await;

@@ -295,7 +295,7 @@ async fn an_append_of_which_nobody_knows_may_hide_a_loss_and_that_is_said() {
     join(sent, broken).await.0.refused(503, "outcome_unknown");
     let _work = pipeline.work();
     lost(&pipeline, 0, Some(1)).await;
-    // Its last word is no other.
+    // Its final count is no other.
     serve.stop().await;
     let _serve = pipeline.serve().await;
     lost(&pipeline, 0, Some(1)).await;

@@ -23,7 +23,7 @@ async fn leases(pipeline: &Pipeline, worker: &Process) -> Vec<(i32, i64, DateTim
 }
 
 #[tokio::test]
-async fn workers_share_evenly_give_back_at_once_and_take_over_the_dead() {
+async fn workers_share_evenly_return_shards_at_once_and_replace_the_dead() {
     let pipeline = Pipeline::new(json!({"shards": 4})).await;
     let _serve = pipeline.serve().await;
     let mut workers: Vec<Process> = Vec::new();
@@ -79,7 +79,7 @@ async fn a_stop_in_mid_load_applies_what_is_in_hand_and_ends_in_order() {
         assert_eq!(pending.0, 0, "nothing is left in hand");
     }
     assert_eq!(pipeline.shares().await, Vec::<i64>::new(), "the shards were given back");
-    let _heir = pipeline.work();
+    let _successor = pipeline.work();
     pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
 }

@@ -111,7 +111,7 @@ async fn a_sink_that_is_removed_leaves_no_cursor() {
 }
 
 #[tokio::test]
-async fn a_sink_that_moves_to_another_stream_continues_from_where_it_stood() {
+async fn a_sink_that_moves_to_another_stream_continues_at_its_position() {
     let (pipeline, _serve, work, load) = running(json!({})).await;
     let more = Load::from("r", load.ids.len(), 600);
     let other = pipeline.stream("moved");
@@ -196,8 +196,8 @@ async fn a_cursor_above_the_highest_number_halts_its_sink_until_an_owner_counts_
     assert_eq!(cursor, "1000000");
     // Whoever takes the shards finds a log behind what was given: as after a Postgres that was rewound.
     work.stop().await;
-    let heir = pipeline.work();
-    heir.says("worker.postgres.rewound").await;
+    let successor = pipeline.work();
+    successor.says("worker.postgres.rewound").await;
     let last = Load::from("r", load.ids.len() + more.ids.len(), 50);
     pipeline.send(&last.records).await;
     pipeline.applied().await;

@@ -242,7 +242,7 @@ async fn decimals_are_exact_from_end_to_end_and_keep_their_scale() {
 }
 
 #[tokio::test]
-async fn attributes_are_given_back_byte_for_byte_everywhere() {
+async fn attributes_are_returned_byte_for_byte_everywhere() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
     let attributes =
         r#"{ "b" : 1.10,"a":[1,2E+2 , "\u00e9\/"], "é": 1234567890123456789012345678901234567890, "n":null}"#;

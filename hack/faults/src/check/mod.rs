@@ -144,7 +144,7 @@ pub(crate) struct Counts {
     pub(crate) external: i64,
 }
 
-/// The check and what it remembers.
+/// The check and what it holds.
 #[derive(Debug)]
 pub(crate) struct Check {
     load: Arc<Load>,

@@ -145,7 +145,7 @@ impl Check {
                 ((destination, reference, unit), Sum { count, total: decimal::parse(&total).unwrap_or(i128::MAX) })
             })
             .collect();
-        // A key whose records are all lost again may stand there with nothing.
+        // A key whose records are all lost again may be there with nothing.
         let differ =
             |key: &Key| stored.get(key).copied().unwrap_or_default() != self.keys.get(key).copied().unwrap_or_default();
         let wrong: Vec<Key> = stored

@@ -1,4 +1,4 @@
-//! Records: each follows from the seed, its author and its number, so that nothing of it has to be remembered.
+//! Records: each follows from the seed, its author and its number, so that nothing of it has to be stored.
 //!
 //! A code names a record in eight bytes: author, number, and which of several contents was sent under the id.
 

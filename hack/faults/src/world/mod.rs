@@ -397,7 +397,7 @@ pub(crate) fn stream(sink: &str) -> String {
     format!("{NAME}.{sink}")
 }
 
-/// A shard's records stream.
+/// A shard's input stream.
 pub(crate) fn records(shard: usize) -> String {
     format!("{{{NAME}.{shard}}}:records")
 }

@@ -95,7 +95,7 @@ impl<'a> Template<'a> {
             args,
             env: vec![
                 ("MILLRACE_PIPELINE", format!("/etc/millrace/manifest/{}", config_map::KEY)),
-                // A process whose manifest cannot be read at its start works by the last one that was accepted.
+                // A process whose manifest cannot be read at its start runs the last one that was accepted.
                 ("MILLRACE_PIPELINE_NAME", pipeline.name.clone()),
                 ("MILLRACE_LOG_FORMAT", "json".to_owned()),
             ],

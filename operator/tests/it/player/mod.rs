@@ -199,7 +199,7 @@ impl Stage {
         self.cast().scenes.entry((namespace.to_owned(), pipeline.to_owned())).or_default().clone()
     }
 
-    /// Writes a status, and remembers that it did.
+    /// Writes a status, and stores that it did.
     async fn status<K>(&self, api: &Api<K>, object: &K, status: Value) -> Result<(), kube::Error>
     where
         K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,

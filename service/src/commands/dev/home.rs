@@ -1,4 +1,4 @@
-//! The data directory of `millrace dev`: whose it is, what is remembered in it, and which user the servers run as.
+//! The data directory of `millrace dev`: whose it is, what it stores, and which user the servers run as.
 //!
 //! Must never leave a password where another user can read it.
 
@@ -38,7 +38,7 @@ pub(super) struct Home {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct State {
-    /// Names this directory's files elsewhere: a directory that is made again is not taken for the one before.
+    /// Names this directory's files elsewhere: a directory that is recreated is not taken for the one before.
     pub(super) id: String,
     pub(super) redis_port: u16,
     pub(super) redis_password: String,
@@ -92,7 +92,7 @@ impl Home {
         Ok(Self { dir, state, account, postgres, _lock: lock })
     }
 
-    /// Finds ports for servers that do not run: the ones remembered when they are free, else others.
+    /// Finds ports for servers that do not run: the stored ones when they are free, else others.
     pub(super) fn settle_ports(&mut self) -> anyhow::Result<()> {
         // Both stay bound until both are known, so that they differ.
         let redis = free_port(self.state.redis_port)?;

@@ -37,7 +37,7 @@ fn render_id(kind: &str, shard: u16, number: i64) -> String {
 /// Rows of the log, by number.
 pub(super) struct Expected(BTreeMap<i64, Row>);
 
-/// What stands behind an entry.
+/// What is behind an entry.
 pub(super) enum Row {
     Record(Box<LoggedRecord>),
     Refused { at: DateTime<Utc>, traceparent: Option<String> },
@@ -62,7 +62,7 @@ struct Summary {
 }
 
 impl Expected {
-    /// Reads what stands behind entries of one shard.
+    /// Reads what is behind entries of one shard.
     pub(super) async fn read(
         snapshot: &mut Verification,
         kind: &str,

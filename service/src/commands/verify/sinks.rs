@@ -96,7 +96,7 @@ pub(super) async fn check(
         }
         let Some(last) = page.last() else { break };
         after = Some(last.stream_id.clone());
-        // What stands there from before this start was compared while that one was active.
+        // What is there from before this start was compared while that one was active.
         let is_older =
             |entry: &SinkEntry| entry.stream_id.parse::<StreamId>().ok().is_some_and(|id| Some(id) <= state.behind);
         let page: Vec<SinkEntry> = page.into_iter().filter(|entry| !is_older(entry)).collect();

@@ -10,7 +10,7 @@ async fn entries(world: &mut World, shard: u16) -> Vec<HashMap<String, String>> 
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn a_replay_queues_the_payload_under_the_dead_letters_number(pool: PgPool) {
+async fn a_replay_appends_the_payload_under_the_dead_letters_number(pool: PgPool) {
     let mut world = World::new(pool).await;
     let payload = br#"{"recordId":"a", "value": 1.10}"#;
     world.bury(1, Some("a"), payload).await;

@@ -3,7 +3,7 @@
 -- pipeline whose streams may be taken over or '', then shard, number pairs.
 -- A cursor of the same sink and an older generation is out of date and is replaced, as is that of a sink of the same name
 -- that is taken over: the entries' source tells whose they are. Generations sort by their time: where a newer one stands,
--- whoever asks stood still for a while. Notes the stream's newest id: entries up to it are of
+-- whoever asks was stalled for a while. Notes the stream's newest id: entries up to it are of
 -- earlier starts.
 -- Answers {'ok'}, {'newer'} or {'taken', pipeline id, sink}.
 local held = redis.call('HMGET', KEYS[1], 'pipeline', 'sink', 'cursor_generation')

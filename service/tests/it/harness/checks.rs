@@ -16,7 +16,7 @@ pub(crate) struct SinkEntry {
     pub(crate) kind: String,
     pub(crate) source: String,
     pub(crate) data: Value,
-    /// All fields, as they stand there.
+    /// All fields, as they are there.
     pub(crate) fields: BTreeMap<String, String>,
 }
 

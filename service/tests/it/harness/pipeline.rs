@@ -170,17 +170,17 @@ impl Pipeline {
         self.spec.lock().unwrap()["shards"].as_u64().unwrap()
     }
 
-    /// A shard's records stream.
+    /// A shard's input stream.
     pub(crate) fn records(&self, shard: u64) -> String {
         format!("{{{}.{shard}}}:records", self.name)
     }
 
-    /// What stands beside a shard's records stream.
+    /// What is beside a shard's input stream.
     pub(crate) fn fence(&self, shard: u64) -> String {
         format!("{{{}.{shard}}}:fence", self.name)
     }
 
-    /// Sees to it that an owner takes what stands beside a shard's stream for older than it is, on the server that has it.
+    /// Sees to it that an owner takes what is beside a shard's stream for older than it is, on the server that has it.
     pub(crate) async fn stood_for_long(&self, shard: u64) {
         let fence = self.fence(shard);
         eventually("an owner has seen its server", async || self.redis::<bool>(&["HEXISTS", &fence, "server"]).await)
@@ -317,7 +317,7 @@ impl Pipeline {
         }
     }
 
-    /// Sends records in order, again and again what was not accepted, as a client does while servers are away.
+    /// Sends records in order, again and again what was not accepted, as a client does while servers are unavailable.
     pub(crate) async fn send_through(&self, records: &[Value]) {
         for part in records.chunks(250) {
             eventually("a batch is accepted", async || {
