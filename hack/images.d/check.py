@@ -21,7 +21,8 @@ class Unique(yaml.SafeLoader):
     """Refuses a key that is there twice, which YAML's own reader lets pass."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
@@ -118,6 +119,47 @@ def known(values, key):
     return True
 
 
+def compose(path, stages, exposed):
+    """compose.yaml: stages, commands, variables, ports and settings of servers are those of the Dockerfile and the docs."""
+    found = read(path)
+    with open("docs/configuration.md", encoding="utf-8") as file:
+        configuration = file.read()
+    servers = configuration.replace("\n", " ")
+    with open("docs/commands.md", encoding="utf-8") as file:
+        commands = set(re.findall(r"^\| `millrace ([a-z]+)", file.read(), re.M))
+    rows = [line for line in configuration.splitlines() if line.startswith("| `--")]
+    variables = {name for line in rows for name in re.findall(r"`(MILLRACE_[A-Z_]+)`", line)}
+    services, ours = found["services"], ("migrate", "serve", "work")
+    expect(set(services) == {"redis", "postgres", *ours}, f"{path}: its services are redis, postgres, migrate, serve and work")
+    for name, service in services.items():
+        for other, depends in service.get("depends_on", {}).items():
+            expect(other in services, f"{path}: {name} depends on {other}, which is not there")
+            healthy = depends["condition"] != "service_healthy" or "healthcheck" in services.get(other, {})
+            expect(healthy, f"{path}: {other} has no healthcheck")
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            there = os.path.exists(source) if source.startswith(".") else source in found["volumes"]
+            expect(there, f"{path}: {name}: {source} is not there")
+    for name in ours:
+        service = services[name]
+        expect(service["build"]["target"] in stages, f"{path}: {name}: no stage {service['build']['target']}")
+        expect(service["command"] == [name] and name in commands, f"{path}: {name}: no such command in docs/commands.md")
+        for variable in service["environment"]:
+            expect(variable in variables, f"{path}: {name}: {variable} is not in docs/configuration.md")
+        for port in service.get("ports", []):
+            expect(port.split(":")[-1] in exposed, f"{path}: {name}: the image has no port {port.split(':')[-1]}")
+    expect("MILLRACE_BOOTSTRAP_KEY" in services["serve"]["environment"], f"{path}: serve has no first key")
+    for secret in re.findall(r"(?:PASSWORD|KEY): (.*)", open(path, encoding="utf-8").read()):
+        expect(secret.startswith("${"), f"{path}: a secret is in the file")
+    redis = " ".join(services["redis"]["command"]).replace("--", "")
+    for setting in ("appendonly yes", "appendfsync always", "maxmemory-policy noeviction"):
+        expect(setting in redis and f"`{setting}`" in configuration, f"{path}: redis: not {setting}, as docs/configuration.md wants")
+    for name, least in (("Redis", 7), ("Postgres", 15)):
+        image = services[name.lower()]["image"]
+        major = int(re.search(r":(\d+)", image)[1])
+        expect(major >= least and f"{name} {least}" in servers, f"{path}: {image} is older than docs/configuration.md wants")
+
+
 def skaffold(config, name):
     where = f"skaffold.yaml, {name}"
     images = []
@@ -166,8 +208,11 @@ expect([node["role"] for node in kind["nodes"]] == ["control-plane"], "kind-conf
 for mapping in kind["nodes"][0]["extraPortMappings"]:
     expect(all(1 <= mapping[port] <= 65535 for port in ("containerPort", "hostPort")), "kind-config.yaml: a port is none")
 
+exposed = {port for word, rest in instructions("Dockerfile") if word == "EXPOSE" for port in rest.split()}
+compose("compose.yaml", dockerfile("Dockerfile")[0], exposed)
+
 for problem in dict.fromkeys(problems):
     print(f"!! {problem}", file=sys.stderr)
 if problems:
     sys.exit(1)
-print("ok  skaffold.yaml, kind-config.yaml and the Dockerfile hold together")
+print("ok  skaffold.yaml, kind-config.yaml, compose.yaml and the Dockerfile hold together")
