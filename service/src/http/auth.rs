@@ -1,4 +1,4 @@
-//! Access: API keys as bearer tokens, checked against a snapshot that is refreshed every second.
+//! Access: API keys as bearer tokens, checked against a snapshot that is refreshed every 500 ms.
 //!
 //! Must never read Postgres for a request, and must never log or keep a key itself.
 
