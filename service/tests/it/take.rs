@@ -358,7 +358,7 @@ async fn many_conflicts_make_few_log_lines_that_count_them_all() {
         let lines = work.said("worker.record.conflicted");
         assert!(lines.iter().all(|line| line["record_id"] == "a" && line["n"].is_u64()), "{lines:?}");
         let rest = work.said("telemetry.lines.left_out");
-        assert!(rest.iter().all(|line| line["event"] == "worker.record.conflicted"), "{rest:?}");
+        assert!(rest.iter().all(|line| line["of"] == "worker.record.conflicted"), "{rest:?}");
         (lines.len() as u64, rest.iter().map(|line| line["left_out"].as_u64().unwrap()).sum::<u64>())
     };
     // Nothing more comes: what was left out is told all the same.
