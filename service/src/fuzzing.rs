@@ -1,8 +1,8 @@
-//! What must hold of any bytes that come from outside: one function a target of `hack/fuzz-run`, each beside the code
-//! that it is about. They panic when it does not hold.
+//! Properties that hold for any bytes from outside. Each function is one target of `hack/fuzz-run` and lives beside the
+//! code that it tests. It panics when a property does not hold.
 //!
-//! Only in fuzzing and in tests; must never be part of a build that runs. Inputs made by hand stand in `fuzz/seeds/`, what
-//! fuzzing found worth keeping in `fuzz/corpus/`, and the tests here try both again.
+//! Compiled for fuzzing and tests only. The tests run each target on the tracked inputs in `fuzz/seeds/`, and on the local
+//! corpus in `fuzz/corpus/` when `hack/fuzz-run` made one.
 
 pub use crate::{
     accept::fuzzing::framing,
@@ -13,44 +13,55 @@ pub use crate::{
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
+    use std::{
+        fs,
+        panic::catch_unwind,
+        path::{Path, PathBuf},
+    };
 
-    /// Tries again what fuzzing kept of a target.
-    fn kept(name: &str, target: fn(&[u8])) {
-        for inputs in ["seeds", "corpus"] {
-            let inputs = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(inputs).join(name);
-            let files: Vec<_> = fs::read_dir(&inputs).unwrap().map(|file| file.unwrap().path()).collect();
-            assert!(files.len() >= 10, "{} has {} inputs only", inputs.display(), files.len());
-            for file in files {
-                let bytes = fs::read(&file).unwrap();
-                let held = std::panic::catch_unwind(|| target(&bytes));
-                assert!(held.is_ok(), "{}", file.display());
-            }
+    fn inputs(dir: &Path) -> Vec<PathBuf> {
+        fs::read_dir(dir).unwrap().map(|file| file.unwrap().path()).collect()
+    }
+
+    /// Runs a target on its seeds, and on its corpus when there is one.
+    fn run(name: &str, target: fn(&[u8])) {
+        let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+        let mut files = inputs(&fuzz.join("seeds").join(name));
+        assert!(files.len() >= 10, "{name} has {} seeds only", files.len());
+        let corpus = fuzz.join("corpus").join(name);
+        if corpus.exists() {
+            files.extend(inputs(&corpus));
         }
+        let fails = |file: &PathBuf| {
+            let bytes = fs::read(file).unwrap();
+            catch_unwind(|| target(&bytes)).is_err()
+        };
+        let failed: Vec<_> = files.into_iter().filter(fails).collect();
+        assert!(failed.is_empty(), "{name} fails on {failed:#?}");
     }
 
     #[test]
-    fn what_was_kept_of_records_holds() {
-        kept("record", super::record);
+    fn records_hold_their_properties() {
+        run("record", super::record);
     }
 
     #[test]
-    fn what_was_kept_of_amounts_holds() {
-        kept("amount", super::amount);
+    fn amounts_hold_their_properties() {
+        run("amount", super::amount);
     }
 
     #[test]
-    fn what_was_kept_of_framing_holds() {
-        kept("framing", super::framing);
+    fn framing_holds_its_properties() {
+        run("framing", super::framing);
     }
 
     #[test]
-    fn what_was_kept_of_cursors_holds() {
-        kept("cursor", super::cursor);
+    fn cursors_hold_their_properties() {
+        run("cursor", super::cursor);
     }
 
     #[test]
-    fn what_was_kept_of_entries_holds() {
-        kept("entry", super::entry);
+    fn entries_hold_their_properties() {
+        run("entry", super::entry);
     }
 }

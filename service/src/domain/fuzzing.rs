@@ -1,5 +1,6 @@
 //! What must hold of any bytes that are read as a record or as an amount.
 
+use chrono::{Datelike as _, Timelike as _};
 use serde_json::value::RawValue;
 
 use super::{
@@ -42,6 +43,8 @@ pub fn record(json: &[u8]) {
     let time: String = serde_json::from_str(field("time")).expect("a string");
     let instant = chrono::DateTime::parse_from_rfc3339(&time).expect("a time");
     assert_eq!(record.time, instant, "the same instant");
+    assert!((1..=9999).contains(&record.time.year()), "{}", record.time);
+    assert!(record.time.nanosecond().is_multiple_of(1_000), "whole microseconds: {}", record.time);
     assert_eq!(parse_time(&render_time(record.time)), Ok(record.time));
     if let Some(attributes) = &record.attributes {
         assert_eq!(attributes.as_str(), field("attributes"), "byte for byte");
