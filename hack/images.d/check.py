@@ -1,89 +1,12 @@
 """The checks of hack/images-check. Reads files of the repository, and never writes."""
 
 import copy
-import fnmatch
 import os
 import re
 import sys
-import tomllib
 
-import yaml
-
-problems = []
-
-
-def expect(holds, message):
-    if not holds:
-        problems.append(message)
-
-
-class Unique(yaml.SafeLoader):
-    """Refuses a key that is there twice, which YAML's own reader lets pass."""
-
-    def construct_mapping(self, node, deep=False):
-        merge = "tag:yaml.org,2002:merge"
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def read(path):
-    with open(path, encoding="utf-8") as file:
-        return yaml.load(file, Unique)
-
-
-def instructions(path):
-    """A Dockerfile's (instruction, rest), lines that go on joined, comments left out."""
-    with open(path, encoding="utf-8") as file:
-        lines = [line for line in file.read().splitlines() if not line.lstrip().startswith("#")]
-    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
-        if line.strip():
-            word, _, rest = line.strip().partition(" ")
-            yield word.upper(), rest.strip()
-
-
-def ignored(path, rules):
-    """Whether .dockerignore keeps a path out of the context: the last rule that fits decides."""
-    out = False
-    for rule in rules:
-        pattern = rule.lstrip("!").rstrip("/")
-        parents = [path] + [path[:i] for i, c in enumerate(path) if c == "/"]
-        names = [os.path.basename(p) for p in parents] if pattern.startswith("**/") else parents
-        if any(fnmatch.fnmatch(name, pattern.removeprefix("**/")) for name in names):
-            out = not rule.startswith("!")
-    return out
-
-
-def dockerfile(path):
-    """Its stages and arguments; each COPY takes what is there, and every member of the workspace is known to cargo."""
-    stages, arguments, copied = [], set(), set()
-    with open(".dockerignore", encoding="utf-8") as file:
-        rules = [line.strip() for line in file if line.strip() and not line.startswith("#")]
-    for word, rest in instructions(path):
-        if word == "ARG":
-            arguments.add(rest.split("=")[0])
-        if word == "FROM":
-            base = next(part for part in rest.split() if not part.startswith("--"))
-            for name in re.findall(r"\$\{(\w+)\}", base):
-                expect(name in arguments, f"{path}: FROM {base}: no such ARG before it")
-            stages.append(re.search(r" AS (\S+)$", rest, re.I).group(1))
-        if word == "COPY":
-            source = re.search(r"--from=(\S+)", rest)
-            parts = [part for part in rest.split() if not part.startswith("--")]
-            if source:
-                expect(source[1] in stages[:-1], f"{path}: COPY --from={source[1]}: no such stage before it")
-            copied.update([] if source else parts[:-1])
-            for part in [] if source else parts[:-1]:
-                expect(os.path.exists(part), f"{path}: COPY {part}: is not there")
-                expect(not ignored(part.rstrip("/"), rules), f"{path}: COPY {part}: .dockerignore keeps it out")
-    with open("Cargo.toml", "rb") as file:
-        members = tomllib.load(file)["workspace"]["members"]
-    for member in members:
-        expect(f"{member}/Cargo.toml" in copied, f"{path}: no COPY of {member}/Cargo.toml: cargo would refuse the workspace")
-    expect(stages[-2:] == ["service", "operator"], f"{path}: its last stages are service and operator")
-    return stages, arguments
+import compose
+from files import dockerfile, expect, problems, read
 
 
 def step(value, key):
@@ -117,47 +40,6 @@ def known(values, key):
             return False
         values = values[part]
     return True
-
-
-def compose(path, stages, exposed):
-    """compose.yaml: stages, commands, variables, ports and settings of servers are those of the Dockerfile and the docs."""
-    found = read(path)
-    with open("docs/configuration.md", encoding="utf-8") as file:
-        configuration = file.read()
-    servers = configuration.replace("\n", " ")
-    with open("docs/commands.md", encoding="utf-8") as file:
-        commands = set(re.findall(r"^\| `millrace ([a-z]+)", file.read(), re.M))
-    rows = [line for line in configuration.splitlines() if line.startswith("| `--")]
-    variables = {name for line in rows for name in re.findall(r"`(MILLRACE_[A-Z_]+)`", line)}
-    services, ours = found["services"], ("migrate", "serve", "work")
-    expect(set(services) == {"redis", "postgres", *ours}, f"{path}: its services are redis, postgres, migrate, serve and work")
-    for name, service in services.items():
-        for other, depends in service.get("depends_on", {}).items():
-            expect(other in services, f"{path}: {name} depends on {other}, which is not there")
-            healthy = depends["condition"] != "service_healthy" or "healthcheck" in services.get(other, {})
-            expect(healthy, f"{path}: {other} has no healthcheck")
-        for volume in service.get("volumes", []):
-            source = volume.split(":")[0]
-            there = os.path.exists(source) if source.startswith(".") else source in found["volumes"]
-            expect(there, f"{path}: {name}: {source} is not there")
-    for name in ours:
-        service = services[name]
-        expect(service["build"]["target"] in stages, f"{path}: {name}: no stage {service['build']['target']}")
-        expect(service["command"] == [name] and name in commands, f"{path}: {name}: no such command in docs/commands.md")
-        for variable in service["environment"]:
-            expect(variable in variables, f"{path}: {name}: {variable} is not in docs/configuration.md")
-        for port in service.get("ports", []):
-            expect(port.split(":")[-1] in exposed, f"{path}: {name}: the image has no port {port.split(':')[-1]}")
-    expect("MILLRACE_BOOTSTRAP_KEY" in services["serve"]["environment"], f"{path}: serve has no first key")
-    for secret in re.findall(r"(?:PASSWORD|KEY): (.*)", open(path, encoding="utf-8").read()):
-        expect(secret.startswith("${"), f"{path}: a secret is in the file")
-    redis = " ".join(services["redis"]["command"]).replace("--", "")
-    for setting in ("appendonly yes", "appendfsync always", "maxmemory-policy noeviction"):
-        expect(setting in redis and f"`{setting}`" in configuration, f"{path}: redis: not {setting}, as docs/configuration.md wants")
-    for name, least in (("Redis", 7), ("Postgres", 15)):
-        image = services[name.lower()]["image"]
-        major = int(re.search(r":(\d+)", image)[1])
-        expect(major >= least and f"{name} {least}" in servers, f"{path}: {image} is older than docs/configuration.md wants")
 
 
 def skaffold(config, name):
@@ -208,11 +90,10 @@ expect([node["role"] for node in kind["nodes"]] == ["control-plane"], "kind-conf
 for mapping in kind["nodes"][0]["extraPortMappings"]:
     expect(all(1 <= mapping[port] <= 65535 for port in ("containerPort", "hostPort")), "kind-config.yaml: a port is none")
 
-exposed = {port for word, rest in instructions("Dockerfile") if word == "EXPOSE" for port in rest.split()}
-compose("compose.yaml", dockerfile("Dockerfile")[0], exposed)
+compose.check()
 
 for problem in dict.fromkeys(problems):
     print(f"!! {problem}", file=sys.stderr)
 if problems:
     sys.exit(1)
-print("ok  skaffold.yaml, kind-config.yaml, compose.yaml and the Dockerfile hold together")
+print("ok  skaffold.yaml, kind-config.yaml, compose.yaml and the Dockerfile agree")
