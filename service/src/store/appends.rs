@@ -69,31 +69,38 @@ impl Store {
         closed: bool,
     ) -> Result<(), Error> {
         let mut connection = self.pool.acquire().await?;
-        unfold(&mut connection, process, None).await?;
         let at = sqlx::query_scalar!(r#"select clock_timestamp() as "at!""#).fetch_one(&mut *connection).await?;
         let counts = counts();
         let shards: Vec<i32> = counts.iter().map(|count| i32::from(count.shard)).collect();
         let acknowledged: Vec<i64> = counts.iter().map(|count| count.acknowledged).collect();
         let unknown: Vec<i64> = counts.iter().map(|count| count.unknown).collect();
-        sqlx::query!(
-            "insert into appends (process, shard, acknowledged, unknown, closed, noted_at)
-             select $1, u.shard, u.acknowledged, u.unknown, $5, $6
-             from unnest($2::int[], $3::bigint[], $4::bigint[]) as u (shard, acknowledged, unknown)
-             on conflict (process, shard) do update set
-                 acknowledged = greatest(appends.acknowledged, excluded.acknowledged),
-                 unknown = excluded.unknown,
-                 closed = excluded.closed,
-                 noted_at = excluded.noted_at
-             where not appends.folded",
-            process,
-            &shards,
-            &acknowledged,
-            &unknown,
-            closed,
-            at,
-        )
-        .execute(&mut *connection)
-        .await?;
+        for _ in 0..2 {
+            let written = sqlx::query!(
+                "insert into appends (process, shard, acknowledged, unknown, closed, noted_at)
+                 select $1, u.shard, u.acknowledged, u.unknown, $5, $6
+                 from unnest($2::int[], $3::bigint[], $4::bigint[]) as u (shard, acknowledged, unknown)
+                 on conflict (process, shard) do update set
+                     acknowledged = greatest(appends.acknowledged, excluded.acknowledged),
+                     unknown = excluded.unknown,
+                     closed = excluded.closed,
+                     noted_at = excluded.noted_at
+                 where not appends.folded",
+                process,
+                &shards,
+                &acknowledged,
+                &unknown,
+                closed,
+                at,
+            )
+            .execute(&mut *connection)
+            .await?
+            .rows_affected();
+            if written == shards.len() as u64 {
+                break;
+            }
+            // A folded row is not written: this process was taken for dead.
+            unfold(&mut connection, process, None).await?;
+        }
         Ok(())
     }
 
@@ -104,17 +111,24 @@ impl Store {
     /// When Postgres cannot be written.
     pub async fn note_appender(&self, process: &str, shard: u16, count: i64) -> Result<bool, Error> {
         let mut connection = self.pool.acquire().await?;
-        let was_folded = unfold(&mut connection, process, Some(shard)).await?;
-        sqlx::query!(
-            "insert into appends (process, shard, acknowledged, unknown, closed) values ($1, $2, $3, 0, false)
-             on conflict (process, shard) do update set acknowledged = greatest(appends.acknowledged, $3)
-             where not appends.folded",
-            process,
-            i32::from(shard),
-            count,
-        )
-        .execute(&mut *connection)
-        .await?;
+        let mut was_folded = false;
+        for _ in 0..2 {
+            let written = sqlx::query!(
+                "insert into appends (process, shard, acknowledged, unknown, closed) values ($1, $2, $3, 0, false)
+                 on conflict (process, shard) do update set acknowledged = greatest(appends.acknowledged, $3)
+                 where not appends.folded",
+                process,
+                i32::from(shard),
+                count,
+            )
+            .execute(&mut *connection)
+            .await?
+            .rows_affected();
+            if written > 0 {
+                break;
+            }
+            was_folded = unfold(&mut connection, process, Some(shard)).await?;
+        }
         Ok(was_folded)
     }
 
