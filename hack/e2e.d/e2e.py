@@ -11,7 +11,7 @@ import time
 
 import load
 from kube import NAMESPACE, Failed, condition, fail, get, kubectl, patch, pods, ready, restarts, run, step, until
-from load import Sender, api, compare, entries, records, redis, applied, stats
+from load import Sender, api, applied, compare, entries, records, redis, stats
 
 RATE = int(os.environ.get("MILLRACE_E2E_RATE", "60"))
 LONGEST = 1800  # Seconds; the load ends when all steps were done.

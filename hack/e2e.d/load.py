@@ -66,10 +66,10 @@ class Sender:
             text=True,
         )
         self.stopped = threading.Event()
-        self.feeder = threading.Thread(target=self.recent, args=(lines, rate), daemon=True)
+        self.feeder = threading.Thread(target=self.feed, args=(lines, rate), daemon=True)
         self.feeder.start()
 
-    def recent(self, lines, rate):
+    def feed(self, lines, rate):
         begun = time.monotonic()
         for line in lines:
             while rate and self.written > (time.monotonic() - begun) * rate and not self.stopped.is_set():

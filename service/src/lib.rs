@@ -1,7 +1,7 @@
 //! Millrace: streams of business records into exact totals, notifications and alerts.
 //!
-//! The tree shows the data's way: `accept` (HTTP in → stream), `process` (own, decide, commit), `publish` (publishers and
-//! sinks), and `ask` (queries) beside it; `domain` is pure; Redis is spoken to only in `streams`, SQL stands only in `store`.
+//! The tree shows the data's way: `accept` (HTTP in → stream), `worker` (own, decide, commit), `publish` (publishers and
+//! sinks), and `query` (queries) beside it; `domain` is pure; Redis is spoken to only in `streams`, SQL stands only in `store`.
 
 /// Prints a line for the person at the terminal; one who has gone away, as `head` does, is no error.
 macro_rules! say {

@@ -150,8 +150,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let seed = args.seed.unwrap_or_else(rand::random);
     let source = Reader::open(&args, seed, batch_size)?;
     let mut report = Report::new(&args, source.size(), args.generate.map(|_| seed))?;
-    let (recent, mut fed) = mpsc::channel(usize::from(args.concurrency));
-    let reading = tokio::task::spawn_blocking(move || source.read(&recent));
+    let (feed, mut fed) = mpsc::channel(usize::from(args.concurrency));
+    let reading = tokio::task::spawn_blocking(move || source.read(&feed));
 
     let outcome = forward(&args, &client, &mut fed, &mut report).await;
     // The reader stops at its next batch once nobody takes it.

@@ -102,10 +102,10 @@ impl Reader {
 
     /// Reads all of it; ends early, and in order, when nobody takes the batches any more. Rows that were read before the
     /// input broke are sent.
-    pub(super) fn read(self, recent: &mpsc::Sender<Feed>) -> anyhow::Result<()> {
+    pub(super) fn read(self, feed: &mpsc::Sender<Feed>) -> anyhow::Result<()> {
         let Self { input, plan, .. } = self;
         let mut cutter = Cutter {
-            recent,
+            feed,
             plan: &plan,
             locator: Arc::new(Locator::of(&plan.shape)),
             first_row: 1,
@@ -137,7 +137,7 @@ impl<E: Into<anyhow::Error>> From<E> for Stop {
 }
 
 struct Cutter<'a> {
-    recent: &'a mpsc::Sender<Feed>,
+    feed: &'a mpsc::Sender<Feed>,
     plan: &'a Plan,
     locator: Arc<Locator>,
     first_row: u64,
@@ -146,8 +146,8 @@ struct Cutter<'a> {
 }
 
 impl Cutter<'_> {
-    fn say(&self, recent: Feed) -> Result<(), Stop> {
-        self.recent.blocking_send(recent).map_err(|_| Stop::NobodyTakes)
+    fn say(&self, feed: Feed) -> Result<(), Stop> {
+        self.feed.blocking_send(feed).map_err(|_| Stop::NobodyTakes)
     }
 
     fn origin(&self, number: u64, line: u64, passed: Passed) -> Origin {

@@ -55,9 +55,9 @@ fn send(name: &str, content: impl AsRef<[u8]>, flags: &[&str]) -> Sent {
     std::fs::write(&path, content).expect("written");
     let mut all = vec![path.to_str().expect("UTF-8")];
     all.extend(flags);
-    let (recent, mut fed) = mpsc::channel(10_000);
-    let end = Reader::open(&args(&all), 0, 2).and_then(|reader| reader.read(&recent));
-    drop(recent);
+    let (feed, mut fed) = mpsc::channel(10_000);
+    let end = Reader::open(&args(&all), 0, 2).and_then(|reader| reader.read(&feed));
+    drop(feed);
     let mut sent = Sent { rows: Vec::new(), refused: Vec::new(), skipped: 0, end };
     while let Some(next) = fed.blocking_recv() {
         match next {
