@@ -1,8 +1,8 @@
 //! Points at which the crash tests kill the process. Without the feature `fault-points` they are nothing.
 
 /// A named point. With the feature, `MILLRACE_FAULT=<name>:<n>` kills the process with SIGKILL when it is passed the
-/// n-th time (n from 1), `<name>:<n>:panic` panics there, `<name>:<n>:stop` holds it still with SIGSTOP, and
-/// `<name>:<n>:term` asks it to end with SIGTERM.
+/// n-th time (n from 1), `<name>:<n>:panic` panics there, `<name>:<n>:stop` suspends it with SIGSTOP, and
+/// `<name>:<n>:term` sends it SIGTERM.
 #[inline]
 pub fn point(name: &'static str) {
     #[cfg(feature = "fault-points")]

@@ -1,9 +1,9 @@
 //! Millrace: streams of business records into exact totals, notifications and alerts.
 //!
-//! The tree shows the data's way: `accept` (HTTP in → stream), `worker` (own, decide, commit), `publish` (publishers and
-//! sinks), and `query` (queries) beside it; `domain` is pure; Redis is spoken to only in `streams`, SQL stands only in `store`.
+//! The folders follow the data: `accept` (HTTP to stream), `worker` (own, decide, commit), `publish` (publishers and
+//! sinks), and `query` beside it. `domain` is pure. Only `streams` uses Redis, only `store` has SQL.
 
-/// Prints a line for the person at the terminal; one who has gone away, as `head` does, is no error.
+/// Prints a line on standard output; a closed one, as after `| head`, is no error.
 macro_rules! say {
     ($($text:tt)*) => {{
         use std::io::Write as _;

@@ -1,6 +1,6 @@
-//! Start and end of a process: who owns its tasks, and how it stops.
+//! Start and end of a process: ownership of its tasks, and the order of its stop.
 //!
-//! No task without an owner: each is spawned by [`Lifecycle::spawn`], and the process ends with failure when one dies.
+//! No task without an owner: each is spawned by [`Lifecycle::spawn`], and the process ends with failure when one fails.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,20 +16,20 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::status::Board;
 
-/// Stopping in two steps, and the tasks that are to be waited for.
+/// Two stop signals, and the tasks that the process waits for.
 #[derive(Debug, Clone)]
 pub struct Lifecycle {
-    /// Cancelled first: take nothing new, finish what is held.
+    /// Cancelled first: tasks take nothing new and finish their work.
     pub soft: CancellationToken,
-    /// Cancelled on a second signal or when time is up: drop everything. Parent of `soft`.
+    /// Cancelled on a second signal or after a timeout: tasks are dropped. Parent of `soft`.
     pub hard: CancellationToken,
     tracker: TaskTracker,
-    /// Names of the tasks that run; one that runs twice is there once until either ends.
+    /// Names of running tasks; two of one name are one element until either ends.
     running: Arc<Mutex<BTreeSet<&'static str>>>,
     failure: Arc<Mutex<Option<String>>>,
-    /// Which loops move.
+    /// Heartbeats of the loops.
     pub heartbeats: Heartbeats,
-    /// What stands in the way.
+    /// Current problems of the process.
     pub board: Board,
 }
 
@@ -88,10 +88,10 @@ impl Lifecycle {
         });
     }
 
-    /// Runs `start`, then until the process is told to stop, which may be while it still starts.
+    /// Runs `start`, then until a stop is requested, which may be during the start.
     ///
     /// # Errors
-    /// Why it could not start, or as [`Self::run`].
+    /// The error of the start, or as [`Self::run`].
     pub async fn run_from(
         self,
         start: impl Future<Output = anyhow::Result<()>>,
@@ -105,16 +105,16 @@ impl Lifecycle {
             ended = &mut running => return ended,
         };
         match started {
-            // A start that was cut short by the stop is none to speak of.
+            // The stop interrupted the start: no failure.
             Err(error) if !soft.is_cancelled() => Err(error),
             _ => running.await,
         }
     }
 
-    /// Waits until the process is told to stop (SIGTERM, SIGINT, or a task that died), then until all tasks have ended.
+    /// Waits for SIGTERM, SIGINT or a failed task, then until all tasks have ended.
     ///
     /// # Errors
-    /// What the first task that died said; or that tasks had to be dropped, by a second signal or after `longest_stop`.
+    /// The first failure of a task; or that tasks were dropped, by a second signal or after `longest_stop`.
     pub async fn run(self, longest_stop: Duration) -> anyhow::Result<()> {
         use tokio::signal::unix::{SignalKind, signal};
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -149,7 +149,7 @@ impl Lifecycle {
             format!("dropped {tasks} after {cause}")
         });
         self.hard.cancel();
-        // A dropped task ends where it waits next; what never waits is left to the end of the process.
+        // A dropped task ends at its next await; a task without one ends with the process.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.tracker.wait()).await;
         match lock(&self.failure).take().or(dropped) {
             Some(failure) => Err(anyhow::anyhow!(failure)),
@@ -162,53 +162,54 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Which loops move: each beats at every pass that did its work.
+/// Heartbeats of all loops: each loop records one at every completed pass.
 #[derive(Debug, Clone, Default)]
 pub struct Heartbeats(Arc<Mutex<BTreeMap<String, Arc<Heartbeat>>>>);
 
-/// One loop's beat.
+/// The heartbeat of one loop.
 #[derive(Debug)]
 pub struct Heartbeat {
     longest: Duration,
-    born: Instant,
-    /// Milliseconds since birth, plus 1; 0: never.
+    registered: Instant,
+    /// Milliseconds from the registration to the last pass, plus 1; 0: no pass yet.
     last_ms: AtomicU64,
 }
 
 impl Heartbeat {
-    /// Says that the loop did a pass.
-    pub fn beat(&self) {
-        self.last_ms.store(self.born.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+    /// Records that the loop completed a pass.
+    pub fn record(&self) {
+        self.last_ms.store(self.registered.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
     }
 
-    fn is_still(&self) -> bool {
-        let (now, last) = (self.born.elapsed().as_millis() as u64 + 1, self.last_ms.load(Ordering::Relaxed));
+    fn is_stalled(&self) -> bool {
+        let (now, last) = (self.registered.elapsed().as_millis() as u64 + 1, self.last_ms.load(Ordering::Relaxed));
         last == 0 || now.saturating_sub(last) > self.longest.as_millis() as u64
     }
 }
 
 impl Heartbeats {
-    /// Registers a loop that beats at least every `longest` while it is well. Until its first beat it is stalled.
+    /// Registers a loop that completes a pass at least every `longest` while it is healthy. Until its first pass it is
+    /// stalled.
     #[must_use]
     pub fn register(&self, name: impl Into<String>, longest: Duration) -> Arc<Heartbeat> {
-        let beat = Arc::new(Heartbeat { longest, born: Instant::now(), last_ms: AtomicU64::new(0) });
-        self.lock().insert(name.into(), Arc::clone(&beat));
-        beat
+        let heartbeat = Arc::new(Heartbeat { longest, registered: Instant::now(), last_ms: AtomicU64::new(0) });
+        self.lock().insert(name.into(), Arc::clone(&heartbeat));
+        heartbeat
     }
 
-    /// Forgets a loop that ended in order.
-    pub fn forget(&self, name: &str) {
+    /// Removes a loop that ended in order.
+    pub fn remove(&self, name: &str) {
         self.lock().remove(name);
     }
 
-    /// Names of loops that have was stalled for too long; empty: ready. While no loop has begun, nothing moves.
+    /// Names of the stalled loops; empty: ready. Before the first registration it is `start`.
     #[must_use]
-    pub fn still(&self) -> Vec<String> {
+    pub fn stalled(&self) -> Vec<String> {
         let loops = self.lock();
         if loops.is_empty() {
             return vec!["start".to_owned()];
         }
-        loops.iter().filter(|(_, beat)| beat.is_still()).map(|(name, _)| name.clone()).collect()
+        loops.iter().filter(|(_, heartbeat)| heartbeat.is_stalled()).map(|(name, _)| name.clone()).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Heartbeat>>> {
@@ -235,26 +236,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_that_dies_stops_the_others_and_the_process_fails() {
+    async fn a_failed_task_stops_the_others_and_the_process_fails() {
         type Way = (&'static str, fn(&Lifecycle));
         let ways: [Way; 3] = [
             ("publisher: no route", |lifecycle| lifecycle.spawn("publisher", async { bail!("no route") })),
             ("publisher: ended early", |lifecycle| lifecycle.spawn("publisher", async { Ok(()) })),
             ("boom", |lifecycle| lifecycle.spawn("publisher", async { panic!("boom") })),
         ];
-        for (said, die) in ways {
+        for (message, fail) in ways {
             let lifecycle = Lifecycle::new();
             let (soft, drained) = (lifecycle.soft.clone(), Arc::new(AtomicU64::new(0)));
-            let noted = Arc::clone(&drained);
+            let counter = Arc::clone(&drained);
             lifecycle.spawn("shard", async move {
                 soft.cancelled().await;
-                noted.store(1, Ordering::SeqCst);
+                counter.store(1, Ordering::SeqCst);
                 Ok(())
             });
-            die(&lifecycle);
+            fail(&lifecycle);
             let failure = run(lifecycle, &[], LONG).await.unwrap_err().to_string();
-            assert!(failure.contains(said), "{failure}");
-            assert_eq!(drained.load(Ordering::SeqCst), 1, "the other task finished what it held");
+            assert!(failure.contains(message), "{failure}");
+            assert_eq!(drained.load(Ordering::SeqCst), 1, "the other task finished its work");
         }
     }
 
@@ -297,16 +298,16 @@ mod tests {
     }
 
     #[test]
-    fn vitals_name_the_loops_that_stall() {
+    fn heartbeats_name_the_stalled_loops() {
         let heartbeats = Heartbeats::default();
-        assert_eq!(heartbeats.still(), ["start"], "nothing moves yet");
+        assert_eq!(heartbeats.stalled(), ["start"], "nothing moves yet");
         let moving = heartbeats.register("moving", LONG);
-        assert_eq!(heartbeats.still(), ["moving"], "it did no pass yet");
-        moving.beat();
-        let _still = heartbeats.register("still", Duration::ZERO);
+        assert_eq!(heartbeats.stalled(), ["moving"], "it did no pass yet");
+        moving.record();
+        let _stalled = heartbeats.register("stalled", Duration::ZERO);
         std::thread::sleep(Duration::from_millis(3));
-        assert_eq!(heartbeats.still(), ["still"]);
-        heartbeats.forget("still");
-        assert!(heartbeats.still().is_empty());
+        assert_eq!(heartbeats.stalled(), ["stalled"]);
+        heartbeats.remove("stalled");
+        assert!(heartbeats.stalled().is_empty());
     }
 }

@@ -34,11 +34,11 @@ pub struct Queued {
     pub status: String,
 }
 
-/// What came before a record on the same destination, reference and unit.
+/// Records before this one on the same destination, reference and unit.
 #[derive(Debug, Object)]
 #[oai(rename = "PreviousSummary", rename_all = "camelCase")]
 pub struct Summary {
-    /// How many records.
+    /// Number of records.
     pub previous_count: i64,
     /// Their signed sum, a decimal; `0` for the first.
     pub previous_total: String,
@@ -58,13 +58,13 @@ pub struct Processed {
     pub shard: u16,
     /// Its number in the shard: the notification's id is `<shard>-<seq>`.
     pub seq: i64,
-    /// What came before it.
+    /// Records before it.
     pub summary: Summary,
     /// True when the id was taken by the same content before: this is how the original stands.
     pub duplicate: Option<bool>,
 }
 
-/// What became of one record.
+/// The outcome of one record.
 #[derive(Debug, ApiResponse)]
 pub enum Taken {
     /// It is processed; only with `Prefer: wait`.
@@ -75,7 +75,7 @@ pub enum Taken {
     Queued(Json<Queued>),
 }
 
-/// What became of a batch of which something was taken, or which was empty.
+/// The outcome of a batch that was accepted in part or whole, or was empty.
 #[derive(Debug, Object)]
 #[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
 pub struct BatchReport {
@@ -83,7 +83,7 @@ pub struct BatchReport {
     pub accepted: u64,
     /// Items that were not taken, or whose outcome is unknown.
     pub rejected: u64,
-    /// What is wrong with each item that was not taken, by index.
+    /// The error of each item that was not accepted, by index.
     pub errors: Vec<ItemError>,
     /// Present when reading stopped early: index of the first item that was not looked at.
     pub next_index: Option<u64>,

@@ -51,8 +51,8 @@ struct Batch<'a> {
     by_shard: BTreeMap<u16, Vec<Item>>,
     accepted: u64,
     errors: Vec<ItemError>,
-    /// The first that was put off, for the answer's status when nothing was taken.
-    put_off: Option<(u16, &'static str, &'static str)>,
+    /// The gravest retryable failure, for the status of an answer that accepts nothing.
+    retryable: Option<(u16, &'static str, &'static str)>,
 }
 
 /// Takes many records.
@@ -74,7 +74,7 @@ pub(super) async fn send(
         by_shard: BTreeMap::new(),
         accepted: 0,
         errors: Vec::new(),
-        put_off: None,
+        retryable: None,
     };
     match body.format {
         Format::Json => {
@@ -188,8 +188,8 @@ impl Batch<'_> {
             let (status, code, detail) = refusal(&error);
             count_rejected(code, names.len() as u64);
             // Of two reasons to send again later, 503 is the graver.
-            if self.put_off.is_none_or(|(held, ..)| held < status) {
-                self.put_off = Some((status, code, detail));
+            if self.retryable.is_none_or(|(held, ..)| held < status) {
+                self.retryable = Some((status, code, detail));
             }
             self.errors.extend(names.into_iter().map(|(index, record_id)| ItemError {
                 index,
@@ -227,7 +227,7 @@ impl Batch<'_> {
             let report = BatchReport { accepted, rejected, errors: self.errors, next_index };
             return Ok(BatchTaken::Report(Json(report)));
         }
-        let failure = match self.put_off {
+        let failure = match self.retryable {
             Some((status, code, detail)) => Failure::new(status, code, format!("no item was confirmed: {detail}")),
             None => Failure::new(422, "batch_refused", "nothing was taken; errors says what is wrong with each item"),
         };

@@ -33,7 +33,7 @@ const DRAINED_BYTES: usize = 16 * BATCH_BYTES;
 /// A body to be read.
 pub(super) type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
 
-/// What a body is said to be.
+/// The declared form of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     /// `application/json`, or a type that ends in `+json`.
@@ -96,7 +96,7 @@ pub(super) fn without_mark(json: &[u8]) -> &[u8] {
     json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json)
 }
 
-/// What a body that could not be read to its end is answered with.
+/// The answer to a body that could not be read to its end.
 pub(super) fn unreadable(error: &std::io::Error) -> Failure {
     if let Some(failure) = guard::failure(error) {
         return failure;
@@ -186,7 +186,7 @@ async fn drain(mut reader: Reader) {
             }
             left -= n;
             reader.as_mut().consume(n);
-            // What is unpacked from little is always there: others must get to run.
+            // A small input unpacks to much without waiting: let other tasks run.
             tokio::task::consume_budget().await;
         }
     };

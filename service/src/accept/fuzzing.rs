@@ -1,4 +1,4 @@
-//! What must hold of any bytes that are read as a batch: an array, lines, and lines in gzip.
+//! Properties of any bytes that are read as a batch: an array, lines, and lines in gzip.
 
 use std::io::Write as _;
 
@@ -63,7 +63,7 @@ fn read(bytes: &[u8], part: usize, packed: bool) -> Option<Vec<Line>> {
     })
 }
 
-/// What lines are, said plainly.
+/// Plain definition of lines.
 fn split(text: &[u8]) -> Vec<Line> {
     let lines =
         text.split(|byte| *byte == b'\n').filter(|line| !body::without_mark(line).iter().all(u8::is_ascii_whitespace));

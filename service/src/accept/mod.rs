@@ -38,7 +38,7 @@ use crate::{
     telemetry::trace,
 };
 
-/// What accepting needs beside [`App`]: its counts, who waits, and the appends under way.
+/// State of accepting beside [`App`]: counts, waiting requests, and the appends in progress.
 #[derive(Debug, Clone, Default)]
 pub struct Acceptor(Arc<Inner>);
 
@@ -88,12 +88,12 @@ impl Inner {
 }
 
 impl Acceptor {
-    /// Runs what accepts in the background: the poller of outcomes, and the notes of what was appended.
+    /// Starts the background tasks of accepting: the poller of outcomes, and the task that stores the counts of appends.
     pub fn spawn(&self, (store, streams): (&Store, &Streams), process: &Arc<str>, shards: u16, lifecycle: &Lifecycle) {
         let (this, store_, soft) = (self.clone(), store.clone(), lifecycle.soft.clone());
-        let beat = lifecycle.heartbeats.register("serve.outcomes", Duration::from_secs(30));
+        let heartbeat = lifecycle.heartbeats.register("serve.outcomes", Duration::from_secs(30));
         lifecycle.spawn("serve.outcomes", async move {
-            this.0.waiters.poll(&store_, &soft, &beat).await;
+            this.0.waiters.poll(&store_, &soft, &heartbeat).await;
             Ok(())
         });
         let (this, process, soft) = (self.clone(), Arc::clone(process), lifecycle.soft.clone());
@@ -138,8 +138,8 @@ impl Acceptor {
         }
     }
 
-    /// Appends entries of one shard, and counts them. Goes on to its end when the client is gone, so that the counts
-    /// stay exact.
+    /// Appends entries of one shard, and counts them. Runs to its end also when the client has disconnected, so that
+    /// the counts stay exact.
     async fn append(&self, app: &App, shard: u16, entries: Vec<Outgoing>) -> Result<Vec<StreamId>, AppendError> {
         let (this, streams) = (Arc::clone(&self.0), app.streams.clone());
         let (pipeline_id, limit) = {
@@ -182,11 +182,11 @@ fn traceparent(request: &poem::Request) -> Option<String> {
 fn refusal(error: &AppendError) -> (u16, &'static str, &'static str) {
     match error {
         AppendError::Backlog => {
-            (429, "backlog_full", "too much is queued for this destination's shard; send again later")
+            (429, "backlog_full", "the backlog of this destination's shard is at its limit; send again later")
         }
-        AppendError::Full => (503, "redis_full", "the queue is full; send again later with the same recordId"),
+        AppendError::Full => (503, "redis_full", "Redis is out of memory; send again later with the same recordId"),
         AppendError::Away(_) => {
-            (503, "redis_unavailable", "the queue cannot be reached now; send again with the same recordId")
+            (503, "redis_unavailable", "Redis cannot be reached now; send again with the same recordId")
         }
         AppendError::Unknown(_) => (
             503,
@@ -196,12 +196,12 @@ fn refusal(error: &AppendError) -> (u16, &'static str, &'static str) {
         AppendError::Refused(_) => (
             503,
             "stream_refused",
-            "the queue belongs to another pipeline; the operator of this service has to resolve it",
+            "the input stream belongs to another pipeline; the operator of this service has to resolve it",
         ),
         AppendError::Exhausted(_) => (
             503,
             "stream_exhausted",
-            "the queue of this destination's shard has no ids left; the operator of this service has to resolve it",
+            "the input stream of this destination's shard has no ids left; the operator of this service has to resolve it",
         ),
     }
 }

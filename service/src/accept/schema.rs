@@ -152,7 +152,7 @@ fn record() -> MetaSchema {
         ..MetaSchema::new_with_format("string", "date-time")
     };
     let attributes = MetaSchema {
-        description: Some("Anything else, at most 8 KiB; given back as the bytes received."),
+        description: Some("Anything else, at most 8 KiB; returned as the bytes received."),
         nullable: true,
         ..MetaSchema::new("object")
     };

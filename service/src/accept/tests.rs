@@ -303,7 +303,7 @@ async fn gzip_is_taken_and_a_bomb_is_harmless() {
     for broken in [cut, b"plain".to_vec(), Vec::new()] {
         assert_eq!(send_gzip("/records", JSON, broken).await, (400, Some("unreadable_body".to_owned())));
     }
-    // What was taken before the body broke is told.
+    // The report counts the items before the broken place.
     let mut half = gzip(format!("{one}\n").repeat(1_000).as_bytes());
     half.truncate(half.len() - 4);
     let headers = [("content-type", NDJSON), ("content-encoding", "gzip")];
@@ -338,7 +338,7 @@ async fn a_repeated_request_with_an_idempotency_key_gives_the_same_ids() {
 /// A process of which a loop moves.
 fn moving() -> Heartbeats {
     let heartbeats = Heartbeats::default();
-    heartbeats.register("test", std::time::Duration::from_secs(600)).beat();
+    heartbeats.register("test", std::time::Duration::from_secs(600)).record();
     heartbeats
 }
 

@@ -50,7 +50,7 @@ impl Waiters {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How the entry was applied; `None` when time is up first, or the process stops.
+    /// The outcome of the entry; `None` after a timeout, or when the process stops.
     pub(super) async fn wait(&self, entry: Awaited, longest: Duration) -> Option<Applied> {
         let (sender, receiver) = oneshot::channel();
         let ticket = {
@@ -69,11 +69,11 @@ impl Waiters {
         applied
     }
 
-    /// Answers waiters until `stop`; then those who still wait are told that their time is up.
-    pub(super) async fn poll(&self, store: &Store, stop: &CancellationToken, beat: &Heartbeat) {
+    /// Answers waiters until `stop`; then it answers the others as after a timeout.
+    pub(super) async fn poll(&self, store: &Store, stop: &CancellationToken, heartbeat: &Heartbeat) {
         let mut pause = PAUSE;
         loop {
-            beat.beat();
+            heartbeat.record();
             let batch: Vec<(u64, Awaited)> = {
                 let waiting = self.lock();
                 waiting.by_ticket.iter().map(|(ticket, (entry, _))| (*ticket, entry.clone())).collect()

@@ -22,7 +22,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// What stopped it, in words for a person.
+/// A failure, described for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { place, telemetry } = args;
     let manifest = place.manifest()?;
@@ -32,14 +32,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
     say!("\n# the manifest, defaults written out ({})", place.pipeline.display());
     say!("{}", serde_saphyr::to_string(&manifest).context("the manifest as YAML")?.trim_end());
-    say!("\n# in force");
+    say!("\n# active");
     match active_manifest(&place, &manifest.metadata.name).await {
         Ok(Some(newest)) if newest.spec == manifest.spec => {
             say!("version {} of pipeline {}: what the file says", newest.version, newest.pipeline_id);
         }
         Ok(Some(newest)) => {
             say!(
-                "version {} of pipeline {}: the file differs; in force is this spec:",
+                "version {} of pipeline {}: the file differs; this spec is active:",
                 newest.version,
                 newest.pipeline_id
             );

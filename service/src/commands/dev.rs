@@ -61,7 +61,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// What stopped it, in words for a person.
+/// A failure, described for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     if !args.listen.ip().is_loopback() {
         bail!("--listen {}: dev asks for no API key, so it listens on loopback addresses only", args.listen);
@@ -77,7 +77,7 @@ async fn supervise(args: &Args, metrics: Metrics) -> anyhow::Result<()> {
     let mut home = Home::take(&args.data_dir)?;
     let manifest = manifest(args, &home.dir)?;
     let env = home.dir.join("dev.env");
-    // What an earlier run wrote is not true until this one is ready.
+    // The file of an earlier run is outdated until this run is ready.
     let _ = fs::remove_file(&env);
     let servers = tokio::select! {
         servers = Servers::start(&mut home) => servers?,

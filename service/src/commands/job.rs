@@ -1,4 +1,4 @@
-//! What commands that run as a Job share: they wait a while for what may still come, and leave one line about their outcome.
+//! Shared parts of commands that run as a Job: they retry for a while, and leave one line about their outcome.
 
 use std::{
     fs,
@@ -32,7 +32,7 @@ pub(super) struct JobArgs {
     pub(super) termination_log: Option<PathBuf>,
 }
 
-/// How such a command ended.
+/// The end of such a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(super) enum Reason {
     /// The schema is as this binary needs it, and claimed.
@@ -41,7 +41,7 @@ pub(super) enum Reason {
     Purged,
     /// A Secret, or a key of it, is not there.
     SecretNotFound,
-    /// What a Secret holds cannot be used.
+    /// The content of a Secret cannot be used.
     SecretInvalid,
     /// Postgres cannot be asked.
     PostgresUnreachable,
@@ -65,10 +65,10 @@ pub(super) enum Reason {
     Failed,
 }
 
-/// What is left of a command.
+/// The result of a command.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Outcome {
+pub(super) struct JobResult {
     pub(super) reason: Reason,
     pub(super) message: String,
     /// The schema's numbers, before and after.
@@ -76,7 +76,7 @@ pub(super) struct Outcome {
     pub(super) schema: Option<Numbers>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pipeline_id: Option<String>,
-    /// How many contracting steps wait until they are asked for.
+    /// Number of contracting steps that wait for `--contract`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) contract: Option<usize>,
 }
@@ -158,10 +158,7 @@ impl JobArgs {
     }
 
     /// Tries until it succeeds, fails for good, or time is up.
-    pub(super) async fn patiently<T>(
-        &self,
-        mut attempt: impl AsyncFnMut() -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
+    pub(super) async fn retry<T>(&self, mut attempt: impl AsyncFnMut() -> Result<T, Failure>) -> Result<T, Failure> {
         let (began, longest) = (Instant::now(), Duration::from_millis(self.wait_ms));
         let mut pause = Duration::from_millis(200);
         let mut said = String::new();
@@ -183,12 +180,12 @@ impl JobArgs {
     ///
     /// # Errors
     /// Why the command did not do what it should.
-    pub(super) fn leave(&self, ended: Result<Outcome, Failure>) -> anyhow::Result<()> {
+    pub(super) fn leave(&self, ended: Result<JobResult, Failure>) -> anyhow::Result<()> {
         let (outcome, result) = match ended {
             Ok(outcome) => (outcome, Ok(())),
             Err(failure) => {
                 let (reason, message) = (failure.reason, failure.message.clone());
-                let outcome = Outcome { reason, message, schema: None, pipeline_id: None, contract: None };
+                let outcome = JobResult { reason, message, schema: None, pipeline_id: None, contract: None };
                 (outcome, Err(anyhow::Error::from(failure)))
             }
         };
@@ -201,7 +198,7 @@ impl JobArgs {
     }
 }
 
-impl Outcome {
+impl JobResult {
     fn line(mut self) -> String {
         if let Some((end, _)) = self.message.char_indices().nth(LONGEST_MESSAGE) {
             self.message.truncate(end);
@@ -232,7 +229,7 @@ mod tests {
 
     #[test]
     fn the_line_about_an_outcome_fits_where_it_is_kept() {
-        let outcome = Outcome {
+        let outcome = JobResult {
             reason: Reason::Migrated,
             message: "ä".repeat(10_000),
             schema: Some(Numbers { from: 0, to: 1 }),

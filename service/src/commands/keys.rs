@@ -22,10 +22,10 @@ pub struct Args {
 enum Action {
     /// Make a key and print it: the only time that it is shown
     Create {
-        /// What it is for: the actor in the audit trail
+        /// Its purpose: the actor in the audit trail
         #[arg(long)]
         name: String,
-        /// What it allows; may be given several times
+        /// A permission; may be given several times
         #[arg(long = "scope", required = true)]
         scopes: Vec<ScopeName>,
     },
@@ -61,7 +61,7 @@ impl ScopeName {
 /// Runs the command.
 ///
 /// # Errors
-/// What stopped it, in words for a person.
+/// A failure, described for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { place, action } = args;
     let pipeline = place.name()?;
@@ -90,23 +90,20 @@ async fn act(store: &Store, action: Action) -> anyhow::Result<()> {
         Action::List => {
             for key in store.list_keys().await? {
                 let state =
-                    key.revoked_at.map_or_else(|| "in force".to_owned(), |at| format!("revoked {}", render_time(at)));
+                    key.revoked_at.map_or_else(|| "active".to_owned(), |at| format!("revoked {}", render_time(at)));
                 let (made, scopes) = (render_time(key.created_at), key.scopes.join(","));
                 say!("{}\t{}\t{scopes}\tmade {made}\t{state}", key.id, key.name);
             }
         }
         Action::Revoke { id } => {
-            ensure!(
-                store.revoke_key(&id, &actor()).await?,
-                "no key in force has the id {id}; see `millrace keys list`"
-            );
+            ensure!(store.revoke_key(&id, &actor()).await?, "no active key has the id {id}; see `millrace keys list`");
             eprintln!("{id} is revoked");
         }
     }
     Ok(())
 }
 
-/// Who runs the command, for the audit trail.
+/// The person that runs the command, for the audit trail.
 pub(super) fn actor() -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
     user.map_or_else(|| "command".to_owned(), |user| format!("command:{}", user.name))

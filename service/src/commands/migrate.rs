@@ -2,7 +2,7 @@
 
 use millrace_crds::RecordPipeline;
 
-use super::job::{Failure, JobArgs, Numbers, Outcome, Reason, reach};
+use super::job::{Failure, JobArgs, JobResult, Numbers, Reason, reach};
 use crate::{
     config::Place,
     store::{Error, Migrated, Pipeline, Store},
@@ -21,7 +21,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// What stopped it, in words for a person.
+/// A failure, described for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { job, contract } = args;
     let ended = try_run(&job, contract).await;
@@ -35,7 +35,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 /// Postgres.
 ///
 /// # Errors
-/// What stopped it, in words for a person: Postgres is unavailable, or the schema is another pipeline's.
+/// Postgres is unavailable, or the schema is another pipeline's; described for a person.
 pub async fn migrate(place: &Place) -> anyhow::Result<()> {
     let (migrated, pipeline) = try_run(&JobArgs::local(place), false).await?;
     print(&migrated, &pipeline);
@@ -45,7 +45,7 @@ pub async fn migrate(place: &Place) -> anyhow::Result<()> {
 async fn try_run(job: &JobArgs, contract: bool) -> Result<(Migrated, Pipeline), Failure> {
     let manifest = job.place.manifest().map_err(|error| Failure::new(Reason::ManifestInvalid, format!("{error:#}")))?;
     let name = &manifest.metadata.name;
-    job.patiently(async || {
+    job.retry(async || {
         let url = job.place.postgres(Some(&manifest.spec)).map_err(|error| Failure::of_url("Postgres", &error))?;
         let store = reach(&url, name).await?;
         let done = attempt(&store, &manifest, contract).await;
@@ -88,9 +88,9 @@ fn print(migrated: &Migrated, pipeline: &Pipeline) {
     );
 }
 
-fn outcome(migrated: &Migrated, pipeline: &Pipeline) -> Outcome {
+fn outcome(migrated: &Migrated, pipeline: &Pipeline) -> JobResult {
     let Migrated { from, to, contracting } = *migrated;
-    Outcome {
+    JobResult {
         reason: Reason::Migrated,
         message: format!("schema {} has number {to}", Store::schema(&pipeline.name)),
         schema: Some(Numbers { from, to }),

@@ -45,7 +45,7 @@ impl Command {
     /// Runs the subcommand.
     ///
     /// # Errors
-    /// What stopped it, in words for a person.
+    /// A failure, described for a person.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Serve(args) => serve::run(args).await,

@@ -11,7 +11,7 @@ pub struct Args {}
 /// Runs the command. Needs no server.
 ///
 /// # Errors
-/// What stopped it, in words for a person.
+/// A failure, described for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args {} = args;
     std::io::stdout().lock().write_all(server::document().as_bytes())?;

@@ -5,7 +5,7 @@
 
 use millrace_crds::{ADOPT, RecordPipeline};
 
-use super::job::{Failure, JobArgs, Outcome, Reason, reach};
+use super::job::{Failure, JobArgs, JobResult, Reason, reach};
 use crate::{
     store::{Purge, Store},
     streams::{Holding, Removed, Streams},
@@ -24,18 +24,18 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// What stopped it, in words for a person.
+/// A failure, described for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { job, yes } = args;
     let ended = try_run(&job, yes).await;
     match ended {
         // Nothing happened that somebody could wait for.
-        Ok(Outcome { message, .. }) if !yes => {
+        Ok(JobResult { message, .. }) if !yes => {
             say!("{message}");
             Ok(())
         }
         ended => {
-            if let Ok(Outcome { message, .. }) = &ended {
+            if let Ok(JobResult { message, .. }) = &ended {
                 say!("{message}");
             }
             job.leave(ended)
@@ -43,10 +43,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-async fn try_run(job: &JobArgs, yes: bool) -> Result<Outcome, Failure> {
+async fn try_run(job: &JobArgs, yes: bool) -> Result<JobResult, Failure> {
     let manifest = job.place.manifest().map_err(|error| Failure::new(Reason::ManifestInvalid, format!("{error:#}")))?;
     let name = &manifest.metadata.name;
-    job.patiently(async || {
+    job.retry(async || {
         let spec = Some(&manifest.spec);
         let url = job.place.redis(spec).map_err(|error| Failure::of_url("Redis", &error))?;
         let streams = Streams::connect(&url, name)?;
@@ -63,11 +63,11 @@ async fn try_run(job: &JobArgs, yes: bool) -> Result<Outcome, Failure> {
     .await
 }
 
-async fn remove(manifest: &RecordPipeline, streams: &Streams, purge: Purge, yes: bool) -> Result<Outcome, Failure> {
+async fn remove(manifest: &RecordPipeline, streams: &Streams, purge: Purge, yes: bool) -> Result<JobResult, Failure> {
     let (schema, records) = (Store::schema(&manifest.metadata.name), purge.records);
     let (id, adopt) = (purge.pipeline.pipeline_id.clone(), manifest.annotation(ADOPT));
     let holdings = streams.holdings(purge.pipeline.shards, &purge.sinks).await?;
-    refuse_foreign(&holdings, &[&id, adopt])?;
+    refuse_external(&holdings, &[&id, adopt])?;
     let there: Vec<&Holding> = holdings.iter().filter(|holding| holding.is_there).collect();
     if !yes {
         let mut lines = vec![format!("would remove, with --yes:\nschema {schema} with {records} records")];
@@ -94,14 +94,14 @@ async fn remove(manifest: &RecordPipeline, streams: &Streams, purge: Purge, yes:
     Ok(outcome(message, &id))
 }
 
-/// The schema is gone: so may be all the rest, or it is another's.
-async fn nothing_in_postgres(manifest: &RecordPipeline, streams: &Streams) -> Result<Outcome, Failure> {
+/// For a pipeline without a schema: what is left in Redis is nothing, or of another pipeline.
+async fn nothing_in_postgres(manifest: &RecordPipeline, streams: &Streams) -> Result<JobResult, Failure> {
     let holdings = streams.holdings(manifest.spec.shards, &[]).await?;
-    refuse_foreign(&holdings, &[])?;
+    refuse_external(&holdings, &[])?;
     Ok(outcome("nothing is left of this pipeline".to_owned(), ""))
 }
 
-fn refuse_foreign(holdings: &[Holding], ours: &[&str]) -> Result<(), Failure> {
+fn refuse_external(holdings: &[Holding], ours: &[&str]) -> Result<(), Failure> {
     let external = holdings.iter().find_map(|holding| {
         let id = holding.pipeline_id.as_deref().filter(|id| !ours.contains(id))?;
         Some((&holding.stream, id))
@@ -117,7 +117,7 @@ fn refuse_foreign(holdings: &[Holding], ours: &[&str]) -> Result<(), Failure> {
     }
 }
 
-fn outcome(message: String, id: &str) -> Outcome {
+fn outcome(message: String, id: &str) -> JobResult {
     let pipeline_id = (!id.is_empty()).then(|| id.to_owned());
-    Outcome { reason: Reason::Purged, message, schema: None, pipeline_id, contract: None }
+    JobResult { reason: Reason::Purged, message, schema: None, pipeline_id, contract: None }
 }

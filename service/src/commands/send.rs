@@ -11,6 +11,7 @@ mod export;
 mod generate;
 mod header;
 mod input;
+mod latencies;
 mod numbers;
 mod origin;
 mod parts;
@@ -32,7 +33,7 @@ use anyhow::{Context as _, bail};
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 
 use args::{AmountArgs, EXAMPLES, FieldArgs, InputArgs};
-use client::{Client, Outcome};
+use client::{BatchResult, Client};
 use origin::{Origin, Refused};
 use report::Report;
 use rows::Reader;
@@ -127,7 +128,7 @@ struct Row {
     line: Vec<u8>,
 }
 
-/// What the input's reader has to say, in order.
+/// Messages of the input's reader, in order.
 #[derive(Debug)]
 enum Feed {
     /// A request, and its rows as the file has them.
@@ -140,7 +141,7 @@ enum Feed {
 /// Runs the command.
 ///
 /// # Errors
-/// What stopped it, or how many rows were refused or given up, in words for a person.
+/// A failure, or the number of refused or given up rows, described for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     if !(0.0..=0.99).contains(&args.duplicates) {
         bail!("--duplicates must be between 0 and 0.99");
@@ -181,7 +182,7 @@ async fn forward(
 ) -> anyhow::Result<()> {
     let start = Instant::now();
     let mut dispatched = 0_u64;
-    let mut flying: JoinSet<anyhow::Result<(Outcome, Vec<Origin>)>> = JoinSet::new();
+    let mut flying: JoinSet<anyhow::Result<(BatchResult, Vec<Origin>)>> = JoinSet::new();
     let mut is_read = false;
     while !(is_read && flying.is_empty()) {
         let has_room = !is_read && !report.gave_up() && flying.len() < usize::from(args.concurrency);

@@ -26,7 +26,7 @@ const POSTGRES_CONNECTIONS: u32 = 12;
 /// Longest time from the first signal to the end.
 const LONGEST_STOP: Duration = Duration::from_secs(28);
 
-/// How often it is looked whether Redis admits this process.
+/// Pause between two checks that Redis admits this process.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Longest time without an answer that admits it, one that comes late included, until it is not ready.
 const LONGEST_DENIAL: Duration = Duration::from_secs(20);
@@ -54,7 +54,7 @@ pub struct Args {
     bootstrap_key_file: Option<PathBuf>,
 }
 
-/// How to serve.
+/// Settings of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// The main port's address; port 0 takes a free one.
@@ -66,7 +66,7 @@ pub struct Options {
 /// Runs the command.
 ///
 /// # Errors
-/// What stopped it, in words for a person.
+/// A failure, described for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let telemetry = telemetry::init("serve", &args.telemetry)?;
     let outcome = try_run(args, &telemetry).await;
@@ -146,7 +146,7 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
 /// is not ready, so that no traffic comes to it. A Redis that is unavailable changes nothing: all processes answer 503 then.
 fn watch_access(streams: &Streams, lifecycle: &Lifecycle) {
     let (streams, board, soft) = (streams.clone(), lifecycle.board.clone(), lifecycle.soft.clone());
-    let beat = lifecycle.heartbeats.register(ACCESS, LONGEST_DENIAL);
+    let heartbeat = lifecycle.heartbeats.register(ACCESS, LONGEST_DENIAL);
     lifecycle.spawn(ACCESS, async move {
         let mut denied = false;
         loop {
@@ -163,7 +163,7 @@ fn watch_access(streams: &Streams, lifecycle: &Lifecycle) {
                         tracing::info!(event = "serve.redis.admitted", "Redis grants access to this process again");
                     }
                     board.set(ACCESS, []);
-                    beat.beat();
+                    heartbeat.record();
                 }
             }
             if tokio::time::timeout(LOOK_EVERY, soft.cancelled()).await.is_ok() {

@@ -48,7 +48,7 @@ enum Start {
 /// Runs the command.
 ///
 /// # Errors
-/// What stopped it, in words for a person.
+/// A failure, described for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { place, action } = args;
     let pipeline = place.name()?;
@@ -98,7 +98,7 @@ async fn resume(store: &Store, streams: &Streams, name: &str, (from, repeat): (S
     // its cursor is gone.
     let halted = store.sink_states().await?.iter().any(|(sink, _, state, _)| sink == name && state == "halted");
     if !halted && has_cursor(streams, &row).await? {
-        bail!("{name} is not halted: it goes on by itself; `millrace sinks list` says what it waits for");
+        bail!("{name} is not halted: it continues without a command; `millrace sinks list` shows what it waits for");
     }
     if let Some(stream) = row.stream.as_ref().filter(|_| from == Start::Beginning && !repeat)
         && streams.sink_state(stream).await?.newest.is_some()
@@ -116,6 +116,6 @@ async fn resume(store: &Store, streams: &Streams, name: &str, (from, repeat): (S
         Start::Now => "what happens from now on",
         Start::Beginning => "all that is stored",
     };
-    say!("{name}: starts anew with {from}, as soon as a worker sees it");
+    say!("{name}: starts again with {from}, as soon as a worker has read the change");
     Ok(())
 }

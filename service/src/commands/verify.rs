@@ -1,6 +1,6 @@
 //! `millrace verify`: derive everything again from the records alone, and compare it with what is stored and published.
 //!
-//! Must never write. May run while load runs: it compares one snapshot, and sinks up to where their cursors stood before.
+//! Must never write. May run under load: it compares one snapshot, and sinks up to the cursors that it read before.
 
 mod entry;
 mod sinks;
@@ -27,7 +27,7 @@ pub struct Args {
 /// The outcome, also as JSON.
 #[derive(Debug, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Outcome<'a> {
+struct Verdict<'a> {
     verified: bool,
     records: i64,
     alerts: i64,
@@ -85,7 +85,7 @@ async fn compare(store: &Store, streams: &Streams, as_json: bool) -> anyhow::Res
 fn report(extent: Extent, sinks: &[SinkReport], differences: &Differences, as_json: bool) -> anyhow::Result<()> {
     let Extent { records, alerts, totals, shards } = extent;
     if as_json {
-        let outcome = Outcome {
+        let outcome = Verdict {
             verified: differences.count == 0,
             records,
             alerts,

@@ -29,7 +29,7 @@ pub struct Args {
     health_listen: Option<SocketAddr>,
 }
 
-/// How a worker works.
+/// Settings of a worker.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Tuning {
     /// How long a shard's lease lasts without being renewed; others take the shard over after it, in milliseconds.
@@ -46,7 +46,7 @@ pub const CONNECTIONS: u32 = 4;
 /// Runs the command.
 ///
 /// # Errors
-/// What stopped it, in words for a person.
+/// A failure, described for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let telemetry = telemetry::init("work", &args.telemetry)?;
     let outcome = try_run(args, &telemetry).await;

@@ -29,11 +29,11 @@ use crate::{
 
 /// Between two looks. A change is active after two of them at the most: one for the file, one for another process's.
 const LOOK: Duration = Duration::from_millis(300);
-/// Where it is written that a Secret cannot be used.
+/// Part of the board for a Secret that cannot be used.
 const SECRETS: &str = "secrets";
-/// Where it is written that the schema is not claimed for the file.
+/// Part of the board for a schema that is not claimed for the file.
 const CLAIM: &str = "claim";
-/// Where it is written that the newest version cannot be understood.
+/// Part of the board for a newest version that this process cannot read.
 const NEWEST: &str = "newest";
 /// Between two checks that every shard has its row.
 const CHECK_SHARDS: u32 = 10;
@@ -59,7 +59,7 @@ pub(super) struct Follower {
     streams: Streams,
     active_manifest: watch::Sender<ActiveManifest>,
     board: Board,
-    /// What was last said of Postgres; said again only when it changes.
+    /// The last reported state of Postgres; reported again only when it changes.
     trouble: String,
 }
 
@@ -87,7 +87,7 @@ impl Follower {
         }
     }
 
-    pub(super) async fn run(mut self, beat: Arc<Heartbeat>, stop: CancellationToken) -> anyhow::Result<()> {
+    pub(super) async fn run(mut self, heartbeat: Arc<Heartbeat>, stop: CancellationToken) -> anyhow::Result<()> {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = 0_u32;
@@ -126,7 +126,7 @@ impl Follower {
                 ),
             }
             self.measure();
-            beat.beat();
+            heartbeat.record();
             look = look.wrapping_add(1);
         }
     }

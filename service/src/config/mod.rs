@@ -1,4 +1,4 @@
-//! What is active: the manifest (followed while running) and where the process runs (flags and variables).
+//! The active configuration: the manifest (followed while running), flags and variables.
 //!
 //! Must never show a secret.
 
@@ -22,12 +22,12 @@ pub use setup::{Setup, process_name};
 
 use crate::domain::Policy;
 
-/// The manifest that is active in this process, with the version under which Postgres knows it.
+/// The manifest that is active in this process, with its version in Postgres.
 #[derive(Debug, Clone)]
 pub struct ActiveManifest {
-    /// What the pipeline is.
+    /// The manifest of the pipeline.
     pub manifest: Arc<RecordPipeline>,
-    /// What of it decides about records; `policy.version` is the manifest's version in Postgres.
+    /// The part that decides about records; `policy.version` is the manifest's version in Postgres.
     pub policy: Arc<Policy>,
     /// The pipeline's id, from Postgres.
     pub pipeline_id: Arc<str>,

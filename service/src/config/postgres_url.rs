@@ -22,7 +22,7 @@ const OURS: [&str; 8] = [
 /// Checks a URL; answers it as the driver understands it.
 ///
 /// # Errors
-/// What is wrong and the remedy, without the URL.
+/// Fault and remedy, without the URL.
 pub(super) fn checked(text: &str) -> Result<String, String> {
     if !["postgres://", "postgresql://"].iter().any(|scheme| text.starts_with(scheme)) {
         return Err("not a URL of the form postgres://user:password@host:5432/database".to_owned());

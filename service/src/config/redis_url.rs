@@ -9,7 +9,7 @@ const FORMS: &str = "not a URL of the form redis://user:password@host:6379/0, re
 /// Checks a URL.
 ///
 /// # Errors
-/// What is wrong and the remedy, without the URL.
+/// Fault and remedy, without the URL.
 pub(super) fn checked(text: &str) -> Result<String, String> {
     let (scheme, _) = text.split_once("://").ok_or_else(|| FORMS.to_owned())?;
     match scheme {

@@ -14,7 +14,7 @@ pub enum SecretError {
     /// The file is not there, or empty: it may come. Names the Secret and its key.
     #[error("{0}: not there")]
     NotFound(String),
-    /// What it holds cannot be used: it may change. Names the Secret and its key, and the form that is asked for.
+    /// Its content cannot be used and may change. Names the Secret, its key and the expected form.
     #[error("{0}")]
     Invalid(String),
     /// None was given, or one by a flag or variable that cannot be used: waiting does not help.
@@ -34,7 +34,7 @@ impl SecretError {
     }
 }
 
-/// What a person calls the value of a file: the Secret and its key, or the file itself where the manifest names none.
+/// Name of a file's value for a person: the Secret and its key, or the file where the manifest names none.
 #[must_use]
 pub fn name(named: Option<&SecretKeyRef>, file: &Path) -> String {
     named.map_or_else(|| file.display().to_string(), |SecretKeyRef { name, key }| format!("{name}, key {key}"))

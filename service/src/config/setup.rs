@@ -17,16 +17,16 @@ use crate::{
     streams::Streams,
 };
 
-/// What is stalled until the pipeline is there.
+/// Heartbeat that is stalled until the pipeline exists.
 const WAITING: &str = "waiting for the pipeline";
 /// Longest that a first connection to Postgres is waited for.
 const PROBED: Duration = Duration::from_secs(5);
-/// Where the start writes on the board.
+/// Part of the board for problems of the start.
 const PART: &str = "start";
-/// Where it is written why the file is not active.
+/// Part of the board for a file that is not active.
 pub(super) const FILE: &str = "manifest";
 
-/// What a role starts from.
+/// Everything that a role starts from.
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// Postgres.
@@ -79,9 +79,9 @@ impl Setup {
             sender,
             lifecycle.board.clone(),
         );
-        let beat = lifecycle.heartbeats.register("manifest", Duration::from_secs(30));
-        lifecycle.heartbeats.forget(WAITING);
-        lifecycle.spawn("manifest", follower.run(beat, lifecycle.soft.clone()));
+        let heartbeat = lifecycle.heartbeats.register("manifest", Duration::from_secs(30));
+        lifecycle.heartbeats.remove(WAITING);
+        lifecycle.spawn("manifest", follower.run(heartbeat, lifecycle.soft.clone()));
         Ok(Self { store, streams, active_manifest: receiver, process: Arc::clone(process), name })
     }
 }
@@ -182,7 +182,7 @@ impl Start<'_> {
         }
         let begun = match manifest {
             Ok(manifest) => begin(manifest, &store).await,
-            Err(why) => go_on(self.place, why, &store).await,
+            Err(why) => continue_with_stored(self.place, why, &store).await,
         };
         match begun {
             Ok((frame, newest, refusal)) => {
@@ -246,8 +246,8 @@ async fn begin(manifest: RecordPipeline, store: &Store) -> Result<Begun, Missing
     Ok((manifest, newest, Refusal::of(&registered)))
 }
 
-/// Gives what was last active, for a manifest that cannot be read.
-async fn go_on(place: &Place, why: String, store: &Store) -> Result<Begun, Missing> {
+/// Returns the manifest that was active last, for a file that cannot be read.
+async fn continue_with_stored(place: &Place, why: String, store: &Store) -> Result<Begun, Missing> {
     let Some(pipeline) = store.pipeline().await? else { return Err(Missing::Problem(not_migrated())) };
     let Some(newest) = store.newest().await? else {
         return Err(Missing::Problem(Problem::new(Reason::ManifestInvalid, why)));
@@ -317,11 +317,11 @@ impl Refusal {
     pub(super) fn of(registered: &Registered) -> Option<Self> {
         let (reason, why) = match registered {
             Registered::AsNew(_) | Registered::Same(_) => return None,
-            Registered::Passed(newest) => (None, format!("the file is older than version {newest}, which is in force")),
+            Registered::Passed(newest) => (None, format!("the file is older than version {newest}, which is active")),
             Registered::Differs(newest) => (
                 None,
                 format!(
-                    "the file differs from version {newest}, which is in force as workers are running: change the file \
+                    "the file differs from version {newest}, which is active and has running workers: change the file \
                      while this process runs to make it the next version"
                 ),
             ),

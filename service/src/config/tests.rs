@@ -71,7 +71,7 @@ async fn a_changed_file_is_active_within_two_seconds_in_every_process() {
 }
 
 #[tokio::test]
-async fn an_invalid_file_is_refused_and_the_old_one_stays_until_it_is_mended() {
+async fn an_invalid_file_is_refused_and_the_old_one_stays_until_it_is_fixed() {
     let (test, dir) = (TestPipeline::new("shards: 2").await, tempfile::tempdir().unwrap());
     write(&test, &dir, "", "shards: 2, threshold: '10'");
     let mut process = Process::start(&place(&dir)).await;
@@ -151,7 +151,7 @@ async fn a_lower_generation_is_refused_and_a_new_uid_waits_for_its_claim() {
 }
 
 #[tokio::test]
-async fn a_shard_row_that_disappears_is_made_again() {
+async fn a_missing_shard_row_is_recreated() {
     let (test, dir) = (TestPipeline::new("shards: 2").await, tempfile::tempdir().unwrap());
     write(&test, &dir, "", "shards: 2");
     let _process = Process::start(&place(&dir)).await;
@@ -195,8 +195,8 @@ async fn a_changed_redis_url_is_turned_to_and_one_that_is_none_is_not() {
     assert!(!problem.message.contains("s3cret"), "{problem:?}");
     fs::remove_file(&file).unwrap();
     let gone = [Problem::new(Reason::SecretNotFound, "payments-redis, key url")];
-    until("that it is gone is said", async || board.of("secrets") == gone).await;
-    assert!(streams.backlog(1).await.is_ok(), "what was there goes on");
+    until("the missing secret is a problem", async || board.of("secrets") == gone).await;
+    assert!(streams.backlog(1).await.is_ok(), "the previous connection continues");
     fs::write(&file, crate::streams::testing::url()).unwrap();
     until("all is well", async || board.of("secrets").is_empty()).await;
 }
@@ -215,7 +215,7 @@ async fn secrets_that_come_late_are_waited_for() {
     let coming = async {
         let missing = |name: &str| Problem::new(Reason::SecretNotFound, name);
         until("both are missed", async || board.of("start") == [missing("r, key url"), missing("p, key dsn")]).await;
-        assert_eq!(heartbeats.still(), ["waiting for the pipeline"]);
+        assert_eq!(heartbeats.stalled(), ["waiting for the pipeline"]);
         fs::write(&redis, "\n").unwrap();
         fs::write(&postgres, "postgres:// s3cret").unwrap();
         until("one is empty, one is none", async || {
@@ -286,7 +286,7 @@ async fn a_process_waits_for_its_schema_and_is_not_ready_meanwhile() {
     let (waiting, heartbeats) = (Setup::new(&place, &process, 2, &lifecycle), lifecycle.heartbeats.clone());
     let migrating = async {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let still = heartbeats.still();
+        let still = heartbeats.stalled();
         crate::commands::migrate::migrate(&place).await.unwrap();
         still
     };
@@ -294,7 +294,7 @@ async fn a_process_waits_for_its_schema_and_is_not_ready_meanwhile() {
     assert_eq!(setup.unwrap().active_manifest.borrow().policy.version, 1);
     assert_eq!(still, ["waiting for the pipeline"]);
     // From the first look at the manifest on it moves.
-    while !lifecycle.heartbeats.still().is_empty() {
+    while !lifecycle.heartbeats.stalled().is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     testing::drop_schema(name);
@@ -327,7 +327,7 @@ async fn a_process_of_another_namespace_is_refused_until_it_adopts() {
 }
 
 #[tokio::test]
-async fn an_annotation_that_is_added_reaches_those_who_work_by_it() {
+async fn an_added_annotation_reaches_running_processes() {
     let (test, dir) = (TestPipeline::new("shards: 1").await, tempfile::tempdir().unwrap());
     write(&test, &dir, "", "shards: 1");
     let mut process = Process::start(&place(&dir)).await;

@@ -11,96 +11,9 @@ use std::{
 use rust_decimal::Decimal;
 
 use super::{
-    Amount, DeadLetterId, Entry, Invalid, Kind, Policy, Record, StreamId, Text, shard_of, total_in_bounds, total_nanos,
+    Amount, DeadLetterId, Entry, Invalid, Key, Kind, Known, Policy, Position, Record, StreamId, Text, Total, shard_of,
+    total_in_bounds, total_nanos,
 };
-
-/// Under which a running total is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
-    /// The destination.
-    pub destination_id: String,
-    /// The reference.
-    pub reference: String,
-    /// The unit.
-    pub unit: String,
-}
-
-impl Key {
-    /// The key of a record.
-    #[must_use]
-    pub fn of(record: &Record) -> Self {
-        Self {
-            destination_id: record.destination_id.to_string(),
-            reference: record.reference.to_string(),
-            unit: record.unit.to_string(),
-        }
-    }
-}
-
-/// Count and sum of the records of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Total {
-    /// How many records.
-    pub count: i64,
-    /// Their signed sum.
-    pub total: Decimal,
-}
-
-/// What is stored about the ids and keys of a batch.
-#[derive(Debug)]
-pub struct Known {
-    /// Processed records whose id is in the batch.
-    pub records: HashMap<Text, KnownRecord>,
-    /// Open dead letters whose id is in the batch, and dead letters of any state with a stream id or a replay of the batch.
-    pub dead_letters: Vec<KnownDeadLetter>,
-    /// (record id, stream id) of noted duplicates.
-    pub duplicates: HashSet<(Text, StreamId)>,
-    /// What was refused as a conflict, by (record id, stream id).
-    pub conflicts: HashMap<(Text, StreamId), Vec<Record>>,
-    /// Totals of the batch's keys; absent: none yet.
-    pub totals: HashMap<Key, Total>,
-    /// Totals in billionths per (destination, unit), where the policy has a minimum; absent: zero.
-    pub destinations: HashMap<(String, String), i128>,
-}
-
-/// A record that is stored.
-#[derive(Debug, Clone)]
-pub struct KnownRecord {
-    /// Its content.
-    pub record: Arc<Record>,
-    /// Of the entry that it came in.
-    pub stream_id: StreamId,
-}
-
-/// A dead letter that is stored.
-#[derive(Debug, Clone)]
-pub struct KnownDeadLetter {
-    /// Its number.
-    pub id: DeadLetterId,
-    /// Whether it still takes its id.
-    pub open: bool,
-    /// Absent where the payload could not be read.
-    pub record_id: Option<Text>,
-    /// Of the entry that it came in.
-    pub stream_id: StreamId,
-    /// What came.
-    pub payload: Vec<u8>,
-}
-
-/// Where the shard stands before the batch.
-#[derive(Debug, Clone, Copy)]
-pub struct Position {
-    /// The shard.
-    pub shard: u16,
-    /// How many shards there are.
-    pub shards: u16,
-    /// Highest number of a record.
-    pub records: i64,
-    /// Highest number of a dead letter.
-    pub dead_letters: i64,
-    /// Highest number of a conflict.
-    pub conflicts: i64,
-}
 
 /// A record to be stored.
 #[derive(Debug, Clone)]
@@ -159,7 +72,7 @@ pub struct NewDeadLetter {
 /// DeadLetters that a replay closed.
 pub type Closed = Vec<DeadLetterId>;
 
-/// What is to be written, all of it in one transaction.
+/// Rows to write, all in one transaction.
 #[derive(Debug, Default)]
 pub struct Decision {
     /// New records, their numbers gap-free and in the order of the batch.
@@ -174,9 +87,9 @@ pub struct Decision {
     pub dead_letters: Vec<NewDeadLetter>,
     /// Dead letters to be closed because their replay was decided here.
     pub closed: Closed,
-    /// How many of `records` are above their threshold.
+    /// Number of `records` above their threshold.
     pub alerts: i64,
-    /// How many of `records` are of a unit without a threshold while other units have one.
+    /// Number of `records` of a unit without a threshold while other units have one.
     pub without_threshold: i64,
     /// Applied entries that were not taken in by a serve process: those of other programs, and replays.
     pub external: i64,
@@ -191,7 +104,7 @@ pub struct Decision {
 pub struct Item {
     /// The entry.
     pub entry: Entry,
-    /// What its payload says.
+    /// Its payload as a record.
     pub record: Result<Arc<Record>, Invalid>,
     /// Set when the entry was found to break its batch: a dead letter's reason and detail.
     pub isolated: Option<(&'static str, String)>,
@@ -209,7 +122,7 @@ pub fn decide(batch: &[Item], known: Known, policy: &Policy, position: Position)
     ledger.decision
 }
 
-/// What takes an id.
+/// The holder of an id.
 struct Taken {
     /// `None`: a dead letter whose payload cannot be read as a record of that id.
     record: Option<Arc<Record>>,
@@ -223,7 +136,7 @@ struct Ledger<'a> {
     records: HashMap<Text, Taken>,
     dead_letters: HashMap<Text, Taken>,
     open: HashMap<DeadLetterId, Option<Text>>,
-    settled_dead_letters: HashMap<StreamId, Vec<Vec<u8>>>,
+    noted_dead_letters: HashMap<StreamId, Vec<Vec<u8>>>,
     duplicates: HashSet<(Text, StreamId)>,
     conflicts: HashMap<(Text, StreamId), Vec<Record>>,
     totals: HashMap<Key, Total>,
@@ -243,7 +156,7 @@ impl<'a> Ledger<'a> {
                 .collect(),
             dead_letters: HashMap::new(),
             open: HashMap::new(),
-            settled_dead_letters: HashMap::new(),
+            noted_dead_letters: HashMap::new(),
             duplicates: known.duplicates,
             conflicts: known.conflicts,
             totals: known.totals,
@@ -259,7 +172,7 @@ impl<'a> Ledger<'a> {
                 ledger.open.insert(dead_letter.id, dead_letter.record_id);
             }
             if dead_letter.id.shard == position.shard {
-                ledger.settled_dead_letters.entry(dead_letter.stream_id).or_default().push(dead_letter.payload);
+                ledger.noted_dead_letters.entry(dead_letter.stream_id).or_default().push(dead_letter.payload);
             }
         }
         ledger
@@ -278,7 +191,7 @@ impl<'a> Ledger<'a> {
             }
             self.decision.closed.push(dead_letter);
         } else if self
-            .settled_dead_letters
+            .noted_dead_letters
             .get(&entry.id)
             .is_some_and(|dead_letters| dead_letters.contains(&entry.payload))
         {
@@ -289,22 +202,22 @@ impl<'a> Ledger<'a> {
             Ok(record) => record,
             Err(invalid) => {
                 let (reason, detail) = item.isolated.clone().unwrap_or(("malformed", invalid.to_string()));
-                return self.bury(index, entry, None, reason, detail);
+                return self.dead_letter(index, entry, None, reason, detail);
             }
         };
         if self.is_taken(index, entry, record) {
             return;
         }
         if let Some((reason, detail)) = item.isolated.clone() {
-            return self.bury(index, entry, Some(record), reason, detail);
+            return self.dead_letter(index, entry, Some(record), reason, detail);
         }
         if shard_of(record.destination_id.as_str(), self.position.shards) != self.position.shard {
-            let detail = "the entry stands in the stream of another shard than its destinationId's".to_owned();
-            return self.bury(index, entry, Some(record), "wrong_shard", detail);
+            let detail = "the entry is in the stream of another shard than that of its destinationId".to_owned();
+            return self.dead_letter(index, entry, Some(record), "wrong_shard", detail);
         }
         match self.add(record) {
             Ok(previous) => self.keep(index, entry, record, previous),
-            Err((reason, detail)) => self.bury(index, entry, Some(record), reason, detail),
+            Err((reason, detail)) => self.dead_letter(index, entry, Some(record), reason, detail),
         }
     }
 
@@ -315,7 +228,7 @@ impl<'a> Ledger<'a> {
         let same = taken.is_some_and(|taken| taken.record.as_deref() == Some(&**record));
         let free = taken.is_none();
         let mark = (id.clone(), entry.id);
-        // What is noted stays noted: the dead letter that took the id then may be closed by now, and the id free or another's.
+        // A noted outcome stays: the dead letter that took the id then may be closed by now, and the id free or another's.
         let again = self.conflicts.get(&mark).is_some_and(|noted| noted.contains(&**record))
             || taken.is_some_and(|taken| same && taken.stream_id == entry.id)
             || (same || free) && self.duplicates.contains(&mark);
@@ -324,11 +237,11 @@ impl<'a> Ledger<'a> {
         } else if free {
             return false;
         } else if same {
-            self.count_foreign(entry);
+            self.count_external(entry);
             self.duplicates.insert(mark);
             self.decision.duplicates.push(Duplicate { entry: index, record_id: id.clone() });
         } else {
-            self.count_foreign(entry);
+            self.count_external(entry);
             self.conflicts.entry(mark).or_default().push(Record::clone(record));
             self.position.conflicts += 1;
             let conflict = NewConflict { n: self.position.conflicts, entry: index, record: Arc::clone(record) };
@@ -361,7 +274,7 @@ impl<'a> Ledger<'a> {
     }
 
     fn keep(&mut self, index: usize, entry: &Entry, record: &Arc<Record>, previous: Total) {
-        self.count_foreign(entry);
+        self.count_external(entry);
         let taken = Taken { record: Some(Arc::clone(record)), stream_id: entry.id };
         self.records.insert(record.record_id.clone(), taken);
         let threshold =
@@ -378,7 +291,7 @@ impl<'a> Ledger<'a> {
         });
     }
 
-    fn bury(
+    fn dead_letter(
         &mut self,
         index: usize,
         entry: &Entry,
@@ -386,8 +299,8 @@ impl<'a> Ledger<'a> {
         reason: &'static str,
         detail: String,
     ) {
-        self.count_foreign(entry);
-        self.settled_dead_letters.entry(entry.id).or_default().push(entry.payload.clone());
+        self.count_external(entry);
+        self.noted_dead_letters.entry(entry.id).or_default().push(entry.payload.clone());
         if let Some(record) = record {
             let taken = Taken { record: Some(Arc::clone(record)), stream_id: entry.id };
             self.dead_letters.insert(record.record_id.clone(), taken);
@@ -404,7 +317,7 @@ impl<'a> Ledger<'a> {
         });
     }
 
-    fn count_foreign(&mut self, entry: &Entry) {
+    fn count_external(&mut self, entry: &Entry) {
         self.decision.external += i64::from(!entry.marked);
     }
 }

@@ -59,7 +59,7 @@ impl FromStr for DeadLetterId {
 pub struct Entry {
     /// Its id in the stream.
     pub id: StreamId,
-    /// How often it was delivered, this time counted.
+    /// Number of deliveries, with this one.
     pub deliveries: u64,
     /// The record as JSON; of an entry that some other program made, whatever stands for it.
     pub payload: Vec<u8>,

@@ -1,4 +1,4 @@
-//! What must hold of any bytes that are read as a record or as an amount.
+//! Properties of any bytes that are read as a record or as an amount.
 
 use chrono::{Datelike as _, Timelike as _};
 use serde_json::value::RawValue;

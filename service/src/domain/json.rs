@@ -54,7 +54,7 @@ pub fn is_deep(json: &[u8]) -> bool {
     false
 }
 
-/// What is wrong with a record.
+/// The first fault of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     /// One of [`code`].

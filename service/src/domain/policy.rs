@@ -1,4 +1,4 @@
-//! What raises an alert and what is refused, as of one version of the manifest.
+//! Rules for alerts and refusals of one version of the manifest.
 
 use std::collections::BTreeMap;
 

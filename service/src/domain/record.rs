@@ -102,13 +102,13 @@ pub struct Record {
     pub record_id: Text,
     /// When it happened, with at most microseconds.
     pub time: DateTime<Utc>,
-    /// Who or what it comes from.
+    /// Its source.
     pub source_id: Text,
-    /// What it is counted for; decides the shard.
+    /// The destination whose totals it counts in; decides the shard.
     pub destination_id: Text,
     /// The sign.
     pub kind: Kind,
-    /// How much.
+    /// Its amount.
     pub value: Amount,
     /// Of what; amounts of different units are never added up.
     pub unit: Text,
@@ -127,7 +127,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Who or what it comes from.
+    /// Its source.
     #[must_use]
     pub fn source_id(&self) -> &Text {
         &self.rest.source_id

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::{App, problem::Failure};
 
-/// What a key allows.
+/// A permission of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// Sending records.
@@ -43,7 +43,7 @@ impl Scope {
 pub struct KnownKey {
     /// Its name: the actor in the audit trail.
     pub name: Arc<str>,
-    /// What it allows.
+    /// Its permissions.
     pub scopes: Vec<Scope>,
 }
 
@@ -54,7 +54,7 @@ pub type Snapshot = Option<HashMap<[u8; 32], KnownKey>>;
 #[derive(Debug, Clone)]
 pub struct KeyRing(pub watch::Receiver<Snapshot>);
 
-/// Who calls, having the scope asked for.
+/// A caller that has the required scope.
 #[derive(Debug, Clone)]
 pub struct Caller {
     /// The key's name; `dev` where access is open.

@@ -1,7 +1,7 @@
 //! Connections of a port: taken up to a bound, served, and ended in order when the process stops.
 //!
-//! Must never take more connections than there are files for: Redis, Postgres and the manifest need theirs. Speaks HTTP/1.1
-//! only, for which [`Paced`] knows where a connection stands.
+//! Must never take more connections than there are files for: Redis, Postgres and the manifest need theirs. Serves HTTP/1.1
+//! only, for which [`Paced`] holds the state of a connection.
 
 use std::{
     convert::Infallible,
@@ -47,12 +47,12 @@ const HEAD_BYTES: usize = 96 * 1024;
 /// Connections that are told at the same time that there are too many; any more are closed without a word.
 const TOLD_AT_ONCE: usize = 64;
 
-/// How many connections there may be, and for how long.
+/// Limits of connections in number and time.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// Most connections at the same time.
     pub most: usize,
-    /// What open requests get to end by themselves when the process stops.
+    /// Time for open requests to end when the process stops.
     pub last: Duration,
     /// How long each part of a request may take.
     pub(super) pace: Pace,
@@ -111,7 +111,7 @@ pub async fn run(
         tokio::spawn(async move {
             let _place = place;
             tokio::select! {
-                // What ended it is the client's: it went away, was late, or sent what is no HTTP.
+                // The client ended it: it disconnected, was late, or did not send HTTP.
                 _ = serving => {}
                 () = hard.cancelled() => {}
             }

@@ -25,7 +25,7 @@ pub(super) fn panicked(_: Box<dyn std::any::Any + Send + 'static>) -> Response {
     Error::from(Failure::new(500, "internal", "the service failed; the log says why")).into_response()
 }
 
-/// What is wrong with a parameter's value, without the framework's word for its type.
+/// The fault of a parameter's value, without the framework's name of its type.
 fn rule(reason: &str) -> &str {
     let reason = reason.split_once(" (occurred while parsing").map_or(reason, |(reason, _)| reason);
     let rest = reason.strip_prefix("failed to parse \"").and_then(|rest| rest.split_once("\": "));

@@ -1,4 +1,4 @@
-//! What stands before every path: `/v1`, parameters that nobody takes, bounds of bodies, errors as problems, metrics.
+//! Middleware of every path: `/v1`, unknown parameters, bounds of bodies, errors as problems, metrics.
 
 use std::time::Instant;
 

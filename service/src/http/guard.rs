@@ -51,7 +51,7 @@ pub(crate) fn guard(body: Body, limit: Option<usize>, timeout: Duration) -> Body
     }))
 }
 
-/// What is left of the wait for the next [`LEAST`] bytes, and how many of them came.
+/// The rest of the wait for the next [`LEAST`] bytes, and the number of received ones.
 struct Wait {
     left: Duration,
     came: usize,

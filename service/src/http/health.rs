@@ -12,7 +12,7 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// What the health port shows.
+/// State behind the paths of the health port.
 #[derive(Clone)]
 pub struct Health {
     role: &'static str,
@@ -71,7 +71,7 @@ pub fn alive_answer() -> Response {
 /// The answer of `/ready`: 200, or 503 with the loops that are stalled.
 #[must_use]
 pub fn ready_answer(heartbeats: &Heartbeats) -> Response {
-    let still = heartbeats.still();
+    let still = heartbeats.stalled();
     let status = if still.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     answer(status, &json!({"ready": still.is_empty(), "stalledTasks": still}))
 }
@@ -98,7 +98,7 @@ fn tell_metrics(health: Data<&Health>) -> Response {
 #[handler]
 async fn tell_status(health: Data<&Health>) -> Response {
     let mut status = health.reporter.answer().await;
-    status["stalledTasks"] = health.heartbeats.still().into();
+    status["stalledTasks"] = health.heartbeats.stalled().into();
     answer(StatusCode::OK, &status)
 }
 
@@ -107,9 +107,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_health_port_tells_what_moves_and_stops_with_the_process() {
+    async fn the_health_port_names_stalled_loops_and_stops_with_the_process() {
         let lifecycle = Lifecycle::new();
-        let beat = lifecycle.heartbeats.register("shard 3", Duration::from_millis(300));
+        let heartbeat = lifecycle.heartbeats.register("shard 3", Duration::from_millis(300));
         let (recorder, metrics) = Metrics::local();
         metrics::with_local_recorder(&recorder, || metrics::counter!("millrace_processed_total").increment(7));
         let reporter = Reporter::new("work", &"work-1".into(), &lifecycle.board);
@@ -120,11 +120,11 @@ mod tests {
             (answer.status().as_u16(), answer.text().await.unwrap())
         };
         assert_eq!(get("/health").await.0, 200);
-        beat.beat();
+        heartbeat.record();
         assert_eq!(get("/ready").await.0, 200);
         tokio::time::sleep(Duration::from_millis(400)).await;
         assert_eq!(get("/ready").await, (503, r#"{"ready":false,"stalledTasks":["shard 3"]}"#.to_owned()));
-        assert_eq!(get("/health").await.0, 200, "alive while it stands still");
+        assert_eq!(get("/health").await.0, 200, "alive while it is stalled");
         let status: Value = serde_json::from_str(&get("/status").await.1).unwrap();
         assert_eq!((&status["role"], &status["process"]), (&"work".into(), &"work-1".into()));
         assert_eq!((&status["stalledTasks"], &status["shards"]), (&json!(["shard 3"]), &Value::Null));

@@ -18,7 +18,7 @@ use crate::{
 
 /// How often the keys are read; a revoked key is refused within this and the time of one query.
 const REFRESH: Duration = Duration::from_millis(500);
-/// Where it is written that the first key cannot be used.
+/// Part of the board for a first key that cannot be used.
 const PART: &str = "keys";
 /// Fewest characters of a key.
 const SHORTEST: usize = 32;
@@ -26,7 +26,7 @@ const SHORTEST: usize = 32;
 /// SHA-256 of a key: what is stored of it.
 pub type Hash = [u8; 32];
 
-/// Where the first key comes from.
+/// Source of the first key.
 #[derive(Debug, Clone)]
 pub enum Bootstrap {
     /// There is none.
@@ -35,9 +35,9 @@ pub enum Bootstrap {
     Key(Hash),
     /// It stands in a file, which may come late and is followed.
     File {
-        /// What a person calls it: the Secret and its key.
+        /// Name for a person: the Secret and its key.
         name: String,
-        /// Where it is mounted.
+        /// Path of the mounted file.
         file: PathBuf,
     },
 }
@@ -87,8 +87,8 @@ impl KeyRing {
     pub async fn follow(store: &Store, bootstrap: Bootstrap, lifecycle: &Lifecycle) -> anyhow::Result<Self> {
         let mut registered = None;
         let board = lifecycle.board.clone();
-        // Until there are keys nobody is let in: not ready.
-        let beat = lifecycle.heartbeats.register("serve.keys", Duration::from_secs(30));
+        // Without keys every request is refused: not ready.
+        let heartbeat = lifecycle.heartbeats.register("serve.keys", Duration::from_secs(30));
         let keys = loop {
             let first = first_key(&bootstrap, &board);
             let is_missing = first.is_none() && matches!(bootstrap, Bootstrap::File { .. });
@@ -106,12 +106,12 @@ impl KeyRing {
         };
         let (sender, receiver) = watch::channel(Some(keys));
         let (store, soft) = (store.clone(), lifecycle.soft.clone());
-        // They were read just now.
-        beat.beat();
+        // The keys were read just now.
+        heartbeat.record();
         lifecycle.spawn("serve.keys", async move {
             let mut failing = false;
             while tokio::time::timeout(REFRESH, soft.cancelled()).await.is_err() {
-                beat.beat();
+                heartbeat.record();
                 let first = first_key(&bootstrap, &board);
                 match store::within(refresh(&store, first, &mut registered)).await {
                     Ok(keys) => {

@@ -1,4 +1,4 @@
-//! What all HTTP paths share: the application's state, problems, access, and the assembled server.
+//! Shared parts of all HTTP paths: the application's state, problems, access, and the assembled server.
 //!
 //! Must never know what a record is: that is `accept` (in) and `ask` (out).
 
@@ -18,7 +18,7 @@ pub mod server;
 
 use crate::{config::ActiveManifest, store::Store, streams::Streams};
 
-/// What a request handler needs.
+/// Dependencies of request handlers.
 #[derive(Debug, Clone)]
 pub struct App {
     /// Postgres.
@@ -27,7 +27,7 @@ pub struct App {
     pub streams: Streams,
     /// The manifest that is active, followed.
     pub manifest: tokio::sync::watch::Receiver<ActiveManifest>,
-    /// Who may call.
+    /// Keys of callers.
     pub keys: auth::KeyRing,
     /// This process's name, in logs and notes.
     pub process: std::sync::Arc<str>,

@@ -15,14 +15,14 @@ struct Parameter {
     takes: Takes,
 }
 
-/// What the values of a parameter must be.
+/// Allowed values of a parameter.
 #[derive(Debug)]
 enum Takes {
     OneOf(Vec<String>),
     Boolean,
     /// Between these, both included.
     Integer(i64, i64),
-    /// What whoever takes it says.
+    /// Checked by the handler that takes it.
     Text,
 }
 
@@ -69,7 +69,7 @@ impl Takes {
     }
 }
 
-/// What one method of a path takes.
+/// Parameters of one method of a path.
 #[derive(Debug)]
 struct Operation {
     method: Method,

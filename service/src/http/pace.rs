@@ -40,7 +40,7 @@ impl Default for Pace {
 /// is reset, and the answer lost.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Where a connection stands, and since when.
+/// State of a connection, and since when.
 #[derive(Debug, Clone, Copy)]
 enum Phase {
     Idle(Instant),
@@ -55,7 +55,7 @@ pub(super) struct Turns(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     phase: Phase,
-    /// Who has to be told that a request ended: from then on the next one is waited for, and not for ever.
+    /// Notified of the end of a request: from then on the time for the next one runs.
     reader: Option<Waker>,
 }
 

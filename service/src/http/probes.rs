@@ -48,10 +48,10 @@ impl ProbesApi {
     /// It stays ready while Redis or Postgres is unavailable, and answers 503 itself then.
     #[oai(path = "/ready", method = "get", operation_id = "ready")]
     async fn ready(&self, heartbeats: Data<&Heartbeats>) -> Result<Probe, Failure> {
-        let still = heartbeats.still();
-        if still.is_empty() {
+        let stalled = heartbeats.stalled();
+        if stalled.is_empty() {
             return Ok(well("ready"));
         }
-        Err(Failure::new(503, "not_ready", format!("these loops stand still: {}", still.join(", "))))
+        Err(Failure::new(503, "not_ready", format!("these loops are stalled: {}", stalled.join(", "))))
     }
 }

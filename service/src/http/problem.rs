@@ -8,7 +8,7 @@ use poem_openapi::{ApiResponse, Object, payload::Json, types::ToJSON as _};
 
 use crate::{domain, store, streams, telemetry::limits};
 
-/// What is wrong, in a form that programs can read.
+/// An error, in a form that programs can read.
 #[derive(Debug, Clone, Object)]
 #[oai(skip_serializing_if_is_none, rename_all = "camelCase")]
 pub struct Problem {
@@ -20,7 +20,7 @@ pub struct Problem {
     pub status: u16,
     /// A stable code; docs/errors.md lists all.
     pub code: String,
-    /// What is wrong and what to do.
+    /// Fault and remedy.
     pub detail: String,
     /// JSON pointer to the field of the request body that is wrong.
     pub pointer: Option<String>,
@@ -38,7 +38,7 @@ pub struct Problem {
     pub next_index: Option<u64>,
 }
 
-/// What is wrong with one item of a batch.
+/// The error of one item of a batch.
 #[derive(Debug, Clone, Object)]
 #[oai(skip_serializing_if_is_none, rename_all = "camelCase")]
 pub struct ItemError {
@@ -52,7 +52,7 @@ pub struct ItemError {
     pub retryable: bool,
     /// JSON pointer to the field of the item that is wrong.
     pub pointer: Option<String>,
-    /// What is wrong and what to do.
+    /// Fault and remedy.
     pub detail: String,
 }
 
@@ -151,7 +151,7 @@ impl Failure {
         }
     }
 
-    /// What it says.
+    /// Its body.
     #[must_use]
     pub fn problem(&self) -> &Problem {
         match self {
@@ -249,7 +249,7 @@ pub(super) fn bare(status: u16, code: &str, detail: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Whether an SQLSTATE speaks of our statement rather than of the server's state.
+/// Whether an SQLSTATE is about our statement rather than the server's state.
 fn error_is_ours(code: Option<&str>) -> bool {
     code.is_some_and(|code| ["22", "23", "42", "0A"].iter().any(|class| code.starts_with(class)))
 }
@@ -259,6 +259,6 @@ impl From<streams::Error> for Failure {
         if limits::REDIS_UNAVAILABLE.allows(Instant::now()) {
             tracing::warn!(event = "http.redis.unavailable", error = %error, "a request failed because Redis is unavailable");
         }
-        Self::new(503, "redis_unavailable", "the queue cannot be reached now; send again with the same recordId")
+        Self::new(503, "redis_unavailable", "Redis cannot be reached now; send again with the same recordId")
     }
 }

@@ -1,31 +1,34 @@
-//! One publisher: a shard's outcomes of one kind to one sink, in order, from where the sink's cursor stands.
+//! One publisher: a shard's outcomes of one kind to one sink, in order, from the sink's cursor on.
 //!
-//! Takes rows from memory when it is close behind, from the log when it is far behind. Must never hold more than one
-//! call's worth of entries, and must never skip a number: what it cannot place halts it, and it says so.
+//! Takes rows from recent commits when they are there, else from Postgres. Must never hold more than one
+//! call's worth of entries, and must never skip a number: an unexpected position halts it, with a message.
 
 use std::{sync::Arc, time::Duration};
 
 use millrace_crds::SinkEvent;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{ActiveSink, RecentCommits, render};
 use crate::{
-    store::{self, SinkState, Store},
+    store::{self, Numbers, SinkState, Store},
     streams::{self, Notice, Published, Streams},
     telemetry::metrics as names,
 };
 
 /// Most entries of one append.
 const ENTRIES: usize = 200;
-/// How far one look into the log goes, for kinds that skip rows.
+/// Most numbers that one read of the log covers, for kinds that skip rows.
 const WINDOW: i64 = 10_000;
-/// How soon a cursor is looked at again that is above what may be published.
+/// Pause before the next look at a cursor that is above the highest publishable number.
 const AGAIN: Duration = Duration::from_millis(50);
-/// How often the cursor is moved over rows that the sink does not carry.
+/// How often the cursor is moved over outcomes that the sink does not carry.
 const IDLE: Duration = Duration::from_secs(1);
-/// How often an idle publisher looks where its cursor stands: the Redis that holds it may have been rewound and the shard's not, so
-/// that nothing else tells of it. One read for each publisher: 64 shards and 16 sinks are some 200 a second.
+/// How often an idle publisher reads its cursor: the Redis that holds it may have been rewound and the shard's not, and
+/// nothing else reports that. One read for each publisher: 64 shards and 16 sinks are some 200 a second.
 const LOOK: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A publisher and what it needs.
 #[derive(Debug)]
@@ -36,11 +39,11 @@ pub struct Publisher {
     pub streams: Streams,
     /// The shard.
     pub shard: u16,
-    /// What its owner holds it by.
+    /// Fencing token of its owner.
     pub token: String,
-    /// What was committed last.
+    /// Recent commits of the shard.
     pub recent: Arc<RecentCommits>,
-    /// Where to.
+    /// The sink.
     pub sink: ActiveSink,
 }
 
@@ -56,23 +59,68 @@ enum Error {
     Waiting(String),
 }
 
-/// What to append next, and up to which number the log was looked through.
+/// Position of a publisher in the sequence numbers of its kind.
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    /// The cursor in Redis.
+    cursor: i64,
+    /// Up to where the publisher has read outcomes; at least the cursor.
+    seen: i64,
+}
+
+impl Position {
+    fn at(cursor: i64) -> Self {
+        Self { cursor, seen: cursor }
+    }
+}
+
+/// Entries to append next, and the number up to which outcomes were read for them.
 struct Next {
     notices: Vec<Notice>,
     upto: i64,
 }
 
+/// State of a publisher between two passes.
+struct Progress {
+    /// `None`: to be read from Redis.
+    position: Option<Position>,
+    /// Of the last pass; `None`: it succeeded.
+    failure: Option<SinkState>,
+    /// Whether log and metric have this failure, or its absence.
+    is_reported: bool,
+    /// Whether Postgres has it.
+    is_stored: bool,
+    /// Before the next pass after a failure.
+    pause: Duration,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { position: None, failure: None, is_reported: false, is_stored: false, pause: FIRST_PAUSE }
+    }
+
+    fn end_pass(&mut self, outcome: Result<(), Error>) {
+        let failure = match outcome {
+            Ok(()) => None,
+            Err(Error::Halted(detail)) => Some(SinkState { state: "halted", detail }),
+            Err(Error::Waiting(detail)) => Some(SinkState { state: "waiting", detail }),
+            Err(error) => Some(SinkState { state: "failing", detail: error.to_string() }),
+        };
+        self.pause = if failure.is_some() { (self.pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
+        if self.failure != failure {
+            (self.is_reported, self.is_stored) = (false, false);
+        }
+        self.failure = failure;
+    }
+}
+
 impl Publisher {
-    /// Publishes until `stop` is cancelled, then up to what is committed, as long as `drain` lasts.
+    /// Publishes until `stop` is cancelled, then the committed rest, as long as `drain` is not cancelled.
     pub async fn run(self, stop: CancellationToken, drain: CancellationToken) {
         let mut numbers = self.recent.numbers();
-        // What was said last of its state, and whether Postgres has it.
-        let (mut told, mut noted) = (None, false);
-        let mut pause = Duration::from_millis(50);
-        // The cursor in Redis, and up to where this publisher has looked through the log.
-        let mut at: Option<(i64, i64)> = None;
         let mut resets = self.recent.resets();
-        // Before its owner knows where the log stands nothing fits and nothing is wrong.
+        let mut progress = Progress::new();
+        // Until the owner has read the numbers of the shard no position can be judged.
         tokio::select! {
             known = numbers.wait_for(Option::is_some) => if known.is_err() { return },
             () = stop.cancelled() => return,
@@ -80,130 +128,117 @@ impl Publisher {
         loop {
             let highest = Store::number_of(self.sink.event, numbers.borrow_and_update().unwrap_or_default());
             if self.recent.resets() != resets {
-                // Redis may have been rewound with stream and cursor, or Postgres with the publisher's state, and nothing new may
-                // come for long.
+                // Redis may have been rewound with stream and cursor, or Postgres with the publisher's state, and no new
+                // record may come for long.
                 resets = self.recent.resets();
-                (at, noted) = (None, false);
+                (progress.position, progress.is_stored) = (None, false);
             }
             let outcome = tokio::select! {
-                outcome = store::within(self.pass(&mut at, highest)) => outcome,
+                outcome = store::within(self.pass(&mut progress.position, highest)) => outcome,
                 () = drain.cancelled() => return,
             };
-            let state = match outcome {
-                Ok(()) => {
-                    pause = Duration::from_millis(50);
-                    None
-                }
-                Err(Error::Halted(detail)) => Some(SinkState { state: "halted", detail }),
-                Err(Error::Waiting(detail)) => Some(SinkState { state: "waiting", detail }),
-                Err(error) => Some(SinkState { state: "failing", detail: error.to_string() }),
-            };
-            if told.as_ref() != Some(&state) {
-                self.tell(state.as_ref());
-                (told, noted) = (Some(state.clone()), false);
-            }
-            if !noted {
-                noted = self.note(state.as_ref()).await;
-            }
-            let (cursor, seen) = at.unwrap_or((-1, -1));
-            if let Some((_, seen)) = at {
-                metrics::gauge!(
-                    names::SINK_LAG, "sink" => self.sink.output.sink.clone(), "shard" => self.shard.to_string()
-                )
-                .set((highest - seen).max(0) as f64);
-            }
-            if state.is_some() {
-                pause = (pause * 2).min(Duration::from_secs(1));
-                at = None;
-                if stop.is_cancelled() {
-                    return;
-                }
-            } else if seen >= highest && stop.is_cancelled() {
+            progress.end_pass(outcome);
+            self.report(&mut progress, highest).await;
+            let has_failed = progress.failure.is_some();
+            let may_stop = has_failed || progress.position.is_some_and(|position| position.seen >= highest);
+            if may_stop && stop.is_cancelled() {
                 return;
             }
-            let wait = async {
-                if state.is_some() {
-                    tokio::time::sleep(pause).await;
-                } else if seen < highest {
-                } else if cursor < seen || !noted {
-                    tokio::time::timeout(IDLE, numbers.changed()).await.ok();
-                } else if cursor > highest {
-                    // It is not where this publisher left it: whether that can be is to be found out.
-                    tokio::time::timeout(AGAIN, numbers.changed()).await.ok();
-                } else if tokio::time::timeout(LOOK, numbers.changed()).await.is_err() {
-                    at = None;
-                }
-            };
             tokio::select! {
-                () = wait => {}
-                () = stop.cancelled(), if seen >= highest || state.is_some() => {}
+                () = self.wait(&mut progress, highest, &mut numbers) => {}
+                () = stop.cancelled(), if may_stop => {}
                 () = drain.cancelled() => return,
             }
         }
     }
 
-    /// One append, at most; leaves `at` where the publisher stands after it.
-    async fn pass(&self, at: &mut Option<(i64, i64)>, highest: i64) -> Result<(), Error> {
-        let (cursor, seen) = match *at {
-            Some(at) => at,
-            None => {
-                let Some(cursor) = self.streams.cursor(&self.sink.output, self.shard).await? else {
-                    return Err(self.gone());
-                };
-                (cursor, cursor)
-            }
+    /// Waits until there is a reason for the next pass.
+    async fn wait(&self, progress: &mut Progress, highest: i64, numbers: &mut watch::Receiver<Option<Numbers>>) {
+        let position = progress.position.filter(|_| progress.failure.is_none());
+        let Some(Position { cursor, seen }) = position else {
+            progress.position = None;
+            return tokio::time::sleep(progress.pause).await;
         };
+        if seen < highest {
+        } else if cursor < seen || !progress.is_stored {
+            tokio::time::timeout(IDLE, numbers.changed()).await.ok();
+        } else if cursor > highest {
+            // Not the position that this publisher left: the next pass compares it with Postgres.
+            tokio::time::timeout(AGAIN, numbers.changed()).await.ok();
+        } else if tokio::time::timeout(LOOK, numbers.changed()).await.is_err() {
+            progress.position = None;
+        }
+    }
+
+    /// One append, at most; leaves `at` at the position after it.
+    async fn pass(&self, at: &mut Option<Position>, highest: i64) -> Result<(), Error> {
+        let position = match *at {
+            Some(position) => position,
+            None => match self.streams.cursor(&self.sink.output, self.shard).await? {
+                Some(cursor) => Position::at(cursor),
+                None => return Err(self.gone()),
+            },
+        };
+        let Position { cursor, seen } = position;
         if cursor > highest {
-            let stored = Store::number_of(self.sink.event, self.store.progress_of(self.shard).await?.numbers);
-            if cursor > stored {
-                return Err(Error::Halted(format!(
-                    "the cursor stands at {cursor}, above {stored}, the highest number of shard {}: Postgres went back, or \
-                     the cursor is another's; millrace sinks resume {} --from now|beginning",
-                    self.shard, self.sink.output.sink
-                )));
-            }
-            *at = Some((cursor, cursor));
+            self.check_stored(cursor).await?;
+            *at = Some(Position::at(cursor));
             return Ok(());
         }
         let next = self.next(seen, highest).await?;
         // With nothing to append, the cursor is moved when the publisher has been idle for a while.
         if next.notices.is_empty() && seen < highest {
-            *at = Some((cursor, next.upto));
+            *at = Some(Position { cursor, seen: next.upto });
+        } else if next.upto == cursor {
+            *at = Some(Position::at(cursor));
+        } else {
+            self.append(at, cursor, &next).await?;
+        }
+        Ok(())
+    }
+
+    /// Compares a cursor that is above the recent commits with the numbers in Postgres.
+    async fn check_stored(&self, cursor: i64) -> Result<(), Error> {
+        let stored = Store::number_of(self.sink.event, self.store.progress_of(self.shard).await?.numbers);
+        if cursor <= stored {
             return Ok(());
         }
-        if next.upto == cursor {
-            *at = Some((cursor, cursor));
-            return Ok(());
-        }
-        let kind = render::event_type(self.sink.event);
+        Err(Error::Halted(format!(
+            "the cursor is {cursor}, above {stored}, the highest number of shard {}: Postgres was rewound, or the cursor \
+             is another's; millrace sinks resume {} --from now|beginning",
+            self.shard, self.sink.output.sink
+        )))
+    }
+
+    async fn append(&self, at: &mut Option<Position>, cursor: i64, next: &Next) -> Result<(), Error> {
+        let output = &self.sink.output;
         crate::fault::point("before_publish");
         let expected = if crate::fault::planted("append_uncompared") {
-            self.streams.cursor(&self.sink.output, self.shard).await?.unwrap_or(cursor)
+            self.streams.cursor(output, self.shard).await?.unwrap_or(cursor)
         } else {
             cursor
         };
-        let published =
-            self.streams.publish(&self.sink.output, self.shard, kind, (expected, next.upto), &next.notices).await?;
+        let kind = render::event_type(self.sink.event);
+        let published = self.streams.publish(output, self.shard, kind, (expected, next.upto), &next.notices).await?;
         crate::fault::point("after_publish");
-        let sink = self.sink.output.sink.clone();
         match published {
-            Published::All { unread_lost } => {
-                metrics::counter!(names::PUBLISHED, "sink" => sink.clone()).increment(next.notices.len() as u64);
-                if unread_lost > 0 {
-                    metrics::counter!(names::UNREAD_LOST, "sink" => sink).increment(unread_lost as u64);
+            Published::All { unread_lost: trimmed_unread } => {
+                metrics::counter!(names::PUBLISHED, "sink" => output.sink.clone()).increment(next.notices.len() as u64);
+                if trimmed_unread > 0 {
+                    metrics::counter!(names::TRIMMED_UNREAD, "sink" => output.sink.clone())
+                        .increment(trimmed_unread as u64);
                     tracing::warn!(
                         event = "publish.entries.trimmed_unread",
-                        sink = self.sink.output.sink,
+                        sink = output.sink,
                         shard = self.shard,
-                        unread_lost,
+                        trimmed_unread,
                         "entries were trimmed from a sink's stream before a consumer group read them"
                     );
                 }
-                *at = Some((next.upto, next.upto));
+                *at = Some(Position::at(next.upto));
             }
             Published::Full { cursor, group } => {
-                *at = Some((cursor, cursor));
-                let output = &self.sink.output;
+                *at = Some(Position::at(cursor));
                 return Err(Error::Waiting(match group {
                     Some(group) => format!(
                         "{} is at its maxLength of {}: group {group} has not acknowledged",
@@ -215,10 +250,8 @@ impl Publisher {
                     ),
                 }));
             }
-            Published::Moved(cursor) => {
-                // A retry of what took effect, another worker, or a Redis that was rewound: the cursor is right.
-                *at = Some((cursor, cursor));
-            }
+            // A retry of an append that took effect, another worker, or a rewound Redis: the cursor is right.
+            Published::Moved(cursor) => *at = Some(Position::at(cursor)),
             Published::Gone => return Err(self.gone()),
         }
         Ok(())
@@ -232,7 +265,7 @@ impl Publisher {
         ))
     }
 
-    /// What comes behind `seen`.
+    /// Outcomes above `seen`.
     async fn next(&self, seen: i64, highest: i64) -> Result<Next, Error> {
         if seen >= highest {
             return Ok(Next { notices: Vec::new(), upto: seen });
@@ -267,15 +300,40 @@ impl Publisher {
         }
         let end = highest.min(seen + WINDOW);
         let rows = self.store.log_rows(self.shard, (seen, end), alert, ENTRIES as i64).await?;
-        metrics::counter!(names::LOG_READS, "sink" => self.sink.output.sink.clone()).increment(1);
+        metrics::counter!(names::POSTGRES_READS, "sink" => self.sink.output.sink.clone()).increment(1);
         let upto = if rows.len() < ENTRIES { end } else { rows.last().map_or(end, |row| row.seq) };
         Ok(Next { notices: rows.iter().map(|row| render::record(self.shard, row, alert)).collect(), upto })
     }
 
-    /// Says that the publisher's state changed: in the log, and as a metric.
-    fn tell(&self, state: Option<&SinkState>) {
+    /// Reports a new failure, or its end, in the log, as a metric and to Postgres, and measures the lag.
+    async fn report(&self, progress: &mut Progress, highest: i64) {
         let (sink, shard) = (&self.sink.output.sink, self.shard);
-        match state {
+        if !progress.is_reported {
+            self.log(progress.failure.as_ref());
+            progress.is_reported = true;
+        }
+        if !progress.is_stored {
+            let stored = self.store.set_sink_state(sink, shard, Some(&self.token), progress.failure.as_ref());
+            match store::within(stored).await {
+                Ok(()) => progress.is_stored = true,
+                Err(error) => tracing::debug!(
+                    event = "publish.state.not_stored",
+                    sink,
+                    shard,
+                    error = %error,
+                    "the state of a publisher cannot be stored"
+                ),
+            }
+        }
+        if let Some(position) = progress.position {
+            metrics::gauge!(names::SINK_LAG, "sink" => sink.clone(), "shard" => shard.to_string())
+                .set((highest - position.seen).max(0) as f64);
+        }
+    }
+
+    fn log(&self, failure: Option<&SinkState>) {
+        let (sink, shard) = (&self.sink.output.sink, self.shard);
+        match failure {
             Some(SinkState { state: "halted", detail }) => tracing::error!(
                 event = "publisher.halted",
                 sink,
@@ -293,21 +351,8 @@ impl Publisher {
             ),
             None => tracing::debug!(event = "publisher.running", sink, shard, "a publisher publishes again"),
         }
-        let halted = state.is_some_and(|state| state.state == "halted");
-        metrics::gauge!(names::SINK_HALTED, "sink" => sink.clone(), "shard" => shard.to_string()).set(if halted {
-            1.0
-        } else {
-            0.0
-        });
-    }
-
-    /// Notes the publisher's state in Postgres for `/stats`; true: it is there.
-    async fn note(&self, state: Option<&SinkState>) -> bool {
-        let (sink, shard) = (&self.sink.output.sink, self.shard);
-        let noted = store::within(self.store.set_sink_state(sink, shard, Some(&self.token), state)).await;
-        if let Err(error) = &noted {
-            tracing::debug!(event = "publish.state.not_stored", sink, shard, error = %error, "the state of a publisher cannot be stored");
-        }
-        noted.is_ok()
+        let halted = failure.is_some_and(|failure| failure.state == "halted");
+        metrics::gauge!(names::SINK_HALTED, "sink" => sink.clone(), "shard" => shard.to_string())
+            .set(f64::from(u8::from(halted)));
     }
 }

@@ -1,4 +1,4 @@
-//! What was committed last, in memory, for the publishers of one shard.
+//! Recent commits of one shard, in memory, for its publishers.
 //!
 //! Bounded by bytes, whatever the publishers do: a publisher that does not find its rows here reads them from the log.
 
@@ -33,7 +33,7 @@ struct Recent {
 }
 
 impl RecentCommits {
-    /// A feed that holds up to `most_bytes` (at least one batch), and tells no numbers yet.
+    /// Holds rows of up to `most_bytes` (at least one batch); no numbers yet.
     #[must_use]
     pub fn new(most_bytes: usize) -> Self {
         Self { recent: Mutex::default(), numbers: watch::Sender::new(None), resets: AtomicU64::new(0), most_bytes }
@@ -65,19 +65,19 @@ impl RecentCommits {
         self.numbers.send_replace(Some(numbers));
     }
 
-    /// Forgets all rows: the server may have been rewound since.
-    pub fn forget(&self) {
+    /// Drops all rows: the server may have been rewound since.
+    pub fn clear(&self) {
         *self.lock() = Recent::default();
         self.resets.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Forgets all rows, and takes the numbers up to which may be published as they were found.
+    /// Drops all rows, and takes the numbers up to which publishers may publish as they were read.
     pub fn reset(&self, numbers: Numbers) {
-        self.forget();
+        self.clear();
         self.advance(numbers);
     }
 
-    /// How often it was reset. What a publisher read from a server before that may no longer be so.
+    /// Number of resets. State that a publisher read from a server before a reset may be outdated.
     #[must_use]
     pub fn resets(&self) -> u64 {
         self.resets.load(Ordering::SeqCst)
@@ -131,16 +131,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_only_committed_is_not_published() {
+    fn rows_without_an_acknowledgement_are_not_published() {
         let recent = RecentCommits::new(1 << 20);
-        assert_eq!(*recent.numbers().borrow(), None, "nobody knows yet where the log stands");
+        assert_eq!(*recent.numbers().borrow(), None, "not read yet");
         recent.reset([3, 0, 0]);
         recent.push(Vec::new());
         assert_eq!(*recent.numbers().borrow(), Some([3, 0, 0]));
         recent.advance([4, 0, 0]);
         assert_eq!(*recent.numbers().borrow(), Some([4, 0, 0]));
         let resets = recent.resets();
-        recent.forget();
+        recent.clear();
         assert_eq!((*recent.numbers().borrow(), recent.resets()), (Some([4, 0, 0]), resets + 1));
     }
 }

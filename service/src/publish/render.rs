@@ -1,4 +1,4 @@
-//! What a sink's entry says. One rendering for rows from memory and rows from the log; `verify` has its own, to compare.
+//! Content of a sink's entries. One rendering for rows from memory and from the log; `verify` has its own, to compare.
 
 use chrono::{DateTime, Utc};
 use serde::{
@@ -121,10 +121,10 @@ struct RefusedData<'a> {
     record_id: Option<&'a str>,
     reason: &'a str,
     detail: &'a str,
-    /// What came, where it is JSON that is not nested deeper than a record can be.
+    /// The payload, where it is JSON that is not nested deeper than a record can be.
     #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<&'a RawValue>,
-    /// What came, where it is not: as text.
+    /// Any other payload, as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     payload_text: Option<String>,
 }

@@ -1,7 +1,7 @@
-//! Keeps the sinks of the manifest and those that were started the same: adds, starts, moves and removes them.
+//! Reconciles the started sinks with those of the manifest: adds, starts, moves and removes them.
 //!
-//! Every step is written to Postgres first and can be done again, by any worker: whoever finds it undone continues with it.
-//! Must never act by a policy that is not the newest.
+//! Every step is written to Postgres first and is idempotent: any worker that finds it undone continues with it.
+//! Must never act on a policy that is not the newest.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -18,9 +18,9 @@ use crate::{
 /// A sink that has a cursor: its publishers may run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ActiveSink {
-    /// What it carries.
+    /// Its outcomes.
     pub event: SinkEvent,
-    /// Where to.
+    /// Its stream and cursor.
     pub output: Output,
 }
 
@@ -33,7 +33,7 @@ pub struct SinkReconciler {
     pub streams: Streams,
     /// The manifest, followed.
     pub active_manifest: watch::Receiver<ActiveManifest>,
-    /// Where the sinks that may run are told.
+    /// Receives the sinks that may run.
     pub active: watch::Sender<Arc<Vec<ActiveSink>>>,
 }
 
@@ -201,13 +201,13 @@ impl SinkReconciler {
         let Some((sink, target)) = declared else { return Ok(None) };
         let new = output(stream, &row.cursor_generation, Some(target));
         if !row.started {
-            // Where the new cursor stands, the old one was ended before, and may have been in its very place.
+            // Where the new cursor exists, the old one was ended before, and may have been in its very place.
             let stands = self.streams.cursor(&new, 0).await?.is_some();
             if let Some(old) = old.as_ref().filter(|_| !stands) {
                 // Ends the old cursor first, so that no publisher appends to the old stream any more.
                 let Some(positions) = self.streams.retire_cursor(old).await? else {
                     return Err(Error::Streams(StreamsError::Refused(format!(
-                        "the cursor beside {} is gone, so where to go on is not known; \
+                        "the cursor beside {} is gone, so the position to continue from is not known; \
                          millrace sinks resume {} --from now|beginning",
                         old.stream, row.name
                     ))));

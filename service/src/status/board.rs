@@ -1,4 +1,4 @@
-//! What stands in a process's way, as its parts say it.
+//! Current problems of a process, set by its parts.
 
 use std::{
     borrow::Cow,
@@ -18,7 +18,7 @@ pub enum Reason {
     OtherPipeline,
     /// The schema needs a newer binary.
     SchemaTooNew,
-    /// What a Secret holds cannot be used.
+    /// The content of a Secret cannot be used.
     SecretInvalid,
     /// A Secret, or a key of it, is not there.
     SecretNotFound,
@@ -42,12 +42,12 @@ pub enum Reason {
     ManifestRefused,
 }
 
-/// What is wrong now.
+/// A current problem.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Problem {
     /// Its kind.
     pub reason: Reason,
-    /// What and where, for a person; never a secret.
+    /// Description for a person; never a secret.
     pub message: String,
 }
 
@@ -59,7 +59,7 @@ impl Problem {
     }
 }
 
-/// Where each part of a process says what is wrong and what it has. Clones are the same board.
+/// Problems and state that the parts of a process set. Clones are the same board.
 #[derive(Debug, Clone, Default)]
 pub struct Board(Arc<Mutex<Written>>);
 
@@ -78,7 +78,7 @@ pub(super) struct FileId {
     generation: i64,
 }
 
-/// What the board says.
+/// Content of the board.
 #[derive(Debug)]
 pub(super) struct Told {
     pub(super) problems: Vec<Problem>,
@@ -93,7 +93,7 @@ impl Board {
         self.written().problems.insert(part.into(), problems.into_iter().collect());
     }
 
-    /// What one part said last.
+    /// The last problems of one part.
     #[must_use]
     pub fn of(&self, part: &'static str) -> Vec<Problem> {
         self.written().problems.get(part).cloned().unwrap_or_default()

@@ -1,7 +1,7 @@
-//! What the two servers know of the pipeline, gathered for `/status`.
+//! The state of the pipeline in both servers, gathered for `/status`.
 //!
-//! Redis's backlog first, then Postgres, then the cursors: an entry that is applied in between is counted as still queued,
-//! never as gone, so "nothing is left" is only said when it is so.
+//! Redis's backlog first, then Postgres, then the cursors: an entry that is applied in between counts as waiting, so an
+//! empty backlog is never reported too early.
 
 use std::{collections::HashMap, future::Future, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
 /// Longest wait for each part.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// What was gathered; absent: not known now.
+/// The gathered facts; absent: not available now.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) problems: Vec<Problem>,
@@ -26,7 +26,7 @@ pub(super) struct Facts {
     pub(super) counts: Option<Counts>,
 }
 
-/// Where one shard stands.
+/// State of one shard.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Shard {
     pub(super) shard: i32,
@@ -74,10 +74,10 @@ pub(super) struct Counts {
     lost: i64,
 }
 
-/// What Postgres knows.
+/// State in Postgres.
 struct Stored {
     applied: Applied,
-    standing: Vec<ShardState>,
+    shard_states: Vec<ShardState>,
     states: Vec<(String, u16, String, String)>,
     /// The sinks that are in the manifest, with where they began.
     sinks: Vec<(SinkRow, Option<SinkBeginning>)>,
@@ -90,21 +90,21 @@ pub(super) async fn gather(setup: &Setup) -> Facts {
         (active_manifest.manifest.spec.shards, active_manifest.pipeline_id.to_string())
     };
     let mut facts = Facts::default();
-    let queue = async {
+    let backlog = async {
         let backlog = setup.streams.backlog(shards).await?;
         Ok((backlog, setup.streams.takes_no_writes().await?))
     };
-    let backlog = match bounded(queue).await {
+    let backlog = match bounded(backlog).await {
         Some(Ok((backlog, refusal))) => {
             facts.problems.extend(refusal.map(|why| Problem::new(Reason::RedisReadOnlyOrFull, why)));
-            facts.problems.extend(foreign_stream(&backlog, &pipeline_id));
+            facts.problems.extend(external_stream(&backlog, &pipeline_id));
             Some(backlog)
         }
         Some(Err(error)) => facts.lacks(of_redis(&error)),
         None => facts.lacks(Problem::new(Reason::RedisUnreachable, "it did not answer within 2 s")),
     };
     // Before tables are read: one of them may be locked.
-    // That Postgres does not answer is a problem of what follows.
+    // The parts below report a Postgres that does not answer.
     if let Some(Ok(Some(why))) = bounded(setup.store.takes_no_writes()).await {
         facts.problems.push(Problem::new(Reason::PostgresReadOnlyOrFull, why));
     }
@@ -119,7 +119,7 @@ pub(super) async fn gather(setup: &Setup) -> Facts {
         let streams: Vec<String> = stored.sinks.iter().filter_map(|(row, _)| row.stream.clone()).collect();
         let published = async {
             let cursors = setup.streams.sink_cursors(&streams).await.map_err(|error| of_redis(&error))?;
-            let external = foreign_cursor(&streams, &cursors, &pipeline_id);
+            let external = external_cursor(&streams, &cursors, &pipeline_id);
             let cursors: HashMap<String, Cursor> = streams.iter().cloned().zip(cursors).collect();
             let behind = unpublished(&setup.store, &stored, &cursors, &pipeline_id).await;
             Ok((behind.map_err(|error| of_postgres(&error))?, external))
@@ -130,7 +130,9 @@ pub(super) async fn gather(setup: &Setup) -> Facts {
                 facts.counts = Some(counts(&stored.applied, &backlog, unpublished));
             }
             Some(Err(problem)) => facts.problems.push(problem),
-            None => facts.problems.push(Problem::new(Reason::RedisUnreachable, "its cursors were not told within 2 s")),
+            None => {
+                facts.problems.push(Problem::new(Reason::RedisUnreachable, "it did not return the cursors within 2 s"))
+            }
         }
     }
     let shard = |ShardState { shard, leased, owner, version, uid, generation }| Shard {
@@ -141,14 +143,14 @@ pub(super) async fn gather(setup: &Setup) -> Facts {
         uid,
         generation,
     };
-    facts.shards = Some(stored.standing.into_iter().map(shard).collect());
+    facts.shards = Some(stored.shard_states.into_iter().map(shard).collect());
     let publisher = |(sink, shard, state, detail)| PublisherState { sink, shard, state, detail };
     facts.sinks = Some(stored.states.into_iter().map(publisher).collect());
     facts
 }
 
 impl Facts {
-    /// Notes why something is not known.
+    /// Adds the problem that explains an absent fact.
     fn lacks<T>(&mut self, problem: Problem) -> Option<T> {
         self.problems.push(problem);
         None
@@ -159,7 +161,7 @@ async fn bounded<T>(part: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(LONGEST, part).await.ok()
 }
 
-/// Why Postgres does not tell.
+/// Why the state in Postgres is missing.
 enum Lack {
     Problem(Problem),
     Store(store::Error),
@@ -186,7 +188,7 @@ async fn stored(store: &Store, pipeline_id: &str) -> Result<Stored, Lack> {
         Some(_) => {}
     }
     let applied = store.stats().await?;
-    let standing = store.standing().await?;
+    let shard_states = store.standing().await?;
     let states = store.sink_states().await?;
     let mut beginnings = store.sink_beginnings().await?;
     let rows = store.sinks().await?.into_iter().filter(|row| !row.removed);
@@ -195,7 +197,7 @@ async fn stored(store: &Store, pipeline_id: &str) -> Result<Stored, Lack> {
         let beginning = at.map(|at| beginnings.swap_remove(at));
         (row, beginning)
     });
-    Ok(Stored { applied, standing, states, sinks: sinks.collect() })
+    Ok(Stored { applied, shard_states, states, sinks: sinks.collect() })
 }
 
 /// The highest lag of a sink: numbers of its kind above its cursor, over all shards.
@@ -208,7 +210,7 @@ async fn unpublished(
     let mut most = 0;
     for (row, beginning) in &stored.sinks {
         let Some(stream) = &row.stream else { continue };
-        // A cursor that is another's says nothing of this sink.
+        // The cursor of another pipeline is none of this sink.
         let cursor = cursors.get(stream).filter(|cursor| cursor.pipeline_id.as_deref() == Some(pipeline_id));
         let at = |shard: i32| {
             let begins = beginning.as_ref().and_then(|beginning| beginning.begins_after(shard)).unwrap_or(0);
@@ -247,15 +249,15 @@ fn counts(applied: &Applied, backlog: &[Backlog], unpublished: i64) -> Counts {
     }
 }
 
-/// That an input stream is another pipeline's.
-fn foreign_stream(backlog: &[Backlog], pipeline_id: &str) -> Option<Problem> {
+/// A problem when an input stream belongs to another pipeline.
+fn external_stream(backlog: &[Backlog], pipeline_id: &str) -> Option<Problem> {
     let external: Vec<(u16, &String)> = backlog
         .iter()
         .filter_map(|shard| Some((shard.shard, shard.pipeline_id.as_ref().filter(|id| *id != pipeline_id)?)))
         .collect();
     let (shard, id) = external.first()?;
     let message = format!(
-        "in Redis the records streams of {} shards, such as that of shard {shard}, belong to the pipeline with id {id}: use \
+        "in Redis the input streams of {} shards, such as that of shard {shard}, belong to the pipeline with id {id}: use \
          another name or Redis, or take them over with the annotation {}: {id}",
         external.len(),
         millrace_crds::ADOPT,
@@ -263,8 +265,8 @@ fn foreign_stream(backlog: &[Backlog], pipeline_id: &str) -> Option<Problem> {
     Some(Problem::new(Reason::OtherPipeline, message))
 }
 
-/// That a sink's stream is another pipeline's.
-fn foreign_cursor(streams: &[String], cursors: &[Cursor], pipeline_id: &str) -> Option<Problem> {
+/// A problem when the stream of a sink belongs to another pipeline.
+fn external_cursor(streams: &[String], cursors: &[Cursor], pipeline_id: &str) -> Option<Problem> {
     let (stream, id) = streams
         .iter()
         .zip(cursors)
@@ -286,7 +288,7 @@ pub(crate) fn not_migrated() -> Problem {
     )
 }
 
-/// What an error of Postgres is for a person.
+/// The problem for an error of Postgres.
 pub(crate) fn of_postgres(error: &store::Error) -> Problem {
     let reason = match error {
         store::Error::TooNew(_) => Reason::SchemaTooNew,
@@ -301,7 +303,7 @@ pub(crate) fn of_postgres(error: &store::Error) -> Problem {
     Problem::new(reason, error.to_string())
 }
 
-/// Why Postgres does not answer: the pool tells only that time was up.
+/// The problem of a Postgres that did not answer in time: the error of the pool has no cause.
 pub(crate) async fn silent(store: &Store) -> Problem {
     match bounded(store.probe()).await {
         Some(Err(error)) => of_postgres(&error),
@@ -310,7 +312,7 @@ pub(crate) async fn silent(store: &Store) -> Problem {
     }
 }
 
-/// What an error of Redis is for a person.
+/// The problem for an error of Redis.
 pub(crate) fn of_redis(error: &streams::Error) -> Problem {
     let reason = match error {
         streams::Error::Denied(_) => Reason::RedisAccessDenied,

@@ -1,7 +1,7 @@
-//! What a process tells of itself and of its pipeline at `/status`, the same for each role: the operator lives by it.
+//! State of a process and of its pipeline at `/status`, the same for each role. The operator polls it.
 //!
-//! Keyless, so it must never show a record, a key or a password. Must never wait for a server for long: what could not be
-//! told is absent, and what was told last is given with its age.
+//! Served without a key, so it must never show a record, a key or a password. Must never wait for a server for long: a
+//! missing fact is absent, and older facts have their age.
 
 mod board;
 mod facts;
@@ -26,9 +26,9 @@ pub(crate) use facts::{not_migrated, of_postgres, of_redis, silent};
 use crate::config::Setup;
 use facts::Facts;
 
-/// Facts that are younger are told again.
+/// Younger facts are used again.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long an answer waits for new facts before it tells the last ones.
+/// How long an answer waits for new facts before it uses the last ones.
 const TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Which version of the manifest, and from which object it came.
@@ -42,7 +42,7 @@ pub struct ActivePolicy {
     pub generation: i64,
 }
 
-/// Tells what one process is and knows. Clones tell the same.
+/// Answers `/status` for one process. Clones share their state.
 #[derive(Debug, Clone)]
 pub struct Reporter(Arc<Inner>);
 
@@ -62,14 +62,14 @@ struct Gathered {
 }
 
 impl Reporter {
-    /// Tells of a process that has no pipeline yet: what stands in its way is on the board.
+    /// For a process that has no pipeline yet: its problems are on the board.
     #[must_use]
     pub fn new(role: &'static str, process: &Arc<str>, board: &Board) -> Self {
         let (setup, facts) = (OnceLock::new(), Mutex::default());
         Self(Arc::new(Inner { role, process: Arc::clone(process), board: board.clone(), setup, facts }))
     }
 
-    /// From now on tells of the pipeline, too.
+    /// From now on answers have the state of the pipeline as well.
     pub fn found(&self, setup: &Setup) {
         // Only the first counts: a process works for one pipeline.
         let _ = self.0.setup.set(setup.clone());
@@ -113,7 +113,7 @@ impl Reporter {
         answer
     }
 
-    /// The facts: new ones if they come soon, else the last ones; gathered at most once a second, whoever asks.
+    /// The facts: new ones if they come soon, else the last ones; gathered at most once a second for all callers.
     async fn known(&self, setup: &Setup) -> Option<(Instant, Arc<Facts>)> {
         let under_way = {
             let mut gathered = self.gathered();

@@ -115,7 +115,7 @@ async fn what_is_wrong_with_the_servers_is_said() {
     test.store.need_schema(999).await;
     running.until("a newer schema", |answer| reasons(answer).contains(&"SchemaTooNew")).await;
     test.store.need_schema(1).await;
-    test.store.forget_migrations().await;
+    test.store.delete_migrations().await;
     let answer = running.until("an older schema", |answer| reasons(answer).contains(&"NotMigrated")).await;
     assert_eq!((&answer["shards"], &answer["sinks"]), (&Value::Null, &Value::Null), "nothing is known of it");
     testing::drop_schema(&test.manifest.metadata.name);
@@ -124,7 +124,7 @@ async fn what_is_wrong_with_the_servers_is_said() {
     running.setup.store.close().await;
     let answer = running.until("no Postgres", |answer| reasons(answer).contains(&"PostgresUnreachable")).await;
     assert!(!answer.to_string().contains("s3cret"), "{answer}");
-    // What the parts of the process say comes with it, the worst first, each once.
+    // Problems of the parts of the process are listed too, the worst first, each once.
     running.lifecycle.board.set("manifest", [Problem::new(Reason::ManifestInvalid, "x")]);
     running.lifecycle.board.set("secrets", [Problem::new(Reason::SecretInvalid, "x")]);
     running.lifecycle.board.set("keys", [Problem::new(Reason::SecretInvalid, "x")]);

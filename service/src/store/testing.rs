@@ -88,7 +88,7 @@ impl Store {
     }
 
     /// As if no migration had run, as in a backup of an older version.
-    pub(crate) async fn forget_migrations(&self) {
+    pub(crate) async fn delete_migrations(&self) {
         sqlx::query("delete from _sqlx_migrations").execute(&self.pool).await.unwrap();
     }
 

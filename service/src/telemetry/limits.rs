@@ -1,4 +1,4 @@
-//! How many lines a second an event may log, for events that come with each record or each request.
+//! Limits of log lines a second, for events that come with each record or each request.
 //!
 //! Lines beyond that are counted, and a line says how many they were: at the next event, or when the second is over.
 

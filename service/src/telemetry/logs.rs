@@ -1,6 +1,6 @@
 //! The form of log lines. They go to standard error: standard output is a command's answer.
 //!
-//! Must never let a value make a second line, or speak to a terminal: errors of servers may repeat what came from outside.
+//! Must never let a value begin a second line or control a terminal: errors of servers may contain text from outside.
 
 use std::{
     borrow::Cow,

@@ -57,9 +57,9 @@ pub const SINK_LAG: &str = "millrace_sink_lag_outcomes";
 /// Counter by `sink`: outcomes published.
 pub const PUBLISHED: &str = "millrace_published_total";
 /// Counter by `sink`: reads of the log by publishers that were too far behind for memory.
-pub const LOG_READS: &str = "millrace_publisher_postgres_reads_total";
+pub const POSTGRES_READS: &str = "millrace_publisher_postgres_reads_total";
 /// Counter by `sink`: entries trimmed by `overflow: Trim` before every group had acknowledged them.
-pub const UNREAD_LOST: &str = "millrace_sink_trimmed_unread_total";
+pub const TRIMMED_UNREAD: &str = "millrace_sink_trimmed_unread_total";
 /// Gauge by `sink` and `shard`: 1 while it is halted until someone resumes it.
 pub const SINK_HALTED: &str = "millrace_sink_halted";
 /// Gauge: the version of the manifest that is active.
@@ -150,14 +150,14 @@ fn describe() {
     describe_counter!(LEASE_CHANGES, "Shards that changed owner, by change");
     describe_gauge!(SHARDS_OWNED, "Shards that this worker owns");
     describe_gauge!(SINK_LAG, "Outcomes that are committed and not published yet, by shard and sink");
-    describe_counter!(RECREATED, "How often a stream or its group was gone, by shard; above zero is an alarm");
-    describe_counter!(REWINDS, "How often Postgres was found to have gone back, by shard; above zero is an alarm");
-    describe_counter!(LOG_READS, "Reads of the log by publishers too far behind for memory, by sink");
-    describe_counter!(UNREAD_LOST, "Entries trimmed before every group had acknowledged them, by sink");
+    describe_counter!(RECREATED, "Recreations of a missing stream or group, by shard; above zero is an alarm");
+    describe_counter!(REWINDS, "Rewinds of Postgres, by shard; above zero is an alarm");
+    describe_counter!(POSTGRES_READS, "Reads from Postgres by publishers too far behind for memory, by sink");
+    describe_counter!(TRIMMED_UNREAD, "Entries trimmed before every group had acknowledged them, by sink");
     describe_counter!(PUBLISHED, "Outcomes published, by sink");
     describe_gauge!(SINK_HALTED, "1 while the sink is halted until someone resumes it");
-    describe_gauge!(POLICY_VERSION, "The version of the manifest that is in force");
-    describe_gauge!(MANIFEST_REFUSED, "1 while this process's manifest file is not what is in force");
+    describe_gauge!(POLICY_VERSION, "The active version of the manifest");
+    describe_gauge!(MANIFEST_REFUSED, "1 while this process's manifest file differs from the active one");
 }
 
 #[cfg(test)]

@@ -16,10 +16,10 @@ use tracing_subscriber::{Layer as _, Registry, layer::SubscriberExt as _, util::
 pub use logs::LogFormat;
 pub use metrics::Metrics;
 
-/// What is shown unless it is asked for otherwise: the driver's slow statements are warnings.
+/// The default filter of log lines; slow statements of the driver are warnings.
 const DEFAULT_FILTER: &str = "info,sqlx=warn,hyper=warn,reqwest=warn,poem=warn";
 
-/// How a process tells what it does. Each is a flag or a variable.
+/// Settings of logs, traces and metrics. Each is a flag or a variable.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct TelemetryArgs {
     /// Form of log lines; human on a terminal and json elsewhere unless given
@@ -55,7 +55,7 @@ impl TelemetryArgs {
     }
 }
 
-/// What has to be kept while the process runs, and ended before it ends.
+/// Exporters that live as long as the process; to be ended before it ends.
 #[derive(Debug)]
 pub struct Telemetry {
     metrics: Metrics,

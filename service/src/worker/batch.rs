@@ -137,7 +137,7 @@ impl Shard {
                 Ok(after) => {
                     numbers = after;
                     self.waited(&mut pause);
-                    self.beat.beat();
+                    self.beat.record();
                 }
                 Err(Failure::Data(reason, detail)) => {
                     if batch.len() > 1 {
@@ -188,7 +188,7 @@ impl Shard {
         }
         self.say_and_wait(pause, error).await;
         // A reconnect empties the lanes' memory.
-        self.recent.forget();
+        self.recent.clear();
         Ok(())
     }
 

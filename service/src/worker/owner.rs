@@ -55,7 +55,7 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
         let began = Instant::now();
         match store::within(pass(&context, &mut held, &mut tasks, stopping)).await {
             Ok(()) => {
-                beat.beat();
+                beat.record();
                 failing = false;
                 context.writes.taken(began);
                 context.board.set(LEASES, []);

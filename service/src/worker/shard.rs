@@ -160,7 +160,7 @@ pub(super) async fn work(
     };
     // In one task: a lane that panics ends both.
     let (kept, ()) = tokio::join!(processing, publishers);
-    context.heartbeats.forget(&name);
+    context.heartbeats.remove(&name);
     context.board.set(part(shard), []);
     if kept {
         if let Err(error) = store::within(context.store.release(shard, &current(&fence))).await {
@@ -179,7 +179,7 @@ impl Shard {
             let error = match self.step().await {
                 Ok(()) => {
                     self.waited(&mut pause);
-                    self.beat.beat();
+                    self.beat.record();
                     continue;
                 }
                 Err(error) => error,

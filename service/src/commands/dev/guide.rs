@@ -1,4 +1,4 @@
-//! What a person needs once the pipeline runs: `dev.env`, and commands to copy.
+//! Output for a person once the pipeline runs: `dev.env`, and commands to copy.
 
 use std::{net::SocketAddr, path::Path};
 

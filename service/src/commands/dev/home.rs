@@ -17,7 +17,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Where Postgres's files go when its user cannot reach the data directory.
+/// Directory of Postgres's files when its user cannot reach the data directory.
 const ELSEWHERE: &str = "/var/lib/millrace";
 
 /// The data directory, held by this process alone.
@@ -26,7 +26,7 @@ pub(super) struct Home {
     /// Absolute.
     pub(super) dir: PathBuf,
     pub(super) state: State,
-    /// Whom Postgres runs as; `None`: as whoever runs this process.
+    /// The account that Postgres runs as; `None`: that of this process.
     pub(super) account: Option<Account>,
     /// Postgres's files, owned by that user.
     pub(super) postgres: PathBuf,
@@ -34,7 +34,7 @@ pub(super) struct Home {
     _lock: Flock<File>,
 }
 
-/// What is kept across restarts.
+/// State that is kept across restarts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct State {
@@ -93,7 +93,7 @@ impl Home {
     }
 
     /// Finds ports for servers that do not run: the stored ones when they are free, else others.
-    pub(super) fn settle_ports(&mut self) -> anyhow::Result<()> {
+    pub(super) fn choose_ports(&mut self) -> anyhow::Result<()> {
         // Both stay bound until both are known, so that they differ.
         let redis = free_port(self.state.redis_port)?;
         let postgres = free_port(self.state.postgres_port)?;
@@ -196,12 +196,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_has_one_owner_and_remembers() {
+    fn a_directory_has_one_owner_and_keeps_its_state() {
         let dir = tempfile::tempdir().expect("dir");
         let mut home = Home::take(dir.path()).expect("first");
         let refused = Home::take(dir.path()).expect_err("second").to_string();
         assert!(refused.contains("is used by another"), "{refused}");
-        home.settle_ports().expect("ports");
+        home.choose_ports().expect("ports");
         let state = home.state.clone();
         assert_ne!(state.redis_port, state.postgres_port);
         let mode = fs::metadata(dir.path().join("state.json")).expect("state").mode();
@@ -211,19 +211,19 @@ mod tests {
         let mut again = Home::take(dir.path()).expect("again");
         assert_eq!(again.state, state);
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, state.redis_port)).expect("free");
-        again.settle_ports().expect("ports");
+        again.choose_ports().expect("ports");
         assert_ne!(again.state.redis_port, state.redis_port);
         assert_eq!(again.state.postgres_port, state.postgres_port);
         drop(taken);
     }
 
     #[test]
-    fn what_is_out_of_reach_is_seen() {
+    fn a_directory_without_permission_is_out_of_reach() {
         let dir = tempfile::tempdir().expect("dir");
-        let stranger = Account { uid: Uid::from_raw(65_533), gid: Gid::from_raw(65_533) };
+        let other = Account { uid: Uid::from_raw(65_533), gid: Gid::from_raw(65_533) };
         for (mode, reached) in [(0o700, false), (0o711, true)] {
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).expect("mode");
-            assert_eq!(stranger.reaches(dir.path()).expect("asked"), reached, "{mode:o}");
+            assert_eq!(other.reaches(dir.path()).expect("reachability"), reached, "{mode:o}");
         }
     }
 }

@@ -30,7 +30,7 @@ pub(super) struct Server {
     /// Says how it ended, once it did.
     ended: watch::Receiver<Option<String>>,
     waiting: JoinHandle<()>,
-    /// What makes it end in order.
+    /// The signal that ends it in order.
     stop: Signal,
 }
 

@@ -16,11 +16,11 @@ impl Servers {
     /// Starts both, after ending those that a killed `dev` left over.
     ///
     /// # Errors
-    /// What is missing, or which server did not start and where its log is. Nothing runs then.
+    /// A missing program, or the server that did not start with the place of its log. Nothing runs then.
     pub(super) async fn start(home: &mut Home) -> anyhow::Result<Self> {
         redis::end_left_over(home).await?;
         postgres::end_left_over(home).await?;
-        home.settle_ports()?;
+        home.choose_ports()?;
         let (redis, postgres) = tokio::join!(redis::start(home), postgres::start(home));
         match (redis, postgres) {
             (Ok(redis), Ok(postgres)) => {
@@ -106,7 +106,7 @@ mod tests {
         drop(home);
 
         let (home, servers) = started(dir.path()).await;
-        assert_eq!(servers.redis_url, urls.0, "the leftover let go of its port");
+        assert_eq!(servers.redis_url, urls.0, "the leftover process released its port");
         assert_eq!(get(&servers.redis_url, "b").await.as_deref(), Some("kept"));
 
         let lifecycle = Lifecycle::new();

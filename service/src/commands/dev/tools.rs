@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::bail;
 
-/// Where Debian puts Postgres's programs: a directory for each version, not in PATH.
+/// Postgres's programs on Debian: a directory for each version, not in PATH.
 const POSTGRES: &str = "/usr/lib/postgresql";
 
 /// A program, in PATH or where Debian puts Postgres's; the newest version when there are many.

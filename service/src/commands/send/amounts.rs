@@ -9,7 +9,7 @@ use super::{
 };
 use crate::domain::{Invalid, code};
 
-/// Where the amount of a row is.
+/// Columns of a row's amount.
 #[derive(Debug, Default)]
 pub(super) struct Amounts {
     numbers: Numbers,

@@ -1,4 +1,4 @@
-//! What an answer to a batch is: the service's own, or that of something else on the way to it.
+//! Answers to a batch: of the service, or of a proxy on the way to it.
 //!
 //! Must never take a foreign answer for one of the service: a proxy's page says nothing about any row.
 
@@ -66,7 +66,7 @@ pub(super) struct ItemError {
 #[derive(Debug)]
 pub(super) struct External {
     status: StatusCode,
-    /// Where a redirect leads.
+    /// Target of a redirect.
     location: Option<String>,
     /// The first characters of the body.
     start: String,
@@ -81,13 +81,13 @@ pub(super) struct Response {
 }
 
 impl Response {
-    /// How long the answer asks to wait; only in seconds.
+    /// `Retry-After`; only in seconds.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         let value = self.headers.get(header::RETRY_AFTER)?;
         value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
     }
 
-    /// What the answer to a request of so many lines is. The media type, the form of the body and the number of rows all
+    /// Reads the answer to a request of so many lines. The media type, the form of the body and the number of rows all
     /// have to be those of the service.
     pub(super) fn read(&self, lines: usize) -> Answer {
         match self.media_type().as_str() {

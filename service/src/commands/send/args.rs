@@ -34,7 +34,7 @@ NDJSON, packed with gzip or not; a pipe
 
 docs/import.md shows each of these step by step.";
 
-/// How the input is read.
+/// Form of the input.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Input")]
 pub(super) struct InputArgs {
@@ -65,7 +65,7 @@ pub(super) struct InputArgs {
     pub(super) null: Vec<String>,
 }
 
-/// Where the fields come from.
+/// Sources of the fields.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Fields")]
 pub(super) struct FieldArgs {

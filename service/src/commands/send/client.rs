@@ -31,9 +31,9 @@ pub(super) struct Client {
     is_waiting: AtomicBool,
 }
 
-/// What became of a batch.
+/// The outcome of a batch.
 #[derive(Debug, Default)]
-pub(super) struct Outcome {
+pub(super) struct BatchResult {
     pub(super) rows: u64,
     pub(super) accepted: u64,
     pub(super) rejected: Vec<Rejected>,
@@ -69,7 +69,7 @@ struct Part {
     body: Vec<u8>,
 }
 
-/// What an answer means for the rows of its request.
+/// Meaning of an answer for the rows of its request.
 #[derive(Debug)]
 enum Verdict {
     /// Each has its outcome.
@@ -85,7 +85,7 @@ impl Client {
     pub(super) fn new(args: &Args) -> anyhow::Result<Self> {
         let base = reqwest::Url::parse(&args.url).with_context(|| format!("--url {} is no URL", args.url))?;
         if base.scheme() != "http" {
-            bail!("--url {}: only http is spoken yet", args.url);
+            bail!("--url {}: only http is supported", args.url);
         }
         let authorization = match &args.key {
             Some(key) => {
@@ -117,8 +117,8 @@ impl Client {
     ///
     /// # Errors
     /// Why no row of any batch can be delivered: no access, or an answer of something that is not the service.
-    pub(super) async fn deliver(&self, batch: Batch) -> anyhow::Result<Outcome> {
-        let mut outcome = Outcome { rows: batch.rows.len() as u64, ..Outcome::default() };
+    pub(super) async fn deliver(&self, batch: Batch) -> anyhow::Result<BatchResult> {
+        let mut outcome = BatchResult { rows: batch.rows.len() as u64, ..BatchResult::default() };
         // Indexes of rows whose outcome is open.
         let mut open: Vec<usize> = (0..batch.rows.len()).collect();
         let (mut pause, mut failing_since) = (FIRST_PAUSE, None);
@@ -193,14 +193,14 @@ impl Client {
         Ok(Response { status, headers, body: response.bytes().await?.to_vec() })
     }
 
-    /// What an answer means; takes out of `open` the rows that have their outcome.
+    /// Meaning of an answer; removes the rows that have their outcome from `open`.
     fn judge(
         &self,
         batch: &Batch,
         part: &Part,
         response: &Response,
         open: &mut Vec<usize>,
-        outcome: &mut Outcome,
+        outcome: &mut BatchResult,
     ) -> anyhow::Result<Verdict> {
         let (url, retry_after) = (&self.url, response.retry_after());
         let before = open.len();
@@ -230,7 +230,7 @@ impl Client {
     }
 
     /// A proxy refused a request for its size: smaller ones from now on.
-    fn shrink(&self, part: &Part, external: &External, outcome: &mut Outcome) -> anyhow::Result<Verdict> {
+    fn shrink(&self, part: &Part, external: &External, outcome: &mut BatchResult) -> anyhow::Result<Verdict> {
         let (url, bytes) = (&self.url, part.body.len());
         if part.rows.len() == 1 {
             bail!(
@@ -253,7 +253,7 @@ impl Part {
         errors: &[ItemError],
         accepted_below: usize,
         open: &mut Vec<usize>,
-        outcome: &mut Outcome,
+        outcome: &mut BatchResult,
     ) {
         let mut concluded = Vec::with_capacity(self.rows.len());
         for (line, &index) in self.rows.iter().enumerate() {

@@ -33,7 +33,7 @@ impl Generator {
         Self { seed, keys, repeated_ppm: (repeated * MILLION as f64).round() as u64 }
     }
 
-    /// How many of the first `rows` rows repeat an earlier one.
+    /// Number of the first `rows` rows that repeat an earlier one.
     fn repeated_before(&self, rows: u64) -> u64 {
         (u128::from(rows) * u128::from(self.repeated_ppm) / u128::from(MILLION)) as u64
     }

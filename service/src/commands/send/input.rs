@@ -40,7 +40,7 @@ pub(super) enum Format {
     Csv,
 }
 
-/// How much there is to do, for the progress bar.
+/// Size of the input, for the progress bar.
 #[derive(Debug, Clone)]
 pub(super) enum Size {
     /// So many rows.

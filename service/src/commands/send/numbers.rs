@@ -43,7 +43,7 @@ impl DecimalSign {
     }
 }
 
-/// How amounts are written.
+/// Notation of amounts.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Numbers {
     pub(super) decimal: Option<DecimalSign>,

@@ -1,7 +1,6 @@
-//! What is shown: progress while it runs, refused rows as they come, and the summary.
+//! Output of `millrace send`: progress, refused rows, and the summary.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::{BufWriter, IsTerminal as _, Write as _},
     sync::atomic::Ordering,
@@ -16,39 +15,15 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::{
     Args,
-    client::{Outcome, Rejected},
+    client::{BatchResult, Rejected},
     input::Size,
+    latencies::Latencies,
     origin::{Found, Origin, Refused},
     trim,
 };
 
 /// Refused rows that are shown on standard error.
 const SHOWN: u64 = 20;
-
-/// Request times in buckets that are 1 % wide, so that any number of them takes the same room.
-#[derive(Debug, Default)]
-struct Times {
-    buckets: BTreeMap<i32, u64>,
-    count: u64,
-}
-
-impl Times {
-    fn add(&mut self, time: Duration) {
-        let bucket = (time.as_micros().max(1) as f64).ln() / 1.01_f64.ln();
-        *self.buckets.entry(bucket.floor() as i32).or_default() += 1;
-        self.count += 1;
-    }
-
-    /// Milliseconds that a share of the requests did not pass.
-    fn percentile(&self, share: f64) -> Option<f64> {
-        let rank = (self.count as f64 * share).ceil().max(1.0) as u64;
-        let mut seen = 0;
-        self.buckets.iter().find_map(|(bucket, count)| {
-            seen += count;
-            (seen >= rank).then(|| (1.01_f64.powi(bucket + 1) / 10.0).round() / 100.0)
-        })
-    }
-}
 
 /// The summary, also as JSON.
 #[derive(Debug, Default, Serialize)]
@@ -96,7 +71,7 @@ struct RequestMs {
 }
 
 impl Summary {
-    /// How it went with the requests, for a person.
+    /// Summary of the requests, for a person.
     fn requests(&self) -> String {
         let Self { requests, answered, repetitions, .. } = self;
         match &self.request_ms {
@@ -174,7 +149,7 @@ fn shown(rejected: &Rejected, origin: Option<&Origin>, found: Option<&Found>) ->
 /// Progress and outcome of a run.
 pub(super) struct Report {
     summary: Summary,
-    times: Times,
+    times: Latencies,
     start: Instant,
     bar: Option<ProgressBar>,
     ticks: Interval,
@@ -214,7 +189,7 @@ impl Report {
         let summary = Summary { generated, ..Summary::default() };
         Ok(Self {
             summary,
-            times: Times::default(),
+            times: Latencies::default(),
             start: Instant::now(),
             bar,
             ticks,
@@ -257,8 +232,8 @@ impl Report {
     }
 
     /// A batch is done; `origins` are its rows as the file has them.
-    pub(super) fn add(&mut self, outcome: Outcome, origins: &[Origin]) -> anyhow::Result<()> {
-        let Outcome { rows, accepted, rejected, given_up, requests, times, repetitions, refused_bytes } = outcome;
+    pub(super) fn add(&mut self, outcome: BatchResult, origins: &[Origin]) -> anyhow::Result<()> {
+        let BatchResult { rows, accepted, rejected, given_up, requests, times, repetitions, refused_bytes } = outcome;
         self.summary.sent += rows;
         self.summary.accepted += accepted;
         self.summary.requests += requests;
@@ -392,23 +367,5 @@ impl Report {
             bail!("{rejected} rows were refused");
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_within_one_percent() {
-        let mut times = Times::default();
-        assert_eq!(times.percentile(0.5), None);
-        for ms in 1..=1000 {
-            times.add(Duration::from_millis(ms));
-        }
-        for (share, expected) in [(0.5, 500.0), (0.95, 950.0), (0.99, 990.0)] {
-            let found = times.percentile(share).expect("some");
-            assert!((found / expected - 1.0).abs() < 0.011, "{share}: {found}");
-        }
     }
 }

@@ -41,7 +41,7 @@ pub(super) struct Reader {
     plan: Plan,
 }
 
-/// How it is read.
+/// Its form.
 struct Plan {
     shape: Shape,
     batch_size: u64,
@@ -95,7 +95,7 @@ impl Reader {
         Ok(Self { input, size, plan })
     }
 
-    /// How much there is to do.
+    /// Size of the input.
     pub(super) fn size(&self) -> Size {
         self.size.clone()
     }

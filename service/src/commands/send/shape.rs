@@ -31,7 +31,7 @@ pub(super) const OUTPUT: [&str; 2] = ["receivedAt", "processedAt"];
 /// Largest record that the service takes.
 const LARGEST: usize = 16 * 1024;
 
-/// What is done to every row.
+/// Steps for every row.
 #[derive(Debug)]
 pub(super) struct Shape {
     pub(super) map: Vec<Pair>,
@@ -50,7 +50,7 @@ pub(super) struct Shape {
     pub(super) key: Option<String>,
 }
 
-/// What became of a row.
+/// The result for a row.
 #[derive(Debug)]
 pub(super) enum Shaped {
     Line(Vec<u8>),
@@ -146,7 +146,7 @@ impl Shape {
     /// A record from a JSON object.
     ///
     /// # Errors
-    /// What is wrong with the row, by field.
+    /// Faults of the row, by field.
     pub(super) fn json(&self, position: Position, json: &[u8], notes: &mut Notes) -> Result<Shaped, Invalid> {
         let mut members = members(json, "")?;
         // A line of an exported aggregation.
@@ -238,7 +238,7 @@ impl Shape {
     /// A record from a row. An empty text is an absent field.
     ///
     /// # Errors
-    /// What is wrong with the row, by field.
+    /// Faults of the row, by field.
     pub(super) fn record<'a>(
         &self,
         position: Position,

@@ -29,7 +29,7 @@ pub(super) enum Fault {
     TooLong,
 }
 
-/// Where in a cell.
+/// Place in a cell.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum At {
     Start,

@@ -17,14 +17,14 @@ static FORM: LazyLock<Option<Regex>> = LazyLock::new(|| {
     .ok()
 });
 
-/// How times are written.
+/// Notation of times.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Times {
     zone: Option<chrono_tz::Tz>,
     format: Option<String>,
 }
 
-/// Where a time without an offset belongs.
+/// Zone of a time without an offset.
 #[derive(Clone, Copy)]
 enum Zone {
     Named(chrono_tz::Tz),

@@ -1,4 +1,4 @@
-//! Where strings, objects and other values of JSON end.
+//! Ends of strings, objects and other values of JSON.
 
 use std::io::Result as Read;
 
@@ -6,7 +6,7 @@ use anyhow::bail;
 
 use super::{rows::LONGEST, window::Window};
 
-/// How far an end is looked for.
+/// Most bytes in which an end is searched.
 const LOOKED: usize = 8 * LONGEST;
 
 /// Offset behind the string that begins at `offset`, or of the line's end where it has none.
@@ -28,7 +28,7 @@ pub(super) fn string_end(window: &mut Window, offset: usize) -> Read<usize> {
     Ok(offset)
 }
 
-/// Where the object ends that begins here, or why that cannot be known.
+/// End of the object that begins here, or an error.
 pub(super) fn object_end(window: &mut Window) -> Read<std::result::Result<usize, &'static str>> {
     let (mut open, mut offset) = (Vec::new(), 0);
     while let Some(byte) = window.at(offset)? {

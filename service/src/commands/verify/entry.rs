@@ -1,4 +1,4 @@
-//! What an entry of a sink's stream has to say, told by the row alone and not by the code that published it.
+//! Expected content of an entry of a sink's stream, from the row alone and not by the code that published it.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ fn render_id(kind: &str, shard: u16, number: i64) -> String {
 /// Rows of the log, by number.
 pub(super) struct Expected(BTreeMap<i64, Row>);
 
-/// What is behind an entry.
+/// The row behind an entry.
 pub(super) enum Row {
     Record(Box<LoggedRecord>),
     Refused { at: DateTime<Utc>, traceparent: Option<String> },

@@ -20,7 +20,7 @@ pub(super) struct Checked {
     state: SinkState,
 }
 
-/// What was seen of a sink.
+/// The result of comparing a sink.
 #[derive(Debug, serde::Serialize)]
 pub(super) struct SinkReport {
     pub(super) name: String,
@@ -37,7 +37,7 @@ impl Checked {
     }
 }
 
-/// Where the comparison of one shard stands.
+/// State of the comparison of one shard.
 #[derive(Debug, Clone, Copy)]
 enum At {
     /// The number that was compared last, or after which the sink starts.
@@ -96,7 +96,7 @@ pub(super) async fn check(
         }
         let Some(last) = page.last() else { break };
         after = Some(last.stream_id.clone());
-        // What is there from before this start was compared while that one was active.
+        // Entries from before this start were compared while that one was active.
         let is_older =
             |entry: &SinkEntry| entry.stream_id.parse::<StreamId>().ok().is_some_and(|id| Some(id) <= state.behind);
         let page: Vec<SinkEntry> = page.into_iter().filter(|entry| !is_older(entry)).collect();
@@ -159,11 +159,11 @@ impl Walk<'_> {
             self.missing(shard, *number);
         }
         let skipped = self.snapshot.skipped(&self.sink.kind, shard).await?;
-        let forgotten = |number: i64| skipped.iter().any(|(from, to)| (*from..=*to).contains(&number));
+        let was_skipped = |number: i64| skipped.iter().any(|(from, to)| (*from..=*to).contains(&number));
         let rows = Expected::read(self.snapshot, &self.sink.kind, shard, &fresh).await?;
         for (number, entry) in &fresh {
             match rows.get(*number) {
-                None if forgotten(*number) => {}
+                None if was_skipped(*number) => {}
                 None => self.odd(entry, "an outcome that is in the log"),
                 Some(row) => {
                     let place = format!("sink {}, {}", self.sink.name, entry.fields.get("id").map_or("", |id| id));
@@ -175,7 +175,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What is behind the cursor but was not in the stream.
+    /// Outcomes below the cursor that were not in the stream.
     async fn finish(&mut self) -> anyhow::Result<()> {
         for (shard, cursor) in self.state.cursor.clone() {
             let Some(At::Number(after)) = self.at.get(&shard).copied() else { continue };

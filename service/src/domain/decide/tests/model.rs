@@ -1,0 +1,284 @@
+//! Entries by chance, and the plain model that judges them.
+
+use proptest::prelude::*;
+
+use super::super::*;
+use crate::domain::{KnownDeadLetter, KnownRecord};
+
+/// Destinations of which some belong to shard 0 of 2 and some do not.
+pub(super) const DESTINATIONS: [&str; 4] = ["a", "b", "c", "d"];
+
+pub(super) fn record(id: u8, destination: usize, value: &str, positive: bool, unit: &str, attributes: &str) -> String {
+    let kind = if positive { "positive" } else { "negative" };
+    format!(
+        r#"{{"recordId":"id-{id}","time":"2026-01-31T12:00:00Z","sourceId":"s","destinationId":"{}","type":"{kind}","value":"{value}","unit":"{unit}","reference":"r","attributes":{attributes}}}"#,
+        DESTINATIONS[destination]
+    )
+}
+
+/// One entry of a generated stream.
+#[derive(Debug, Clone)]
+pub(super) enum Step {
+    New {
+        payload: String,
+        marked: bool,
+        isolated: bool,
+    },
+    /// Delivers an earlier entry again.
+    Again(usize),
+    /// Requests the replay of a dead letter.
+    Replay(i64),
+}
+
+/// Steps; each may end a batch, and then names the dead letter to discard.
+pub(super) fn steps() -> impl Strategy<Value = Vec<(Step, Option<i64>)>> {
+    let value =
+        prop_oneof![Just("1"), Just("1.0"), Just("2.5"), Just("0.000000001"), Just("999999999999999.999999999")];
+    let attributes = prop_oneof![Just(r#"{"a":1,"b":2}"#), Just(r#"{"b":2.0,"a":1}"#), Just(r#"{"a":2}"#)];
+    let unit = prop_oneof![4 => Just("EUR"), 1 => Just("USD")];
+    let well_formed = (0..6_u8, 0..4_usize, value, any::<bool>(), unit, attributes).prop_map(
+        |(id, destination, value, positive, unit, attributes)| {
+            record(id, destination, value, positive, unit, attributes)
+        },
+    );
+    let payload =
+        prop_oneof![8 => well_formed, 1 => Just("garbage{".to_owned()), 1 => Just(r#"{"recordId":"id-1"}"#.to_owned())];
+    let step = prop_oneof![
+        8 => (payload, any::<bool>(), prop::bool::weighted(0.05))
+            .prop_map(|(payload, marked, isolated)| Step::New { payload, marked, isolated }),
+        2 => (0..40_usize).prop_map(Step::Again),
+        1 => (1..5_i64).prop_map(Step::Replay),
+    ];
+    prop::collection::vec((step, prop::option::weighted(0.3, 0..5_i64)), 1..40)
+}
+
+/// Turns steps into entries; an entry that comes again has the same stream id and payload.
+pub(super) fn items(steps: &[(Step, Option<i64>)]) -> Vec<Item> {
+    let mut made: Vec<(Entry, bool)> = Vec::new();
+    for (index, (step, _)) in steps.iter().enumerate() {
+        let fresh = |payload: String, marked, replay_of| Entry {
+            id: StreamId { ms: index as u64, n: 0 },
+            deliveries: 1,
+            payload: payload.into_bytes(),
+            received_at: chrono::DateTime::UNIX_EPOCH,
+            traceparent: None,
+            marked,
+            replay_of,
+        };
+        made.push(match step {
+            Step::New { payload, marked, isolated } => (fresh(payload.clone(), *marked, None), *isolated),
+            Step::Again(which) if made.is_empty() => {
+                (fresh(record(0, 0, "1", true, "EUR", "{}"), *which > 0, None), false)
+            }
+            Step::Again(which) => made[which % made.len()].clone(),
+            // The payload of a replay does not depend on its dead letter here.
+            Step::Replay(n) => {
+                let payload = record((*n % 6) as u8, 0, "1", true, "EUR", "{}");
+                (fresh(payload, false, Some(DeadLetterId { shard: 0, n: *n })), false)
+            }
+        });
+    }
+    made.into_iter()
+        .map(|(entry, isolated)| Item {
+            record: Record::parse(&entry.payload).map(Arc::new),
+            entry,
+            isolated: isolated.then(|| ("crashed_worker", "tested".to_owned())),
+        })
+        .collect()
+}
+
+/// The outcome of an entry, comparable between the decision and the model of the test.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Decided {
+    Record { seq: i64, id: String, previous: (i64, Decimal), alert: bool },
+    Duplicate { id: String },
+    Conflict { n: i64, id: String },
+    DeadLetter { n: i64, id: Option<String>, reason: String },
+    Nothing,
+}
+
+/// Everything that was ever written, in order.
+#[derive(Debug, Default)]
+pub(super) struct Model {
+    pub(super) kept: Vec<Kept>,
+    /// Length of `kept` when the batch began: only a committed dead letter can be replayed.
+    pub(super) committed: usize,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    pub(super) outcome: Decided,
+    stream_id: StreamId,
+    payload: Vec<u8>,
+    record: Option<Record>,
+    /// Of a dead letter.
+    open: bool,
+}
+
+pub(super) const MINIMUM: i64 = 0;
+
+impl Model {
+    pub(super) fn judge(&mut self, item: &Item) -> Decided {
+        let outcome = self.outcome(item);
+        self.kept.push(Kept {
+            open: matches!(outcome, Decided::DeadLetter { .. }),
+            outcome: outcome.clone(),
+            stream_id: item.entry.id,
+            payload: item.entry.payload.clone(),
+            record: item.record.as_ref().ok().map(|record| Record::clone(record)),
+        });
+        outcome
+    }
+
+    /// Discards a dead letter, where there is an open one of this number.
+    pub(super) fn discard(&mut self, number: i64) {
+        let dead_letter = |kept: &&mut Kept| matches!(kept.outcome, Decided::DeadLetter { n, .. } if n == number);
+        self.kept.iter_mut().filter(dead_letter).for_each(|kept| kept.open = false);
+    }
+
+    fn dead_letter(&self, item: &Item, reason: &str) -> Decided {
+        let n = 1 + self.kept.iter().filter(|kept| matches!(kept.outcome, Decided::DeadLetter { .. })).count() as i64;
+        let id = item.record.as_ref().ok().map(|record| record.record_id.to_string());
+        Decided::DeadLetter { n, id, reason: reason.to_owned() }
+    }
+
+    fn outcome(&mut self, item: &Item) -> Decided {
+        if let Some(dead_letter) = item.entry.replay_of {
+            let found =
+                self.kept.iter_mut().take(self.committed).find(|kept| {
+                    kept.open && matches!(kept.outcome, Decided::DeadLetter { n, .. } if n == dead_letter.n)
+                });
+            match found {
+                Some(kept) => kept.open = false,
+                None => return Decided::Nothing,
+            }
+        } else if self.kept.iter().any(|kept| {
+            matches!(kept.outcome, Decided::DeadLetter { .. })
+                && kept.stream_id == item.entry.id
+                && kept.payload == item.entry.payload
+        }) {
+            return Decided::Nothing;
+        }
+        let isolated = item.isolated.as_ref().map(|(reason, _)| *reason);
+        let Ok(record) = &item.record else { return self.dead_letter(item, isolated.unwrap_or("malformed")) };
+        if let Some(outcome) = self.outcome_of_taken_id(item, record) {
+            return outcome;
+        }
+        if let Some(reason) = isolated {
+            return self.dead_letter(item, reason);
+        }
+        if shard_of(record.destination_id.as_str(), 2) != 0 {
+            return self.dead_letter(item, "wrong_shard");
+        }
+        let records: Vec<&Record> = self
+            .kept
+            .iter()
+            .filter(|kept| matches!(kept.outcome, Decided::Record { .. }))
+            .filter_map(|kept| kept.record.as_ref())
+            .collect();
+        let on_key: Vec<&&Record> = records.iter().filter(|other| Key::of(other) == Key::of(record)).collect();
+        let before: Decimal = on_key.iter().map(|record| record.signed()).sum();
+        let destination: Decimal = records
+            .iter()
+            .filter(|other| other.destination_id == record.destination_id && other.unit == record.unit)
+            .map(|record| record.signed())
+            .sum();
+        if record.kind == Kind::Negative && destination + record.signed() < Decimal::from(MINIMUM) {
+            return self.dead_letter(item, "below_minimum_total");
+        }
+        Decided::Record {
+            seq: 1 + records.len() as i64,
+            id: record.record_id.to_string(),
+            previous: (on_key.len() as i64, before),
+            alert: record.value.get() > Decimal::TWO,
+        }
+    }
+
+    /// The outcome of a record whose id is taken, or was when the entry came first.
+    fn outcome_of_taken_id(&self, item: &Item, record: &Record) -> Option<Decided> {
+        let id = record.record_id.to_string();
+        let taken = self.kept.iter().find(|kept| match &kept.outcome {
+            Decided::Record { id: taken, .. } => *taken == id,
+            Decided::DeadLetter { id: Some(taken), .. } => kept.open && *taken == id,
+            _ => false,
+        });
+        let same = taken.is_some_and(|taken| taken.record.as_ref() == Some(record));
+        let noted = self.kept.iter().any(|kept| {
+            kept.stream_id == item.entry.id
+                && kept.record.as_ref() == Some(record)
+                && match kept.outcome {
+                    Decided::Record { .. } | Decided::Conflict { .. } => true,
+                    Decided::DeadLetter { .. } => kept.open,
+                    // The content of a duplicate is not stored, only that of the record that took its id.
+                    Decided::Duplicate { .. } => same || taken.is_none(),
+                    Decided::Nothing => false,
+                }
+        });
+        if noted {
+            return Some(Decided::Nothing);
+        }
+        if taken.is_some() {
+            if same {
+                return Some(Decided::Duplicate { id });
+            }
+            let n = 1 + self.kept.iter().filter(|kept| matches!(kept.outcome, Decided::Conflict { .. })).count() as i64;
+            return Some(Decided::Conflict { n, id });
+        }
+        None
+    }
+
+    /// The stored state that Postgres would return for a batch.
+    pub(super) fn known(&self, batch: &[Item]) -> Known {
+        let mut known = Known {
+            records: HashMap::new(),
+            dead_letters: Vec::new(),
+            duplicates: HashSet::new(),
+            conflicts: HashMap::new(),
+            totals: HashMap::new(),
+            destinations: HashMap::new(),
+        };
+        let asked: HashSet<&Text> =
+            batch.iter().filter_map(|item| item.record.as_ref().ok()).map(|record| &record.record_id).collect();
+        for kept in &self.kept {
+            match (&kept.outcome, &kept.record) {
+                (Decided::Record { .. }, Some(record)) => {
+                    let total = known.totals.entry(Key::of(record)).or_default();
+                    total.count += 1;
+                    total.total += record.signed();
+                    let key = (record.destination_id.to_string(), record.unit.to_string());
+                    *known.destinations.entry(key).or_default() += total_nanos(record.signed());
+                    if asked.contains(&record.record_id) {
+                        let stored = KnownRecord { record: Arc::new(record.clone()), stream_id: kept.stream_id };
+                        known.records.insert(record.record_id.clone(), stored);
+                    }
+                }
+                (Decided::Duplicate { .. }, Some(record)) => {
+                    known.duplicates.insert((record.record_id.clone(), kept.stream_id));
+                }
+                (Decided::Conflict { .. }, Some(record)) => {
+                    known.conflicts.entry((record.record_id.clone(), kept.stream_id)).or_default().push(record.clone());
+                }
+                (Decided::DeadLetter { n, .. }, record) => known.dead_letters.push(KnownDeadLetter {
+                    id: DeadLetterId { shard: 0, n: *n },
+                    open: kept.open,
+                    record_id: record.as_ref().map(|record| record.record_id.clone()),
+                    stream_id: kept.stream_id,
+                    payload: kept.payload.clone(),
+                }),
+                _ => {}
+            }
+        }
+        known
+    }
+
+    pub(super) fn position(&self) -> Position {
+        let count = |wanted: fn(&Decided) -> bool| self.kept.iter().filter(|kept| wanted(&kept.outcome)).count() as i64;
+        Position {
+            shard: 0,
+            shards: 2,
+            records: count(|outcome| matches!(outcome, Decided::Record { .. })),
+            dead_letters: count(|outcome| matches!(outcome, Decided::DeadLetter { .. })),
+            conflicts: count(|outcome| matches!(outcome, Decided::Conflict { .. })),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Stored state that a decision depends on: ids and keys of a batch, and the position of its shard.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use rust_decimal::Decimal;
+
+use super::{DeadLetterId, Record, StreamId, Text};
+
+/// Under which a running total is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// The destination.
+    pub destination_id: String,
+    /// The reference.
+    pub reference: String,
+    /// The unit.
+    pub unit: String,
+}
+
+impl Key {
+    /// The key of a record.
+    #[must_use]
+    pub fn of(record: &Record) -> Self {
+        Self {
+            destination_id: record.destination_id.to_string(),
+            reference: record.reference.to_string(),
+            unit: record.unit.to_string(),
+        }
+    }
+}
+
+/// Count and sum of the records of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Total {
+    /// Number of records.
+    pub count: i64,
+    /// Their signed sum.
+    pub total: Decimal,
+}
+
+/// Stored state of the ids and keys of a batch.
+#[derive(Debug)]
+pub struct Known {
+    /// Processed records whose id is in the batch.
+    pub records: HashMap<Text, KnownRecord>,
+    /// Open dead letters whose id is in the batch, and dead letters of any state with a stream id or a replay of the batch.
+    pub dead_letters: Vec<KnownDeadLetter>,
+    /// (record id, stream id) of noted duplicates.
+    pub duplicates: HashSet<(Text, StreamId)>,
+    /// Refused conflicts, by (record id, stream id).
+    pub conflicts: HashMap<(Text, StreamId), Vec<Record>>,
+    /// Totals of the batch's keys; absent: none yet.
+    pub totals: HashMap<Key, Total>,
+    /// Totals in billionths per (destination, unit), where the policy has a minimum; absent: zero.
+    pub destinations: HashMap<(String, String), i128>,
+}
+
+/// A record that is stored.
+#[derive(Debug, Clone)]
+pub struct KnownRecord {
+    /// Its content.
+    pub record: Arc<Record>,
+    /// Of the entry that it came in.
+    pub stream_id: StreamId,
+}
+
+/// A dead letter that is stored.
+#[derive(Debug, Clone)]
+pub struct KnownDeadLetter {
+    /// Its number.
+    pub id: DeadLetterId,
+    /// Whether it still takes its id.
+    pub open: bool,
+    /// Absent where the payload could not be read.
+    pub record_id: Option<Text>,
+    /// Of the entry that it came in.
+    pub stream_id: StreamId,
+    /// The payload.
+    pub payload: Vec<u8>,
+}
+
+/// State of the shard before the batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Position {
+    /// The shard.
+    pub shard: u16,
+    /// Number of shards of the pipeline.
+    pub shards: u16,
+    /// Highest number of a record.
+    pub records: i64,
+    /// Highest number of a dead letter.
+    pub dead_letters: i64,
+    /// Highest number of a conflict.
+    pub conflicts: i64,
+}
