@@ -8,11 +8,13 @@ mod decimal;
 mod deploy;
 mod manifest;
 mod quantity;
+mod reason;
 mod schemas;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod spec;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod status;
+pub mod status_api;
 mod text;
 mod validate;
 
@@ -23,6 +25,7 @@ pub use deploy::{
 };
 pub use manifest::{ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, ParseError, RecordPipeline};
 pub use quantity::{InvalidQuantity, Quantity};
+pub use reason::Reason;
 pub use spec::{
     Auth, Autoscaling, From, Overflow, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef,
     RedisStream, SecretKeyRef, Sink, SinkEvent, Webhook,

@@ -12,6 +12,7 @@ macro_rules! say {
 }
 
 pub mod accept;
+pub mod board;
 pub mod commands;
 pub mod config;
 pub mod domain;
@@ -24,8 +25,10 @@ pub mod lifecycle;
 mod listen;
 pub mod publish;
 pub mod query;
+pub mod routes;
 pub mod status;
 pub mod store;
 pub mod streams;
 pub mod telemetry;
+mod url;
 pub mod worker;

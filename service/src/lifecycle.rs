@@ -14,7 +14,7 @@ use std::{
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::status::Board;
+use crate::board::Board;
 
 /// Two stop signals, and the tasks that the process waits for.
 #[derive(Debug, Clone)]

@@ -3,7 +3,10 @@
 use poem::Request;
 use sha2::{Digest as _, Sha256};
 
-use crate::{domain::Text, http::problem::Failure};
+use crate::{
+    domain::Text,
+    http::{errors::invalid_idempotency_key, problem::Failure},
+};
 
 /// The request's `Idempotency-Key`, if it has one.
 ///
@@ -21,17 +24,8 @@ pub(super) fn key(request: &Request) -> Result<Option<String>, Failure> {
     });
     match key {
         Some(key) => Ok(Some(key.to_owned())),
-        None => Err(invalid()),
+        None => Err(invalid_idempotency_key()),
     }
-}
-
-/// The answer to a key that breaks the rule.
-pub(crate) fn invalid() -> Failure {
-    Failure::new(
-        400,
-        "invalid_idempotency_key",
-        "the Idempotency-Key header must be given once, as 1 to 200 visible ASCII characters without spaces",
-    )
 }
 
 /// The id of the record at `index` of a request with this key: `ik-` and 40 hex digits.

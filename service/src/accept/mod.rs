@@ -28,11 +28,11 @@ pub use api::RecordsApi;
 pub(crate) use idempotency::derive as derived_id;
 
 use crate::{
+    board::of_postgres,
     domain::StreamId,
     fault,
     http::App,
     lifecycle::Lifecycle,
-    status::of_postgres,
     store::{self, Store},
     streams::{AppendError, Appended, Outgoing, Streams},
     telemetry::trace,

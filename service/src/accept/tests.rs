@@ -16,7 +16,7 @@ use super::*;
 use crate::{
     config::ActiveManifest,
     domain::shard_of,
-    http::{auth::KeyRing, server},
+    http::auth::KeyRing,
     lifecycle::Heartbeats,
     streams::{Streams, keys},
 };
@@ -52,7 +52,7 @@ fn api(redis: &str) -> Api {
         keys: KeyRing::open(),
         process: Arc::from("serve-test"),
     };
-    let endpoint = server::routes(app, acceptor.clone(), moving()).boxed();
+    let endpoint = crate::routes::routes(app, acceptor.clone(), moving()).boxed();
     Api { endpoint, acceptor, pipeline }
 }
 

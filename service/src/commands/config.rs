@@ -5,9 +5,10 @@ use std::{env, path::Path};
 use anyhow::Context as _;
 
 use crate::{
-    config::{Place, hide_password},
+    config::Place,
     store::{Newest, Store},
     telemetry::TelemetryArgs,
+    url::hide_password,
 };
 
 /// Flags of `millrace config`.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
+use millrace_crds::{Reason, status_api::TerminationMessage};
 
 use crate::{
     config::{Place, SecretError},
@@ -30,61 +30,6 @@ pub(super) struct JobArgs {
     /// Where one line of JSON about the outcome is left, such as /dev/termination-log
     #[arg(long, value_name = "FILE", env = "MILLRACE_TERMINATION_LOG")]
     pub(super) termination_log: Option<PathBuf>,
-}
-
-/// The end of such a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(super) enum Reason {
-    /// The schema is as this binary needs it, and claimed.
-    Migrated,
-    /// Nothing of the pipeline is left.
-    Purged,
-    /// A Secret, or a key of it, is not there.
-    SecretNotFound,
-    /// The content of a Secret cannot be used.
-    SecretInvalid,
-    /// Postgres cannot be asked.
-    PostgresUnreachable,
-    /// Postgres answers and takes no writes.
-    PostgresReadOnlyOrFull,
-    /// Redis cannot be asked.
-    RedisUnreachable,
-    /// Redis does not admit the user, or refuses it a command or key.
-    RedisAccessDenied,
-    /// The schema needs a newer binary.
-    SchemaTooNew,
-    /// The schema or a stream belongs to another pipeline.
-    OtherPipeline,
-    /// Workers still hold leases.
-    PreviousWorkersActive,
-    /// The manifest is none, breaks rules, or asks for what cannot be changed.
-    ManifestInvalid,
-    /// Another session holds a lock that a migration needs.
-    LockNotAvailable,
-    /// Anything else.
-    Failed,
-}
-
-/// The result of a command.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct JobResult {
-    pub(super) reason: Reason,
-    pub(super) message: String,
-    /// The schema's numbers, before and after.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) schema: Option<Numbers>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) pipeline_id: Option<String>,
-    /// Number of contracting steps that wait for `--contract`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) contract: Option<usize>,
-}
-
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct Numbers {
-    pub(super) from: i64,
-    pub(super) to: i64,
 }
 
 /// Why a command did not do what it should.
@@ -168,7 +113,7 @@ impl JobArgs {
                 outcome => return outcome,
             };
             if failure.message != said {
-                eprintln!("waiting: {:?}: {failure}", failure.reason);
+                eprintln!("waiting: {}: {failure}", failure.reason);
                 said = failure.message;
             }
             tokio::time::sleep(pause.min(longest.saturating_sub(began.elapsed()))).await;
@@ -180,17 +125,17 @@ impl JobArgs {
     ///
     /// # Errors
     /// Why the command did not do what it should.
-    pub(super) fn leave(&self, ended: Result<JobResult, Failure>) -> anyhow::Result<()> {
+    pub(super) fn leave(&self, ended: Result<TerminationMessage, Failure>) -> anyhow::Result<()> {
         let (outcome, result) = match ended {
             Ok(outcome) => (outcome, Ok(())),
             Err(failure) => {
-                let (reason, message) = (failure.reason, failure.message.clone());
-                let outcome = JobResult { reason, message, schema: None, pipeline_id: None, contract: None };
+                let (reason, message) = (failure.reason.clone(), failure.message.clone());
+                let outcome = TerminationMessage { reason, message, schema: None, pipeline_id: None, contract: None };
                 (outcome, Err(anyhow::Error::from(failure)))
             }
         };
         if let Some(file) = &self.termination_log
-            && let Err(error) = fs::write(file, outcome.line())
+            && let Err(error) = fs::write(file, line(outcome))
         {
             eprintln!("millrace: cannot write {}: {error}", file.display());
         }
@@ -198,14 +143,12 @@ impl JobArgs {
     }
 }
 
-impl JobResult {
-    fn line(mut self) -> String {
-        if let Some((end, _)) = self.message.char_indices().nth(LONGEST_MESSAGE) {
-            self.message.truncate(end);
-        }
-        let line = serde_json::json!(self).to_string();
-        format!("{line}\n")
+fn line(mut message: TerminationMessage) -> String {
+    if let Some((end, _)) = message.message.char_indices().nth(LONGEST_MESSAGE) {
+        message.message.truncate(end);
     }
+    let line = serde_json::json!(message).to_string();
+    format!("{line}\n")
 }
 
 /// A store whose server answers.
@@ -225,18 +168,20 @@ pub(super) async fn reach(url: &str, pipeline: &str) -> Result<Store, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use millrace_crds::status_api::SchemaNumbers;
+
     use super::*;
 
     #[test]
     fn the_line_about_an_outcome_fits_where_it_is_kept() {
-        let outcome = JobResult {
+        let outcome = TerminationMessage {
             reason: Reason::Migrated,
             message: "ä".repeat(10_000),
-            schema: Some(Numbers { from: 0, to: 1 }),
+            schema: Some(SchemaNumbers { from: 0, to: 1 }),
             pipeline_id: Some("id".to_owned()),
             contract: Some(0),
         };
-        let line = outcome.line();
+        let line = line(outcome);
         assert!(line.len() <= 4096 && line.ends_with("}\n"), "{}", line.len());
         let line: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(line["reason"], "Migrated");

@@ -2,7 +2,12 @@
 
 use millrace_crds::RecordPipeline;
 
-use super::job::{Failure, JobArgs, JobResult, Numbers, Reason, reach};
+use millrace_crds::{
+    Reason,
+    status_api::{SchemaNumbers, TerminationMessage},
+};
+
+use super::job::{Failure, JobArgs, reach};
 use crate::{
     config::Place,
     store::{Error, Migrated, Pipeline, Store},
@@ -88,12 +93,12 @@ fn print(migrated: &Migrated, pipeline: &Pipeline) {
     );
 }
 
-fn outcome(migrated: &Migrated, pipeline: &Pipeline) -> JobResult {
+fn outcome(migrated: &Migrated, pipeline: &Pipeline) -> TerminationMessage {
     let Migrated { from, to, contracting } = *migrated;
-    JobResult {
+    TerminationMessage {
         reason: Reason::Migrated,
         message: format!("schema {} has number {to}", Store::schema(&pipeline.name)),
-        schema: Some(Numbers { from, to }),
+        schema: Some(SchemaNumbers { from, to }),
         pipeline_id: Some(pipeline.pipeline_id.clone()),
         contract: Some(contracting),
     }

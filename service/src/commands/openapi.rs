@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use crate::http::server;
+use crate::routes;
 
 /// Flags of `millrace openapi`.
 #[derive(Debug, clap::Args)]
@@ -14,7 +14,7 @@ pub struct Args {}
 /// A failure, described for a person.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args {} = args;
-    std::io::stdout().lock().write_all(server::document().as_bytes())?;
+    std::io::stdout().lock().write_all(routes::document().as_bytes())?;
     Ok(())
 }
 
@@ -26,13 +26,13 @@ mod tests {
     fn the_committed_document_is_the_one_that_is_served() {
         let committed = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
         let committed = std::fs::read_to_string(committed).expect("docs/openapi.json is committed");
-        assert!(committed == server::document(), "run: millrace openapi > docs/openapi.json");
+        assert!(committed == routes::document(), "run: millrace openapi > docs/openapi.json");
     }
 
     #[test]
     fn no_key_stands_in_the_document_twice() {
-        crate::domain::members(server::document().as_bytes(), "").expect("an object without repeated keys");
-        let paths: serde_json::Value = serde_json::from_str(&server::document()).expect("JSON");
+        crate::domain::members(routes::document().as_bytes(), "").expect("an object without repeated keys");
+        let paths: serde_json::Value = serde_json::from_str(&routes::document()).expect("JSON");
         for path in ["/records", "/records/batch", "/health", "/ready"] {
             assert!(paths["paths"].get(path).is_some(), "{path}");
         }

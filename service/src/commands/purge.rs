@@ -3,9 +3,9 @@
 //! Must never remove anything before it has seen that all of it is this pipeline's and that no worker has a shard. Redis
 //! first and the schema last, for the schema knows what there is: cut short, it continues where it was when it is run again.
 
-use millrace_crds::{ADOPT, RecordPipeline};
+use millrace_crds::{ADOPT, Reason, RecordPipeline, status_api::TerminationMessage};
 
-use super::job::{Failure, JobArgs, JobResult, Reason, reach};
+use super::job::{Failure, JobArgs, reach};
 use crate::{
     store::{Purge, Store},
     streams::{Holding, Removed, Streams},
@@ -30,12 +30,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let ended = try_run(&job, yes).await;
     match ended {
         // Nothing happened that somebody could wait for.
-        Ok(JobResult { message, .. }) if !yes => {
+        Ok(TerminationMessage { message, .. }) if !yes => {
             say!("{message}");
             Ok(())
         }
         ended => {
-            if let Ok(JobResult { message, .. }) = &ended {
+            if let Ok(TerminationMessage { message, .. }) = &ended {
                 say!("{message}");
             }
             job.leave(ended)
@@ -43,7 +43,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-async fn try_run(job: &JobArgs, yes: bool) -> Result<JobResult, Failure> {
+async fn try_run(job: &JobArgs, yes: bool) -> Result<TerminationMessage, Failure> {
     let manifest = job.place.manifest().map_err(|error| Failure::new(Reason::ManifestInvalid, format!("{error:#}")))?;
     let name = &manifest.metadata.name;
     job.retry(async || {
@@ -63,7 +63,12 @@ async fn try_run(job: &JobArgs, yes: bool) -> Result<JobResult, Failure> {
     .await
 }
 
-async fn remove(manifest: &RecordPipeline, streams: &Streams, purge: Purge, yes: bool) -> Result<JobResult, Failure> {
+async fn remove(
+    manifest: &RecordPipeline,
+    streams: &Streams,
+    purge: Purge,
+    yes: bool,
+) -> Result<TerminationMessage, Failure> {
     let (schema, records) = (Store::schema(&manifest.metadata.name), purge.records);
     let (id, adopt) = (purge.pipeline.pipeline_id.clone(), manifest.annotation(ADOPT));
     let holdings = streams.holdings(purge.pipeline.shards, &purge.sinks).await?;
@@ -95,7 +100,7 @@ async fn remove(manifest: &RecordPipeline, streams: &Streams, purge: Purge, yes:
 }
 
 /// For a pipeline without a schema: what is left in Redis is nothing, or of another pipeline.
-async fn nothing_in_postgres(manifest: &RecordPipeline, streams: &Streams) -> Result<JobResult, Failure> {
+async fn nothing_in_postgres(manifest: &RecordPipeline, streams: &Streams) -> Result<TerminationMessage, Failure> {
     let holdings = streams.holdings(manifest.spec.shards, &[]).await?;
     refuse_external(&holdings, &[])?;
     Ok(outcome("nothing is left of this pipeline".to_owned(), ""))
@@ -117,7 +122,7 @@ fn refuse_external(holdings: &[Holding], ours: &[&str]) -> Result<(), Failure> {
     }
 }
 
-fn outcome(message: String, id: &str) -> JobResult {
+fn outcome(message: String, id: &str) -> TerminationMessage {
     let pipeline_id = (!id.is_empty()).then(|| id.to_owned());
-    JobResult { reason: Reason::Purged, message, schema: None, pipeline_id, contract: None }
+    TerminationMessage { reason: Reason::Purged, message, schema: None, pipeline_id, contract: None }
 }

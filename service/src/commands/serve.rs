@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
     accept::Acceptor,
+    board::of_redis,
     config::{Place, Secret, Setup, process_name, secret},
     http::{
         App,
@@ -11,11 +12,10 @@ use crate::{
         connections::{self, Bounds},
         health::{self, Health},
         keyring::{self, Bootstrap},
-        server,
     },
     lifecycle::Lifecycle,
     listen,
-    status::{Reporter, of_redis},
+    status::Reporter,
     streams::{self, Streams},
     telemetry::{self, Telemetry, TelemetryArgs},
 };
@@ -127,7 +127,7 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
         keys,
         process: Arc::clone(&process),
     };
-    let endpoint = server::routes(app, acceptor.clone(), lifecycle.heartbeats.clone());
+    let endpoint = crate::routes::routes(app, acceptor.clone(), lifecycle.heartbeats.clone());
     let soft = lifecycle.soft.clone();
     lifecycle.spawn("serve.http", async move {
         tokio::select! {

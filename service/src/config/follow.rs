@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::bail;
-use millrace_crds::RecordPipeline;
+use millrace_crds::{Reason, RecordPipeline, status_api::Problem};
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
@@ -20,8 +20,8 @@ use super::{
     setup::{FILE, Refusal, active_policy, offer, other_uid, say},
 };
 use crate::{
+    board::{Board, of_postgres},
     lifecycle::Heartbeat,
-    status::{Board, Problem, Reason, of_postgres},
     store::{self, Error, Registered, Store},
     streams::Streams,
     telemetry::metrics::{MANIFEST_REFUSED, POLICY_VERSION},

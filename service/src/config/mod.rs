@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use millrace_crds::{RecordPipeline, RecordPipelineSpec};
 
-pub use place::{Place, Secret, hide_password};
+pub use place::{Place, Secret};
 pub use secret::SecretError;
 pub use setup::{Setup, process_name};
 

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use millrace_crds::SecretKeyRef;
 
-use crate::status::{Problem, Reason};
+use millrace_crds::{Reason, status_api::Problem};
 
 /// Why there is no value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use millrace_crds::{API_VERSION, KIND, Metadata, RecordPipeline};
+use millrace_crds::{
+    API_VERSION, KIND, Metadata, Reason, RecordPipeline,
+    status_api::{ActivePolicy, Problem},
+};
 use tokio::sync::watch;
 
 use super::{
@@ -11,8 +14,8 @@ use super::{
     follow::{self, Follower},
 };
 use crate::{
+    board::{Board, not_migrated, of_postgres, silent},
     lifecycle::Lifecycle,
-    status::{ActivePolicy, Board, Problem, Reason, not_migrated, of_postgres, silent},
     store::{Error, Newest, Offer, Pipeline, Registered, Store},
     streams::Streams,
 };
@@ -331,7 +334,7 @@ impl Refusal {
     }
 
     pub(super) fn problem(&self) -> Option<Problem> {
-        self.reason.map(|reason| Problem::new(reason, &self.why))
+        self.reason.clone().map(|reason| Problem::new(reason, &self.why))
     }
 }
 

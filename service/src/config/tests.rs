@@ -6,10 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use millrace_crds::{Reason, status_api::Problem};
+
 use super::{ActiveManifest, Place, Setup, process_name};
 use crate::{
     lifecycle::Lifecycle,
-    status::{Problem, Reason},
     store::testing::{self, TestPipeline},
 };
 
@@ -219,14 +220,18 @@ async fn secrets_that_come_late_are_waited_for() {
         fs::write(&redis, "\n").unwrap();
         fs::write(&postgres, "postgres:// s3cret").unwrap();
         until("one is empty, one is none", async || {
-            board.of("start").iter().map(|problem| problem.reason).eq([Reason::SecretNotFound, Reason::SecretInvalid])
+            board
+                .of("start")
+                .iter()
+                .map(|problem| problem.reason.clone())
+                .eq([Reason::SecretNotFound, Reason::SecretInvalid])
         })
         .await;
         assert!(!format!("{:?}", board.of("start")).contains("s3cret"));
         fs::write(&redis, "redis://127.0.0.1:1").unwrap();
         fs::write(&postgres, "postgres://nobody:s3cret@127.0.0.1:1/none").unwrap();
         until("nobody listens there", async || {
-            board.of("start").iter().map(|problem| problem.reason).eq([Reason::PostgresUnreachable])
+            board.of("start").iter().map(|problem| problem.reason.clone()).eq([Reason::PostgresUnreachable])
         })
         .await;
         assert!(board.of("start")[0].message.contains("refused"), "{:?}", board.of("start"));

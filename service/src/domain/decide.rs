@@ -232,7 +232,7 @@ impl<'a> Ledger<'a> {
         let again = self.conflicts.get(&mark).is_some_and(|noted| noted.contains(&**record))
             || taken.is_some_and(|taken| same && taken.stream_id == entry.id)
             || (same || free) && self.duplicates.contains(&mark);
-        if again && !crate::fault::planted("redelivery_counted") {
+        if again {
             self.decision.redelivered += 1;
         } else if free {
             return false;

@@ -58,6 +58,15 @@ pub struct Known {
     pub destinations: HashMap<(String, String), i128>,
 }
 
+impl Known {
+    /// Drops the ids of entries, so that no entry is recognised as a redelivery: for the fault campaign.
+    pub fn lose_entries(&mut self) {
+        self.duplicates.clear();
+        self.conflicts.clear();
+        self.records.values_mut().for_each(|record| record.stream_id = StreamId { ms: 0, n: 0 });
+    }
+}
+
 /// A record that is stored.
 #[derive(Debug, Clone)]
 pub struct KnownRecord {

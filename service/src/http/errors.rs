@@ -9,10 +9,9 @@ use poem_openapi::error::{
 };
 
 use super::{guard, problem::Failure};
-use crate::accept::idempotency;
 
 /// The answer to an error: a failure of a handler as it is, one of the framework as a problem.
-pub(super) fn render(error: Error) -> Response {
+pub(crate) fn render(error: Error) -> Response {
     if error.is_from_response() {
         return error.into_response();
     }
@@ -20,9 +19,18 @@ pub(super) fn render(error: Error) -> Response {
 }
 
 /// The answer after a panic in a handler.
-pub(super) fn panicked(_: Box<dyn std::any::Any + Send + 'static>) -> Response {
+pub(crate) fn panicked(_: Box<dyn std::any::Any + Send + 'static>) -> Response {
     // The panic hook has logged where and why.
     Error::from(Failure::new(500, "internal", "the service failed; the log says why")).into_response()
+}
+
+/// The answer to an `Idempotency-Key` that breaks the rule.
+pub(crate) fn invalid_idempotency_key() -> Failure {
+    Failure::new(
+        400,
+        "invalid_idempotency_key",
+        "the Idempotency-Key header must be given once, as 1 to 200 visible ASCII characters without spaces",
+    )
 }
 
 /// The fault of a parameter's value, without the framework's name of its type.
@@ -51,7 +59,7 @@ fn failure(error: &Error) -> Failure {
     }
     if let Some(ParseParamError { name, reason }) = error.downcast_ref() {
         if *name == "Idempotency-Key" {
-            return idempotency::invalid();
+            return invalid_idempotency_key();
         }
         return Failure::new(400, "invalid_parameter", format!("{name}: {}", rule(reason)));
     }

@@ -16,13 +16,13 @@ use crate::telemetry::trace;
 const SMALL_BODY: usize = 64 * 1024;
 
 /// The endpoint before all others.
-pub(super) struct Front<E> {
+pub(crate) struct Front<E> {
     inner: E,
     operations: Operations,
 }
 
 impl<E> Front<E> {
-    pub(super) fn new(inner: E, operations: Operations) -> Self {
+    pub(crate) fn new(inner: E, operations: Operations) -> Self {
         Self { inner, operations }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
+use millrace_crds::status_api::ProcessStatus;
 use poem::{Endpoint, EndpointExt as _, IntoResponse as _, Response, Route, get, handler, http::StatusCode, web::Data};
 use serde_json::{Value, json};
 
@@ -97,9 +98,9 @@ fn tell_metrics(health: Data<&Health>) -> Response {
 
 #[handler]
 async fn tell_status(health: Data<&Health>) -> Response {
-    let mut status = health.reporter.answer().await;
-    status["stalledTasks"] = health.heartbeats.stalled().into();
-    answer(StatusCode::OK, &status)
+    let stalled_tasks = health.heartbeats.stalled();
+    let status = ProcessStatus { stalled_tasks, ..health.reporter.answer().await };
+    answer(StatusCode::OK, &json!(status))
 }
 
 #[cfg(test)]

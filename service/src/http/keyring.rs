@@ -5,14 +5,15 @@
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::ensure;
+use millrace_crds::status_api::Problem;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::auth::{KeyRing, KnownKey, Scope};
 use crate::{
+    board::Board,
     config::{SecretError, secret},
     lifecycle::Lifecycle,
-    status::{Board, Problem},
     store::{self, Error, LiveKey, Store},
 };
 

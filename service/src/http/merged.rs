@@ -13,7 +13,7 @@ use poem_openapi::{
 
 /// APIs whose shared paths stand in the document once.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Merged<T>(pub(super) T);
+pub(crate) struct Merged<T>(pub(crate) T);
 
 impl<T: OpenApi> OpenApi for Merged<T> {
     fn meta() -> Vec<MetaApi> {

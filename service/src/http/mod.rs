@@ -1,20 +1,19 @@
-//! Shared parts of all HTTP paths: the application's state, problems, access, and the assembled server.
+//! Shared parts of all HTTP paths: the application's state, problems, access, connections and middleware.
 //!
-//! Must never know what a record is: that is `accept` (in) and `ask` (out).
+//! Must never depend on records: these are of `accept` (in) and `query` (out). `routes` puts all paths together.
 
 pub mod auth;
 pub mod connections;
-mod errors;
-mod front;
+pub(crate) mod errors;
+pub(crate) mod front;
 pub(crate) mod guard;
 pub mod health;
 pub mod keyring;
-mod merged;
-mod operations;
+pub(crate) mod merged;
+pub(crate) mod operations;
 mod pace;
-mod probes;
+pub(crate) mod probes;
 pub mod problem;
-pub mod server;
 
 use crate::{config::ActiveManifest, store::Store, streams::Streams};
 

@@ -78,19 +78,19 @@ struct Operation {
 
 /// A path with its methods.
 #[derive(Debug)]
-pub(super) struct Path {
+pub(crate) struct Path {
     /// As documented, such as `/records/{recordId}`: what metrics and logs call it.
-    pub(super) template: String,
+    pub(crate) template: String,
     operations: Vec<Operation>,
 }
 
 /// All paths.
 #[derive(Debug)]
-pub(super) struct Operations(Vec<Path>);
+pub(crate) struct Operations(Vec<Path>);
 
 impl Operations {
     /// The paths of the APIs, and beside them `plain` ones that take GET and no parameters.
-    pub(super) fn new(apis: Vec<MetaApi>, registry: &Registry, plain: &[&str]) -> Self {
+    pub(crate) fn new(apis: Vec<MetaApi>, registry: &Registry, plain: &[&str]) -> Self {
         let mut paths: Vec<Path> = Vec::new();
         for path in apis.into_iter().flat_map(|api| api.paths) {
             let operations = path.operations.into_iter().map(|operation| {
@@ -117,7 +117,7 @@ impl Operations {
     }
 
     /// The documented path that `path` is of.
-    pub(super) fn find(&self, path: &str) -> Option<&Path> {
+    pub(crate) fn find(&self, path: &str) -> Option<&Path> {
         self.0.iter().find(|known| {
             let (mut template, mut actual) = (known.template.split('/'), path.split('/'));
             loop {
@@ -138,7 +138,7 @@ fn is_variable(segment: &str) -> bool {
 
 impl Path {
     /// The value of `Allow`.
-    pub(super) fn allow(&self) -> String {
+    pub(crate) fn allow(&self) -> String {
         let mut methods: Vec<&str> = self.operations.iter().map(|operation| operation.method.as_str()).collect();
         if methods.contains(&"GET") {
             methods.push("HEAD");
@@ -151,7 +151,7 @@ impl Path {
     ///
     /// # Errors
     /// 400 naming the parameter that is unknown, repeated, not readable, or none of what it may be.
-    pub(super) fn check_query(&self, method: &Method, query: &str) -> Result<(), Failure> {
+    pub(crate) fn check_query(&self, method: &Method, query: &str) -> Result<(), Failure> {
         let method = if method == Method::HEAD { &Method::GET } else { method };
         let Some(operation) = self.operations.iter().find(|operation| operation.method == method) else {
             return Ok(());

@@ -14,7 +14,7 @@ enum Tag {
 
 /// The probes' paths.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ProbesApi;
+pub(crate) struct ProbesApi;
 
 /// That this process is well.
 #[derive(Debug, Object)]

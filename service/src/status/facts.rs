@@ -5,13 +5,16 @@
 
 use std::{collections::HashMap, future::Future, time::Duration};
 
-use serde::Serialize;
+use millrace_crds::{
+    Reason,
+    status_api::{PipelineCounts, Problem, PublisherState, PublisherStatus, ShardStatus},
+};
 
-use super::{Problem, Reason};
 use crate::{
+    board::{not_migrated, of_postgres, of_redis, silent},
     config::Setup,
     store::{self, Counts as Applied, ShardState, SinkBeginning, SinkRow, Store},
-    streams::{self, Backlog, Cursor},
+    streams::{Backlog, Cursor},
 };
 
 /// Longest wait for each part.
@@ -21,57 +24,9 @@ const LONGEST: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) problems: Vec<Problem>,
-    pub(super) shards: Option<Vec<Shard>>,
-    pub(super) sinks: Option<Vec<PublisherState>>,
-    pub(super) counts: Option<Counts>,
-}
-
-/// State of one shard.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Shard {
-    pub(super) shard: i32,
-    pub(super) leased: bool,
-    owner: Option<String>,
-    version: i64,
-    uid: Option<String>,
-    generation: Option<i64>,
-}
-
-impl Shard {
-    pub(super) fn is_owned_by(&self, process: &str) -> bool {
-        self.owner.as_deref() == Some(process)
-    }
-}
-
-/// A publisher that does not run well.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct PublisherState {
-    sink: String,
-    shard: u16,
-    state: String,
-    detail: String,
-}
-
-/// Counts of the whole pipeline.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Counts {
-    /// Entries that no worker has taken yet.
-    queued: u64,
-    /// Entries that a worker has taken and not applied.
-    pending: u64,
-    /// Both.
-    backlog: u64,
-    /// Outcomes that the sink that is furthest behind has yet to carry.
-    unpublished: i64,
-    /// Records processed.
-    processed: i64,
-    /// Records above their threshold.
-    alerts: i64,
-    /// Dead letters that are open.
-    dead_letters: i64,
-    /// Entries seen to be gone before they were applied.
-    lost: i64,
+    pub(super) shards: Option<Vec<ShardStatus>>,
+    pub(super) sinks: Option<Vec<PublisherStatus>>,
+    pub(super) counts: Option<PipelineCounts>,
 }
 
 /// State in Postgres.
@@ -135,8 +90,8 @@ pub(super) async fn gather(setup: &Setup) -> Facts {
             }
         }
     }
-    let shard = |ShardState { shard, leased, owner, version, uid, generation }| Shard {
-        shard,
+    let shard = |ShardState { shard, leased, owner, version, uid, generation }| ShardStatus {
+        shard: shard as u16,
         leased,
         owner,
         version,
@@ -144,7 +99,14 @@ pub(super) async fn gather(setup: &Setup) -> Facts {
         generation,
     };
     facts.shards = Some(stored.shard_states.into_iter().map(shard).collect());
-    let publisher = |(sink, shard, state, detail)| PublisherState { sink, shard, state, detail };
+    let publisher = |(sink, shard, state, detail): (String, u16, String, String)| {
+        let state = match state.as_str() {
+            "halted" => PublisherState::Halted,
+            "waiting" => PublisherState::Waiting,
+            _ => PublisherState::Failing,
+        };
+        PublisherStatus { sink, shard, state, detail }
+    };
     facts.sinks = Some(stored.states.into_iter().map(publisher).collect());
     facts
 }
@@ -234,10 +196,10 @@ async fn unpublished(
     Ok(most)
 }
 
-fn counts(applied: &Applied, backlog: &[Backlog], unpublished: i64) -> Counts {
+fn counts(applied: &Applied, backlog: &[Backlog], unpublished: i64) -> PipelineCounts {
     let (queued, pending) =
         (backlog.iter().map(|shard| shard.queued).sum::<u64>(), backlog.iter().map(|shard| shard.pending).sum::<u64>());
-    Counts {
+    PipelineCounts {
         queued,
         pending,
         backlog: queued + pending,
@@ -279,44 +241,4 @@ fn external_cursor(streams: &[String], cursors: &[Cursor], pipeline_id: &str) ->
              annotation {adopt}: {id}"
         ),
     ))
-}
-
-pub(crate) fn not_migrated() -> Problem {
-    Problem::new(
-        Reason::NotMigrated,
-        "the pipeline's schema is not there, or older than this millrace: run `millrace migrate`",
-    )
-}
-
-/// The problem for an error of Postgres.
-pub(crate) fn of_postgres(error: &store::Error) -> Problem {
-    let reason = match error {
-        store::Error::TooNew(_) => Reason::SchemaTooNew,
-        store::Error::OtherPipeline(_) => Reason::OtherPipeline,
-        store::Error::PreviousWorkersActive(_) => Reason::UidNotClaimed,
-        store::Error::Refused(_) => Reason::ManifestRefused,
-        store::Error::Session(_) => Reason::SecretInvalid,
-        error if error.misses_schema() => return not_migrated(),
-        error if error.refuses_write() => Reason::PostgresReadOnlyOrFull,
-        _ => Reason::PostgresUnreachable,
-    };
-    Problem::new(reason, error.to_string())
-}
-
-/// The problem of a Postgres that did not answer in time: the error of the pool has no cause.
-pub(crate) async fn silent(store: &Store) -> Problem {
-    match bounded(store.probe()).await {
-        Some(Err(error)) => of_postgres(&error),
-        Some(Ok(())) => Problem::new(Reason::PostgresUnreachable, "it answers, but not within 2 s"),
-        None => Problem::new(Reason::PostgresUnreachable, "it did not answer within 2 s"),
-    }
-}
-
-/// The problem for an error of Redis.
-pub(crate) fn of_redis(error: &streams::Error) -> Problem {
-    let reason = match error {
-        streams::Error::Denied(_) => Reason::RedisAccessDenied,
-        _ => Reason::RedisUnreachable,
-    };
-    Problem::new(reason, error.to_string())
 }

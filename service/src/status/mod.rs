@@ -3,7 +3,6 @@
 //! Served without a key, so it must never show a record, a key or a password. Must never wait for a server for long: a
 //! missing fact is absent, and older facts have their age.
 
-mod board;
 mod facts;
 #[cfg(test)]
 mod tests;
@@ -17,30 +16,18 @@ use futures::{
     FutureExt as _,
     future::{BoxFuture, Shared},
 };
-use serde::Serialize;
-use serde_json::{Value, json};
+use millrace_crds::status_api::{ProcessStatus, ShardStatus};
 
-pub use board::{Board, Problem, Reason};
-pub(crate) use facts::{not_migrated, of_postgres, of_redis, silent};
-
-use crate::config::Setup;
+use crate::{
+    board::{self, Board},
+    config::Setup,
+};
 use facts::Facts;
 
 /// Younger facts are used again.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long an answer waits for new facts before it uses the last ones.
 const TIMEOUT: Duration = Duration::from_millis(1_500);
-
-/// Which version of the manifest, and from which object it came.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ActivePolicy {
-    /// The version in Postgres.
-    pub version: i64,
-    /// The uid of the manifest that brought it.
-    pub uid: String,
-    /// The generation of that manifest.
-    pub generation: i64,
-}
 
 /// Answers `/status` for one process. Clones share their state.
 #[derive(Debug, Clone)]
@@ -75,42 +62,39 @@ impl Reporter {
         let _ = self.0.setup.set(setup.clone());
     }
 
-    /// The answer of `/status`.
-    pub async fn answer(&self) -> Value {
+    /// The body of `/status`.
+    pub async fn answer(&self) -> ProcessStatus {
         let Inner { role, process, board, setup, .. } = &*self.0;
-        let told = board.told();
-        let mut answer = json!({
-            "role": role,
-            "software": env!("CARGO_PKG_VERSION"),
-            "process": &**process,
-            "pipeline": told.pipeline,
-            "pipelineId": null,
-            "manifest": told.manifest,
-            "active": told.active_policy,
-            "refusal": null,
-            "problems": told.problems,
-            "shards": null,
-            "owned": [],
-            "sinks": null,
-            "counts": null,
-            "ageMs": null,
-        });
-        let Some(setup) = setup.get() else { return answer };
-        let known = self.known(setup).await;
-        let active_manifest = setup.active_manifest.borrow().clone();
-        answer["pipelineId"] = (*active_manifest.pipeline_id).into();
-        answer["refusal"] = active_manifest.refusal.as_deref().into();
-        if let Some((at, facts)) = known {
-            let problems = board.told().problems.into_iter().chain(facts.problems.iter().cloned());
-            answer["problems"] = json!(board::worst_first(problems));
-            let owned = facts.shards.iter().flatten().filter(|shard| shard.leased && shard.is_owned_by(process));
-            answer["owned"] = owned.map(|shard| shard.shard).collect();
-            answer["shards"] = json!(facts.shards);
-            answer["sinks"] = json!(facts.sinks);
-            answer["counts"] = json!(facts.counts);
-            answer["ageMs"] = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX).into();
+        let gathered = match setup.get() {
+            Some(setup) => self.known(setup).await,
+            None => None,
+        };
+        let content = board.content();
+        let mut status = ProcessStatus {
+            role: (*role).to_owned(),
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+            process: process.to_string(),
+            pipeline: content.pipeline,
+            manifest: content.manifest,
+            active: content.active_policy,
+            problems: content.problems,
+            ..ProcessStatus::default()
+        };
+        if let Some(setup) = setup.get() {
+            let active_manifest = setup.active_manifest.borrow();
+            status.pipeline_id = Some(active_manifest.pipeline_id.to_string());
+            status.refusal = active_manifest.refusal.as_deref().map(str::to_owned);
         }
-        answer
+        if let Some((at, facts)) = gathered {
+            status.problems = board::worst_first(status.problems.into_iter().chain(facts.problems.iter().cloned()));
+            let is_owned = |shard: &&ShardStatus| shard.leased && shard.owner.as_deref() == Some(process);
+            status.owned = facts.shards.iter().flatten().filter(is_owned).map(|shard| shard.shard).collect();
+            status.shards.clone_from(&facts.shards);
+            status.sinks.clone_from(&facts.sinks);
+            status.counts = facts.counts;
+            status.age_ms = Some(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
+        }
+        status
     }
 
     /// The facts: new ones if they come soon, else the last ones; gathered at most once a second for all callers.

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Problem, Reason, Reporter};
+use millrace_crds::{Reason, status_api::Problem};
+
+use super::Reporter;
 use crate::{
     config::{Place, Setup, process_name},
     lifecycle::Lifecycle,
@@ -26,18 +28,22 @@ impl Running {
         let place = Place::new(file, redis, testing::url().as_str());
         let (lifecycle, process) = (Lifecycle::new(), process_name("work"));
         let reporter = Reporter::new("work", &process, &lifecycle.board);
-        let before = reporter.answer().await;
+        let before = json!(reporter.answer().await);
         assert_eq!((&before["shards"], &before["ageMs"], &before["owned"]), (&Value::Null, &Value::Null, &json!([])));
         let setup = Setup::new(&place, &process, 3, &lifecycle).await.unwrap();
         reporter.found(&setup);
         Self { lifecycle, reporter, setup, _dir: dir }
     }
 
+    async fn answer(&self) -> Value {
+        json!(self.reporter.answer().await)
+    }
+
     /// The answer as soon as it is so.
     async fn until(&self, what: &str, so: impl Fn(&Value) -> bool) -> Value {
         let began = Instant::now();
         loop {
-            let answer = self.reporter.answer().await;
+            let answer = self.answer().await;
             if so(&answer) {
                 return answer;
             }
@@ -60,7 +66,7 @@ async fn it_tells_where_the_pipeline_stands() {
     let running = Running::start(&test, &crate::streams::testing::url()).await;
     let fence = test.store.take(&running.setup.process, 1, "token", 60_000).await.unwrap().unwrap();
     test.store.apply_policy(1, &fence, 1).await.unwrap();
-    let answer = running.reporter.answer().await;
+    let answer = running.answer().await;
     assert!(answer["ageMs"].as_u64().is_some_and(|age| age < 5_000), "{answer}");
     let expected = json!({
         "role": "work",
@@ -72,6 +78,7 @@ async fn it_tells_where_the_pipeline_stands() {
         "active": {"version": 1, "uid": "uid-1", "generation": 3},
         "refusal": null,
         "problems": [],
+        "stalledTasks": [],
         "shards": [
             {"shard": 0, "leased": false, "owner": null, "version": 0, "uid": null, "generation": null},
             {"shard": 1, "leased": true, "owner": &*running.setup.process, "version": 1, "uid": "uid-1", "generation": 3},
@@ -108,7 +115,7 @@ async fn facts_are_gathered_once_a_second_however_often_it_is_asked() {
 async fn what_is_wrong_with_the_servers_is_said() {
     let test = TestPipeline::new("shards: 1").await;
     let running = Running::start(&test, "redis://127.0.0.1:1").await;
-    let answer = running.reporter.answer().await;
+    let answer = running.answer().await;
     assert_eq!(reasons(&answer), ["RedisUnreachable"]);
     assert_eq!((&answer["counts"], answer["shards"].as_array().map(Vec::len)), (&Value::Null, Some(1)));
 
@@ -128,7 +135,7 @@ async fn what_is_wrong_with_the_servers_is_said() {
     running.lifecycle.board.set("manifest", [Problem::new(Reason::ManifestInvalid, "x")]);
     running.lifecycle.board.set("secrets", [Problem::new(Reason::SecretInvalid, "x")]);
     running.lifecycle.board.set("keys", [Problem::new(Reason::SecretInvalid, "x")]);
-    let answer = running.reporter.answer().await;
+    let answer = running.answer().await;
     assert_eq!(reasons(&answer), ["SecretInvalid", "PostgresUnreachable", "RedisUnreachable", "ManifestInvalid"]);
 }
 
@@ -139,7 +146,7 @@ async fn a_server_that_never_answers_holds_no_answer_up() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let running = Running::start(&test, &format!("redis://{}", silent.local_addr().unwrap())).await;
     let began = Instant::now();
-    running.reporter.answer().await;
+    running.answer().await;
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     let answer = running.until("it is said", |answer| reasons(answer) == ["RedisUnreachable"]).await;
     assert_eq!((&answer["counts"], answer["shards"].as_array().map(Vec::len)), (&Value::Null, Some(1)));

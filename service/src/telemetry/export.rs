@@ -30,7 +30,7 @@ impl Traces {
     /// Starts the export to `<endpoint>/v1/traces`. Inside the runtime.
     pub(super) fn start(endpoint: &str, role: &'static str) -> anyhow::Result<Self> {
         let endpoint = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
-        let shown = crate::config::hide_password(&endpoint);
+        let shown = crate::url::hide_password(&endpoint);
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
             .with_http_client(reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?)

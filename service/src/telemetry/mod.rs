@@ -46,7 +46,7 @@ impl TelemetryArgs {
             (name, given.unwrap_or_else(|| default.to_owned()), from)
         };
         let format = self.log_format.map(|format| format.to_string());
-        let endpoint = self.otlp_endpoint.as_deref().map(crate::config::hide_password);
+        let endpoint = self.otlp_endpoint.as_deref().map(crate::url::hide_password);
         [
             setting("log-format", format, "MILLRACE_LOG_FORMAT", "human on a terminal, else json"),
             setting("log", self.log_filter.clone(), "MILLRACE_LOG", DEFAULT_FILTER),

@@ -211,7 +211,10 @@ impl Shard {
             if !self.log.is_where(&commit) {
                 return Err(Failure::Other(Error::Elsewhere));
             }
-            let known = commit.known(batch, policy).await?;
+            let mut known = commit.known(batch, policy).await?;
+            if fault::planted("redelivery_counted") {
+                known.lose_entries();
+            }
             let (position, now) = (commit.position, commit.now);
             let decide = || {
                 let at_stake = batch.iter().filter(|item| item.isolated.is_none());

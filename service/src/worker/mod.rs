@@ -15,7 +15,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::{RwLock, Semaphore, watch};
 
 use crate::{
-    config::ActiveManifest, lifecycle::Heartbeats, publish::ActiveSink, status::Board, store::Store, streams::Streams,
+    board::Board, config::ActiveManifest, lifecycle::Heartbeats, publish::ActiveSink, store::Store, streams::Streams,
 };
 
 pub use owner::own;

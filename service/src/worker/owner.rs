@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Context, shard};
 use crate::{
+    board::of_postgres,
     lifecycle::Lifecycle,
-    status::of_postgres,
     store::{self, Error, Rank},
     streams::Fence,
     telemetry::metrics as names,

@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Context, loss};
 use crate::{
+    board::of_postgres,
     domain::{Entry, StreamId},
     lifecycle::Heartbeat,
     publish::{ActiveSink, Publisher, RecentCommits},
-    status::of_postgres,
     store::{self, Numbers, Server, ShardProgress},
     streams::{self, Blocking, Fence, Input, Step},
     telemetry::metrics as names,

@@ -22,7 +22,7 @@ use crate::{
     accept::Acceptor,
     config::ActiveManifest,
     domain::{Policy, parse_time, shard_of},
-    http::{App, auth::KeyRing, server},
+    http::{App, auth::KeyRing},
     lifecycle::Heartbeats,
     store::Store,
     streams::{Streams, keys},
@@ -100,7 +100,7 @@ impl World {
             .get_multiplexed_async_connection()
             .await
             .expect("a Redis for the tests");
-        let api = server::routes(app, Acceptor::default(), Heartbeats::default()).boxed();
+        let api = crate::routes::routes(app, Acceptor::default(), Heartbeats::default()).boxed();
         for shard in 0..i32::from(SHARDS) {
             sqlx::query("insert into shards (shard, owner) values ($1, 'w1')")
                 .bind(shard)

@@ -1,4 +1,4 @@
-//! The assembled HTTP API: its document and its routes.
+//! The HTTP API: all its paths, and its document. The only place that has the paths of `accept` and `query` together.
 
 use poem::{
     Endpoint, EndpointExt as _, IntoEndpoint as _, Response, Route, endpoint::make_sync, middleware::CatchPanic,
@@ -6,9 +6,9 @@ use poem::{
 };
 use poem_openapi::{LicenseObject, OpenApi as _, OpenApiService, ServerObject, registry::Registry};
 
-use super::{App, errors, front::Front, merged::Merged, operations::Operations, probes::ProbesApi};
 use crate::{
     accept::{Acceptor, RecordsApi},
+    http::{App, errors, front::Front, merged::Merged, operations::Operations, probes::ProbesApi},
     lifecycle::Heartbeats,
     query,
 };

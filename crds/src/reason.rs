@@ -1,0 +1,173 @@
+//! Reasons of problems, of the ends of jobs, and of conditions and Events of the resource: one word for one cause.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident,)+) => {
+        /// A stable word in CamelCase. The causes of `/status` come first, the worst at the top: causes that keep a
+        /// process from its pipeline, then causes of its servers, then those of its manifest.
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason {
+            $($(#[$doc])* $name,)+
+            /// A word of another version.
+            Other(String),
+        }
+
+        impl Reason {
+            /// The word.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                match self {
+                    $(Self::$name => stringify!($name),)+
+                    Self::Other(word) => word,
+                }
+            }
+        }
+
+        impl From<String> for Reason {
+            fn from(word: String) -> Self {
+                match word.as_str() {
+                    $(stringify!($name) => Self::$name,)+
+                    _ => Self::Other(word),
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The schema or a stream belongs to another pipeline.
+    OtherPipeline,
+    /// The schema needs a newer version of Millrace.
+    SchemaTooNew,
+    /// The content of a Secret cannot be used.
+    SecretInvalid,
+    /// A Secret, or a key of it, is missing.
+    SecretNotFound,
+    /// The schema is missing, or older than this version.
+    NotMigrated,
+    /// Postgres does not answer.
+    PostgresUnreachable,
+    /// Postgres answers and takes no writes.
+    PostgresReadOnlyOrFull,
+    /// Redis does not answer.
+    RedisUnreachable,
+    /// Redis does not admit the user, or refuses it a command or key.
+    RedisAccessDenied,
+    /// Redis takes no entries.
+    RedisReadOnlyOrFull,
+    /// The schema is not claimed for the manifest's uid.
+    UidNotClaimed,
+    /// The manifest cannot be read or breaks rules.
+    ManifestInvalid,
+    /// The manifest may not become active.
+    ManifestRefused,
+    /// A job: the schema has the version of the image, and is claimed.
+    Migrated,
+    /// A job: no data of the pipeline is left.
+    Purged,
+    /// Workers of an earlier resource of this name hold leases.
+    PreviousWorkersActive,
+    /// Another session holds a lock that a migration needs.
+    LockNotAvailable,
+    /// A job failed for another cause.
+    Failed,
+    /// The job of a migration failed without a message.
+    MigrationFailed,
+    /// All shards run the generation that the condition names.
+    ManifestActive,
+    /// Nothing is left to do.
+    Complete,
+    /// Nothing is wrong.
+    AsExpected,
+    /// A job migrates the schema.
+    Migrating,
+    /// Pods are replaced, or shards do not run the new generation yet.
+    RollingOut,
+    /// Another pipeline takes the new default image first.
+    WaitingForRollout,
+    /// No workers are wanted.
+    Stopped,
+    /// `spec.paused` is true.
+    Paused,
+    /// A change by hand is needed.
+    Stalled,
+    /// The pipeline is being deleted and applies its backlog.
+    Draining,
+    /// The pipeline is being deleted and has no backlog.
+    Drained,
+    /// A job removes the data of the pipeline.
+    Purging,
+    /// The pipeline was deleted with a backlog.
+    NotDrained,
+    /// The pipeline was deleted and its data stays.
+    NotPurged,
+    /// The finalizer was removed.
+    Deleted,
+    /// Shards have no owner for longer than a lease.
+    ShardsWithoutOwner,
+    /// No pod answers on its health port.
+    StatusUnknown,
+    /// The spec breaks a rule that only the operator checks.
+    InvalidSpec,
+    /// A sink is halted.
+    SinkHalted,
+    /// The stream of a sink is full.
+    SinkWaiting,
+    /// A sink cannot publish.
+    SinkFailing,
+    /// The node cannot pull the image.
+    ImagePullBackOff,
+    /// A pod ends again and again.
+    CrashLoopBackOff,
+    /// No node takes the pod.
+    Unschedulable,
+    /// The quota of the namespace refuses an object.
+    QuotaExceeded,
+    /// A LimitRange refuses an object.
+    LimitRangeViolated,
+    /// An admission policy refuses an object.
+    PolicyDenied,
+    /// The Pod Security Standard of the namespace refuses a pod.
+    PodSecurityViolated,
+    /// An admission webhook refuses an object.
+    WebhookDenied,
+    /// An admission webhook does not answer.
+    WebhookFailed,
+    /// Pods are not created for another cause.
+    PodsNotCreated,
+    /// New pods are not ready in time.
+    RolloutFailed,
+    /// An object of that name belongs to another owner.
+    NameClash,
+    /// Objects of an earlier resource of this name are still being removed.
+    PreviousObjectsTerminating,
+    /// The API server refuses an object.
+    Refused,
+    /// The operator lacks a permission.
+    Forbidden,
+    /// `serve.httpRoute` is set and the cluster has no Gateway API.
+    GatewayApiMissing,
+    /// The namespace is being removed.
+    NamespaceTerminating,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Reason {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::from)
+    }
+}
