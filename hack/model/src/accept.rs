@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl Protocol {
-    /// What a client sends next, and where to.
+    /// The record that a client sends next, and its shard.
     fn next_of(&self, state: &State, client: u8) -> Option<(u8, usize)> {
         let of = &state.clients[usize::from(client)];
         let record = *self.config.clients[usize::from(client)].get(usize::from(of.done))?;
@@ -27,7 +27,7 @@ impl Protocol {
         uid
     }
 
-    /// Appends, and answers: in one step, unless losses are counted, for which the time in between matters.
+    /// Appends, and answers in the same step, unless losses are counted: then the time in between matters.
     pub(crate) fn send(&self, state: &mut State, client: u8) -> bool {
         let Some((record, shard)) = self.next_of(state, client) else { return false };
         let uid = self.append(state, record, shard);
@@ -57,7 +57,7 @@ impl Protocol {
         true
     }
 
-    /// The client does not get an answer, and will send again.
+    /// The client gets no answer, and sends again. `effect`: whether the append took effect.
     pub(crate) fn send_unknown(&self, state: &mut State, client: u8, effect: bool) -> bool {
         let Some((record, shard)) = self.next_of(state, client) else { return false };
         if effect {
@@ -69,7 +69,7 @@ impl Protocol {
         true
     }
 
-    /// The last record that was answered is sent again, and answered.
+    /// The client sends its last answered record again, and gets an answer.
     pub(crate) fn repeat(&self, state: &mut State, client: u8) -> bool {
         let of = &mut state.clients[usize::from(client)];
         if of.waits.is_some() || of.done == 0 {
@@ -85,7 +85,7 @@ impl Protocol {
         true
     }
 
-    /// What stands in Postgres once serve has noted its counts.
+    /// The counts in Postgres after serve notes its own: acknowledged and unknown.
     pub(crate) fn noted_next(&self, state: &State, shard: usize) -> (u8, u8) {
         let counts = &state.serve[shard];
         let now = (counts.acknowledged, counts.unknown);
@@ -93,7 +93,7 @@ impl Protocol {
         if again { now } else { state.postgres.shards[shard].appends }
     }
 
-    /// Notes the counts in Postgres, where they are others there.
+    /// Notes the counts in Postgres, where they differ. Returns whether one did.
     pub(crate) fn flush(&self, state: &mut State) -> bool {
         let mut flushed = false;
         for shard in 0..state.serve.len() {

@@ -1,4 +1,4 @@
-//! The properties: the design's invariants, on every state, and in the end.
+//! The properties: the design's invariants, in every state, and in final states.
 
 use stateright::Property;
 
@@ -14,22 +14,22 @@ pub const ONCE: &str = "a record id is applied at most once";
 pub const TOTALS: &str = "totals are the sum of the log";
 /// The order of processing.
 pub const ORDER: &str = "per destination, records are processed in the order of their arrival";
-/// What a sink's streams hold.
+/// The content of a sink's streams.
 pub const SINK: &str = "a sink has each number once, in order, and skips none but noted gaps";
-/// What a reader has seen.
+/// The ids that a reader has seen.
 pub const IDS: &str = "no id of a notification is given twice";
 /// Alerts.
 pub const ALERTS: &str = "an alert is exact by its version, and versions never fall";
 /// Nothing is lost.
-pub const KEPT: &str = "nothing acknowledged is gone as long as no server went back";
+pub const KEPT: &str = "nothing acknowledged is lost while no server was rewound";
 /// Acks.
 pub const ACKED: &str = "an entry is acknowledged only behind its commit";
-/// The least of a loss.
-pub const LEAST: &str = "what is reported as lost was lost";
-/// The most of a loss.
-pub const MOST: &str = "not more was lost than is reported at most";
-/// Where nothing happens by itself any more.
-pub const END: &str = "in the end all is applied and published, and the loss lies within what is reported";
+/// The lower bound of a loss.
+pub const LEAST: &str = "no more is reported as lost than was lost";
+/// The upper bound of a loss.
+pub const MOST: &str = "no more was lost than the reported upper bound";
+/// States in which nothing happens by itself any more.
+pub const END: &str = "in the end all is applied and published, and the loss lies within the reported bounds";
 
 /// All properties.
 pub(crate) fn properties() -> Vec<Property<Protocol>> {
@@ -41,7 +41,7 @@ pub(crate) fn properties() -> Vec<Property<Protocol>> {
         }),
         Property::always(ORDER, |_, state: &State| {
             let rising = |shard: &Shard| shard.log.is_sorted_by(|a, b| a.seq < b.seq && a.entry.uid < b.entry.uid);
-            // What Postgres lost may come back with a Redis that is rewound, behind what came after it.
+            // A rewound Redis may restore a record that Postgres lost, behind the records that came after it.
             let both = state.observer.rewound.0 > 0 && state.observer.rewound.1 > 0;
             both || state.postgres.shards.iter().all(rising)
         }),
@@ -61,7 +61,7 @@ pub(crate) fn properties() -> Vec<Property<Protocol>> {
             state.postgres.shards.iter().zip(&state.observer.worst).all(|(shard, worst)| shard.lost.0 <= *worst)
         }),
         Property::always(MOST, |model, state: &State| !state.observer.most_too_low && model.most_holds(state)),
-        Property::always(END, |model, state: &State| is_done(model, state) || model.goes_on(state)),
+        Property::always(END, |model, state: &State| is_done(model, state) || model.continues(state)),
     ]
 }
 
@@ -79,7 +79,8 @@ fn same(row: &Row, notice: &Notice) -> bool {
     (row.seq, row.entry.record, row.alert, row.before) == (notice.seq, notice.record, notice.alert, notice.before)
 }
 
-/// Whatever was seen stands so in the log, or is a gap; above the log's end a comparison is still to come.
+/// Each notification that a reader saw is in the log with the same content, or in a gap; above the log's end a
+/// comparison is still to come.
 fn ids_once(_: &Protocol, state: &State) -> bool {
     state.observer.blind
         || state.observer.seen.iter().all(|notice| {
@@ -109,7 +110,7 @@ fn each_once_in_order(_: &Protocol, state: &State) -> bool {
         })
 }
 
-/// Whether a commit has applied this append, by what Postgres has now.
+/// Whether a commit has applied this append, by the rows that Postgres holds now.
 fn is_applied(state: &State, uid: u8) -> bool {
     let here = |entry: &Entry| entry.uid == uid;
     state
@@ -119,23 +120,24 @@ fn is_applied(state: &State, uid: u8) -> bool {
         .any(|shard| shard.log.iter().any(|row| here(&row.entry)) || shard.noted.iter().any(|noted| here(&noted.entry)))
 }
 
-/// How many acknowledged appends neither server has, nor a rightful owner in flight; those that will be acknowledged,
-/// too, if wanted.
+/// Counts acknowledged appends that neither server holds, nor the current owner in flight. `waiting`: counts those whose
+/// answer is on its way, too.
 pub(crate) fn lost(state: &State, waiting: bool) -> u8 {
     let waits = state.clients.iter().filter_map(|client| client.waits).fold(0, |all, uid| all | 1 << uid);
     let acknowledged = state.observer.acknowledged | if waiting { waits } else { 0 };
     let queued = |uid: u8| state.redis.inputs.iter().flat_map(|input| &input.entries).any(|entry| entry.uid == uid);
-    let in_hand = |uid: u8| {
+    let in_flight = |uid: u8| {
         state.workers.iter().flat_map(|worker| worker.owns.iter().zip(&state.postgres.shards)).any(|(own, shard)| {
             let Some(own) = own.as_ref().filter(|own| own.fence == shard.fence) else { return false };
             match &own.stage {
-                Stage::Commit(hand, _) | Stage::Write(hand, ..) => hand.iter().any(|entry| entry.uid == uid),
+                Stage::Commit(batch, _) | Stage::Write(batch, ..) => batch.iter().any(|entry| entry.uid == uid),
                 _ => false,
             }
         })
     };
-    let gone = |uid: &u8| acknowledged & (1 << uid) != 0 && !is_applied(state, *uid) && !queued(*uid) && !in_hand(*uid);
-    (0..state.observer.appended).filter(gone).count() as u8
+    let missing =
+        |uid: &u8| acknowledged & (1 << uid) != 0 && !is_applied(state, *uid) && !queued(*uid) && !in_flight(*uid);
+    (0..state.observer.appended).filter(missing).count() as u8
 }
 
 fn is_done(model: &Protocol, state: &State) -> bool {
@@ -145,12 +147,12 @@ fn is_done(model: &Protocol, state: &State) -> bool {
     sent && drained && is_published(state) && is_bounded(model, state)
 }
 
-/// Every sink is at the end of the log. Where a server was rewound, one may be halted, and say so: its cursor is gone
-/// or of another start, or that of the stream it moves away from is.
+/// Every sink is at the end of the log. Where a server was rewound, a sink may have halted: its cursor is missing or of
+/// another generation, or that of the stream that it moves away from is.
 fn is_published(state: &State) -> bool {
     let rewound = state.observer.rewound != (0, 0);
     (0..).zip(&state.postgres.sinks).all(|(sink, row)| {
-        let cursor = cursor_of(state, Some((row.out, row.start)), sink).filter(|_| row.started);
+        let cursor = cursor_of(state, Some((row.out, row.generation)), sink).filter(|_| row.started);
         let at_end = |(shard, at): (&Shard, &u8)| shard.log.last().is_none_or(|last| last.seq <= *at);
         cursor.map_or(rewound, |cursor| state.postgres.shards.iter().zip(&cursor.at).all(at_end))
     })
@@ -161,7 +163,7 @@ fn is_bounded(model: &Protocol, state: &State) -> bool {
 }
 
 impl Protocol {
-    /// Keeps what an observer has to store of this state.
+    /// Stores the most that was lost at a time.
     pub(crate) fn observe(&self, state: &mut State) {
         if self.config.count {
             let lost = lost(state, false);

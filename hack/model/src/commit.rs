@@ -1,6 +1,6 @@
-//! One batch in one transaction: decide by what is stored, write.
+//! One batch in one transaction: decide by the stored rows, write.
 //!
-//! Must never look at an entry's `uid`: only the observer knows it.
+//! Must never decide by an entry's `uid`: only the observer may use it.
 
 use crate::{
     config::Guard,
@@ -10,14 +10,15 @@ use crate::{
 };
 
 impl Protocol {
-    /// Locks the shard's row, compares, reads what is stored, decides; and writes, unless that is a step of its own.
+    /// Locks the shard's row, compares, reads the stored rows, decides; and writes, unless that is a step of its own.
+    /// `None`: the worker has lost the shard.
     pub(crate) fn commit(
         &self,
         state: &mut State,
         worker: usize,
         shard: usize,
         own: &mut Own,
-        hand: Vec<Entry>,
+        batch: Vec<Entry>,
         next: Next,
     ) -> Option<bool> {
         if is_locked(state, shard) {
@@ -34,20 +35,20 @@ impl Protocol {
         if self.has(Guard::PolicyVersion) && state.postgres.shards[shard].version > version {
             return Some(false);
         }
-        let mut decisions = Vec::with_capacity(hand.len());
-        for (index, entry) in hand.iter().enumerate() {
-            let decision = self.judge(state, *entry, &hand[..index], &decisions);
+        let mut decisions = Vec::with_capacity(batch.len());
+        for (index, entry) in batch.iter().enumerate() {
+            let decision = self.decide(state, *entry, &batch[..index], &decisions);
             decisions.push(decision);
         }
         if self.config.split {
-            own.stage = Stage::Write(hand, next, decisions);
+            own.stage = Stage::Write(batch, next, decisions);
             return Some(true);
         }
-        self.write(state, worker, shard, own, &hand, next, &decisions)
+        self.write(state, worker, shard, own, &batch, next, &decisions)
     }
 
-    /// By what is stored, and by what was decided in this batch.
-    fn judge(&self, state: &State, entry: Entry, before: &[Entry], decisions: &[Decision]) -> Decision {
+    /// Decides an entry by the stored rows and by the earlier decisions of this batch.
+    fn decide(&self, state: &State, entry: Entry, before: &[Entry], decisions: &[Decision]) -> Decision {
         let id = |record: u8| self.config.records[usize::from(record)].id;
         let here = before.iter().zip(decisions).filter(|(_, decision)| **decision == Decision::New);
         let taken = self
@@ -67,7 +68,7 @@ impl Protocol {
         }
     }
 
-    /// The entry that a record's id is taken by.
+    /// The entry that holds a record's id.
     fn taken(&self, state: &State, record: u8) -> Option<Entry> {
         let id = |record: u8| self.config.records[usize::from(record)].id;
         let mut rows = state.postgres.shards.iter().flat_map(|shard| &shard.log);
@@ -81,21 +82,21 @@ impl Protocol {
         worker: usize,
         shard: usize,
         own: &mut Own,
-        hand: &[Entry],
+        batch: &[Entry],
         next: Next,
         decisions: &[Decision],
     ) -> Option<bool> {
         let new = |(entry, decision): &(&Entry, &Decision)| {
             **decision == Decision::New && self.taken(state, entry.record).is_some()
         };
-        if self.has(Guard::UniqueId) && hand.iter().zip(decisions).any(|pair| new(&pair)) {
-            // Another shard took an id in between: all is rolled back and decided again.
-            own.stage = Stage::Commit(hand.to_vec(), next);
+        if self.has(Guard::UniqueId) && batch.iter().zip(decisions).any(|pair| new(&pair)) {
+            // Another shard took an id in between: the worker rolls back and decides again.
+            own.stage = Stage::Commit(batch.to_vec(), next);
             return Some(true);
         }
         let Policy { version, threshold, .. } = state.workers[worker].policy;
         let row = &mut state.postgres.shards[shard];
-        for (entry, decision) in hand.iter().zip(decisions) {
+        for (entry, decision) in batch.iter().zip(decisions) {
             own.caught_up = *decision != Decision::Redelivered;
             state.observer.decided |= 1 << entry.uid;
             match decision {
@@ -113,14 +114,14 @@ impl Protocol {
             }
         }
         row.version = version;
-        if self.config.faults.postgres_back > 0 {
-            // Elsewhere the log tells the same.
+        if self.config.faults.postgres_rewind > 0 {
+            // Without rewinds of Postgres the log holds the same rows.
             let from = own.recent.last().map_or(own.numbers[0], |last| last.seq);
             own.recent.extend(row.log.iter().filter(|row| row.seq > from));
         }
         own.numbers = row.numbers();
         own.stage = match next {
-            _ if self.has(Guard::AckAfterCommit) => Stage::Ack(hand.to_vec(), next),
+            _ if self.has(Guard::AckAfterCommit) => Stage::Ack(batch.to_vec(), next),
             Next::Claim(above) => Stage::Claim(above),
             Next::Read => Stage::Read,
         };

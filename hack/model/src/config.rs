@@ -1,4 +1,4 @@
-//! What is checked: how many of everything, which faults how often, which guards are active.
+//! The size of a model: how many of everything, which faults how often, which guards are active.
 
 /// A rule that holds the protocol together. Each can be taken out; a test shows what breaks then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,48 +14,49 @@ pub enum Guard {
     RaiseEpoch,
     /// A fence is (epoch, token), not the epoch alone.
     Token,
-    /// Whoever had to raise the fence beside the stream takes pending entries over again.
+    /// An owner that raised the fence beside the stream reclaims pending entries again.
     ReclaimAgain,
     /// A commit below its shard's policy version is refused.
     PolicyVersion,
-    /// A script appends and moves the cursor only if it stands where the publisher thinks.
+    /// A script appends and moves the cursor only if the cursor is where the publisher read it.
     CompareInAppend,
-    /// Entries are acknowledged behind the commit, not before it.
+    /// An owner acknowledges entries after the commit, not before it.
     AckAfterCommit,
-    /// Pending entries are taken over before new ones are read.
+    /// An owner reclaims pending entries before it reads new ones.
     PendingFirst,
-    /// A record id is unique over all shards, by an index, whatever was seen before the write.
+    /// A record id is unique over all shards, by an index, whatever a transaction read before it writes.
     UniqueId,
-    /// Before its first commit an owner compares the log with what Redis holds, and continues above it.
+    /// Before its first commit an owner compares the log with the state of Redis, and continues above it.
     CompareLog,
-    /// The highest committed number is kept beside the input stream, and is part of that comparison.
-    Mark,
+    /// The watermarks are kept beside the input stream, and are part of that comparison.
+    Watermark,
     /// The cursors are part of that comparison.
     CompareCursors,
-    /// No publisher publishes above the mark.
-    BelowMark,
-    /// A commit on another start of Postgres than the one that was compared with is refused.
+    /// No publisher publishes above the watermark.
+    BelowWatermark,
+    /// Postgres refuses a commit on another start of Postgres than the compared one.
     CompareAgain,
     /// Publishers lose the rows in their memory when their owner prepares again.
     EmptyPublishers,
-    /// A mark that Redis lost is set again once nothing is pending.
-    RestoreMark,
-    /// An owner finds a Redis that was rewound by its mark, below the one that the owner knows, or by an ack of something
-    /// that is not pending; and prepares again.
-    NoticeRedisBack,
-    /// What a worker holds of the policy is read again with the comparison, not only when its number changed.
+    /// An owner sets watermarks that Redis lost again once nothing is pending.
+    RestoreWatermark,
+    /// An owner detects a rewound Redis by a watermark below its own, or by an ack of an entry that is not pending; and
+    /// prepares again.
+    NoticeRedisRewind,
+    /// A worker reads its policy again with the comparison, not only when the version changed.
     ReadPolicyAgain,
-    /// A sink that is moved again continues from the stream it was started on, not from the one it came from before.
+    /// A sink that moves again continues from the stream on which it was started, not from the one before that.
     MoveFromStarted,
-    /// A cursor of a newer start of a sink is never replaced by that of an older one.
-    NewerStart,
-    /// Appends are counted as unknown before they are sent.
+    /// A cursor of a newer generation of a sink is never replaced by that of an older one.
+    NewerGeneration,
+    /// Serve counts appends as unknown before it sends them.
     CountBeforeSending,
-    /// Losses are counted with nothing in flight.
-    CountEmptyHanded,
-    /// What came back with Redis counts as applied for the most that was lost, until it is known not to be.
+    /// An owner counts losses with nothing in flight.
+    CountBetweenBatches,
+    /// Entries that came back with Redis count as applied for the upper bound of a loss, until an owner finds one that
+    /// is not.
     CountUnapplied,
-    /// Serve notes its counts again, though they did not change, where Postgres has other ones.
+    /// Serve notes unchanged counts again where Postgres holds other ones.
     FlushAgain,
 }
 
@@ -73,18 +74,18 @@ pub const GUARDS: [Guard; 26] = [
     Guard::PendingFirst,
     Guard::UniqueId,
     Guard::CompareLog,
-    Guard::Mark,
+    Guard::Watermark,
     Guard::CompareCursors,
-    Guard::BelowMark,
+    Guard::BelowWatermark,
     Guard::CompareAgain,
     Guard::EmptyPublishers,
-    Guard::RestoreMark,
-    Guard::NoticeRedisBack,
+    Guard::RestoreWatermark,
+    Guard::NoticeRedisRewind,
     Guard::ReadPolicyAgain,
     Guard::MoveFromStarted,
-    Guard::NewerStart,
+    Guard::NewerGeneration,
     Guard::CountBeforeSending,
-    Guard::CountEmptyHanded,
+    Guard::CountBetweenBatches,
     Guard::CountUnapplied,
     Guard::FlushAgain,
 ];
@@ -113,39 +114,39 @@ impl Guards {
 /// How often each fault may happen, at any moment; and what else comes from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Faults {
-    /// A worker dies and starts again: its memory is gone.
+    /// A worker dies and starts again: its memory is lost.
     pub crash: u8,
-    /// A lease runs out while its owner continues, or is paused: it learns of it only by what it does next.
+    /// A lease runs out while its owner continues, or is paused: only its next step shows it to the owner.
     pub expire: u8,
-    /// Redis comes back without its last writes.
-    pub redis_back: u8,
-    /// Postgres comes back in an older state.
-    pub postgres_back: u8,
-    /// A request's outcome is unknown to its client, which sends again; it took effect or not.
+    /// Redis loses its last writes.
+    pub redis_rewind: u8,
+    /// Postgres is restored to an older state.
+    pub postgres_rewind: u8,
+    /// The outcome of a request is unknown to its client, which sends again; the request took effect or not.
     pub unknown: u8,
-    /// A client repeats a request that was answered.
+    /// A client repeats an answered request.
     pub repeat: u8,
     /// A commit, an ack or an append took effect, but its answer was lost.
     pub answer_lost: u8,
     /// A policy is registered.
     pub policy: u8,
-    /// The sink is given another stream.
+    /// The first sink is given another stream.
     pub retarget: u8,
     /// Another sink is started.
     pub start: u8,
-    /// Most of all these together in one run; 0: no bound.
+    /// Most faults of all kinds in one run; 0: no bound.
     pub together: u8,
 }
 
 impl Faults {
-    /// Each of them once, but no more than so many in one run.
+    /// Each fault once, but at most `together` in one run.
     #[must_use]
     pub const fn any(together: u8) -> Self {
         Self {
             crash: 1,
             expire: 1,
-            redis_back: 1,
-            postgres_back: 1,
+            redis_rewind: 1,
+            postgres_rewind: 1,
             unknown: 1,
             repeat: 1,
             answer_lost: 1,
@@ -157,10 +158,10 @@ impl Faults {
     }
 }
 
-/// What a client can send.
+/// A record that a client can send.
 #[derive(Debug, Clone, Copy)]
 pub struct Record {
-    /// Its id; the content is which of the records it is.
+    /// Its id; its content follows from its place in [`Config::records`].
     pub id: u8,
     /// The shard of its destination; each has one destination.
     pub shard: u8,
@@ -171,18 +172,18 @@ pub struct Record {
 /// The size of a model.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Workers, alike.
+    /// How many workers; all are alike.
     pub workers: u8,
-    /// Shards.
+    /// How many shards.
     pub shards: u8,
     /// All records.
     pub records: Vec<Record>,
-    /// What each client sends, in this order, each record behind the answer to the one before.
+    /// The records of each client, in this order; it sends each after the answer to the one before.
     pub clients: Vec<Vec<u8>>,
     /// Most entries of a batch.
     pub batch: usize,
-    /// Whether a transaction is two steps, what it reads and what it writes. Its shard's row is locked in between, so
-    /// that only other shards can tell.
+    /// Whether a transaction is two steps, its reads and its writes. It locks its shard's row in between, so that only
+    /// other shards can act.
     pub split: bool,
     /// Whether losses are counted.
     pub count: bool,

@@ -1,7 +1,7 @@
-//! How losses are found: by the owner, between two batches, in three steps whose order matters.
+//! How an owner counts losses: between two batches, in three steps whose order matters.
 //!
-//! First what was acknowledged and what is applied, then what is present, then what was appended by then: so nothing
-//! that moves on in between is missing in the least, or counted twice in the most.
+//! First acknowledged and applied entries, then present ones, then all appends up to then: so an entry that moves in
+//! between is neither missing in the lower bound nor counted twice in the upper one.
 
 use crate::{
     check::lost,
@@ -24,8 +24,8 @@ impl Protocol {
         if row.lost == report {
             return false;
         }
-        if !self.has(Guard::CountEmptyHanded) {
-            // As anybody would who does not know what the owner has in flight.
+        if !self.has(Guard::CountBetweenBatches) {
+            // Without regard to the owner's entries in flight.
             state.postgres.shards[shard].lost = report;
             return true;
         }
@@ -34,7 +34,7 @@ impl Protocol {
         true
     }
 
-    /// Whether the most would hold if an owner counted now, at once.
+    /// Whether the upper bound holds if an owner counts now, at once.
     pub(crate) fn most_holds(&self, state: &State) -> bool {
         let boot = state.observer.rewound.1;
         state.workers.iter().filter_map(|worker| worker.owns[0].as_ref()).all(|own| {
@@ -48,19 +48,19 @@ impl Protocol {
         })
     }
 
-    /// Entries in the stream that no commit has applied, as far as the owner can know: after a Redis that was rewound the
-    /// first ones may be applied ones.
+    /// Entries in the stream that surely no commit has applied: after a rewind of Redis the first ones may be applied
+    /// ones.
     fn surely_unapplied(&self, own: &Own, present: u8) -> u8 {
         if own.caught_up || !self.has(Guard::CountUnapplied) { present } else { 0 }
     }
 
-    /// By what serve notes behind the look: everything that was sent by then.
+    /// The upper bound, by the counts that serve notes after the look: all appends up to then.
     fn most(&self, state: &State, shard: usize, accounted: u8) -> u8 {
         let (acknowledged, unknown) = self.noted_next(state, shard);
         (acknowledged + unknown).saturating_sub(accounted)
     }
 
-    /// What is present: one script.
+    /// Counts the present entries: one script.
     pub(crate) fn look(
         &self,
         state: &mut State,
@@ -81,7 +81,7 @@ impl Protocol {
         Some(true)
     }
 
-    /// Writes the report, under the fence, once every serve process has noted its counts behind the look.
+    /// Writes the report, under the fence, once every serve process has noted its counts after the look.
     pub(crate) fn report(
         &self,
         state: &mut State,

@@ -1,4 +1,4 @@
-//! What goes wrong. A fault takes no account of anybody.
+//! Faults. Each happens regardless of the state of others.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl Protocol {
-    /// A worker starts again: its memory is gone, and its leases run out.
+    /// A worker starts again: its memory is lost, and its leases run out.
     pub(crate) fn crash(&self, state: &mut State, worker: u8) -> bool {
         let newest = newest(state);
         let moving = self.config.faults.retarget + self.config.faults.start > 0;
@@ -29,14 +29,16 @@ impl Protocol {
         !std::mem::replace(&mut row.free, true)
     }
 
+    /// From here on Redis may lose writes.
     pub(crate) fn sync(&self, state: &mut State) -> bool {
         state.synced = Some(Arc::new(state.redis.clone()));
-        state.observer.synced_wounded = state.observer.wounded.contains(&true);
+        state.observer.synced_unreconciled = state.observer.unreconciled.contains(&true);
         true
     }
 
-    /// Stream, group, fence and mark of a shard are rewound together, and so do a sink's stream and cursor.
-    pub(crate) fn redis_back(&self, state: &mut State, part: u8) -> bool {
+    /// Redis is rewound: stream, group, fence and watermarks of a shard together, and a sink's stream and cursor
+    /// together. `part`: 0 all of it, 1 the input streams, 2 the sinks' streams.
+    pub(crate) fn redis_rewind(&self, state: &mut State, part: u8) -> bool {
         let Some(then) = state.synced.take().map(Arc::unwrap_or_clone) else { return false };
         if part != 2 {
             state.redis.inputs = then.inputs;
@@ -45,46 +47,49 @@ impl Protocol {
             state.redis.outs = then.outs;
         }
         state.observer.rewound.0 += 1;
-        let unmended = std::mem::take(&mut state.observer.synced_wounded);
-        wound(state, unmended);
+        let unreconciled = std::mem::take(&mut state.observer.synced_unreconciled);
+        note_rewind(state, unreconciled);
         true
     }
 
+    /// Postgres may be rewound to this state.
     pub(crate) fn backup(&self, state: &mut State) -> bool {
         state.backup = Some(Arc::new(state.postgres.clone()));
         true
     }
 
-    /// Open transactions are gone; whoever had one tries again, with the same batch in flight.
-    pub(crate) fn postgres_back(&self, state: &mut State) -> bool {
+    /// Open transactions are lost; their owners try again, with the same batch in flight.
+    pub(crate) fn postgres_rewind(&self, state: &mut State) -> bool {
         let Some(then) = state.backup.take().map(Arc::unwrap_or_clone) else { return false };
         state.postgres = then;
         for own in state.workers.iter_mut().flat_map(|worker| worker.owns.iter_mut().flatten()) {
-            if let Stage::Write(hand, next, _) = &own.stage {
-                own.stage = Stage::Commit(hand.clone(), *next);
+            if let Stage::Write(batch, next, _) = &own.stage {
+                own.stage = Stage::Commit(batch.clone(), *next);
             }
         }
         state.observer.rewound.1 += 1;
-        state.observer.synced_wounded = state.synced.is_some();
-        wound(state, false);
+        state.observer.synced_unreconciled = state.synced.is_some();
+        note_rewind(state, false);
         true
     }
 }
 
-/// One server that is rewound is fixed from what the other holds. Where the other is rewound, too, before an owner
-/// could do that, or Redis to what it was before that, nobody may hold what a reader has seen, or somebody may hold
-/// what nobody holds: there the protocol's promise about ids ends.
-fn wound(state: &mut State, unmended: bool) {
-    let remembered = |shard: usize| {
+/// Notes that no owner has compared since a rewind, and whether the protocol's promise about ids ends here.
+///
+/// An owner restores one rewound server from the other. Where the other is rewound, too, before an owner could do that,
+/// or Redis to a state from before that, possibly no server holds the numbers that a reader has seen, or an owner holds
+/// numbers that no server holds: the promise ends.
+fn note_rewind(state: &mut State, unreconciled: bool) {
+    let highest = |shard: usize| {
         let cursors = state.redis.outs.iter().filter_map(|out| Some(out.cursor.as_ref()?.at[shard]));
-        cursors.chain([state.postgres.shards[shard].top, state.redis.inputs[shard].marks[0]]).max()
+        cursors.chain([state.postgres.shards[shard].top, state.redis.inputs[shard].watermarks[0]]).max()
     };
-    let forgotten = |notice: &Notice| Some(notice.seq) > remembered(usize::from(notice.shard));
+    let lost = |notice: &Notice| Some(notice.seq) > highest(usize::from(notice.shard));
     let held = |worker: &Worker| worker.owns.iter().any(Option::is_some);
     let observer = &state.observer;
     let both = observer.rewound.0 > 0 && observer.rewound.1 > 0;
-    let unmended = unmended || observer.wounded.contains(&true);
-    let blind = both && unmended && (observer.seen.iter().any(forgotten) || state.workers.iter().any(held));
+    let unreconciled = unreconciled || observer.unreconciled.contains(&true);
+    let blind = both && unreconciled && (observer.seen.iter().any(lost) || state.workers.iter().any(held));
     state.observer.blind |= blind;
-    state.observer.wounded.fill(true);
+    state.observer.unreconciled.fill(true);
 }

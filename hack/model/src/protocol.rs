@@ -24,23 +24,23 @@ pub enum Action {
     Flush,
     /// A worker takes a free shard.
     Take(u8, u8),
-    /// An owner does what its stage says: one script or one transaction.
+    /// An owner does the step of its stage: one script or one transaction.
     Work(u8, u8),
-    /// An owner counts what was lost.
+    /// An owner counts losses.
     Count(u8, u8),
-    /// An owner finds at a renewal that the shard is not its own any more.
+    /// An owner finds at a renewal that it has lost the shard.
     Drop(u8, u8),
     /// A worker reads the newest policy.
     Follow(u8),
-    /// A publisher looks where the cursor stands, and what comes behind it.
+    /// A publisher reads the cursor, and the row behind it.
     Fetch(u8, u8, u8),
-    /// A publisher appends what it fetched.
+    /// A publisher appends the row that it fetched.
     Publish(u8, u8, u8),
     /// A worker looks at the sinks, or continues with the start of one.
-    Keep(u8),
+    ReconcileSinks(u8),
     /// Fault: a request's outcome is unknown; it took effect (true) or not.
     Unknown(u8, bool),
-    /// Fault: a client repeats what was answered.
+    /// Fault: a client repeats an answered request.
     Repeat(u8),
     /// Fault: a worker starts again.
     Crash(u8),
@@ -50,19 +50,19 @@ pub enum Action {
     WorkUnanswered(u8, u8, bool),
     /// Fault: as `Publish`, but the publisher does not get the answer.
     PublishUnanswered(u8, u8, u8),
-    /// From here on Redis may lose what comes.
+    /// From here on Redis may lose writes.
     Sync,
-    /// Fault: Redis lost what came since: all of it (0), that of the input streams (1), or of the sinks' streams (2).
-    RedisBack(u8),
-    /// To here Postgres may be rewound.
+    /// Fault: Redis lost its writes since then: all (0), those of the input streams (1), or of the sinks' streams (2).
+    RedisRewind(u8),
+    /// Postgres may be rewound to this state.
     Backup,
     /// Fault: Postgres was rewound.
-    PostgresBack,
+    PostgresRewind,
     /// A policy is registered.
     Register,
     /// The first sink is given another stream.
     Retarget,
-    /// Another sink is started, from what there is now.
+    /// Another sink is started, from the current end of the log.
     Start,
 }
 
@@ -91,15 +91,15 @@ impl Protocol {
             if self.config.faults.together > 0 {
                 left.together -= 1;
                 if left.together == 0 {
-                    // One form for all states in which nothing can go wrong any more.
+                    // One form for all states in which no fault is left.
                     *left = Faults::default();
                 }
             }
-            if left.redis_back == 0 && !matches!(action, Action::RedisBack(_)) {
+            if left.redis_rewind == 0 && !matches!(action, Action::RedisRewind(_)) {
                 state.synced = None;
-                state.observer.synced_wounded = false;
+                state.observer.synced_unreconciled = false;
             }
-            if left.postgres_back == 0 && action != Action::PostgresBack {
+            if left.postgres_rewind == 0 && action != Action::PostgresRewind {
                 state.backup = None;
             }
         }
@@ -114,7 +114,7 @@ impl Protocol {
             Action::Follow(worker) => self.follow(state, worker),
             Action::Fetch(worker, shard, sink) => self.fetch(state, worker, shard, sink),
             Action::Publish(worker, shard, sink) => self.publish(state, worker, shard, sink, true),
-            Action::Keep(worker) => self.keep(state, worker),
+            Action::ReconcileSinks(worker) => self.reconcile_sinks(state, worker),
             Action::Unknown(client, effect) => self.send_unknown(state, client, effect),
             Action::Repeat(client) => self.repeat(state, client),
             Action::Crash(worker) => self.crash(state, worker),
@@ -122,18 +122,18 @@ impl Protocol {
             Action::WorkUnanswered(worker, shard, effect) => self.work_unanswered(state, worker, shard, effect),
             Action::PublishUnanswered(worker, shard, sink) => self.publish(state, worker, shard, sink, false),
             Action::Sync => self.sync(state),
-            Action::RedisBack(part) => self.redis_back(state, part),
+            Action::RedisRewind(part) => self.redis_rewind(state, part),
             Action::Backup => self.backup(state),
-            Action::PostgresBack => self.postgres_back(state),
+            Action::PostgresRewind => self.postgres_rewind(state),
             Action::Register => self.register(state),
             Action::Retarget => self.retarget(state),
             Action::Start => self.start(state),
         }
     }
 
-    /// Steps that come by themselves.
+    /// Actions that are no faults.
     fn steps(&self, state: &State, actions: &mut Vec<Action>) {
-        // What cannot be done is left out where that is quickly seen: each action costs a copy of the state.
+        // Each action costs a copy of the state: impossible ones are left out where that is cheap to find.
         for ((client, of), all) in (0..).zip(&state.clients).zip(&self.config.clients) {
             if of.waits.is_some() {
                 actions.push(Action::Answered(client));
@@ -158,7 +158,7 @@ impl Protocol {
                 if !self.is_owner(state, usize::from(shard), own.fence) {
                     actions.push(Action::Drop(worker, shard));
                 }
-                let between = own.stage == Stage::Read || !self.has(Guard::CountEmptyHanded);
+                let between = own.stage == Stage::Read || !self.has(Guard::CountBetweenBatches);
                 if self.config.count && between {
                     actions.push(Action::Count(worker, shard));
                 }
@@ -174,7 +174,7 @@ impl Protocol {
                 actions.push(Action::Follow(worker));
             }
             if self.config.faults.retarget + self.config.faults.start > 0 {
-                actions.push(Action::Keep(worker));
+                actions.push(Action::ReconcileSinks(worker));
             }
         }
     }
@@ -205,15 +205,15 @@ impl Protocol {
             let held = (0..).zip(&state.postgres.shards).filter(|(_, shard)| !shard.free);
             actions.extend(held.map(|(shard, _)| Action::Expire(shard)));
         }
-        if left.redis_back > 0 {
+        if left.redis_rewind > 0 {
             match state.synced {
                 None => actions.push(Action::Sync),
-                Some(_) if self.config.parts => actions.extend([0, 1, 2].map(Action::RedisBack)),
-                Some(_) => actions.push(Action::RedisBack(0)),
+                Some(_) if self.config.parts => actions.extend([0, 1, 2].map(Action::RedisRewind)),
+                Some(_) => actions.push(Action::RedisRewind(0)),
             }
         }
-        if left.postgres_back > 0 {
-            actions.push(if state.backup.is_none() { Action::Backup } else { Action::PostgresBack });
+        if left.postgres_rewind > 0 {
+            actions.push(if state.backup.is_none() { Action::Backup } else { Action::PostgresRewind });
         }
         for (left, action) in
             [(left.policy, Action::Register), (left.retarget, Action::Retarget), (left.start, Action::Start)]
@@ -225,7 +225,7 @@ impl Protocol {
     }
 
     /// Whether anything happens by itself from here on.
-    pub(crate) fn goes_on(&self, state: &State) -> bool {
+    pub(crate) fn continues(&self, state: &State) -> bool {
         let mut actions = Vec::new();
         self.steps(state, &mut actions);
         actions.into_iter().any(|action| self.next_state(state, action).is_some())
@@ -240,8 +240,8 @@ impl Model for Protocol {
         let Config { workers, shards, .. } = self.config;
         let each = usize::from(shards);
         let zeros = vec![0; each];
-        let sink = SinkRow { out: 0, start: 0, started: true, old: None, placed: true, after: zeros.clone() };
-        let cursor = Cursor { sink: 0, start: 0, retired: false, at: zeros.clone() };
+        let sink = SinkRow { out: 0, generation: 0, started: true, old: None, placed: true, after: zeros.clone() };
+        let cursor = Cursor { sink: 0, generation: 0, retired: false, at: zeros.clone() };
         let worker = Worker {
             policy: Policy { version: 1, threshold: THRESHOLDS[0], boot: 0 },
             owns: vec![None; each],
@@ -263,7 +263,7 @@ impl Model for Protocol {
             clients: vec![Client::default(); self.config.clients.len()],
             serve: vec![Counts::default(); each],
             left: self.config.faults,
-            observer: Observer { worst: zeros, wounded: vec![false; each], ..Observer::default() },
+            observer: Observer { worst: zeros, unreconciled: vec![false; each], ..Observer::default() },
         }]
     }
 
@@ -287,7 +287,7 @@ impl Model for Protocol {
     }
 }
 
-/// How often the fault of an action may still happen; none where it is no fault.
+/// How often the fault of an action may still happen; `None`: the action is no fault.
 fn left_of(left: &mut Faults, action: Action) -> Option<&mut u8> {
     Some(match action {
         Action::Unknown(..) => &mut left.unknown,
@@ -295,8 +295,8 @@ fn left_of(left: &mut Faults, action: Action) -> Option<&mut u8> {
         Action::Crash(_) => &mut left.crash,
         Action::Expire(_) => &mut left.expire,
         Action::WorkUnanswered(..) | Action::PublishUnanswered(..) => &mut left.answer_lost,
-        Action::RedisBack(_) => &mut left.redis_back,
-        Action::PostgresBack => &mut left.postgres_back,
+        Action::RedisRewind(_) => &mut left.redis_rewind,
+        Action::PostgresRewind => &mut left.postgres_rewind,
         Action::Register => &mut left.policy,
         Action::Retarget => &mut left.retarget,
         Action::Start => &mut left.start,
@@ -304,8 +304,7 @@ fn left_of(left: &mut Faults, action: Action) -> Option<&mut u8> {
     })
 }
 
-/// One form for states that differ by nothing but names: workers are alike, and of tokens only their being equal
-/// counts.
+/// One form for states that differ by nothing but names: workers are alike, and only equality of tokens counts.
 fn normalise(state: &mut State) {
     state.workers.sort_unstable();
     let mut names: Vec<u8> = vec![0];
@@ -318,7 +317,7 @@ fn normalise(state: &mut State) {
         rename(state, |token| names.iter().position(|name| *name == token).unwrap_or_default() as u8);
         state.workers.sort_unstable();
     }
-    // An owner that is no more: its lease runs out, sooner or later.
+    // The lease of an owner that exists no more runs out at some time.
     for (index, shard) in state.postgres.shards.iter_mut().enumerate() {
         let held = |own: &Own| own.fence == shard.fence;
         if !state.workers.iter().any(|worker| worker.owns[index].as_ref().is_some_and(held)) {

@@ -1,4 +1,4 @@
-//! Publishers: fetch what comes behind the cursor, append it.
+//! Publishers: fetch the row behind the cursor, append it.
 
 use crate::{
     config::Guard,
@@ -7,21 +7,21 @@ use crate::{
 };
 
 impl Protocol {
-    /// Reads the cursor and the next row behind it, from memory where it is there, else from the log. What was fetched
-    /// may be held for long before it is appended.
+    /// Reads the cursor and the next row behind it, from memory where it is there, else from the log. The publisher may
+    /// hold it for long before it appends it.
     pub(crate) fn fetch(&self, state: &mut State, worker: u8, shard: u8, sink: u8) -> bool {
         let next = self.next_notice(state, &state.workers[usize::from(worker)], shard, sink);
         self.publisher(state, worker, shard, sink, next);
         next.is_some()
     }
 
-    /// Where the cursor stands, and what comes behind it.
+    /// The position of the cursor, and the notification of the next row behind it.
     pub(crate) fn next_notice(&self, state: &State, it: &Worker, shard: u8, sink: u8) -> Option<(u8, Notice)> {
         let own = it.owns[usize::from(shard)].as_ref()?;
-        let mark = own.marks?;
+        let watermarks = own.watermarks?;
         let cursor = cursor_of(state, it.active[usize::from(sink)], sink)?;
         let at = cursor.at[usize::from(shard)];
-        let below = |row: &&Row| row.seq > at && (row.seq <= mark[0] || !self.has(Guard::BelowMark));
+        let below = |row: &&Row| row.seq > at && (row.seq <= watermarks[0] || !self.has(Guard::BelowWatermark));
         let log = &state.postgres.shards[usize::from(shard)].log;
         let from_memory = own.recent.first().is_some_and(|first| first.seq <= at + 1);
         let row = if from_memory { own.recent.iter().find(below) } else { log.iter().find(below) };
@@ -30,7 +30,7 @@ impl Protocol {
         })
     }
 
-    /// One script: appends and moves the cursor, only if it stands where it was found.
+    /// One script: appends and moves the cursor, only if the cursor is where the publisher read it.
     pub(crate) fn publish(&self, state: &mut State, worker: u8, shard: u8, sink: u8, answered: bool) -> bool {
         let it = &state.workers[usize::from(worker)];
         let own: Option<&Own> = it.owns[usize::from(shard)].as_ref();
@@ -40,9 +40,9 @@ impl Protocol {
             self.publisher(state, worker, shard, sink, None);
         }
         let compare = self.has(Guard::CompareInAppend);
-        let stands =
+        let unmoved =
             cursor_of(state, target, sink).is_some_and(|cursor| cursor.at[usize::from(shard)] == at || !compare);
-        let Some((out, _)) = target.filter(|_| stands) else { return answered };
+        let Some((out, _)) = target.filter(|_| unmoved) else { return answered };
         let out = &mut state.redis.outs[usize::from(out)];
         if let Some(cursor) = &mut out.cursor {
             cursor.at[usize::from(shard)] = notice.seq;
@@ -61,9 +61,9 @@ impl Protocol {
     }
 }
 
-/// The cursor of a sink's start; none where it is gone, retired, or of another start.
+/// The cursor of a sink's generation; `None`: it is missing, retired, or of another generation.
 pub(crate) fn cursor_of(state: &State, target: Option<(u8, u8)>, sink: u8) -> Option<&Cursor> {
-    let (out, start) = target?;
+    let (out, generation) = target?;
     let cursor = state.redis.outs[usize::from(out)].cursor.as_ref()?;
-    (cursor.sink == sink && cursor.start == start && !cursor.retired).then_some(cursor)
+    (cursor.sink == sink && cursor.generation == generation && !cursor.retired).then_some(cursor)
 }

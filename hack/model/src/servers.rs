@@ -1,20 +1,20 @@
-//! What stands in the two servers. Postgres is rewound as a whole; Redis as a whole, or in parts.
+//! The state of the two servers. Postgres is rewound as a whole; Redis as a whole, or in parts.
 
-/// What an owner shows. Tokens are random: a new one equals no other.
+/// The fence of an owner. Tokens are random: a new one equals no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Fence {
     /// Rises with every owner, as far as the servers hold it.
     pub epoch: u8,
-    /// Tells two owners of the same epoch apart.
+    /// Distinguishes two owners of the same epoch.
     pub token: u8,
 }
 
 /// An entry of an input stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Entry {
-    /// Its stream id: may come again after a Redis that was rewound.
+    /// Its stream id: may come again after a rewind of Redis.
     pub sid: u8,
-    /// Which append it was, of all times. Known to the observer only; no step may look at it.
+    /// The number of its append over the whole run. For the observer only; no step may look at it.
     pub uid: u8,
     /// Which record.
     pub record: u8,
@@ -27,11 +27,11 @@ pub struct Row {
     pub seq: u8,
     /// The entry it came in.
     pub entry: Entry,
-    /// By which policy.
+    /// The policy version that decided it.
     pub version: u8,
     /// Whether its value was above the threshold.
     pub alert: bool,
-    /// Total before it.
+    /// The total before it.
     pub before: u8,
 }
 
@@ -47,11 +47,11 @@ pub struct Noted {
 /// A shard in Postgres.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Shard {
-    /// Nobody owns it, or the lease ran out.
+    /// No worker owns it, or the lease ran out.
     pub free: bool,
     /// Of the last owner.
     pub fence: Fence,
-    /// The policy that it is at.
+    /// The policy version that it runs.
     pub version: u8,
     /// The highest number given.
     pub top: u8,
@@ -63,9 +63,9 @@ pub struct Shard {
     pub gaps: Vec<(u8, u8)>,
     /// The running total.
     pub total: u8,
-    /// What serve noted: acknowledged and unknown appends.
+    /// The counts that serve noted: acknowledged and unknown appends.
     pub appends: (u8, u8),
-    /// Reported: at least and at most so many acknowledged appends were lost.
+    /// The reported bounds of a loss: at least and at most so many acknowledged appends.
     pub lost: (u8, u8),
 }
 
@@ -76,7 +76,7 @@ impl Shard {
         (self.log.len() + self.noted.len()) as u8
     }
 
-    /// The highest numbers: of records, and of what is only noted.
+    /// The highest numbers: of records, and of duplicates and conflicts.
     #[must_use]
     pub fn numbers(&self) -> [u8; 2] {
         [self.top, self.noted.len() as u8]
@@ -88,19 +88,19 @@ impl Shard {
 pub struct SinkRow {
     /// Which stream.
     pub out: u8,
-    /// Which start of it: rises.
-    pub start: u8,
+    /// Its generation: rises.
+    pub generation: u8,
     /// Whether its cursor was made.
     pub started: bool,
-    /// The stream, and the start there, that it moves away from.
+    /// The stream that it moves away from, and the generation there.
     pub old: Option<(u8, u8)>,
-    /// Where each shard's part of this start begins is known: the old cursor is retired, or there was none.
+    /// Whether `after` holds: the old cursor is retired, or there was none.
     pub placed: bool,
-    /// Where each shard's part begins.
+    /// By shard: the number behind which this generation begins.
     pub after: Vec<u8>,
 }
 
-/// Postgres: is rewound as a whole.
+/// Postgres.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Postgres {
     /// The shards.
@@ -111,7 +111,7 @@ pub struct Postgres {
     pub sinks: Vec<SinkRow>,
 }
 
-/// An input stream, its group, and what is beside it.
+/// An input stream, its group, and the values beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Input {
     /// The last stream id given.
@@ -120,12 +120,12 @@ pub struct Input {
     pub entries: Vec<Entry>,
     /// The group's last delivered id.
     pub delivered: u8,
-    /// Delivered, not acknowledged. To whom has no part in it: all are taken over.
+    /// Delivered and not acknowledged. The consumer has no part in it: an owner reclaims all.
     pub pending: Vec<u8>,
     /// The fence.
     pub fence: Fence,
-    /// The mark: the highest committed numbers that an ack came with.
-    pub marks: [u8; 2],
+    /// The watermarks: the highest committed numbers that an ack carried.
+    pub watermarks: [u8; 2],
 }
 
 /// A notification: `<shard>-<seq>` and its content.
@@ -146,22 +146,22 @@ pub struct Notice {
 /// A sink's cursor.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Cursor {
-    /// Whose.
+    /// Its sink.
     pub sink: u8,
-    /// Of which start.
-    pub start: u8,
+    /// Its generation.
+    pub generation: u8,
     /// No publisher moves it any more.
     pub retired: bool,
-    /// Where each shard stands.
+    /// By shard: the number of the last row that was appended.
     pub at: Vec<u8>,
 }
 
 /// An output stream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Out {
-    /// Beside the stream.
+    /// The cursor beside the stream.
     pub cursor: Option<Cursor>,
-    /// What was appended, by which sink.
+    /// The appended notifications, each with its sink.
     pub notices: Vec<(u8, Notice)>,
 }
 

@@ -1,5 +1,5 @@
-//! Starting a sink and moving it to another stream: every step is written to Postgres first and can be done again, by
-//! any worker, also by one that was paused since it read the row.
+//! Starting a sink and moving it to another stream: a worker writes every step to Postgres first, and any worker can
+//! repeat it, also one that was paused since it read the row.
 
 use crate::{
     config::{Guard, THRESHOLDS},
@@ -8,7 +8,7 @@ use crate::{
     state::{Cursor, Plan, PlanStep, SinkRow, State},
 };
 
-/// Streams: of the first sink, of the first sink once moved, of the second sink.
+/// Output streams: of the first sink, of the first sink once moved, of the second sink.
 const OUTS: [u8; 3] = [0, 1, 2];
 
 impl Protocol {
@@ -19,7 +19,8 @@ impl Protocol {
         true
     }
 
-    /// Without [`Guard::ReadPolicyAgain`] the number alone tells whether there is another one.
+    /// A worker reads the newest policy. Without [`Guard::ReadPolicyAgain`] only another version counts as another
+    /// policy.
     pub(crate) fn follow(&self, state: &mut State, worker: u8) -> bool {
         let newest = newest(state);
         let policy = &mut state.workers[usize::from(worker)].policy;
@@ -30,38 +31,40 @@ impl Protocol {
         other
     }
 
+    /// The first sink is given another stream.
     pub(crate) fn retarget(&self, state: &mut State) -> bool {
-        state.observer.starts += 1;
-        let start = state.observer.starts;
+        state.observer.generations += 1;
+        let generation = state.observer.generations;
         let row = &mut state.postgres.sinks[0];
-        // One that was not started continues from where it came, if it came from anywhere.
-        let here = Some((row.out, row.start));
+        // One that was not started continues from the stream that it came from, if any.
+        let here = Some((row.out, row.generation));
         let old =
             if self.has(Guard::MoveFromStarted) { if row.started { here } else { row.old } } else { row.old.or(here) };
         let out = if row.out == OUTS[0] { OUTS[1] } else { OUTS[0] };
-        // No publisher has moved a start that was never started: where it begins still holds.
+        // No publisher has moved the cursor of a generation that was never started: its beginning still holds.
         let placed = row.placed && !row.started;
-        *row = SinkRow { out, start, started: false, old, placed, after: row.after.clone() };
+        *row = SinkRow { out, generation, started: false, old, placed, after: row.after.clone() };
         true
     }
 
+    /// Another sink is started, from the current end of the log.
     pub(crate) fn start(&self, state: &mut State) -> bool {
         if state.postgres.sinks.len() > 1 {
             return false;
         }
-        state.observer.starts += 1;
-        let start = state.observer.starts;
+        state.observer.generations += 1;
+        let generation = state.observer.generations;
         let after = state.postgres.shards.iter().map(|shard| shard.top).collect();
-        state.postgres.sinks.push(SinkRow { out: OUTS[2], start, started: false, old: None, placed: true, after });
+        state.postgres.sinks.push(SinkRow { out: OUTS[2], generation, started: false, old: None, placed: true, after });
         true
     }
 
-    /// One look at the sinks' rows, or one step of what was found to be done.
-    pub(crate) fn keep(&self, state: &mut State, worker: u8) -> bool {
+    /// One look at the sinks' rows, or one step of the plan that the look made.
+    pub(crate) fn reconcile_sinks(&self, state: &mut State, worker: u8) -> bool {
         let worker = usize::from(worker);
         match state.workers[worker].plan.take() {
             Some(plan) => {
-                let next = self.carry_on(state, &plan);
+                let next = self.do_step(state, &plan);
                 state.workers[worker].plan = next.map(|step| Plan { step, ..plan });
             }
             None => {
@@ -71,16 +74,16 @@ impl Protocol {
                     own.publishers.resize(count, None);
                 }
                 for (sink, row) in (0..).zip(state.postgres.sinks.clone()) {
-                    let target = (row.started && row.old.is_none()).then_some((row.out, row.start));
+                    let target = (row.started && row.old.is_none()).then_some((row.out, row.generation));
                     self.activate(state, worker, sink, target);
                     let step = match (row.started, &row.old) {
                         (true, None) => continue,
                         (true, Some(_)) => PlanStep::RemoveOld,
                         (false, _) if row.placed => PlanStep::MakeCursor(row.after.clone()),
-                        (false, Some((out, start))) if self.is_retired_or_there(state, *out, *start) => {
+                        (false, Some((out, generation))) if self.has_cursor(state, *out, *generation) => {
                             PlanStep::Retire
                         }
-                        // The old cursor is gone: halted, until someone says where to continue.
+                        // The old cursor is missing: halted, until an administrator names the place to continue.
                         (false, _) => continue,
                     };
                     state.workers[worker].plan = Some(Plan { sink, row, step });
@@ -91,11 +94,12 @@ impl Protocol {
         true
     }
 
-    fn is_retired_or_there(&self, state: &State, out: u8, start: u8) -> bool {
-        state.redis.outs[usize::from(out)].cursor.as_ref().is_some_and(|cursor| cursor.start == start)
+    /// Whether the old cursor exists, retired or not.
+    fn has_cursor(&self, state: &State, out: u8, generation: u8) -> bool {
+        state.redis.outs[usize::from(out)].cursor.as_ref().is_some_and(|cursor| cursor.generation == generation)
     }
 
-    /// The publishers of another start, or of another stream, are ended.
+    /// Ends the publishers of another generation, or of another stream.
     fn activate(&self, state: &mut State, worker: usize, sink: u8, target: Option<(u8, u8)>) {
         let it = &mut state.workers[worker];
         let sink = usize::from(sink);
@@ -105,21 +109,22 @@ impl Protocol {
         }
     }
 
-    /// Answers the next step; none when all is done, or has to be looked at again.
-    fn carry_on(&self, state: &mut State, plan: &Plan) -> Option<PlanStep> {
+    /// Does a step of the plan, and returns the next one; `None`: all is done, or the rows have to be read again.
+    fn do_step(&self, state: &mut State, plan: &Plan) -> Option<PlanStep> {
         let Plan { sink, row, step } = plan;
-        let now = state.postgres.sinks.get_mut(usize::from(*sink)).filter(|now| now.start == row.start);
+        let now = state.postgres.sinks.get_mut(usize::from(*sink)).filter(|now| now.generation == row.generation);
         match step {
             PlanStep::Retire => {
-                let (out, start) = row.old?;
-                let cursor =
-                    state.redis.outs[usize::from(out)].cursor.as_mut().filter(|cursor| cursor.start == start)?;
+                let (out, generation) = row.old?;
+                let cursor = state.redis.outs[usize::from(out)]
+                    .cursor
+                    .as_mut()
+                    .filter(|cursor| cursor.generation == generation)?;
                 cursor.retired = true;
                 Some(PlanStep::NoteStarts(cursor.at.clone()))
             }
             PlanStep::NoteStarts(at) => {
-                // Where the row has moved on, so has the plan: to make a cursor now could replace one that is still
-                // needed.
+                // Where the row has changed, the plan ends: a cursor made now could replace one that is still needed.
                 let now = now?;
                 if !now.started {
                     now.after.clone_from(at);
@@ -129,11 +134,15 @@ impl Protocol {
             }
             PlanStep::MakeCursor(after) => {
                 let cursor = &mut state.redis.outs[usize::from(row.out)].cursor;
-                if cursor.as_ref().is_some_and(|there| self.has(Guard::NewerStart) && there.start > row.start) {
+                if cursor
+                    .as_ref()
+                    .is_some_and(|there| self.has(Guard::NewerGeneration) && there.generation > row.generation)
+                {
                     return None;
                 }
-                if cursor.as_ref().is_none_or(|there| there.start != row.start) {
-                    *cursor = Some(Cursor { sink: *sink, start: row.start, retired: false, at: after.clone() });
+                if cursor.as_ref().is_none_or(|there| there.generation != row.generation) {
+                    *cursor =
+                        Some(Cursor { sink: *sink, generation: row.generation, retired: false, at: after.clone() });
                 }
                 Some(PlanStep::NoteStarted)
             }
@@ -142,9 +151,9 @@ impl Protocol {
                 Some(PlanStep::RemoveOld)
             }
             PlanStep::RemoveOld => {
-                let (out, start) = row.old?;
+                let (out, generation) = row.old?;
                 let cursor = &mut state.redis.outs[usize::from(out)].cursor;
-                if cursor.as_ref().is_some_and(|there| there.start == start) {
+                if cursor.as_ref().is_some_and(|there| there.generation == generation) {
                     *cursor = None;
                 }
                 Some(PlanStep::NoteMoved)

@@ -1,38 +1,38 @@
-//! A state of the whole: both servers, the workers, the clients, and what only an observer knows.
+//! A state of the whole: both servers, the workers, the clients, and the observer's notes.
 
 use std::sync::Arc;
 
 use crate::config::Faults;
 pub use crate::servers::{Cursor, Entry, Fence, Input, Noted, Notice, Out, Postgres, Redis, Row, Shard, SinkRow};
 
-/// What an owner does next with its shard.
+/// The next step of an owner with its shard.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Stage {
-    /// Set the fence beside the stream, read the mark.
+    /// Set the fence beside the stream, read the watermarks.
     Prepare,
     /// Raise the epoch above this one.
     Raise(u8),
-    /// Read the cursors; the mark was this.
+    /// Read the cursors; the watermarks were these.
     Cursors([u8; 2]),
-    /// Compare the log with the mark and the highest cursor.
+    /// Compare the log with the watermarks and the highest cursor.
     Compare([u8; 2], u8),
-    /// Take over pending entries above this id.
+    /// Reclaim pending entries above this id.
     Claim(u8),
     /// Read new entries.
     Read,
-    /// Decide and commit what is in flight; then continue so.
+    /// Decide and commit the batch in flight; then continue so.
     Commit(Vec<Entry>, Next),
-    /// Write what was decided: the transaction is open, the shard's row locked.
+    /// Write the decisions: the transaction is open, the shard's row locked.
     Write(Vec<Entry>, Next, Vec<Decision>),
-    /// Acknowledge what is in flight.
+    /// Acknowledge the batch in flight.
     Ack(Vec<Entry>, Next),
-    /// Look at the stream: so many were acknowledged, so many applied.
+    /// Count the present entries: so many were acknowledged, so many applied.
     Count(u8, u8),
-    /// Report a loss: at least so many; at most what was appended less so many.
+    /// Report a loss: at least so many; at most the appends less so many.
     Report(u8, u8),
 }
 
-/// Where an owner continues behind a batch.
+/// The stage of an owner after a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Next {
     /// With pending entries above this id.
@@ -41,48 +41,48 @@ pub enum Next {
     Read,
 }
 
-/// What an entry of a batch is found to be.
+/// The outcome of an entry of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Decision {
-    /// To be stored.
+    /// A new record: to be stored.
     New,
-    /// Its id is taken by the same content.
+    /// Another entry holds its id, with the same content.
     Duplicate,
-    /// Its id is taken by other content.
+    /// Another entry holds its id, with other content.
     Conflict,
-    /// Was applied before.
+    /// It was applied before.
     Redelivered,
 }
 
-/// A shard in a worker's hands.
+/// A shard that a worker owns, or did when it last looked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Own {
-    /// What it shows.
+    /// The fence that it presents.
     pub fence: Fence,
-    /// The start of Postgres that it compared the log of.
+    /// The start of Postgres whose log it compared.
     pub boot: u8,
-    /// The shard's highest numbers as it last saw them.
+    /// The shard's highest numbers as it last read them.
     pub numbers: [u8; 2],
-    /// The mark as it last saw it: its publishers publish up to there. None before the first comparison.
-    pub marks: Option<[u8; 2]>,
-    /// The last entry that it applied was new: what is behind it in the stream is not applied either.
+    /// The watermarks as it last read them: its publishers publish up to there. None before the first comparison.
+    pub watermarks: Option<[u8; 2]>,
+    /// The last entry that it applied was new: the entries behind it in the stream are not applied either.
     pub caught_up: bool,
-    /// What it does next.
+    /// Its next step.
     pub stage: Stage,
-    /// Committed rows in memory.
+    /// Recent commits: committed rows in memory.
     pub recent: Vec<Row>,
-    /// By sink: what its publisher is about to append, and where it found the cursor.
+    /// By sink: the notification that its publisher appends next, and the position of the cursor as it read it.
     pub publishers: Vec<Option<(u8, Notice)>>,
 }
 
-/// What a worker does about a sink: the row as it read it, and how far it is.
+/// The work of a worker on a sink: the row as it read it, and its progress.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Plan {
-    /// Which.
+    /// Its sink.
     pub sink: u8,
     /// As it was read.
     pub row: SinkRow,
-    /// What comes next.
+    /// Its next step.
     pub step: PlanStep,
 }
 
@@ -91,7 +91,7 @@ pub struct Plan {
 pub enum PlanStep {
     /// End the old cursor.
     Retire,
-    /// Note where it stood.
+    /// Note the position of the old cursor.
     NoteStarts(Vec<u8>),
     /// Make the new cursor.
     MakeCursor(Vec<u8>),
@@ -103,7 +103,7 @@ pub enum PlanStep {
     NoteMoved,
 }
 
-/// A policy as a worker has it.
+/// A policy as a worker holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Policy {
     /// Its version.
@@ -121,9 +121,9 @@ pub struct Worker {
     pub policy: Policy,
     /// By shard.
     pub owns: Vec<Option<Own>>,
-    /// By sink: stream and start that its publishers append to.
+    /// By sink: stream and generation that its publishers append to.
     pub active: Vec<Option<(u8, u8)>>,
-    /// What it does about a sink.
+    /// Its work on a sink.
     pub plan: Option<Plan>,
 }
 
@@ -136,62 +136,63 @@ pub struct Client {
     pub waits: Option<u8>,
 }
 
-/// What serve counts of its appends to a shard.
+/// Serve's counts of its appends to a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Counts {
     /// Answered.
     pub acknowledged: u8,
     /// Sent, but not answered.
     pub unknown: u8,
-    /// Both as they were last noted; only where it goes by that.
+    /// Both as they were last noted; used only without [`crate::config::Guard::FlushAgain`].
     pub noted: (u8, u8),
 }
 
-/// What nobody in the system knows: kept to check by.
+/// Notes that no process of the system has: kept for the properties.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Observer {
     /// Appends so far.
     pub appended: u8,
     /// Those that were answered with 202.
     pub acknowledged: u16,
-    /// Those that a commit applied, in whatever Postgres.
+    /// Those that a commit applied, in any state of Postgres.
     pub decided: u16,
     /// Every notification that a reader ever saw.
     pub seen: Vec<Notice>,
-    /// How often Redis and Postgres was rewound.
+    /// How often Redis and Postgres were rewound.
     pub rewound: (u8, u8),
-    /// Policies registered, in whatever Postgres.
+    /// Policies registered, in any state of Postgres.
     pub policies: u8,
-    /// Starts of sinks, in whatever Postgres.
-    pub starts: u8,
+    /// Generations of sinks, in any state of Postgres.
+    pub generations: u8,
     /// By shard: the most that were ever lost at a time.
     pub worst: Vec<u8>,
-    /// What was lost when an owner last looked, appends that are not answered yet included; until it reports.
+    /// How many were lost when an owner last looked, appends that are not answered yet included; until it reports.
     pub lost_at_look: u8,
-    /// A report's most was less than that.
+    /// The upper bound of a report was below that.
     pub most_too_low: bool,
-    /// What Redis may be rewound to is from before an owner had compared.
-    pub synced_wounded: bool,
-    /// By shard: a server was rewound, and no owner has compared and set the mark since.
-    pub wounded: Vec<bool>,
-    /// Both servers were rewound before an owner could compare, and no server holds what was seen, or will be.
+    /// The state that Redis may be rewound to is from before an owner had compared.
+    pub synced_unreconciled: bool,
+    /// By shard: a server was rewound, and no owner has compared and set the watermarks since.
+    pub unreconciled: Vec<bool>,
+    /// Both servers were rewound before an owner could compare, and possibly no server holds the ids that a reader has
+    /// seen.
     pub blind: bool,
-    /// An entry was acknowledged that no commit had applied.
+    /// An owner acknowledged an entry that no commit had applied.
     pub acked_uncommitted: bool,
 }
 
-/// All of it.
+/// The whole state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
     /// Postgres.
     pub postgres: Postgres,
     /// Redis.
     pub redis: Redis,
-    /// What Postgres may be rewound to.
+    /// The state that Postgres may be rewound to.
     pub backup: Option<Arc<Postgres>>,
-    /// What Redis may be rewound to.
+    /// The state that Redis may be rewound to.
     pub synced: Option<Arc<Redis>>,
-    /// The workers, sorted: which is which has no part in it.
+    /// The workers, sorted: their names have no part in it.
     pub workers: Vec<Worker>,
     /// The clients.
     pub clients: Vec<Client>,
@@ -199,6 +200,6 @@ pub struct State {
     pub serve: Vec<Counts>,
     /// Faults that may still happen.
     pub left: Faults,
-    /// What nobody knows.
+    /// The observer's notes.
     pub observer: Observer,
 }

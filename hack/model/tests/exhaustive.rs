@@ -1,4 +1,4 @@
-//! With all guards nothing is violated, in any state that can be reached; and no run continues for ever.
+//! With all guards no property is violated, in any state that can be reached; and no run continues for ever.
 
 mod common;
 
@@ -23,24 +23,24 @@ fn two_workers_and_every_two_faults_together() {
     holds("2 workers, 1 shard, 2 records, every two faults", Config::new(2, 2).faults(faults));
 }
 
-/// But a Redis that is rewound during it: see where the protocol ends.
+/// Without rewinds of Redis: see "Where the protocol ends" in the crate's documentation.
 #[test]
 fn sinks_are_started_and_moved_during_faults() {
     let rest = Faults { unknown: 0, repeat: 0, answer_lost: 0, ..Faults::any(2) };
-    holds("2 workers, 1 shard, 1 record, sinks", Config::new(2, 1).faults(Faults { redis_back: 0, ..rest }));
+    holds("2 workers, 1 shard, 1 record, sinks", Config::new(2, 1).faults(Faults { redis_rewind: 0, ..rest }));
 }
 
-/// Redis is rewound after Postgres or before it; in parts, as nodes of a cluster do.
+/// Redis is rewound after Postgres or before it; in parts, as nodes of a cluster are.
 #[test]
-fn both_servers_go_back() {
-    let faults = Faults { redis_back: 1, postgres_back: 1, ..Faults::default() };
+fn both_servers_are_rewound() {
+    let faults = Faults { redis_rewind: 1, postgres_rewind: 1, ..Faults::default() };
     let config = Config { parts: true, ..Config::new(1, 2).faults(faults) };
     holds("1 worker, 1 shard, 2 records, both servers", config);
 }
 
 #[test]
-fn a_loss_lies_within_what_is_reported() {
-    let faults = Faults { redis_back: 1, unknown: 1, repeat: 1, crash: 1, together: 2, ..Faults::default() };
+fn a_loss_lies_within_the_reported_bounds() {
+    let faults = Faults { redis_rewind: 1, unknown: 1, repeat: 1, crash: 1, together: 2, ..Faults::default() };
     let config = Config { count: true, ..Config::new(1, 2).faults(faults) };
     holds("1 worker, 1 shard, 2 records, losses", config);
 }
@@ -65,28 +65,28 @@ fn batches_of_two() {
     holds("2 workers, 1 shard, batches of 2", Config { batch: 2, ..Config::new(2, 2).faults(faults) });
 }
 
-/// Else what has to come about in the end could be put off for ever, and its check would miss that.
+/// Else a run could postpone the final state for ever, and the property of final states would miss that.
 #[test]
 fn no_run_continues_for_ever() {
     let faults = Faults { start: 0, retarget: 0, ..Faults::any(1) };
     for config in [Config::new(2, 1).faults(faults), Config { count: true, ..Config::new(1, 1).faults(faults) }] {
         let protocol = Protocol::new(config);
-        // On the way (false), or done with (true).
+        // On the current path (false), or done with (true).
         let mut done: HashMap<State, bool> = HashMap::new();
         let first = protocol.init_states().remove(0);
-        let mut way: Vec<(State, Vec<State>)> = vec![(first.clone(), protocol.next_states(&first))];
+        let mut path: Vec<(State, Vec<State>)> = vec![(first.clone(), protocol.next_states(&first))];
         done.insert(first, false);
-        while let Some((state, next)) = way.last_mut() {
+        while let Some((state, next)) = path.last_mut() {
             let Some(follower) = next.pop() else {
                 done.insert(state.clone(), true);
-                way.pop();
+                path.pop();
                 continue;
             };
             match done.get(&follower) {
                 None => {
                     done.insert(follower.clone(), false);
                     let behind = protocol.next_states(&follower);
-                    way.push((follower, behind));
+                    path.push((follower, behind));
                 }
                 Some(false) => panic!("a state comes again: {follower:#?}"),
                 Some(true) => {}

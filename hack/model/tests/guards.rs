@@ -1,5 +1,5 @@
-//! Taking out any one guard lets the checker find a violation, in the smallest configuration that shows it; with the
-//! guard there is none.
+//! Without any one guard the checker finds a violation, in the smallest configuration that shows it; with the guard there
+//! is none.
 
 mod common;
 
@@ -12,8 +12,8 @@ use millrace_model::{
 const NONE: Faults = Faults {
     crash: 0,
     expire: 0,
-    redis_back: 0,
-    postgres_back: 0,
+    redis_rewind: 0,
+    postgres_rewind: 0,
     unknown: 0,
     repeat: 0,
     answer_lost: 0,
@@ -22,10 +22,10 @@ const NONE: Faults = Faults {
     start: 0,
     together: 0,
 };
-const REDIS: Faults = Faults { redis_back: 1, ..NONE };
-const POSTGRES: Faults = Faults { postgres_back: 1, ..NONE };
+const REDIS: Faults = Faults { redis_rewind: 1, ..NONE };
+const POSTGRES: Faults = Faults { postgres_rewind: 1, ..NONE };
 
-/// One record id, sent with other content to another shard.
+/// One record id, in two records with different content, for two shards.
 fn twins() -> Config {
     let twin = |shard| Record { id: 0, shard, value: 2 };
     let records = vec![twin(0), twin(1)];
@@ -36,11 +36,11 @@ fn count(n: u8, faults: Faults) -> Config {
     Config { count: true, ..Config::new(1, n).faults(faults) }
 }
 
-/// Of each guard: where it is needed, and what is violated without it.
+/// The configuration that needs a guard, and the property that is violated without it.
 fn case(guard: Guard) -> (Config, &'static str) {
     let two = |faults| Config::new(2, 2).faults(faults);
-    // The nodes of Redis that have the records and the sinks' streams, each by itself.
-    let apart = Config { parts: true, ..Config::new(1, 2).faults(Faults { postgres_back: 1, ..REDIS }) };
+    // The nodes of Redis that have the input streams and the sinks' streams are rewound each by itself.
+    let apart = Config { parts: true, ..Config::new(1, 2).faults(Faults { postgres_rewind: 1, ..REDIS }) };
     match guard {
         Guard::FenceOnWrite => (two(Faults { expire: 1, ..REDIS }), END),
         Guard::FenceOnRead => (two(Faults { expire: 1, ..NONE }), END),
@@ -53,22 +53,22 @@ fn case(guard: Guard) -> (Config, &'static str) {
         Guard::AckAfterCommit => (Config::new(1, 1).faults(Faults { crash: 1, ..NONE }), ACKED),
         Guard::PendingFirst => (two(Faults { crash: 1, ..NONE }), ORDER),
         Guard::UniqueId => (twins(), ONCE),
-        Guard::CompareLog | Guard::Mark | Guard::BelowMark | Guard::CompareAgain => (two(POSTGRES), IDS),
+        Guard::CompareLog | Guard::Watermark | Guard::BelowWatermark | Guard::CompareAgain => (two(POSTGRES), IDS),
         Guard::CompareCursors => (apart, IDS),
         Guard::EmptyPublishers => (two(Faults { answer_lost: 1, ..POSTGRES }), IDS),
-        Guard::RestoreMark | Guard::NoticeRedisBack => (two(REDIS), END),
+        Guard::RestoreWatermark | Guard::NoticeRedisRewind => (two(REDIS), END),
         Guard::ReadPolicyAgain => (Config::new(2, 1).faults(Faults { policy: 1, ..POSTGRES }), ALERTS),
         Guard::MoveFromStarted => (Config::new(1, 2).faults(Faults { retarget: 2, ..NONE }), END),
-        Guard::NewerStart => (Config::new(2, 1).faults(Faults { retarget: 3, ..NONE }), END),
+        Guard::NewerGeneration => (Config::new(2, 1).faults(Faults { retarget: 3, ..NONE }), END),
         Guard::CountBeforeSending => (count(1, REDIS), MOST),
-        Guard::CountEmptyHanded => (count(1, REDIS), LEAST),
+        Guard::CountBetweenBatches => (count(1, REDIS), LEAST),
         Guard::CountUnapplied => (count(2, REDIS), MOST),
         Guard::FlushAgain => (count(2, POSTGRES), MOST),
     }
 }
 
 #[test]
-fn without_any_one_guard_something_breaks() {
+fn without_any_one_guard_a_property_is_violated() {
     for guard in GUARDS {
         let (config, property) = case(guard);
         let name = format!("without {guard:?}");
@@ -78,7 +78,7 @@ fn without_any_one_guard_something_breaks() {
 }
 
 #[test]
-fn with_all_guards_nothing_does() {
+fn with_all_guards_no_property_is_violated() {
     let mut seen: Vec<String> = Vec::new();
     for guard in GUARDS {
         let (config, _) = case(guard);
