@@ -1,9 +1,9 @@
-//! Decimals as whole billionths: the campaign's own sums, which share nothing with those of the product.
+//! Decimals as whole billionths: for the campaign's own sums, which share no code with those of the product.
 
 /// Digits behind the point.
 const SCALE: usize = 9;
 
-/// The billionths that a decimal text says; `None` where it is none, or has more than nine digits behind the point.
+/// The billionths of a decimal text; `None` where it is no decimal, or has more than nine digits behind the point.
 pub(crate) fn parse(text: &str) -> Option<i128> {
     let (sign, digits) = match text.strip_prefix('-') {
         Some(rest) => (-1, rest),

@@ -1,6 +1,7 @@
-//! The fault campaign: drives load through Millrace, breaks what it stands on, and counts what came of it.
+//! The fault campaign: drives load through Millrace, injects faults into its processes, servers and network, and
+//! counts the violations.
 //!
-//! Judges the product from outside, by what clients were told, what comes out, and what is stored; shares no code with it.
+//! Checks the product from outside, by answers, published entries and stored rows; shares no code with it.
 
 mod campaign;
 mod check;
@@ -32,7 +33,7 @@ use plan::{KINDS, Kind};
 use report::Report;
 use world::Setup;
 
-/// Tries to break a pipeline, and counts what came of it.
+/// Injects faults into a pipeline under load, and counts violations.
 #[derive(Debug, Parser)]
 // The last one counts, so that a script's own options can be overridden.
 #[command(args_override_self = true)]
@@ -73,10 +74,10 @@ struct Args {
     /// Switches a planted bug on, in a build with the feature `planted`
     #[arg(long)]
     planted: Option<String>,
-    /// Ends with the first round in which something is wrong
+    /// Ends with the first round that has a violation
     #[arg(long)]
     until_wrong: bool,
-    /// Says of each fault whom it struck
+    /// Prints the victim of each fault
     #[arg(long)]
     verbose: bool,
     /// Lists the kinds
@@ -104,7 +105,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether all was well.
+/// Runs the campaign. False: there was a violation.
 async fn run(args: Args) -> anyhow::Result<bool> {
     let began = Instant::now();
     let seed = args.seed.unwrap_or_else(|| rand::random::<u64>() >> 16);
@@ -145,7 +146,7 @@ async fn run(args: Args) -> anyhow::Result<bool> {
     };
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;
     let mut terminated = signal(SignalKind::terminate())?;
-    // What was begun is thrown away in order, whoever ends it.
+    // The pipeline is removed in order, also after a signal.
     let ran = tokio::select! {
         ran = campaign::run(&orders, &mut report) => ran,
         _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
@@ -164,18 +165,18 @@ async fn run(args: Args) -> anyhow::Result<bool> {
     Ok(well)
 }
 
-/// The kinds that were asked for, in the order of the list.
+/// The kinds with these names, in the order of the list; all of them without names.
 fn chosen(names: &[String]) -> anyhow::Result<Vec<Kind>> {
     for name in names {
         if !KINDS.iter().any(|(_, known)| known.starts_with(name.as_str())) {
             bail!("no kind of fault is called {name}; --list lists them");
         }
     }
-    let asked = |kind: &Kind| names.is_empty() || names.iter().any(|name| kind.name().starts_with(name.as_str()));
-    Ok(KINDS.iter().map(|(kind, _)| *kind).filter(asked).collect())
+    let named = |kind: &Kind| names.is_empty() || names.iter().any(|name| kind.name().starts_with(name.as_str()));
+    Ok(KINDS.iter().map(|(kind, _)| *kind).filter(named).collect())
 }
 
-/// What a kind needs and is not there.
+/// The reason why a kind cannot run here, if any.
 fn missing(kind: Kind, args: &Args, binary: &Path) -> Option<&'static str> {
     let is_built_with = |text: &str| {
         fs::read(binary).is_ok_and(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
@@ -193,7 +194,7 @@ fn missing(kind: Kind, args: &Args, binary: &Path) -> Option<&'static str> {
         }
         Kind::PostgresFull if !world::disk::can_mount() => Some("a disk of its own could not be mounted"),
         Kind::PostgresSyncStandby | Kind::PostgresAsyncStandby if args.toxiproxy.is_none() => {
-            Some("without toxiproxy nobody is led to the standby")
+            Some("without toxiproxy no process can reach the standby")
         }
         _ => None,
     }

@@ -1,4 +1,4 @@
-//! The plan of a run: which faults, when, on whom. It follows from the seed alone.
+//! The plan of a run: faults, their times and victims. It follows from the seed alone.
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 
@@ -13,11 +13,11 @@ pub(crate) enum Kind {
     TermServe,
     Scale,
     Upgrade,
-    /// What a process comes to at a named point of a record's way.
+    /// A process acts at a named point of a record's path.
     Point(&'static str, Act),
-    /// What workers come to between the making of a new sink's cursor and the note that it is started.
+    /// Workers act between the creation of a new sink's cursor and the note that the sink is started.
     SinkStart(Act),
-    /// A record of which every worker dies, or panics, that decides it.
+    /// A record at which every worker that decides it dies, or panics.
     PoisonedRecord,
     RedisKill,
     RedisRestart,
@@ -51,27 +51,27 @@ pub(crate) enum Kind {
     CutUpload,
 }
 
-/// What happens to a process at a point.
+/// The act of a process at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Act {
     /// It is killed.
     Die,
-    /// It is held still for longer than a lease lasts, and continues with what it had.
+    /// It is suspended for longer than a lease lasts, and continues with its old state.
     Stop,
     /// It is asked to end.
     Term,
 }
 
-/// What a kind may do to what was acknowledged.
+/// The harm of a kind to acknowledged writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Harm {
     /// Nothing may be lost.
     None,
-    /// Redis loses some of it by the fault's nature.
+    /// Redis loses some of them by the fault's nature.
     Redis,
     /// Postgres is rewound.
     Postgres,
-    /// Nothing may be lost; it takes long, so few others go with it.
+    /// Nothing may be lost; it takes long, so that few others run with it.
     Long,
 }
 
@@ -151,7 +151,7 @@ impl Kind {
         KINDS.iter().find(|(kind, _)| *kind == self).map_or("?", |(_, name)| name)
     }
 
-    /// What it may do.
+    /// Its harm to acknowledged writes.
     pub(crate) fn harm(self) -> Harm {
         match self {
             Self::RedisCut | Self::RedisFlush | Self::RedisTrim => Harm::Redis,
@@ -166,7 +166,7 @@ impl Kind {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Fault {
     pub(crate) kind: Kind,
-    /// When, in milliseconds of the round; how long, where that means something; and a number to choose the victim by.
+    /// When, in milliseconds of the round; how long, for kinds that last; and a number that chooses the victim.
     pub(crate) at_ms: u64,
     pub(crate) for_ms: u64,
     pub(crate) pick: u64,
@@ -199,14 +199,14 @@ impl Deck {
 }
 
 impl Plan {
-    /// A plan of these kinds; rounds put load on for `round_ms`.
+    /// A plan of these kinds; rounds have load for `round_ms`.
     pub(crate) fn new(seed: u64, kinds: &[Kind], round_ms: u64) -> Self {
         let (free, harmful) = kinds.iter().partition(|kind| kind.harm() == Harm::None);
         let deck = |kinds| Deck { kinds, left: Vec::new() };
         Self { dice: StdRng::seed_from_u64(seed), round_ms, free: deck(free), harmful: deck(harmful), round: 0 }
     }
 
-    /// The faults of the next round: one that destroys every third time, and some that combine with anything.
+    /// The faults of the next round: one with harm every third time, and some without.
     pub(crate) fn next_round(&mut self) -> Vec<Fault> {
         let harm = self.free.kinds.is_empty() || self.round % 3 == 2;
         self.round += 1;

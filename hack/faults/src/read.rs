@@ -1,7 +1,8 @@
 //! Reads every output stream as a downstream consumer does: as a member of a group, from the first entry on.
 //!
-//! Must never miss an entry, and hands each on once: what the group gives again after a connection broke, or after a Redis
-//! that was rewound, is known by its stream id. What is appended again after that has a higher one, and is handed on.
+//! Must never miss an entry, and hands each on once: it recognises by its stream id an entry that the group delivers
+//! again after a broken connection or a rewind of Redis. An entry that is appended again after that has a higher id,
+//! and is handed on.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -12,13 +13,13 @@ use redis::{Value, aio::MultiplexedConnection};
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
-    check::print,
+    check::digest,
     world::{SINKS, redis as server, stream},
 };
 
 /// The consumer group's name.
 const GROUP: &str = "downstream";
-/// Entries of one look.
+/// Entries of one read.
 const COUNT: usize = 500;
 
 /// An entry of a sink's stream.
@@ -40,7 +41,7 @@ impl Entry {
     }
 }
 
-/// One sink's reader and what it has read.
+/// The entries that one sink's reader has read.
 #[derive(Debug, Default)]
 struct Sink {
     read: Mutex<Vec<Entry>>,
@@ -54,7 +55,7 @@ pub(crate) struct Readers {
 }
 
 impl Readers {
-    /// Makes the groups before anything is published, and reads.
+    /// Creates the groups before anything is published, and reads.
     pub(crate) async fn start(port: u16) -> anyhow::Result<Self> {
         let (mut sinks, mut tasks) = (Vec::new(), JoinSet::new());
         let mut connection = server::connect(port).await?;
@@ -67,7 +68,7 @@ impl Readers {
         Ok(Self { sinks, _tasks: tasks })
     }
 
-    /// What was read since this was asked last, of each sink.
+    /// The entries of each sink since the last call.
     pub(crate) fn take(&self) -> Vec<Vec<Entry>> {
         let take = |sink: &Arc<Sink>| std::mem::take(&mut *sink.read.lock().unwrap_or_else(PoisonError::into_inner));
         self.sinks.iter().map(take).collect()
@@ -92,7 +93,7 @@ async fn read(port: u16, stream: String, sink: Arc<Sink>) {
     }
 }
 
-/// Reads over one connection until it breaks: what the group holds for this reader first, then what is new.
+/// Reads over one connection until it breaks: pending entries of this reader first, then new ones.
 async fn follow(
     connection: &mut MultiplexedConnection,
     stream: &str,
@@ -133,25 +134,25 @@ async fn follow(
     }
 }
 
-/// All of a stream, as it stands: place and a print of each entry's data.
+/// All entries of a stream, each with a digest of its data in place of the data.
 pub(crate) async fn whole_stream(port: u16, sink: &str) -> anyhow::Result<Vec<(Entry, u32)>> {
     let (mut connection, stream, mut from) = (server::connect(port).await?, stream(sink), "-".to_owned());
     let mut whole = Vec::new();
     loop {
         let words = ["XRANGE", &stream, &from, "+", "COUNT", "2000"];
         let page: Value = redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await?;
-        // As XREAD gives them: entries below a stream's name.
+        // In the form of XREAD: entries below a stream's name.
         let page = entries(Value::Array(vec![Value::Array(vec![Value::Nil, page])]));
         let Some((last, _)) = page.last() else { return Ok(whole) };
         from = format!("({last}");
         whole.extend(page.into_iter().map(|(_, entry)| {
-            let mark = print(&entry.data);
-            (Entry { data: String::new(), ..entry }, mark)
+            let digest = digest(&entry.data);
+            (Entry { data: String::new(), ..entry }, digest)
         }));
     }
 }
 
-/// Ids and entries of a reply; what was deleted meanwhile has no fields and is left out.
+/// Ids and entries of a reply; deleted entries have no fields and are left out.
 fn entries(reply: Value) -> Vec<(String, Entry)> {
     let mut found = Vec::new();
     let Value::Array(streams) = reply else { return found };

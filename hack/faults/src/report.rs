@@ -6,19 +6,19 @@ use serde::Serialize;
 
 use crate::{
     check::{Counts, Violation, Wrong},
-    faults::Struck,
+    faults::Injected,
     load::history::Answers,
     plan::{KINDS, Kind},
 };
 
-/// How often a kind was asked for, and how often it took effect.
+/// How often a kind was injected, and how often it took effect.
 #[derive(Debug, Default, Clone, Serialize)]
 pub(crate) struct Tally {
     pub(crate) asked: u64,
     pub(crate) took: u64,
 }
 
-/// What a run was and saw.
+/// The settings and findings of a run.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Report {
@@ -26,40 +26,41 @@ pub(crate) struct Report {
     pub(crate) planted: Option<String>,
     pub(crate) seconds: u64,
     pub(crate) rounds: u64,
-    /// Pipelines that were made: each run of some rounds has a fresh one.
+    /// Pipelines: each serves some rounds.
     pub(crate) pipelines: u64,
     pub(crate) kinds: BTreeMap<&'static str, Tally>,
     pub(crate) skipped: BTreeMap<&'static str, String>,
-    /// Ids that clients made.
+    /// Ids that clients sent.
     pub(crate) records: u64,
     pub(crate) answers: Answers,
     pub(crate) counts: Counts,
-    /// Entries that faults destroyed that may, and what the product said was lost: at least, and at most where it knows.
+    /// Entries that faults destroyed where they may, and the loss that the product reported: at least, and at most
+    /// where it has an upper bound.
     pub(crate) destroyed: u64,
     pub(crate) said_lost: i64,
     pub(crate) said_lost_at_most: Option<i64>,
-    /// How many milliseconds passed from each loss until it was said by `/stats`, by a metric and in a log.
+    /// Milliseconds from each loss until `/stats`, a metric and a log had reported it.
     pub(crate) said_ms: Vec<u64>,
-    /// Rounds in which something was destroyed; of them, those without a `lostAtMost`, and those in which nothing was timed.
+    /// Rounds with destroyed entries; of them, those without a `lostAtMost`, and those without a timed report.
     pub(crate) lossy_rounds: u64,
     pub(crate) without_most: u64,
     pub(crate) unsaid: u64,
-    /// Kinds of wrong, with how often each was found.
+    /// Kinds of violations, with how often each was found.
     pub(crate) wrong: BTreeMap<Wrong, u64>,
     pub(crate) violations: Vec<Violation>,
     /// kB at the end of the first round of a pipeline, and the most at the end of any: of serve, of work.
     pub(crate) memory_base_kb: (u64, u64),
     pub(crate) memory_most_kb: (u64, u64),
-    /// The longest that a round took to come to rest, in milliseconds.
+    /// The longest time until a pipeline was idle after a round, in milliseconds.
     pub(crate) longest_rest_ms: u64,
 }
 
 impl Report {
-    /// Notes what a fault did.
-    pub(crate) fn struck(&mut self, struck: &Struck) {
-        let tally = self.kinds.entry(struck.kind.name()).or_default();
+    /// Notes the effect of a fault.
+    pub(crate) fn injected(&mut self, injected: &Injected) {
+        let tally = self.kinds.entry(injected.kind.name()).or_default();
         tally.asked += 1;
-        tally.took += u64::from(struck.took);
+        tally.took += u64::from(injected.took);
     }
 
     /// Notes that a kind is left out.
@@ -67,15 +68,15 @@ impl Report {
         self.skipped.insert(kind.name(), why.to_owned());
     }
 
-    /// Adds what a pipeline saw.
+    /// Adds the counts of a pipeline.
     pub(crate) fn add(&mut self, answers: &Answers, counts: &Counts) {
         let sums = &mut self.answers;
         sums.sent += answers.sent;
         sums.taken += answers.taken;
         sums.unknown += answers.unknown;
         sums.refused += answers.refused;
-        for (said, times) in &answers.requests {
-            *sums.requests.entry(said.clone()).or_default() += times;
+        for (result, times) in &answers.requests {
+            *sums.requests.entry(result.clone()).or_default() += times;
         }
         self.counts.processed += counts.processed;
         self.counts.duplicates += counts.duplicates;
@@ -113,19 +114,19 @@ impl Report {
         for (what, number) in [
             ("records", self.records),
             ("entries sent", self.answers.sent),
-            ("of them taken", self.answers.taken),
+            ("of them accepted", self.answers.taken),
             ("outcome unknown", self.answers.unknown),
             ("processed", self.counts.processed.cast_unsigned()),
             ("duplicates", self.counts.duplicates.cast_unsigned()),
             ("conflicts", self.counts.conflicts.cast_unsigned()),
             ("dead letters", self.counts.dead_letters.cast_unsigned()),
             ("alerts", self.counts.alerts.cast_unsigned()),
-            ("destroyed by faults that may", self.destroyed),
-            ("of that said at least", self.said_lost.cast_unsigned()),
+            ("destroyed by faults that may destroy", self.destroyed),
+            ("of that reported at least", self.said_lost.cast_unsigned()),
             ("rounds in which something was destroyed", self.lossy_rounds),
             ("of them without lostAtMost", self.without_most),
-            ("of them with no loss said within ten seconds", self.unsaid),
-            ("times that a loss was said", self.said_ms.len() as u64),
+            ("of them with no loss reported within ten seconds", self.unsaid),
+            ("times that a loss was reported", self.said_ms.len() as u64),
             ("of them within five seconds", self.said_ms.iter().filter(|after| **after <= 5_000).count() as u64),
             ("the longest, milliseconds", self.said_ms.iter().max().copied().unwrap_or(0)),
             ("lost", self.times(Wrong::Lost)),
@@ -134,7 +135,7 @@ impl Report {
             ("never sent", self.times(Wrong::Ghost)),
             ("miscounted", self.times(Wrong::Miscounted)),
             ("stuck", self.times(Wrong::Stuck)),
-            ("memory not given back", self.times(Wrong::Memory)),
+            ("memory not returned", self.times(Wrong::Memory)),
         ] {
             let _ = writeln!(text, "| {what} | {number} |");
         }

@@ -1,4 +1,4 @@
-//! What `/stats` says, against what came out; a loss lies within what it says.
+//! Compares `/stats` and sums of the API with the outcomes; a loss lies within the reported bounds.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::{Check, Sum, Wrong};
 use crate::decimal;
 
 impl Check {
-    /// Compares counts, and what is said of losses.
+    /// Compares counts, and the bounds of losses.
     pub(super) fn stats(&mut self, stats: &Value) {
         let number = |path: &str| stats.pointer(path).and_then(Value::as_i64);
         let dead_letters =
@@ -18,7 +18,7 @@ impl Check {
         let most = stats.get("lostAtMost").map(Value::as_i64);
         let received =
             counts.processed + counts.duplicates + counts.conflicts + dead_letters[0] + dead_letters[1] + lost;
-        for (what, said, due) in [
+        for (name, reported, due) in [
             ("processed", number("/processed"), counts.processed),
             ("duplicates", number("/duplicates"), counts.duplicates),
             ("conflicts", number("/conflicts"), counts.conflicts),
@@ -26,14 +26,14 @@ impl Check {
             ("alerts", number("/alerts"), counts.alerts),
             ("received", number("/received"), received),
         ] {
-            if said != Some(due) {
-                self.wrong(Wrong::Miscounted, || format!("/stats: {what} is {said:?}, not {due}"));
+            if reported != Some(due) {
+                self.wrong(Wrong::Miscounted, || format!("/stats: {name} is {reported:?}, not {due}"));
             }
         }
         self.losses(lost, most);
     }
 
-    /// Compares what the API adds up per destination and unit.
+    /// Compares the sums of the API per destination and unit.
     pub(super) fn aggregations(&mut self, answer: &Value) {
         let mut due: BTreeMap<(&str, &str), Sum> = BTreeMap::new();
         for ((destination, _, unit), sum) in &self.keys {
@@ -41,33 +41,34 @@ impl Check {
             *all = Sum { count: all.count + sum.count, total: all.total + sum.total };
         }
         due.retain(|_, sum| sum.count > 0);
-        let mut said = BTreeMap::new();
+        let mut reported = BTreeMap::new();
         for group in answer["groups"].as_array().into_iter().flatten() {
             for total in group["totals"].as_array().into_iter().flatten() {
                 let key =
                     (group["destinationId"].as_str().unwrap_or_default(), total["unit"].as_str().unwrap_or_default());
                 let sum = total["total"].as_str().and_then(decimal::parse).unwrap_or(i128::MAX);
-                said.insert(key, Sum { count: total["count"].as_i64().unwrap_or(-1), total: sum });
+                reported.insert(key, Sum { count: total["count"].as_i64().unwrap_or(-1), total: sum });
             }
         }
-        if said != due {
-            let differs = due.iter().find(|(key, sum)| said.get(*key) != Some(*sum));
-            let detail = format!("/records/aggregations: {} sums for {}; due is {differs:?}", said.len(), due.len());
+        if reported != due {
+            let differs = due.iter().find(|(key, sum)| reported.get(*key) != Some(*sum));
+            let detail =
+                format!("/records/aggregations: {} sums for {}; due is {differs:?}", reported.len(), due.len());
             self.wrong(Wrong::Miscounted, || detail);
         }
     }
 
-    /// `least`: lost at least, over the whole run. `most`: absent where the product does not say it yet, null where it
-    /// does not know.
+    /// Compares the bounds of the loss over the whole run. `least`: the lower one. `most`: the upper one; `None` where
+    /// the product has not reported it yet, `Some(None)` where it reports null: unknown.
     fn losses(&mut self, least: i64, most: Option<Option<i64>>) {
-        let (before, upper) = (self.said_lost.0, self.may_be_lost);
-        self.said_lost = (least, most.flatten());
+        let (before, upper) = (self.reported_lost.0, self.may_be_lost);
+        self.reported_lost = (least, most.flatten());
         if least > upper {
             self.wrong(Wrong::Miscounted, || format!("/stats: lost is {least}, and at most {upper} can be lost"));
         }
         if least != before && !self.allowed.loses() {
             self.wrong(Wrong::Miscounted, || {
-                format!("/stats: lost is {least} and was {before}; nothing was to be lost")
+                format!("/stats: lost is {least} and was {before}; no fault of this round loses anything")
             });
         }
         if let Some(Some(most)) = most

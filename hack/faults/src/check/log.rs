@@ -1,12 +1,12 @@
-//! Notifications and alerts: each number once, in order, with the summary that the log gives.
+//! Notifications and alerts: each number once, in order, with the summary that follows from the log.
 
 use serde_json::Value;
 
-use super::{Check, Key, Line, Sum, Wrong, print, stored::Gaps};
+use super::{Check, Key, Line, Sum, Wrong, digest, stored::Gaps};
 use crate::{
     decimal,
     load::{
-        history::{LETTERED, PROCESSED, UNORDERED, VARIED},
+        history::{DEAD_LETTERED, PROCESSED, UNORDERED, VARIED},
         record::{Code, Content, MINIMUM_TOTAL, OTHER_VALUE},
     },
     read::Entry,
@@ -14,9 +14,9 @@ use crate::{
 };
 
 impl Check {
-    /// Notifications in the order in which they were read.
+    /// Checks notifications in the order of the stream.
     pub(super) fn notifications(&mut self, entries: Vec<Entry>, gaps: &Gaps) {
-        self.forget(gaps);
+        self.free_ids_in_gaps(gaps);
         for entry in entries {
             let Some((shard, seq)) = entry.place().filter(|(shard, _)| *shard < SHARDS) else {
                 self.wrong(Wrong::Ghost, || format!("a notification with id {:?}", entry.id));
@@ -25,41 +25,41 @@ impl Check {
             self.check_envelope(&entry, "record.processed", "");
             self.skip(shard, seq, gaps);
             let next = self.shards[shard].log.len() as i64 + 1;
-            let mark = print(&entry.data);
+            let digest = digest(&entry.data);
             if seq < next {
-                let before = self.shards[shard].log[(seq - 1).max(0) as usize].print;
-                self.again(&entry, before);
+                let before = self.shards[shard].log[(seq - 1).max(0) as usize].digest;
+                self.repeated(&entry, before);
             } else if seq > next {
                 self.wrong(Wrong::Reordered, || {
                     format!("notification {shard}-{seq} came where {shard}-{next} was due")
                 });
                 self.shards[shard].log.resize((seq - 1) as usize, Line::of_none(0));
-                self.apply(shard, seq, &entry, mark, gaps);
+                self.apply(shard, seq, &entry, digest, gaps);
             } else {
-                self.apply(shard, seq, &entry, mark, gaps);
+                self.apply(shard, seq, &entry, digest, gaps);
             }
         }
-        // Numbers that were given up behind all that came.
+        // Gaps behind the last notification.
         for shard in 0..SHARDS {
             self.skip(shard, i64::MAX, gaps);
         }
     }
 
-    /// A number that was there before: only after a Redis that was rewound, and then the very same.
-    pub(super) fn again(&mut self, entry: &Entry, before: u32) {
+    /// A number that came before: allowed only after a rewind of Redis, and then with the same content.
+    pub(super) fn repeated(&mut self, entry: &Entry, before: u32) {
         let Entry { id, data, .. } = entry;
-        if print(data) != before {
-            self.wrong(Wrong::Doubled, || format!("{id} was given twice (print {before:08x}), now to {data}"));
+        if digest(data) != before {
+            self.wrong(Wrong::Doubled, || format!("{id} was given twice (digest {before:08x}), now to {data}"));
         } else if !self.allowed.sinks_lost {
             self.wrong(Wrong::Doubled, || format!("{id} was published twice"));
         }
     }
 
-    /// What came before and stands in a gap that is noted now counts no more: its ids are free.
+    /// Records, dead letters and conflicts in a new gap count no more: their ids are free.
     ///
-    /// First of all, for they may count again in another shard, whose notifications may be read before.
-    fn forget(&mut self, gaps: &Gaps) {
-        let kinds = [("records", PROCESSED), ("dead_letters", LETTERED), ("conflicts", 0)];
+    /// Called before anything else: the ids may count again in another shard, whose notifications may be read first.
+    fn free_ids_in_gaps(&mut self, gaps: &Gaps) {
+        let kinds = [("records", PROCESSED), ("dead_letters", DEAD_LETTERED), ("conflicts", 0)];
         for (shard, (kind, flag)) in (0..SHARDS).flat_map(|shard| kinds.map(|kind| (shard, kind))) {
             for (from, to) in gaps.of(shard, kind) {
                 if self.gaps.contains_key(&(shard, kind.to_owned(), from)) {
@@ -68,7 +68,7 @@ impl Check {
                 let lines = self.shards[shard].lines(kind).iter().take(to as usize).skip(from as usize - 1);
                 let mut history = self.load.history();
                 lines.for_each(|line| history.flag(line.code, flag, false));
-                // Those of the log once their sums were taken back.
+                // Gaps of the log are noted when their sums are undone.
                 if kind != "records" {
                     self.gaps.insert((shard, kind.to_owned(), from), to);
                 }
@@ -76,14 +76,14 @@ impl Check {
         }
     }
 
-    /// Takes account of noted gaps that end below a number: what stood there does not count any more.
+    /// Applies noted gaps that end below a number: records in them count no more.
     fn skip(&mut self, shard: usize, below: i64, gaps: &Gaps) {
         for (from, to) in gaps.of(shard, "records").filter(|(_, to)| *to < below) {
             if self.gaps.insert((shard, "records".to_owned(), from), to).is_some() {
                 continue;
             }
             for seq in from..=to.min(self.shards[shard].log.len() as i64) {
-                self.take_back(shard, seq);
+                self.uncount(shard, seq);
             }
             let log = &mut self.shards[shard].log;
             if (log.len() as i64) < to {
@@ -92,8 +92,8 @@ impl Check {
         }
     }
 
-    /// A record that Postgres lost does not count any more.
-    fn take_back(&mut self, shard: usize, seq: i64) {
+    /// Undoes the count of a record that Postgres lost.
+    fn uncount(&mut self, shard: usize, seq: i64) {
         let line = &mut self.shards[shard].log[(seq - 1) as usize];
         let code = std::mem::replace(&mut line.code, Code::NONE);
         if code == Code::NONE {
@@ -114,46 +114,50 @@ impl Check {
         history.unapply(code);
     }
 
-    /// The next record of a shard.
-    fn apply(&mut self, shard: usize, seq: i64, entry: &Entry, mark: u32, gaps: &Gaps) {
+    /// Counts the next record of a shard.
+    fn apply(&mut self, shard: usize, seq: i64, entry: &Entry, digest: u32, gaps: &Gaps) {
         let data: Value = serde_json::from_str(&entry.data).unwrap_or_default();
         let record = &data["record"];
         let id = record["recordId"].as_str().unwrap_or_default();
         let sent = Code::of_id(id).and_then(|code| Some((code, *self.load.history().known(code)?)));
         let Some((code, known)) = sent else {
             self.wrong(Wrong::Ghost, || format!("record {shard}-{seq} with id {id:?} was never sent"));
-            self.shards[shard].log.push(Line::of_none(mark));
+            self.shards[shard].log.push(Line::of_none(digest));
             return;
         };
         let variants = if known.is(VARIED) { 3 } else { 1 };
         let contents = (0..variants).map(|variant| Content::of(self.load.seed, code.with_variant(variant)));
-        let Some(content) = contents.into_iter().find(|content| content.is_what_came(record)) else {
-            self.wrong(Wrong::Miscounted, || format!("record {shard}-{seq} is not what was sent as {id}: {record}"));
-            self.shards[shard].log.push(Line { code, print: mark });
+        let Some(content) = contents.into_iter().find(|content| content.matches(record)) else {
+            self.wrong(Wrong::Miscounted, || {
+                format!("record {shard}-{seq} differs from the record that was sent as {id}: {record}")
+            });
+            self.shards[shard].log.push(Line { code, digest });
             return;
         };
-        // What Postgres lost does not count, though its notification came; its id may count in another shard.
-        let forgotten = gaps.have(shard, "records", seq);
-        if !forgotten && (known.is(PROCESSED) || known.is(LETTERED)) {
+        // A record that Postgres lost does not count, though its notification came; its id may count in another shard.
+        let in_gap = gaps.have(shard, "records", seq);
+        if !in_gap && (known.is(PROCESSED) || known.is(DEAD_LETTERED)) {
             self.wrong(Wrong::Doubled, || format!("{id} counts again as record {shard}-{seq}"));
         }
         {
             let mut history = self.load.history();
             history.apply(code);
-            if !forgotten {
+            if !in_gap {
                 history.flag(code, PROCESSED, true);
                 if let Some(varied) = history.varied.get_mut(&code) {
                     varied.first = Some(content.code.variant());
                 }
             }
         }
-        // It is sent to where its record is, and behind that.
+        // This variant goes to the destination of its record, after it.
         if content.code.variant() == OTHER_VALUE && !known.is(UNORDERED) && !self.allowed.loses() {
-            self.wrong(Wrong::Reordered, || format!("{id} counts as what was sent behind it, as record {shard}-{seq}"));
+            self.wrong(Wrong::Reordered, || {
+                format!("{id} counts by the content that was sent after it, as record {shard}-{seq}")
+            });
         }
-        self.shards[shard].log.push(Line { code: content.code, print: mark });
+        self.shards[shard].log.push(Line { code: content.code, digest });
         self.counts.processed += 1;
-        // Where something was lost, what was sent again takes the place of its first.
+        // After a loss, a repeated send can take the place of the first one.
         let again = self.allowed.loses() && u16::from(known.taken) + u16::from(known.unknown) > 1;
         self.order_of(&content, again || known.is(UNORDERED));
         if content.alerts() {
@@ -174,13 +178,13 @@ impl Check {
         *last = before.max(n);
         if before > n {
             self.wrong(Wrong::Reordered, || {
-                format!("c{author}-{n} came behind c{author}-{before} to {}", content.destination)
+                format!("c{author}-{n} came after c{author}-{before} to {}", content.destination)
             });
         }
     }
 
-    /// The summary is of all earlier records on the same key.
-    fn summary(&mut self, shard: usize, seq: i64, content: Content, said: &Value) {
+    /// The summary covers all earlier records on the same key.
+    fn summary(&mut self, shard: usize, seq: i64, content: Content, summary: &Value) {
         let (signed, unit) = (content.signed(), content.unit);
         let balance = self.balances.entry((content.destination.clone(), unit)).or_default();
         let low = self.lows.entry((content.destination.clone(), unit)).or_insert(*balance);
@@ -193,15 +197,15 @@ impl Check {
         let sum = self.keys.entry(key(content)).or_default();
         let before = *sum;
         *sum = Sum { count: before.count + 1, total: before.total + signed };
-        let total = said["previousTotal"].as_str().and_then(decimal::parse);
-        if said["previousCount"] != before.count || total != Some(before.total) || said["unit"] != unit {
+        let total = summary["previousTotal"].as_str().and_then(decimal::parse);
+        if summary["previousCount"] != before.count || total != Some(before.total) || summary["unit"] != unit {
             self.wrong(Wrong::Miscounted, || {
-                format!("the summary of record {shard}-{seq} says {said}; before it were {before:?} billionths")
+                format!("the summary of record {shard}-{seq} is {summary}; before it were {before:?} billionths")
             });
         }
     }
 
-    /// Alerts: exactly those of the log, in its order.
+    /// Checks alerts: exactly those of the log, in its order.
     pub(super) fn alerts(&mut self, entries: &[Entry], gaps: &Gaps) {
         for entry in entries {
             let Some((shard, seq)) = entry.place().filter(|(shard, _)| *shard < SHARDS) else {
@@ -218,8 +222,8 @@ impl Check {
             }
             self.shards[shard].alerted = seq;
             // A record that Postgres lost may have been an alert before it was a notification.
-            let forgotten = gaps.have(shard, "records", seq);
-            if forgotten && self.allowed.postgres_lost && self.shards[shard].alerts.front() != Some(&seq) {
+            let in_gap = gaps.have(shard, "records", seq);
+            if in_gap && self.allowed.postgres_lost && self.shards[shard].alerts.front() != Some(&seq) {
                 continue;
             }
             let due = self.shards[shard].alerts.pop_front();
@@ -231,11 +235,8 @@ impl Check {
             let code = self.shards[shard].log.get((seq - 1) as usize).map_or(Code::NONE, |line| line.code);
             let content = Content::of(self.load.seed, code);
             let above = data["threshold"].as_str().and_then(decimal::parse);
-            if code == Code::NONE
-                || !content.is_what_came(&data["record"])
-                || above != decimal::parse(content.threshold())
-            {
-                self.wrong(Wrong::Miscounted, || format!("alert {} says {data}", entry.id));
+            if code == Code::NONE || !content.matches(&data["record"]) || above != decimal::parse(content.threshold()) {
+                self.wrong(Wrong::Miscounted, || format!("alert {} has {data}", entry.id));
             }
         }
         for shard in 0..SHARDS {
@@ -248,48 +249,46 @@ impl Check {
         }
     }
 
-    /// A sink's stream as it stands, of what the sink in this place carries: each number once, in order, as it was read,
-    /// and none is missing but those that Postgres lost.
+    /// Checks a sink's whole stream. `sink`: the place in `SINKS` whose events it carries. Each number is there once,
+    /// in order, with the content that was read; only numbers that Postgres lost may be missing.
     pub(crate) fn stream(&mut self, sink: usize, entries: &[(Entry, u32)]) {
         let name = crate::world::SINKS[sink].0;
         let kind = match name {
-            "letters" => "dead_letters",
+            "dead-letters" => "dead_letters",
             "conflicts" => "conflicts",
             _ => "records",
         };
-        let mut there: Vec<Vec<i64>> = vec![Vec::new(); SHARDS];
-        for (entry, mark) in entries {
+        let mut found: Vec<Vec<i64>> = vec![Vec::new(); SHARDS];
+        for (entry, digest) in entries {
             let Some((shard, n)) = entry.place().filter(|(shard, _)| *shard < SHARDS) else { continue };
-            if there[shard].last().is_some_and(|last| *last >= n) {
-                self.wrong(Wrong::Doubled, || {
-                    format!("{} stands in {name} behind {:?}", entry.id, there[shard].last())
-                });
+            if found[shard].last().is_some_and(|last| *last >= n) {
+                self.wrong(Wrong::Doubled, || format!("{} is in {name} behind {:?}", entry.id, found[shard].last()));
                 continue;
             }
-            there[shard].push(n);
+            found[shard].push(n);
             let line = self.shards[shard].lines(kind).get((n - 1).max(0) as usize);
-            if name != "alerts" && line.map(|line| line.print) != Some(*mark) {
+            if name != "alerts" && line.map(|line| line.digest) != Some(*digest) {
                 self.wrong(Wrong::Doubled, || {
-                    format!("{} stands in {name} with other content than was read", entry.id)
+                    format!("{} is in {name} with other content than the reader read", entry.id)
                 });
             }
         }
-        for (shard, there) in there.iter().enumerate() {
+        for (shard, found) in found.iter().enumerate() {
             let alerts = |line: &Line| line.code != Code::NONE && Content::of(self.load.seed, line.code).alerts();
-            let due = |line: &Line| line.print != 0 && (name != "alerts" || alerts(line));
+            let due = |line: &Line| line.digest != 0 && (name != "alerts" || alerts(line));
             let due = self.shards[shard].lines(kind).iter().enumerate().filter(|(_, line)| due(line));
-            let given_up = |n: i64| {
+            let skipped = |n: i64| {
                 self.gaps.iter().any(|(gap, to)| gap.0 == shard && gap.1 == kind && (gap.2..=*to).contains(&n))
             };
-            let mut missing = due.map(|(n, _)| n as i64 + 1).filter(|n| there.binary_search(n).is_err());
-            let missing = missing.find(|n| !given_up(*n));
+            let mut missing = due.map(|(n, _)| n as i64 + 1).filter(|n| found.binary_search(n).is_err());
+            let missing = missing.find(|n| !skipped(*n));
             if let Some(n) = missing {
                 self.wrong(Wrong::Lost, || format!("number {n} of shard {shard} is not in {name} any more"));
             }
         }
     }
 
-    /// Type, source and id are what they should be.
+    /// Checks type, source and id.
     pub(super) fn check_envelope(&mut self, entry: &Entry, kind: &str, end: &str) {
         let source = format!("{}/", crate::world::NAME);
         if entry.kind != kind || !entry.source.starts_with(&source) || !entry.id.ends_with(end) {
@@ -298,7 +297,7 @@ impl Check {
     }
 }
 
-/// Under which a record is added up.
+/// The key by which a record is added up.
 fn key(content: Content) -> Key {
     (content.destination, content.reference, content.unit.to_owned())
 }

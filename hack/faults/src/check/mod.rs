@@ -1,7 +1,9 @@
-//! The check after each round: what was sent and told against what came out, by code that shares none with the product.
+//! The check after each round: compares requests and their answers with the outcomes, by code that shares none with
+//! the product.
 //!
-//! Goes by the order of the log only: totals and summaries are added up again here, in whole billionths. What a fault may
-//! destroy by its nature is counted instead of blamed, and must lie within what the product says of it.
+//! Relies on the order of the log only: it adds totals and summaries up again, in whole billionths. Entries that a
+//! fault destroys by its nature are counted and are no violation; their number must lie within the bounds that the
+//! product reports.
 
 mod counts;
 mod log;
@@ -21,37 +23,37 @@ use serde_json::Value;
 use crate::{
     load::{
         Load,
-        history::{Final, LETTERED, MANY, PROCESSED, PROMISED, UNORDERED, Varied},
+        history::{DEAD_LETTERED, Final, MANY, PROCESSED, PROMISED, UNORDERED, Varied},
         record::{Code, Content, VARIANTS},
     },
     read::Entry,
     world::SHARDS,
 };
 
-/// Most details that are kept of a kind of wrong in a round.
+/// Most details of a kind of violation in a round.
 const DETAILS: usize = 5;
 
-/// What is wrong.
+/// A kind of violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Wrong {
-    /// Taken, and nowhere.
+    /// An accepted entry without an outcome.
     Lost,
-    /// More often than it was sent, or a number given twice.
+    /// More outcomes than entries, or a number given twice.
     Doubled,
     /// Not in the order of one client's sends, or a sink not in the order of the log.
     Reordered,
-    /// Never sent.
+    /// An outcome of an entry that was never sent.
     Ghost,
-    /// Content, summary, total, alert or count that is not what it should be.
+    /// Wrong content, summary, total, alert or count.
     Miscounted,
-    /// It does not come to rest, or a process does not.
+    /// A pipeline does not become idle, or a process ended by itself.
     Stuck,
-    /// Memory that does not come back.
+    /// Processes do not return memory.
     Memory,
 }
 
-/// Something wrong, found in a round.
+/// A violation, found in a round.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Violation {
     pub(crate) round: u64,
@@ -59,18 +61,18 @@ pub(crate) struct Violation {
     pub(crate) detail: String,
 }
 
-/// What the faults of a round may have destroyed.
+/// The losses that the faults of a round may cause.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Allowed {
-    /// Redis lost what it had acknowledged.
+    /// Redis lost acknowledged writes.
     pub(crate) redis_lost: bool,
-    /// And what was published into the sinks' streams.
+    /// And entries of the sinks' streams.
     pub(crate) sinks_lost: bool,
-    /// Entries that faults took from it, where that is known.
+    /// Entries that faults took from Redis, where their number is known.
     pub(crate) at_most: Option<u64>,
-    /// Postgres lost what it had committed.
+    /// Postgres lost committed rows.
     pub(crate) postgres_lost: bool,
-    /// Entries that nobody sent were put in at most so often.
+    /// Most malformed entries that the campaign itself appended.
     pub(crate) external: u64,
 }
 
@@ -81,38 +83,38 @@ impl Allowed {
     }
 }
 
-/// A line of a shard's log: what it says, and a print of its notification.
+/// A line of a shard's log: the record, and a digest of its notification.
 #[derive(Debug, Clone, Copy)]
 struct Line {
     code: Code,
-    print: u32,
+    digest: u32,
 }
 
 impl Line {
-    /// Of nothing, or nothing that is known.
-    fn of_none(print: u32) -> Self {
-        Self { code: Code::NONE, print }
+    /// A line without a record, or with an unknown one.
+    fn of_none(digest: u32) -> Self {
+        Self { code: Code::NONE, digest }
     }
 }
 
-/// What came out of a shard.
+/// The outcomes of a shard.
 #[derive(Debug, Default)]
 struct Shard {
     /// By number, from 1.
     log: Vec<Line>,
-    /// Numbers whose alert is to come.
+    /// Numbers whose alert is still to come.
     alerts: VecDeque<i64>,
     /// The last number whose alert came.
     alerted: i64,
-    /// Dead letters and conflicts, by number from 1; those that were skipped are of nothing.
+    /// Dead letters and conflicts, by number from 1; skipped numbers have lines without a record.
     dead_letters: Vec<Line>,
     conflicts: Vec<Line>,
-    /// Up to where the log was compared with what is stored.
+    /// Length of the log that was compared with Postgres.
     compared: usize,
 }
 
 impl Shard {
-    /// What has numbers of this kind.
+    /// The lines of this kind of number.
     fn lines(&self, kind: &str) -> &Vec<Line> {
         match kind {
             "dead_letters" => &self.dead_letters,
@@ -132,7 +134,7 @@ struct Sum {
 /// Destination, reference, unit.
 type Key = (String, String, String);
 
-/// What came out so far, by kind.
+/// Outcomes so far, by kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Counts {
     pub(crate) processed: i64,
@@ -140,44 +142,44 @@ pub(crate) struct Counts {
     pub(crate) conflicts: i64,
     pub(crate) dead_letters: i64,
     pub(crate) alerts: i64,
-    /// Dead letters of entries that nobody sent.
+    /// Dead letters of malformed entries that the campaign appended.
     pub(crate) external: i64,
 }
 
-/// The check and what it holds.
+/// The check and its state.
 #[derive(Debug)]
 pub(crate) struct Check {
     load: Arc<Load>,
     shards: Vec<Shard>,
     keys: HashMap<Key, Sum>,
-    /// Sum by destination and unit: what policy.minimumTotal is about.
+    /// Sum by destination and unit: policy.minimumTotal bounds it.
     balances: HashMap<(String, &'static str), i128>,
-    /// The lowest that each of them was in this round, where it changed.
+    /// The lowest balance of each in this round, where it changed.
     lows: HashMap<(String, &'static str), i128>,
     /// Number of the last record of a client to a destination.
     order: HashMap<(u16, String), u32>,
     pub(crate) counts: Counts,
-    /// When the last duplicate was noted that was counted, as Postgres spells it.
+    /// The time of the last duplicate that was counted, in the format of Postgres.
     noted_until: String,
-    /// Skipped numbers that were taken account of.
+    /// Gaps of numbers that were applied to the state.
     gaps: HashMap<(usize, String, i64), i64>,
-    /// How many were noted, of all kinds.
+    /// How many gaps Postgres has noted, of all kinds.
     noted_gaps: usize,
-    /// Entries that were taken and destroyed by faults that may.
+    /// Accepted entries that faults destroyed where they may.
     pub(crate) destroyed: u64,
-    /// And those of which nobody knows whether they were there, where they may have been destroyed.
+    /// The upper bound of entries that faults may have destroyed, those with an unknown outcome included.
     may_be_lost: i64,
     pub(crate) violations: Vec<Violation>,
-    /// How often each kind of wrong was found.
+    /// How often each kind of violation was found.
     pub(crate) times: BTreeMap<Wrong, u64>,
     pub(crate) round: u64,
     allowed: Allowed,
-    /// What the product said was lost when it was asked last.
-    pub(crate) said_lost: (i64, Option<i64>),
+    /// The bounds of the loss that the product reported last.
+    pub(crate) reported_lost: (i64, Option<i64>),
 }
 
 impl Check {
-    /// Nothing has come out yet.
+    /// A check without any outcome.
     pub(crate) fn new(load: &Arc<Load>) -> Self {
         Self {
             load: Arc::clone(load),
@@ -196,12 +198,12 @@ impl Check {
             times: BTreeMap::new(),
             round: 0,
             allowed: Allowed::default(),
-            said_lost: (0, None),
+            reported_lost: (0, None),
         }
     }
 
-    /// Checks a round at rest: `read` is what each sink's reader read since the last one, `answers` what `/stats` and
-    /// `/records/aggregations` say.
+    /// Checks an idle pipeline after a round. `read`: the entries that each sink's reader read since the last round;
+    /// `answers`: `/stats` and `/records/aggregations`.
     pub(crate) async fn round(
         &mut self,
         round: u64,
@@ -231,7 +233,7 @@ impl Check {
         Ok(())
     }
 
-    /// Notes something wrong; of each kind only some in a round.
+    /// Notes a violation; of each kind only some in a round.
     pub(crate) fn wrong(&mut self, wrong: Wrong, detail: impl FnOnce() -> String) {
         *self.times.entry(wrong).or_default() += 1;
         let alike = self.violations.iter().rev().take_while(|other| other.round == self.round);
@@ -244,7 +246,7 @@ impl Check {
         }
     }
 
-    /// Every id that was touched: taken once or more, it came out as often.
+    /// Every touched id has as many outcomes as accepted entries.
     fn every_id(&mut self) {
         let load = Arc::clone(&self.load);
         let mut history = load.history();
@@ -253,22 +255,22 @@ impl Check {
         for code in touched {
             let Some(known) = history.known(code) else { continue };
             if known.is(MANY) {
-                // So often sent that nobody counts.
+                // Too many entries to count.
                 self.may_be_lost += if self.allowed.loses() { i64::from(u8::MAX) } else { 0 };
                 continue;
             }
             let (taken, unknown, applied) = (known.taken, known.unknown, known.applied);
-            let counts = known.is(PROCESSED) || known.is(LETTERED);
+            let counts = known.is(PROCESSED) || known.is(DEAD_LETTERED);
             if applied < taken {
                 if self.allowed.loses() {
                     self.destroyed += u64::from(taken - applied);
                     known.taken = applied;
                     known.set(UNORDERED, true);
                     if known.is(PROMISED) && !counts && !self.allowed.postgres_lost {
-                        self.wrong(Wrong::Lost, || format!("{} was answered with its outcome and is gone", code.id()));
+                        self.wrong(Wrong::Lost, || format!("{} was answered with its outcome and is lost", code.id()));
                     }
                 } else {
-                    self.wrong(Wrong::Lost, || format!("{}: {taken} taken, {applied} came out", code.id()));
+                    self.wrong(Wrong::Lost, || format!("{}: {taken} accepted, {applied} with an outcome", code.id()));
                     known.taken = applied;
                 }
             }
@@ -278,30 +280,30 @@ impl Check {
             }
             if u16::from(applied) > u16::from(taken) + u16::from(unknown) {
                 self.wrong(Wrong::Doubled, || {
-                    format!("{}: {taken} taken and {unknown} unknown, {applied} came out", code.id())
+                    format!("{}: {taken} accepted and {unknown} unknown, {applied} with an outcome", code.id())
                 });
                 known.taken = applied;
             }
             if applied > 0 && !counts {
-                self.wrong(Wrong::Lost, || format!("{}: {applied} came out, none of them counts", code.id()));
+                self.wrong(Wrong::Lost, || format!("{}: {applied} with an outcome, none of them counts", code.id()));
             }
             if let Some(varied) = history.varied.get_mut(&code) {
-                varied.murky |= self.allowed.loses();
+                varied.ambiguous |= self.allowed.loses();
                 let varied = varied.clone();
                 self.conflicts_of(code, &varied);
             }
         }
         let destroyed = self.destroyed - destroyed;
         if let Some(at_most) = self.allowed.at_most.filter(|at_most| destroyed > *at_most) {
-            self.wrong(Wrong::Lost, || format!("{destroyed} are gone, and faults took {at_most}"));
+            self.wrong(Wrong::Lost, || format!("{destroyed} are lost, and faults took {at_most}"));
         }
     }
 
     /// Of the contents that were sent under an id one counts, and each entry of another is a conflict.
     fn conflicts_of(&mut self, code: Code, varied: &Varied) {
-        let Some(first) = varied.first.filter(|_| !varied.murky) else { return };
+        let Some(first) = varied.first.filter(|_| !varied.ambiguous) else { return };
         let content = |variant| Content::of(self.load.seed, code.with_variant(variant));
-        let others = (0..VARIANTS as u8).filter(|variant| !content(*variant).says_the_same(&content(first)));
+        let others = (0..VARIANTS as u8).filter(|variant| !content(*variant).has_same_content(&content(first)));
         let (mut least, mut most) = (0, 0);
         for other in others.map(usize::from) {
             least += varied.taken[other];
@@ -311,15 +313,12 @@ impl Check {
         let wrong = if came < least { Wrong::Lost } else { Wrong::Miscounted };
         if !(least..=most).contains(&came) {
             self.wrong(wrong, || {
-                format!(
-                    "{}: {came} conflicts came out, of {least} to {most} entries that say something else",
-                    code.id()
-                )
+                format!("{}: {came} conflicts, of {least} to {most} entries of other content", code.id())
             });
         }
     }
 
-    /// What clients were told stands where they were told.
+    /// Each outcome that an answer named still holds.
     fn promises(&mut self) {
         let load = Arc::clone(&self.load);
         let promises = std::mem::take(&mut load.history().promises);
@@ -331,24 +330,26 @@ impl Check {
                     let line = self.shards.get(shard).and_then(|shard| shard.log.get(usize::try_from(seq - 1).ok()?));
                     line.is_some_and(|line| {
                         line.code.with_variant(0) == code
-                            && Content::of(self.load.seed, line.code).says_the_same(&content)
+                            && Content::of(self.load.seed, line.code).has_same_content(&content)
                     })
                 }
                 Final::Conflict => load.history().varied.get(&code).is_some_and(|varied| varied.conflicts > 0),
-                Final::DeadLetter => load.history().known(code).is_some_and(|known| known.is(LETTERED)),
+                Final::DeadLetter => load.history().known(code).is_some_and(|known| known.is(DEAD_LETTERED)),
             };
             if !kept && !self.allowed.postgres_lost {
-                self.wrong(Wrong::Lost, || format!("{} was told {:?}", promise.code.id(), promise.outcome));
+                self.wrong(Wrong::Lost, || {
+                    format!("{} was answered {:?}, which does not hold", promise.code.id(), promise.outcome)
+                });
             }
         }
     }
 }
 
-/// A print of a text, to know it again.
-pub(crate) fn print(text: &str) -> u32 {
+/// A digest of a text, to recognise it; never 0.
+pub(crate) fn digest(text: &str) -> u32 {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
-    // 0 stands for none.
+    // 0 means none.
     (hasher.finish() as u32).max(1)
 }

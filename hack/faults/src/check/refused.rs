@@ -1,12 +1,12 @@
-//! Dead letters and conflicts: each number once, in order, and of something that was sent.
+//! Dead letters and conflicts: each number once, in order, and of an entry that was sent.
 
 use serde_json::Value;
 
-use super::{Check, Line, Wrong, print, stored::Gaps};
+use super::{Check, Line, Wrong, digest, stored::Gaps};
 use crate::{
     decimal,
     load::{
-        history::{LETTERED, PROCESSED},
+        history::{DEAD_LETTERED, PROCESSED},
         record::{Code, Content, MINIMUM_TOTAL, VARIANTS},
     },
     read::Entry,
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Check {
-    /// Dead letters in the order in which they were read.
+    /// Checks dead letters in the order of the stream.
     pub(super) fn dead_letters(&mut self, entries: &[Entry], gaps: &Gaps) {
         for entry in entries {
             let Some(data) = self.next(entry, "dead_letters", gaps) else { continue };
@@ -23,7 +23,9 @@ impl Check {
             let Some(id) = data["recordId"].as_str() else {
                 self.counts.external += 1;
                 if self.counts.external as u64 > self.allowed.external {
-                    self.wrong(Wrong::Ghost, || format!("dead letter {} of nothing that was put in: {data}", entry.id));
+                    self.wrong(Wrong::Ghost, || {
+                        format!("dead letter {} without an entry that the campaign appended: {data}", entry.id)
+                    });
                 }
                 continue;
             };
@@ -41,17 +43,17 @@ impl Check {
             if !due {
                 self.wrong(Wrong::Miscounted, || format!("{id} became a dead letter, {reason}: {}", data["detail"]));
             }
-            // What Postgres lost does not count: the same that comes again is judged again, by other totals.
-            let forgotten = entry.place().is_some_and(|(shard, n)| gaps.have(shard, "dead_letters", n));
-            if !forgotten && (known.is(PROCESSED) || known.is(LETTERED)) {
+            // A dead letter that Postgres lost does not count: its entry is decided again, by other totals.
+            let in_gap = entry.place().is_some_and(|(shard, n)| gaps.have(shard, "dead_letters", n));
+            if !in_gap && (known.is(PROCESSED) || known.is(DEAD_LETTERED)) {
                 self.wrong(Wrong::Doubled, || format!("{id} counts already and became dead letter {}", entry.id));
             }
             let mut history = self.load.history();
             history.apply(code);
-            if forgotten {
+            if in_gap {
                 continue;
             }
-            history.flag(code, LETTERED, true);
+            history.flag(code, DEAD_LETTERED, true);
             if let Some(varied) = history.varied.get_mut(&code) {
                 varied.first = content.map(|content| content.code.variant());
             }
@@ -62,7 +64,7 @@ impl Check {
         }
     }
 
-    /// Conflicts in the order in which they were read.
+    /// Checks conflicts in the order of the stream.
     pub(super) fn conflicts(&mut self, entries: &[Entry], gaps: &Gaps) {
         for entry in entries {
             let Some(data) = self.next(entry, "conflicts", gaps) else { continue };
@@ -81,7 +83,7 @@ impl Check {
         }
     }
 
-    /// Which of the contents that were sent under an id a payload is; values that were sent as numbers are text there.
+    /// The content under an id that a payload has; there values that were sent as numbers are text.
     fn content_of(&self, code: Code, payload: &Value) -> Option<Content> {
         let mut contents = (0..VARIANTS).map(|variant| Content::of(self.load.seed, code.with_variant(variant as u8)));
         contents.find(|content| {
@@ -91,39 +93,39 @@ impl Check {
         })
     }
 
-    /// Whether there was a moment in this round at which the record would have taken its total below the minimum. When it
-    /// was decided, the log alone cannot tell.
+    /// Whether at some moment of this round the record would have brought its total below the minimum. The log alone
+    /// does not show when it was decided.
     fn may_fall_below(&self, content: &Content) -> bool {
         let key = (content.destination.clone(), content.unit);
         let lowest = self.lows.get(&key).or_else(|| self.balances.get(&key)).copied().unwrap_or_default();
-        // What Postgres lost was there for a while, or not.
+        // Records that Postgres lost counted for a while, or not.
         self.allowed.postgres_lost || Some(lowest + content.signed()) < decimal::parse(MINIMUM_TOTAL)
     }
 
-    /// The data of an entry that is the next of its shard; `None`: it was there before, or is none.
+    /// The data of an entry that is the next of its shard; `None`: a repeated entry, or one without a number.
     fn next(&mut self, entry: &Entry, kind: &'static str, gaps: &Gaps) -> Option<Value> {
         let Some((shard, n)) = entry.place().filter(|(shard, _)| *shard < SHARDS) else {
-            self.wrong(Wrong::Ghost, || format!("one of {kind} with id {:?}", entry.id));
+            self.wrong(Wrong::Ghost, || format!("an entry of {kind} with id {:?}", entry.id));
             return None;
         };
         self.check_envelope(entry, if kind == "conflicts" { "record.conflicted" } else { "record.dead_lettered" }, "");
-        let (mark, skipped) =
-            (print(&entry.data), gaps.of(shard, kind).filter(|(_, to)| *to < n).map(|(_, to)| to).max());
+        let (digest, skipped) =
+            (digest(&entry.data), gaps.of(shard, kind).filter(|(_, to)| *to < n).map(|(_, to)| to).max());
         let log = self.numbers(shard, kind);
         if let Some(to) = skipped.filter(|to| *to > log.len() as i64) {
             log.resize(to as usize, Line::of_none(0));
         }
         let due = log.len() as i64 + 1;
         if n < due {
-            let before = log[(n - 1).max(0) as usize].print;
-            self.again(entry, before);
+            let before = log[(n - 1).max(0) as usize].digest;
+            self.repeated(entry, before);
             return None;
         }
         if n > due {
             self.wrong(Wrong::Reordered, || format!("{} came where {due} of shard {shard} was due", entry.id));
             self.numbers(shard, kind).resize((n - 1) as usize, Line::of_none(0));
         }
-        self.numbers(shard, kind).push(Line::of_none(mark));
+        self.numbers(shard, kind).push(Line::of_none(digest));
         Some(serde_json::from_str(&entry.data).unwrap_or_default())
     }
 

@@ -1,4 +1,4 @@
-//! What Postgres stores, against what came out: the log, duplicates, totals, and numbers that were skipped.
+//! Compares the rows in Postgres with the outcomes: the log, duplicates, totals, and skipped numbers.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use super::{Check, Key, Sum, Wrong};
 use crate::{
     decimal,
     load::{
-        history::{LETTERED, PROCESSED},
+        history::{DEAD_LETTERED, PROCESSED},
         record::{AUTHORS, Code},
     },
     world::SHARDS,
@@ -25,7 +25,7 @@ impl Gaps {
         Self(vec![(shard, kind.to_owned(), from, to)])
     }
 
-    /// Whether a number is in one.
+    /// Whether a number is in a gap.
     pub(super) fn have(&self, shard: usize, kind: &str, n: i64) -> bool {
         self.of(shard, kind).any(|(from, to)| (from..=to).contains(&n))
     }
@@ -37,7 +37,7 @@ impl Gaps {
 }
 
 impl Check {
-    /// All gaps that are noted. Only a Postgres that was rewound makes any.
+    /// All noted gaps. Only a rewound Postgres has any.
     pub(super) async fn new_gaps(&mut self, sql: &mut PgConnection) -> anyhow::Result<Gaps> {
         let rows: Vec<(i32, String, i64, i64)> =
             sqlx::query_as("select shard, kind, from_n, to_n from gaps order by shard, kind, from_n")
@@ -52,7 +52,7 @@ impl Check {
         Ok(gaps)
     }
 
-    /// Duplicates that were noted since the last time.
+    /// Counts duplicates that were noted since the last round.
     pub(super) async fn duplicates(&mut self, sql: &mut PgConnection) -> anyhow::Result<()> {
         let query =
             "select record_id, noted_at::text from duplicates where noted_at > $1::text::timestamptz order by noted_at";
@@ -67,7 +67,7 @@ impl Check {
         Ok(())
     }
 
-    /// After a Postgres that lost something: counts every id again by what is stored.
+    /// After a loss of Postgres: counts every id again by the stored rows.
     pub(super) async fn recount(&mut self, sql: &mut PgConnection) -> anyhow::Result<()> {
         {
             let mut history = self.load.history();
@@ -78,14 +78,14 @@ impl Check {
                     if let Some(known) = history.known(code) {
                         known.applied = 0;
                         known.set(PROCESSED, false);
-                        known.set(LETTERED, false);
+                        known.set(DEAD_LETTERED, false);
                     }
                 }
             }
         }
         let queries = [
             ("select record_id from records", PROCESSED),
-            ("select record_id from dead_letters where state <> 'replayed'", LETTERED),
+            ("select record_id from dead_letters where state <> 'replayed'", DEAD_LETTERED),
             ("select record_id from duplicates", 0),
             ("select record_id from conflicts", 0),
         ];
@@ -108,7 +108,7 @@ impl Check {
         Ok(())
     }
 
-    /// The stored log and what was published are the same.
+    /// The stored log and the published one are the same.
     pub(super) async fn stored(&mut self, sql: &mut PgConnection) -> anyhow::Result<()> {
         for shard in 0..SHARDS {
             let from = self.shards[shard].compared;
@@ -145,7 +145,7 @@ impl Check {
                 ((destination, reference, unit), Sum { count, total: decimal::parse(&total).unwrap_or(i128::MAX) })
             })
             .collect();
-        // A key whose records are all lost again may be there with nothing.
+        // A key whose records are all lost may remain with zeros.
         let differ =
             |key: &Key| stored.get(key).copied().unwrap_or_default() != self.keys.get(key).copied().unwrap_or_default();
         let wrong: Vec<Key> = stored

@@ -1,14 +1,14 @@
-//! The check finds what is wrong, without a server: what came is made here, then spoilt.
+//! The check finds violations, without a server: the tests make outcomes, then spoil them.
 
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{Allowed, Check, Wrong, print, stored::Gaps};
+use super::{Allowed, Check, Wrong, digest, stored::Gaps};
 use crate::{
     load::{
         Load,
-        history::Told,
+        history::Answer,
         record::{Code, Content, ELSEWHERE, OTHER_VALUE},
     },
     read::Entry,
@@ -16,7 +16,7 @@ use crate::{
 
 const SEED: u64 = 7;
 
-/// A pipeline in which a client sent some records, all to shard 0 as far as the check knows, and what must come of them.
+/// A client that sent some records, all to shard 0, and the outcomes that must follow.
 struct Story {
     load: Arc<Load>,
     check: Check,
@@ -32,11 +32,11 @@ fn story(records: usize) -> Story {
     while story.records.len() < records {
         let code = story.load.history().begin(0);
         let content = Content::of(SEED, code);
-        // Those never fall below the minimum.
+        // Positive records never bring a total below the minimum.
         if !content.positive {
             continue;
         }
-        story.load.history().told(code, Told::Taken);
+        story.load.history().note_answer(code, Answer::Taken);
         let (n, alerts, signed) = (story.records.len() + 1, content.alerts(), content.signed());
         let sum = sums.entry((content.destination.clone(), content.reference.clone(), content.unit)).or_default();
         let mut data = notification(&content, *sum);
@@ -64,7 +64,7 @@ fn entry(id: &str, kind: &str, data: &Value) -> Entry {
 }
 
 impl Story {
-    /// What is found wrong, each kind once.
+    /// The violations that the check finds, each kind once.
     fn found(mut self) -> Vec<Wrong> {
         self.check.notifications(std::mem::take(&mut self.records), &Gaps::default());
         self.check.alerts(&self.alerts, &Gaps::default());
@@ -76,14 +76,14 @@ impl Story {
 }
 
 #[test]
-fn what_came_as_it_should_is_right() {
+fn correct_outcomes_are_no_violation() {
     let story = story(40);
     assert!(story.alerts.len() > 2, "the story has alerts");
     assert_eq!(story.found(), []);
 }
 
 #[test]
-fn what_is_missing_is_found() {
+fn missing_outcomes_are_found() {
     let mut none = story(40);
     none.records.pop();
     assert_eq!(none.found(), [Wrong::Lost]);
@@ -100,7 +100,7 @@ fn what_is_missing_is_found() {
 }
 
 #[test]
-fn what_came_twice_is_found() {
+fn repeated_outcomes_are_found() {
     let mut again = story(40);
     again.records.push(again.records[30].clone());
     assert_eq!(again.found(), [Wrong::Doubled], "the same number");
@@ -111,7 +111,7 @@ fn what_came_twice_is_found() {
 }
 
 #[test]
-fn what_a_redis_that_was_rewound_gives_again_must_be_the_same() {
+fn a_rewound_redis_may_repeat_only_the_same_content() {
     let mut again = story(40);
     again.check.allowed = Allowed { redis_lost: true, sinks_lost: true, ..Allowed::default() };
     again.records.push(again.records[30].clone());
@@ -139,32 +139,32 @@ fn another_order_content_or_sum_is_found() {
     }
 }
 
-/// An id went out with another value behind its record.
+/// A client sent an id again with another value, after its record.
 #[test]
 fn other_content_under_an_id_is_one_conflict_and_no_duplicate() {
     let found = |conflicts: usize, sends: usize, came_first: bool| {
         let mut story = story(5);
         let code = Code::of_id(&record_id(&story.records[4])).unwrap().with_variant(OTHER_VALUE);
-        (0..sends).for_each(|_| story.load.history().told(code, Told::Taken));
+        (0..sends).for_each(|_| story.load.history().note_answer(code, Answer::Taken));
         if came_first {
             story.records[4].data = notification(&Content::of(SEED, code), sum_before(&story.records[4])).to_string();
-            // What is above a threshold can differ.
+            // The other value can be on the other side of the threshold.
             story.alerts.clear();
         }
         story.check.notifications(std::mem::take(&mut story.records), &Gaps::default());
         let data = json!({"recordId": code.id()});
         let came: Vec<Entry> = (1..=conflicts).map(|n| entry(&format!("0-c{n}"), "record.conflicted", &data)).collect();
         story.check.conflicts(&came, &Gaps::default());
-        // What came out as a duplicate instead.
+        // The other entries have the outcome of a duplicate.
         (conflicts..sends).for_each(|_| _ = story.load.history().apply(code.with_variant(0)));
         story.check.every_id();
         story.check.violations.iter().map(|violation| violation.wrong).collect::<Vec<_>>()
     };
     assert_eq!(found(1, 1, false), []);
-    assert_eq!(found(0, 1, false), [Wrong::Lost], "it was swallowed as a duplicate");
+    assert_eq!(found(0, 1, false), [Wrong::Lost], "it was applied as a duplicate");
     assert_eq!(found(1, 2, false), [Wrong::Lost], "one of two was");
-    assert_eq!(found(1, 0, false)[0], Wrong::Miscounted, "what was sent one way only");
-    assert_eq!(found(1, 1, true)[0], Wrong::Reordered, "it counts before what was sent first");
+    assert_eq!(found(1, 0, false)[0], Wrong::Miscounted, "a conflict without other content");
+    assert_eq!(found(1, 1, true)[0], Wrong::Reordered, "it counts before the record that was sent first");
 }
 
 fn sum_before(entry: &Entry) -> (i64, i128) {
@@ -175,17 +175,17 @@ fn sum_before(entry: &Entry) -> (i64, i128) {
 }
 
 #[test]
-fn a_dead_letter_needs_a_total_that_was_low_enough_or_a_poisoned_record() {
+fn a_dead_letter_needs_a_low_total_or_a_poisoned_record() {
     let found = |negative: bool, poisoned: bool, reason: &str| {
         let mut story = story(5);
         let mut codes = (0..).map(|_| story.load.history().begin(0));
         let content = |code| Content::of(SEED, code);
         let code = codes.find(|code| content(*code).positive != negative && content(*code).signed() != 0).unwrap();
-        story.load.history().told(code, Told::Taken);
+        story.load.history().note_answer(code, Answer::Taken);
         if poisoned {
             story.load.history().poisoned.insert(code);
         }
-        // As much was there before.
+        // The balance before it.
         let there = (content(code).destination, content(code).unit);
         let balance = if reason == "below_minimum_total" && !poisoned { -content(code).signed() } else { 0 };
         story.check.balances.insert(there, balance);
@@ -197,16 +197,16 @@ fn a_dead_letter_needs_a_total_that_was_low_enough_or_a_poisoned_record() {
     };
     assert_eq!(found(true, false, "below_minimum_total"), [Wrong::Miscounted], "there was enough");
     assert_eq!(found(true, true, "below_minimum_total"), []);
-    assert_eq!(found(false, false, "crashed_worker"), [Wrong::Miscounted], "an innocent one");
+    assert_eq!(found(false, false, "crashed_worker"), [Wrong::Miscounted], "a record that crashes no worker");
     assert_eq!(found(false, true, "crashed_worker"), []);
 }
 
 #[test]
-fn a_hole_or_a_repetition_in_a_stream_is_found() {
+fn a_gap_or_a_repetition_in_a_stream_is_found() {
     let found = |spoil: fn(&mut Vec<(Entry, u32)>)| {
         let mut story = story(40);
         let mut stream: Vec<(Entry, u32)> =
-            story.records.iter().map(|entry| (entry.clone(), print(&entry.data))).collect();
+            story.records.iter().map(|entry| (entry.clone(), digest(&entry.data))).collect();
         story.check.notifications(std::mem::take(&mut story.records), &Gaps::default());
         spoil(&mut stream);
         story.check.stream(0, &stream);
@@ -220,16 +220,16 @@ fn a_hole_or_a_repetition_in_a_stream_is_found() {
 }
 
 #[test]
-fn what_nobody_sent_is_found() {
+fn a_record_that_was_never_sent_is_found() {
     let mut ghost = story(3);
     let content = Content::of(SEED, Code::new(0, 1_000_000));
     ghost.records.push(entry("0-4", "record.processed", &notification(&content, (0, 0))));
     assert_eq!(ghost.found(), [Wrong::Ghost]);
 }
 
-/// Postgres lost the last two of five; a gap was noted, and what comes behind it counts on from the third.
+/// Postgres lost the last two of five records; the record behind the noted gap continues the sums of the third.
 #[test]
-fn what_postgres_lost_counts_no_more_behind_a_noted_gap() {
+fn records_in_a_noted_gap_count_no_more() {
     let mut story = story(5);
     story.check.allowed = Allowed { postgres_lost: true, ..Allowed::default() };
     let mut shorter = story_of_three_and_one();
@@ -241,21 +241,21 @@ fn what_postgres_lost_counts_no_more_behind_a_noted_gap() {
     while story.load.history().count(0) <= code.n() {
         story.load.history().begin(0);
     }
-    story.load.history().told(code, Told::Taken);
+    story.load.history().note_answer(code, Answer::Taken);
     story.check.notifications(std::mem::take(&mut story.records), &gaps);
     assert!(story.check.violations.is_empty(), "{:?}", story.check.violations);
     assert_eq!(story.check.counts.processed, 4);
 }
 
-/// The last of five went to two shards at once. Postgres lost it in one, whose gap nothing is behind yet, and so the other
-/// may have it; else it is there twice.
+/// A client sent the last of five to two shards at once. Where Postgres lost it in one, whose gap has no record behind it
+/// yet, it may count in the other; else it counts twice.
 #[test]
-fn what_postgres_lost_in_one_shard_may_count_in_another() {
+fn a_record_lost_in_one_shard_may_count_in_another() {
     let found = |gaps: &Gaps, postgres_lost: bool| {
         let mut story = story(5);
         story.check.allowed = Allowed { postgres_lost, ..Allowed::default() };
         let code = Code::of_id(&record_id(&story.records[4])).unwrap().with_variant(ELSEWHERE);
-        story.load.history().told(code, Told::Taken);
+        story.load.history().note_answer(code, Answer::Taken);
         let other = Content::of(SEED, code);
         let elsewhere = |entry: &Entry| content(entry).destination != other.destination;
         assert!(story.records.iter().all(elsewhere), "{}", other.destination);
@@ -264,11 +264,11 @@ fn what_postgres_lost_in_one_shard_may_count_in_another() {
         story.check.violations.iter().map(|violation| violation.wrong).collect::<Vec<_>>()
     };
     assert_eq!(found(&Gaps::noted(0, "records", 4, 7), true), []);
-    assert_eq!(found(&Gaps::noted(0, "records", 6, 7), true), [Wrong::Doubled], "it stands before the gap");
+    assert_eq!(found(&Gaps::noted(0, "records", 6, 7), true), [Wrong::Doubled], "it is before the gap");
     assert_eq!(found(&Gaps::default(), false), [Wrong::Doubled]);
 }
 
-/// The sixth record as it must come where the fourth and fifth are lost.
+/// Six records, the last one as it must come where the fourth and fifth are lost.
 fn story_of_three_and_one() -> Vec<Entry> {
     let mut all = story(6);
     let kept: Vec<Content> = [0, 1, 2].map(|n| content(&all.records[n])).into();

@@ -1,4 +1,4 @@
-//! Faults of clients: what they send differs for a while.
+//! Faults of clients: they send other requests for a while.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ impl Stage {
         Ok((sent > 0, format!("{sent} sent")))
     }
 
-    /// What clients sent of this kind so far.
+    /// How many such requests or entries clients have sent so far.
     fn sent(&self, mode: Mode) -> u64 {
         let history = self.load.history();
         match mode {

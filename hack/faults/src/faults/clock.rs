@@ -1,4 +1,4 @@
-//! A worker whose clock is minutes ahead or behind: only Postgres's clock decides, so nothing may come of it.
+//! A worker whose clock is minutes ahead or behind: only Postgres's clock decides, so it must have no effect.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use crate::{
     world::{LEASE, eventually, process::Start},
 };
 
-/// Where Debian puts the library, by machine.
+/// Paths of the library in Debian, by machine.
 const LIBRARIES: [&str; 3] = [
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",

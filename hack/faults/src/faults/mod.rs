@@ -1,6 +1,6 @@
-//! Faults: each does its harm, sees that it took effect, and takes it away again.
+//! Faults: each does its harm, checks that it took effect, and undoes it.
 //!
-//! Must never count what was only asked for: `strike` answers true where the process really died or the bytes really stopped.
+//! Must never count a fault without effect: `took` is true only where the process died or the bytes stopped.
 
 mod clients;
 mod clock;
@@ -21,20 +21,20 @@ use crate::{
     world::World,
 };
 
-/// What faults act upon and share.
+/// The world and the load, which all faults share.
 #[derive(Debug, Clone)]
 pub(crate) struct Stage {
     pub(crate) world: Arc<World>,
     pub(crate) load: Arc<Load>,
 }
 
-/// What a fault did.
+/// The effect of a fault.
 #[derive(Debug)]
-pub(crate) struct Struck {
+pub(crate) struct Injected {
     pub(crate) kind: Kind,
     /// Whether it took effect.
     pub(crate) took: bool,
-    /// On whom, or why not.
+    /// The victim, or the reason why it took no effect.
     pub(crate) note: String,
 }
 
@@ -42,8 +42,8 @@ pub(crate) struct Struck {
 type Effect = anyhow::Result<(bool, String)>;
 
 impl Stage {
-    /// Waits for the fault's time and strikes.
-    pub(crate) async fn strike(self, fault: Fault) -> Struck {
+    /// Waits for the fault's time and injects it.
+    pub(crate) async fn inject(self, fault: Fault) -> Injected {
         sleep(Duration::from_millis(fault.at_ms)).await;
         let lasts = Duration::from_millis(fault.for_ms);
         let effect = match fault.kind {
@@ -87,6 +87,6 @@ impl Stage {
             Kind::CutUpload => self.clients(Mode::CUT, lasts).await,
         };
         let (took, note) = effect.unwrap_or_else(|error| (false, format!("{error:#}")));
-        Struck { kind: fault.kind, took, note }
+        Injected { kind: fault.kind, took, note }
     }
 }

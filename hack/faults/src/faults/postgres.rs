@@ -1,4 +1,4 @@
-//! Faults of Postgres: killed, its sessions ended, held still, slow, locked.
+//! Faults of Postgres: killed, its sessions ended, suspended, slow, locked.
 
 use std::time::Duration;
 
@@ -33,15 +33,15 @@ impl Stage {
     pub(super) async fn postgres_pause(&self, lasts: Duration) -> Effect {
         let postgres = self.world.postgres.lock().await;
         postgres.signal_all(Signal::SIGSTOP);
-        // Processes that were started in between.
+        // Also processes that Postgres started in between.
         let stopped = postgres.signal_all(Signal::SIGSTOP);
         sleep(lasts).await;
-        let held = postgres.pids().first().copied().is_some_and(is_stopped);
-        postgres.go_on();
-        Ok((held, format!("{stopped} processes for {lasts:?}")))
+        let suspended = postgres.pids().first().copied().is_some_and(is_stopped);
+        postgres.resume();
+        Ok((suspended, format!("{stopped} processes for {lasts:?}")))
     }
 
-    /// Held still for most of the time.
+    /// Suspended for most of the time.
     pub(super) async fn postgres_slow(&self, lasts: Duration) -> Effect {
         let postgres = self.world.postgres.lock().await;
         let mut connection = postgres.connect().await?;
@@ -50,18 +50,18 @@ impl Stage {
         while Instant::now() < until {
             postgres.signal_all(Signal::SIGSTOP);
             let began = Instant::now();
-            let (asked, ()) = tokio::join!(sqlx::query("select 1").execute(&mut connection), async {
+            let (answer, ()) = tokio::join!(sqlx::query("select 1").execute(&mut connection), async {
                 sleep(Duration::from_millis(60)).await;
-                postgres.go_on();
+                postgres.resume();
             });
-            asked?;
+            answer?;
             slowest = slowest.max(began.elapsed());
             sleep(Duration::from_millis(15)).await;
         }
         Ok((slowest > Duration::from_millis(50), format!("a query took {slowest:?}")))
     }
 
-    /// Rows that every commit needs are held, and sessions wait for no lock longer than a little while.
+    /// A transaction locks rows that every commit needs, and sessions wait for a lock only for a short time.
     pub(super) async fn postgres_lock(&self, lasts: Duration) -> Effect {
         let postgres = self.world.postgres.lock().await;
         let mut connection = postgres.connect().await?;

@@ -1,4 +1,4 @@
-//! Postgres is full, replaced by a standby, or is rewound to an older state.
+//! Postgres is full, replaced by a standby, or rewound to an older state.
 
 use std::{fs, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::world::{children, eventually, postgres, proxy::Link};
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Stage {
-    /// No room is left for a while.
+    /// The disk is full for a while.
     pub(super) async fn postgres_full(&self, lasts: Duration) -> Effect {
         let mut postgres = self.world.postgres.lock().await;
         let Some(disk) = &postgres.disk else { return Ok((false, "it has no disk of its own".to_owned())) };
@@ -28,15 +28,15 @@ impl Stage {
         sleep(lasts).await;
         let complained = complaints() - before;
         disk.free()?;
-        // It may have ended of it.
+        // It may have ended because of the full disk.
         postgres.ensure().await?;
         Ok((complained > 0, format!("{complained} times no space was left")))
     }
 
-    /// The primary dies, and a standby takes its place: one that has all, or one that was behind.
+    /// The primary dies, and a standby takes its place: one with all writes (`synchronous`), or one that was behind.
     pub(super) async fn postgres_standby(&self, synchronous: bool, lasts: Duration) -> Effect {
         let Some(proxies) = &self.world.proxies else { return Ok((false, "there is no toxiproxy".to_owned())) };
-        let said = self.world.losses_said().await.unwrap_or_default();
+        let reported = self.world.reported_losses().await.unwrap_or_default();
         let mut primary = self.world.postgres.lock().await;
         let standby = primary.standby().await?;
         if synchronous {
@@ -58,7 +58,7 @@ impl Stage {
         let before = log_length(&mut primary.connect().await?).await?;
         primary.kill().await;
         if let (false, Some(receiver)) = (synchronous, receiver) {
-            // What it has not read it never will.
+            // It never receives the rest.
             kill(Pid::from_raw(receiver.cast_signed()), Signal::SIGTERM)?;
             kill(Pid::from_raw(receiver.cast_signed()), Signal::SIGCONT)?;
         }
@@ -71,17 +71,17 @@ impl Stage {
         let after = log_length(&mut postgres::connect(port).await?).await?;
         primary.replace(standby).await?;
         for role in ["serve", "work"] {
-            proxies.lead(&Link::postgres(role), port).await?;
+            proxies.redirect(&Link::postgres(role), port).await?;
         }
         drop(primary);
         let lost = (before - after).max(0);
-        let note = if lost > 0 { self.until_said(said).await } else { String::new() };
+        let note = if lost > 0 { self.until_reported(reported).await } else { String::new() };
         Ok((synchronous || lost > 0, format!("{lost} records behind; {note}")))
     }
 
-    /// It is restored to what it was some seconds ago.
+    /// Postgres is restored to its state of some seconds ago.
     pub(super) async fn postgres_restore(&self, lasts: Duration) -> Effect {
-        let said = self.world.losses_said().await.unwrap_or_default();
+        let reported = self.world.reported_losses().await.unwrap_or_default();
         let mut postgres = self.world.postgres.lock().await;
         let older = postgres.copy("restored", &[]).await?;
         sleep(lasts).await;
@@ -90,17 +90,17 @@ impl Stage {
         postgres.ensure().await?;
         let lost = (before - log_length(&mut postgres.connect().await?).await?).max(0);
         drop(postgres);
-        let note = if lost > 0 { self.until_said(said).await } else { String::new() };
-        Ok((lost > 0, format!("{lost} records back; {note}")))
+        let note = if lost > 0 { self.until_reported(reported).await } else { String::new() };
+        Ok((lost > 0, format!("{lost} records fewer; {note}")))
     }
 }
 
-/// How many records were ever numbered.
+/// How many sequence numbers were given.
 async fn log_length(sql: &mut PgConnection) -> anyhow::Result<i64> {
     Ok(sqlx::query_scalar("select sum(records)::bigint from shards").fetch_one(sql).await?)
 }
 
-/// Whether a process is the one through which a standby gets what is written.
+/// Whether a process is the WAL receiver of a standby.
 fn is_receiver(pid: u32) -> bool {
     let name = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     name.contains("walreceiver") && children(pid).is_empty()

@@ -1,4 +1,5 @@
-//! Faults of processes: killed, held still, asked to end, dead at a point of a record's way, fewer and more of them.
+//! Faults of processes: killed, suspended, asked to end, dead at a named point of a record's path, fewer and more of
+//! them.
 
 use std::{os::unix::process::ExitStatusExt as _, sync::atomic::Ordering, time::Duration};
 
@@ -18,11 +19,11 @@ use crate::{
     },
 };
 
-/// Longest wait for a process to come to its point, and to end there in order.
-const COMES: Duration = Duration::from_secs(12);
+/// Longest wait until a process reaches its point, and until it ends there in order.
+const TO_POINT: Duration = Duration::from_secs(12);
 
 impl Stage {
-    /// A running process of a role that no other fault acts upon.
+    /// A running process of a role that no other fault uses.
     pub(super) fn victim(&self, role: &str, pick: u64) -> Option<MutexGuard<'_, Slot>> {
         let slots = if role == "serve" { &self.world.serves } else { &self.world.workers };
         let start = pick as usize % slots.len();
@@ -30,7 +31,7 @@ impl Stage {
         free.find_map(|mut slot| slot.runs().then_some(slot))
     }
 
-    /// Killed, or asked to end; another starts after a while.
+    /// A process is killed, or asked to end (`in_order`); another starts after a while.
     pub(super) async fn end(&self, role: &str, fault: Fault, in_order: bool) -> Effect {
         let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
         let ended = if in_order { slot.stop().await } else { slot.kill().await };
@@ -39,71 +40,71 @@ impl Stage {
         Ok((ended, slot.name.clone()))
     }
 
-    /// Held still for longer than a lease lasts.
+    /// A process is suspended for longer than a lease lasts.
     pub(super) async fn pause(&self, role: &str, fault: Fault) -> Effect {
         let Some(slot) = self.victim(role, fault.pick) else { return none() };
         slot.signal(Signal::SIGSTOP);
         sleep(LEASE + Duration::from_millis(fault.for_ms)).await;
-        let held = slot.pid().is_some_and(is_stopped);
-        slot.go_on();
-        Ok((held, slot.name.clone()))
+        let suspended = slot.pid().is_some_and(is_stopped);
+        slot.resume();
+        Ok((suspended, slot.name.clone()))
     }
 
-    /// A process in whose way a point lies: what it comes to there, and another in its place, unless it continues.
+    /// A process acts at a named point; another starts in its place, unless it continues.
     pub(super) async fn point(&self, point: &str, act: Act, fault: Fault) -> Effect {
         let role = if point == "after_xadd" { "serve" } else { "work" };
         let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
         slot.stop().await;
         slot.start(&self.world, &armed(point, fault.pick % 12 + 1, act))?;
-        let came = eventually(COMES, async || has_come(&mut slot, act)).await;
-        self.go_on_or_anew(&mut slot, fault).await?;
-        Ok((came, slot.name.clone()))
+        let reached = eventually(TO_POINT, async || has_reached(&mut slot, act)).await;
+        self.resume_or_restart(&mut slot, fault).await?;
+        Ok((reached, slot.name.clone()))
     }
 
-    /// Lets continue what is held still, once others have its shards. Else it ended, or would come to its point once nobody is
-    /// left who lets it continue.
-    async fn go_on_or_anew(&self, slot: &mut Slot, fault: Fault) -> anyhow::Result<()> {
+    /// Resumes a suspended process, once other workers own its shards. Starts any other one again: it ended, or would
+    /// reach its point later, when no fault resumes it.
+    async fn resume_or_restart(&self, slot: &mut Slot, fault: Fault) -> anyhow::Result<()> {
         if slot.pid().is_some_and(is_stopped) {
             sleep(LEASE + Duration::from_millis(1_000 + fault.for_ms / 2)).await;
-            slot.go_on();
+            slot.resume();
             return Ok(());
         }
         slot.kill().await;
         slot.start(&self.world, &Start::default())
     }
 
-    /// A sink that is added, and workers in whose way a point lies when they start it.
+    /// A sink is added, and workers act at a point while they start it.
     pub(super) async fn sink_start(&self, act: Act, fault: Fault) -> Effect {
         let mut slots = self.world.all_workers().await;
         slots.retain(|slot| slot.is_wanted());
         if slots.len() < 2 {
             return none();
         }
-        // None that is there may start it before one with the point in its way does.
+        // No running worker may start the sink before a worker with the point does.
         for slot in &mut slots {
             slot.kill().await;
         }
         if !self.world.add_sink().await? {
             return Ok((false, "the manifest with one more sink was not registered".to_owned()));
         }
-        // One comes later, and finds what the others have begun.
+        // One worker starts later, and finds the steps that the others began.
         let (late, early) = slots.split_at_mut(1);
         for slot in &mut *early {
             slot.start(&self.world, &armed("before_sink_started", 1, act))?;
         }
-        eventually(COMES, async || early.iter_mut().any(|slot| has_come(slot, act))).await;
+        eventually(TO_POINT, async || early.iter_mut().any(|slot| has_reached(slot, act))).await;
         for slot in late {
             slot.start(&self.world, &Start::default())?;
         }
         let names: Vec<String> =
-            early.iter_mut().filter_map(|slot| has_come(slot, act).then(|| slot.name.clone())).collect();
+            early.iter_mut().filter_map(|slot| has_reached(slot, act).then(|| slot.name.clone())).collect();
         for slot in early {
-            self.go_on_or_anew(slot, fault).await?;
+            self.resume_or_restart(slot, fault).await?;
         }
         Ok((!names.is_empty(), names.join(", ")))
     }
 
-    /// A record to come of which every worker dies, or panics, while it decides it.
+    /// A future record at which every worker dies, or panics, while it decides it.
     pub(super) async fn poisoned_record(&self, pick: u64) -> Effect {
         let mut slots = self.world.all_workers().await;
         let author = (pick % u64::from(CLIENTS)) as u16;
@@ -127,7 +128,7 @@ impl Stage {
             }
             let port = self.world.postgres.lock().await.port;
             if let Ok(mut sql) = postgres::connect(port).await {
-                // Of an entry that panics the id is not looked at.
+                // The dead letter of a panic has no record id.
                 let query = "select reason from dead_letters where record_id = $1 or position($2 in payload) > 0";
                 let inside = format!("\"{}\"", code.id()).into_bytes();
                 let found = sqlx::query_scalar::<_, String>(query).bind(code.id()).bind(inside);
@@ -152,7 +153,7 @@ impl Stage {
         Ok((changed > 0, format!("{changed} processes started or ended")))
     }
 
-    /// All processes, one after the other, to the other of two builds.
+    /// All processes, one after the other, change to the other of two builds.
     pub(super) async fn upgrade(&self) -> Effect {
         self.world.other_build.fetch_xor(true, Ordering::Relaxed);
         let mut rolled = 0;
@@ -168,7 +169,7 @@ impl Stage {
     }
 }
 
-/// A start of a process that comes to this when it passes a point for the n-th time.
+/// A start of a process that acts so when it passes a point for the n-th time.
 fn armed(point: &str, n: u64, act: Act) -> Start {
     let act = match act {
         Act::Die => "kill",
@@ -178,8 +179,8 @@ fn armed(point: &str, n: u64, act: Act) -> Start {
     Start { environment: vec![("MILLRACE_FAULT", format!("{point}:{n}:{act}"))] }
 }
 
-/// Whether it has come to that.
-fn has_come(slot: &mut Slot, act: Act) -> bool {
+/// Whether a process has acted at its point.
+fn has_reached(slot: &mut Slot, act: Act) -> bool {
     match act {
         Act::Die => slot.ended().is_some_and(|status| status.signal() == Some(9)),
         Act::Stop => slot.pid().is_some_and(is_stopped),

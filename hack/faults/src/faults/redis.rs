@@ -1,4 +1,4 @@
-//! Faults of Redis: killed, held still, slow, full; and what it holds is destroyed or spoilt behind the pipeline's back.
+//! Faults of Redis: killed, suspended, slow, full; and its data are destroyed or spoilt without the pipeline.
 
 use std::{
     fs,
@@ -10,9 +10,9 @@ use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
 use super::{Effect, Stage};
-use crate::world::{SHARDS, SINKS, Said, eventually, is_stopped, records};
+use crate::world::{ReportedLosses, SHARDS, SINKS, eventually, is_stopped, records};
 
-/// How long it is waited for a loss to be said.
+/// Longest wait for the report of a loss.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Stage {
@@ -35,12 +35,12 @@ impl Stage {
         let redis = self.world.redis.lock().await;
         redis.signal(Signal::SIGSTOP);
         sleep(lasts).await;
-        let held = redis.pid().is_some_and(is_stopped);
+        let suspended = redis.pid().is_some_and(is_stopped);
         redis.signal(Signal::SIGCONT);
-        Ok((held, format!("{lasts:?}")))
+        Ok((suspended, format!("{lasts:?}")))
     }
 
-    /// Held still for most of the time.
+    /// Suspended for most of the time.
     pub(super) async fn redis_slow(&self, lasts: Duration) -> Effect {
         let redis = self.world.redis.lock().await;
         let until = Instant::now() + lasts + Duration::from_secs(1);
@@ -48,11 +48,11 @@ impl Stage {
         while Instant::now() < until {
             redis.signal(Signal::SIGSTOP);
             let began = Instant::now();
-            let (asked, ()) = tokio::join!(redis.ask::<String>(&["PING"]), async {
+            let (answer, ()) = tokio::join!(redis.command::<String>(&["PING"]), async {
                 sleep(Duration::from_millis(60)).await;
                 redis.signal(Signal::SIGCONT);
             });
-            if asked.is_ok() {
+            if answer.is_ok() {
                 slowest = slowest.max(began.elapsed());
             }
             sleep(Duration::from_millis(10)).await;
@@ -62,22 +62,22 @@ impl Stage {
 
     pub(super) async fn redis_full(&self, lasts: Duration) -> Effect {
         let redis = self.world.redis.lock().await;
-        let before = refused(&redis.ask::<String>(&["INFO", "errorstats"]).await?);
-        redis.ask::<String>(&["CONFIG", "SET", "maxmemory", "1"]).await?;
+        let before = refused(&redis.command::<String>(&["INFO", "errorstats"]).await?);
+        redis.command::<String>(&["CONFIG", "SET", "maxmemory", "1"]).await?;
         sleep(lasts + Duration::from_millis(500)).await;
-        redis.ask::<String>(&["CONFIG", "SET", "maxmemory", "0"]).await?;
-        let after = refused(&redis.ask::<String>(&["INFO", "errorstats"]).await?);
+        redis.command::<String>(&["CONFIG", "SET", "maxmemory", "0"]).await?;
+        let after = refused(&redis.command::<String>(&["INFO", "errorstats"]).await?);
         Ok((after > before, format!("{} refused", after.saturating_sub(before))))
     }
 
     pub(super) async fn redis_group(&self, pick: u64) -> Effect {
         let redis = self.world.redis.lock().await;
         let stream = records(pick as usize % SHARDS);
-        let destroyed: i64 = redis.ask(&["XGROUP", "DESTROY", &stream, "workers"]).await?;
+        let destroyed: i64 = redis.command(&["XGROUP", "DESTROY", &stream, "workers"]).await?;
         Ok((destroyed == 1, stream))
     }
 
-    /// Entries that no serve process would write.
+    /// Appends entries that no serve process appends.
     pub(super) async fn redis_malformed(&self, pick: u64) -> Effect {
         let redis = self.world.redis.lock().await;
         let contents: [&[&str]; 5] = [
@@ -87,22 +87,22 @@ impl Stage {
             &["record", "[]"],
             &["record", "{\"recordId\":\"x\",\"value\":\"1e9\"}", "receivedAt", "yesterday"],
         ];
-        let mut put = 0;
+        let mut appended = 0;
         for (n, content) in contents.iter().enumerate() {
             let stream = records((pick as usize + n) % SHARDS);
-            // Counted before: an answer that does not come leaves it unknown.
+            // Counted before: without an answer it is unknown whether Redis appended it.
             self.world.external.fetch_add(1, Ordering::Relaxed);
             let words: Vec<&str> = ["XADD", &stream, "*"].into_iter().chain(content.iter().copied()).collect();
-            put += usize::from(redis.ask::<String>(&words).await.is_ok());
+            appended += usize::from(redis.command::<String>(&words).await.is_ok());
         }
-        Ok((put > 0, format!("{put} put in")))
+        Ok((appended > 0, format!("{appended} appended")))
     }
 
-    /// With `appendfsync everysec`, a crash that takes the last second with it.
+    /// A crash with `appendfsync everysec`, which loses the last second.
     pub(super) async fn redis_cut(&self) -> Effect {
-        let before = self.world.losses_said().await.unwrap_or_default();
+        let before = self.world.reported_losses().await.unwrap_or_default();
         let mut redis = self.world.redis.lock().await;
-        redis.ask::<String>(&["CONFIG", "SET", "appendfsync", "everysec"]).await?;
+        redis.command::<String>(&["CONFIG", "SET", "appendfsync", "everysec"]).await?;
         sleep(Duration::from_millis(1_500)).await;
         let Some((file, kept)) = redis.log() else { return Ok((false, "there is no log".to_owned())) };
         sleep(Duration::from_millis(1_000)).await;
@@ -118,68 +118,70 @@ impl Stage {
         };
         redis.ensure().await?;
         drop(redis);
-        let said = self.until_said(before).await;
-        Ok((cut > 0, format!("{cut} bytes; {said}")))
+        let reported = self.until_reported(before).await;
+        Ok((cut > 0, format!("{cut} bytes; {reported}")))
     }
 
-    /// Everything is gone; the sinks, which cannot know how far they were, are resumed as an administrator does.
+    /// Redis loses all; the fault resumes the halted sinks as an administrator does.
     pub(super) async fn redis_flush(&self) -> Effect {
-        let before = self.world.losses_said().await.unwrap_or_default();
+        let before = self.world.reported_losses().await.unwrap_or_default();
         {
             let redis = self.world.redis.lock().await;
-            redis.ask::<String>(&["FLUSHALL"]).await?;
+            redis.command::<String>(&["FLUSHALL"]).await?;
         }
-        let note = self.until_said(before).await;
-        let mut said = String::new();
+        let note = self.until_reported(before).await;
+        let mut failure = String::new();
         for (sink, _) in SINKS {
             let resumed = eventually(Duration::from_secs(30), async || {
                 match self.world.command(&["sinks", "resume", sink, "--from", "beginning"]).await {
                     Ok(_) => true,
                     Err(error) => {
-                        said = format!("{error:#}");
+                        failure = format!("{error:#}");
                         false
                     }
                 }
             });
             if !resumed.await {
-                return Ok((true, format!("{sink} was not resumed: {said}")));
+                return Ok((true, format!("{sink} was not resumed: {failure}")));
             }
         }
         Ok((true, note))
     }
 
-    /// Waits a little until a loss is said by `/stats`, by a metric and in a log, and notes how long it took. It never is
-    /// where nothing was lost, or who should say it is held up by another fault.
-    pub(super) async fn until_said(&self, mut before: Said) -> String {
+    /// Waits a little until `/stats`, a metric and a log report a loss, and notes how long it took. None does where
+    /// nothing was lost, or while another fault holds up the worker that reports it.
+    pub(super) async fn until_reported(&self, mut before: ReportedLosses) -> String {
         let began = Instant::now();
         let mut when = [None; 3];
         while began.elapsed() < TIMEOUT {
-            if let Ok(said) = self.world.losses_said().await {
+            if let Ok(reported) = self.world.reported_losses().await {
                 let mut metric = false;
-                before.metrics.resize(said.metrics.len(), None);
-                for (before, now) in before.metrics.iter_mut().zip(said.metrics) {
+                before.metrics.resize(reported.metrics.len(), None);
+                for (before, now) in before.metrics.iter_mut().zip(reported.metrics) {
                     let Some(now) = now else { continue };
                     metric |= now > before.unwrap_or(0.0);
-                    // A worker that was started since counts from nothing.
+                    // A worker that was started since then counts from zero.
                     *before = Some(before.unwrap_or(0.0).min(now));
                 }
-                for (when, is) in when.iter_mut().zip([said.stats > before.stats, metric, said.lines > before.lines]) {
+                for (when, is) in
+                    when.iter_mut().zip([reported.stats > before.stats, metric, reported.lines > before.lines])
+                {
                     *when = when.or(is.then(|| began.elapsed().as_millis() as u64));
                 }
             }
             if let [Some(stats), Some(metric), Some(log)] = when {
                 let after = stats.max(metric).max(log);
-                self.world.said_ms.lock().unwrap_or_else(PoisonError::into_inner).push(after);
-                return format!("said after {stats} ms by /stats, {metric} by a metric, {log} in a log");
+                self.world.report_ms.lock().unwrap_or_else(PoisonError::into_inner).push(after);
+                return format!("reported after {stats} ms by /stats, {metric} by a metric, {log} in a log");
             }
             sleep(Duration::from_millis(100)).await;
         }
-        format!("nothing was said to be lost: by /stats, a metric, in a log after {when:?} ms")
+        format!("no loss was reported everywhere: by /stats, a metric, in a log after {when:?} ms")
     }
 
-    /// Entries are trimmed that nobody has read: the workers are held still while they gather.
+    /// Trims entries that no worker has read: the workers are suspended while entries gather.
     pub(super) async fn redis_trim(&self, pick: u64) -> Effect {
-        let before = self.world.losses_said().await.unwrap_or_default();
+        let before = self.world.reported_losses().await.unwrap_or_default();
         let redis = self.world.redis.lock().await;
         let workers = self.world.all_workers().await;
         for slot in &workers {
@@ -189,17 +191,17 @@ impl Stage {
         let mut trimmed = 0;
         for n in 0..3 {
             let stream = records((pick as usize + n) % SHARDS);
-            trimmed += redis.ask::<u64>(&["XTRIM", &stream, "MAXLEN", "0"]).await?;
+            trimmed += redis.command::<u64>(&["XTRIM", &stream, "MAXLEN", "0"]).await?;
         }
         self.world.trimmed.fetch_add(trimmed, Ordering::Relaxed);
-        workers.iter().for_each(|slot| slot.go_on());
+        workers.iter().for_each(|slot| slot.resume());
         drop((workers, redis));
-        let said = self.until_said(before).await;
-        Ok((trimmed > 0, format!("{trimmed} entries; {said}")))
+        let reported = self.until_reported(before).await;
+        Ok((trimmed > 0, format!("{trimmed} entries; {reported}")))
     }
 }
 
-/// How often Redis refused a command for want of memory.
+/// How often Redis refused a command because its memory was full.
 fn refused(info: &str) -> u64 {
     let line = info.lines().find_map(|line| line.strip_prefix("errorstat_OOM:count="));
     line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)

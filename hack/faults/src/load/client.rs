@@ -1,4 +1,4 @@
-//! A client: sends its records one request after the other, each again until it is told that it was taken.
+//! A client: sends its records one request after the other, each again until an answer accepts it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,12 +7,12 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Load, Mode,
-    history::{Told, UNORDERED},
+    history::{Answer, UNORDERED},
     record::{CLIENTS, Code, Content, ELSEWHERE, HERD, HOT, OTHER_VALUE},
     send::{How, Outcome},
 };
 
-/// One author and what it needs.
+/// One author and its state.
 pub(super) struct Client {
     load: Arc<Load>,
     author: u16,
@@ -26,7 +26,7 @@ impl Client {
         Self { load: Arc::clone(load), author, dice }
     }
 
-    /// Sends until the load is told to end; what is in flight is brought to its end.
+    /// Sends until the load ends, and then until requests in flight are answered.
     pub(super) async fn run(mut self) {
         while !self.load.is_over() {
             let began = Instant::now();
@@ -73,7 +73,7 @@ impl Client {
         self.deliver(codes, how).await
     }
 
-    /// One record, often waited for.
+    /// One record, often with a wait for its outcome.
     async fn one(&mut self) -> usize {
         let code = match self.earlier() {
             Some(code) if self.dice.random_bool(0.2) => code,
@@ -83,7 +83,8 @@ impl Client {
         self.deliver(vec![code], how).await
     }
 
-    /// Sends an id again with other content: behind its record, or beside it to where another shard may have it first.
+    /// Sends an id again with other content: after its record, or beside it to a destination of another shard, which
+    /// may take it first.
     async fn contradict(&mut self) -> usize {
         if self.dice.random_bool(0.3) {
             let code = self.load.history().begin(self.author);
@@ -100,7 +101,7 @@ impl Client {
         self.deliver(vec![code.with_variant(OTHER_VALUE)], how).await
     }
 
-    /// The same ids from five at once.
+    /// Sends the same ids five times at once.
     async fn herd(&mut self) -> usize {
         let n = self.dice.random_range(1..20);
         let codes: Vec<Code> = (0..n).map(|_| self.load.history().begin(HERD)).collect();
@@ -120,20 +121,20 @@ impl Client {
         sent
     }
 
-    /// An id of its own that was surely taken.
+    /// An id of its own that was surely accepted.
     fn earlier(&mut self) -> Option<Code> {
         let mut history = self.load.history();
         let count = history.count(self.author);
         if count == 0 {
             return None;
         }
-        // Mostly what is fresh, sometimes what is old.
+        // Mostly recent ids, sometimes old ones.
         let back = if self.dice.random_bool(0.8) { count.min(2_000) } else { count };
         let code = Code::new(self.author, count - 1 - self.dice.random_range(0..back));
         history.known(code).is_some_and(|known| known.taken > 0).then_some(code)
     }
 
-    /// Moves what must become a dead letter to the first, middle or last place of a batch.
+    /// Moves records that become dead letters to the first, middle or last place of a batch.
     fn place_poison(&mut self, codes: &mut Vec<Code>) {
         let seed = self.load.seed;
         let is_poison = |code: &Code| Content::of(seed, *code).is_poison();
@@ -147,7 +148,7 @@ impl Client {
         *codes = rest;
     }
 
-    /// Sends entries until each was taken. What is not when the load gives up has no order any more.
+    /// Sends entries until each was accepted. Those that are not when the load gives up have no order any more.
     async fn deliver(&mut self, codes: Vec<Code>, how: How) -> usize {
         let (n, mut rest) = (codes.len(), codes);
         let mut pause = Duration::from_millis(20);
@@ -167,16 +168,16 @@ impl Client {
         }
     }
 
-    /// Notes what was told of each entry; answers those that have to be sent again, in their order.
+    /// Notes the outcome of each entry; returns those that have to be sent again, in their order.
     fn note(&self, codes: Vec<Code>, outcomes: &[Outcome]) -> Vec<Code> {
         let mut history = self.load.history();
         history.answers.sent += codes.len() as u64;
         let mut again = Vec::new();
         for (code, outcome) in codes.into_iter().zip(outcomes) {
             match outcome {
-                Outcome::Taken => history.told(code, Told::Taken),
+                Outcome::Taken => history.note_answer(code, Answer::Taken),
                 Outcome::Unknown => {
-                    history.told(code, Told::Unknown);
+                    history.note_answer(code, Answer::Unknown);
                     again.push(code);
                 }
                 Outcome::Refused => {

@@ -1,39 +1,39 @@
-//! What was sent, and what each client was told: four bytes a record.
+//! The sent entries and their answers: four bytes a record.
 
 use std::collections::{HashMap, HashSet};
 
 use super::record::{AUTHORS, Code, VARIANTS};
 
-/// What a client was told about one entry that it sent.
+/// The answer about one sent entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Told {
-    /// 202, or an outcome: it was taken.
+pub(crate) enum Answer {
+    /// 202, or an outcome: it was accepted.
     Taken,
-    /// Nothing, or that nobody knows.
+    /// None, or an unknown outcome.
     Unknown,
 }
 
-/// What is known of an id.
+/// The counts and flags of an id.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Known {
-    /// Entries that were taken, those of which it is unknown, and those that came out as one thing or the other.
+    /// Entries that were accepted, those with an unknown outcome, and those that have an outcome.
     pub(crate) taken: u8,
     pub(crate) unknown: u8,
     pub(crate) applied: u8,
     flags: u8,
 }
 
-/// It stands in the log.
+/// It is in the log.
 pub(crate) const PROCESSED: u8 = 1;
 /// It has an open dead letter.
-pub(crate) const LETTERED: u8 = 2;
-/// Its place among its client's records means nothing: it was given up, or lost where that may be.
+pub(crate) const DEAD_LETTERED: u8 = 2;
+/// It has no order among its client's records: the client gave it up, or a fault that may lose it lost it.
 pub(crate) const UNORDERED: u8 = 4;
-/// A client was told its outcome: no loss of Redis may undo that.
+/// An answer named its outcome: no loss of Redis may undo that.
 pub(crate) const PROMISED: u8 = 8;
-/// Other content was sent under its id, by value or to another destination.
+/// Other content was sent under its id, with another value or to another destination.
 pub(crate) const VARIED: u8 = 16;
-/// Counted so often that its counts mean nothing any more.
+/// Its counts overflowed and mean nothing any more.
 pub(crate) const MANY: u8 = 32;
 
 impl Known {
@@ -42,7 +42,7 @@ impl Known {
         self.flags & flag != 0
     }
 
-    /// Sets or takes away a flag.
+    /// Sets or clears a flag.
     pub(crate) fn set(&mut self, flag: u8, on: bool) {
         self.flags = if on { self.flags | flag } else { self.flags & !flag };
     }
@@ -53,55 +53,55 @@ impl Known {
 pub(crate) struct Answers {
     /// Entries sent, each attempt counted.
     pub(crate) sent: u64,
-    /// Of them: taken, unknown, and refused for now.
+    /// Of them: accepted, unknown, and refused for now.
     pub(crate) taken: u64,
     pub(crate) unknown: u64,
     pub(crate) refused: u64,
-    /// Requests by what became of them: a status, or an error.
+    /// Requests by their result: a status, or an error.
     pub(crate) requests: std::collections::BTreeMap<String, u64>,
 }
 
-/// An outcome that a client was told.
+/// An outcome that an answer named.
 #[derive(Debug, Clone)]
 pub(crate) struct Promise {
     pub(crate) code: Code,
     pub(crate) outcome: Final,
 }
 
-/// What became of an entry, finally.
+/// The final outcome of an entry.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Final {
-    /// It stands in the log, or the same does: shard and number, where they were told.
+    /// It is in the log, or the same content is: shard and number, where the answer named them.
     Processed(Option<(usize, i64)>),
     Conflict,
     DeadLetter,
 }
 
-/// An id under which several contents were sent: of each, as many entries as were taken and as are unknown.
+/// An id under which several contents were sent: of each, how many entries were accepted and how many are unknown.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Varied {
     pub(crate) taken: [u16; VARIANTS],
     pub(crate) unknown: [u16; VARIANTS],
-    /// The one that counts, or has the dead letter.
+    /// The content that counts, or has the dead letter.
     pub(crate) first: Option<u8>,
-    /// How many conflicts came out.
+    /// How many conflicts there were.
     pub(crate) conflicts: u16,
-    /// Some of its entries may have been lost: nothing can be said of it any more.
-    pub(crate) murky: bool,
+    /// Some of its entries may have been lost: its counts prove nothing any more.
+    pub(crate) ambiguous: bool,
 }
 
 /// The history of all clients.
 #[derive(Debug)]
 pub(crate) struct History {
     known: Vec<Vec<Known>>,
-    /// What changed since the last check.
+    /// Ids that changed since the last check.
     pub(crate) touched: HashSet<Code>,
     pub(crate) promises: Vec<Promise>,
-    /// By the code of the record as it is meant.
+    /// By the code of the record without a variant.
     pub(crate) varied: HashMap<Code, Varied>,
-    /// Records of which workers are made to die or to panic.
+    /// Records at which workers die or panic.
     pub(crate) poisoned: HashSet<Code>,
-    /// Entries sent because duplicates were asked for, and batches in which poison was placed.
+    /// Duplicates that were sent because a fault wants them, and batches with poison.
     pub(crate) duplicates: u64,
     pub(crate) placed: u64,
     pub(crate) answers: Answers,
@@ -140,16 +140,16 @@ impl History {
         self.known.iter().map(|known| known.len() as u64).sum()
     }
 
-    /// What is known of an id; `None`: it was never sent.
+    /// The state of an id; `None`: it was never sent.
     pub(crate) fn known(&mut self, code: Code) -> Option<&mut Known> {
         self.known.get_mut(usize::from(code.author()))?.get_mut(code.n() as usize)
     }
 
-    /// Notes what a client was told of an entry.
-    pub(crate) fn told(&mut self, code: Code, told: Told) {
-        match told {
-            Told::Taken => self.answers.taken += 1,
-            Told::Unknown => self.answers.unknown += 1,
+    /// Notes the answer about an entry.
+    pub(crate) fn note_answer(&mut self, code: Code, answer: Answer) {
+        match answer {
+            Answer::Taken => self.answers.taken += 1,
+            Answer::Unknown => self.answers.unknown += 1,
         }
         let meant = code.with_variant(0);
         self.touched.insert(meant);
@@ -160,11 +160,11 @@ impl History {
                 unknown: [before.unknown.into(), 0, 0],
                 ..Varied::default()
             });
-            let counts = if told == Told::Taken { &mut varied.taken } else { &mut varied.unknown };
+            let counts = if answer == Answer::Taken { &mut varied.taken } else { &mut varied.unknown };
             counts[usize::from(code.variant())] += 1;
         }
         if let Some(known) = self.known(code) {
-            let count = if told == Told::Taken { &mut known.taken } else { &mut known.unknown };
+            let count = if answer == Answer::Taken { &mut known.taken } else { &mut known.unknown };
             *count = count.saturating_add(1);
             let many = *count == u8::MAX;
             known.set(MANY, many || known.is(MANY));
@@ -172,14 +172,14 @@ impl History {
         }
     }
 
-    /// Sets a flag of an id.
+    /// Sets or clears a flag of an id.
     pub(crate) fn flag(&mut self, code: Code, flag: u8, on: bool) {
         if let Some(known) = self.known(code) {
             known.set(flag, on);
         }
     }
 
-    /// Notes that an entry of this id came out, as whatever. False: no such id was sent.
+    /// Notes that an entry of this id has an outcome, of any kind. False: no such id was sent.
     pub(crate) fn apply(&mut self, code: Code) -> bool {
         self.touched.insert(code.with_variant(0));
         let Some(known) = self.known(code) else { return false };
@@ -189,7 +189,7 @@ impl History {
         true
     }
 
-    /// Takes an outcome of this id back: the server that had it lost it.
+    /// Undoes an outcome of this id: the server that held it lost it.
     pub(crate) fn unapply(&mut self, code: Code) {
         self.touched.insert(code.with_variant(0));
         if let Some(known) = self.known(code) {

@@ -1,4 +1,4 @@
-//! Load: several clients over HTTP, and what each was told.
+//! Load: several clients over HTTP, and the answers that they got.
 
 mod client;
 pub(crate) mod history;
@@ -19,20 +19,20 @@ use record::AUTHORS;
 /// The administrator's key of the pipeline.
 pub(crate) const KEY: &str = "mk_fault-campaign-0123456789-abcdef";
 
-/// What clients do beyond the usual.
+/// A switch that changes the requests of clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mode(u32);
 
 impl Mode {
     /// Half of all entries are duplicates.
     pub(crate) const DUPLICATES: Self = Self(1);
-    /// The same ids from five at once.
+    /// The same ids are sent five times at once.
     pub(crate) const HERD: Self = Self(2);
-    /// One key gets much.
+    /// One key gets many records.
     pub(crate) const HOT: Self = Self(4);
-    /// Poison stands first, in the middle or last in each batch.
+    /// Poison is first, in the middle or last in each batch.
     pub(crate) const POISON: Self = Self(8);
-    /// Connections are cut in mid-upload.
+    /// Connections are cut during an upload.
     pub(crate) const CUT: Self = Self(16);
 }
 
@@ -40,7 +40,7 @@ impl Mode {
 #[derive(Debug)]
 pub(crate) struct Load {
     pub(crate) seed: u64,
-    /// Where serve processes are reached.
+    /// URLs of the serve processes.
     urls: Vec<String>,
     /// Records a second, over all clients.
     rate: f64,
@@ -66,12 +66,12 @@ impl Load {
         })
     }
 
-    /// What was sent and told.
+    /// The sent entries and their answers.
     pub(crate) fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Switches what clients do.
+    /// Switches a mode.
     pub(crate) fn set(&self, mode: Mode, on: bool) {
         if on {
             self.modes.fetch_or(mode.0, Ordering::Relaxed);
@@ -103,12 +103,12 @@ impl Load {
         clients
     }
 
-    /// No more new requests; each client brings to its end what it has in flight.
+    /// No more new requests; each client finishes those in flight.
     pub(crate) fn end(&self) {
         self.over.store(true, Ordering::Relaxed);
     }
 
-    /// Clients stop sending again what is not taken.
+    /// Clients stop repeating entries that are not accepted.
     pub(crate) fn give_up(&self) {
         self.gives_up.store(true, Ordering::Relaxed);
     }

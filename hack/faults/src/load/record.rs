@@ -1,30 +1,30 @@
-//! Records: each follows from the seed, its author and its number, so that nothing of it has to be stored.
+//! Records: each follows from the seed, its author and its number, so that no content has to be stored.
 //!
-//! A code names a record in eight bytes: author, number, and which of several contents was sent under the id.
+//! A code names a record in eight bytes: author, number, and the variant of its content.
 
 use serde_json::Value;
 
 use crate::decimal;
 
-/// Authors that send one after the other, and whose order must be kept.
+/// Authors that send one record after the other; their order must be kept.
 pub(crate) const CLIENTS: u16 = 4;
-/// Whose records are sent by five at once.
+/// The author whose records are sent five times at once.
 pub(crate) const HERD: u16 = CLIENTS;
-/// Whose records all have the same key; it sends one after the other, too.
+/// The author whose records all have the same key; it sends one after the other, too.
 pub(crate) const HOT: u16 = CLIENTS + 1;
 /// How many authors there are.
 pub(crate) const AUTHORS: u16 = CLIENTS + 2;
-/// A destination to which much goes.
+/// A destination with many records.
 const HOT_DESTINATION: &str = "hot";
 /// Other destinations.
 const DESTINATIONS: u64 = 61;
-/// Destinations of what must become a dead letter: they get nothing but negative records.
+/// Destinations of records that become dead letters: they get only negative records.
 const POISONED: &str = "poison-";
-/// What a negative record takes where there is nothing.
+/// The value of a negative record to a destination without a balance.
 const POISON: &str = "999999999999999";
 /// The manifest's policy.minimumTotal.
 pub(crate) const MINIMUM_TOTAL: &str = "0";
-/// The manifest's threshold, and the one for USD.
+/// The manifest's threshold.
 pub(crate) const THRESHOLD: &str = "200";
 /// The manifest's threshold for USD.
 pub(crate) const THRESHOLD_USD: &str = "150.5";
@@ -37,7 +37,7 @@ pub(crate) const ELSEWHERE: u8 = 2;
 /// How many variants there are.
 pub(crate) const VARIANTS: usize = 3;
 
-/// What was sent under an id.
+/// A record, or a variant of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Code(u64);
 
@@ -45,17 +45,17 @@ impl Code {
     /// No record.
     pub(crate) const NONE: Self = Self(u64::MAX);
 
-    /// The n-th record of an author, as it is meant.
+    /// The n-th record of an author, without a variant.
     pub(crate) fn new(author: u16, n: u32) -> Self {
         Self(u64::from(author) << 32 | u64::from(n))
     }
 
-    /// The same id with other content; 0 is the record as it is meant.
+    /// The same id with other content; 0 is the record itself.
     pub(crate) fn with_variant(self, variant: u8) -> Self {
         Self(self.0 & 0xffff_ffff_ffff | u64::from(variant) << 48)
     }
 
-    /// Whose it is.
+    /// Its author.
     pub(crate) fn author(self) -> u16 {
         (self.0 >> 32) as u16
     }
@@ -65,7 +65,7 @@ impl Code {
         self.0 as u32
     }
 
-    /// Which content.
+    /// Its variant.
     pub(crate) fn variant(self) -> u8 {
         (self.0 >> 48) as u8
     }
@@ -95,7 +95,7 @@ pub(crate) struct Content {
 }
 
 impl Content {
-    /// What the seed makes of a code.
+    /// The content of a code under a seed.
     pub(crate) fn of(seed: u64, code: Code) -> Self {
         let mut bits = mix(seed ^ (u64::from(code.author()) << 32 | u64::from(code.n())));
         let mut take = |below: u64| {
@@ -122,8 +122,8 @@ impl Content {
         Self { code, destination, reference: format!("r{reference}"), unit, positive, value }
     }
 
-    /// Whether two records under one id say the same.
-    pub(crate) fn says_the_same(&self, other: &Self) -> bool {
+    /// Whether two records under one id have the same content.
+    pub(crate) fn has_same_content(&self, other: &Self) -> bool {
         let code = self.code;
         *self == Self { code, ..other.clone() }
     }
@@ -138,18 +138,18 @@ impl Content {
         decimal::parse(&self.value) > decimal::parse(self.threshold())
     }
 
-    /// What it adds to its total, in billionths.
+    /// Its contribution to its total, in billionths.
     pub(crate) fn signed(&self) -> i128 {
         let value = decimal::parse(&self.value).unwrap_or_default();
         if self.positive { value } else { -value }
     }
 
-    /// Above what it must be to raise an alert.
+    /// The threshold above which it raises an alert.
     pub(crate) fn threshold(&self) -> &'static str {
         if self.unit == "USD" { THRESHOLD_USD } else { THRESHOLD }
     }
 
-    /// As it is sent; every seventh value as a number.
+    /// The JSON that is sent; every seventh value is a number.
     pub(crate) fn json(&self) -> String {
         let (n, quote) = (self.code.n(), if self.code.n().is_multiple_of(7) { "" } else { "\"" });
         format!(
@@ -168,8 +168,8 @@ impl Content {
         )
     }
 
-    /// Whether a record that came out, as JSON, says what was sent.
-    pub(crate) fn is_what_came(&self, record: &Value) -> bool {
+    /// Whether a published record, as JSON, has this content.
+    pub(crate) fn matches(&self, record: &Value) -> bool {
         let Ok(sent) = serde_json::from_str::<Value>(&self.json()) else { return false };
         let Some(sent) = sent.as_object() else { return false };
         let same =
@@ -207,15 +207,15 @@ mod tests {
     }
 
     #[test]
-    fn what_came_is_compared_field_by_field() {
+    fn records_are_compared_field_by_field() {
         let content = Content::of(1, Code::new(0, 8));
         let mut came: Value = serde_json::from_str(&content.json()).unwrap();
-        assert!(!content.is_what_came(&came), "without its times it is not what comes out");
+        assert!(!content.matches(&came), "a published record has times");
         came["receivedAt"] = "t".into();
         came["processedAt"] = "t".into();
-        assert!(content.is_what_came(&came));
+        assert!(content.matches(&came));
         came["value"] = "1e9".into();
-        assert!(!content.is_what_came(&came));
+        assert!(!content.matches(&came));
         assert_ne!(Content::of(1, content.code.with_variant(OTHER_VALUE)).value, content.value);
     }
 }

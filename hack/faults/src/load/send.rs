@@ -1,4 +1,4 @@
-//! One request, and what it says of each of its entries.
+//! One request, and the outcome of each of its entries.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     KEY, Load,
-    history::{Final, PROMISED, Promise, Told},
+    history::{Answer, Final, PROMISED, Promise},
     record::{Code, Content},
 };
 
@@ -24,16 +24,16 @@ pub(super) enum How {
     Lines,
     /// One.
     Single,
-    /// One, and its outcome is waited for.
+    /// One, with a wait for its outcome.
     Waited,
 }
 
-/// What became of one entry, as far as the client was told.
+/// The outcome of one entry, by the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     Taken,
     Unknown,
-    /// Surely not taken, for now.
+    /// Surely not accepted, for now.
     Refused,
 }
 
@@ -56,7 +56,7 @@ impl Load {
             }
             Err(error) => Err(error),
         };
-        let (said, outcomes) = match answered {
+        let (result, outcomes) = match answered {
             Ok((status, text)) => {
                 let body = serde_json::from_str(&text).unwrap_or(Value::Null);
                 if let (How::Waited, [code]) = (how, codes) {
@@ -67,15 +67,16 @@ impl Load {
             }
             Err(error) if error.is_connect() => ("not connected".to_owned(), vec![Outcome::Refused; codes.len()]),
             Err(error) => {
-                let said = if error.is_timeout() { "timed out" } else { "cut" };
-                (said.to_owned(), vec![Outcome::Unknown; codes.len()])
+                let result = if error.is_timeout() { "timed out" } else { "cut" };
+                (result.to_owned(), vec![Outcome::Unknown; codes.len()])
             }
         };
-        *self.history().answers.requests.entry(said).or_default() += 1;
+        *self.history().answers.requests.entry(result).or_default() += 1;
         outcomes
     }
 
-    /// Sends a part of a request and hangs up. Of an array nothing may be taken then, of lines those that came.
+    /// Sends a part of a request and closes the connection. Of an array no entry may be accepted then, of lines the
+    /// complete ones may.
     pub(super) async fn cut_upload(&self, codes: &[Code], how: How, part: f64) {
         let body = self.body(codes, how);
         let at = (body.len() as f64 * part) as usize;
@@ -99,7 +100,7 @@ impl Load {
         history.answers.sent += codes.len() as u64;
         if how == How::Lines {
             for code in codes {
-                history.told(*code, Told::Unknown);
+                history.note_answer(*code, Answer::Unknown);
             }
         } else {
             history.answers.refused += codes.len() as u64;
@@ -115,7 +116,7 @@ impl Load {
         }
     }
 
-    /// Notes an outcome that the client was told.
+    /// Notes an outcome that the answer names.
     fn promised(&self, code: Code, status: u16, body: &Value) {
         let mut history = self.history();
         let outcome = match status {
@@ -138,7 +139,7 @@ fn content_type(how: How) -> &'static str {
     if how == How::Lines { "application/x-ndjson" } else { "application/json" }
 }
 
-/// What an answer says of each entry.
+/// The outcome of each of `n` entries by an answer.
 fn outcomes(n: usize, status: u16, body: &Value) -> Vec<Outcome> {
     let of_code = |code: &Value| match code.as_str() {
         Some("outcome_unknown") | None => Outcome::Unknown,
@@ -167,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_tells_of_each_entry() {
+    fn an_answer_has_an_outcome_for_each_entry() {
         use Outcome::{Refused, Taken, Unknown};
         let body = serde_json::json!({"errors": [{"index": 1, "code": "outcome_unknown"}, {"index": 2, "code": "redis_full"}]});
         assert_eq!(outcomes(4, 202, &body), [Taken, Unknown, Refused, Taken]);

@@ -1,4 +1,4 @@
-//! A small disk that can be filled: a file that is mounted. Only root can.
+//! A small disk that can be filled: a mounted file. Needs root.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::ensure;
 
-/// How large it is. The file takes what is used of it.
+/// Its size. The file is sparse.
 const BYTES: u64 = 16 << 30;
 
 /// A mounted disk; unmounted when it is dropped.
@@ -29,11 +29,11 @@ impl Disk {
         Ok(Self { at: at.to_owned(), image: image.to_owned() })
     }
 
-    /// Leaves no room.
+    /// Fills the disk.
     pub(crate) fn fill(&self) -> anyhow::Result<()> {
         let room = nix::sys::statvfs::statvfs(&self.at)?;
         let bytes = room.blocks_available() * room.fragment_size();
-        // What is left of it goes in small pieces: the file system keeps some for itself.
+        // The rest in small pieces: the file system keeps some blocks for itself.
         for (n, bytes) in
             [bytes * 99 / 100, bytes / 200, bytes / 1_000, 1 << 20, 64 << 10, 4 << 10].into_iter().enumerate()
         {
@@ -41,7 +41,7 @@ impl Disk {
             if n < 3 {
                 piece()?;
             } else {
-                // As often as it goes.
+                // Until there is no room for one more.
                 let mut more = 0;
                 while more < 400 && {
                     let file = self.ballast(n * 1_000 + more);
@@ -55,7 +55,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Gives the room back.
+    /// Removes the files that fill it.
     pub(crate) fn free(&self) -> anyhow::Result<()> {
         for entry in fs::read_dir(&self.at)?.flatten() {
             if entry.file_name().to_string_lossy().starts_with("ballast-") {
@@ -73,7 +73,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         if run(Command::new("umount").arg(&self.at)).is_err() {
-            // Somebody is still in it: it goes when they do.
+            // A process still uses it: the kernel unmounts it when that ends.
             let _ = run(Command::new("umount").arg("--lazy").arg(&self.at));
         }
         let _ = fs::remove_file(&self.image);

@@ -1,10 +1,11 @@
-//! The world of a run: servers, proxies between them, and the processes of one pipeline. What faults act upon.
+//! The world of a run: servers, proxies between them, and the processes of one pipeline. Faults act upon it.
 
 pub(crate) mod disk;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod redis;
+mod sinks;
 mod tools;
 
 use std::{
@@ -19,34 +20,35 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{
     process::Command,
     sync::{Mutex, MutexGuard},
     time::sleep,
 };
 
-use crate::load::{KEY, record};
+use crate::load::KEY;
 use postgres::Postgres;
 use process::{Slot, Start};
 use proxy::{Link, Proxies};
 use redis::Redis;
+pub(crate) use sinks::{ADDED, SINKS, stream};
 pub(crate) use tools::{alive, children, eventually, free_port, is_stopped, resident_kb};
 
 /// The pipeline's name.
 pub(crate) const NAME: &str = "faults";
 /// How many shards it has.
 pub(crate) const SHARDS: usize = 6;
-/// How long a lease lasts: a take-over is quick.
+/// The duration of a lease: short, so that takeovers are quick.
 pub(crate) const LEASE: Duration = Duration::from_millis(2_000);
 /// Serve processes.
 pub(crate) const SERVES: usize = 2;
-/// Most workers; as many as there are slots.
+/// Most workers: the number of slots.
 pub(crate) const WORKERS: usize = 5;
-/// Workers at rest.
+/// Workers outside of faults.
 pub(crate) const USUAL_WORKERS: usize = 3;
 
-/// What a run is given.
+/// Settings of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     pub(crate) binary: PathBuf,
@@ -54,13 +56,13 @@ pub(crate) struct Setup {
     pub(crate) toxiproxy: Option<PathBuf>,
     /// Whether Postgres gets a disk of its own, which can be filled.
     pub(crate) small_disk: bool,
-    /// Where data and logs are.
+    /// The folder of data and logs.
     pub(crate) dir: PathBuf,
-    /// More in the environment of every process, such as a planted bug.
+    /// More variables of every process, such as a planted bug.
     pub(crate) environment: Vec<(String, String)>,
 }
 
-/// Everything that runs.
+/// All servers and processes.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) setup: Setup,
@@ -69,29 +71,29 @@ pub(crate) struct World {
     pub(crate) proxies: Option<Proxies>,
     pub(crate) serves: Vec<Mutex<Slot>>,
     pub(crate) workers: Vec<Mutex<Slot>>,
-    /// Processes that ended though nobody asked them to.
+    /// Messages about processes that ended by themselves.
     pub(crate) ended: std::sync::Mutex<Vec<String>>,
-    /// Which of two builds new processes are of.
+    /// Whether new processes are of the other build.
     pub(crate) other_build: AtomicBool,
     pub(crate) starts: AtomicU64,
-    /// How many milliseconds passed from each loss until it was said everywhere.
-    pub(crate) said_ms: std::sync::Mutex<Vec<u64>>,
+    /// Milliseconds from each loss until it was reported everywhere.
+    pub(crate) report_ms: std::sync::Mutex<Vec<u64>>,
     pub(crate) http: reqwest::Client,
     /// A sink that a fault added, until the end of its round.
     pub(crate) added_sink: std::sync::Mutex<Option<String>>,
-    /// Entries that nobody sent, put into the streams so far.
+    /// Malformed entries that faults have appended to input streams.
     pub(crate) external: AtomicU64,
-    /// Entries that were trimmed unread, since this was asked last.
+    /// Entries that were trimmed unread, since the last round.
     pub(crate) trimmed: AtomicU64,
-    /// Ports of Redis and Postgres at the start, which processes are given where there are no proxies.
+    /// Ports of Redis and Postgres, for processes without proxies.
     server_ports: (u16, u16),
 }
 
 impl World {
-    /// Starts servers, makes the pipeline, and starts its processes.
+    /// Starts servers, creates the pipeline, and starts its processes.
     pub(crate) async fn start(setup: Setup) -> anyhow::Result<Arc<Self>> {
         fs::create_dir_all(setup.dir.join("logs"))?;
-        // Another user has to pass through.
+        // The user of Postgres needs to enter it.
         fs::set_permissions(&setup.dir, fs::Permissions::from_mode(0o711))?;
         let redis = Redis::start(&setup.dir).await?;
         let postgres = Postgres::start(&setup.dir, setup.small_disk).await?;
@@ -120,7 +122,7 @@ impl World {
             ended: std::sync::Mutex::default(),
             other_build: AtomicBool::new(false),
             starts: AtomicU64::new(0),
-            said_ms: std::sync::Mutex::default(),
+            report_ms: std::sync::Mutex::default(),
             added_sink: std::sync::Mutex::default(),
             external: AtomicU64::new(0),
             trimmed: AtomicU64::new(0),
@@ -136,70 +138,11 @@ impl World {
         Ok(this)
     }
 
-    /// `added`: one more sink, from the first of what it carries on.
-    fn write_manifest(&self, added: Option<&str>) -> anyhow::Result<()> {
-        let sink =
-            |name: &str, event: &str| json!({"name": name, "event": event, "redisStream": {"stream": stream(name)}});
-        let mut sinks = SINKS.map(|(name, event)| sink(name, event)).to_vec();
-        sinks.extend(added.map(|name| {
-            let mut added = sink(name, ADDED.1);
-            added["from"] = "Beginning".into();
-            added
-        }));
-        let manifest = json!({
-            "apiVersion": "millrace.dev/v1alpha1", "kind": "RecordPipeline",
-            "metadata": {"name": NAME},
-            "spec": {
-                "shards": SHARDS,
-                "backlogLimit": 1_000_000,
-                "threshold": record::THRESHOLD,
-                "thresholds": {"USD": record::THRESHOLD_USD},
-                "policy": {"minimumTotal": record::MINIMUM_TOTAL},
-                "sinks": sinks,
-            },
-        });
-        // As a whole: it is read at any time.
-        let new = self.manifest().with_extension("new");
-        fs::write(&new, manifest.to_string())?;
-        Ok(fs::rename(new, self.manifest())?)
-    }
-
-    /// Adds a sink that was never there before; answers whether the manifest is registered. Only a process that sees the
-    /// file change registers it.
-    pub(crate) async fn add_sink(&self) -> anyhow::Result<bool> {
-        let name = format!("added-{}", self.starts.load(Ordering::Relaxed));
-        for _ in 0..5 {
-            self.write_manifest(Some(&name))?;
-            if eventually(Duration::from_secs(4), async || self.has_sink(&name).await.is_ok_and(|has| has)).await {
-                *self.added_sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(name);
-                return Ok(true);
-            }
-            self.write_manifest(None)?;
-            sleep(Duration::from_secs(1)).await;
-        }
-        Ok(false)
-    }
-
-    /// Takes an added sink away again, and what it has published.
-    pub(crate) async fn remove_sink(&self, name: &str) -> anyhow::Result<()> {
-        self.write_manifest(None)?;
-        let gone = eventually(Duration::from_secs(30), async || self.has_sink(name).await.is_ok_and(|has| !has)).await;
-        ensure!(gone, "sink {name}, which was removed, is still in /stats");
-        self.redis.lock().await.ask::<i64>(&["DEL", &stream(name)]).await?;
-        Ok(())
-    }
-
-    /// Whether `/stats` tells of a sink.
-    async fn has_sink(&self, name: &str) -> anyhow::Result<bool> {
-        let stats = self.get("/stats").await?;
-        Ok(stats["sinks"].as_array().into_iter().flatten().any(|sink| sink["name"] == name))
-    }
-
     fn manifest(&self) -> PathBuf {
         self.setup.dir.join("pipeline.yaml")
     }
 
-    /// Where clients reach the serve processes.
+    /// URLs of the serve processes.
     pub(crate) async fn urls(&self) -> anyhow::Result<Vec<String>> {
         let mut urls = Vec::new();
         for (n, slot) in self.serves.iter().enumerate() {
@@ -212,7 +155,7 @@ impl World {
         Ok(urls)
     }
 
-    /// What every process of the pipeline has in its environment.
+    /// The environment of every process of the pipeline.
     fn environment(&self, redis: u16, postgres: u16) -> Vec<(String, String)> {
         let mut environment = vec![
             ("PATH".to_owned(), std::env::var("PATH").unwrap_or_default()),
@@ -227,7 +170,7 @@ impl World {
         environment
     }
 
-    /// The build that a process is started of now.
+    /// The binary of processes that start now.
     fn build(&self) -> &Path {
         let other = self.setup.other_binary.as_ref().filter(|_| self.other_build.load(Ordering::Relaxed));
         other.unwrap_or(&self.setup.binary)
@@ -239,13 +182,13 @@ impl World {
         let mut command = Command::new(&self.setup.binary);
         command.args(arguments).env_clear().envs(self.environment(redis, postgres)).kill_on_drop(true);
         let output = command.output().await.with_context(|| format!("{}", self.setup.binary.display()))?;
-        let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-        ensure!(output.status.success(), "millrace {}: {}: {said}", arguments.join(" "), output.status);
-        Ok(said)
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        ensure!(output.status.success(), "millrace {}: {}: {text}", arguments.join(" "), output.status);
+        Ok(text)
     }
 
-    /// Brings the number of workers to `n`: the first slots are wanted, the others are asked to end. Answers how many
-    /// started or ended.
+    /// Changes the number of workers to `n`: the first slots are wanted, the others end. Returns how many started or
+    /// ended.
     pub(crate) async fn scale(&self, n: usize) -> anyhow::Result<usize> {
         let mut changed = 0;
         for (index, slot) in self.workers.iter().enumerate() {
@@ -260,7 +203,7 @@ impl World {
         Ok(changed)
     }
 
-    /// The places of all workers, kept from every other fault.
+    /// Locks the slots of all workers, so that no other fault uses them.
     pub(crate) async fn all_workers(&self) -> Vec<MutexGuard<'_, Slot>> {
         let mut all = Vec::new();
         for slot in &self.workers {
@@ -269,7 +212,7 @@ impl World {
         all
     }
 
-    /// What a serve process answers, past the proxies.
+    /// The answer of a serve process, past the proxies.
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
         let mut last = None;
         for slot in &self.serves {
@@ -286,7 +229,7 @@ impl World {
         }
     }
 
-    /// Sees that every process that there should be is ready, and every serve process answers.
+    /// Fails unless every wanted process is ready, and every serve process answers.
     pub(crate) async fn all_are_ready(&self) -> anyhow::Result<()> {
         for slot in self.serves.iter().chain(&self.workers) {
             let (name, wanted, health, port) = {
@@ -303,7 +246,7 @@ impl World {
         Ok(())
     }
 
-    /// Everything as it should be: servers answer, nothing is held up, the usual processes run.
+    /// Restores the usual state: servers answer, no link is disturbed, the usual processes run.
     pub(crate) async fn heal(&self) -> anyhow::Result<()> {
         if let Some(proxies) = &self.proxies {
             proxies.clear().await?;
@@ -313,7 +256,7 @@ impl World {
         self.scale(USUAL_WORKERS).await?;
         for slot in self.serves.iter().chain(&self.workers[..USUAL_WORKERS]) {
             let mut slot = slot.lock().await;
-            slot.go_on();
+            slot.resume();
             if !slot.runs() {
                 slot.start(self, &Start::default())?;
             }
@@ -321,7 +264,7 @@ impl World {
         Ok(())
     }
 
-    /// Memory of the processes, kB: the most of any serve process and of any worker.
+    /// Memory in kB: the most of any serve process and of any worker.
     pub(crate) async fn memory(&self) -> (u64, u64) {
         let mut most = (0, 0);
         for slot in &self.serves {
@@ -333,12 +276,12 @@ impl World {
         most
     }
 
-    /// Processes that ended though nobody asked them to, since this was asked last.
+    /// Processes that ended by themselves since the last call.
     pub(crate) fn ended(&self) -> Vec<String> {
         std::mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What a worker's metric counts as lost. `None`: it does not answer, or a fault has it.
+    /// The lost records in a worker's metric. `None`: it does not answer, or a fault uses its slot.
     async fn counts_lost(&self, slot: &Mutex<Slot>) -> Option<f64> {
         let url = format!("http://127.0.0.1:{}/metrics", slot.try_lock().ok()?.health);
         let answer = self.http.get(url).timeout(Duration::from_millis(300)).send().await.ok()?;
@@ -347,8 +290,8 @@ impl World {
         Some(lost.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 
-    /// Where losses are said.
-    pub(crate) async fn losses_said(&self) -> anyhow::Result<Said> {
+    /// The losses that the pipeline reports.
+    pub(crate) async fn reported_losses(&self) -> anyhow::Result<ReportedLosses> {
         let stats = self.get("/stats").await?["lost"].as_i64().unwrap_or(0);
         let mut metrics = Vec::new();
         for slot in &self.workers {
@@ -359,7 +302,7 @@ impl World {
             let text = fs::read_to_string(log.path()).unwrap_or_default();
             lines += text.matches("\"worker.records.lost\"").count();
         }
-        Ok(Said { stats, metrics, lines })
+        Ok(ReportedLosses { stats, metrics, lines })
     }
 
     /// Ends everything.
@@ -374,27 +317,15 @@ impl World {
     }
 }
 
-/// What is said of losses.
+/// Reports of losses.
 #[derive(Debug, Default)]
-pub(crate) struct Said {
-    /// How many `/stats` says.
+pub(crate) struct ReportedLosses {
+    /// The number in `/stats`.
     pub(crate) stats: i64,
-    /// What each worker counts that answers; it begins again with its process.
+    /// The counter of each worker that answers; it starts from zero with its process.
     pub(crate) metrics: Vec<Option<f64>>,
-    /// How many lines of logs.
+    /// Lines in logs.
     pub(crate) lines: usize,
-}
-
-/// The sinks: name, and what each carries.
-pub(crate) const SINKS: [(&str, &str); 4] =
-    [("notifications", "Processed"), ("alerts", "Alert"), ("letters", "DeadLettered"), ("conflicts", "Conflicted")];
-
-/// Which of them, by its place, an added sink is like, and what it carries: they are few.
-pub(crate) const ADDED: (usize, &str) = (3, SINKS[3].1);
-
-/// A sink's stream.
-pub(crate) fn stream(sink: &str) -> String {
-    format!("{NAME}.{sink}")
 }
 
 /// A shard's input stream.
@@ -402,13 +333,13 @@ pub(crate) fn records(shard: usize) -> String {
     format!("{{{NAME}.{shard}}}:records")
 }
 
-/// Starts again what ended by itself, as a cluster does, and notes it.
+/// Restarts processes that ended by themselves, as a cluster does, and notes them.
 async fn supervise(world: std::sync::Weak<World>) {
     loop {
         sleep(Duration::from_millis(200)).await;
         let Some(world) = world.upgrade() else { return };
         for slot in world.serves.iter().chain(&world.workers) {
-            // A slot that a fault acts upon is the fault's.
+            // A locked slot is in use by a fault.
             let Ok(mut slot) = slot.try_lock() else { continue };
             let Some(end) = slot.ended_by_itself() else { continue };
             world.ended.lock().unwrap_or_else(PoisonError::into_inner).push(end);

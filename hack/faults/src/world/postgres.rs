@@ -24,14 +24,14 @@ use super::{NAME, alive, children, disk::Disk, eventually, free_port};
 /// Longest wait for it to start.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A Postgres; its data stay when it is killed.
+/// A Postgres; its data remain when it is killed.
 #[derive(Debug)]
 pub(crate) struct Postgres {
     pub(crate) dir: PathBuf,
     pub(crate) port: u16,
-    /// The folder that it runs on.
+    /// Its data directory.
     pub(crate) data: PathBuf,
-    /// The disk on which all of that is, where it has one of its own.
+    /// The disk of all its files, where it has one of its own.
     pub(crate) disk: Option<Disk>,
     child: Option<Child>,
 }
@@ -59,7 +59,7 @@ impl Postgres {
         Ok(this)
     }
 
-    /// A standby of it on a port of its own, which gets all that is written from now on.
+    /// A standby on a port of its own, which receives all writes from now on.
     pub(crate) async fn standby(&self) -> anyhow::Result<Self> {
         let mut standby = self.copy("standby", &["--write-recovery-conf"]).await?;
         standby.port = free_port();
@@ -74,7 +74,7 @@ impl Postgres {
         Ok(standby)
     }
 
-    /// A copy of its folder as it is now; it does not run.
+    /// A copy of its current data directory; it does not run.
     pub(crate) async fn copy(&self, name: &str, more: &[&str]) -> anyhow::Result<Self> {
         let data = (0..).map(|n| self.dir.join(format!("{name}-{n}"))).find(|data| !data.exists());
         let data = data.context("no name is free")?;
@@ -90,12 +90,12 @@ impl Postgres {
         Ok(Self { dir: self.dir.clone(), port: self.port, data, disk: None, child: None })
     }
 
-    /// Puts another in its place, which has its folder's name no more; this one is killed and gone.
+    /// Puts another one in its place; this one is killed and its data directory removed.
     pub(crate) async fn replace(&mut self, mut other: Self) -> anyhow::Result<()> {
         self.kill().await;
         other.disk = self.disk.take();
-        let gone = std::mem::replace(self, other);
-        Ok(fs::remove_dir_all(&gone.data)?)
+        let old = std::mem::replace(self, other);
+        Ok(fs::remove_dir_all(&old.data)?)
     }
 
     /// Its log.
@@ -103,9 +103,9 @@ impl Postgres {
         self.dir.join("postgres.log")
     }
 
-    /// Starts it where it does not run, lets it continue where it is held still, and waits until it takes writes.
+    /// Starts it where it does not run, resumes it where it is suspended, and waits until it takes writes.
     pub(crate) async fn ensure(&mut self) -> anyhow::Result<()> {
-        self.go_on();
+        self.resume();
         let port = self.port;
         let answers = eventually(TIMEOUT, async || {
             if !self.runs() && self.launch().is_err() {
@@ -117,11 +117,11 @@ impl Postgres {
         Ok(())
     }
 
-    /// Starts it on its folder, and waits for nothing.
+    /// Starts it on its data directory, and waits for nothing.
     pub(crate) fn launch(&mut self) -> anyhow::Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
         let mut command = program("postgres")?;
-        // No fault takes the power away: the files need not be flushed.
+        // No fault is a power failure: the files need not be flushed.
         let settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=300", "fsync=off"];
         command.arg("-D").arg(&self.data).args(settings.iter().flat_map(|setting| ["-c", setting]));
         command.args(["-c", &format!("port={}", self.port)]);
@@ -146,12 +146,12 @@ impl Postgres {
         self.pids().into_iter().filter(|pid| kill(Pid::from_raw(pid.cast_signed()), signal).is_ok()).count()
     }
 
-    /// Lets it continue where it was held still.
-    pub(crate) fn go_on(&self) {
+    /// Resumes it where it is suspended.
+    pub(crate) fn resume(&self) {
         self.signal_all(Signal::SIGCONT);
     }
 
-    /// Kills its first process; the others see it and end. Answers whether it died.
+    /// Kills its first process; the others notice it and end. Returns whether all ended.
     pub(crate) async fn kill(&mut self) -> bool {
         let rest = self.pids();
         let Some(mut child) = self.child.take() else { return false };
@@ -159,13 +159,13 @@ impl Postgres {
         for pid in &rest {
             let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT);
         }
-        // A new one refuses to start beside what is left of the old.
+        // A new one refuses to start beside processes of the old one.
         eventually(Duration::from_secs(20), async || !rest.iter().any(|pid| alive(*pid))).await
     }
 
     /// Ends it in order, its sessions at once.
     pub(crate) async fn end(&mut self) {
-        self.go_on();
+        self.resume();
         if let Some(mut child) = self.child.take() {
             if let Some(pid) = child.id() {
                 let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT);
@@ -192,7 +192,7 @@ async fn writable(port: u16) -> sqlx::Result<bool> {
     sqlx::query_scalar("select not pg_is_in_recovery()").fetch_one(&mut connection).await
 }
 
-/// Postgres refuses to run as root.
+/// The user to run Postgres as, which refuses root; `None`: the current one.
 fn user() -> anyhow::Result<Option<User>> {
     if !geteuid().is_root() {
         return Ok(None);
@@ -222,7 +222,7 @@ pub(crate) fn program(name: &str) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// Where a program is: in PATH or where Debian puts it.
+/// The path of a program: in PATH, or in Debian's directory of Postgres.
 fn find(name: &str) -> anyhow::Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut debian: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")

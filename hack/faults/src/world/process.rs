@@ -24,10 +24,10 @@ use super::{World, free_port, proxy::Link};
 /// Longest wait for a process that was asked to end.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// How a process is started, beyond the usual.
+/// Settings of a process beyond the usual ones.
 #[derive(Debug, Default)]
 pub(crate) struct Start {
-    /// More in its environment, such as `MILLRACE_FAULT`.
+    /// More variables, such as `MILLRACE_FAULT`.
     pub(crate) environment: Vec<(&'static str, String)>,
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct Start {
 pub(crate) struct Slot {
     pub(crate) name: String,
     role: &'static str,
-    /// Where a serve process listens; where its health is told.
+    /// The port of a serve process, and the port of `/health` and `/metrics`.
     pub(crate) port: u16,
     pub(crate) health: u16,
     child: Option<Child>,
@@ -64,11 +64,11 @@ impl Slot {
     /// Starts a process, in the place of one that ended.
     pub(crate) fn start(&mut self, world: &World, how: &Start) -> anyhow::Result<()> {
         let n = world.starts.fetch_add(1, Ordering::Relaxed);
-        // At every start: whatever else runs here may have taken the last one meanwhile.
+        // At every start: another program may have taken the last one meanwhile.
         self.health = free_port();
         self.log = world.setup.dir.join(format!("logs/{n:05}-{}.log", self.name));
         let log = fs::File::create(&self.log)?;
-        // Without proxies nothing here waits: their ports are known, and servers keep theirs.
+        // Without proxies no lock is taken here: servers keep their ports.
         let ports = world.proxies.as_ref().map(|proxies| {
             anyhow::Ok((proxies.port(&Link::redis(self.role))?, proxies.port(&Link::postgres(self.role))?))
         });
@@ -76,7 +76,7 @@ impl Slot {
             Some(ports) => ports?,
             None => world.server_ports,
         };
-        // It ends with this program, whatever becomes of that.
+        // It ends with this program, however that ends.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig=KILL", "--"]).arg(world.build()).arg(self.role);
         command.args(["--health-listen", &format!("127.0.0.1:{}", self.health)]);
@@ -96,7 +96,7 @@ impl Slot {
         self.wanted
     }
 
-    /// The process's id, while it was not seen to end.
+    /// The process's id, until its end was noticed.
     pub(crate) fn pid(&self) -> Option<u32> {
         self.child.as_ref()?.id()
     }
@@ -106,7 +106,7 @@ impl Slot {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// What it ended with, where it was not asked to.
+    /// How it ended, where it was not asked to.
     pub(super) fn ended_by_itself(&mut self) -> Option<String> {
         let status = self.child.as_mut()?.try_wait().ok()??;
         self.child = None;
@@ -118,12 +118,12 @@ impl Slot {
         self.pid().is_some_and(|pid| kill(Pid::from_raw(pid.cast_signed()), signal).is_ok())
     }
 
-    /// Lets it continue where it was held still.
-    pub(crate) fn go_on(&self) {
+    /// Resumes it where it is suspended.
+    pub(crate) fn resume(&self) {
         self.signal(Signal::SIGCONT);
     }
 
-    /// Kills it; answers whether it died of that.
+    /// Kills it; returns whether it died of that.
     pub(crate) async fn kill(&mut self) -> bool {
         let Some(mut child) = self.child.take() else { return false };
         let _ = child.start_kill();
@@ -131,9 +131,9 @@ impl Slot {
         child.wait().await.is_ok_and(|status| status.signal() == Some(9))
     }
 
-    /// Asks it to end, and kills it when it does not; answers whether it ended in order.
+    /// Asks it to end, and kills it when it does not; returns whether it ended in order.
     pub(crate) async fn stop(&mut self) -> bool {
-        self.go_on();
+        self.resume();
         self.signal(Signal::SIGTERM);
         self.wanted = false;
         let Some(mut child) = self.child.take() else { return false };
@@ -146,7 +146,7 @@ impl Slot {
         }
     }
 
-    /// With what it ended, by itself.
+    /// The status with which it ended, if it has.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.as_mut()?.try_wait().ok()?
     }

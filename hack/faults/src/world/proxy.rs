@@ -1,4 +1,4 @@
-//! Proxies between each pair of the world: toxiproxy, steered over its HTTP interface.
+//! Proxies between each pair of processes: toxiproxy, controlled over its HTTP interface.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 
 use super::{eventually, free_port};
 
-/// Who speaks to whom.
+/// A connection between two roles.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Link(String);
 
@@ -91,31 +91,37 @@ impl Proxies {
         Ok(())
     }
 
-    /// Where a link is entered.
+    /// The port on which a link listens.
     pub(crate) fn port(&self, link: &Link) -> anyhow::Result<u16> {
         let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         ports.get(link).copied().with_context(|| format!("there is no link {}", link.name()))
     }
 
-    /// Opens or closes a link: a closed one refuses, and what is open is cut.
+    /// Opens or closes a link: a closed one refuses connections and cuts the open ones.
     pub(crate) async fn enable(&self, link: &Link, enabled: bool) -> anyhow::Result<()> {
         self.post(&format!("/proxies/{}", link.name()), &json!({"enabled": enabled})).await
     }
 
-    /// Leads a link elsewhere; what is open is cut.
-    pub(crate) async fn lead(&self, link: &Link, upstream: u16) -> anyhow::Result<()> {
+    /// Connects a link to another port; cuts open connections.
+    pub(crate) async fn redirect(&self, link: &Link, upstream: u16) -> anyhow::Result<()> {
         self.post(&format!("/proxies/{}", link.name()), &json!({"upstream": format!("127.0.0.1:{upstream}")})).await
     }
 
-    /// Puts something harmful into a link: `downstream` is towards the client.
-    pub(crate) async fn poison(&self, link: &Link, kind: &str, towards: &str, attributes: Value) -> anyhow::Result<()> {
+    /// Adds a toxic to a link; `towards` is `downstream` for the direction to the client.
+    pub(crate) async fn add_toxic(
+        &self,
+        link: &Link,
+        kind: &str,
+        towards: &str,
+        attributes: Value,
+    ) -> anyhow::Result<()> {
         let toxic =
             json!({"name": format!("{kind}-{towards}"), "type": kind, "stream": towards, "attributes": attributes});
         self.post(&format!("/proxies/{}/toxics", link.name()), &toxic).await
     }
 
-    /// Takes everything harmful out of a link.
-    pub(crate) async fn cure(&self, link: &Link) -> anyhow::Result<()> {
+    /// Removes all toxics from a link.
+    pub(crate) async fn remove_toxics(&self, link: &Link) -> anyhow::Result<()> {
         let toxics = self.get(&format!("/proxies/{}/toxics", link.name())).await?;
         for name in toxics.as_array().into_iter().flatten().filter_map(|toxic| toxic["name"].as_str()) {
             let url = format!("{}/proxies/{}/toxics/{name}", self.url, link.name());
@@ -124,12 +130,12 @@ impl Proxies {
         Ok(())
     }
 
-    /// Opens every link and takes everything harmful out.
+    /// Opens every link and removes all toxics.
     pub(crate) async fn clear(&self) -> anyhow::Result<()> {
         self.post("/reset", &Value::Null).await
     }
 
-    /// Bytes that went through a link so far: to the server, and back.
+    /// Bytes that a link has carried: to the server, and to the client.
     pub(crate) async fn bytes(&self, link: &Link) -> anyhow::Result<[u64; 2]> {
         let text = self.http.get(format!("{}/metrics", self.url)).send().await?.error_for_status()?.text().await?;
         let sum = |direction: &str| {

@@ -1,4 +1,4 @@
-//! The campaign's Redis: its process, its log on disk, and a connection past the proxies.
+//! The campaign's Redis: its process, its append-only file, and a connection past the proxies.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use super::{eventually, free_port};
 /// Longest wait for it to start.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A Redis; its data stay when it is killed.
+/// A Redis; its data remain when it is killed.
 #[derive(Debug)]
 pub(crate) struct Redis {
     dir: PathBuf,
@@ -45,12 +45,13 @@ impl Redis {
         Ok(this)
     }
 
-    /// Starts it where it does not run, and lets it continue where it is held still.
+    /// Starts it where it does not run, and resumes it where it is suspended.
     pub(crate) async fn ensure(&mut self) -> anyhow::Result<()> {
         let port = self.port;
-        // Again where it ended at once: another campaign beside this one can have had its port for a moment.
-        let answers =
-            eventually(TIMEOUT, async || self.start_if_ended().is_ok() && ask::<String>(port, &["PING"]).await.is_ok());
+        // Again where it ended at once: another campaign on this machine can use its port for a moment.
+        let answers = eventually(TIMEOUT, async || {
+            self.start_if_ended().is_ok() && command::<String>(port, &["PING"]).await.is_ok()
+        });
         ensure!(answers.await, "Redis does not answer");
         Ok(())
     }
@@ -77,7 +78,7 @@ impl Redis {
         self.pid().is_some_and(|pid| kill(Pid::from_raw(pid.cast_signed()), signal).is_ok())
     }
 
-    /// Ends it; everything that it acknowledged is in its files. Answers whether it ran.
+    /// Kills it; all acknowledged writes are in its files. Returns whether it ran.
     pub(crate) async fn kill(&mut self) -> bool {
         let Some(mut child) = self.child.take() else { return false };
         child.kill().await.is_ok()
@@ -90,7 +91,7 @@ impl Redis {
         child.wait().await.is_ok_and(|status| status.success())
     }
 
-    /// The newest file of its log, and how long that is.
+    /// The newest file of its log, and that file's length.
     pub(crate) fn log(&self) -> Option<(PathBuf, u64)> {
         let files = fs::read_dir(self.dir.join("appendonlydir")).ok()?.flatten();
         let number = |path: &Path| path.to_str()?.strip_suffix(".incr.aof")?.rsplit_once('.')?.1.parse::<u64>().ok();
@@ -99,13 +100,13 @@ impl Redis {
         Some((newest, length))
     }
 
-    /// A command to it, past the proxies.
-    pub(crate) async fn ask<T: FromRedisValue>(&self, words: &[&str]) -> redis::RedisResult<T> {
-        ask(self.port, words).await
+    /// Runs a command, past the proxies.
+    pub(crate) async fn command<T: FromRedisValue>(&self, words: &[&str]) -> redis::RedisResult<T> {
+        command(self.port, words).await
     }
 }
 
-/// A connection of its own.
+/// Opens a connection.
 pub(crate) async fn connect(port: u16) -> redis::RedisResult<MultiplexedConnection> {
     let client = redis::Client::open(format!("redis://127.0.0.1:{port}"))?;
     let settings = redis::AsyncConnectionConfig::new()
@@ -114,8 +115,8 @@ pub(crate) async fn connect(port: u16) -> redis::RedisResult<MultiplexedConnecti
     client.get_multiplexed_async_connection_with_config(&settings).await
 }
 
-/// One command over a connection of its own.
-async fn ask<T: FromRedisValue>(port: u16, words: &[&str]) -> redis::RedisResult<T> {
+/// Runs one command over a connection of its own.
+async fn command<T: FromRedisValue>(port: u16, words: &[&str]) -> redis::RedisResult<T> {
     let mut connection = connect(port).await?;
     redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await
 }

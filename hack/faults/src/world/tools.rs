@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-/// A port on loopback that nobody uses. Below those that the system gives to connections, and none twice.
+/// A free port on loopback: below those that the system gives to connections, and each only once.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = (std::process::id() % 1_500) as u16 * 10;
@@ -21,7 +21,7 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
-/// Waits until something holds; false: it did not in time.
+/// Waits until a condition holds; false: it did not in time.
 pub(crate) async fn eventually(timeout: Duration, mut holds: impl AsyncFnMut() -> bool) -> bool {
     let began = Instant::now();
     while !holds().await {
@@ -33,20 +33,20 @@ pub(crate) async fn eventually(timeout: Duration, mut holds: impl AsyncFnMut() -
     true
 }
 
-/// The state and parent of a process, as /proc tells.
+/// The state and parent of a process, by /proc.
 fn stat(pid: u32) -> Option<(char, u32)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before it may hold anything.
+    // The name before it may contain any character.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
-/// Whether a process is held still.
+/// Whether a process is suspended.
 pub(crate) fn is_stopped(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| state == 'T')
 }
 
-/// Whether a process is there and not only its remains.
+/// Whether a process exists and is no zombie.
 pub(crate) fn alive(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| state != 'Z')
 }

@@ -1,0 +1,92 @@
+//! The sinks of the pipeline, and the manifest that names them.
+
+use std::{
+    fs,
+    sync::{PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use anyhow::ensure;
+use serde_json::json;
+use tokio::time::sleep;
+
+use super::{NAME, SHARDS, World, eventually};
+use crate::load::record;
+
+/// The sinks: name and event.
+pub(crate) const SINKS: [(&str, &str); 4] = [
+    ("notifications", "Processed"),
+    ("alerts", "Alert"),
+    ("dead-letters", "DeadLettered"),
+    ("conflicts", "Conflicted"),
+];
+
+/// The place in `SINKS` that an added sink is like, and its event, which is a rare one.
+pub(crate) const ADDED: (usize, &str) = (3, SINKS[3].1);
+
+/// A sink's stream.
+pub(crate) fn stream(sink: &str) -> String {
+    format!("{NAME}.{sink}")
+}
+
+impl World {
+    /// Writes the manifest; `added` names one more sink, which starts from the beginning.
+    pub(super) fn write_manifest(&self, added: Option<&str>) -> anyhow::Result<()> {
+        let sink =
+            |name: &str, event: &str| json!({"name": name, "event": event, "redisStream": {"stream": stream(name)}});
+        let mut sinks = SINKS.map(|(name, event)| sink(name, event)).to_vec();
+        sinks.extend(added.map(|name| {
+            let mut added = sink(name, ADDED.1);
+            added["from"] = "Beginning".into();
+            added
+        }));
+        let manifest = json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "RecordPipeline",
+            "metadata": {"name": NAME},
+            "spec": {
+                "shards": SHARDS,
+                "backlogLimit": 1_000_000,
+                "threshold": record::THRESHOLD,
+                "thresholds": {"USD": record::THRESHOLD_USD},
+                "policy": {"minimumTotal": record::MINIMUM_TOTAL},
+                "sinks": sinks,
+            },
+        });
+        // In one step: processes read it at any time.
+        let new = self.manifest().with_extension("new");
+        fs::write(&new, manifest.to_string())?;
+        Ok(fs::rename(new, self.manifest())?)
+    }
+
+    /// Adds a sink with a new name; returns whether the manifest is registered. Only a process that notices the change
+    /// of the file registers it.
+    pub(crate) async fn add_sink(&self) -> anyhow::Result<bool> {
+        let name = format!("added-{}", self.starts.load(Ordering::Relaxed));
+        for _ in 0..5 {
+            self.write_manifest(Some(&name))?;
+            if eventually(Duration::from_secs(4), async || self.has_sink(&name).await.is_ok_and(|has| has)).await {
+                *self.added_sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(name);
+                return Ok(true);
+            }
+            self.write_manifest(None)?;
+            sleep(Duration::from_secs(1)).await;
+        }
+        Ok(false)
+    }
+
+    /// Removes an added sink, and its stream.
+    pub(crate) async fn remove_sink(&self, name: &str) -> anyhow::Result<()> {
+        self.write_manifest(None)?;
+        let removed =
+            eventually(Duration::from_secs(30), async || self.has_sink(name).await.is_ok_and(|has| !has)).await;
+        ensure!(removed, "sink {name} was removed and is still in /stats");
+        self.redis.lock().await.command::<i64>(&["DEL", &stream(name)]).await?;
+        Ok(())
+    }
+
+    /// Whether `/stats` lists a sink.
+    async fn has_sink(&self, name: &str) -> anyhow::Result<bool> {
+        let stats = self.get("/stats").await?;
+        Ok(stats["sinks"].as_array().into_iter().flatten().any(|sink| sink["name"] == name))
+    }
+}
