@@ -20,7 +20,7 @@ same "records of $account" 3 "$(field 'it["groups"][0]["count"]' <<<"$totals")"
 same "their total" 1125.509999999 "$(field 'it["groups"][0]["totals"][0]["total"]' <<<"$totals")"
 positive=$(get "/records/aggregations?destinationId=$account&type=positive&records=false")
 same "the positive ones' total" 1125.51 "$(field 'it["groups"][0]["totals"][0]["total"]' <<<"$positive")"
-same "life of the first" processed "$(get "/records/a-$run" | field 'it["status"]')"
+same "status of the first" processed "$(get "/records/a-$run" | field 'it["status"]')"
 
 notifications=$(stream records.notifications "$account")
 same "notifications" 3 "$(wc -l <<<"$notifications")"

@@ -29,16 +29,16 @@ same "conflict" "409 record_conflict" "$(answer=$(book negative 31.00 2); echo "
 say "a withdrawal that the balance does not cover"
 refused=$(book negative 100.00 3)
 same "refused" "422 dead_lettered" "$(status "$refused") $(body "$refused" | field 'it["code"]')"
-letters=$(get "/dead-letters?state=open&destinationId=$account")
-same "reason" below_minimum_total "$(field 'it["items"][0]["reason"]' <<<"$letters")"
+dead_letters=$(get "/dead-letters?state=open&destinationId=$account")
+same "reason" below_minimum_total "$(field 'it["items"][0]["reason"]' <<<"$dead_letters")"
 same "balance" 70.00 "$(balance)"
-letter=$(field 'it["items"][0]["id"]' <<<"$letters")
+dead_letter=$(field 'it["items"][0]["id"]' <<<"$dead_letters")
 
 say "after another deposit it is replayed, and asking twice decides it once"
 same "deposit" 200 "$(status "$(book positive 50.00 4)")"
 same "dry run" 1 "$(post "/dead-letters/replay?dryRun=true&destinationId=$account" '' --fail-with-body | field 'it["matching"]')"
 for _ in 1 2; do
-  post "/dead-letters/$letter/replay" '' | field 'it.get("status")' >/dev/null
+  post "/dead-letters/$dead_letter/replay" '' | field 'it.get("status")' >/dev/null
 done
 closed() { [ "$(get "/dead-letters?state=replayed&destinationId=$account" | field 'len(it["items"])')" = 1 ]; }
 wait_for 30 "the replay to be decided" closed
