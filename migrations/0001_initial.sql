@@ -1,7 +1,7 @@
 -- Everything of one pipeline, in a schema of its own (search_path is set by the connection).
 -- Texts that are keys or shown in order are COLLATE "C": byte order, the same on every server, and faster.
 
--- Whose schema this is: one row.
+-- The pipeline of this schema: one row.
 create table pipeline (
     one            boolean     primary key default true check (one),
     pipeline_id    text        not null,
@@ -14,7 +14,7 @@ create table pipeline (
     created_at     timestamptz not null default now()
 );
 
--- Every policy that was ever active: the manifest's spec, by a rising version.
+-- Every policy that was ever active: the manifest's spec, by policy version, which rises.
 create table policies (
     version       bigint      primary key,
     uid           text        not null,
@@ -26,7 +26,7 @@ create table policies (
 );
 create index policies_uid on policies (uid, version);
 
--- Workers that live, for sharing the shards out evenly. Only this server's clock counts.
+-- Live workers, which share the shards evenly. Only the clock of this server counts.
 create table workers (
     worker     text        primary key,
     seen_until timestamptz not null,
@@ -53,17 +53,17 @@ create table shards (
     without_threshold bigint   not null default 0,
     -- Applied entries that no serve process had appended.
     external_applied bigint    not null default 0,
-    -- Whether its stream and group were made: a group that has to be recreated was gone.
+    -- Whether its stream and group were created: a group that has to be created after that was lost.
     prepared       boolean     not null default false,
-    -- Entries seen to be gone before they were applied.
+    -- Entries that were lost before they were applied.
     lost           bigint      not null default 0,
     -- Entries that the folded rows of appends count.
     folded_appends bigint      not null default 0,
-    -- How often its stream or group was gone; what was lost with it is not known.
+    -- How often its stream or group was missing; the number of entries lost with it is unknown.
     recreated_streams bigint      not null default 0
 ) with (fillfactor = 20);
 
--- Who owned a shard in which epoch.
+-- The owner of a shard in each epoch.
 create table epochs (
     shard    integer     not null,
     epoch    bigint      not null,
@@ -72,7 +72,7 @@ create table epochs (
     primary key (shard, epoch)
 );
 
--- From which record on a shard worked by which policy, so that every alert can be checked.
+-- The first record of each policy version that a shard ran, so that every alert can be checked.
 create table shard_policies (
     shard    integer     not null,
     from_seq bigint      not null,
@@ -81,7 +81,7 @@ create table shard_policies (
     primary key (shard, from_seq, version)
 );
 
--- Numbers that were skipped on purpose, after a Postgres that was rewound.
+-- Numbers that the owner skipped after a rewind of Postgres.
 create table gaps (
     shard    integer     not null,
     kind     text        not null check (kind in ('records', 'dead_letters', 'conflicts')),
@@ -91,7 +91,7 @@ create table gaps (
     primary key (shard, kind, from_n)
 );
 
--- The processed records: the log (shard, seq), the outbox, and what is queried, in one.
+-- The processed records: the log (shard, seq), the outbox and the rows of queries, in one.
 create table records (
     shard          integer     not null,
     seq            bigint      not null,
@@ -118,7 +118,7 @@ create table records (
 );
 create unique index records_id on records (record_id);
 create index records_destination on records (destination_id, seq);
--- Few rows: what the alert filter and the alert publishers look for.
+-- Few rows: for the alert filter and the alert publishers.
 create index records_alerts on records (shard, seq) where threshold is not null;
 create index records_processed_at on records (processed_at);
 create index records_time on records using brin (time) with (pages_per_range = 32);
@@ -134,7 +134,7 @@ create table totals (
     primary key (destination_id, reference, unit)
 ) with (fillfactor = 70);
 
--- Entries whose id was taken by the same content.
+-- Entries whose id an earlier record with the same content has.
 create table duplicates (
     shard       integer     not null,
     epoch       bigint      not null,
@@ -146,7 +146,7 @@ create table duplicates (
 create index duplicates_id on duplicates (record_id, stream_id);
 create index duplicates_noted_at on duplicates (noted_at);
 
--- Entries whose id was taken by other content; the content that was refused is kept.
+-- Entries whose id an earlier record with other content has; the refused content is kept.
 create table conflicts (
     shard          integer     not null,
     n              bigint      not null,
@@ -195,7 +195,8 @@ create index dead_letters_stream on dead_letters (stream_id);
 create index dead_letters_opened_at on dead_letters (opened_at);
 create index dead_letters_closed_at on dead_letters (closed_at) where closed_at is not null;
 
--- Entries delivered three times are noted before they are decided: a worker that dies of one leaves its note.
+-- Poison candidates, entries that were delivered three times: noted before a worker decides them, so that the note
+-- remains when the worker dies.
 create table attempts (
     shard     integer     not null,
     stream_id text        not null,
@@ -205,7 +206,7 @@ create table attempts (
     primary key (shard, stream_id)
 );
 
--- Sinks that were started, by name. The cursor itself lives beside the sink's stream.
+-- Started sinks, by name. The cursor itself is beside the sink's stream.
 create table sinks (
     name        text    primary key,
     kind        text    not null check (kind in ('Processed', 'Alert', 'DeadLettered', 'Conflicted')),
@@ -214,10 +215,10 @@ create table sinks (
     cursor_generation text    not null,
     -- False until the cursor was made beside the stream.
     started     boolean not null default false,
-    -- The stream it is moving away from, with the generation of the cursor there.
+    -- The stream that it moves away from, with the generation of the cursor there.
     old_stream      text,
     old_cursor_generation text,
-    -- Removed from the manifest; the row goes when the cursor is gone.
+    -- Removed from the manifest; the row is deleted after the cursor.
     removed     boolean not null default false,
     version     bigint  not null
 );
@@ -230,7 +231,7 @@ create table sink_starts (
     primary key (sink, shard)
 );
 
--- What a publisher last said of itself, written when it changes; no row: it runs.
+-- The last state of a publisher, written when it changes; no row: it runs.
 create table sink_states (
     sink   text        not null references sinks (name) on delete cascade,
     shard  integer     not null,
@@ -240,7 +241,7 @@ create table sink_states (
     primary key (sink, shard)
 );
 
--- What each serve process knows of its appends, flushed every second.
+-- The counts of each serve process of its appends, flushed every second.
 create table appends (
     process      text        not null,
     shard        integer     not null,
@@ -248,8 +249,8 @@ create table appends (
     unknown      bigint      not null,
     -- True once the process ended in order, with everything flushed.
     closed       boolean     not null default false,
-    -- True once shards.folded_appends counts these entries. The row stays: it tells the process of an older Redis apart
-    -- from one that Postgres lost.
+    -- True once shards.folded_appends counts these entries. The row stays: it distinguishes the process of an older
+    -- Redis from one that Postgres lost.
     folded       boolean     not null default false,
     noted_at     timestamptz not null default now(),
     primary key (process, shard)
@@ -266,7 +267,7 @@ create table api_keys (
     revoked_at timestamptz
 );
 
--- What administrators did, beyond what dead letters tell themselves.
+-- Actions of administrators that no dead letter records.
 create table admin_actions (
     n      bigint      generated always as identity primary key,
     time   timestamptz not null default now(),
@@ -277,11 +278,11 @@ create table admin_actions (
 create index admin_actions_time on admin_actions (time);
 
 -- The audit trail is derived. One view a source, so that each can be read in order and stop early; `applied` is when the
--- source was applied, `step` its facts in order. An entry is received and queued once: what a replayed dead letter
--- became (same id, same received_at) does not repeat those facts. The steps are constants: Postgres prepares rows of
+-- source was applied, `step` its facts in order. An entry is received and queued once: the outcome of a replay (same id,
+-- same received_at as the dead letter) does not repeat those facts. The steps are constants: Postgres prepares rows of
 -- expressions again for each record.
 
--- When an entry was queued: its stream id's milliseconds; of an id that no clock made, when it was received.
+-- When an entry was queued: its stream id's milliseconds; where the id is no time, when it was received.
 create function queued_at(stream_id text, received_at timestamptz) returns timestamptz language sql immutable parallel safe
 return case when length(split_part(stream_id, '-', 1)) <= 13
             then timestamptz '1970-01-01 00:00:00+00' + split_part(stream_id, '-', 1)::bigint * interval '1 millisecond'
