@@ -3,14 +3,14 @@
 # Their final stages hold a binary on a base without a shell. Without a registry, or with binaries that are built already:
 # hack/images.
 ARG RUST_IMAGE=docker.io/library/rust:1.95.0-bookworm
-# Of the same Debian as the one before, for its libc: the loader, libc, libgcc, certificates, the user 65532.
+# Of the same Debian as the image above, for its libc: the loader, libc, libgcc, certificates, the user 65532.
 ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
 
 # Compiles on the machine's own architecture for the target's: emulated, it would take hours.
 FROM --platform=${BUILDPLATFORM} ${RUST_IMAGE} AS toolchain
 ARG TARGETARCH=amd64
 WORKDIR /src
-# What the target is called, where the later steps find it, and its compiler where the machine's is for another.
+# The name of the target, for the later steps, and a cross compiler where the machine has another architecture.
 RUN set -eu; \
     case "$TARGETARCH" in \
       amd64) target=x86_64-unknown-linux-gnu; machine=x86_64 ;; \
@@ -28,14 +28,14 @@ RUN set -eu; \
       printf '[target.%s]\nlinker = "%s-linux-gnu-gcc"\n' "$target" "$machine" >>.cargo/config.toml; \
     fi
 
-# The dependencies alone, in a layer that stays while the manifests do: each crate is there with nothing in it.
+# The dependencies alone, in a layer that stays while the manifests stay the same: every crate is empty here.
 FROM toolchain AS dependencies
 ARG PROFILE=dist
 COPY Cargo.toml Cargo.lock ./
 COPY crds/Cargo.toml crds/
 COPY service/Cargo.toml service/
 COPY operator/Cargo.toml operator/
-# Members of the workspace that no image holds: cargo wants to know them.
+# Members of the workspace that no image contains: cargo needs their manifests.
 COPY hack/faults/Cargo.toml hack/faults/
 COPY hack/model/Cargo.toml hack/model/
 RUN set -eu; \
@@ -66,15 +66,15 @@ COPY migrations migrations
 COPY crds crds
 COPY service service
 COPY operator operator
-# Queries are checked against what is committed, not against a database. And cargo goes by a file's age: these may be older
-# than what was built of the empty ones.
+# Queries are checked against .sqlx, not against a database. Cargo compares file times: these files may be older than the
+# builds of the empty ones.
 RUN set -eu; \
     find crds service operator -name '*.rs' -exec touch {} +; \
     SQLX_OFFLINE=true cargo build --locked --profile "$PROFILE" --package millrace --package millrace-operator; \
     mkdir /binaries; \
     cp target/*/"$PROFILE"/millrace target/*/"$PROFILE"/millrace-operator /binaries/
 
-# Whoever has them already gives them as a build context of this name, and nothing above is run.
+# A build context of this name with binaries in it replaces all steps above.
 FROM scratch AS binaries
 COPY --from=build /binaries/ /
 
