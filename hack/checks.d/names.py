@@ -76,7 +76,7 @@ def labels(path, code, part, report):
 
 
 def error_codes(sources, report):
-    """Place of each error code: what is given to what makes errors, what stands behind a status, and in files that make
+    """Place of each error code: arguments of the constructors of errors, literals after a status, and in files that make
     errors each literal of several words."""
     found, constants = {}, collections.defaultdict(set)
     for code in sources.values():

@@ -1,4 +1,4 @@
-"""Everything that is done to a pipeline on a cluster, under load, with what was seen. Run by hack/e2e."""
+"""Operations on a pipeline on a cluster, under load, each with its result. Run by hack/e2e."""
 
 import base64
 import json
@@ -64,7 +64,7 @@ def first_records():
 
 
 def steady():
-    """The load under which all that follows is done."""
+    """The load during all further steps."""
     _, lines = records("steady", RATE * LONGEST, seed=2)
     sender = Sender("steady", lines, rate=RATE)
     until("the load to begin", lambda: stats()["processed"] > 3100)
@@ -74,14 +74,14 @@ def steady():
 @step("a threshold changed")
 def threshold(value):
     before = {**pods("work"), **pods("serve")}
-    stood, generation = restarts(before), get("rpl", "records")["metadata"]["generation"]
+    previous, generation = restarts(before), get("rpl", "records")["metadata"]["generation"]
     begun = time.monotonic()
     patch("records", {"spec": {"threshold": value}})
-    until("the new threshold in force", lambda: ready("records") and generation < get("rpl", "records")["metadata"]["generation"], 60, 0.2)
+    until("the new threshold to be active", lambda: ready("records") and generation < get("rpl", "records")["metadata"]["generation"], 60, 0.2)
     took = time.monotonic() - begun
-    if restarts({**pods("work"), **pods("serve")}) != stood:
+    if restarts({**pods("work"), **pods("serve")}) != previous:
         raise Failed("pods were restarted or replaced")
-    return f"{value} in force on every shard after {took:.1f} s, no pod restarted"
+    return f"{value} active on every shard after {took:.1f} s, no pod restarted"
 
 
 @step("per shard, alerts change at one record")
@@ -94,7 +94,7 @@ def turning_points(low, high):
     ]
 
     def turned():
-        # Read after the notifications: what is missing now is on its way, or will never come.
+        # Read after the notifications: an alert that is missing now comes later or never.
         alerted = {id.removesuffix("-alert") for id, _ in entries("records.alerts")}
         first = {}
         for id, value in notified:
@@ -105,7 +105,7 @@ def turning_points(low, high):
                 raise Failed(f"{id} ({value}) raised no alert after {first[shard]} did")
         return first
 
-    shards = until("the alerts of what was notified", turned, 20)
+    shards = until("the alerts of the notified records", turned, 20)
     return f"{len(shards)} shards turned, {len(notified)} records between the thresholds"
 
 
@@ -125,7 +125,7 @@ def remove_sink():
     until("its cursor to go", lambda: not re.search("copy", redis("--scan", "--pattern", "*records.copy*cursor*")), 60)
     until("Ready", lambda: ready("records"), 60)
     redis("DEL", "records.copy")
-    return "its cursor is gone"
+    return "its cursor is deleted"
 
 
 @step("a Secret that comes late")
@@ -224,9 +224,9 @@ def kill_worker():
     kubectl("delete", "pod", name, "--grace-period=0", "--force")
     owners = lambda: {shard.get("worker") or "" for shard in stats()["shards"]}
     alive = lambda owner: any(pod in owner for pod in pods("work"))
-    until("its shards to be worked by others", lambda: all(alive(owner) for owner in owners()), 60)
+    until("its shards to have other owners", lambda: all(alive(owner) for owner in owners()), 60)
     until("two workers, and Ready", lambda: len(pods("work")) == 2 and len(owners()) == 2 and ready("records"), 120)
-    return f"{name}: its shards are worked by those that live"
+    return f"{name}: live workers own its shards"
 
 
 @step("serve and work rolled by an image change")

@@ -14,14 +14,14 @@ def step(value, key):
 
 
 def patched(config, patches):
-    """What a profile makes of the configuration, by its patches (RFC 6902: add)."""
+    """The configuration with the patches of a profile (RFC 6902: add)."""
     config = copy.deepcopy(config)
     for patch in patches:
-        *way, last = patch["path"].strip("/").split("/")
-        expect(patch["op"] == "add", f"skaffold.yaml: {patch['path']}: only add is known here")
+        *keys, last = patch["path"].strip("/").split("/")
+        expect(patch["op"] == "add", f"skaffold.yaml: {patch['path']}: only add is supported here")
         at = config
         try:
-            for key in way:
+            for key in keys:
                 at = step(at, key)
         except (KeyError, IndexError, TypeError):
             expect(False, f"skaffold.yaml: {patch['path']}: nothing is there to add to")
@@ -77,8 +77,8 @@ def skaffold(config, name):
 
 
 config = read("skaffold.yaml")
-expect(re.fullmatch(r"skaffold/v4beta\d+", config["apiVersion"]) and config["kind"] == "Config", "skaffold.yaml: not of a known version")
-skaffold(config, "as it stands")
+expect(re.fullmatch(r"skaffold/v4beta\d+", config["apiVersion"]) and config["kind"] == "Config", "skaffold.yaml: not of a supported version")
+skaffold(config, "without a profile")
 profiles = {profile["name"]: profile for profile in config["profiles"]}
 expect(set(profiles) == {"dev", "prod"}, "skaffold.yaml: its profiles are dev and prod")
 for name, profile in profiles.items():
