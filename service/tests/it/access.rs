@@ -1,4 +1,4 @@
-//! Who may do what: keys, scopes, and a revoked key that is refused within two seconds.
+//! API keys: their scopes, and a revoked key that is refused within two seconds.
 
 use std::time::{Duration, Instant};
 
@@ -7,18 +7,18 @@ use serde_json::json;
 
 use crate::harness::{Answer, KEY, Pipeline, answer, eventually, record};
 
-/// Makes a key; answers it and its id.
+/// Creates a key; returns it and its id.
 async fn key(pipeline: &Pipeline, name: &str, scopes: &[&str]) -> (String, String) {
     let mut arguments = vec!["create", "--name", name];
     arguments.extend(scopes.iter().flat_map(|scope| ["--scope", scope]));
     let made = pipeline.command("keys", &arguments).await;
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let key = String::from_utf8(made.stdout).unwrap().trim().to_owned();
-    let said = String::from_utf8(made.stderr).unwrap();
-    (key, said.split(',').next().unwrap().to_owned())
+    let printed = String::from_utf8(made.stderr).unwrap();
+    (key, printed.split(',').next().unwrap().to_owned())
 }
 
-/// A request with a key of its own, or none.
+/// Sends a request with the given `Authorization` header, or with none.
 async fn with(pipeline: &Pipeline, key: Option<&str>, method: Method, path: &str) -> Answer {
     let client = reqwest::Client::new();
     let mut request = client.request(method.clone(), format!("{}{path}", pipeline.url()));
@@ -32,7 +32,7 @@ async fn with(pipeline: &Pipeline, key: Option<&str>, method: Method, path: &str
 }
 
 #[tokio::test]
-async fn each_path_asks_for_its_scope() {
+async fn each_path_requires_its_scope() {
     let pipeline = Pipeline::new(json!({})).await;
     let _serve = pipeline.serve().await;
     let (ingest, _) = key(&pipeline, "sender", &["ingest"]).await;
@@ -40,7 +40,7 @@ async fn each_path_asks_for_its_scope() {
     let (both, _) = key(&pipeline, "both", &["ingest", "read"]).await;
     let (admin, _) = key(&pipeline, "admin", &["admin"]).await;
     assert!([&ingest, &read, &both, &admin].iter().all(|key| key.starts_with("mk_") && key.len() > 32));
-    eventually("the new keys are known", async || {
+    eventually("serve accepts the new keys", async || {
         with(&pipeline, Some(&format!("Bearer {admin}")), Method::GET, "/stats").await.status == 200
     })
     .await;
@@ -81,7 +81,7 @@ async fn each_path_asks_for_its_scope() {
             }
         }
     }
-    // These tell nothing of records, and need no key.
+    // These return nothing about records and need no key.
     for path in ["/health", "/ready", "/openapi.json", "/docs"] {
         assert_eq!(with(&pipeline, None, Method::GET, path).await.status, 200, "{path}");
     }
@@ -94,7 +94,7 @@ async fn a_revoked_key_is_refused_within_two_seconds_and_only_hashes_are_stored(
     let (key, id) = key(&pipeline, "sender", &["ingest"]).await;
     let bearer = format!("Bearer {key}");
     let send = async || with(&pipeline, Some(&bearer), Method::POST, "/records").await;
-    eventually("the new key is known", async || send().await.status == 202).await;
+    eventually("serve accepts the new key", async || send().await.status == 202).await;
     let dump: Vec<String> =
         sqlx::query_scalar("select api_keys::text from api_keys").fetch_all(&pipeline.sql).await.unwrap();
     assert!(
@@ -112,7 +112,7 @@ async fn a_revoked_key_is_refused_within_two_seconds_and_only_hashes_are_stored(
     assert!(begun.elapsed() < Duration::from_secs(2), "after {:?}", begun.elapsed());
     send().await.refused(401, "invalid_key");
     assert!(!pipeline.command("keys", &["revoke", &id]).await.status.success(), "it is revoked already");
-    // Each act stands in the audit trail, with who did it; and no log holds a key.
+    // The audit trail names the actor of each action; no log line holds a key.
     let facts = pipeline.list("/audit?action=ADMIN").await;
     assert!(
         facts.iter().filter(|fact| fact["actor"].as_str().unwrap().starts_with("command:")).count() >= 2,

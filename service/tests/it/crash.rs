@@ -1,10 +1,13 @@
-//! A process dies at a point of a record's way: nothing is lost, nothing doubled, the order of each destination is kept.
+//! A process dies at each point between append and publish: no record is lost or doubled, and the order within each
+//! destination stays.
 
 use serde_json::json;
 
 use crate::harness::{Load, Pipeline, eventually, record, sink};
 
-/// Half of the load is there when the worker starts, so it dies during work; the other half comes while it dies.
+/// Kills a worker at pass number `pass` of the fault point `point`, and checks that a successor applies each record
+/// once. Half of the load waits when the worker starts, so that it dies in mid-load; the other half is sent while it
+/// dies.
 async fn a_worker_dies(point: &str, pass: u32) {
     let pipeline = Pipeline::new(json!({})).await;
     let _serve = pipeline.serve().await;
@@ -22,9 +25,9 @@ async fn a_worker_dies(point: &str, pass: u32) {
     assert_eq!(pipeline.number("select sum(processed)::bigint from shards").await, load.ids.len() as i64);
     assert_eq!(pipeline.number("select sum(duplicates)::bigint from shards").await, load.duplicates as i64);
     assert_eq!(pipeline.number("select sum(lost + recreated_streams)::bigint from shards").await, 0);
-    // What was read and not acknowledged was taken over, not waited for.
+    // The successor reclaims entries that were read and not acknowledged.
     if ["after_read", "before_commit", "after_commit", "before_ack"].contains(&point) {
-        successor.says("worker.pending.reclaimed").await;
+        successor.logs("worker.pending.reclaimed").await;
     }
 }
 
@@ -58,25 +61,25 @@ async fn a_worker_that_dies_before_publishing_loses_no_notification() {
     a_worker_dies("before_publish", 3).await;
 }
 
-/// The script that publishes moves the cursor in the same step: behind it is behind both.
+/// The script appends to the stream and moves the cursor in one step, so the worker dies after both.
 #[tokio::test]
 async fn a_worker_that_dies_after_publishing_repeats_no_notification() {
     a_worker_dies("after_publish", 3).await;
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_while_a_sink_comes_back_to_its_stream_repeats_no_notification() {
+async fn a_worker_that_dies_while_a_sink_moves_back_repeats_no_notification() {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
     let _serve = pipeline.serve().await;
     let mut work = pipeline.work();
     let load = Load::new("r", 100);
     pipeline.send(&load.records).await;
     pipeline.applied().await;
-    // It is to move to where it cannot begin.
+    // The sink cannot start on a stream whose cursor belongs to another sink.
     let taken = ["HSET", &pipeline.cursor("taken"), "pipeline", "0123456789abcdef", "sink", "another"];
     let _: i64 = pipeline.redis(&taken).await;
     pipeline.change(|spec| spec["sinks"][0]["redisStream"]["stream"] = pipeline.stream("taken").into());
-    work.says("publish.sink.halted").await;
+    work.logs("publish.sink.halted").await;
     work.stop().await;
     pipeline.change(|spec| spec["sinks"][0] = sink("notifications", "Processed"));
     pipeline.work_with(&[("MILLRACE_FAULT", "before_sink_started:1")]).died_at_its_fault().await;
@@ -93,14 +96,14 @@ async fn a_serve_process_that_dies_after_an_append_leaves_it_to_be_sent_again() 
     let _work = pipeline.work();
     let mut crashing = pipeline.serve_with(&[("MILLRACE_FAULT", "after_xadd:5")]).await;
     let load = Load::new("r", 1_800);
-    let takes_over = async {
+    let restart = async {
         crashing.died_at_its_fault().await;
         pipeline.serve().await
     };
-    let ((), _successor) = tokio::join!(pipeline.send_through(&load.records), takes_over);
+    let ((), _successor) = tokio::join!(pipeline.send_through(&load.records), restart);
     pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
-    // The client's batch whose answer was lost came twice: what the dead process had appended became duplicates.
+    // The client sent the batch without an answer again: the entries that the dead process had appended are duplicates.
     let duplicates = pipeline.number("select sum(duplicates)::bigint from shards").await;
     assert!(duplicates > load.duplicates as i64, "{duplicates}");
 }
@@ -114,15 +117,15 @@ async fn a_paused_owner_whose_lease_ran_out_takes_and_doubles_nothing() {
     let paused = pipeline.work_with(&[("MILLRACE_BATCH", "20")]);
     paused.ready().await;
     pipeline.send(parts[0]).await;
-    eventually("it is amid work", async || pipeline.number("select count(*) from records").await > 0).await;
+    eventually("some records are applied", async || pipeline.number("select count(*) from records").await > 0).await;
     paused.pause();
     let successor = pipeline.work_with(&[("MILLRACE_BATCH", "20")]);
     pipeline.send(parts[1]).await;
-    eventually("the successor has both shards, and did all", async || {
-        successor.said("worker.shard.acquired").len() >= 2 && pipeline.backlog().await == 0
+    eventually("the successor owns both shards and has applied all", async || {
+        successor.logged("worker.shard.acquired").len() >= 2 && pipeline.backlog().await == 0
     })
     .await;
-    // The paused one waits for entries: none of them may end up with it.
+    // The paused worker waits for entries and must receive none.
     for shard in 0..2 {
         let stream = pipeline.records(shard);
         let consumers: Vec<std::collections::HashMap<String, redis::Value>> =
@@ -130,49 +133,49 @@ async fn a_paused_owner_whose_lease_ran_out_takes_and_doubles_nothing() {
         let pending: Vec<_> = consumers.iter().map(|consumer| &consumer["pending"]).collect();
         assert!(pending.iter().all(|pending| **pending == redis::Value::Int(0)), "{consumers:?}");
     }
-    paused.go_on();
+    paused.resume();
     pipeline.send(parts[2]).await;
-    paused.says("worker.shard.lost").await;
+    paused.logs("worker.shard.lost").await;
     pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
     assert_eq!(pipeline.number("select sum(duplicates)::bigint from shards").await, load.duplicates as i64);
 }
 
-/// It waits for entries when its lease is gone, and wakes with the successor at the same entries.
+/// The owner waits for entries while its lease ends, and wakes when the successor reads the same entries.
 #[tokio::test]
-async fn an_owner_that_does_not_know_that_it_lost_its_shards_takes_nothing() {
+async fn an_owner_that_lost_its_shards_unnoticed_reads_nothing() {
     let pipeline = Pipeline::new(json!({})).await;
     let _serve = pipeline.serve().await;
-    let patient = [("MILLRACE_LEASE_MS", "60000"), ("MILLRACE_BATCH", "10")];
-    let old = pipeline.work_with(&patient);
+    let long_lease = [("MILLRACE_LEASE_MS", "60000"), ("MILLRACE_BATCH", "10")];
+    let old = pipeline.work_with(&long_lease);
     let load = Load::new("r", 600);
     let (before, after) = load.records.split_at(100);
     pipeline.send(before).await;
     pipeline.applied().await;
-    // It looks at its leases again in fifteen seconds.
+    // The owner renews its leases again after fifteen seconds.
     pipeline.execute("update workers set seen_until = now() - interval '1 hour'").await;
     pipeline.execute("update shards set lease_until = now() - interval '1 hour'").await;
-    let _successor = pipeline.work_with(&patient);
+    let _successor = pipeline.work_with(&long_lease);
     for shard in 0..2 {
-        eventually("the successor has the shard", async || {
+        eventually("the successor owns the shard", async || {
             pipeline.redis::<String>(&["HGET", &pipeline.fence(shard), "epoch"]).await == "2"
         })
         .await;
     }
     pipeline.send(after).await;
     pipeline.applied().await;
-    eventually("it learned of both", async || old.said("worker.shard.lost").len() == 2).await;
+    eventually("the former owner reports both as lost", async || old.logged("worker.shard.lost").len() == 2).await;
     for shard in 0..2 {
         let (pending, _, _, _): (u64, redis::Value, redis::Value, redis::Value) =
             pipeline.redis(&["XPENDING", &pipeline.records(shard), "workers"]).await;
-        assert_eq!(pending, 0, "nothing was taken that nobody works off");
+        assert_eq!(pending, 0, "the former owner has read no entry");
     }
     pipeline.check_exactly_once(&load.ids).await;
 }
 
-/// Waits until a transaction waits for a row; `session` is the name under which it connects.
-async fn somebody_waits(pipeline: &Pipeline, session: &str) {
-    eventually("it waits for the row", async || {
+/// Waits until a session with this application name waits for a lock.
+async fn waits_for_lock(pipeline: &Pipeline, session: &str) {
+    eventually("the session waits for the lock", async || {
         sqlx::query_scalar(
             "select exists (select from pg_stat_activity where datname = current_database()
              and application_name = $1 and wait_event_type = 'Lock')",
@@ -185,64 +188,64 @@ async fn somebody_waits(pipeline: &Pipeline, session: &str) {
     .await;
 }
 
-/// A worker is paused while a transaction of its waits for its shard's row: it gets the row and does not continue. The others
-/// must get the shard all the same. `session` is the name under which that transaction connects; records that were sent
-/// before it waits make it a commit, else it is a renewal.
-async fn an_owner_is_paused_that_waits_for_its_row(session: &str, sent_before: usize) {
+/// Pauses an owner while one of its transactions waits for the row of its shard: it gets the lock and does not
+/// continue. Another worker must acquire the shard. `session` is the application name of that transaction: a commit
+/// when `sent_before` records are sent first, a renewal when there are none.
+async fn pause_an_owner_that_waits_for_its_row(session: &str, sent_before: usize) {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
     let _serve = pipeline.serve().await;
     let paused = pipeline.work();
     paused.ready().await;
-    eventually("it has the shard", async || pipeline.shares().await == [1]).await;
+    eventually("the worker owns the shard", async || pipeline.shares().await == [1]).await;
     let load = Load::new("r", 40);
     let (before, after) = load.records.split_at(sent_before);
     let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("select from shards for update").execute(&mut *lock).await.unwrap();
     pipeline.send(before).await;
-    somebody_waits(&pipeline, session).await;
+    waits_for_lock(&pipeline, session).await;
     paused.pause();
     lock.rollback().await.unwrap();
     pipeline.send(after).await;
     let successor = pipeline.work();
-    successor.says("worker.shard.acquired").await;
+    successor.logs("worker.shard.acquired").await;
     pipeline.applied().await;
-    paused.go_on();
-    paused.says("worker.shard.lost").await;
+    paused.resume();
+    paused.logs("worker.shard.lost").await;
     pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 
 #[tokio::test]
-async fn an_owner_that_is_paused_during_a_commit_blocks_nobody() {
-    an_owner_is_paused_that_waits_for_its_row("millrace-commit", 20).await;
+async fn an_owner_that_is_paused_during_a_commit_blocks_no_other_worker() {
+    pause_an_owner_that_waits_for_its_row("millrace-commit", 20).await;
 }
 
 #[tokio::test]
-async fn an_owner_that_is_paused_during_a_renewal_blocks_nobody() {
-    an_owner_is_paused_that_waits_for_its_row("millrace", 0).await;
+async fn an_owner_that_is_paused_during_a_renewal_blocks_no_other_worker() {
+    pause_an_owner_that_waits_for_its_row("millrace", 0).await;
 }
 
-/// A standby of Postgres that takes its place may not have it, and its number is given again.
+/// A standby that is promoted may lack the commit, and the worker then gives its number to another record.
 #[tokio::test]
-async fn what_is_committed_and_not_acknowledged_is_not_published() {
+async fn a_committed_record_is_not_published_before_its_ack() {
     let mut full = sink("notifications", "Processed");
     full["redisStream"]["maxLength"] = 1.into();
     let pipeline = Pipeline::new(json!({"shards": 1, "sinks": [full]})).await;
     let (_serve, work) = (pipeline.serve().await, pipeline.work());
     let records = ["one", "two", "three"].map(|id| record(id, "destination"));
-    // The publisher is behind, and finds all that follows in memory.
+    // The publisher is behind and takes the following rows from the recent commits.
     pipeline.send(&records[..2]).await;
-    work.says("publisher.stopped").await;
+    work.logs("publisher.stopped").await;
     eventually("both are acknowledged", async || pipeline.backlog().await == 0).await;
     let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("select from shards for update").execute(&mut *lock).await.unwrap();
     pipeline.send(&records[2..]).await;
-    somebody_waits(&pipeline, "millrace-commit").await;
-    // The third is committed, and the fence takes no ack.
+    waits_for_lock(&pipeline, "millrace-commit").await;
+    // The third record is committed, and the fence refuses its ack.
     let of: String = pipeline.redis(&["HGET", &pipeline.fence(0), "pipeline"]).await;
     let _: i64 = pipeline.redis(&["HSET", &pipeline.fence(0), "pipeline", "0123456789abcdef"]).await;
     lock.rollback().await.unwrap();
-    work.says("worker.shard.backing_off").await;
+    work.logs("worker.shard.backing_off").await;
     assert_eq!(pipeline.number("select count(*) from records").await, 3);
     pipeline.change(|spec| spec["sinks"][0]["redisStream"]["maxLength"] = 0.into());
     let cursor = async || pipeline.redis::<String>(&["HGET", &pipeline.cursor("notifications"), "0"]).await;
@@ -253,7 +256,7 @@ async fn what_is_committed_and_not_acknowledged_is_not_published() {
     pipeline.check_exactly_once(&["one", "two", "three"].map(str::to_owned)).await;
 }
 
-/// No task without an owner: what a publisher would have published must not stay unpublished while the rest continues.
+/// Every task has an owner: outcomes must not stay unpublished while the other tasks continue.
 #[tokio::test]
 async fn a_publisher_that_panics_ends_the_worker_with_failure() {
     let pipeline = Pipeline::new(json!({})).await;
@@ -263,7 +266,7 @@ async fn a_publisher_that_panics_ends_the_worker_with_failure() {
     pipeline.send(&load.records).await;
     let status = crashing.ended().await;
     assert_eq!(status.code(), Some(1), "{status}");
-    let death = &crashing.said("lifecycle.task.failed")[0];
+    let death = &crashing.logged("lifecycle.task.failed")[0];
     assert_eq!(death["task"], "own", "{death}");
     assert!(death["failure"].as_str().unwrap().contains("the fault of a test"), "{death}");
     let _successor = pipeline.work();
@@ -284,12 +287,12 @@ async fn pending_entries_of_a_predecessor_come_before_new_ones_in_order() {
     let stream = pipeline.records(0);
     let (pending, lowest, _, _): (u64, String, String, redis::Value) =
         pipeline.redis(&["XPENDING", &stream, "workers"]).await;
-    assert!(pending > 0, "it died with entries in hand");
+    assert!(pending > 0, "it died with entries in flight");
     pipeline.send(new).await;
     let successor = pipeline.work_with(&[("MILLRACE_BATCH", "7")]);
-    successor.says("worker.pending.reclaimed").await;
+    successor.logs("worker.pending.reclaimed").await;
     pipeline.applied().await;
-    // In the order of the log, entries that were pending come first, and all in the order of their arrival.
+    // The log has the pending entries first, and all entries in the order of their arrival.
     let order: Vec<String> =
         sqlx::query_scalar("select stream_id from records order by seq").fetch_all(&pipeline.sql).await.unwrap();
     let place = |id: &str| {
@@ -297,7 +300,7 @@ async fn pending_entries_of_a_predecessor_come_before_new_ones_in_order() {
         (ms.parse::<u64>().unwrap(), n.parse::<u64>().unwrap())
     };
     let places: Vec<_> = order.iter().map(|id| place(id)).collect();
-    assert!(places.is_sorted(), "records stand in the order of arrival");
+    assert!(places.is_sorted(), "the log has the order of arrival");
     assert_eq!(order.first(), Some(&lowest));
     pipeline.check_exactly_once(&load.ids).await;
 }

@@ -1,4 +1,4 @@
-//! Dead letters: looked at, replayed, discarded; each is decided once, however often it is asked for.
+//! Dead letters: queried, replayed, discarded. However often a replay is requested, it is decided once.
 
 use futures::future::join_all;
 use serde_json::{Value, json};
@@ -53,7 +53,7 @@ async fn a_replay_is_decided_once_however_often_it_is_asked_for() {
     assert_eq!(pipeline.get("/records/out").await["status"], "dead_lettered");
     pipeline.apply(&amount("more", "positive", "6")).await.expect(200);
 
-    // Asked for many times at once and while nobody works: all are queued, one is decided.
+    // Five requests at once, without a worker: all are queued, one is decided.
     work.stop().await;
     let path = format!("/dead-letters/{dead_letter}/replay");
     for answer in join_all((0..5).map(|_| pipeline.act(&path))).await {
@@ -71,12 +71,12 @@ async fn a_replay_is_decided_once_however_often_it_is_asked_for() {
     assert_eq!((&stats["processed"], &stats["duplicates"], &stats["conflicts"]), (&3.into(), &0.into(), &0.into()));
     assert_eq!(stats["deadLetters"], json!({"open": 0, "discarded": 0, "replayed": 1}));
     assert_eq!(stats["received"], 3, "a replay is received once");
-    // It is closed: nothing more can be asked of it.
+    // A closed dead letter can be neither replayed nor discarded.
     for action in ["replay", "discard"] {
         pipeline.act(&format!("/dead-letters/{dead_letter}/{action}")).await.refused(409, "dead_letter_not_open");
     }
-    let life = pipeline.get("/records/out").await;
-    assert_eq!((&life["status"], &life["deadLetters"][0]["state"]), (&"processed".into(), &"replayed".into()));
+    let history = pipeline.get("/records/out").await;
+    assert_eq!((&history["status"], &history["deadLetters"][0]["state"]), (&"processed".into(), &"replayed".into()));
 }
 
 #[tokio::test]
@@ -91,14 +91,14 @@ async fn a_replay_that_is_refused_again_opens_a_dead_letter_that_names_the_old()
     assert_eq!((&open[0]["recordId"], &open[0]["replayOf"]), (&"out".into(), &first.clone().into()), "{open:?}");
     let second = open[0]["id"].as_str().unwrap();
     assert_ne!(second, first);
-    // The id is still taken, by the new dead letter.
+    // The new dead letter keeps the id taken.
     assert_eq!(refused(&pipeline, &amount("out", "negative", "5.0")).await, second);
     pipeline.apply(&amount("in", "positive", "5")).await.expect(200);
     pipeline.act(&format!("/dead-letters/{second}/replay")).await.expect(202);
     closed(&pipeline, second).await;
     pipeline.applied().await;
     assert_eq!(balance(&pipeline).await, "0");
-    let entries = pipeline.sink_entries("letters").await;
+    let entries = pipeline.sink_entries("dead-letters").await;
     assert_eq!(entries.iter().map(|entry| entry.id.as_str()).collect::<Vec<_>>(), [first.as_str(), second]);
     assert!(
         entries
@@ -154,7 +154,7 @@ async fn dead_letters_are_replayed_by_filter_and_a_dry_run_changes_nothing() {
     assert_eq!(pipeline.backlog().await, 0, "nothing was queued");
     assert_eq!(pipeline.list("/dead-letters?state=open").await.len(), 6);
 
-    // Two requests: the second continues where the first ended.
+    // Two requests: the second continues at the cursor of the first.
     let first = pipeline.act(&format!("{filter}&limit=2")).await.expect(202);
     assert_eq!((&first["queued"], &first["ids"]), (&2.into(), &json!(dead_letters[..2])));
     let cursor = first["nextCursor"].as_str().unwrap();
@@ -174,7 +174,7 @@ async fn dead_letters_are_replayed_by_filter_and_a_dry_run_changes_nothing() {
         "in the order of the list"
     );
     assert_eq!(open[0]["id"], kept);
-    // There is enough for three, in order.
+    // The balance suffices for three records, in order.
     let ids = ["in", "out-0", "out-1", "out-2"].map(str::to_owned);
     pipeline.check_exactly_once(&ids).await;
 }

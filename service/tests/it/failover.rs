@@ -1,4 +1,4 @@
-//! A Redis Cluster and a Redis with sentinels: another server takes a primary's place while records come in.
+//! A Redis Cluster and a Redis with sentinels fail over while clients send records.
 
 use std::{
     collections::HashSet,
@@ -16,20 +16,21 @@ use serde_json::{Value, json};
 
 use crate::harness::{Load, ManyRedis, Pipeline, check_stream, eventually, lost, obtain, record};
 
-/// What clients were told.
+/// The answers that clients got.
 #[derive(Debug, Default)]
-struct Told {
-    /// Ids that were taken: 202, or an outcome.
-    taken: Mutex<HashSet<String>>,
-    /// Ids whose outcome was told: 200.
-    promised: Mutex<HashSet<String>>,
-    /// Entries of which nobody knows whether they were taken.
+struct Answers {
+    /// Ids that were answered with 202 or 200.
+    accepted: Mutex<HashSet<String>>,
+    /// Ids that were answered with their outcome, 200.
+    applied: Mutex<HashSet<String>>,
+    /// An upper bound of the entries that were appended without a positive answer.
     unknown: AtomicI64,
     stop: AtomicBool,
 }
 
-impl Told {
-    /// Sends records of this name until it is told to stop, each until it is taken.
+impl Answers {
+    /// Sends records with ids of this prefix until `stop`, `many` in a request, and repeats each request until it is
+    /// accepted. With `waits`, a request is one record with `Prefer: wait`.
     async fn send(&self, pipeline: &Pipeline, name: &str, many: usize, waits: bool) {
         for part in 0.. {
             if self.stop.load(Ordering::Relaxed) {
@@ -37,7 +38,7 @@ impl Told {
             }
             let ids: Vec<String> = (0..many).map(|n| format!("{name}-{part}-{n}")).collect();
             let records: Vec<Value> = ids.iter().map(|id| record(id, &format!("destination-{}", part % 40))).collect();
-            eventually("it is taken", async || {
+            eventually("the request is accepted", async || {
                 let request = match waits {
                     true => pipeline.request(Method::POST, "/records").header("prefer", "wait=5").json(&records[0]),
                     false => pipeline.request(Method::POST, "/records/batch").json(&records),
@@ -49,119 +50,120 @@ impl Told {
                 let status = answer.status().as_u16();
                 let answer: Value = answer.json().await.unwrap_or_default();
                 assert!([200, 202, 503].contains(&status), "{status}: {answer}");
-                let taken = status != 503 && (waits || answer["accepted"] == many);
+                let accepted = status != 503 && (waits || answer["accepted"] == many);
                 if status == 200 {
-                    self.promised.lock().unwrap().extend(ids.iter().cloned());
-                } else if !taken {
-                    // Refused, maybe, of which `unknown` is an upper bound.
+                    self.applied.lock().unwrap().extend(ids.iter().cloned());
+                } else if !accepted {
+                    // Part of it may have been appended.
                     self.unknown.fetch_add(many as i64, Ordering::Relaxed);
                 }
-                taken
+                accepted
             })
             .await;
-            self.taken.lock().unwrap().extend(ids);
+            self.accepted.lock().unwrap().extend(ids);
         }
     }
 
     fn count(&self) -> usize {
-        self.taken.lock().unwrap().len()
+        self.accepted.lock().unwrap().len()
     }
 }
 
-/// Lets `strike` happen under load, and compares what clients were told with what there is then. Answers how many records
-/// were taken and are gone.
-async fn under_load(pipeline: &Pipeline, name: &str, strike: impl AsyncFnOnce(&str)) -> i64 {
-    let told = Told::default();
+/// Injects a fault under load, and compares the answers of clients with the stored records. `inject` gets the input
+/// stream of shard 0. Returns how many accepted records are lost.
+async fn under_load(pipeline: &Pipeline, name: &str, inject: impl AsyncFnOnce(&str)) -> i64 {
+    let answers = Answers::default();
     let before = pipeline.get("/stats").await;
     let key = pipeline.records(0);
-    let striking = async {
-        eventually("records come in", async || told.count() > 500).await;
-        strike(&key).await;
-        let struck = told.count();
-        eventually("they come in again", async || told.count() > struck + 500).await;
-        eventually("outcomes are waited for", async || told.promised.lock().unwrap().len() > 20).await;
-        told.stop.store(true, Ordering::Relaxed);
+    let injecting = async {
+        eventually("clients send", async || answers.count() > 500).await;
+        inject(&key).await;
+        let before = answers.count();
+        eventually("clients send again", async || answers.count() > before + 500).await;
+        eventually("clients get outcomes", async || answers.applied.lock().unwrap().len() > 20).await;
+        answers.stop.store(true, Ordering::Relaxed);
     };
     let [a, b, c, d] = ["a", "b", "c", "d"].map(|client| format!("{name}-{client}"));
-    let batches = join(told.send(pipeline, &a, 20, false), told.send(pipeline, &b, 7, false));
-    let waiting = join(told.send(pipeline, &c, 1, true), told.send(pipeline, &d, 1, true));
-    join(striking, join(batches, waiting)).await;
+    let batches = join(answers.send(pipeline, &a, 20, false), answers.send(pipeline, &b, 7, false));
+    let waiting = join(answers.send(pipeline, &c, 1, true), answers.send(pipeline, &d, 1, true));
+    join(injecting, join(batches, waiting)).await;
     pipeline.applied().await;
 
     let stored: Vec<String> =
         sqlx::query_scalar("select record_id from records").fetch_all(&pipeline.sql).await.unwrap();
-    let there: HashSet<&String> = stored.iter().collect();
-    assert_eq!(there.len(), stored.len(), "none is there twice");
-    let promised = std::mem::take(&mut *told.promised.lock().unwrap());
-    let broken: Vec<_> = promised.iter().filter(|id| !there.contains(id)).collect();
-    assert!(broken.is_empty(), "answered 200 and gone: {broken:?}");
-    let gone = told.taken.lock().unwrap().iter().filter(|id| !there.contains(id)).count() as i64;
-    let unknown = told.unknown.load(Ordering::Relaxed);
-    // Counted once a second.
-    eventually("what is lost is said", async || {
+    let unique: HashSet<&String> = stored.iter().collect();
+    assert_eq!(unique.len(), stored.len(), "no record is stored twice");
+    let applied = std::mem::take(&mut *answers.applied.lock().unwrap());
+    let broken: Vec<_> = applied.iter().filter(|id| !unique.contains(id)).collect();
+    assert!(broken.is_empty(), "answered with 200 and not stored: {broken:?}");
+    let lost = answers.accepted.lock().unwrap().iter().filter(|id| !unique.contains(id)).count() as i64;
+    let unknown = answers.unknown.load(Ordering::Relaxed);
+    // Workers count once a second.
+    eventually("losses are reported", async || {
         let after = pipeline.get("/stats").await;
         let least = after["lost"].as_i64().unwrap() - before["lost"].as_i64().unwrap();
         let most = after["lostAtMost"].as_i64().zip(before["lost"].as_i64()).map(|(most, before)| most - before);
-        least <= gone + unknown && most.is_some_and(|most| most >= gone)
+        least <= lost + unknown && most.is_some_and(|most| most >= lost)
     })
     .await;
     check_stream(&pipeline.sink_entries("notifications").await, &stored);
     pipeline.verify().await;
-    println!("{name}: {} taken, {gone} gone, {unknown} unknown", told.count());
-    gone
+    println!("{name}: {} accepted, {lost} lost, {unknown} unknown", answers.count());
+    lost
 }
 
-/// A server that dies comes back as a replica; one that was stalled wakes up as the primary that it is not any more.
-async fn is_followed(redis: &mut ManyRedis) {
+/// Fails over in three ways: in order, by a primary that is paused, and by one that is killed. A paused primary resumes
+/// as the primary that it no longer is; a killed one restarts as a replica.
+async fn follow_primaries(redis: &mut ManyRedis) {
     let pipeline = Pipeline::on_many(redis, json!({"shards": 6})).await;
     let (_serve, work) = (pipeline.serve().await, pipeline.work());
-    // Or the first would be followed by another before it was found.
+    // Otherwise the first failover could end before the worker has found the first primary.
     work.ready().await;
-    under_load(&pipeline, "ordered", async |key| redis.change_over(key).await).await;
-    let stood = redis.primary_of(&pipeline.records(0)).await;
-    under_load(&pipeline, "stood", async |key| {
-        redis.signal(stood, Signal::SIGSTOP);
-        redis.moved_from(key, stood).await;
+    under_load(&pipeline, "ordered", async |key| redis.fail_over(key).await).await;
+    let paused = redis.primary_of(&pipeline.records(0)).await;
+    under_load(&pipeline, "paused", async |key| {
+        redis.signal(paused, Signal::SIGSTOP);
+        redis.moved_from(key, paused).await;
     })
     .await;
-    redis.signal(stood, Signal::SIGCONT);
-    redis.is_whole().await;
-    let died = redis.primary_of(&pipeline.records(0)).await;
-    under_load(&pipeline, "died", async |key| {
-        redis.signal(died, Signal::SIGKILL);
-        redis.moved_from(key, died).await;
+    redis.signal(paused, Signal::SIGCONT);
+    redis.is_replicated().await;
+    let killed = redis.primary_of(&pipeline.records(0)).await;
+    under_load(&pipeline, "killed", async |key| {
+        redis.signal(killed, Signal::SIGKILL);
+        redis.moved_from(key, killed).await;
     })
     .await;
-    redis.start_again(died).await;
-    assert!(work.said("streams.servers.found").len() >= 4, "it turned to another server each time");
+    redis.restart(killed).await;
+    assert!(work.logged("streams.servers.found").len() >= 4, "it found each new primary");
 }
 
-/// Replicas that are behind take the place of their primary: what they never had is gone, and said.
-async fn loses_what_is_counted(redis: &ManyRedis) {
+/// A replica that is behind is promoted: the records that it lacks are lost, and the pipeline counts them.
+async fn promote_a_replica_that_is_behind(redis: &ManyRedis) {
     let pipeline = Pipeline::on_many(redis, json!({"shards": 1})).await;
     let (_serve, mut work) = (pipeline.serve().await, pipeline.work());
     pipeline.send(&Load::new("before", 40).records).await;
     pipeline.applied().await;
     let primary = redis.primary_of(&pipeline.records(0)).await;
     let replicas = redis.replicas_of(primary).await;
-    eventually("replicas have it all", async || redis.is_behind(primary).await == 0).await;
-    redis.cut_off(primary, &replicas).await;
+    eventually("replicas have all of it", async || redis.replica_lag(primary).await == 0).await;
+    redis.disconnect_replicas(primary, &replicas).await;
     for n in 0..10 {
-        pipeline.apply(&record(&format!("told-{n}"), "d")).await.expect(200);
+        pipeline.apply(&record(&format!("applied-{n}"), "d")).await.expect(200);
     }
     work.stop().await;
-    let gone = Load::from("gone", 40, 25);
-    pipeline.send(&gone.records).await;
+    let lost = Load::from("lost", 40, 25);
+    pipeline.send(&lost.records).await;
     redis.signal(primary, Signal::SIGKILL);
     replicas.iter().for_each(|port| redis.signal(*port, Signal::SIGCONT));
     redis.moved_from(&pipeline.records(0), primary).await;
     let work = pipeline.work();
-    let line = work.says("worker.records.lost").await;
-    assert_eq!((&line["at_least"], &line["at_most"]), (&json!(gone.entries()), &json!(gone.entries())), "{line}");
+    let line = work.logs("worker.records.lost").await;
+    assert_eq!((&line["at_least"], &line["at_most"]), (&json!(lost.entries()), &json!(lost.entries())), "{line}");
     let stats = pipeline.get("/stats").await;
-    assert_eq!((&stats["lost"], &stats["processed"]), (&json!(gone.entries()), &json!(50)), "{stats}");
-    // It continues, also with what was lost, and no number was given twice.
-    pipeline.send_through(&gone.records).await;
+    assert_eq!((&stats["lost"], &stats["processed"]), (&json!(lost.entries()), &json!(50)), "{stats}");
+    // The pipeline continues, accepts the lost records again, and gives no number twice.
+    pipeline.send_through(&lost.records).await;
     pipeline.applied().await;
     let stored: Vec<String> =
         sqlx::query_scalar("select record_id from records").fetch_all(&pipeline.sql).await.unwrap();
@@ -170,52 +172,51 @@ async fn loses_what_is_counted(redis: &ManyRedis) {
     pipeline.verify().await;
 }
 
-/// What a serve process appended that died is known where its server has replicas, until one of them took its place.
-async fn knows_what_the_dead_appended(redis: &ManyRedis) {
+/// Kills serve processes: their final counts are known on the same primary, and unknown after a failover.
+async fn count_appends_of_dead_processes(redis: &ManyRedis) {
     let pipeline = Pipeline::on_many(redis, json!({"shards": 1})).await;
     let (mut serve, work) = (pipeline.serve().await, pipeline.work());
-    for (dead, accounted) in [true, false].into_iter().enumerate() {
-        pipeline.send(&Load::new(&format!("of-{dead}"), 40).records).await;
+    for (earlier, accounted) in [true, false].into_iter().enumerate() {
+        pipeline.send(&Load::new(&format!("of-{earlier}"), 40).records).await;
         pipeline.applied().await;
-        pipeline.stood_for_long(0).await;
+        pipeline.backdate_fence(0).await;
         serve.kill();
         if !accounted {
-            redis.change_over(&pipeline.records(0)).await;
+            redis.fail_over(&pipeline.records(0)).await;
         }
-        let buried =
-            obtain("its last word is spoken", async || work.said("process.appender.buried").get(dead).cloned());
-        assert_eq!(buried.await["accounted"], accounted);
+        let counts = obtain("the final counts", async || work.logged("process.appender.buried").get(earlier).cloned());
+        assert_eq!(counts.await["accounted"], accounted);
         serve = pipeline.serve().await;
         lost(&pipeline, 0, accounted.then_some(0)).await;
     }
 }
 
 #[tokio::test]
-async fn what_the_dead_appended_is_known_unless_a_cluster_failed_over() {
-    knows_what_the_dead_appended(&ManyRedis::cluster().await).await;
+async fn appends_of_a_dead_process_are_known_unless_a_cluster_failed_over() {
+    count_appends_of_dead_processes(&ManyRedis::cluster().await).await;
 }
 
 #[tokio::test]
-async fn what_the_dead_appended_is_known_unless_sentinels_failed_over() {
-    knows_what_the_dead_appended(&ManyRedis::sentinels().await).await;
+async fn appends_of_a_dead_process_are_known_unless_sentinels_failed_over() {
+    count_appends_of_dead_processes(&ManyRedis::sentinels().await).await;
 }
 
 #[tokio::test]
-async fn what_a_failover_of_a_cluster_loses_is_counted_and_no_outcome_is_lost() {
-    loses_what_is_counted(&ManyRedis::cluster().await).await;
+async fn a_failover_of_a_cluster_loses_counted_records_and_no_outcome() {
+    promote_a_replica_that_is_behind(&ManyRedis::cluster().await).await;
 }
 
 #[tokio::test]
-async fn what_a_failover_by_sentinels_loses_is_counted_and_no_outcome_is_lost() {
-    loses_what_is_counted(&ManyRedis::sentinels().await).await;
+async fn a_failover_by_sentinels_loses_counted_records_and_no_outcome() {
+    promote_a_replica_that_is_behind(&ManyRedis::sentinels().await).await;
 }
 
 #[tokio::test]
 async fn primaries_of_a_cluster_are_followed() {
-    is_followed(&mut ManyRedis::cluster().await).await;
+    follow_primaries(&mut ManyRedis::cluster().await).await;
 }
 
 #[tokio::test]
 async fn the_primary_that_sentinels_name_is_followed() {
-    is_followed(&mut ManyRedis::sentinels().await).await;
+    follow_primaries(&mut ManyRedis::sentinels().await).await;
 }

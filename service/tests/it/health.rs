@@ -1,4 +1,5 @@
-//! Whether a process is well, what it says while a server is unavailable, and what stays when each part is started again.
+//! Health of processes: readiness, answers while a server is unavailable, and answers that stay when each part
+//! restarts.
 
 use std::time::{Duration, Instant};
 
@@ -8,22 +9,22 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::harness::{KEY, Load, Pipeline, PrivatePostgres, PrivateRedis, eventually, record};
 
-/// What a pipeline answers, without what belongs to the moment, and without `lostAtMost`: whether that is known after a
-/// kill depends on how long Redis ran before and after it, for which `rewound.rs` has tests.
+/// The answers of a pipeline to queries, without fields that change by themselves. `lostAtMost` is left out, too:
+/// whether it is known after a kill depends on how long Redis ran before; `counts.rs` tests it.
 async fn answers(pipeline: &Pipeline) -> Vec<Value> {
-    const OTHERWISE: [&str; 6] =
+    const LEFT_OUT: [&str; 6] =
         ["asOf", "uptimeSeconds", "processUptimeSeconds", "shards", "policyVersion", "lostAtMost"];
     let mut answers = Vec::new();
     for path in ["/stats", "/records/aggregations", "/audit/summary", "/conflicts", "/dead-letters"] {
         let mut answer = pipeline.get(path).await;
-        answer.as_object_mut().unwrap().retain(|name, _| !OTHERWISE.contains(&name.as_str()));
+        answer.as_object_mut().unwrap().retain(|name, _| !LEFT_OUT.contains(&name.as_str()));
         answers.push(answer);
     }
     answers
 }
 
 #[tokio::test]
-async fn everything_stays_when_each_part_is_started_again() {
+async fn everything_stays_when_each_part_restarts() {
     let (mut redis, mut postgres) = (PrivateRedis::start(&[]).await, PrivatePostgres::start().await);
     let pipeline = Pipeline::on(&redis.url(), &postgres.url(), json!({})).await;
     let (mut serve, mut work) = (pipeline.serve().await, pipeline.work());
@@ -50,21 +51,21 @@ async fn everything_stays_when_each_part_is_started_again() {
             }
             "Redis" => {
                 redis.kill();
-                redis.start_again().await;
+                redis.restart().await;
             }
             _ => {
                 postgres.stop();
-                postgres.start_again().await;
+                postgres.restart().await;
             }
         }
-        eventually(&format!("after {part} was started anew it answers the same"), async || {
-            // A connection may have to be recreated first.
+        eventually(&format!("after {part} restarted the answers are the same"), async || {
+            // A connection may have to be opened again first.
             pipeline.ask("/stats").await.status == 200 && answers(&pipeline).await == before
         })
         .await;
-        // What was there is known still: all of it again is duplicates.
+        // All records are stored: sent again, they are duplicates.
         pipeline.send_through(&load.records).await;
-        eventually("what is sent again are duplicates", async || {
+        eventually("the records are duplicates", async || {
             let conflicts = pipeline.number("select count(*) from conflicts").await;
             let records = pipeline.number("select count(*) from records").await;
             pipeline.backlog().await == 0 && (conflicts, records) == (n as i64 + 1, expected.len() as i64)
@@ -76,7 +77,7 @@ async fn everything_stays_when_each_part_is_started_again() {
 }
 
 #[tokio::test]
-async fn ready_means_that_the_loops_move() {
+async fn a_process_is_ready_while_its_loops_run() {
     let (mut redis, mut postgres) = (PrivateRedis::start(&[]).await, PrivatePostgres::start().await);
     let pipeline = Pipeline::on(&redis.url(), &postgres.url(), json!({})).await;
     let (serve, work) = (pipeline.serve().await, pipeline.work());
@@ -85,43 +86,43 @@ async fn ready_means_that_the_loops_move() {
 
     postgres.stop();
     eventually("a worker without Postgres is not ready", async || !work.is_ready().await).await;
-    assert!(work.text("/ready").await.contains("\"own\""), "it names what stands still: {}", work.text("/ready").await);
+    assert!(work.text("/ready").await.contains("\"own\""), "it names the stalled loop: {}", work.text("/ready").await);
     assert!(work.text("/health").await.contains("true"), "it is alive");
-    // Records are taken all the same: Redis has them.
-    pipeline.put_in("/records", record("a", "d").to_string()).await.expect(202);
+    // Records are accepted all the same: they wait in Redis.
+    pipeline.post_json("/records", record("a", "d").to_string()).await.expect(202);
     pipeline.ask("/records").await.refused(503, "postgres_unavailable");
-    postgres.start_again().await;
+    postgres.restart().await;
     work.ready().await;
-    eventually("what was taken meanwhile is processed", async || {
+    eventually("the record that was accepted meanwhile is processed", async || {
         pipeline.ask("/records/a").await.status == 200 && pipeline.get("/records/a").await["status"] == "processed"
     })
     .await;
 
     redis.kill();
     eventually("a worker without Redis is not ready", async || !work.is_ready().await).await;
-    // Of a request that met the end of the connection it is not known; from then on it is.
-    eventually("serve has seen it", async || {
-        let refused = pipeline.put_in("/records", record("b", "d").to_string()).await.expect(503);
+    // The outcome of a request whose connection ended is unknown; later requests are not sent.
+    eventually("serve refuses records", async || {
+        let refused = pipeline.post_json("/records", record("b", "d").to_string()).await.expect(503);
         assert!(["redis_unavailable", "outcome_unknown"].contains(&refused["code"].as_str().unwrap()), "{refused}");
         refused["code"] == "redis_unavailable"
     })
     .await;
     for answer in [
-        pipeline.put_in("/records", record("b", "d").to_string()).await,
-        pipeline.put_in("/records/batch", json!([record("b", "d")]).to_string()).await,
+        pipeline.post_json("/records", record("b", "d").to_string()).await,
+        pipeline.post_json("/records/batch", json!([record("b", "d")]).to_string()).await,
     ] {
         answer.refused(503, "redis_unavailable");
         assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
     }
-    assert!(serve.is_ready().await, "serve answers for itself");
+    assert!(serve.is_ready().await, "serve is ready without Redis");
     assert_eq!(pipeline.ask("/ready").await.status, 200);
-    // Queries read Postgres; what Redis would know is said to be missing.
+    // Queries read Postgres, and name the values from Redis as missing.
     pipeline.ask("/records").await.expect(200);
     let stats = pipeline.get("/stats").await;
     assert!(stats.get("backlog").is_none() && stats["missing"].is_string() && stats["processed"] == 1, "{stats}");
     let unknown = pipeline.ask("/records/b").await;
     assert_eq!((unknown.status, &unknown.json()["code"]), (404, &"not_found_or_queued".into()));
-    redis.start_again().await;
+    redis.restart().await;
     work.ready().await;
     pipeline.send_through(&[record("b", "d")]).await;
     pipeline.applied().await;
@@ -129,7 +130,7 @@ async fn ready_means_that_the_loops_move() {
 }
 
 #[tokio::test]
-async fn a_full_redis_is_said_as_503_and_queries_continue() {
+async fn a_full_redis_is_answered_with_503_and_queries_continue() {
     let redis = PrivateRedis::start(&[]).await;
     let shared = crate::harness::shared().await;
     let pipeline = Pipeline::on(&redis.url(), &shared.postgres, json!({})).await;
@@ -138,16 +139,16 @@ async fn a_full_redis_is_said_as_503_and_queries_continue() {
     pipeline.apply(&record("a", "d")).await.expect(200);
     let _: String = pipeline.redis(&["CONFIG", "SET", "maxmemory", "1mb"]).await;
     for answer in [
-        pipeline.put_in("/records", record("b", "d").to_string()).await,
-        pipeline.put_in("/records/batch", json!([record("b", "d"), record("c", "d")]).to_string()).await,
+        pipeline.post_json("/records", record("b", "d").to_string()).await,
+        pipeline.post_json("/records/batch", json!([record("b", "d"), record("c", "d")]).to_string()).await,
     ] {
         answer.refused(503, "redis_full");
         assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
     }
     let mixed = json!([record("b", "d"), {"recordId": "c"}]).to_string();
-    let problem = pipeline.put_in("/records/batch", mixed).await.refused(503, "redis_full");
+    let problem = pipeline.post_json("/records/batch", mixed).await.refused(503, "redis_full");
     let codes: Vec<_> = problem["errors"].as_array().unwrap().iter().map(|error| error["retryable"].clone()).collect();
-    assert_eq!(codes, [true, false], "one may be sent again, one never");
+    assert_eq!(codes, [true, false], "only the first may be sent again");
     assert_eq!(pipeline.get("/records/a").await["status"], "processed");
     let _: String = pipeline.redis(&["CONFIG", "SET", "maxmemory", "0"]).await;
     pipeline.apply(&record("b", "d")).await.expect(200);
@@ -159,19 +160,19 @@ async fn a_full_redis_is_said_as_503_and_queries_continue() {
 async fn a_second_signal_ends_a_process_at_once() {
     let pipeline = Pipeline::new(json!({})).await;
     let mut serve = pipeline.serve().await;
-    // A client that never ends its request holds the process up, for a while.
+    // A client that does not end its request delays the stop.
     let mut client = TcpStream::connect(pipeline.url().trim_start_matches("http://")).await.unwrap();
     let lines: String = (0..1_000).map(|n| format!("{}\n", record(&format!("r{n}"), "d"))).collect();
     let head = format!(
-        "POST /records/batch HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/x-ndjson\r\n\
-         transfer-encoding: chunked\r\n\r\n{:x}\r\n{lines}\r\n",
+        "POST /records/batch HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n\
+         content-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{lines}\r\n",
         lines.len()
     );
     client.write_all(head.as_bytes()).await.unwrap();
     eventually("the request is under way", async || pipeline.backlog().await == 1_000).await;
     serve.signal(Signal::SIGTERM);
-    serve.says("lifecycle.process.stopping").await;
-    eventually("it takes nothing new", async || {
+    serve.logs("lifecycle.process.stopping").await;
+    eventually("serve refuses connections", async || {
         TcpStream::connect(pipeline.url().trim_start_matches("http://")).await.is_err()
     })
     .await;
@@ -180,7 +181,7 @@ async fn a_second_signal_ends_a_process_at_once() {
     serve.signal(Signal::SIGTERM);
     let status = serve.ended().await;
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    assert!(!status.success(), "dropping work is no success");
-    let line = serve.says("lifecycle.process.aborted").await;
-    assert!(line.to_string().contains("serve.http"), "it names what it dropped: {line}");
+    assert!(!status.success(), "an aborted stop is no success");
+    let line = serve.logs("lifecycle.process.aborted").await;
+    assert!(line.to_string().contains("serve.http"), "it names the dropped task: {line}");
 }

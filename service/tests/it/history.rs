@@ -1,4 +1,4 @@
-//! What can be known of a record: its life, the audit trail, its trace, and the metrics of each stage.
+//! The history of a record, the audit trail, the trace of a request, and the metrics of each stage.
 
 use std::collections::BTreeMap;
 
@@ -28,13 +28,13 @@ async fn a_record_is_seen_queued_then_processed_then_published() {
     assert_eq!(pipeline.get("/stats").await["backlog"], 2);
     pipeline.ask("/records/other").await.refused(404, "not_found");
 
-    // A sink whose stream cannot be written is behind, and the record's life says so.
+    // A sink whose stream cannot be written is behind, and the record's history shows it.
     let alerts = pipeline.stream("alerts");
     let _: i64 = pipeline.redis(&["DEL", &alerts]).await;
-    let _: String = pipeline.redis(&["SET", &alerts, "in the way"]).await;
+    let _: String = pipeline.redis(&["SET", &alerts, "no stream"]).await;
     let _work = pipeline.work();
-    let published = |life: &Value| -> BTreeMap<String, String> {
-        let sinks = life["published"].as_array().unwrap().iter();
+    let published = |history: &Value| -> BTreeMap<String, String> {
+        let sinks = history["published"].as_array().unwrap().iter();
         sinks
             .map(|sink| (sink["sink"].as_str().unwrap().to_owned(), sink["state"].as_str().unwrap().to_owned()))
             .collect()
@@ -42,13 +42,16 @@ async fn a_record_is_seen_queued_then_processed_then_published() {
     let states = |states: &[(&str, &str)]| -> BTreeMap<String, String> {
         states.iter().map(|(sink, state)| ((*sink).to_owned(), (*state).to_owned())).collect()
     };
-    pipeline.settled_but(&["alerts"]).await;
-    let life = pipeline.get(path).await;
-    assert_eq!(published(&life), states(&[("alerts", "waiting"), ("notifications", "published")]));
+    pipeline.applied_except(&["alerts"]).await;
+    let history = pipeline.get(path).await;
+    assert_eq!(published(&history), states(&[("alerts", "waiting"), ("notifications", "published")]));
     let expected = json!({"previousCount": 1, "previousTotal": "1", "unit": "EUR"});
-    assert_eq!((&life["status"], &life["seq"], &life["id"]), (&"processed".into(), &2.into(), &"0-2".into()));
-    assert_eq!((&life["summary"], &life["threshold"], &life["duplicates"]), (&expected, &"200".into(), &1.into()));
-    assert_eq!((&life["receivedAt"], &life["queuedAt"]), (&queued["receivedAt"], &queued["queuedAt"]));
+    assert_eq!((&history["status"], &history["seq"], &history["id"]), (&"processed".into(), &2.into(), &"0-2".into()));
+    assert_eq!(
+        (&history["summary"], &history["threshold"], &history["duplicates"]),
+        (&expected, &"200".into(), &1.into())
+    );
+    assert_eq!((&history["receivedAt"], &history["queuedAt"]), (&queued["receivedAt"], &queued["queuedAt"]));
     let lag =
         pipeline.get("/stats").await["sinks"].as_array().unwrap().iter().find(|sink| sink["name"] == "alerts").unwrap()
             ["lag"]
@@ -68,7 +71,7 @@ async fn a_record_is_seen_queued_then_processed_then_published() {
 }
 
 #[tokio::test]
-async fn a_search_that_reaches_its_bound_says_so() {
+async fn a_search_that_reaches_its_bound_answers_not_found_or_queued() {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
     let _serve = pipeline.serve().await;
     let records: Vec<Value> = (0..5_200).map(|n| record(&format!("r{n}"), "d")).collect();
@@ -83,7 +86,7 @@ async fn a_search_that_reaches_its_bound_says_so() {
 }
 
 #[tokio::test]
-async fn the_audit_trail_tells_all_that_happened_and_its_summary_counts_it() {
+async fn the_audit_trail_lists_every_fact_and_its_summary_counts_them() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({"policy": {"minimumTotal": "0"}})).await;
     let mut big = record("big", "a");
     big["value"] = "300".into();
@@ -119,63 +122,70 @@ async fn the_audit_trail_tells_all_that_happened_and_its_summary_counts_it() {
     for (action, times) in [("RECEIVED", 1), ("DEAD_LETTERED", 2), ("REPLAYED", 1), ("DISCARDED", 1)] {
         assert_eq!(of_out.iter().filter(|fact| **fact == action).count(), times, "{action} in {of_out:?}");
     }
-    for fact in &facts {
-        let action = fact["action"].as_str().unwrap();
-        assert!(fact["time"].is_string(), "{fact}");
-        let has = |field: &str| fact.get(field).is_some_and(Value::is_string);
-        if ["PROCESSED", "DROPPED", "CONFLICT", "ALERTED", "DEAD_LETTERED"].contains(&action) {
-            assert!(has("worker") && has("destinationId"), "{fact}");
-        }
-        if ["DEAD_LETTERED", "REPLAYED"].contains(&action) {
-            assert_eq!(fact["reason"], "below_minimum_total", "{fact}");
-        }
-        if ["DISCARDED", "ADMIN"].contains(&action) {
-            assert!(has("actor"), "{fact}");
-        }
-    }
-    // Filters let through what they name, and the summary counts the same facts.
+    facts.iter().for_each(check_fields_of_fact);
     for filter in
         ["", "action=PROCESSED&action=DROPPED", "destinationId=b", "recordId=small", "action=ALERTED&destinationId=b"]
     {
-        let listed = pipeline.list(&format!("/audit?{filter}")).await;
-        let mut counts: BTreeMap<&str, i64> = BTreeMap::new();
-        let mut places: BTreeMap<(&str, &str), i64> = BTreeMap::new();
-        let mut workers: BTreeMap<(&str, &str), i64> = BTreeMap::new();
-        for fact in &listed {
-            let action = fact["action"].as_str().unwrap();
-            *counts.entry(action).or_default() += 1;
-            if let Some(destination) = fact["destinationId"].as_str() {
-                *places.entry((destination, action)).or_default() += 1;
-            }
-            if let Some(worker) = fact["worker"].as_str() {
-                *workers.entry((worker, action)).or_default() += 1;
-            }
-        }
-        let summary = pipeline.get(&format!("/audit/summary?{filter}")).await;
-        assert_eq!(summary["actions"], json!(counts), "{filter}");
-        let told = |rows: &Value, name: &str| -> Vec<(String, String, i64)> {
-            let rows = rows.as_array().unwrap().iter();
-            let each = rows.flat_map(|row| {
-                row["actions"].as_object().unwrap().iter().map(move |(action, count)| {
-                    (row[name].as_str().unwrap().to_owned(), action.clone(), count.as_i64().unwrap())
-                })
-            });
-            each.collect()
-        };
-        let by = |counts: BTreeMap<(&str, &str), i64>| -> Vec<(String, String, i64)> {
-            counts.into_iter().map(|((name, action), count)| (name.to_owned(), action.to_owned(), count)).collect()
-        };
-        assert_eq!(told(&summary["destinations"], "destinationId"), by(places), "{filter}");
-        assert_eq!(told(&summary["workers"], "worker"), by(workers), "{filter}");
+        check_audit_summary(&pipeline, filter).await;
     }
-    // Times are half-open.
+    // A range of times has its start and lacks its end.
     let processed = pipeline.list("/audit?action=PROCESSED&recordId=big").await[0]["time"].as_str().unwrap().to_owned();
     assert_eq!(pipeline.list(&format!("/audit?action=PROCESSED&recordId=big&startTime={processed}")).await.len(), 1);
     assert_eq!(pipeline.list(&format!("/audit?action=PROCESSED&recordId=big&endTime={processed}")).await.len(), 0);
 }
 
+/// Checks that a fact of the audit trail has the fields of its action.
+fn check_fields_of_fact(fact: &Value) {
+    let action = fact["action"].as_str().unwrap();
+    assert!(fact["time"].is_string(), "{fact}");
+    let has = |field: &str| fact.get(field).is_some_and(Value::is_string);
+    if ["PROCESSED", "DROPPED", "CONFLICT", "ALERTED", "DEAD_LETTERED"].contains(&action) {
+        assert!(has("worker") && has("destinationId"), "{fact}");
+    }
+    if ["DEAD_LETTERED", "REPLAYED"].contains(&action) {
+        assert_eq!(fact["reason"], "below_minimum_total", "{fact}");
+    }
+    if ["DISCARDED", "ADMIN"].contains(&action) {
+        assert!(has("actor"), "{fact}");
+    }
+}
+
+/// Checks that the summary of the audit trail counts the facts that the list returns for the same filter.
+async fn check_audit_summary(pipeline: &Pipeline, filter: &str) {
+    let listed = pipeline.list(&format!("/audit?{filter}")).await;
+    let mut counts: BTreeMap<&str, i64> = BTreeMap::new();
+    let mut destinations: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+    let mut workers: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+    for fact in &listed {
+        let action = fact["action"].as_str().unwrap();
+        *counts.entry(action).or_default() += 1;
+        if let Some(destination) = fact["destinationId"].as_str() {
+            *destinations.entry((destination, action)).or_default() += 1;
+        }
+        if let Some(worker) = fact["worker"].as_str() {
+            *workers.entry((worker, action)).or_default() += 1;
+        }
+    }
+    let summary = pipeline.get(&format!("/audit/summary?{filter}")).await;
+    assert_eq!(summary["actions"], json!(counts), "{filter}");
+    let returned = |rows: &Value, name: &str| -> Vec<(String, String, i64)> {
+        let rows = rows.as_array().unwrap().iter();
+        let each = rows.flat_map(|row| {
+            row["actions"].as_object().unwrap().iter().map(move |(action, count)| {
+                (row[name].as_str().unwrap().to_owned(), action.clone(), count.as_i64().unwrap())
+            })
+        });
+        each.collect()
+    };
+    let counted = |counts: BTreeMap<(&str, &str), i64>| -> Vec<(String, String, i64)> {
+        counts.into_iter().map(|((name, action), count)| (name.to_owned(), action.to_owned(), count)).collect()
+    };
+    assert_eq!(returned(&summary["destinations"], "destinationId"), counted(destinations), "{filter}");
+    assert_eq!(returned(&summary["workers"], "worker"), counted(workers), "{filter}");
+}
+
 #[tokio::test]
-async fn the_trace_of_a_request_continues_to_its_notification_alert_dead_letter_and_conflict() {
+async fn the_trace_of_a_request_continues_into_every_outcome() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({"policy": {"minimumTotal": "0"}})).await;
     let mut big = record("big", "a");
     big["value"] = "300".into();
@@ -185,11 +195,11 @@ async fn the_trace_of_a_request_continues_to_its_notification_alert_dead_letter_
     out["type"] = "negative".into();
     let batch = json!([big, conflict, out]).to_string();
     answer(pipeline.posting("/records/batch", batch).header("traceparent", TRACE)).await.expect(202);
-    // One that is malformed is left out, and refuses nothing.
+    // A malformed trace context is left out; the record is accepted.
     let other = pipeline.posting("/records", record("other", "a").to_string()).header("traceparent", "00-nonsense-01");
     answer(other).await.expect(202);
     pipeline.applied().await;
-    for sink in ["alerts", "letters", "conflicts"] {
+    for sink in ["alerts", "dead-letters", "conflicts"] {
         let entries = pipeline.sink_entries(sink).await;
         assert_eq!(entries.len(), 1, "{sink}");
         assert_eq!(entries[0].fields["traceparent"], TRACE, "{sink}");
@@ -203,7 +213,7 @@ async fn the_trace_of_a_request_continues_to_its_notification_alert_dead_letter_
 }
 
 #[tokio::test]
-async fn each_stage_has_its_metrics_and_they_count_what_happened() {
+async fn each_stage_has_its_metrics_with_right_counts() {
     let (pipeline, serve, work) = Pipeline::running(json!({})).await;
     let mut big = record("big", "a");
     big["value"] = "300".into();
@@ -211,7 +221,7 @@ async fn each_stage_has_its_metrics_and_they_count_what_happened() {
     let mut conflict = record("small", "b");
     conflict["unit"] = "USD".into();
     pipeline.apply(&conflict).await.refused(409, "record_conflict");
-    pipeline.put_in("/records", "{}").await.refused(422, "missing_field");
+    pipeline.post_json("/records", "{}").await.refused(422, "missing_field");
     let _: String = pipeline.redis(&["XADD", &pipeline.records(0), "*", "record", "nonsense"]).await;
     pipeline.applied().await;
     for (name, least) in [
@@ -237,7 +247,7 @@ async fn each_stage_has_its_metrics_and_they_count_what_happened() {
         ("millrace_policy_version", 1.0),
         ("millrace_lost_records_total", 0.0),
     ] {
-        // Gauges are written now and then.
+        // The worker writes gauges at intervals.
         eventually(&format!("{name} is {exactly}"), async || (work.metric(name).await - exactly).abs() < 0.1).await;
     }
     for name in [
@@ -249,7 +259,7 @@ async fn each_stage_has_its_metrics_and_they_count_what_happened() {
         let value = work.metric(name).await;
         assert!(value >= 1.0, "{name}: {value}");
     }
-    // Each says what it means, also those that are 0 by now.
+    // Each metric has a help text and a type.
     let text = work.text("/metrics").await;
     for name in [
         "millrace_backlog_records",

@@ -1,4 +1,4 @@
-//! Values from outside stay values: they are no SQL, no command of Redis, no line of a log and no label of a metric.
+//! Values from clients stay values: they become no SQL, no Redis command, no log line and no label of a metric.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use crate::harness::{KEY, Pipeline, PrivateRedis, Process, answer, record, shared};
 
-/// Texts that a record may well hold.
-const TAKEN: [&str; 13] = [
+/// Texts that fields of records may have.
+const VALID: [&str; 13] = [
     "'; drop table records; --",
     "\" or 1=1 --",
     "$1",
@@ -30,7 +30,7 @@ const TAKEN: [&str; 13] = [
     "a\u{2028}{\"level\":\"ERROR\",\"message\":\"forged\"}",
 ];
 
-/// Texts that none may hold: each has a character that ends a line or a command, controls a terminal, or turns
+/// Texts that no field may have: each holds a character that ends a line or a command, controls a terminal, or reverses
 /// the direction of text.
 const REFUSED: [&str; 7] = [
     "a\r\nFLUSHALL\r\n",
@@ -44,8 +44,8 @@ const REFUSED: [&str; 7] = [
 
 const FIELDS: [&str; 5] = ["recordId", "sourceId", "destinationId", "unit", "reference"];
 
-/// What there is in both servers: commands that Redis ran, its keys, and Postgres's schemas, tables and users.
-async fn there_is(pipeline: &Pipeline) -> BTreeSet<String> {
+/// The contents of both servers: names of the commands that Redis ran, its keys, and schemas and tables of Postgres.
+async fn inventory(pipeline: &Pipeline) -> BTreeSet<String> {
     let stats: String = pipeline.redis(&["INFO", "commandstats"]).await;
     let commands = stats.lines().filter_map(|line| line.strip_prefix("cmdstat_")?.split(':').next());
     let mut all: BTreeSet<String> = commands.map(|name| format!("command {name}")).collect();
@@ -62,7 +62,7 @@ async fn there_is(pipeline: &Pipeline) -> BTreeSet<String> {
     all
 }
 
-/// One record with a text in each of its fields; its id is unlike that of the other fields' records.
+/// A record with a text in one field, and with an id of its own.
 fn with_text(field: &str, text: &str) -> Value {
     let mut record = record(&format!("{field} of {text}"), "d");
     if field != "recordId" {
@@ -72,7 +72,7 @@ fn with_text(field: &str, text: &str) -> Value {
     record
 }
 
-/// A path with a text as its last segment.
+/// The path of a record whose id is a text.
 fn segment(text: &str) -> String {
     let mut url = Url::parse("http://host/records").unwrap();
     url.path_segments_mut().unwrap().push(text);
@@ -85,11 +85,11 @@ fn query(path: &str, name: &str, text: &str) -> String {
     format!("{}?{}", url.path(), url.query().unwrap())
 }
 
-/// Every value in every place where one can be given; answers the ids that were taken.
+/// Sends every text in every field and parameter; returns the ids of accepted records.
 async fn attack(pipeline: &Pipeline) -> Vec<String> {
     let mut records: Vec<(&str, Value)> =
-        TAKEN.iter().flat_map(|text| FIELDS.map(|field| (field, with_text(field, text)))).collect();
-    // As text of a record's own, all but U+0000 is kept.
+        VALID.iter().flat_map(|text| FIELDS.map(|field| (field, with_text(field, text)))).collect();
+    // `attributes` may have all characters but U+0000.
     for (n, text) in REFUSED.iter().filter(|text| !text.contains('\0')).enumerate() {
         let mut record = record(&format!("attributes {n}"), "d");
         record["attributes"] = json!({ *text: [text] });
@@ -97,39 +97,39 @@ async fn attack(pipeline: &Pipeline) -> Vec<String> {
     }
     let mut ids = Vec::new();
     for (_, record) in &records {
-        // One by one, as each is then a line of the log.
-        let taken = pipeline.put_in("/records", record.to_string()).await.expect(202);
-        ids.push(taken["recordId"].as_str().unwrap().to_owned());
+        // One in a request, so that each makes a log line.
+        let accepted = pipeline.post_json("/records", record.to_string()).await.expect(202);
+        ids.push(accepted["recordId"].as_str().unwrap().to_owned());
     }
     pipeline.applied().await;
     for (field, record) in records {
         let id = record["recordId"].as_str().unwrap();
-        let life = pipeline.get(&segment(id)).await;
+        let history = pipeline.get(&segment(id)).await;
         let found = pipeline.list(&query("/records", field, record[field].as_str().unwrap())).await;
         assert_eq!(found.len(), 1, "{field} of {record}: {found:?}");
         for name in FIELDS.iter().chain(&["attributes"]) {
-            assert_eq!((&life["record"][name], &found[0][name]), (&record[name], &record[name]), "{name}");
+            assert_eq!((&history["record"][name], &found[0][name]), (&record[name], &record[name]), "{name}");
         }
     }
     for text in REFUSED {
         for field in FIELDS {
             let mut wrong = record("refused", "d");
             wrong[field] = text.into();
-            let refused = pipeline.put_in("/records", wrong.to_string()).await;
+            let refused = pipeline.post_json("/records", wrong.to_string()).await;
             assert_eq!(refused.refused(422, "invalid_value")["pointer"], format!("/{field}"));
             pipeline.ask(&query("/records", field, text)).await.refused(400, "invalid_parameter");
         }
     }
-    for text in TAKEN.iter().chain(&REFUSED) {
-        not_understood(pipeline, text).await;
+    for text in VALID.iter().chain(&REFUSED) {
+        send_where_it_is_invalid(pipeline, text).await;
     }
     ids
 }
 
-/// A text where none of it can be meant: refused or passed over, and never a fault of ours.
-async fn not_understood(pipeline: &Pipeline, text: &str) {
-    let life = pipeline.ask(&segment(text)).await;
-    assert!([400, 404].contains(&life.status), "{text:?}: {}", life.text);
+/// Sends a text where no such value is valid: it is refused or ignored, never answered with 5xx.
+async fn send_where_it_is_invalid(pipeline: &Pipeline, text: &str) {
+    let history = pipeline.ask(&segment(text)).await;
+    assert!([400, 404].contains(&history.status), "{text:?}: {}", history.text);
     for (path, name) in [
         ("/records", "cursor"),
         ("/records", "startTime"),
@@ -152,7 +152,7 @@ async fn not_understood(pipeline: &Pipeline, text: &str) {
         let refused = pipeline.act(&format!("{dead_letter}/{verb}")).await;
         assert!([400, 404].contains(&refused.status), "{text:?}: {}", refused.text);
     }
-    // Headers as they are, in bytes: where HTTP itself forbids them, the connection says so.
+    // Headers are written byte for byte; HTTP itself forbids some of them.
     let body = record("by header", "d").to_string();
     let length = body.len();
     for (name, expected) in [
@@ -171,22 +171,23 @@ async fn not_understood(pipeline: &Pipeline, text: &str) {
         headers.insert(name, text.to_owned());
         let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let head = format!("POST /records HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n");
-        let said = pipeline.raw(format!("{head}{headers}\r\n{body}").as_bytes()).await;
-        let status: u16 = said.split(' ').nth(1).unwrap_or_else(|| panic!("{name} {text:?}: {said}")).parse().unwrap();
-        assert!(expected.contains(&status), "{name}: {text:?}: {said}");
-        let head = said.split("\r\n\r\n").next().unwrap();
+        let answer = pipeline.raw(format!("{head}{headers}\r\n{body}").as_bytes()).await;
+        let status: u16 =
+            answer.split(' ').nth(1).unwrap_or_else(|| panic!("{name} {text:?}: {answer}")).parse().unwrap();
+        assert!(expected.contains(&status), "{name}: {text:?}: {answer}");
+        let head = answer.split("\r\n\r\n").next().unwrap();
         assert!(!head.contains("forged") && !head.contains("FLUSHALL"), "no header repeats it: {head}");
     }
     // The request line.
     for line in
         [format!("GET /{text} HTTP/1.1"), format!("{text} /stats HTTP/1.1"), "FLUSHALL /stats HTTP/1.1".to_owned()]
     {
-        let said = pipeline.raw(format!("{line}\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await;
-        assert!(!said.starts_with("HTTP/1.1 2") && !said.starts_with("HTTP/1.1 5"), "{line:?}: {said}");
+        let answer = pipeline.raw(format!("{line}\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await;
+        assert!(!answer.starts_with("HTTP/1.1 2") && !answer.starts_with("HTTP/1.1 5"), "{line:?}: {answer}");
     }
 }
 
-/// Cursors are no secret: anyone can make one up that has the right form.
+/// Sends forged cursors: a cursor is not signed, and anyone can build one of the right form.
 async fn forge_cursors(pipeline: &Pipeline) {
     for path in ["/records", "/audit", "/audit/summary"] {
         let page = pipeline.get(&format!("{path}?limit=1")).await;
@@ -207,9 +208,9 @@ async fn forge_cursors(pipeline: &Pipeline) {
     }
 }
 
-/// Entries that somebody else wrote into the queue.
+/// Appends entries to the input streams, as another program would.
 async fn poison(pipeline: &Pipeline) {
-    for text in TAKEN.iter().chain(&REFUSED) {
+    for text in VALID.iter().chain(&REFUSED) {
         let fields = ["XADD", &pipeline.records(0), "*", text, text, "traceparent", text, "replayOf", text];
         let _: String = pipeline.redis(&fields).await;
         let record = with_text("unit", text).to_string();
@@ -220,13 +221,13 @@ async fn poison(pipeline: &Pipeline) {
     pipeline.list("/audit").await;
 }
 
-/// Every line is one of ours, with nothing in it that a terminal or a reader of lines takes for more.
+/// Checks that every log line was written by the logger, without characters that end a line or control a terminal.
 fn check_log(log: &Path, format: &str) {
     let log = fs::read_to_string(log).unwrap();
     let head = Regex::new(r"^\d{4}-\d\d-\d\dT[\d:.]+Z +(TRACE|DEBUG|INFO|WARN|ERROR) ").unwrap();
     for line in log.lines() {
-        let loud = |c: char| c.is_control() || ('\u{2028}'..='\u{202e}').contains(&c);
-        assert!(!line.contains(loud), "{line:?}");
+        let unsafe_character = |c: char| c.is_control() || ('\u{2028}'..='\u{202e}').contains(&c);
+        assert!(!line.contains(unsafe_character), "{line:?}");
         if format == "json" {
             let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
             assert!(
@@ -239,7 +240,7 @@ fn check_log(log: &Path, format: &str) {
     }
 }
 
-/// Strictly the text format of Prometheus, and labels of our own words only.
+/// Checks that all metrics are in Prometheus's text format, with plain characters in labels.
 async fn check_metrics(process: &Process) {
     let text = process.text("/metrics").await;
     let comment = Regex::new(r"^# (HELP [a-z_]+ [^\\]+|TYPE [a-z_]+ (counter|gauge|histogram|summary))$").unwrap();
@@ -258,7 +259,7 @@ async fn values_stay_values(format: &str) {
     let environment = [("MILLRACE_LOG", "info,millrace=trace"), ("MILLRACE_LOG_FORMAT", format)];
     let (work, serve) = (pipeline.work_with(&environment), pipeline.serve_with(&environment).await);
     work.ready().await;
-    // One of each outcome, so that everything that can be there is.
+    // One of each outcome, so that all keys, tables and commands exist before.
     let (first, mut other) = (record("first", "d"), record("first", "d"));
     other["unit"] = "USD".into();
     pipeline.apply(&first).await.expect(200);
@@ -269,28 +270,27 @@ async fn values_stay_values(format: &str) {
     pipeline.list("/records").await;
     answer(pipeline.request(Method::GET, "/stats")).await.expect(200);
     pipeline.ask("/records/none").await;
-    there_is(&pipeline).await;
-    let before = there_is(&pipeline).await;
+    inventory(&pipeline).await;
+    let before = inventory(&pipeline).await;
 
-    let mut taken = attack(&pipeline).await;
+    let mut stored = attack(&pipeline).await;
     forge_cursors(&pipeline).await;
-    taken.push("first".to_owned());
+    stored.push("first".to_owned());
     let by_header = pipeline.list("/records?recordId=by%20header").await;
-    taken.extend(by_header.iter().map(|_| "by header".to_owned()));
+    stored.extend(by_header.iter().map(|_| "by header".to_owned()));
     poison(&pipeline).await;
-    let stored: Vec<String> =
-        sqlx::query_scalar("select record_id from records").fetch_all(&pipeline.sql).await.unwrap();
-    taken.extend(stored.into_iter().filter(|id| id.starts_with("unit ") && !taken.contains(id)).collect::<Vec<_>>());
+    let all: Vec<String> = sqlx::query_scalar("select record_id from records").fetch_all(&pipeline.sql).await.unwrap();
+    stored.extend(all.into_iter().filter(|id| id.starts_with("unit ") && !stored.contains(id)).collect::<Vec<_>>());
 
-    let after = there_is(&pipeline).await;
+    let after = inventory(&pipeline).await;
     assert_eq!(after.symmetric_difference(&before).collect::<Vec<_>>(), Vec::<&String>::new());
-    pipeline.check_exactly_once(&taken).await;
+    pipeline.check_exactly_once(&stored).await;
     for process in [&serve, &work] {
         check_log(process.log(), format);
         check_metrics(process).await;
     }
-    let said = fs::read_to_string(serve.log()).unwrap();
-    assert!(said.contains("drop table records") && said.contains("FLUSHALL"), "the values did come to the log");
+    let log = fs::read_to_string(serve.log()).unwrap();
+    assert!(log.contains("drop table records") && log.contains("FLUSHALL"), "the log has the values");
 }
 
 #[tokio::test]
@@ -303,13 +303,13 @@ async fn values_from_outside_stay_values_with_logs_in_json() {
     values_stay_values("json").await;
 }
 
-/// The name becomes a schema and a prefix of keys.
+/// The name becomes the name of a schema and a prefix of keys.
 #[tokio::test]
-async fn a_name_of_a_pipeline_that_could_be_more_than_a_name_is_refused() {
+async fn an_unsafe_pipeline_name_is_refused() {
     let redis = PrivateRedis::start(&[]).await;
     let pipeline = Pipeline::on(&redis.url(), &shared().await.postgres, json!({})).await;
-    there_is(&pipeline).await;
-    let before = there_is(&pipeline).await;
+    inventory(&pipeline).await;
+    let before = inventory(&pipeline).await;
     for name in [
         "x; drop schema public cascade",
         "x\" cascade; --",
@@ -326,8 +326,8 @@ async fn a_name_of_a_pipeline_that_could_be_more_than_a_name_is_refused() {
         pipeline.annotate(|metadata| metadata["name"] = name.into());
         for command in ["migrate", "purge", "verify", "config"] {
             let refused = pipeline.command(command, if command == "purge" { &["--yes"] } else { &[] }).await;
-            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-            assert!(!refused.status.success() && said.contains("metadata.name"), "{command} {name:?}: {said}");
+            let printed = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(!refused.status.success() && printed.contains("metadata.name"), "{command} {name:?}: {printed}");
         }
     }
     pipeline.write("no manifest");
@@ -336,10 +336,10 @@ async fn a_name_of_a_pipeline_that_could_be_more_than_a_name_is_refused() {
             let list: &[&str] = if command == "keys" { &["list"] } else { &[] };
             let arguments = [&["--pipeline-name", name], list].concat();
             let refused = pipeline.command(command, &arguments).await;
-            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-            assert!(!refused.status.success() && said.contains("--pipeline-name"), "{command} {name:?}: {said}");
+            let printed = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(!refused.status.success() && printed.contains("--pipeline-name"), "{command} {name:?}: {printed}");
         }
     }
-    let after = there_is(&pipeline).await;
+    let after = inventory(&pipeline).await;
     assert_eq!(after.symmetric_difference(&before).collect::<Vec<_>>(), Vec::<&String>::new());
 }

@@ -1,4 +1,4 @@
-//! At the limits of what can be asked for and taken: each is told in its own words, and the service continues.
+//! Requests at and beyond the limits: each gets its own answer, and the service continues.
 
 use millrace::domain::shard_of;
 use reqwest::Method;
@@ -6,9 +6,9 @@ use serde_json::json;
 
 use crate::harness::{Pipeline, answer, eventually, record};
 
-/// As docs/errors.md says: the one kind of error that is no problem document.
+/// The only errors that are no problem documents; see docs/errors.md.
 #[tokio::test]
-async fn what_is_no_http_that_can_be_read_is_answered_by_its_status_alone() {
+async fn unreadable_http_is_answered_by_a_status_without_a_body() {
     let pipeline = Pipeline::new(json!({})).await;
     let serve = pipeline.serve().await;
     let long = "x".repeat(70_000);
@@ -19,19 +19,19 @@ async fn what_is_no_http_that_can_be_read_is_answered_by_its_status_alone() {
         ("nonsense\r\n\r\n".to_owned(), "400"),
         (format!("GET /stats HTTP/1.1\r\nhost: x\r\n{many}\r\n"), "431"),
     ] {
-        // Read to its end: the connection is closed.
+        // `raw` reads to the end of the connection.
         let answer = pipeline.raw(request.as_bytes()).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
         assert!(answer.ends_with("\r\n\r\n"), "without a body: {answer}");
         serve.ready().await;
     }
-    // Below those bounds a path is one that is not ours.
+    // Below the bound it is an unknown path.
     let path = format!("/{}", &long[..60_000]);
     answer(pipeline.request(Method::GET, &path)).await.refused(404, "not_found");
 }
 
 #[tokio::test]
-async fn what_is_nested_deeper_than_a_record_can_be_is_given_as_text() {
+async fn a_payload_nested_too_deep_for_a_record_is_shown_as_text() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({"shards": 1})).await;
     let nested = |levels: usize| format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels));
     let (shallow, deep) = (nested(60), nested(5_000));
@@ -40,7 +40,7 @@ async fn what_is_nested_deeper_than_a_record_can_be_is_given_as_text() {
     }
     pipeline.applied().await;
     let dead_letters = pipeline.list("/dead-letters").await;
-    let published = pipeline.sink_entries("letters").await;
+    let published = pipeline.sink_entries("dead-letters").await;
     assert_eq!((dead_letters.len(), published.len()), (2, 2));
     for shown in [&dead_letters[0], &published[0].data] {
         assert_eq!(shown["payload"].to_string(), shallow);
@@ -53,28 +53,28 @@ async fn what_is_nested_deeper_than_a_record_can_be_is_given_as_text() {
     pipeline.verify().await;
 }
 
-/// Somebody else wrote an entry with the highest id there is: Redis can give none after it.
+/// Another program appended an entry with the highest possible id: Redis gives no id after it.
 #[tokio::test]
-async fn a_queue_without_ids_says_so_and_the_other_shards_continue() {
+async fn an_exhausted_stream_is_refused_and_other_shards_continue() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
-    let place = |shard| (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == shard).unwrap();
+    let destination = |shard| (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == shard).unwrap();
     let last = "18446744073709551615-18446744073709551615";
     let _: String = pipeline.redis(&["XADD", &pipeline.records(0), last, "record", "theirs"]).await;
-    let refused = pipeline.put_in("/records", record("a", &place(0)).to_string()).await;
+    let refused = pipeline.post_json("/records", record("a", &destination(0)).to_string()).await;
     refused.refused(503, "stream_exhausted");
-    let mixed = json!([record("b", &place(0)), record("c", &place(1))]);
-    let answer = pipeline.put_in("/records/batch", mixed.to_string()).await.expect(202);
+    let mixed = json!([record("b", &destination(0)), record("c", &destination(1))]);
+    let answer = pipeline.post_json("/records/batch", mixed.to_string()).await.expect(202);
     assert_eq!((&answer["accepted"], &answer["errors"][0]["code"]), (&1.into(), &"stream_exhausted".into()));
-    // As docs/operations.md says: once nothing else is in it, the stream is taken away, and the worker makes it again.
+    // The repair of docs/operations.md: once the stream is applied, delete it; the worker recreates it.
     eventually("that entry is decided", async || pipeline.number("select count(*) from dead_letters").await == 1).await;
-    eventually("nothing else is queued", async || pipeline.backlog().await == 1).await;
+    eventually("the other shard is applied", async || pipeline.backlog().await == 1).await;
     let _: i64 = pipeline.redis(&["DEL", &pipeline.records(0)]).await;
-    pipeline.apply(&record("b", &place(0))).await.expect(200);
+    pipeline.apply(&record("b", &destination(0))).await.expect(200);
     pipeline.applied().await;
     pipeline.check_exactly_once(&["b", "c"].map(str::to_owned)).await;
 }
 
-/// Some ids are also names of paths: by path those are meant, by filter the records.
+/// Some ids are names of paths, too: the path returns its own resource, and a filter finds the record.
 #[tokio::test]
 async fn a_record_whose_id_is_the_name_of_a_path_is_found_by_filter() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
@@ -93,7 +93,7 @@ async fn a_record_whose_id_is_the_name_of_a_path_is_found_by_filter() {
 }
 
 #[tokio::test]
-async fn a_wrong_choice_is_told_the_right_ones() {
+async fn an_invalid_choice_is_refused_with_the_valid_ones() {
     let pipeline = Pipeline::new(json!({})).await;
     let _serve = pipeline.serve().await;
     for (path, expected) in [
@@ -117,7 +117,7 @@ async fn a_wrong_choice_is_told_the_right_ones() {
     }
     for path in ["/records?startTime=yesterday", "/records?unit=", "/records/rollups?groupBy=value"] {
         let detail = pipeline.ask(path).await.refused(400, "invalid_parameter")["detail"].to_string();
-        assert!(!detail.contains("parse"), "{path}: no word of the framework: {detail}");
+        assert!(!detail.contains("parse"), "{path}: no message of the framework: {detail}");
     }
     let latin = pipeline.request(Method::POST, "/records").header("content-type", "application/json; charset=latin1");
     let refused = answer(latin.body(record("a", "d").to_string())).await.refused(415, "unsupported_media_type");

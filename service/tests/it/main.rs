@@ -1,11 +1,12 @@
 //! Whole processes against real servers, each guarantee by a test that names it. Run with the feature `fault-points`.
 //!
-//! Each test has a database and a prefix of keys of its own, and they run in parallel. Must never take the time that
-//! passed for a condition: conditions are waited for.
+//! Tests run in parallel; each has its own database and its own prefix of Redis keys. A test waits for conditions,
+//! never for a fixed time in their place.
 #![cfg(feature = "fault-points")]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 mod access;
+mod counts;
 mod crash;
 mod dead_letters;
 mod failover;

@@ -1,5 +1,4 @@
-//! Many records in one request, and many requests: lines of any number, gzip, errors up to a bound, and a load with exact
-//! totals.
+//! Many records in one request and in many: NDJSON, gzip, the bound of errors, and a load with exact totals.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,11 +16,11 @@ use crate::{
 };
 
 #[tokio::test]
-async fn twenty_thousand_lines_are_taken_by_one_request_plain_or_packed() {
+async fn twenty_thousand_lines_are_accepted_in_one_request_plain_or_gzip() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
     let body = |from: usize, to: usize| -> (String, Vec<String>) {
         let ids: Vec<String> = (from..to).map(|n| format!("r{n}")).collect();
-        // Some lines are blank, some end as on Windows, and one is longer than a record may be.
+        // One line is blank, one ends with CRLF, and one is longer than a record may be.
         let mut lines: Vec<String> = ids.iter().map(|id| record(id, &format!("d{}", id.len())).to_string()).collect();
         lines[7].push('\r');
         lines.insert(100, "  ".to_owned());
@@ -33,7 +32,7 @@ async fn twenty_thousand_lines_are_taken_by_one_request_plain_or_packed() {
     let error = &report["errors"][0];
     assert_eq!((&report["accepted"], &report["rejected"]), (&20_000.into(), &1.into()));
     assert_eq!((&error["index"], &error["code"]), (&4_999.into(), &"too_large".into()), "blank lines are not counted");
-    assert!(report.get("nextIndex").is_none(), "it was read to its end");
+    assert!(report.get("nextIndex").is_none(), "all of it was read");
 
     let (text, more) = body(20_000, 26_000);
     let mut packed = GzEncoder::new(Vec::new(), Compression::default());
@@ -62,9 +61,9 @@ async fn twenty_thousand_lines_are_taken_by_one_request_plain_or_packed() {
 }
 
 #[tokio::test]
-async fn after_a_thousand_errors_reading_stops_and_next_index_says_where_to_continue() {
+async fn after_a_thousand_errors_reading_stops_and_next_index_is_returned() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
-    // Every third is good: 1,000 errors are reached at index 1,499 or behind it, at the end of what was read together.
+    // Every third line is good: the 1,000th error is at index 1,499, and reading stops there or a little later.
     let all: Vec<String> = (0..9_000)
         .map(|n| if n % 3 == 0 { record(&format!("r{n}"), "d").to_string() } else { format!("[{n}]") })
         .collect();
@@ -82,11 +81,11 @@ async fn after_a_thousand_errors_reading_stops_and_next_index_says_where_to_cont
     }
     assert_eq!((accepted, rounds), (3_000, 7));
     let expected: Vec<usize> = (0..9_000).filter(|n| n % 3 != 0).collect();
-    assert_eq!(errors, expected, "each wrong line is named once, none is skipped");
+    assert_eq!(errors, expected, "each wrong line is reported once");
     pipeline.applied().await;
     let ids: Vec<String> = (0..9_000).step_by(3).map(|n| format!("r{n}")).collect();
     pipeline.check_exactly_once(&ids).await;
-    // Nothing good before it: the problem says it.
+    // Without an accepted record, the problem document has `nextIndex`.
     let bad = vec!["x"; 3_000].join("\n");
     let problem = lines(&pipeline, bad).await.refused(422, "batch_refused");
     assert_eq!((problem["errors"].as_array().unwrap().len(), &problem["nextIndex"]), (1_000, &1_000.into()));
@@ -97,11 +96,11 @@ async fn an_empty_batch_is_no_error() {
     let pipeline = Pipeline::new(json!({})).await;
     let _serve = pipeline.serve().await;
     let nothing = json!({"accepted": 0, "rejected": 0, "errors": []});
-    assert_eq!(pipeline.put_in("/records/batch", "[]").await.expect(202), nothing);
+    assert_eq!(pipeline.post_json("/records/batch", "[]").await.expect(202), nothing);
     assert_eq!(lines(&pipeline, "\n\n").await.expect(202), nothing);
 }
 
-/// 20,000 records of which 30 % were sent before, by the binary itself, with two workers.
+/// `millrace send` generates 20,000 records, 30 % of them duplicates; two workers apply them.
 #[tokio::test]
 async fn a_load_with_duplicates_ends_in_exact_totals() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({"threshold": "900"})).await;
@@ -132,7 +131,7 @@ async fn a_load_with_duplicates_ends_in_exact_totals() {
     let counts =
         ["received", "processed", "duplicates", "conflicts", "backlog", "lost"].map(|name| stats[name].as_i64());
     assert_eq!(counts, [20_000, 14_000, 6_000, 0, 0, 0].map(Some), "{stats}");
-    // The notifications are the records; their sums by hand are the totals, and their running sums the summaries.
+    // Sums over the notifications are the totals, and running sums are the summaries.
     let entries = pipeline.sink_entries("notifications").await;
     let ids: Vec<String> = entries.iter().map(|entry| entry.record_id().to_owned()).collect();
     assert_eq!(ids.len(), 14_000);
@@ -171,7 +170,7 @@ async fn a_load_with_duplicates_ends_in_exact_totals() {
     pipeline.verify().await;
 }
 
-/// Both roles are replaced, one process after the other, while a client continues sending.
+/// Both roles are replaced, one process after the other, while a client sends.
 #[tokio::test]
 async fn a_rolling_restart_in_mid_load_loses_and_doubles_nothing() {
     let (pipeline, mut serve, mut work) = Pipeline::running(json!({})).await;
@@ -182,18 +181,19 @@ async fn a_rolling_restart_in_mid_load_loses_and_doubles_nothing() {
         assert!(begun.elapsed().as_secs() < 30, "it took {:?} to stop", begun.elapsed());
     };
     let restarts = async {
-        let some = async |n: i64| {
-            eventually("it is in mid-load", async || pipeline.number("select count(*) from records").await > n).await;
+        let applied = async |n: i64| {
+            eventually("more records are applied", async || pipeline.number("select count(*) from records").await > n)
+                .await;
         };
-        some(0).await;
+        applied(0).await;
         let next = pipeline.serve().await;
         stop(&mut serve).await;
-        some(500).await;
+        applied(500).await;
         let successor = pipeline.work();
         stop(&mut work).await;
         (next, successor)
     };
-    let ((), _heirs) = tokio::join!(pipeline.send_through(&load.records), restarts);
+    let ((), _successors) = tokio::join!(pipeline.send_through(&load.records), restarts);
     pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
     let stats = pipeline.get("/stats").await;

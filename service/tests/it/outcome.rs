@@ -1,4 +1,4 @@
-//! Asking for the outcome at once (`Prefer: wait`), and sending again without ids (`Idempotency-Key`).
+//! Requests that wait for the outcome (`Prefer: wait`), and repeated requests without ids (`Idempotency-Key`).
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ async fn keyed(pipeline: &Pipeline, path: &str, key: &str, body: &Value) -> Answ
 }
 
 #[tokio::test]
-async fn a_waited_for_outcome_is_final_and_a_duplicate_answers_as_its_original_stands() {
+async fn an_awaited_outcome_is_final_and_a_duplicate_gets_that_of_its_original() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({"policy": {"minimumTotal": "0"}})).await;
     let (mut paid, mut again) = (record("paid", "d"), record("more", "d"));
     (paid["value"], again["value"]) = ("10.50".into(), "0.25".into());
@@ -34,14 +34,14 @@ async fn a_waited_for_outcome_is_final_and_a_duplicate_answers_as_its_original_s
     assert_eq!(first, expected);
     let second = pipeline.apply(&again).await.expect(200);
     assert_eq!(second["summary"], json!({"previousCount": 1, "previousTotal": "10.50", "unit": "EUR"}));
-    // The first again, spelt otherwise.
+    // The first record again, with another spelling of its value.
     paid["value"] = "10.5".into();
     let mut duplicate = expected.clone();
     duplicate["duplicate"] = true.into();
     assert_eq!(pipeline.apply(&paid).await.expect(200), duplicate);
     paid["value"] = "11".into();
     pipeline.apply(&paid).await.refused(409, "record_conflict");
-    // Refused by the policy, and refused again as a duplicate of what is refused.
+    // The policy refuses it; sent again, it is a duplicate of the dead letter.
     let mut much = record("much", "d");
     (much["type"], much["value"]) = ("negative".into(), "10.76".into());
     let refused = pipeline.apply(&much).await.refused(422, "dead_lettered");
@@ -53,7 +53,7 @@ async fn a_waited_for_outcome_is_final_and_a_duplicate_answers_as_its_original_s
     assert!(refused.get("duplicate").is_none());
     let refused = pipeline.apply(&much).await.refused(422, "dead_lettered");
     assert_eq!((&refused["deadLetter"], &refused["duplicate"]), (&dead_letter.into(), &true.into()));
-    // Exactly what there is goes.
+    // The whole balance may be taken.
     much["value"] = "10.75".into();
     much["recordId"] = "all".into();
     assert_eq!(pipeline.apply(&much).await.expect(200)["summary"]["previousTotal"], "10.75");
@@ -69,9 +69,9 @@ async fn a_wait_ends_in_202_when_time_is_up_and_the_record_is_still_queued() {
     let waiting = pipeline.posting("/records", record("a", "d").to_string()).header("prefer", "wait=1");
     let queued = answer(waiting).await.expect(202);
     assert_eq!(queued, json!({"recordId": "a", "status": "queued"}));
-    assert!(begun.elapsed() >= Duration::from_secs(1), "it waited: {:?}", begun.elapsed());
-    assert!(begun.elapsed() < Duration::from_secs(20), "and no longer: {:?}", begun.elapsed());
-    // Whoever still waits when a worker comes is answered by what it did: here, two of the same.
+    assert!(begun.elapsed() >= Duration::from_secs(1), "it waited for {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "it waited for {:?}", begun.elapsed());
+    // Requests that wait when a worker starts get the outcome: each is a duplicate of the first record.
     let waiters = join_all((0..4).map(|_| async { pipeline.apply(&record("a", "d")).await.expect(200) }));
     let (answers, _work) = tokio::join!(waiters, async { pipeline.work() });
     assert!(answers.iter().all(|answer| answer["duplicate"] == true && answer["seq"] == 1), "{answers:?}");
@@ -80,17 +80,21 @@ async fn a_wait_ends_in_202_when_time_is_up_and_the_record_is_still_queued() {
 }
 
 #[tokio::test]
-async fn a_request_that_stops_with_its_process_is_told_that_the_record_is_queued() {
+async fn a_waiting_request_gets_202_when_its_process_stops() {
     let pipeline = Pipeline::new(json!({})).await;
     let mut serve = pipeline.serve().await;
-    let stops = async {
-        crate::harness::eventually("it is queued", async || pipeline.backlog().await == 1).await;
+    let stop = async {
+        crate::harness::eventually("the record is queued", async || pipeline.backlog().await == 1).await;
         serve.stop().await;
     };
     let (begun, record) = (Instant::now(), record("a", "d"));
-    let (answer, ()) = tokio::join!(pipeline.apply(&record), stops);
+    let (answer, ()) = tokio::join!(pipeline.apply(&record), stop);
     answer.expect(202);
-    assert!(begun.elapsed() < Duration::from_secs(20), "nobody waits for the end of the wait: {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "the stop does not wait for the end of the wait: {:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -102,17 +106,17 @@ async fn records_without_ids_count_once_under_their_idempotency_key() {
     keyed(&pipeline, "/records", "k1", &nameless("2")).await.refused(409, "record_conflict");
     let other = keyed(&pipeline, "/records", "k2", &nameless("1")).await.expect(200);
     assert_ne!(other["recordId"], first["recordId"]);
-    // The key is the source's own.
+    // Keys of two sources are different keys.
     let mut elsewhere = nameless("1");
     elsewhere["sourceId"] = "another".into();
     let elsewhere = keyed(&pipeline, "/records", "k1", &elsewhere).await.expect(200);
     assert_ne!(elsewhere["recordId"], first["recordId"]);
-    // Both are refused: the key would decide nothing.
+    // A record with an id is refused: the key would have no effect.
     let both = keyed(&pipeline, "/records", "k1", &record("own", "d")).await.refused(422, "invalid_value");
     assert_eq!(both["pointer"], "/recordId");
     pipeline.apply(&record("own", "d")).await.expect(200);
 
-    // A batch that is repeated whole, as JSON and as lines, with an item that has an id and one that is wrong.
+    // A batch is repeated as JSON and as NDJSON; one item has an id, and one is invalid.
     let wrong = nameless("-1");
     let items = vec![nameless("1"), record("named", "d"), wrong, nameless("1"), nameless("3")];
     let lines: Vec<String> = items.iter().map(Value::to_string).collect();
@@ -148,6 +152,6 @@ async fn records_without_ids_count_once_under_their_idempotency_key() {
     let twice = pipeline.posting("/records", nameless("1").to_string());
     let twice = twice.header("idempotency-key", "a").header("idempotency-key", "b");
     answer(twice).await.refused(400, "invalid_idempotency_key");
-    let problem = pipeline.put_in("/records", nameless("1").to_string()).await.refused(422, "missing_field");
+    let problem = pipeline.post_json("/records", nameless("1").to_string()).await.refused(422, "missing_field");
     assert_eq!(problem["pointer"], "/recordId");
 }

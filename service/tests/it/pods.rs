@@ -1,5 +1,5 @@
-//! What pods do that the operator relies on: they wait for their Secrets, say what is wrong, and leave a line about their
-//! end.
+//! Behaviour of pods that the operator relies on: they wait for their Secrets, report problems at `/status`, and write
+//! a line about their end.
 
 use std::{fs, path::Path};
 
@@ -8,23 +8,23 @@ use tempfile::TempDir;
 
 use crate::harness::{KEY, Load, Pipeline, PrivatePostgres, PrivateRedis, eventually, record, shared, sink};
 
-/// The mounted Secrets of a pod, none of them there yet.
+/// The directory of a pod's mounted Secrets, empty.
 fn mounts() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// Puts a Secret in its place, whole.
+/// Mounts a Secret in one step.
 fn mount(dir: &Path, name: &str, value: &str) {
     fs::write(dir.join("new"), value).unwrap();
     fs::rename(dir.join("new"), dir.join(name)).unwrap();
 }
 
-/// The line that a Job left.
+/// The line in the termination log of a Job.
 fn termination(dir: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(dir.join("termination")).unwrap()).unwrap()
 }
 
-/// A spec that names its Secrets.
+/// A spec with references to Secrets.
 fn named() -> Value {
     json!({
         "redis": {"urlSecretRef": {"name": "payments-redis", "key": "url"}},
@@ -34,7 +34,7 @@ fn named() -> Value {
 }
 
 #[tokio::test]
-async fn secrets_that_are_missing_are_said_from_the_first_moment_and_picked_up_when_they_come() {
+async fn missing_secrets_are_reported_at_once_and_used_when_they_appear() {
     let pipeline = Pipeline::new(named()).await;
     let dir = mounts();
     let (serve, work) = (pipeline.start_in_pod("serve", dir.path()), pipeline.start_in_pod("work", dir.path()));
@@ -46,7 +46,7 @@ async fn secrets_that_are_missing_are_said_from_the_first_moment_and_picked_up_w
         assert_eq!((&status["pipeline"], &status["pipelineId"]), (&json!(pipeline.name), &Value::Null));
         assert!(!process.is_ready().await && process.text("/health").await.contains("true"));
     }
-    // One that only waits ends in order, too.
+    // A process that waits for Secrets ends in order, too.
     pipeline.start_in_pod("work", dir.path()).stopped_while_it_waits().await;
     mount(dir.path(), "redis", pipeline.redis_url());
     work.has_problems(&["SecretNotFound"]).await;
@@ -56,7 +56,7 @@ async fn secrets_that_are_missing_are_said_from_the_first_moment_and_picked_up_w
     mount(dir.path(), "postgres", pipeline.postgres_url());
     work.ready().await;
     work.has_problems(&[]).await;
-    // Without any key nobody could call.
+    // Without a key, serve could accept no request.
     let status = serve.has_problems(&["SecretNotFound"]).await;
     assert_eq!(status["problems"][0]["message"], "payments-key, key first");
     assert!(!serve.is_ready().await);
@@ -64,9 +64,9 @@ async fn secrets_that_are_missing_are_said_from_the_first_moment_and_picked_up_w
     serve.ready().await;
     pipeline.send(&[record("a", "d")]).await;
     pipeline.applied().await;
-    let status = work.tells("what was processed", |status| status["counts"]["processed"] == 1).await;
+    let status = work.reports("a processed record", |status| status["counts"]["processed"] == 1).await;
     assert_eq!((&status["counts"]["backlog"], &status["owned"]), (&0.into(), &json!([0, 1])));
-    // It continues with the key that it has.
+    // serve continues with the key that it has read.
     fs::remove_file(dir.path().join("key")).unwrap();
     serve.has_problems(&["SecretNotFound"]).await;
     assert!(serve.is_ready().await);
@@ -75,7 +75,7 @@ async fn secrets_that_are_missing_are_said_from_the_first_moment_and_picked_up_w
 }
 
 #[tokio::test]
-async fn a_redis_whose_url_changes_is_turned_to_without_a_restart() {
+async fn a_changed_redis_url_is_used_without_a_restart() {
     let (old, new) = (PrivateRedis::start(&[]).await, PrivateRedis::start(&[]).await);
     let mut settings = redis::Client::open(new.url()).unwrap().get_connection().unwrap();
     let () = redis::cmd("CONFIG").arg(&["SET", "requirepass", "s3cret"]).query(&mut settings).unwrap();
@@ -92,28 +92,28 @@ async fn a_redis_whose_url_changes_is_turned_to_without_a_restart() {
     pipeline.applied().await;
     mount(dir.path(), "redis", &new.url().replace("redis://", "redis://:s3cret@"));
     for process in [&serve, &work] {
-        process.says("config.redis_url.changed").await;
+        process.logs("config.redis_url.changed").await;
     }
     let more = Load::from("r", 100, 100);
     pipeline.send_through(&more.records).await;
-    eventually("what came by the new server is processed", async || {
+    eventually("records of the new server are processed", async || {
         pipeline.number("select count(*) from records").await == (load.ids.len() + more.ids.len()) as i64
     })
     .await;
     let left: u64 = pipeline.redis(&["XLEN", &pipeline.records(0)]).await;
-    assert_eq!(left, 0, "nothing more went to the old server");
+    assert_eq!(left, 0, "no record went to the old server");
     assert!(!serve.has_ended() && !work.has_ended());
     assert!(!fs::read_to_string(work.log()).unwrap().contains("s3cret"));
 }
 
 #[tokio::test]
-async fn a_worker_that_cannot_read_its_manifest_works_by_the_last_one_and_says_so() {
+async fn a_worker_with_an_invalid_manifest_runs_the_last_version_and_reports_it() {
     let pipeline = Pipeline::new(json!({"threshold": "5"})).await;
     let dir = mounts();
     mount(dir.path(), "redis", pipeline.redis_url());
     mount(dir.path(), "postgres", pipeline.postgres_url());
     mount(dir.path(), "key", KEY);
-    // Before anything was accepted there is nothing to run.
+    // Without an earlier policy version, there is none to run.
     let good = fs::read_to_string(pipeline.manifest()).unwrap();
     pipeline.write(&good.replace(r#""threshold":"5""#, r#""threshold":"5","later":1"#));
     let work = pipeline.start_in_pod("work", dir.path());
@@ -138,20 +138,23 @@ async fn a_worker_that_cannot_read_its_manifest_works_by_the_last_one_and_says_s
         pipeline.send(&[high]).await;
         pipeline.applied().await;
     }
-    assert_eq!(pipeline.number("select count(threshold) from records").await, 2, "the old threshold is in force");
-    // Commands, too, work beside such a file.
+    assert_eq!(pipeline.number("select count(threshold) from records").await, 2, "the old threshold is active");
+    // Commands work with such a file, too.
     let verified = pipeline.command_in_pod("verify", dir.path(), &[]).await;
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
     let listed = pipeline.command_in_pod("sinks", dir.path(), &[]).await;
     assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
     let listed = String::from_utf8(listed.stdout).unwrap();
-    assert!(["notifications", "alerts", "letters", "conflicts"].iter().all(|sink| listed.contains(sink)), "{listed}");
+    assert!(
+        ["notifications", "alerts", "dead-letters", "conflicts"].iter().all(|sink| listed.contains(sink)),
+        "{listed}"
+    );
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left.len(), 3, "they write nothing: {left:?}");
+    assert_eq!(left.len(), 3, "commands write no file: {left:?}");
 }
 
 #[tokio::test]
-async fn servers_that_go_away_and_a_schema_that_disappears_are_said() {
+async fn unreachable_servers_and_a_missing_schema_are_reported() {
     let (mut redis, mut postgres) = (PrivateRedis::start(&[]).await, PrivatePostgres::start().await);
     let pipeline = Pipeline::on(&redis.url(), &postgres.url(), json!({})).await;
     let (serve, work) = (pipeline.serve().await, pipeline.work());
@@ -162,14 +165,14 @@ async fn servers_that_go_away_and_a_schema_that_disappears_are_said() {
     redis.kill();
     let status = work.has_problems(&["RedisUnreachable"]).await;
     assert_eq!((&status["counts"], status["shards"].as_array().map(Vec::len)), (&Value::Null, Some(2)));
-    redis.start_again().await;
+    redis.restart().await;
     let _: String = pipeline.redis(&["CONFIG", "SET", "maxmemory", "1mb"]).await;
     serve.has_problems(&["RedisReadOnlyOrFull"]).await;
     let _: String = pipeline.redis(&["CONFIG", "SET", "maxmemory", "0"]).await;
     postgres.stop();
     let status = serve.has_problems(&["PostgresUnreachable"]).await;
     assert!(status["problems"][0]["message"].as_str().unwrap().contains("refused"), "{status}");
-    postgres.start_again().await;
+    postgres.restart().await;
     work.has_problems(&[]).await;
     let schema = format!("millrace_{}", pipeline.name);
     sqlx::query(sqlx::AssertSqlSafe(format!("alter schema {schema} rename to aside")))
@@ -187,7 +190,7 @@ async fn servers_that_go_away_and_a_schema_that_disappears_are_said() {
 }
 
 #[tokio::test]
-async fn what_is_queued_and_unpublished_is_counted_and_a_publisher_that_waits_is_told() {
+async fn queued_and_unpublished_records_and_waiting_publishers_are_reported() {
     let full = json!({"name": "alerts", "event": "Alert", "redisStream": {"maxLength": 1}});
     let pipeline = Pipeline::new(json!({"threshold": "0", "sinks": [sink("notifications", "Processed"), full]})).await;
     let (serve, work) = (pipeline.serve().await, pipeline.work());
@@ -195,7 +198,7 @@ async fn what_is_queued_and_unpublished_is_counted_and_a_publisher_that_waits_is
     let records: Vec<Value> = (0..5).map(|n| record(&format!("r{n}"), "d")).collect();
     pipeline.send(&records).await;
     let status = serve
-        .tells("alerts that no group reads wait", |status| {
+        .reports("a waiting publisher, for no group reads the alerts", |status| {
             status["counts"]["unpublished"] == 4 && status["sinks"].as_array().is_some_and(|sinks| sinks.len() == 1)
         })
         .await;
@@ -204,15 +207,15 @@ async fn what_is_queued_and_unpublished_is_counted_and_a_publisher_that_waits_is
     assert!(status["sinks"][0]["detail"].as_str().unwrap().contains("NoConsumerGroup"), "{status}");
     work.pause();
     pipeline.send(&[record("late", "d")]).await;
-    // What it had asked for before it was paused may still be given to it.
-    serve.tells("what is queued", |status| status["counts"]["backlog"] == 1).await;
-    work.go_on();
-    let status = serve.tells("it is applied", |status| status["counts"]["backlog"] == 0).await;
+    // Redis may still deliver it to the read that the worker sent before the pause.
+    serve.reports("a queued record", |status| status["counts"]["backlog"] == 1).await;
+    work.resume();
+    let status = serve.reports("an empty backlog", |status| status["counts"]["backlog"] == 0).await;
     assert_eq!(status["counts"]["pending"], 0);
 }
 
 #[tokio::test]
-async fn a_migration_leaves_its_reason() {
+async fn a_migration_leaves_its_reason_in_the_termination_log() {
     let shared = shared().await;
     let pipeline = Pipeline::new(named()).await;
     let dir = mounts();
@@ -256,11 +259,12 @@ async fn a_migration_leaves_its_reason() {
 async fn a_migration_waits_for_a_secret_that_comes_late() {
     let pipeline = Pipeline::new(named()).await;
     let dir = mounts();
-    let late = async {
+    let mount_later = async {
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         mount(dir.path(), "postgres", pipeline.postgres_url());
     };
-    let (ended, ()) = tokio::join!(pipeline.command_in_pod("migrate", dir.path(), &["--wait-ms", "30000"]), late);
+    let (ended, ()) =
+        tokio::join!(pipeline.command_in_pod("migrate", dir.path(), &["--wait-ms", "30000"]), mount_later);
     assert!(ended.status.success());
     assert_eq!(termination(dir.path())["reason"], "Migrated");
 }

@@ -1,4 +1,4 @@
-//! Entries that break something: only the culprit becomes a dead letter, whatever it breaks, and its neighbours count.
+//! Data errors and entries that crash workers: only the bad entry becomes a dead letter, and its neighbours count.
 
 use millrace::domain::shard_of;
 use redis::AsyncCommands as _;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Load, Pipeline, PrivatePostgres, eventually, record, shared};
 
-/// Reason of the only dead letter of a record.
+/// The reason of a record's dead letter, if it has one.
 async fn reason(pipeline: &Pipeline, id: &str) -> Option<String> {
     sqlx::query_scalar("select reason from dead_letters where record_id = $1")
         .bind(id)
@@ -22,7 +22,7 @@ async fn append(pipeline: &Pipeline, shard: u64, fields: &[(&str, &[u8])]) {
     let _: String = connection.xadd(pipeline.records(shard), "*", fields).await.unwrap();
 }
 
-/// A destination of a shard, of two.
+/// A destination of this shard, of two shards.
 fn destination(shard: u16) -> String {
     (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == shard).unwrap()
 }
@@ -48,7 +48,7 @@ async fn bad_entries_first_middle_and_last_of_a_batch_become_dead_letters() {
     append(&pipeline, 0, &[("record", br#"{"recordId":"half"}"#)]).await;
     pipeline.send(&second).await;
     append(&pipeline, 0, &[("record", b"")]).await;
-    // One batch holds them all.
+    // The worker starts now, so that one batch holds them all.
     let _work = pipeline.work();
     pipeline.applied().await;
     pipeline.check_exactly_once(&ids).await;
@@ -64,13 +64,13 @@ async fn bad_entries_first_middle_and_last_of_a_batch_become_dead_letters() {
         serde_json::from_slice::<Value>(&dead_letters[2].2).unwrap(),
         json!({"something": "else", "and": "more"})
     );
-    let published = pipeline.sink_entries("letters").await;
+    let published = pipeline.sink_entries("dead-letters").await;
     let numbers: Vec<i64> = published.iter().map(|entry| entry.number().1).collect();
     assert_eq!(numbers, [1, 2, 3, 4, 5], "dead letters have numbers of their own, without a gap");
 }
 
 #[tokio::test]
-async fn an_entry_of_which_workers_die_becomes_a_dead_letter_after_three_notes() {
+async fn an_entry_that_crashes_workers_becomes_a_dead_letter_after_three_notes() {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
     let _serve = pipeline.serve().await;
     let mut load = Load::new("r", 60);
@@ -81,7 +81,7 @@ async fn an_entry_of_which_workers_die_becomes_a_dead_letter_after_three_notes()
     loop {
         let mut worker = pipeline.work_with(&environment);
         let mut died = false;
-        eventually("the worker dies of it or applies all", async || {
+        eventually("the worker crashes or applies all", async || {
             died = worker.has_ended();
             died || reason(&pipeline, "poison").await.is_some()
         })
@@ -92,9 +92,9 @@ async fn an_entry_of_which_workers_die_becomes_a_dead_letter_after_three_notes()
         }
         worker.died_at_its_fault().await;
         deaths += 1;
-        assert!(deaths <= 5, "it is noted from the third delivery on, and three notes are enough");
+        assert!(deaths <= 5, "it is noted from the third delivery on, and three notes suffice");
     }
-    // Delivered twice among others, then three times alone.
+    // It crashes a worker twice in a batch, then three times alone.
     assert_eq!(deaths, 5);
     assert_eq!(reason(&pipeline, "poison").await.as_deref(), Some("crashed_worker"));
     assert_eq!(pipeline.number("select count(*) from attempts").await, 0, "no note is left");
@@ -102,22 +102,22 @@ async fn an_entry_of_which_workers_die_becomes_a_dead_letter_after_three_notes()
 }
 
 #[tokio::test]
-async fn an_entry_that_waits_beside_one_of_which_workers_die_is_not_blamed() {
+async fn an_entry_beside_one_that_crashes_workers_becomes_no_dead_letter() {
     let postgres = PrivatePostgres::start().await;
     let pipeline = Pipeline::on(&shared().await.redis, &postgres.url(), json!({"shards": 2})).await;
     pipeline
         .execute("do $$ begin execute format('alter database %I set lock_timeout = 100', current_database()); end $$")
         .await;
     let _serve = pipeline.serve().await;
-    pipeline.send(&[record("poison", &destination(0)), record("innocent", &destination(1))]).await;
-    // It is decided and cannot be written, again and again; dead letters can.
+    pipeline.send(&[record("poison", &destination(0)), record("neighbour", &destination(1))]).await;
+    // The neighbour is decided and cannot be written; dead letters can.
     let mut held = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("lock table records in share mode").execute(&mut *held).await.unwrap();
     let mut deaths = 0;
     while reason(&pipeline, "poison").await.is_none() {
         assert!(deaths < 12, "it is a dead letter after three notes");
         let mut worker = pipeline.work_with(&[("MILLRACE_FAULT_POISON", "poison:kill"), ("MILLRACE_LEASE_MS", "500")]);
-        eventually("the worker dies, or has isolated it", async || {
+        eventually("the worker crashes, or has isolated it", async || {
             worker.has_ended() || reason(&pipeline, "poison").await.is_some()
         })
         .await;
@@ -126,12 +126,12 @@ async fn an_entry_that_waits_beside_one_of_which_workers_die_is_not_blamed() {
     held.rollback().await.unwrap();
     let _work = pipeline.work();
     pipeline.applied().await;
-    assert_eq!(reason(&pipeline, "innocent").await, None);
-    pipeline.check_exactly_once(&["innocent".to_owned()]).await;
+    assert_eq!(reason(&pipeline, "neighbour").await, None);
+    pipeline.check_exactly_once(&["neighbour".to_owned()]).await;
 }
 
 #[tokio::test]
-async fn a_record_whose_decision_panics_becomes_a_dead_letter_and_the_worker_continues() {
+async fn a_record_whose_decision_panics_becomes_a_dead_letter() {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
     let _serve = pipeline.serve().await;
     let mut load = Load::new("r", 60);
@@ -143,7 +143,7 @@ async fn a_record_whose_decision_panics_becomes_a_dead_letter_and_the_worker_con
     let reasons: Vec<String> =
         sqlx::query_scalar("select reason from dead_letters").fetch_all(&pipeline.sql).await.unwrap();
     assert_eq!(reasons, ["panicked"]);
-    // Its id is taken, as by any open dead letter: the same again is its duplicate.
+    // The open dead letter keeps its id taken: the same record again is a duplicate.
     pipeline.send(&[record("poison", "destination-3")]).await;
     pipeline.applied().await;
     assert_eq!(pipeline.number("select count(*) from dead_letters where record_id = 'poison'").await, 1);
@@ -152,7 +152,7 @@ async fn a_record_whose_decision_panics_becomes_a_dead_letter_and_the_worker_con
 }
 
 #[tokio::test]
-async fn data_that_postgres_refuses_are_found_by_halving() {
+async fn records_that_postgres_refuses_are_isolated_by_bisection() {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
     let _serve = pipeline.serve().await;
     pipeline.execute("alter table records add constraint no_poison check (record_id not like 'poison%')").await;
@@ -167,6 +167,6 @@ async fn data_that_postgres_refuses_are_found_by_halving() {
     for id in ["poison-first", "poison-middle", "poison-next", "poison-last"] {
         assert_eq!(reason(&pipeline, id).await.as_deref(), Some("refused_by_store"), "{id}");
     }
-    assert_eq!(worker.said("worker.entry.isolated").len(), 4);
+    assert_eq!(worker.logged("worker.entry.isolated").len(), 4);
     pipeline.check_exactly_once(&load.ids).await;
 }

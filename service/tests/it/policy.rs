@@ -1,4 +1,5 @@
-//! The manifest changes while the pipeline runs: active within two seconds, or refused and the old one stays.
+//! Changes of the manifest while the pipeline runs: a valid one is active within two seconds, an invalid one is
+//! refused.
 
 use std::time::Instant;
 
@@ -32,7 +33,7 @@ async fn a_changed_threshold_is_active_without_a_restart() {
         let mut probe = record(&id, "destination-1");
         probe["value"] = "5.01".into();
         pipeline.send(&[probe]).await;
-        eventually("it is processed", async || {
+        eventually("the record is processed", async || {
             sqlx::query_scalar("select exists (select from records where record_id = $1)")
                 .bind(&id)
                 .fetch_one(&pipeline.sql)
@@ -43,7 +44,7 @@ async fn a_changed_threshold_is_active_without_a_restart() {
         alerted(&pipeline, &id).await
     })
     .await;
-    println!("in force after {:?}, {n} records", begun.elapsed());
+    println!("active after {:?}, {n} records", begun.elapsed());
     pipeline.applied().await;
     let alerts = pipeline.sink_entries("alerts").await;
     assert_eq!(alerts.len(), 1);
@@ -52,7 +53,7 @@ async fn a_changed_threshold_is_active_without_a_restart() {
 }
 
 #[tokio::test]
-async fn alerts_are_exact_by_the_version_active_however_often_it_changes() {
+async fn alerts_match_the_active_policy_version_however_often_it_changes() {
     let pipeline = Pipeline::new(json!({})).await;
     let (_serve, _first, _second) = (pipeline.serve().await, pipeline.work(), pipeline.work());
     let load = Load::new("r", 1_500);
@@ -60,7 +61,7 @@ async fn alerts_are_exact_by_the_version_active_however_often_it_changes() {
         for threshold in ["10", "150.25", "240", "0"] {
             let versions = pipeline.number("select max(version) from policies").await;
             pipeline.change(|spec| spec["threshold"] = threshold.into());
-            eventually("it is registered", async || {
+            eventually("the version is registered", async || {
                 pipeline.number("select max(version) from policies").await > versions
             })
             .await;
@@ -69,11 +70,12 @@ async fn alerts_are_exact_by_the_version_active_however_often_it_changes() {
     eventually("the first version is registered", async || pipeline.number("select count(*) from policies").await == 1)
         .await;
     tokio::join!(pipeline.send(&load.records), changes);
-    // A process that starts during this may register what it read before: as a version more, and then again what is there.
+    // A process that starts meanwhile may register the manifest that it read before: as one more version, then the
+    // current one.
     let newest =
         "select (spec::jsonb ->> 'threshold' = '0' and version = (select min(policy_version) from shards))::int::bigint
                   from policies order by version desc limit 1";
-    eventually("every shard stands at the newest", async || pipeline.number(newest).await == 1).await;
+    eventually("every shard runs the newest version", async || pipeline.number(newest).await == 1).await;
     let more = Load::from("r", 1_500, 200);
     pipeline.send(&more.records).await;
     pipeline.applied().await;
@@ -82,10 +84,10 @@ async fn alerts_are_exact_by_the_version_active_however_often_it_changes() {
     let alerts = pipeline.sink_entries("alerts").await.len() as i64;
     assert_eq!(alerts, pipeline.number("select count(threshold) from records").await);
     assert_eq!(alerts, pipeline.number("select sum(alerts)::bigint from shards").await);
-    // The last ones by the newest threshold, counted without `verify`.
+    // The newest threshold decided the last records; counted without `verify`.
     let by_hand = "select count(*) from records where record_id ~ '^r-1[5-9][0-9][0-9]$' and \
                    (threshold is null or threshold <> 0 or value <= 0)";
-    assert_eq!(pipeline.number(by_hand).await, 0, "all of them are above 0");
+    assert_eq!(pipeline.number(by_hand).await, 0, "all of them raised an alert");
 }
 
 #[tokio::test]
@@ -97,19 +99,21 @@ async fn an_invalid_manifest_is_refused_and_the_old_one_stays() {
     eventually("the first version is registered", async || pipeline.number("select count(*) from policies").await == 1)
         .await;
     pipeline.write(&good.replace(r#""threshold":"5""#, r#""threshold":"-7""#));
-    let line = work.says("config.manifest.refused").await;
+    let line = work.logs("config.manifest.refused").await;
     assert!(line["why"].as_str().unwrap().contains("threshold"), "{line}");
     pipeline.write("neither YAML: [nor");
-    eventually("it is refused, too", async || work.said("config.manifest.refused").len() == 2).await;
+    eventually("the file is refused, too", async || work.logged("config.manifest.refused").len() == 2).await;
     let mut high = record("high", "destination-1");
     high["value"] = "6".into();
     pipeline.send(&[high]).await;
     pipeline.applied().await;
-    assert!(alerted(&pipeline, "high").await, "the old threshold is in force");
+    assert!(alerted(&pipeline, "high").await, "the old threshold is active");
     assert_eq!(pipeline.number("select max(version) from policies").await, 1);
     pipeline.write(&good.replace(r#""threshold":"5""#, r#""threshold":"7""#));
-    eventually("a good one is taken again", async || pipeline.number("select max(version) from policies").await == 2)
-        .await;
+    eventually("a valid manifest is registered", async || {
+        pipeline.number("select max(version) from policies").await == 2
+    })
+    .await;
     pipeline.verify().await;
 }
 
@@ -120,13 +124,13 @@ async fn a_commit_below_its_shards_version_is_refused() {
     let load = Load::new("r", 50);
     pipeline.send(&load.records).await;
     pipeline.applied().await;
-    // As if another worker, of a newer version, had worked the shard in between.
+    // As if another worker had run a newer version of the policy in between.
     pipeline.execute("update shards set policy_version = 99").await;
     let more = Load::from("r", 50, 50);
     pipeline.send(&more.records).await;
-    let line = work.says("worker.shard.backing_off").await;
-    assert!(line["error"].as_str().unwrap().contains("stands at policy 99"), "{line}");
-    assert_eq!(pipeline.number("select count(*) from records").await, 50, "nothing is processed by the old policy");
+    let line = work.logs("worker.shard.backing_off").await;
+    assert!(line["error"].as_str().unwrap().contains(" 99"), "{line}");
+    assert_eq!(pipeline.number("select count(*) from records").await, 50, "the old policy decides no record");
     pipeline.execute("update shards set policy_version = 1").await;
     pipeline.applied().await;
     let ids: Vec<String> = load.ids.into_iter().chain(more.ids).collect();

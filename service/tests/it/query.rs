@@ -1,4 +1,4 @@
-//! Questions: sums, lists and formats agree with each other and with a count by hand, page by page.
+//! Queries: sums, lists and formats agree with each other and with a count by hand, page by page.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Pipeline, Process, answer, record};
 
-/// Sixty records over three destinations, four references, two units, both signs, five sources and an hour.
+/// Sixty records over three destinations, four references, two units, both types, five sources and an hour.
 fn records() -> Vec<Value> {
     (0..60)
         .map(|n| {
@@ -28,7 +28,7 @@ fn records() -> Vec<Value> {
         .collect()
 }
 
-async fn asked() -> (Pipeline, Process, Process, Vec<Value>) {
+async fn loaded() -> (Pipeline, Process, Process, Vec<Value>) {
     let (pipeline, serve, work) = Pipeline::running(json!({"threshold": "250", "thresholds": {"min": "280"}})).await;
     let records = records();
     pipeline.send(&records).await;
@@ -36,7 +36,7 @@ async fn asked() -> (Pipeline, Process, Process, Vec<Value>) {
     (pipeline, serve, work, records)
 }
 
-/// Filters as a query, and which records they let through.
+/// A filter as a query string, and the same filter as a function.
 type Filter = (&'static str, fn(&Value) -> bool);
 const FILTERS: &[Filter] = &[
     ("", |_| true),
@@ -88,8 +88,8 @@ fn sums<'a>(
     sums
 }
 
-/// The same from rows that have `totals`.
-fn told<'a>(
+/// Count and total by (group, unit) from the `totals` of returned rows.
+fn totals<'a>(
     rows: impl IntoIterator<Item = &'a Value>,
     group: impl Fn(&Value) -> String,
 ) -> BTreeMap<(String, String), (i64, Decimal)> {
@@ -120,7 +120,7 @@ fn rows_of_csv(text: &str) -> Vec<BTreeMap<String, String>> {
 
 #[tokio::test]
 async fn lists_sums_and_rollups_agree_with_a_count_by_hand_for_every_filter() {
-    let (pipeline, _serve, _work, records) = asked().await;
+    let (pipeline, _serve, _work, records) = loaded().await;
     for (query, lets) in FILTERS {
         let expected: Vec<&Value> = records.iter().filter(|record| lets(record)).collect();
         let listed = pipeline.list(&format!("/records?{query}")).await;
@@ -128,7 +128,7 @@ async fn lists_sums_and_rollups_agree_with_a_count_by_hand_for_every_filter() {
         assert_eq!(listed.len(), expected.len(), "{query}");
         let answer = pipeline.get(&format!("/records/aggregations?{query}")).await;
         let groups = answer["groups"].as_array().unwrap();
-        assert_eq!(told(groups, destination), sums(expected.clone(), destination), "{query}");
+        assert_eq!(totals(groups, destination), sums(expected.clone(), destination), "{query}");
         let within: Vec<&Value> = groups.iter().flat_map(|group| group["records"].as_array().unwrap()).collect();
         assert_eq!(ids(within.clone()), ids(expected.clone()), "{query}");
         for group in groups {
@@ -139,28 +139,28 @@ async fn lists_sums_and_rollups_agree_with_a_count_by_hand_for_every_filter() {
         assert!(groups.iter().map(destination).is_sorted(), "in the order of destinations");
         let bare = pipeline.get(&format!("/records/aggregations?records=false&{query}")).await;
         assert_eq!(
-            told(bare["groups"].as_array().unwrap(), destination),
+            totals(bare["groups"].as_array().unwrap(), destination),
             sums(expected.clone(), destination),
             "{query}"
         );
         let whole = pipeline.get(&format!("/records/rollups?{query}")).await;
         let rows = whole["items"].as_array().unwrap();
         assert_eq!(rows.len(), usize::from(!expected.is_empty()), "{query}: one row, or none for nothing");
-        assert_eq!(told(rows, |_| String::new()), sums(expected.clone(), |_| String::new()), "{query}");
+        assert_eq!(totals(rows, |_| String::new()), sums(expected.clone(), |_| String::new()), "{query}");
         if let Some(row) = rows.first() {
             let sources: BTreeSet<String> = expected.iter().map(|record| record["sourceId"].to_string()).collect();
             assert_eq!((&row["count"], &row["distinctSourceIds"]), (&expected.len().into(), &sources.len().into()));
         }
     }
-    // Each way to group, and each window.
+    // Each field to group by, and each window.
     for field in ["destinationId", "reference", "sourceId", "type", "unit"] {
         let of = |record: &Value| record[field].as_str().unwrap().to_owned();
         let answer = pipeline.get(&format!("/records/rollups?groupBy={field}")).await;
-        assert_eq!(told(answer["items"].as_array().unwrap(), of), sums(&records, of), "{field}");
+        assert_eq!(totals(answer["items"].as_array().unwrap(), of), sums(&records, of), "{field}");
     }
     let both = pipeline.get("/records/rollups?groupBy=type,reference").await;
     let of = |record: &Value| format!("{}{}", record["type"], record["reference"]);
-    assert_eq!(told(both["items"].as_array().unwrap(), of), sums(&records, of));
+    assert_eq!(totals(both["items"].as_array().unwrap(), of), sums(&records, of));
     for (window, minutes) in [("1m", 1), ("5m", 5), ("15m", 15), ("1h", 60), ("1d", 24 * 60)] {
         let answer = pipeline.get(&format!("/records/rollups?window={window}")).await;
         let rows = answer["items"].as_array().unwrap();
@@ -169,14 +169,14 @@ async fn lists_sums_and_rollups_agree_with_a_count_by_hand_for_every_filter() {
             format!("2026-01-31T{:02}:{:02}:00Z", minute / 60, minute % 60)
         };
         let of = |record: &Value| start(record["time"].as_str().unwrap()[14..16].parse().unwrap());
-        assert_eq!(told(rows, |row| row["windowStart"].as_str().unwrap().to_owned()), sums(&records, of), "{window}");
+        assert_eq!(totals(rows, |row| row["windowStart"].as_str().unwrap().to_owned()), sums(&records, of), "{window}");
         assert!(rows.iter().all(|row| row["windowEnd"].as_str() > row["windowStart"].as_str()));
     }
 }
 
 #[tokio::test]
-async fn json_lines_and_csv_tell_the_same() {
-    let (pipeline, _serve, _work, _records) = asked().await;
+async fn json_lines_and_csv_have_the_same_content() {
+    let (pipeline, _serve, _work, _records) = loaded().await;
     for query in ["", "type=negative", "unit=nothing"] {
         let path = format!("/records/aggregations?{query}");
         let json: Value = serde_json::from_str(&text(&pipeline, &path, "application/json").await).unwrap();
@@ -217,7 +217,7 @@ async fn json_lines_and_csv_tell_the_same() {
                 ((row["destinationId"].clone(), row["unit"].clone()), sum)
             })
             .collect();
-        assert_eq!(read, told(groups, destination), "{query}");
+        assert_eq!(read, totals(groups, destination), "{query}");
 
         let path = format!("/records/rollups?window=15m&groupBy=destinationId,unit&{query}");
         let json: Value = serde_json::from_str(&text(&pipeline, &path, "application/json").await).unwrap();
@@ -241,8 +241,8 @@ async fn json_lines_and_csv_tell_the_same() {
 }
 
 #[tokio::test]
-async fn pages_show_everything_once_in_order_and_a_cursor_is_bound_to_its_filters() {
-    let (pipeline, _serve, _work, records) = asked().await;
+async fn pages_list_each_item_once_in_order_and_cursors_are_bound_to_filters() {
+    let (pipeline, _serve, _work, records) = loaded().await;
     for record in &records[..9] {
         let mut other = record.clone();
         other["unit"] = "other".into();
@@ -274,20 +274,20 @@ async fn pages_show_everything_once_in_order_and_a_cursor_is_bound_to_its_filter
         assert_eq!(items.len(), whole, "{first}: {:?}", if path == "/audit" { facts() } else { Vec::new() });
         if path == "/audit" && filter.is_empty() {
             let stored = pipeline.list("/audit").await;
-            assert_eq!(stored, items, "the size of a page changes nothing");
+            assert_eq!(stored, items, "the size of a page does not change the items");
         }
         if path == "/records" {
-            assert_eq!(ids(&items).len(), whole, "none twice");
+            assert_eq!(ids(&items).len(), whole, "no record is listed twice");
             let stored = pipeline.list(&format!("{path}?{filter}")).await;
             assert_eq!(stored, items);
         }
-        // With other filters, on another path, or changed, it is no cursor.
+        // A cursor is invalid with other filters, on another path, or when it is changed.
         if let Some(cursor) = cursors.first() {
             for other in [format!("{path}?destinationId=a&limit={limit}"), "/dead-letters?".to_owned()] {
                 pipeline.ask(&format!("{other}&cursor={cursor}")).await.refused(400, "invalid_cursor");
             }
             pipeline.ask(&format!("{first}&cursor={}", &cursor[1..])).await.refused(400, "invalid_cursor");
-            // Another size of page is no other filter.
+            // The size of a page may change.
             pipeline.ask(&format!("{path}?{filter}limit=1&cursor={cursor}")).await.expect(200);
         }
     }
@@ -295,7 +295,7 @@ async fn pages_show_everything_once_in_order_and_a_cursor_is_bound_to_its_filter
 
 #[tokio::test]
 async fn paths_without_a_version_mean_v1() {
-    let (pipeline, _serve, _work, records) = asked().await;
+    let (pipeline, _serve, _work, records) = loaded().await;
     let paths = [
         "/records?limit=5",
         "/records/r01",
@@ -322,8 +322,8 @@ async fn paths_without_a_version_mean_v1() {
     .await;
     let mut new = records[0].clone();
     new["recordId"] = "new".into();
-    pipeline.put_in("/v1/records", new.to_string()).await.expect(202);
-    pipeline.put_in("/v1/records/batch", json!([new]).to_string()).await.expect(202);
+    pipeline.post_json("/v1/records", new.to_string()).await.expect(202);
+    pipeline.post_json("/v1/records/batch", json!([new]).to_string()).await.expect(202);
     pipeline.applied().await;
     assert_eq!(pipeline.get("/v1/records/new").await["duplicates"], 1);
     pipeline.act("/v1/dead-letters/0-d1/replay").await.refused(404, "not_found");
@@ -332,7 +332,7 @@ async fn paths_without_a_version_mean_v1() {
     for elsewhere in ["src=\"http", "src=\"//", "rel=\"stylesheet\" href"] {
         assert!(!docs.text.contains(elsewhere), "the page works without the internet");
     }
-    // What is served is what is committed.
+    // serve returns the committed file.
     let committed = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json")).unwrap();
     assert!(pipeline.ask("/openapi.json").await.text == committed, "run: millrace openapi > docs/openapi.json");
 }

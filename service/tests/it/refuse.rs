@@ -1,4 +1,5 @@
-//! Bad input: each piece is refused with its code and a pointer to its field, never with a 5xx, and its neighbours count.
+//! Invalid input: each item is refused with its code and a pointer to its field, never with a 5xx, and its neighbours
+//! count.
 
 use std::io::Write as _;
 
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Answer, Pipeline, answer, record};
 
-/// A record in which `field` is spelt `raw`; left out where that is empty.
+/// A record as JSON whose `field` has the value `raw`. The field is left out when `raw` is empty.
 fn with(id: &str, field: &str, raw: &str) -> String {
     let fields = [
         ("recordId", format!("{id:?}")),
@@ -33,11 +34,26 @@ fn with(id: &str, field: &str, raw: &str) -> String {
     format!("{{{}}}", spelt.join(","))
 }
 
-/// Field, its spelling, and the code and pointer that it must be refused with. All of it is JSON.
-fn wrong_fields() -> Vec<(&'static str, String, &'static str, &'static str)> {
-    let text = |characters: usize| format!("\"{}\"", "x".repeat(characters));
+/// A field, its value as JSON, and the code and pointer that it must be refused with.
+type Case = (&'static str, String, &'static str, &'static str);
+
+fn wrong_fields() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut case = |field, raw: &str, code, pointer| cases.push((field, raw.to_owned(), code, pointer));
+    wrong_values(&mut case);
+    wrong_texts(&mut case);
+    wrong_times_and_types(&mut case);
+    wrong_attributes(&mut case);
+    case("extra", "1", "unknown_field", "/extra");
+    case("a/b~c", "1", "unknown_field", "/a~1b~0c");
+    case("receivedAt", "\"2026-01-31T12:00:00Z\"", "unknown_field", "/receivedAt");
+    cases
+}
+
+/// Adds a case to a list, by the parts of a [`Case`].
+type Add<'a> = &'a mut dyn FnMut(&'static str, &str, &'static str, &'static str);
+
+fn wrong_values(case: Add<'_>) {
     for raw in ["\"NaN\"", "\"Infinity\"", "1e3", "\"1e3\"", "1E0", "1.5e-3", "-1", "\"-1\"", "-0", "\"+1\"", "\"\""] {
         case("value", raw, "invalid_value", "/value");
     }
@@ -53,6 +69,11 @@ fn wrong_fields() -> Vec<(&'static str, String, &'static str, &'static str)> {
     for raw in ["true", "[1]", "{\"amount\":1}"] {
         case("value", raw, "wrong_type", "/value");
     }
+}
+
+/// Each field is missing, null, of a wrong type, and with a text that is not allowed.
+fn wrong_texts(case: Add<'_>) {
+    let long = format!("\"{}\"", "x".repeat(201));
     for (field, pointer) in [
         ("time", "/time"),
         ("sourceId", "/sourceId"),
@@ -66,7 +87,7 @@ fn wrong_fields() -> Vec<(&'static str, String, &'static str, &'static str)> {
         case(field, "", "missing_field", pointer);
         case(field, "null", "missing_field", pointer);
         if !["type", "value", "time"].contains(&field) {
-            for raw in ["\"\"", "\"a\\u0000b\"", "\"a\\nb\"", "\"\\u007f\"", "\"\\u0085\"", &text(201)] {
+            for raw in ["\"\"", "\"a\\u0000b\"", "\"a\\nb\"", "\"\\u007f\"", "\"\\u0085\"", &long] {
                 case(field, raw, "invalid_value", pointer);
             }
             case(field, &format!("\"{}\"", "𝄞".repeat(101)), "invalid_value", pointer);
@@ -82,6 +103,9 @@ fn wrong_fields() -> Vec<(&'static str, String, &'static str, &'static str)> {
             }
         }
     }
+}
+
+fn wrong_times_and_types(case: Add<'_>) {
     for raw in [
         "\"2026-01-31\"",
         "\"2026-01-31T12:00:00\"",
@@ -101,9 +125,9 @@ fn wrong_fields() -> Vec<(&'static str, String, &'static str, &'static str)> {
     for raw in ["\"Positive\"", "\"other\"", "\"\""] {
         case("type", raw, "invalid_value", "/type");
     }
-    case("extra", "1", "unknown_field", "/extra");
-    case("a/b~c", "1", "unknown_field", "/a~1b~0c");
-    case("receivedAt", "\"2026-01-31T12:00:00Z\"", "unknown_field", "/receivedAt");
+}
+
+fn wrong_attributes(case: Add<'_>) {
     for raw in ["[]", "\"x\"", "1", "false"] {
         case("attributes", raw, "wrong_type", "/attributes");
     }
@@ -113,24 +137,23 @@ fn wrong_fields() -> Vec<(&'static str, String, &'static str, &'static str)> {
     case("attributes", "{\"a\\u0000\":1}", "invalid_value", "/attributes");
     case("attributes", "{\"a\":1e100}", "invalid_value", "/attributes/a");
     case("attributes", &format!("{{\"a\":{}}}", "1".repeat(41)), "invalid_value", "/attributes/a");
-    case("attributes", &format!("{{\"a\":{}}}", text(8 * 1024)), "too_large", "/attributes");
-    cases
+    case("attributes", &format!("{{\"a\":\"{}\"}}", "x".repeat(8 * 1024)), "too_large", "/attributes");
 }
 
 #[tokio::test]
-async fn every_wrong_field_is_refused_by_its_pointer_and_no_good_neighbour_is_lost() {
+async fn every_wrong_field_is_refused_by_pointer_and_costs_no_good_neighbour() {
     let (pipeline, serve, _work) = Pipeline::running(json!({})).await;
     let cases = wrong_fields();
     let mut ids = Vec::new();
     let mut items = Vec::new();
     for (n, (field, raw, code, pointer)) in cases.iter().enumerate() {
         let bad = with(&format!("bad-{n}"), field, raw);
-        let problem = pipeline.put_in("/records", bad.clone()).await.refused(422, code);
+        let problem = pipeline.post_json("/records", bad.clone()).await.refused(422, code);
         assert_eq!(problem["pointer"], *pointer, "{bad}");
         items.extend([with(&format!("good-{n}"), "attributes", "{}"), bad]);
         ids.push(format!("good-{n}"));
     }
-    // A JSON array, and lines.
+    // The same items as a JSON array and as NDJSON.
     let check = |answer: &Answer| {
         let report = answer.expect(202);
         assert_eq!((&report["accepted"], &report["rejected"]), (&cases.len().into(), &cases.len().into()));
@@ -144,23 +167,23 @@ async fn every_wrong_field_is_refused_by_its_pointer_and_no_good_neighbour_is_lo
             assert_eq!(error["recordId"] == format!("bad-{n}"), id_is_good, "{error}");
         }
     };
-    check(&pipeline.put_in("/records/batch", format!("[{}]", items.join(","))).await);
+    check(&pipeline.post_json("/records/batch", format!("[{}]", items.join(","))).await);
     check(&lines(&pipeline, items.join("\n")).await);
     pipeline.applied().await;
     pipeline.check_exactly_once(&ids).await;
-    assert_eq!(pipeline.get("/stats").await["received"], 2 * ids.len(), "nothing that was refused was queued");
+    assert_eq!(pipeline.get("/stats").await["received"], 2 * ids.len(), "no refused record is queued");
     let rejected = serve.metric("millrace_rejected_records_total").await;
     assert!((rejected - 3.0 * cases.len() as f64).abs() < 0.1, "{rejected}");
 }
 
-/// The answer to NDJSON.
+/// Sends NDJSON.
 pub(crate) async fn lines(pipeline: &Pipeline, body: impl Into<reqwest::Body>) -> Answer {
     answer(pipeline.request(Method::POST, "/records/batch").header("content-type", "application/x-ndjson").body(body))
         .await
 }
 
 #[tokio::test]
-async fn what_is_not_json_is_a_400_and_nothing_of_it_is_taken() {
+async fn a_body_that_is_not_json_gets_400_and_none_of_it_is_accepted() {
     let pipeline = Pipeline::new(json!({})).await;
     let _serve = pipeline.serve().await;
     let good = with("good", "attributes", "{}");
@@ -185,23 +208,23 @@ async fn what_is_not_json_is_a_400_and_nothing_of_it_is_taken() {
     bodies.push([good.as_bytes(), b" trailing"].concat());
     bodies.push([good.as_bytes(), good.as_bytes()].concat());
     for body in &bodies {
-        let said = String::from_utf8_lossy(body).into_owned();
-        let single = pipeline.put_in("/records", body.clone()).await;
-        assert_eq!(single.status, 400, "{said}: {}", single.text);
+        let shown = String::from_utf8_lossy(body).into_owned();
+        let single = pipeline.post_json("/records", body.clone()).await;
+        assert_eq!(single.status, 400, "{shown}: {}", single.text);
         single.refused(400, "invalid_json");
         let array = [b"[".as_slice(), good.as_bytes(), b",", body.as_slice(), b"]"].concat();
-        if !said.trim().is_empty() || body.is_empty() {
-            let array = pipeline.put_in("/records/batch", array).await;
-            // Two records in a row are no array either.
-            assert_eq!(array.status, 400, "{said}: {}", array.text);
+        if !shown.trim().is_empty() || body.is_empty() {
+            let array = pipeline.post_json("/records/batch", array).await;
+            // Two records without a comma make no array.
+            assert_eq!(array.status, 400, "{shown}: {}", array.text);
             array.refused(400, "invalid_json");
         }
     }
     for array in ["{}", "null", "1", "\"x\"", "[1] 2"] {
-        pipeline.put_in("/records/batch", array).await.refused(400, "invalid_json");
+        pipeline.post_json("/records/batch", array).await.refused(400, "invalid_json");
     }
-    assert_eq!(pipeline.backlog().await, 0, "nothing was taken");
-    // Of lines, each stands for itself.
+    assert_eq!(pipeline.backlog().await, 0, "no record is accepted");
+    // Each line of NDJSON is an item of its own.
     let mut body = good.clone().into_bytes();
     let unbroken: Vec<_> = bodies.iter().filter(|body| !body.trim_ascii().is_empty()).collect();
     for bad in &unbroken {
@@ -212,7 +235,7 @@ async fn what_is_not_json_is_a_400_and_nothing_of_it_is_taken() {
     let report = lines(&pipeline, body).await.expect(202);
     assert_eq!((&report["accepted"], &report["rejected"]), (&2.into(), &unbroken.len().into()), "{report}");
     assert!(report["errors"].as_array().unwrap().iter().all(|error| error["code"] == "invalid_json"), "{report}");
-    // And where none is good, the answer says so.
+    // Without a good line, the request itself is refused.
     let report = lines(&pipeline, "x\ny\n").await.refused(422, "batch_refused");
     assert_eq!(report["errors"].as_array().unwrap().len(), 2);
 }
@@ -225,12 +248,12 @@ async fn sizes_are_bounded_by_413_and_an_item_that_is_too_long_is_its_own_error(
         let record = with(id, "attributes", "{}");
         format!("{record}{}", " ".repeat(bytes - record.len()))
     };
-    pipeline.put_in("/records", padded("longest", 16 * 1024)).await.expect(202);
-    pipeline.put_in("/records", padded("longer", 16 * 1024 + 1)).await.refused(413, "too_large");
+    pipeline.post_json("/records", padded("longest", 16 * 1024)).await.expect(202);
+    pipeline.post_json("/records", padded("longer", 16 * 1024 + 1)).await.refused(413, "too_large");
     let long = with("long", "attributes", &format!("{{\"a\":[{}1]}}", " ".repeat(16 * 1024)));
     let (first, last) = (with("first", "attributes", "{}"), with("last", "attributes", "{}"));
     for (answer, id) in [
-        (pipeline.put_in("/records/batch", format!("[{first},{long},{last}]")).await, Some("long")),
+        (pipeline.post_json("/records/batch", format!("[{first},{long},{last}]")).await, Some("long")),
         (lines(&pipeline, format!("{first}\n{long}\n{last}")).await, None),
     ] {
         let report = answer.expect(202);
@@ -240,15 +263,15 @@ async fn sizes_are_bounded_by_413_and_an_item_that_is_too_long_is_its_own_error(
         assert_eq!(error["recordId"].as_str(), id);
     }
     let batch = format!("[{first}{}]", " ".repeat(16 * 1024 * 1024));
-    pipeline.put_in("/records/batch", batch).await.refused(413, "too_large");
-    pipeline.put_in("/records/batch", format!("[{}1]", "1,".repeat(100_000))).await.refused(413, "too_large");
+    pipeline.post_json("/records/batch", batch).await.refused(413, "too_large");
+    pipeline.post_json("/records/batch", format!("[{}1]", "1,".repeat(100_000))).await.refused(413, "too_large");
     assert_eq!(pipeline.backlog().await, 5);
-    let dead_letters = pipeline.put_in("/dead-letters/replay?dryRun=true", " ".repeat(70_000)).await;
+    let dead_letters = pipeline.post_json("/dead-letters/replay?dryRun=true", " ".repeat(70_000)).await;
     assert!([202, 413].contains(&dead_letters.status), "{}", dead_letters.text);
 }
 
 #[tokio::test]
-async fn a_bomb_or_a_torn_gzip_takes_nothing_down() {
+async fn a_gzip_bomb_and_a_truncated_gzip_are_refused() {
     let pipeline = Pipeline::new(json!({})).await;
     let serve = pipeline.serve().await;
     let packed = |bytes: &[u8], times: usize| {
@@ -264,7 +287,7 @@ async fn a_bomb_or_a_torn_gzip_takes_nothing_down() {
     let json = "application/json";
     send("/records", json, packed(&mebibyte, 200)).await.refused(413, "too_large");
     send("/records/batch", json, packed(&mebibyte, 200)).await.refused(413, "too_large");
-    // A line without an end; and lines without anything on them, which are none.
+    // A line without an end is too large; empty lines are no items.
     let ndjson = "application/x-ndjson";
     send("/records/batch", ndjson, packed(&vec![b'x'; 1024 * 1024], 200)).await.refused(413, "too_large");
     send("/records/batch", ndjson, packed(&vec![b'\n'; 1024 * 1024], 100)).await.expect(202);
@@ -291,8 +314,47 @@ async fn a_bomb_or_a_torn_gzip_takes_nothing_down() {
     assert!(serve.is_ready().await);
 }
 
+/// Paths with a query that is refused with status 400, and the code.
+const WRONG_QUERIES: &[(&str, &str)] = &[
+    ("/records?destination=d", "unknown_parameter"),
+    ("/records?destinationid=d", "unknown_parameter"),
+    ("/records/aggregations?start=2026-01-31T12:00:00Z", "unknown_parameter"),
+    ("/records/rollups?groupby=unit", "unknown_parameter"),
+    ("/stats?x=1", "unknown_parameter"),
+    ("/records/a?x=1", "unknown_parameter"),
+    ("/audit?worker=w", "unknown_parameter"),
+    ("/conflicts?reason=r", "unknown_parameter"),
+    ("/dead-letters?states=open", "unknown_parameter"),
+    ("/records?unit=EUR&unit=USD", "repeated_parameter"),
+    ("/records?unit=EUR&unit=EUR", "repeated_parameter"),
+    ("/records/aggregations?type=positive&type=negative", "repeated_parameter"),
+    ("/records/rollups?window=1m&window=1h", "repeated_parameter"),
+    ("/records?startTime=yesterday", "invalid_parameter"),
+    ("/records?startTime=2026-01-31T12:00:00", "invalid_parameter"),
+    ("/records?type=Positive", "invalid_parameter"),
+    ("/records?type=", "invalid_parameter"),
+    ("/records?unit=", "invalid_parameter"),
+    ("/records?unit=%00", "invalid_parameter"),
+    ("/records?unit=%ff", "invalid_parameter"),
+    ("/records?unit=EUR%20", "invalid_parameter"),
+    ("/records?startTime=2026-02-01T00:00:00Z&endTime=2026-01-01T00:00:00Z", "invalid_parameter"),
+    ("/records?alerted=maybe", "invalid_parameter"),
+    ("/records?limit=0", "invalid_parameter"),
+    ("/records?limit=1001", "invalid_parameter"),
+    ("/records?limit=-1", "invalid_parameter"),
+    ("/records?limit=x", "invalid_parameter"),
+    ("/records/rollups?window=2m", "invalid_parameter"),
+    ("/records/rollups?groupBy=value", "invalid_parameter"),
+    ("/records/aggregations?records=perhaps", "invalid_parameter"),
+    ("/audit?action=EATEN", "invalid_parameter"),
+    ("/dead-letters?state=closed", "invalid_parameter"),
+    ("/records?cursor=x", "invalid_cursor"),
+    ("/records?cursor=", "invalid_cursor"),
+    ("/audit?cursor=AAAA", "invalid_cursor"),
+];
+
 #[tokio::test]
-async fn paths_methods_and_parameters_that_are_not_ours_are_refused_and_never_ignored() {
+async fn unknown_paths_methods_and_parameters_are_refused_and_never_ignored() {
     let pipeline = Pipeline::new(json!({})).await;
     let _serve = pipeline.serve().await;
     let long = "x".repeat(201);
@@ -304,43 +366,7 @@ async fn paths_methods_and_parameters_that_are_not_ours_are_refused_and_never_ig
         answer.refused(405, "method_not_allowed");
         assert!(answer.header("allow").contains("GET"), "{:?}", answer.headers);
     }
-    for (path, code) in [
-        ("/records?destination=d", "unknown_parameter"),
-        ("/records?destinationid=d", "unknown_parameter"),
-        ("/records/aggregations?start=2026-01-31T12:00:00Z", "unknown_parameter"),
-        ("/records/rollups?groupby=unit", "unknown_parameter"),
-        ("/stats?x=1", "unknown_parameter"),
-        ("/records/a?x=1", "unknown_parameter"),
-        ("/audit?worker=w", "unknown_parameter"),
-        ("/conflicts?reason=r", "unknown_parameter"),
-        ("/dead-letters?states=open", "unknown_parameter"),
-        ("/records?unit=EUR&unit=USD", "repeated_parameter"),
-        ("/records?unit=EUR&unit=EUR", "repeated_parameter"),
-        ("/records/aggregations?type=positive&type=negative", "repeated_parameter"),
-        ("/records/rollups?window=1m&window=1h", "repeated_parameter"),
-        ("/records?startTime=yesterday", "invalid_parameter"),
-        ("/records?startTime=2026-01-31T12:00:00", "invalid_parameter"),
-        ("/records?type=Positive", "invalid_parameter"),
-        ("/records?type=", "invalid_parameter"),
-        ("/records?unit=", "invalid_parameter"),
-        ("/records?unit=%00", "invalid_parameter"),
-        ("/records?unit=%ff", "invalid_parameter"),
-        ("/records?unit=EUR%20", "invalid_parameter"),
-        ("/records?startTime=2026-02-01T00:00:00Z&endTime=2026-01-01T00:00:00Z", "invalid_parameter"),
-        ("/records?alerted=maybe", "invalid_parameter"),
-        ("/records?limit=0", "invalid_parameter"),
-        ("/records?limit=1001", "invalid_parameter"),
-        ("/records?limit=-1", "invalid_parameter"),
-        ("/records?limit=x", "invalid_parameter"),
-        ("/records/rollups?window=2m", "invalid_parameter"),
-        ("/records/rollups?groupBy=value", "invalid_parameter"),
-        ("/records/aggregations?records=perhaps", "invalid_parameter"),
-        ("/audit?action=EATEN", "invalid_parameter"),
-        ("/dead-letters?state=closed", "invalid_parameter"),
-        ("/records?cursor=x", "invalid_cursor"),
-        ("/records?cursor=", "invalid_cursor"),
-        ("/audit?cursor=AAAA", "invalid_cursor"),
-    ] {
+    for &(path, code) in WRONG_QUERIES {
         let refused = pipeline.ask(path).await;
         assert_eq!(refused.status, 400, "{path}: {}", refused.text);
         assert_eq!(refused.json()["code"], code, "{path}: {}", refused.text);
@@ -366,7 +392,7 @@ async fn paths_methods_and_parameters_that_are_not_ours_are_refused_and_never_ig
         pipeline.act(path).await.refused(status, code);
     }
     for path in ["/records/aggregations", "/records/rollups"] {
-        let image = answer(pipeline.request(Method::GET, path).header("accept", "image/png")).await;
-        image.refused(406, "not_acceptable");
+        let request = pipeline.request(Method::GET, path).header("accept", "image/png");
+        answer(request).await.refused(406, "not_acceptable");
     }
 }

@@ -1,4 +1,4 @@
-//! Servers that answer and refuse: a Postgres that takes no writes, a Redis that does not admit the user.
+//! Servers that refuse commands: a Postgres that takes no writes, a Redis that denies access.
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ fn has(status: &Value, reason: &str, words: &str) -> bool {
     })
 }
 
-async fn sessions_end(pipeline: &Pipeline) {
+async fn end_sessions(pipeline: &Pipeline) {
     pipeline
         .execute(
             "select pg_terminate_backend(pid) from pg_stat_activity
@@ -22,7 +22,7 @@ async fn sessions_end(pipeline: &Pipeline) {
         .await;
 }
 
-/// Longer than a process that notes nothing is taken for alive.
+/// Waits until the notes of serve are older than the age at which a process counts as dead.
 async fn notes_are_old(pipeline: &Pipeline) {
     eventually("the notes of serve are old", async || {
         pipeline
@@ -33,12 +33,12 @@ async fn notes_are_old(pipeline: &Pipeline) {
     .await;
 }
 
-async fn is_well_again(pipeline: &Pipeline, serve: &Process, work: &Process, ids: &[String]) {
+async fn check_recovery(pipeline: &Pipeline, serve: &Process, work: &Process, ids: &[String]) {
     serve.has_problems(&[]).await;
     work.has_problems(&[]).await;
     pipeline.applied().await;
     pipeline.check_exactly_once(ids).await;
-    assert!(work.said("process.appender.buried").is_empty(), "serve lives");
+    assert!(work.logged("process.appender.buried").is_empty(), "serve is alive");
     assert_eq!(pipeline.number("select count(*) from appends where closed").await, 0);
 }
 
@@ -54,23 +54,23 @@ async fn a_read_only_postgres_is_a_problem_until_it_takes_writes() {
     let set = async |how: &str| {
         let statement = format!("alter database {database} {how}");
         sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&pipeline.sql).await.unwrap();
-        sessions_end(&pipeline).await;
+        end_sessions(&pipeline).await;
     };
     set("set default_transaction_read_only = on").await;
     pipeline.send(after).await;
     for process in [&serve, &work] {
         process
-            .tells("Postgres is read-only", |status| {
+            .reports("Postgres is read-only", |status| {
                 has(status, "PostgresReadOnlyOrFull", "default_transaction_read_only is on")
             })
             .await;
     }
-    work.says("worker.shard.backing_off").await;
+    work.logs("worker.shard.backing_off").await;
     notes_are_old(&pipeline).await;
-    let ended = work.said("worker.shard.resumed").len();
+    let ended = work.logged("worker.shard.resumed").len();
     set("reset default_transaction_read_only").await;
-    eventually("that shards go on is logged", async || work.said("worker.shard.resumed").len() > ended).await;
-    is_well_again(&pipeline, &serve, &work, &load.ids).await;
+    eventually("the resumed shards are logged", async || work.logged("worker.shard.resumed").len() > ended).await;
+    check_recovery(&pipeline, &serve, &work, &load.ids).await;
 }
 
 #[tokio::test]
@@ -83,11 +83,11 @@ async fn a_locked_table_is_a_problem_and_no_process_is_dead() {
     let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("lock table appends in exclusive mode").execute(&mut *lock).await.unwrap();
     for process in [&serve, &work] {
-        process.tells("a table is locked", |status| has(status, "PostgresReadOnlyOrFull", "waits for a lock")).await;
+        process.reports("a table is locked", |status| has(status, "PostgresReadOnlyOrFull", "waits for a lock")).await;
     }
     notes_are_old(&pipeline).await;
     lock.rollback().await.unwrap();
-    is_well_again(&pipeline, &serve, &work, &load.ids).await;
+    check_recovery(&pipeline, &serve, &work, &load.ids).await;
 }
 
 #[tokio::test]
@@ -104,17 +104,17 @@ async fn a_full_postgres_is_a_problem_until_it_has_room() {
     pipeline.execute("create trigger full_disk before insert on records execute function full_disk()").await;
     let load = Load::new("r", 50);
     pipeline.send(&load.records).await;
-    work.tells("Postgres is full", |status| has(status, "PostgresReadOnlyOrFull", "No space left on device")).await;
-    let line = work.says("worker.shard.backing_off").await;
+    work.reports("Postgres is full", |status| has(status, "PostgresReadOnlyOrFull", "No space left on device")).await;
+    let line = work.logs("worker.shard.backing_off").await;
     assert!(line["error"].as_str().unwrap().ends_with("No space left on device (SQLSTATE 53100)"), "{line}");
     pipeline.execute("drop trigger full_disk on records").await;
-    work.says("worker.shard.resumed").await;
+    work.logs("worker.shard.resumed").await;
     work.has_problems(&[]).await;
     pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 
-/// A Redis with a user of these rights; answers the URL by which it comes in.
+/// Creates the user `app` with these rights and the password `right`; returns a URL with the given password.
 async fn user(pipeline: &Pipeline, redis: &PrivateRedis, password: &str, rights: &[&str]) -> String {
     let words = [&["ACL", "SETUSER", "app", "on", ">right"], rights].concat();
     let _: String = pipeline.redis(&words).await;
@@ -122,15 +122,15 @@ async fn user(pipeline: &Pipeline, redis: &PrivateRedis, password: &str, rights:
 }
 
 #[tokio::test]
-async fn serve_with_a_wrong_redis_password_is_not_ready_and_says_why() {
+async fn serve_with_a_wrong_redis_password_is_not_ready_and_reports_it() {
     let redis = PrivateRedis::start(&[]).await;
     let pipeline = Pipeline::on(&redis.url(), &shared().await.postgres, json!({})).await;
     let url = user(&pipeline, &redis, "wr0ng", &["~*", "+@all"]).await;
     let serve = pipeline.serve_with(&[("MILLRACE_REDIS_URL", &url)]).await;
-    let line = serve.says("serve.redis.denied").await;
+    let line = serve.logs("serve.redis.denied").await;
     assert!(line["error"].as_str().unwrap().contains("refuses the user or password"), "{line}");
     assert!(!line.to_string().contains("wr0ng"));
-    serve.tells("the refusal", |status| has(status, "RedisAccessDenied", "refuses the user or password")).await;
+    serve.reports("the denied access", |status| has(status, "RedisAccessDenied", "refuses the user or password")).await;
     assert!(!serve.is_ready().await);
     let _: String = pipeline.redis(&["ACL", "SETUSER", "app", ">wr0ng"]).await;
     serve.ready().await;
@@ -157,7 +157,7 @@ async fn a_pipeline_runs_under_the_documented_redis_rights() {
     let _: String = pipeline.redis(&["ACL", "SETUSER", "app", "-xadd"]).await;
     let (status, _) = pipeline.post("/records", &record("refused", "d")).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    let line = serve.says("accept.append.failed").await.to_string();
+    let line = serve.logs("accept.append.failed").await.to_string();
     assert!(
         line.to_lowercase().contains("xadd ") && line.contains("docs/configuration.md") && !line.contains("away"),
         "{line}"
@@ -166,6 +166,6 @@ async fn a_pipeline_runs_under_the_documented_redis_rights() {
     let _: String = pipeline.redis(&["ACL", "SETUSER", "app", "+xadd", "resetkeys", &streams]).await;
     let records = pipeline.records(0);
     for process in [&serve, &work] {
-        process.tells("the key that is refused", |status| has(status, "RedisAccessDenied", &records)).await;
+        process.reports("the denied key", |status| has(status, "RedisAccessDenied", &records)).await;
     }
 }

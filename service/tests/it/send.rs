@@ -1,5 +1,5 @@
-//! `millrace send` of files that other programs and the API wrote; and against a service that refuses, delays, or is not
-//! there: it waits as it was told, gives up in time, and its counts are right.
+//! `millrace send` with files of other programs and exports of the API, and against a service that refuses, delays or
+//! is missing: it waits as `Retry-After` requires, gives up in time, and its counts are right.
 
 use std::{
     process::Output,
@@ -16,14 +16,14 @@ use tokio::{
 
 use crate::harness::{KEY, Pipeline, answer, free_port, record};
 
-/// A request as the service below saw it.
+/// A request that the service below got.
 #[derive(Debug)]
 struct Request {
     at: Instant,
     ids: Vec<String>,
 }
 
-/// A service that answers the n-th request, from 0, with status line, further headers and body of `answers(n)`.
+/// A fake service. It answers request `n`, counted from 0, with `answers(n)`: status line, further headers and body.
 struct Service {
     url: String,
     seen: mpsc::UnboundedReceiver<Request>,
@@ -46,7 +46,7 @@ impl Service {
         Self { url, seen, task }
     }
 
-    /// The requests that came, after the client ended.
+    /// Stops the service and returns its requests. To be called after the client ended.
     async fn requests(mut self) -> Vec<Request> {
         self.task.abort();
         let mut requests = Vec::new();
@@ -57,7 +57,7 @@ impl Service {
     }
 }
 
-/// Reads one request, answers it, and ends the connection.
+/// Reads one request, answers it, and closes the connection.
 async fn serve(mut stream: TcpStream, (status, headers, body): Reply) -> Request {
     let at = Instant::now();
     let mut bytes = Vec::new();
@@ -98,7 +98,7 @@ async fn send(url: &str, flags: &[&str]) -> Output {
     command.output().await.unwrap()
 }
 
-/// The summary as JSON, without the fields that hang on time.
+/// The summary as JSON, without the fields that depend on time.
 fn summary(output: &Output) -> Value {
     let mut summary: Value = serde_json::from_slice(&output.stdout).unwrap();
     for field in ["elapsedSeconds", "rate", "requestMs"] {
@@ -107,23 +107,23 @@ fn summary(output: &Output) -> Value {
     summary
 }
 
-fn said(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn refused() -> Value {
-    json!({"code": "redis_unavailable", "detail": "the queue cannot be reached", "retryable": true})
+    json!({"code": "redis_unavailable", "detail": "Redis cannot be reached", "retryable": true})
 }
 
 #[tokio::test]
-async fn a_send_waits_as_long_as_retry_after_says() {
+async fn a_send_waits_for_the_time_in_retry_after() {
     let service = Service::start(|n| match n {
         0 => ("429 Too Many Requests", "retry-after: 2\r\n", json!({"code": "backlog_full", "retryable": true})),
         _ => ("202 Accepted", "", json!({"accepted": 3, "rejected": 0, "errors": []})),
     })
     .await;
     let output = send(&service.url, &["--json"]).await;
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(
         summary(&output),
         json!({
@@ -139,7 +139,7 @@ async fn a_send_waits_as_long_as_retry_after_says() {
 }
 
 #[tokio::test]
-async fn a_send_gives_up_in_time_and_counts_what_is_not_known_to_be_accepted() {
+async fn a_send_gives_up_in_time_and_counts_rows_with_unknown_outcome() {
     let service = Service::start(|n| match n {
         0 => (
             "202 Accepted",
@@ -154,8 +154,8 @@ async fn a_send_gives_up_in_time_and_counts_what_is_not_known_to_be_accepted() {
     .await;
     let output = send(&service.url, &["--json", "--give-up-after", "1"]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("gave up: 1 rows are not known to be accepted (503"), "{}", said(&output));
-    assert!(said(&output).contains("row 3: unknown_field /x no"), "{}", said(&output));
+    assert!(stderr(&output).contains("gave up: 1 rows are not known to be accepted (503"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("row 3: unknown_field /x no"), "{}", stderr(&output));
     let requests = service.requests().await;
     assert!(requests.len() >= 3, "it tried for a second: {requests:?}");
     assert_eq!(
@@ -165,12 +165,12 @@ async fn a_send_gives_up_in_time_and_counts_what_is_not_known_to_be_accepted() {
             "requests": requests.len(), "answered": requests.len(), "repetitions": requests.len() - 1,
         })
     );
-    // Only what was open is sent again.
+    // Only the row without a final answer is sent again.
     assert!(requests[1..].iter().all(|request| request.ids == ["r-0"]), "{requests:?}");
 }
 
 #[tokio::test]
-async fn a_send_that_would_have_to_wait_for_longer_than_it_may_gives_up_at_once() {
+async fn a_send_whose_wait_would_exceed_its_limit_gives_up_at_once() {
     let service = Service::start(|_| ("503 Service Unavailable", "retry-after: 3600\r\n", refused())).await;
     let output = send(&service.url, &["--json", "--give-up-after", "60"]).await;
     assert_eq!(output.status.code(), Some(1));
@@ -180,7 +180,7 @@ async fn a_send_that_would_have_to_wait_for_longer_than_it_may_gives_up_at_once(
 }
 
 #[tokio::test]
-async fn a_send_to_nobody_says_that_nobody_answered() {
+async fn a_send_to_a_closed_port_reports_that_no_request_was_answered() {
     let url = format!("http://127.0.0.1:{}", free_port());
     let output = send(&url, &["--give-up-after", "1"]).await;
     assert_eq!(output.status.code(), Some(1));
@@ -188,7 +188,7 @@ async fn a_send_to_nobody_says_that_nobody_answered() {
     assert!(summary.starts_with("sent 3: accepted 0, rejected 0, given up 3\n"), "{summary}");
     let attempts = summary.lines().find_map(|line| line.strip_suffix(" attempts, none answered")).expect("attempts");
     assert!(attempts.parse::<u64>().unwrap() >= 2, "{summary}");
-    assert!(said(&output).contains("gave up: 3 rows are not known to be accepted"), "{}", said(&output));
+    assert!(stderr(&output).contains("gave up: 3 rows are not known to be accepted"), "{}", stderr(&output));
 }
 
 #[tokio::test]
@@ -215,7 +215,7 @@ async fn an_answer_of_something_else_is_never_counted_as_accepted() {
         let shown =
             if headers.contains("location") { "/200/other".to_owned() } else { body.to_string().replace('"', "\\\"") };
         for part in [&service.url, &status[..3], "no answer of Millrace", &shown] {
-            assert!(said(&output).contains(part), "{part}: {}", said(&output));
+            assert!(stderr(&output).contains(part), "{part}: {}", stderr(&output));
         }
         assert_eq!(service.requests().await.len(), 1, "{status}: it stops at once");
     }
@@ -229,10 +229,10 @@ async fn a_problem_that_is_no_fault_of_the_rows_stops_the_send() {
     .await;
     let output = send(&service.url, &["--json"]).await;
     assert_eq!(summary(&output)["rejected"], 0);
-    assert!(said(&output).contains("insufficient_scope: needs ingest"), "{}", said(&output));
+    assert!(stderr(&output).contains("insufficient_scope: needs ingest"), "{}", stderr(&output));
 }
 
-/// Takes the records one by one, behind a proxy that refused the three together.
+/// Answers of a service behind a proxy, which refuses three records in one request and accepts one in each.
 fn behind_a_proxy(n: usize) -> Reply {
     match n {
         0 => ("413 Payload Too Large", "content-type: text/html\r\n", json!("<html>413</html>")),
@@ -244,18 +244,18 @@ fn behind_a_proxy(n: usize) -> Reply {
 async fn a_request_that_a_proxy_finds_too_large_is_sent_in_parts() {
     let service = Service::start(behind_a_proxy).await;
     let output = send(&service.url, &["--json"]).await;
-    assert!(output.status.success(), "{}", said(&output));
-    assert!(said(&output).contains("a proxy refuses requests of"), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("a proxy refuses requests of"), "{}", stderr(&output));
     let requests = service.requests().await;
     let ids: Vec<_> = requests.iter().map(|request| request.ids.join(" ")).collect();
     assert_eq!(ids, ["r-0 r-1 r-2", "r-0", "r-1", "r-2"]);
     let refused = Service::start(|_| behind_a_proxy(0)).await;
     let output = send(&refused.url, &["--json"]).await;
-    assert!(said(&output).contains("that holds one row: raise its limit"), "{}", said(&output));
+    assert!(stderr(&output).contains("that holds one row: raise its limit"), "{}", stderr(&output));
     assert_eq!(summary(&output)["rejected"], 0);
 }
 
-/// A file that is sent to a pipeline, and what was printed.
+/// Sends a file to a pipeline; returns the output of the command and the refused rows.
 async fn send_file(pipeline: &Pipeline, name: &str, content: &[u8], flags: &[&str]) -> (Output, Vec<Value>) {
     let dir = tempfile::tempdir().unwrap();
     let [file, errors] = [name, "refused.ndjson"].map(|name| dir.path().join(name));
@@ -275,10 +275,10 @@ async fn every_export_can_be_sent_again_and_all_are_duplicates() {
     records[2]["attributes"] = json!({"note": "x,\"y\"\nz", "n": [1, null]});
     records[3]["type"] = json!("negative");
     pipeline.send(&records).await;
-    // Attributes as a client wrote them, over several lines.
+    // A record whose attributes span several lines.
     let lines = record("r-lines", "lines").to_string();
     let lines = format!("{},\n\"attributes\": {{\n \"a\": 1,\n \"b\": \"é\"\n}}}}", lines.strip_suffix('}').unwrap());
-    pipeline.put_in("/records", lines).await.expect(202);
+    pipeline.post_json("/records", lines).await.expect(202);
     pipeline.applied().await;
     let mut duplicates = 0;
     for (path, accept, name, rows) in [
@@ -289,7 +289,7 @@ async fn every_export_can_be_sent_again_and_all_are_duplicates() {
     ] {
         let export = answer(pipeline.request(reqwest::Method::GET, path).header("accept", accept)).await;
         let (output, refused) = send_file(&pipeline, name, export.text.as_bytes(), &[]).await;
-        assert!(output.status.success(), "{name}: {}", said(&output));
+        assert!(output.status.success(), "{name}: {}", stderr(&output));
         let summary = summary(&output);
         assert_eq!((&summary["accepted"], &summary["unsent"], refused.len()), (&rows.into(), &0.into(), 0), "{name}");
         pipeline.applied().await;
@@ -300,7 +300,7 @@ async fn every_export_can_be_sent_again_and_all_are_duplicates() {
     }
 }
 
-/// Rows are refused by `send` and by the service; after a repair the file is sent again.
+/// `send` refuses some rows and the service others; the repaired file is sent again.
 #[tokio::test]
 async fn refused_rows_cost_no_other_and_keep_every_id_after_a_repair() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
@@ -323,7 +323,7 @@ async fn refused_rows_cost_no_other_and_keep_every_id_after_a_repair() {
         [3, 2, 4, 3],
         "{counts}"
     );
-    assert!(said(&output).contains("[line 5, Betrag: \"1.5x\"]"), "{}", said(&output));
+    assert!(stderr(&output).contains("[line 5, Betrag: \"1.5x\"]"), "{}", stderr(&output));
     refused.sort_by_key(|row| row["row"].as_u64());
     let codes: Vec<_> =
         refused.iter().map(|row| (row["row"].clone(), row["line"].clone(), row["code"].clone())).collect();
@@ -335,7 +335,7 @@ async fn refused_rows_cost_no_other_and_keep_every_id_after_a_repair() {
     assert_eq!((&refused[3]["pointer"], &refused[3]["cell"]), (&json!("/reference"), &json!(long)));
     let repaired = format!("{head}{}", good.concat());
     let (output, refused) = send_file(&pipeline, "f.csv", repaired.as_bytes(), &flags).await;
-    assert!(output.status.success() && refused.is_empty(), "{}", said(&output));
+    assert!(output.status.success() && refused.is_empty(), "{}", stderr(&output));
     pipeline.applied().await;
     let stats = pipeline.get("/stats").await;
     let counts = ["processed", "duplicates", "conflicts"].map(|name| stats[name].as_i64().unwrap());

@@ -17,7 +17,7 @@ async fn running(spec: Value) -> (Pipeline, Process, Process, Load) {
     (pipeline, serve, work, load)
 }
 
-/// What the publishers of a sink say: (state, detail).
+/// State and detail of a sink in its lowest shard that has one.
 async fn state(pipeline: &Pipeline, sink: &str) -> Option<(String, String)> {
     sqlx::query_as("select state, detail from sink_states where sink = $1 order by shard limit 1")
         .bind(sink)
@@ -26,7 +26,7 @@ async fn state(pipeline: &Pipeline, sink: &str) -> Option<(String, String)> {
         .unwrap()
 }
 
-/// Waits until a sink says that it is in this state, and gives its words.
+/// Waits until a sink is in this state; returns its detail.
 async fn becomes(pipeline: &Pipeline, sink: &str, wanted: &str) -> String {
     obtain(&format!("{sink} is {wanted}"), async || match state(pipeline, sink).await {
         Some((state, detail)) if state == wanted => Some(detail),
@@ -54,7 +54,7 @@ async fn is_started(pipeline: &Pipeline, sink: &str) -> bool {
 #[tokio::test]
 async fn a_sink_that_is_added_starts_now_or_at_the_beginning() {
     let (pipeline, _serve, mut work, mut load) = running(json!({})).await;
-    // Of what Postgres knows in one form only.
+    // Postgres stores zeros of all spellings in one form.
     let zeros = ["0.00", "0", "0.0"].into_iter().enumerate().map(|(n, value)| {
         let mut zero = record(&format!("zero-{n}"), "zero");
         (zero["value"], zero["type"]) = (value.into(), "negative".into());
@@ -62,7 +62,7 @@ async fn a_sink_that_is_added_starts_now_or_at_the_beginning() {
     });
     pipeline.send(&zeros.collect::<Vec<_>>()).await;
     pipeline.applied().await;
-    // A worker that holds nothing of it in memory.
+    // A new worker has no recent commits.
     work.stop().await;
     let work = pipeline.work();
     let mut whole = sink("whole", "Processed");
@@ -70,7 +70,7 @@ async fn a_sink_that_is_added_starts_now_or_at_the_beginning() {
     add(&pipeline, sink("late", "Processed"));
     add(&pipeline, whole);
     for sink in ["late", "whole"] {
-        eventually("it is started", async || is_started(&pipeline, sink).await).await;
+        eventually("the sink is started", async || is_started(&pipeline, sink).await).await;
     }
     let more = Load::from("r", load.ids.len(), 100);
     load.ids.extend((0..3).map(|n| format!("zero-{n}")));
@@ -78,9 +78,9 @@ async fn a_sink_that_is_added_starts_now_or_at_the_beginning() {
     pipeline.applied().await;
     let late = pipeline.sink_entries("late").await;
     let ids: Vec<&str> = late.iter().map(SinkEntry::record_id).collect();
-    assert_eq!(ids, more.ids.iter().map(String::as_str).collect::<Vec<_>>(), "only what came after it");
+    assert_eq!(ids, more.ids.iter().map(String::as_str).collect::<Vec<_>>(), "only records that came later");
 
-    // What was read back from the log equals what came from memory, byte for byte.
+    // Entries that are read from the log equal those of the recent commits, byte for byte.
     let ids: Vec<String> = load.ids.into_iter().chain(more.ids).collect();
     let (memory, log) = (pipeline.sink_entries("notifications").await, pipeline.sink_entries("whole").await);
     check_stream(&log, &ids);
@@ -98,14 +98,14 @@ async fn a_sink_that_is_removed_leaves_no_cursor() {
     assert!(pipeline.redis::<bool>(&["EXISTS", &pipeline.cursor("alerts")]).await);
     let alerts = pipeline.sink_entries("alerts").await.len();
     pipeline.change(|spec| spec["sinks"].as_array_mut().unwrap().retain(|sink| sink["name"] != "alerts"));
-    work.says("publish.sink.removed").await;
+    work.logs("publish.sink.removed").await;
     assert!(!pipeline.redis::<bool>(&["EXISTS", &pipeline.cursor("alerts")]).await);
     assert_eq!(pipeline.number("select count(*) from sinks where name = 'alerts'").await, 0);
     assert_eq!(pipeline.number("select count(*) from sink_starts where sink = 'alerts'").await, 0);
     let more = Load::from("r", load.ids.len(), 100);
     pipeline.send(&more.records).await;
     pipeline.applied().await;
-    assert_eq!(pipeline.sink_entries("alerts").await.len(), alerts, "nothing more is published, what was stays");
+    assert_eq!(pipeline.sink_entries("alerts").await.len(), alerts, "no entry is added or removed");
     let ids: Vec<String> = load.ids.into_iter().chain(more.ids).collect();
     pipeline.check_exactly_once(&ids).await;
 }
@@ -115,14 +115,15 @@ async fn a_sink_that_moves_to_another_stream_continues_at_its_position() {
     let (pipeline, _serve, work, load) = running(json!({})).await;
     let more = Load::from("r", load.ids.len(), 600);
     let other = pipeline.stream("moved");
-    let moves = async {
-        eventually("some is published", async || !pipeline.sink_entries("notifications").await.is_empty()).await;
+    let move_sink = async {
+        eventually("some entries are published", async || !pipeline.sink_entries("notifications").await.is_empty())
+            .await;
         pipeline.change(|spec| spec["sinks"][0]["redisStream"]["stream"] = other.clone().into());
     };
-    tokio::join!(pipeline.send(&more.records), moves);
-    work.says("publish.sink.moving").await;
+    tokio::join!(pipeline.send(&more.records), move_sink);
+    work.logs("publish.sink.moving").await;
     let rest = Load::from("r", load.ids.len() + more.ids.len(), 50);
-    eventually("it moved", async || {
+    eventually("the sink has moved", async || {
         pipeline
             .number("select count(*) from sinks where name = 'notifications' and started and old_stream is null")
             .await
@@ -150,29 +151,30 @@ async fn a_stream_that_belongs_to_another_sink_is_refused() {
     let spec = json!({"shards": 1, "sinks": [theirs, sink("alerts", "Alert")]});
     let other = Pipeline::beside(&shared().await.redis, pipeline.postgres_url(), spec).await;
     let (_other_serve, other_work) = (other.serve().await, other.work());
-    let line = other_work.says("publish.sink.halted").await;
+    let line = other_work.logs("publish.sink.halted").await;
     assert!(line["detail"].as_str().unwrap().contains("belongs to sink notifications"), "{line}");
     becomes(&other, "copies", "halted").await;
-    // Its other sink and its processing continue, and nothing of it comes into the stream.
+    // The other pipeline continues with its other sink, and appends no entry to the stream.
     let load_of_other = Load::new("other", 250);
     other.send(&load_of_other.records).await;
-    other.settled_but(&["copies"]).await;
+    other.applied_except(&["copies"]).await;
     assert_eq!(other.number("select count(*) from records").await, 250);
     assert!(!other.sink_entries("alerts").await.is_empty());
-    assert_eq!(other_work.said("publish.sink.halted").len(), 1, "it is said once");
+    assert_eq!(other_work.logged("publish.sink.halted").len(), 1, "it is logged once");
     pipeline.check_exactly_once(&load.ids).await;
 }
 
 #[tokio::test]
 async fn a_sink_whose_stream_is_something_else_keeps_no_other_from_running() {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
-    // The first that the sink reconciler looks at.
+    // The sink reconciler checks this sink first.
     let _: String = pipeline.redis(&["SET", &pipeline.stream("alerts"), "no stream"]).await;
     let (_serve, work) = (pipeline.serve().await, pipeline.work());
     let load = Load::new("r", 100);
     pipeline.send(&load.records).await;
-    eventually("another runs", async || pipeline.sink_entries("notifications").await.len() == load.ids.len()).await;
-    let line = work.says("publish.sinks.failed").await;
+    eventually("another sink publishes", async || pipeline.sink_entries("notifications").await.len() == load.ids.len())
+        .await;
+    let line = work.logs("publish.sinks.failed").await;
     assert!(line["error"].as_str().unwrap().starts_with("sink alerts: "), "{line}");
     let _: i64 = pipeline.redis(&["DEL", &pipeline.stream("alerts")]).await;
     pipeline.applied().await;
@@ -180,7 +182,7 @@ async fn a_sink_whose_stream_is_something_else_keeps_no_other_from_running() {
 }
 
 #[tokio::test]
-async fn a_cursor_above_the_highest_number_halts_its_sink_until_an_owner_counts_from_there() {
+async fn a_sink_whose_cursor_is_too_high_halts_until_a_new_owner_skips_to_it() {
     let (pipeline, _serve, mut work, load) = running(json!({})).await;
     pipeline.applied().await;
     for shard in ["0", "1"] {
@@ -190,14 +192,14 @@ async fn a_cursor_above_the_highest_number_halts_its_sink_until_an_owner_counts_
     pipeline.send(&more.records).await;
     let detail = becomes(&pipeline, "notifications", "halted").await;
     assert!(detail.contains("above") && detail.contains("millrace sinks resume notifications"), "{detail}");
-    pipeline.settled_but(&["notifications"]).await;
+    pipeline.applied_except(&["notifications"]).await;
     assert_eq!(pipeline.sink_entries("notifications").await.len(), load.ids.len());
     let cursor: String = pipeline.redis(&["HGET", &pipeline.cursor("notifications"), "0"]).await;
     assert_eq!(cursor, "1000000");
-    // Whoever takes the shards finds a log behind what was given: as after a Postgres that was rewound.
+    // The next owner finds a log that is behind the published numbers, as after a rewind of Postgres.
     work.stop().await;
     let successor = pipeline.work();
-    successor.says("worker.postgres.rewound").await;
+    successor.logs("worker.postgres.rewound").await;
     let last = Load::from("r", load.ids.len() + more.ids.len(), 50);
     pipeline.send(&last.records).await;
     pipeline.applied().await;
@@ -210,15 +212,15 @@ async fn a_sink_without_its_cursor_halts_until_it_is_resumed_and_delays_no_other
     let (pipeline, _serve, work, load) = running(json!({})).await;
     pipeline.applied().await;
     let refused = pipeline.command("sinks", &["resume", "notifications", "--from", "now"]).await;
-    assert!(!refused.status.success(), "a sink that runs is not resumed");
+    assert!(!refused.status.success(), "a running sink cannot be resumed");
     let _: i64 = pipeline.redis(&["DEL", &pipeline.cursor("notifications")]).await;
     let lost = Load::from("r", load.ids.len(), 200);
     pipeline.send(&lost.records).await;
     let detail = becomes(&pipeline, "notifications", "halted").await;
     assert!(detail.contains("millrace sinks resume notifications"), "{detail}");
-    assert_eq!(work.says("publisher.halted").await["sink"], "notifications");
-    // The alerts of the same records go out.
-    pipeline.settled_but(&["notifications"]).await;
+    assert_eq!(work.logs("publisher.halted").await["sink"], "notifications");
+    // Alerts of the same records are published.
+    pipeline.applied_except(&["notifications"]).await;
     assert_eq!(pipeline.number("select count(*) from records").await, (load.ids.len() + lost.ids.len()) as i64);
     assert_eq!(pipeline.sink_entries("notifications").await.len(), load.ids.len());
     assert!((work.metric("millrace_sink_halted").await - 1.0).abs() < 0.1);
@@ -228,7 +230,7 @@ async fn a_sink_without_its_cursor_halts_until_it_is_resumed_and_delays_no_other
 
     let resumed = pipeline.command("sinks", &["resume", "notifications", "--from", "now"]).await;
     assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
-    eventually("it runs", async || {
+    eventually("the sink runs", async || {
         is_started(&pipeline, "notifications").await && state(&pipeline, "notifications").await.is_none()
     })
     .await;
@@ -238,36 +240,36 @@ async fn a_sink_without_its_cursor_halts_until_it_is_resumed_and_delays_no_other
     let entries = pipeline.sink_entries("notifications").await;
     let ids: Vec<&str> = entries.iter().map(SinkEntry::record_id).collect();
     let expected: Vec<&str> = load.ids.iter().chain(&more.ids).map(String::as_str).collect();
-    assert_eq!(ids, expected, "it goes on with what came after it was resumed");
+    assert_eq!(ids, expected, "it continues with records that came after it was resumed");
     pipeline.verify().await;
 
-    // From the beginning, into a stream that was emptied: all of it.
+    // From the beginning, with an empty stream, it publishes all.
     let _: i64 = pipeline.redis(&["DEL", &pipeline.cursor("notifications"), &pipeline.stream("notifications")]).await;
     let last = Load::from("r", 600, 20);
     pipeline.send(&last.records).await;
     becomes(&pipeline, "notifications", "halted").await;
     let resumed = pipeline.command("sinks", &["resume", "notifications", "--from", "beginning"]).await;
     assert!(resumed.status.success());
-    eventually("it is started", async || is_started(&pipeline, "notifications").await).await;
+    eventually("the sink is started", async || is_started(&pipeline, "notifications").await).await;
     pipeline.applied().await;
     let ids: Vec<String> = [load.ids, lost.ids, more.ids, last.ids].concat();
     pipeline.check_exactly_once(&ids).await;
 
-    // Into a stream with entries it must be said that ids may come again; `verify` knows where this start begins.
+    // A stream with entries needs `--repeat`, since ids come again; `verify` finds where this start begins.
     let before = pipeline.sink_entries("notifications").await.len();
     let _: i64 = pipeline.redis(&["DEL", &pipeline.cursor("notifications")]).await;
     let refused = pipeline.command("sinks", &["resume", "notifications", "--from", "beginning"]).await;
-    let said = String::from_utf8(refused.stderr).unwrap();
-    assert!(!refused.status.success() && said.contains("still has entries") && said.contains("--repeat"), "{said}");
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && text.contains("still has entries") && text.contains("--repeat"), "{text}");
     let resumed = pipeline.command("sinks", &["resume", "notifications", "--from", "beginning", "--repeat"]).await;
     assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
-    eventually("it is started", async || is_started(&pipeline, "notifications").await).await;
+    eventually("the sink is started", async || is_started(&pipeline, "notifications").await).await;
     pipeline.applied().await;
     let entries = pipeline.sink_entries("notifications").await;
     check_stream(&entries[before..], &ids);
     pipeline.verify().await;
-    let deeds = pipeline.number("select count(*) from admin_actions where action = 'sinks.resume'").await;
-    assert_eq!(deeds, 3, "who resumed it is noted");
+    let actions = pipeline.number("select count(*) from admin_actions where action = 'sinks.resume'").await;
+    assert_eq!(actions, 3, "each resume is noted");
 }
 
 #[tokio::test]
@@ -294,13 +296,13 @@ async fn a_full_stream_waits_for_its_slowest_group_and_loses_nothing() {
         }
         !entries.is_empty()
     };
-    // Neither the processing nor the other sink waits.
-    pipeline.settled_but(&["notifications"]).await;
+    // The processing and the other sink do not wait.
+    pipeline.applied_except(&["notifications"]).await;
     assert_eq!(pipeline.number("select count(*) from records").await, load.ids.len() as i64);
-    eventually("it names the group that it waits for", async || {
+    eventually("the sink names the group that it waits for", async || {
         step("quick").await;
-        let said = state(&pipeline, "notifications").await;
-        said.is_some_and(|(state, detail)| state == "waiting" && detail.contains("group slow"))
+        let current = state(&pipeline, "notifications").await;
+        current.is_some_and(|(state, detail)| state == "waiting" && detail.contains("group slow"))
     })
     .await;
     assert!(pipeline.redis::<u64>(&["XLEN", &stream]).await <= 60);
@@ -316,27 +318,27 @@ async fn a_full_stream_waits_for_its_slowest_group_and_loses_nothing() {
     let expected: Vec<String> = (1..=300).map(|n| format!("0-{n}")).collect();
     assert_eq!(read["slow"], expected);
     assert_eq!(read["quick"], expected);
-    eventually("it says that it runs", async || state(&pipeline, "notifications").await.is_none()).await;
+    eventually("the sink has no state, so it runs", async || state(&pipeline, "notifications").await.is_none()).await;
     pipeline.verify().await;
 }
 
 #[tokio::test]
-async fn a_full_stream_without_a_group_waits_and_says_so() {
+async fn a_full_stream_without_a_group_waits_and_reports_it() {
     let sinks = json!([bounded("notifications", "Processed", 60, "Wait")]);
     let (pipeline, _serve, _work, load) = running(json!({"sinks": sinks})).await;
     let detail = becomes(&pipeline, "notifications", "waiting").await;
     assert!(detail.starts_with("NoConsumerGroup"), "{detail}");
     assert_eq!(pipeline.redis::<u64>(&["XLEN", &pipeline.stream("notifications")]).await, 60);
-    pipeline.settled_but(&["notifications"]).await;
+    pipeline.applied_except(&["notifications"]).await;
     assert_eq!(pipeline.number("select count(*) from records").await, load.ids.len() as i64);
-    // Where Postgres does not take the word that it runs again, it is said until it does.
+    // While Postgres refuses to remove the state, the publisher tries again.
     sqlx::query("alter table sink_states rename to away").execute(&pipeline.sql).await.unwrap();
-    // More room is room at once.
+    // A higher bound is used at once.
     pipeline.change(|spec| spec["sinks"][0]["redisStream"]["maxLength"] = 0.into());
     pipeline.applied().await;
     assert_eq!(pipeline.number("select count(*) from away").await, 1);
     sqlx::query("alter table away rename to sink_states").execute(&pipeline.sql).await.unwrap();
-    eventually("it says that it runs", async || state(&pipeline, "notifications").await.is_none()).await;
+    eventually("the sink has no state, so it runs", async || state(&pipeline, "notifications").await.is_none()).await;
     pipeline.check_exactly_once(&load.ids).await;
 }
 
@@ -351,7 +353,7 @@ async fn a_stream_that_trims_counts_the_unread_entries_it_lost() {
     let lost: u64 = pipeline.redis(&["HGET", &pipeline.cursor("notifications"), "unreadLost"]).await;
     assert_eq!(lost, 240);
     assert!((work.metric("millrace_sink_trimmed_unread_total").await - 240.0).abs() < 0.1);
-    // What a group has acknowledged is not lost.
+    // A trimmed entry that a group has acknowledged is not lost.
     let stream = pipeline.stream("notifications");
     let _: String = pipeline.redis(&["XGROUP", "CREATE", &stream, "reader", "$"]).await;
     pipeline.send(&Load::from("r", load.ids.len(), 40).records).await;
@@ -376,14 +378,14 @@ async fn dead_letters_and_conflicts_have_streams_and_numbers_of_their_own() {
     }
     pipeline.applied().await;
     pipeline.check_exactly_once(&ids).await;
-    for (sink, mark, kind, reason, prefix) in [
-        ("letters", 'd', "record.dead_lettered", "below_minimum_total", "low"),
+    for (sink, prefix_of_number, kind, reason, prefix) in [
+        ("dead-letters", 'd', "record.dead_lettered", "below_minimum_total", "low"),
         ("conflicts", 'c', "record.conflicted", "record_conflict", "good"),
     ] {
         let entries = pipeline.sink_entries(sink).await;
         assert_eq!(entries.len(), 30, "{sink}");
         for (n, entry) in entries.iter().enumerate() {
-            assert_eq!(entry.id, format!("0-{mark}{}", n + 1));
+            assert_eq!(entry.id, format!("0-{prefix_of_number}{}", n + 1));
             assert_eq!(entry.kind, kind);
             assert!(entry.source.starts_with(&format!("{}/", pipeline.name)), "{}", entry.source);
             assert_eq!(entry.record_id(), format!("{prefix}-{n}"));
@@ -392,6 +394,6 @@ async fn dead_letters_and_conflicts_have_streams_and_numbers_of_their_own() {
         }
     }
     let value = |entry: &SinkEntry| entry.data["payload"]["value"].clone();
-    assert_eq!(value(&pipeline.sink_entries("letters").await[0]), "1000.5");
-    assert_eq!(value(&pipeline.sink_entries("conflicts").await[0]), "2", "the content that was refused");
+    assert_eq!(value(&pipeline.sink_entries("dead-letters").await[0]), "1000.5");
+    assert_eq!(value(&pipeline.sink_entries("conflicts").await[0]), "2", "the refused content");
 }

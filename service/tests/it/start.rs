@@ -1,4 +1,4 @@
-//! A pipeline from its start: send, apply, count.
+//! The shortest test of a whole pipeline: send, apply, count.
 
 use serde_json::json;
 

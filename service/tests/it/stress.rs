@@ -1,7 +1,7 @@
-//! Stress at the door: clients that are slow, many, or endless, and queries without number. Each is answered within its
-//! limits or rightly, and what a well-behaved client sends meanwhile is accepted and processed.
+//! Stress on serve: slow clients, many clients, endless requests and many queries. Each gets a right answer or the
+//! refusal of its limit, and records that another client sends meanwhile are accepted and processed.
 //!
-//! `MILLRACE_STRESS=long` does it in full measure: ten thousand connections, a stream of 10 GB.
+//! `MILLRACE_STRESS=long` runs the full measure: ten thousand connections, a stream of 10 GB.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,9 +21,9 @@ use tokio::{
 
 use crate::harness::{KEY, Pipeline, Process, answer, record};
 
-/// How much: a little in every run, all of it where it is asked for.
+/// The measure of a test: `short`, or `long` where `MILLRACE_STRESS=long` requests it.
 fn much<T>(short: T, long: T) -> T {
-    if std::env::var("MILLRACE_STRESS").is_ok_and(|much| much == "long") { long } else { short }
+    if std::env::var("MILLRACE_STRESS").is_ok_and(|measure| measure == "long") { long } else { short }
 }
 
 /// Resident memory of a process, in MiB.
@@ -37,8 +37,8 @@ fn mebibytes(process: &Process, field: &str) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
-/// Sends record after record until `done`, each on a connection of its own or all on one; every one is taken. Answers
-/// their ids.
+/// Sends one record after another until `done`, each on its own connection or all on one. Each must be accepted.
+/// Returns their ids.
 async fn behave(pipeline: &Pipeline, own_connections: bool, done: &AtomicBool) -> Vec<String> {
     let (mut ids, mut client) = (Vec::new(), reqwest::Client::new());
     while !done.load(Ordering::Relaxed) {
@@ -54,7 +54,8 @@ async fn behave(pipeline: &Pipeline, own_connections: bool, done: &AtomicBool) -
     ids
 }
 
-/// Sends `head` at once and then a byte a second, until there is an answer; gives its status, 0 for none.
+/// Sends `head` at once and then a byte a second, until an answer comes; returns its status, 0 when the connection ends
+/// without one.
 async fn drip(mut stream: TcpStream, head: &[u8]) -> u16 {
     stream.write_all(head).await.unwrap();
     let (mut from, mut to) = stream.split();
@@ -62,13 +63,13 @@ async fn drip(mut stream: TcpStream, head: &[u8]) -> u16 {
         while to.write_all(b"x").await.is_ok() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        // Closed for writing: what it said is still to be read.
+        // The connection is closed for writing, and its answer can still be read.
         std::future::pending::<()>().await;
     };
-    let mut said = [0; 12];
+    let mut line = [0; 12];
     tokio::select! {
-        read = from.read_exact(&mut said) => match read {
-            Ok(_) => std::str::from_utf8(&said[9..]).unwrap().parse().unwrap(),
+        read = from.read_exact(&mut line) => match read {
+            Ok(_) => std::str::from_utf8(&line[9..]).unwrap().parse().unwrap(),
             Err(_) => 0,
         },
         () = dripping => unreachable!(),
@@ -76,7 +77,7 @@ async fn drip(mut stream: TcpStream, head: &[u8]) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_clients_are_told_408_and_hold_up_nobody() {
+async fn slow_clients_get_408_and_delay_no_other_client() {
     let (pipeline, serve, _work) = Pipeline::running(json!({})).await;
     let each = much(100, 1_000);
     let bearer = format!("Authorization: Bearer {KEY}\r\n");
@@ -88,7 +89,7 @@ async fn slow_clients_are_told_408_and_hold_up_nobody() {
         post("/records", "application/json"),
         post("/records/batch", "application/json"),
         post("/records/batch", "application/x-ndjson"),
-        // Without a key: nobody reads it, and nobody waits for it.
+        // Without a valid key serve refuses before it reads the body.
         post("/records", "application/json").replace(KEY, "mk_other"),
     ];
     let done = AtomicBool::new(false);
@@ -98,27 +99,28 @@ async fn slow_clients_are_told_408_and_hold_up_nobody() {
         done.store(true, Ordering::Relaxed);
         dripping
     };
-    let (told, ids) = tokio::join!(slow, behave(&pipeline, true, &done));
-    // One that sends in the very moment in which the connection is closed is told by a reset.
-    let reset = told.iter().filter(|status| **status == 0).count();
-    assert!(reset * 20 < told.len(), "{reset} of {} were told nothing", told.len());
-    let told: Vec<BTreeSet<u16>> =
-        told.chunks(each).map(|told| told.iter().copied().filter(|status| *status != 0).collect()).collect();
-    assert_eq!(told, [408, 408, 408, 408, 401].map(|status| BTreeSet::from([status])));
+    let (statuses, ids) = tokio::join!(slow, behave(&pipeline, true, &done));
+    // A client that sends a byte while serve closes the connection gets a reset.
+    let reset = statuses.iter().filter(|status| **status == 0).count();
+    assert!(reset * 20 < statuses.len(), "{reset} of {} got no answer", statuses.len());
+    let statuses: Vec<BTreeSet<u16>> =
+        statuses.chunks(each).map(|part| part.iter().copied().filter(|status| *status != 0).collect()).collect();
+    assert_eq!(statuses, [408, 408, 408, 408, 401].map(|status| BTreeSet::from([status])));
     println!("{} slow clients; {} records meanwhile; serve {} MiB", each * heads.len(), ids.len(), resident(&serve));
     pipeline.applied().await;
     pipeline.check_exactly_once(&ids).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn open_connections_cost_little_and_hold_up_nobody() {
+async fn open_connections_cost_little_memory_and_delay_no_other_client() {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
     let (pipeline, serve, _work) = Pipeline::running(json!({})).await;
     let many = much(1_000, 10_000);
     assert!(most > many + 1_000, "{many} connections need as many files; this process may have {most}");
     let before = resident(&serve);
-    // Some say nothing, some have begun to, and some were answered and stay. Above the bound they are told so, or closed.
+    // A third sends nothing, a third sends half a request, and a third is answered and stays open. Above the bound
+    // serve answers with 503, or closes the connection.
     let open = async |n: u64| {
         let mut stream = pipeline.connect().await;
         let head: &[u8] = match n % 3 {
@@ -126,9 +128,9 @@ async fn open_connections_cost_little_and_hold_up_nobody() {
             1 => b"GET /health HTTP/1.1\r\nHost",
             _ => b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
         };
-        let mut said = [0; 12];
-        if stream.write_all(head).await.is_ok() && n % 3 == 2 && stream.read_exact(&mut said).await.is_ok() {
-            assert!(matches!(&said[9..], b"200" | b"503"), "{said:?}");
+        let mut line = [0; 12];
+        if stream.write_all(head).await.is_ok() && n % 3 == 2 && stream.read_exact(&mut line).await.is_ok() {
+            assert!(matches!(&line[9..], b"200" | b"503"), "{line:?}");
         }
         stream
     };
@@ -136,7 +138,7 @@ async fn open_connections_cost_little_and_hold_up_nobody() {
     let opening = async {
         let held: Vec<TcpStream> = stream::iter(0..many).map(open).buffer_unordered(200).collect().await;
         let resident = resident(&serve);
-        // Among them all, for a while.
+        // The other client sends for two more seconds beside the open connections.
         tokio::time::sleep(Duration::from_secs(2)).await;
         done.store(true, Ordering::Relaxed);
         (held, resident)
@@ -151,9 +153,9 @@ async fn open_connections_cost_little_and_hold_up_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_long_stream_of_lines_is_taken_in_constant_memory() {
+async fn a_long_stream_of_lines_is_accepted_in_constant_memory() {
     let (pipeline, serve, _work) = Pipeline::running(json!({"backlogLimit": 10_000_000})).await;
-    // Lines near the longest there may be, of which little has to be kept.
+    // Lines near the longest allowed length, mostly blanks that are not stored.
     const LINE: usize = 15 * 1024;
     let lines = much(200_000_000, 10_000_000_000) / LINE;
     let id = |n: usize| format!("line-{n}");
@@ -182,10 +184,10 @@ async fn a_long_stream_of_lines_is_taken_in_constant_memory() {
     assert!(peak < before + 64, "serve grew from {before} to {peak} MiB");
     let processed = async || pipeline.number("select count(*) from records").await;
     let mut last = -1;
-    // However long it takes, it continues.
+    // There is no limit of time, while the worker makes progress.
     while pipeline.backlog().await > 0 {
         let now = processed().await;
-        assert!(now > last || pipeline.backlog().await == 0, "the worker stands still at {now}");
+        assert!(now > last || pipeline.backlog().await == 0, "the worker is stalled at {now}");
         last = now;
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
@@ -195,7 +197,7 @@ async fn a_long_stream_of_lines_is_taken_in_constant_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_batches_at_once_are_taken_or_put_off_in_bounded_memory() {
+async fn large_parallel_batches_are_accepted_or_refused_in_bounded_memory() {
     let (pipeline, serve, _work) = Pipeline::running(json!({})).await;
     let batch = |client: usize| {
         let records = (0..1_900).map(|n| {
@@ -209,30 +211,30 @@ async fn large_batches_at_once_are_taken_or_put_off_in_bounded_memory() {
     let sending = join_all((0..8).map(|client| {
         let (pipeline, body) = (&pipeline, batch(client));
         async move {
-            let mut put_off = 0;
+            let mut refusals = 0;
             loop {
                 let answer = answer(pipeline.posting("/records/batch", body.clone())).await;
                 if answer.status == 202 {
                     assert_eq!(answer.json()["accepted"], 1_900);
-                    return put_off;
+                    return refusals;
                 }
                 answer.refused(503, "too_many_bytes_in_flight");
-                put_off += 1;
+                refusals += 1;
             }
         }
     }));
-    let put_off: usize = sending.await.into_iter().sum();
+    let refusals: usize = sending.await.into_iter().sum();
     let peak = mebibytes(&serve, "VmHWM:");
-    println!("{put_off} put off; serve {before} MiB before, at most {peak} MiB meanwhile");
-    // What a pod of 256 MiB bears; all eight at once would be some 700.
-    assert!(put_off > 0 && peak < 256, "{put_off} put off; serve grew from {before} to {peak} MiB");
+    println!("{refusals} refusals; serve {before} MiB before, at most {peak} MiB meanwhile");
+    // The limit of a pod is 256 MiB; all eight batches at once would need some 700.
+    assert!(refusals > 0 && peak < 256, "{refusals} refusals; serve grew from {before} to {peak} MiB");
     let ids: Vec<String> = (0..8).flat_map(|client| (0..1_900).map(move |n| format!("c{client}-{n}"))).collect();
     pipeline.applied().await;
     pipeline.check_exactly_once(&ids).await;
 }
 
-/// Whether an aggregation is right in itself; answers how many records are in it.
-fn right(answer: &Value) -> usize {
+/// Checks that an aggregation agrees with its records; returns how many it has.
+fn check_aggregation(answer: &Value) -> usize {
     let mut records = 0;
     for group in answer["groups"].as_array().unwrap() {
         let of_group = group["records"].as_array().unwrap();
@@ -245,36 +247,41 @@ fn right(answer: &Value) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_queries_at_once_are_answered_rightly_or_put_off_and_records_come_in() {
+async fn a_thousand_parallel_queries_are_answered_or_refused_beside_new_records() {
     let (pipeline, serve, work) = Pipeline::running(json!({})).await;
     let first: Vec<Value> = (0..2_000).map(|n| record(&format!("first-{n}"), &format!("d{}", n % 20))).collect();
     pipeline.send(&first).await;
     pipeline.applied().await;
     let done = AtomicBool::new(false);
-    let asking = async {
-        let mut told: BTreeMap<(u16, String), usize> = BTreeMap::new();
+    let querying = async {
+        let mut statuses: BTreeMap<(u16, String), usize> = BTreeMap::new();
         for _ in 0..much(1, 20) {
-            let ask = async |_| answer(pipeline.request(Method::GET, "/records/aggregations")).await;
-            for answer in join_all((0..1_000).map(ask)).await {
+            let query = async |_| answer(pipeline.request(Method::GET, "/records/aggregations")).await;
+            for answer in join_all((0..1_000).map(query)).await {
                 let code = match answer.status {
                     200 => {
-                        assert!(right(&answer.json()) >= first.len());
+                        assert!(check_aggregation(&answer.json()) >= first.len());
                         String::new()
                     }
                     status => answer.json()["code"].as_str().unwrap_or_else(|| panic!("{status}")).to_owned(),
                 };
-                *told.entry((answer.status, code)).or_default() += 1;
+                *statuses.entry((answer.status, code)).or_default() += 1;
             }
         }
         done.store(true, Ordering::Relaxed);
-        told
+        statuses
     };
-    let (told, mut ids) = tokio::join!(asking, behave(&pipeline, true, &done));
-    println!("{told:?}; {} records meanwhile; serve {} MiB, work {} MiB", ids.len(), resident(&serve), resident(&work));
-    assert!(told.contains_key(&(200, String::new())), "{told:?}");
-    let put_off = [(503, "too_many_queries"), (503, "postgres_unavailable"), (429, "backlog_full")];
-    for (status, code) in told.keys().filter(|(status, _)| *status != 200) {
-        assert!(put_off.contains(&(*status, code.as_str())), "{told:?}");
+    let (statuses, mut ids) = tokio::join!(querying, behave(&pipeline, true, &done));
+    println!(
+        "{statuses:?}; {} records meanwhile; serve {} MiB, work {} MiB",
+        ids.len(),
+        resident(&serve),
+        resident(&work)
+    );
+    assert!(statuses.contains_key(&(200, String::new())), "{statuses:?}");
+    let refusals = [(503, "too_many_queries"), (503, "postgres_unavailable"), (429, "backlog_full")];
+    for (status, code) in statuses.keys().filter(|(status, _)| *status != 200) {
+        assert!(refusals.contains(&(*status, code.as_str())), "{statuses:?}");
     }
     ids.extend(first.iter().map(|record| record["recordId"].as_str().unwrap().to_owned()));
     pipeline.applied().await;

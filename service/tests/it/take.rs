@@ -1,4 +1,4 @@
-//! Records in: each counts once, wherever its copies come from, and exactly as it was sent.
+//! Accepted records: each counts once, from however many clients it comes, and with exactly its content.
 
 use futures::future::join_all;
 use millrace::domain::shard_of;
@@ -10,12 +10,12 @@ use crate::{
     refuse::lines,
 };
 
-/// A destination of a shard, of two.
+/// A destination of this shard, of two shards.
 pub(crate) fn destination(shard: u16) -> String {
     (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == shard).unwrap()
 }
 
-/// Total of a destination that has one unit.
+/// The total of a destination that has one unit.
 async fn total(pipeline: &Pipeline, destination: &str) -> Value {
     let answer = pipeline.get(&format!("/records/aggregations?destinationId={destination}&records=false")).await;
     assert_eq!(answer["groups"].as_array().unwrap().len(), 1, "{answer}");
@@ -23,7 +23,7 @@ async fn total(pipeline: &Pipeline, destination: &str) -> Value {
 }
 
 #[tokio::test]
-async fn duplicates_in_a_batch_and_among_batches_count_once_however_they_are_spelt() {
+async fn duplicates_within_and_among_batches_count_once_in_any_spelling() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
     let one = r#"{"recordId":"a","time":"2026-01-31T12:00:00Z","sourceId":"s","destinationId":"d","type":"positive",
         "value":"1.50","unit":"EUR","reference":"r","attributes":{"x":1.0,"y":["é"]}}"#;
@@ -37,11 +37,11 @@ async fn duplicates_in_a_batch_and_among_batches_count_once_however_they_are_spe
     let other = one.replace("\"a\"", "\"b\"");
     let batch = format!("[{},{other}]", same.join(","));
     for _ in 0..3 {
-        let report = pipeline.put_in("/records/batch", batch.clone()).await.expect(202);
+        let report = pipeline.post_json("/records/batch", batch.clone()).await.expect(202);
         assert_eq!(
             report,
             json!({"accepted": 6, "rejected": 0, "errors": []}),
-            "a duplicate is accepted, for it is no error"
+            "a duplicate is accepted: it is no error"
         );
     }
     pipeline.applied().await;
@@ -72,7 +72,7 @@ async fn the_same_id_from_five_clients_at_once_counts_once() {
 }
 
 #[tokio::test]
-async fn the_same_id_in_two_shards_at_once_counts_in_one_and_is_a_conflict_in_the_other() {
+async fn one_id_in_two_shards_counts_in_one_and_is_a_conflict_in_the_other() {
     let pipeline = Pipeline::new(json!({})).await;
     let _serve = pipeline.serve().await;
     let (here, there) = (destination(0), destination(1));
@@ -89,8 +89,8 @@ async fn the_same_id_in_two_shards_at_once_counts_in_one_and_is_a_conflict_in_th
     for conflict in &conflicts {
         let (kept, refused) = (&conflict["record"]["destinationId"], &conflict["refused"]["destinationId"]);
         assert_ne!(kept, refused, "{conflict}");
-        let life = pipeline.get(&format!("/records/{}", conflict["recordId"].as_str().unwrap())).await;
-        assert_eq!((&life["record"]["destinationId"], &life["conflicts"]), (kept, &1.into()));
+        let history = pipeline.get(&format!("/records/{}", conflict["recordId"].as_str().unwrap())).await;
+        assert_eq!((&history["record"]["destinationId"], &history["conflicts"]), (kept, &1.into()));
     }
     assert_eq!(pipeline.sink_entries("conflicts").await.len(), 50);
     let stats = pipeline.get("/stats").await;
@@ -98,7 +98,7 @@ async fn the_same_id_in_two_shards_at_once_counts_in_one_and_is_a_conflict_in_th
 }
 
 #[tokio::test]
-async fn other_content_under_a_taken_id_is_a_conflict_that_shows_both_and_changes_nothing() {
+async fn other_content_under_a_known_id_is_a_conflict_and_changes_nothing() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
     let first = record("a", "d");
     pipeline.apply(&first).await.expect(200);
@@ -133,7 +133,7 @@ async fn other_content_under_a_taken_id_is_a_conflict_that_shows_both_and_change
 }
 
 #[tokio::test]
-async fn items_of_one_shard_are_taken_all_or_none_and_a_full_backlog_answers_429() {
+async fn items_of_one_shard_are_accepted_all_or_none_and_a_full_backlog_gets_429() {
     let pipeline = Pipeline::new(json!({"backlogLimit": 10})).await;
     let _serve = pipeline.serve().await;
     let (here, there) = (destination(0), destination(1));
@@ -143,7 +143,7 @@ async fn items_of_one_shard_are_taken_all_or_none_and_a_full_backlog_answers_429
     pipeline.send(&some("a", 8, &here)).await;
     let mixed: Vec<Value> =
         some("b", 3, &here).into_iter().zip(some("c", 3, &there)).flat_map(|(b, c)| [b, c]).collect();
-    let report = pipeline.put_in("/records/batch", json!(mixed).to_string()).await.expect(202);
+    let report = pipeline.post_json("/records/batch", json!(mixed).to_string()).await.expect(202);
     assert_eq!((&report["accepted"], &report["rejected"]), (&3.into(), &3.into()));
     let errors = report["errors"].as_array().unwrap();
     let found: Vec<_> = errors.iter().map(|error| (error["index"].clone(), error["recordId"].clone())).collect();
@@ -152,12 +152,12 @@ async fn items_of_one_shard_are_taken_all_or_none_and_a_full_backlog_answers_429
     for (shard, entries) in [(0, 8), (1, 3)] {
         assert_eq!(pipeline.redis::<u64>(&["XLEN", &pipeline.records(shard)]).await, entries);
     }
-    // Where nothing was taken the answer itself says that it is too much.
-    let batch = pipeline.put_in("/records/batch", json!(some("b", 3, &here)).to_string()).await;
+    // When no record is accepted, the answer itself has status 429.
+    let batch = pipeline.post_json("/records/batch", json!(some("b", 3, &here)).to_string()).await;
     assert_eq!(batch.refused(429, "backlog_full")["errors"].as_array().unwrap().len(), 3);
     assert!(batch.header("retry-after").parse::<u64>().unwrap() >= 1);
     pipeline.send(&some("e", 2, &here)).await;
-    let single = pipeline.put_in("/records", record("f", &here).to_string()).await;
+    let single = pipeline.post_json("/records", record("f", &here).to_string()).await;
     single.refused(429, "backlog_full");
     assert!(single.header("retry-after").parse::<u64>().unwrap() >= 1);
     let _work = pipeline.work();
@@ -182,14 +182,14 @@ async fn times_out_of_order_change_no_order_and_no_total() {
         .collect();
     pipeline.send(&records).await;
     pipeline.applied().await;
-    // Processed, and summed up, in the order of arrival.
+    // Records are processed and summed up in the order of arrival.
     let entries = pipeline.sink_entries("notifications").await;
     let summaries: Vec<_> = entries.iter().map(|entry| entry.data["summary"].clone()).collect();
     let expected: Vec<_> = (0..6)
         .map(|n| json!({"previousCount": n, "previousTotal": ((1 << n) - 1).to_string(), "unit": "EUR"}))
         .collect();
     assert_eq!(summaries, expected);
-    // Asked for by their own times, half-open.
+    // Queries filter by the records' own times; a range has its start and lacks its end.
     let between = "/records/aggregations?startTime=2026-01-31T12:00:00Z&endTime=2026-01-31T12:01:00Z";
     let found = pipeline.get(between).await;
     assert_eq!(found["groups"][0]["totals"], json!([{"unit": "EUR", "count": 3, "total": (2 + 4 + 32).to_string()}]));
@@ -217,14 +217,14 @@ async fn decimals_are_exact_from_end_to_end_and_keep_their_scale() {
                 r#"{{"recordId":"{kind}{n}","time":"2026-01-31T12:00:00Z","sourceId":"s","destinationId":"{kind}",
                 "type":"positive","value":{spelt},"unit":"EUR","reference":"r{n}"}}"#
             );
-            pipeline.put_in("/records", body).await.expect(202);
+            pipeline.post_json("/records", body).await.expect(202);
         }
     }
     pipeline.applied().await;
     for (n, value) in values.iter().enumerate() {
         for kind in ["number", "string"] {
-            let life = pipeline.get(&format!("/records/{kind}{n}")).await;
-            assert_eq!(life["record"]["value"], *value, "{kind}: always a string, its scale kept");
+            let history = pipeline.get(&format!("/records/{kind}{n}")).await;
+            assert_eq!(history["record"]["value"], *value, "{kind}: always a string, its scale kept");
         }
     }
     for entry in pipeline.sink_entries("notifications").await {
@@ -250,7 +250,7 @@ async fn attributes_are_returned_byte_for_byte_everywhere() {
         r#"{{"recordId":"a","time":"2026-01-31T12:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":1,
         "unit":"EUR","reference":"r","attributes":{attributes}}}"#
     );
-    let queued = pipeline.put_in("/records", body).await;
+    let queued = pipeline.post_json("/records", body).await;
     queued.expect(202);
     pipeline.applied().await;
     for path in ["/records/a", "/records", "/records/aggregations"] {
@@ -259,15 +259,15 @@ async fn attributes_are_returned_byte_for_byte_everywhere() {
     }
     let entry = pipeline.sink_entries("notifications").await.remove(0);
     assert!(entry.fields["data"].contains(attributes), "{}", entry.fields["data"]);
-    // Of a queued one, too.
+    // A queued record has them, too.
     let destination = destination(1);
     let mut work = _work;
     work.stop().await;
     let queued = record("q", &destination).to_string();
     let queued = queued.replacen('{', &format!(r#"{{"attributes":{attributes},"#), 1);
-    pipeline.put_in("/records", queued).await.expect(202);
+    pipeline.post_json("/records", queued).await.expect(202);
     let mut answer = pipeline.ask("/records/q").await;
-    eventually("it is seen queued", async || {
+    eventually("the record is found queued", async || {
         answer = pipeline.ask("/records/q").await;
         answer.status == 200
     })
@@ -277,22 +277,22 @@ async fn attributes_are_returned_byte_for_byte_everywhere() {
 }
 
 #[tokio::test]
-async fn what_programs_write_around_records_is_taken() {
+async fn byte_order_marks_line_ends_and_media_types_are_accepted() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
-    let mark = "\u{feff}";
+    let bom = "\u{feff}";
     let send = async |path: &str, kind: &str, body: String| {
         let request = pipeline.request(Method::POST, path).header("content-type", kind);
         answer(request.header("expect", "100-continue").body(body)).await.expect(202)
     };
-    send("/records", "application/json", format!("{mark}{}", record("single", "d"))).await;
-    send("/records/batch", "application/json", format!("{mark}[{}]", record("array", "d"))).await;
+    send("/records", "application/json", format!("{bom}{}", record("single", "d"))).await;
+    send("/records/batch", "application/json", format!("{bom}[{}]", record("array", "d"))).await;
     let mut expected = vec!["single".to_owned(), "array".to_owned()];
     for (n, kind) in
         ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonl"].iter().enumerate()
     {
         let (first, second) = (format!("a{n}"), format!("b{n}"));
-        // Two files with watermarks, one behind the other, lines ended as on Windows.
-        let lines = format!("{mark}{}\r\n{mark}{}\r\n{mark}\r\n", record(&first, "d"), record(&second, "d"));
+        // Two files with byte order marks, one after the other, with CRLF line ends.
+        let lines = format!("{bom}{}\r\n{bom}{}\r\n{bom}\r\n", record(&first, "d"), record(&second, "d"));
         let report = send("/records/batch", kind, lines).await;
         assert_eq!(report, json!({"accepted": 2, "rejected": 0, "errors": []}), "{kind}");
         expected.extend([first, second]);
@@ -306,7 +306,7 @@ async fn what_programs_write_around_records_is_taken() {
     let found =
         pipeline.list("/records?startTime=2026-01-31T12:00:00.123456Z&endTime=2026-01-31T12:00:00.123457Z").await;
     assert_eq!(found.len(), 1, "{found:?}");
-    // A file whose line feeds a client took away.
+    // A client removed the line feeds of a file.
     let joined = format!("{}{}", record("x", "d"), record("y", "d"));
     let report = lines(&pipeline, joined).await.refused(422, "batch_refused");
     assert!(report["errors"][0]["detail"].as_str().unwrap().contains("--data-binary"), "{report}");
@@ -322,7 +322,7 @@ async fn look_alike_units_are_refused_and_one_without_threshold_is_reported() {
     };
     let units = ["EUR  ", "eur", "EUR\u{200b}", " EUR", "EUR"];
     let records: Vec<Value> = (1..).zip(units).map(|(n, unit)| of_unit(&format!("u{n}"), unit)).collect();
-    let report = pipeline.put_in("/records/batch", json!(records).to_string()).await.expect(202);
+    let report = pipeline.post_json("/records/batch", json!(records).to_string()).await.expect(202);
     let refused: Vec<_> = report["errors"].as_array().unwrap().iter().map(|error| error["detail"].clone()).collect();
     let ends = [
         "ends with a space (U+0020)",
@@ -337,8 +337,8 @@ async fn look_alike_units_are_refused_and_one_without_threshold_is_reported() {
         (&stats["processed"], &stats["alerts"], &stats["recordsWithoutThreshold"]),
         (&3.into(), &1.into(), &2.into())
     );
-    let said = work.said("worker.unit.without_threshold");
-    assert_eq!((said.len(), &said[0]["unit"]), (1, &"eur".into()), "once: {said:?}");
+    let lines = work.logged("worker.unit.without_threshold");
+    assert_eq!((lines.len(), &lines[0]["unit"]), (1, &"eur".into()), "once: {lines:?}");
 }
 
 #[tokio::test]
@@ -353,15 +353,15 @@ async fn many_conflicts_make_few_log_lines_that_count_them_all() {
         })
         .collect();
     pipeline.send(&conflicts).await;
-    pipeline.settled_but(&[]).await;
+    pipeline.applied().await;
     let counted = || {
-        let lines = work.said("worker.record.conflicted");
+        let lines = work.logged("worker.record.conflicted");
         assert!(lines.iter().all(|line| line["record_id"] == "a" && line["n"].is_u64()), "{lines:?}");
-        let rest = work.said("telemetry.lines.left_out");
+        let rest = work.logged("telemetry.lines.left_out");
         assert!(rest.iter().all(|line| line["of"] == "worker.record.conflicted"), "{rest:?}");
         (lines.len() as u64, rest.iter().map(|line| line["left_out"].as_u64().unwrap()).sum::<u64>())
     };
-    // Nothing more comes: what was left out is told all the same.
+    // The number of left-out lines is logged without further conflicts, too.
     eventually("all conflicts are counted", async || counted().0 + counted().1 == 300).await;
     assert!(counted().0 <= 60, "{:?}", counted());
 }

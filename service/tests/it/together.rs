@@ -1,4 +1,4 @@
-//! Pipelines that share their servers know nothing of each other; and one manifest is active for all of a pipeline.
+//! Pipelines that share their servers are independent, and all processes of a pipeline run one manifest.
 
 use futures::future::join_all;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ async fn two_pipelines_on_the_same_servers_are_apart() {
     let second = Pipeline::beside(first.redis_url(), first.postgres_url(), json!({"threshold": "10"})).await;
     let _serving = (first.serve().await, second.serve().await);
     let _working = (first.work(), second.work());
-    // The same ids and destinations, of other content in each.
+    // The same ids and destinations, with other content in each pipeline.
     let load = Load::new("r", 600);
     let mut other = Load::new("r", 300);
     other.records.iter_mut().for_each(|record| record["unit"] = "USD".into());
@@ -29,7 +29,7 @@ async fn two_pipelines_on_the_same_servers_are_apart() {
         assert!(pipeline.sink_entries("notifications").await.iter().all(|entry| entry.source.starts_with(&source)));
     }
     assert!(first.get("/stats").await["alerts"].as_i64() < second.get("/stats").await["alerts"].as_i64());
-    // What one of them cannot do does not touch the other: its dead letters, conflicts and keys are its own.
+    // Each pipeline has its own conflicts and keys.
     let mut conflict = load.records[0].clone();
     conflict["unit"] = "USD".into();
     first.apply(&conflict).await.refused(409, "record_conflict");
@@ -40,12 +40,12 @@ async fn two_pipelines_on_the_same_servers_are_apart() {
         let request = reqwest::Client::new().get(format!("{}/stats", pipeline.url())).bearer_auth(key.trim());
         crate::harness::answer(request).await.status
     };
-    eventually("the new key is known", async || ask(&first).await == 200).await;
+    eventually("serve accepts the new key", async || ask(&first).await == 200).await;
     assert_eq!(ask(&second).await, 401);
 }
 
 #[tokio::test]
-async fn a_changed_threshold_decides_alerts_at_once_and_an_invalid_manifest_changes_nothing() {
+async fn a_changed_threshold_is_active_at_once_and_an_invalid_one_is_refused() {
     let (pipeline, serve, work) = Pipeline::running(json!({"threshold": "100"})).await;
     let mut n = 0;
     let mut send = async |value: &str| -> Value {
@@ -55,25 +55,25 @@ async fn a_changed_threshold_decides_alerts_at_once_and_an_invalid_manifest_chan
         pipeline.apply(&record).await.expect(200);
         pipeline.get(&format!("/records/r{n}")).await
     };
-    assert_eq!(send("100").await.get("threshold"), None, "not above it");
+    assert_eq!(send("100").await.get("threshold"), None, "the value is not above the threshold");
     assert_eq!(send("100.000000001").await["threshold"], "100");
     pipeline.change(|spec| spec["threshold"] = "50.5".into());
-    eventually("the new threshold is in force", async || send("60").await["threshold"] == "50.5").await;
+    eventually("the new threshold is active", async || send("60").await["threshold"] == "50.5").await;
     pipeline.change(|spec| spec["threshold"] = "not a number".into());
     for process in [&serve, &work] {
-        let line = process.says("config.manifest.refused").await;
+        let line = process.logs("config.manifest.refused").await;
         assert!(line.to_string().contains("threshold"), "{line}");
     }
-    assert_eq!(send("60").await["threshold"], "50.5", "the old one stays");
+    assert_eq!(send("60").await["threshold"], "50.5", "the old threshold stays");
     pipeline.write("{ no manifest");
     assert_eq!(send("60").await["threshold"], "50.5");
     pipeline.change(|spec| {
         spec["threshold"] = Value::Null;
         spec["thresholds"] = json!({"USD": "1"});
     });
-    eventually("no threshold is in force for EUR", async || send("60").await.get("threshold").is_none()).await;
+    eventually("no threshold is active for EUR", async || send("60").await.get("threshold").is_none()).await;
     pipeline.applied().await;
-    // Alerts are exactly those whose record says so, by the threshold of their time; `verify` finds the same.
+    // Alerts are exactly the records with a threshold, that of their version; `verify` agrees.
     let alerted = pipeline.list("/records?alerted=true").await;
     let entries = pipeline.sink_entries("alerts").await;
     let ids: Vec<&str> = entries.iter().map(|entry| entry.record_id()).collect();
@@ -119,9 +119,9 @@ async fn counts_and_sums_hold_together_at_every_moment_of_a_load() {
     let _serve = pipeline.serve().await;
     let load = Load::new("r", 3_000);
     pipeline.send(&load.records).await;
-    // Small batches, so that there are many moments.
+    // Small batches, so that many moments are in mid-load.
     let _work = pipeline.work_with(&[("MILLRACE_BATCH", "40")]);
-    let (mut moments, mut amid) = (0, 0);
+    let (mut moments, mut in_mid_load) = (0, 0);
     loop {
         let stats = pipeline.get("/stats").await;
         assert_eq!(stats["received"], load.records.len(), "an entry is counted once, wherever it is: {stats}");
@@ -133,16 +133,16 @@ async fn counts_and_sums_hold_together_at_every_moment_of_a_load() {
                 let value: rust_decimal::Decimal = record["value"].as_str().unwrap().parse().unwrap();
                 sum += if record["type"] == "negative" { -value } else { value };
             }
-            let told: rust_decimal::Decimal = group["totals"][0]["total"].as_str().unwrap().parse().unwrap();
-            assert_eq!((&group["count"], told), (&records.len().into(), sum), "one snapshot");
+            let total: rust_decimal::Decimal = group["totals"][0]["total"].as_str().unwrap().parse().unwrap();
+            assert_eq!((&group["count"], total), (&records.len().into(), sum), "one snapshot");
         }
         moments += 1;
-        amid += u32::from(stats["backlog"] != 0 && stats["processed"] != 0);
+        in_mid_load += u32::from(stats["backlog"] != 0 && stats["processed"] != 0);
         if stats["backlog"] == 0 {
             break;
         }
     }
-    assert!(amid > 2, "of {moments} moments {amid} were amid the load");
+    assert!(in_mid_load > 2, "{in_mid_load} of {moments} moments are in mid-load");
     pipeline.applied().await;
     pipeline.check_exactly_once(&load.ids).await;
 }

@@ -1,4 +1,4 @@
-//! What came of it: everything applied, each record once and in order, and `verify` agrees.
+//! Checks of results: everything is applied and published, each record once and in order, and `verify` agrees.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -16,17 +16,17 @@ pub(crate) struct SinkEntry {
     pub(crate) kind: String,
     pub(crate) source: String,
     pub(crate) data: Value,
-    /// All fields, as they are there.
+    /// All fields of the entry in Redis.
     pub(crate) fields: BTreeMap<String, String>,
 }
 
 impl SinkEntry {
-    /// The record's id, of any kind of entry.
+    /// The record's id, of an entry of any kind; empty where it has none.
     pub(crate) fn record_id(&self) -> &str {
         self.data["record"]["recordId"].as_str().or_else(|| self.data["recordId"].as_str()).unwrap_or_default()
     }
 
-    /// Shard and number.
+    /// Shard and sequence number.
     pub(crate) fn number(&self) -> (u64, i64) {
         let (shard, rest) = self.id.split_once('-').unwrap();
         let number = rest.trim_start_matches(['d', 'c']).trim_end_matches("-alert");
@@ -62,7 +62,7 @@ impl Pipeline {
         self.entries(&self.stream(sink)).await
     }
 
-    /// Entries that are not applied, over all shards.
+    /// The number of entries in all input streams.
     pub(crate) async fn backlog(&self) -> u64 {
         let mut entries = 0;
         for shard in 0..self.shards() {
@@ -71,18 +71,18 @@ impl Pipeline {
         entries
     }
 
-    /// Waits until nothing is queued and every sink has carried all there is.
+    /// Waits until all input streams are empty and every sink has published all outcomes.
     pub(crate) async fn applied(&self) {
-        self.settled_but(&[]).await;
+        self.applied_except(&[]).await;
     }
 
-    /// Waits until nothing is queued and every sink but these has carried all there is.
-    pub(crate) async fn settled_but(&self, dead: &[&str]) {
-        eventually("nothing is queued", async || self.backlog().await == 0).await;
-        eventually("every sink has carried all", async || self.sinks_behind(dead).await.is_empty()).await;
+    /// Waits until all input streams are empty and every sink except `dead` has published all outcomes.
+    pub(crate) async fn applied_except(&self, dead: &[&str]) {
+        eventually("all entries are applied", async || self.backlog().await == 0).await;
+        eventually("every sink has published all", async || self.sinks_behind(dead).await.is_empty()).await;
     }
 
-    /// Sinks that are not started, or whose cursor stands lower than what is stored.
+    /// Sinks that are not started, or whose cursor is below the highest stored number of a shard. `dead` are left out.
     async fn sinks_behind(&self, dead: &[&str]) -> Vec<String> {
         let sinks: Vec<(String, String, String, bool)> =
             sqlx::query_as("select name, kind, stream, started from sinks where not removed")
@@ -100,7 +100,7 @@ impl Pipeline {
                 continue;
             }
             let cursor: HashMap<String, String> = self.redis(&["HGETALL", &format!("{{{stream}}}:cursor")]).await;
-            let stands = shards.iter().all(|(shard, records, dead_letters, conflicts)| {
+            let is_current = shards.iter().all(|(shard, records, dead_letters, conflicts)| {
                 let highest = match kind.as_str() {
                     "DeadLettered" => dead_letters,
                     "Conflicted" => conflicts,
@@ -108,11 +108,11 @@ impl Pipeline {
                 };
                 cursor.get(&shard.to_string()) == Some(&highest.to_string())
             });
-            if !started || !stands {
+            if !started || !is_current {
                 behind.push(name);
             }
         }
-        // A manifest's sink that Postgres does not know yet is behind, too.
+        // Before a policy version is stored, sinks of the manifest are not yet in Postgres: they are behind, too.
         let spec: Option<String> = sqlx::query_scalar("select spec from policies order by version desc limit 1")
             .fetch_optional(&self.sql)
             .await
@@ -123,15 +123,16 @@ impl Pipeline {
         behind
     }
 
-    /// Runs `millrace verify`, which must agree.
+    /// Runs `millrace verify`, which must succeed.
     pub(crate) async fn verify(&self) {
         let verified = self.command("verify", &[]).await;
-        let said = [verified.stdout, verified.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).join("");
-        assert!(verified.status.success(), "verify: {said}");
+        let printed =
+            [verified.stdout, verified.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).join("");
+        assert!(verified.status.success(), "verify: {printed}");
     }
 
-    /// Exactly these records were processed: each is once in the log and once in the stream of notifications, numbered
-    /// without a gap, and in the order of arrival within its destination. `verify` agrees.
+    /// Checks that exactly these records were processed: each is once in the log and once in the stream of
+    /// notifications, with numbers without gaps, in the order of arrival within its destination. Runs `verify`, too.
     pub(crate) async fn check_exactly_once(&self, expected: &[String]) {
         let entries = self.sink_entries("notifications").await;
         check_stream(&entries, expected);
@@ -144,7 +145,7 @@ impl Pipeline {
     }
 }
 
-/// Entries of a stream of notifications from its beginning: these records, each once, in order.
+/// Checks that a stream of notifications, from its beginning, holds each of these records once and in order.
 pub(crate) fn check_stream(entries: &[SinkEntry], expected: &[String]) {
     let mut seen: HashMap<&str, u32> = HashMap::new();
     let mut next: BTreeMap<u64, i64> = BTreeMap::new();
@@ -168,16 +169,16 @@ pub(crate) fn check_stream(entries: &[SinkEntry], expected: &[String]) {
     assert_eq!(seen.len(), expected.len(), "nothing else was published");
 }
 
-/// What `/stats` says was lost, at least and at most.
-pub(crate) async fn told_lost(pipeline: &Pipeline) -> (i64, Option<i64>) {
+/// The bounds of lost records in `/stats`: at least, and at most where that is known.
+pub(crate) async fn lost_bounds(pipeline: &Pipeline) -> (i64, Option<i64>) {
     let stats = pipeline.get("/stats").await;
     (stats["lost"].as_i64().unwrap(), stats["lostAtMost"].as_i64())
 }
 
-/// Waits until `/stats` says that so many were lost, at least and at most.
+/// Waits until `/stats` has these bounds of lost records: at least, and at most where that is known.
 pub(crate) async fn lost(pipeline: &Pipeline, least: i64, most: Option<i64>) {
-    eventually(&format!("at least {least} and at most {most:?} are said to be lost"), async || {
-        told_lost(pipeline).await == (least, most)
+    eventually(&format!("at least {least} and at most {most:?} are lost"), async || {
+        lost_bounds(pipeline).await == (least, most)
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! A Redis Cluster and a Redis with sentinels, as people run them: several servers, one of which can be taken away.
+//! A Redis Cluster and a Redis with sentinels: several servers, one of which can be paused, killed or replaced.
 
 use std::{fs, process::Child, time::Duration};
 
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::{eventually, free_port, process::send, servers};
 
-/// Three primaries with a replica each, or a primary with two replicas and three sentinels.
+/// A cluster of three primaries with a replica each, or a primary with two replicas and three sentinels.
 #[derive(Debug)]
 pub(crate) struct ManyRedis {
     dir: TempDir,
@@ -22,17 +22,17 @@ struct One {
     child: Option<Child>,
 }
 
-/// Where a command goes.
+/// The servers of which one takes a command.
 #[derive(Debug, Clone)]
 pub(crate) enum Place {
-    /// Wherever one of these says that the key is.
+    /// Ports of a cluster: a redirection names the server of a key.
     Cluster(Vec<u16>),
-    /// Where these say that the primary is.
+    /// Ports of sentinels: they name the primary.
     Sentinels(Vec<u16>),
 }
 
 impl ManyRedis {
-    /// A cluster.
+    /// Starts a cluster.
     pub(crate) async fn cluster() -> Self {
         let dir = servers::server_dir();
         let mut this = Self { dir, servers: Vec::new(), sentinels: Vec::new() };
@@ -56,17 +56,17 @@ impl ManyRedis {
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
         for one in &this.servers {
-            eventually("each knows all", async || {
+            eventually("each is connected to all", async || {
                 let about = ask::<String>(one.port, &["CLUSTER", "INFO"]).await.unwrap_or_default();
                 about.contains("cluster_state:ok") && about.contains("cluster_known_nodes:6")
             })
             .await;
         }
-        this.is_whole().await;
+        this.is_replicated().await;
         this
     }
 
-    /// A primary called `primary`, with replicas and sentinels.
+    /// Starts a primary that sentinels name `primary`, with replicas and sentinels.
     pub(crate) async fn sentinels() -> Self {
         let dir = servers::server_dir();
         let mut this = Self { dir, servers: Vec::new(), sentinels: Vec::new() };
@@ -86,13 +86,13 @@ impl ManyRedis {
             this.sentinels.push(one);
         }
         for one in &this.sentinels {
-            eventually("each knows all", async || {
+            eventually("each is connected to all", async || {
                 let about = ask::<String>(one.port, &["INFO", "sentinel"]).await.unwrap_or_default();
                 about.contains("status=ok") && about.contains("slaves=2,sentinels=3")
             })
             .await;
         }
-        this.is_whole().await;
+        this.is_replicated().await;
         this
     }
 
@@ -118,19 +118,19 @@ impl ManyRedis {
         One { port, child }
     }
 
-    /// Waits until every replica follows a primary, and every primary is followed.
-    pub(crate) async fn is_whole(&self) {
+    /// Waits until every replica is linked to a primary, and every primary has a replica.
+    pub(crate) async fn is_replicated(&self) {
         for one in &self.servers {
-            eventually("replicas follow", async || {
+            eventually("replicas are linked", async || {
                 let about = ask::<String>(one.port, &["INFO", "replication"]).await.unwrap_or_default();
-                let is_followed = about.contains("role:master") && !about.contains("connected_slaves:0");
-                is_followed || about.contains("master_link_status:up")
+                let has_replicas = about.contains("role:master") && !about.contains("connected_slaves:0");
+                has_replicas || about.contains("master_link_status:up")
             })
             .await;
         }
     }
 
-    /// The URL that the product is given: not all are named, and the first may be the one that is taken away.
+    /// The URL for the pipeline. It names three servers at most; any of them may be the one that fails.
     pub(crate) fn url(&self) -> String {
         let hosts =
             |all: &[One]| all.iter().map(|one| format!("127.0.0.1:{}", one.port)).take(3).collect::<Vec<_>>().join(",");
@@ -161,8 +161,8 @@ impl ManyRedis {
         ports.collect()
     }
 
-    /// How many bytes the replica that has the least of the primary on a port does not have yet.
-    pub(crate) async fn is_behind(&self, primary: u16) -> u64 {
+    /// How many bytes of replication the slowest replica of the primary on a port lacks.
+    pub(crate) async fn replica_lag(&self, primary: u16) -> u64 {
         let about: String = ask(primary, &["INFO", "replication"]).await.unwrap();
         let number = |text: &str| text.trim().parse::<u64>().ok();
         let all = about.lines().find_map(|line| number(line.strip_prefix("master_repl_offset:")?)).unwrap();
@@ -170,9 +170,9 @@ impl ManyRedis {
         all - least.unwrap()
     }
 
-    /// Holds replicas still, and ends their connections to their primary: what is written to it from now on does not
-    /// wait for them in a buffer.
-    pub(crate) async fn cut_off(&self, primary: u16, replicas: &[u16]) {
+    /// Pauses replicas and ends their connections to the primary, so that later writes do not wait for them in a
+    /// buffer.
+    pub(crate) async fn disconnect_replicas(&self, primary: u16, replicas: &[u16]) {
         replicas.iter().for_each(|port| self.signal(*port, Signal::SIGSTOP));
         let _: i64 = ask(primary, &["CLIENT", "KILL", "TYPE", "replica"]).await.unwrap();
     }
@@ -183,23 +183,23 @@ impl ManyRedis {
         send(one.child.as_ref().unwrap(), signal).unwrap();
     }
 
-    /// Starts the server on a port again, with what it had.
-    pub(crate) async fn start_again(&mut self, port: u16) {
+    /// Kills the server on a port and starts it again with its data.
+    pub(crate) async fn restart(&mut self, port: u16) {
         let file = self.dir.path().join(format!("redis-{port}.conf"));
         let one = self.servers.iter_mut().find(|one| one.port == port).unwrap();
         servers::end(&mut one.child, Signal::SIGKILL);
         let mut command = servers::guarded(None);
         command.arg("redis-server").arg(file);
         one.child = Some(servers::spawn(command, self.dir.path()));
-        self.is_whole().await;
+        self.is_replicated().await;
     }
 
-    /// Has a replica take the place of the primary that holds a key, in order.
-    pub(crate) async fn change_over(&self, key: &str) {
+    /// Fails over in order from the primary that holds a key to a replica.
+    pub(crate) async fn fail_over(&self, key: &str) {
         let before = self.primary_of(key).await;
         match self.place() {
             Place::Sentinels(ports) => {
-                eventually("a sentinel begins it", async || {
+                eventually("a sentinel begins the failover", async || {
                     ask::<String>(ports[0], &["SENTINEL", "FAILOVER", "primary"]).await.is_ok()
                 })
                 .await;
@@ -218,7 +218,7 @@ impl ManyRedis {
 
     /// Waits until another server is the primary that holds a key.
     pub(crate) async fn moved_from(&self, key: &str, before: u16) {
-        eventually("another took its place", async || {
+        eventually("another server is the primary", async || {
             self.place().port_of(key).await.is_ok_and(|port| port != before)
                 && self.place().ask::<i64>(&["EXISTS", key]).await.is_ok()
         })
@@ -235,12 +235,12 @@ impl Drop for ManyRedis {
 }
 
 impl Place {
-    /// A command whose first argument is its key.
+    /// Sends a command whose first argument is its key to the server of that key.
     pub(crate) async fn ask<T: FromRedisValue>(&self, words: &[&str]) -> RedisResult<T> {
         ask(self.port_of(words[1]).await?, words).await
     }
 
-    /// Where a key is.
+    /// The port of the server that holds a key.
     async fn port_of(&self, key: &str) -> RedisResult<u16> {
         let mut failure = None;
         let (Self::Cluster(ports) | Self::Sentinels(ports)) = self;
@@ -267,7 +267,7 @@ impl Place {
     }
 }
 
-/// What one server answers.
+/// Sends a command to one server; times out after a second.
 async fn ask<T: FromRedisValue>(port: u16, words: &[&str]) -> RedisResult<T> {
     let asked = async {
         let client = redis::Client::open(format!("redis://127.0.0.1:{port}"))?;

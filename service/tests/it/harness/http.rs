@@ -1,4 +1,4 @@
-//! The public API as a client sees it: answers with their status, headers and body.
+//! A client of the public API: answers with their status, headers and body.
 
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{Pipeline, Process};
 
-/// What a request was answered with.
+/// The answer to a request.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -18,7 +18,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// A header, empty where it is not there.
+    /// A header; empty when it is absent.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map(|value| value.to_str().unwrap()).unwrap_or_default()
     }
@@ -28,13 +28,13 @@ impl Answer {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error} in {}: {}", self.status, self.text))
     }
 
-    /// The body of an answer of this status.
+    /// The JSON body; the status must be this.
     pub(crate) fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text);
         self.json()
     }
 
-    /// The problem that this answer must be, by its status and code.
+    /// The problem document; status and code must be these.
     pub(crate) fn refused(&self, status: u16, code: &str) -> Value {
         assert_eq!(self.status, status, "{}", self.text);
         assert!(self.header("content-type").starts_with("application/problem+json"), "{:?}", self.headers);
@@ -46,7 +46,7 @@ impl Answer {
     }
 }
 
-/// Sends a request, which must be answered.
+/// Sends a request and reads its answer.
 pub(crate) async fn answer(request: RequestBuilder) -> Answer {
     let answer = request.send().await.unwrap();
     let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
@@ -54,7 +54,7 @@ pub(crate) async fn answer(request: RequestBuilder) -> Answer {
 }
 
 impl Pipeline {
-    /// A pipeline with a serve process and a worker that are ready.
+    /// Starts a pipeline with a serve process and a worker, and waits until both are ready.
     pub(crate) async fn running(spec: Value) -> (Self, Process, Process) {
         let pipeline = Self::new(spec).await;
         let work = pipeline.work();
@@ -64,18 +64,18 @@ impl Pipeline {
         (pipeline, serve, work)
     }
 
-    /// Where the newest serve process listens.
+    /// The URL of the newest serve process.
     pub(crate) fn url(&self) -> String {
         let request = self.request(Method::GET, "/").build().unwrap();
         request.url().as_str().trim_end_matches('/').to_owned()
     }
 
-    /// A connection of its own to the newest serve process.
+    /// Opens a connection to the newest serve process.
     pub(crate) async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.url().strip_prefix("http://").unwrap()).await.unwrap()
     }
 
-    /// What bytes are answered that are written to the service as they are, up to the end of the connection.
+    /// Writes bytes to a new connection, and returns all that comes until its end.
     pub(crate) async fn raw(&self, bytes: &[u8]) -> String {
         let mut stream = self.connect().await;
         stream.write_all(bytes).await.unwrap();
@@ -84,32 +84,32 @@ impl Pipeline {
         String::from_utf8(text).unwrap()
     }
 
-    /// The answer to a GET.
+    /// Sends a GET.
     pub(crate) async fn ask(&self, path: &str) -> Answer {
         answer(self.request(Method::GET, path)).await
     }
 
-    /// A POST of JSON in its very bytes; more can be said before it is sent.
+    /// A POST with a body of type JSON, sent byte for byte; headers can be added before it is sent.
     pub(crate) fn posting(&self, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
         self.request(Method::POST, path).header("content-type", "application/json").body(body)
     }
 
-    /// The answer to a POST of JSON in its very bytes.
-    pub(crate) async fn put_in(&self, path: &str, body: impl Into<reqwest::Body>) -> Answer {
+    /// Sends a POST with a body of type JSON, byte for byte.
+    pub(crate) async fn post_json(&self, path: &str, body: impl Into<reqwest::Body>) -> Answer {
         answer(self.posting(path, body)).await
     }
 
-    /// The answer to one record, after its outcome.
+    /// Sends one record and waits for its outcome, 30 s at most.
     pub(crate) async fn apply(&self, record: &Value) -> Answer {
         answer(self.posting("/records", record.to_string()).header("prefer", "wait=30")).await
     }
 
-    /// The answer to a POST without a body.
+    /// Sends a POST without a body.
     pub(crate) async fn act(&self, path: &str) -> Answer {
         answer(self.request(Method::POST, path)).await
     }
 
-    /// The items of a list, all of its pages; `path` has its filters, if any, behind a `?`.
+    /// The items of all pages of a list; `path` may have a query.
     pub(crate) async fn list(&self, path: &str) -> Vec<Value> {
         let (mut items, mut cursor) = (Vec::new(), String::new());
         loop {

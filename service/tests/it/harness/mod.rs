@@ -1,29 +1,29 @@
-//! What every test stands on: servers, a pipeline of its own, its processes, and what they are checked by.
+//! The harness of all tests: servers, a pipeline for each test, its processes, and checks of their results.
 
 mod checks;
 mod failover;
 mod http;
 mod pipeline;
 mod process;
+mod proxy;
 mod records;
 mod servers;
-mod way;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use checks::{SinkEntry, check_stream, lost, told_lost};
+pub(crate) use checks::{SinkEntry, check_stream, lost, lost_bounds};
 pub(crate) use failover::ManyRedis;
 pub(crate) use http::{Answer, answer};
 pub(crate) use pipeline::{KEY, LEASE_MS, Pipeline, sink};
 pub(crate) use process::{Process, free_port};
+pub(crate) use proxy::Proxy;
 pub(crate) use records::{Load, record};
 pub(crate) use servers::{PrivatePostgres, PrivateRedis, shared};
-pub(crate) use way::Way;
 
 /// Longest wait for a condition.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Waits until `answers` gives something.
+/// Waits until `answers` returns a value, which it tries every 40 ms. Fails after [`TIMEOUT`].
 pub(crate) async fn obtain<T>(what: &str, mut answers: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
@@ -35,7 +35,7 @@ pub(crate) async fn obtain<T>(what: &str, mut answers: impl AsyncFnMut() -> Opti
     }
 }
 
-/// Waits until `holds` says so.
+/// Waits until `holds` returns true. Fails after [`TIMEOUT`].
 pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     obtain(what, async || holds().await.then_some(())).await;
 }

@@ -1,4 +1,4 @@
-//! A pipeline of its own for one test: manifest, database, keys, processes, and the ways to speak to it.
+//! The pipeline of one test: manifest, database, keys, processes, and clients of its servers.
 
 use std::{
     fs,
@@ -18,23 +18,23 @@ use tempfile::TempDir;
 
 use super::{ManyRedis, Process, eventually, failover::Place, free_port, obtain, shared};
 
-/// The administrator's key of every pipeline here.
+/// The bootstrap key of every pipeline here, with all scopes.
 pub(crate) const KEY: &str = "mk_integration-tests-0123456789-abcdef";
 
-/// Milliseconds that a lease lasts here: a take-over is quick.
+/// The lease of workers in milliseconds; short, so that a successor soon acquires shards.
 pub(crate) const LEASE_MS: u64 = 1_500;
 
-/// A pipeline, migrated. What it made in the servers is taken away when it is dropped.
+/// A migrated pipeline. Dropping it removes its keys and its database.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
-    /// A name that no other test has.
+    /// Unique among all tests.
     pub(crate) name: String,
-    /// Connections into its schema.
+    /// Connections with its schema as search path.
     pub(crate) sql: PgPool,
     redis: Redis,
     redis_url: String,
-    /// The server's own database, and the one of this test where it has one.
     postgres_url: String,
+    /// The URL of the server and the name of the database to drop at the end.
     database: Option<(String, String)>,
     dir: TempDir,
     metadata: Mutex<Value>,
@@ -44,27 +44,27 @@ pub(crate) struct Pipeline {
     http: reqwest::Client,
 }
 
-/// The way to its Redis.
+/// The connection to Redis.
 #[derive(Debug, Clone)]
 enum Redis {
-    /// A connection that comes back by itself.
+    /// Reconnects by itself.
     One(Box<ConnectionManager>),
     Many(Place),
 }
 
 impl Pipeline {
-    /// A pipeline of two shards and four sinks on the shared servers; the fields of `spec` replace these.
+    /// A pipeline on the shared servers, of two shards and four sinks. Fields of `spec` replace the defaults.
     pub(crate) async fn new(spec: Value) -> Self {
         let shared = shared().await;
         Self::on(&shared.redis, &shared.postgres, spec).await
     }
 
-    /// A pipeline on other servers; `postgres` is the URL of a database in which another can be made.
+    /// A pipeline on other servers. `postgres` is the URL of a database whose user may create another.
     pub(crate) async fn on(redis: &str, postgres: &str, spec: Value) -> Self {
         Self::with(redis, None, postgres, spec).await
     }
 
-    /// A pipeline on a cluster, or on what sentinels watch.
+    /// A pipeline on a cluster, or on a primary with sentinels.
     pub(crate) async fn on_many(redis: &ManyRedis, spec: Value) -> Self {
         Self::with(&redis.url(), Some(redis.place()), &shared().await.postgres, spec).await
     }
@@ -72,7 +72,7 @@ impl Pipeline {
     async fn with(redis: &str, many: Option<Place>, postgres: &str, spec: Value) -> Self {
         let database = format!("it_{:016x}", rand::random::<u64>());
         let mut connection = PgConnection::connect(postgres).await.unwrap();
-        // The name was made here.
+        // Safe: the name is generated above.
         let create = format!("create database {database}");
         sqlx::query(AssertSqlSafe(create)).execute(&mut connection).await.unwrap();
         let (server, _) = postgres.rsplit_once('/').unwrap();
@@ -82,7 +82,7 @@ impl Pipeline {
         this
     }
 
-    /// A pipeline in a database that is there, such as another pipeline's.
+    /// A pipeline in an existing database, such as that of another pipeline.
     pub(crate) async fn beside(redis: &str, database: &str, given: Value) -> Self {
         Self::made(redis, None, database, given).await
     }
@@ -94,7 +94,7 @@ impl Pipeline {
             "threshold": "200",
             "sinks": [
                 sink("notifications", "Processed"), sink("alerts", "Alert"),
-                sink("letters", "DeadLettered"), sink("conflicts", "Conflicted"),
+                sink("dead-letters", "DeadLettered"), sink("conflicts", "Conflicted"),
             ],
         });
         for (field, value) in given.as_object().unwrap() {
@@ -135,7 +135,7 @@ impl Pipeline {
         self.write_manifest();
     }
 
-    /// Puts any text in the manifest's place.
+    /// Replaces the manifest's file by any text.
     pub(crate) fn write(&self, text: &str) {
         let fresh = self.dir.path().join("manifest.new");
         fs::write(&fresh, text).unwrap();
@@ -175,20 +175,20 @@ impl Pipeline {
         format!("{{{}.{shard}}}:records", self.name)
     }
 
-    /// What is beside a shard's input stream.
+    /// The hash beside a shard's input stream: fence, watermarks and counts.
     pub(crate) fn fence(&self, shard: u64) -> String {
         format!("{{{}.{shard}}}:fence", self.name)
     }
 
-    /// Sees to it that an owner takes what is beside a shard's stream for older than it is, on the server that has it.
-    pub(crate) async fn stood_for_long(&self, shard: u64) {
+    /// Waits until an owner has noted the shard's server, and sets the time since when it is the same to long ago.
+    pub(crate) async fn backdate_fence(&self, shard: u64) {
         let fence = self.fence(shard);
-        eventually("an owner has seen its server", async || self.redis::<bool>(&["HEXISTS", &fence, "server"]).await)
+        eventually("an owner has noted the server", async || self.redis::<bool>(&["HEXISTS", &fence, "server"]).await)
             .await;
         let _: i64 = self.redis(&["HSET", &fence, "since", "1"]).await;
     }
 
-    /// A stream of this pipeline's by its last name, such as that of the sink `notifications`.
+    /// The default stream of a sink.
     pub(crate) fn stream(&self, sink: &str) -> String {
         format!("{}.{sink}", self.name)
     }
@@ -198,9 +198,9 @@ impl Pipeline {
         format!("{{{}}}:cursor", self.stream(sink))
     }
 
-    /// The binary with `arguments`, in this pipeline's place.
+    /// The binary with `arguments`, set up for this pipeline.
     fn binary(&self, subcommand: &str, arguments: &[&str]) -> Command {
-        // It ends with the test's thread, whatever becomes of that.
+        // The kernel kills it when the thread of the test ends, for any reason.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig=KILL", "--", env!("CARGO_BIN_EXE_millrace"), subcommand]).args(arguments);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -210,29 +210,26 @@ impl Pipeline {
         command
     }
 
-    /// A command as it is in a pod: where it runs comes from files under `dir`, some of which may not be there.
+    /// A command with the environment of a pod: URLs and key come from files in `dir`, which may be missing.
     fn in_pod(&self, subcommand: &str, dir: &Path, arguments: &[&str]) -> Command {
         let mut command = self.binary(subcommand, arguments);
-        for gone in ["MILLRACE_REDIS_URL", "MILLRACE_POSTGRES_URL", "MILLRACE_BOOTSTRAP_KEY"] {
-            command.env_remove(gone);
+        let files = [("REDIS_URL", "redis"), ("POSTGRES_URL", "postgres"), ("BOOTSTRAP_KEY", "key")];
+        for (variable, file) in files.map(|(name, file)| (format!("MILLRACE_{name}"), dir.join(file))) {
+            command.env_remove(&variable).env(format!("{variable}_FILE"), file);
         }
-        command
-            .env("MILLRACE_REDIS_URL_FILE", dir.join("redis"))
-            .env("MILLRACE_POSTGRES_URL_FILE", dir.join("postgres"));
-        command.env("MILLRACE_BOOTSTRAP_KEY_FILE", dir.join("key"));
         command.env("MILLRACE_PIPELINE_NAME", &self.name).env("MILLRACE_LOG_FORMAT", "json");
         command.env("MILLRACE_TERMINATION_LOG", dir.join("termination")).env("MILLRACE_WAIT_MS", "300");
         command.env("MILLRACE_LISTEN", "0.0.0.0:8080").env("MILLRACE_HEALTH_LISTEN", "0.0.0.0:8081");
         command
     }
 
-    /// Runs a subcommand to its end, as in a pod.
+    /// Runs a subcommand to its end, with the environment of a pod.
     pub(crate) async fn command_in_pod(&self, subcommand: &str, dir: &Path, arguments: &[&str]) -> Output {
         let mut command = tokio::process::Command::from(self.in_pod(subcommand, dir, arguments));
         command.kill_on_drop(true).output().await.unwrap()
     }
 
-    /// Starts a role as in a pod, and waits for nothing.
+    /// Starts a role with the environment of a pod, and does not wait until it is ready.
     pub(crate) fn start_in_pod(&self, role: &'static str, dir: &Path) -> Process {
         let listen = format!("127.0.0.1:{}", free_port());
         let arguments: &[&str] = if role == "serve" { &["--listen", &listen] } else { &[] };
@@ -268,17 +265,17 @@ impl Pipeline {
         self.work_with(&[])
     }
 
-    /// Starts a worker with more in its environment, such as `MILLRACE_FAULT`.
+    /// Starts a worker with further variables, such as `MILLRACE_FAULT`.
     pub(crate) fn work_with(&self, environment: &[(&str, &str)]) -> Process {
         self.start("work", &[], environment)
     }
 
-    /// Starts a serve process and waits until it answers; requests go to the newest.
+    /// Starts a serve process and waits until it answers. Later requests go to it.
     pub(crate) async fn serve(&self) -> Process {
         self.serve_with(&[]).await
     }
 
-    /// Starts a serve process with more in its environment, and waits until it answers.
+    /// Starts a serve process with further variables, and waits until it answers. Later requests go to it.
     pub(crate) async fn serve_with(&self, environment: &[(&str, &str)]) -> Process {
         let listen = format!("127.0.0.1:{}", free_port());
         let process = self.start("serve", &["--listen", &listen], environment);
@@ -294,7 +291,7 @@ impl Pipeline {
         self.http.request(method, format!("{url}{path}")).bearer_auth(KEY)
     }
 
-    /// What a GET answers with 200.
+    /// The JSON body of a GET, which must be answered with 200.
     pub(crate) async fn get(&self, path: &str) -> Value {
         let answer = self.request(Method::GET, path).send().await.unwrap();
         let status = answer.status();
@@ -303,7 +300,7 @@ impl Pipeline {
         serde_json::from_str(&text).unwrap()
     }
 
-    /// Status and body of a POST.
+    /// Sends a POST of JSON; returns status and body.
     pub(crate) async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
         let answer = self.request(Method::POST, path).json(body).send().await.unwrap();
         (answer.status(), answer.json().await.unwrap())
@@ -317,7 +314,8 @@ impl Pipeline {
         }
     }
 
-    /// Sends records in order, again and again what was not accepted, as a client does while servers are unavailable.
+    /// Sends records in order, and repeats each batch until all of it is accepted, as a client does while servers are
+    /// unavailable.
     pub(crate) async fn send_through(&self, records: &[Value]) {
         for part in records.chunks(250) {
             eventually("a batch is accepted", async || {
@@ -332,7 +330,7 @@ impl Pipeline {
         }
     }
 
-    /// A command of Redis, again where the connection was lost.
+    /// Runs a Redis command, and repeats it when the connection is lost.
     pub(crate) async fn redis<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
@@ -350,18 +348,18 @@ impl Pipeline {
         .await
     }
 
-    /// One number from Postgres.
+    /// Runs a query that returns one number.
     pub(crate) async fn number(&self, query: &'static str) -> i64 {
         sqlx::query_scalar(query).fetch_one(&self.sql).await.unwrap_or_else(|error| panic!("{query}: {error}"))
     }
 
-    /// Runs a statement; answers how many rows it changed.
+    /// Runs a statement; returns how many rows it changed.
     pub(crate) async fn execute(&self, statement: &'static str) -> u64 {
         let done = sqlx::query(statement).execute(&self.sql).await;
         done.unwrap_or_else(|error| panic!("{statement}: {error}")).rows_affected()
     }
 
-    /// How many shards each worker has: those that have some, the fewest first. Leases that ran out count for nobody.
+    /// How many shards each worker owns, in ascending order. Workers without shards and expired leases are left out.
     pub(crate) async fn shares(&self) -> Vec<i64> {
         sqlx::query_scalar(
             "select count(*) from shards where owner is not null and lease_until > clock_timestamp()
@@ -373,7 +371,7 @@ impl Pipeline {
     }
 }
 
-/// A sink of the manifest, to its default stream.
+/// A sink of the manifest, with its default stream and without a bound.
 pub(crate) fn sink(name: &str, event: &str) -> Value {
     json!({"name": name, "event": event, "redisStream": {"maxLength": 0}})
 }
@@ -381,7 +379,7 @@ pub(crate) fn sink(name: &str, event: &str) -> Value {
 impl Drop for Pipeline {
     fn drop(&mut self) {
         let (redis_url, database, name) = (self.redis_url.clone(), self.database.take(), self.name.clone());
-        // On a thread with a runtime of its own, for `drop` cannot wait. A private server may be gone already.
+        // A thread with its own runtime, since `drop` cannot await. A private server may have ended already.
         let cleaning = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {

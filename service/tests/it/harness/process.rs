@@ -1,4 +1,4 @@
-//! A process of the binary: started, signalled, waited for, and read.
+//! A process of the binary: its start, its signals, its end, its log and its health port.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ pub(super) fn send(child: &Child, signal: Signal) -> nix::Result<()> {
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal)
 }
 
-/// A `serve` or `work` that was started. Killed when it is dropped; its log is shown when the test fails.
+/// A running `serve` or `work`. Dropping it kills it, and prints the end of its log when the test fails.
 #[derive(Debug)]
 pub(crate) struct Process {
     role: &'static str,
@@ -32,7 +32,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `millrace <role>`; `command` has its arguments and environment.
+    /// Starts `command`, with a health port, and writes its output to `log`.
     pub(super) fn start(role: &'static str, mut command: Command, log: PathBuf) -> Self {
         let health = format!("127.0.0.1:{}", free_port());
         let output = fs::File::create(&log).unwrap();
@@ -46,7 +46,7 @@ impl Process {
         &self.log
     }
 
-    /// Its id: the guard that starts it becomes it.
+    /// Its process id; `setpriv` executes the binary in place.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -55,19 +55,19 @@ impl Process {
         send(&self.child, signal).unwrap();
     }
 
-    /// As if the power went.
+    /// Kills it and waits for its end.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Holds it still, as a long pause of the machine would.
+    /// Suspends it, as a long pause of the machine does.
     pub(crate) fn pause(&self) {
         self.signal(Signal::SIGSTOP);
     }
 
-    /// Lets it continue.
-    pub(crate) fn go_on(&self) {
+    /// Continues it after [`Process::pause`].
+    pub(crate) fn resume(&self) {
         self.signal(Signal::SIGCONT);
     }
 
@@ -76,33 +76,33 @@ impl Process {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until it ends.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let what = format!("the end of {}", self.role);
         obtain(&what, async || self.child.try_wait().unwrap()).await
     }
 
-    /// Waits until it was killed by signal 9, as its fault point does.
+    /// Waits until its fault point kills it with signal 9.
     pub(crate) async fn died_at_its_fault(&mut self) {
         let status = self.ended().await;
         assert_eq!(status.signal(), Some(9), "{} ended with {status}, not by its fault", self.role);
     }
 
-    /// Stops it in order.
+    /// Stops it by SIGTERM; it must end with success.
     pub(crate) async fn stop(&mut self) {
         self.signal(Signal::SIGTERM);
         let status = self.ended().await;
         assert!(status.success(), "{} ended with {status}", self.role);
     }
 
-    /// Stops it in order while it waits for what it needs.
+    /// Stops it while it waits for its configuration; it must end with success.
     pub(crate) async fn stopped_while_it_waits(mut self) {
-        self.says("config.pipeline.waiting").await;
+        self.logs("config.pipeline.waiting").await;
         self.stop().await;
     }
 
     /// Lines of its log with this event.
-    pub(crate) fn said(&self, event: &str) -> Vec<Value> {
+    pub(crate) fn logged(&self, event: &str) -> Vec<Value> {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         log.lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
@@ -110,17 +110,17 @@ impl Process {
             .collect()
     }
 
-    /// Waits until its log says `event`.
-    pub(crate) async fn says(&self, event: &str) -> Value {
-        obtain(event, async || self.said(event).pop()).await
+    /// Waits until its log has a line with this event; returns the newest.
+    pub(crate) async fn logs(&self, event: &str) -> Value {
+        obtain(event, async || self.logged(event).pop()).await
     }
 
-    /// What a path of its health port answers, whatever the status.
+    /// The body of a path of its health port, of any status.
     pub(crate) async fn text(&self, path: &str) -> String {
         reqwest::get(format!("{}{path}", self.health)).await.unwrap().text().await.unwrap()
     }
 
-    /// What `/status` of its health port tells; null while nobody listens there.
+    /// The body of `/status` of its health port; null while the port refuses connections.
     pub(crate) async fn status(&self) -> Value {
         match reqwest::get(format!("{}/status", self.health)).await {
             Ok(answer) => answer.json().await.unwrap(),
@@ -128,22 +128,24 @@ impl Process {
         }
     }
 
-    /// Waits until `/status` tells it so.
-    pub(crate) async fn tells(&self, what: &str, so: impl Fn(&Value) -> bool) -> Value {
-        obtain(&format!("{} tells: {what}", self.role), async || Some(self.status().await).filter(|status| so(status)))
-            .await
+    /// Waits until `so` holds for the body of `/status`; returns that body.
+    pub(crate) async fn reports(&self, what: &str, so: impl Fn(&Value) -> bool) -> Value {
+        obtain(&format!("{} reports: {what}", self.role), async || {
+            Some(self.status().await).filter(|status| so(status))
+        })
+        .await
     }
 
-    /// Waits until the kinds of problems that `/status` tells are these, the worst first.
+    /// Waits until `/status` has problems with exactly these reasons, the worst first.
     pub(crate) async fn has_problems(&self, reasons: &[&str]) -> Value {
-        self.tells(&format!("{reasons:?}"), |status| {
+        self.reports(&format!("{reasons:?}"), |status| {
             let problems = status["problems"].as_array();
             problems.is_some_and(|problems| problems.iter().map(|problem| &problem["reason"]).eq(reasons))
         })
         .await
     }
 
-    /// The sum of a metric over its labels, 0 where it is not there.
+    /// The sum of a metric over its labels; 0 when it is absent.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = reqwest::get(format!("{}/metrics", self.health)).await.unwrap().text().await.unwrap();
         text.lines()
@@ -175,7 +177,7 @@ impl Drop for Process {
     }
 }
 
-/// A port on loopback that nobody uses. Below those that the system gives to connections, and none twice.
+/// A free port on loopback. It is below the ephemeral ports of the system, and no port is returned twice.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {

@@ -1,8 +1,8 @@
-//! Records to send: many, with what must come of them.
+//! Records to send, with the expected results.
 
 use serde_json::{Value, json};
 
-/// A record, positive, of 1 EUR. Fields can be set by indexing.
+/// A positive record of 1 EUR. Fields can be set by indexing.
 pub(crate) fn record(id: &str, destination: &str) -> Value {
     json!({
         "recordId": id, "time": "2026-01-31T12:00:00Z", "sourceId": "source", "destinationId": destination,
@@ -10,29 +10,30 @@ pub(crate) fn record(id: &str, destination: &str) -> Value {
     })
 }
 
-/// Records of a name of their own, some of them sent again, in an order that can be checked: `attributes.n` rises.
+/// Records with a common prefix of ids, some of them duplicates. `attributes.n` rises, so that their order can be
+/// checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {
-    /// What to send, in order.
+    /// The records to send, in order.
     pub(crate) records: Vec<Value>,
-    /// What must be processed, each once.
+    /// The ids that must be processed, each once.
     pub(crate) ids: Vec<String>,
-    /// How many of `records` were there before.
+    /// How many of `records` are duplicates.
     pub(crate) duplicates: usize,
 }
 
 impl Load {
-    /// How many entries it is.
+    /// The number of records to send.
     pub(crate) fn entries(&self) -> i64 {
         self.records.len() as i64
     }
 
-    /// `n` records over 20 destinations; of every ten that are sent one was sent before. Values reach from 0.25 to 249.25.
+    /// `n` records over 20 destinations; one of ten records to send is a duplicate. Values reach from 0.25 to 249.25.
     pub(crate) fn new(prefix: &str, n: usize) -> Self {
         Self::from(prefix, 0, n)
     }
 
-    /// What comes after the first `start` of that name.
+    /// The `n` records that follow the first `start` of that prefix.
     pub(crate) fn from(prefix: &str, start: usize, n: usize) -> Self {
         let one = |k: usize| {
             let mut record = record(&format!("{prefix}-{k}"), &format!("destination-{}", k % 20));
@@ -46,7 +47,7 @@ impl Load {
         for k in start..start + n {
             records.push(one(k));
             if k % 9 == 8 {
-                // Some right behind, some in another batch.
+                // Some duplicates follow at once, some in another batch.
                 records.push(one(k - if k.is_multiple_of(2) { 0 } else { (k - start).min(400) }));
             }
         }

@@ -1,7 +1,8 @@
-//! A Redis and a Postgres: shared by the tests of a run, or private to one that destroys, stops or fills its server.
+//! Redis and Postgres servers: shared by all tests of a run, or private to a test that destroys, stops or fills its
+//! server.
 //!
-//! None may outlive the tests, however they end: the shared ones are guarded by a shell that waits for the end of this
-//! process, private ones get a signal when the thread of their test ends.
+//! No server outlives the tests. A shell guards the shared servers and stops them when this process ends. The kernel
+//! signals private servers when the thread of their test ends.
 
 use std::{
     fs,
@@ -19,18 +20,18 @@ use tempfile::TempDir;
 
 use super::{eventually, free_port, process::send};
 
-/// Where the servers are that tests share.
+/// The servers that tests share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// Without a path.
+    /// URL without a path.
     pub(crate) redis: String,
-    /// With the path of a database that can be connected to, to make others.
+    /// URL of a database, for connections that create others.
     pub(crate) postgres: String,
-    /// The end of its input tells the guard that this process is gone.
+    /// The guard reads its input, which ends with this process.
     _guard: Option<Child>,
 }
 
-/// The shared servers: those of the variables, else started once.
+/// The shared servers: those of the variables `MILLRACE_TEST_*_URL`, else servers that the first call starts.
 pub(crate) async fn shared() -> &'static Shared {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     let shared = SHARED.get_or_init(|| {
@@ -48,7 +49,7 @@ fn start_guarded() -> Shared {
     let dir = server_dir().keep();
     let (redis_port, postgres_port) = (free_port(), free_port());
     let data = initialise(&dir);
-    // Background jobs of a shell ignore SIGINT until they say otherwise, as Postgres does.
+    // Background jobs of a shell ignore SIGINT until they set a handler; Postgres sets one.
     let script = r#"cd "$1"; shift
         redis-server redis.conf & redis=$!
         "$@" & postgres=$!
@@ -71,7 +72,7 @@ fn start_guarded() -> Shared {
     Shared { redis: redis_url(redis_port), postgres: postgres_url(postgres_port), _guard: Some(guard) }
 }
 
-/// A Redis for one test. Its data stay when it is killed or stopped.
+/// A Redis for one test. It keeps its data when it is killed.
 #[derive(Debug)]
 pub(crate) struct PrivateRedis {
     dir: TempDir,
@@ -80,18 +81,18 @@ pub(crate) struct PrivateRedis {
 }
 
 impl PrivateRedis {
-    /// Starts one; `settings` are lines of its configuration, such as `maxmemory 4mb`.
+    /// Starts a server; `settings` are lines of its configuration, such as `maxmemory 4mb`.
     pub(crate) async fn start(settings: &[&str]) -> Self {
         let dir = server_dir();
         let port = free_port();
         fs::write(dir.path().join("redis.conf"), redis_configuration(dir.path(), port, settings)).unwrap();
         let mut this = Self { dir, port, child: None };
-        this.start_again().await;
+        this.restart().await;
         this
     }
 
-    /// Starts it with what it had.
-    pub(crate) async fn start_again(&mut self) {
+    /// Starts it again with its data.
+    pub(crate) async fn restart(&mut self) {
         let mut command = guarded(None);
         command.arg("redis-server").arg(self.dir.path().join("redis.conf"));
         self.child = Some(spawn(command, self.dir.path()));
@@ -102,7 +103,7 @@ impl PrivateRedis {
         redis_url(self.port)
     }
 
-    /// Ends it; everything that it acknowledged is in its files.
+    /// Kills it. All acknowledged writes are in its files.
     pub(crate) fn kill(&mut self) {
         end(&mut self.child, Signal::SIGKILL);
     }
@@ -112,9 +113,10 @@ impl PrivateRedis {
         send(self.child.as_ref().unwrap(), signal).unwrap();
     }
 
-    /// Takes the last bytes of its log away, as a disk that lost its last second. Only while it does not run.
-    pub(crate) fn cut(&self, bytes: u64) {
-        assert!(self.child.is_none(), "a log that is written to cannot be cut");
+    /// Removes the last bytes of its append-only file, like a disk that lost its last second. Only while it does not
+    /// run.
+    pub(crate) fn truncate_log(&self, bytes: u64) {
+        assert!(self.child.is_none(), "a running server writes to its log");
         let files = fs::read_dir(self.dir.path().join("appendonlydir")).unwrap();
         let log = files.map(|file| file.unwrap().path()).find(|path| path.to_string_lossy().ends_with(".incr.aof"));
         let log = fs::OpenOptions::new().write(true).open(log.unwrap()).unwrap();
@@ -130,7 +132,7 @@ impl Drop for PrivateRedis {
     }
 }
 
-/// A Postgres for one test. Its data stay when it is killed or stopped.
+/// A Postgres for one test. It keeps its data when it is stopped.
 #[derive(Debug)]
 pub(crate) struct PrivatePostgres {
     dir: TempDir,
@@ -143,12 +145,12 @@ impl PrivatePostgres {
         let dir = server_dir();
         initialise(dir.path());
         let mut this = Self { dir, port: free_port(), child: None };
-        this.start_again().await;
+        this.restart().await;
         this
     }
 
-    /// Starts it with what it had.
-    pub(crate) async fn start_again(&mut self) {
+    /// Starts it again with its data.
+    pub(crate) async fn restart(&mut self) {
         let command = postgres_command(&self.dir.path().join("postgres"), self.port, Some("INT"));
         self.child = Some(spawn(command, self.dir.path()));
         wait_for_postgres(&self.url()).await;
@@ -158,23 +160,23 @@ impl PrivatePostgres {
         postgres_url(self.port)
     }
 
-    /// Ends it in order, its sessions at once.
+    /// Stops it by a fast shutdown, which ends its sessions.
     pub(crate) fn stop(&mut self) {
         end(&mut self.child, Signal::SIGINT);
     }
 
-    /// Keeps a copy of all it holds. Only while it does not run.
+    /// Copies its data. Only while it does not run.
     pub(crate) fn back_up(&self) {
         self.copy("postgres", "backup");
     }
 
-    /// Puts the copy in the place of what it holds. Only while it does not run.
+    /// Replaces its data by the copy. Only while it does not run.
     pub(crate) fn restore(&self) {
         self.copy("backup", "postgres");
     }
 
     fn copy(&self, from: &str, to: &str) {
-        assert!(self.child.is_none(), "files that are written to cannot be copied");
+        assert!(self.child.is_none(), "a running server writes to its files");
         let _ = fs::remove_dir_all(self.dir.path().join(to));
         let mut command = Command::new("cp");
         command.arg("--archive").arg(self.dir.path().join(from)).arg(self.dir.path().join(to));
@@ -195,7 +197,7 @@ pub(super) fn end(child: &mut Option<Child>, signal: Signal) {
     }
 }
 
-/// A directory that another user may pass through.
+/// A directory that other users may enter.
 pub(super) fn server_dir() -> TempDir {
     let dir = tempfile::Builder::new().prefix("millrace-it.").tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
@@ -219,7 +221,7 @@ fn postgres_url(port: u16) -> String {
     format!("postgres://postgres@127.0.0.1:{port}/postgres")
 }
 
-/// A command that ends with this thread.
+/// A command whose process gets the signal, KILL unless given, when this thread ends.
 pub(super) fn guarded(signal: Option<&str>) -> Command {
     let mut command = Command::new("setpriv");
     command.arg(format!("--pdeathsig={}", signal.unwrap_or("KILL")));
@@ -232,7 +234,7 @@ pub(super) fn spawn(mut command: Command, dir: &Path) -> Child {
     command.spawn().unwrap()
 }
 
-/// Makes Postgres's files below `dir`, for a user that it accepts.
+/// Runs `initdb` below `dir`, as a user that Postgres accepts; returns the data directory.
 fn initialise(dir: &Path) -> PathBuf {
     let data = dir.join("postgres");
     fs::create_dir(&data).unwrap();
@@ -250,13 +252,13 @@ fn initialise(dir: &Path) -> PathBuf {
 fn postgres_command(data: &Path, port: u16, death: Option<&str>) -> Command {
     let mut command = as_postgres(death);
     command.arg(program("postgres")).arg("-D").arg(data);
-    // No test takes the power away: the files need not be flushed.
+    // No test cuts the power: the files need not be flushed.
     let settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=300", "fsync=off"];
     command.args(settings.iter().flat_map(|setting| ["-c", setting])).arg("-c").arg(format!("port={port}"));
     command
 }
 
-/// Postgres refuses to run as root.
+/// The user that runs Postgres when this process is root, as which Postgres refuses to run.
 fn postgres_user() -> Option<User> {
     geteuid().is_root().then(|| {
         let named = |name| User::from_name(name).ok().flatten();
@@ -276,7 +278,7 @@ fn as_postgres(death: Option<&str>) -> Command {
     command
 }
 
-/// A program of Postgres, in PATH or where Debian puts it.
+/// The path of a Postgres program, in PATH or in Debian's directory.
 fn program(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut debian: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")

@@ -1,4 +1,4 @@
-//! A way to a server that can be spoilt: its host disappears, or what it says is torn.
+//! A TCP proxy before a server. It can make connections silent, as if the host disappeared, or cut answers short.
 
 use std::sync::Arc;
 
@@ -9,68 +9,68 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-/// What becomes of connections when the way changes, and of new ones from then on.
+/// The effect on open connections of a change to this state, and on connections that are opened in it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum State {
-    /// They end; new ones are as they should be.
+    /// Open connections end; new ones work.
     Open,
-    /// Nothing comes by them, and none of them ends; new ones are as they should be.
+    /// Open connections carry no bytes and do not end; new ones work.
     Silent,
-    /// They end; new ones end during the first answer.
-    Torn,
+    /// Open connections end; new ones end within the first answer.
+    Cut,
 }
 
-/// A port of its own that leads to a server.
+/// A port that forwards connections to a server.
 #[derive(Debug)]
-pub(crate) struct Way {
+pub(crate) struct Proxy {
     port: u16,
     state: Arc<watch::Sender<State>>,
     _task: AbortOnDropHandle<()>,
 }
 
-impl Way {
-    /// To the server of a URL.
+impl Proxy {
+    /// Starts a proxy to the server of a URL.
     pub(crate) async fn to(url: &str) -> Self {
         let server: u16 = url.rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let state = Arc::new(watch::Sender::new(State::Open));
-        let told = Arc::clone(&state);
+        let watched = Arc::clone(&state);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(carry(client, server, told.subscribe()));
+                tokio::spawn(carry(client, server, watched.subscribe()));
             }
         });
         Self { port, state, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// A URL of the server, by this way.
+    /// The URL of the server with the port of this proxy.
     pub(crate) fn through(&self, url: &str) -> String {
         let (head, tail) = url.rsplit_once(':').unwrap();
         let path = tail.split_once('/').map_or("", |(_, path)| path);
         format!("{head}:{}/{path}", self.port)
     }
 
-    /// The host disappears, and another takes its place.
-    pub(crate) fn falls_silent(&self) {
+    /// Makes open connections silent, as if the host disappeared and another took its address.
+    pub(crate) fn fall_silent(&self) {
         self.state.send_replace(State::Silent);
     }
 
-    /// Whatever the server says is torn.
-    pub(crate) fn is_torn(&self) {
-        self.state.send_replace(State::Torn);
+    /// Ends connections, and cuts the first answer on each new one.
+    pub(crate) fn cut_answers(&self) {
+        self.state.send_replace(State::Cut);
     }
 
-    /// All is as it should be.
-    pub(crate) fn is_mended(&self) {
+    /// Ends connections; new ones work.
+    pub(crate) fn restore(&self) {
         self.state.send_replace(State::Open);
     }
 }
 
 async fn carry(mut client: TcpStream, server: u16, mut state: watch::Receiver<State>) {
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", server)).await else { return };
-    let torn = *state.borrow_and_update() == State::Torn;
-    if torn {
+    let cut = *state.borrow_and_update() == State::Cut;
+    if cut {
         let mut few = [0; 3];
         let (mut from, mut to) = (client.split(), server.split());
         tokio::select! {
