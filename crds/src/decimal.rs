@@ -69,17 +69,15 @@ impl JsonSchema for DecimalString {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        // The pattern is for readers and lets a minus pass; the rule says more than a pattern can.
+        // The pattern is for readers and accepts a minus: the rule refuses it with a message.
         json_schema!({
-                    "type": "string",
-                    "maxLength": 26,
-                    "pattern": r"^-?[0-9]{1,15}(\.[0-9]{1,9})?$",
-                    "x-kubernetes-validations": [
-        {
-                            "rule": r"self.matches('^[0-9]{1,15}([.][0-9]{1,9})?$')",
-                            "message": "must be 0 or more, with 1 to 15 integer and at most 9 fractional digits, such as \"1000.00\""
-                        }
-                    ]
-                })
+            "type": "string",
+            "maxLength": 26,
+            "pattern": r"^-?[0-9]{1,15}(\.[0-9]{1,9})?$",
+            "x-kubernetes-validations": [{
+                "rule": r"self.matches('^[0-9]{1,15}([.][0-9]{1,9})?$')",
+                "message": "must be 0 or more, with 1 to 15 integer and at most 9 fractional digits, such as \"1000.00\"",
+            }],
+        })
     }
 }

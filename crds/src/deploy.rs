@@ -1,4 +1,4 @@
-//! The fields of `spec` that say how a pipeline runs on a cluster. The pods never see them.
+//! The fields of `spec` that define how a pipeline runs on a cluster. The pods' manifest does not contain them.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use crate::{
     schemas::{affinity, annotation_map, free_objects, label_map, mounts, tolerations, variables, volumes},
 };
 
-/// An object of Kubernetes' own, passed on as it was written. It has no type here: a field that this version does not
-/// know would be lost without a word, whereas the API server refuses a misspelt one by its name.
+/// An object that Kubernetes defines, passed on as it was written. It has no type here: a typed object would drop
+/// unknown fields in silence, whereas the API server refuses a misspelt field by its name.
 pub type Object = serde_json::Map<String, serde_json::Value>;
 
 /// When the image is pulled. Absent: always where its tag is `latest` or missing, else when the node does not have it.
@@ -22,26 +22,27 @@ pub enum PullPolicy {
     Always,
     /// When the node does not have it.
     IfNotPresent,
-    /// Never: the node has it.
+    /// Never: the node must have it.
     Never,
 }
 
-/// What happens when the resource is deleted, Drain unless given. Drain: take no more records, work off what is queued,
-/// publish it, then go; all data stay in Postgres and Redis. Now: go at once; what is queued stays in Redis and is worked
-/// off when the pipeline is applied again. Purge: as Drain, then remove the pipeline's data from Postgres and Redis, for
-/// good.
+/// What happens when the resource is deleted, Drain unless given. Drain: accept no more records, apply the queued ones,
+/// publish their outcomes, then end; all data stays in Postgres and Redis. Now: end at once; queued records stay in
+/// Redis and are applied when the pipeline is applied again. Purge: as Drain, then remove the pipeline's data from
+/// Postgres and Redis, for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum DeletionPolicy {
-    /// Take no more, work off what is queued, publish it, then go. All data stays in Postgres and Redis.
+    /// Accept no more records, apply the queued ones, publish their outcomes, then end. All data stays in Postgres and
+    /// Redis.
     #[default]
     Drain,
-    /// Go at once; what is queued stays in Redis, and is worked off when the pipeline is applied again.
+    /// End at once; queued records stay in Redis, and are applied when the pipeline is applied again.
     Now,
-    /// As `Drain`, then remove the pipeline's schema and its Redis keys. There is no way back.
+    /// As `Drain`, then remove the pipeline's schema and its Redis keys. This cannot be undone.
     Purge,
 }
 
-/// The pods that take records and answer queries.
+/// The pods that accept records and answer queries.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || dyn(self.replicas) == null")
@@ -95,8 +96,8 @@ pub struct JobPod {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "annotation_map")]
     pub annotations: BTreeMap<String, String>,
-    /// Labels beside those of `work.pod`, at most 32; they replace labels of the same name, except those that the operator
-    /// sets.
+    /// Labels beside those of `work.pod`, at most 32; they replace labels of the same name, except those that the
+    /// operator sets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "label_map")]
     pub labels: BTreeMap<String, String>,
@@ -190,7 +191,7 @@ pub enum PathType {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRoute {
-    /// The Gateways that it hangs on, 1 to 8.
+    /// The Gateways that it is attached to, 1 to 8.
     #[schemars(length(min = 1, max = 8))]
     pub parents: Vec<Gateway>,
     /// The hosts that it answers to, at most 16; none: those of the Gateways.
@@ -216,14 +217,14 @@ pub struct Gateway {
     pub section_name: Option<String>,
 }
 
-/// How pods differ from the default. What Kubernetes itself defines is taken as it defines it.
+/// How pods differ from the default. Fields that Kubernetes defines are passed on as they are.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("!has(self.extraVolumeMounts) || self.extraVolumeMounts.all(mount, has(self.extraVolumes) && self.extraVolumes.exists(volume, volume.name == mount.name))")
     .message("each of extraVolumeMounts has to name one of extraVolumes"))]
 pub struct Pod {
-    /// Requests and limits of the container. Absent: a request of 100m CPU and 64Mi memory, and a limit of 256Mi memory.
-    /// Given, it replaces all of these.
+    /// Requests and limits of the container. Absent: a request of 100m CPU and 64Mi memory, and a limit of 256Mi
+    /// memory. Given, it replaces all of these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
     /// Labels of nodes that the pods may run on, at most 32.
@@ -246,8 +247,8 @@ pub struct Pod {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "label_map")]
     pub labels: BTreeMap<String, String>,
-    /// False: the pods name no user and no group, so that the cluster assigns them, such as OpenShift from the namespace's
-    /// range. True unless given: they run as user and group 65532. They never run as root.
+    /// False: the pods name no user and no group, so that the cluster assigns them, such as OpenShift from the
+    /// namespace's range. True unless given: they run as user and group 65532. They never run as root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fixed_user: Option<bool>,
     /// The pods' priority class.
@@ -268,7 +269,7 @@ pub struct Pod {
     pub extra_volume_mounts: Vec<Object>,
 }
 
-/// Who may connect to the pods, and whereto they may.
+/// Who may connect to the pods, and where the pods may connect to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NetworkPolicy {
@@ -284,21 +285,21 @@ pub struct NetworkPolicy {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "free_objects")]
     pub health_from: Vec<Object>,
-    /// Whereto the pods may connect, as `egress` in a NetworkPolicy, at most 32; none: anywhere.
+    /// Where the pods may connect to, as `egress` in a NetworkPolicy, at most 32; none: anywhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "free_objects")]
     pub egress: Vec<Object>,
 }
 
-/// What a container asks for and may use.
+/// The requests and limits of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Resources {
-    /// What the node has to have free, such as `cpu: 100m` and `memory: 64Mi`.
+    /// The resources that the node must have free, such as `cpu: 100m` and `memory: 64Mi`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
     pub requests: BTreeMap<String, Quantity>,
-    /// What the container may use at most, such as `memory: 256Mi`.
+    /// The most that the container may use, such as `memory: 256Mi`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
     pub limits: BTreeMap<String, Quantity>,

@@ -1,7 +1,7 @@
-//! The `RecordPipeline` resource: what a pipeline is.
+//! The `RecordPipeline` resource: the definition of a pipeline.
 //!
 //! One set of types serves the local manifest (`millrace dev --pipeline FILE`) and the cluster's custom resource.
-//! This crate must never do I/O and must never know how a pipeline is run.
+//! This crate must never do I/O, and must not depend on the code that runs a pipeline.
 
 mod decimal;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
@@ -10,6 +10,8 @@ mod manifest;
 mod quantity;
 mod reason;
 mod schemas;
+#[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
+mod sinks;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod spec;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
@@ -26,9 +28,9 @@ pub use deploy::{
 pub use manifest::{ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, ParseError, RecordPipeline};
 pub use quantity::{InvalidQuantity, Quantity};
 pub use reason::Reason;
+pub use sinks::{From, Overflow, RedisStream, Sink, SinkEvent, Webhook};
 pub use spec::{
-    Auth, Autoscaling, From, Overflow, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef,
-    RedisStream, SecretKeyRef, Sink, SinkEvent, Webhook,
+    Auth, Autoscaling, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef, SecretKeyRef,
 };
 pub use status::{Migrated, RecordPipelineStatus};
 pub use text::{InvalidText, check_text};

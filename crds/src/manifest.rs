@@ -1,4 +1,4 @@
-//! A whole manifest: the resource as a file, as `kubectl apply` takes it.
+//! A whole manifest: the resource as a file, as for `kubectl apply`.
 
 use kube::CustomResourceExt as _;
 use schemars::JsonSchema;
@@ -20,7 +20,7 @@ pub const ACCEPT_GENERATION: &str = "millrace.dev/accept-generation";
 /// Annotation whose value is the id of the pipeline that this manifest takes over.
 pub const ADOPT: &str = "millrace.dev/adopt";
 
-/// A pipeline: its name and what it is.
+/// A pipeline: its name and its definition.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RecordPipeline {
@@ -30,11 +30,11 @@ pub struct RecordPipeline {
     /// Always `RecordPipeline`.
     #[schemars(extend("const" = KIND))]
     pub kind: String,
-    /// Name and what Kubernetes adds to it.
+    /// The name, and the metadata that Kubernetes adds.
     pub metadata: Metadata,
-    /// What the pipeline is.
+    /// The definition of the pipeline.
     pub spec: RecordPipelineSpec,
-    /// What was last seen of it; written by the operator, ignored here.
+    /// The last observed state; written by the operator, ignored here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub status: Option<serde_json::Value>,
@@ -61,7 +61,7 @@ pub struct Metadata {
     pub annotations: std::collections::BTreeMap<String, String>,
 }
 
-/// Why a text is no manifest.
+/// The cause why a text is no manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseError {
     /// Not YAML, or not of the resource's form.
@@ -73,18 +73,18 @@ pub enum ParseError {
 }
 
 impl ParseError {
-    /// The parser's own words and the piece of the text that it means, on one line: they go into log lines.
+    /// The parser's message and the part of the text that it is about, on one line, for log lines.
     fn form(error: &serde_saphyr::Error, text: &str) -> Self {
-        let said = error.to_string();
-        let said = said.lines().next().unwrap_or_default();
-        let said = said.strip_prefix("error: ").unwrap_or(said);
+        let message = error.to_string();
+        let message = message.lines().next().unwrap_or_default();
+        let message = message.strip_prefix("error: ").unwrap_or(message);
         let piece = error.location().and_then(|at| {
             let line = text.lines().nth(usize::try_from(at.line()).ok()?.checked_sub(1)?)?;
             let before = usize::try_from(at.column()).ok()?.saturating_sub(40);
             let piece: String = line.chars().skip(before).take(80).filter(|c| !c.is_control()).collect();
             Some(format!(" in `{}`", piece.trim()))
         });
-        Self::Form(format!("{said}{}", piece.unwrap_or_default()))
+        Self::Form(format!("{message}{}", piece.unwrap_or_default()))
     }
 }
 
@@ -134,13 +134,13 @@ impl RecordPipeline {
     }
 }
 
-/// Makes a schema read as if it were written by hand: `kubectl explain` breaks lines by itself, formats of unsigned numbers
-/// are Rust's (newer API servers warn of formats that they do not know), bounds of integers are integers, and titles
-/// are names of Rust types.
+/// Removes from a schema the traces of its generation: line breaks, which `kubectl explain` adds by itself; formats of
+/// Rust's unsigned numbers, of which newer API servers warn; fractions in bounds of integers; and titles, which are
+/// names of Rust types.
 fn tidy(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            // A property may be called so too; its value is then no text.
+            // A property may have the same name; its value is then no text.
             fields.retain(|name, value| match (name.as_str(), value) {
                 ("format", Value::String(format)) => !format.starts_with("uint"),
                 ("title", Value::String(_)) => false,

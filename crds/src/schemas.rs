@@ -1,9 +1,9 @@
-//! Schemas of what Kubernetes itself defines: as much of them as refuses a wrong form by the field's name.
+//! Partial schemas of objects that Kubernetes defines: enough to refuse a wrong form by the field's name.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
-/// A list of objects of Kubernetes' own, with these properties of theirs. The whole schema would be larger than all the
-/// rest; what these do not say the API server checks where the operator puts it.
+/// A list of objects that Kubernetes defines, with these of their properties. The whole schema would be larger than all
+/// others together; the API server checks the other properties when the operator applies the object.
 fn objects(required: &[&str], properties: &serde_json::Value) -> Schema {
     let mut items = json_schema!({
         "type": "object",
@@ -16,7 +16,7 @@ fn objects(required: &[&str], properties: &serde_json::Value) -> Schema {
     json_schema!({ "type": "array", "maxItems": 32, "items": items })
 }
 
-/// The name of a label or an annotation: a word, behind a domain and a slash or not.
+/// The rule for the names of labels and annotations: a word, with or without a domain and a slash before it.
 const NAMES: &str =
     "self.all(name, name.matches('^([a-z0-9][a-z0-9.-]*/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$'))";
 
@@ -102,16 +102,16 @@ pub(crate) fn variables(_: &mut SchemaGenerator) -> Schema {
     )
 }
 
-/// Names that the operator gives to its own volumes begin so.
+/// The prefix of the names of the operator's own volumes.
 pub(crate) const OWN_VOLUMES: &str = "millrace-";
-/// Where the operator mounts them.
+/// The folder that the operator mounts them in.
 pub(crate) const OWN_MOUNTS: &str = "/etc/millrace";
 
 pub(crate) fn volumes(_: &mut SchemaGenerator) -> Schema {
     objects(
         &["name"],
         &serde_json::json!({ "name": {
-            "description": "Its name. Beside it what it is made of, as in a pod.",
+            "description": "Its name. Beside it the source of the volume, as in a pod.",
             "type": "string",
             "minLength": 1,
             "maxLength": 63,
@@ -129,7 +129,7 @@ pub(crate) fn mounts(_: &mut SchemaGenerator) -> Schema {
         &serde_json::json!({
             "name": { "type": "string", "minLength": 1, "maxLength": 63, "description": "The volume's name." },
             "mountPath": {
-                "description": "Where the container sees it.",
+                "description": "The path in the container.",
                 "type": "string",
                 "minLength": 1,
                 "maxLength": 1000,

@@ -1,4 +1,4 @@
-//! The fields of `spec`. Field docs are what `kubectl explain` shows.
+//! The fields of `spec`, except `sinks`. `kubectl explain` shows their docs.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     DecimalString,
     deploy::{DeletionPolicy, Jobs, NetworkPolicy, PullPolicy, Serve, Work},
+    sinks::Sink,
     status::RecordPipelineStatus,
 };
 
-/// What a pipeline is: how it is sharded, what raises an alert, where its outcomes go, and how it runs on a cluster.
+/// The definition of a pipeline: its shards, its alerts, the sinks of its outcomes, and how it runs on a cluster.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "millrace.dev",
@@ -51,8 +52,8 @@ use crate::{
         .message("spec.replicas must be left out, or 0 to stop, beside spec.autoscaling: set autoscaling.minReplicas and maxReplicas instead"),
 )]
 pub struct RecordPipelineSpec {
-    /// A record whose value is above this raises an alert: a decimal string such as "1000.00". A change is active within
-    /// seconds and restarts no pod. Absent: only `thresholds` raise alerts.
+    /// A record whose value is above this raises an alert: a decimal string such as "1000.00". A change is active
+    /// within seconds and restarts no pod. Absent: only `thresholds` raise alerts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<DecimalString>,
     /// Thresholds per unit, such as `JPY: "100000"`, at most 64; each overrides `threshold` for its unit. Units compare
@@ -66,26 +67,26 @@ pub struct RecordPipelineSpec {
             .message("a unit has white space at an end, or a character that cannot be seen: remove it, for units compare byte by byte"),
     )]
     pub thresholds: BTreeMap<String, DecimalString>,
-    /// Number of workers, 1 unless given, at most 256; more than `shards` idle, 0 stops the pipeline. Leave it out beside
-    /// `autoscaling`: there 0 stops the pipeline and 1, the default, has no effect. `kubectl scale rpl NAME --replicas=3`
-    /// sets it, and a HorizontalPodAutoscaler may.
+    /// Number of workers, 1 unless given, at most 256; more than `shards` idle, 0 stops the pipeline. Leave it out
+    /// beside `autoscaling`: there 0 stops the pipeline and 1, the default, has no effect. `kubectl scale rpl NAME
+    /// --replicas=3` sets it, and a HorizontalPodAutoscaler may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     // Not nullable, and with a default: the scale subresource reads it, and fails on null and on an absent field.
     #[schemars(with = "u32", range(max = 256), extend("default" = 1))]
     pub replicas: Option<u32>,
-    /// Instead of `replicas`: as many workers as the backlog, queued and pending records together, asks for.
+    /// Instead of `replicas`: as many workers as the backlog needs, which is all queued and pending records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<Autoscaling>,
     /// Number of shards, 1 to 256, 16 unless given: the most workers that can work at once. Immutable, for it decides
-    /// where a record goes.
+    /// which shard a record goes to.
     #[serde(default = "default_shards")]
     #[schemars(range(min = 1, max = 256))]
     #[x_kube(validation = Rule::new("self == oldSelf").message(
         "is immutable: it decides which shard a record goes to; make a pipeline of another name instead"
     ))]
     pub shards: u16,
-    /// Entries a shard may hold, 100,000 unless given, before new records are answered 429, for the client to send again
-    /// later.
+    /// Most entries of a shard, 100,000 unless given. When a shard has so many, new records are answered with 429, and
+    /// the client sends them again later.
     #[serde(default = "default_backlog_limit")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub backlog_limit: u64,
@@ -94,15 +95,15 @@ pub struct RecordPipelineSpec {
     #[schemars(length(min = 1, max = 500))]
     #[x_kube(validation = Rule::new(r"!self.matches(r'\s')").message("must be 1 to 500 characters without spaces"))]
     pub image: Option<String>,
-    /// When the image is pulled; absent: as Kubernetes does by the image's tag.
+    /// When the image is pulled; absent: as Kubernetes decides by the image's tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_pull_policy: Option<PullPolicy>,
     /// Names of Secrets to pull the image with, at most 8.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(min = 1, max = 253)))]
     pub image_pull_secrets: Vec<String>,
-    /// Where outcomes are published: up to 16 sinks, each with a name and a position of its own. A slow or dead sink delays
-    /// no other. They are added, changed and removed while the pipeline runs.
+    /// Where outcomes are published: up to 16 sinks, each with a name and a position of its own. A slow or dead sink
+    /// delays no other. They are added, changed and removed while the pipeline runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(
@@ -123,7 +124,7 @@ pub struct RecordPipelineSpec {
     /// Who may call the HTTP API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<Auth>,
-    /// The pods that take records and answer queries: their number, how they are reached, how they run.
+    /// The pods that accept records and answer queries: their number, how they are reached, how they run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serve: Option<Serve>,
     /// The pods that apply records and publish outcomes: how they run. Their number is `replicas` or `autoscaling`.
@@ -132,14 +133,14 @@ pub struct RecordPipelineSpec {
     /// The pods of the Jobs that migrate the schema and purge the data: how they differ from those of `work`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jobs: Option<Jobs>,
-    /// Who may connect to the pods, and whereto they may. Absent: HTTP from anywhere, the health port from the operator's
-    /// namespace, egress unrestricted.
+    /// Who may connect to the pods, and where the pods may connect to. Absent: HTTP from anywhere, the health port from
+    /// the operator's namespace, egress unrestricted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_policy: Option<NetworkPolicy>,
     /// What happens to queued records when the resource is deleted; `Drain` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion_policy: Option<DeletionPolicy>,
-    /// Longest time that draining takes, in seconds, 600 unless given; what is still queued then stays in Redis.
+    /// Longest time of the drain, in seconds, 600 unless given; records that are still queued then stay in Redis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86_400))]
     pub drain_seconds: Option<u32>,
@@ -149,11 +150,11 @@ pub struct RecordPipelineSpec {
 }
 
 impl RecordPipelineSpec {
-    /// What of it concerns the pods: what decides about records and where the servers are. What only the operator uses is
-    /// left out, so that an image that is older than the resource reads it.
+    /// The spec with only the fields that concern the pods: rules for records, sinks, and the URLs of the servers.
+    /// Fields that only the operator uses are absent, so that an image that is older than the resource can read it.
     #[must_use]
     pub fn for_pods(&self) -> Self {
-        // Without `..`: whoever adds a field has to say here whom it concerns.
+        // Without `..`: the compiler then asks for a decision about each new field.
         let Self {
             threshold,
             thresholds,
@@ -202,19 +203,19 @@ impl RecordPipelineSpec {
         }
     }
 
-    /// The one spelling of this content, as JSON: defaults written out, fields in the order of this type, maps sorted.
+    /// The canonical form of this content, as JSON: with defaults, fields in the order of this type, maps sorted.
     ///
     /// # Panics
-    /// Never: the type has only string keys and numbers that JSON knows.
+    /// Never: the type has only string keys, and numbers that JSON has.
     #[must_use]
     pub fn canonical(&self) -> String {
         serde_json::to_string(self).expect("a spec is JSON")
     }
 
-    /// Reads what [`Self::canonical`] wrote.
+    /// Parses the text of [`Self::canonical`].
     ///
     /// # Errors
-    /// When a newer version of this software wrote it, with fields that this one does not know.
+    /// When a newer version of this software wrote it, with fields that this one does not have.
     pub fn from_canonical(text: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(text)
     }
@@ -239,112 +240,10 @@ pub struct Autoscaling {
     /// Most workers, at most `shards`: more than these would idle.
     #[schemars(range(min = 1, max = 256))]
     pub max_replicas: u32,
-    /// Backlog, in records, that one worker is meant to have, at least 1: at twice as many for each there are soon twice as
-    /// many workers.
+    /// The wanted backlog of one worker, in records, at least 1. A backlog of twice as many for each worker doubles the
+    /// number of workers.
     #[schemars(range(min = 1))]
     pub target_backlog: u64,
-}
-
-/// Each carries the outcomes of one kind to one place: exactly one of `redisStream` and `webhook`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new(
-    "(has(self.redisStream) && self.redisStream != null) != (has(self.webhook) && self.webhook != null)"
-).message("needs exactly one of redisStream and webhook"))]
-pub struct Sink {
-    /// Its name, unique in the pipeline, up to 40 lower-case letters, digits or '-'. The sink's position is kept under it: the
-    /// same name with a new target continues where the old one was.
-    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')").message(
-        "must be 1 to 40 lower-case letters, digits or '-'"
-    ))]
-    #[schemars(length(max = 40), regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"))]
-    pub name: String,
-    /// Needed: which outcomes it carries. Processed: every record that was processed. Alert: processed records whose value is above
-    /// the threshold. DeadLettered: records that became dead letters. Conflicted: records refused because their id is taken
-    /// by other content.
-    pub event: SinkEvent,
-    /// Where a sink that is new starts. Absent: `Beginning` in a new pipeline, `Now` in a running one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from: Option<From>,
-    /// Append to a Redis stream, each outcome once and in order.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub redis_stream: Option<RedisStream>,
-    /// Post to an HTTP endpoint, at least once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub webhook: Option<Webhook>,
-}
-
-/// A kind of outcome.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-pub enum SinkEvent {
-    /// Every record that was processed.
-    Processed,
-    /// Processed records whose value is above the threshold.
-    Alert,
-    /// Records that became dead letters.
-    DeadLettered,
-    /// Records refused because their id is taken by other content.
-    Conflicted,
-}
-
-/// Where a sink that is new starts. Now: with what happens from now on. Beginning: with all that is stored. Absent:
-/// Beginning in a new pipeline, Now in a running one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum From {
-    /// With what happens from now on.
-    Now,
-    /// With all that is stored.
-    Beginning,
-}
-
-/// A Redis stream as a sink.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RedisStream {
-    /// The stream's key, up to 200 letters, digits, '.', '_', ':' or '-'. A stream belongs to one sink. Absent: `<pipeline>.<sink name>`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9._:-]+$')").message(
-        "must be 1 to 200 letters, digits, '.', '_', ':' or '-'"
-    ))]
-    #[schemars(length(max = 200), regex(pattern = r"^[A-Za-z0-9._:-]{1,200}$"))]
-    pub stream: Option<String>,
-    /// Most entries that the stream keeps, 1,000,000 unless given, at most 1,000,000,000; 0: no bound.
-    #[serde(default = "default_max_length")]
-    #[schemars(range(max = 1_000_000_000))]
-    pub max_length: u64,
-    /// What happens when the stream is at `maxLength`, Wait unless given. Wait: nothing is trimmed that a consumer group has
-    /// not acknowledged, the sink waits for the slowest group. Trim: the oldest entries are trimmed, and unread ones counted
-    /// as lost.
-    #[serde(default)]
-    pub overflow: Overflow,
-}
-
-fn default_max_length() -> u64 {
-    1_000_000
-}
-
-/// What happens when a stream is at its `maxLength`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-pub enum Overflow {
-    /// Nothing is trimmed that a consumer group has not acknowledged: the sink waits.
-    #[default]
-    Wait,
-    /// The oldest entries are trimmed; unread ones that are lost are counted.
-    Trim,
-}
-
-/// An HTTP endpoint as a sink.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Webhook {
-    /// Where to post: an http or https URL of at most 2,000 characters, without a user or password.
-    #[schemars(length(max = 2000))]
-    #[x_kube(validation = Rule::new(r"self.matches(r'^https?://[^/?#@\s]+([/?#]\S*)?$')").message(
-        "must be an http or https URL without spaces, user or password"
-    ))]
-    pub url: String,
-    /// The Secret key that holds the signing key, as Standard Webhooks defines it.
-    pub secret_ref: SecretKeyRef,
 }
 
 /// One key of a Secret.
@@ -372,8 +271,8 @@ pub struct SecretKeyRef {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Policy {
-    /// The least total, such as "0": a negative record after which its destination's total in its unit would be below this
-    /// becomes a dead letter. Absent: totals may be negative.
+    /// The least total, such as "0": a negative record after which its destination's total in its unit would be below
+    /// this becomes a dead letter. Absent: totals may be negative.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimum_total: Option<DecimalString>,
 }
@@ -382,8 +281,8 @@ pub struct Policy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RedisRef {
-    /// The Secret key that holds the URL, with user and password where the server asks for them. The pods follow a change
-    /// of the Secret without a restart.
+    /// The Secret key that holds the URL, with user and password where the server asks for them. The pods follow a
+    /// change of the Secret without a restart.
     pub url_secret_ref: SecretKeyRef,
 }
 
@@ -391,8 +290,8 @@ pub struct RedisRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PostgresRef {
-    /// The Secret key that holds the URL, with user and password where the server asks for them. The pods follow a change
-    /// of the Secret without a restart.
+    /// The Secret key that holds the URL, with user and password where the server asks for them. The pods follow a
+    /// change of the Secret without a restart.
     pub url_secret_ref: SecretKeyRef,
 }
 
@@ -400,7 +299,7 @@ pub struct PostgresRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Auth {
-    /// The Secret key that holds the first API key, an administrator's. Absent: keys are made by `millrace keys` alone.
+    /// The Secret key that holds the first API key, an administrator's. Absent: only `millrace keys` creates keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bootstrap_key_secret_ref: Option<SecretKeyRef>,
 }

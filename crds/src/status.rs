@@ -1,11 +1,11 @@
-//! What was last seen of a pipeline: the fields of `status`. Written by the operator alone.
+//! The fields of `status`, the last observed state of a pipeline. Only the operator writes them.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What was last seen of a pipeline. Numbers are of the last moment at which a pod could be asked, and absent before that.
+/// The last observed state of a pipeline. Numbers are as of the last response of a pod, and absent before the first.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordPipelineStatus {
@@ -16,7 +16,7 @@ pub struct RecordPipelineStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// Workers that run.
+    /// Workers that are available.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
     /// Selects the workers' pods.
@@ -34,13 +34,13 @@ pub struct RecordPipelineStatus {
     /// Dead letters that are open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_letters: Option<i64>,
-    /// Where records are posted from within the cluster.
+    /// The URL of the HTTP API within the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// The pipeline's id, which stands in Postgres and Redis.
+    /// The pipeline's id, which is stored in Postgres and Redis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pipeline_id: Option<String>,
-    /// What the schema was last migrated by.
+    /// The last migration of the schema.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migrated: Option<Migrated>,
     /// When draining began, while the resource is being deleted.
@@ -48,13 +48,13 @@ pub struct RecordPipelineStatus {
     pub draining_since: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>,
 }
 
-/// What a schema was migrated by.
+/// A migration of the schema.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Migrated {
     /// The image.
     pub image: String,
-    /// What the migration depended on: image, Secret references and identity, hashed.
+    /// The hash of everything that the migration depended on: image, Secret references and identity.
     pub key: String,
     /// Contracting steps that wait until no older pod is left.
     #[serde(default)]

@@ -5,13 +5,13 @@ const CHARACTERS: usize = 200;
 /// Most bytes of a text in UTF-8.
 const BYTES: usize = 400;
 
-/// Why a text is no id, unit or reference.
+/// The cause why a text is no id, unit or reference.
 ///
-/// Texts compare byte by byte. So what looks like another text is refused: white space at either end, and characters
-/// that show nothing. U+200C and U+200D are taken: Persian and emoji need them.
+/// Texts compare byte by byte, so a text that looks like another one is refused: white space at either end, and
+/// invisible characters. U+200C and U+200D are accepted: Persian and emoji need them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidText {
-    /// There is nothing.
+    /// The text is empty.
     #[error("must not be empty")]
     Empty,
     /// More than 200 characters.
@@ -66,7 +66,7 @@ pub fn check_text(text: &str) -> Result<(), InvalidText> {
     }
 }
 
-/// Control characters, and characters that show nothing or turn the direction of text.
+/// Whether a character is a control character, is invisible, or changes the direction of text.
 fn is_refused(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -75,7 +75,7 @@ fn is_refused(character: char) -> bool {
         )
 }
 
-/// What a person calls a character that cannot be seen.
+/// The name and the code of an invisible character.
 fn named(character: char) -> String {
     let name = match character {
         '\t' => "a tab",
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn text_that_looks_like_another_is_refused_with_the_character() {
-        for (text, said) in [
+        for (text, message) in [
             ("EUR  ", "ends with a space (U+0020); remove it"),
             (" EUR", "starts with a space (U+0020); remove it"),
             ("EUR\u{a0}", "ends with a no-break space (U+00A0); remove it"),
@@ -142,7 +142,7 @@ mod tests {
             ("\r\n", "starts with a carriage return (U+000D); remove it"),
             (" ", "starts with a space (U+0020); remove it"),
         ] {
-            assert_eq!(refusal(text), said, "{text:?}");
+            assert_eq!(refusal(text), message, "{text:?}");
         }
     }
 
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn characters_that_show_nothing_are_refused_anywhere() {
+    fn invisible_characters_are_refused_anywhere() {
         for hidden in "\u{61c}\u{200b}\u{200e}\u{200f}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2066}\u{2067}\u{2068}\u{2069}\u{feff}"
             .chars()
         {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn joiners_of_persian_and_emoji_are_taken() {
+    fn joiners_of_persian_and_emoji_are_accepted() {
         for text in ["می\u{200c}خواهم", "👩\u{200d}👩\u{200d}👧", "a b", "a/b%2F+c", "كتاب", "é", "日本\u{3000}語"]
         {
             assert_eq!(check_text(text), Ok(()), "{text}");

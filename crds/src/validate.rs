@@ -1,4 +1,4 @@
-//! The rules that the form alone does not say. Each violation names the field and the remedy.
+//! The rules beyond the form of a manifest. Each violation names the field and the remedy.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -12,7 +12,7 @@ use crate::{
 pub struct Violation {
     /// Path of the field, such as `spec.sinks[1].name`.
     pub field: String,
-    /// What is wrong and what to do.
+    /// The rule and the remedy.
     pub message: String,
 }
 
@@ -23,7 +23,7 @@ impl fmt::Display for Violation {
 }
 
 impl RecordPipeline {
-    /// All rules that this manifest breaks; empty when it is valid.
+    /// All violations of the rules; empty when the manifest is valid.
     #[must_use]
     pub fn violations(&self) -> Vec<Violation> {
         let mut found = Found::default();
@@ -196,7 +196,7 @@ impl RecordPipelineSpec {
 }
 
 impl Pod {
-    /// What an API server with the schema refuses already, and one with an older schema does not.
+    /// Checks the rules of volumes. An API server checks them by the current schema, but not by an older one.
     fn check(&self, at: &str, found: &mut Found) {
         let starts = |object: &Object, field: &str, with: &str| {
             object.get(field).and_then(serde_json::Value::as_str).is_some_and(|text| text.starts_with(with))

@@ -1,4 +1,4 @@
-//! Writes what is generated from the types into `crds/`: the manifest's schema and the CustomResourceDefinition.
+//! Generates two files of `crds/` from the types: the manifest's schema and the CustomResourceDefinition.
 
 use std::{fs, io, path::Path};
 

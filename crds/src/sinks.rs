@@ -1,0 +1,110 @@
+//! The fields of `spec.sinks`. `kubectl explain` shows their docs.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::SecretKeyRef;
+
+/// A sink publishes the outcomes of one kind to one place: exactly one of `redisStream` and `webhook`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new(
+    "(has(self.redisStream) && self.redisStream != null) != (has(self.webhook) && self.webhook != null)"
+).message("needs exactly one of redisStream and webhook"))]
+pub struct Sink {
+    /// Its name, unique in the pipeline, up to 40 lower-case letters, digits or '-'. The sink's position belongs to the
+    /// name: the same name with a new target continues at the position of the old one.
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')").message(
+        "must be 1 to 40 lower-case letters, digits or '-'"
+    ))]
+    #[schemars(length(max = 40), regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"))]
+    pub name: String,
+    /// Needed: the outcomes that it publishes. Processed: every record that was processed. Alert: processed records
+    /// whose value is above the threshold. DeadLettered: records that became dead letters. Conflicted: records refused
+    /// because their id is taken by other content.
+    pub event: SinkEvent,
+    /// Where a new sink starts. Absent: `Beginning` in a new pipeline, `Now` in a running one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<From>,
+    /// Append to a Redis stream, each outcome once and in order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redis_stream: Option<RedisStream>,
+    /// Post to an HTTP endpoint, at least once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<Webhook>,
+}
+
+/// A kind of outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum SinkEvent {
+    /// Every record that was processed.
+    Processed,
+    /// Processed records whose value is above the threshold.
+    Alert,
+    /// Records that became dead letters.
+    DeadLettered,
+    /// Records refused because their id is taken by other content.
+    Conflicted,
+}
+
+/// Where a new sink starts. Now: with the next outcome. Beginning: with the first stored outcome. Absent: Beginning in
+/// a new pipeline, Now in a running one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum From {
+    /// With the next outcome.
+    Now,
+    /// With the first stored outcome.
+    Beginning,
+}
+
+/// A Redis stream as a sink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RedisStream {
+    /// The stream's key, up to 200 letters, digits, '.', '_', ':' or '-'. A stream belongs to one sink. Absent:
+    /// `<pipeline>.<sink name>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9._:-]+$')").message(
+        "must be 1 to 200 letters, digits, '.', '_', ':' or '-'"
+    ))]
+    #[schemars(length(max = 200), regex(pattern = r"^[A-Za-z0-9._:-]{1,200}$"))]
+    pub stream: Option<String>,
+    /// Most entries that the stream keeps, 1,000,000 unless given, at most 1,000,000,000; 0: no bound.
+    #[serde(default = "default_max_length")]
+    #[schemars(range(max = 1_000_000_000))]
+    pub max_length: u64,
+    /// What happens when the stream is at `maxLength`, Wait unless given. Wait: entries that a consumer group has not
+    /// acknowledged stay, and the sink waits for the slowest group. Trim: the oldest entries are trimmed, and unread
+    /// ones are counted as trimmed unread.
+    #[serde(default)]
+    pub overflow: Overflow,
+}
+
+fn default_max_length() -> u64 {
+    1_000_000
+}
+
+/// What happens when a stream is at its `maxLength`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum Overflow {
+    /// Entries that a consumer group has not acknowledged stay, and the sink waits.
+    #[default]
+    Wait,
+    /// The oldest entries are trimmed; unread ones among them are counted.
+    Trim,
+}
+
+/// An HTTP endpoint as a sink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Webhook {
+    /// The URL to post to: http or https, at most 2,000 characters, without a user or password.
+    #[schemars(length(max = 2000))]
+    #[x_kube(validation = Rule::new(r"self.matches(r'^https?://[^/?#@\s]+([/?#]\S*)?$')").message(
+        "must be an http or https URL without spaces, user or password"
+    ))]
+    pub url: String,
+    /// The Secret key that holds the signing key, as Standard Webhooks defines it.
+    pub secret_ref: SecretKeyRef,
+}
