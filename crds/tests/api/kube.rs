@@ -1,4 +1,4 @@
-//! An API server that knows the definition, and `kubectl` as a person uses it.
+//! An API server that has the definition, and `kubectl` as a person uses it.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -7,24 +7,24 @@ use std::{
 };
 
 struct Server {
-    /// Folders of commands, first the kubectl that fits.
+    /// `PATH` for commands: the fitting kubectl comes first.
     path: String,
     kubeconfig: String,
-    /// The end of its input tells it that this process is gone.
+    /// It stops the server when its input ends with this process.
     _guard: Option<Child>,
 }
 
-/// What a command did.
+/// The result of a command.
 pub(crate) struct Output {
-    /// It ended well.
+    /// Whether the exit code was 0.
     pub(crate) ok: bool,
-    /// What it wrote.
+    /// The standard output.
     pub(crate) out: String,
-    /// What it complained of.
+    /// The standard error.
     pub(crate) err: String,
 }
 
-/// A namespace of one test, as strict about pods as there is. There is no controller that could remove it; it goes with the server.
+/// A namespace of one test, with the strictest rules for pods. No controller could delete it: it ends with the server.
 pub(crate) struct Namespace(String);
 
 impl Namespace {
@@ -63,7 +63,7 @@ fn run(server: &Server, arguments: &[&str], input: &str) -> Output {
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_owned();
     let writer = std::thread::spawn(move || {
-        // It may end without having read: then its complaint is what counts.
+        // kubectl may end without reading its input: then its standard error matters.
         let _ = stdin.write_all(input.as_bytes());
     });
     let output = child.wait_with_output().unwrap();
@@ -72,7 +72,7 @@ fn run(server: &Server, arguments: &[&str], input: &str) -> Output {
     Output { ok: output.status.success(), out: text(output.stdout), err: text(output.stderr) }
 }
 
-/// The server of the variables, else one that lives as long as this process; with the definition, established.
+/// The server of the variables, else one that ends with this process; with the definition established.
 fn start() -> Server {
     let server = match (std::env::var("MILLRACE_TEST_KUBE_DIR"), std::env::var("KUBECONFIG")) {
         (Ok(_), Ok(kubeconfig)) => Server { path: std::env::var("PATH").unwrap(), kubeconfig, _guard: None },
@@ -81,7 +81,7 @@ fn start() -> Server {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../crds/recordpipeline.crd.yaml");
     let applied = run(&server, &["apply", "--server-side", "--force-conflicts", "-f", file], "");
     assert!(applied.ok, "{}", applied.err);
-    // Established first; discovery and the schema that `explain` reads follow a moment later.
+    // Discovery and the schema that `explain` reads follow a moment after the condition.
     let begun = std::time::Instant::now();
     let condition = r#"jsonpath={.status.conditions[?(@.type=="Established")].status}"#;
     let crd = ["get", "crd", "recordpipelines.millrace.dev", "-o", condition];

@@ -1,9 +1,10 @@
-//! What a real API server makes of the definition: what it refuses, in the words that a person sees, and what it shows.
+//! The definition on a real API server: its refusals, with their messages, and the columns and docs that it shows.
 //!
-//! The server is the one that `hack/with-kube-api` has started around the tests, else one that it starts for these.
+//! The server is the one that `hack/with-kube-api` has started around the tests, else one that it starts for them.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
+mod bounds;
 mod kube;
 mod rules;
 
@@ -17,7 +18,7 @@ fn manifest(name: &str, spec: &str) -> String {
 }
 
 #[test]
-fn names_fit_a_services() {
+fn a_name_is_a_label_of_at_most_40_characters() {
     let namespace = Namespace::new("names");
     let (forty, long) = ("a".repeat(40), "a".repeat(41));
     for (kept, broken) in [(forty.as_str(), long.as_str()), ("a-1", "1a"), ("a", "a.b")] {
@@ -31,7 +32,7 @@ fn names_fit_a_services() {
 #[test]
 fn a_misspelt_field_is_refused_by_its_name() {
     let namespace = Namespace::new("strict");
-    for (spec, told) in [
+    for (spec, message) in [
         ("treshold: '1'", r#"unknown field "spec.treshold""#),
         (
             "sinks: [{name: a, event: Alert, redisStream: {maxlength: 3}}]",
@@ -42,21 +43,21 @@ fn a_misspelt_field_is_refused_by_its_name() {
         ("work: {pod: {affinity: {podAfinity: {}}}}", r#"unknown field "spec.work.pod.affinity.podAfinity""#),
     ] {
         let refused = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", spec));
-        assert!(!refused.ok && refused.err.contains(told), "{spec}: {}", refused.err);
+        assert!(!refused.ok && refused.err.contains(message), "{spec}: {}", refused.err);
     }
 }
 
 #[test]
-fn shards_stay_as_they_are() {
+fn the_number_of_shards_is_immutable() {
     let namespace = Namespace::new("shards");
-    // Absent, then the default by its number: nothing has changed.
+    // Absent, then the default as a number: it is the same value.
     for spec in ["", "shards: 16", "shards: null, threshold: '2'"] {
         let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", spec));
         assert!(applied.ok, "{spec}: {}", applied.err);
     }
     let refused = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", "shards: 8"));
-    let told = "spec.shards: Invalid value: \"integer\": is immutable: it decides which shard a record goes to; make a pipeline of another name instead";
-    assert!(refused.err.contains(told), "{}", refused.err);
+    let message = "spec.shards: Invalid value: \"integer\": is immutable: it decides which shard a record goes to; make a pipeline of another name instead";
+    assert!(refused.err.contains(message), "{}", refused.err);
 }
 
 #[test]
@@ -92,7 +93,7 @@ fn a_pipeline_without_replicas_has_a_scale() {
     }
     let scaled = namespace.kubectl(&["scale", "rpl", "plain", "--replicas=2"], "");
     assert!(scaled.ok, "{}", scaled.err);
-    // What the user applies again has no replicas, and leaves the autoscaler's number.
+    // The user applies a manifest without replicas again: the autoscaler's number stays.
     let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("plain", "threshold: '2'"));
     assert!(applied.ok, "{}", applied.err);
     let found = namespace.kubectl(&["get", "rpl", "plain", "-o", "jsonpath={.spec.replicas}"], "");
@@ -100,7 +101,7 @@ fn a_pipeline_without_replicas_has_a_scale() {
 }
 
 #[test]
-fn what_is_left_out_gets_its_default() {
+fn an_absent_field_gets_its_default() {
     let namespace = Namespace::new("defaults");
     let applied =
         namespace.kubectl(&["apply", "-f", "-"], &manifest("a", "sinks: [{name: a, event: Alert, redisStream: {}}]"));
@@ -119,20 +120,20 @@ fn what_is_left_out_gets_its_default() {
 #[test]
 fn a_sink_needs_its_event() {
     let namespace = Namespace::new("event");
-    for (spec, told) in [
+    for (spec, refusal) in [
         ("sinks: [{name: a, event: Alert, redisStream: {}}]", None),
         ("sinks: [{name: a, redisStream: {}}]", Some("spec.sinks[0].event: Required value")),
         ("sinks: [{name: a, event: Alarm, redisStream: {}}]", Some("supported values: \"Processed\", \"Alert\"")),
     ] {
         let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", spec));
-        match told {
+        match refusal {
             None => {
                 assert!(applied.ok, "{spec}: {}", applied.err);
                 let found = namespace.kubectl(&["get", "rpl", "a", "-o", "json"], "").out;
                 let found: RecordPipelineResource = serde_json::from_str(&found).unwrap();
                 assert_eq!(found.spec.sinks[0].event, SinkEvent::Alert);
             }
-            Some(told) => assert!(!applied.ok && applied.err.contains(told), "{spec}: {}", applied.err),
+            Some(message) => assert!(!applied.ok && applied.err.contains(message), "{spec}: {}", applied.err),
         }
     }
 }
@@ -151,7 +152,7 @@ fn a_stream_belongs_to_one_sink_also_by_its_default() {
     assert!(refused.err.contains("a redisStream.stream is another sink's already"), "{}", refused.err);
 }
 
-/// Sinks are told apart by name: two appliers each keep their own.
+/// The name identifies a sink: two appliers each keep their own.
 #[test]
 fn sinks_are_merged_by_name() {
     let namespace = Namespace::new("sinks");
@@ -166,7 +167,7 @@ fn sinks_are_merged_by_name() {
 }
 
 #[test]
-fn a_list_shows_what_one_looks_for() {
+fn a_list_shows_readiness_workers_and_counts() {
     let namespace = Namespace::new("columns");
     let applied = namespace.kubectl(&["apply", "-f", "-"], &manifest("a", "replicas: 2"));
     assert!(applied.ok, "{}", applied.err);
@@ -188,22 +189,22 @@ fn a_list_shows_what_one_looks_for() {
     assert_eq!(scale.out, "2 a=b");
 }
 
-/// Every field that a person can set says what it is, in one flow of sentences.
+/// Every field has a description of whole sentences without line breaks.
 #[test]
-fn every_field_is_explained() {
+fn every_field_has_a_description() {
     let crd = kubectl(&["get", "crd", "recordpipelines.millrace.dev", "-o", "json"], "").out;
     let crd: serde_json::Value = serde_json::from_str(&crd).unwrap();
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     let mut seen = 0;
-    explained("spec", &schema["properties"]["spec"], &mut seen);
-    explained("status", &schema["properties"]["status"], &mut seen);
+    assert_described("spec", &schema["properties"]["spec"], &mut seen);
+    assert_described("status", &schema["properties"]["status"], &mut seen);
     assert!(seen > 80, "{seen} fields");
-    let said = kubectl(&["explain", "rpl.spec.sinks.event"], "").out;
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(said.contains("Alert: processed records whose value is above the threshold"), "{said}");
+    let shown = kubectl(&["explain", "rpl.spec.sinks.event"], "").out;
+    let shown = shown.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(shown.contains("Alert: processed records whose value is above the threshold"), "{shown}");
 }
 
-fn explained(path: &str, schema: &serde_json::Value, seen: &mut u32) {
+fn assert_described(path: &str, schema: &serde_json::Value, seen: &mut u32) {
     *seen += 1;
     let text = schema["description"].as_str().unwrap_or_default();
     let of_kubernetes = path.starts_with("status.conditions.");
@@ -211,14 +212,14 @@ fn explained(path: &str, schema: &serde_json::Value, seen: &mut u32) {
     assert!(of_kubernetes || !text.contains('\n'), "{path}: {text:?}");
     for properties in [&schema["properties"], &schema["items"]["properties"]] {
         for (name, schema) in properties.as_object().into_iter().flatten() {
-            explained(&format!("{path}.{name}"), schema, seen);
+            assert_described(&format!("{path}.{name}"), schema, seen);
         }
     }
 }
 
-/// Both ways of `kubectl apply` take it, without a warning; the client's keeps all of it in an annotation.
+/// By both ways of `kubectl apply`; the client's stores the whole definition in an annotation.
 #[test]
-fn the_definition_is_taken_without_a_warning() {
+fn the_api_server_accepts_the_definition_without_a_warning() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/recordpipeline.crd.yaml");
     for how in [
         &["create", "--dry-run=server", "--validate=strict"][..],
@@ -226,13 +227,13 @@ fn the_definition_is_taken_without_a_warning() {
         &["apply", "--server-side", "--force-conflicts"],
     ] {
         let text = std::fs::read_to_string(file).unwrap();
-        // Another name, so that `create` does not find it.
+        // Another name, so that `create` does not find an existing definition.
         let text = if how[0] == "create" { text.replace("recordpipeline", "recordpipelinf") } else { text };
         let applied = kubectl(&[how, &["-f", "-"]].concat(), &text);
         assert!(applied.ok, "{}", applied.err);
         assert!(!applied.err.contains("Warning: unrecognized"), "{}", applied.err);
     }
-    assert!(std::fs::metadata(file).unwrap().len() < 200_000, "an annotation holds 262,144 bytes at most");
+    assert!(std::fs::metadata(file).unwrap().len() < 200_000, "an annotation has at most 262,144 bytes");
     let conditions = kubectl(
         &[
             "get",
