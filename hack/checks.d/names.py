@@ -126,7 +126,7 @@ def condition_reasons(sources):
     found = {}
     for path, code in sources.items():
         skipped = set()
-        for _, arguments in rust.calls(code, ("stands", "counter!", "gauge!", "histogram!")):
+        for _, arguments in rust.calls(code, ("find_condition", "counter!", "gauge!", "histogram!")):
             skipped |= {id(token) for part in arguments for token in part}
         code = rust.without_attributes(code)
         for index, token in enumerate(code):

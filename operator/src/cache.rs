@@ -1,6 +1,6 @@
-//! What the API server holds of pipelines and their children, watched and kept in memory without what nothing reads.
+//! The pipelines and their children, watched and held in memory without the fields that nothing reads.
 //!
-//! One cache for each watched namespace, or one for all. Must never be written to but by what the API server sent.
+//! There is one cache for each watched namespace, or one for all. Only the API server's watches may write to it.
 
 use std::{collections::BTreeMap, fmt::Debug, hash::Hash, pin::Pin, sync::Arc};
 
@@ -16,7 +16,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{DynamicObject, ObjectMeta, PartialObjectMeta},
-    core::DeserializeGuard,
+    core::{ApiResource, DeserializeGuard},
     runtime::{
         WatchStreamExt as _,
         reflector::{self, ObjectRef, Store, store::Writer},
@@ -32,11 +32,13 @@ use crate::controller::build::{
     labels::{self, ATTEMPT, COMPONENT, INSTANCE, KEY, TEMPLATE},
 };
 
-/// A pipeline as the API server gave it, or why it could not be read.
+/// A pipeline as the API server returned it, or the reason why it cannot be parsed.
 pub(crate) type Guarded = DeserializeGuard<RecordPipelineResource>;
-/// What is kept of a child of which only the metadata matters.
+/// The metadata of a child of which nothing else is read.
 pub(crate) type Meta = PartialObjectMeta<DynamicObject>;
-/// Pipelines whose children changed.
+/// Pipelines that changed.
+pub(crate) type PipelineChanges = Pin<Box<dyn Stream<Item = Result<Guarded, watcher::Error>> + Send>>;
+/// References to the pipelines whose children changed.
 pub(crate) type Triggers = Pin<Box<dyn Stream<Item = ObjectRef<Guarded>> + Send>>;
 
 /// The caches of one namespace, or of all.
@@ -52,123 +54,58 @@ pub(crate) struct Cache {
     pub(crate) pods: Store<Pod>,
     /// Other children: metadata only.
     pub(crate) others: BTreeMap<Kind, Store<Meta>>,
-    /// How many of these were not read yet.
+    /// The number of stores that no first list has filled yet.
     unread: watch::Receiver<usize>,
 }
 
-/// The streams that fill a cache; whoever runs the controller polls them.
-pub(crate) struct Feeds {
-    /// Of pipelines: all that is touched.
-    pub(crate) pipelines: Pin<Box<dyn Stream<Item = Result<Guarded, watcher::Error>> + Send>>,
-    /// Of children.
+/// The streams that fill a cache while the controller polls them.
+pub(crate) struct CacheStreams {
+    /// Fills the store of pipelines.
+    pub(crate) pipelines: PipelineChanges,
+    /// Fills the stores of children.
     pub(crate) children: Triggers,
 }
 
 impl Cache {
-    /// Watches a namespace, or all; `kinds` are those that the API server knows.
+    /// Watches one namespace, or all; `kinds` are the kinds that the API server serves.
     #[must_use]
-    pub(crate) fn new(client: &Client, namespace: Option<&str>, kinds: &[Kind]) -> (Self, Feeds) {
+    pub(crate) fn new(client: &Client, namespace: Option<&str>, kinds: &[Kind]) -> (Self, CacheStreams) {
         let unread = Arc::new(watch::Sender::new(0));
-        let (pipelines, writer) = reflector::store();
-        let found = watcher(scoped(client, namespace), watcher::Config::default()).default_backoff().modify(
-            |pipeline: &mut Guarded| {
-                let meta = pipeline.meta_mut();
-                meta.managed_fields = None;
-                if let Some(annotations) = &mut meta.annotations {
-                    // The whole resource once more.
-                    annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
-                }
-            },
-        );
-        let found = noted(&unread, reflector::reflector(writer, found)).touched_objects().boxed();
-        let ours = || watcher::Config::default().labels(&labels::ours());
-        let (deployments, changed_deployments) =
-            typed::<Deployment>(&unread, scoped(client, namespace), ours(), |deployment| {
-                trim_child(&mut deployment.metadata);
-                // Only the number, the images and the state are read.
-                let spec = deployment.spec.take().unwrap_or_default();
-                let containers = spec.template.spec.unwrap_or_default().containers.into_iter();
-                let slim = |of: Container| Container { name: of.name, image: of.image, ..Container::default() };
-                let pod = PodSpec { containers: tight(containers.map(slim)), ..PodSpec::default() };
-                let template = PodTemplateSpec { spec: Some(pod), metadata: None };
-                deployment.spec =
-                    Some(DeploymentSpec { replicas: spec.replicas, template, ..DeploymentSpec::default() });
-            });
-        let (jobs, changed_jobs) = typed::<Job>(&unread, scoped(client, namespace), ours(), |job| {
-            trim_child(&mut job.metadata);
-            job.spec = None;
-            let conditions = job.status.take().and_then(|status| status.conditions);
-            let conditions = conditions.map(|all| tight(all.into_iter()));
-            job.status = Some(JobStatus { conditions, ..JobStatus::default() });
-        });
-        let (pods, changed_pods) = typed::<Pod>(&unread, scoped(client, namespace), ours(), |pod| {
-            trim_child(&mut pod.metadata);
-            let wanted = pod.spec.take().unwrap_or_default().containers;
-            let status = pod.status.take().unwrap_or_default();
-            let slim = |of: ContainerStatus| ContainerStatus {
-                // As the Deployment names it: the kubelet gives the name that it resolved it to.
-                image: wanted
-                    .iter()
-                    .find(|one| one.name == of.name)
-                    .and_then(|one| one.image.clone())
-                    .unwrap_or(of.image),
-                name: of.name,
-                state: of.state,
-                last_state: of.last_state,
-                ..ContainerStatus::default()
-            };
-            let scheduled = status.conditions.into_iter().flatten().filter(|one| one.type_ == "PodScheduled");
-            pod.status = Some(PodStatus {
-                phase: status.phase,
-                pod_ip: status.pod_ip,
-                conditions: Some(tight(scheduled)),
-                container_statuses: status.container_statuses.map(|all| tight(all.into_iter().map(slim))),
-                ..PodStatus::default()
-            });
-        });
-        let mut children: Vec<Triggers> = vec![changed_deployments, changed_jobs, changed_pods];
+        let (pipelines, changed_pipelines) = watch_pipelines(&unread, typed_api(client, namespace));
+        let (deployments, changed_deployments) = watch_children(&unread, typed_api(client, namespace), trim_deployment);
+        let (jobs, changed_jobs) = watch_children(&unread, typed_api(client, namespace), trim_job);
+        let (pods, changed_pods) = watch_children(&unread, typed_api(client, namespace), trim_pod);
+        let mut children = vec![changed_deployments, changed_jobs, changed_pods];
         let mut others = BTreeMap::new();
-        for kind in kinds {
-            if matches!(kind, Kind::Deployment | Kind::Job) {
-                continue;
-            }
-            let resource = kind.resource();
-            let writer = Writer::<Meta>::new(resource.clone());
-            others.insert(*kind, writer.as_reader());
-            let api: Api<Meta> = dynamic(client, namespace, &resource);
-            let found = watcher(api, ours()).default_backoff().modify(|object: &mut Meta| {
-                object.types = None;
-                let meta = &mut object.metadata;
-                trim_child(meta);
-                // Nothing but whose it is is read of their labels, and a map of one takes half a kilobyte.
-                meta.generate_name = meta.labels.take().and_then(|mut labels| labels.remove(INSTANCE));
-            });
-            children.push(triggers(noted(&unread, reflector::reflector(writer, found))));
+        for kind in kinds.iter().filter(|kind| !matches!(kind, Kind::Deployment | Kind::Job)) {
+            let (store, changed) = watch_metadata(&unread, client, namespace, &kind.resource());
+            others.insert(*kind, store);
+            children.push(changed);
         }
         let unread = unread.subscribe();
         let cache = Self { pipelines, deployments, jobs, pods, others, unread };
-        (cache, Feeds { pipelines: found, children: stream::select_all(children).boxed() })
+        (cache, CacheStreams { pipelines: changed_pipelines, children: stream::select_all(children).boxed() })
     }
 
-    /// Waits until all of it was read once. Not by `Store::wait_until_ready`, which wakes one of those who wait, only:
-    /// the reconciles of the others would never end.
+    /// Waits until each store was filled once. Not by `Store::wait_until_ready`, which wakes only one of the waiting
+    /// tasks: the reconciles of the others would never end.
     pub(crate) async fn ready(&self) {
-        // It fails when nobody reads any more: then the process ends.
+        // It fails once the streams are dropped: then the process ends.
         let _ = self.unread.clone().wait_for(|unread| *unread == 0).await;
     }
 
-    /// Whether all of it was read once.
+    /// Whether each store was filled once.
     #[must_use]
     pub(crate) fn is_read(&self) -> bool {
         *self.unread.borrow() == 0
     }
 
-    /// The metadata of each child of a pipeline of which that is all that is kept.
+    /// The metadata of a pipeline's children, except Deployments and Jobs.
     #[must_use]
     pub(crate) fn others(&self, namespace: &str, pipeline: &str) -> BTreeMap<(Kind, String), ObjectMeta> {
         let mut found = BTreeMap::new();
         for (kind, store) in &self.others {
-            for object in of(store, namespace, pipeline) {
+            for object in of_pipeline(store, namespace, pipeline) {
                 found.insert((*kind, object.name_any()), object.metadata.clone());
             }
         }
@@ -176,8 +113,8 @@ impl Cache {
     }
 }
 
-/// What of a store belongs to a pipeline, by its labels.
-pub(crate) fn of<K>(store: &Store<K>, namespace: &str, pipeline: &str) -> Vec<Arc<K>>
+/// The objects of a store that belong to a pipeline by their labels.
+pub(crate) fn of_pipeline<K>(store: &Store<K>, namespace: &str, pipeline: &str) -> Vec<Arc<K>>
 where
     K: Resource + Clone + 'static,
     K::DynamicType: Hash + Eq + Clone,
@@ -188,13 +125,13 @@ where
     })
 }
 
-/// The name of the pipeline that a child says it is of.
+/// The name of the pipeline in a child's label, or where [`watch_metadata`] puts it.
 fn instance(meta: &ObjectMeta) -> Option<&String> {
     meta.labels.as_ref().and_then(|labels| labels.get(INSTANCE)).or(meta.generate_name.as_ref())
 }
 
-/// A namespace's objects, or all.
-fn scoped<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+/// The API of one namespace's objects, or of all.
+fn typed_api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
 where
     K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
 {
@@ -204,8 +141,8 @@ where
     }
 }
 
-/// As `scoped`, for what has no type of its own.
-pub(crate) fn dynamic<K>(client: &Client, namespace: Option<&str>, resource: &K::DynamicType) -> Api<K>
+/// As [`typed_api`], for objects without a type of their own.
+pub(crate) fn dynamic_api<K>(client: &Client, namespace: Option<&str>, resource: &K::DynamicType) -> Api<K>
 where
     K: Resource<Scope = kube::core::DynamicResourceScope>,
 {
@@ -215,8 +152,8 @@ where
     }
 }
 
-/// Counts a stream that fills a store as unread until it has.
-fn noted<K, S>(
+/// Counts a store as unread until its stream filled it.
+fn count_until_read<K, S>(
     unread: &Arc<watch::Sender<usize>>,
     filling: S,
 ) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + use<K, S>
@@ -226,7 +163,7 @@ where
     unread.send_modify(|unread| *unread += 1);
     let mut unread = Some(Arc::clone(unread));
     filling.inspect_ok(move |event| {
-        // A watch that broke is read again: only the first time counts.
+        // A watch that broke lists again: only the first list counts.
         if matches!(event, Event::InitDone)
             && let Some(unread) = unread.take()
         {
@@ -235,18 +172,51 @@ where
     })
 }
 
-fn typed<K>(
-    unread: &Arc<watch::Sender<usize>>,
-    api: Api<K>,
-    config: watcher::Config,
-    trim: fn(&mut K),
-) -> (Store<K>, Triggers)
+fn watch_pipelines(unread: &Arc<watch::Sender<usize>>, api: Api<Guarded>) -> (Store<Guarded>, PipelineChanges) {
+    let (store, writer) = reflector::store();
+    let events = watcher(api, watcher::Config::default()).default_backoff().modify(|pipeline: &mut Guarded| {
+        let meta = pipeline.meta_mut();
+        meta.managed_fields = None;
+        if let Some(annotations) = &mut meta.annotations {
+            // It holds the whole resource once more.
+            annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+        }
+    });
+    (store, count_until_read(unread, reflector::reflector(writer, events)).touched_objects().boxed())
+}
+
+/// Watches the children of one type, and stores what `trim` leaves of each.
+fn watch_children<K>(unread: &Arc<watch::Sender<usize>>, api: Api<K>, trim: fn(&mut K)) -> (Store<K>, Triggers)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
-    let (reader, writer) = reflector::store();
-    let found = watcher(api, config).default_backoff().modify(trim);
-    (reader, triggers(noted(unread, reflector::reflector(writer, found))))
+    let (store, writer) = reflector::store();
+    let events = watcher(api, children_config()).default_backoff().modify(trim);
+    (store, triggers(count_until_read(unread, reflector::reflector(writer, events))))
+}
+
+/// Watches the children of one kind, and stores their metadata only.
+fn watch_metadata(
+    unread: &Arc<watch::Sender<usize>>,
+    client: &Client,
+    namespace: Option<&str>,
+    resource: &ApiResource,
+) -> (Store<Meta>, Triggers) {
+    let writer = Writer::<Meta>::new(resource.clone());
+    let store = writer.as_reader();
+    let api: Api<Meta> = dynamic_api(client, namespace, resource);
+    let events = watcher(api, children_config()).default_backoff().modify(|object: &mut Meta| {
+        object.types = None;
+        let meta = &mut object.metadata;
+        trim_child(meta);
+        // Of their labels only the pipeline's name is read, and a map of one entry takes half a kilobyte.
+        meta.generate_name = meta.labels.take().and_then(|mut labels| labels.remove(INSTANCE));
+    });
+    (store, triggers(count_until_read(unread, reflector::reflector(writer, events))))
+}
+
+fn children_config() -> watcher::Config {
+    watcher::Config::default().labels(&labels::ours())
 }
 
 fn triggers<K>(found: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static) -> Triggers
@@ -256,7 +226,7 @@ where
     let touched = found.touched_objects().filter_map(|object| {
         let owner = match object {
             Ok(object) => {
-                // Someone may have changed the label; pods are owned by what the pipeline owns.
+                // The owner first: anyone can change the label. Pods have only the label: a child owns them.
                 let owners = object.owner_references().iter();
                 let owner =
                     owners.filter(|owner| owner.kind == millrace_crds::KIND).map(|owner| owner.name.clone()).next();
@@ -274,14 +244,14 @@ where
     touched.boxed()
 }
 
-/// A list with room for nothing more: what is parsed has, and what is collected of it in place keeps it.
-fn tight<T>(all: impl Iterator<Item = T>) -> Vec<T> {
+/// A list without spare capacity. Parsed lists have it, and a list that is collected in place keeps it.
+fn shrunk<T>(all: impl Iterator<Item = T>) -> Vec<T> {
     let mut all: Vec<T> = all.collect();
     all.shrink_to_fit();
     all
 }
 
-/// Leaves of a child's metadata what is read: with a thousand pipelines there are some twenty thousand of them.
+/// Leaves of a child's metadata the fields that are read: a thousand pipelines have about twenty thousand children.
 pub(crate) fn trim_child(meta: &mut ObjectMeta) {
     let all = std::mem::take(meta);
     let kept = [INSTANCE, COMPONENT, KEY, ATTEMPT, TEMPLATE];
@@ -299,8 +269,51 @@ pub(crate) fn trim_child(meta: &mut ObjectMeta) {
         deletion_timestamp: all.deletion_timestamp,
         owner_references: all
             .owner_references
-            .map(|all| tight(all.into_iter().map(|owner| OwnerReference { api_version: String::new(), ..owner }))),
+            .map(|all| shrunk(all.into_iter().map(|owner| OwnerReference { api_version: String::new(), ..owner }))),
         labels,
         ..ObjectMeta::default()
     };
+}
+
+/// Leaves of a Deployment its number of pods, its images and its status.
+fn trim_deployment(deployment: &mut Deployment) {
+    trim_child(&mut deployment.metadata);
+    let spec = deployment.spec.take().unwrap_or_default();
+    let containers = spec.template.spec.unwrap_or_default().containers.into_iter();
+    let slim = |of: Container| Container { name: of.name, image: of.image, ..Container::default() };
+    let pod = PodSpec { containers: shrunk(containers.map(slim)), ..PodSpec::default() };
+    let template = PodTemplateSpec { spec: Some(pod), metadata: None };
+    deployment.spec = Some(DeploymentSpec { replicas: spec.replicas, template, ..DeploymentSpec::default() });
+}
+
+/// Leaves of a Job its conditions.
+fn trim_job(job: &mut Job) {
+    trim_child(&mut job.metadata);
+    job.spec = None;
+    let conditions = job.status.take().and_then(|status| status.conditions);
+    let conditions = conditions.map(|all| shrunk(all.into_iter()));
+    job.status = Some(JobStatus { conditions, ..JobStatus::default() });
+}
+
+/// Leaves of a pod its phase, its address, whether it is scheduled, and the states of its containers.
+fn trim_pod(pod: &mut Pod) {
+    trim_child(&mut pod.metadata);
+    let wanted = pod.spec.take().unwrap_or_default().containers;
+    let status = pod.status.take().unwrap_or_default();
+    let slim = |of: ContainerStatus| ContainerStatus {
+        // The name that the Deployment has: the kubelet reports the name that it resolved the image to.
+        image: wanted.iter().find(|one| one.name == of.name).and_then(|one| one.image.clone()).unwrap_or(of.image),
+        name: of.name,
+        state: of.state,
+        last_state: of.last_state,
+        ..ContainerStatus::default()
+    };
+    let scheduled = status.conditions.into_iter().flatten().filter(|one| one.type_ == "PodScheduled");
+    pod.status = Some(PodStatus {
+        phase: status.phase,
+        pod_ip: status.pod_ip,
+        conditions: Some(shrunk(scheduled)),
+        container_statuses: status.container_statuses.map(|all| shrunk(all.into_iter().map(slim))),
+        ..PodStatus::default()
+    });
 }

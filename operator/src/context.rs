@@ -1,4 +1,4 @@
-//! What every reconcile shares.
+//! The settings, clients and caches that all reconciles share.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use crate::{cache::Cache, controller::memory::Memory, lease::Leadership};
 
-/// Where and for whom the operator works. Each is a flag or a variable.
+/// The release and the namespaces of the operator. Each is a flag or a variable.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Settings {
     /// The name of the release that this operator belongs to; pipelines of another release are left alone
@@ -26,13 +26,13 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Who claims a pipeline: `<namespace>/<release>`.
+    /// The value of the annotation by which a release claims a pipeline: `<namespace>/<release>`.
     #[must_use]
     pub(crate) fn claim(&self) -> String {
         format!("{}/{}", self.namespace, self.release)
     }
 
-    /// The namespaces to watch; one `None`: all.
+    /// The namespaces to watch; a single `None` means all.
     #[must_use]
     pub(crate) fn scopes(&self) -> Vec<Option<String>> {
         let named: Vec<_> =
@@ -41,7 +41,7 @@ impl Settings {
     }
 }
 
-/// How the operator acts. Each is a flag or a variable.
+/// The defaults, ports and times of the operator. Each is a flag or a variable.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Tuning {
     /// The image of pipelines that name none
@@ -50,7 +50,7 @@ pub(crate) struct Tuning {
     /// The pods' health port
     #[arg(long, env = "MILLRACE_STATUS_PORT", default_value_t = 8081)]
     pub(crate) status_port: u16,
-    /// How long fewer workers must be enough before their number goes down, in seconds
+    /// How long fewer workers must suffice before their number goes down, in seconds
     #[arg(long, env = "MILLRACE_SCALE_DOWN_SECONDS", default_value_t = 120)]
     pub(crate) scale_down_seconds: u64,
     /// How often a pipeline at rest is looked at, in seconds
@@ -60,28 +60,28 @@ pub(crate) struct Tuning {
 
 type Memories = HashMap<(String, String), Arc<Mutex<Memory>>>;
 
-/// What every reconcile shares.
+/// The settings, clients and caches that all reconciles share.
 pub(crate) struct Context {
-    /// The API server.
+    /// The client of the API server.
     pub(crate) client: Client,
-    /// Where and for whom.
+    /// Release and namespaces.
     pub(crate) settings: Settings,
-    /// How.
+    /// Defaults, ports and times.
     pub(crate) tuning: Tuning,
     /// Whether this process may write.
     pub(crate) leadership: Leadership,
-    /// For the pods' `/status`.
+    /// The client for the pods' `/status`.
     pub(crate) http: reqwest::Client,
-    /// Kubernetes Events.
+    /// Publishes Events of Kubernetes.
     pub(crate) recorder: Recorder,
-    /// All caches: the rollout of a default image looks at every pipeline.
+    /// All caches: the rollout of a default image reads every pipeline.
     pub(crate) caches: Vec<Cache>,
-    /// What is held of each pipeline, by namespace and name.
+    /// The memory of each pipeline, by namespace and name.
     memories: std::sync::Mutex<Memories>,
 }
 
 impl Context {
-    /// A context that holds nothing yet.
+    /// A context without memories.
     #[must_use]
     pub(crate) fn new(
         client: Client,
@@ -94,7 +94,8 @@ impl Context {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(2))
-            // Each pod is asked now and then, and there are many: what idle connections hold is worth more than they are.
+            // Requests to one pod are rare and pods are many: idle connections would take more memory than they save
+            // time.
             .pool_max_idle_per_host(0)
             .build()
             .unwrap_or_default();
@@ -102,15 +103,15 @@ impl Context {
         Self { client, settings, tuning, leadership, http, recorder, caches, memories }
     }
 
-    /// What is held of a pipeline.
+    /// The memory of a pipeline, new where there is none.
     #[must_use]
     pub(crate) fn memory(&self, namespace: &str, name: &str) -> Arc<Mutex<Memory>> {
         let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(memories.entry((namespace.to_owned(), name.to_owned())).or_default())
     }
 
-    /// Forgets a pipeline that is gone.
-    pub(crate) fn forget(&self, namespace: &str, name: &str) {
+    /// Drops the memory of a pipeline that is deleted.
+    pub(crate) fn drop_memory(&self, namespace: &str, name: &str) {
         let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
         memories.remove(&(namespace.to_owned(), name.to_owned()));
     }

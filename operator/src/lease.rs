@@ -1,6 +1,6 @@
-//! Who acts: one operator at a time, by a Lease.
+//! A Lease selects the one operator that acts.
 //!
-//! Must never let a process act that was suspended past its lease: its view is old. It ends instead.
+//! A process that was suspended past its lease must never act: its view is old. It ends instead.
 
 use std::{
     sync::{
@@ -16,67 +16,67 @@ use kube::{Api, Client};
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder};
 use tokio::{sync::watch, task::JoinHandle};
 
-/// How long a lease lasts without being renewed, in seconds.
+/// How long a lease lasts without a renewal, in seconds.
 pub(crate) const LEASE_SECONDS: u64 = 15;
-/// How long before its end it is renewed, in seconds.
+/// How long before its end the lease is renewed, in seconds.
 const GRACE_SECONDS: u64 = 8;
-/// How often it is noted that the process still runs and leads.
+/// The time between two notes that the process runs and leads.
 const TICK: Duration = Duration::from_millis(250);
-/// ShardProgress still for longer than this may outlive the lease: what is left of it after the latest renewal.
-const LONGEST_STILL: Duration = Duration::from_secs(GRACE_SECONDS - 2);
+/// A process that stalls for longer may have lost the lease: at its latest renewal not much more of it is left.
+const LONGEST_STALL: Duration = Duration::from_secs(GRACE_SECONDS - 2);
 
-/// How often it is looked whether the Lease was renewed.
-const LOOK: Duration = Duration::from_secs(2);
-/// How long before its end a lease is not relied on: a write that was begun takes a while.
+/// The time between two reads of the Lease.
+const READ_INTERVAL: Duration = Duration::from_secs(2);
+/// How long before its end no write may start by a lease: the write itself takes time.
 const MARGIN: Duration = Duration::from_secs(2);
 
-/// Leadership, once it was won. Clones share it.
+/// Acquired leadership. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Leadership {
-    born: Instant,
-    /// Milliseconds since birth at which this process last ran.
+    started: Instant,
+    /// Milliseconds from `started` until the last note that this process runs.
     ran_ms: Arc<AtomicU64>,
-    /// Milliseconds since birth until which the Lease, as it was last read, is this process's.
+    /// Milliseconds from `started` until the end of the Lease, as it was last read, less [`MARGIN`].
     held_ms: Arc<AtomicU64>,
 }
 
-/// This process may not write: it does not lead, or was stalled for too long.
+/// This process may not write: it does not lead, or it stalled for too long.
 #[derive(Debug, thiserror::Error)]
 #[error("this process does not lead any more, or cannot be sure of it")]
 pub(crate) struct NotLeading;
 
 impl Leadership {
-    fn new(born: Instant) -> Self {
-        Self { born, ran_ms: Arc::default(), held_ms: Arc::default() }
+    fn new(started: Instant) -> Self {
+        Self { started, ran_ms: Arc::default(), held_ms: Arc::default() }
     }
 
-    /// Asked right before each write.
+    /// Must be called right before each write.
     ///
     /// # Errors
     /// When this process cannot be sure that it still leads.
     pub(crate) fn check(&self) -> Result<(), NotLeading> {
         let held = Duration::from_millis(self.held_ms.load(Ordering::Acquire));
-        if !self.stood_still() && self.born.elapsed() < held { Ok(()) } else { Err(NotLeading) }
+        if !self.has_stalled() && self.started.elapsed() < held { Ok(()) } else { Err(NotLeading) }
     }
 
-    fn stood_still(&self) -> bool {
+    fn has_stalled(&self) -> bool {
         let ran = Duration::from_millis(self.ran_ms.load(Ordering::Acquire));
-        self.born.elapsed().saturating_sub(ran) >= LONGEST_STILL
+        self.started.elapsed().saturating_sub(ran) >= LONGEST_STALL
     }
 
-    fn runs(&self) {
-        self.ran_ms.store(self.born.elapsed().as_millis() as u64, Ordering::Release);
+    fn note_run(&self) {
+        self.ran_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Release);
     }
 
     /// Notes that the Lease is held for `left` from `from` on.
-    fn holds(&self, from: Instant, left: Duration) {
-        let until = from.saturating_duration_since(self.born) + left.saturating_sub(MARGIN);
+    fn note_held(&self, from: Instant, left: Duration) {
+        let until = from.saturating_duration_since(self.started) + left.saturating_sub(MARGIN);
         self.held_ms.store(until.as_millis() as u64, Ordering::Release);
     }
 }
 
-/// Tells when leadership is lost, and gives the Lease back.
-pub(crate) struct Guard {
+/// Waits for the loss of leadership, and releases the Lease.
+pub(crate) struct LeaseGuard {
     leadership: Leadership,
     leads: watch::Receiver<bool>,
     task: JoinHandle<kube_lease_manager::Result<LeaseManager>>,
@@ -88,13 +88,13 @@ pub(crate) struct Guard {
 /// Waits until this process leads.
 ///
 /// # Errors
-/// When the Lease cannot be made or read.
+/// When the Lease cannot be created or read.
 pub(crate) async fn lead(
     client: Client,
     namespace: &str,
     lease: &str,
     identity: &str,
-) -> anyhow::Result<(Leadership, Guard)> {
+) -> anyhow::Result<(Leadership, LeaseGuard)> {
     let leases = Api::namespaced(client.clone(), namespace);
     let manager = LeaseManagerBuilder::new(client, lease)
         .with_namespace(namespace)
@@ -111,54 +111,55 @@ pub(crate) async fn lead(
     tracing::info!(event = "leader.lease.acquired", lease, identity, "acquired the lease");
     let leadership = Leadership::new(Instant::now());
     let (lease, identity) = (lease.to_owned(), identity.to_owned());
-    let guard = Guard { leadership: leadership.clone(), leads, task, leases, lease, identity };
-    guard.look().await;
+    let guard = LeaseGuard { leadership: leadership.clone(), leads, task, leases, lease, identity };
+    guard.read().await;
     Ok((leadership, guard))
 }
 
-impl Guard {
-    /// Ends when leadership is lost; gives why.
+impl LeaseGuard {
+    /// Waits until leadership is lost, and returns the cause.
     pub(crate) async fn lost(&mut self) -> anyhow::Error {
         let mut leads = self.leads.clone();
-        let looks = async {
+        let reads = async {
             loop {
-                self.look().await;
-                tokio::time::sleep(LOOK).await;
+                self.read().await;
+                tokio::time::sleep(READ_INTERVAL).await;
             }
         };
         tokio::select! {
-            lost = watched(&mut leads, &self.leadership) => lost,
-            () = looks => unreachable!("it looks for ever"),
+            lost = lost_or_stalled(&mut leads, &self.leadership) => lost,
+            () = reads => unreachable!("the loop has no end"),
         }
     }
 
-    /// Gives the Lease back: the next need not wait for its end. Nothing may be written any more.
+    /// Releases the Lease, so that the next leader need not wait for its end. No write may follow.
     pub(crate) async fn release(self) {
         self.leadership.held_ms.store(0, Ordering::Release);
         drop(self.leads);
-        // The task gives it back once nobody listens any more.
+        // The task releases the Lease once its last receiver is dropped.
         let _ = tokio::time::timeout(Duration::from_secs(3), self.task).await;
     }
 
-    /// Reads until when the Lease is held. The task that renews it says nothing while it cannot.
-    async fn look(&self) {
+    /// Reads until when the Lease is held. The task that renews it reports nothing while it fails.
+    async fn read(&self) {
         let from = Instant::now();
-        let Ok(Ok(lease)) = tokio::time::timeout(LOOK, self.leases.get(&self.lease)).await else { return };
+        let Ok(Ok(lease)) = tokio::time::timeout(READ_INTERVAL, self.leases.get(&self.lease)).await else { return };
         let Some(spec) = lease.spec.filter(|spec| spec.holder_identity.as_ref() == Some(&self.identity)) else {
             return;
         };
         let Some(renewed) = spec.renew_time else { return };
         let age = Duration::try_from(Timestamp::now().duration_since(renewed.0)).unwrap_or_default();
-        self.leadership.holds(from, Duration::from_secs(LEASE_SECONDS).saturating_sub(age));
+        self.leadership.note_held(from, Duration::from_secs(LEASE_SECONDS).saturating_sub(age));
     }
 }
 
-async fn watched(leads: &mut watch::Receiver<bool>, leadership: &Leadership) -> anyhow::Error {
+/// Waits until the Lease is lost or the process has stalled, and returns the cause.
+async fn lost_or_stalled(leads: &mut watch::Receiver<bool>, leadership: &Leadership) -> anyhow::Error {
     loop {
-        if leadership.stood_still() {
-            return anyhow!("stood still for longer than {LONGEST_STILL:?}: another may lead by now");
+        if leadership.has_stalled() {
+            return anyhow!("stalled for longer than {LONGEST_STALL:?}: another operator may lead by now");
         }
-        leadership.runs();
+        leadership.note_run();
         tokio::select! {
             changed = leads.changed() => {
                 if let Err(error) = changed {
@@ -181,31 +182,31 @@ mod tests {
     async fn a_lost_lease_ends_the_watch() {
         let (sender, mut receiver) = watch::channel(true);
         let leadership = Leadership::new(Instant::now());
-        leadership.holds(leadership.born, Duration::from_secs(15));
+        leadership.note_held(leadership.started, Duration::from_secs(15));
         leadership.check().unwrap();
-        let watched = tokio::spawn(async move { watched(&mut receiver, &leadership).await.to_string() });
+        let cause = tokio::spawn(async move { lost_or_stalled(&mut receiver, &leadership).await.to_string() });
         sender.send(false).unwrap();
-        assert_eq!(watched.await.unwrap(), "the Lease was lost");
+        assert_eq!(cause.await.unwrap(), "the Lease was lost");
     }
 
     #[tokio::test]
-    async fn who_stalled_is_never_sure_again() {
+    async fn a_process_that_stalled_never_writes_again() {
         let (_sender, mut receiver) = watch::channel(true);
-        let leadership = Leadership::new(Instant::now().checked_sub(LONGEST_STILL * 2).unwrap());
-        leadership.holds(Instant::now(), Duration::from_secs(15));
+        let leadership = Leadership::new(Instant::now().checked_sub(LONGEST_STALL * 2).unwrap());
+        leadership.note_held(Instant::now(), Duration::from_secs(15));
         leadership.check().unwrap_err();
-        let ended = watched(&mut receiver, &leadership).await.to_string();
-        assert!(ended.contains("stood still"), "{ended}");
+        let cause = lost_or_stalled(&mut receiver, &leadership).await.to_string();
+        assert!(cause.contains("stalled"), "{cause}");
         leadership.check().unwrap_err();
     }
 
     #[test]
-    fn who_cannot_read_its_lease_is_not_sure_past_its_end() {
+    fn a_process_that_cannot_read_its_lease_stops_writing_before_its_end() {
         let leadership = Leadership::new(Instant::now());
         leadership.check().unwrap_err();
-        leadership.holds(leadership.born, MARGIN + Duration::from_secs(9));
+        leadership.note_held(leadership.started, MARGIN + Duration::from_secs(9));
         leadership.check().unwrap();
-        leadership.holds(leadership.born, MARGIN);
+        leadership.note_held(leadership.started, MARGIN);
         leadership.check().unwrap_err();
     }
 }

@@ -1,6 +1,6 @@
-//! `millrace-operator`: brings what runs on a cluster to what each `RecordPipeline` says.
+//! `millrace-operator`: runs on a cluster the pods and objects that each `RecordPipeline` describes.
 //!
-//! Must never read a Secret, Redis or Postgres: what it knows of a pipeline its pods tell it.
+//! It must never read a Secret, Redis or Postgres: the state of a pipeline comes from the `/status` of its pods.
 
 mod backoff;
 mod cache;

@@ -1,4 +1,4 @@
-//! The operator's own health and numbers, over HTTP.
+//! The operator's own health and metrics, over HTTP.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,7 +32,7 @@ const PIPELINES: &str = "millrace_operator_pipelines";
 /// Each pipeline's backlog.
 const BACKLOG: &str = "millrace_operator_pipeline_backlog_records";
 
-/// Whether the process is up to its task, and its numbers.
+/// The process's readiness and metrics.
 #[derive(Clone)]
 pub(crate) struct Health {
     handle: PrometheusHandle,
@@ -40,24 +40,24 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// Starts to count.
+    /// Installs the recorder of metrics; `ready` returns the cause while the process is not ready.
     ///
     /// # Errors
-    /// When something counts already.
+    /// When a recorder is installed already.
     pub(crate) fn new(ready: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> anyhow::Result<Self> {
         let buckets = [0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
         let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Full(DURATION.to_owned()), &buckets)?;
         let handle = builder.install_recorder()?;
-        for (name, what) in [(RECONCILES, "Reconciles, by result"), (WRITES, "Writes to the API server, by kind")] {
-            metrics::describe_counter!(name, what);
+        for (name, meaning) in [(RECONCILES, "Reconciles, by result"), (WRITES, "Writes to the API server, by kind")] {
+            metrics::describe_counter!(name, meaning);
         }
         metrics::describe_histogram!(DURATION, metrics::Unit::Seconds, "How long reconciles take");
-        for (name, what) in [
+        for (name, meaning) in [
             (LEADER, "1 while this process leads"),
             (PIPELINES, "Pipelines, by condition and its status"),
             (BACKLOG, "Records of a pipeline that are queued or pending"),
         ] {
-            metrics::describe_gauge!(name, what);
+            metrics::describe_gauge!(name, meaning);
         }
         metrics::gauge!(LEADER).set(0.0);
         for result in ["done", "failed"] {
@@ -69,7 +69,7 @@ impl Health {
     /// Answers `/health`, `/ready` and `/metrics` until `stop` is cancelled.
     ///
     /// # Errors
-    /// When the address cannot be listened on.
+    /// When the process cannot listen on the address.
     pub(crate) async fn serve(self, listen: SocketAddr, stop: CancellationToken) -> anyhow::Result<()> {
         let listener = bind(listen).await?;
         let routes = Route::new()
@@ -85,7 +85,7 @@ impl Health {
     }
 }
 
-/// Listens on an address; where `[::]` cannot be listened on, for the kernel has no IPv6, on `0.0.0.0`.
+/// Listens on an address; on `0.0.0.0` instead of `[::]` where the kernel has no IPv6.
 async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     let mut bound = TcpListener::bind(listen).await;
     if let Err(error) = &bound
@@ -96,7 +96,7 @@ async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     bound.with_context(|| format!("cannot listen on {listen}"))
 }
 
-/// The address of IPv4 to listen on after `[::]` failed; a port that is taken is taken there, too.
+/// The address of IPv4 to listen on after `[::]` failed; `None` where the port is in use, for it is in use there, too.
 fn without_ipv6(listen: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
     let all = listen.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse;
     all.then(|| (Ipv4Addr::UNSPECIFIED, listen.port()).into())
@@ -121,7 +121,7 @@ fn answer_metrics(Data(health): Data<&Health>) -> Response {
     Response::builder().content_type("text/plain; version=0.0.4").body(health.handle.render())
 }
 
-/// Counts pipelines by their conditions, over and over.
+/// Counts pipelines by their conditions every 10 s, without end.
 pub(crate) async fn count(context: Arc<Context>) {
     let mut known: BTreeSet<(String, String)> = BTreeSet::new();
     let mut measured: BTreeSet<(String, String)> = BTreeSet::new();
@@ -143,7 +143,7 @@ pub(crate) async fn count(context: Arc<Context>) {
                 measured.insert((namespace.clone(), name.clone()));
             }
         }
-        // A gauge cannot be taken away, and must not tell for ever of a pipeline that is gone.
+        // A gauge cannot be removed, and must not show the backlog of a deleted pipeline for ever.
         for (namespace, name) in left {
             metrics::gauge!(BACKLOG, "namespace" => namespace, "pipeline" => name).set(0.0);
         }

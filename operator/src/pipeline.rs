@@ -1,7 +1,7 @@
-//! A pipeline that may be worked on: what the API server gave, checked and without the parts that nothing needs.
+//! A valid pipeline: the resource from the API server, checked, without the parts that nothing needs.
 //!
-//! It must never be made of a resource that breaks a rule: what is built of it would be refused one object at a time, or
-//! worse, accepted.
+//! It must never be made from a resource that breaks a rule: the API server would refuse the objects that are built
+//! from it one by one, or worse, accept them.
 
 use millrace_crds::{
     ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, RecordPipeline, RecordPipelineResource, RecordPipelineSpec,
@@ -19,29 +19,29 @@ pub(crate) struct Pipeline {
     pub(crate) uid: String,
     /// The generation of the spec.
     pub(crate) generation: i64,
-    /// The manifest that its pods read: only what concerns them.
+    /// The manifest that its pods read: only the fields that concern them.
     pub(crate) manifest: RecordPipeline,
-    /// Where the URL of Redis is.
+    /// The Secret key that holds the URL of Redis.
     pub(crate) redis: SecretKeyRef,
-    /// Where the URL of Postgres is.
+    /// The Secret key that holds the URL of Postgres.
     pub(crate) postgres: SecretKeyRef,
     /// The whole spec.
     pub(crate) spec: RecordPipelineSpec,
 }
 
-/// The resource breaks rules: it waits for a change.
+/// The resource breaks rules. The operator waits for a change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub(crate) struct Invalid {
-    /// Each broken rule: its field, and what to do.
+    /// Each broken rule: its field and the remedy.
     pub(crate) violations: Vec<Violation>,
 }
 
 impl Pipeline {
-    /// Checks a resource by the rules of the manifest and by those that only a cluster needs.
+    /// Checks a resource by the rules of the manifest and by the rules for a cluster.
     ///
     /// # Errors
-    /// [`Invalid`] names every rule that is broken.
+    /// [`Invalid`] names every broken rule.
     pub(crate) fn new(resource: &RecordPipelineResource) -> Result<Self, Invalid> {
         let RecordPipelineResource { metadata, spec, status: _ } = resource;
         let annotations = metadata.annotations.iter().flatten();

@@ -1,4 +1,4 @@
-//! `millrace-operator check-uninstall`: refuse an uninstall that would leave pipelines that nobody can finish.
+//! `millrace-operator check-uninstall`: fails while pipelines exist that nothing could delete in order afterwards.
 
 use anyhow::{Context as _, bail};
 use kube::{
@@ -8,11 +8,11 @@ use kube::{
 };
 use millrace_crds::RecordPipelineResource;
 
-use crate::{cache::dynamic, context::Settings, controller::CLAIM};
+use crate::{cache::dynamic_api, context::Settings, controller::CLAIM};
 
 /// Flags of `millrace-operator check-uninstall`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct CheckUninstallArgs {
     #[command(flatten)]
     settings: Settings,
 }
@@ -20,13 +20,13 @@ pub(crate) struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// When pipelines of this release exist: names them, and says what to do.
-pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+/// When pipelines of this release exist: the error names them and the remedy.
+pub(crate) async fn run(args: CheckUninstallArgs) -> anyhow::Result<()> {
     let client = Client::try_default().await.context("the API server")?;
     let (resource, claim) = (ApiResource::erase::<RecordPipelineResource>(&()), args.settings.claim());
     let mut left = Vec::new();
     for scope in args.settings.scopes() {
-        let api: Api<DynamicObject> = dynamic(&client, scope.as_deref(), &resource);
+        let api: Api<DynamicObject> = dynamic_api(&client, scope.as_deref(), &resource);
         match api.list_metadata(&ListParams::default()).await {
             Ok(found) => left.extend(
                 found
@@ -35,7 +35,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
                     .filter(|pipeline| pipeline.annotations().get(CLAIM).is_none_or(|of| *of == claim))
                     .map(|pipeline| format!("{}/{}", pipeline.namespace().unwrap_or_default(), pipeline.name_any())),
             ),
-            // The definition is gone, and every pipeline with it.
+            // The definition is deleted, and every pipeline with it.
             // Not `is_not_found`: the API server then answers in plain text.
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(error).context("cannot list RecordPipelines"),

@@ -1,4 +1,4 @@
-//! `millrace-operator run`: win the lease, then reconcile until told to stop.
+//! `millrace-operator run`: acquires the lease, then reconciles until a signal stops the process.
 
 use std::{
     io::IsTerminal as _,
@@ -30,7 +30,7 @@ use crate::{
 
 /// Flags of `millrace-operator run`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct RunArgs {
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
@@ -41,13 +41,13 @@ pub(crate) struct Args {
     /// This process's name among the operators; the pod's, on a cluster
     #[arg(long, env = "MILLRACE_OPERATOR_POD")]
     identity: Option<String>,
-    /// Where /health, /ready and /metrics are answered
+    /// The address of /health, /ready and /metrics
     #[arg(long, env = "MILLRACE_OPERATOR_LISTEN", default_value = "[::]:8080")]
     listen: SocketAddr,
-    /// Form of log lines; human on a terminal and json elsewhere unless given
+    /// The form of log lines; human on a terminal and json elsewhere unless given
     #[arg(long, value_enum, env = "MILLRACE_LOG_FORMAT")]
     log_format: Option<LogFormat>,
-    /// Which log lines are shown
+    /// The filter of log lines
     #[arg(long = "log", env = "MILLRACE_LOG", default_value = "info,kube=warn,hyper=warn")]
     log_filter: String,
 }
@@ -64,9 +64,9 @@ enum LogFormat {
 /// Runs the command.
 ///
 /// # Errors
-/// What stopped it: the API server cannot be reached at the start, the lease was lost, or a task died.
-pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    log(&args)?;
+/// The cause of its end: no API server is configured, the lease was lost, or a task died.
+pub(crate) async fn run(args: RunArgs) -> anyhow::Result<()> {
+    start_log(&args)?;
     let stop = CancellationToken::new();
     let ready = Arc::new(AtomicBool::new(false));
     let health = {
@@ -75,10 +75,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             if ready.load(Ordering::Acquire) { Ok(()) } else { Err("the API server was not reached yet".to_owned()) }
         })?
     };
-    // No task without an owner: the first that ends, ends all.
+    // Every task has an owner: the first that ends, ends all.
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     tasks.spawn(health.serve(args.listen, stop.clone()));
-    tasks.spawn(signalled());
+    tasks.spawn(wait_for_signal());
     tasks.spawn(operate(args, ready, stop.clone()));
     let ended = tasks.join_next().await.unwrap_or(Ok(Ok(())));
     stop.cancel();
@@ -87,7 +87,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     ended.context("a task died")?
 }
 
-async fn signalled() -> anyhow::Result<()> {
+async fn wait_for_signal() -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     future::select(Box::pin(term.recv()), Box::pin(int.recv())).await;
@@ -95,11 +95,11 @@ async fn signalled() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn operate(args: Args, ready: Arc<AtomicBool>, stop: CancellationToken) -> anyhow::Result<()> {
+async fn operate(args: RunArgs, ready: Arc<AtomicBool>, stop: CancellationToken) -> anyhow::Result<()> {
     let mut config = Config::infer().await.context("no API server is configured")?;
     config.read_timeout = Some(Duration::from_secs(300));
     let client = Client::try_from(config)?;
-    let version = reached(&client).await;
+    let version = wait_for_api_server(&client).await;
     tracing::info!(
         event = "operator.api_server.connected",
         version,
@@ -116,10 +116,10 @@ async fn operate(args: Args, ready: Arc<AtomicBool>, stop: CancellationToken) ->
     };
     ::metrics::gauge!(metrics::LEADER).set(1.0);
 
-    let gateway_api = knows_routes(&client).await;
+    let gateway_api = serves_routes(&client).await;
     let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| gateway_api || *kind != Kind::HttpRoute).collect();
     let scopes = args.settings.scopes();
-    let (caches, feeds): (Vec<_>, Vec<_>) =
+    let (caches, streams): (Vec<_>, Vec<_>) =
         scopes.iter().map(|namespace| Cache::new(&client, namespace.as_deref(), &kinds)).unzip();
     let reporter = Reporter { controller: "millrace-operator".to_owned(), instance: Some(identity) };
     let recorder = Recorder::new(client.clone(), reporter);
@@ -127,13 +127,13 @@ async fn operate(args: Args, ready: Arc<AtomicBool>, stop: CancellationToken) ->
     let context = Arc::new(Context::new(client, settings, leadership, recorder, caches.clone()));
     let controllers = caches
         .into_iter()
-        .zip(feeds)
-        .map(|(cache, feeds)| controller::run(Scope { context: Arc::clone(&context), cache }, feeds, stop.clone()));
+        .zip(streams)
+        .map(|(cache, streams)| controller::run(Scope { context: Arc::clone(&context), cache }, streams, stop.clone()));
     let outcome = tokio::select! {
         lost = guard.lost() => Err(lost),
         _ = future::join_all(controllers) => if stop.is_cancelled() { Ok(()) } else { Err(anyhow!("a controller ended")) },
         () = metrics::count(Arc::clone(&context)) => Ok(()),
-        () = routes_known(&context), if !gateway_api => {
+        () = wait_for_routes(&context), if !gateway_api => {
             tracing::info!(event = "operator.gateway_api.installed", "the Gateway API is installed now; the operator restarts to use it");
             Ok(())
         }
@@ -142,8 +142,8 @@ async fn operate(args: Args, ready: Arc<AtomicBool>, stop: CancellationToken) ->
     outcome
 }
 
-/// Waits until the API server answers, and gives its version.
-async fn reached(client: &Client) -> String {
+/// Waits until the API server answers, and returns its version.
+async fn wait_for_api_server(client: &Client) -> String {
     let mut pause = Duration::from_millis(200);
     loop {
         match client.apiserver_version().await {
@@ -157,24 +157,24 @@ async fn reached(client: &Client) -> String {
     }
 }
 
-/// Waits until the Gateway API is installed: whoever starts then watches its routes.
-async fn routes_known(context: &Context) {
-    while !knows_routes(&context.client).await {
+/// Waits until the Gateway API is installed: a process that starts after that watches its routes.
+async fn wait_for_routes(context: &Context) {
+    while !serves_routes(&context.client).await {
         tokio::time::sleep(Duration::from_secs(context.tuning.resync_seconds)).await;
     }
 }
 
-/// Whether the Gateway API is installed: what the API server does not know cannot be watched.
-async fn knows_routes(client: &Client) -> bool {
+/// Whether the Gateway API is installed: a kind that the API server does not serve cannot be watched.
+async fn serves_routes(client: &Client) -> bool {
     let kind = Kind::HttpRoute.resource();
     let kind = kube::core::GroupVersionKind::gvk(&kind.group, &kind.version, &kind.kind);
     loop {
         match discovery::pinned_kind(client, &kind).await {
             Ok((_, capabilities)) => return capabilities.scope == ResourceScope::Namespaced,
             Err(kube::Error::Discovery(_)) => return false,
-            // Not `is_not_found`: what the API server does not know at all it answers in plain text.
+            // Not `is_not_found`: for a group that it does not serve the API server answers in plain text.
             Err(kube::Error::Api(status)) if status.code == 404 => return false,
-            // Routes would never be removed: it has to be known.
+            // `false` would be wrong here: the operator would never remove routes that exist.
             Err(error) => {
                 tracing::warn!(event = "operator.api_server.unavailable", error = %error, "the API server is unavailable; the operator retries")
             }
@@ -183,7 +183,7 @@ async fn knows_routes(client: &Client) -> bool {
     }
 }
 
-fn log(args: &Args) -> anyhow::Result<()> {
+fn start_log(args: &RunArgs) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&args.log_filter).context("--log, MILLRACE_LOG")?;
     let human = args.log_format.map_or_else(|| std::io::stdout().is_terminal(), |form| form == LogFormat::Human);
     let lines = tracing_subscriber::fmt().with_env_filter(filter);

@@ -1,7 +1,7 @@
-//! Brings children to what they should be: by server-side apply, and by removal of what is no longer wanted.
+//! Writes children: by server-side apply, and by deletion of those that are no longer wanted.
 //!
-//! Nothing is sent for a child that stands as it was applied. Must never take over an object that someone else made, and
-//! must never delete one that changed since it was seen.
+//! It sends nothing for a child that is as it was applied. It must never take over an object that someone else created,
+//! and must never delete one that changed since it was read.
 
 use kube::{
     Api,
@@ -17,22 +17,22 @@ use super::{
 };
 use crate::{context::Context, facts::Problem, lease::NotLeading};
 
-/// Who owns the fields that the operator applies.
+/// The manager of the fields that the operator applies.
 const MANAGER: &str = "millrace-operator";
 
-/// Who owns a number of pods on its way to an autoscaler.
+/// The manager of a Deployment's `replicas` while they pass to an autoscaler.
 const SCALE_MANAGER: &str = "millrace-operator-scale";
 
-/// Why a step did not do what it should.
+/// The cause of a step's failure.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The API server did not do as asked.
+    /// The request to the API server failed.
     #[error(transparent)]
     Kube(#[from] kube::Error),
     /// This process may not write.
     #[error(transparent)]
     NotLeading(#[from] NotLeading),
-    /// Something that the status tells; the other children are brought on nevertheless.
+    /// A problem for the status; the pass continues with the other children.
     #[error("{}: {}", .0.reason, .0.message)]
     Problem(Problem),
 }
@@ -46,7 +46,7 @@ pub(crate) struct Owner<'a> {
     pub(crate) uid: &'a str,
 }
 
-/// A merge patch by the operator.
+/// The parameters of a merge patch by the operator.
 pub(super) fn merge() -> PatchParams {
     PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() }
 }
@@ -55,10 +55,10 @@ fn api(context: &Context, kind: Kind, namespace: &str) -> Api<DynamicObject> {
     Api::namespaced_with(context.client.clone(), namespace, &kind.resource())
 }
 
-/// Brings one child to what it should be; `live` is its metadata, when it is there.
+/// Applies one child; `live` is its metadata where the cache holds it.
 ///
 /// # Errors
-/// [`Error::Problem`] for what the status should tell.
+/// [`Error::Problem`] for a problem that belongs into the status.
 pub(crate) async fn apply(
     context: &Context,
     memory: &mut Memory,
@@ -73,41 +73,39 @@ pub(crate) async fn apply(
         return Ok(());
     }
     let api = api(context, child.kind, owner.namespace);
-    let there = match live {
+    let existing = match live {
         Some(meta) => Some(meta.clone()),
-        // What someone else made has no label of ours, and is not in the cache.
+        // An object that someone else created has no label of ours, and is not in the cache.
         None => api
             .get_metadata_opt(&child.name)
             .await
-            .map_err(|error| told(child.kind, &child.name, error))?
+            .map_err(|error| classify(child.kind, &child.name, error))?
             .map(|found| found.metadata),
     };
-    if let Some(meta) = &there {
-        external(child, meta, owner)?;
-    }
-    if there.is_some() {
+    if let Some(meta) = &existing {
+        check_owner(child, meta, owner)?;
         hand_over_replicas(context, &api, child).await?;
     }
     context.leadership.check()?;
     let parameters = PatchParams::apply(MANAGER).force();
     let mut applied = api.patch(&child.name, &parameters, &Patch::Apply(&child.object)).await;
-    if let (Err(kube::Error::Api(status)), Some(meta), Kind::Service) = (&applied, &there, child.kind)
+    if let (Err(kube::Error::Api(status)), Some(meta), Kind::Service) = (&applied, &existing, child.kind)
         && status.code == 422
     {
-        // Ports are told apart by their number: one whose number someone changed is another one, and stands in the way of
-        // ours by its name. So the whole list is put in its place.
+        // A port is identified by its number: one whose number someone changed is another port, and its name clashes
+        // with that of ours. So the whole list is replaced.
         let ports = serde_json::json!({
             "metadata": { "uid": meta.uid },
             "spec": { "ports": child.object["spec"]["ports"] },
         });
         api.patch(&child.name, &merge(), &Patch::Merge(&ports))
             .await
-            .map_err(|error| told(child.kind, &child.name, error))?;
+            .map_err(|error| classify(child.kind, &child.name, error))?;
         applied = api.patch(&child.name, &parameters, &Patch::Apply(&child.object)).await;
     }
-    let applied = applied.map_err(|error| told(child.kind, &child.name, error))?;
+    let applied = applied.map_err(|error| classify(child.kind, &child.name, error))?;
     let version = applied.metadata.resource_version.unwrap_or_default();
-    if there.and_then(|meta| meta.resource_version).as_ref() != Some(&version) {
+    if existing.and_then(|meta| meta.resource_version).as_ref() != Some(&version) {
         tracing::info!(event = "apply.child.written", namespace = owner.namespace, kind = ?child.kind, name = child.name, "wrote an object of a pipeline");
         metrics::counter!(crate::metrics::WRITES, "kind" => format!("{:?}", child.kind)).increment(1);
     }
@@ -115,8 +113,8 @@ pub(crate) async fn apply(
     Ok(())
 }
 
-/// Before a Deployment's `replicas` are left to an autoscaler: another manager of ours takes them as they are. An apply
-/// removes what only it owns and no longer names, and the API server then makes it one pod.
+/// Before an autoscaler sets a Deployment's `replicas`: another manager of ours takes them over unchanged. An apply
+/// removes a field that only its manager owns and that it no longer names, and the API server then sets 1.
 async fn hand_over_replicas(context: &Context, api: &Api<DynamicObject>, child: &Child) -> Result<(), Error> {
     if child.kind != Kind::Deployment || child.object["spec"].get("replicas").is_some() {
         return Ok(());
@@ -129,7 +127,7 @@ async fn hand_over_replicas(context: &Context, api: &Api<DynamicObject>, child: 
     });
     if owned {
         context.leadership.check()?;
-        // An autoscaler leaves one that is at nought alone.
+        // An autoscaler ignores a Deployment with 0 replicas.
         let replicas = live.data["spec"]["replicas"].as_i64().unwrap_or(1).max(1);
         let handed = serde_json::json!({
             "apiVersion": child.object["apiVersion"],
@@ -143,10 +141,10 @@ async fn hand_over_replicas(context: &Context, api: &Api<DynamicObject>, child: 
     Ok(())
 }
 
-/// Creates a Job; it is never changed afterwards.
+/// Creates a Job; nothing changes it afterwards. A Job of that name that the pipeline owns is no error.
 ///
 /// # Errors
-/// [`Error::Problem`] for what the status should tell.
+/// [`Error::Problem`] for a problem that belongs into the status.
 pub(crate) async fn create_job(context: &Context, owner: Owner<'_>, child: &Child) -> Result<(), Error> {
     context.leadership.check()?;
     let object: DynamicObject = serde_json::from_value(child.object.clone()).map_err(kube::Error::SerdeError)?;
@@ -159,18 +157,18 @@ pub(crate) async fn create_job(context: &Context, owner: Owner<'_>, child: &Chil
         }
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
             match api(context, child.kind, owner.namespace).get_metadata_opt(&child.name).await? {
-                Some(found) => external(child, &found.metadata, owner),
+                Some(found) => check_owner(child, &found.metadata, owner),
                 None => Ok(()),
             }
         }
-        Err(error) => Err(told(child.kind, &child.name, error)),
+        Err(error) => Err(classify(child.kind, &child.name, error)),
     }
 }
 
-/// Deletes a child, as long as it is the one that was seen.
+/// Deletes a child, unless it changed since `meta` was read.
 ///
 /// # Errors
-/// When the API server cannot be reached. One that is gone, or changed since, is no error: the watch brings it again.
+/// When the API server is unreachable. A child that is deleted or changed already is no error: the watch brings the change.
 pub(crate) async fn delete(
     context: &Context,
     owner: Owner<'_>,
@@ -200,14 +198,14 @@ pub(crate) async fn delete(
             Ok(())
         }
         Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
-        Err(error) => Err(told(kind, name, error)),
+        Err(error) => Err(classify(kind, name, error)),
     }
 }
 
-/// Changes the number of a Deployment's pods, and nothing else; creates nothing.
+/// Sets the `replicas` of a Deployment, and nothing else; it creates nothing.
 ///
 /// # Errors
-/// When the API server cannot be reached. One that is gone, or changed since, is no error.
+/// When the API server is unreachable. A Deployment that is deleted, or changed since `meta` was read, is no error.
 pub(crate) async fn scale(context: &Context, owner: Owner<'_>, meta: &ObjectMeta, replicas: i32) -> Result<(), Error> {
     context.leadership.check()?;
     let name = meta.name.as_deref().unwrap_or_default();
@@ -231,8 +229,8 @@ pub(crate) async fn scale(context: &Context, owner: Owner<'_>, meta: &ObjectMeta
     }
 }
 
-/// An object of the same name that is not this pipeline's.
-fn external(child: &Child, meta: &ObjectMeta, owner: Owner<'_>) -> Result<(), Error> {
+/// Fails for an object of the child's name that is not this pipeline's, or that is being deleted.
+fn check_owner(child: &Child, meta: &ObjectMeta, owner: Owner<'_>) -> Result<(), Error> {
     if is_owned(meta, owner.uid) && meta.deletion_timestamp.is_none() {
         return Ok(());
     }
@@ -249,8 +247,8 @@ fn external(child: &Child, meta: &ObjectMeta, owner: Owner<'_>) -> Result<(), Er
     Err(Error::Problem(Problem::new(reason, message)))
 }
 
-/// What the API server refused for a reason that a person has to know.
-fn told(kind: Kind, name: &str, error: kube::Error) -> Error {
+/// The problem that a refusal of the API server is; every other error as it is.
+fn classify(kind: Kind, name: &str, error: kube::Error) -> Error {
     let kube::Error::Api(status) = &error else { return error.into() };
     let reason = match status.code {
         400.. if let Some(reason) = refusal::reason(&status.message) => reason,
@@ -261,7 +259,7 @@ fn told(kind: Kind, name: &str, error: kube::Error) -> Error {
             return Error::Problem(Problem::new("GatewayApiMissing", message));
         }
         400 | 422 => "Refused",
-        // What breaks the schema of a field that the resource takes as it is.
+        // The value breaks the schema of a field that the resource passes on unchecked.
         500 if status.message.contains("failed to create typed patch object") => "Refused",
         _ => return error.into(),
     };

@@ -1,7 +1,7 @@
-//! What a Job has come to, judged by its own container: pure.
+//! The state of a Job, judged by its own container: pure.
 //!
-//! Others may add containers to a pod, and one of them may run for as long as the pod is there: then the Job itself never
-//! ends. Must never call a Job successful on anything but exit code 0 of the container that the operator made.
+//! Others may add containers to a pod, and one of them may never end: then the Job itself never ends. A Job must never
+//! count as successful by anything but exit code 0 of the container that the operator defined.
 
 use k8s_openapi::{
     api::{
@@ -15,15 +15,15 @@ use kube::ResourceExt as _;
 use super::{
     build::labels::{ATTEMPT, KEY, TEMPLATE},
     dereference::{component_of, is_owned, trouble},
-    migration::{Attempt, Outcome, State},
+    migration::{Attempt, JobState, TerminationMessage},
 };
 
 impl Attempt {
-    /// Of a Job; `pods` may hold those of other Jobs.
+    /// The attempt that a Job is; `pods` may contain pods of other Jobs.
     #[must_use]
     pub(crate) fn of<'a>(job: &Job, pods: impl Iterator<Item = &'a Pod>) -> Self {
         let label = |name: &str| job.labels().get(name).cloned().unwrap_or_default();
-        // Not by the Job's name: an earlier Job of the same name leaves its pods for a while.
+        // Not by the Job's name: the pods of an earlier Job of the same name may still exist.
         let uid = job.uid().unwrap_or_default();
         let pods: Vec<_> = pods.filter(|pod| is_owned(&pod.metadata, &uid)).collect();
         let conditions = job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
@@ -32,22 +32,22 @@ impl Attempt {
             Some(found.last_transition_time.as_ref().map_or_else(Timestamp::now, |time| time.0))
         };
         let (complete, failed) = (condition("Complete"), condition("Failed"));
-        let made = job.creation_timestamp().map_or_else(Timestamp::now, |time| time.0);
-        let finished = |own: &ContainerStateTerminated| own.finished_at.as_ref().map_or(made, |time| time.0);
+        let created = job.creation_timestamp().map_or_else(Timestamp::now, |time| time.0);
+        let finished = |own: &ContainerStateTerminated| own.finished_at.as_ref().map_or(created, |time| time.0);
         let ended: Vec<_> = pods.iter().filter_map(|pod| terminated(pod)).collect();
-        let well = ended.iter().find(|own| own.exit_code == 0);
-        let state = match (well, ended.first()) {
-            (Some(own), _) => State::Succeeded(complete.unwrap_or_else(|| finished(own))),
-            (None, Some(own)) => State::Failed(failed.unwrap_or_else(|| finished(own))),
-            // The pod may be gone. Of one that completed, every container ended with 0.
+        let successful = ended.iter().find(|own| own.exit_code == 0);
+        let state = match (successful, ended.first()) {
+            (Some(own), _) => JobState::Succeeded(complete.unwrap_or_else(|| finished(own))),
+            (None, Some(own)) => JobState::Failed(failed.unwrap_or_else(|| finished(own))),
+            // The pod may be deleted. Of a Job that completed, every container ended with 0.
             (None, None) => match (complete, failed) {
-                (Some(at), _) => State::Succeeded(at),
-                (None, Some(at)) => State::Failed(at),
-                (None, None) => State::Running,
+                (Some(at), _) => JobState::Succeeded(at),
+                (None, Some(at)) => JobState::Failed(at),
+                (None, None) => JobState::Running,
             },
         };
-        let said = well.or(ended.first()).and_then(|own| own.message.as_deref());
-        let age = Timestamp::now().duration_since(made).as_secs();
+        let message = successful.or(ended.first()).and_then(|own| own.message.as_deref());
+        let age = Timestamp::now().duration_since(created).as_secs();
         Self {
             name: job.name_any(),
             key: label(KEY),
@@ -56,14 +56,14 @@ impl Attempt {
             state,
             begun: pods.iter().any(|pod| has_begun(pod)),
             open: complete.is_none() && failed.is_none(),
-            podless_seconds: (state == State::Running && pods.is_empty()).then_some(age),
-            outcome: said.and_then(|said| serde_json::from_str::<Outcome>(said).ok()),
+            podless_seconds: (state == JobState::Running && pods.is_empty()).then_some(age),
+            message: message.and_then(|text| serde_json::from_str::<TerminationMessage>(text).ok()),
             trouble: pods.iter().find_map(|pod| trouble(pod)),
         }
     }
 }
 
-/// The state of the container that the operator made: statuses come sorted by name, injected ones among them.
+/// The status of the container that the operator defined; injected containers have statuses, too.
 fn own(pod: &Pod) -> Option<&ContainerStatus> {
     let all = pod.status.as_ref()?.container_statuses.as_ref()?;
     all.iter().find(|container| container.name == component_of(&pod.metadata))
@@ -73,7 +73,7 @@ fn terminated(pod: &Pod) -> Option<&ContainerStateTerminated> {
     own(pod)?.state.as_ref()?.terminated.as_ref()
 }
 
-/// Whether the container runs or ever ran. A pod that is not `Pending` counts so, whatever is known of its containers.
+/// Whether the container runs or ever ran. In a pod that is not `Pending` it counts so, even without a status.
 fn has_begun(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let ran = |state: &ContainerState| state.running.is_some() || state.terminated.is_some();
@@ -98,12 +98,12 @@ mod tests {
         .unwrap()
     }
 
-    fn pod(of: &str, phase: &str, statuses: Value) -> Pod {
+    fn pod(job_uid: &str, phase: &str, statuses: Value) -> Pod {
         serde_json::from_value(json!({
             "metadata": {
                 "name": "p-migrate-k-1-x",
                 "labels": { "app.kubernetes.io/component": "migrate" },
-                "ownerReferences": [{ "apiVersion": "batch/v1", "kind": "Job", "name": "p-migrate-k-1", "uid": of }],
+                "ownerReferences": [{ "apiVersion": "batch/v1", "kind": "Job", "name": "p-migrate-k-1", "uid": job_uid }],
             },
             "status": { "phase": phase, "containerStatuses": statuses },
         }))
@@ -127,35 +127,35 @@ mod tests {
         let runs = container("a-sidecar", json!({ "running": {} }));
         let open = job(json!([]));
         let at = time("2026-01-01T00:01:00Z");
-        for (code, state) in [(0, State::Succeeded(at)), (1, State::Failed(at))] {
+        for (code, state) in [(0, JobState::Succeeded(at)), (1, JobState::Failed(at))] {
             let pod = pod("job", "Running", json!([runs, container("migrate", ended(code))]));
             let attempt = Attempt::of(&open, [&pod].into_iter());
             assert_eq!((attempt.state, attempt.open), (state, true));
-            assert_eq!(attempt.outcome.unwrap().reason, "R");
+            assert_eq!(attempt.message.unwrap().reason, "R");
         }
     }
 
     #[test]
     fn only_exit_code_0_of_the_own_container_is_success() {
         let open = job(json!([]));
-        // A sidecar that ended well says nothing.
+        // The sidecar's own success does not count.
         let sidecar = container("a-sidecar", ended(0));
         let pod_of = |own: Value| pod("job", "Running", json!([sidecar, container("migrate", own)]));
         let state = |job: &Job, pod: &Pod| Attempt::of(job, [pod].into_iter()).state;
-        assert_eq!(state(&open, &pod_of(json!({ "running": {} }))), State::Running);
-        assert_eq!(state(&open, &pod_of(json!({ "waiting": { "reason": "PodInitializing" } }))), State::Running);
-        assert!(matches!(state(&open, &pod_of(ended(137))), State::Failed(_)));
+        assert_eq!(state(&open, &pod_of(json!({ "running": {} }))), JobState::Running);
+        assert_eq!(state(&open, &pod_of(json!({ "waiting": { "reason": "PodInitializing" } }))), JobState::Running);
+        assert!(matches!(state(&open, &pod_of(ended(137))), JobState::Failed(_)));
         let when = |kind: &str| {
             job(
                 json!([{ "type": kind, "status": "True", "reason": "r", "message": "", "lastTransitionTime": "2026-01-01T00:09:00Z" }]),
             )
         };
-        // At the Job's deadline its pod is killed: what it had done before counts.
-        assert!(matches!(state(&when("Failed"), &pod_of(ended(0))), State::Succeeded(_)));
-        assert!(matches!(state(&when("Failed"), &pod_of(json!({ "running": {} }))), State::Failed(_)));
-        assert!(matches!(state(&when("Complete"), &pod_of(ended(0))), State::Succeeded(_)));
+        // The Job's deadline kills its pod, but the container had ended before.
+        assert!(matches!(state(&when("Failed"), &pod_of(ended(0))), JobState::Succeeded(_)));
+        assert!(matches!(state(&when("Failed"), &pod_of(json!({ "running": {} }))), JobState::Failed(_)));
+        assert!(matches!(state(&when("Complete"), &pod_of(ended(0))), JobState::Succeeded(_)));
         let other = pod("another job of this name", "Succeeded", json!([container("migrate", ended(0))]));
-        assert_eq!(state(&open, &other), State::Running);
+        assert_eq!(state(&open, &other), JobState::Running);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! How many workers a backlog asks for: pure.
+//! The number of workers for a backlog: pure.
 //!
-//! Up at once, down slowly: the highest number that was asked for within a while counts. Must never decide without a
-//! backlog that is known, and never begin with a number other than the live one.
+//! It goes up at once and down slowly: the highest number that was wanted within a time counts. It must never change
+//! without a known backlog, and never start from a number other than the live one.
 
 use std::{
     collections::VecDeque,
@@ -10,21 +10,22 @@ use std::{
 
 use millrace_crds::Autoscaling;
 
-/// What was asked for lately.
+/// The numbers of workers that were wanted lately.
 #[derive(Debug, Clone)]
 pub(crate) struct Scaler {
-    asked: VecDeque<(Instant, i32)>,
+    wanted: VecDeque<(Instant, i32)>,
     hold: Duration,
 }
 
 impl Scaler {
-    /// One that goes down only after `hold` of asking for less.
+    /// A scaler that goes down only when fewer workers were wanted for `hold`.
     #[must_use]
     pub(crate) fn new(hold: Duration) -> Self {
-        Self { asked: VecDeque::new(), hold }
+        Self { wanted: VecDeque::new(), hold }
     }
 
-    /// The number of workers to have: `live` is the Deployment's own; `backlog` is `None` while it is not known.
+    /// The number of workers to set: `live` is the Deployment's current number; `backlog` is `None` while it is
+    /// unknown.
     pub(crate) fn workers(
         &mut self,
         scaling: &Autoscaling,
@@ -36,20 +37,20 @@ impl Scaler {
             let (least, most) = (i64::from(scaling.min_replicas), i64::from(scaling.max_replicas));
             i32::try_from(workers.min(most).max(least)).unwrap_or(i32::MAX)
         };
-        // One that was stopped starts at its least number.
+        // A pipeline that was stopped starts with the least number.
         let live = live.filter(|live| *live > 0);
         let Some(backlog) = backlog else { return bounds(i64::from(live.unwrap_or(0))) };
         let target = i64::try_from(scaling.target_backlog).unwrap_or(i64::MAX).max(1);
         let wanted = bounds(backlog.max(0).div_euclid(target) + i64::from(backlog.max(0) % target != 0));
-        if self.asked.is_empty() {
-            // The number that stands counts as asked for just now: a restart of the operator scales nothing down at once.
-            self.asked.extend(live.map(|live| (now, live)));
+        if self.wanted.is_empty() {
+            // The live number counts as wanted now: a restart of the operator scales nothing down at once.
+            self.wanted.extend(live.map(|live| (now, live)));
         }
-        self.asked.push_back((now, wanted));
-        while self.asked.front().is_some_and(|(at, _)| now.duration_since(*at) > self.hold) {
-            self.asked.pop_front();
+        self.wanted.push_back((now, wanted));
+        while self.wanted.front().is_some_and(|(at, _)| now.duration_since(*at) > self.hold) {
+            self.wanted.pop_front();
         }
-        bounds(self.asked.iter().map(|(_, workers)| i64::from(*workers)).max().unwrap_or(0))
+        bounds(self.wanted.iter().map(|(_, workers)| i64::from(*workers)).max().unwrap_or(0))
     }
 }
 
@@ -58,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn up_at_once_down_after_a_while_within_bounds() {
+    fn workers_go_up_at_once_and_down_after_a_time_within_bounds() {
         let scaling = Autoscaling { min_replicas: 1, max_replicas: 8, target_backlog: 100 };
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
@@ -67,7 +68,7 @@ mod tests {
         assert_eq!(scaler.workers(&scaling, Some(2), Some(301), at(1)), 4);
         assert_eq!(scaler.workers(&scaling, Some(4), Some(1_000_000), at(2)), 8);
         assert_eq!(scaler.workers(&scaling, Some(8), Some(0), at(60)), 8);
-        assert_eq!(scaler.workers(&scaling, Some(8), None, at(61)), 8, "what is not known changes nothing");
+        assert_eq!(scaler.workers(&scaling, Some(8), None, at(61)), 8, "an unknown backlog changes nothing");
         assert_eq!(scaler.workers(&scaling, Some(8), Some(150), at(63)), 2);
         assert_eq!(scaler.workers(&scaling, Some(2), Some(0), at(124)), 1);
         assert_eq!(Scaler::new(Duration::ZERO).workers(&scaling, None, None, at(0)), 1);

@@ -1,7 +1,8 @@
-//! The end of a pipeline: take no more, work off what is queued, publish it, then let go.
+//! The deletion of a pipeline: take no more records, apply the queued ones, publish their outcomes, remove the
+//! finalizer.
 //!
-//! Must never create anything but the Job of a purge, and never let go silently of records that are queued: what is left
-//! is named in an Event, and stays in Redis.
+//! It must never create anything but the Job of a purge, and never remove the finalizer in silence while records wait:
+//! an Event names their number, and they stay in Redis.
 
 use std::time::Instant;
 
@@ -13,37 +14,37 @@ use super::{
     SOON, Scope,
     apply::{self, Error, Owner},
     build,
-    dereference::Seen,
+    dereference::{Role, Seen},
+    inactive::{self, DRAINED, DRAINING, PURGING},
     memory::Memory,
-    migration::{self, Stand},
-    reconcile::{ask, collect, stays},
+    migration::{self, Attempt, MigrationState},
+    reconcile::{collect, is_kept, refresh_facts},
     refusal,
-    status::stands,
-    still::{self, DRAINED, DRAINING, PURGING},
+    status::find_condition,
     write,
 };
 use crate::{cache::Guarded, facts::Problem, pipeline::Pipeline};
 
-/// How long draining may take unless the spec says otherwise, in seconds.
+/// How long draining may take unless the spec sets a time, in seconds.
 const DRAIN_SECONDS: u32 = 600;
 
-/// Where draining stands.
+/// The state of a drain.
 #[derive(Debug, PartialEq, Eq)]
-enum Drain {
-    /// Not yet; why.
-    Goes(String),
-    /// Nothing is queued, and all is published; what is still to be done.
+enum DrainState {
+    /// Records or outcomes are left; with a message about them.
+    Draining(String),
+    /// All records are applied and all outcomes published; with a message about the step that remains.
     Drained(String),
-    /// Done, and no pod is left.
+    /// All is done, and no worker is left.
     Done,
-    /// It cannot be, or no longer; why.
+    /// The pipeline cannot drain, or not in time; with the cause, empty where the policy asks for no drain.
     GivenUp(String),
 }
 
-/// One step on the way to the end.
+/// Takes the next step of a deletion.
 ///
 /// # Errors
-/// When the API server does not do as asked; it is tried again.
+/// When a request to the API server fails; the caller retries.
 pub(super) async fn step(object: &Guarded, scope: &Scope, memory: &mut Memory) -> Result<Action, Error> {
     let context = &scope.context;
     let meta = object.meta();
@@ -51,225 +52,245 @@ pub(super) async fn step(object: &Guarded, scope: &Scope, memory: &mut Memory) -
     let resource = object.0.as_ref().ok();
     let pipeline = resource.and_then(|resource| Pipeline::new(resource).ok());
     let (Some(resource), Some(pipeline)) = (resource, pipeline) else {
-        // Nothing was ever built of it that could be drained in order.
-        write::event(context, meta, true, "NotDrained", "the resource is invalid: let go as it is".to_owned()).await;
-        write::release(context, meta).await?;
+        // Nothing was ever built from it that could drain in order.
+        let note = "the resource is invalid: the finalizer is removed without a drain".to_owned();
+        write::event(context, meta, true, "NotDrained", note).await;
+        write::remove_finalizer(context, meta).await?;
         return Ok(Action::await_change());
     };
-    let policy = pipeline.spec.deletion_policy.unwrap_or_default();
     let mut seen = Seen::of(&scope.cache, &namespace, &name, &pipeline.uid);
-    refusal::find(context, memory, &namespace, &mut seen).await;
-    let since = began(memory, resource);
-    let owner = Owner { namespace: &namespace, uid: &pipeline.uid };
-    ask(context, memory, &seen).await;
-    let drain = match policy {
-        DeletionPolicy::Now => Drain::GivenUp(String::new()),
-        DeletionPolicy::Drain | DeletionPolicy::Purge => {
-            drain(scope, memory, resource, &pipeline, &seen, since, owner).await?
-        }
-    };
-    let purges = policy == DeletionPolicy::Purge && !is_foreground(resource);
-    let mut problems = Vec::new();
-    let reason = match drain {
-        Drain::Goes(_) => DRAINING,
-        Drain::Drained(_) => DRAINED,
-        Drain::Done | Drain::GivenUp(_) => PURGING,
-    };
-    let going = match drain {
-        Drain::Goes(how) | Drain::Drained(how) => Some(how),
-        Drain::GivenUp(why) => {
-            let left = memory.facts.newest().and_then(|response| response.answer.counts);
-            let left = left.map(|counts| counts.backlog).or(resource.status.as_ref().and_then(|status| status.backlog));
-            if !why.is_empty() && !memory.given_up {
-                memory.given_up = true;
-                let backlog = left.map_or("an unknown number of records".to_owned(), |left| format!("{left} records"));
-                let fate = if purges {
-                    "that are queued are removed with the rest"
-                } else {
-                    "stay queued in Redis, and are worked off when it is applied again"
-                };
-                let note = format!("{why}: {backlog} {fate}");
-                write::event(context, meta, left != Some(0), "NotDrained", note).await;
-            }
-            if purges { purge(scope, resource, &pipeline, &seen, owner, &mut problems).await? } else { None }
-        }
-        Drain::Done if purges => purge(scope, resource, &pipeline, &seen, owner, &mut problems).await?,
-        Drain::Done => None,
-    };
-    let terminating = problems.iter().any(|problem| problem.reason == "NamespaceTerminating");
-    let stays_behind = match policy {
-        DeletionPolicy::Purge if !purges => Some("foreground deletion removes what the Job stands on"),
-        DeletionPolicy::Purge if terminating => Some("no Job can be made in a namespace that is being removed"),
-        _ => None,
-    };
-    let going = going.filter(|_| !terminating);
-    if let (Some(why), None) = (stays_behind, &going) {
-        write::event(context, meta, true, "NotPurged", format!("{why}: the data stays in Postgres and Redis")).await;
-    }
-    let Some(going) = going else {
-        write::event(context, meta, false, "Deleted", "let go".to_owned()).await;
-        write::release(context, meta).await?;
-        context.forget(&namespace, &name);
-        return Ok(Action::await_change());
-    };
-    let progress = Problem::new(reason, going);
-    tell(scope, memory, resource, &pipeline, &seen, &progress, &problems, since).await?;
-    Ok(Action::requeue(SOON))
+    refusal::add_refusals(context, memory, &namespace, &mut seen).await;
+    let since = drain_start(memory, resource);
+    refresh_facts(context, memory, &seen).await;
+    Deletion { scope, resource, pipeline: &pipeline, seen: &seen, since }.run(memory).await
 }
 
-fn is_foreground(resource: &RecordPipelineResource) -> bool {
-    resource.finalizers().iter().any(|finalizer| finalizer == "foregroundDeletion")
+/// The time when draining began.
+fn drain_start(memory: &Memory, resource: &RecordPipelineResource) -> Timestamp {
+    let cached = resource.status.clone().unwrap_or_default();
+    memory.current_status(&cached).draining_since.as_ref().map_or_else(Timestamp::now, |time| time.0)
 }
 
-/// When draining began.
-fn began(memory: &Memory, resource: &RecordPipelineResource) -> Timestamp {
-    let stood = resource.status.clone().unwrap_or_default();
-    memory.stood(&stood).draining_since.as_ref().map_or_else(Timestamp::now, |time| time.0)
-}
-
-async fn drain(
-    scope: &Scope,
-    memory: &mut Memory,
-    resource: &RecordPipelineResource,
-    pipeline: &Pipeline,
-    seen: &Seen,
+/// One pass over one pipeline that is being deleted.
+struct Deletion<'a> {
+    scope: &'a Scope,
+    resource: &'a RecordPipelineResource,
+    pipeline: &'a Pipeline,
+    seen: &'a Seen,
     since: Timestamp,
-    owner: Owner<'_>,
-) -> Result<Drain, Error> {
-    let context = &scope.context;
-    let foreground = is_foreground(resource);
-    let work = seen.work.as_ref().filter(|work| stays(&work.meta, &pipeline.uid));
-    // Told before the workers end: whoever comes after this process cannot ask them any more.
-    let stood = resource.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    if stands(stood, "Progressing", "True")
-        .is_some_and(|condition| [DRAINED, PURGING].contains(&condition.reason.as_str()))
-    {
-        if let Some(work) = work.filter(|work| work.replicas > 0) {
-            apply::scale(context, owner, &work.meta, 0).await?;
+}
+
+impl Deletion<'_> {
+    async fn run(&self, memory: &mut Memory) -> Result<Action, Error> {
+        let policy = self.pipeline.spec.deletion_policy.unwrap_or_default();
+        let state = match policy {
+            DeletionPolicy::Now => DrainState::GivenUp(String::new()),
+            DeletionPolicy::Drain | DeletionPolicy::Purge => self.drain(memory).await?,
+        };
+        let purges = policy == DeletionPolicy::Purge && !self.is_foreground();
+        let mut problems = Vec::new();
+        let reason = match state {
+            DrainState::Draining(_) => DRAINING,
+            DrainState::Drained(_) => DRAINED,
+            DrainState::Done | DrainState::GivenUp(_) => PURGING,
+        };
+        let remaining = match state {
+            DrainState::Draining(step) | DrainState::Drained(step) => Some(step),
+            DrainState::GivenUp(cause) => {
+                self.report_not_drained(memory, &cause, purges).await;
+                if purges { self.purge(&mut problems).await? } else { None }
+            }
+            DrainState::Done if purges => self.purge(&mut problems).await?,
+            DrainState::Done => None,
+        };
+        let terminating = problems.iter().any(|problem| problem.reason == "NamespaceTerminating");
+        let Some(remaining) = remaining.filter(|_| !terminating) else {
+            let not_purged = match policy {
+                DeletionPolicy::Purge if !purges => Some("foreground deletion removes the objects that the Job needs"),
+                DeletionPolicy::Purge if terminating => Some("no Job can start in a namespace that is being deleted"),
+                _ => None,
+            };
+            return self.finish(not_purged).await;
+        };
+        self.write_status(memory, &Problem::new(reason, remaining), &problems).await?;
+        Ok(Action::requeue(SOON))
+    }
+
+    /// Removes the finalizer. `not_purged` is the cause where the data stays against the policy.
+    async fn finish(&self, not_purged: Option<&str>) -> Result<Action, Error> {
+        let (context, meta) = (&self.scope.context, self.resource.meta());
+        if let Some(cause) = not_purged {
+            let note = format!("{cause}: the data stays in Postgres and Redis");
+            write::event(context, meta, true, "NotPurged", note).await;
         }
-        let left = seen.pods_of("work").count();
-        return Ok(if left == 0 {
-            Drain::Done
+        write::event(context, meta, false, "Deleted", "the finalizer is removed".to_owned()).await;
+        write::remove_finalizer(context, meta).await?;
+        context.drop_memory(&self.pipeline.namespace, &self.pipeline.name);
+        Ok(Action::await_change())
+    }
+
+    fn is_foreground(&self) -> bool {
+        self.resource.finalizers().iter().any(|finalizer| finalizer == "foregroundDeletion")
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner { namespace: &self.pipeline.namespace, uid: &self.pipeline.uid }
+    }
+
+    /// Reports once, as an Event, that records are left.
+    async fn report_not_drained(&self, memory: &mut Memory, cause: &str, purges: bool) {
+        if cause.is_empty() || memory.reported_not_drained {
+            return;
+        }
+        memory.reported_not_drained = true;
+        let counts = memory.facts.newest().and_then(|response| response.answer.counts);
+        let cached = self.resource.status.as_ref().and_then(|status| status.backlog);
+        let left = counts.map(|counts| counts.backlog).or(cached);
+        let backlog = left.map_or("an unknown number of records".to_owned(), |left| format!("{left} records"));
+        let outcome = if purges {
+            "that are queued are removed with the other data"
         } else {
-            Drain::Drained(format!("all is worked off; {left} workers end"))
-        });
+            "stay queued in Redis; applying the pipeline again processes them"
+        };
+        let note = format!("{cause}: {backlog} {outcome}");
+        write::event(&self.scope.context, self.resource.meta(), left != Some(0), "NotDrained", note).await;
     }
-    let Some(work) = work else {
-        let why = if foreground { "foreground deletion took the workers first" } else { "no workers are there" };
-        return Ok(Drain::GivenUp(why.to_owned()));
-    };
-    if foreground {
-        return Ok(Drain::GivenUp("foreground deletion does not wait for the workers".to_owned()));
-    }
-    if work.replicas == 0 {
-        return Ok(Drain::GivenUp("replicas is 0: no workers are there to drain it".to_owned()));
-    }
-    let longest = i64::from(pipeline.spec.drain_seconds.unwrap_or(DRAIN_SECONDS));
-    if Timestamp::now().duration_since(since).as_secs() >= longest {
-        return Ok(Drain::GivenUp(format!("not drained within {longest} s")));
-    }
-    if let Some(serve) = seen.serve.as_ref().filter(|serve| serve.replicas > 0 && stays(&serve.meta, &pipeline.uid)) {
-        apply::scale(context, owner, &serve.meta, 0).await?;
-        return Ok(Drain::Goes("no more records are taken".to_owned()));
-    }
-    let serving = seen.pods_of("serve").count();
-    if serving > 0 {
-        memory.serve_gone = None;
-        return Ok(Drain::Goes(format!("{serving} pods of serve finish what they hold")));
-    }
-    let gone = *memory.serve_gone.get_or_insert_with(Instant::now);
-    // Only what was counted after the last record was taken tells that none is left.
-    let counts =
-        memory.facts.newest().filter(|response| response.gathered() > gone).and_then(|response| response.answer.counts);
-    match counts {
-        None => Ok(Drain::Goes("what is queued is being asked".to_owned())),
-        Some(counts) if counts.backlog == 0 && counts.unpublished == 0 => {
-            Ok(Drain::Drained("all is worked off and published".to_owned()))
-        }
-        Some(counts) => Ok(Drain::Goes(format!(
-            "{} records are queued, {} outcomes are not published",
-            counts.backlog, counts.unpublished
-        ))),
-    }
-}
 
-/// Removes the pipeline's data by a Job; `None` when that is done.
-async fn purge(
-    scope: &Scope,
-    resource: &RecordPipelineResource,
-    pipeline: &Pipeline,
-    seen: &Seen,
-    owner: Owner<'_>,
-    problems: &mut Vec<Problem>,
-) -> Result<Option<String>, Error> {
-    // The image that is known to have worked on this schema.
-    let worked = resource.status.as_ref().and_then(|status| status.migrated.as_ref()).map(|by| by.image.clone());
-    let wanted = || pipeline.spec.image.clone().unwrap_or_else(|| scope.context.tuning.default_image.clone());
-    let image = worked.unwrap_or_else(wanted);
-    // Pods that continue would make the schema's rows again.
-    for role in [&seen.serve, &seen.work].into_iter().flatten() {
-        if role.replicas > 0 && stays(&role.meta, &pipeline.uid) {
-            apply::scale(&scope.context, owner, &role.meta, 0).await?;
+    /// Takes the next step of the drain, and returns its state.
+    async fn drain(&self, memory: &mut Memory) -> Result<DrainState, Error> {
+        let foreground = self.is_foreground();
+        let work = self.seen.work.as_ref().filter(|work| is_kept(&work.meta, &self.pipeline.uid));
+        if self.has_drained() {
+            return self.stop_workers(work).await;
         }
-    }
-    // One that ends later would make the schema again; one whose pod others keep would be waited for.
-    for running in seen.migrations.iter().filter(|attempt| attempt.open) {
-        if let Some(meta) = seen.jobs.get(&running.name) {
-            apply::delete(&scope.context, owner, build::Kind::Job, &running.name, meta).await?;
+        let Some(work) = work else {
+            let cause = if foreground { "foreground deletion removed the workers first" } else { "no workers exist" };
+            return Ok(DrainState::GivenUp(cause.to_owned()));
+        };
+        if foreground {
+            return Ok(DrainState::GivenUp("foreground deletion does not wait for the workers".to_owned()));
         }
-    }
-    let ending = seen.pods.len() + seen.migrating;
-    if ending > 0 {
-        return Ok(Some(format!("{ending} pods end before the data is removed")));
-    }
-    let key = seen.purges.first().map(|purge| purge.key.clone()).unwrap_or_default();
-    match migration::judge(&key, &seen.purges, None, None, Timestamp::now()) {
-        Stand::Create(number) => {
-            let job = build::purge(pipeline, &image, number);
-            collect(problems, apply::create_job(&scope.context, owner, &job).await)?;
-            Ok(Some("a Job removes the data".to_owned()))
+        if work.replicas == 0 {
+            return Ok(DrainState::GivenUp("replicas is 0: no workers exist to drain it".to_owned()));
         }
-        Stand::Running(problem) => {
-            let wanted = |number| build::template_hash(&build::purge(pipeline, &image, number));
-            for waits in seen.purges.iter().filter(|attempt| attempt.is_outlived(&wanted(attempt.number))) {
-                if let Some(meta) = seen.jobs.get(&waits.name) {
-                    apply::delete(&scope.context, owner, build::Kind::Job, &waits.name, meta).await?;
-                }
+        let longest = i64::from(self.pipeline.spec.drain_seconds.unwrap_or(DRAIN_SECONDS));
+        if Timestamp::now().duration_since(self.since).as_secs() >= longest {
+            return Ok(DrainState::GivenUp(format!("not drained within {longest} s")));
+        }
+        let serve = self.seen.serve.as_ref().filter(|serve| serve.replicas > 0);
+        if let Some(serve) = serve.filter(|serve| is_kept(&serve.meta, &self.pipeline.uid)) {
+            apply::scale(&self.scope.context, self.owner(), &serve.meta, 0).await?;
+            return Ok(DrainState::Draining("no more records are accepted".to_owned()));
+        }
+        let serving = self.seen.pods_of("serve").count();
+        if serving > 0 {
+            memory.no_serve_since = None;
+            return Ok(DrainState::Draining(format!("{serving} pods of serve finish their requests")));
+        }
+        let closed = *memory.no_serve_since.get_or_insert_with(Instant::now);
+        // Only counts that were gathered after the last record was accepted show that none is left.
+        let newest = memory.facts.newest().filter(|response| response.gathered() > closed);
+        Ok(match newest.and_then(|response| response.answer.counts) {
+            None => DrainState::Draining("the number of queued records is being requested".to_owned()),
+            Some(counts) if counts.backlog == 0 && counts.unpublished == 0 => {
+                DrainState::Drained("all records are applied and published".to_owned())
             }
-            problems.extend(problem);
-            Ok(Some("a Job removes the data".to_owned()))
-        }
-        Stand::Failed { problem, .. } => {
-            let how = format!("the data is not removed yet: {}", problem.message);
-            problems.push(problem);
-            Ok(Some(how))
-        }
-        Stand::Done { .. } => Ok(None),
+            Some(counts) => DrainState::Draining(format!(
+                "{} records are queued, {} outcomes are not published",
+                counts.backlog, counts.unpublished
+            )),
+        })
     }
-}
 
-#[expect(clippy::too_many_arguments, reason = "all of it is told")]
-async fn tell(
-    scope: &Scope,
-    memory: &mut Memory,
-    resource: &RecordPipelineResource,
-    pipeline: &Pipeline,
-    seen: &Seen,
-    progress: &Problem,
-    problems: &[Problem],
-    since: Timestamp,
-) -> Result<(), Error> {
-    let stood = resource.status.clone().unwrap_or_default();
-    let counts = memory.facts.newest().and_then(|response| response.answer.counts);
-    let before = &memory.stood(&stood).conditions;
-    let conditions = still::draining(before, pipeline.generation, progress, problems.first(), Timestamp::now());
-    let next = RecordPipelineStatus {
-        conditions,
-        observed_generation: Some(pipeline.generation),
-        replicas: Some(seen.work.as_ref().map_or(0, |work| work.available)),
-        backlog: counts.map(|counts| counts.backlog).or(stood.backlog),
-        draining_since: Some(Time(since)),
-        ..stood.clone()
-    };
-    write::status(&scope.context, memory, resource.meta(), &stood, next).await
+    /// Whether the status holds that all is applied and published. It is written before the workers end: an operator
+    /// that starts later cannot request their `/status` any more.
+    fn has_drained(&self) -> bool {
+        let conditions = self.resource.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let progressing = find_condition(conditions, "Progressing", "True");
+        progressing.is_some_and(|condition| [DRAINED, PURGING].contains(&condition.reason.as_str()))
+    }
+
+    async fn stop_workers(&self, work: Option<&Role>) -> Result<DrainState, Error> {
+        if let Some(work) = work.filter(|work| work.replicas > 0) {
+            apply::scale(&self.scope.context, self.owner(), &work.meta, 0).await?;
+        }
+        let left = self.seen.pods_of("work").count();
+        Ok(if left == 0 {
+            DrainState::Done
+        } else {
+            DrainState::Drained(format!("all records are applied; {left} workers end"))
+        })
+    }
+
+    /// Removes the pipeline's data by a Job; returns the step that remains, `None` when the data is removed.
+    async fn purge(&self, problems: &mut Vec<Problem>) -> Result<Option<String>, Error> {
+        let seen = self.seen;
+        // Pods that continue would write the schema's rows again.
+        for role in [&seen.serve, &seen.work].into_iter().flatten() {
+            if role.replicas > 0 && is_kept(&role.meta, &self.pipeline.uid) {
+                apply::scale(&self.scope.context, self.owner(), &role.meta, 0).await?;
+            }
+        }
+        // A migration that ends later would create the schema again; one whose pod others keep open would never end.
+        for running in seen.migrations.iter().filter(|attempt| attempt.open) {
+            self.delete_job(running).await?;
+        }
+        let ending = seen.pods.len() + seen.migrating;
+        if ending > 0 {
+            return Ok(Some(format!("{ending} pods end before the data is removed")));
+        }
+        let image = self.purge_image();
+        let key = seen.purges.first().map(|purge| purge.key.clone()).unwrap_or_default();
+        match migration::decide(&key, &seen.purges, None, None, Timestamp::now()) {
+            MigrationState::Create(number) => {
+                let job = build::purge(self.pipeline, &image, number);
+                collect(problems, apply::create_job(&self.scope.context, self.owner(), &job).await)?;
+                Ok(Some("a Job removes the data".to_owned()))
+            }
+            MigrationState::Running(problem) => {
+                let wanted = |number| build::template_hash(&build::purge(self.pipeline, &image, number));
+                for waits in seen.purges.iter().filter(|attempt| attempt.is_replaceable(&wanted(attempt.number))) {
+                    self.delete_job(waits).await?;
+                }
+                problems.extend(problem);
+                Ok(Some("a Job removes the data".to_owned()))
+            }
+            MigrationState::Failed { problem, .. } => {
+                let step = format!("the data is not removed yet: {}", problem.message);
+                problems.push(problem);
+                Ok(Some(step))
+            }
+            MigrationState::Done { .. } => Ok(None),
+        }
+    }
+
+    /// The image that last migrated the schema, for it fits; else the wanted image.
+    fn purge_image(&self) -> String {
+        let migrated = self.resource.status.as_ref().and_then(|status| status.migrated.as_ref());
+        let wanted = || self.pipeline.spec.image.clone();
+        let default = || self.scope.context.tuning.default_image.clone();
+        migrated.map(|migrated| migrated.image.clone()).or_else(wanted).unwrap_or_else(default)
+    }
+
+    async fn delete_job(&self, attempt: &Attempt) -> Result<(), Error> {
+        let Some(meta) = self.seen.jobs.get(&attempt.name) else { return Ok(()) };
+        apply::delete(&self.scope.context, self.owner(), build::Kind::Job, &attempt.name, meta).await
+    }
+
+    async fn write_status(&self, memory: &mut Memory, progress: &Problem, problems: &[Problem]) -> Result<(), Error> {
+        let cached = self.resource.status.clone().unwrap_or_default();
+        let counts = memory.facts.newest().and_then(|response| response.answer.counts);
+        let before = &memory.current_status(&cached).conditions;
+        let generation = self.pipeline.generation;
+        let conditions = inactive::draining(before, generation, progress, problems.first(), Timestamp::now());
+        let next = RecordPipelineStatus {
+            conditions,
+            observed_generation: Some(generation),
+            replicas: Some(self.seen.work.as_ref().map_or(0, |work| work.available)),
+            backlog: counts.map(|counts| counts.backlog).or(cached.backlog),
+            draining_since: Some(Time(self.since)),
+            ..cached.clone()
+        };
+        write::status(&self.scope.context, memory, self.resource.meta(), &cached, next).await
+    }
 }

@@ -1,4 +1,4 @@
-//! What there is of a pipeline: its children, as the caches have them. Reads only.
+//! The children of a pipeline, as the caches hold them. It writes nothing.
 
 use std::collections::BTreeMap;
 
@@ -15,12 +15,12 @@ use crate::{
     facts::Problem,
 };
 
-/// What there is of a pipeline.
+/// The children of a pipeline.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
-    /// The HTTP role.
+    /// The Deployment of serve.
     pub(crate) serve: Option<Role>,
-    /// The worker role.
+    /// The Deployment of work.
     pub(crate) work: Option<Role>,
     /// Jobs of migrations.
     pub(crate) migrations: Vec<Attempt>,
@@ -30,26 +30,26 @@ pub(crate) struct Seen {
     pub(crate) migrating: usize,
     /// Pods of both roles that are not finished.
     pub(crate) pods: Vec<PodSeen>,
-    /// Metadata of each child, Jobs excepted.
+    /// Metadata of each child except Jobs.
     pub(crate) children: BTreeMap<(Kind, String), ObjectMeta>,
     /// Metadata of each Job, by name.
     pub(crate) jobs: BTreeMap<String, ObjectMeta>,
 }
 
-/// A Deployment.
+/// A Deployment: the role serve or the role work.
 #[derive(Debug, Clone)]
 pub(crate) struct Role {
     /// Its metadata.
     pub(crate) meta: ObjectMeta,
-    /// Pods that are wanted.
+    /// The wanted number of pods.
     pub(crate) replicas: i32,
-    /// Pods that are available.
+    /// The number of available pods.
     pub(crate) available: i32,
     /// The image of its pods.
     pub(crate) image: String,
-    /// What is not complete about its rollout; `None` when it is.
+    /// Why its rollout is not complete; `None` when it is.
     pub(crate) incomplete: Option<String>,
-    /// What keeps it from making pods.
+    /// The problem that keeps it from creating pods.
     pub(crate) problem: Option<Problem>,
 }
 
@@ -60,22 +60,22 @@ pub(crate) struct PodSeen {
     pub(crate) name: String,
     /// `serve` or `work`.
     pub(crate) component: String,
-    /// Its image; empty while the kubelet knows nothing of it.
+    /// Its image; empty while the kubelet reports no container.
     pub(crate) image: String,
-    /// Where it can be asked, once it runs.
+    /// Its IP address, once it runs.
     pub(crate) address: Option<String>,
-    /// What keeps it from running.
+    /// The problem that keeps it from running.
     pub(crate) problem: Option<Problem>,
     /// Whether it is being deleted.
     pub(crate) deleting: bool,
 }
 
 impl Seen {
-    /// Looks through the caches for what belongs to this very resource.
+    /// Finds in the cache the children of the resource with this uid.
     #[must_use]
     pub(crate) fn of(cache: &Cache, namespace: &str, name: &str, uid: &str) -> Self {
         let owned = |meta: &ObjectMeta| is_owned(meta, uid);
-        let deployments = cache::of(&cache.deployments, namespace, name);
+        let deployments = cache::of_pipeline(&cache.deployments, namespace, name);
         let mut children = cache.others(namespace, name);
         children.extend(deployments.iter().map(|of| ((Kind::Deployment, of.name_any()), of.metadata.clone())));
         let role = |component: &str| {
@@ -84,9 +84,9 @@ impl Seen {
                 .find(|found| component_of(&found.metadata) == component && owned(&found.metadata))
                 .map(|found| Role::of(found))
         };
-        let pods = cache::of(&cache.pods, namespace, name);
+        let pods = cache::of_pipeline(&cache.pods, namespace, name);
         let mut seen = Self { serve: role("serve"), work: role("work"), children, ..Self::default() };
-        for job in cache::of(&cache.jobs, namespace, name).iter().filter(|job| owned(&job.metadata)) {
+        for job in cache::of_pipeline(&cache.jobs, namespace, name).iter().filter(|job| owned(&job.metadata)) {
             let attempt = Attempt::of(job, pods.iter().map(AsRef::as_ref));
             if component_of(&job.metadata) == "migrate" {
                 seen.migrations.push(attempt);
@@ -105,12 +105,12 @@ impl Seen {
         seen
     }
 
-    /// Pods of a role, those that are being deleted among them.
+    /// Pods of a role, including those that are being deleted.
     pub(crate) fn pods_of(&self, component: &str) -> impl Iterator<Item = &PodSeen> {
         self.pods.iter().filter(move |pod| pod.component == component)
     }
 
-    /// What keeps pods and Deployments from running, each once.
+    /// The problems of Deployments and pods, each reason once.
     #[must_use]
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let roles = [&self.serve, &self.work].into_iter().flatten().filter_map(|role| role.problem.clone());
@@ -122,24 +122,25 @@ impl Seen {
     }
 }
 
-/// Whether a child is this very resource's.
+/// Whether a child belongs to the resource with this uid.
 #[must_use]
 pub(crate) fn is_owned(meta: &ObjectMeta, uid: &str) -> bool {
     meta.owner_references.iter().flatten().any(|owner| owner.uid == uid)
 }
 
+/// A child's component label; empty where it has none.
 pub(super) fn component_of(meta: &ObjectMeta) -> &str {
     meta.labels.as_ref().and_then(|labels| labels.get(COMPONENT)).map_or("", String::as_str)
 }
 
 impl Role {
-    /// What there is of a Deployment.
+    /// The role that a Deployment is.
     #[must_use]
     pub(crate) fn of(deployment: &Deployment) -> Self {
         let spec = deployment.spec.as_ref();
         let replicas = spec.and_then(|spec| spec.replicas).unwrap_or(1);
         let containers = spec.and_then(|spec| spec.template.spec.as_ref()).map(|pod| pod.containers.as_slice());
-        // Others may add containers of their own, before it or after.
+        // Others may add containers, before this one or after it.
         let main = containers.and_then(|all| all.iter().find(|one| one.name == component_of(&deployment.metadata)));
         let image = main.and_then(|main| main.image.clone()).unwrap_or_default();
         let status = deployment.status.clone().unwrap_or_default();
@@ -158,16 +159,16 @@ impl Role {
             None
         };
         let conditions = status.conditions.unwrap_or_default();
-        let stands = |kind: &str, status: &str| {
+        let find_condition = |kind: &str, status: &str| {
             conditions.iter().find(|condition| condition.type_ == kind && condition.status == status)
         };
         let message =
             |found: &k8s_openapi::api::apps::v1::DeploymentCondition| found.message.clone().unwrap_or_default();
-        let problem = if let Some(found) = stands("ReplicaFailure", "True") {
+        let problem = if let Some(found) = find_condition("ReplicaFailure", "True") {
             let reason = refusal::reason(&message(found)).unwrap_or("PodsNotCreated");
             Some(Problem::new(reason, format!("Deployment {name}: {}", message(found))))
         } else {
-            stands("Progressing", "False")
+            find_condition("Progressing", "False")
                 .map(|found| Problem::new("RolloutFailed", format!("{name}: {}", message(found))))
         };
         Self { meta: deployment.metadata.clone(), replicas, available, image, incomplete, problem }
@@ -175,6 +176,7 @@ impl Role {
 }
 
 impl PodSeen {
+    /// A pod of serve or work that is not finished; `None` for every other.
     fn of(pod: &Pod) -> Option<Self> {
         let component = component_of(&pod.metadata).to_owned();
         let status = pod.status.as_ref()?;
@@ -197,7 +199,7 @@ impl PodSeen {
     }
 }
 
-/// What keeps a pod from running, as the kubelet or the scheduler says.
+/// The problem that keeps a pod from running, as the kubelet or the scheduler reports it.
 pub(super) fn trouble(pod: &Pod) -> Option<Problem> {
     let status = pod.status.as_ref()?;
     let name = pod.name_any();
@@ -214,7 +216,7 @@ pub(super) fn trouble(pod: &Pod) -> Option<Problem> {
         let message = waiting.and_then(|waiting| waiting.message.clone()).unwrap_or_default();
         match reason {
             "" | "ContainerCreating" | "PodInitializing" => {}
-            // One state, two names in turn.
+            // The kubelet alternates between two of these names.
             "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName" => {
                 return Some(Problem::new(
                     "ImagePullBackOff",
@@ -224,8 +226,8 @@ pub(super) fn trouble(pod: &Pod) -> Option<Problem> {
             "CrashLoopBackOff" => {
                 let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
                 let code = last.map_or(String::new(), |last| format!("exit code {}", last.exit_code));
-                let said = format!("pod {name} restarts again and again, {code}: kubectl logs --previous {name}");
-                return Some(Problem::new("CrashLoopBackOff", said));
+                let message = format!("pod {name} restarts again and again, {code}: kubectl logs --previous {name}");
+                return Some(Problem::new("CrashLoopBackOff", message));
             }
             other => return Some(Problem::new(other, format!("pod {name}: {message}"))),
         }

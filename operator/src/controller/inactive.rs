@@ -1,22 +1,22 @@
-//! The conditions of a pipeline that nothing is built for: because it is wrong, paused, or being deleted. Pure.
+//! The conditions of a pipeline that is invalid, paused, or being deleted: the operator builds nothing for it. Pure.
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
 
 use super::status::{Maker, READY};
 use crate::facts::Problem;
 
-/// Why one that is being deleted is not ready, and continues.
+/// The reason while a pipeline that is being deleted drains.
 pub(super) const DRAINING: &str = "Draining";
-/// All of it is applied and published: what is left is to let go.
+/// The reason once its records are applied and its outcomes published.
 pub(super) const DRAINED: &str = "Drained";
-/// Its data is being removed.
+/// The reason while its data is removed.
 pub(super) const PURGING: &str = "Purging";
 
-/// Of one that cannot be worked on: its pods stay as they are until it is changed.
+/// The conditions of an invalid pipeline: its pods stay as they are until it changes.
 #[must_use]
-pub(super) fn invalid(before: &[Condition], generation: i64, why: &str, now: Timestamp) -> Vec<Condition> {
+pub(super) fn invalid(before: &[Condition], generation: i64, cause: &str, now: Timestamp) -> Vec<Condition> {
     let maker = Maker { before, generation, now };
-    let make = |kind: &str, status: &str| maker.make(kind, status, "InvalidSpec", why);
+    let make = |kind: &str, status: &str| maker.make(kind, status, "InvalidSpec", cause);
     let mut next = migrated(before);
     next.extend([
         make(READY, "False"),
@@ -29,28 +29,28 @@ pub(super) fn invalid(before: &[Condition], generation: i64, why: &str, now: Tim
     next
 }
 
-/// Of one that is paused: as they stood, and Progressing says why nothing happens.
+/// The conditions of a paused pipeline: the previous ones, and Progressing and Reconciling with the reason `Paused`.
 #[must_use]
 pub(super) fn paused(before: &[Condition], generation: i64, now: Timestamp) -> Vec<Condition> {
     let is_progressing = |condition: &Condition| condition.type_ == "Progressing";
     if before.iter().any(|condition| is_progressing(condition) && condition.reason == "Paused") {
         return before.to_vec();
     }
-    let goes_on = |condition: &&Condition| !["Progressing", "Reconciling"].contains(&condition.type_.as_str());
-    let mut next: Vec<_> = before.iter().filter(goes_on).cloned().collect();
-    let message = "spec.paused is true: nothing is changed";
+    let is_kept = |condition: &&Condition| !["Progressing", "Reconciling"].contains(&condition.type_.as_str());
+    let mut next: Vec<_> = before.iter().filter(is_kept).cloned().collect();
+    let message = "spec.paused is true: the operator changes nothing";
     let maker = Maker { before, generation, now };
     next.extend(["Progressing", "Reconciling"].map(|kind| maker.make(kind, "False", "Paused", message)));
     next
 }
 
-/// Of one that is being deleted: how that goes, and what is in its way.
+/// The conditions of a pipeline that is being deleted: its progress, and the problem that keeps it.
 #[must_use]
 pub(super) fn draining(
     before: &[Condition],
     generation: i64,
     progress: &Problem,
-    trouble: Option<&Problem>,
+    problem: Option<&Problem>,
     now: Timestamp,
 ) -> Vec<Condition> {
     let maker = Maker { before, generation, now };
@@ -58,12 +58,12 @@ pub(super) fn draining(
         maker.make(READY, "False", DRAINING, "it is being deleted"),
         maker.make("Progressing", "True", &progress.reason, &progress.message),
     ];
-    next.extend(maker.suffers(trouble));
+    next.extend(maker.degraded_and_stalled(problem));
     next.extend(migrated(before));
     next
 }
 
-/// What the schema is does not change with it.
+/// The previous condition Migrated: an inactive pipeline migrates nothing.
 fn migrated(before: &[Condition]) -> Vec<Condition> {
     before.iter().filter(|condition| condition.type_ == "Migrated").cloned().collect()
 }

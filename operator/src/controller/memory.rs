@@ -1,4 +1,4 @@
-//! What is held of a pipeline between reconciles; all of it can be found out again.
+//! The operator's state of a pipeline between reconciles. A process that starts without it derives it again.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,92 +8,92 @@ use std::{
 use k8s_openapi::jiff::Timestamp;
 use millrace_crds::RecordPipelineStatus;
 
-use super::{autoscale::Scaler, build::Kind, refusal::Looked};
+use super::{autoscale::Scaler, build::Kind, refusal::LastRefusal};
 use crate::{backoff::doubled, facts::Facts};
 
-/// Pods are touched this long after they were touched first; doubled each time.
+/// The time between the first and the second touch of a pod; doubled each time.
 const FIRST_TOUCH: Duration = Duration::from_millis(500);
 const LONGEST_TOUCH: Duration = Duration::from_secs(60);
 
-/// What is held.
+/// The operator's state of a pipeline between reconciles.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    /// Since when there is anything to hold.
-    pub(crate) born: Instant,
-    /// The uid that all of this is of.
+    /// When it was created.
+    pub(crate) created: Instant,
+    /// The uid of the resource that it belongs to.
     pub(crate) uid: String,
-    /// What was applied: a hash of it, and the resource version that came back.
+    /// By child: a hash of the applied object, and the resource version that the API server returned.
     pub(crate) applied: HashMap<(Kind, String), ([u8; 32], String)>,
-    /// What the pods said.
+    /// The pods' last responses.
     pub(crate) facts: Facts,
-    /// What the Events say of Jobs that have no pod, by the Job's uid.
-    pub(crate) looked: HashMap<String, Looked>,
-    /// What was asked of the workers' number.
+    /// The refusals in the Events about Jobs that have no pod, by the Job's uid.
+    pub(crate) refusals: HashMap<String, LastRefusal>,
+    /// The numbers of workers that were wanted lately.
     pub(crate) scaler: Option<Scaler>,
-    /// When the pods' files were pushed along.
+    /// The touches of pods, by the pod's name.
     pub(crate) touches: BTreeMap<String, Touch>,
     /// The status that was written last, and when.
     pub(crate) written: Option<(RecordPipelineStatus, Instant)>,
-    /// When the Deployments were last seen to be incomplete.
-    pub(crate) rolled: Option<Instant>,
-    /// When all shards were last seen to be worked.
-    pub(crate) all_worked: Option<Instant>,
-    /// Since when pods miss the schema.
+    /// When the rollout was last seen to be incomplete.
+    pub(crate) incomplete_at: Option<Instant>,
+    /// When all shards were last seen to have an owner.
+    pub(crate) all_owned_at: Option<Instant>,
+    /// Since when pods report that the schema is missing.
     pub(crate) not_migrated: Option<Timestamp>,
-    /// Whether it was said that draining was given up.
-    pub(crate) given_up: bool,
-    /// Since when no pod of serve has been there, while draining.
-    pub(crate) serve_gone: Option<Instant>,
-    /// Reconciles that failed since the last that did not.
+    /// Whether an Event reported that the drain ended early.
+    pub(crate) reported_not_drained: bool,
+    /// Since when a pipeline that drains has no pod of serve.
+    pub(crate) no_serve_since: Option<Instant>,
+    /// Reconciles that failed since the last success.
     pub(crate) failures: u32,
 }
 
-/// How often a pod was touched for one purpose.
+/// The touches of a pod for one purpose.
 #[derive(Debug, Clone)]
 pub(crate) struct Touch {
-    /// What for: another purpose begins again.
+    /// The purpose; with another one the count starts again.
     pub(crate) purpose: String,
-    /// How often.
+    /// The number of touches.
     pub(crate) count: u32,
-    /// When it is time again.
+    /// When the next touch is due.
     pub(crate) due: Instant,
 }
 
 impl Default for Memory {
     fn default() -> Self {
         Self {
-            born: Instant::now(),
+            created: Instant::now(),
             uid: String::new(),
             applied: HashMap::new(),
             facts: Facts::default(),
-            looked: HashMap::new(),
+            refusals: HashMap::new(),
             scaler: None,
             touches: BTreeMap::new(),
             written: None,
-            rolled: None,
-            all_worked: None,
+            incomplete_at: None,
+            all_owned_at: None,
             not_migrated: None,
-            given_up: false,
-            serve_gone: None,
+            reported_not_drained: false,
+            no_serve_since: None,
             failures: 0,
         }
     }
 }
 
 impl Memory {
-    /// Begins again when the resource was recreated.
-    pub(crate) fn of_uid(&mut self, uid: &str) {
+    /// Starts again when the resource was recreated.
+    pub(crate) fn reset_for(&mut self, uid: &str) {
         if self.uid != uid {
             *self = Self { uid: uid.to_owned(), ..Self::default() };
         }
     }
 
-    /// The status as it stands: what was written last, for the cache may be behind it; else what the API server has.
-    pub(crate) fn stood<'a>(&'a self, cached: &'a RecordPipelineStatus) -> &'a RecordPipelineStatus {
+    /// The current status: the one that was written last, for the cache may be behind it, else the cached one.
+    pub(crate) fn current_status<'a>(&'a self, cached: &'a RecordPipelineStatus) -> &'a RecordPipelineStatus {
         self.written.as_ref().map_or(cached, |(written, _)| written)
     }
 
-    /// Whether a pod is to be touched now for a purpose; counts it when so.
+    /// Counts a touch of a pod for a purpose and returns the count; `None` while no touch is due.
     pub(crate) fn touch(&mut self, pod: &str, purpose: &str, now: Instant) -> Option<u32> {
         let touch = self.touches.get(pod).filter(|touch| touch.purpose == purpose);
         if touch.is_some_and(|touch| now < touch.due) {
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn touches_come_less_and_less_often_until_the_purpose_changes() {
+    fn touches_are_due_less_and_less_often_until_the_purpose_changes() {
         let (mut memory, start) = (Memory::default(), Instant::now());
         let after = |ms| start + Duration::from_millis(ms);
         assert_eq!(memory.touch("pod", "generation 2", after(0)), Some(1));

@@ -1,7 +1,7 @@
-//! The way of a reconcile: dereference → validate → build → apply → status.
+//! The steps of a reconcile: dereference → validate → build → apply → status.
 //!
-//! I/O in the first and the last steps, pure in the middle. Must never stop one pipeline because another is wrong, and
-//! never write what stands already.
+//! The first and the last steps do I/O, the middle is pure. A wrong pipeline must never stop another, and an object
+//! that is as it should be must never be written.
 
 pub(crate) mod apply;
 mod attempt;
@@ -9,6 +9,7 @@ pub(crate) mod autoscale;
 pub(crate) mod build;
 mod deletion;
 pub(crate) mod dereference;
+mod inactive;
 pub(crate) mod memory;
 mod migrate;
 pub(crate) mod migration;
@@ -16,7 +17,6 @@ mod reconcile;
 pub(crate) mod refusal;
 mod rollout;
 pub(crate) mod status;
-mod still;
 mod touch;
 mod write;
 
@@ -35,33 +35,33 @@ pub(crate) use self::write::CLAIM;
 use self::apply::Error;
 use crate::{
     backoff::doubled,
-    cache::{Cache, Feeds, Guarded},
+    cache::{Cache, CacheStreams, Guarded},
     context::Context,
 };
 
-/// Pipelines that are worked on at once.
+/// Pipelines that are reconciled at once.
 const CONCURRENCY: u16 = 16;
-/// After the first failure of a pipeline; doubled with each further one.
+/// The back-off after the first failure of a pipeline; doubled with each further one.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
-/// While something is continuing.
+/// The time until the next reconcile while a step is under way.
 const SOON: Duration = Duration::from_secs(1);
 
-/// What the reconciles of one cache share.
+/// The context and the cache that the reconciles of one cache share.
 pub(crate) struct Scope {
-    /// What all share.
+    /// The context of all caches.
     pub(crate) context: Arc<Context>,
-    /// This one's cache.
+    /// The cache of these reconciles.
     pub(crate) cache: Cache,
 }
 
-/// Works on every pipeline of a cache until `stop` is cancelled.
-pub(crate) async fn run(scope: Scope, feeds: Feeds, stop: CancellationToken) {
+/// Reconciles every pipeline of a cache until `stop` is cancelled.
+pub(crate) async fn run(scope: Scope, streams: CacheStreams, stop: CancellationToken) {
     let reader = scope.cache.pipelines.clone();
     let changes =
-        feeds.pipelines.map(|found| found.inspect_err(|error| tracing::warn!(event = "operator.watch.failed", error = %error, "a watch of the API server failed and is retried")));
-    // Our own status writes are no reason to look again.
+        streams.pipelines.map(|found| found.inspect_err(|error| tracing::warn!(event = "operator.watch.failed", error = %error, "a watch of the API server failed and is retried")));
+    // Our own writes to the status must not cause a reconcile.
     let pipelines = changes.predicate_filter(
         predicates::generation
             .combine(predicates::annotations)
@@ -71,10 +71,10 @@ pub(crate) async fn run(scope: Scope, feeds: Feeds, stop: CancellationToken) {
     );
     Controller::for_stream(pipelines, reader)
         .with_config(Config::default().concurrency(CONCURRENCY).debounce(Duration::from_millis(50)))
-        .reconcile_on(feeds.children)
+        .reconcile_on(streams.children)
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(
-            |object, scope| async move { Ok::<_, std::convert::Infallible>(one(&object, &scope).await) },
+            |object, scope| async move { Ok::<_, std::convert::Infallible>(reconcile_one(&object, &scope).await) },
             |_, error, _| match *error {},
             Arc::new(scope),
         )
@@ -82,11 +82,11 @@ pub(crate) async fn run(scope: Scope, feeds: Feeds, stop: CancellationToken) {
         .await;
 }
 
-/// Works on one pipeline; what fails is said, and comes again after a while.
-async fn one(object: &Guarded, scope: &Scope) -> Action {
+/// Reconciles one pipeline; logs a failure, and retries after a back-off.
+async fn reconcile_one(object: &Guarded, scope: &Scope) -> Action {
     use kube::{Resource as _, ResourceExt as _};
     tracing::debug!(event = "controller.reconcile.started", object = %object.name_any(), "a reconcile started");
-    // Its own only: a namespace that may not be read stops no other.
+    // Its own cache only: a namespace that may not be read stops no other.
     scope.cache.ready().await;
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let memory = scope.context.memory(&namespace, &name);
@@ -105,8 +105,8 @@ async fn one(object: &Guarded, scope: &Scope) -> Action {
             memory.failures += 1;
             metrics::counter!(crate::metrics::RECONCILES, "result" => "failed").increment(1);
             let generation = object.meta().generation;
-            let passing = matches!(&error, Error::Kube(kube::Error::Api(status)) if status.is_conflict());
-            if passing {
+            let is_conflict = matches!(&error, Error::Kube(kube::Error::Api(status)) if status.is_conflict());
+            if is_conflict {
                 tracing::debug!(event = "controller.reconcile.conflict", namespace, name, generation, error = %error, "another writer changed the object; the reconcile is repeated");
             } else {
                 tracing::warn!(event = "controller.reconcile.failed", namespace, name, generation, error = %error, "a reconcile failed and is retried");
@@ -116,7 +116,7 @@ async fn one(object: &Guarded, scope: &Scope) -> Action {
     }
 }
 
-/// How long a pipeline waits after its n-th failure in a row.
+/// The back-off of a pipeline after so many failures in a row.
 fn backoff(failures: u32) -> Duration {
     doubled(FIRST_BACKOFF, failures.saturating_sub(1), LONGEST_BACKOFF)
 }
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_wait_longer_and_longer() {
+    fn each_failure_doubles_the_back_off_up_to_a_bound() {
         assert_eq!([1, 2, 3].map(backoff), [500, 1_000, 2_000].map(Duration::from_millis));
         assert_eq!(backoff(u32::MAX), LONGEST_BACKOFF);
     }

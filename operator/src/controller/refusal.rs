@@ -1,4 +1,4 @@
-//! What keeps the API server from taking an object: which admission refused it, in its own words.
+//! Refusals of objects by an admission of the API server, and their reasons.
 
 use std::time::{Duration, Instant};
 
@@ -11,17 +11,17 @@ use kube::{
 use super::{dereference::Seen, memory::Memory, migration::Attempt};
 use crate::{context::Context, facts::Problem};
 
-/// A Job that has no pod for so long may have been refused it: its Events are read.
+/// After so many seconds without a pod the Events of a Job are read: an admission may have refused the pod.
 const PODLESS_SECONDS: i64 = 2;
-/// The same while its Events hold nothing: the status names it nevertheless.
+/// After so many seconds without a pod a Job is a problem, even without an Event.
 const PODLESS_WITHOUT_EVENT_SECONDS: i64 = 15;
-/// Between two readings of one Job's Events.
+/// The time between two reads of one Job's Events.
 const BETWEEN: Duration = Duration::from_secs(5);
 
-/// Parts of the messages of admission, and the reason that the status names.
+/// Parts of the messages of admissions, and the reason for the status.
 const KNOWN: [(&str, &str); 10] = [
     ("exceeded quota", "QuotaExceeded"),
-    // A quota on something that the pod does not name.
+    // A quota on a resource that the pod does not name.
     ("failed quota", "QuotaExceeded"),
     (" per Container is ", "LimitRangeViolated"),
     (" per Pod is ", "LimitRangeViolated"),
@@ -34,44 +34,45 @@ const KNOWN: [(&str, &str); 10] = [
     ("failed to call webhook", "WebhookFailed"),
 ];
 
-/// Which admission a message of the API server is of; `None`: of none that is known.
+/// The reason for a message of the API server; `None` where no known admission wrote it.
 #[must_use]
 pub(crate) fn reason(message: &str) -> Option<&'static str> {
     KNOWN.iter().find(|(part, _)| message.contains(part)).map(|(_, reason)| *reason)
 }
 
-/// What was last found of a Job's Events.
+/// The refusal of a Job's pod in the Events, as last read.
 #[derive(Debug, Clone)]
-pub(crate) struct Looked {
+pub(crate) struct LastRefusal {
     at: Instant,
-    found: Option<Problem>,
+    problem: Option<Problem>,
 }
 
-/// Names what keeps Jobs from having a pod. A Job's own status does not hold it; the Events about it do.
-pub(super) async fn find(context: &Context, memory: &mut Memory, namespace: &str, seen: &mut Seen) {
+/// Adds to attempts without a pod the problem that keeps the Job from having one. Only the Events about a Job hold it,
+/// its own status does not.
+pub(super) async fn add_refusals(context: &Context, memory: &mut Memory, namespace: &str, seen: &mut Seen) {
     let Seen { migrations, purges, jobs, .. } = seen;
-    memory.looked.retain(|uid, _| jobs.values().any(|meta| meta.uid.as_ref() == Some(uid)));
+    memory.refusals.retain(|uid, _| jobs.values().any(|meta| meta.uid.as_ref() == Some(uid)));
     for attempt in migrations.iter_mut().chain(purges) {
         let Some(uid) = jobs.get(&attempt.name).and_then(|meta: &ObjectMeta| meta.uid.clone()) else { continue };
         let Some(age) = attempt.podless_seconds else {
-            memory.looked.remove(&uid);
+            memory.refusals.remove(&uid);
             continue;
         };
-        let known = memory.looked.get(&uid);
-        if age >= PODLESS_SECONDS && known.is_none_or(|known| known.at.elapsed() >= BETWEEN) {
-            let found = refused(context, namespace, &uid, attempt).await;
-            memory.looked.insert(uid.clone(), Looked { at: Instant::now(), found });
+        let last = memory.refusals.get(&uid);
+        if age >= PODLESS_SECONDS && last.is_none_or(|last| last.at.elapsed() >= BETWEEN) {
+            let problem = read_refusal(context, namespace, &uid, attempt).await;
+            memory.refusals.insert(uid.clone(), LastRefusal { at: Instant::now(), problem });
         }
-        let known = memory.looked.get(&uid).and_then(|known| known.found.clone());
-        attempt.trouble = known.or_else(|| podless(&attempt.name, age)).or(attempt.trouble.take());
+        let last = memory.refusals.get(&uid).and_then(|last| last.problem.clone());
+        attempt.trouble = last.or_else(|| podless(&attempt.name, age)).or(attempt.trouble.take());
     }
 }
 
-/// The newest refusal of a Job's pod.
-async fn refused(context: &Context, namespace: &str, uid: &str, attempt: &Attempt) -> Option<Problem> {
+/// Reads the newest refusal of a Job's pod from the Events.
+async fn read_refusal(context: &Context, namespace: &str, uid: &str, attempt: &Attempt) -> Option<Problem> {
     let events: Api<Event> = Api::namespaced(context.client.clone(), namespace);
-    let of_it = ListParams::default().fields(&format!("regarding.uid={uid},reason=FailedCreate"));
-    let found = match events.list(&of_it).await {
+    let failures = ListParams::default().fields(&format!("regarding.uid={uid},reason=FailedCreate"));
+    let found = match events.list(&failures).await {
         Ok(found) => found.items,
         Err(error) => {
             tracing::warn!(event = "controller.events.read_failed", namespace, job = attempt.name, error = %error, "the events of a Job cannot be read");
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_names_the_admission_that_refused() {
+    fn the_reason_of_a_refusal_names_the_admission() {
         for (message, expected) in [
             (
                 "pods \"a\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1",
@@ -133,10 +134,10 @@ mod tests {
     }
 
     #[test]
-    fn a_job_without_a_pod_is_named_after_a_while() {
+    fn a_job_without_a_pod_is_a_problem_after_a_time() {
         assert_eq!(podless("p-migrate-k-1", PODLESS_WITHOUT_EVENT_SECONDS - 1), None);
-        let told = podless("p-migrate-k-1", PODLESS_WITHOUT_EVENT_SECONDS).expect("a problem");
-        assert_eq!(told.reason, "PodsNotCreated");
-        assert!(told.message.contains("kubectl describe job p-migrate-k-1"), "{}", told.message);
+        let problem = podless("p-migrate-k-1", PODLESS_WITHOUT_EVENT_SECONDS).expect("a problem");
+        assert_eq!(problem.reason, "PodsNotCreated");
+        assert!(problem.message.contains("kubectl describe job p-migrate-k-1"), "{}", problem.message);
     }
 }

@@ -1,5 +1,5 @@
-//! Whose turn it is when the operator's default image changed: one pipeline at a time, in the order of their names; where
-//! one does not become ready with it, the others stay as they are. Pure but for the caches it reads.
+//! The rollout of a new default image: one pipeline at a time, in the order of their names. Where one does not become
+//! ready with it, the others stay as they are. Pure except for the caches that it reads.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,7 +9,7 @@ use millrace_crds::RecordPipelineResource;
 use super::{
     build::labels::{COMPONENT, INSTANCE},
     dereference::{Role, is_owned},
-    status::{READY, stands},
+    status::{READY, find_condition},
     write::CLAIM,
 };
 use crate::{context::Context, pipeline::Pipeline};
@@ -21,16 +21,16 @@ pub(crate) struct Follower {
     pub(crate) key: String,
     /// Whether its pods have the default image already.
     pub(crate) took: bool,
-    /// Whether it is ready with it.
-    pub(crate) applied: bool,
+    /// Whether its rollout is complete and it is ready, with its current image.
+    pub(crate) is_ready: bool,
 }
 
-/// Whom a pipeline waits for before it takes the default image; `None`: it is its turn.
+/// The pipeline that another one waits for before it takes the default image; `None` when it waits for none.
 #[must_use]
 pub(crate) fn waits_for(me: &str, others: &[Follower]) -> Option<String> {
     others
         .iter()
-        .filter(|other| other.key != me && (if other.took { !other.applied } else { other.key.as_str() < me }))
+        .filter(|other| other.key != me && (if other.took { !other.is_ready } else { other.key.as_str() < me }))
         .map(|other| other.key.clone())
         .min()
 }
@@ -39,9 +39,9 @@ pub(crate) fn waits_for(me: &str, others: &[Follower]) -> Option<String> {
 pub(crate) fn followers(context: &Context) -> Vec<Follower> {
     let claim = context.settings.claim();
     let mut found = Vec::new();
-    // What cannot be read cannot be rolled, either.
+    // A pipeline of a namespace that the operator cannot read takes no image, either.
     for cache in context.caches.iter().filter(|cache| cache.is_read()) {
-        // Sorted out once: to look through all Deployments for each pipeline takes its square.
+        // By pipeline, in one go: a search through all Deployments for each pipeline would take quadratic time.
         let mut deployments: HashMap<(String, String), Vec<_>> = HashMap::new();
         for deployment in cache.deployments.state() {
             let instance = deployment.labels().get(INSTANCE).cloned().unwrap_or_default();
@@ -56,17 +56,17 @@ pub(crate) fn followers(context: &Context) -> Vec<Follower> {
             }
             let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
             let uid = resource.uid().unwrap_or_default();
-            let of_it = deployments.get(&(namespace.clone(), name.clone())).into_iter().flatten();
-            let of_it: Vec<_> = of_it.filter(|deployment| is_owned(&deployment.metadata, &uid)).collect();
+            let owned = deployments.get(&(namespace.clone(), name.clone())).into_iter().flatten();
+            let owned: Vec<_> = owned.filter(|deployment| is_owned(&deployment.metadata, &uid)).collect();
             let is_work = |labels: &BTreeMap<String, String>| labels.get(COMPONENT).is_some_and(|of| of == "work");
-            let Some(work) = of_it.iter().find(|deployment| is_work(deployment.labels())) else { continue };
+            let Some(work) = owned.iter().find(|deployment| is_work(deployment.labels())) else { continue };
             let work = Role::of(work);
             let took = work.image == context.tuning.default_image;
-            let complete = of_it.iter().all(|deployment| Role::of(deployment).incomplete.is_none());
+            let complete = owned.iter().all(|deployment| Role::of(deployment).incomplete.is_none());
             found.push(Follower {
                 key: format!("{namespace}/{name}"),
                 took,
-                applied: complete && (work.replicas == 0 || is_ready(resource)),
+                is_ready: complete && (work.replicas == 0 || is_ready(resource)),
             });
         }
     }
@@ -75,19 +75,19 @@ pub(crate) fn followers(context: &Context) -> Vec<Follower> {
 
 fn is_ready(resource: &RecordPipelineResource) -> bool {
     let conditions = resource.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    stands(conditions, READY, "True").is_some()
+    find_condition(conditions, READY, "True").is_some()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn follower(key: &str, took: bool, applied: bool) -> Follower {
-        Follower { key: key.into(), took, applied }
+    fn follower(key: &str, took: bool, is_ready: bool) -> Follower {
+        Follower { key: key.into(), took, is_ready }
     }
 
     #[test]
-    fn one_at_a_time_in_order_and_none_past_one_that_fails() {
+    fn pipelines_take_an_image_one_by_one_and_none_after_a_failure() {
         let (old, fails, new) =
             (|key| follower(key, false, true), |key| follower(key, true, false), |key| follower(key, true, true));
         let all = [old("n/a"), old("n/b"), old("n/c")];

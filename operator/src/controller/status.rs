@@ -1,7 +1,7 @@
-//! What a pipeline's status says of what was seen: pure.
+//! The conditions of a pipeline's status: pure.
 //!
-//! Ready is True of generation N only when every shard is worked by the spec of generation N and rollouts are complete; of
-//! an older one as long as its pods continue well. Must never say True of what is not known.
+//! Ready is True of generation N only when every shard has an owner that runs generation N and rollouts are complete;
+//! of an older generation while its pods continue. An unknown state must never be True.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-use super::migration::Stand;
+use super::migration::MigrationState;
 use crate::facts::{Problem, Publisher, Shard};
 
-/// What was seen.
+/// The observed state of a pipeline.
 #[derive(Debug, Clone)]
 pub(crate) struct View<'a> {
     /// Generation of the spec.
@@ -22,31 +22,30 @@ pub(crate) struct View<'a> {
     pub(crate) uid: &'a str,
     /// Number of shards.
     pub(crate) shards: u16,
-    /// Where the migration stands.
-    pub(crate) migration: &'a Stand,
-    /// The image that the migration and the pods are to have.
+    /// The state of the migration.
+    pub(crate) migration: &'a MigrationState,
+    /// The wanted image of the migration and the pods.
     pub(crate) image: &'a str,
-    /// Whose rollout of the default image is waited for.
+    /// The pipeline that takes the default image first.
     pub(crate) waits_for: Option<&'a str>,
-    /// What is not as it should be about Deployments: complete when `None`.
+    /// Why the Deployments are not complete; `None` when they are.
     pub(crate) rollout: Option<&'a str>,
-    /// Workers that are wanted.
+    /// The wanted number of workers.
     pub(crate) workers: i32,
-    /// What the pods and the objects suffer from.
+    /// Problems of the pods and the objects, worst first.
     pub(crate) problems: &'a [Problem],
-    /// Shards and publishers as of now; `None` while they are not known.
+    /// Current shards and publishers; `None` while they are unknown.
     pub(crate) known: Option<(&'a [Shard], &'a [Publisher])>,
-    /// How long it has not been known that all shards are worked, or since when the pipeline is looked at; zero when
-    /// they are.
-    pub(crate) lapse: Duration,
-    /// How long the Deployments have been complete.
-    pub(crate) rolled: Duration,
+    /// The time since all shards were last known to have an owner, or since the operator first observed the pipeline.
+    pub(crate) unowned_for: Duration,
+    /// The time since the Deployments were last incomplete.
+    pub(crate) complete_for: Duration,
 }
 
-/// How long Ready stands while shards change hands: longer than a lease.
+/// How long Ready stays True while shards change owners: longer than a lease.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Reasons that no retry fixes: someone has to change something.
+/// Reasons that no retry removes: a change by hand is needed.
 const STALLED: [&str; 16] = [
     "InvalidSpec",
     "NameClash",
@@ -66,32 +65,32 @@ const STALLED: [&str; 16] = [
     "WebhookDenied",
 ];
 
-/// Most characters of a condition's message: an admission may answer with whole pages.
+/// Most characters of a condition's message: an admission may answer with several pages.
 const LONGEST_MESSAGE: usize = 1_000;
 
-/// The type of the condition that says whether the spec is active.
+/// The type of the condition for whether the spec is active.
 pub(super) const READY: &str = "Ready";
 
-/// The condition of a type, when it has this status.
-pub(super) fn stands<'a>(conditions: &'a [Condition], kind: &str, status: &str) -> Option<&'a Condition> {
+/// The condition of a type, if it has this status.
+pub(super) fn find_condition<'a>(conditions: &'a [Condition], kind: &str, status: &str) -> Option<&'a Condition> {
     conditions.iter().find(|condition| condition.type_ == kind && condition.status == status)
 }
 
-/// Makes the conditions of a generation, given those that stood before: what did not change keeps its time.
+/// Makes the conditions of a generation. A condition whose status did not change keeps its time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Maker<'a> {
-    /// Those that stood.
+    /// The previous conditions.
     pub(super) before: &'a [Condition],
-    /// The generation that they tell of.
+    /// The generation that the conditions describe.
     pub(super) generation: i64,
-    /// The time of what changed.
+    /// The time of conditions that changed.
     pub(super) now: Timestamp,
 }
 
 impl Maker<'_> {
     /// A condition.
     pub(super) fn make(&self, kind: &str, status: &str, reason: &str, message: impl Into<String>) -> Condition {
-        let stood = stands(self.before, kind, status);
+        let unchanged = find_condition(self.before, kind, status);
         let mut message = message.into();
         if let Some((end, _)) = message.char_indices().nth(LONGEST_MESSAGE) {
             message.truncate(end);
@@ -103,29 +102,29 @@ impl Maker<'_> {
             reason: reason.to_owned(),
             message,
             observed_generation: Some(self.generation),
-            last_transition_time: stood.map_or(Time(self.now), |stood| stood.last_transition_time.clone()),
+            last_transition_time: unchanged.map_or(Time(self.now), |before| before.last_transition_time.clone()),
         }
     }
 
-    /// What kstatus and what is built on it (Flux, Helm 4) read beside Stalled: Reconciling is True while the operator is on
-    /// its way, and not while only somebody else can bring it on.
+    /// Reconciling, which kstatus and its users (Flux, Helm 4) read beside Stalled: True while the operator progresses,
+    /// False while only a change by hand helps.
     pub(super) fn reconciling(&self, progressing: &Condition, stalled: &Condition) -> Condition {
         if progressing.status == "True" && stalled.status != "True" {
             self.make("Reconciling", "True", &progressing.reason, &progressing.message)
         } else if stalled.status == "True" {
-            self.make("Reconciling", "False", "Stalled", "a change by hand is waited for")
+            self.make("Reconciling", "False", "Stalled", "the operator waits for a change by hand")
         } else {
             self.make("Reconciling", "False", &progressing.reason, &progressing.message)
         }
     }
 
     /// Degraded and Stalled.
-    pub(super) fn suffers(&self, trouble: Option<&Problem>) -> [Condition; 2] {
-        let degraded = match trouble {
+    pub(super) fn degraded_and_stalled(&self, problem: Option<&Problem>) -> [Condition; 2] {
+        let degraded = match problem {
             Some(problem) => self.make("Degraded", "True", &problem.reason, &problem.message),
             None => self.make("Degraded", "False", "AsExpected", "nothing is known to be wrong"),
         };
-        let stalled = match trouble.filter(|problem| STALLED.contains(&problem.reason.as_str())) {
+        let stalled = match problem.filter(|problem| STALLED.contains(&problem.reason.as_str())) {
             Some(problem) => self.make("Stalled", "True", &problem.reason, &problem.message),
             None => self.make("Stalled", "False", "AsExpected", "nothing waits for a change by hand"),
         };
@@ -134,7 +133,7 @@ impl Maker<'_> {
 }
 
 impl View<'_> {
-    /// The worst problem, sinks that halted among them.
+    /// The worst problem, including publishers that do not publish.
     fn worst(&self) -> Option<Problem> {
         let halted =
             self.known.and_then(|(_, publishers)| publishers.iter().find(|publisher| publisher.state == "halted"));
@@ -148,26 +147,26 @@ impl View<'_> {
         })
     }
 
-    /// Shards that are not worked by this generation; `None` while that is not known.
+    /// The number of shards that do not run this generation; `None` while it is unknown.
     fn behind(&self) -> Option<usize> {
         let (shards, _) = self.known?;
-        let there = |shard: &&Shard| {
+        let is_current = |shard: &&Shard| {
             shard.leased && shard.uid.as_deref() == Some(self.uid) && shard.generation == Some(self.generation)
         };
-        Some(usize::from(self.shards).saturating_sub(shards.iter().filter(there).count()))
+        Some(usize::from(self.shards).saturating_sub(shards.iter().filter(is_current).count()))
     }
 
-    /// Shards that nobody works; `None` while that is not known.
-    fn unworked(&self) -> Option<usize> {
+    /// The number of shards without an owner; `None` while it is unknown.
+    fn without_owner(&self) -> Option<usize> {
         let (shards, _) = self.known?;
         Some(usize::from(self.shards).saturating_sub(shards.iter().filter(|shard| shard.leased).count()))
     }
 
-    /// What is continuing; `None` when nothing is.
+    /// Reason and message of the step that is under way; `None` when none is.
     fn progress(&self) -> Option<(&'static str, String)> {
         match self.migration {
-            Stand::Done { .. } => {}
-            Stand::Failed { problem, .. } => {
+            MigrationState::Done { .. } => {}
+            MigrationState::Failed { problem, .. } => {
                 return Some(("Migrating", format!("the last attempt failed, {}: another follows", problem.reason)));
             }
             _ => return Some(("Migrating", format!("a Job migrates the schema by {}", self.image))),
@@ -182,16 +181,16 @@ impl View<'_> {
             return None;
         }
         match self.behind() {
-            None => Some(("RollingOut", "no pod has told yet what its shards stand at".to_owned())),
+            None => Some(("RollingOut", "no pod has reported yet which generation its shards run".to_owned())),
             Some(0) => None,
             Some(behind) => Some((
                 "RollingOut",
-                format!("{behind} of {} shards are not worked by generation {} yet", self.shards, self.generation),
+                format!("{behind} of {} shards do not run generation {} yet", self.shards, self.generation),
             )),
         }
     }
 
-    /// The conditions, given those that stood before: what did not change keeps its time.
+    /// All conditions, given the previous ones: a condition whose status did not change keeps its time.
     #[must_use]
     pub(crate) fn conditions(&self, before: &[Condition], now: Timestamp) -> Vec<Condition> {
         let worst = self.worst();
@@ -199,22 +198,26 @@ impl View<'_> {
         let maker = Maker { before, generation: self.generation, now };
         let migrates = || format!("a Job migrates the schema by {}", self.image);
         let (migrated, failure) = match self.migration {
-            Stand::Done { .. } => (maker.make("Migrated", "True", "Migrated", format!("by {}", self.image)), None),
-            Stand::Failed { problem, .. } | Stand::Running(Some(problem)) => {
+            MigrationState::Done { .. } => {
+                (maker.make("Migrated", "True", "Migrated", format!("by {}", self.image)), None)
+            }
+            MigrationState::Failed { problem, .. } | MigrationState::Running(Some(problem)) => {
                 (maker.make("Migrated", "False", &problem.reason, &problem.message), Some(problem.clone()))
             }
-            Stand::Running(None) | Stand::Create(_) => (maker.make("Migrated", "False", "Migrating", migrates()), None),
+            MigrationState::Running(None) | MigrationState::Create(_) => {
+                (maker.make("Migrated", "False", "Migrating", migrates()), None)
+            }
         };
         let trouble = worst.or(failure);
         let progressing = match &progress {
             Some((reason, message)) => maker.make("Progressing", "True", reason, message),
             None if self.workers == 0 => maker.make("Progressing", "False", "Stopped", "no workers are wanted"),
             None => {
-                let message = format!("generation {} is in force", self.generation);
+                let message = format!("generation {} is active", self.generation);
                 maker.make("Progressing", "False", "Complete", message)
             }
         };
-        let [degraded, stalled] = maker.suffers(trouble.as_ref());
+        let [degraded, stalled] = maker.degraded_and_stalled(trouble.as_ref());
         let ready = self.ready(&maker, progress.as_ref(), trouble.as_ref());
         let reconciling = maker.reconciling(&progressing, &stalled);
         vec![ready, migrated, progressing, reconciling, degraded, stalled]
@@ -230,23 +233,25 @@ impl View<'_> {
         if self.workers == 0 && self.rollout.is_none() {
             return no("Stopped", "no workers are wanted: records are taken and wait".to_owned());
         }
-        let worked = format!("all {} shards are worked", self.shards);
-        let Some((reason, message)) = progress else { return maker.make(READY, "True", "ManifestActive", worked) };
-        // While the new generation comes the old one continues; shards change hands within a lease.
-        let stood = stands(maker.before, READY, "True");
-        if let Some(older) = stood.and_then(|condition| condition.observed_generation)
-            && self.lapse < TIMEOUT
+        let owned = format!("all {} shards have an owner", self.shards);
+        let Some((reason, message)) = progress else { return maker.make(READY, "True", "ManifestActive", owned) };
+        // The old generation continues until the new one is active; shards change owners within a lease.
+        let was_ready = find_condition(maker.before, READY, "True");
+        if let Some(older) = was_ready.and_then(|condition| condition.observed_generation)
+            && self.unowned_for < TIMEOUT
         {
-            return Maker { generation: older, ..*maker }.make(READY, "True", "ManifestActive", worked);
+            return Maker { generation: older, ..*maker }.make(READY, "True", "ManifestActive", owned);
         }
-        match (trouble, self.unworked()) {
+        match (trouble, self.without_owner()) {
             (Some(problem), _) => no(&problem.reason, problem.message.clone()),
-            // Pods that have only just begun need a while.
-            (None, _) if self.rolled < TIMEOUT || *reason != "RollingOut" => no(reason, message.clone()),
-            (None, Some(unworked)) if unworked > 0 => {
-                no("ShardsWithoutOwner", format!("{unworked} of {} shards are not worked", self.shards))
+            // New pods need some time to take shards.
+            (None, _) if self.complete_for < TIMEOUT || *reason != "RollingOut" => no(reason, message.clone()),
+            (None, Some(count)) if count > 0 => {
+                no("ShardsWithoutOwner", format!("{count} of {} shards have no owner", self.shards))
             }
-            (None, None) => maker.make(READY, "Unknown", "StatusUnknown", "no pod tells what its shards stand at"),
+            (None, None) => {
+                maker.make(READY, "Unknown", "StatusUnknown", "no pod reports which generation its shards run")
+            }
             (None, _) => no(reason, message.clone()),
         }
     }
@@ -257,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_of_pages_is_cut_between_characters() {
+    fn a_long_message_is_cut_between_characters() {
         let maker = Maker { before: &[], generation: 1, now: Timestamp::UNIX_EPOCH };
         let made = |length| maker.make("Degraded", "True", "WebhookDenied", "é".repeat(length)).message;
         assert_eq!(made(LONGEST_MESSAGE).chars().count(), LONGEST_MESSAGE);
@@ -266,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stalled_is_not_reconciling() {
+    fn a_stalled_pipeline_is_not_reconciling() {
         let maker = Maker { before: &[], generation: 1, now: Timestamp::UNIX_EPOCH };
         for (progressing, stalled, reconciling) in [
             ("True", "False", "True"),

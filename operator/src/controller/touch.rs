@@ -1,7 +1,7 @@
-//! Pushes along what a pod reads from files: the kubelet looks at once when the pod's metadata changes, and within a minute
-//! and a half otherwise.
+//! Speeds up changes of a pod's files: the kubelet checks them at once when the pod's metadata changes, and within a
+//! minute and a half otherwise.
 //!
-//! Must never touch a pod that has what it should have.
+//! It must never touch a pod whose files are current.
 
 use std::time::{Duration, Instant};
 
@@ -16,13 +16,13 @@ use sha2::{Digest as _, Sha256};
 use super::{apply::Error, dereference::Seen, memory::Memory};
 use crate::{context::Context, pipeline::Pipeline};
 
-/// The annotation that is changed.
+/// The annotation that a touch changes.
 const TOUCHED: &str = "millrace.dev/touched";
 
-/// Touches pods whose files are behind, so that the kubelet looks at once; gives when to touch again.
+/// Touches pods whose files are behind; returns the time until the next touch.
 ///
 /// # Errors
-/// When the API server does not do as asked.
+/// When a request to the API server fails.
 pub(super) async fn touch(
     context: &Context,
     memory: &mut Memory,
@@ -39,17 +39,17 @@ pub(super) async fn touch(
         let current = read.is_some_and(|read| {
             read.uid.as_deref() == Some(&pipeline.uid) && read.generation >= Some(pipeline.generation)
         });
-        let suffers = |reasons: &[&str]| {
+        let reports = |reasons: &[&str]| {
             response.answer.problems.iter().any(|problem| reasons.contains(&problem.reason.as_str()))
         };
         let purpose = if !current {
             format!("g{}", pipeline.generation)
-        } else if suffers(&["SecretNotFound", "SecretInvalid"]) {
+        } else if reports(&["SecretNotFound", "SecretInvalid"]) {
             "secret".to_owned()
         } else if let Some(permitted) = &permitted
-            && suffers(&["OtherPipeline", "UidNotClaimed", "ManifestRefused"])
+            && reports(&["OtherPipeline", "UidNotClaimed", "ManifestRefused"])
         {
-            // What permits it are annotations, which come with the manifest and are no new generation.
+            // Annotations permit it; they come with the manifest and are no new generation.
             format!("a{permitted}")
         } else {
             memory.touches.remove(&pod.name);

@@ -1,6 +1,6 @@
-//! What is written on the resource itself: the claim, the finalizer and the status; and the Events about it.
+//! Writes the resource itself, its claim, finalizer and status, and the Events about it.
 //!
-//! Conditions are written at once, numbers now and then, and nothing that stands already.
+//! It writes conditions at once and numbers from time to time, and never a status that did not change.
 
 use std::time::{Duration, Instant};
 
@@ -16,20 +16,20 @@ use serde_json::json;
 
 use super::{
     apply::{Error, merge},
+    inactive::{DRAINED, DRAINING, PURGING},
     memory::Memory,
-    status::{READY, stands},
-    still::{DRAINED, DRAINING, PURGING},
+    status::{READY, find_condition},
 };
 use crate::context::Context;
 
-/// Who claims a pipeline: `<namespace>/<release>`.
+/// The annotation that names the release that manages a pipeline: `<namespace>/<release>`.
 pub(crate) const CLAIM: &str = "millrace.dev/claimed-by";
-/// Holds a deleted resource until its records are applied.
+/// The finalizer that keeps a deleted resource until its records are applied.
 pub(crate) const FINALIZER: &str = "millrace.dev/drain";
-/// How often numbers are written when nothing else changes.
+/// The time between two writes of numbers when nothing else changes.
 const NUMBERS_EVERY: Duration = Duration::from_secs(30);
-/// The same while it is not ready: where many begin at once, each word on the way would be a write more.
-const WORDS_EVERY: Duration = Duration::from_secs(120);
+/// The same while the pipeline is not ready: where many start at once, each message on the way would be one more write.
+const UNREADY_NUMBERS_EVERY: Duration = Duration::from_secs(120);
 
 fn api(context: &Context, namespace: &str) -> Api<DynamicObject> {
     let resource = ApiResource::erase::<RecordPipelineResource>(&());
@@ -40,10 +40,10 @@ fn names(meta: &ObjectMeta) -> (&str, &str) {
     (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
 
-/// Claims a resource for this release, and holds it by the finalizer.
+/// Claims a resource for this release, and adds the finalizer.
 ///
 /// # Errors
-/// When it changed since it was seen, or the API server cannot be reached.
+/// When it changed since `meta` was read, or the API server is unreachable.
 pub(crate) async fn claim(context: &Context, meta: &ObjectMeta) -> Result<(), Error> {
     context.leadership.check()?;
     let (namespace, name) = names(meta);
@@ -62,11 +62,11 @@ pub(crate) async fn claim(context: &Context, meta: &ObjectMeta) -> Result<(), Er
     Ok(())
 }
 
-/// Lets a deleted resource go, as long as it is the one that was seen.
+/// Removes the finalizer from a deleted resource.
 ///
 /// # Errors
-/// When it changed since, or the API server cannot be reached.
-pub(crate) async fn release(context: &Context, meta: &ObjectMeta) -> Result<(), Error> {
+/// When it changed since `meta` was read, or the API server is unreachable. A resource that is deleted is no error.
+pub(crate) async fn remove_finalizer(context: &Context, meta: &ObjectMeta) -> Result<(), Error> {
     context.leadership.check()?;
     let (namespace, name) = names(meta);
     let left: Vec<_> = meta.finalizers.iter().flatten().filter(|finalizer| *finalizer != FINALIZER).collect();
@@ -88,27 +88,28 @@ pub(crate) async fn release(context: &Context, meta: &ObjectMeta) -> Result<(), 
     }
 }
 
-/// Writes the status when it tells something new, and says what changed as Events. `stood` is what the API server has.
+/// Writes the status when a write is due, and publishes Events about changed conditions. `cached` is the status in the
+/// cache.
 ///
 /// # Errors
-/// When the API server cannot be reached. A resource that is gone is no error.
+/// When the API server is unreachable. A resource that is deleted is no error.
 pub(crate) async fn status(
     context: &Context,
     memory: &mut Memory,
     meta: &ObjectMeta,
-    stood: &RecordPipelineStatus,
+    cached: &RecordPipelineStatus,
     next: RecordPipelineStatus,
 ) -> Result<(), Error> {
-    let before = memory.stood(stood).clone();
-    let ready = stands(&before.conditions, READY, "True").is_some();
-    let every = if ready || next.draining_since.is_some() { NUMBERS_EVERY } else { WORDS_EVERY };
+    let before = memory.current_status(cached).clone();
+    let ready = find_condition(&before.conditions, READY, "True").is_some();
+    let every = if ready || next.draining_since.is_some() { NUMBERS_EVERY } else { UNREADY_NUMBERS_EVERY };
     let due = memory.written.as_ref().is_none_or(|(_, at)| at.elapsed() >= every);
-    if next == before || !(due || tells(&before, &next)) {
+    if next == before || !(due || is_urgent(&before, &next)) {
         return Ok(());
     }
     context.leadership.check()?;
     let (namespace, name) = names(meta);
-    // The uid keeps it from a resource that was recreated under the name.
+    // With the uid the write fails on a resource that was recreated under the name.
     let patch = json!({
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -122,7 +123,7 @@ pub(crate) async fn status(
         Err(error) => return Err(error.into()),
     }
     metrics::counter!(crate::metrics::WRITES, "kind" => "Status").increment(1);
-    for (warning, condition) in changes(&before.conditions, &next.conditions) {
+    for (warning, condition) in event_conditions(&before.conditions, &next.conditions) {
         tracing::info!(
             event = "controller.condition.changed",
             namespace,
@@ -141,27 +142,27 @@ pub(crate) async fn status(
     Ok(())
 }
 
-/// Whether a status says something that does not wait: anything but numbers and messages.
-fn tells(before: &RecordPipelineStatus, next: &RecordPipelineStatus) -> bool {
-    let said = |status: &RecordPipelineStatus| {
+/// Whether more than numbers and messages changed: such a status is written at once.
+fn is_urgent(before: &RecordPipelineStatus, next: &RecordPipelineStatus) -> bool {
+    let urgent = |status: &RecordPipelineStatus| {
         let conditions = status.conditions.iter().map(|condition| {
             let Condition { type_, status, reason, observed_generation, .. } = condition.clone();
             (type_, status, reason, observed_generation)
         });
         let conditions: Vec<_> = conditions.collect();
-        // The pipeline's id comes with the first answer of a pod, shortly before it is ready: it goes with that.
+        // The pipeline's id comes with the first answer of a pod, shortly before Ready: it is written with that.
         let RecordPipelineStatus { observed_generation, selector, endpoint, migrated, draining_since, .. } =
             status.clone();
         (conditions, observed_generation, selector, endpoint, migrated, draining_since)
     };
-    said(before) != said(next)
+    urgent(before) != urgent(next)
 }
 
-/// Changes that someone should see as Events; true: a warning.
-fn changes<'a>(before: &[Condition], next: &'a [Condition]) -> Vec<(bool, &'a Condition)> {
+/// Changed conditions that become Events; true for a warning.
+fn event_conditions<'a>(before: &[Condition], next: &'a [Condition]) -> Vec<(bool, &'a Condition)> {
     let changed = next.iter().filter(|condition| {
-        before.iter().all(|stood| {
-            (&stood.type_, &stood.status, &stood.reason) != (&condition.type_, &condition.status, &condition.reason)
+        before.iter().all(|old| {
+            (&old.type_, &old.status, &old.reason) != (&condition.type_, &condition.status, &condition.reason)
         })
     });
     changed
@@ -176,7 +177,7 @@ fn changes<'a>(before: &[Condition], next: &'a [Condition]) -> Vec<(bool, &'a Co
         .collect()
 }
 
-/// Says something about a resource as a Kubernetes Event. One that cannot be written changes nothing else.
+/// Publishes an Event of Kubernetes about a resource. A failure is logged and has no other effect.
 pub(crate) async fn event(context: &Context, meta: &ObjectMeta, warning: bool, reason: &str, note: String) {
     if context.leadership.check().is_err() {
         return;
@@ -198,7 +199,7 @@ pub(crate) async fn event(context: &Context, meta: &ObjectMeta, warning: bool, r
         secondary: None,
     };
     if let Err(error) = context.recorder.publish(&event, &reference).await {
-        // Such as in a namespace that is being removed.
+        // For example in a namespace that is being deleted.
         let (namespace, name) = names(meta);
         tracing::warn!(event = "controller.event.write_failed", namespace, name, reason, note = event.note, error = %error, "an event of Kubernetes cannot be written");
     }
@@ -222,32 +223,32 @@ mod tests {
     }
 
     #[test]
-    fn numbers_and_messages_wait_and_conditions_do_not() {
+    fn a_changed_condition_is_urgent_and_numbers_and_messages_are_not() {
         let status = |conditions: &[Condition], backlog| RecordPipelineStatus {
             conditions: conditions.to_vec(),
             backlog: Some(backlog),
             ..RecordPipelineStatus::default()
         };
         let before = status(&[condition("Ready", "True", "ManifestActive", "a")], 1);
-        assert!(!tells(&before, &status(&[condition("Ready", "True", "ManifestActive", "b")], 2)));
-        assert!(tells(&before, &status(&[condition("Ready", "True", "Other", "a")], 1)));
-        assert!(tells(&before, &status(&[condition("Ready", "False", "ManifestActive", "a")], 1)));
+        assert!(!is_urgent(&before, &status(&[condition("Ready", "True", "ManifestActive", "b")], 2)));
+        assert!(is_urgent(&before, &status(&[condition("Ready", "True", "Other", "a")], 1)));
+        assert!(is_urgent(&before, &status(&[condition("Ready", "False", "ManifestActive", "a")], 1)));
         let mut other = before.clone();
         other.conditions[0].observed_generation = Some(2);
-        assert!(tells(&before, &other));
+        assert!(is_urgent(&before, &other));
     }
 
     #[test]
-    fn events_tell_what_someone_should_see() {
+    fn ready_and_new_warnings_become_events() {
         let before = [condition("Ready", "False", "Migrating", ""), condition("Degraded", "True", "SinkHalted", "x")];
         let next = [
             condition("Ready", "True", "ManifestActive", "m"),
             condition("Degraded", "True", "SinkHalted", "y"),
             condition("Stalled", "True", "SinkHalted", "y"),
         ];
-        let said: Vec<_> =
-            changes(&before, &next).into_iter().map(|(warning, c)| (warning, c.type_.as_str())).collect();
-        assert_eq!(said, [(false, "Ready")], "another message is no change");
-        assert_eq!(changes(&[], &next).len(), 2);
+        let found = event_conditions(&before, &next);
+        let found: Vec<_> = found.into_iter().map(|(warning, condition)| (warning, condition.type_.as_str())).collect();
+        assert_eq!(found, [(false, "Ready")], "another message is no change");
+        assert_eq!(event_conditions(&[], &next).len(), 2);
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{Child, Head, Kind, Plan, pod, selector};
 use crate::pipeline::Pipeline;
 
-/// The pods that take records and answer queries.
+/// The pods that accept records and answer queries.
 pub(super) fn serve(plan: &Plan<'_>) -> Child {
     deployment(plan.pipeline, "serve", plan.serve, pod::serve(plan.pipeline, plan.image))
 }
@@ -23,7 +23,7 @@ pub(super) fn name(pipeline: &Pipeline, component: &str) -> String {
 fn deployment(pipeline: &Pipeline, component: &str, replicas: Option<i32>, template: Value) -> Child {
     let mut spec = json!({
         "selector": { "matchLabels": selector(pipeline, component) },
-        // A new pod is ready before an old one goes: at one replica there is no gap.
+        // A new pod is ready before an old one ends: with one replica there is no gap.
         "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
         "revisionHistoryLimit": 3,
         "progressDeadlineSeconds": 600,

@@ -1,4 +1,4 @@
-//! The HorizontalPodAutoscaler of serve. Workers have none: they follow the true backlog, which it cannot see.
+//! The HorizontalPodAutoscaler of serve. Workers have none: the operator scales them by the backlog of records.
 
 use millrace_crds::ServeAutoscaling;
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Child, Head, Kind, deployment};
 use crate::pipeline::Pipeline;
 
-/// Of serve, where the manifest asks for it.
+/// The HorizontalPodAutoscaler of serve, where the manifest has one.
 pub(super) fn serve(pipeline: &Pipeline) -> Option<Child> {
     let scaling = pipeline.spec.serve.as_ref()?.autoscaling.as_ref()?;
     let ServeAutoscaling { min_replicas, max_replicas, target_cpu_percent } = scaling;

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use super::{Child, Head, Kind, pod, service};
 use crate::pipeline::Pipeline;
 
-/// Of serve, where the manifest asks for it. What the resource has defaults for is written out: its lists are replaced
-/// as a whole, and a list without the defaults would differ from the stored one at every apply.
+/// The HTTPRoute of serve, where the manifest has one. Defaults are written out: an apply replaces its lists as a
+/// whole, and a list without the defaults would differ from the stored one at every apply.
 pub(super) fn serve(pipeline: &Pipeline) -> Option<Child> {
     let HttpRoute { parents, hostnames } = pipeline.spec.serve.as_ref()?.http_route.as_ref()?;
     let service = service::serve_name(pipeline);

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Child, Head, Kind, service};
 use crate::pipeline::Pipeline;
 
-/// Of serve, where the manifest asks for it.
+/// The Ingress of serve, where the manifest has one.
 pub(super) fn serve(pipeline: &Pipeline) -> Option<Child> {
     let ingress = pipeline.spec.serve.as_ref()?.ingress.as_ref()?;
     let Ingress { host, path, path_type, class_name, tls_secret_name, annotations } = ingress;

@@ -1,8 +1,8 @@
 //! The Jobs: migrations of the schema, and the purge of all data.
 //!
-//! A Job's template is immutable, so a Job is created and never applied: what it depends on is in its name. It has one
-//! try; the next attempt is the next Job, for only the operator knows when that makes sense. It stays until its pipeline
-//! or the operator removes it: its reason is read from it.
+//! A Job's template is immutable, so a Job is created and never applied; its name holds a hash of everything that it
+//! depends on. It runs once: the operator decides about the next attempt, which is the next Job. It stays until its
+//! pipeline is deleted or the operator deletes it, for the operator reads the cause of a failure from it.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,8 @@ use super::{
 };
 use crate::pipeline::Pipeline;
 
-/// The migration's Job, `NAME-migrate-KEY-ATTEMPT`. `contract`: it runs the steps that no pod of an older image survives.
+/// The migration's Job, `NAME-migrate-KEY-ATTEMPT`. With `contract` it runs the contracting steps, which break pods of
+/// older images.
 pub(crate) fn migration(pipeline: &Pipeline, image: &str, key: &str, attempt: u32, contract: bool) -> Child {
     let name = format!("{}-migrate-{key}-{attempt}", pipeline.name);
     let labels = [(KEY, key.to_owned()), (ATTEMPT, attempt.to_string())];
@@ -26,11 +27,11 @@ pub(crate) fn migration(pipeline: &Pipeline, image: &str, key: &str, attempt: u3
     job(pipeline, "migrate", name, &labels, image, args, deadline)
 }
 
-/// What a migration depends on, hashed: 8 hexadecimal digits, so that the longest name of a pipeline leaves room for an
-/// attempt of 5 digits within the 63 characters of a Job's name.
+/// The hash of everything that a migration depends on: 8 hexadecimal digits, so that the longest name of a pipeline
+/// leaves room for an attempt of 5 digits within the 63 characters of a Job's name.
 pub(crate) fn migration_key(pipeline: &Pipeline, image: &str, contract: bool) -> String {
     let millrace_crds::SecretKeyRef { name, key } = &pipeline.postgres;
-    // As JSON: where one text ends and the next begins is never in doubt.
+    // JSON separates the texts without ambiguity.
     let parts = json!([image, name, key, pipeline.uid, pipeline.manifest.annotation(ADOPT), contract]);
     hex::encode(&Sha256::digest(parts.to_string())[..4])
 }
@@ -65,7 +66,7 @@ fn job(
     child
 }
 
-/// What a Job's pod is made of, hashed. The attempt's number is left out: the next attempt makes the same pod.
+/// The hash of a Job's pod template. The attempt's number is left out: the next attempt has the same pod.
 pub(crate) fn template_hash(job: &Child) -> String {
     let mut template = job.object["spec"]["template"].clone();
     if let Some(labels) = template["metadata"]["labels"].as_object_mut() {

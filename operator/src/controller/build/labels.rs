@@ -1,24 +1,24 @@
-//! The labels by which Kubernetes recommends to tell what belongs to what.
+//! The labels of a pipeline's objects: those that Kubernetes recommends, and our own on Jobs.
 
 use std::collections::BTreeMap;
 
 use crate::pipeline::Pipeline;
 
-/// Names an object's pipeline.
+/// The name of an object's pipeline.
 pub(crate) const INSTANCE: &str = "app.kubernetes.io/instance";
-/// Names an object's role: `serve`, `work`, `migrate` or `purge`.
+/// The role of an object: `serve`, `work`, `migrate` or `purge`.
 pub(crate) const COMPONENT: &str = "app.kubernetes.io/component";
-/// Names what a Job depends on, hashed.
+/// The hash of everything that a Job depends on.
 pub(crate) const KEY: &str = "millrace.dev/migration-key";
-/// Names what a Job's pod is made of, hashed.
+/// The hash of a Job's pod template.
 pub(crate) const TEMPLATE: &str = "millrace.dev/template";
-/// Numbers a Job's attempt.
+/// The number of a Job's attempt.
 pub(crate) const ATTEMPT: &str = "millrace.dev/attempt";
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const PART_OF: &str = "app.kubernetes.io/part-of";
 const OPERATOR: &str = "millrace-operator";
 
-/// Selects all that the operator made.
+/// A selector of all objects that the operator created.
 pub(crate) fn ours() -> String {
     format!("{MANAGED_BY}={OPERATOR}")
 }
@@ -33,7 +33,7 @@ pub(super) fn of(pipeline: &Pipeline, component: Option<&str>) -> BTreeMap<Strin
         .collect()
 }
 
-/// Those that select the pods of a component. A Deployment's selector is immutable: these must never change.
+/// The labels that select the pods of a component. A Deployment's selector is immutable: they must never change.
 pub(super) fn selector(pipeline: &Pipeline, component: &str) -> BTreeMap<String, String> {
     let mut labels = of(pipeline, Some(component));
     labels.remove(MANAGED_BY);

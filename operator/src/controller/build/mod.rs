@@ -1,8 +1,8 @@
-//! What runs for a pipeline, as plain objects: one file per kind.
+//! The objects of a pipeline, as plain JSON: one file per kind.
 //!
-//! Pure: what comes out depends on nothing but the plan, and the same plan gives the same bytes. The pods' template must
-//! never depend on the operator's version, nor on what of the manifest changes live (threshold, policy, sinks,
-//! generation): an upgrade or a new threshold would roll every pod.
+//! Pure: the objects depend on nothing but the plan, and the same plan gives the same bytes. The pods' template must
+//! never depend on the operator's version, nor on the fields of the manifest that change live (threshold, policy,
+//! sinks, generation): an upgrade or a new threshold would roll every pod.
 
 mod config_map;
 mod deployment;
@@ -35,16 +35,16 @@ use serde_json::{Value, json};
 pub(crate) use self::job::{migration, migration_key, purge, template_hash};
 use crate::pipeline::Pipeline;
 
-/// What a build depends on; nothing else may change what comes out.
+/// The input of a build; the objects depend on nothing else.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan<'a> {
     /// The pipeline.
     pub(crate) pipeline: &'a Pipeline,
     /// The image of the pods of serve and work.
     pub(crate) image: &'a str,
-    /// Replicas of the Deployment of work.
+    /// The `replicas` of the Deployment of work.
     pub(crate) workers: i32,
-    /// Replicas of the Deployment of serve; `None` leaves the field to the HorizontalPodAutoscaler.
+    /// The `replicas` of the Deployment of serve; `None` leaves the field to the HorizontalPodAutoscaler.
     pub(crate) serve: Option<i32>,
     /// The namespace whose pods may reach the health port.
     pub(crate) operator_namespace: &'a str,
@@ -64,15 +64,15 @@ pub(crate) struct Child {
 /// The kinds of objects that a pipeline has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
-    /// Whom the pods run as.
+    /// The identity of the pods.
     ServiceAccount,
     /// The manifest.
     ConfigMap,
-    /// Where the pods are reached.
+    /// The address of the pods.
     Service,
-    /// Who may reach them.
+    /// The allowed connections to the pods and from them.
     NetworkPolicy,
-    /// How many may be evicted at once.
+    /// The number of pods that may be evicted at once.
     PodDisruptionBudget,
     /// The pods of serve and work.
     Deployment,
@@ -80,9 +80,9 @@ pub(crate) enum Kind {
     Job,
     /// The number of serve's pods.
     HorizontalPodAutoscaler,
-    /// From outside to serve.
+    /// The way from outside to serve.
     Ingress,
-    /// From outside to serve, by the Gateway API.
+    /// The way from outside to serve, by the Gateway API.
     HttpRoute,
 }
 
@@ -101,7 +101,7 @@ impl Kind {
         Self::HttpRoute,
     ];
 
-    /// What the API server calls it.
+    /// Group, version and names of the kind in the API.
     pub(crate) fn resource(self) -> ApiResource {
         match self {
             Self::ServiceAccount => ApiResource::erase::<ServiceAccount>(&()),
@@ -121,7 +121,7 @@ impl Kind {
     }
 }
 
-/// Everything but Deployments and Jobs: what may exist before the schema is migrated.
+/// All objects except Deployments and Jobs: they may exist before the schema is migrated.
 pub(crate) fn base(plan: &Plan<'_>) -> Vec<Child> {
     let mut children = service_account::all(plan.pipeline);
     children.push(config_map::manifest(plan.pipeline));
@@ -144,11 +144,11 @@ pub(crate) fn selector(pipeline: &Pipeline, component: &str) -> BTreeMap<String,
     labels::selector(pipeline, component)
 }
 
-/// What is common to all objects of a pipeline.
+/// The parts that all objects of a pipeline have.
 struct Head<'a> {
     kind: Kind,
     name: String,
-    /// `None`: of the whole pipeline.
+    /// `None` for an object of the whole pipeline.
     component: Option<&'a str>,
     annotations: &'a BTreeMap<String, String>,
 }
@@ -159,7 +159,7 @@ impl<'a> Head<'a> {
         Self { kind, name, component, annotations: &NONE }
     }
 
-    /// The object, with `body` beside its metadata: mostly `{"spec": …}`.
+    /// The object, with the fields of `body` beside its metadata: mostly `{"spec": …}`.
     fn child(self, pipeline: &Pipeline, body: Value) -> Child {
         let Self { kind, name, component, annotations } = self;
         let resource = kind.resource();

@@ -1,5 +1,5 @@
-//! NetworkPolicies: who may connect to the pods. Whereto they may connect is restricted only as the manifest says, for
-//! nobody but its author knows where the servers are.
+//! NetworkPolicies: the connections that pods may accept. Those that pods may open are restricted only by the manifest:
+//! the operator does not have the addresses of the servers.
 
 use millrace_crds::NetworkPolicy;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Child, Head, Kind, labels, pod, selector};
 use crate::pipeline::Pipeline;
 
-/// Of serve, of work, and of the Jobs; none where they are switched off.
+/// The policies of serve, of work, and of the Jobs; none where the manifest disables them.
 pub(super) fn all(pipeline: &Pipeline, operator_namespace: &str) -> Vec<Child> {
     let NetworkPolicy { enabled, http_from, health_from, egress } =
         pipeline.spec.network_policy.clone().unwrap_or_default();
@@ -23,7 +23,7 @@ pub(super) fn all(pipeline: &Pipeline, operator_namespace: &str) -> Vec<Child> {
     let health_from: Vec<Value> = [operator].into_iter().chain(health_from.into_iter().map(Value::Object)).collect();
     let health = json!({ "ports": [port(pod::HEALTH)], "from": health_from });
     let policy = |component: &str, pods: Value, ingress: Vec<Value>| {
-        // Nobody connects to the Jobs: with the type and without a rule, nobody may.
+        // The type without a rule allows no connection: nothing connects to the Jobs.
         let mut spec = json!({ "podSelector": pods, "policyTypes": ["Ingress"] });
         if !ingress.is_empty() {
             spec["ingress"] = json!(ingress);

@@ -1,9 +1,9 @@
-//! The pods' templates. Nothing in them may come from what changes live or from the operator's version: each difference
+//! The pods' templates. They must not depend on fields that change live, nor on the operator's version: each difference
 //! rolls every pod.
 
 use std::collections::BTreeMap;
 
-use millrace_crds::{Auth, JobPod, Pod, PullPolicy, SecretKeyRef};
+use millrace_crds::{Auth, JobPod, Object, Pod, PullPolicy, SecretKeyRef};
 use serde_json::{Value, json};
 
 use super::{config_map, labels, selector, service_account};
@@ -17,12 +17,12 @@ pub(super) const HEALTH: u16 = 8081;
 /// User and group of the processes; the image names the same.
 const USER: u32 = 65532;
 
-/// A connection that is open when a pod is told to stop may still be sent requests for as long as the news of its end
-/// travels: it continues serving that long.
+/// How long a pod continues to serve after Kubernetes stops it: until every node has removed it from the Service,
+/// clients may send requests to it.
 const STOP_AFTER_SECONDS: u32 = 5;
-/// What is begun ends within 30 s, after [`STOP_AFTER_SECONDS`].
+/// Requests that have begun end within 30 s, after [`STOP_AFTER_SECONDS`].
 const GRACE_SECONDS: u32 = 45;
-/// How long a Job waits for a Secret that is not there or a Postgres that is not reached.
+/// How long a Job waits for a missing Secret or an unreachable Postgres, in milliseconds.
 const JOB_WAIT_MS: &str = "10000";
 
 /// A container and its pod, before the manifest's overrides.
@@ -41,7 +41,7 @@ struct Template<'a> {
     pod: Value,
 }
 
-/// Of the Deployment of serve.
+/// The template of the Deployment of serve.
 pub(super) fn serve(pipeline: &Pipeline, image: &str) -> Value {
     let mut template = Template::new(pipeline, "serve", image, &["serve"]);
     let auth = pipeline.spec.auth.as_ref();
@@ -54,14 +54,14 @@ pub(super) fn serve(pipeline: &Pipeline, image: &str) -> Value {
     template.finish(pipeline, pipeline.spec.serve.as_ref().and_then(|serve| serve.pod.clone()).unwrap_or_default())
 }
 
-/// Of the Deployment of work.
+/// The template of the Deployment of work.
 pub(super) fn work(pipeline: &Pipeline, image: &str) -> Value {
     let mut template = Template::new(pipeline, "work", image, &["work"]);
     template.runs(pipeline, &[("health", HEALTH)]);
     template.finish(pipeline, work_pod(pipeline))
 }
 
-/// Of a Job, which differs from the default as the workers do.
+/// The template of a Job: it has the overrides of work, and those of Jobs.
 pub(super) fn job(
     pipeline: &Pipeline,
     component: &'static str,
@@ -87,7 +87,7 @@ fn work_pod(pipeline: &Pipeline) -> Pod {
 }
 
 impl<'a> Template<'a> {
-    /// What all pods have: the manifest, and where the servers are.
+    /// A template with the parts of all pods: the manifest, and the URLs of the servers.
     fn new(pipeline: &Pipeline, component: &'static str, image: &'a str, args: &'a [&'a str]) -> Self {
         let mut template = Self {
             component,
@@ -95,7 +95,7 @@ impl<'a> Template<'a> {
             args,
             env: vec![
                 ("MILLRACE_PIPELINE", format!("/etc/millrace/manifest/{}", config_map::KEY)),
-                // A process whose manifest cannot be read at its start runs the last one that was accepted.
+                // A process that cannot read its manifest at its start runs the last accepted one of this name.
                 ("MILLRACE_PIPELINE_NAME", pipeline.name.clone()),
                 ("MILLRACE_LOG_FORMAT", "json".to_owned()),
             ],
@@ -111,7 +111,7 @@ impl<'a> Template<'a> {
         template
     }
 
-    /// Mounts a volume as the folder `/etc/millrace/<folder>`: the whole, for a subPath never follows a change.
+    /// Mounts a volume as the folder `/etc/millrace/<folder>`, as a whole: a subPath never follows a change.
     fn mount(&mut self, folder: &str, mut source: Value) {
         let name = format!("millrace-{folder}");
         source["name"] = json!(name);
@@ -119,7 +119,8 @@ impl<'a> Template<'a> {
         self.mounts.push(json!({ "name": name, "mountPath": format!("/etc/millrace/{folder}"), "readOnly": true }));
     }
 
-    /// Mounts one key of a Secret. Optional: without it the pod runs, says what is missing, and continues when it comes.
+    /// Mounts one key of a Secret. It is optional: without it the pod runs, reports the problem, and continues once the
+    /// Secret exists.
     fn secret(&mut self, folder: &str, reference: &SecretKeyRef, file: &str, variable: &'static str) {
         let SecretKeyRef { name, key } = reference;
         let items = json!([{ "key": key, "path": file }]);
@@ -127,7 +128,7 @@ impl<'a> Template<'a> {
         self.env.push((variable, format!("/etc/millrace/{folder}/{file}")));
     }
 
-    /// A pod that runs until it is told to stop: ports, probes, grace, and where its like are.
+    /// Adds the parts of a pod that runs until it is stopped: ports, probes, grace period, spread over nodes and zones.
     fn runs(&mut self, pipeline: &Pipeline, ports: &[(&str, u16)]) {
         self.env.push(("MILLRACE_HEALTH_LISTEN", format!("[::]:{HEALTH}")));
         let port = |(name, number): &(&str, u16)| json!({ "name": name, "containerPort": number, "protocol": "TCP" });
@@ -151,7 +152,7 @@ impl<'a> Template<'a> {
                 "topologyKey": key,
                 "whenUnsatisfiable": "ScheduleAnyway",
                 "labelSelector": selector,
-                // Of one revision: pods that are about to go take no place.
+                // Of one revision: pods of the old one do not count.
                 "matchLabelKeys": ["pod-template-hash"],
             })
         };
@@ -159,37 +160,30 @@ impl<'a> Template<'a> {
             json!([spread("kubernetes.io/hostname"), spread("topology.kubernetes.io/zone")]);
     }
 
+    /// The pod's template, with the overrides of the manifest.
     fn finish(self, pipeline: &Pipeline, overrides: Pod) -> Value {
-        let Self { component, image, args, env, mut volumes, mut mounts, labels: more, mut container, mut pod } = self;
+        let Self { component, image, args, env, mut volumes, mut mounts, labels: own_labels, mut container, mut pod } =
+            self;
         let Pod {
             resources,
             node_selector,
             tolerations,
             affinity,
             annotations,
-            labels: mut all_labels,
+            mut labels,
             fixed_user,
             priority_class_name,
             extra_env,
             extra_volumes,
             extra_volume_mounts,
         } = overrides;
-        let ours: Vec<&str> = env.iter().map(|(name, _)| *name).collect();
-        let extra_env = extra_env
-            .into_iter()
-            .filter(|variable| !variable.get("name").and_then(Value::as_str).is_some_and(|name| ours.contains(&name)));
-        let all_env: Vec<Value> = env
-            .iter()
-            .map(|(name, value)| json!({ "name": name, "value": value }))
-            .chain(extra_env.map(Value::Object))
-            .collect();
         volumes.extend(extra_volumes.into_iter().map(Value::Object));
         mounts.extend(extra_volume_mounts.into_iter().map(Value::Object));
 
         container["name"] = json!(component);
         container["image"] = json!(image);
         container["args"] = json!(args);
-        container["env"] = json!(all_env);
+        container["env"] = json!(merged_env(&env, extra_env));
         container["volumeMounts"] = json!(mounts);
         container["resources"] = resources.map_or_else(
             || json!({ "requests": { "cpu": "100m", "memory": "64Mi" }, "limits": { "memory": "256Mi" } }),
@@ -201,47 +195,66 @@ impl<'a> Template<'a> {
             "capabilities": { "drop": ["ALL"] },
         });
         if let Some(policy) = pipeline.spec.image_pull_policy {
-            container["imagePullPolicy"] = json!(match policy {
-                PullPolicy::Always => "Always",
-                PullPolicy::IfNotPresent => "IfNotPresent",
-                PullPolicy::Never => "Never",
-            });
+            container["imagePullPolicy"] = json!(pull_policy(policy));
         }
 
         pod["serviceAccountName"] = json!(service_account::name(pipeline, component));
         pod["automountServiceAccountToken"] = json!(false);
         // The environment variables of Docker links: one per Service of the namespace, and some begin with MILLRACE_.
         pod["enableServiceLinks"] = json!(false);
-        pod["securityContext"] = json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } });
-        if fixed_user != Some(false) {
-            pod["securityContext"]["runAsUser"] = json!(USER);
-            pod["securityContext"]["runAsGroup"] = json!(USER);
-        }
+        pod["securityContext"] = security_context(fixed_user != Some(false));
         pod["containers"] = json!([container]);
         pod["volumes"] = json!(volumes);
-        let pull_secrets = &pipeline.spec.image_pull_secrets;
-        for (field, value, given) in [
-            (
-                "imagePullSecrets",
-                pull_secrets.iter().map(|name| json!({ "name": name })).collect(),
-                !pull_secrets.is_empty(),
-            ),
-            ("nodeSelector", json!(node_selector), !node_selector.is_empty()),
-            ("tolerations", json!(tolerations), !tolerations.is_empty()),
-            ("affinity", json!(affinity), affinity.is_some()),
-            ("priorityClassName", json!(priority_class_name), priority_class_name.is_some()),
-        ] {
-            if given {
-                pod[field] = value;
-            }
+        let pull_secrets: Vec<Value> =
+            pipeline.spec.image_pull_secrets.iter().map(|name| json!({ "name": name })).collect();
+        set_unless_empty(&mut pod, "imagePullSecrets", json!(pull_secrets));
+        set_unless_empty(&mut pod, "nodeSelector", json!(node_selector));
+        set_unless_empty(&mut pod, "tolerations", json!(tolerations));
+        if let Some(affinity) = affinity {
+            pod["affinity"] = json!(affinity);
+        }
+        if let Some(class) = priority_class_name {
+            pod["priorityClassName"] = json!(class);
         }
 
-        all_labels.extend(labels::of(pipeline, Some(component)));
-        all_labels.extend(more);
-        let mut metadata = json!({ "labels": all_labels });
-        if !annotations.is_empty() {
-            metadata["annotations"] = json!(annotations);
-        }
+        labels.extend(labels::of(pipeline, Some(component)));
+        labels.extend(own_labels);
+        let mut metadata = json!({ "labels": labels });
+        set_unless_empty(&mut metadata, "annotations", json!(annotations));
         json!({ "metadata": metadata, "spec": pod })
+    }
+}
+
+/// The operator's variables, then the extra ones whose names differ from these.
+fn merged_env(own: &[(&str, String)], extra: Vec<Object>) -> Vec<Value> {
+    let is_own = |variable: &Object| {
+        variable.get("name").and_then(Value::as_str).is_some_and(|name| own.iter().any(|(known, _)| *known == name))
+    };
+    let extra = extra.into_iter().filter(|variable| !is_own(variable)).map(Value::Object);
+    own.iter().map(|(name, value)| json!({ "name": name, "value": value })).chain(extra).collect()
+}
+
+fn pull_policy(policy: PullPolicy) -> &'static str {
+    match policy {
+        PullPolicy::Always => "Always",
+        PullPolicy::IfNotPresent => "IfNotPresent",
+        PullPolicy::Never => "Never",
+    }
+}
+
+fn security_context(fixed_user: bool) -> Value {
+    let mut context = json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } });
+    if fixed_user {
+        context["runAsUser"] = json!(USER);
+        context["runAsGroup"] = json!(USER);
+    }
+    context
+}
+
+/// Sets a field to a list or a map; an empty one is left out.
+fn set_unless_empty(object: &mut Value, field: &str, value: Value) {
+    let is_empty = value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(|map| map.is_empty());
+    if !is_empty {
+        object[field] = value;
     }
 }

@@ -5,8 +5,9 @@ use serde_json::json;
 use super::{Child, Head, Kind, selector};
 use crate::pipeline::Pipeline;
 
-/// Of serve and of work. A share of one: `minAvailable` would let no node be drained where there is one pod. Pods that
-/// are not healthy serve nobody and may always go, or a broken pipeline would hold up the drain of a node for ever.
+/// The budgets of serve and of work. They bound the unavailable pods: `minAvailable` would block the drain of a node
+/// that has the only pod. Unhealthy pods may always be evicted, or a broken pipeline would block the drain of a node
+/// for ever.
 pub(super) fn all(pipeline: &Pipeline) -> Vec<Child> {
     ["serve", "work"]
         .map(|component| {

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Child, Head, Kind, pod, selector};
 use crate::pipeline::Pipeline;
 
-/// Of serve and of work.
+/// The Services of serve and of work.
 pub(super) fn all(pipeline: &Pipeline) -> Vec<Child> {
     vec![serve(pipeline), work(pipeline)]
 }
@@ -36,7 +36,7 @@ fn serve(pipeline: &Pipeline) -> Child {
     )
 }
 
-/// Headless, and with the addresses of pods that are not ready: these are whom one wants to ask what is wrong.
+/// Headless, and with the addresses of pods that are not ready: their `/status` holds the problem.
 fn work(pipeline: &Pipeline) -> Child {
     Head::new(Kind::Service, format!("{}-work", pipeline.name), Some("work")).child(
         pipeline,

@@ -1,11 +1,11 @@
-//! ServiceAccounts: each kind of pod has its own, and none has a token, for no pod talks to the API server.
+//! ServiceAccounts: each kind of pod has its own. None has a token, for no pod calls the API server.
 
 use serde_json::json;
 
 use super::{Child, Head, Kind};
 use crate::pipeline::Pipeline;
 
-/// Of serve, of work, and of the Jobs.
+/// The accounts of serve, of work, and of the Jobs.
 pub(super) fn all(pipeline: &Pipeline) -> Vec<Child> {
     ["serve", "work", "migrate"]
         .map(|component| {
@@ -15,7 +15,7 @@ pub(super) fn all(pipeline: &Pipeline) -> Vec<Child> {
         .into()
 }
 
-/// The account that pods of a component run as; a purge runs as the migration does.
+/// The name of the account of a component's pods; a purge has the account of the migration.
 pub(super) fn name(pipeline: &Pipeline, component: &str) -> String {
     let component = if component == "purge" { "migrate" } else { component };
     format!("{}-{component}", pipeline.name)

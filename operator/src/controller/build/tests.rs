@@ -1,7 +1,7 @@
-//! What is built, against what was built before: a difference in a pod template is a roll of every pod of every pipeline.
+//! The built objects, compared with golden files: a difference in a pod template rolls every pod of every pipeline.
 //!
-//! `tests/golden/CASE/pipeline.yaml` is a resource, `objects.yaml` what comes of it. After an intended change:
-//! `MILLRACE_GOLDEN=write cargo test -p millrace-operator golden`, and look at the difference.
+//! `tests/golden/CASE/pipeline.yaml` is a resource, `objects.yaml` its objects. After an intended change run
+//! `MILLRACE_GOLDEN=write cargo test -p millrace-operator golden`, and read the difference.
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
@@ -26,7 +26,7 @@ fn pipeline(case: &str) -> Pipeline {
     Pipeline::new(&resource(case)).unwrap()
 }
 
-/// A plan as the operator would make it of the spec alone.
+/// The plan that the operator makes from the spec alone.
 fn plan(pipeline: &Pipeline) -> Plan<'_> {
     let serve = pipeline.spec.serve.clone().unwrap_or_default();
     Plan {
@@ -58,7 +58,7 @@ fn templates(plan: &Plan<'_>) -> Vec<Value> {
 }
 
 #[test]
-fn what_is_built_is_what_was_built_before() {
+fn the_built_objects_are_those_of_the_golden_files() {
     for case in CASES {
         let pipeline = pipeline(case);
         let built = text(&all(&plan(&pipeline), 1));
@@ -70,7 +70,7 @@ fn what_is_built_is_what_was_built_before() {
         let difference = before.lines().zip(built.lines()).position(|(before, built)| before != built);
         assert!(
             before == built,
-            "{} differs, first in line {}; if that is meant: MILLRACE_GOLDEN=write cargo test -p millrace-operator",
+            "{} differs, first in line {}; if the change is intended: MILLRACE_GOLDEN=write cargo test -p millrace-operator",
             file.display(),
             difference.unwrap_or_else(|| before.lines().count().min(built.lines().count())) + 1,
         );
@@ -93,7 +93,7 @@ fn the_longest_name_leaves_room_for_every_objects_name() {
     for child in all(&plan(&pipeline), 99_999) {
         assert!(child.name.len() <= 63, "{}", child.name);
         assert!(seen.insert((child.kind, child.name.clone())), "{} twice", child.name);
-        // What the pods are called: a Deployment adds `-<hash>-<5>`, of which the hash has up to 10 characters.
+        // The pods' names: a Deployment adds `-<hash>-<5>`, and the hash has up to 10 characters.
         assert!(child.kind != Kind::Deployment || child.name.len() + 17 <= 63, "{}", child.name);
         let labels = child.object["metadata"]["labels"].as_object().unwrap();
         assert!(labels.values().all(|value| value.as_str().unwrap().len() <= 63), "{labels:?}");
@@ -101,7 +101,7 @@ fn the_longest_name_leaves_room_for_every_objects_name() {
 }
 
 #[test]
-fn each_object_says_what_it_is_and_whose() {
+fn each_object_names_its_kind_and_its_owner() {
     for case in CASES {
         let pipeline = pipeline(case);
         for Child { kind, name, object } in all(&plan(&pipeline), 1) {
@@ -125,9 +125,8 @@ fn each_object_says_what_it_is_and_whose() {
     assert_eq!(kinds, built, "each kind is in a golden file");
 }
 
-/// A change of anything that is live, and of the number of pods, must roll nothing.
 #[test]
-fn what_changes_live_is_not_in_the_pods_templates() {
+fn live_changes_and_the_number_of_pods_do_not_change_the_templates() {
     let before = pipeline("everything");
     let mut changed = resource("everything");
     changed.metadata.generation = Some(8);
@@ -143,7 +142,7 @@ fn what_changes_live_is_not_in_the_pods_templates() {
     let after = Pipeline::new(&changed).unwrap();
     assert_eq!(templates(&plan(&before)), templates(&plan(&after)));
     let manifest = |pipeline: &Pipeline| base(&plan(pipeline)).into_iter().find(|child| child.kind == Kind::ConfigMap);
-    assert_ne!(manifest(&before), manifest(&after), "the pods are told by the ConfigMap");
+    assert_ne!(manifest(&before), manifest(&after), "the ConfigMap has the change");
 
     let one = Plan { workers: 1, serve: Some(1), ..plan(&before) };
     let other = Plan { workers: 5, serve: None, operator_namespace: "elsewhere", ..plan(&before) };
@@ -151,7 +150,7 @@ fn what_changes_live_is_not_in_the_pods_templates() {
 }
 
 #[test]
-fn the_pods_follow_the_image_and_where_the_secrets_are() {
+fn the_templates_depend_on_the_image_and_the_secrets() {
     let before = pipeline("minimal");
     let image = Plan { image: "millrace/service:1.1", ..plan(&before) };
     assert_ne!(templates(&plan(&before)), templates(&image));
@@ -193,7 +192,7 @@ fn labels_and_annotations_of_jobs_reach_their_pods_only() {
 }
 
 #[test]
-fn a_jobs_template_hash_follows_its_pod_and_not_its_attempt() {
+fn the_template_hash_of_a_job_depends_on_its_pod_and_not_its_attempt() {
     let of = |resource: &RecordPipelineResource, number| {
         let pipeline = Pipeline::new(resource).unwrap();
         let job = migration(&pipeline, IMAGE, "k", number, false);
@@ -209,7 +208,7 @@ fn a_jobs_template_hash_follows_its_pod_and_not_its_attempt() {
     assert_ne!(of(&changed, 1), before);
 }
 
-/// Were `1000m` written as `1`, or the other way round, then it would differ from what somebody else applied for ever.
+/// Otherwise `1000m` and `1` would differ at every apply.
 #[test]
 fn amounts_stay_as_they_are_written() {
     let pipeline = pipeline("everything");
@@ -222,7 +221,7 @@ fn amounts_stay_as_they_are_written() {
 }
 
 #[test]
-fn the_operators_own_variables_and_labels_win() {
+fn the_operators_variables_and_labels_override_those_of_the_manifest() {
     let pipeline = pipeline("everything");
     for template in templates(&plan(&pipeline)) {
         let variables = template["spec"]["containers"][0]["env"].as_array().unwrap();
@@ -250,7 +249,7 @@ fn selectors_select_the_pods_of_one_component() {
 }
 
 #[test]
-fn the_manifest_of_the_pods_reads_back_and_holds_nothing_of_the_operators() {
+fn the_manifest_of_the_pods_has_only_the_fields_that_concern_them() {
     for case in CASES {
         let pipeline = pipeline(case);
         let children = base(&plan(&pipeline));
@@ -269,7 +268,7 @@ fn the_manifest_of_the_pods_reads_back_and_holds_nothing_of_the_operators() {
 }
 
 #[test]
-fn a_migration_is_another_when_what_it_depends_on_is() {
+fn the_migration_key_changes_with_everything_it_depends_on() {
     let pipeline = pipeline("minimal");
     let key = migration_key(&pipeline, IMAGE, false);
     let mut keys =
@@ -296,7 +295,7 @@ fn a_migration_is_another_when_what_it_depends_on_is() {
 }
 
 #[test]
-fn what_a_cluster_needs_is_said_with_the_remedy() {
+fn a_resource_that_lacks_a_field_for_a_cluster_is_refused_with_the_remedy() {
     let refusal = |change: fn(&mut RecordPipelineResource)| {
         let mut changed = resource("minimal");
         change(&mut changed);
@@ -320,10 +319,10 @@ fn what_a_cluster_needs_is_said_with_the_remedy() {
 }
 
 #[test]
-fn the_autoscaler_of_serve_has_the_number_of_its_pods() {
+fn with_an_autoscaler_the_deployment_of_serve_has_no_replicas() {
     let pipeline = pipeline("autoscaling");
     let plan = plan(&pipeline);
     assert_eq!(deployments(&plan)[0].object["spec"].get("replicas"), None, "an apply would take it back");
     assert_eq!(deployments(&plan)[1].object["spec"]["replicas"], 1);
-    assert!(base(&plan).iter().all(|child| child.kind != Kind::NetworkPolicy), "they are switched off");
+    assert!(base(&plan).iter().all(|child| child.kind != Kind::NetworkPolicy), "they are disabled");
 }
