@@ -1,21 +1,21 @@
-//! What is built for a pipeline, as a real API server takes it: strictly, without a warning, and the second time without a
-//! write. The objects are the golden files that the unit tests hold the builder to.
+//! The built objects on a real API server: it accepts them in strict mode, without a warning, and the second apply
+//! writes nothing. The objects are the golden files, with which the unit tests compare the builder.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 #[path = "../../crds/tests/api/kube.rs"]
 mod kube;
 
 use kube::Namespace;
 
-/// Applies what a case builds, twice.
-fn takes(case: &str) {
+/// Applies the golden objects of a case twice.
+fn accepts(case: &str) {
     let namespace = Namespace::new(case);
     let file = format!("{}/tests/golden/{case}/objects.yaml", env!("CARGO_MANIFEST_DIR"));
     let objects = std::fs::read_to_string(file).unwrap();
     let objects: Vec<String> = objects
         .split("---\n")
-        // The Gateway API is no part of Kubernetes: this server does not know it.
+        // The Gateway API is no part of Kubernetes: this server does not serve it.
         .filter(|object| !object.is_empty() && !object.contains("kind: HTTPRoute"))
         .map(|object| object.replace("  namespace: shop\n", ""))
         .collect();
@@ -33,21 +33,21 @@ fn takes(case: &str) {
 }
 
 #[test]
-fn a_minimal_pipeline_is_taken() {
-    takes("minimal");
+fn the_api_server_accepts_a_minimal_pipeline() {
+    accepts("minimal");
 }
 
 #[test]
-fn a_pipeline_with_everything_is_taken() {
-    takes("everything");
+fn the_api_server_accepts_a_pipeline_with_everything() {
+    accepts("everything");
 }
 
 #[test]
-fn a_pipeline_that_scales_itself_is_taken() {
-    takes("autoscaling");
+fn the_api_server_accepts_a_pipeline_with_autoscaling() {
+    accepts("autoscaling");
 }
 
 #[test]
-fn the_longest_name_is_taken() {
-    takes("longest-name");
+fn the_api_server_accepts_the_longest_name() {
+    accepts("longest-name");
 }

@@ -1,4 +1,4 @@
-//! What admission refuses a pipeline, and what others put into its pods.
+//! Objects that admission refuses, and containers that others add to pods.
 
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -17,7 +17,7 @@ async fn jobs(world: &World) -> Vec<String> {
     world.api::<Job>().list(&ListParams::default()).await.unwrap().items.iter().map(|job| job.name_any()).collect()
 }
 
-/// Makes a quota that no controller has to count.
+/// Creates a quota with its status, which no controller fills here.
 async fn limit_cpu(world: &World) {
     let quotas = world.api::<ResourceQuota>();
     let hard = json!({ "limits.cpu": "4" });
@@ -27,10 +27,10 @@ async fn limit_cpu(world: &World) {
     quotas.patch_status("cpu", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
     let pod =
         json!({ "metadata": { "generateName": "try-" }, "spec": { "containers": [{ "name": "a", "image": "a" }] } });
-    refuses(world, &pod).await;
+    wait_for_refusal(world, &pod).await;
 }
 
-/// As a cluster does that gives each namespace a range of user ids. Gives its name.
+/// Creates a policy as of a cluster that gives each namespace a range of user ids; returns its name.
 async fn limit_users(world: &World) -> String {
     let name = format!("uid-{}", world.namespace);
     let here = json!({ "matchLabels": { "kubernetes.io/metadata.name": world.namespace } });
@@ -62,7 +62,7 @@ async fn limit_users(world: &World) -> String {
         "metadata": { "generateName": "try-" },
         "spec": { "securityContext": { "runAsUser": 1 }, "containers": [{ "name": "a", "image": "a" }] },
     });
-    refuses(world, &pod).await;
+    wait_for_refusal(world, &pod).await;
     name
 }
 
@@ -74,18 +74,18 @@ fn cluster_wide(world: &World, kind: &str) -> Api<DynamicObject> {
 }
 
 /// Waits until the API server refuses a pod.
-async fn refuses(world: &World, pod: &serde_json::Value) {
+async fn wait_for_refusal(world: &World, pod: &serde_json::Value) {
     let pod: Pod = serde_json::from_value(pod.clone()).unwrap();
     let dry = PostParams { dry_run: true, ..PostParams::default() };
-    eventually("the rule is in force", async || {
-        so(world.api::<Pod>().create(&dry, &pod).await.is_err(), || "the pod was taken".to_owned())
+    eventually("the rule is active", async || {
+        so(world.api::<Pod>().create(&dry, &pod).await.is_err(), || "the pod was accepted".to_owned())
     })
     .await;
 }
 
-/// The Job gets 600 s: a changed pod is not to wait for these.
+/// The Job may take 600 s: a changed pod must not wait for them.
 #[tokio::test]
-async fn a_quota_that_refuses_the_migration_is_named_and_a_changed_pod_is_taken_at_once() {
+async fn a_quota_that_refuses_the_migration_is_named_and_a_fix_works_at_once() {
     let world = World::new("quota").await;
     limit_cpu(&world).await;
     let _operator = world.operator("a", &[]);
@@ -97,7 +97,7 @@ async fn a_quota_that_refuses_the_migration_is_named_and_a_changed_pod_is_taken_
     let stalled = condition(&refused, "Stalled").unwrap();
     assert_eq!((stalled.status.as_str(), stalled.reason.as_str()), ("True", "QuotaExceeded"));
     assert_eq!(condition(&refused, "Reconciling").unwrap().status, "False");
-    assert_eq!(refused.status.unwrap().observed_generation, Some(1), "to kstatus it would be on its way");
+    assert_eq!(refused.status.unwrap().observed_generation, Some(1), "kstatus would read it as progress");
 
     let before = world.api::<Job>().get(&job).await.unwrap();
     let limited = json!({ "pod": { "resources": { "limits": { "cpu": "1" } } } });
@@ -109,7 +109,7 @@ async fn a_quota_that_refuses_the_migration_is_named_and_a_changed_pod_is_taken_
 }
 
 #[tokio::test]
-async fn a_policy_on_user_ids_is_named_for_each_object_and_pods_without_ids_are_taken() {
+async fn a_policy_on_user_ids_is_named_and_pods_without_ids_are_accepted() {
     let world = World::new("users").await;
     let policy = limit_users(&world).await;
     let _operator = world.operator("a", &[]);
@@ -135,25 +135,25 @@ async fn a_policy_on_user_ids_is_named_for_each_object_and_pods_without_ids_are_
 }
 
 #[tokio::test]
-async fn a_sidecar_that_never_ends_keeps_neither_migration_nor_purge() {
+async fn a_sidecar_that_never_ends_blocks_neither_migration_nor_purge() {
     let world = World::new("sidecar").await;
-    world.player.scene(&world.namespace, "payments", |scene| {
-        scene.sidecar = true;
-        scene.outcomes.push_back(("Migrated", "", 2));
+    world.cluster.set_behaviour(&world.namespace, "payments", |behaviour| {
+        behaviour.sidecar = true;
+        behaviour.job_ends.push_back(("Migrated", "", 2));
     });
     let operator = world.operator("a", &[]);
     world.create("payments", json!({ "deletionPolicy": "Purge" })).await;
     world.ready("payments", 1).await;
-    eventually("the Jobs are removed, and the contracting steps noted", async || {
+    eventually("the Jobs are deleted, and the status holds the contracting steps", async || {
         let migrated = world.get("payments").await.status.unwrap_or_default().migrated.unwrap_or_default();
         let jobs = jobs(&world).await;
         so(migrated.contract == 0 && jobs.is_empty(), || format!("{migrated:?} {jobs:?}"))
     })
     .await;
-    world.two_looks(&operator).await;
-    let made = operator.log().matches("apply.job.created").count();
-    assert_eq!(made, 2, "one migrates and one contracts: {}", operator.log());
-    assert!(jobs(&world).await.is_empty(), "it was begun again");
+    world.two_reconciles(&operator).await;
+    let created = operator.log().matches("apply.job.created").count();
+    assert_eq!(created, 2, "one migrates and one contracts: {}", operator.log());
+    assert!(jobs(&world).await.is_empty(), "a Job was created again");
     world.ready("payments", 1).await;
     world.pipelines().delete("payments", &DeleteParams::background()).await.unwrap();
     world.gone("payments").await;

@@ -1,4 +1,4 @@
-//! Two operators of one release: one leads, and one that wakes up late does nothing more.
+//! Two operators of one release: one leads, and one that resumes after its lease does nothing more.
 
 use k8s_openapi::api::coordination::v1::Lease;
 use serde_json::json;
@@ -17,14 +17,14 @@ async fn leads(world: &World, identity: &str) {
     .await;
 }
 
-/// Lines of the log that tell of a write.
+/// The number of log lines about a write.
 fn writes(operator: &Operator) -> usize {
-    let told = ["apply.child.written", "apply.job.created", "controller.condition.changed", "apply.child.deleted"];
-    operator.log().lines().filter(|line| told.iter().any(|word| line.contains(word))).count()
+    let events = ["apply.child.written", "apply.job.created", "controller.condition.changed", "apply.child.deleted"];
+    operator.log().lines().filter(|line| events.iter().any(|event| line.contains(event))).count()
 }
 
 #[tokio::test]
-async fn one_leads_and_another_takes_over_when_it_is_killed_or_told_to_stop() {
+async fn another_operator_takes_over_when_the_leader_is_killed_or_stopped() {
     let world = World::new("leader").await;
     let mut a = world.operator("a", &[]);
     leads(&world, "a").await;
@@ -38,14 +38,14 @@ async fn one_leads_and_another_takes_over_when_it_is_killed_or_told_to_stop() {
     world.ready("payments", generation).await;
     leads(&world, "b").await;
 
-    // Told to stop, it gives the Lease back: nobody has to wait for its end.
+    // A signal to stop makes it release the Lease, so that the next leader need not wait for its end.
     b.signal("TERM");
     assert!(b.ended().await.success(), "{}", b.log());
     assert_eq!(holder(&world).await.as_deref().unwrap_or(""), "", "{}", b.log());
 }
 
 #[tokio::test]
-async fn an_operator_that_stalled_past_its_lease_writes_nothing_more_and_ends() {
+async fn an_operator_that_stalled_past_its_lease_ends_without_a_write() {
     let world = World::new("asleep").await;
     let mut a = world.operator("a", &[]);
     leads(&world, "a").await;
@@ -57,13 +57,13 @@ async fn an_operator_that_stalled_past_its_lease_writes_nothing_more_and_ends() 
     let generation = world.change("payments", json!({ "spec": { "threshold": "2", "replicas": 3 } })).await;
     leads(&world, "b").await;
     world.ready("payments", generation).await;
-    world.two_looks(&b).await;
-    let written = world.ledger.writes(&world.player);
-    // It wakes to a world that it believes to be as it left it.
+    world.two_reconciles(&b).await;
+    let written = world.ledger.writes(&world.cluster);
+    // Its caches are as old as the stall.
     a.signal("CONT");
     assert!(!a.ended().await.success());
     assert_eq!(writes(&a), before, "it wrote: {}", a.log());
-    world.two_looks(&b).await;
-    assert_eq!(world.ledger.writes(&world.player), written);
+    world.two_reconciles(&b).await;
+    assert_eq!(world.ledger.writes(&world.cluster), written);
     assert_eq!(holder(&world).await.as_deref(), Some("b"));
 }

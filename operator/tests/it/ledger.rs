@@ -1,6 +1,6 @@
-//! Every write to a pipeline and its children, as the API server's watches tell of it.
+//! Counts every write to a pipeline and its children, from the API server's watches.
 //!
-//! A write is a changed resource version; what the player wrote is left out.
+//! A write is a changed resource version; writes of the fake cluster do not count.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,18 +25,18 @@ use kube::{
 use millrace_crds::RecordPipelineResource;
 use tokio::task::JoinSet;
 
-use crate::player::Player;
+use crate::cluster::FakeCluster;
 
 /// Kind and name of an object.
 pub(crate) type Object = (String, String);
 
-/// All that was written; it watches until it is dropped.
+/// All writes so far; it watches until it is dropped.
 pub(crate) struct Ledger {
     written: Arc<Mutex<BTreeSet<(Object, String)>>>,
     _tasks: JoinSet<()>,
 }
 
-/// What a reconcile may write, but for Events and Leases.
+/// The kinds that a reconcile may write, except Events and Leases.
 fn kinds() -> Vec<ApiResource> {
     vec![
         ApiResource::erase::<RecordPipelineResource>(&()),
@@ -77,12 +77,12 @@ impl Ledger {
         Self { written, _tasks: tasks }
     }
 
-    /// How often the operator, or a person, wrote each object.
-    pub(crate) fn writes(&self, player: &Player) -> BTreeMap<Object, usize> {
+    /// The number of writes to each object by the operator or a test.
+    pub(crate) fn writes(&self, cluster: &FakeCluster) -> BTreeMap<Object, usize> {
         let mut counts = BTreeMap::new();
         for (object, version) in self.written.lock().unwrap().iter() {
-            // Pods are made by the player: it is the only one who writes them, but for the touches.
-            if !player.wrote(version) {
+            // Only the cluster writes pods, except for touches.
+            if !cluster.wrote(version) {
                 *counts.entry(object.clone()).or_default() += 1;
             }
         }

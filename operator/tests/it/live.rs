@@ -1,4 +1,4 @@
-//! What a change of the resource does to what runs; whose pipelines are worked on, and whose are left alone.
+//! The effects of changes to a resource, and the pipelines that the operator leaves alone.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_live_change_is_ready_when_every_shard_says_so_and_pods_are_touched_until_then() {
+async fn a_live_change_touches_pods_until_all_shards_run_it() {
     let world = World::new("live").await;
     let _operator = world.operator("a", &[]);
     world.create("payments", json!({})).await;
@@ -26,12 +26,12 @@ async fn a_live_change_is_ready_when_every_shard_says_so_and_pods_are_touched_un
     };
     let before = generations().await;
 
-    // The kubelets show the new manifest to nobody.
-    world.player.scene(&world.namespace, "payments", |scene| scene.touches = usize::MAX);
+    // No kubelet writes the new manifest.
+    world.cluster.set_behaviour(&world.namespace, "payments", |behaviour| behaviour.touches = usize::MAX);
     let generation = world.change("payments", json!({ "spec": { "threshold": "5" } })).await;
     let touched = async |times: usize| {
         eventually(&format!("each pod was touched {times} times"), async || {
-            let pods = world.player.actors(&world.namespace, "payments");
+            let pods = world.cluster.pods(&world.namespace, "payments");
             so(pods.iter().all(|pod| pod.touched.len() >= times), || format!("{pods:#?}")).map(|()| pods)
         })
         .await
@@ -39,17 +39,17 @@ async fn a_live_change_is_ready_when_every_shard_says_so_and_pods_are_touched_un
     for pod in touched(4).await {
         let pauses: Vec<_> = pod.touched.windows(2).map(|pair| pair[1] - pair[0]).collect();
         for (pause, least) in pauses.iter().zip([500_u64, 1000, 2000]) {
-            // The watch that tells of it may come a little late, the first time.
+            // The watch may report the first touch a little late.
             assert!(*pause > Duration::from_millis(least * 7 / 10), "{}: {pauses:?}", pod.name);
         }
     }
-    let stands = world.get("payments").await;
-    let ready = condition(&stands, "Ready").unwrap();
-    assert_eq!((ready.status.as_str(), ready.observed_generation), ("True", Some(1)), "the old one goes on");
-    assert_eq!(stands.status.clone().unwrap().observed_generation, Some(1));
-    assert_eq!(condition(&stands, "Progressing").unwrap().status, "True");
+    let found = world.get("payments").await;
+    let ready = condition(&found, "Ready").unwrap();
+    assert_eq!((ready.status.as_str(), ready.observed_generation), ("True", Some(1)), "the old one continues");
+    assert_eq!(found.status.clone().unwrap().observed_generation, Some(1));
+    assert_eq!(condition(&found, "Progressing").unwrap().status, "True");
 
-    world.player.scene(&world.namespace, "payments", |scene| scene.touches = 5);
+    world.cluster.set_behaviour(&world.namespace, "payments", |behaviour| behaviour.touches = 5);
     world.ready("payments", generation).await;
     assert_eq!(generations().await, before, "a pod template changed");
 }
@@ -62,16 +62,16 @@ async fn a_pipeline_of_another_release_is_left_alone() {
     world.create_annotated("theirs", claim, json!({})).await;
     world.create("ours", json!({})).await;
     world.ready("ours", 1).await;
-    world.two_looks(&operator).await;
+    world.two_reconciles(&operator).await;
     let of_theirs: Vec<_> =
-        world.ledger.writes(&world.player).into_iter().filter(|((_, name), _)| name.contains("/theirs")).collect();
+        world.ledger.writes(&world.cluster).into_iter().filter(|((_, name), _)| name.contains("/theirs")).collect();
     let theirs = ("RecordPipeline".to_owned(), format!("{}/theirs", world.namespace));
-    assert_eq!(of_theirs, [(theirs, 1)], "only the test made it");
+    assert_eq!(of_theirs, [(theirs, 1)], "only the test wrote it");
     assert!(world.get("theirs").await.finalizers().is_empty());
 }
 
 #[tokio::test]
-async fn nothing_of_a_paused_pipeline_is_changed() {
+async fn the_operator_changes_nothing_of_a_paused_pipeline() {
     let world = World::new("paused").await;
     let operator = world.operator("a", &[]);
     world.create("never", json!({ "paused": true })).await;
@@ -84,8 +84,8 @@ async fn nothing_of_a_paused_pipeline_is_changed() {
     let before = manifest().await;
     world.patch::<Deployment>("payments-work", json!({ "spec": { "replicas": 5 } })).await;
     world.change("payments", json!({ "spec": { "threshold": "7" } })).await;
-    world.two_looks(&operator).await;
-    world.two_looks(&operator).await;
+    world.two_reconciles(&operator).await;
+    world.two_reconciles(&operator).await;
     assert_eq!(manifest().await, before);
     let replicas = async || world.api::<Deployment>().get("payments-work").await.unwrap().spec.unwrap().replicas;
     assert_eq!(replicas().await, Some(5));
@@ -99,7 +99,7 @@ async fn nothing_of_a_paused_pipeline_is_changed() {
 
 #[tokio::test]
 async fn an_invalid_pipeline_stalls_no_other() {
-    // A definition that lets everything through, as an older or a newer one might.
+    // A definition that accepts everything, as an older or a newer one might.
     let server = Server::own(&[]).await;
     let world = World::on(&server, "invalid").await;
     let loose = r#"[{"op":"replace","path":"/spec/versions/0/schema/openAPIV3Schema/properties/spec","value":{"type":"object","x-kubernetes-preserve-unknown-fields":true}},{"op":"remove","path":"/spec/versions/0/schema/openAPIV3Schema/x-kubernetes-validations"}]"#;
@@ -110,9 +110,9 @@ async fn an_invalid_pipeline_stalls_no_other() {
         let object = json!({ "apiVersion": "millrace.dev/v1alpha1", "kind": "RecordPipeline", "metadata": { "name": name }, "spec": spec });
         serde_json::from_value::<kube::api::DynamicObject>(object).unwrap()
     };
-    eventually("the loose definition is in force", async || {
-        let made = any.create(&PostParams::default(), &odd("unreadable", json!({ "shards": "many" }))).await;
-        made.map(|_| ()).map_err(|error| error.to_string())
+    eventually("the loose definition is active", async || {
+        let created = any.create(&PostParams::default(), &odd("unreadable", json!({ "shards": "many" }))).await;
+        created.map(|_| ()).map_err(|error| error.to_string())
     })
     .await;
     any.create(&PostParams::default(), &odd("nowhere", json!({ "shards": 4 }))).await.unwrap();
@@ -124,18 +124,18 @@ async fn an_invalid_pipeline_stalls_no_other() {
         world.ready(&format!("valid-{number}"), 1).await;
     }
     for (name, word) in [("unreadable", "many"), ("nowhere", "spec.redis.urlSecretRef")] {
-        let told = eventually(&format!("{name} is called invalid"), async || {
+        let stalled = eventually(&format!("{name} is reported as invalid"), async || {
             let found = any.get(name).await.unwrap();
             let conditions = found.data["status"]["conditions"].clone();
             let stalled = conditions.as_array().into_iter().flatten().find(|one| one["type"] == "Stalled").cloned();
             stalled.filter(|one| one["reason"] == "InvalidSpec").ok_or_else(|| conditions.to_string())
         })
         .await;
-        assert!(told["message"].as_str().unwrap().contains(word), "{told}");
+        assert!(stalled["message"].as_str().unwrap().contains(word), "{stalled}");
     }
     world.change("valid-7", json!({ "spec": { "threshold": "7" } })).await;
     world.ready("valid-7", 2).await;
-    // Put right, it continues; put away, it goes.
+    // One is deleted, the other is fixed and continues.
     any.delete("unreadable", &Default::default()).await.unwrap();
     world.gone("unreadable").await;
     let servers = json!({ "spec": {
@@ -148,7 +148,7 @@ async fn an_invalid_pipeline_stalls_no_other() {
 }
 
 #[tokio::test]
-async fn what_the_api_server_refuses_of_kubernetes_own_fields_is_told_and_the_pods_stay() {
+async fn a_refused_field_of_kubernetes_is_reported_and_the_pods_stay() {
     let world = World::new("refused").await;
     let _operator = world.operator("a", &[]);
     world.create("payments", json!({})).await;
@@ -160,8 +160,8 @@ async fn what_the_api_server_refuses_of_kubernetes_own_fields_is_told_and_the_po
         let wrong = json!({ "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } });
         let change = json!({ "spec": { "serve": { "pod": { "affinity": { "nodeAffinity": wrong } } } } });
         world.change("payments", change).await;
-        let told = world.waits("payments", "Degraded", "True", "Refused").await;
-        let message = condition(&told, "Degraded").unwrap().message;
+        let degraded = world.waits("payments", "Degraded", "True", "Refused").await;
+        let message = condition(&degraded, "Degraded").unwrap().message;
         assert!(message.starts_with("Deployment payments-serve:") && message.contains("ffinity"), "{message}");
         assert_eq!(generation().await, before);
         let right = world.change("payments", json!({ "spec": { "serve": { "pod": null } } })).await;

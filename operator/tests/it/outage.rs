@@ -1,4 +1,4 @@
-//! The API server goes away in the middle of the work, and comes back.
+//! The API server is killed while the operator works, and started again.
 
 use std::process::Command;
 
@@ -10,7 +10,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn the_operator_continues_after_the_api_server_was_killed_in_mid_work() {
+async fn the_operator_continues_after_the_api_server_was_killed() {
     let server = Server::own(&[]).await;
     let world = World::on(&server, "outage").await;
     let operator = world.operator("a", &[]);
@@ -22,9 +22,9 @@ async fn the_operator_continues_after_the_api_server_was_killed_in_mid_work() {
     }
     let pid = std::fs::read_to_string(format!("{}/apiserver.pid", server.folder)).unwrap();
     assert!(Command::new("kill").args(["-KILL", pid.trim()]).status().unwrap().success());
-    let looked = operator.reconciles().await;
+    let before = operator.reconciles().await;
     eventually("the operator finds no API server", async || {
-        so(operator.reconciles().await > looked, || "it has not tried".to_owned())
+        so(operator.reconciles().await > before, || "it has not tried".to_owned())
     })
     .await;
     let start = tokio::process::Command::new(format!("{}/start-apiserver", server.folder)).status().await.unwrap();
@@ -36,7 +36,7 @@ async fn the_operator_continues_after_the_api_server_was_killed_in_mid_work() {
     for name in &names {
         world.ready(name, 1).await;
     }
-    // Its watches are there again, too.
+    // Its watches work again, too.
     let generation = world.change("first", json!({ "spec": { "threshold": "2" } })).await;
     world.ready("first", generation).await;
     assert!(operator.runs(), "{}", operator.log());

@@ -1,4 +1,4 @@
-//! A pipeline becomes Ready, with one write for each child, and is left alone from then on.
+//! A pipeline becomes Ready with one write for each child, and nothing is written after that.
 
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::ResourceExt as _;
@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::world::{IMAGE, World, condition, eventually, so, uid};
 
 #[tokio::test]
-async fn a_pipeline_becomes_ready_with_one_write_for_each_child_and_is_then_left_alone() {
+async fn a_pipeline_becomes_ready_with_one_write_for_each_child_and_none_after() {
     let world = World::new("ready").await;
     let operator = world.operator("a", &[]);
     world.create("payments", json!({ "serve": { "replicas": 2, "ingress": { "host": "shop.example" } } })).await;
@@ -39,39 +39,39 @@ async fn a_pipeline_becomes_ready_with_one_write_for_each_child_and_is_then_left
     let manifest = world.api::<ConfigMap>().get("payments-manifest").await.unwrap().data.unwrap();
     assert!(manifest["pipeline.yaml"].contains("threshold"), "{manifest:?}");
 
-    // The ledger is told by watches: wait until it has what was made last.
+    // The ledger counts by watches, which may be behind.
     let writes = eventually("every child is in the ledger", async || {
-        let writes = world.ledger.writes(&world.player);
+        let writes = world.ledger.writes(&world.cluster);
         // 12 objects, 2 Deployments, a Job, their 5 pods, and the resource.
         so(writes.len() == 12 + 2 + 1 + 5 + 1, || format!("{writes:#?}")).map(|()| writes)
     })
     .await;
     for ((kind, name), count) in &writes {
         match kind.as_str() {
-            // It is made by the test.
+            // The test creates it.
             "RecordPipeline" => assert!(*count <= 4 + 1, "{count} writes on the resource"),
-            // Made and let run by the player.
+            // The cluster creates it and writes its status.
             "Pod" => assert!(*count <= 2, "{count} writes on pod {name}"),
             _ => assert_eq!(*count, 1, "{kind} {name}"),
         }
     }
 
-    world.two_looks(&operator).await;
-    world.two_looks(&operator).await;
-    assert_eq!(world.ledger.writes(&world.player), writes, "a second reconcile wrote");
+    world.two_reconciles(&operator).await;
+    world.two_reconciles(&operator).await;
+    assert_eq!(world.ledger.writes(&world.cluster), writes, "a second reconcile wrote");
 
-    // Neither an operator that knows nothing yet, nor an annotation of someone else, is a reason to write.
+    // Neither an operator without memory nor an annotation of someone else causes a write.
     drop(operator);
     let again = world.operator("a", &[]);
     eventually("the operator works again", async || so(again.reconciles().await > 2, || again.log())).await;
-    world.two_looks(&again).await;
-    assert_eq!(world.ledger.writes(&world.player), writes, "a restarted operator wrote");
+    world.two_reconciles(&again).await;
+    assert_eq!(world.ledger.writes(&world.cluster), writes, "a restarted operator wrote");
     world.change("payments", json!({ "metadata": { "annotations": { "someone": "else" } } })).await;
-    world.two_looks(&again).await;
+    world.two_reconciles(&again).await;
     let mut expected = writes;
     *expected.get_mut(&("RecordPipeline".into(), format!("{}/payments", world.namespace))).unwrap() += 1;
     eventually("the ledger has the annotation", async || {
-        let writes = world.ledger.writes(&world.player);
+        let writes = world.ledger.writes(&world.cluster);
         so(writes == expected, || format!("{writes:#?}"))
     })
     .await;

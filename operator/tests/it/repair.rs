@@ -1,4 +1,4 @@
-//! Owned fields that someone changed are corrected; what others added stays; what is no longer wanted goes.
+//! Owned fields that someone changed are corrected; fields of others stay; unwanted objects are deleted.
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -17,7 +17,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn what_someone_changed_is_put_right_and_what_others_added_stays() {
+async fn owned_fields_are_corrected_and_fields_of_others_stay() {
     let world = World::new("drift").await;
     let operator = world.operator("a", &[]);
     world.create("payments", json!({})).await;
@@ -28,13 +28,13 @@ async fn what_someone_changed_is_put_right_and_what_others_added_stays() {
     world.patch::<Service>("payments-serve", port).await;
     for label in ["app.kubernetes.io/instance", "app.kubernetes.io/managed-by", "app.kubernetes.io/part-of"] {
         world.patch::<ConfigMap>("payments-manifest", json!({ "metadata": { "labels": { label: "else" } } })).await;
-        eventually(&format!("{label} is put right"), async || {
+        eventually(&format!("{label} is corrected"), async || {
             let map = world.api::<ConfigMap>().get("payments-manifest").await.unwrap();
             so(map.labels()[label] != "else", || format!("{:?}", map.labels()))
         })
         .await;
     }
-    eventually("replicas and port are put right", async || {
+    eventually("replicas and port are corrected", async || {
         let work = world.api::<Deployment>().get("payments-work").await.unwrap().spec.unwrap();
         let serve = world.api::<Service>().get("payments-serve").await.unwrap().spec.unwrap();
         let ports: Vec<_> = serve.ports.unwrap_or_default().iter().map(|port| port.port).collect();
@@ -52,26 +52,26 @@ async fn what_someone_changed_is_put_right_and_what_others_added_stays() {
     });
     let deployments = world.api::<Deployment>();
     deployments.patch("payments-work", &PatchParams::default(), &Patch::Strategic(sidecar)).await.unwrap();
-    // An owned field beside it is changed too: the operator has to write, and leaves the rest.
+    // An owned field changes, too, so that the operator has to write.
     world.patch::<Deployment>("payments-work", json!({ "spec": { "revisionHistoryLimit": 9 } })).await;
-    eventually("the limit is put right", async || {
+    eventually("the limit is corrected", async || {
         let limit = deployments.get("payments-work").await.unwrap().spec.unwrap().revision_history_limit;
         so(limit == Some(3), || format!("{limit:?}"))
     })
     .await;
-    world.two_looks(&operator).await;
+    world.two_reconciles(&operator).await;
     let work = deployments.get("payments-work").await.unwrap();
     assert_eq!(work.annotations()["someone"], "else");
     let template = work.spec.unwrap().template;
     assert!(template.metadata.unwrap().annotations.unwrap().contains_key("kubectl.kubernetes.io/restartedAt"));
     let names: Vec<_> = template.spec.unwrap().containers.into_iter().map(|container| container.name).collect();
     assert_eq!(names.len(), 2, "{names:?}");
-    // The sidecar's image is not taken for the pipeline's.
+    // The operator does not mistake the sidecar's image for the pipeline's.
     world.waits("payments", "Progressing", "False", "Complete").await;
 }
 
 #[tokio::test]
-async fn what_is_no_longer_wanted_is_removed_and_what_is_foreign_is_not_taken_over() {
+async fn unwanted_objects_are_deleted_and_objects_of_others_are_not_taken_over() {
     let world = World::new("orphans").await;
     let external = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "clash-manifest" }, "data": { "mine": "1" } });
     let maps = world.api::<ConfigMap>();
@@ -92,24 +92,24 @@ async fn what_is_no_longer_wanted_is_removed_and_what_is_foreign_is_not_taken_ov
 
     let none = json!({ "spec": { "serve": { "ingress": null }, "networkPolicy": { "enabled": false } } });
     world.change("payments", none).await;
-    eventually("Ingress and NetworkPolicies are removed", async || {
+    eventually("Ingress and NetworkPolicies are deleted", async || {
         let ingresses = ingresses.list(&ListParams::default()).await.unwrap().items;
         let policies = world.api::<NetworkPolicy>().list(&ListParams::default()).await.unwrap().items;
         let left: Vec<_> = policies.iter().map(|policy| policy.name_any()).collect();
         so(ingresses.is_empty() && left.iter().all(|name| name.starts_with("clash-")), || format!("{left:?}"))
     })
     .await;
-    world.two_looks(&operator).await;
-    let stands = maps.get("clash-manifest").await.unwrap();
-    assert_eq!((uid(&stands), stands.resource_version()), (uid(&external), external.resource_version()));
+    world.two_reconciles(&operator).await;
+    let found = maps.get("clash-manifest").await.unwrap();
+    assert_eq!((uid(&found), found.resource_version()), (uid(&external), external.resource_version()));
 
-    // Out of the way, the pipeline continues by itself.
+    // Once it is deleted, the pipeline continues by itself.
     maps.delete("clash-manifest", &Default::default()).await.unwrap();
     world.ready("clash", 1).await;
 }
 
 #[tokio::test]
-async fn a_quantity_in_other_words_is_written_once() {
+async fn an_equal_quantity_in_another_form_is_written_once() {
     let world = World::new("quantity").await;
     let operator = world.operator("a", &[]);
     let resources = |cpu: &str| json!({ "pod": { "resources": { "requests": { "cpu": cpu, "memory": "1024Mi" } } } });
@@ -117,13 +117,13 @@ async fn a_quantity_in_other_words_is_written_once() {
     world.ready("payments", 1).await;
     let generation = async |name: &str| world.api::<Deployment>().get(name).await.unwrap().metadata.generation;
     let (work, serve) = (generation("payments-work").await, generation("payments-serve").await);
-    let writes = world.ledger.writes(&world.player);
-    world.two_looks(&operator).await;
-    world.two_looks(&operator).await;
-    assert_eq!(world.ledger.writes(&world.player), writes);
+    let writes = world.ledger.writes(&world.cluster);
+    world.two_reconciles(&operator).await;
+    world.two_reconciles(&operator).await;
+    assert_eq!(world.ledger.writes(&world.cluster), writes);
 
     let changed = world.change("payments", json!({ "spec": { "work": resources("1") } })).await;
     world.ready("payments", changed).await;
-    world.two_looks(&operator).await;
+    world.two_reconciles(&operator).await;
     assert_eq!((generation("payments-work").await, generation("payments-serve").await), (work, serve), "it rolled");
 }

@@ -1,4 +1,4 @@
-//! Another default image: one pipeline at a time, and none past one that fails.
+//! The rollout of another default image: one pipeline at a time, and none after a failure.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use serde_json::json;
@@ -21,11 +21,13 @@ async fn takes(world: &World, pipeline: &str) {
 }
 
 #[tokio::test]
-async fn a_new_default_image_rolls_one_pipeline_at_a_time_and_stops_at_the_first_that_fails() {
+async fn a_new_default_image_rolls_pipelines_one_by_one_and_stops_at_a_failure() {
     let world = World::new("rollout").await;
     let before = world.operator("a", &[]);
     let broken = |name: &str, image: Option<&str>| {
-        world.player.scene(&world.namespace, name, |scene| scene.broken_image = image.map(str::to_owned));
+        world
+            .cluster
+            .set_behaviour(&world.namespace, name, |behaviour| behaviour.broken_image = image.map(str::to_owned));
     };
     for name in ["a", "b", "c"] {
         world.create(name, json!({})).await;
@@ -42,12 +44,12 @@ async fn a_new_default_image_rolls_one_pipeline_at_a_time_and_stops_at_the_first
     for name in ["b", "c"] {
         world.waits(name, "Progressing", "True", "WaitingForRollout").await;
     }
-    world.two_looks(&operator).await;
+    world.two_reconciles(&operator).await;
     assert_eq!([image(&world, "b").await, image(&world, "c").await], [IMAGE, IMAGE]);
     broken("a", None);
     takes(&world, "b").await;
     world.ready("a", 1).await;
-    world.two_looks(&operator).await;
+    world.two_reconciles(&operator).await;
     assert_eq!(image(&world, "c").await, IMAGE);
     broken("b", None);
     takes(&world, "c").await;

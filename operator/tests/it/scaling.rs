@@ -1,4 +1,4 @@
-//! How many pods there are: as the resource says, or as the backlog asks for.
+//! The number of pods: from the resource, or from the backlog.
 
 use k8s_openapi::api::{apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler};
 use serde_json::json;
@@ -21,7 +21,7 @@ async fn become_replicas(world: &World, deployment: &str, wanted: i32) {
 }
 
 #[tokio::test]
-async fn workers_follow_the_backlog_and_hold_while_it_is_not_known() {
+async fn workers_follow_the_backlog_and_stay_while_it_is_unknown() {
     let world = World::new("autoscaling").await;
     let operator = world.operator("a", &[("MILLRACE_SCALE_DOWN_SECONDS", "1")]);
     let scaling = json!({ "minReplicas": 1, "maxReplicas": 4, "targetBacklog": 100 });
@@ -29,7 +29,9 @@ async fn workers_follow_the_backlog_and_hold_while_it_is_not_known() {
     world.ready("payments", 1).await;
     assert_eq!(replicas(&world, "payments-work").await, Some(1));
     let backlog = |backlog, silent| {
-        world.player.scene(&world.namespace, "payments", |scene| (scene.backlog, scene.silent) = (backlog, silent));
+        world.cluster.set_behaviour(&world.namespace, "payments", |behaviour| {
+            (behaviour.backlog, behaviour.silent) = (backlog, silent)
+        });
     };
     backlog(250, false);
     become_replicas(&world, "payments-work", 3).await;
@@ -37,16 +39,16 @@ async fn workers_follow_the_backlog_and_hold_while_it_is_not_known() {
     become_replicas(&world, "payments-work", 4).await;
     world.ready("payments", 1).await;
     backlog(0, true);
-    world.two_looks(&operator).await;
-    world.two_looks(&operator).await;
-    assert_eq!(replicas(&world, "payments-work").await, Some(4), "it scaled by what it does not know");
+    world.two_reconciles(&operator).await;
+    world.two_reconciles(&operator).await;
+    assert_eq!(replicas(&world, "payments-work").await, Some(4), "it scaled by an unknown backlog");
     backlog(0, false);
     become_replicas(&world, "payments-work", 1).await;
     world.ready("payments", 1).await;
 }
 
 #[tokio::test]
-async fn kubectl_scale_scales_and_nought_is_stopped_and_not_ready() {
+async fn kubectl_scale_sets_the_workers_and_zero_stops_the_pipeline() {
     let world = World::new("scale").await;
     let operator = world.operator("a", &[]);
     world.create("payments", json!({ "replicas": null })).await;
@@ -59,9 +61,9 @@ async fn kubectl_scale_scales_and_nought_is_stopped_and_not_ready() {
     };
     eventually("the scale has the worker", async || {
         let scale = read().await;
-        let known = scale["spec"]["replicas"] == 1 && scale["status"]["replicas"] == 1;
+        let has_worker = scale["spec"]["replicas"] == 1 && scale["status"]["replicas"] == 1;
         let selected = scale["status"]["selector"].as_str().unwrap_or_default();
-        so(known && selected.contains("app.kubernetes.io/component=work"), || scale.to_string())
+        so(has_worker && selected.contains("app.kubernetes.io/component=work"), || scale.to_string())
     })
     .await;
     let scale = async |replicas: &str| {
@@ -76,15 +78,15 @@ async fn kubectl_scale_scales_and_nought_is_stopped_and_not_ready() {
     let stopped = world.waits("payments", "Ready", "False", "Stopped").await;
     become_replicas(&world, "payments-work", 0).await;
     assert_eq!(condition(&stopped, "Ready").unwrap().observed_generation, Some(3));
-    assert_eq!(replicas(&world, "payments-serve").await, Some(1), "records are taken and wait");
-    world.two_looks(&operator).await;
+    assert_eq!(replicas(&world, "payments-serve").await, Some(1), "records are accepted and wait");
+    world.two_reconciles(&operator).await;
     assert_eq!(condition(&world.get("payments").await, "Progressing").unwrap().reason, "Stopped");
     scale("1").await;
     world.ready("payments", 4).await;
 }
 
 #[tokio::test]
-async fn serve_keeps_its_pods_when_kubernetes_takes_over_to_scale_it() {
+async fn serve_keeps_its_pods_when_an_autoscaler_takes_over() {
     let world = World::new("takeover").await;
     let operator = world.operator("a", &[]);
     world.create("payments", json!({ "serve": { "replicas": 3 } })).await;
@@ -96,22 +98,22 @@ async fn serve_keeps_its_pods_when_kubernetes_takes_over_to_scale_it() {
     assert!(world.api::<HorizontalPodAutoscaler>().get_opt("payments-serve").await.unwrap().is_some());
     let pods = |deployment: &Deployment| deployment.spec.as_ref().unwrap().replicas;
     let serve = world.api::<Deployment>().get("payments-serve").await.unwrap();
-    assert_eq!((pods(&serve), serve.metadata.generation), (Some(3), Some(1)), "it fell for a moment at least");
-    // What the autoscaler sets, stays.
+    assert_eq!((pods(&serve), serve.metadata.generation), (Some(3), Some(1)), "the number fell at least for a moment");
+    // The number that the autoscaler sets stays.
     world.patch::<Deployment>("payments-serve", json!({ "spec": { "replicas": 4 } })).await;
-    world.two_looks(&operator).await;
+    world.two_reconciles(&operator).await;
     assert_eq!(replicas(&world, "payments-serve").await, Some(4));
     let fixed = async |replicas: i32| {
         world.change("payments", json!({ "spec": { "serve": { "replicas": replicas, "autoscaling": null } } })).await;
         become_replicas(&world, "payments-serve", replicas).await;
     };
     fixed(2).await;
-    eventually("the autoscaler is removed", async || {
+    eventually("the autoscaler is deleted", async || {
         let left = world.api::<HorizontalPodAutoscaler>().get_opt("payments-serve").await.unwrap();
-        so(left.is_none(), || "it is there".to_owned())
+        so(left.is_none(), || "it exists".to_owned())
     })
     .await;
-    // An autoscaler does nothing for what is at nought.
+    // An autoscaler ignores a Deployment with 0 replicas.
     fixed(0).await;
     world.change("payments", scaling).await;
     become_replicas(&world, "payments-serve", 1).await;

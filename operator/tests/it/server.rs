@@ -1,5 +1,5 @@
-//! An API server that knows the definition: the one that `hack/with-kube-api` has started around the tests, else one of
-//! this process.
+//! An API server that has the definition: the one that `hack/with-kube-api` has started around the tests, else one that
+//! this process starts.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -19,18 +19,18 @@ use tokio::sync::OnceCell;
 
 /// An API server.
 pub(crate) struct Server {
-    /// The file by which an administrator reaches it.
+    /// The kubeconfig file of an administrator.
     pub(crate) kubeconfig: String,
-    /// Its folder: `hack/with-kube-api` says what is in it.
+    /// Its folder, which `hack/with-kube-api` describes.
     pub(crate) folder: String,
-    /// Folders of commands, first the kubectl that fits.
+    /// `PATH` for commands: the fitting kubectl comes first.
     pub(crate) path: String,
-    /// The end of its input tells it that this process is gone.
+    /// It stops the server when its input ends with this process.
     _guard: Option<Child>,
 }
 
 impl Server {
-    /// The one that all tests share.
+    /// The server that all tests share.
     pub(crate) async fn shared() -> &'static Self {
         static SERVER: OnceCell<Server> = OnceCell::const_new();
         SERVER
@@ -46,7 +46,7 @@ impl Server {
             .await
     }
 
-    /// One for a test that disturbs others, or must not be disturbed by them.
+    /// A server of its own, for a test that disturbs others or that others would disturb.
     pub(crate) async fn own(variables: &[(&str, &str)]) -> Self {
         let server = Self::start(variables);
         server.define().await;
@@ -67,7 +67,7 @@ impl Server {
         Self { kubeconfig: line(), folder: line(), path: line(), _guard: Some(guard) }
     }
 
-    /// Who calls it as an administrator.
+    /// A client with the rights of an administrator.
     pub(crate) async fn client(&self) -> Client {
         let file = Kubeconfig::read_from(&self.kubeconfig).unwrap();
         let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
@@ -75,7 +75,7 @@ impl Server {
         Client::try_from(config).unwrap()
     }
 
-    /// Runs kubectl as a person does; gives what it wrote, or fails with what it complained of.
+    /// Runs kubectl as a person does, and returns its standard output; panics with its standard error when it fails.
     pub(crate) async fn kubectl(&self, arguments: &[&str]) -> String {
         let mut command = tokio::process::Command::new("kubectl");
         command.args(arguments).env("PATH", &self.path).env("KUBECONFIG", &self.kubeconfig);
@@ -94,7 +94,7 @@ impl Server {
         let parameters = PatchParams::apply("test").force();
         definitions.patch("recordpipelines.millrace.dev", &parameters, &Patch::Apply(&crd)).await.unwrap();
         let pipelines: Api<RecordPipelineResource> = Api::all(client);
-        crate::world::eventually("the definition is in force", async || {
+        crate::world::eventually("the definition is active", async || {
             pipelines.list(&Default::default()).await.map(|_| ()).map_err(|error| error.to_string())
         })
         .await;

@@ -1,4 +1,4 @@
-//! What a test stands on: a namespace, the player and the ledger in it, and operators as processes of their own.
+//! The environment of a test: a namespace with a fake cluster and a ledger, and operators as processes of their own.
 
 use std::{
     fs::File,
@@ -20,60 +20,60 @@ use kube::{
 use millrace_crds::RecordPipelineResource;
 use serde_json::{Value, json};
 
-use crate::{ledger::Ledger, player::Player, server::Server};
+use crate::{cluster::FakeCluster, ledger::Ledger, server::Server};
 
 /// Longer than anything takes on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// The image of pipelines that name none.
 pub(crate) const IMAGE: &str = "millrace/service:1";
 
-/// Waits until something is so; fails with why it is not.
-pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+/// Repeats `check` until it succeeds; panics with its last error after [`TIMEOUT`].
+pub(crate) async fn eventually<T>(goal: &str, mut check: impl AsyncFnMut() -> Result<T, String>) -> T {
     let begun = Instant::now();
     loop {
-        match look().await {
+        match check().await {
             Ok(found) => return found,
-            Err(why) if begun.elapsed() > TIMEOUT => panic!("waited {TIMEOUT:?} until {what}: {why}"),
+            Err(error) if begun.elapsed() > TIMEOUT => panic!("waited {TIMEOUT:?} until {goal}: {error}"),
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
 
-/// What holds a condition back, unless it is so.
-pub(crate) fn so(is: bool, why: impl FnOnce() -> String) -> Result<(), String> {
-    if is { Ok(()) } else { Err(why()) }
+/// `Ok` where `is_so`, else the error.
+pub(crate) fn so(is_so: bool, error: impl FnOnce() -> String) -> Result<(), String> {
+    if is_so { Ok(()) } else { Err(error()) }
 }
 
 /// A namespace of one test.
 pub(crate) struct World {
     pub(crate) client: Client,
     pub(crate) namespace: String,
-    pub(crate) player: Player,
+    pub(crate) cluster: FakeCluster,
     pub(crate) ledger: Ledger,
     pub(crate) kubeconfig: String,
 }
 
 impl World {
-    /// On the server that all tests share.
+    /// A namespace on the server that all tests share.
     pub(crate) async fn new(test: &str) -> Self {
         Self::on(Server::shared().await, test).await
     }
 
-    /// On a server.
+    /// A namespace on a server.
     pub(crate) async fn on(server: &Server, test: &str) -> Self {
         let client = server.client().await;
         let namespace = format!("{test}-{}", std::process::id());
         let object = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } });
         let namespaces: Api<Namespace> = Api::all(client.clone());
         namespaces.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
-        let player = Player::new(client.clone(), Some(&namespace)).await;
+        let cluster = FakeCluster::new(client.clone(), Some(&namespace)).await;
         let ledger = Ledger::new(&client, Some(&namespace));
-        Self { client, namespace, player, ledger, kubeconfig: server.kubeconfig.clone() }
+        Self { client, namespace, cluster, ledger, kubeconfig: server.kubeconfig.clone() }
     }
 
-    /// An operator of this namespace; `variables` come on top of what it needs.
+    /// Starts an operator of this namespace; `variables` add to its defaults or replace them.
     pub(crate) fn operator(&self, pod: &str, variables: &[(&str, &str)]) -> Operator {
-        let port = self.player.port.to_string();
+        let port = self.cluster.port.to_string();
         let mut all = vec![
             ("KUBECONFIG", self.kubeconfig.as_str()),
             ("MILLRACE_OPERATOR_RELEASE", "millrace"),
@@ -104,7 +104,7 @@ impl World {
         self.api()
     }
 
-    /// Makes a pipeline; `spec` comes on top of what it needs.
+    /// Creates a pipeline; `spec` adds to its defaults or replaces them, and null removes a field.
     pub(crate) async fn create(&self, name: &str, spec: Value) -> RecordPipelineResource {
         self.create_annotated(name, json!({}), spec).await
     }
@@ -134,7 +134,7 @@ impl World {
         self.pipelines().get(name).await.unwrap()
     }
 
-    /// Merges a patch into a pipeline, and gives its new generation.
+    /// Merges a patch into a pipeline, and returns its new generation.
     pub(crate) async fn change(&self, name: &str, patch: Value) -> i64 {
         self.patch::<RecordPipelineResource>(name, patch).await.metadata.generation.unwrap()
     }
@@ -148,10 +148,10 @@ impl World {
         self.api::<K>().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap()
     }
 
-    /// Waits until a condition has a status and a reason (any, where that is empty); gives the resource.
+    /// Waits until a condition has a status and a reason (an empty reason means any), and returns the resource.
     pub(crate) async fn waits(&self, name: &str, kind: &str, status: &str, reason: &str) -> RecordPipelineResource {
-        let what = format!("{kind} of {name} is {status} {reason}");
-        eventually(&what, async || {
+        let goal = format!("{kind} of {name} is {status} {reason}");
+        eventually(&goal, async || {
             let found = self.get(name).await;
             let conditions = conditions(&found);
             let is = conditions.iter().any(|condition| {
@@ -175,9 +175,9 @@ impl World {
         .await
     }
 
-    /// Waits until a pipeline is gone.
+    /// Waits until a pipeline is deleted.
     pub(crate) async fn gone(&self, name: &str) {
-        eventually(&format!("{name} is gone"), async || {
+        eventually(&format!("{name} is deleted"), async || {
             let found = self.pipelines().get_opt(name).await.unwrap();
             so(found.is_none(), || format!("{:#?}", found.as_ref().map(conditions)))
         })
@@ -194,13 +194,13 @@ impl World {
         about.map(|event| (event.reason.unwrap_or_default(), event.note.unwrap_or_default())).collect()
     }
 
-    /// Waits for two full looks at a pipeline after now: each answers its pods' `/status`, which counts them.
-    pub(crate) async fn two_looks(&self, operator: &Operator) {
+    /// Waits until the operator has ended two more reconciles for each pipeline.
+    pub(crate) async fn two_reconciles(&self, operator: &Operator) {
         let before = operator.reconciles().await;
         let pipelines = self.pipelines().list(&ListParams::default()).await.unwrap().items.len() as u64;
-        eventually("the operator has looked at all twice more", async || {
+        eventually("the operator has ended two more reconciles for each pipeline", async || {
             let now = operator.reconciles().await;
-            so(now >= before + 2 * pipelines.max(1), || format!("{before} looks and {now}"))
+            so(now >= before + 2 * pipelines.max(1), || format!("{before} reconciles and {now}"))
         })
         .await;
     }
@@ -248,12 +248,12 @@ impl Operator {
         self.process.id()
     }
 
-    /// Whether it is the process that was started.
+    /// Whether the process runs.
     pub(crate) fn runs(&self) -> bool {
         Command::new("kill").args(["-0", &self.pid().to_string()]).stderr(Stdio::null()).status().unwrap().success()
     }
 
-    /// What it has logged.
+    /// The log so far.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -270,18 +270,18 @@ impl Operator {
             .await
     }
 
-    /// Its numbers, as Prometheus reads them; empty while it does not answer.
+    /// Its metrics in Prometheus's form; empty while it does not answer.
     pub(crate) async fn metrics(&self) -> String {
         let log = self.log();
         let Some((_, rest)) = log.split_once("socket://") else { return String::new() };
         let listens: String = rest.chars().take_while(|of| of.is_ascii_digit() || ".:".contains(*of)).collect();
         match reqwest::get(format!("http://{listens}/metrics")).await {
-            Ok(answer) => answer.text().await.unwrap_or_default(),
+            Ok(response) => response.text().await.unwrap_or_default(),
             Err(_) => String::new(),
         }
     }
 
-    /// Reconciles that it has ended.
+    /// The number of reconciles that it has ended.
     pub(crate) async fn reconciles(&self) -> u64 {
         let metrics = self.metrics().await;
         let of = |line: &str| line.rsplit(' ').next().and_then(|number| number.parse::<u64>().ok());

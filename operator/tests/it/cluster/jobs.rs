@@ -1,4 +1,4 @@
-//! Plays the controller of Jobs.
+//! Acts as the controller of Jobs.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,28 +18,28 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{COMPONENT, INSTANCE, Stage, now, refusal};
+use super::{COMPONENT, INSTANCE, Shared, now, refusal};
 
-/// Ends a Job as its scene wants it.
-pub(super) async fn play(job: Arc<Job>, stage: Arc<Stage>) -> Result<Action, kube::Error> {
+/// Creates a Job's pod and ends the Job as its behaviour defines.
+pub(super) async fn reconcile(job: Arc<Job>, shared: Arc<Shared>) -> Result<Action, kube::Error> {
     let (namespace, name) = (job.namespace().unwrap(), job.name_any());
-    let jobs: Api<Job> = Api::namespaced(stage.client.clone(), &namespace);
-    let stands = job.status.clone().unwrap_or_default();
+    let jobs: Api<Job> = Api::namespaced(shared.client.clone(), &namespace);
+    let before = job.status.clone().unwrap_or_default();
     let ended = |kind: &str| ["Complete", "Failed"].contains(&kind);
-    if stands.active.is_some() || stands.conditions.iter().flatten().any(|condition| ended(&condition.type_)) {
+    if before.active.is_some() || before.conditions.iter().flatten().any(|condition| ended(&condition.type_)) {
         return Ok(Action::await_change());
     }
     let mut pod = serde_json::to_value(&job.spec.as_ref().unwrap().template).unwrap();
     let labels = pod["metadata"]["labels"].clone();
     let pipeline = labels[INSTANCE].as_str().unwrap_or("").to_owned();
-    let scene = stage.scene(&namespace, &pipeline);
-    if scene.hold_jobs {
+    let behaviour = shared.behaviour(&namespace, &pipeline);
+    if behaviour.hold_jobs {
         return Ok(Action::requeue(Duration::from_millis(200)));
     }
-    let well = if labels[COMPONENT] == "purge" { "Purged" } else { "Migrated" };
-    let (reason, message, contract) = scene.outcomes.front().copied().unwrap_or((well, "", 0));
-    let well = ["Migrated", "Purged"].contains(&reason);
-    let said = json!({
+    let success = if labels[COMPONENT] == "purge" { "Purged" } else { "Migrated" };
+    let (reason, message, contract) = behaviour.job_ends.front().copied().unwrap_or((success, "", 0));
+    let succeeds = ["Migrated", "Purged"].contains(&reason);
+    let termination = json!({
         "reason": reason, "message": message, "schema": { "from": 0, "to": 1 },
         "pipelineId": "0123456789abcdef", "contract": contract,
     });
@@ -47,29 +47,30 @@ pub(super) async fn play(job: Arc<Job>, stage: Arc<Stage>) -> Result<Action, kub
     pod["metadata"]["ownerReferences"] = json!([{
         "apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": job.uid().unwrap(), "controller": true,
     }]);
-    if scene.sidecar {
+    if behaviour.sidecar {
         pod["spec"]["containers"].as_array_mut().unwrap().insert(0, json!({ "name": "a-sidecar", "image": "sidecar" }));
     }
-    let (code, why) = if well { (0, "Completed") } else { (1, "Error") };
+    let (code, cause) = if succeeds { (0, "Completed") } else { (1, "Error") };
     let own = json!({ "terminated": {
-        "exitCode": code, "reason": why, "finishedAt": now(), "message": said.to_string(),
+        "exitCode": code, "reason": cause, "finishedAt": now(), "message": termination.to_string(),
     } });
-    if let Err(error) = stage.make_pod(&namespace, &pod, own, None).await {
+    if let Err(error) = shared.create_pod(&namespace, &pod, own, None).await {
         let Some(message) = refusal(&error) else { return Err(error) };
-        tell(&stage, &job, &message).await?;
+        report_refusal(&shared, &job, &message).await?;
         return Ok(Action::requeue(Duration::from_millis(300)));
     }
-    stage.cast().scenes.entry((namespace, pipeline)).and_modify(|scene| {
-        scene.outcomes.pop_front();
+    shared.lock().behaviours.entry((namespace, pipeline)).and_modify(|behaviour| {
+        behaviour.job_ends.pop_front();
     });
-    let status = if scene.sidecar { json!({ "startTime": now(), "active": 1, "ready": 0 }) } else { status(well) };
-    stage.status(&jobs, &job, status).await.inspect_err(|error| eprintln!("the Job {name}: {error}"))?;
+    let status =
+        if behaviour.sidecar { json!({ "startTime": now(), "active": 1, "ready": 0 }) } else { status(succeeds) };
+    shared.write_status(&jobs, &job, status).await.inspect_err(|error| eprintln!("the Job {name}: {error}"))?;
     Ok(Action::await_change())
 }
 
-fn status(well: bool) -> Value {
+fn status(succeeds: bool) -> Value {
     let condition = |kind: &str, reason: &str| json!({ "type": kind, "status": "True", "reason": reason, "message": "", "lastTransitionTime": now() });
-    if well {
+    if succeeds {
         json!({
             "startTime": now(), "completionTime": now(), "succeeded": 1, "ready": 0, "uncountedTerminatedPods": {},
             "conditions": [condition("SuccessCriteriaMet", "CompletionsReached"), condition("Complete", "CompletionsReached")],
@@ -82,10 +83,10 @@ fn status(well: bool) -> Value {
     }
 }
 
-/// The Event that the real controller writes when it cannot make a pod; the Job's status holds nothing of it.
-async fn tell(stage: &Stage, job: &Job, message: &str) -> Result<(), kube::Error> {
+/// Writes the Event of the real controller about a pod that it cannot create; the Job's status does not hold it.
+async fn report_refusal(shared: &Shared, job: &Job, message: &str) -> Result<(), kube::Error> {
     let (namespace, name) = (job.namespace().unwrap(), job.name_any());
-    let events: Api<Event> = Api::namespaced(stage.client.clone(), &namespace);
+    let events: Api<Event> = Api::namespaced(shared.client.clone(), &namespace);
     let event = json!({
         "metadata": { "name": format!("{name}.refused"), "namespace": namespace },
         "involvedObject": {
@@ -95,7 +96,7 @@ async fn tell(stage: &Stage, job: &Job, message: &str) -> Result<(), kube::Error
         "source": { "component": "job-controller" }, "firstTimestamp": now(), "lastTimestamp": now(), "count": 1,
     });
     let event = serde_json::from_value(event).map_err(kube::Error::SerdeError)?;
-    // Of a Job of the same name before it, or of this one a moment ago.
+    // An earlier Job of the same name, or an earlier pass, may have left one.
     let _ = events.delete(&format!("{name}.refused"), &DeleteParams::default()).await;
     events.create(&PostParams::default(), &event).await.map(|_| ())
 }
