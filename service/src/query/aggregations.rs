@@ -1,7 +1,7 @@
-//! `GET /records/aggregations`: totals per destination and unit, with all the records they are made of, as one snapshot.
+//! `GET /records/aggregations`: totals per destination and unit, with all their records, from one snapshot.
 //!
-//! Two readers go through the snapshot side by side, page by page: totals by (destination, unit), records by
-//! (destination, seq). What is in memory is one page of each.
+//! Two readers page through the snapshot side by side: totals by (destination, unit), records by (destination, seq).
+//! Memory holds one page of each.
 
 use std::collections::VecDeque;
 
@@ -32,13 +32,13 @@ const PAGE: i64 = 1_000;
 pub(super) struct Total {
     /// The unit.
     pub unit: String,
-    /// How many records.
+    /// Number of records.
     pub count: i64,
     /// Their signed sum, exact.
     pub total: String,
 }
 
-/// What one destination received.
+/// The records of one destination, with their totals.
 #[derive(Debug, Object, Serialize)]
 #[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
 #[serde(rename_all = "camelCase")]
@@ -47,20 +47,20 @@ pub(super) struct AggregationGroup {
     pub destination_id: String,
     /// Totals per unit, ordered by unit.
     pub totals: Vec<Total>,
-    /// How many records match.
+    /// Number of matching records.
     pub count: i64,
-    /// All of them, in the order of processing; absent with `records=false`.
+    /// All matching records, in the order of processing; absent with `records=false`.
     pub records: Option<Vec<RecordView>>,
 }
 
-/// Totals per destination, and what they are made of.
+/// Totals per destination, with their records.
 #[derive(Debug, Object, Serialize)]
 #[oai(rename_all = "camelCase", example)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Aggregations {
-    /// When the snapshot was taken that all of this is read from.
+    /// When the snapshot was taken from which the whole response is read.
     pub as_of: Time,
-    /// One group a destination, ordered by destinationId.
+    /// One group per destination, ordered by destinationId.
     pub groups: Vec<AggregationGroup>,
 }
 
@@ -86,15 +86,15 @@ pub struct AggregationsApi {
 
 #[OpenApi(tag = "Tags::Sums")]
 impl AggregationsApi {
-    /// Totals per destination, with the records
+    /// Totals and records per destination
     ///
-    /// Streams an answer of any size from one snapshot (`asOf`). `Accept` chooses JSON, NDJSON (`{"group":…}`,
-    /// `{"record":…}` lines, and last `{"end":…}`; line breaks between the values of `attributes` become spaces) or CSV (one
-    /// row a record; with `records=false` one row a group and unit). On a failure the connection is cut without the final
-    /// chunk, so that a part never looks whole.
+    /// Streams a response of any size from one snapshot (`asOf`). `Accept` selects JSON, NDJSON (`{"group":…}` and
+    /// `{"record":…}` lines, then `{"end":…}`; line breaks between the values of `attributes` become spaces) or CSV
+    /// (one row per record; with `records=false` one row per group and unit). On a failure the server closes the
+    /// connection without the final chunk, so that a part never looks complete.
     ///
-    /// A day in a local zone: give its two midnights with their offsets, which differ where the clocks change. The day of
-    /// 2026-03-29 in Berlin: `startTime=2026-03-29T00:00:00%2B01:00&endTime=2026-03-30T00:00:00%2B02:00`.
+    /// For a day in a local time zone, send its two midnights with their offsets. They differ when the clocks change.
+    /// The day of 2026-03-29 in Berlin: `startTime=2026-03-29T00:00:00%2B01:00&endTime=2026-03-30T00:00:00%2B02:00`.
     #[oai(path = "/records/aggregations", method = "get", operation_id = "aggregateRecords")]
     #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
     async fn aggregations(
@@ -105,7 +105,7 @@ impl AggregationsApi {
         /// `false`: only totals.
         #[oai(default = "default_true")]
         records: Query<bool>,
-        /// Only these ids; up to 100 times.
+        /// Only records with one of these ids; up to 100 times.
         #[oai(name = "recordId", default)]
         record_id: Query<Vec<Word>>,
         /// Only this destination.
@@ -116,7 +116,7 @@ impl AggregationsApi {
         /// Only this source.
         #[oai(name = "sourceId")]
         source_id: Query<Option<Word>>,
-        /// Only this sign.
+        /// Only records of this type.
         r#type: Query<Option<RecordType>>,
         /// Only this unit.
         unit: Query<Option<Word>>,
@@ -146,7 +146,7 @@ impl AggregationsApi {
         let snapshot = app.store.snapshot().await?;
         let with_records = records.0;
         let body = body(slot, move |out| {
-            let writer = Writer { out, format, with_records, first_total: true, groups: 0, records: 0 };
+            let writer = AggregationWriter { out, format, with_records, first_total: true, groups: 0, records: 0 };
             aggregate(snapshot, filter, writer)
         });
         Ok(Streamed::new(format, body))
@@ -157,7 +157,7 @@ fn default_true() -> bool {
     true
 }
 
-async fn aggregate(mut snapshot: Snapshot, filter: RecordFilter, mut writer: Writer) -> Result<Out, Cut> {
+async fn aggregate(mut snapshot: Snapshot, filter: RecordFilter, mut writer: AggregationWriter) -> Result<Out, Cut> {
     let as_of = render_time(snapshot.as_of);
     writer.begin(&as_of);
     let mut records = Records::new(writer.with_records);
@@ -195,7 +195,7 @@ async fn aggregate(mut snapshot: Snapshot, filter: RecordFilter, mut writer: Wri
     Ok(writer.out)
 }
 
-/// Reads the matching records in the order of their groups.
+/// Reads the matching records, page by page, in the order of the groups.
 struct Records {
     page: VecDeque<StoredRecord>,
     after: (String, i64),
@@ -207,7 +207,7 @@ impl Records {
         Self { page: VecDeque::new(), after: (String::new(), 0), ended: !wanted }
     }
 
-    /// The next record, if it belongs to the destination.
+    /// Takes the next record if it belongs to the destination.
     async fn next_of(
         &mut self,
         snapshot: &mut Snapshot,
@@ -226,7 +226,7 @@ impl Records {
     }
 }
 
-struct Writer {
+struct AggregationWriter {
     out: Out,
     format: Format,
     with_records: bool,
@@ -235,7 +235,7 @@ struct Writer {
     records: i64,
 }
 
-impl Writer {
+impl AggregationWriter {
     fn begin(&mut self, as_of: &str) {
         match self.format {
             Format::Json => self.out.text(&format!("{{\"asOf\":\"{as_of}\",\"groups\":[")),
@@ -273,7 +273,7 @@ impl Writer {
         self.out.json(&Total { unit: unit.clone(), count: *count, total: total.clone() })
     }
 
-    /// Ends the totals of a group and writes its records.
+    /// Ends the totals of a group and writes its records. Fails unless there are `count` of them.
     async fn group(
         &mut self,
         snapshot: &mut Snapshot,

@@ -1,4 +1,4 @@
-//! Bodies of answers: written once, with the schema of their type in the document; and pages with their cursors.
+//! Response bodies with the schema of their type in the OpenAPI document, and pages with their cursors.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use poem::{Body, IntoResponse, Response};
@@ -13,12 +13,12 @@ use sha2::{Digest, Sha256};
 use super::{format::Format, types::Time};
 use crate::http::problem::Failure;
 
-/// Items of a list where the caller names no limit.
+/// Items of a page when the client sends no limit.
 pub(super) const DEFAULT_LIMIT: u32 = 100;
-/// Most items of a list.
+/// Maximum number of items of a page.
 pub(super) const MAX_LIMIT: u32 = 1_000;
 
-/// A JSON body, written by serde: raw JSON in it keeps its bytes.
+/// A JSON body written by serde, which keeps the bytes of raw JSON.
 #[derive(Debug)]
 pub(super) struct Answer<T, const STATUS: u16 = 200>(pub T);
 
@@ -35,7 +35,7 @@ impl<T: Serialize + Send, const STATUS: u16> IntoResponse for Answer<T, STATUS> 
 impl<T: Type, const STATUS: u16> ApiResponse for Answer<T, STATUS> {
     fn meta() -> MetaResponses {
         let content = vec![MetaMediaType { content_type: "application/json", schema: T::schema_ref() }];
-        MetaResponses { responses: vec![response("What was asked for.", STATUS, content)] }
+        MetaResponses { responses: vec![response("The result.", STATUS, content)] }
     }
 
     fn register(registry: &mut Registry) {
@@ -43,7 +43,7 @@ impl<T: Type, const STATUS: u16> ApiResponse for Answer<T, STATUS> {
     }
 }
 
-/// A body of any size in the format that was asked for; `T` is what it is in JSON.
+/// A body of any size in the requested format. `T` is its type in JSON.
 #[derive(Debug)]
 pub(super) struct Streamed<T> {
     format: Format,
@@ -77,17 +77,17 @@ impl<T: Type> ApiResponse for Streamed<T> {
             MetaMediaType {
                 content_type: Format::Ndjson.media_type(),
                 schema: text(
-                    "One JSON object a line; the last line is `end`, without which the answer is not whole. A line ends with \
-                     U+000A only: U+0085, U+2028 and U+2029 may stand within one, so split at U+000A and not with Python's \
-                     `str.splitlines`.",
+                    "One JSON object per line. The last line is `end`; without it the response is not complete. Only \
+                     U+000A ends a line: a line may contain U+0085, U+2028 and U+2029, so split at U+000A and not with \
+                     Python's `str.splitlines`.",
                 ),
             },
             MetaMediaType {
                 content_type: Format::Csv.media_type(),
-                schema: text("RFC 4180, with a header line. An answer that was cut lacks its final HTTP chunk."),
+                schema: text("RFC 4180, with a header line. A response that was cut lacks its final HTTP chunk."),
             },
         ];
-        MetaResponses { responses: vec![response("What was asked for, in the format of Accept.", 200, content)] }
+        MetaResponses { responses: vec![response("The result, in the format that `Accept` selects.", 200, content)] }
     }
 
     fn register(registry: &mut Registry) {
@@ -104,23 +104,23 @@ fn response(description: &'static str, status: u16, content: Vec<MetaMediaType>)
 #[oai(rename_all = "camelCase")]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Page<T: ParseFromJSON + ToJSON + Send + Sync> {
-    /// The items, in the order that the path states.
+    /// The items, in the order that the path documents.
     pub items: Vec<T>,
-    /// Ask again with `cursor` set to this, and the same filters, for the next page; absent at the end.
+    /// Send it as `cursor`, with the same filters, for the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
 
-/// How a list is cut into pages.
+/// The pages of a list: their size, and the position after which the requested page begins.
 pub(super) struct Paging<P> {
-    /// The place behind which to continue; `None`: from the beginning.
+    /// The position after which to continue; `None`: from the beginning.
     pub(super) after: Option<P>,
     limit: usize,
     digest: [u8; 8],
 }
 
 impl<P: Serialize + DeserializeOwned> Paging<P> {
-    /// Reads a cursor, which holds only for the path and filters that it was given with.
+    /// Parses a cursor. It is valid only for the path and filters for which it was issued.
     pub(super) fn new(
         path: &str,
         filters: &impl Serialize,
@@ -135,17 +135,17 @@ impl<P: Serialize + DeserializeOwned> Paging<P> {
         Ok(this)
     }
 
-    /// Rows to read: one more than a page, to know whether there is another.
+    /// Number of rows to read: one more than a page has, which shows whether another page follows.
     pub(super) fn rows(&self) -> i64 {
         self.limit as i64 + 1
     }
 
-    /// Items to answer at most.
+    /// Maximum number of items to return.
     pub(super) fn limit(&self) -> usize {
         self.limit
     }
 
-    /// The page of the rows that were read.
+    /// Makes a page of the rows that were read.
     pub(super) fn page<R, T>(&self, mut rows: Vec<R>, place: impl Fn(&R) -> P, item: impl Fn(R) -> T) -> Page<T>
     where
         T: ParseFromJSON + ToJSON + Send + Sync,
@@ -156,34 +156,34 @@ impl<P: Serialize + DeserializeOwned> Paging<P> {
         Page { items: rows.into_iter().map(item).collect(), next_cursor }
     }
 
-    /// The cursor of a place.
+    /// The cursor of a position.
     pub(super) fn cursor(&self, place: &P) -> Option<String> {
         let mut bytes = self.digest.to_vec();
         serde_json::to_writer(&mut bytes, place).ok()?;
         Some(URL_SAFE_NO_PAD.encode(bytes))
     }
 
-    /// The place of a cursor. Anyone can make one up, so the type of the place has to refuse what no list leads to.
+    /// The position of a cursor. A client can make one up, so the type `P` must refuse values that no list contains.
     fn place(&self, cursor: &str) -> Result<P, Failure> {
         URL_SAFE_NO_PAD
             .decode(cursor)
             .ok()
             .and_then(|bytes| serde_json::from_slice(bytes.strip_prefix(&self.digest)?).ok())
-            // One spelling only.
+            // Base64 and JSON allow several spellings of one position; only the issued one is valid.
             .filter(|place| self.cursor(place).as_deref() == Some(cursor))
             .ok_or_else(|| {
-                let detail = "cursor: not one that this path gave for these filters; begin again without it";
+                let detail = "cursor: was not issued by this path for these filters; begin again without it";
                 Failure::new(400, "invalid_cursor", detail)
             })
     }
 }
 
-/// A refused parameter.
+/// The failure for an invalid parameter.
 pub(super) fn invalid_parameter(name: &str, rule: &str) -> Failure {
     Failure::new(400, "invalid_parameter", format!("{name}: {rule}"))
 }
 
-/// Refuses a range of time that nothing can lie in. One of no length is taken: programs make such.
+/// Refuses a time range that ends before it starts. An empty range is valid, because programs compute such ranges.
 pub(super) fn in_order(start: Option<Time>, end: Option<Time>) -> Result<(), Failure> {
     match (start, end) {
         (Some(start), Some(end)) if start.0 > end.0 => {
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_holds_for_its_path_and_filters_only() {
+    fn a_cursor_is_valid_only_for_its_path_and_filters() {
         let paging = Paging::<(i32, i64)>::new("/records", &"a", None, 2).expect("paging");
         let page = paging.page(vec![1, 2, 3], |n| (0, i64::from(*n)), |n| n);
         assert_eq!(page.items, [1, 2]);

@@ -1,4 +1,4 @@
-//! `GET /audit` and `/audit/summary`: what happened, derived from what is stored.
+//! `GET /audit` and `/audit/summary`: the audit trail, derived from stored rows.
 
 use std::collections::BTreeMap;
 
@@ -17,29 +17,29 @@ use crate::{
     store::{AuditFilter, AuditPlace, Fact},
 };
 
-/// What happened.
+/// The kind of an audit fact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
 #[oai(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(super) enum Action {
     /// An entry was received.
     Received,
-    /// It was queued.
+    /// The entry was appended to the input stream.
     Queued,
-    /// It became a processed record.
+    /// The entry became a processed record.
     Processed,
-    /// It was a duplicate: its id was taken by the same content.
+    /// The entry was a duplicate: the same content had its id.
     Dropped,
-    /// Its id was taken by other content.
+    /// The entry was a conflict: other content had its id.
     Conflict,
     /// The record's value was above the threshold.
     Alerted,
-    /// It could not be applied.
+    /// The entry could not be applied.
     DeadLettered,
-    /// A dead letter was decided again.
+    /// A replay closed a dead letter.
     Replayed,
-    /// A dead letter was given up.
+    /// An administrator discarded a dead letter.
     Discarded,
-    /// An administrator changed something else.
+    /// An administrator made another change.
     Admin,
 }
 
@@ -60,28 +60,28 @@ impl Action {
     }
 }
 
-/// Something that happened.
+/// One step of a record's processing, or one action of an administrator.
 #[derive(Debug, Object, Serialize)]
 #[oai(rename_all = "camelCase", skip_serializing_if_is_none, example)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct AuditFact {
-    /// One of the actions that can be filtered by; readers ignore those they do not know.
+    /// One of the actions that the filter accepts; readers ignore actions that they do not support.
     pub action: String,
-    /// When.
+    /// When it happened.
     pub time: Time,
-    /// Of which record, where known.
+    /// The record, where it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record_id: Option<String>,
-    /// Of which destination, where known.
+    /// The destination, where it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination_id: Option<String>,
-    /// By which worker.
+    /// The worker that did it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
-    /// By whom.
+    /// The person or client that did it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub actor: Option<String>,
-    /// Why.
+    /// The reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -107,40 +107,40 @@ impl From<Fact> for AuditFact {
     }
 }
 
-/// How often each action was taken on a destination.
+/// Counts of actions for one destination.
 #[derive(Debug, Object, Serialize)]
 #[oai(rename_all = "camelCase")]
 #[serde(rename_all = "camelCase")]
 pub(super) struct DestinationCounts {
     /// The destination.
     pub destination_id: String,
-    /// Action → how often.
+    /// Action → count.
     pub actions: BTreeMap<String, i64>,
 }
 
-/// How often each action was taken by a worker.
+/// Counts of actions by one worker.
 #[derive(Debug, Object, Serialize)]
 #[oai(rename_all = "camelCase")]
 #[serde(rename_all = "camelCase")]
 pub(super) struct WorkerCounts {
     /// The worker.
     pub worker: String,
-    /// Action → how often.
+    /// Action → count.
     pub actions: BTreeMap<String, i64>,
 }
 
-/// The audit trail, counted.
+/// Counts over the audit trail.
 #[derive(Debug, Object, Serialize)]
 #[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct AuditSummary {
-    /// Action → how often, over all destinations and workers.
+    /// Action → count, over all destinations and workers.
     pub actions: BTreeMap<String, i64>,
     /// Per worker, ordered by its name.
     pub workers: Vec<WorkerCounts>,
     /// Per destination, ordered by destinationId: one page.
     pub destinations: Vec<DestinationCounts>,
-    /// Ask again with `cursor` set to this, and the same filters, for more destinations; absent at the end.
+    /// Send it as `cursor`, with the same filters, for more destinations; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
@@ -149,41 +149,41 @@ pub(super) struct AuditSummary {
 #[derive(Debug, Clone, Default)]
 pub struct AuditApi;
 
-/// Of the last fact seen: applied, shard, kind, n, step.
+/// The position of a fact in the list: applied, shard, kind, n, step.
 pub(super) type Place = (Time, i32, i32, i64, i32);
 
 #[OpenApi(tag = "Tags::Audit")]
 impl AuditApi {
     /// List what happened
     ///
-    /// Ordered by when the record (or duplicate, conflict, dead letter) that a fact belongs to was applied, so that the
-    /// facts of one stand together; `startTime` and `endTime` are of the facts themselves. Workers apply side by side:
-    /// what was applied within the last second may still be joined by facts that belong before it.
+    /// Ordered by the time at which the record (or duplicate, conflict, dead letter) of a fact was applied, so that all
+    /// facts of one are adjacent. `startTime` and `endTime` filter by the time of the fact itself. Workers apply
+    /// concurrently: for about a second, new facts can still appear before facts that are already listed.
     #[oai(path = "/audit", method = "get", operation_id = "listAuditFacts")]
     #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
     async fn list(
         &self,
         app: Data<&App>,
         _reader: Reader,
-        /// Only this action; may be repeated for any of several.
+        /// Only this action; repeat it for several.
         #[oai(default)]
         action: Query<Vec<Action>>,
-        /// Only this id.
+        /// Only facts of this record.
         #[oai(name = "recordId")]
         record_id: Query<Option<Word>>,
-        /// Only this destination.
+        /// Only facts of this destination.
         #[oai(name = "destinationId")]
         destination_id: Query<Option<Word>>,
-        /// Only what happened at or after this.
+        /// Only facts at or after this time.
         #[oai(name = "startTime")]
         start_time: Query<Option<Time>>,
-        /// Only what happened before this.
+        /// Only facts before this time.
         #[oai(name = "endTime")]
         end_time: Query<Option<Time>>,
-        /// Most items of the page.
+        /// Maximum number of items on the page.
         #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "super::default_limit")]
         limit: Query<u32>,
-        /// `nextCursor` of the page before, with the same filters.
+        /// `nextCursor` of the previous page, with the same filters.
         cursor: Query<Option<String>>,
     ) -> Result<Answer<Page<AuditFact>>, Failure> {
         in_order(start_time.0, end_time.0)?;
@@ -210,25 +210,25 @@ impl AuditApi {
         &self,
         app: Data<&App>,
         _reader: Reader,
-        /// Only this action; may be repeated for any of several.
+        /// Only this action; repeat it for several.
         #[oai(default)]
         action: Query<Vec<Action>>,
-        /// Only this id.
+        /// Only facts of this record.
         #[oai(name = "recordId")]
         record_id: Query<Option<Word>>,
-        /// Only this destination.
+        /// Only facts of this destination.
         #[oai(name = "destinationId")]
         destination_id: Query<Option<Word>>,
-        /// Only what happened at or after this.
+        /// Only facts at or after this time.
         #[oai(name = "startTime")]
         start_time: Query<Option<Time>>,
-        /// Only what happened before this.
+        /// Only facts before this time.
         #[oai(name = "endTime")]
         end_time: Query<Option<Time>>,
-        /// Most destinations of the page.
+        /// Maximum number of destinations on the page.
         #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "super::default_limit")]
         limit: Query<u32>,
-        /// `nextCursor` of the page before, with the same filters.
+        /// `nextCursor` of the previous page, with the same filters.
         cursor: Query<Option<String>>,
     ) -> Result<Answer<AuditSummary>, Failure> {
         in_order(start_time.0, end_time.0)?;
@@ -265,7 +265,7 @@ impl AuditApi {
     }
 }
 
-/// Before anything that can be stored.
+/// A position before every fact.
 const BEGINNING: AuditPlace = AuditPlace { applied: DateTime::<Utc>::UNIX_EPOCH, shard: -1, kind: 0, n: 0, step: 0 };
 
 fn filter(

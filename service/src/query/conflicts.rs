@@ -1,4 +1,4 @@
-//! `GET /conflicts`: entries that were refused because their id is taken by other content; both contents.
+//! `GET /conflicts`: entries that were refused because other content has their id, with both contents.
 
 use poem::web::Data;
 use poem_openapi::{Object, OpenApi, param::Query};
@@ -16,7 +16,7 @@ use crate::{
     store::{ConflictFilter, StoredConflict},
 };
 
-/// An entry that was refused because its id is taken by other content.
+/// An entry that was refused because other content has its id.
 #[derive(Debug, Object, Serialize)]
 #[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
 #[serde(rename_all = "camelCase")]
@@ -29,19 +29,19 @@ pub(super) struct Conflict {
     pub time: Time,
     /// When the refused entry was received.
     pub received_at: Time,
-    /// The content that has the id, where it is a processed record.
+    /// The content that has the id, when it is a processed record.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<RecordView>,
-    /// The content that has, or had, the id, where it is a dead letter.
+    /// The content that has, or had, the id, when it is a dead letter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dead_letter: Option<RawJson>,
-    /// The content that was refused, byte for byte.
+    /// The refused content, byte for byte.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<RawJson>,
-    /// The content that was refused, where it is JSON that is nested deeper than a record can be.
+    /// The refused content, when it is JSON that is nested deeper than a record can be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused_text: Option<String>,
-    /// The content that was refused, where it is not JSON.
+    /// The refused content, when it is not JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused_base64: Option<String>,
 }
@@ -78,22 +78,22 @@ impl ConflictsApi {
         &self,
         app: Data<&App>,
         _reader: Reader,
-        /// Only this id.
+        /// Only conflicts about this id.
         #[oai(name = "recordId")]
         record_id: Query<Option<Word>>,
-        /// Only this destination, of the refused content.
+        /// Only conflicts whose refused content has this destination.
         #[oai(name = "destinationId")]
         destination_id: Query<Option<Word>>,
-        /// Only conflicts noted at or after this.
+        /// Only conflicts stored at or after this time.
         #[oai(name = "startTime")]
         start_time: Query<Option<Time>>,
-        /// Only conflicts noted before this.
+        /// Only conflicts stored before this time.
         #[oai(name = "endTime")]
         end_time: Query<Option<Time>>,
-        /// Most items of the page.
+        /// Maximum number of items on the page.
         #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "super::default_limit")]
         limit: Query<u32>,
-        /// `nextCursor` of the page before, with the same filters.
+        /// `nextCursor` of the previous page, with the same filters.
         cursor: Query<Option<String>>,
     ) -> Result<Answer<Page<Conflict>>, Failure> {
         in_order(start_time.0, end_time.0)?;

@@ -1,4 +1,4 @@
-//! A dead letter as it is given out, and payloads of any kind.
+//! A dead letter as the API returns it, and payloads of any kind.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use poem_openapi::{Enum, Object, types::Example};
@@ -7,16 +7,16 @@ use serde::Serialize;
 use super::types::{RawJson, Time};
 use crate::{domain::is_deep, store::StoredDeadLetter};
 
-/// Where a dead letter stands.
+/// The state of a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
 #[oai(rename_all = "lowercase")]
 #[serde(rename_all = "lowercase")]
 pub(super) enum DeadLetterState {
-    /// It takes its id, and waits for a person.
+    /// It has its id, and waits for a replay or discard.
     Open,
-    /// Its payload was decided again.
+    /// A replay of its payload was decided.
     Replayed,
-    /// A person gave it up; its id is free.
+    /// An administrator discarded it; its id is free.
     Discarded,
 }
 
@@ -38,7 +38,7 @@ impl DeadLetterState {
     }
 }
 
-/// Why an entry became a dead letter; docs/errors.md tells more.
+/// Why an entry became a dead letter; docs/errors.md describes each reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
 #[oai(rename_all = "snake_case")]
 pub(super) enum DeadLetterReason {
@@ -48,13 +48,13 @@ pub(super) enum DeadLetterReason {
     TotalOutOfBounds,
     /// It is not a record.
     Malformed,
-    /// It stands in another shard's stream than its destination's.
+    /// It is in the input stream of another shard than its destination's.
     WrongShard,
-    /// Postgres refuses the row.
+    /// Postgres refused the row.
     RefusedByStore,
     /// Deciding it panicked.
     Panicked,
-    /// Workers died of it before it was decided.
+    /// Workers crashed at it before it was decided.
     CrashedWorker,
 }
 
@@ -72,17 +72,17 @@ impl DeadLetterReason {
     }
 }
 
-/// What came, in the one way in which it can be shown.
+/// A payload in the one form in which the API can show it.
 #[derive(Debug)]
 pub(super) enum Shown {
     Json(RawJson),
-    /// JSON that is nested deeper than readers can be asked to read.
+    /// JSON that is nested too deep for common readers.
     Text(String),
     Base64(String),
 }
 
 impl Shown {
-    /// What came.
+    /// Selects the form of a payload.
     pub(super) fn of(payload: Vec<u8>) -> Self {
         match String::from_utf8(payload) {
             Ok(text) => match RawJson::parse(text.clone()) {
@@ -94,7 +94,7 @@ impl Shown {
         }
     }
 
-    /// As three fields of which one is there: JSON, text, base64.
+    /// Returns the fields JSON, text and base64, of which one is present.
     pub(super) fn fields(self) -> (Option<RawJson>, Option<String>, Option<String>) {
         match self {
             Self::Json(json) => (Some(json), None, None),
@@ -111,16 +111,16 @@ impl Shown {
 pub(super) struct DeadLetter {
     /// `<shard>-d<n>`.
     pub id: String,
-    /// Where it stands.
+    /// Its state.
     pub state: DeadLetterState,
     /// A stable code.
     pub reason: String,
-    /// Why, as a sentence.
+    /// The reason as a sentence.
     pub detail: String,
-    /// Absent where the payload could not be read.
+    /// Absent when the payload could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record_id: Option<String>,
-    /// Absent where the payload could not be read.
+    /// Absent when the payload could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination_id: Option<String>,
     /// When it was opened.
@@ -130,22 +130,22 @@ pub(super) struct DeadLetter {
     /// When it was replayed or discarded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed_at: Option<Time>,
-    /// Who discarded it, or whose replay closed it.
+    /// The administrator who discarded it, or whose replay closed it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed_by: Option<String>,
-    /// Who asked for its replay last.
+    /// The administrator who requested its latest replay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requested_by: Option<String>,
-    /// The dead letter whose replay was refused with this one.
+    /// The dead letter whose replay failed with this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay_of: Option<String>,
-    /// What came, byte for byte, where it is JSON that is not nested deeper than a record can be.
+    /// The payload byte for byte, when it is JSON that is not nested deeper than a record can be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload: Option<RawJson>,
-    /// What came, where it is JSON that is nested deeper.
+    /// The payload, when it is JSON that is nested deeper.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload_text: Option<String>,
-    /// What came, where it is not JSON.
+    /// The payload, when it is not JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload_base64: Option<String>,
 }

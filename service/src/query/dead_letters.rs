@@ -1,7 +1,7 @@
-//! Dead letters: looked at, replayed, discarded. And conflicts, which are only looked at.
+//! `/dead-letters`: list, replay and discard dead letters.
 //!
-//! A replay only appends the payload again with the dead letter's number; the worker's transaction decides it and closes the
-//! dead letter. So asking twice is harmless: the second entry finds the dead letter closed and changes nothing.
+//! A replay only appends the payload again with the dead letter's number. The worker's transaction decides it and
+//! closes the dead letter. So a second request is harmless: its entry finds the dead letter closed and changes nothing.
 
 use std::time::Instant;
 
@@ -30,34 +30,34 @@ use crate::{
     telemetry::limits,
 };
 
-/// DeadLetters that are appended again by one script.
+/// Dead letters that one script appends again.
 const BATCH: usize = 100;
 
-/// What was asked for one dead letter.
+/// The action that was requested for one dead letter.
 #[derive(Debug, Object, Serialize)]
 pub(super) struct DeadLetterAction {
     /// The dead letter.
     pub id: String,
-    /// `queued`: its replay is queued, and it stays open until that is decided; `discarded`.
+    /// `queued`: its replay is appended, and it stays open until a worker decides that; or `discarded`.
     pub status: String,
 }
 
-/// What was, or with `dryRun` would be, replayed.
+/// The dead letters that were replayed, or with `dryRun` would be.
 #[derive(Debug, Object, Serialize)]
 #[oai(rename_all = "camelCase")]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ReplayResult {
-    /// Whether it was only a question.
+    /// Whether this was a dry run.
     pub dry_run: bool,
     /// Open dead letters that match the filters.
     pub matching: i64,
-    /// How many of them were queued by this request.
+    /// Number of replays that this request appended.
     pub queued: i64,
-    /// Of those that cannot be appended again because they are not text; discard them.
+    /// Number of dead letters that cannot be appended again because they are not text; discard them.
     pub unreadable: i64,
-    /// The dead letters that were queued, or with `dryRun` would be.
+    /// Ids of the dead letters whose replay was appended, or with `dryRun` would be.
     pub ids: Vec<String>,
-    /// Ask again with `cursor` set to this, and the same filters, for the next dead letters; absent at the end.
+    /// Send it as `cursor`, with the same filters, for the next dead letters; absent at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
@@ -77,26 +77,26 @@ impl DeadLettersApi {
         &self,
         app: Data<&App>,
         _reader: Reader,
-        /// Only this state; absent: all.
+        /// Only dead letters in this state; absent: all.
         state: Query<Option<DeadLetterState>>,
-        /// Only this reason.
+        /// Only dead letters with this reason.
         reason: Query<Option<DeadLetterReason>>,
-        /// Only this id.
+        /// Only dead letters of this record.
         #[oai(name = "recordId")]
         record_id: Query<Option<Word>>,
-        /// Only this destination.
+        /// Only dead letters of this destination.
         #[oai(name = "destinationId")]
         destination_id: Query<Option<Word>>,
-        /// Only dead letters opened at or after this.
+        /// Only dead letters opened at or after this time.
         #[oai(name = "startTime")]
         start_time: Query<Option<Time>>,
-        /// Only dead letters opened before this.
+        /// Only dead letters opened before this time.
         #[oai(name = "endTime")]
         end_time: Query<Option<Time>>,
-        /// Most items of the page.
+        /// Maximum number of items on the page.
         #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "super::default_limit")]
         limit: Query<u32>,
-        /// `nextCursor` of the page before, with the same filters.
+        /// `nextCursor` of the previous page, with the same filters.
         cursor: Query<Option<String>>,
     ) -> Result<Answer<Page<DeadLetter>>, Failure> {
         in_order(start_time.0, end_time.0)?;
@@ -115,8 +115,9 @@ impl DeadLettersApi {
 
     /// Replay a dead letter
     ///
-    /// Queues its payload again. The dead letter stays open until that is decided, and is decided once, however often this is
-    /// asked for. If it is refused again, a new dead letter that names this one is opened.
+    /// Appends its payload to the input stream again. The dead letter stays open until a worker decides the replay. A
+    /// worker decides it once, even after several requests. If the replay is refused too, the worker opens a new dead
+    /// letter that names this one.
     #[oai(path = "/dead-letters/:id/replay", method = "post", operation_id = "replayDeadLetter")]
     async fn replay(
         &self,
@@ -131,7 +132,7 @@ impl DeadLettersApi {
             return Err(not_open(id, &dead_letter.state));
         }
         let entry = outgoing(id, dead_letter).ok_or_else(|| {
-            let detail = "the payload is not text and cannot be queued again; discard the letter";
+            let detail = "the payload is not text and cannot be appended again; discard the dead letter";
             Failure::new(409, "dead_letter_not_replayable", detail)
         })?;
         append(app.0, id.shard, &[id.n], &[entry], &caller.0.name).await?;
@@ -140,7 +141,7 @@ impl DeadLettersApi {
 
     /// Discard a dead letter
     ///
-    /// Gives it up for good; its id is free for a new record.
+    /// Closes it for good. Its id is then free for a new record.
     #[oai(path = "/dead-letters/:id/discard", method = "post", operation_id = "discardDeadLetter")]
     async fn discard(
         &self,
@@ -154,41 +155,43 @@ impl DeadLettersApi {
             let dead_letter = app.store.find_dead_letter(id).await?.ok_or_else(|| no_dead_letter(id))?;
             return Err(not_open(id, &dead_letter.state));
         }
-        tracing::info!(event = "query.dead_letter.discarded", dead_letter = %id, actor = %caller.0.name, "discarded a dead letter");
+        let actor = &caller.0.name;
+        tracing::info!(event = "query.dead_letter.discarded", dead_letter = %id, %actor, "discarded a dead letter");
         Ok(Answer(DeadLetterAction { id: id.to_string(), status: "discarded".to_owned() }))
     }
 
     /// Replay dead letters by filter
     ///
-    /// Queues the open dead letters that match, up to `limit` of them, in the order of the list; `nextCursor` continues behind
-    /// them. With `dryRun=true` nothing is queued: the answer says what would be.
+    /// Appends the payloads of matching open dead letters again, at most `limit`, in the order of the list.
+    /// `nextCursor` continues after them. With `dryRun=true` it appends nothing and only returns the dead letters that
+    /// it would replay.
     #[oai(path = "/dead-letters/replay", method = "post", operation_id = "replayDeadLetters")]
     #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
     async fn replay_matching(
         &self,
         app: Data<&App>,
         caller: Administrator,
-        /// `true`: only say what would be replayed.
+        /// `true`: only return the dead letters that would be replayed.
         #[oai(name = "dryRun", default)]
         dry_run: Query<bool>,
-        /// Only this reason.
+        /// Only dead letters with this reason.
         reason: Query<Option<DeadLetterReason>>,
-        /// Only this id.
+        /// Only dead letters of this record.
         #[oai(name = "recordId")]
         record_id: Query<Option<Word>>,
-        /// Only this destination.
+        /// Only dead letters of this destination.
         #[oai(name = "destinationId")]
         destination_id: Query<Option<Word>>,
-        /// Only dead letters opened at or after this.
+        /// Only dead letters opened at or after this time.
         #[oai(name = "startTime")]
         start_time: Query<Option<Time>>,
-        /// Only dead letters opened before this.
+        /// Only dead letters opened before this time.
         #[oai(name = "endTime")]
         end_time: Query<Option<Time>>,
-        /// Most dead letters of this request.
+        /// Maximum number of dead letters for this request.
         #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "most")]
         limit: Query<u32>,
-        /// `nextCursor` of the request before, with the same filters.
+        /// `nextCursor` of the previous request, with the same filters.
         cursor: Query<Option<String>>,
     ) -> Result<Answer<ReplayResult, 202>, Failure> {
         in_order(start_time.0, end_time.0)?;
@@ -203,32 +206,32 @@ impl DeadLettersApi {
         let paging = Paging::<(i32, i64)>::new("/dead-letters/replay", &filter, cursor.0, limit.0)?;
         let matching = app.store.count_dead_letters(&filter).await?;
         let mut after = paging.after.unwrap_or((-1, 0));
-        let mut answer =
+        let mut result =
             ReplayResult { dry_run: dry_run.0, matching, queued: 0, unreadable: 0, ids: Vec::new(), next_cursor: None };
         let mut left = paging.limit();
         loop {
-            // Payloads are held for one batch only.
+            // One batch at a time bounds the memory for payloads.
             let dead_letters = app.store.list_dead_letters(&filter, after, BATCH.min(left) as i64).await?;
             let ended = dead_letters.len() < BATCH.min(left);
             left -= dead_letters.len();
             if let Some(last) = dead_letters.last() {
                 after = (last.shard, last.n);
             }
-            for (shard, numbers, entries) in by_shard(dead_letters, &mut answer) {
+            for (shard, numbers, entries) in by_shard(dead_letters, &mut result) {
                 if !dry_run.0 {
                     append(app.0, shard, &numbers, &entries, &caller.0.name).await?;
-                    answer.queued += numbers.len() as i64;
+                    result.queued += numbers.len() as i64;
                 }
             }
             if ended {
                 break;
             }
             if left == 0 {
-                answer.next_cursor = paging.cursor(&after);
+                result.next_cursor = paging.cursor(&after);
                 break;
             }
         }
-        Ok(Answer(answer))
+        Ok(Answer(result))
     }
 }
 
@@ -246,14 +249,18 @@ fn no_dead_letter(id: DeadLetterId) -> Failure {
 }
 
 fn not_open(id: DeadLetterId, state: &str) -> Failure {
-    Failure::new(409, "dead_letter_not_open", format!("dead letter {id} is {state}; only open letters can be changed"))
+    Failure::new(
+        409,
+        "dead_letter_not_open",
+        format!("dead letter {id} is {state}; only open dead letters can be changed"),
+    )
 }
 
-/// The entry that replays a dead letter; `None` where its payload is not text.
+/// The entry that replays a dead letter; `None` if its payload is not text.
 fn outgoing(id: DeadLetterId, dead_letter: StoredDeadLetter) -> Option<Outgoing> {
     Some(Outgoing {
         record: String::from_utf8(dead_letter.payload).ok()?,
-        // It was received once, and stays received then.
+        // A replay keeps the time at which the record was received.
         received_at: dead_letter.received_at,
         traceparent: dead_letter.traceparent,
         serve: None,
@@ -263,17 +270,17 @@ fn outgoing(id: DeadLetterId, dead_letter: StoredDeadLetter) -> Option<Outgoing>
 
 type Group = (u16, Vec<i64>, Vec<Outgoing>);
 
-/// DeadLetters in the order of the list, cut into runs of one shard.
-fn by_shard(dead_letters: Vec<StoredDeadLetter>, answer: &mut ReplayResult) -> Vec<Group> {
+/// Groups consecutive dead letters of one shard, in the order of the list. Adds ids and unreadable ones to the result.
+fn by_shard(dead_letters: Vec<StoredDeadLetter>, result: &mut ReplayResult) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for dead_letter in dead_letters {
         let Ok(shard) = u16::try_from(dead_letter.shard) else { continue };
         let id = DeadLetterId { shard, n: dead_letter.n };
         let Some(entry) = outgoing(id, dead_letter) else {
-            answer.unreadable += 1;
+            result.unreadable += 1;
             continue;
         };
-        answer.ids.push(id.to_string());
+        result.ids.push(id.to_string());
         match groups.last_mut() {
             Some((last, numbers, entries)) if *last == shard => {
                 numbers.push(id.n);
@@ -286,7 +293,7 @@ fn by_shard(dead_letters: Vec<StoredDeadLetter>, answer: &mut ReplayResult) -> V
 }
 
 async fn append(app: &App, shard: u16, numbers: &[i64], entries: &[Outgoing], actor: &str) -> Result<(), Failure> {
-    // Who asked is noted first: the replay may be decided before the append is answered.
+    // The request is stored first: a worker may decide the replay before the append returns.
     app.store.note_replay(shard, numbers, actor).await?;
     let (pipeline_id, limit) = {
         let active_manifest = app.manifest.borrow();
@@ -294,26 +301,29 @@ async fn append(app: &App, shard: u16, numbers: &[i64], entries: &[Outgoing], ac
     };
     app.streams.append(shard, &pipeline_id, limit, None, entries).await.map_err(|error| {
         if limits::NOT_REPLAYED.allows(Instant::now()) {
-            tracing::warn!(event = "query.dead_letter.replay_failed", shard, dead_letters = numbers.len(), %error, "dead letters cannot be replayed");
+            let dead_letters = numbers.len();
+            tracing::warn!(
+                event = "query.dead_letter.replay_failed",
+                shard,
+                dead_letters,
+                %error,
+                "dead letters cannot be replayed"
+            );
         }
         match error {
-            AppendError::Backlog => {
-                Failure::new(429, "backlog_full", "too much is queued for this shard; ask again later")
-            }
-            AppendError::Full => Failure::new(503, "redis_full", "the queue is full; ask again later"),
-            AppendError::Away(_) => {
-                Failure::new(503, "redis_unavailable", "the queue cannot be reached now; ask again")
-            }
+            AppendError::Backlog => Failure::new(429, "backlog_full", "the backlog of this shard is full; retry later"),
+            AppendError::Full => Failure::new(503, "redis_full", "the memory of Redis is full; retry later"),
+            AppendError::Away(_) => Failure::new(503, "redis_unavailable", "Redis cannot be reached now; retry"),
             AppendError::Unknown(_) => {
-                let detail = "the replay may be queued or not; ask again: it is decided once";
+                let detail = "the replay may have been appended or not; retry: a worker decides it once";
                 Failure::new(503, "outcome_unknown", detail)
             }
             AppendError::Refused(_) => {
-                let detail = "the queue belongs to another pipeline; the operator of this service has to resolve it";
+                let detail = "the input stream belongs to another pipeline; an operator has to resolve it";
                 Failure::new(503, "stream_refused", detail)
             }
             AppendError::Exhausted(_) => {
-                let detail = "the shard's queue has no ids left; the operator of this service has to resolve it";
+                let detail = "the input stream of this shard has no ids left; an operator has to resolve it";
                 Failure::new(503, "stream_exhausted", detail)
             }
         }

@@ -1,15 +1,15 @@
-//! Formats of streamed answers: which one Accept asks for, and how a CSV field is written.
+//! Formats of streamed responses: selection by `Accept`, and CSV fields.
 
 use poem::http::{HeaderMap, header::ACCEPT};
 
 use crate::http::problem::Failure;
 
-/// A format.
+/// The format of a streamed response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     /// One JSON document.
     Json,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Ndjson,
     /// RFC 4180.
     Csv,
@@ -18,7 +18,7 @@ pub(super) enum Format {
 impl Format {
     const ALL: [Self; 3] = [Self::Json, Self::Ndjson, Self::Csv];
 
-    /// Its name in Accept.
+    /// Its media type in `Accept`.
     pub(super) fn media_type(self) -> &'static str {
         match self {
             Self::Json => "application/json",
@@ -27,7 +27,7 @@ impl Format {
         }
     }
 
-    /// Other names of it in Accept.
+    /// Other media types that select it in `Accept`.
     fn aliases(self) -> &'static [&'static str] {
         match self {
             Self::Ndjson => &["application/ndjson", "application/jsonl", "application/x-jsonl"],
@@ -35,7 +35,7 @@ impl Format {
         }
     }
 
-    /// Its name in Content-Type.
+    /// Its value of `Content-Type`.
     pub(super) fn content_type(self) -> &'static str {
         match self {
             Self::Csv => "text/csv; charset=utf-8; header=present",
@@ -43,7 +43,7 @@ impl Format {
         }
     }
 
-    /// The format that the request asks for; JSON where it does not say.
+    /// The format that `Accept` prefers; JSON if the request has no `Accept`.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Failure> {
         let accepted: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
         if accepted.iter().all(|value| value.trim().is_empty()) {
@@ -53,18 +53,18 @@ impl Format {
         Self::ALL
             .into_iter()
             .map(|format| (format, format.quality(&accepted)))
-            // The first of the best: `max_by` would take the last.
+            // Of equal ones the first: `max_by_key` takes the last.
             .rev()
             .max_by_key(|(_, quality)| *quality)
             .filter(|(_, quality)| *quality > 0)
             .map(|(format, _)| format)
             .ok_or_else(|| {
-                let detail = "Accept: one of application/json, application/x-ndjson, text/csv can be given";
+                let detail = "Accept: must allow application/json, application/x-ndjson or text/csv";
                 Failure::new(406, "not_acceptable", detail)
             })
     }
 
-    /// How much the format is wanted, in thousandths: the most specific range that it falls under decides.
+    /// The q-value of the format in thousandths: that of the most specific range that matches it.
     fn quality(self, accept: &str) -> u32 {
         let (mut best, mut quality) = (0, 0);
         for range in accept.split(',') {
@@ -89,7 +89,7 @@ impl Format {
     }
 }
 
-/// A q-value in thousandths; one that is not well-formed counts as 1.
+/// Parses a q-value into thousandths. A malformed one counts as 1.
 fn thousandths(value: &str) -> u32 {
     match value.split_once('.') {
         Some(("0", fraction)) if fraction.len() <= 3 => format!("{fraction:0<3}").parse().unwrap_or(1000),
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accept_is_understood() {
+    fn accept_selects_the_format() {
         for (accept, format) in [
             ("", Some(Format::Json)),
             ("*/*", Some(Format::Json)),
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn csv_is_quoted_where_it_has_to_be() {
+    fn csv_fields_are_quoted_only_where_necessary() {
         let mut out = Vec::new();
         csv_line(&mut out, ["plain", "a,b", "say \"hi\"", "two\nlines", "", "é;\t"]);
         assert_eq!(String::from_utf8(out).expect("UTF-8"), "plain,\"a,b\",\"say \"\"hi\"\"\",\"two\nlines\",,é;\t\r\n");

@@ -1,4 +1,4 @@
-//! What must hold of any text that is given as a cursor.
+//! Invariants of cursors, for any text that a client sends as one.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::Datelike as _;
@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{answer::Paging, audit::Place, types::Word};
 
-/// The first byte says of which list, and whether the rest is the cursor or what stands in one.
+/// Checks one input. Its first byte selects the list, and whether the rest is a cursor or the content of one.
 pub fn cursor(bytes: &[u8]) {
     let Some((&how, rest)) = bytes.split_first() else { return };
     let text = String::from_utf8_lossy(rest);
@@ -17,13 +17,13 @@ pub fn cursor(bytes: &[u8]) {
             read(&text, how >= 128, first, |place| assert!((1..=9999).contains(&place.0.0.year())));
         }
         2 => read(&text, how >= 128, Word("a".to_owned()), |Word(word)| {
-            assert!(!word.is_empty() && !word.chars().any(char::is_control), "Postgres takes no U+0000: {word:?}");
+            assert!(!word.is_empty() && !word.chars().any(char::is_control), "Postgres refuses U+0000: {word:?}");
         }),
         _ => made(rest),
     }
 }
 
-/// A text that is taken as a cursor is the one that its place has; so it can only be one that was given.
+/// A text that is accepted as a cursor equals the cursor of its position, so it is one that was issued.
 fn read<P>(text: &str, as_cursor: bool, known: P, check: impl Fn(&P))
 where
     P: Serialize + DeserializeOwned,
@@ -45,7 +45,7 @@ where
     assert_eq!(paging.cursor(place), Some(cursor), "one spelling only");
 }
 
-/// A cursor that was given leads to its place, and nowhere with another list, other filters, or a changed byte.
+/// An issued cursor leads to its position. With another list, other filters or a changed byte it is refused.
 fn made(bytes: &[u8]) {
     let mut number = [0; 12];
     let n = bytes.len().min(12);
@@ -62,7 +62,7 @@ fn made(bytes: &[u8]) {
     let at = usize::from(a) % cursor.len();
     let changed: String = cursor
         .char_indices()
-        .map(|(index, dead_letter)| if index == at { char::from(b % 128) } else { dead_letter })
+        .map(|(index, character)| if index == at { char::from(b % 128) } else { character })
         .collect();
     if let Ok(other) = list("/list", &filters, Some(changed.clone())) {
         assert_eq!(other.after == Some(place), changed == cursor);

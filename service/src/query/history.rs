@@ -1,4 +1,4 @@
-//! `GET /records/{recordId}`: one record's life, from the stream to the sinks.
+//! `GET /records/{recordId}`: the history of one record, from the input stream to the sinks.
 
 use std::time::Instant;
 
@@ -22,18 +22,18 @@ use crate::{
 };
 use millrace_crds::SinkEvent;
 
-/// Where a record stands.
+/// The status of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
 #[oai(rename = "RecordStatus", rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Status {
-    /// It waits to be decided.
+    /// Its entry is in the input stream and not decided yet.
     Queued,
-    /// It counts.
+    /// It is processed and counts in the totals.
     Processed,
     /// It could not be applied; its dead letter is open.
     DeadLettered,
-    /// It could not be applied, and was given up.
+    /// It could not be applied, and its dead letter was discarded.
     Discarded,
 }
 
@@ -42,31 +42,32 @@ pub(super) enum Status {
 #[oai(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub(super) enum PublishedState {
-    /// The sink's stream has, or had, it.
+    /// It was appended to the sink's stream.
     Published,
-    /// Its turn comes.
+    /// The sink will carry it.
     Waiting,
     /// The sink began after it.
     BeforeStart,
-    /// Redis cannot be asked now.
+    /// Redis cannot be reached now.
     Unknown,
 }
 
 /// One sink, and whether it has carried the record.
 #[derive(Debug, Clone, Object, Serialize)]
-pub(super) struct Published {
+#[oai(rename = "Published")]
+pub(super) struct SinkPublished {
     /// The sink.
     pub sink: String,
     /// Whether it has carried the record.
     pub state: PublishedState,
 }
 
-/// What was on the record's key and unit before it.
+/// The records of the same key and unit before this record.
 #[derive(Debug, Clone, Object, Serialize)]
 #[oai(rename = "RecordSummary", rename_all = "camelCase")]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Summary {
-    /// How many records.
+    /// Number of records.
     pub previous_count: i64,
     /// Their signed sum, exact.
     pub previous_total: String,
@@ -81,7 +82,7 @@ pub(super) struct Summary {
 pub(super) struct RecordDeadLetter {
     /// `<shard>-d<n>`.
     pub id: String,
-    /// Where it stands.
+    /// Its state.
     pub state: DeadLetterState,
     /// A stable code.
     pub reason: String,
@@ -92,16 +93,16 @@ pub(super) struct RecordDeadLetter {
     pub closed_at: Option<Time>,
 }
 
-/// One record's life.
+/// The history of one record.
 #[derive(Debug, Clone, Object, Serialize)]
 #[oai(rename = "RecordHistory", rename_all = "camelCase", skip_serializing_if_is_none)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct History {
     /// The id.
     pub record_id: String,
-    /// Where it stands.
+    /// Its status.
     pub status: Status,
-    /// Its content; absent where only a dead letter of unreadable content is left.
+    /// Its content; absent when only a dead letter with unreadable content remains.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<RecordView>,
     /// `<shard>-<seq>`: the id of its notifications.
@@ -109,26 +110,26 @@ pub(super) struct History {
     pub id: Option<String>,
     /// Its shard.
     pub shard: i32,
-    /// Its number in the shard, once it is processed.
+    /// Its sequence number in the shard, once it is processed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seq: Option<i64>,
     /// When it was received.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub received_at: Option<Time>,
-    /// When it was queued, by Redis's clock.
+    /// When it was appended to the input stream, by Redis's clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queued_at: Option<Time>,
     /// When it was processed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processed_at: Option<Time>,
-    /// What was on its key and unit before it, once it is processed.
+    /// The records of its key and unit before it, once it is processed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub summary: Option<Summary>,
-    /// The threshold that its value is above; absent: no alert.
+    /// The threshold that its value exceeds; absent: no alert.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threshold: Option<String>,
     /// The sinks of the manifest that carry it, once it is processed.
-    pub published: Vec<Published>,
+    pub published: Vec<SinkPublished>,
     /// Entries with the same id and content that were dropped.
     pub duplicates: i64,
     /// Entries with the same id and other content that were refused.
@@ -137,18 +138,18 @@ pub(super) struct History {
     pub dead_letters: Vec<RecordDeadLetter>,
 }
 
-/// One record.
+/// The history of records.
 #[derive(Debug, Clone, Default)]
 pub struct HistoryApi;
 
 #[OpenApi(tag = "Tags::Records")]
 impl HistoryApi {
-    /// One record's life
+    /// The history of one record
     ///
-    /// A record that is still queued is looked for in the streams, newest entries first, up to 5,000 entries a shard and
-    /// 10,000 over all; where that bound is reached, or the queue cannot be asked, the answer is 404
+    /// The service searches the input streams for a record that is still queued, newest entries first, up to 5,000
+    /// entries per shard and 10,000 overall. If it reaches that bound, or cannot reach Redis, the response is 404
     /// `not_found_or_queued` with `retryable`. The ids `aggregations`, `rollups` and `batch` are names of other paths:
-    /// ask for such a record with `GET /records?recordId=…`.
+    /// use `GET /records?recordId=…` for such a record.
     #[oai(path = "/records/:recordId", method = "get", operation_id = "getRecord")]
     async fn record(
         &self,
@@ -159,14 +160,14 @@ impl HistoryApi {
         record_id: Path<Word>,
     ) -> Result<Answer<History>, Failure> {
         let (app, id) = (app.0, record_id.0.0);
-        if let Some(life) = applied(app, &id, false).await? {
-            return Ok(Answer(life));
+        if let Some(history) = applied(app, &id, false).await? {
+            return Ok(Answer(history));
         }
         let shards = app.manifest.borrow().manifest.spec.shards;
         let search = app.streams.search(&id, shards).await;
-        // It may have been decided while it was looked for; and an acknowledged entry stays until it is trimmed.
-        if let Some(life) = applied(app, &id, false).await? {
-            return Ok(Answer(life));
+        // A worker may have decided it during the search, and an acknowledged entry stays until it is trimmed.
+        if let Some(history) = applied(app, &id, false).await? {
+            return Ok(Answer(history));
         }
         match search {
             Ok(Search::Found(queued)) => {
@@ -193,17 +194,17 @@ impl HistoryApi {
                 }))
             }
             Ok(Search::Absent) => match applied(app, &id, true).await? {
-                Some(life) => Ok(Answer(life)),
+                Some(history) => Ok(Answer(history)),
                 None => Err(Failure::new(404, "not_found", "there is no record of this id, and none is queued")),
             },
             Ok(Search::BoundReached) => {
-                Err(perhaps_queued("it is not processed, and more is queued than was searched; ask again"))
+                Err(perhaps_queued("it is not processed, and the backlog is longer than the search; retry"))
             }
             Err(error) => {
                 if limits::SEARCH_FAILED.allows(Instant::now()) {
                     tracing::warn!(event = "query.search.failed", %error, "the search of an input stream failed");
                 }
-                Err(perhaps_queued("it is not processed, and the queue cannot be asked now; ask again"))
+                Err(perhaps_queued("it is not processed, and its input stream cannot be read now; retry"))
             }
         }
     }
@@ -217,7 +218,7 @@ fn perhaps_queued(detail: &str) -> Failure {
     failure
 }
 
-/// What Postgres knows of an id that is taken; with `free`, also of one that was freed by discarding its dead letter.
+/// The history in Postgres of an id that is taken. With `free`, also of an id whose dead letter was discarded.
 async fn applied(app: &App, id: &str, free: bool) -> Result<Option<History>, Failure> {
     let found = app.store.find_record(id).await?;
     let dead_letters = app.store.dead_letters_of(id).await?;
@@ -254,7 +255,7 @@ async fn processed(
     app: &App,
     record: StoredRecord,
     rest: RecordHistory,
-    published: Vec<Published>,
+    published: Vec<SinkPublished>,
     dead_letters: &[StoredDeadLetter],
 ) -> Result<History, Failure> {
     let traces = app.store.traces(&record.record_id).await?;
@@ -281,8 +282,8 @@ async fn processed(
     })
 }
 
-/// Where the sinks of the manifest stand about a processed record.
-async fn published(app: &App, record: &StoredRecord, alerted: bool) -> Result<Vec<Published>, Failure> {
+/// Whether each sink of the manifest has published a processed record.
+async fn published(app: &App, record: &StoredRecord, alerted: bool) -> Result<Vec<SinkPublished>, Failure> {
     let manifest = app.manifest.borrow().manifest.clone();
     let carried = |event| event == SinkEvent::Processed || event == SinkEvent::Alert && alerted;
     let (names, streams): (Vec<_>, Vec<_>) = manifest
@@ -312,7 +313,7 @@ async fn published(app: &App, record: &StoredRecord, alerted: bool) -> Result<Ve
             Some(_) => PublishedState::Waiting,
         }
     };
-    Ok(names.into_iter().enumerate().map(|(index, sink)| Published { state: state(index, &sink), sink }).collect())
+    Ok(names.into_iter().enumerate().map(|(index, sink)| SinkPublished { state: state(index, &sink), sink }).collect())
 }
 
 fn dead_letter(dead_letter: &StoredDeadLetter) -> RecordDeadLetter {
@@ -325,7 +326,7 @@ fn dead_letter(dead_letter: &StoredDeadLetter) -> RecordDeadLetter {
     }
 }
 
-/// The time in a stream id; `None` for one that no clock made.
+/// The time in a stream id; `None` if the id is not from a clock.
 fn time_of(id: StreamId) -> Option<Time> {
     let ms = i64::try_from(id.ms).ok().filter(|ms| *ms < 10_000_000_000_000)?;
     chrono::DateTime::from_timestamp_millis(ms).map(Time)

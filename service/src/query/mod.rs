@@ -1,6 +1,7 @@
-//! Queries over what is stored: Postgres only, in constant memory; only one record's life also looks into the streams.
+//! Queries over stored data: Postgres only, in constant memory. Only the history of one record also reads the input
+//! streams.
 //!
-//! Must never pass a sum through a type that rounds, and must never let a part of an answer look whole.
+//! It must never pass a sum through a type that rounds, and must never let a part of a response look complete.
 
 mod aggregations;
 mod answer;
@@ -30,7 +31,7 @@ pub use records::RecordList;
 pub use rollups::RollupsApi;
 pub use stats::StatsApi;
 
-/// What the document sorts paths by.
+/// The tags by which the OpenAPI document groups paths.
 #[derive(poem_openapi::Tags)]
 enum Tags {
     /// Processed records, one by one.
@@ -39,14 +40,14 @@ enum Tags {
     Sums,
     /// Entries that could not be applied.
     DeadLetters,
-    /// What happened, and how much of it.
+    /// The audit trail, and counts.
     Audit,
 }
 
-/// All paths that ask.
+/// The APIs of all queries.
 pub type Apis = (RecordList, AggregationsApi, RollupsApi, ConflictsApi, DeadLettersApi, AuditApi, HistoryApi, StatsApi);
 
-/// The paths that ask; streamed answers share one bound on how many there are at the same time.
+/// Creates the APIs of all queries. Aggregations and rollups share one bound on concurrent streamed responses.
 #[must_use]
 pub fn apis() -> Apis {
     let slots = stream::Slots::default();

@@ -19,17 +19,17 @@ pub struct RecordList;
 impl RecordList {
     /// List processed records
     ///
-    /// Ordered by (shard, seq): per destination, the order of processing, which is the order of arrival. Pages follow the
-    /// shards: a record that is processed while pages are read appears on a later page only if its shard is not read to
-    /// its end yet. One in a lower shard appears on no later page: read from the beginning again to see it. No record is
-    /// shown twice.
+    /// Ordered by (shard, seq). Per destination this is the order of processing, which is the order of arrival. Pages
+    /// follow the shards: a record that is processed while a client reads pages appears on a later page only if the
+    /// client has not reached the end of its shard. To see a record of an earlier shard, read from the beginning again.
+    /// No record appears twice.
     #[oai(path = "/records", method = "get", operation_id = "listRecords")]
     #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
     async fn list(
         &self,
         app: Data<&App>,
         _reader: Reader,
-        /// Only these ids; up to 100 times.
+        /// Only records with one of these ids; up to 100 times.
         #[oai(name = "recordId", default)]
         record_id: Query<Vec<Word>>,
         /// Only this destination.
@@ -40,7 +40,7 @@ impl RecordList {
         /// Only this source.
         #[oai(name = "sourceId")]
         source_id: Query<Option<Word>>,
-        /// Only this sign.
+        /// Only records of this type.
         r#type: Query<Option<RecordType>>,
         /// Only this unit.
         unit: Query<Option<Word>>,
@@ -52,10 +52,10 @@ impl RecordList {
         end_time: Query<Option<Time>>,
         /// Only records that raised an alert, or only those that did not.
         alerted: Query<Option<bool>>,
-        /// Most items of the page.
+        /// Maximum number of items on the page.
         #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "super::default_limit")]
         limit: Query<u32>,
-        /// `nextCursor` of the page before, with the same filters.
+        /// `nextCursor` of the previous page, with the same filters.
         cursor: Query<Option<String>>,
     ) -> Result<Answer<Page<RecordView>>, Failure> {
         let params = RecordParams {

@@ -1,4 +1,4 @@
-//! `GET /records/rollups`: totals per window of time and group, streamed from one sorted pass over one snapshot.
+//! `GET /records/rollups`: totals per time window and group, streamed from one sorted pass over one snapshot.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -65,19 +65,19 @@ pub(super) struct RollupRow {
     pub window_start: Option<Time>,
     /// End of the window, not included; absent without `window`.
     pub window_end: Option<Time>,
-    /// Where grouped by it.
+    /// Present when rows are grouped by it.
     pub destination_id: Option<String>,
-    /// Where grouped by it.
+    /// Present when rows are grouped by it.
     pub reference: Option<String>,
-    /// Where grouped by it.
+    /// Present when rows are grouped by it.
     pub source_id: Option<String>,
-    /// Where grouped by it.
+    /// Present when rows are grouped by it.
     pub r#type: Option<RecordType>,
-    /// Where grouped by it.
+    /// Present when rows are grouped by it.
     pub unit: Option<String>,
-    /// How many records.
+    /// Number of records.
     pub count: i64,
-    /// How many distinct sources they have, exact.
+    /// Exact number of their distinct sources.
     pub distinct_source_ids: i64,
     /// Totals per unit, ordered by unit.
     pub totals: Vec<Total>,
@@ -88,9 +88,9 @@ pub(super) struct RollupRow {
 #[oai(rename_all = "camelCase", example)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Rollups {
-    /// When the snapshot was taken that all of this is read from.
+    /// When the snapshot was taken from which the whole response is read.
     pub as_of: Time,
-    /// Ordered by window, destinationId, reference, sourceId, type (negative first), unit. Empty windows are left out.
+    /// Ordered by window, destinationId, reference, sourceId, type (negative first), unit. Empty windows are omitted.
     pub items: Vec<RollupRow>,
 }
 
@@ -121,11 +121,12 @@ pub struct RollupsApi {
 
 #[OpenApi(tag = "Tags::Sums")]
 impl RollupsApi {
-    /// Totals per window of time and group
+    /// Totals per time window and group
     ///
-    /// Windows are on the record's `time`, aligned to UTC; empty ones are left out. For days of a local zone leave `window`
-    /// out and ask for each day with `startTime` and `endTime`, its two midnights with their offsets. Streams an answer of any size from one
-    /// snapshot (`asOf`) as JSON, NDJSON (`{"row":…}` lines, and last `{"end":…}`) or CSV (one line a row and unit).
+    /// A window covers the record's `time`, aligned to UTC. Empty windows are omitted. For days in a local time zone,
+    /// omit `window` and request each day with `startTime` and `endTime`: its two midnights with their offsets. Streams
+    /// a response of any size from one snapshot (`asOf`) as JSON, NDJSON (`{"row":…}` lines, then `{"end":…}`) or CSV
+    /// (one line per row and unit).
     #[oai(path = "/records/rollups", method = "get", operation_id = "rollUpRecords")]
     #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
     async fn rollups(
@@ -133,12 +134,12 @@ impl RollupsApi {
         app: Data<&App>,
         _reader: Reader,
         headers: &HeaderMap,
-        /// Length of a window; absent: one row a group.
+        /// Length of a window; absent: one row per group.
         window: Query<Option<Window>>,
         /// Any of destinationId, reference, sourceId, type, unit; repeated, or separated by commas.
         #[oai(name = "groupBy", default)]
         group_by: Query<Vec<String>>,
-        /// Only these ids; up to 100 times.
+        /// Only records with one of these ids; up to 100 times.
         #[oai(name = "recordId", default)]
         record_id: Query<Vec<Word>>,
         /// Only this destination.
@@ -149,7 +150,7 @@ impl RollupsApi {
         /// Only this source.
         #[oai(name = "sourceId")]
         source_id: Query<Option<Word>>,
-        /// Only this sign.
+        /// Only records of this type.
         r#type: Query<Option<RecordType>>,
         /// Only this unit.
         unit: Query<Option<Word>>,
@@ -179,7 +180,7 @@ impl RollupsApi {
         let slot = self.slots.take()?;
         let snapshot = app.store.snapshot().await?;
         let body = body(slot, move |out| {
-            roll_up(snapshot, filter, by, Writer { out, format, by, rows: 0, first_total: true, row: None })
+            roll_up(snapshot, filter, by, RollupWriter { out, format, by, rows: 0, first_total: true, row: None })
         });
         Ok(Streamed::new(format, body))
     }
@@ -201,7 +202,12 @@ fn rollup_by(window: Option<Window>, group_by: &[String]) -> Result<RollupBy, Fa
     Ok(by)
 }
 
-async fn roll_up(mut snapshot: Snapshot, filter: RecordFilter, by: RollupBy, mut writer: Writer) -> Result<Out, Cut> {
+async fn roll_up(
+    mut snapshot: Snapshot,
+    filter: RecordFilter,
+    by: RollupBy,
+    mut writer: RollupWriter,
+) -> Result<Out, Cut> {
     let as_of = render_time(snapshot.as_of);
     writer.begin(&as_of);
     {
@@ -216,17 +222,17 @@ async fn roll_up(mut snapshot: Snapshot, filter: RecordFilter, by: RollupBy, mut
     Ok(writer.out)
 }
 
-struct Writer {
+struct RollupWriter {
     out: Out,
     format: Format,
     by: RollupBy,
     rows: u64,
     first_total: bool,
-    /// The row whose units are being written; of CSV, to be repeated on each of its lines.
+    /// The open row, whose units follow. CSV repeats its fields on each line.
     row: Option<RollupPart>,
 }
 
-impl Writer {
+impl RollupWriter {
     fn begin(&mut self, as_of: &str) {
         match self.format {
             Format::Json => self.out.text(&format!("{{\"asOf\":\"{as_of}\",\"items\":[")),
@@ -258,7 +264,7 @@ impl Writer {
         if part.unit_total {
             self.total(&part)
         } else {
-            // Without records there is one part all the same: the empty whole.
+            // Without records Postgres still returns one part: the empty grand total.
             if part.count > 0 {
                 self.close_row();
                 self.open_row(&part)?;

@@ -1,4 +1,4 @@
-//! `GET /stats`: counts that add up, how far everything is behind, and what the servers promise.
+//! `GET /stats`: counts that add up, lags, and the durability settings of the servers.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -15,14 +15,14 @@ use crate::{
     telemetry::limits,
 };
 
-/// Entries of a shard that are not applied.
+/// The backlog of a shard.
 #[derive(Debug, Clone, Object, Serialize)]
 #[oai(rename_all = "camelCase")]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ShardBacklog {
-    /// Entries that no worker has taken yet.
+    /// Entries that no worker has read yet.
     pub queued: u64,
-    /// Entries that a worker has taken and not applied.
+    /// Entries that a worker has read and not applied yet.
     pub pending: u64,
     /// Age of the oldest of them in milliseconds.
     pub lag_ms: u64,
@@ -35,14 +35,14 @@ pub(super) struct ShardBacklog {
 pub(super) struct ShardStats {
     /// The shard.
     pub shard: i32,
-    /// The worker that has it.
+    /// The worker that owns it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
-    /// Version of the policy it is worked by.
+    /// The policy version that the shard runs.
     pub policy_version: i64,
-    /// Records processed.
+    /// Number of processed records.
     pub processed: i64,
-    /// Entries that are not applied; absent while Redis cannot be asked.
+    /// Its backlog; absent while Redis is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backlog: Option<ShardBacklog>,
 }
@@ -54,20 +54,20 @@ pub(super) struct ShardStats {
 pub(super) struct SinkStats {
     /// Its name.
     pub name: String,
-    /// What it carries: Processed, Alert, DeadLettered or Conflicted.
+    /// The outcomes that it carries: Processed, Alert, DeadLettered or Conflicted.
     pub event: String,
     /// Its Redis stream; absent for another kind of sink.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream: Option<String>,
-    /// Whether its position was made.
+    /// Whether its cursor was created.
     pub started: bool,
-    /// Outcomes that it has yet to carry, over all shards; absent while Redis cannot be asked.
+    /// Outcomes that it has not published yet, over all shards; absent while Redis is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag: Option<i64>,
-    /// The same by shard, those without lag left out.
+    /// The same per shard; shards without lag are omitted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_per_shard: Option<std::collections::BTreeMap<String, i64>>,
-    /// What its publishers say of themselves; empty: all run.
+    /// Its publishers that do not run; empty: all run.
     pub states: Vec<PublisherState>,
 }
 
@@ -76,109 +76,109 @@ pub(super) struct SinkStats {
 pub(super) struct PublisherState {
     /// The shard.
     pub shard: u16,
-    /// `waiting`: for a consumer group; `failing`: tries again; `halted`: until `millrace sinks resume`.
+    /// `waiting`: for a consumer group; `failing`: it retries; `halted`: until `millrace sinks resume`.
     pub state: String,
-    /// Why, and what to do.
+    /// The cause, and what to do.
     pub detail: String,
 }
 
 /// Dead letters by state.
 #[derive(Debug, Clone, Object, Serialize)]
 pub(super) struct DeadLetterCounts {
-    /// They take their ids, and wait for a person.
+    /// They have their ids, and wait for a replay or discard.
     pub open: i64,
-    /// Given up.
+    /// Discarded.
     pub discarded: i64,
-    /// Decided again.
+    /// Closed by a replay.
     pub replayed: i64,
 }
 
-/// What Redis promises; `unknown` where it does not tell.
+/// The durability settings of Redis; `unknown` if it does not return one.
 #[derive(Debug, Clone, Object, Serialize)]
 #[oai(rename_all = "camelCase")]
 #[serde(rename_all = "camelCase")]
 pub(super) struct RedisStats {
-    /// Whether it keeps a log on disk.
+    /// Whether it writes an append-only file.
     pub appendonly: String,
-    /// When that log is flushed; `always`: before an append is answered.
+    /// When it flushes that file; `always`: before it confirms an append.
     pub appendfsync: String,
-    /// `noeviction`: it never drops what was appended.
+    /// `noeviction`: it never evicts entries.
     pub maxmemory_policy: String,
     /// Its version.
     pub version: String,
 }
 
-/// What Postgres promises.
+/// The durability settings of Postgres.
 #[derive(Debug, Clone, Object, Serialize)]
 #[oai(rename_all = "camelCase")]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PostgresStats {
-    /// Whether a commit is on disk when it is answered.
+    /// Whether a commit is on disk when Postgres confirms it.
     pub synchronous_commit: String,
-    /// Whether it flushes at all.
+    /// Whether it flushes to disk at all.
     pub fsync: String,
-    /// Whether torn pages can be repaired.
+    /// Whether it can repair torn pages.
     pub full_page_writes: String,
     /// Its version.
     pub version: String,
 }
 
-/// Counts over the whole life of the pipeline, and how far everything is behind.
+/// Counts since the pipeline was created, and lags.
 #[derive(Debug, Clone, Object, Serialize)]
 #[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Stats {
-    /// When this was read, by Postgres's clock.
+    /// When the counts were read, by Postgres's clock.
     pub as_of: Time,
-    /// processed + duplicates + conflicts + dead letters that are open or discarded + backlog + lost; exact while no replay
-    /// is queued. Absent while Redis cannot be asked.
+    /// processed + duplicates + conflicts + dead letters that are open or discarded + backlog + lost; exact while no
+    /// replay is queued. Absent while Redis is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub received: Option<i64>,
-    /// Records that count.
+    /// Processed records.
     pub processed: i64,
-    /// Entries whose id was taken by the same content.
+    /// Entries that were dropped because the same content had their id.
     pub duplicates: i64,
-    /// Entries whose id was taken by other content.
+    /// Entries that were refused because other content had their id.
     pub conflicts: i64,
     /// Entries that could not be applied.
     pub dead_letters: DeadLetterCounts,
     /// Records above their threshold.
     pub alerts: i64,
-    /// Records that raised no alert because their unit has no threshold while other units have one: the unit may be
-    /// misspelt. `GET /records/rollups?groupBy=unit` shows all units.
+    /// Records that raised no alert because their unit has no threshold although other units have one: the unit may be
+    /// misspelt. `GET /records/rollups?groupBy=unit` lists all units.
     pub records_without_threshold: i64,
-    /// Entries that are not applied; absent while Redis cannot be asked.
+    /// Entries that are not applied; absent while Redis is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backlog: Option<i64>,
-    /// Age of the oldest entry that is not applied, in milliseconds; absent while Redis cannot be asked.
+    /// Age of the oldest entry that is not applied, in milliseconds; absent while Redis is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_ms: Option<u64>,
-    /// Entries that were taken and are neither applied nor queued: the least that was lost.
+    /// Accepted entries that are neither applied nor queued: the lower bound of lost records.
     pub lost: i64,
-    /// The most that was lost; absent while it is not known: a serve process died without its final count and Redis may
-    /// have been rewound, or Redis or the shards' workers cannot be asked.
+    /// The upper bound of lost records; absent while it is unknown: a serve process died without its final count and
+    /// Redis may have been rewound, or Redis or a shard's worker is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lost_at_most: Option<i64>,
-    /// How often an input stream or its consumer group was gone.
+    /// How often a worker recreated a missing input stream or consumer group.
     pub recreated_streams: i64,
     /// Destinations that have records.
     pub destinations: i64,
-    /// Version of the policy active in this process.
+    /// The policy version that is active in this process.
     pub policy_version: i64,
-    /// Seconds since the pipeline was made.
+    /// Seconds since the pipeline was created.
     pub uptime_seconds: i64,
-    /// Seconds since the process that answers began to.
+    /// Seconds since this process started.
     pub process_uptime_seconds: u64,
     /// Each shard, in order.
     pub shards: Vec<ShardStats>,
     /// Each sink of the manifest, in its order.
     pub sinks: Vec<SinkStats>,
-    /// What Redis promises; absent while it cannot be asked.
+    /// The durability settings of Redis; absent while it is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redis: Option<RedisStats>,
-    /// What Postgres promises.
+    /// The durability settings of Postgres.
     pub postgres: PostgresStats,
-    /// Why something is absent.
+    /// Why fields are absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
 }
@@ -186,13 +186,13 @@ pub(super) struct Stats {
 /// Statistics.
 #[derive(Debug, Clone)]
 pub struct StatsApi {
-    /// When this process began to answer.
-    began: Instant,
+    /// When this process started.
+    started: Instant,
 }
 
 impl Default for StatsApi {
     fn default() -> Self {
-        Self { began: Instant::now() }
+        Self { started: Instant::now() }
     }
 }
 
@@ -200,15 +200,15 @@ impl Default for StatsApi {
 impl StatsApi {
     /// Counts, backlog and lag
     ///
-    /// Read from the servers, so it is true across restarts and replicas. While Redis cannot be asked, what depends on it
-    /// is absent and `missing` says so.
+    /// The counts come from the servers, so they cover restarts and all replicas. While Redis is unavailable, the
+    /// fields that depend on it are absent and `missing` names them.
     #[oai(path = "/stats", method = "get", operation_id = "getStats")]
     async fn stats(&self, app: Data<&App>, _reader: Reader) -> Result<Answer<Stats>, Failure> {
         let app = app.0;
         let shards = app.manifest.borrow().manifest.spec.shards;
         let policy_version = app.manifest.borrow().policy.version;
-        // Redis first: what is beside its streams tells what had been applied then, so that no entry is counted twice
-        // or not at all, whatever is applied in between.
+        // Redis first: the watermarks beside its streams show what had been applied then. So each entry counts exactly
+        // once, also when workers apply entries between the two reads.
         let backlog = app.streams.backlog(shards).await;
         let counts = app.store.stats().await?;
         let backlog = backlog.inspect_err(|error| {
@@ -251,10 +251,12 @@ impl StatsApi {
             destinations,
             policy_version,
             uptime_seconds: uptime.map_or(0, |uptime| uptime.num_seconds()),
-            process_uptime_seconds: self.began.elapsed().as_secs(),
+            process_uptime_seconds: self.started.elapsed().as_secs(),
             shards: counts.shards.iter().map(|shard| shard_stats(shard, backlog.as_deref())).collect(),
             sinks,
-            missing: backlog.is_none().then(|| "Redis cannot be asked now: received, backlog and lags".to_owned()),
+            missing: backlog
+                .is_none()
+                .then(|| "Redis is unavailable now: received, backlog and lags are missing".to_owned()),
             redis: promises.map(|redis| RedisStats {
                 appendonly: redis.appendonly,
                 appendfsync: redis.appendfsync,
@@ -271,7 +273,7 @@ impl StatsApi {
     }
 }
 
-/// Entries that are committed and not acknowledged yet: they stand in both servers.
+/// Number of entries that are committed and not acknowledged yet: both servers have them.
 fn in_flight(counts: &Counts, backlog: &[Backlog]) -> i64 {
     backlog
         .iter()
@@ -279,23 +281,23 @@ fn in_flight(counts: &Counts, backlog: &[Backlog]) -> i64 {
             let counted = counts.shards.iter().find(|counted| counted.shard == i32::from(shard.shard))?;
             let applied = counted.records + counted.dead_letters + counted.conflicts + counted.duplicates;
             let Some(committed) = shard.committed else {
-                // Nothing was acknowledged yet; or what was beside the stream is gone, and with it the measure.
+                // Nothing was acknowledged yet, or the watermarks are lost and nothing can be compared.
                 return Some(applied).filter(|first| *first <= shard.pending as i64);
             };
             let acknowledged = committed.records + committed.dead_letters + committed.conflicts + committed.duplicates;
-            // What was applied since Redis was asked was still queued then.
+            // Entries that were applied after the read of Redis were still queued in it.
             Some((applied - acknowledged).clamp(0, (shard.pending + shard.queued) as i64))
         })
         .sum()
 }
 
-/// Entries that only Redis has.
+/// Number of entries that only Redis has.
 fn unapplied(counts: &Counts, backlog: &[Backlog]) -> i64 {
     let entries: u64 = backlog.iter().map(|shard| shard.queued + shard.pending).sum();
     entries as i64 - in_flight(counts, backlog)
 }
 
-/// The most that was lost, over all shards.
+/// The upper bound of lost records, over all shards; `None` while a shard has none.
 fn lost_at_most(counts: &Counts, backlog: &[Backlog]) -> Option<i64> {
     let most = |shard: &Backlog| {
         let least = counts.shards.iter().find(|counted| counted.shard == i32::from(shard.shard))?.lost;
@@ -357,7 +359,7 @@ async fn sinks(app: &App, counts: &Counts) -> Result<Vec<SinkStats>, Failure> {
             continue;
         };
         let state = started.iter().find(|state| state.name == sink.name);
-        // Without a cursor it stands where it began.
+        // A sink without a cursor has published nothing after its beginning.
         let at = |shard: i32| {
             let begins = state.and_then(|state| state.begins_after(shard)).unwrap_or(0);
             cursor.get(&shard).copied().unwrap_or(begins).max(begins)

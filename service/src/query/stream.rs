@@ -1,7 +1,9 @@
-//! Answers of any size: written by a task into a bounded channel, so that memory stays constant whatever the reader does.
+//! Responses of any size: a task writes into a bounded channel, so that memory stays constant however slow the reader
+//! is.
 //!
-//! A part must never look whole: unless the task said that it is done, the body ends with an error, and the connection is
-//! cut without its final chunk. A client that goes away ends its task, and the task's end cuts the query.
+//! A part must never look complete: unless the task reported its end, the body ends with an error, and the server
+//! closes the connection without the final chunk. A client that disconnects ends its task, and the end of the task ends
+//! the query.
 
 use std::{
     future::Future,
@@ -19,29 +21,30 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{http::problem::Failure, store, telemetry::limits};
 
-/// Bytes that are sent at once.
+/// Bytes of a chunk.
 const CHUNK: usize = 32 * 1024;
-/// Longest time in which a reader may take nothing of what is ready. Slots are few: who stalls must not hold one for long.
+/// Time after which a response is cut when its reader takes none of the ready chunks. Slots are few: a stalled reader
+/// must not hold one for long.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Answers that are streamed at the same time by one process; each holds a connection to Postgres.
+/// Maximum of concurrent streamed responses of one process. Each holds a connection to Postgres.
 const AT_ONCE: usize = 4;
 
-/// Why an answer was cut.
+/// Why a response was cut.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Cut {
     #[error(transparent)]
     Store(#[from] store::Error),
     #[error("postgres: {0}")]
     Sql(#[from] sqlx::Error),
-    #[error("the reader is gone or took too long")]
+    #[error("the reader disconnected or took too long")]
     Reader,
-    #[error("the answer could not be written: {0}")]
+    #[error("the response could not be serialized: {0}")]
     Write(#[from] serde_json::Error),
-    #[error("{0} records were counted and {1} read in one snapshot")]
+    #[error("{0} records were counted and {1} were read in one snapshot")]
     Inconsistent(i64, i64),
 }
 
-/// Bounds how many answers are streamed at the same time.
+/// Bounds the number of concurrent streamed responses.
 #[derive(Debug, Clone)]
 pub(super) struct Slots(Arc<Semaphore>);
 
@@ -52,16 +55,16 @@ impl Default for Slots {
 }
 
 impl Slots {
-    /// Takes a slot, or says that all are taken.
+    /// Takes a slot. Fails if all are taken.
     pub(super) fn take(&self) -> Result<OwnedSemaphorePermit, Failure> {
         Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
-            let detail = "as many answers as this process streams at once are under way; ask again";
+            let detail = "this process streams its maximum number of responses now; retry";
             Failure::new(503, "too_many_queries", detail)
         })
     }
 }
 
-/// Where a task writes its answer.
+/// The buffer and channel into which a task writes its response.
 pub(super) struct Out {
     pub(super) buffer: Vec<u8>,
     chunks: mpsc::Sender<Option<Bytes>>,
@@ -78,8 +81,8 @@ impl Out {
         Ok(serde_json::to_writer(&mut self.buffer, value)?)
     }
 
-    /// Writes `before`, a value as JSON and `after` as a whole line: line breaks in JSON text that is passed on byte for
-    /// byte become spaces. In JSON they can only be white space between values, so no value changes.
+    /// Writes `before`, a value as JSON and `after` as one line. Line breaks in raw JSON become spaces: there they can
+    /// only be white space between values, so no value changes.
     pub(super) fn line(&mut self, before: &str, value: &impl Serialize, after: &str) -> Result<(), Cut> {
         self.text(before);
         let from = self.buffer.len();
@@ -94,7 +97,7 @@ impl Out {
         Ok(())
     }
 
-    /// Passes on what was written when it is enough for a chunk.
+    /// Sends the buffer when it is large enough for a chunk.
     pub(super) async fn pass(&mut self) -> Result<(), Cut> {
         if self.buffer.len() < CHUNK {
             return Ok(());
@@ -115,7 +118,7 @@ impl Out {
     }
 }
 
-/// Runs a task that writes a body. The body owns the task.
+/// Runs a task that writes a body. The body owns the task: it ends when the body is dropped.
 pub(super) fn body<F, W>(slot: OwnedSemaphorePermit, write: W) -> Body
 where
     W: FnOnce(Out) -> F,
@@ -126,7 +129,7 @@ where
     let task = AbortOnDropHandle::new(tokio::spawn(async move {
         let _slot = slot;
         let outcome = match writing.await {
-            // `None` says that all was written.
+            // `None` marks the complete end.
             Ok(mut out) => match out.flush().await {
                 Ok(()) => out.send(None).await,
                 Err(cut) => Err(cut),
@@ -151,7 +154,7 @@ where
         match read.recv().await {
             Some(Some(chunk)) => Some((Ok(chunk), (read, task, false))),
             Some(None) => None,
-            None => Some((Err(io::Error::other("the answer was cut")), (read, task, true))),
+            None => Some((Err(io::Error::other("the response was cut")), (read, task, true))),
         }
     });
     Body::from_bytes_stream(parts.boxed())
@@ -166,7 +169,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_whole_answer_ends_in_order() {
+    async fn only_a_complete_response_ends_without_an_error() {
         let slots = Slots::default();
         let whole = body(slots.take().expect("a slot"), |mut out| async move {
             for _ in 0..CHUNK {
@@ -190,9 +193,9 @@ mod tests {
         assert!(read(panicked).await.is_err());
     }
 
-    /// The clock is the runtime's: it continues by itself while all tasks wait.
+    /// The clock is the runtime's: it advances by itself while all tasks wait.
     #[tokio::test(start_paused = true)]
-    async fn a_reader_that_stalls_loses_its_slot_and_gets_no_whole_answer() {
+    async fn a_stalled_reader_loses_its_slot_and_gets_an_error() {
         let slots = Slots::default();
         let endless = || {
             body(slots.take().expect("a slot"), |mut out| async move {
@@ -214,9 +217,9 @@ mod tests {
         assert!((TIMEOUT..TIMEOUT * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
         drop(slot);
         for body in stalled {
-            assert!(read(body).await.is_err(), "what was ready is not all");
+            assert!(read(body).await.is_err(), "a cut response must not look complete");
         }
-        // One that is slow, but reads, keeps it.
+        // A slow reader that still reads keeps its slot.
         let mut slow = endless().into_bytes_stream();
         for _ in 0..20 {
             tokio::time::sleep(TIMEOUT / 2).await;
@@ -225,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn slots_are_bounded_and_come_back_with_the_reader() {
+    async fn slots_are_bounded_and_freed_when_the_reader_disconnects() {
         let slots = Slots::default();
         let bodies: Vec<Body> = (0..AT_ONCE)
             .map(|_| {
@@ -245,6 +248,6 @@ mod tests {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("a reader that went away still holds its slot");
+        panic!("a disconnected reader still holds its slot");
     }
 }

@@ -1,4 +1,4 @@
-//! Scalars of the answers and parameters: each says in the document what it is, and refuses what it is not.
+//! Scalar types of responses and parameters: each has its schema in the OpenAPI document and refuses invalid values.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use serde_json::{Value, value::RawValue};
 
 use crate::domain::{Text, parse_time, render_time};
 
-/// A point in time: RFC 3339, out in UTC with `Z`.
+/// A point in time: RFC 3339, rendered in UTC with `Z`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Time(pub DateTime<Utc>);
 
@@ -20,7 +20,7 @@ pub(super) struct Time(pub DateTime<Utc>);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Word(pub String);
 
-/// JSON that is passed on byte for byte: through a tree of values, big numbers would be rounded.
+/// JSON that keeps its bytes. A parsed tree of values would round big numbers.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub(super) struct RawJson(pub Box<RawValue>);
@@ -96,7 +96,7 @@ impl Serialize for Time {
     }
 }
 
-/// As of a cursor, which anyone can make: what Postgres could not even compare is none.
+/// For cursors, which a client can make up: refuses times that Postgres cannot compare.
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         parse_time(&String::deserialize(deserializer)?).map(Self).map_err(de::Error::custom)
@@ -117,12 +117,12 @@ impl Word {
 
 impl ParseFromParameter for Word {
     fn parse_from_parameter(value: &str) -> ParseResult<Self> {
-        // What no record can hold is a mistake of the caller, and some of it Postgres could not even compare.
+        // A text that no record can hold is a mistake of the client, and Postgres cannot compare some of these.
         Text::parse(value).map(|text| Self(text.to_string())).map_err(ParseError::custom)
     }
 }
 
-/// As of a cursor, like [`Time`].
+/// For cursors, like [`Time`].
 impl<'de> Deserialize<'de> for Word {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Text::parse(String::deserialize(deserializer)?).map(|text| Self(text.to_string())).map_err(de::Error::custom)
@@ -136,7 +136,7 @@ impl ToJSON for Word {
 }
 
 impl RawJson {
-    /// JSON from its text; `None` when it is none.
+    /// Parses JSON; `None` if the text is not JSON.
     pub(super) fn parse(text: String) -> Option<Self> {
         RawValue::from_string(text).ok().map(Self)
     }
@@ -147,7 +147,7 @@ impl RawJson {
 }
 
 impl ToJSON for RawJson {
-    /// Only for examples in the document; answers are written by [`Serialize`].
+    /// Only for examples in the OpenAPI document; [`Serialize`] writes the responses.
     fn to_json(&self) -> Option<Value> {
         serde_json::from_str(self.0.get()).ok()
     }
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_passes_byte_for_byte() {
+    fn raw_json_keeps_its_bytes() {
         let text = r#"{"n": 12345678901234567890.10, "e":1E2}"#;
         let raw = RawJson::parse(text.to_owned()).expect("JSON");
         assert_eq!(serde_json::to_string(&[raw]).expect("written"), format!("[{text}]"));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn words_and_times_refuse_what_no_record_holds() {
+    fn words_and_times_refuse_values_that_no_record_holds() {
         for word in ["", "a\0b", &"x".repeat(201), "EUR ", "\u{feff}EUR", "E\u{200b}UR"] {
             assert!(Word::parse_from_parameter(word).is_err(), "{word:?}");
         }
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plus_that_became_a_space_is_named() {
+    fn the_error_names_a_plus_that_was_read_as_a_space() {
         let refusal = |text| Time::parse_from_parameter(text).expect_err(text).into_message();
         assert!(refusal("2026-01-01T01:00:00 01:00").contains("%2B"));
         assert!(refusal("2026-01-01T01:00:00.5 05:30").contains("%2B"));

@@ -1,4 +1,4 @@
-//! Records as they are given out, and the filters that ask for them.
+//! Records as the API returns them, and their filters.
 
 use poem_openapi::{Enum, Object, types::Example};
 use serde::Serialize;
@@ -20,12 +20,12 @@ use crate::{
 pub(super) enum RecordType {
     /// Adds to the total.
     Positive,
-    /// Takes from the total.
+    /// Reduces the total.
     Negative,
 }
 
 impl RecordType {
-    /// By whether it adds.
+    /// The type of a value that is positive or not.
     pub(super) fn of(positive: bool) -> Self {
         if positive { Self::Positive } else { Self::Negative }
     }
@@ -43,21 +43,21 @@ impl RecordType {
 #[oai(rename = "Record", rename_all = "camelCase", skip_serializing_if_is_none, example)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct RecordView {
-    /// Its id, unique as long as it is kept.
+    /// Its id, unique among stored records.
     pub record_id: String,
     /// When it happened.
     pub time: Time,
-    /// Who or what it comes from.
+    /// Its source.
     pub source_id: String,
-    /// What it is counted for.
+    /// The destination in whose totals it counts.
     pub destination_id: String,
     /// The sign of the value.
     pub r#type: RecordType,
-    /// How much: an unsigned decimal, exact, its scale as received.
+    /// The amount: an unsigned, exact decimal with its scale as received.
     pub value: String,
-    /// Of what; amounts of different units are never added up.
+    /// The unit of the value; values of different units are never added up.
     pub unit: String,
-    /// With destinationId, the key under which totals are kept.
+    /// Together with destinationId, the key of its totals.
     pub reference: String,
     /// An object, byte for byte as received; absent if there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,7 +125,7 @@ impl From<&Record> for RecordView {
     }
 }
 
-/// The filters that lists of records and sums over them share, as they stand in the request.
+/// The filters that lists of records and sums over them share, as the request has them.
 #[derive(Debug, Default)]
 pub(super) struct RecordParams {
     pub(super) record_id: Vec<Word>,

@@ -4,8 +4,8 @@ async fn filled(pool: PgPool) -> World {
     let mut world = World::new(pool).await;
     world.add(Row { id: "a", threshold: Some("0.5"), ..ROW }).await;
     world.add(Row { id: "b", destination: "e", ..ROW }).await;
-    world.bury(1, Some("c"), b"{}").await;
-    world.bury(2, Some("d"), b"{}").await;
+    world.dead_letter(1, Some("c"), b"{}").await;
+    world.dead_letter(2, Some("d"), b"{}").await;
     world
         .run(
             "insert into duplicates values
@@ -22,7 +22,7 @@ async fn filled(pool: PgPool) -> World {
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn facts_are_derived_in_order_and_paged(pool: PgPool) {
+async fn facts_are_listed_in_order_and_paged(pool: PgPool) {
     let world = filled(pool).await;
     let whole = world.all("/audit", 1000).await;
     assert_eq!(whole.len(), 7 + 6 + 3 + 6 + 1 + 1);
@@ -47,9 +47,9 @@ async fn facts_are_derived_in_order_and_paged(pool: PgPool) {
     );
     assert_eq!(facts[1]["time"], "2026-02-01T00:00:00.500Z");
     assert_eq!((&facts[2]["worker"], &facts[3]["reason"]), (&"w1".into(), &"above 0.5".into()));
-    assert!(facts[0].get("worker").is_none(), "a worker does not receive");
+    assert!(facts[0].get("worker").is_none(), "a serve process receives, not a worker");
     let odd = world.all("/audit?recordId=b&action=QUEUED", 100).await;
-    assert_eq!(odd[1]["time"], "2026-02-01T00:00:01Z", "a stream id that no clock made is not taken for a time");
+    assert_eq!(odd[1]["time"], "2026-02-01T00:00:01Z", "a stream id that is not from a clock is not used as a time");
     for (query, expected) in [
         ("action=DROPPED&destinationId=e", &["DROPPED"][..]),
         ("action=DISCARDED&action=ADMIN", &["DISCARDED", "ADMIN"]),
@@ -65,19 +65,19 @@ async fn facts_are_derived_in_order_and_paged(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn a_replayed_dead_letter_was_received_once(pool: PgPool) {
+async fn a_replayed_dead_letter_counts_as_received_once(pool: PgPool) {
     let mut world = filled(pool).await;
     world.add(Row { id: "d", ..ROW }).await;
     world.run("update dead_letters set state = 'replayed', closed_at = '2026-02-01T00:00:07Z', requested_by = 'ann' where n = 2").await;
     let facts = world.all("/audit?recordId=d", 100).await;
     assert_eq!(ids(&facts, "action"), ["PROCESSED", "RECEIVED", "QUEUED", "DEAD_LETTERED", "REPLAYED"]);
     let stats = world.get("/audit/summary").await;
-    assert_eq!(stats["actions"]["RECEIVED"], 7, "two records, two duplicates, a conflict, two letters");
+    assert_eq!(stats["actions"]["RECEIVED"], 7, "two records, two duplicates, a conflict, two dead letters");
     assert_eq!(stats["actions"]["PROCESSED"], 3);
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn the_summary_counts_what_the_list_shows(pool: PgPool) {
+async fn the_summary_counts_the_facts_of_the_list(pool: PgPool) {
     let world = filled(pool).await;
     for query in [
         "",
@@ -93,9 +93,9 @@ async fn the_summary_counts_what_the_list_shows(pool: PgPool) {
         let first = world.get(&format!("/audit/summary?limit=1{query}")).await;
         assert_eq!(first["actions"], serde_json::json!(counted), "{query}");
         let of_worker: i64 = facts.iter().filter(|fact| fact["worker"] == "w1").count() as i64;
-        let told: i64 =
+        let counted_of_worker: i64 =
             first["workers"][0]["actions"].as_object().expect("actions").values().map(|n| n.as_i64().expect("n")).sum();
-        assert_eq!(told, of_worker, "{query}");
+        assert_eq!(counted_of_worker, of_worker, "{query}");
     }
     let first = world.get("/audit/summary?limit=1").await;
     assert_eq!(first["destinations"][0]["destinationId"], "d");

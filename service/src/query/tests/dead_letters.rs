@@ -10,21 +10,21 @@ async fn entries(world: &mut World, shard: u16) -> Vec<HashMap<String, String>> 
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn a_replay_appends_the_payload_under_the_dead_letters_number(pool: PgPool) {
+async fn a_replay_appends_the_payload_with_the_dead_letters_number(pool: PgPool) {
     let mut world = World::new(pool).await;
     let payload = br#"{"recordId":"a", "value": 1.10}"#;
-    world.bury(1, Some("a"), payload).await;
-    world.bury(2, None, b"\xff\xfe").await;
+    world.dead_letter(1, Some("a"), payload).await;
+    world.dead_letter(2, None, b"\xff\xfe").await;
     assert_eq!(
         world.post("/dead-letters/0-d1/replay").await,
         (202, serde_json::json!({"id": "0-d1", "status": "queued"}))
     );
-    assert_eq!(world.post("/dead-letters/0-d1/replay").await.0, 202, "asking twice is harmless");
+    assert_eq!(world.post("/dead-letters/0-d1/replay").await.0, 202, "a second request is harmless");
     let queued = entries(&mut world, 0).await;
     assert_eq!(queued.len(), 2);
     assert_eq!(queued[0]["record"].as_bytes(), payload);
     assert_eq!(queued[0]["replayOf"], "0-d1");
-    assert_eq!(queued[0]["receivedAt"], "1769904000000000", "it was received once");
+    assert_eq!(queued[0]["receivedAt"], "1769904000000000", "a replay keeps the time of receipt");
     assert!(!queued[0].contains_key("serve"), "a replay is not received again");
     let dead_letter = &world.get("/dead-letters?recordId=a").await["items"][0];
     assert_eq!((&dead_letter["state"], &dead_letter["requestedBy"]), (&"open".into(), &"dev".into()));
@@ -42,17 +42,17 @@ async fn a_replay_appends_the_payload_under_the_dead_letters_number(pool: PgPool
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn discarding_frees_the_id_once(pool: PgPool) {
+async fn a_dead_letter_can_be_discarded_once_and_frees_its_id(pool: PgPool) {
     let world = World::new(pool).await;
-    world.bury(1, Some("a"), b"{}").await;
+    world.dead_letter(1, Some("a"), b"{}").await;
     assert_eq!(world.post("/dead-letters/0-d1/discard").await.0, 200);
     assert_eq!(world.post("/dead-letters/0-d1/discard").await.1["code"], "dead_letter_not_open");
     assert_eq!(world.post("/dead-letters/0-d1/replay").await.0, 409);
     let dead_letter = &world.get("/dead-letters").await["items"][0];
     assert_eq!((&dead_letter["state"], &dead_letter["closedBy"]), (&"discarded".into(), &"dev".into()));
     assert!(dead_letter["closedAt"].is_string());
-    // The index on open dead letters lets the id be taken again.
-    world.bury(2, Some("a"), b"{}").await;
+    // The unique index covers only open dead letters, so it allows the id again.
+    world.dead_letter(2, Some("a"), b"{}").await;
     assert_eq!(ids(&world.all("/dead-letters?state=open", 1).await, "id"), ["0-d2"]);
 }
 
@@ -60,9 +60,9 @@ async fn discarding_frees_the_id_once(pool: PgPool) {
 async fn dead_letters_are_replayed_by_filter(pool: PgPool) {
     let mut world = World::new(pool).await;
     for n in 1..=250 {
-        world.bury(n, Some(&format!("id{n}")), br#"{"n": 1}"#).await;
+        world.dead_letter(n, Some(&format!("id{n}")), br#"{"n": 1}"#).await;
     }
-    world.bury(251, None, b"\xff").await;
+    world.dead_letter(251, None, b"\xff").await;
     world.run("update dead_letters set reason = 'malformed' where n <= 10; update dead_letters set state = 'replayed' where n = 250").await;
     let (status, dry) = world.post("/dead-letters/replay?dryRun=true&reason=below_minimum_total").await;
     assert_eq!(
@@ -70,7 +70,7 @@ async fn dead_letters_are_replayed_by_filter(pool: PgPool) {
         (202, &240.into(), &0.into(), &1.into())
     );
     assert_eq!(dry["ids"].as_array().expect("ids").len(), 239);
-    assert!(entries(&mut world, 0).await.is_empty(), "a dry run queues nothing");
+    assert!(entries(&mut world, 0).await.is_empty(), "a dry run appends nothing");
     let (_, first) = world.post("/dead-letters/replay?reason=below_minimum_total&limit=150").await;
     assert_eq!((&first["queued"], &first["ids"][0]), (&150.into(), &"0-d11".into()));
     let cursor = first["nextCursor"].as_str().expect("more");

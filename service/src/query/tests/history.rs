@@ -7,7 +7,7 @@ fn json(id: &str) -> String {
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn a_processed_record_tells_its_whole_life(pool: PgPool) {
+async fn a_processed_record_has_its_whole_history(pool: PgPool) {
     let mut world = World::new(pool).await;
     let id = "order 1/2%é";
     let (shard, seq) = world.add(Row { id, threshold: Some("0.5"), ..ROW }).await;
@@ -20,14 +20,20 @@ async fn a_processed_record_tells_its_whole_life(pool: PgPool) {
     let (notifications, alerts) = (cursor("notifications"), cursor("alerts"));
     let () = world.redis.hset(&notifications, shard, seq).await.expect("HSET");
     let () = world.redis.hset(&alerts, shard, seq - 1).await.expect("HSET");
-    let life = world.get("/records/order%201%2F2%25%C3%A9").await;
-    assert_eq!((&life["recordId"], &life["status"], &life["seq"]), (&id.into(), &"processed".into(), &seq.into()));
-    assert_eq!(life["id"], format!("{shard}-{seq}"));
-    assert_eq!(life["queuedAt"], "2026-02-01T00:00:00.500Z");
-    assert_eq!(life["summary"], serde_json::json!({"previousCount": 0, "previousTotal": "0", "unit": "EUR"}));
-    assert_eq!((&life["threshold"], &life["duplicates"], &life["conflicts"]), (&"0.5".into(), &1.into(), &0.into()));
+    let history = world.get("/records/order%201%2F2%25%C3%A9").await;
+    assert_eq!(
+        (&history["recordId"], &history["status"], &history["seq"]),
+        (&id.into(), &"processed".into(), &seq.into())
+    );
+    assert_eq!(history["id"], format!("{shard}-{seq}"));
+    assert_eq!(history["queuedAt"], "2026-02-01T00:00:00.500Z");
+    assert_eq!(history["summary"], serde_json::json!({"previousCount": 0, "previousTotal": "0", "unit": "EUR"}));
+    assert_eq!(
+        (&history["threshold"], &history["duplicates"], &history["conflicts"]),
+        (&"0.5".into(), &1.into(), &0.into())
+    );
     let states: Vec<_> =
-        life["published"].as_array().expect("published").iter().map(|sink| sink["state"].clone()).collect();
+        history["published"].as_array().expect("published").iter().map(|sink| sink["state"].clone()).collect();
     assert_eq!(states, ["published", "waiting", "before_start"]);
     world.clean().await;
 }
@@ -38,10 +44,10 @@ async fn a_queued_record_is_found_and_an_unknown_one_is_not(pool: PgPool) {
     let stream = world.stream(1);
     let fields = [("record", json("waits")), ("receivedAt", "1769904000000000".to_owned())];
     let () = world.redis.xadd(&stream, "*", &fields).await.expect("XADD");
-    let life = world.get("/records/waits").await;
-    assert_eq!((&life["status"], &life["shard"]), (&"queued".into(), &1.into()));
-    assert_eq!((&life["record"]["value"], &life["receivedAt"]), (&"1.50".into(), &"2026-02-01T00:00:00Z".into()));
-    assert!(life["queuedAt"].is_string() && life.get("processedAt").is_none());
+    let history = world.get("/records/waits").await;
+    assert_eq!((&history["status"], &history["shard"]), (&"queued".into(), &1.into()));
+    assert_eq!((&history["record"]["value"], &history["receivedAt"]), (&"1.50".into(), &"2026-02-01T00:00:00Z".into()));
+    assert!(history["queuedAt"].is_string() && history.get("processedAt").is_none());
     assert_eq!(world.refusal("/records/none").await, (404, "not_found".to_owned(), false));
     world.clean().await;
 }
@@ -50,23 +56,23 @@ async fn a_queued_record_is_found_and_an_unknown_one_is_not(pool: PgPool) {
 async fn without_redis_a_record_may_still_be_queued(pool: PgPool) {
     let mut world = World::with_redis(pool, "redis://127.0.0.1:1").await;
     world.add(Row { id: "known", ..ROW }).await;
-    let life = world.get("/records/known").await;
-    assert_eq!((&life["status"], &life["published"][0]["state"]), (&"processed".into(), &"unknown".into()));
+    let history = world.get("/records/known").await;
+    assert_eq!((&history["status"], &history["published"][0]["state"]), (&"processed".into(), &"unknown".into()));
     assert_eq!(world.refusal("/records/none").await, (404, "not_found_or_queued".to_owned(), true));
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn a_dead_lettered_record_says_so_until_its_dead_letter_is_discarded(pool: PgPool) {
+async fn a_record_is_dead_lettered_until_its_dead_letter_is_discarded(pool: PgPool) {
     let mut world = World::new(pool).await;
-    world.bury(1, Some("bad"), json("bad").as_bytes()).await;
-    let life = world.get("/records/bad").await;
-    assert_eq!((&life["status"], &life["record"]["value"]), (&"dead_lettered".into(), &"1.50".into()));
-    assert_eq!(life["deadLetters"][0]["reason"], "below_minimum_total");
+    world.dead_letter(1, Some("bad"), json("bad").as_bytes()).await;
+    let history = world.get("/records/bad").await;
+    assert_eq!((&history["status"], &history["record"]["value"]), (&"dead_lettered".into(), &"1.50".into()));
+    assert_eq!(history["deadLetters"][0]["reason"], "below_minimum_total");
     assert_eq!(world.post("/dead-letters/0-d1/discard").await.0, 200);
     assert_eq!(world.get("/records/bad").await["status"], "discarded");
     let stream = world.stream(0);
     let () = world.redis.xadd(&stream, "*", &[("record", json("bad"))]).await.expect("XADD");
-    let life = world.get("/records/bad").await;
-    assert_eq!((&life["status"], &life["deadLetters"][0]["state"]), (&"queued".into(), &"discarded".into()));
+    let history = world.get("/records/bad").await;
+    assert_eq!((&history["status"], &history["deadLetters"][0]["state"]), (&"queued".into(), &"discarded".into()));
     world.clean().await;
 }

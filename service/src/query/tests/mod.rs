@@ -1,4 +1,4 @@
-//! The paths that ask, over tables filled by SQL and a Redis of the machine, through the whole HTTP API.
+//! Queries through the whole HTTP API, over tables that SQL filled and a real Redis.
 
 mod audit;
 mod dead_letters;
@@ -43,7 +43,7 @@ fn time(text: &str) -> DateTime<Utc> {
     parse_time(text).expect("a time")
 }
 
-/// A record to be stored as processed, with what most tests do not care about.
+/// A processed record to store; `ROW` holds defaults for its fields.
 #[derive(Clone, Copy)]
 struct Row<'a> {
     id: &'a str,
@@ -77,7 +77,7 @@ impl World {
     }
 
     async fn with_redis(pool: PgPool, url: &str) -> Self {
-        let name = format!("ask-{:016x}", rand::random::<u64>());
+        let name = format!("query-{:016x}", rand::random::<u64>());
         let manifest = format!(
             "{{apiVersion: millrace.dev/v1alpha1, kind: RecordPipeline, metadata: {{name: {name}}}, spec: {{shards: {SHARDS}, \
              sinks: [{{name: notifications, event: Processed, redisStream: {{}}}}, \
@@ -116,7 +116,7 @@ impl World {
         Self { pool, api, redis, name, seqs: HashMap::new() }
     }
 
-    /// Stores a processed record as a commit would; gives its shard and number.
+    /// Stores a processed record as a commit does; returns its shard and sequence number.
     async fn add(&mut self, row: Row<'_>) -> (i32, i64) {
         let shard = i32::from(shard_of(row.destination, SHARDS));
         let seq = self.seqs.entry(shard).or_default();
@@ -155,7 +155,7 @@ impl World {
     }
 
     /// Stores an open dead letter, number `n` of shard 0.
-    async fn bury(&self, n: i64, id: Option<&str>, payload: &[u8]) {
+    async fn dead_letter(&self, n: i64, id: Option<&str>, payload: &[u8]) {
         sqlx::query(
             "with opened as (
                  insert into dead_letters (shard, n, epoch, opened_at, received_at, record_id, destination_id, stream_id,
@@ -212,7 +212,7 @@ impl World {
         (status, serde_json::from_str(&body).expect("JSON"))
     }
 
-    /// The code of a refusal.
+    /// Status, code and `retryable` of a refused request.
     async fn refusal(&self, path: &str) -> (u16, String, bool) {
         let (status, body) = self.send("GET", path, "application/json").await;
         let problem: Value = serde_json::from_str(&body.expect("a whole body")).expect("JSON");

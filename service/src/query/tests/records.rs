@@ -1,7 +1,7 @@
 use super::*;
 
 #[sqlx::test(migrations = "../migrations")]
-async fn records_are_listed_in_the_order_of_the_log_while_more_come(pool: PgPool) {
+async fn records_are_listed_in_log_order_while_more_arrive(pool: PgPool) {
     let mut world = World::new(pool).await;
     let mut stored = Vec::new();
     for n in 0..7 {
@@ -23,9 +23,9 @@ async fn records_are_listed_in_the_order_of_the_log_while_more_come(pool: PgPool
     let mut distinct = seen.clone();
     distinct.sort();
     distinct.dedup();
-    assert_eq!(distinct.len(), seen.len(), "none is shown twice");
+    assert_eq!(distinct.len(), seen.len(), "no record appears twice");
     for n in 0..7 {
-        assert!(seen.contains(&format!("r{n}")), "what was there at the beginning is shown");
+        assert!(seen.contains(&format!("r{n}")), "every record that existed at the beginning appears");
     }
     stored.sort();
     let log: Vec<String> = stored.into_iter().map(|(_, id)| id).collect();
@@ -33,12 +33,12 @@ async fn records_are_listed_in_the_order_of_the_log_while_more_come(pool: PgPool
     assert_eq!(
         world.refusal(&format!("/records?destinationId=d0&cursor={cursor}")).await,
         (400, "invalid_cursor".to_owned(), false),
-        "a cursor holds for its filters only"
+        "a cursor is valid only for its filters"
     );
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn every_filter_of_records_holds(pool: PgPool) {
+async fn every_filter_of_records_selects_its_records(pool: PgPool) {
     let mut world = World::new(pool).await;
     let attributes = Some(r#"{"n": 12345678901234567890.10}"#);
     let big = Row { id: "a b/c?", value: "999999999999999.100000000", attributes, ..ROW };
@@ -99,12 +99,12 @@ async fn parameters_that_no_record_can_match_are_refused(pool: PgPool) {
 async fn conflicts_show_both_contents(pool: PgPool) {
     let mut world = World::new(pool).await;
     world.add(Row { id: "taken", value: "5.00", ..ROW }).await;
-    world.bury(1, Some("buried"), br#"{"recordId":"buried","value":"1.0"}"#).await;
+    world.dead_letter(1, Some("refused"), br#"{"recordId":"refused","value":"1.0"}"#).await;
     world
         .run(
             r#"insert into conflicts values
                (0, 1, 1, '2026-02-01T00:00:03Z', '2026-02-01T00:00:02Z', 'taken', 'd', '1-0', '{"value": 6.00}'),
-               (0, 2, 1, '2026-02-01T00:00:04Z', '2026-02-01T00:00:02Z', 'buried', 'e', '1-1', 'no json'),
+               (0, 2, 1, '2026-02-01T00:00:04Z', '2026-02-01T00:00:02Z', 'refused', 'e', '1-1', 'no json'),
                (1, 1, 1, '2026-02-01T00:00:05Z', '2026-02-01T00:00:02Z', 'taken', 'd', '1-2', '{}')"#,
         )
         .await;

@@ -9,7 +9,7 @@ async fn counts_add_up_over_both_servers(pool: PgPool) {
         world.add(Row { id: &n.to_string(), destination: ["d", "e"][n % 2], threshold, ..ROW }).await;
     }
     for n in 1..=3 {
-        world.bury(n, Some(&format!("x{n}")), b"{}").await;
+        world.dead_letter(n, Some(&format!("x{n}")), b"{}").await;
     }
     world
         .run(
@@ -52,8 +52,7 @@ async fn counts_add_up_over_both_servers(pool: PgPool) {
     assert_eq!(stats["postgres"]["fsync"].as_str().map(str::is_empty), Some(false));
     assert!(stats["redis"]["version"].as_str().expect("version").starts_with(|c: char| c.is_ascii_digit()));
 
-    // Of the pending entries three records and a duplicate are committed already, their acknowledgement is on its way:
-    // they count once.
+    // Of the pending entries three records and a duplicate are committed and not acknowledged yet: they count once.
     let fence = keys::fence(&world.name, 1);
     world.run("update shards set records = 10 where shard = 1").await;
     let () = world
@@ -66,7 +65,7 @@ async fn counts_add_up_over_both_servers(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn without_redis_the_rest_is_told(pool: PgPool) {
+async fn without_redis_stats_name_the_missing_fields(pool: PgPool) {
     let mut world = World::with_redis(pool, "redis://127.0.0.1:1").await;
     world.add(ROW).await;
     let stats = world.get("/stats").await;

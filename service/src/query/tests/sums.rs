@@ -3,9 +3,9 @@ use super::*;
 const AGGREGATIONS: &str = "/records/aggregations";
 
 #[sqlx::test(migrations = "../migrations")]
-async fn sums_are_exact_beyond_every_float(pool: PgPool) {
+async fn sums_are_exact_beyond_the_precision_of_floats(pool: PgPool) {
     let mut world = World::new(pool).await;
-    // 30 integer-and-fraction digits in the sum: neither a double nor a 96-bit decimal holds it.
+    // The sum has 30 digits: neither a double nor a 96-bit decimal holds it.
     for n in 0..30 {
         world.add(Row { id: &n.to_string(), value: "999999999999999.999999999", ..ROW }).await;
     }
@@ -29,10 +29,10 @@ async fn sums_are_exact_beyond_every_float(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn an_aggregation_holds_every_record_of_its_groups_over_many_pages(pool: PgPool) {
+async fn an_aggregation_has_every_record_of_its_groups_over_many_pages(pool: PgPool) {
     let mut world = World::new(pool).await;
     world.add(Row { id: "z", destination: "z", attributes: Some("{\"a\": 1.0}"), ..ROW }).await;
-    // More records and more units than pages of 1,000 hold, the units of one destination among them.
+    // More than a page of 1,000, both of records and of units of one destination.
     let shard = i32::from(shard_of("many", SHARDS));
     sqlx::query(
         "insert into records (shard, seq, epoch, received_at, processed_at, time, previous_count, positive, record_id,
@@ -130,7 +130,7 @@ async fn rollups_count_windows_and_distinct_sources(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn one_snapshot_is_seen_from_the_first_page_to_the_last(pool: PgPool) {
+async fn all_pages_of_a_response_come_from_one_snapshot(pool: PgPool) {
     let mut world = World::new(pool).await;
     world.add(Row { id: "before", ..ROW }).await;
     let store = Store::of_test(world.pool.clone());
@@ -142,11 +142,11 @@ async fn one_snapshot_is_seen_from_the_first_page_to_the_last(pool: PgPool) {
     assert_eq!(snapshot.records(&filter, ("", 0), 10).await.expect("records").len(), 1);
     let size = world.pool.size();
     drop(snapshot);
-    assert!(world.pool.size() < size, "a snapshot that is given up takes its connection with it");
+    assert!(world.pool.size() < size, "a dropped snapshot closes its connection");
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn an_answer_whose_query_fails_never_looks_whole(pool: PgPool) {
+async fn a_response_whose_query_fails_never_looks_complete(pool: PgPool) {
     let world = World::new(pool).await;
     sqlx::query(
         "insert into records (shard, seq, epoch, received_at, processed_at, time, previous_count, positive, record_id,
@@ -161,7 +161,7 @@ async fn an_answer_whose_query_fails_never_looks_whole(pool: PgPool) {
     let request = Request::builder().uri(AGGREGATIONS.parse().expect("a path")).finish();
     let response = world.api.get_response(request).await;
     assert_eq!(response.status(), 200);
-    // The channel is bounded: the query is still under way, and its connection is taken from it.
+    // The channel is bounded, so the query still runs when its connection is terminated.
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     let ended: i64 = sqlx::query_scalar(
         "select count(pg_terminate_backend(pid)) from pg_stat_activity
@@ -171,5 +171,5 @@ async fn an_answer_whose_query_fails_never_looks_whole(pool: PgPool) {
     .await
     .expect("terminate");
     assert_eq!(ended, 1, "the query waits for its reader");
-    assert!(response.into_body().into_bytes().await.is_err(), "a part must not look whole");
+    assert!(response.into_body().into_bytes().await.is_err(), "a part must not look complete");
 }

@@ -1,4 +1,4 @@
-//! What stands in an answer is taken as input, and what is exported is the same records.
+//! Values from responses are accepted as input, and exported records equal the stored ones.
 
 use std::fmt::Write as _;
 
@@ -18,7 +18,7 @@ const IDS: [&str; 9] = [
     "=1+1",
 ];
 
-/// Attributes of several lines, with text that looks like an end of a line.
+/// Attributes on several lines, with text that looks like a line break.
 const ATTRIBUTES: &str = "{\r\n \"a\": {\n\t\"b\": [1,\r2.50],\n \"text\": \"one\\ntwo\u{2028}three\u{85}\\\"\"\n }\n}";
 
 fn encoded(text: &str) -> String {
@@ -29,7 +29,7 @@ fn encoded(text: &str) -> String {
     encoded
 }
 
-/// A record of each id, with times of all scales.
+/// One record per id, with times of different precision.
 async fn filled(pool: PgPool) -> World {
     let mut world = World::new(pool).await;
     for (n, id) in IDS.into_iter().enumerate() {
@@ -51,7 +51,7 @@ async fn filled(pool: PgPool) -> World {
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn each_line_of_ndjson_is_an_object_whatever_attributes_hold(pool: PgPool) {
+async fn each_ndjson_line_is_an_object_for_all_attributes(pool: PgPool) {
     let world = filled(pool).await;
     let json = world.text("/records/aggregations", "application/json").await;
     assert!(json.contains(&format!(r#""attributes":{ATTRIBUTES}"#)), "JSON keeps the bytes");
@@ -66,7 +66,7 @@ async fn each_line_of_ndjson_is_an_object_whatever_attributes_hold(pool: PgPool)
             let kinds: Vec<&String> = value.as_object().expect("an object").keys().collect();
             assert!(["group", "record", "end"].contains(&kinds[0].as_str()) && kinds.len() == 1, "{line}");
             if let Some(attributes) = value["record"].get("attributes") {
-                assert!(line.contains(&spaced), "as long as it was: {line}");
+                assert!(line.contains(&spaced), "line breaks become spaces: {line}");
                 assert_eq!(*attributes, serde_json::from_str::<Value>(ATTRIBUTES).expect("JSON"));
             }
         }
@@ -76,7 +76,7 @@ async fn each_line_of_ndjson_is_an_object_whatever_attributes_hold(pool: PgPool)
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn csv_has_all_that_makes_the_same_records_again(pool: PgPool) {
+async fn csv_rows_hold_complete_records(pool: PgPool) {
     let world = filled(pool).await;
     let table = world.text("/records/aggregations", "text/csv").await;
     let mut rows = csv::Reader::from_reader(table.as_bytes());
@@ -108,13 +108,13 @@ async fn csv_has_all_that_makes_the_same_records_again(pool: PgPool) {
     }
 }
 
-/// Every (field, value) in an answer that a filter is named after.
+/// Collects every (field, value) of a response.
 fn values(answer: &Value, found: &mut Vec<(String, String)>) {
     match answer {
         Value::Array(items) => items.iter().for_each(|item| values(item, found)),
         Value::Object(fields) => {
             for (name, value) in fields {
-                // What was refused is shown as it came.
+                // Refused content is returned as it was received, so its values need not be valid.
                 if ["payload", "refused", "attributes", "deadLetter"].contains(&name.as_str()) {
                     continue;
                 }
@@ -128,7 +128,7 @@ fn values(answer: &Value, found: &mut Vec<(String, String)>) {
     }
 }
 
-/// Paths that give values, and that list what happened.
+/// Paths whose responses hold values for filters.
 const ANSWERS: [&str; 8] = [
     "/records",
     "/records/aggregations",
@@ -140,7 +140,7 @@ const ANSWERS: [&str; 8] = [
     "/stats",
 ];
 
-/// The paths that have a filter of this name.
+/// The paths that have a filter with this name.
 fn filtered_by(name: &str) -> &'static [&'static str] {
     match name {
         "recordId" | "destinationId" => {
@@ -154,9 +154,9 @@ fn filtered_by(name: &str) -> &'static [&'static str] {
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn every_value_in_an_answer_is_taken_as_a_filter(pool: PgPool) {
+async fn every_value_of_a_response_is_accepted_as_a_filter(pool: PgPool) {
     let world = filled(pool).await;
-    world.bury(1, Some("👻 x/y"), br#"{"recordId":"x"}"#).await;
+    world.dead_letter(1, Some("👻 x/y"), br#"{"recordId":"x"}"#).await;
     world
         .run(
             "insert into conflicts values
@@ -171,7 +171,7 @@ async fn every_value_in_an_answer_is_taken_as_a_filter(pool: PgPool) {
     found.dedup();
     let mut asked = 0;
     for (name, value) in &found {
-        // Facts have reasons that no dead letter has.
+        // Audit facts also have reasons that no dead letter has.
         let of_audit = name == "reason" && value != "below_minimum_total";
         for path in filtered_by(name).iter().filter(|_| !of_audit) {
             world.get(&format!("{path}?{name}={}", encoded(value))).await;
@@ -188,14 +188,14 @@ async fn every_value_in_an_answer_is_taken_as_a_filter(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn an_id_in_an_answer_is_taken_in_path_query_cursor_and_body(pool: PgPool) {
+async fn an_id_of_a_response_is_accepted_in_path_query_cursor_and_body(pool: PgPool) {
     let mut world = filled(pool).await;
     for id in IDS {
-        let life = world.get(&format!("/records/{}", encoded(id))).await;
-        assert_eq!(life["recordId"], id);
+        let history = world.get(&format!("/records/{}", encoded(id))).await;
+        assert_eq!(history["recordId"], id);
         let listed = world.all(&format!("/records?recordId={0}&unit={0}&destinationId={0}", encoded(id)), 10).await;
         assert_eq!(ids(&listed, "recordId"), [id]);
-        let mut record = life["record"].clone();
+        let mut record = history["record"].clone();
         record.as_object_mut().expect("an object").retain(|name, _| !name.ends_with("At"));
         let (status, answer) = world.post_json("/records", &record).await;
         assert_eq!((status, &answer["recordId"]), (202, &id.into()), "{answer}");
@@ -215,7 +215,7 @@ async fn an_id_in_an_answer_is_taken_in_path_query_cursor_and_body(pool: PgPool)
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn a_filter_that_nothing_can_match_says_why(pool: PgPool) {
+async fn a_filter_that_matches_no_record_is_refused_with_the_cause(pool: PgPool) {
     let world = World::new(pool).await;
     for (path, detail) in [
         ("/records?unit=EUR%20", "unit: ends with a space (U+0020); remove it"),
