@@ -78,7 +78,7 @@ impl From<store::Error> for Failure {
             store::Error::PreviousWorkersActive(_) => Reason::PreviousWorkersActive,
             store::Error::Locked(_) => Reason::LockNotAvailable,
             error if error.refuses_write() => Reason::PostgresReadOnlyOrFull,
-            error if error.is_away() => Reason::PostgresUnreachable,
+            error if error.is_unavailable() => Reason::PostgresUnreachable,
             _ => Reason::Failed,
         };
         Self::new(reason, error.to_string())

@@ -150,7 +150,7 @@ async fn stored(store: &Store, pipeline_id: &str) -> Result<Stored, Lack> {
         Some(_) => {}
     }
     let applied = store.stats().await?;
-    let shard_states = store.standing().await?;
+    let shard_states = store.shard_states().await?;
     let states = store.sink_states().await?;
     let mut beginnings = store.sink_beginnings().await?;
     let rows = store.sinks().await?.into_iter().filter(|row| !row.removed);

@@ -28,7 +28,7 @@ pub struct ShardAppends {
 
 /// A serve process that appended to a shard, or may have.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Appender {
+pub struct Producer {
     /// Its name.
     pub process: String,
     /// How many entries it appended at least.
@@ -53,7 +53,7 @@ pub struct Books {
     /// Entries of the processes that were folded.
     pub folded: i64,
     /// Who appended, without those that were folded.
-    pub appenders: Vec<Appender>,
+    pub appenders: Vec<Producer>,
 }
 
 impl Store {
@@ -177,7 +177,7 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
-        let appenders = appenders.into_iter().map(|row| Appender {
+        let appenders = appenders.into_iter().map(|row| Producer {
             process: row.process,
             acknowledged: row.acknowledged,
             unknown: row.unknown.max(0),

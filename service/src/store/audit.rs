@@ -1,49 +1,50 @@
-//! The audit trail: facts derived from what is stored anyway; only what administrators did is written on the side.
+//! The audit trail: facts derived from stored rows. Only the actions of administrators have a table of their own.
 //!
-//! An entry is received and queued once: what a replayed dead letter became does not repeat those facts.
+//! An entry has the facts `RECEIVED` and `QUEUED` once: the result of a replayed dead letter does not repeat them.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::{Error, Store};
 
-/// Something that happened.
+/// A fact of the audit trail. It is derived from a *source* row.
 #[derive(Debug, Clone)]
 pub struct Fact {
-    /// When what it belongs to was applied: what the trail is ordered by.
+    /// When the source was applied, the first key of the order of the trail.
     pub applied: DateTime<Utc>,
-    /// Its shard; -1 for what belongs to none.
+    /// The shard of the source; -1 if it has none.
     pub shard: i32,
-    /// Of what it was derived: 1 record, 2 duplicate, 3 conflict, 4 dead letter opened, 5 closed, 6 administrator's act.
+    /// The kind of the source: 1 record, 2 duplicate, 3 conflict, 4 opened dead letter, 5 closed one, 6 administrator's
+    /// action.
     pub kind: i32,
-    /// The number of that.
+    /// The number of the source.
     pub n: i64,
-    /// Its place among the facts of that.
+    /// The position among the facts of the source.
     pub step: i32,
     /// Such as `PROCESSED`.
     pub action: String,
     /// When it happened.
     pub time: DateTime<Utc>,
-    /// The record's id, where known.
+    /// The record's id, if known.
     pub record_id: Option<String>,
-    /// The record's destination, where known.
+    /// The record's destination, if known.
     pub destination_id: Option<String>,
     /// The worker that applied it.
     pub worker: Option<String>,
     /// The administrator that did it.
     pub actor: Option<String>,
-    /// Why.
+    /// The reason.
     pub reason: Option<String>,
 }
 
-/// Which facts are asked for.
+/// Filters of facts.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct AuditFilter {
     /// Any of these actions; `None`: all.
     pub actions: Option<Vec<String>>,
-    /// Of this id.
+    /// Facts of this record.
     pub record_id: Option<String>,
-    /// Of this destination.
+    /// Facts of this destination.
     pub destination_id: Option<String>,
     /// Happened at or after this.
     pub start: Option<DateTime<Utc>>,
@@ -51,113 +52,52 @@ pub struct AuditFilter {
     pub end: Option<DateTime<Utc>>,
 }
 
-/// A place in the trail: (applied, shard, kind, n, step) of the last fact seen.
+/// A position in the trail: (applied, shard, kind, n, step) of a fact, as in [`Fact`].
 #[derive(Debug, Clone, Copy)]
 pub struct AuditPlace {
-    /// When it was applied.
+    /// When the source was applied.
     pub applied: DateTime<Utc>,
-    /// Its shard.
+    /// The shard of the source.
     pub shard: i32,
-    /// Of what it was derived.
+    /// The kind of the source.
     pub kind: i32,
-    /// The number of that.
+    /// The number of the source.
     pub n: i64,
-    /// Its place among the facts of that.
+    /// The position among the facts of the source.
     pub step: i32,
 }
 
-/// How often an action was taken, by one worker or by none.
+/// The count of an action by one worker, or by no worker.
 #[derive(Debug, Clone)]
 pub struct AuditTotals {
     /// Such as `PROCESSED`.
     pub action: String,
-    /// The worker; `None`: done by no worker.
+    /// The worker; `None` if no worker did it.
     pub worker: Option<String>,
-    /// How often.
+    /// The count.
     pub count: i64,
 }
 
-/// How often an action was taken on a destination.
+/// The count of an action for a destination.
 #[derive(Debug, Clone)]
 pub struct DestinationFacts {
     /// The destination.
     pub destination_id: String,
     /// Such as `PROCESSED`.
     pub action: String,
-    /// How often.
+    /// The count.
     pub count: i64,
 }
 
 impl Store {
-    /// Facts behind a place, by (applied, shard, kind, n, step), at most `limit`.
+    /// Facts after a position, by (applied, shard, kind, n, step), at most `limit`.
     ///
     /// # Errors
     /// When Postgres does not answer.
     pub async fn list_facts(&self, filter: &AuditFilter, after: AuditPlace, limit: i64) -> Result<Vec<Fact>, Error> {
-        // Every branch stops by itself at the limit, on the index of its own time; only then are they merged.
-        let facts = sqlx::query_as!(
+        let facts = sqlx::query_file_as!(
             Fact,
-            r#"with facts as (
-                (select * from audit_records
-                 where applied >= $1 and (applied, shard, 1, n, step) > ($1, $2, $3, $4, $5)
-                   and ($6::text[] is null or action = any($6))
-                   and ($7::text is null or record_id = $7)
-                   and ($8::text is null or destination_id = $8)
-                   and ($9::timestamptz is null or time >= $9)
-                   and ($10::timestamptz is null or time < $10)
-                 order by applied, shard, n, step limit $11)
-                union all
-                (select * from audit_duplicates
-                 where applied >= $1 and (applied, shard, 2, n, step) > ($1, $2, $3, $4, $5)
-                   and ($6::text[] is null or action = any($6))
-                   and ($7::text is null or record_id = $7)
-                   and ($8::text is null or destination_id = $8)
-                   and ($9::timestamptz is null or time >= $9)
-                   and ($10::timestamptz is null or time < $10)
-                 order by applied, shard, n, step limit $11)
-                union all
-                (select * from audit_conflicts
-                 where applied >= $1 and (applied, shard, 3, n, step) > ($1, $2, $3, $4, $5)
-                   and ($6::text[] is null or action = any($6))
-                   and ($7::text is null or record_id = $7)
-                   and ($8::text is null or destination_id = $8)
-                   and ($9::timestamptz is null or time >= $9)
-                   and ($10::timestamptz is null or time < $10)
-                 order by applied, shard, n, step limit $11)
-                union all
-                (select * from audit_dead_letters
-                 where applied >= $1 and (applied, shard, 4, n, step) > ($1, $2, $3, $4, $5)
-                   and ($6::text[] is null or action = any($6))
-                   and ($7::text is null or record_id = $7)
-                   and ($8::text is null or destination_id = $8)
-                   and ($9::timestamptz is null or time >= $9)
-                   and ($10::timestamptz is null or time < $10)
-                 order by applied, shard, n, step limit $11)
-                union all
-                (select * from audit_closed
-                 where applied >= $1 and (applied, shard, 5, n, step) > ($1, $2, $3, $4, $5)
-                   and ($6::text[] is null or action = any($6))
-                   and ($7::text is null or record_id = $7)
-                   and ($8::text is null or destination_id = $8)
-                   and ($9::timestamptz is null or time >= $9)
-                   and ($10::timestamptz is null or time < $10)
-                 order by applied, shard, n, step limit $11)
-                union all
-                (select * from audit_admin
-                 where applied >= $1 and (applied, shard, 6, n, step) > ($1, $2, $3, $4, $5)
-                   and ($6::text[] is null or action = any($6))
-                   and ($7::text is null or record_id = $7)
-                   and ($8::text is null or destination_id = $8)
-                   and ($9::timestamptz is null or time >= $9)
-                   and ($10::timestamptz is null or time < $10)
-                 order by applied, shard, n, step limit $11)
-               )
-               select f.applied as "applied!", f.shard as "shard!", f.kind as "kind!", f.n as "n!", f.step as "step!",
-                      f.action as "action!", f.time as "time!", f.record_id, f.destination_id, e.worker as "worker?",
-                      f.actor, f.reason
-               from facts f left join epochs e on e.shard = f.shard and e.epoch = f.epoch
-               order by f.applied, f.shard, f.kind, f.n, f.step
-               limit $11"#,
+            "src/store/audit/list_facts.sql",
             after.applied,
             after.shard,
             after.kind,

@@ -1,9 +1,9 @@
-//! The audit trail counted: the same facts as `audit`, by action and worker, and by action and destination.
+//! Counts over the audit trail: the facts of `audit` by action and worker, and by action and destination.
 
 use super::{AuditFilter, AuditTotals, DestinationFacts, Error, Store};
 
 impl Store {
-    /// How often each action was taken, by worker.
+    /// The count of each action, by worker.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -32,7 +32,7 @@ impl Store {
         Ok(totals)
     }
 
-    /// How often each action was taken on each of the `limit` destinations behind `after`.
+    /// The count of each action for each of the `limit` destinations after `after`.
     ///
     /// # Errors
     /// When Postgres does not answer.

@@ -154,6 +154,7 @@ impl Commit {
         Ok((numbers, duplicates))
     }
 
+    #[expect(clippy::too_many_lines, reason = "one statement with an argument per column")]
     async fn insert_records(&mut self, batch: &[Item], decision: &Decision) -> Result<(), Error> {
         if decision.records.is_empty() {
             return Ok(());

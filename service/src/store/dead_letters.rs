@@ -1,4 +1,4 @@
-//! Dead letters: listed, asked to be replayed, discarded. Opening and closing by a replay is `commit`'s.
+//! Dead letters: lists, requests for replays, and discards. `commit` opens them, and closes them by a replay.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -11,37 +11,37 @@ use crate::domain::DeadLetterId;
 pub struct StoredDeadLetter {
     /// Its shard.
     pub shard: i32,
-    /// Its number in the shard.
+    /// Its sequence number in the shard, among dead letters.
     pub n: i64,
     /// `open`, `replayed` or `discarded`.
     pub state: String,
     /// A stable code.
     pub reason: String,
-    /// A sentence.
+    /// The reason as a sentence.
     pub detail: String,
-    /// Absent where the payload could not be read.
+    /// Absent when the payload could not be read.
     pub record_id: Option<String>,
-    /// Absent where the payload could not be read.
+    /// Absent when the payload could not be read.
     pub destination_id: Option<String>,
     /// When it was opened.
     pub opened_at: DateTime<Utc>,
-    /// When serve took the entry.
+    /// When `serve` received the entry.
     pub received_at: DateTime<Utc>,
     /// When it was closed.
     pub closed_at: Option<DateTime<Utc>>,
-    /// Who closed it.
+    /// The actor that closed it.
     pub closed_by: Option<String>,
-    /// Who asked for its replay last.
+    /// The actor that requested its latest replay.
     pub requested_by: Option<String>,
-    /// The number of the dead letter whose replay was refused with this one.
+    /// The id of the dead letter whose replay failed with this one.
     pub replay_of: Option<String>,
-    /// What came.
+    /// The payload as received.
     pub payload: Vec<u8>,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
 }
 
-/// Which dead letters are asked for.
+/// Filters of dead letters.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct DeadLetterFilter {
     /// Their state.
@@ -59,7 +59,7 @@ pub struct DeadLetterFilter {
 }
 
 impl Store {
-    /// Dead letters above a number, by (shard, n), at most `limit`.
+    /// Dead letters after a position, by (shard, n), at most `limit`.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -98,7 +98,7 @@ impl Store {
         Ok(dead_letters)
     }
 
-    /// How many dead letters match.
+    /// The number of matching dead letters.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -159,7 +159,8 @@ impl Store {
         Ok(dead_letters.into_iter().rev().collect())
     }
 
-    /// Notes who asks for the replay of open dead letters of one shard. DeadLetters that are no longer open are left alone.
+    /// Stores the actor that requests the replay of open dead letters of one shard. Dead letters that are no longer
+    /// open stay unchanged.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -175,7 +176,7 @@ impl Store {
         Ok(())
     }
 
-    /// Discards a dead letter; false: it was not open (or there is none).
+    /// Discards a dead letter. Returns false if it is not open or does not exist.
     ///
     /// # Errors
     /// When Postgres does not answer.

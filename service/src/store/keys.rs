@@ -1,4 +1,4 @@
-//! API keys: only their hashes are kept.
+//! API keys: Postgres holds only their hashes.
 
 use chrono::{DateTime, Utc};
 
@@ -7,37 +7,37 @@ use super::{Error, Store};
 /// Id and name of the key that comes from the environment.
 const BOOTSTRAP: &str = "bootstrap";
 
-/// A key, as it is listed.
+/// A key as a list shows it.
 #[derive(Debug, Clone)]
 pub struct ApiKey {
-    /// Its id: not secret, for revoking it.
+    /// Its id, which is not secret and selects it when it is revoked.
     pub id: String,
-    /// Its name: the actor in the audit trail.
+    /// Its name, the actor in the audit trail.
     pub name: String,
-    /// What it allows.
+    /// Its scopes.
     pub scopes: Vec<String>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: DateTime<Utc>,
-    /// When it was revoked; `None`: it is active.
+    /// When it was revoked; `None` for an active key.
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
-/// A key that is active, by its hash.
+/// An active key with its hash.
 #[derive(Debug, Clone)]
 pub struct LiveKey {
     /// SHA-256 of the whole key.
     pub hash: Vec<u8>,
     /// Its name.
     pub name: String,
-    /// What it allows.
+    /// Its scopes.
     pub scopes: Vec<String>,
 }
 
 impl Store {
-    /// The keys that are active.
+    /// The active keys.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn live_keys(&self) -> Result<Vec<LiveKey>, Error> {
         Ok(sqlx::query_as!(LiveKey, "select hash, name, scopes from api_keys where revoked_at is null")
             .fetch_all(&self.pool)
@@ -47,7 +47,7 @@ impl Store {
     /// All keys, oldest first.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn list_keys(&self) -> Result<Vec<ApiKey>, Error> {
         Ok(sqlx::query_as!(
             ApiKey,
@@ -57,7 +57,7 @@ impl Store {
         .await?)
     }
 
-    /// Stores a new key's hash, and the deed in the audit trail.
+    /// Stores a new key's hash, and adds the action to the audit trail.
     ///
     /// # Errors
     /// When Postgres cannot be written.
@@ -81,7 +81,7 @@ impl Store {
         Ok(())
     }
 
-    /// Revokes a key, and notes the deed. False: no key active has this id.
+    /// Revokes a key, and adds the action to the audit trail. Returns false if no active key has this id.
     ///
     /// # Errors
     /// When Postgres cannot be written.
@@ -102,8 +102,8 @@ impl Store {
         Ok(true)
     }
 
-    /// Makes the key of the environment the key `bootstrap`, an administrator's. A revoked one stays revoked until the
-    /// key itself is another. True: something was written.
+    /// Stores the key from the environment as the key `bootstrap` with scope `admin`. A revoked one stays revoked until
+    /// the environment has another key. Returns whether anything was written.
     ///
     /// # Errors
     /// When Postgres cannot be written.
@@ -155,12 +155,12 @@ mod tests {
         assert!(store.revoke_key("key_1", "me").await.expect("revoked"));
         assert!(!store.revoke_key("key_1", "me").await.expect("only once"));
         assert!(store.revoke_key("bootstrap", "me").await.expect("revoked"));
-        // A restart must not bring a revoked key back; another key may come.
+        // A restart must not activate a revoked key again; another key replaces it.
         assert!(!store.bootstrap_key(b"first").await.expect("still revoked"));
         assert_eq!(names(&store).await, [""; 0]);
         assert!(store.bootstrap_key(b"second").await.expect("another"));
         assert_eq!(names(&store).await, ["bootstrap"]);
-        let deeds: Vec<(String, String)> =
+        let actions: Vec<(String, String)> =
             sqlx::query_as("select actor, action from admin_actions order by n").fetch_all(&pool).await.expect("rows");
         let expected = [
             ("me", "keys.create"),
@@ -169,6 +169,6 @@ mod tests {
             ("me", "keys.revoke"),
             ("bootstrap", "keys.bootstrap"),
         ];
-        assert_eq!(deeds, expected.map(|(actor, action)| (actor.to_owned(), action.to_owned())));
+        assert_eq!(actions, expected.map(|(actor, action)| (actor.to_owned(), action.to_owned())));
     }
 }

@@ -27,6 +27,7 @@ impl Commit {
         Ok(known)
     }
 
+    #[expect(clippy::too_many_lines, reason = "one statement reads all that is stored about the ids of a batch")]
     async fn known_ids(&mut self, batch: &[Item]) -> Result<Known, Error> {
         let stream_ids: Vec<String> = batch.iter().map(|item| item.entry.id.to_string()).collect();
         // Paired with the stream ids; an entry that cannot be read has no id to look for.
@@ -89,7 +90,7 @@ impl Commit {
             let id = row.record_id.clone().map(Text::stored);
             match (row.what.as_str(), id) {
                 ("record", Some(id)) => {
-                    let stored = StoredRecord {
+                    let stored = RecordColumns {
                         record_id: id.clone(),
                         time: row.time,
                         source_id: row.source_id,
@@ -174,7 +175,7 @@ impl Commit {
 
 /// A record's columns.
 #[derive(Debug)]
-pub(super) struct StoredRecord {
+pub(super) struct RecordColumns {
     pub(super) record_id: Text,
     pub(super) time: Option<DateTime<Utc>>,
     pub(super) source_id: Option<String>,
@@ -187,7 +188,7 @@ pub(super) struct StoredRecord {
     pub(super) attributes: Option<String>,
 }
 
-impl StoredRecord {
+impl RecordColumns {
     /// The record; `None` only where a column is null, which no row of `records` has.
     pub(super) fn into_record(self) -> Option<Record> {
         Some(Record {

@@ -1,23 +1,24 @@
-//! Who owns which shard: leases with epochs. Only this server's clock decides.
+//! Ownership of shards: leases with epochs. Only the clock of Postgres decides.
 
 use sqlx::{Postgres, Transaction};
 
 use super::{Error, Store};
 use crate::streams::Fence;
 
-/// Where this worker stands among those that live.
+/// The rank of a worker among the live workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rank {
-    /// From 0, by name.
+    /// From 0, in the order of names.
     pub rank: i64,
-    /// How many live.
+    /// Number of live workers.
     pub workers: i64,
 }
 
 impl Store {
-    /// A transaction that waits for no row for long, and holds none for long: whoever has a shard's row must not hold up
-    /// all leases, and a worker that is paused during a renewal must not keep the others from its shards.
-    async fn impatient(&self) -> Result<Transaction<'static, Postgres>, Error> {
+    /// Begins a transaction that waits for a row for at most 2 s, and holds one idle for at most 5 s. So a session that
+    /// has locked one shard's row does not delay all leases, and a worker that is paused during a renewal does not lock
+    /// its shards.
+    async fn begin_with_timeouts(&self) -> Result<Transaction<'static, Postgres>, Error> {
         let mut turn = self.begin().await?;
         sqlx::query!(
             "select set_config('lock_timeout', '2000', true) as waits,
@@ -28,7 +29,7 @@ impl Store {
         Ok(turn)
     }
 
-    /// Says that a worker lives for `ttl_ms` more, and tells its place among the living.
+    /// Extends the heartbeat of a worker by `ttl_ms`, and returns its rank among the live workers.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -54,7 +55,7 @@ impl Store {
         Ok(Rank { rank: row.rank, workers: row.workers })
     }
 
-    /// Forgets a worker that ends, so that the others take its share at once.
+    /// Deletes a worker that ends, so that the others take its share at once.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -63,7 +64,7 @@ impl Store {
         Ok(())
     }
 
-    /// Renews the leases that are still this worker's; answers which are.
+    /// Renews the leases that this worker still holds. Returns their shards.
     ///
     /// # Errors
     /// When Postgres does not answer: the leases may or may not have been renewed.
@@ -71,7 +72,7 @@ impl Store {
         let shards: Vec<i32> = held.iter().map(|(shard, _)| i32::from(*shard)).collect();
         let epochs: Vec<i64> = held.iter().map(|(_, fence)| fence.epoch).collect();
         let tokens: Vec<String> = held.iter().map(|(_, fence)| fence.token.clone()).collect();
-        let mut turn = self.impatient().await?;
+        let mut turn = self.begin_with_timeouts().await?;
         let renewed = sqlx::query_scalar!(
             "update shards set lease_until = clock_timestamp() + $4::bigint * interval '1 ms'
              from unnest($1::int[], $2::bigint[], $3::text[]) as held (shard, epoch, token)
@@ -89,7 +90,7 @@ impl Store {
         Ok(renewed.into_iter().map(|shard| shard as u16).collect())
     }
 
-    /// Shards that nobody owns, or whose lease ran out.
+    /// Shards without an owner, or with an expired lease.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -102,13 +103,13 @@ impl Store {
         Ok(free.into_iter().map(|shard| shard as u16).collect())
     }
 
-    /// Takes a shard that is free, under a new epoch; `None` when another worker was faster, or a commit of its last owner
-    /// is still under way: waiting for that would keep this worker from renewing its own leases.
+    /// Takes a free shard under a new epoch. Returns `None` when another worker was faster, or a commit of the previous
+    /// owner still runs: waiting for that would keep this worker from renewing its own leases.
     ///
     /// # Errors
     /// When Postgres does not answer.
     pub async fn take(&self, worker: &str, shard: u16, token: &str, ttl_ms: i64) -> Result<Option<Fence>, Error> {
-        let mut turn = self.impatient().await?;
+        let mut turn = self.begin_with_timeouts().await?;
         let epoch = sqlx::query_scalar!(
             "with free as (
                  select shard as free from shards
@@ -133,10 +134,10 @@ impl Store {
         Ok(epoch.map(|epoch| Fence { epoch, token: token.to_owned() }))
     }
 
-    /// Raises the epoch of a shard that is still this owner's above the one that is beside the stream.
+    /// Raises the epoch of an owned shard above `above`, the epoch beside the stream.
     ///
     /// # Errors
-    /// [`Error::Fenced`] when the shard is another's by now.
+    /// [`Error::Fenced`] when another worker owns the shard by now.
     pub async fn raise_epoch(&self, worker: &str, shard: u16, fence: &Fence, above: i64) -> Result<Fence, Error> {
         let epoch = sqlx::query_scalar!(
             "with raised as (
@@ -158,10 +159,10 @@ impl Store {
         epoch.map(|epoch| Fence { epoch, token: fence.token.clone() }).ok_or(Error::Fenced)
     }
 
-    /// Gives a shard back.
+    /// Releases a shard.
     ///
     /// # Errors
-    /// When Postgres does not answer; the lease then runs out by itself.
+    /// When Postgres does not answer; the lease then expires by itself.
     pub async fn release(&self, shard: u16, fence: &Fence) -> Result<(), Error> {
         sqlx::query!(
             "update shards set owner = null, lease_until = null where shard = $1 and epoch = $2 and token = $3",
@@ -174,7 +175,7 @@ impl Store {
         Ok(())
     }
 
-    /// Says that a shard's group was made; answers whether it had been made before: then it was gone.
+    /// Stores that a shard's consumer group was created. Returns whether it had been created before: then it was lost.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -188,10 +189,10 @@ impl Store {
         .await?)
     }
 
-    /// Notes that a shard's stream or group was gone.
+    /// Counts that a shard's stream or group was recreated.
     ///
     /// # Errors
-    /// When Postgres does not answer: not noted.
+    /// When Postgres does not answer: not counted.
     pub async fn note_recreated(&self, shard: u16) -> Result<(), Error> {
         sqlx::query!("update shards set recreated_streams = recreated_streams + 1 where shard = $1", i32::from(shard))
             .execute(&self.pool)
@@ -199,10 +200,10 @@ impl Store {
         Ok(())
     }
 
-    /// Notes that an entry is about to be decided alone; answers how often that was noted, this time counted.
+    /// Stores an attempt to decide an entry alone. Returns the number of attempts, including this one.
     ///
     /// # Errors
-    /// When Postgres does not answer: not noted, do not decide.
+    /// When Postgres does not answer: not stored, so the caller must not decide the entry.
     pub async fn note_attempt(&self, shard: u16, stream_id: &str, digest: &[u8]) -> Result<i32, Error> {
         Ok(sqlx::query_scalar!(
             "insert into attempts (shard, stream_id, digest, attempts) values ($1, $2, $3, 1)
@@ -218,7 +219,7 @@ impl Store {
         .await?)
     }
 
-    /// Takes a note back: the entry was decided, or let go for a reason that is not its own.
+    /// Withdraws an attempt: the entry was decided, or its decision was abandoned for a reason outside of the entry.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -237,10 +238,11 @@ impl Store {
         Ok(())
     }
 
-    /// Sets a shard's policy version where it stands lower, and notes from which record on; answers where it stands.
+    /// Raises a shard's policy version to at least `version`, and stores from which record on it is active. Returns the
+    /// version that the shard runs.
     ///
     /// # Errors
-    /// [`Error::Fenced`] when the shard is another's by now.
+    /// [`Error::Fenced`] when another worker owns the shard by now.
     pub async fn apply_policy(&self, shard: u16, fence: &Fence, version: i64) -> Result<i64, Error> {
         sqlx::query_scalar!(
             r#"with held as (

@@ -1,44 +1,44 @@
-//! The log, read back for publishers that are far behind: committed records, dead letters and conflicts, by their numbers.
+//! Reads of the log for publishers that are far behind: committed records, dead letters and conflicts, by number.
 
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 
-use super::{Error, Store, known::StoredRecord, pool::numeric};
+use super::{Error, Store, known::RecordColumns, pool::numeric};
 use crate::domain::{Record, Text, Total};
 
-/// A processed record as it stands in the log.
+/// A processed record in the log.
 #[derive(Debug, Clone)]
 pub struct LogRow {
-    /// Its number in the shard.
+    /// Its sequence number in the shard.
     pub seq: i64,
     /// The content.
     pub record: Arc<Record>,
-    /// When serve took it.
+    /// When `serve` received it.
     pub received_at: DateTime<Utc>,
     /// When it was committed.
     pub processed_at: DateTime<Utc>,
-    /// Count and total before it on the same key and unit.
+    /// Count and total of the records before it with the same key and unit.
     pub previous: Total,
-    /// The threshold that its value is above.
+    /// The threshold that its value exceeds.
     pub threshold: Option<Decimal>,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
 }
 
-/// A dead letter or a conflict as it stands in its log.
+/// A dead letter or a conflict in its log.
 #[derive(Debug, Clone)]
 pub struct RefusedRow {
-    /// Its number in the shard.
+    /// Its sequence number in the shard.
     pub n: i64,
-    /// Absent where the payload could not be read.
+    /// Absent when the payload could not be read.
     pub record_id: Option<String>,
     /// A stable code.
     pub reason: String,
-    /// A sentence.
+    /// The reason as a sentence.
     pub detail: String,
-    /// What came.
+    /// The payload as received.
     pub payload: Vec<u8>,
     /// When it was committed.
     pub noted_at: DateTime<Utc>,
@@ -47,7 +47,7 @@ pub struct RefusedRow {
 }
 
 impl Store {
-    /// Records of a shard with `after` < seq ≤ `upto`, in order; only those that raised an alert where `alerts`.
+    /// Records of a shard with `after` < seq ≤ `upto`, in order. With `alerts`, only those that raised an alert.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -75,7 +75,7 @@ impl Store {
         .await?;
         rows.into_iter()
             .map(|row| {
-                let stored = StoredRecord {
+                let stored = RecordColumns {
                     record_id: Text::stored(row.record_id),
                     time: Some(row.time),
                     source_id: Some(row.source_id),

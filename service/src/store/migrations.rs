@@ -1,6 +1,6 @@
-//! The migration: what expands the schema at once, what contracts it when that is asked for.
+//! The migration of the schema: expanding steps at once, contracting steps on request.
 //!
-//! Must never run a contracting step unasked: processes of an older version may be at work.
+//! It must never run a contracting step without a request: processes of an older version may still run.
 
 use std::sync::LazyLock;
 
@@ -11,13 +11,13 @@ use sqlx::{
 
 use super::{Error, Store};
 
-/// SQLSTATE of a lock that was not to be had within `lock_timeout`.
+/// SQLSTATE when a lock was not available within `lock_timeout`.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 static STEPS: LazyLock<Steps> = LazyLock::new(|| Steps::of(sqlx::migrate!("../migrations")));
 
-/// The migrations that a binary knows. Those whose file's name ends in `_contract` take something away that an older
-/// binary uses: they run only when they are asked for, after all others.
+/// The migrations of a binary. A file whose name ends in `_contract` removes something that an older binary uses: it
+/// runs only on request, after all others.
 struct Steps {
     expanding: Migrator,
     all: Migrator,
@@ -28,8 +28,8 @@ impl Steps {
         let expanding = all.iter().filter(|migration| !contracts(migration)).cloned().collect();
         let mut expanding = Migrator::with_migrations(expanding);
         for migrations in [&mut all, &mut expanding] {
-            // An older binary has to continue working on a schema that a newer one expanded; `min_compatible` says when not.
-            // And each of the two lists passes over what only the other has.
+            // An older binary must continue to work on a schema that a newer one expanded, unless `min_compatible`
+            // forbids it. And each of the two lists lacks steps of the other.
             migrations.set_ignore_missing(true);
         }
         Self { expanding, all }
@@ -40,25 +40,25 @@ impl Steps {
         self.expanding.iter().map(|migration| migration.version).max().unwrap_or(0)
     }
 
-    /// How many contracting steps are not among those that were applied.
+    /// Number of contracting steps that are not applied yet.
     fn contracting(&self, applied: &[i64]) -> usize {
         self.all.iter().filter(|step| contracts(step) && !applied.contains(&step.version)).count()
     }
 }
 
 fn contracts(migration: &Migration) -> bool {
-    // The file's name with spaces for its underscores.
+    // sqlx makes the description from the file name, with spaces for underscores.
     migration.description.split(' ').next_back() == Some("contract")
 }
 
-/// What a migration did.
+/// The result of a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Migrated {
-    /// The schema's number before; 0: there was none.
+    /// The schema number before; 0 if there was no schema.
     pub from: i64,
-    /// The schema's number now.
+    /// The schema number now.
     pub to: i64,
-    /// How many contracting steps wait until they are asked for.
+    /// Number of contracting steps that wait for a request.
     pub contracting: usize,
 }
 
@@ -69,16 +69,16 @@ impl Store {
         STEPS.number()
     }
 
-    /// Makes the pipeline's schema, or brings it up to date by all steps that expand. Waits for no other migration.
+    /// Creates the pipeline's schema, or applies all missing expanding steps. Does not wait for another migration.
     ///
     /// # Errors
-    /// When Postgres cannot be reached, or a migration fails; [`Error::TooNew`] when this binary is too old for the schema;
-    /// [`Error::Locked`] while another migration runs, or another session holds a lock on a table.
+    /// When Postgres cannot be reached, or a migration fails; [`Error::TooNew`] when this binary is too old for the
+    /// schema; [`Error::Locked`] while another migration runs, or another session holds a lock on a table.
     pub async fn migrate(&self, pipeline: &str) -> Result<Migrated, Error> {
         self.migrate_by(&STEPS, pipeline, false).await
     }
 
-    /// The same, and takes away what only older binaries use: for when no process of an older version is left.
+    /// Does the same, then applies the contracting steps. Only for pipelines without processes of an older version.
     ///
     /// # Errors
     /// As [`Self::migrate`].
@@ -87,7 +87,7 @@ impl Store {
     }
 
     async fn migrate_by(&self, steps: &Steps, pipeline: &str, contract: bool) -> Result<Migrated, Error> {
-        // A connection of its own, closed at the end whatever happens: the lock goes with it.
+        // A separate connection, closed at the end in every case, because the lock ends with it.
         let mut turn = self.pool.acquire().await?.detach();
         let schema = Self::schema(pipeline);
         let outcome = match Self::take_turn(&mut turn, &schema).await {
@@ -98,7 +98,7 @@ impl Store {
         outcome
     }
 
-    /// Takes the lock of this schema's migrations, if no other session has it.
+    /// Takes the lock of this schema's migrations. Fails if another session has it.
     async fn take_turn(turn: &mut PgConnection, schema: &str) -> Result<(), Error> {
         let lock = sqlx::query_scalar!(
             r#"select pg_try_advisory_lock(hashtextextended('millrace migrate ' || $1, 0)) as "taken!""#,
@@ -128,7 +128,8 @@ impl Store {
         )))
     }
 
-    /// That the database can hold every text: in another encoding than UTF8 some records could be taken and never stored.
+    /// Checks that the database can hold every text. With another encoding than UTF8, `serve` would accept some records
+    /// that Postgres can never store.
     async fn holds_unicode(turn: &mut PgConnection) -> Result<(), Error> {
         let row = sqlx::query!(
             r#"select current_setting('server_encoding') as "encoding!", current_database() as "database!""#
@@ -138,7 +139,7 @@ impl Store {
             return Ok(());
         }
         Err(Error::Refused(format!(
-            "the database {} has the encoding {}, which cannot hold every record; make one by: create database NAME \
+            "the database {} has the encoding {}, which cannot hold every record; create one by: create database NAME \
              encoding 'UTF8' template template0",
             row.database, row.encoding
         )))
@@ -153,7 +154,7 @@ impl Store {
         Self::holds_unicode(turn).await?;
         let known = sqlx::query_scalar!("select exists (select from pg_namespace where nspname = $1)", schema);
         let made = known.fetch_one(&mut *turn).await? != Some(true);
-        // Asked first, for `create schema if not exists` wants the right to create even where it does nothing.
+        // Checked first, because `create schema if not exists` needs the right to create even if the schema exists.
         if made {
             turn.create_schema_if_not_exists(schema).await.map_err(refused)?;
         }
@@ -170,7 +171,7 @@ impl Store {
         Ok(Migrated { from, to: newest(&applied), contracting: steps.contracting(&applied) })
     }
 
-    /// The numbers of the migrations that were applied; empty before the first.
+    /// The numbers of the applied migrations; empty before the first.
     async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
         let known = sqlx::query_scalar!("select to_regclass('_sqlx_migrations') is not null");
         if known.fetch_one(&mut *connection).await? != Some(true) {
@@ -189,14 +190,14 @@ impl Store {
         let least = sqlx::query_scalar!("select min_compatible from pipeline").fetch_optional(connection).await?;
         match least {
             Some(least) if least > steps.number() => Err(Error::TooNew(format!(
-                "the schema needs a millrace that knows schema {least}; this one knows {}: use a newer version",
+                "the schema needs a millrace for schema {least} or newer; this one is for {}: use a newer version",
                 steps.number()
             ))),
             _ => Ok(()),
         }
     }
 
-    /// Whether the schema is as far as this binary needs it.
+    /// Whether all steps that this binary needs are applied.
     ///
     /// # Errors
     /// When Postgres cannot be reached; [`Error::TooNew`] when this binary is too old for the schema.
@@ -231,7 +232,7 @@ mod tests {
     use crate::store::testing::{self, TestPipeline};
 
     #[tokio::test]
-    async fn migrations_take_turns() {
+    async fn concurrent_migrations_run_one_after_another() {
         let manifest = testing::manifest("shards: 1");
         let name = &manifest.metadata.name;
         let store = Store::connect(&testing::url(), name, 8).unwrap();
@@ -255,7 +256,7 @@ mod tests {
         let mut holder = test.store.pool.acquire().await.unwrap();
         Store::take_turn(&mut holder, &Store::schema(name)).await.unwrap();
         let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *holder).await.unwrap();
-        let Err(Error::Locked(why)) = test.store.migrate(name).await else { panic!("it has no turn") };
+        let Err(Error::Locked(why)) = test.store.migrate(name).await else { panic!("another session holds the lock") };
         assert!(why.contains(&format!("pid {pid} (millrace, connected since")), "{why}");
     }
 
@@ -275,12 +276,12 @@ mod tests {
         let locked = store.migrate_by(&steps("50ms"), name, false).await;
         assert!(matches!(&locked, Err(Error::Locked(why)) if why.contains("lock timeout")), "{locked:?}");
         other.rollback().await.unwrap();
-        // A session that has to be closed first may hold its lock for longer than 50 ms.
+        // A session that is about to close may hold its lock for longer than 50 ms.
         assert_eq!(store.migrate_by(&steps("30s"), name, false).await.unwrap().to, 1_001);
     }
 
     #[tokio::test]
-    async fn a_database_of_another_encoding_is_refused_and_nothing_is_made() {
+    async fn a_database_of_another_encoding_is_refused_and_unchanged() {
         let database = format!("latin{:016x}", rand::random::<u64>());
         let url = testing::url();
         let mut admin = PgConnection::connect(&url).await.unwrap();
@@ -313,7 +314,7 @@ mod tests {
         assert!(matches!(again, Err(Error::TooNew(why)) if why.contains("newer version")));
     }
 
-    /// The steps of a later release: two that expand, and between them one that takes away what the first made needless.
+    /// The steps of a later release: two expanding ones, and between them a contracting one.
     fn later() -> Steps {
         let step = |version, name: &'static str, sql: &'static str| {
             Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
@@ -330,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_expands_runs_at_once_and_what_contracts_when_it_is_asked_for() {
+    async fn expanding_steps_run_at_once_and_contracting_steps_on_request() {
         let test = TestPipeline::new("shards: 1").await;
         let (store, name, now) = (&test.store, &test.manifest.metadata.name, Store::schema_number());
         let columns = async || {
@@ -345,18 +346,22 @@ mod tests {
         let expanded = store.migrate_by(&later(), name, false).await.unwrap();
         assert_eq!(expanded, Migrated { from: now, to: 1_003, contracting: 1 });
         assert_eq!(columns().await, 2);
-        // A binary of today works on it, and its `migrate` lets it be.
+        // The current binary works on the expanded schema, and its `migrate` changes nothing.
         assert_eq!(store.pipeline().await.unwrap().as_ref(), Some(&test.pipeline));
         assert_eq!(
             store.migrate_and_contract(name).await.unwrap(),
             Migrated { from: 1_003, to: 1_003, contracting: 0 }
         );
-        assert_eq!(store.migrate_by(&later(), name, false).await.unwrap().contracting, 1, "it still waits");
+        assert_eq!(
+            store.migrate_by(&later(), name, false).await.unwrap().contracting,
+            1,
+            "the contracting step still waits"
+        );
 
         let contracted = store.migrate_by(&later(), name, true).await.unwrap();
         assert_eq!(contracted, Migrated { from: 1_003, to: 1_003, contracting: 0 });
         assert_eq!(columns().await, 1);
-        // From here on a binary of today is too old.
+        // From here on the current binary is too old.
         assert!(matches!(store.pipeline().await, Err(Error::TooNew(_))));
         assert!(matches!(store.migrate(name).await, Err(Error::TooNew(_))));
         store.migrate_by(&later(), name, true).await.unwrap();

@@ -1,6 +1,6 @@
-//! Postgres: the only place where SQL stands. One file a concern, each an `impl Store`.
+//! Postgres: the only module with SQL. One file per concern, each with an `impl Store`.
 //!
-//! Must never speak to Redis, and must never decide anything about a record: it reads, writes and asserts what it wrote.
+//! It must never use Redis, and must never decide anything about a record: it reads, writes, and asserts its writes.
 
 mod appends;
 mod audit;
@@ -29,7 +29,7 @@ pub(crate) mod testing;
 mod verify;
 mod writes;
 
-pub use appends::{Appender, Books, ShardAppends};
+pub use appends::{Books, Producer, ShardAppends};
 pub use audit::{AuditFilter, AuditPlace, AuditTotals, DestinationFacts, Fact};
 pub use commit::{Commit, Numbers};
 pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};

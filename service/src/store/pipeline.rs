@@ -1,46 +1,46 @@
-//! Whose schema this is, and that it is whole: the claim, and the rows that every shard needs.
+//! The claim of a schema by a pipeline, and the rows that every shard needs.
 //!
-//! Must never hand one pipeline's schema to another: [`Store::claim`] is the only place that writes whose it is.
+//! It must never let a pipeline use the schema of another one: only [`Store::claim`] writes the owner of a schema.
 
 use millrace_crds::{ADOPT, RecordPipeline};
 use sqlx::PgConnection;
 
 use super::{Error, Store};
 
-/// Whose schema this is.
+/// The pipeline that has claimed a schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pipeline {
-    /// Random, made at the first migration; beside every stream and in every notification.
+    /// Random, created at the first claim. Every stream and every notification carries it.
     pub pipeline_id: String,
-    /// The manifest's namespace, `default` for a local file.
+    /// The manifest's namespace; `default` for a local file.
     pub namespace: String,
     /// The manifest's name.
     pub name: String,
     /// The manifest's uid; the pipeline id for a local file.
     pub uid: String,
-    /// Number of shards; never changes.
+    /// Number of shards, which never changes.
     pub shards: u16,
-    /// Oldest schema number whose binaries may still work on this schema.
+    /// The oldest schema number whose binaries can use this schema.
     pub min_compatible: i64,
 }
 
 impl Pipeline {
-    /// The uid under which a manifest's versions are counted: its own, or of a local file the pipeline id.
+    /// The uid under which a manifest's versions are stored: its own, or for a local file the pipeline id.
     #[must_use]
     pub fn uid_of<'a>(&'a self, manifest: &'a RecordPipeline) -> &'a str {
         manifest.metadata.uid.as_deref().unwrap_or(&self.pipeline_id)
     }
 
-    /// Whether a manifest may work on this schema as it stands, its uid aside.
+    /// Checks whether a manifest may use this schema, regardless of its uid.
     ///
     /// # Errors
-    /// [`Error::OtherPipeline`] says whose the schema is and what to do; [`Error::Refused`] when `shards` differs.
+    /// [`Error::OtherPipeline`] names the owner of the schema and the remedy; [`Error::Refused`] when `shards` differs.
     pub fn admits(&self, manifest: &RecordPipeline) -> Result<(), Error> {
         let asked = (manifest.namespace(), manifest.metadata.name.as_str());
         if asked != (self.namespace.as_str(), self.name.as_str()) && manifest.annotation(ADOPT) != self.pipeline_id {
             return Err(Error::OtherPipeline(format!(
-                "schema {} belongs to pipeline {}/{} with id {id}, not to {}/{}: use another name or database, or take it \
-                 over with the annotation {ADOPT}: {id}",
+                "schema {} belongs to pipeline {}/{} with id {id}, not to {}/{}: use another name or database, or \
+                 take it over with the annotation {ADOPT}: {id}",
                 Store::schema(&self.name),
                 self.namespace,
                 self.name,
@@ -51,8 +51,8 @@ impl Pipeline {
         }
         if manifest.spec.shards != self.shards {
             return Err(Error::Refused(format!(
-                "spec.shards is immutable: the pipeline has {} shards and the manifest says {}; write {0} again, or make a \
-                 new pipeline under another name",
+                "spec.shards is immutable: the pipeline has {} shards and the manifest says {}; restore {0}, or \
+                 create a new pipeline with another name",
                 self.shards, manifest.spec.shards,
             )));
         }
@@ -61,12 +61,12 @@ impl Pipeline {
 }
 
 impl Store {
-    /// Writes whose schema this is, or makes sure that it is this manifest's, and that every shard has its row.
-    /// `fresh_id` becomes the pipeline id when this is the first claim.
+    /// Claims the schema for the manifest's pipeline, or checks that the pipeline has claimed it, and creates missing
+    /// rows of shards. `fresh_id` becomes the pipeline id at the first claim.
     ///
     /// # Errors
-    /// [`Error::OtherPipeline`] when it is another's, [`Error::PreviousWorkersActive`] when a new uid comes while a worker still holds
-    /// a lease, [`Error::Refused`] when `shards` differs: each says what to do.
+    /// [`Error::OtherPipeline`] when another pipeline has claimed it, [`Error::PreviousWorkersActive`] when the uid is
+    /// new and a worker still holds a lease, [`Error::Refused`] when `shards` differs. Each names the remedy.
     pub async fn claim(&self, manifest: &RecordPipeline, fresh_id: &str) -> Result<Pipeline, Error> {
         let mut tx = self.begin().await?;
         sqlx::query!(
@@ -83,14 +83,14 @@ impl Store {
         sqlx::query!("select from pipeline for update").fetch_one(&mut *tx).await?;
         let mut pipeline = read_pipeline(&mut tx)
             .await?
-            .ok_or_else(|| Error::Refused("the row of table pipeline is gone".to_owned()))?;
+            .ok_or_else(|| Error::Refused("the row of table pipeline is missing".to_owned()))?;
         pipeline.admits(manifest)?;
         let uid = pipeline.uid_of(manifest).to_owned();
         let (namespace, name) = (manifest.namespace(), &manifest.metadata.name);
         if (uid.as_str(), namespace, name) != (pipeline.uid.as_str(), pipeline.namespace.as_str(), &pipeline.name) {
             if leases_alive(&mut tx).await? {
                 return Err(Error::PreviousWorkersActive(format!(
-                    "pipeline {}/{} is still worked under uid {}: stop its workers first, then try again",
+                    "pipeline {}/{} still has active workers under uid {}: stop its workers first, then retry",
                     pipeline.namespace, pipeline.name, pipeline.uid
                 )));
             }
@@ -105,7 +105,8 @@ impl Store {
         Ok(pipeline)
     }
 
-    /// Whose schema this is; `None` while it is not migrated as far as this binary needs it, or not claimed yet.
+    /// The pipeline that has claimed the schema; `None` if this binary needs a migration first, or the schema is not
+    /// claimed.
     ///
     /// # Errors
     /// When Postgres cannot be reached; [`Error::TooNew`] when this binary is too old for the schema.
@@ -117,9 +118,10 @@ impl Store {
         read_pipeline(&mut connection).await
     }
 
-    /// Makes the rows of shards that have none: at the start, or when they disappeared. A row that is recreated gets its
-    /// highest numbers and counts from what is stored, and an epoch above all that were; what cannot be counted again
-    /// (`lost`, applied entries of other programs, records without a threshold) starts at 0. Returns the shards whose rows were made.
+    /// Creates missing rows of shards: at the start, or after they were lost. A recreated row gets its highest numbers
+    /// and counts from the stored rows, and the highest epoch that was ever used. Counts that cannot be derived
+    /// (`lost`, applied entries of other programs, records without a threshold) start at 0. Returns the shards whose
+    /// rows were created.
     ///
     /// # Errors
     /// When Postgres cannot be reached.
@@ -130,7 +132,7 @@ impl Store {
         if there == Some(i64::from(shards)) {
             return Ok(Vec::new());
         }
-        // Without its row no worker can commit for a shard, so these counts are stalled while they are taken.
+        // No worker can commit for a shard without its row, so the counted rows do not change meanwhile.
         let made = sqlx::query!(
             r#"insert into shards (shard, epoch, prepared, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts)
                select shard,
@@ -176,7 +178,7 @@ pub(super) async fn read_pipeline(connection: &mut PgConnection) -> Result<Optio
         namespace: row.namespace,
         name: row.name,
         uid: row.uid,
-        // The table checks that it is 1 to 256.
+        // A check of the table limits it to 1 to 256.
         shards: u16::try_from(row.shards).unwrap_or(u16::MAX),
         min_compatible: row.min_compatible,
     }))
@@ -197,7 +199,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn migrations_and_claims_at_once_make_one_pipeline() {
+    async fn concurrent_claims_create_one_pipeline() {
         let manifest = testing::manifest("shards: 3");
         let name = &manifest.metadata.name;
         let store = Store::connect(&testing::url(), name, 8).unwrap();
@@ -216,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_store_can_be_turned_to_another_server() {
+    async fn a_store_can_be_redirected_to_another_server() {
         let test = TestPipeline::new("shards: 1").await;
         let name = &test.manifest.metadata.name;
         let store = Store::connect("postgres://nobody@127.0.0.1:1/none", name, 1).unwrap();
@@ -243,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn shards_are_immutable() {
+    async fn the_number_of_shards_is_immutable() {
         let test = TestPipeline::new("shards: 2").await;
         let mut other = test.manifest.clone();
         other.spec.shards = 3;
@@ -252,21 +254,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_uid_resumes_once_no_lease_is_alive() {
+    async fn a_new_uid_claims_the_schema_once_no_lease_is_alive() {
         let test = TestPipeline::new("shards: 1").await;
-        let mut anew = test.manifest.clone();
-        anew.metadata.uid = Some("uid-2".to_owned());
+        let mut recreated = test.manifest.clone();
+        recreated.metadata.uid = Some("uid-2".to_owned());
         let until = "update shards set owner = 'w', lease_until = clock_timestamp() + $1::text::interval";
         sqlx::query(until).bind("1 minute").execute(&test.store.pool).await.unwrap();
-        let refused = test.store.claim(&anew, "x").await.unwrap_err().to_string();
+        let refused = test.store.claim(&recreated, "x").await.unwrap_err().to_string();
         assert!(refused.contains("stop its workers first"), "{refused}");
         sqlx::query(until).bind("-1 second").execute(&test.store.pool).await.unwrap();
-        let claimed = test.store.claim(&anew, "x").await.unwrap();
+        let claimed = test.store.claim(&recreated, "x").await.unwrap();
         assert_eq!((claimed.uid.as_str(), claimed.pipeline_id), ("uid-2", test.pipeline.pipeline_id.clone()));
     }
 
     #[tokio::test]
-    async fn a_disappeared_shard_row_comes_back_with_its_numbers() {
+    async fn a_lost_shard_row_is_recreated_with_its_numbers() {
         let test = TestPipeline::new("shards: 2").await;
         let pool = &test.store.pool;
         let fill = "

@@ -1,7 +1,7 @@
-//! The manifest's versions: which was registered when, and whether a file makes a new one.
+//! Policy versions: the numbered contents of the manifest, and the decision whether a file becomes a new version.
 //!
-//! Versions rise by one and never change. Must never register without the lock on the pipeline's row: two processes that
-//! see the same file change at once make one version.
+//! Versions rise by one and never change. A version must never be registered without the lock on the pipeline's row:
+//! two processes that see the same change at once register one version.
 
 use millrace_crds::{ACCEPT_GENERATION, RecordPipelineSpec};
 
@@ -15,50 +15,50 @@ use super::{
 pub struct Newest {
     /// Its number, from 1.
     pub version: i64,
-    /// The pipeline's id, read in the same statement: another one means another pipeline's database.
+    /// The pipeline id, read in the same statement. A different one means that the database is of another pipeline.
     pub pipeline_id: String,
-    /// What the pipeline is.
+    /// The content of the manifest.
     pub spec: RecordPipelineSpec,
-    /// The uid of the manifest that brought it; of a local file the pipeline id.
+    /// The uid of the manifest of this version; for a local file the pipeline id.
     pub uid: String,
     /// The generation of that manifest.
     pub generation: i64,
 }
 
-/// A file's content, offered as the next version.
+/// The content of a file, offered as the next version.
 #[derive(Debug, Clone, Copy)]
 pub struct Offer<'a> {
     /// The manifest's uid; `None` for a local file.
     pub uid: Option<&'a str>,
-    /// The manifest's generation; of no meaning without a uid.
+    /// The manifest's generation; meaningless without a uid.
     pub generation: i64,
-    /// The value of the annotation that accepts a lower generation, empty without it.
+    /// The value of the annotation that accepts a lower generation; empty without the annotation.
     pub accept: &'a str,
-    /// What it says.
+    /// The content of the manifest.
     pub spec: &'a RecordPipelineSpec,
-    /// Whether the process saw the file change while it ran.
+    /// Whether the file changed while the process ran.
     pub changed: bool,
 }
 
-/// What became of an offer.
+/// The result of an offer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Registered {
-    /// It is the newest version now.
+    /// The offer is the newest version now.
     AsNew(i64),
-    /// It says what the newest version says.
+    /// The offer equals the newest version.
     Same(i64),
-    /// It was active before; the newest version stays.
+    /// The offer was active before; the newest version stays active.
     Passed(i64),
-    /// A local file of a process that may not register: the newest version stays.
+    /// The offer is a local file of a process that may not register; the newest version stays active.
     Differs(i64),
-    /// It may not be registered; says why and what to do.
+    /// The offer is refused, with the cause and the remedy.
     Refused(String),
 }
 
-/// What is known of the versions when an offer is judged.
+/// The stored state against which an offer is judged.
 struct Seen {
     newest: Option<Version>,
-    /// The versions of the offer's uid, rising.
+    /// The versions of the offer's uid, ascending.
     of_uid: Vec<Version>,
     leases_alive: bool,
 }
@@ -69,7 +69,7 @@ struct Version {
     uid: String,
     generation: i64,
     accepted: String,
-    /// `None`: written by a newer version of this software.
+    /// `None` if a newer version of this software wrote it.
     spec: Option<RecordPipelineSpec>,
 }
 
@@ -78,7 +78,7 @@ enum Judgement {
     Leave(Registered),
 }
 
-/// Whether an offer makes a new version. `uid` is the offer's own or, of a local file, the pipeline id.
+/// Decides whether an offer becomes a new version. `uid` is the offer's uid or, for a local file, the pipeline id.
 fn judge(offer: &Offer<'_>, uid: &str, seen: &Seen) -> Judgement {
     let leave = |outcome| Judgement::Leave(outcome);
     let same = |version: &Version| version.spec.as_ref() == Some(offer.spec);
@@ -99,29 +99,30 @@ fn judge(offer: &Offer<'_>, uid: &str, seen: &Seen) -> Judgement {
         return leave(Registered::Same(newest.version));
     }
     if !offer.accept.is_empty() {
-        // Each value of the annotation accepts once: a process whose file is old must not bring it back.
+        // Each value of the annotation accepts once: a process with an old file must not register that content again.
         let taken = |version: &&Version| version.generation == offer.generation && version.accepted == offer.accept;
         return match seen.of_uid.iter().find(taken) {
             Some(_) => leave(Registered::Passed(newest.version)),
             None => register(offer.generation),
         };
     }
-    // Generations count from the last one that an annotation let in.
+    // Generations must rise again from the last one that an annotation accepted.
     let start = seen.of_uid.iter().rposition(|version| !version.accepted.is_empty()).unwrap_or(0);
     let line = &seen.of_uid[start..];
     let remedy = format!(
-        "if the cluster was restored from a backup, set the annotation {ACCEPT_GENERATION} to a value that it did not have before"
+        "if the cluster was restored from a backup, set the annotation {ACCEPT_GENERATION} to a value that it did not \
+         have before"
     );
     match line.iter().max_by_key(|version| version.generation) {
         Some(highest) if highest.generation > offer.generation => leave(Registered::Refused(format!(
-            "generation {} of uid {uid} is lower than {}, which was in force: the file is old; {remedy}",
+            "generation {} of uid {uid} is lower than {}, which was active before: the file is old; {remedy}",
             offer.generation, highest.generation
         ))),
         Some(highest) if highest.generation == offer.generation && same(highest) => {
             leave(Registered::Passed(newest.version))
         }
         Some(highest) if highest.generation == offer.generation => leave(Registered::Refused(format!(
-            "generation {} of uid {uid} is known with other content; {remedy}",
+            "generation {} of uid {uid} was registered with other content; {remedy}",
             offer.generation
         ))),
         _ => register(offer.generation),
@@ -132,10 +133,10 @@ impl Store {
     /// Offers a file's content as the next version of the manifest.
     ///
     /// # Errors
-    /// When Postgres cannot be reached, or the schema was never claimed.
+    /// When Postgres cannot be reached, or no pipeline has claimed the schema.
     pub async fn register(&self, offer: &Offer<'_>) -> Result<Registered, Error> {
         let mut tx = self.begin().await?;
-        // The lock first, the look in later statements: they see what was committed while this one waited.
+        // The lock first, the reads in later statements: these see transactions that committed while the lock waited.
         sqlx::query!("select from pipeline for update").fetch_optional(&mut *tx).await?;
         let pipeline =
             read_pipeline(&mut tx).await?.ok_or_else(|| Error::Refused("the schema is not claimed".to_owned()))?;
@@ -157,7 +158,7 @@ impl Store {
                 spec: RecordPipelineSpec::from_canonical(&row.spec).ok(),
             })
             .collect();
-        // Rising, so the newest is the last; it may be another uid's.
+        // Ascending, so the newest is the last; it may have another uid.
         let newest = of_uid.last().cloned();
         let version = newest.as_ref().map_or(0, |newest| newest.version) + 1;
         of_uid.retain(|version| version.uid == uid);
@@ -180,8 +181,8 @@ impl Store {
         Ok(Registered::AsNew(version))
     }
 
-    /// Whether a version says this, or a newer one is there: a Postgres that was rewound may have lost it, and given its
-    /// number to other content.
+    /// Whether a version has this content, or a newer version exists. A Postgres that was rewound may have lost the
+    /// version, and assigned its number to other content.
     ///
     /// # Errors
     /// When Postgres cannot be reached.
@@ -190,9 +191,9 @@ impl Store {
             .fetch_optional(&self.pool)
             .await?;
         Ok(newest.is_some_and(|newest| {
-            // What a newer version of this software wrote is another's to judge.
-            let says = |text: &str| RecordPipelineSpec::from_canonical(text).map_or(true, |known| known == *spec);
-            newest.version > version || (newest.version == version && says(&newest.spec))
+            // A spec that only a newer version of this software can read counts as equal.
+            let equals = |text: &str| RecordPipelineSpec::from_canonical(text).map_or(true, |known| known == *spec);
+            newest.version > version || (newest.version == version && equals(&newest.spec))
         }))
     }
 
@@ -243,17 +244,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_local_file_registers_when_it_changes_or_nothing_runs() {
+    async fn a_local_file_is_registered_when_it_changes_or_nothing_runs() {
         let test = TestPipeline::new("shards: 1").await;
         let local = async |threshold, changed| offer(&test, None, 0, "", threshold, changed).await;
         assert_eq!(local("1", false).await, Registered::AsNew(1));
         assert_eq!(local("1", true).await, Registered::Same(1));
-        assert_eq!(local("1.00", true).await, Registered::Same(1), "another spelling is no change");
+        assert_eq!(local("1.00", true).await, Registered::Same(1), "another spelling is not a change");
         assert_eq!(local("2", false).await, Registered::AsNew(2), "no lease is alive");
         let lease = "update shards set lease_until = clock_timestamp() + interval '1 minute'";
         sqlx::query(lease).execute(&test.store.pool).await.unwrap();
         assert_eq!(local("1", false).await, Registered::Differs(2));
-        assert_eq!(local("1", true).await, Registered::AsNew(3), "seen to change");
+        assert_eq!(local("1", true).await, Registered::AsNew(3), "it changed while the process ran");
         let newest = test.store.newest().await.unwrap().unwrap();
         assert_eq!(
             (newest.version, newest.spec, newest.pipeline_id),
@@ -262,9 +263,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn processes_that_see_one_change_make_one_version() {
+    async fn processes_that_see_the_same_change_register_one_version() {
         let test = TestPipeline::new("shards: 1").await;
-        // Many rounds: only once all connections stand do the processes really meet.
+        // Many rounds: the offers only collide once all connections are open.
         for round in 1..=20 {
             let threshold = round.to_string();
             let all = futures::future::join_all((0..4).map(|_| offer(&test, None, 0, "", &threshold, true))).await;
@@ -274,25 +275,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_generation_makes_a_version_once_and_never_goes_back() {
+    async fn a_generation_is_registered_once_and_an_older_one_is_refused() {
         let test = TestPipeline::new("shards: 1").await;
         let of_u =
             async |generation, accept, threshold| offer(&test, Some("u"), generation, accept, threshold, true).await;
         assert_eq!(of_u(1, "", "1").await, Registered::AsNew(1));
         assert_eq!(of_u(1, "", "1").await, Registered::Same(1));
         assert_eq!(of_u(3, "", "3").await, Registered::AsNew(2));
-        assert_eq!(of_u(4, "", "3").await, Registered::AsNew(3), "each generation, whatever it says");
+        assert_eq!(of_u(4, "", "3").await, Registered::AsNew(3), "each generation, also with the same content");
         let lower = of_u(2, "", "2").await;
         assert!(matches!(&lower, Registered::Refused(why) if why.contains(ACCEPT_GENERATION)), "{lower:?}");
         let other = of_u(4, "", "9").await;
         assert!(matches!(&other, Registered::Refused(why) if why.contains("other content")), "{other:?}");
 
-        assert_eq!(of_u(2, "restored", "2").await, Registered::AsNew(4), "an annotation lets it in");
+        assert_eq!(of_u(2, "restored", "2").await, Registered::AsNew(4), "the annotation accepts it");
         assert_eq!(of_u(2, "", "2").await, Registered::Same(4));
-        assert_eq!(of_u(3, "", "33").await, Registered::AsNew(5), "generations count on from there");
-        assert_eq!(of_u(2, "restored", "2").await, Registered::Passed(5), "an old file does not bring it back");
+        assert_eq!(of_u(3, "", "33").await, Registered::AsNew(5), "generations rise from there");
+        assert_eq!(of_u(2, "restored", "2").await, Registered::Passed(5), "an old file is not registered again");
 
-        assert_eq!(offer(&test, Some("v"), 1, "", "1", false).await, Registered::AsNew(6), "a resource made anew");
+        assert_eq!(offer(&test, Some("v"), 1, "", "1", false).await, Registered::AsNew(6), "a recreated resource");
         assert_eq!(of_u(3, "", "33").await, Registered::Passed(6));
     }
 }

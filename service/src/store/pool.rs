@@ -1,4 +1,4 @@
-//! Connections, and how failures are classed.
+//! Connection pools, and the classes of errors.
 
 use std::{
     str::FromStr,
@@ -13,60 +13,60 @@ use sqlx::{
 
 use super::session::{BEGIN, Session};
 
-/// Why a statement did not do what it should.
+/// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Postgres, or the way to it.
+    /// An error of Postgres, or of the connection to it.
     #[error("postgres: {}", super::writes::plain(.0))]
     Sql(sqlx::Error),
-    /// Another owner took the shard: nothing was written.
+    /// Another worker owns the shard: nothing was written.
     #[error("the shard was taken over by another worker")]
     Fenced,
-    /// The shard is worked by a newer policy: nothing was written.
-    #[error("the shard stands at policy {0}, which is newer")]
+    /// The shard runs a newer policy version: nothing was written.
+    #[error("the shard runs policy version {0}, which is newer")]
     OldPolicy(i64),
-    /// Another transaction took one of the ids or dead letters in between: nothing was written.
-    #[error("an id or letter of the batch was taken in between")]
+    /// Another transaction took one of the ids, or closed one of the dead letters, meanwhile: nothing was written.
+    #[error("another transaction took an id or closed a dead letter of the batch meanwhile")]
     Raced,
-    /// The schema, or what stands in it, needs a newer binary.
+    /// The schema, or its content, needs a newer binary.
     #[error("{0}")]
     TooNew(String),
-    /// The schema is another pipeline's.
+    /// Another pipeline has claimed the schema.
     #[error("{0}")]
     OtherPipeline(String),
-    /// The pipeline is still worked under another uid.
+    /// Workers of the pipeline are still active under another uid.
     #[error("{0}")]
     PreviousWorkersActive(String),
-    /// A session lacks a setting that it was asked for.
+    /// A session lacks a requested setting.
     #[error("{0}")]
     Session(String),
     /// Another session holds a lock that a migration needs.
     #[error("{0}")]
     Locked(String),
-    /// Anything else that may not be done.
+    /// Any other operation that is not allowed.
     #[error("{0}")]
     Refused(String),
 }
 
 impl Error {
-    /// Whether the data is to blame: SQLSTATE classes 22, 23 and 54 (a race for an id is [`Error::Raced`]).
+    /// Whether this is a data error: SQLSTATE classes 22, 23 and 54. A race for an id is [`Error::Raced`] instead.
     #[must_use]
     pub fn is_data_error(&self) -> bool {
         let Self::Sql(sqlx::Error::Database(error)) = self else { return false };
         error.code().is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
     }
 
-    /// Whether a table or the schema is not there: SQLSTATE 42P01, 42703 (a column of it) and 3F000.
+    /// Whether a table or the schema is missing: SQLSTATE 42P01, 42703 (a column of it) and 3F000.
     #[must_use]
     pub fn misses_schema(&self) -> bool {
         let Self::Sql(sqlx::Error::Database(error)) = self else { return false };
         error.code().is_some_and(|code| ["42P01", "42703", "3F000"].contains(&&*code))
     }
 
-    /// Whether waiting may help: no connection, a server that starts, stops or is full (SQLSTATE classes 57P and 53), one
-    /// that does not let this user in (yet: class 28), or whose database is not there (yet: 3D000).
+    /// Whether Postgres is unavailable, so that a retry may help: no connection, a server that starts, stops or is full
+    /// (SQLSTATE classes 57P and 53), that refuses this user (class 28), or whose database is missing (3D000).
     #[must_use]
-    pub fn is_away(&self) -> bool {
+    pub fn is_unavailable(&self) -> bool {
         match self {
             Self::Sql(sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut) => true,
             Self::Sql(sqlx::Error::Database(error)) => error
@@ -77,15 +77,16 @@ impl Error {
     }
 }
 
-/// A server, told by when it was started: one that was restored, or took another's place, is another.
+/// A server, identified by its start time in microseconds. A server that was restored, or replaced another one,
+/// differs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Server(pub(super) i64);
 
-/// The server that the newest connection came to, and when it was first seen.
+/// The server of the newest connection, and when it was first seen.
 #[derive(Debug, Default)]
-struct Newest(Mutex<(Server, Option<Instant>)>);
+struct NewestServer(Mutex<(Server, Option<Instant>)>);
 
-impl Newest {
+impl NewestServer {
     fn get(&self) -> (Server, Option<Instant>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -97,8 +98,8 @@ impl Newest {
         }
     }
 
-    /// Whether a connection of this age goes to it: one that is older goes to a server that was replaced, which may live on
-    /// and tell of what is not so any more.
+    /// Whether a connection of this age leads to the newest server. An older one leads to a replaced server, which may
+    /// still run and return outdated rows.
     fn is_of(&self, age: Duration) -> bool {
         self.get().1.is_none_or(|since| age <= since.elapsed())
     }
@@ -109,54 +110,55 @@ impl Newest {
 pub struct Store {
     /// Connections with `search_path` set to the pipeline's schema.
     pub(super) pool: PgPool,
-    /// Connections for commits alone, so that nothing else can keep a commit waiting.
+    /// Connections only for commits, so that nothing else delays a commit.
     pub(super) commits: PgPool,
     session: Session,
-    newest: Arc<Newest>,
+    newest: Arc<NewestServer>,
 }
 
-/// Most commits of a worker at a time.
+/// Maximum number of concurrent commits of a worker.
 pub const COMMITS: u32 = 3;
 
-/// Longest that a step in the background waits for Postgres: a host that disappeared during a statement never answers, and no
-/// packet tells that it is gone.
-const LONGEST: Duration = Duration::from_secs(20);
-/// Longest that a connection which comes back to its pool is waited for, the rest of what it was asked included.
-const COMES_BACK: Duration = Duration::from_secs(10);
+/// Timeout of a background step. A host that is lost during a statement never answers, and no packet ends the
+/// connection.
+const STEP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Timeout of the ping when a connection returns to its pool. It includes the rest of an abandoned statement.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest that an idle connection is waited for before it is used.
-const IS_THERE: Duration = Duration::from_secs(2);
+/// Timeout of the ping before an idle connection is used.
+const ACQUIRE_PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Whether a connection answers in time.
+/// Pings Postgres over a connection. Fails after `longest`.
 async fn answers(connection: &mut PgConnection, longest: Duration) -> Result<bool, sqlx::Error> {
     let answer = tokio::time::timeout(longest, connection.ping()).await;
     answer.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?.map(|()| true)
 }
 
-/// Runs a step that asks Postgres, and gives it up when that does not answer within 20 seconds.
+/// Runs a step that uses Postgres, and abandons it when Postgres does not answer within 20 seconds.
 ///
 /// # Errors
-/// The step's own, and one that [`Error::is_away`]; what the step has written is unknown then.
+/// The error of the step, or after the timeout one that [`Error::is_unavailable`]: then it is unknown whether the step
+/// wrote.
 pub async fn within<T, E: From<Error>>(step: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    tokio::time::timeout(LONGEST, step).await.unwrap_or_else(|_| {
-        let why = format!("no answer within {} s", LONGEST.as_secs());
+    tokio::time::timeout(STEP_TIMEOUT, step).await.unwrap_or_else(|_| {
+        let why = format!("no answer within {} s", STEP_TIMEOUT.as_secs());
         Err(Error::Sql(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, why))).into())
     })
 }
 
 impl Store {
-    /// The schema of a pipeline: `millrace_` and its name, `-` as `_`.
+    /// The schema of a pipeline: `millrace_` and its name, with `_` for `-`.
     #[must_use]
     pub fn schema(pipeline: &str) -> String {
         format!("millrace_{}", pipeline.replace('-', "_"))
     }
 
-    /// Makes pools that connect when they are first used.
+    /// Creates pools that connect on first use.
     ///
     /// # Errors
-    /// When the URL is not one of Postgres.
+    /// When the URL is not a Postgres URL.
     pub fn connect(url: &str, pipeline: &str, connections: u32) -> Result<Self, Error> {
-        let newest = Arc::new(Newest::default());
+        let newest = Arc::new(NewestServer::default());
         let pool = |connections, session: Session| -> Result<PgPool, Error> {
             let (seen, newest) = (Arc::clone(&newest), Arc::clone(&newest));
             let options = Self::options(url, &session)?;
@@ -173,13 +175,14 @@ impl Store {
                         Ok(())
                     })
                 })
-                // Else one that was given up during a statement would keep its place in the pool for ever.
-                .after_release(|connection, _| Box::pin(answers(connection, COMES_BACK)))
-                // And idle ones would be found out one by one, each by a caller whose time is up.
+                // Without this, a connection whose statement was abandoned would keep its place in the pool for ever.
+                .after_release(|connection, _| Box::pin(answers(connection, RELEASE_TIMEOUT)))
+                // The test of sqlx has no timeout: each broken idle connection would cost one caller its whole time.
+                // `before_acquire` tests with a timeout instead.
                 .test_before_acquire(false)
                 .before_acquire(move |connection, of| {
                     let stays = newest.is_of(of.age);
-                    Box::pin(async move { Ok(stays && answers(connection, IS_THERE).await?) })
+                    Box::pin(async move { Ok(stays && answers(connection, ACQUIRE_PING_TIMEOUT).await?) })
                 })
                 .connect_lazy_with(options);
             Ok(pool)
@@ -189,24 +192,24 @@ impl Store {
         Ok(Self { pool, commits, session, newest })
     }
 
-    /// The server that the newest connection came to.
+    /// The server of the newest connection.
     #[must_use]
     pub fn server(&self) -> Server {
         self.newest.get().0
     }
 
-    /// Turns to another server or other credentials: for connections that are opened from now on. The first one that comes
-    /// to another server ends those to the last.
+    /// Uses another server or other credentials for new connections. The first connection to another server ends the
+    /// connections to the previous one.
     ///
     /// # Errors
-    /// When the URL is not one of Postgres.
+    /// When the URL is not a Postgres URL.
     pub fn redirect(&self, url: &str, pipeline: &str) -> Result<(), Error> {
         self.pool.set_connect_options(Self::options(url, &self.session)?);
         self.commits.set_connect_options(Self::options(url, &Session::of_commits(pipeline))?);
         Ok(())
     }
 
-    /// Begins a transaction that reads what others committed meanwhile.
+    /// Begins a transaction with isolation `read committed`.
     pub(super) async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         self.pool.begin_with(BEGIN).await
     }
@@ -215,13 +218,13 @@ impl Store {
         Ok(PgConnectOptions::from_str(url)?.application_name(session.application).options(session.options()))
     }
 
-    /// The schema that a pool of a test's own database shows.
+    /// A store over the pool of a test's database.
     #[cfg(test)]
     pub(crate) fn of_test(pool: PgPool) -> Self {
         Self { commits: pool.clone(), pool, session: Session::of_queries("test"), newest: Arc::default() }
     }
 
-    /// Makes a connection of its own and asks something. The pool tells only that time was up; this tells why.
+    /// Opens a separate connection and runs a query. The pool only returns a timeout; this returns the cause.
     ///
     /// # Errors
     /// Why Postgres cannot be reached.
@@ -232,14 +235,14 @@ impl Store {
         answer.map(|_| ())
     }
 
-    /// Ends the connections.
+    /// Closes all connections.
     pub async fn close(&self) {
         self.pool.close().await;
         self.commits.close().await;
     }
 }
 
-/// A numeric that came as text. The driver's own conversion loses the scale of a zero.
+/// Parses a numeric from its text. The driver's conversion loses the scale of a zero.
 pub(super) fn numeric(text: &str) -> Result<rust_decimal::Decimal, Error> {
     rust_decimal::Decimal::from_str_exact(text).map_err(|error| Error::Sql(sqlx::Error::Decode(Box::new(error))))
 }
@@ -250,7 +253,7 @@ mod tests {
     use crate::store::testing;
 
     #[tokio::test]
-    async fn a_statement_that_was_given_up_keeps_no_place_in_the_pool() {
+    async fn an_abandoned_statement_frees_its_place_in_the_pool() {
         let store = Store::connect(&testing::url(), "nobody", 1).unwrap();
         let endless = sqlx::query("select pg_sleep(600)").execute(&store.pool);
         assert!(tokio::time::timeout(Duration::from_millis(200), endless).await.is_err(), "it sleeps");
@@ -266,11 +269,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_to_a_server_that_was_replaced_is_not_used_again() {
+    async fn a_connection_to_a_replaced_server_is_not_used_again() {
         let store = Store::connect(&testing::url(), "replaced", 2).unwrap();
         let mut old = store.pool.acquire().await.unwrap();
         let server = store.server();
-        // As if it had come to another server than the next one does.
+        // As if this connection led to another server than the next one.
         *store.newest.0.lock().unwrap() = (Server(1), None);
         let mut new = store.pool.acquire().await.unwrap();
         assert_eq!(store.server(), server);

@@ -1,4 +1,4 @@
-//! The end of a pipeline: its schema goes, and nobody takes a shard meanwhile.
+//! The purge of a pipeline: drops its schema, and locks its shards meanwhile.
 
 use millrace_crds::{ADOPT, RecordPipeline};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
@@ -8,28 +8,29 @@ use super::{
     pipeline::{leases_alive, read_pipeline},
 };
 
-/// A schema that is about to go. Its shards are locked, so that none is taken, until it is dropped or let go.
+/// A locked schema that will be dropped. No worker can take a shard until this value is dropped or the schema is.
 #[derive(Debug)]
 pub struct Purge {
-    /// Inside a transaction.
+    /// Inside a transaction, which ends with the connection.
     connection: PgConnection,
     schema: String,
-    /// Whose it is.
+    /// The pipeline that has claimed it.
     pub pipeline: Pipeline,
-    /// Streams of its sinks, those that they are moving away from, too, each with the sink's name.
+    /// Streams of its sinks, each with the sink's name, including streams from which a sink is moving away.
     pub sinks: Vec<(String, String)>,
-    /// Records in it.
+    /// Number of processed records.
     pub records: i64,
 }
 
 impl Store {
-    /// Makes sure that the schema is this manifest's and that no lease lives, and locks it; `None`: there is none that
-    /// was claimed.
+    /// Checks that the manifest's pipeline has claimed the schema and that no lease is alive, and locks it. Returns
+    /// `None` if there is no claimed schema.
     ///
     /// # Errors
-    /// [`Error::OtherPipeline`] when it is another's, [`Error::PreviousWorkersActive`] when a lease lives.
+    /// [`Error::OtherPipeline`] when another pipeline has claimed it, [`Error::PreviousWorkersActive`] when a lease is
+    /// alive.
     pub async fn begin_purge(&self, manifest: &RecordPipeline) -> Result<Option<Purge>, Error> {
-        // A connection of its own: what is left undone is rewound with it.
+        // A separate connection: when it closes, Postgres rolls the transaction back.
         let mut connection = self.pool.acquire().await?.detach();
         sqlx::query!("select set_config('lock_timeout', '5000', false)").fetch_one(&mut connection).await?;
         sqlx::raw_sql("begin").execute(&mut connection).await?;
@@ -41,15 +42,15 @@ impl Store {
         sqlx::raw_sql("lock table pipeline, shards in exclusive mode").execute(&mut connection).await?;
         let Some(pipeline) = read_pipeline(&mut connection).await? else { return Ok(None) };
         let asked = (manifest.namespace(), manifest.metadata.name.as_str(), pipeline.uid_of(manifest));
-        let stands = (pipeline.namespace.as_str(), pipeline.name.as_str(), pipeline.uid.as_str());
-        if asked != stands && manifest.annotation(ADOPT) != pipeline.pipeline_id {
+        let claimed = (pipeline.namespace.as_str(), pipeline.name.as_str(), pipeline.uid.as_str());
+        if asked != claimed && manifest.annotation(ADOPT) != pipeline.pipeline_id {
             let schema = Self::schema(&pipeline.name);
             return Err(Error::OtherPipeline(format!(
                 "schema {schema} belongs to pipeline {}/{} of uid {} with id {id}, not to {}/{} of uid {}: nothing was \
-                 removed; if it is this one, say so with the annotation {ADOPT}: {id}",
-                stands.0,
-                stands.1,
-                stands.2,
+                 removed; if it is the right one, set the annotation {ADOPT}: {id}",
+                claimed.0,
+                claimed.1,
+                claimed.2,
                 asked.0,
                 asked.1,
                 asked.2,
@@ -58,7 +59,7 @@ impl Store {
         }
         if leases_alive(&mut connection).await? {
             return Err(Error::PreviousWorkersActive(format!(
-                "pipeline {}/{} is still worked: stop its workers first, then try again; nothing was removed",
+                "pipeline {}/{} still has active workers: stop them first, then retry; nothing was removed",
                 pipeline.namespace, pipeline.name
             )));
         }
@@ -83,9 +84,9 @@ impl Purge {
     /// Drops the schema.
     ///
     /// # Errors
-    /// When Postgres does not do it, or does not answer; then it may be there still.
+    /// When Postgres fails or does not answer; then the schema may still exist.
     pub async fn drop_schema(mut self) -> Result<(), Error> {
-        // Made of a manifest's name, which is letters, digits and `-` only.
+        // Safe in SQL: the name of a manifest has only letters, digits and `-`.
         let drop = format!("drop schema {} cascade", self.schema);
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut self.connection).await?;
         sqlx::raw_sql("commit").execute(&mut self.connection).await?;

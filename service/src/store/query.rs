@@ -1,24 +1,24 @@
-//! Records read one by one or as a list, and conflicts. Sums are in `snapshot`.
+//! Reads of single records, and lists of records and conflicts. Sums are in `snapshot`.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::{Error, Store};
 
-/// Which records are asked for; all parts that are given have to hold.
+/// Filters of records. A record must match all that are present.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct RecordFilter {
     /// Their ids; `None`: any.
     pub record_ids: Option<Vec<String>>,
     /// Their destination.
     pub destination_id: Option<String>,
-    /// Where the destination's records are; only a hint that makes the query short.
+    /// The shard of the destination; only a hint that makes the query fast.
     pub shard: Option<i32>,
     /// Their reference.
     pub reference: Option<String>,
     /// Their source.
     pub source_id: Option<String>,
-    /// Whether they add (`true`) or take (`false`).
+    /// Whether their value is positive.
     pub positive: Option<bool>,
     /// Their unit.
     pub unit: Option<String>,
@@ -30,51 +30,51 @@ pub struct RecordFilter {
     pub alerted: Option<bool>,
 }
 
-/// A processed record as it is stored; the value as text, its scale kept.
+/// A processed record. Its value is text, which keeps the scale.
 #[derive(Debug, Clone)]
 pub struct StoredRecord {
     /// Its shard.
     pub shard: i32,
-    /// Its number in the shard.
+    /// Its sequence number in the shard.
     pub seq: i64,
     /// Its id.
     pub record_id: String,
     /// When it happened.
     pub time: DateTime<Utc>,
-    /// Where it comes from.
+    /// Its source.
     pub source_id: String,
-    /// What it counts for.
+    /// Its destination.
     pub destination_id: String,
-    /// Whether it adds.
+    /// Whether its value is positive.
     pub positive: bool,
-    /// How much, unsigned.
+    /// Its value, unsigned.
     pub value: String,
-    /// Of what.
+    /// Its unit.
     pub unit: String,
-    /// With the destination, the key of its total.
+    /// Together with the destination, the key of its total.
     pub reference: String,
     /// JSON, byte for byte as received.
     pub attributes: Option<String>,
-    /// When serve took it.
+    /// When `serve` received it.
     pub received_at: DateTime<Utc>,
     /// When it was committed.
     pub processed_at: DateTime<Utc>,
 }
 
-/// What is stored beside a record: what came before it on its key, and whether it raised an alert.
+/// The stored circumstances of a record: the records before it with the same key, and its alert.
 #[derive(Debug, Clone)]
 pub struct RecordHistory {
-    /// Number of records before it on the same key and unit.
+    /// Number of records before it with the same key and unit.
     pub previous_count: i64,
     /// Their total.
     pub previous_total: String,
-    /// The threshold that its value is above.
+    /// The threshold that its value exceeds.
     pub threshold: Option<String>,
-    /// The stream entry it came in.
+    /// The id of its stream entry.
     pub stream_id: String,
 }
 
-/// Traces that one id left beside a processed record.
+/// Counts of further entries with the same id.
 #[derive(Debug, Clone, Default)]
 pub struct Traces {
     /// Entries with the same content.
@@ -83,42 +83,42 @@ pub struct Traces {
     pub conflicts: i64,
 }
 
-/// An entry that was refused because its id is taken by other content.
+/// An entry that was refused because other content has its id.
 #[derive(Debug, Clone)]
 pub struct StoredConflict {
     /// Its shard.
     pub shard: i32,
-    /// Its number in the shard.
+    /// Its number in the shard, among conflicts.
     pub n: i64,
     /// The id.
     pub record_id: String,
     /// When it was refused.
     pub noted_at: DateTime<Utc>,
-    /// When serve took it.
+    /// When `serve` received it.
     pub received_at: DateTime<Utc>,
-    /// What came.
+    /// The refused payload.
     pub payload: Vec<u8>,
-    /// The content that the id stands for: a processed record …
+    /// The content that has the id: a processed record …
     pub record: Option<StoredRecord>,
     /// … or the payload of the newest dead letter of that id.
     pub dead_letter: Option<Vec<u8>>,
 }
 
-/// Which conflicts are asked for.
+/// Filters of conflicts.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ConflictFilter {
     /// Their id.
     pub record_id: Option<String>,
     /// Their destination.
     pub destination_id: Option<String>,
-    /// Noted at or after this.
+    /// Stored at or after this.
     pub start: Option<DateTime<Utc>>,
-    /// Noted before this.
+    /// Stored before this.
     pub end: Option<DateTime<Utc>>,
 }
 
 impl Store {
-    /// Records above a place in the log, by (shard, seq), at most `limit`.
+    /// Records after a position in the log, by (shard, seq), at most `limit`.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -165,7 +165,7 @@ impl Store {
         Ok(records)
     }
 
-    /// One processed record with what is stored beside it.
+    /// One processed record with its stored circumstances.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -195,17 +195,17 @@ impl Store {
                 received_at: row.received_at,
                 processed_at: row.processed_at,
             };
-            let life = RecordHistory {
+            let history = RecordHistory {
                 previous_count: row.previous_count,
                 previous_total: row.previous_total,
                 threshold: row.threshold,
                 stream_id: row.stream_id,
             };
-            (record, life)
+            (record, history)
         }))
     }
 
-    /// How many duplicates and conflicts an id has.
+    /// The number of duplicates and conflicts of an id.
     ///
     /// # Errors
     /// When Postgres does not answer.

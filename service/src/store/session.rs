@@ -1,16 +1,18 @@
-//! The settings of a connection, and whether the server has them: a pooler may drop what a client asks for at its start.
+//! The settings of a connection, and the check that the session has them: a pooler may drop the settings that a client
+//! requests when it connects.
 //!
-//! Must never let a statement run in a session with another `search_path`: it would find another pipeline's tables, or none.
+//! It must never let a statement run in a session with another `search_path`: the statement would use the tables of
+//! another pipeline, or none.
 
 use sqlx::PgConnection;
 
 use super::{Error, Store, pool::Server};
 
-/// How a transaction begins that reads what others committed meanwhile. It states its isolation, for a role or a database may
-/// have another default.
+/// Begins a transaction with isolation `read committed`. It is explicit because a role or a database may have another
+/// default.
 pub(super) const BEGIN: &str = "begin isolation level read committed";
 
-/// One setting and the value that a session has to have.
+/// A setting with the value that a session must have.
 #[derive(Debug, Clone)]
 struct Setting {
     name: &'static str,
@@ -20,34 +22,35 @@ struct Setting {
 /// The name and the settings of a pool's sessions.
 #[derive(Debug, Clone)]
 pub(super) struct Session {
-    /// By which `pg_stat_activity` shows them.
+    /// The `application_name` in `pg_stat_activity`.
     pub(super) application: &'static str,
     settings: Vec<Setting>,
 }
 
 impl Session {
-    /// Of connections for queries.
+    /// The session of connections for queries.
     pub(super) fn of_queries(pipeline: &str) -> Self {
         Self::new(
             "millrace",
             pipeline,
             &[
-                // Filters that are absent fold away only in a plan for the values at hand.
+                // Postgres removes absent filters only from a plan for the given values.
                 ("plan_cache_mode", "force_custom_plan"),
             ],
         )
     }
 
-    /// Of connections for commits.
+    /// The session of connections for commits.
     pub(super) fn of_commits(pipeline: &str) -> Self {
         Self::new(
             "millrace-commit",
             pipeline,
             &[
-                // The commit's statements are planned once. A plan made while a table was small would keep a sequential
-                // scan for good: there is an index for each of them.
+                // Postgres plans the commit's statements once. A plan from a time when a table was small would keep a
+                // sequential scan for good, although each statement has an index.
                 ("enable_seqscan", "off"),
-                // A worker that is paused, or cut off, within a commit would hold its shard's row, and nobody could take it.
+                // A worker that is paused or disconnected during a commit would keep its shard's row locked, and no
+                // other worker could take the shard.
                 ("idle_in_transaction_session_timeout", "5s"),
             ],
         )
@@ -58,26 +61,26 @@ impl Session {
         let mut settings = vec![
             setting("search_path", &Store::schema(pipeline)),
             setting("timezone", "UTC"),
-            // Of single statements; a transaction states its own.
+            // For single statements; a transaction sets its own.
             setting("default_transaction_isolation", "read committed"),
-            // Compiling a plan takes hundreds of milliseconds, running it one.
+            // Compiling a plan takes hundreds of milliseconds, its execution about one.
             setting("jit", "off"),
-            // Whoever locks a table would else stop this process without a word.
+            // Without it, a session that locks a table would block this process without any error.
             setting("lock_timeout", "10s"),
         ];
         settings.extend(more.iter().map(|(name, value)| setting(name, value)));
         Self { application, settings }
     }
 
-    /// Names and values, as options of a connection.
+    /// Names and values as connection options.
     pub(super) fn options(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.settings.iter().map(|Setting { name, value }| (*name, value.as_str()))
     }
 
-    /// Compares the session with its settings, and gives the server that it came to.
+    /// Checks that the session has its settings. Returns its server.
     ///
     /// # Errors
-    /// [`Error::Session`] names the setting that the session lacks, and the remedy.
+    /// [`Error::Session`] names the missing setting and the remedy.
     pub(super) async fn check(&self, connection: &mut PgConnection) -> Result<Server, Error> {
         let names: Vec<String> = self.settings.iter().map(|setting| setting.name.to_owned()).collect();
         let row = sqlx::query!(
@@ -93,9 +96,9 @@ impl Session {
         for (Setting { name, value }, found) in self.settings.iter().zip(&row.found) {
             if value != found {
                 return Err(Error::Session(format!(
-                    "the session has {name} = {found} instead of {value}: a pooler between here and Postgres drops the \
-                     settings of a connection, as PgBouncer does with `options` in ignore_startup_parameters. Give the URL of \
-                     Postgres itself"
+                    "the session has {name} = {found} instead of {value}: a pooler between here and Postgres drops \
+                     the settings of a connection, as PgBouncer does with `options` in ignore_startup_parameters. Give \
+                     the URL of Postgres itself"
                 )));
             }
         }
@@ -112,15 +115,15 @@ mod tests {
     use super::*;
     use crate::store::testing;
 
-    /// A connection whose options a pooler dropped but for these.
+    /// A connection of which a pooler has dropped all but these options.
     async fn connected(options: impl Iterator<Item = (&str, &str)>) -> PgConnection {
         let plain = PgConnectOptions::from_str(&testing::url()).unwrap();
         PgConnection::connect_with(&plain.options(options)).await.unwrap()
     }
 
     #[tokio::test]
-    async fn a_transaction_and_a_single_statement_read_what_is_committed() {
-        // As the default of a role or a database.
+    async fn transactions_and_single_statements_read_committed_rows() {
+        // Like the default of a role or a database.
         let strict = [("default_transaction_isolation", "serializable")];
         let strict = PgConnectOptions::from_str(&testing::url()).unwrap().options(strict);
         let store = Store::of_test(sqlx::PgPool::connect_lazy_with(strict.clone()));
@@ -139,7 +142,7 @@ mod tests {
         for session in [Session::of_queries("a-b"), Session::of_commits("a-b")] {
             session.check(&mut connected(session.options()).await).await.unwrap();
             for (dropped, value) in session.options() {
-                // The test server's own zone may be the one that is asked for.
+                // The defaults of the test server may equal the requested values.
                 if dropped == "timezone" || dropped == "default_transaction_isolation" {
                     continue;
                 }

@@ -1,30 +1,30 @@
-//! Where a pipeline's shards stand, for `/status`: who has them, and by which policy they are worked.
+//! The state of a pipeline's shards for `/status`: their owners, and the policy versions that they run.
 
 use super::{Error, Store};
 
-/// Where one shard stands.
+/// The owner and the policy version of one shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardState {
     /// The shard.
     pub shard: i32,
-    /// Whether its lease lives, by Postgres's clock.
+    /// Whether its lease is alive, by Postgres's clock.
     pub leased: bool,
-    /// The worker that has it, or had it last.
+    /// The worker that owns it, or owned it last.
     pub owner: Option<String>,
-    /// The policy version that it is at; 0 before its first owner.
+    /// The policy version that it runs; 0 before its first owner.
     pub version: i64,
-    /// The uid of the manifest that brought this version.
+    /// The uid of the manifest of this version.
     pub uid: Option<String>,
     /// The generation of that manifest.
     pub generation: Option<i64>,
 }
 
 impl Store {
-    /// Where each shard stands, in order.
+    /// The state of each shard, in order.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn standing(&self) -> Result<Vec<ShardState>, Error> {
+    pub async fn shard_states(&self) -> Result<Vec<ShardState>, Error> {
         Ok(sqlx::query_as!(
             ShardState,
             r#"select shard, coalesce(owner is not null and lease_until > clock_timestamp(), false) as "leased!", owner,

@@ -1,10 +1,10 @@
-//! Sinks that were started: which generation of which stream, from where, and what their publishers last said.
+//! Sinks: their streams, cursor generations and start positions, and the states of their publishers.
 
 use rand::Rng as _;
 
 use super::{Error, Numbers, Store};
 
-/// A sink as Postgres holds it.
+/// A sink in Postgres.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SinkRow {
     /// Its name.
@@ -13,20 +13,20 @@ pub struct SinkRow {
     pub kind: String,
     /// The Redis stream.
     pub stream: Option<String>,
-    /// Which start of it this is.
+    /// The generation of its cursor.
     pub cursor_generation: String,
-    /// Whether the cursor was made.
+    /// Whether the cursor was created.
     pub started: bool,
-    /// The stream it is moving away from.
+    /// The stream from which it moves away.
     pub old_stream: Option<String>,
-    /// The cursor's generation there.
+    /// The generation of the cursor of the old stream.
     pub old_cursor_generation: Option<String>,
-    /// Removed from the manifest; its cursor is still to be taken away.
+    /// Removed from the manifest; its cursor is not deleted yet.
     pub removed: bool,
 }
 
 impl SinkRow {
-    /// Which of a shard's numbers it counts by.
+    /// The index in [`Numbers`] of the sequence that it publishes.
     #[must_use]
     pub fn counts_by(&self) -> usize {
         match self.kind.as_str() {
@@ -37,12 +37,12 @@ impl SinkRow {
     }
 }
 
-/// What a publisher says of itself when it does not run.
+/// The state of a publisher that does not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SinkState {
     /// `waiting`, `failing` or `halted`.
     pub state: &'static str,
-    /// Why, and what to do.
+    /// The cause and the remedy.
     pub detail: String,
 }
 
@@ -61,8 +61,8 @@ impl Store {
         .await?)
     }
 
-    /// Writes the start of a sink that is new: each shard begins after `after`, or after what it holds now where that is
-    /// `None`. Does nothing where the sink is there already, or where `version` is not the newest policy.
+    /// Adds a new sink. Each shard starts at the beginning with `from_beginning`, else after its current highest
+    /// number. Does nothing if the sink exists, or if `version` is not the newest policy version.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -99,8 +99,8 @@ impl Store {
         Ok(())
     }
 
-    /// Starts a sink again under a new generation, each shard after `after`, or after what it holds now, and notes who did
-    /// it. True when there is such a sink.
+    /// Starts a sink again with a new cursor generation: each shard at the beginning with `from_beginning`, else after
+    /// its current highest number. Adds the action to the audit trail. Returns whether the sink exists.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -138,7 +138,7 @@ impl Store {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Where each shard's part of a sink begins.
+    /// For each shard, the number after which a sink starts.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -149,7 +149,7 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.shard as u16, row.after)).collect())
     }
 
-    /// Says that a generation's cursor was made; false: the sink is of another by now.
+    /// Stores that the cursor of a generation was created. Returns false if the sink has another generation by now.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -164,7 +164,7 @@ impl Store {
         Ok(started.rows_affected() > 0)
     }
 
-    /// A name for one start of a sink: never given twice, and later ones sort behind earlier ones.
+    /// A new cursor generation: unique, and later ones sort after earlier ones.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -176,7 +176,8 @@ impl Store {
         Ok(format!("t{micros:016x}{:016x}", rand::rng().next_u64()))
     }
 
-    /// Begins to move a sink to another stream, under a new generation, unless `version` is not the newest policy.
+    /// Begins to move a sink to another stream, with a new cursor generation. Does nothing if `version` is not the
+    /// newest policy version.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -189,7 +190,8 @@ impl Store {
     ) -> Result<(), Error> {
         sqlx::query!(
             "update sinks set stream = $3, cursor_generation = $4, started = false, version = $5,
-                    -- A start that was not finished has carried nothing: it goes on from where that one came, if from any.
+                    -- A start that was not finished has published nothing: the move continues from the stream before
+                    -- it.
                     old_stream = case when started then stream else old_stream end,
                     old_cursor_generation = case when started then cursor_generation else old_cursor_generation end
              where name = $1 and cursor_generation = $2 and $5 = (select max(version) from policies)",
@@ -204,7 +206,7 @@ impl Store {
         Ok(())
     }
 
-    /// Writes where the old cursor of a moving sink stood: the new one begins there.
+    /// Stores the final positions of the old cursor of a moving sink: the new cursor starts there.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -227,7 +229,7 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets the stream that a sink moved away from.
+    /// Deletes the reference to the stream that a sink has left.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -242,7 +244,7 @@ impl Store {
         Ok(())
     }
 
-    /// Marks a sink as removed, unless `version` is not the newest policy.
+    /// Marks a sink as removed. Does nothing if `version` is not the newest policy version.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -257,7 +259,7 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets a removed sink whose cursor is gone.
+    /// Deletes a removed sink, once its cursor is deleted.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -272,8 +274,8 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps what a publisher says of itself; `None`: it runs. Does nothing where the shard is not held by `token`: an owner that
-    /// lost it must not speak after the next one. Without a token it is no owner that speaks.
+    /// Stores the state of a publisher; `None` if it runs. Does nothing if `token` does not own the shard: an owner
+    /// that lost the shard must not overwrite the state of its successor. Pass no token if the caller is not an owner.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -318,7 +320,7 @@ impl Store {
         Ok(())
     }
 
-    /// What publishers say of themselves: (sink, shard, state, detail).
+    /// The states of publishers that do not run: (sink, shard, state, detail).
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -329,7 +331,7 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.sink, row.shard as u16, row.state, row.detail)).collect())
     }
 
-    /// The number a publisher of `kind` counts by, out of a shard's highest numbers.
+    /// Of a shard's highest numbers, the one of the sequence that a publisher of `kind` publishes.
     #[must_use]
     pub fn number_of(kind: millrace_crds::SinkEvent, numbers: Numbers) -> i64 {
         match kind {
@@ -345,7 +347,7 @@ mod tests {
     use crate::store::testing::TestPipeline;
 
     #[tokio::test]
-    async fn a_move_continues_from_where_the_last_finished_start_carries() {
+    async fn a_move_continues_from_the_last_started_stream() {
         let pipeline = TestPipeline::new("shards: 1").await;
         let store = &pipeline.store;
         let policy = "insert into policies (version, uid, generation, spec) values (1, '', 1, '{}')";
@@ -357,8 +359,8 @@ mod tests {
         let row = async || store.sinks().await.unwrap().remove(0);
         let old = async || row().await.old_stream.zip(row().await.old_cursor_generation);
         store.move_sink(&row().await, "two", "b", 1).await.unwrap();
-        assert_eq!(old().await, None, "nothing was carried to the first");
-        assert!(!store.sink_started("s", "a").await.unwrap(), "a start that is not wanted any more");
+        assert_eq!(old().await, None, "nothing was published to the first");
+        assert!(!store.sink_started("s", "a").await.unwrap(), "the generation of an abandoned start");
         assert!(store.sink_started("s", "b").await.unwrap());
         store.move_sink(&row().await, "three", "c", 1).await.unwrap();
         let two = Some(("two".to_owned(), "b".to_owned()));
@@ -366,7 +368,7 @@ mod tests {
         store.move_sink(&row().await, "four", "d", 1).await.unwrap();
         assert_eq!(old().await, two, "the third was never started");
         assert!(store.sink_started("s", "d").await.unwrap());
-        // Before the old cursor is taken away.
+        // A move while the old cursor still exists.
         store.move_sink(&row().await, "five", "e", 1).await.unwrap();
         assert_eq!(old().await, Some(("four".to_owned(), "d".to_owned())));
     }

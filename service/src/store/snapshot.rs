@@ -1,4 +1,4 @@
-//! One snapshot of the database, read page by page: totals, records, rollups. Constant memory, exact sums as text.
+//! Reads from one snapshot, page by page: totals, records, rollups. Constant memory, exact sums as text.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 
 use super::{Error, RecordFilter, Store, StoredRecord};
 
-/// A read-only transaction that sees one state of the database. Dropped before [`Snapshot::finish`], it cuts its
-/// connection: a statement that still runs is ended by the server within a second.
+/// A read-only transaction that sees one state of the database. If it is dropped before [`Snapshot::finish`], its
+/// connection closes, and the server ends a running statement within a second.
 #[derive(Debug)]
 pub struct Snapshot {
     connection: Option<PoolConnection<Postgres>>,
@@ -24,43 +24,44 @@ pub struct UnitTotal {
     pub destination_id: String,
     /// The unit.
     pub unit: String,
-    /// How many records.
+    /// Number of records.
     pub count: i64,
     /// Their signed sum, exact.
     pub total: String,
 }
 
-/// A part of a rollup: the whole of a row (`unit_total` false) or one of its units, right behind it.
+/// A part of a rollup: a row over all units (`unit_total` false), or the total of one of its units, which follows the
+/// row.
 #[derive(Debug, Clone)]
 pub struct RollupPart {
     /// Start of the window; `None` without windows.
     pub window_start: Option<DateTime<Utc>>,
-    /// The group, where grouped by it.
+    /// Present when rows are grouped by it.
     pub destination_id: Option<String>,
-    /// The group, where grouped by it.
+    /// Present when rows are grouped by it.
     pub reference: Option<String>,
-    /// The group, where grouped by it.
+    /// Present when rows are grouped by it.
     pub source_id: Option<String>,
-    /// The group, where grouped by it.
+    /// Present when rows are grouped by it.
     pub positive: Option<bool>,
-    /// The group, where grouped by it.
+    /// Present when rows are grouped by it.
     pub group_unit: Option<String>,
-    /// Whether this is the total of one unit of the row before.
+    /// Whether this is the total of one unit of the preceding row.
     pub unit_total: bool,
     /// That unit.
     pub unit: Option<String>,
-    /// How many records.
+    /// Number of records.
     pub count: i64,
-    /// Their signed sum; meaningless for the whole of a row, whose units differ.
+    /// Their signed sum; meaningless for a row over all units.
     pub total: String,
-    /// How many distinct sources, exact.
+    /// Exact number of distinct sources.
     pub distinct_source_ids: i64,
 }
 
-/// By what a rollup is grouped.
+/// The fields by which a rollup is grouped.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RollupBy {
-    /// Length of a window; `None`: one row a group.
+    /// Length of a window; `None`: one row per group.
     pub window: Option<Duration>,
     /// By destination.
     pub destination_id: bool,
@@ -81,8 +82,8 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
         let mut connection = self.pool.acquire().await?;
-        // The limits belong to this transaction: a reader that stalls must not hold back vacuum for ever, and one that
-        // went away must not keep the server summing.
+        // Timeouts of this transaction: a stalled reader must not hold back vacuum for ever, and a query must end when
+        // its client has disconnected.
         sqlx::raw_sql(
             "begin isolation level repeatable read read only; \
              set local client_connection_check_interval = '1s'; \
@@ -101,7 +102,7 @@ impl Snapshot {
         self.connection.as_deref_mut().ok_or(Error::Sql(sqlx::Error::PoolClosed))
     }
 
-    /// Totals above a (destination, unit), in that order, at most `limit`.
+    /// Totals after a (destination, unit), in that order, at most `limit`.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -149,7 +150,7 @@ impl Snapshot {
         Ok(totals)
     }
 
-    /// Records above a (destination, seq), in that order, at most `limit`.
+    /// Records after a (destination, seq), in that order, at most `limit`.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -196,11 +197,11 @@ impl Snapshot {
         Ok(records)
     }
 
-    /// A rollup in the order window, destination, reference, source, sign, unit; each row followed by its units.
-    /// Read as it is taken: the server waits for a reader that is slow.
+    /// A rollup in the order window, destination, reference, source, sign, unit. The totals of its units follow each
+    /// row. The stream reads rows on demand: the server waits for a slow reader.
     ///
     /// # Errors
-    /// When the snapshot is over; what the server says comes in the stream.
+    /// When the snapshot is over. The stream carries the errors of the server.
     pub fn rollup<'a>(
         &'a mut self,
         filter: &'a RecordFilter,
@@ -261,10 +262,10 @@ impl Snapshot {
         .fetch(self.connection()?))
     }
 
-    /// Ends the transaction and gives the connection back.
+    /// Ends the transaction and returns the connection to the pool.
     ///
     /// # Errors
-    /// When Postgres does not answer; what was read before is whole all the same.
+    /// When Postgres does not answer; the rows that were read before are complete all the same.
     pub async fn finish(mut self) -> Result<(), Error> {
         if let Some(mut connection) = self.connection.take() {
             sqlx::raw_sql("commit").execute(&mut *connection).await?;
@@ -276,7 +277,7 @@ impl Snapshot {
 impl Drop for Snapshot {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
-            // Not back into the pool: it may be in the middle of a long answer.
+            // Not back into the pool: a statement may still run.
             drop(connection.detach());
         }
     }

@@ -1,4 +1,4 @@
-//! Counts that are true across restarts and replicas, sinks as they were started, and what the server promises.
+//! Counts that hold across restarts and replicas, start positions of sinks, and durability settings of the server.
 
 use chrono::{DateTime, Utc};
 
@@ -9,75 +9,75 @@ use super::{Error, Store};
 pub struct ShardCounts {
     /// The shard.
     pub shard: i32,
-    /// The worker that has it.
+    /// The worker that owns it.
     pub owner: Option<String>,
-    /// Version of the policy it is worked by.
+    /// The policy version that it runs.
     pub policy_version: i64,
-    /// Highest number of a record.
+    /// Highest sequence number of a record.
     pub records: i64,
-    /// Highest number of a dead letter.
+    /// Highest sequence number of a dead letter.
     pub dead_letters: i64,
-    /// Highest number of a conflict.
+    /// Highest sequence number of a conflict.
     pub conflicts: i64,
-    /// Records processed.
+    /// Number of processed records.
     pub processed: i64,
-    /// Duplicates noted.
+    /// Number of duplicates.
     pub duplicates: i64,
-    /// Alerts raised.
+    /// Number of alerts.
     pub alerts: i64,
-    /// Records of a unit without a threshold while other units had one.
+    /// Number of records whose unit had no threshold while other units had one.
     pub without_threshold: i64,
-    /// Applied entries that no serve process had appended.
+    /// Number of applied entries that no serve process had appended.
     pub external_applied: i64,
-    /// Entries seen to be gone before they were applied.
+    /// Number of lost records, as detected.
     pub lost: i64,
-    /// How often its stream or group was gone.
+    /// How often its stream or group was recreated.
     pub recreated_streams: i64,
 }
 
-/// What is applied, over all shards.
+/// Counts over all shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counts {
     /// Per shard, in order.
     pub shards: Vec<ShardCounts>,
-    /// Conflicts noted (numbers that were skipped are not counted).
+    /// Number of conflicts, without skipped numbers.
     pub conflicts: i64,
-    /// Dead letters that are open.
+    /// Number of open dead letters.
     pub dead_letters_open: i64,
-    /// Dead letters that were discarded.
+    /// Number of discarded dead letters.
     pub dead_letters_discarded: i64,
-    /// Dead letters that were replayed.
+    /// Number of replayed dead letters.
     pub dead_letters_replayed: i64,
-    /// When the pipeline was made.
+    /// When the pipeline was created.
     pub created_at: Option<DateTime<Utc>>,
-    /// Postgres's clock.
+    /// The time of Postgres's clock.
     pub now: DateTime<Utc>,
 }
 
-/// A sink as it was started.
+/// A sink with the numbers after which it starts.
 #[derive(Debug, Clone)]
 pub struct SinkBeginning {
     /// Its name.
     pub name: String,
-    /// Whether its cursor was made.
+    /// Whether its cursor was created.
     pub started: bool,
-    /// Whether it is no longer in the manifest.
+    /// Whether it was removed from the manifest.
     pub removed: bool,
-    /// Where it began: shards, and beside them the numbers above which it carries.
+    /// The shards of its start positions.
     pub start_shards: Vec<i32>,
-    /// The numbers beside `start_shards`.
+    /// For each shard in `start_shards`, the number after which it publishes.
     pub start_after: Vec<i64>,
 }
 
 impl SinkBeginning {
-    /// Above which number of a shard the sink carries outcomes.
+    /// The number of a shard after which the sink publishes; `None` if it has no start position there.
     #[must_use]
     pub fn begins_after(&self, shard: i32) -> Option<i64> {
         self.start_shards.iter().position(|at| *at == shard).and_then(|index| self.start_after.get(index).copied())
     }
 }
 
-/// Settings of Postgres that decide what a crash may cost.
+/// Settings of Postgres that decide which commits survive a crash.
 #[derive(Debug, Clone)]
 pub struct PostgresPromises {
     /// `synchronous_commit`.
@@ -91,7 +91,7 @@ pub struct PostgresPromises {
 }
 
 impl Store {
-    /// What is applied, in one snapshot.
+    /// All counts, from one snapshot.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -129,7 +129,7 @@ impl Store {
         })
     }
 
-    /// The number of destinations that have records: one probe of the index a destination.
+    /// The number of destinations with records. It probes the index once per destination.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -149,7 +149,7 @@ impl Store {
         Ok(count)
     }
 
-    /// The sinks that were started, by name.
+    /// All sinks with their start positions, by name.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -169,7 +169,7 @@ impl Store {
         Ok(sinks)
     }
 
-    /// How many alerts of each shard stand above a number.
+    /// For each shard, the number of alerts above a sequence number.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -187,7 +187,7 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.shard, row.count)).collect())
     }
 
-    /// What this server promises.
+    /// The durability settings of this server.
     ///
     /// # Errors
     /// When Postgres does not answer.

@@ -1,22 +1,22 @@
-//! A pipeline of its own for a test: a schema in the server at `DATABASE_URL`, dropped with the value.
+//! Pipelines for tests: each has its own schema in the server at `DATABASE_URL`, which is dropped with the value.
 
 use millrace_crds::RecordPipeline;
 
 use super::{Pipeline, Store};
 
-/// A migrated, claimed pipeline under a name that no other test has.
+/// A migrated and claimed pipeline with a unique name.
 pub(crate) struct TestPipeline {
     pub(crate) store: Store,
     pub(crate) manifest: RecordPipeline,
     pub(crate) pipeline: Pipeline,
 }
 
-/// The server that tests use.
+/// The URL of the server for tests.
 pub(crate) fn url() -> String {
     std::env::var("DATABASE_URL").expect("DATABASE_URL names a Postgres in which schemas can be made")
 }
 
-/// A manifest under a name that no other test has; `spec` is YAML of its fields, in flow style.
+/// A manifest with a unique name. `spec` is YAML of its fields, in flow style.
 pub(crate) fn manifest(spec: &str) -> RecordPipeline {
     let name = format!("t{:016x}", rand::random::<u64>());
     let yaml = format!(
@@ -41,14 +41,14 @@ impl Drop for TestPipeline {
     }
 }
 
-/// Drops a test's schema: on a thread with a runtime of its own, for `drop` cannot wait.
+/// Drops a test's schema, on a thread with its own runtime because `Drop` cannot await.
 pub(crate) fn drop_schema(name: &str) {
     let schema = Store::schema(name);
     let dropping = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&url()).await.unwrap();
-            // The test's runtime is stalled meanwhile: what it left to be rolled back would hold its locks for ever.
+            // The test's runtime is blocked meanwhile: its open transactions would hold their locks for ever.
             sqlx::query(
                 "select pg_terminate_backend(pid) from pg_locks, pg_class
                  where relation = pg_class.oid and relnamespace = to_regnamespace($1)",
@@ -57,7 +57,7 @@ pub(crate) fn drop_schema(name: &str) {
             .execute(&mut connection)
             .await
             .unwrap();
-            // The name was made by this module.
+            // Safe in SQL: this module made the name.
             let drop = format!("drop schema if exists {schema} cascade");
             sqlx::raw_sql(sqlx::AssertSqlSafe(drop)).execute(&mut connection).await.unwrap();
         });
@@ -67,32 +67,32 @@ pub(crate) fn drop_schema(name: &str) {
 }
 
 impl Store {
-    /// Deletes a shard's row, as no part of the service does.
+    /// Deletes a shard's row. The service never does that.
     pub(crate) async fn lose_shard(&self, shard: i32) {
         sqlx::query!("delete from shards where shard = $1", shard).execute(&self.pool).await.unwrap();
     }
 
-    /// How many shards have their row.
+    /// Number of shards that have a row.
     pub(crate) async fn shard_rows(&self) -> i64 {
         sqlx::query_scalar!("select count(*) from shards").fetch_one(&self.pool).await.unwrap().unwrap()
     }
 
-    /// Makes the database another pipeline's.
+    /// Changes the pipeline id, as if the database were of another pipeline.
     pub(crate) async fn become_another(&self) {
         sqlx::query!("update pipeline set pipeline_id = 'another'").execute(&self.pool).await.unwrap();
     }
 
-    /// Raises the number below which a binary is too old.
+    /// Sets the schema number below which a binary is too old.
     pub(crate) async fn need_schema(&self, least: i64) {
         sqlx::query!("update pipeline set min_compatible = $1", least).execute(&self.pool).await.unwrap();
     }
 
-    /// As if no migration had run, as in a backup of an older version.
+    /// Deletes the record of migrations, as in a backup of an older version.
     pub(crate) async fn delete_migrations(&self) {
         sqlx::query("delete from _sqlx_migrations").execute(&self.pool).await.unwrap();
     }
 
-    /// Puts a spec active as another version of this software does.
+    /// Registers a spec like another version of this software.
     pub(crate) async fn register_later(&self, version: i64, spec: &str) {
         sqlx::query("insert into policies (version, uid, generation, spec) values ($1, 'later', 1, $2)")
             .bind(version)

@@ -1,7 +1,7 @@
-//! Deriving everything again from the records, in one snapshot, and comparing it with what is stored. What the snapshot
-//! tells of the sinks is in `sinks`.
+//! Derives all values again from the records, in one snapshot, and compares them with the stored ones. The reads about
+//! sinks are in `sinks`.
 //!
-//! Must never write, and must never hold more than a page of rows: the comparing is done by Postgres.
+//! It must never write, and must never hold more than a page of rows: Postgres compares.
 
 mod sinks;
 
@@ -13,19 +13,19 @@ use crate::domain::shard_of;
 
 pub use sinks::{LoggedRecord, StartedSink};
 
-/// Differences that are kept; of the others only the number is known.
+/// Number of differences that are kept; further ones are only counted.
 const KEPT: usize = 100;
 
-/// Something that is stored or published differs from what the records say.
+/// A difference between a stored or published value and the value that the records imply.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Difference {
-    /// What was compared, a stable word.
+    /// The check that found it, a stable word.
     pub check: &'static str,
-    /// Where: a shard, a record, a key, a sink's entry.
+    /// The place: a shard, a record, a key, or an entry of a sink.
     pub place: String,
-    /// What the records say.
+    /// The value that the records imply.
     pub expected: String,
-    /// What is there.
+    /// The stored or published value.
     pub found: String,
 }
 
@@ -34,12 +34,12 @@ pub struct Difference {
 pub struct Differences {
     /// At most 100.
     pub first: Vec<Difference>,
-    /// All of them.
+    /// The number of all.
     pub count: u64,
 }
 
 impl Differences {
-    /// Notes one.
+    /// Adds a difference.
     pub fn add(&mut self, check: &'static str, place: String, expected: impl Into<String>, found: impl Into<String>) {
         self.count += 1;
         if self.first.len() < KEPT {
@@ -48,16 +48,16 @@ impl Differences {
     }
 }
 
-/// What there is, as of the snapshot.
+/// The size of a pipeline in the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// Shards of the pipeline.
+    /// Number of shards.
     pub shards: u16,
-    /// Records that were processed.
+    /// Number of processed records.
     pub records: i64,
-    /// Of which raised an alert.
+    /// Number of records that raised an alert.
     pub alerts: i64,
-    /// Keys and units with a total.
+    /// Number of keys and units with a total.
     pub totals: i64,
 }
 
@@ -67,10 +67,10 @@ pub struct Verification {
 }
 
 impl Store {
-    /// Opens a snapshot in which everything is compared.
+    /// Opens the snapshot for all checks.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn verification(&self) -> Result<Verification, Error> {
         let snapshot = self.pool.begin_with("begin isolation level repeatable read, read only").await?;
         Ok(Verification { snapshot })
@@ -78,10 +78,10 @@ impl Store {
 }
 
 impl Verification {
-    /// How much there is.
+    /// The size of the pipeline.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn extent(&mut self) -> Result<Extent, Error> {
         let row = sqlx::query!(
             r#"select p.shards, p.pipeline_id,
@@ -92,15 +92,15 @@ impl Verification {
         )
         .fetch_one(&mut *self.snapshot)
         .await?;
-        let shards =
-            u16::try_from(row.shards).map_err(|_| Error::Refused("the number of shards is none".to_owned()))?;
+        let shards = u16::try_from(row.shards)
+            .map_err(|_| Error::Refused("the stored number of shards is not valid".to_owned()))?;
         Ok(Extent { shards, records: row.records, alerts: row.alerts, totals: row.totals })
     }
 
-    /// Count and total of what came before each record on its key, against the running ones over the records.
+    /// Compares each record's previous count and total with the running ones over the records of its key and unit.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn summaries(&mut self, differences: &mut Differences) -> Result<(), Error> {
         let mut rows = sqlx::query!(
             r#"select shard, seq, previous_count, previous_total::text as "previous_total!", n as "n!",
@@ -126,10 +126,10 @@ impl Verification {
         Ok(())
     }
 
-    /// The stored total of every key and unit, against the sum of its records.
+    /// Compares the stored total of every key and unit with the sum of its records.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn totals(&mut self, differences: &mut Differences) -> Result<(), Error> {
         let mut rows = sqlx::query!(
             r#"select destination_id as "destination_id!", reference as "reference!", unit as "unit!", r.n as "n?", r.s::text as "s?",
@@ -154,10 +154,11 @@ impl Verification {
         Ok(())
     }
 
-    /// That the numbers of records, dead letters and conflicts follow one another in every shard, but for noted gaps.
+    /// Checks that the sequence numbers of records, dead letters and conflicts have no gaps in any shard, except stored
+    /// ones.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn numbers(&mut self, differences: &mut Differences) -> Result<(), Error> {
         let mut rows = sqlx::query!(
             r#"select kind as "kind!", shard as "shard!", before + 1 as "from!", n - 1 as "to!"
@@ -183,10 +184,10 @@ impl Verification {
         Ok(())
     }
 
-    /// Each shard's highest numbers and counts, against its rows.
+    /// Compares each shard's highest numbers and counts with its rows.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn counters(&mut self, differences: &mut Differences) -> Result<(), Error> {
         let mut rows = sqlx::query!(
             r#"select shard, name as "name!", derived as "derived!", stored as "stored!"
@@ -210,7 +211,7 @@ impl Verification {
                        ('alerts', coalesce(r.alerts, 0), s.alerts),
                        ('duplicates', coalesce(d.n, 0), s.duplicates),
                        ('highest record', greatest(r.top, g.records, 0), s.records),
-                       ('highest dead dead_letter', greatest(l.top, g.dead_letters, 0), s.dead_letters),
+                       ('highest dead letter', greatest(l.top, g.dead_letters, 0), s.dead_letters),
                        ('highest conflict', greatest(c.top, g.conflicts, 0), s.conflicts)
                    ) named (name, derived, stored)
                ) compared
@@ -224,10 +225,11 @@ impl Verification {
         Ok(())
     }
 
-    /// An alert exactly for the records whose value is above the threshold of the policy active at their number.
+    /// Checks that exactly the records have an alert whose value exceeds the threshold of the policy version that was
+    /// active at their number.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn alerts(&mut self, differences: &mut Differences) -> Result<(), Error> {
         let mut rows = sqlx::query!(
             r#"with specs as materialized (
@@ -252,7 +254,7 @@ impl Verification {
         while let Some(row) = rows.try_next().await? {
             let place = format!("record {}-{} of value {}", row.shard, row.seq, row.value);
             let expected = match (row.version, row.expected) {
-                (None, _) => "a policy noted for it".to_owned(),
+                (None, _) => "a policy version that is stored for it".to_owned(),
                 (Some(version), None) => format!("no threshold in policy {version}"),
                 (Some(version), Some(threshold)) => format!("judged by {threshold} of policy {version}"),
             };
@@ -262,10 +264,10 @@ impl Verification {
         Ok(())
     }
 
-    /// That every duplicate and conflict has what it is one of.
+    /// Checks that every duplicate and conflict has its record or dead letter.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn originals(&mut self, differences: &mut Differences) -> Result<(), Error> {
         let mut rows = sqlx::query!(
             r#"select kind as "kind!", record_id as "record_id!"
@@ -284,10 +286,10 @@ impl Verification {
         Ok(())
     }
 
-    /// That no id has both a record and an open dead letter: it is taken by one of them.
+    /// Checks that no id has both a record and an open dead letter.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn ids(&mut self, differences: &mut Differences) -> Result<(), Error> {
         let mut rows = sqlx::query!(
             r#"select r.record_id, r.shard, r.seq, l.shard as dead_letter_shard, l.n
@@ -302,10 +304,10 @@ impl Verification {
         Ok(())
     }
 
-    /// That every destination's records are in its shard.
+    /// Checks that every destination's records are in its shard.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn shards(&mut self, shards: u16, differences: &mut Differences) -> Result<(), Error> {
         let mut rows = sqlx::query!("select distinct destination_id, shard from records").fetch(&mut *self.snapshot);
         while let Some(row) = rows.try_next().await? {
@@ -321,7 +323,7 @@ impl Verification {
     /// Ends the snapshot.
     ///
     /// # Errors
-    /// When Postgres went away.
+    /// When the connection to Postgres is lost.
     pub async fn end(self) -> Result<(), Error> {
         Ok(self.snapshot.rollback().await?)
     }

@@ -1,4 +1,4 @@
-//! Whether Postgres takes writes, and how its errors read.
+//! The check whether Postgres accepts writes, and the texts of its errors.
 
 use sqlx::migrate::MigrateError;
 
@@ -11,8 +11,8 @@ impl From<sqlx::Error> for Error {
 }
 
 impl Error {
-    /// Whether Postgres answers and does not take a write: it is read-only (SQLSTATE 25006), its disk is full (53100), or
-    /// a lock was not to be had (55P03).
+    /// Whether Postgres is available and refuses a write: it is read-only (SQLSTATE 25006), its disk is full (53100),
+    /// or a lock was not available (55P03).
     #[must_use]
     pub fn refuses_write(&self) -> bool {
         let Self::Sql(sqlx::Error::Database(error)) = self else { return false };
@@ -20,7 +20,8 @@ impl Error {
     }
 }
 
-/// An error's words, once. The driver adds the line of Postgres's own source, which reads as a line of a file.
+/// The message of an error. The driver would add the line in the source code of Postgres, which looks like a line of a
+/// file.
 pub(super) fn plain(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => match error.code() {
@@ -37,13 +38,13 @@ pub(super) fn plain(error: &sqlx::Error) -> String {
 }
 
 impl Store {
-    /// Why Postgres takes no writes now; `None`: nothing speaks against them. It reads no table, so that it answers while
+    /// Why Postgres accepts no writes now; `None` if it accepts them. This reads no table, so that it works while
     /// tables are locked.
     ///
     /// # Errors
     /// When Postgres does not answer.
     pub async fn takes_no_writes(&self) -> Result<Option<&'static str>, Error> {
-        // A lock counts after three seconds: shorter waits are usual.
+        // A lock counts only after three seconds, because shorter waits are normal.
         let row = sqlx::query!(
             r#"select pg_is_in_recovery() as "standby!",
                       current_setting('default_transaction_read_only')::bool as "read_only!",
@@ -63,10 +64,11 @@ impl Store {
         .fetch_one(&self.pool)
         .await?;
         Ok(if row.standby {
-            Some("it is a standby, which takes no writes: give the URL of the primary")
+            Some("it is a standby, which accepts no writes: give the URL of the primary")
         } else if row.read_only {
             Some(
-                "default_transaction_read_only is on for the server, the database or the role: no write is taken until it is off",
+                "default_transaction_read_only is on for the server, the database or the role: turn it off to allow \
+                 writes",
             )
         } else if row.waits {
             Some(
@@ -86,14 +88,14 @@ mod tests {
     use super::*;
 
     #[sqlx::test(migrations = "../migrations")]
-    async fn an_error_of_postgres_is_said_once_without_its_source(pool: PgPool) {
+    async fn an_error_of_postgres_is_rendered_once_without_its_source(pool: PgPool) {
         for statement in
             ["select nothing", "select 1/0", "create table t (", "insert into shards (shard) values (null)"]
         {
             let error = sqlx::query(statement).execute(&pool).await.expect_err(statement);
-            let said = format!("{:#}", anyhow::Error::from(Error::from(error)).context("asking"));
-            assert!(said.contains("(SQLSTATE ") && !said.contains("at line"), "{said}");
-            assert_eq!(said.matches("SQLSTATE").count(), 1, "{said}");
+            let text = format!("{:#}", anyhow::Error::from(Error::from(error)).context("a query"));
+            assert!(text.contains("(SQLSTATE ") && !text.contains("at line"), "{text}");
+            assert_eq!(text.matches("SQLSTATE").count(), 1, "{text}");
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use super::{Context, shard::Error};
 use crate::{
-    store::Appender,
+    store::Producer,
     streams::{Fence, Input, Step},
     telemetry::metrics as names,
 };
@@ -78,7 +78,7 @@ async fn fold(
     context: &Context,
     input: &Input,
     fence: &Fence,
-    appenders: &[Appender],
+    appenders: &[Producer],
     stood: &[i64],
 ) -> Result<(), Error> {
     let former = appenders.iter().zip(stood).filter(|(by, stood)| by.former && by.acknowledged == **stood);
@@ -92,7 +92,7 @@ async fn fold(
 }
 
 /// Whether a process without a recent note is dead: it may live and have been unable to write.
-async fn may_judge(context: &Context, appenders: &[Appender]) -> Result<bool, Error> {
+async fn may_judge(context: &Context, appenders: &[Producer]) -> Result<bool, Error> {
     if appenders.iter().all(|by| by.dead_for.is_none()) {
         return Ok(true);
     }
@@ -103,7 +103,7 @@ async fn may_judge(context: &Context, appenders: &[Appender]) -> Result<bool, Er
 }
 
 /// Speaks the last word for a process that died without it; false: nobody knows how many entries it appended.
-async fn bury(context: &Context, shard: u16, by: &Appender, stood: i64, since: i64) -> Result<bool, Error> {
+async fn bury(context: &Context, shard: u16, by: &Producer, stood: i64, since: i64) -> Result<bool, Error> {
     let Some(dead_for) = by.dead_for else { return Ok(true) };
     // Redis has counted what the process had no time to note, unless it was emptied or another server since.
     let kept = stood >= by.acknowledged && since as f64 > dead_for + 1.0;

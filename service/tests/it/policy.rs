@@ -129,7 +129,7 @@ async fn a_commit_below_its_shards_version_is_refused() {
     let more = Load::from("r", 50, 50);
     pipeline.send(&more.records).await;
     let line = work.logs("worker.shard.backing_off").await;
-    assert!(line["error"].as_str().unwrap().contains(" 99"), "{line}");
+    assert!(line["error"].as_str().unwrap().contains("runs policy version 99"), "{line}");
     assert_eq!(pipeline.number("select count(*) from records").await, 50, "the old policy decides no record");
     pipeline.execute("update shards set policy_version = 1").await;
     pipeline.applied().await;

@@ -1,6 +1,6 @@
-//! What the snapshot says of the sinks: which were started, where, and the rows that their entries must tell.
+//! Reads about sinks in the snapshot: started sinks, their start positions, and the rows that their entries must match.
 //!
-//! Must never read more than a page of rows.
+//! It must never read more than a page of rows.
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -20,26 +20,26 @@ pub struct StartedSink {
     pub kind: String,
     /// Its Redis stream.
     pub stream: String,
-    /// Of its cursor.
+    /// The generation of its cursor.
     pub cursor_generation: String,
 }
 
-/// A processed record with all that a notification tells of it.
+/// A processed record with all data of its notification.
 #[derive(Debug, Clone)]
 pub struct LoggedRecord {
-    /// Its number in the shard.
+    /// Its sequence number in the shard.
     pub seq: i64,
-    /// Itself.
+    /// The content.
     pub record: Record,
-    /// When serve took it.
+    /// When `serve` received it.
     pub received_at: DateTime<Utc>,
     /// When it was committed.
     pub processed_at: DateTime<Utc>,
-    /// Records before it on the same key and unit.
+    /// Number of records before it with the same key and unit.
     pub previous_count: i64,
     /// Their total.
     pub previous_total: Decimal,
-    /// The threshold that it passed.
+    /// The threshold that its value exceeds.
     pub threshold: Option<Decimal>,
     /// W3C trace context.
     pub traceparent: Option<String>,
@@ -49,7 +49,7 @@ impl Verification {
     /// The Redis sinks that were started and not removed.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn started_sinks(&mut self) -> Result<Vec<StartedSink>, Error> {
         let sinks = sqlx::query_as!(
             StartedSink,
@@ -64,16 +64,16 @@ impl Verification {
     /// The pipeline's name and id: the source of every notification.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn source(&mut self) -> Result<String, Error> {
         let row = sqlx::query!("select name, pipeline_id from pipeline").fetch_one(&mut *self.snapshot).await?;
         Ok(format!("{}/{}", row.name, row.pipeline_id))
     }
 
-    /// Where each shard's part of a sink begins: the number after which outcomes are published.
+    /// For each shard, the number after which a sink publishes outcomes.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn sink_starts(&mut self, sink: &str) -> Result<Vec<(u16, i64)>, Error> {
         let rows = sqlx::query!("select shard, after from sink_starts where sink = $1 order by shard", sink)
             .fetch_all(&mut *self.snapshot)
@@ -81,10 +81,10 @@ impl Verification {
         Ok(rows.into_iter().filter_map(|row| Some((u16::try_from(row.shard).ok()?, row.after))).collect())
     }
 
-    /// The highest number that a shard has given, of the kind that a sink carries.
+    /// The highest sequence number of a shard, of the kind that a sink carries.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn highest(&mut self, kind: &str, shard: u16) -> Result<i64, Error> {
         let highest = sqlx::query_scalar!(
             r#"select case $1::text when 'DeadLettered' then dead_letters when 'Conflicted' then conflicts
@@ -98,11 +98,11 @@ impl Verification {
         Ok(highest.unwrap_or_default())
     }
 
-    /// Numbers of a shard that were skipped, first and last of each gap: outcomes that Postgres has lost, and that may
+    /// The gaps of a shard's numbers, each with its first and last number. Postgres has lost these outcomes; they may
     /// have been published before.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn skipped(&mut self, kind: &str, shard: u16) -> Result<Vec<(i64, i64)>, Error> {
         let gaps = sqlx::query!(
             "select from_n, to_n from gaps
@@ -119,7 +119,7 @@ impl Verification {
     /// Numbers of a shard that a sink of this kind publishes, above `after` and up to `until`, at most `limit`.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn published_numbers(
         &mut self,
         kind: &str,
@@ -183,7 +183,7 @@ impl Verification {
     /// Records of a shard by their numbers, in order.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn logged_records(&mut self, shard: u16, numbers: &[i64]) -> Result<Vec<LoggedRecord>, Error> {
         let rows = sqlx::query!(
             r#"select seq, received_at, processed_at, time, previous_count, positive, record_id, source_id, destination_id,
@@ -221,10 +221,10 @@ impl Verification {
             .collect()
     }
 
-    /// When dead letters or conflicts were noted, and their trace contexts, by number, in order.
+    /// The times and trace contexts of dead letters or conflicts, by number, in order.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres is unavailable.
     pub async fn refused(
         &mut self,
         kind: &str,

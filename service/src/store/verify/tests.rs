@@ -1,8 +1,8 @@
-//! A pipeline that is right, then broken in one place at a time: each break is seen by the check that is meant for it.
+//! A consistent pipeline with one fault at a time: the check for a fault finds it.
 
 use super::*;
 
-const RIGHT: &str = "
+const CONSISTENT: &str = "
     insert into pipeline (pipeline_id, namespace, name, uid, shards) values ('p', 'default', 'verify', 'p', 4);
     insert into policies (version, uid, generation, spec) values
         (1, 'p', 1, '{\"threshold\":\"100.00\"}'), (2, 'p', 2, '{\"threshold\":\"5\",\"thresholds\":{\"min\":\"50\"}}');
@@ -27,6 +27,58 @@ const RIGHT: &str = "
         values (1, 1, 1, now(), now(), '9-3', '', 'invalid_json', '');
 ";
 
+/// A fault in the stored rows, its repair, and the checks that find the fault.
+const FAULTS: [(&str, &str, &[&str]); 16] = [
+    (
+        "update records set previous_total = 100.02 where seq = 2",
+        "update records set previous_total = 100 where seq = 2",
+        &["summary"],
+    ),
+    (
+        "update records set previous_count = 7 where seq = 3",
+        "update records set previous_count = 2 where seq = 3",
+        &["summary"],
+    ),
+    (
+        "update totals set total = 5.990000001 where unit = 'EUR'",
+        "update totals set total = 5.99 where unit = 'EUR'",
+        &["total"],
+    ),
+    ("update totals set count = 2 where unit = 'min'", "update totals set count = 1 where unit = 'min'", &["total"]),
+    ("insert into totals values (1, 1, 'd6', 'y', 'EUR', 1)", "delete from totals where reference = 'y'", &["total"]),
+    ("delete from gaps", "insert into gaps (shard, kind, from_n, to_n) values (1, 'records', 4, 4)", &["number"]),
+    (
+        "update shards set processed = 5 where shard = 1",
+        "update shards set processed = 4 where shard = 1",
+        &["counter"],
+    ),
+    ("update shards set records = 6 where shard = 1", "update shards set records = 5 where shard = 1", &["counter"]),
+    (
+        "update shards set duplicates = 0 where shard = 1",
+        "update shards set duplicates = 1 where shard = 1",
+        &["counter"],
+    ),
+    ("update conflicts set n = 2", "update conflicts set n = 1", &["number", "counter"]),
+    ("update dead_letters set record_id = 'r2'", "update dead_letters set record_id = null", &["id"]),
+    ("update duplicates set record_id = 'r9'", "update duplicates set record_id = 'r1'", &["original"]),
+    (
+        "update records set threshold = 5 where seq = 5",
+        "update records set threshold = null where seq = 5",
+        &["counter", "alert"],
+    ),
+    (
+        "update records set threshold = null where seq = 2",
+        "update records set threshold = 100 where seq = 2",
+        &["counter", "alert"],
+    ),
+    ("update records set threshold = 100 where seq = 3", "update records set threshold = 5 where seq = 3", &["alert"]),
+    (
+        "delete from shard_policies where from_seq = 1",
+        "insert into shard_policies values (1, 1, 1)",
+        &["alert", "alert"],
+    ),
+];
+
 async fn checks_that_differ(store: &Store) -> Vec<&'static str> {
     let mut snapshot = store.verification().await.expect("snapshot");
     let mut differences = Differences::default();
@@ -46,86 +98,21 @@ async fn checks_that_differ(store: &Store) -> Vec<&'static str> {
 }
 
 #[tokio::test]
-async fn every_break_is_seen_by_its_check() {
+async fn every_fault_is_found_by_its_check() {
     let url = std::env::var("MILLRACE_TEST_POSTGRES_URL")
         .expect("MILLRACE_TEST_POSTGRES_URL names a Postgres; hack/with-servers starts one");
     let name = format!("verify-{:x}", rand::random::<u64>());
     let store = Store::connect(&url, &name, 1).expect("url");
     store.migrate(&name).await.expect("migrated");
-    sqlx::raw_sql(RIGHT).execute(&store.pool).await.expect("rows");
-    // The destination's shard by its hash, which the rows above presume.
+    sqlx::raw_sql(CONSISTENT).execute(&store.pool).await.expect("rows");
+    // The rows above assume this shard for the destination.
     assert_eq!(shard_of("d6", 4), 1);
-    assert_eq!(checks_that_differ(&store).await, [""; 0], "nothing is broken yet");
+    assert_eq!(checks_that_differ(&store).await, [""; 0], "without a fault");
 
-    for (broken, mended, expected) in [
-        (
-            "update records set previous_total = 100.02 where seq = 2",
-            "update records set previous_total = 100 where seq = 2",
-            &["summary"][..],
-        ),
-        (
-            "update records set previous_count = 7 where seq = 3",
-            "update records set previous_count = 2 where seq = 3",
-            &["summary"],
-        ),
-        (
-            "update totals set total = 5.990000001 where unit = 'EUR'",
-            "update totals set total = 5.99 where unit = 'EUR'",
-            &["total"],
-        ),
-        (
-            "update totals set count = 2 where unit = 'min'",
-            "update totals set count = 1 where unit = 'min'",
-            &["total"],
-        ),
-        (
-            "insert into totals values (1, 1, 'd6', 'y', 'EUR', 1)",
-            "delete from totals where reference = 'y'",
-            &["total"],
-        ),
-        ("delete from gaps", "insert into gaps (shard, kind, from_n, to_n) values (1, 'records', 4, 4)", &["number"]),
-        (
-            "update shards set processed = 5 where shard = 1",
-            "update shards set processed = 4 where shard = 1",
-            &["counter"],
-        ),
-        (
-            "update shards set records = 6 where shard = 1",
-            "update shards set records = 5 where shard = 1",
-            &["counter"],
-        ),
-        (
-            "update shards set duplicates = 0 where shard = 1",
-            "update shards set duplicates = 1 where shard = 1",
-            &["counter"],
-        ),
-        ("update conflicts set n = 2", "update conflicts set n = 1", &["number", "counter"]),
-        ("update dead_letters set record_id = 'r2'", "update dead_letters set record_id = null", &["id"]),
-        ("update duplicates set record_id = 'r9'", "update duplicates set record_id = 'r1'", &["original"]),
-        (
-            "update records set threshold = 5 where seq = 5",
-            "update records set threshold = null where seq = 5",
-            &["counter", "alert"],
-        ),
-        (
-            "update records set threshold = null where seq = 2",
-            "update records set threshold = 100 where seq = 2",
-            &["counter", "alert"],
-        ),
-        (
-            "update records set threshold = 100 where seq = 3",
-            "update records set threshold = 5 where seq = 3",
-            &["alert"],
-        ),
-        (
-            "delete from shard_policies where from_seq = 1",
-            "insert into shard_policies values (1, 1, 1)",
-            &["alert", "alert"],
-        ),
-    ] {
-        sqlx::raw_sql(broken).execute(&store.pool).await.expect(broken);
-        assert_eq!(checks_that_differ(&store).await, expected, "{broken}");
-        sqlx::raw_sql(mended).execute(&store.pool).await.expect(mended);
+    for (fault, repair, expected) in FAULTS {
+        sqlx::raw_sql(fault).execute(&store.pool).await.expect(fault);
+        assert_eq!(checks_that_differ(&store).await, expected, "{fault}");
+        sqlx::raw_sql(repair).execute(&store.pool).await.expect(repair);
     }
     sqlx::raw_sql("update records set destination_id = 'd1'; update totals set destination_id = 'd1'")
         .execute(&store.pool)
@@ -134,7 +121,7 @@ async fn every_break_is_seen_by_its_check() {
     assert_ne!(shard_of("d1", 4), 1);
     assert_eq!(checks_that_differ(&store).await, ["shard"]);
 
-    // Names are of letters and digits only.
+    // Safe in SQL: the name has only letters, digits and `-`.
     let drop = format!("drop schema {} cascade", Store::schema(&name));
     sqlx::raw_sql(sqlx::AssertSqlSafe(drop)).execute(&store.pool).await.expect("dropped");
 }
