@@ -84,7 +84,7 @@ async fn list(store: &Store) -> anyhow::Result<()> {
 /// Whether the cursor of a sink's newest start is beside its stream; one that was never made is not gone.
 async fn has_cursor(streams: &Streams, row: &SinkRow) -> anyhow::Result<bool> {
     let Some(stream) = row.stream.as_ref().filter(|_| row.started) else { return Ok(true) };
-    Ok(streams.sink_state(stream).await?.cursor_generation.as_ref() == Some(&row.cursor_generation))
+    Ok(streams.sink_snapshot(stream).await?.cursor_generation.as_ref() == Some(&row.cursor_generation))
 }
 
 async fn resume(store: &Store, streams: &Streams, name: &str, (from, repeat): (Start, bool)) -> anyhow::Result<()> {
@@ -101,7 +101,7 @@ async fn resume(store: &Store, streams: &Streams, name: &str, (from, repeat): (S
         bail!("{name} is not halted: it continues without a command; `millrace sinks list` shows what it waits for");
     }
     if let Some(stream) = row.stream.as_ref().filter(|_| from == Start::Beginning && !repeat)
-        && streams.sink_state(stream).await?.newest.is_some()
+        && streams.sink_snapshot(stream).await?.newest.is_some()
     {
         bail!(
             "{stream} still has entries, and from the beginning all ids come again behind them: empty it first \

@@ -59,7 +59,8 @@ async fn compare(store: &Store, streams: &Streams, as_json: bool) -> anyhow::Res
     started.end().await?;
     let mut checked = Vec::new();
     for sink in known {
-        let state = streams.sink_state(&sink.stream).await.with_context(|| format!("cannot read {}", sink.stream))?;
+        let state =
+            streams.sink_snapshot(&sink.stream).await.with_context(|| format!("cannot read {}", sink.stream))?;
         checked.push(Checked::new(sink, state));
     }
 

@@ -222,7 +222,7 @@ impl Publisher {
         let published = self.streams.publish(output, self.shard, kind, (expected, next.upto), &next.notices).await?;
         crate::fault::point("after_publish");
         match published {
-            Published::All { unread_lost: trimmed_unread } => {
+            Published::All { trimmed_unread } => {
                 metrics::counter!(names::PUBLISHED, "sink" => output.sink.clone()).increment(next.notices.len() as u64);
                 if trimmed_unread > 0 {
                     metrics::counter!(names::TRIMMED_UNREAD, "sink" => output.sink.clone())

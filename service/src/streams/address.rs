@@ -1,8 +1,8 @@
-//! URLs of Redis: one server, the primary that sentinels name, or a cluster.
+//! Redis URLs: one server, the primary of the sentinels, or a cluster.
 //!
-//! `redis://[user:password@]host[:port][/db]`, as everywhere;
+//! `redis://[user:password@]host[:port][/db]`, the common form;
 //! `redis+sentinel://[user:password@]host[:port],…/primary[/db][?sentinelUser=…&sentinelPassword=…]`;
-//! `redis+cluster://[user:password@]host[:port],…`. User and password are those of the servers that hold the data.
+//! `redis+cluster://[user:password@]host[:port],…`. User and password are those of the data servers.
 
 use std::{fmt, str::FromStr};
 
@@ -11,7 +11,7 @@ use redis::{ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, 
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26_379;
 
-/// A server's place.
+/// Host and port of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Node {
     pub(super) host: String,
@@ -27,42 +27,42 @@ impl fmt::Display for Node {
     }
 }
 
-/// What a URL says. How to speak to a server is told for one, and holds for all.
+/// A parsed URL. Its connection settings are the same for all servers; `each` has them for one.
 #[derive(Clone)]
 pub(super) enum Address {
     /// A server.
     One(ConnectionInfo),
-    /// Those who know where a cluster's primaries are.
+    /// Servers of a cluster, which return the primaries.
     Cluster { each: ConnectionInfo, seeds: Vec<Node> },
-    /// Those who know where the primary of this name is, and how to speak to them.
+    /// Sentinels that return the primary of this name, with the settings of their connections.
     Sentinel { each: ConnectionInfo, seeds: Vec<Node>, sentinel: ConnectionInfo, primary: String },
 }
 
-/// Checks that a URL is one of Redis.
+/// Checks that a URL is a Redis URL.
 ///
 /// # Errors
-/// Why not, without any part of the URL but the name of a parameter.
+/// The cause, which has no part of the URL except the name of a parameter.
 pub fn check_url(url: &str) -> Result<(), String> {
-    let why = |error: RedisError| error.to_string().replace(" - InvalidClientConfig", "");
-    url.parse::<Address>().map(|_| ()).map_err(why)
+    let cause = |error: RedisError| error.to_string().replace(" - InvalidClientConfig", "");
+    url.parse::<Address>().map(|_| ()).map_err(cause)
 }
 
 impl Address {
-    /// How to speak to a server that holds data.
+    /// The connection settings of a data server.
     pub(super) fn of(&self, node: &Node) -> ConnectionInfo {
         let (Self::One(each) | Self::Cluster { each, .. } | Self::Sentinel { each, .. }) = self;
         at(each, node)
     }
 
-    /// How to speak to a server that knows where the primaries are.
-    pub(super) fn of_asked(&self, node: &Node) -> ConnectionInfo {
+    /// The connection settings of a server that returns the primaries: a sentinel, or a server of the cluster.
+    pub(super) fn discovery(&self, node: &Node) -> ConnectionInfo {
         match self {
             Self::Sentinel { sentinel, .. } => at(sentinel, node),
             _ => self.of(node),
         }
     }
 
-    /// Whom to ask first.
+    /// The servers of the URL, for the first discovery.
     pub(super) fn seeds(&self) -> &[Node] {
         match self {
             Self::One(_) => &[],
@@ -71,7 +71,7 @@ impl Address {
     }
 }
 
-/// The same way of speaking, to another server.
+/// The same connection settings for another server.
 fn at(info: &ConnectionInfo, node: &Node) -> ConnectionInfo {
     info.clone().set_addr(ConnectionAddr::Tcp(node.host.clone(), node.port))
 }
@@ -80,14 +80,15 @@ fn wrong(why: &'static str) -> RedisError {
     (ErrorKind::InvalidClientConfig, why).into()
 }
 
-/// A parameter that cannot be taken. Only a word of letters and digits is shown: anything else may belong to a password.
+/// The error of an invalid parameter. It shows the name only if that has just letters and digits: other text may be
+/// part of a password.
 fn wrong_parameter(name: &str, why: &str) -> RedisError {
     let is_word = !name.is_empty() && name.len() <= 40 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     let name = if is_word { name } else { "(hidden, for it is no name)" };
     (ErrorKind::InvalidClientConfig, "the URL's parameters", format!("{name} {why}")).into()
 }
 
-/// The credentials of the sentinels, as they stand before a host.
+/// The credentials of the sentinels, in the form before the host of a URL.
 fn sentinel_credentials(query: &str) -> RedisResult<String> {
     let (mut name, mut password) = (None, None);
     for option in query.split('&').filter(|option| !option.is_empty()) {
@@ -124,9 +125,9 @@ impl FromStr for Address {
         let port = if sentinel { SENTINEL_PORT } else { PORT };
         let seeds: Vec<Node> =
             hosts.split(',').map(|host| node(host, port)).collect::<Option<_>>().ok_or_else(|| {
-                wrong("a host is missing or its port is none: host[:port], several with commas, IPv6 in brackets")
+                wrong("a host is missing or its port is invalid: host[:port], several with commas, IPv6 in brackets")
             })?;
-        // The parts are put together as the URL of one server, so that they mean here what they mean there.
+        // The parts become the URL of one server, so that they have the same meaning as there.
         let info = |user: &str, db: &str| {
             let at = if user.is_empty() { "" } else { "@" };
             format!("redis://{user}{at}{}/{db}", seeds[0]).into_connection_info()
@@ -148,8 +149,13 @@ impl FromStr for Address {
         if primary.is_empty() {
             return Err(wrong("the name of the primary is missing: redis+sentinel://host:26379,host:26379/primary"));
         }
-        let asked = sentinel_credentials(query)?;
-        Ok(Self::Sentinel { each: info(user, db)?, sentinel: info(&asked, "")?, primary: primary.to_owned(), seeds })
+        let credentials = sentinel_credentials(query)?;
+        Ok(Self::Sentinel {
+            each: info(user, db)?,
+            sentinel: info(&credentials, "")?,
+            primary: primary.to_owned(),
+            seeds,
+        })
     }
 }
 
@@ -177,36 +183,36 @@ mod tests {
     }
 
     #[test]
-    fn one_server_is_said_as_everywhere() {
+    fn the_url_of_one_server_has_the_common_form() {
         let Ok(Address::One(info)) = "redis://:secret@cache:7000/2".parse() else { panic!("one server") };
         assert_eq!((info.redis_settings().db(), info.redis_settings().password()), (2, Some("secret")));
         assert!("https://cache".parse::<Address>().is_err());
     }
 
     #[test]
-    fn sentinels_have_hosts_a_name_and_credentials_of_their_own() {
+    fn the_url_of_sentinels_has_hosts_a_name_and_two_credentials() {
         let url = "redis+sentinel://me:p%40ss@a:1,b,[::1]:3/primary/4?sentinelPassword=t%2Fo";
         let address: Address = url.parse().unwrap();
         assert_eq!(hosts(&address), ["a:1", "b:26379", "[::1]:3"]);
         let node = Node { host: "other".into(), port: 9 };
-        let (info, asked) = (address.of(&node), address.of_asked(&node));
+        let (info, sentinel) = (address.of(&node), address.discovery(&node));
         assert_eq!(info.addr().to_string(), "other:9");
         let settings = info.redis_settings();
         assert_eq!((settings.username(), settings.password(), settings.db()), (Some("me"), Some("p@ss"), 4));
-        assert_eq!((asked.redis_settings().password(), asked.redis_settings().db()), (Some("t/o"), 0));
+        assert_eq!((sentinel.redis_settings().password(), sentinel.redis_settings().db()), (Some("t/o"), 0));
         let Address::Sentinel { primary, .. } = address else { panic!("sentinels") };
         assert_eq!(primary, "primary");
     }
 
     #[test]
-    fn a_cluster_has_hosts() {
+    fn the_url_of_a_cluster_has_hosts() {
         let address: Address = "redis+cluster://:p@a:7001,b".parse().unwrap();
         assert_eq!(hosts(&address), ["a:7001", "b:6379"]);
-        assert_eq!(address.of_asked(&address.seeds()[1]).redis_settings().password(), Some("p"));
+        assert_eq!(address.discovery(&address.seeds()[1]).redis_settings().password(), Some("p"));
     }
 
     #[test]
-    fn what_is_wrong_with_a_url_is_said() {
+    fn the_error_of_a_url_names_the_wrong_part() {
         for (url, why) in [
             ("redis+cluster://", "host"),
             ("redis+cluster://a:b", "port"),

@@ -1,4 +1,4 @@
-//! Connections, and how failures are classed.
+//! Connections, and the classes of errors.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -8,28 +8,28 @@ use std::{
 use futures::future::try_join_all;
 use redis::{ErrorKind, RedisError, aio::MultiplexedConnection};
 
-use super::servers::{self, Link, Server, Servers, Topology};
+use super::servers::{self, Link, RedisServer, Servers, Topology};
 
 const RIGHTS: &str = "grant it the pipeline's keys, the streams of its sinks, and the commands that \
                       docs/configuration.md lists under Servers; ACL LOG on the server names what was refused";
 
-/// Why Redis did not do what it should.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Redis, or the way to it. Whether the command took effect may be unknown.
+    /// An error of Redis, or of the connection to it. It may be unknown whether the command took effect.
     #[error("redis: {0}")]
     Redis(RedisError),
-    /// Redis does not admit the user, or refuses it a command or key: nothing was done.
+    /// Redis refuses the user, or denies it a command or key: nothing was done.
     #[error("redis {0}")]
     Denied(String),
     /// Redis is at its memory limit: nothing was written.
     #[error("redis is full")]
     Full,
-    /// The stream or its group is gone.
-    #[error("the stream or its consumer group is gone")]
+    /// The stream or its group is missing.
+    #[error("the stream or its consumer group is missing")]
     NoGroup,
-    /// Another owner holds the fence: nothing was done.
-    #[error("the fence stands at epoch {0}")]
+    /// Another owner has set the fence: nothing was done.
+    #[error("the fence has epoch {0} of another owner")]
     Fenced(i64),
     /// The key belongs to another pipeline or sink: nothing was done.
     #[error("{0}")]
@@ -42,33 +42,33 @@ impl From<RedisError> for Error {
     }
 }
 
-/// What Redis refuses this user, and the remedy. Its words name a command, and never a password.
+/// The right that Redis denies this user, and the remedy. The text of Redis names a command and never a password.
 fn denied(error: &RedisError) -> Option<String> {
-    let words = error.detail().unwrap_or_default();
+    let detail = error.detail().unwrap_or_default();
     match (error.code(), error.kind()) {
         (Some("WRONGPASS"), _) | (_, ErrorKind::AuthenticationFailed) => {
             Some("refuses the user or password of its URL".to_owned())
         }
-        (Some("NOAUTH"), _) => Some("asks for a password, and its URL has none".to_owned()),
-        (Some("NOPERM"), _) => Some(format!("refuses its user a right ({words}): {RIGHTS}")),
-        // As versions before 7.2 say it of a command inside a script.
-        _ if words.contains("ACL failure in script") || words.contains("user executing the script") => {
-            Some(format!("refuses its user a right ({words}): {RIGHTS}"))
+        (Some("NOAUTH"), _) => Some("requires a password, and its URL has none".to_owned()),
+        (Some("NOPERM"), _) => Some(format!("refuses its user a right ({detail}): {RIGHTS}")),
+        // Versions before 7.2 use these texts for a command inside a script.
+        _ if detail.contains("ACL failure in script") || detail.contains("user executing the script") => {
+            Some(format!("refuses its user a right ({detail}): {RIGHTS}"))
         }
         _ => None,
     }
 }
 
 impl Error {
-    /// The same error, with the key that the command was about where the right to it may be missing.
+    /// Adds the key of the command to [`Error::Denied`], because the right to the key may be missing.
     pub(super) fn on(self, key: &str) -> Self {
         match self {
-            Self::Denied(words) => Self::Denied(format!("{words}; the key is {key}")),
+            Self::Denied(detail) => Self::Denied(format!("{detail}; the key is {key}")),
             other => other,
         }
     }
 
-    /// Classes what Redis answered by its error code.
+    /// Classifies an error by its error code.
     #[must_use]
     pub fn of(error: RedisError) -> Self {
         match error.code() {
@@ -79,29 +79,29 @@ impl Error {
     }
 }
 
-/// Redis, as one pipeline uses it.
+/// The Redis of one pipeline.
 #[derive(Clone)]
 pub struct Streams {
-    /// Shared by all clones, so that all turn to another server together.
+    /// Shared by all clones, so that all change to another server together.
     servers: Arc<RwLock<Servers>>,
-    /// The pipeline's name: prefix of its keys.
+    /// The pipeline's name, the prefix of its keys.
     pub(super) pipeline: String,
 }
 
 /// A connection for commands that block.
 pub struct Blocking {
     pub(super) connection: MultiplexedConnection,
-    server: Arc<Server>,
+    server: Arc<RedisServer>,
 }
 
-/// Connections for queries, one to each server: a long search holds up nobody's appends.
+/// Connections for queries, one to each server, so that a long search does not delay appends.
 pub(super) struct Queries {
     topology: Arc<Topology>,
     connections: Vec<deadpool_redis::Connection>,
 }
 
 impl Queries {
-    /// To wherever a key is; clones share the connection, so that many can be asked in one round trip.
+    /// A connection to the server of a key. Clones share it, so that one round trip can carry many queries.
     ///
     /// # Errors
     /// When no server of a cluster holds it.
@@ -109,7 +109,7 @@ impl Queries {
         Ok((*self.connections[self.topology.index_of(servers::slot(key))?]).clone())
     }
 
-    /// To each server.
+    /// A connection to each server.
     pub(super) fn each(&self) -> impl Iterator<Item = MultiplexedConnection> {
         self.connections.iter().map(|connection| (**connection).clone())
     }
@@ -119,17 +119,17 @@ impl Streams {
     /// Prepares connections; Redis may still be unavailable.
     ///
     /// # Errors
-    /// When the URL is not one of Redis.
+    /// When the URL is not a Redis URL.
     pub fn connect(url: &str, pipeline: &str) -> Result<Self, Error> {
         let servers = Arc::new(RwLock::new(Servers::open(url)?));
         Ok(Self { servers, pipeline: pipeline.to_owned() })
     }
 
-    /// Turns to another server or other credentials. What is under way ends where it began: whatever is at the other
-    /// server is compared by every script, as after a start.
+    /// Uses another server or other credentials for new commands. Running commands end at the old server. Every script
+    /// compares the state of the new server, as after a start.
     ///
     /// # Errors
-    /// When the URL is not one of Redis; nothing changed then.
+    /// When the URL is not a Redis URL; then nothing changes.
     pub fn redirect(&self, url: &str) -> Result<(), Error> {
         let servers = Servers::open(url)?;
         *self.servers.write().unwrap_or_else(PoisonError::into_inner) = servers;
@@ -140,7 +140,7 @@ impl Streams {
         self.servers.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The connection of all that does not block, to wherever `key` is.
+    /// The shared connection for commands that do not block, to the server of `key`.
     pub(super) fn shared(&self, key: &str) -> Link {
         self.servers().link(key)
     }
@@ -151,28 +151,28 @@ impl Streams {
     /// When a server cannot be reached, or all connections to it are busy for two seconds.
     pub(super) async fn queries(&self) -> Result<Queries, Error> {
         let servers = self.servers();
-        let topology = servers.known().await?;
+        let topology = servers.topology().await?;
         let connections = try_join_all(topology.servers.iter().map(|server| server.query())).await;
         if connections.is_err() {
-            servers.look_again();
+            servers.refresh();
         }
         Ok(Queries { connections: connections?, topology })
     }
 
-    /// A connection of its own for commands on `key` that block for up to `longest`.
+    /// A separate connection for commands on `key` that block for up to `longest`.
     ///
     /// # Errors
     /// When Redis cannot be reached.
     pub async fn blocking(&self, key: &str, longest: Duration) -> Result<Blocking, Error> {
         let servers = self.servers();
-        let server = Arc::clone(servers.known().await?.of(servers::slot(key))?);
+        let server = Arc::clone(servers.topology().await?.of(servers::slot(key))?);
         let connection = server.blocking(longest).await.inspect_err(|_| {
-            servers.look_again();
+            servers.refresh();
         })?;
         Ok(Blocking { connection, server })
     }
 
-    /// Whether a connection goes to a server that was turned away from, or that does not hold `key` any more.
+    /// Whether a connection leads to a previous server, or to one that no longer holds `key`.
     pub(super) fn is_stale(&self, blocking: &Blocking, key: &str) -> bool {
         !self.servers().holds(&blocking.server, key)
     }

@@ -1,9 +1,10 @@
-//! What must hold of any entry of an input stream, whoever wrote it.
+//! Invariants of entries of input streams, from any writer.
 
 use super::input::entry as read;
 use crate::domain::Record;
 
-/// The fields of an entry: names are bytes of a small alphabet or free, values are free; 0xFF ends each.
+/// Checks one input: the fields of an entry. A name is one byte that selects a known name, or any text; 0xFF ends each
+/// part.
 pub fn entry(bytes: &[u8]) {
     const NAMES: [&[u8]; 5] = [b"record", b"receivedAt", b"traceparent", b"serve", b"replayOf"];
     let mut parts = bytes.split(|byte| *byte == 0xFF);
@@ -28,7 +29,7 @@ pub fn entry(bytes: &[u8]) {
     };
     assert_eq!(entry.id.to_string().parse(), Ok(entry.id));
     assert_eq!(entry.deliveries, 3);
-    assert!((0..=253_402_300_799).contains(&entry.received_at.timestamp()), "a time that can be stored");
+    assert!((0..=253_402_300_799).contains(&entry.received_at.timestamp()), "Postgres can store the time");
     assert_eq!(entry.marked, values("serve").count() > 0);
     if let Some(traceparent) = &entry.traceparent {
         assert!(traceparent.len() <= 64 && !traceparent.contains('\0'));
@@ -44,7 +45,7 @@ pub fn entry(bytes: &[u8]) {
             assert!(shown.is_object());
         }
     }
-    // What serve appends is what the worker reads.
+    // The worker reads the same record that `serve` appended.
     if let Ok(record) = Record::parse(&entry.payload) {
         let micros = entry.received_at.timestamp_micros().to_string();
         let sent = [("record", record.to_json()), ("receivedAt", micros)];

@@ -92,7 +92,7 @@ pub struct Prepared {
 
 /// What was found when a shard's entries were counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Census {
+pub struct EntryCounts {
     /// Appended, not applied, and not in the stream; below zero where entries of others are, or applied ones came back.
     pub missing: i64,
     /// Entries in the stream.
@@ -231,7 +231,7 @@ impl Input {
         applied: i64,
         folded: i64,
         known: &[(String, i64)],
-    ) -> Result<Step<Census>, Error> {
+    ) -> Result<Step<EntryCounts>, Error> {
         let (applied, folded) = (applied.to_string(), folded.to_string());
         let known: Vec<(&str, String)> = known.iter().map(|(name, least)| (name.as_str(), least.to_string())).collect();
         let mut args = vec![applied.as_str(), folded.as_str()];
@@ -245,7 +245,7 @@ impl Input {
             return Ok(Step::Raised);
         }
         let told = Vec::<i64>::from_redis_value(reply.get(4).cloned().unwrap_or(Value::Nil));
-        Ok(Step::Done(Census {
+        Ok(Step::Done(EntryCounts {
             missing: number(1),
             present: number(2),
             rewound: number(3),

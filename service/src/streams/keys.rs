@@ -9,17 +9,18 @@ pub fn records(pipeline: &str, shard: u16) -> String {
     format!("{{{pipeline}.{shard}}}:records")
 }
 
-/// What is beside an input stream: `pipeline` (id), `epoch`, `token`, the highest committed numbers `records`,
-/// `deadLetters`, `conflicts`, the count `duplicates`, per serve process `by:<process>`, how many entries it ever appended,
-/// `credit`, how many more are applied than that, `lostAtMost`, and `server`, by which names it was seen last, in the
-/// second `since` first.
+/// The hash beside an input stream. Its fields: `pipeline` (id); the fence `epoch` and `token`; the watermarks
+/// `records`, `deadLetters` and `conflicts`; the count `duplicates`; per serve process `by:<process>`, the number of
+/// entries that it has appended; `credit`, the number of applied entries above those; `lostAtMost`; `server`, the ids
+/// of the Redis process, and `since`, the second at which that process was first seen.
 #[must_use]
 pub fn fence(pipeline: &str, shard: u16) -> String {
     format!("{{{pipeline}.{shard}}}:fence")
 }
 
-/// A sink's cursor, in the slot of its stream: `pipeline` (id), `sink`, `generation`, `<shard>` → highest number
-/// appended, and `unreadLost`.
+/// The hash with a sink's cursor, in the slot of its stream. Its fields: `pipeline` (id), `sink`, `cursor_generation`,
+/// `<shard>` (the highest appended number), `behind` (the newest entry at the start of this generation), `retired`, and
+/// `unreadLost` (the number of entries that were trimmed unread).
 #[must_use]
 pub fn cursor(stream: &str) -> String {
     format!("{{{stream}}}:cursor")

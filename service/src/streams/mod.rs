@@ -1,11 +1,12 @@
-//! Redis: the only place that speaks to it. Input streams, their fences, and the sinks' streams with their cursors.
+//! Redis: the only module that uses it. Input streams, their fences, and the sinks' streams with their cursors.
 //!
-//! Must never speak to Postgres, and must never hold a lock in Redis: what it keeps there are fences and cursors, compared
-//! by the very script that acts.
+//! It must never use Postgres, and must never hold a lock in Redis. It keeps fences and cursors there, which the same
+//! script compares that acts.
 
 mod address;
 mod append;
 mod connect;
+mod discovery;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod info;
@@ -24,8 +25,8 @@ pub use address::check_url;
 pub use append::{AppendError, Appended, By, Outgoing};
 pub use connect::{Blocking, Error, Streams};
 pub use info::{Backlog, Committed, Cursor, RedisPromises};
-pub use input::{Census, Claimed, Fence, Fresh, Input, Prepared, Step};
+pub use input::{Claimed, EntryCounts, Fence, Fresh, Input, Prepared, Step};
 pub use output::{Notice, Output, Published};
 pub use purge::{Holding, Removed};
 pub use search::{Queued, Search};
-pub use verify::{SinkEntry, SinkState};
+pub use verify::{SinkEntry, SinkSnapshot};

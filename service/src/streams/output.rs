@@ -1,6 +1,6 @@
-//! A sink's stream and its cursor, in one hash slot: appended and moved in one step, or not at all.
+//! A sink's stream and its cursor, in one hash slot. One script appends entries and moves the cursor, or does nothing.
 //!
-//! Must never append what the cursor does not say is next.
+//! It must never append anything but the outcomes that follow the cursor.
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -22,9 +22,9 @@ pub struct Output {
     pub sink: String,
     /// The stream's key.
     pub stream: String,
-    /// Which start of the sink this is.
+    /// The generation of the cursor.
     pub cursor_generation: String,
-    /// Most entries the stream keeps; 0: no bound.
+    /// Maximum number of entries of the stream; 0: no bound.
     pub max_length: u64,
     /// Whether unread entries may be trimmed at `max_length`.
     pub trim_unread: bool,
@@ -45,24 +45,24 @@ pub struct Notice {
     pub data: String,
 }
 
-/// What came of publishing.
+/// The result of publishing.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Published {
-    /// All appended; so many unread entries were trimmed away.
+    /// All entries were appended.
     All {
-        /// Unread entries lost to `overflow: Trim`.
-        unread_lost: i64,
+        /// Number of unread entries that `overflow: Trim` removed.
+        trimmed_unread: i64,
     },
-    /// The stream is at its `maxLength`; appended up to `cursor`.
+    /// The stream is at its `maxLength`. Only entries up to `cursor` were appended.
     Full {
-        /// Where the cursor stands now.
+        /// The position of the cursor now.
         cursor: i64,
-        /// The group that has not acknowledged; `None`: there is no group.
+        /// A group with unacknowledged entries; `None` if there is no group.
         group: Option<String>,
     },
-    /// The cursor stands elsewhere: nothing was appended.
+    /// The cursor is at another position, which is given: nothing was appended.
     Moved(i64),
-    /// The cursor is gone, retired, or of another generation: nothing was appended.
+    /// The cursor is missing, retired, or of another generation: nothing was appended.
     Gone,
 }
 
@@ -70,7 +70,7 @@ impl Streams {
     /// Appends `notices` of a shard and moves the cursor from `expected` to `new`.
     ///
     /// # Errors
-    /// When Redis does not answer, or is full; whether it took effect is then told by the next call.
+    /// When Redis does not answer, or is full. The result of the next call then shows whether this one took effect.
     pub async fn publish(
         &self,
         output: &Output,
@@ -102,7 +102,7 @@ impl Streams {
         let reply: Vec<Value> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
         let word: String = at(&reply, 0)?;
         Ok(match word.as_str() {
-            "ok" => Published::All { unread_lost: at(&reply, 2)? },
+            "ok" => Published::All { trimmed_unread: at(&reply, 2)? },
             "full" => Published::Full {
                 cursor: at(&reply, 1)?,
                 group: Some(at::<String>(&reply, 2)?).filter(|group| !group.is_empty()),
@@ -112,7 +112,7 @@ impl Streams {
         })
     }
 
-    /// Where the cursor of a shard stands; `None` when the cursor is gone, retired, or of another generation.
+    /// The position of a shard's cursor; `None` if the cursor is missing, retired, or of another generation.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -128,11 +128,11 @@ impl Streams {
         Ok(number.filter(|_| ours).and_then(|number| number.parse().ok()))
     }
 
-    /// Makes the cursor of a generation, with a start per shard; false: a newer one is there. `adopt` is the id of the pipeline whose streams may be
-    /// taken over, empty for none.
+    /// Creates the cursor of a generation, with a start position per shard. Returns false if a newer generation exists.
+    /// `adopt` is the id of a pipeline whose stream may be taken over; empty for none.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the stream is another sink's.
+    /// [`Error::Refused`] when the stream belongs to another sink.
     pub async fn start_cursor(&self, output: &Output, starts: &[(u16, i64)], adopt: &str) -> Result<bool, Error> {
         let mut call = START.key(keys::cursor(&output.stream));
         call.key(&output.stream).arg(&output.pipeline_id).arg(&output.sink).arg(&output.cursor_generation).arg(adopt);
@@ -145,7 +145,7 @@ impl Streams {
             [_, pipeline, sink] => {
                 let belongs =
                     format!("the stream {} belongs to sink {sink} of the pipeline with id {pipeline}", output.stream);
-                // Of another sink, or of this pipeline, nothing can be taken over.
+                // The annotation only allows the stream of the same sink of another pipeline.
                 Err(Error::Refused(if *sink == output.sink && *pipeline != output.pipeline_id {
                     format!("{belongs}; name another stream, or take it over with the annotation {ADOPT}: {pipeline}")
                 } else {
@@ -157,7 +157,7 @@ impl Streams {
         }
     }
 
-    /// Ends a generation and tells where its shards stood; `None`: that cursor is gone.
+    /// Ends a generation, and returns the final position of each shard; `None` if the cursor is missing.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -168,7 +168,7 @@ impl Streams {
         Ok((!held.is_empty()).then_some(positions))
     }
 
-    /// Takes the cursor of a generation away.
+    /// Deletes the cursor of a generation.
     ///
     /// # Errors
     /// When Redis does not answer.

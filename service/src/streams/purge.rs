@@ -1,6 +1,6 @@
-//! The end of a pipeline: its streams go, with what is beside them.
+//! The purge of a pipeline: removes its streams, and the keys beside them.
 //!
-//! Must never remove what is another's: each script compares the id beside the stream first.
+//! It must never remove a stream of another pipeline: the script compares the id beside the stream first.
 
 use std::sync::LazyLock;
 
@@ -10,34 +10,34 @@ use super::{Error, Streams, keys};
 
 static PURGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/purge.lua")));
 
-/// A stream of a pipeline, and what is beside it.
+/// A stream of a pipeline, and the key beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
     /// The stream's key.
     pub stream: String,
-    /// The key beside it.
+    /// The key beside it: the fence or the cursor.
     beside: String,
-    /// The sink whose stream it is; `None`: an input stream.
+    /// The sink of the stream; `None` for an input stream.
     sink: Option<String>,
-    /// The id of the pipeline that it belongs to; `None`: nothing tells.
+    /// The id of its pipeline; `None` if no key holds it.
     pub pipeline_id: Option<String>,
-    /// Its entries.
+    /// Number of its entries.
     pub entries: u64,
-    /// Whether any of the two keys is there.
+    /// Whether any of the two keys exists.
     pub is_there: bool,
 }
 
-/// What became of a stream.
+/// The result of a removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removed {
-    /// It is gone, with so many entries.
+    /// The stream was removed, with this number of entries.
     Gone(u64),
-    /// Nothing tells whose it is: it was left.
+    /// The owner of the stream is unknown, so it was left.
     Left,
 }
 
 impl Streams {
-    /// The input streams of `shards` shards, and those of sinks (stream, sink), as they stand.
+    /// The input streams of `shards` shards and the streams of sinks (stream, sink), with their current state.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -60,10 +60,10 @@ impl Streams {
         Ok(holdings)
     }
 
-    /// Removes a stream with what is beside it, if it is this pipeline's, or that of the id `adopt`.
+    /// Removes a stream and the key beside it, if it belongs to this pipeline, or to the pipeline with the id `adopt`.
     ///
     /// # Errors
-    /// [`Error::Refused`] when it is another's; or when Redis does not answer.
+    /// [`Error::Refused`] when it belongs to another pipeline; or when Redis does not answer.
     pub async fn remove(&self, holding: &Holding, pipeline_id: &str, adopt: &str) -> Result<Removed, Error> {
         let mut call = PURGE.key(&holding.beside);
         call.key(&holding.stream).arg(pipeline_id).arg(holding.sink.as_deref().unwrap_or_default()).arg(adopt);

@@ -1,4 +1,4 @@
-//! A record that is still queued, looked for in the streams, newest first, up to a stated bound.
+//! The search for a queued record in the input streams, newest entries first, up to a bound.
 
 use std::borrow::Cow;
 
@@ -7,46 +7,46 @@ use redis::{AsyncCommands, streams::StreamRangeReply};
 use super::{Error, Streams, keys};
 use crate::domain::{Record, StreamId};
 
-/// Most entries that are looked at in one shard.
+/// Maximum number of entries that are read of one shard.
 const SHARD_BOUND: usize = 5_000;
-/// Most entries that are looked at over all shards.
+/// Maximum number of entries that are read over all shards.
 const BOUND: usize = 10_000;
-/// Entries asked for at once.
+/// Entries of one read.
 const PAGE: usize = 500;
 
-/// An entry that stands in a stream.
+/// An entry in an input stream.
 #[derive(Debug, Clone)]
 pub struct Queued {
     /// Its shard.
     pub shard: u16,
     /// Its id.
     pub id: StreamId,
-    /// What it says.
+    /// Its record.
     pub record: Record,
-    /// Microseconds since the epoch; absent in an entry of another program.
+    /// The time of receipt in microseconds since the epoch; absent in an entry of another program.
     pub received_at_us: Option<i64>,
 }
 
-/// What a search says.
+/// The result of a search.
 #[derive(Debug, Clone)]
 pub enum Search {
-    /// There it is.
+    /// The entry was found.
     Found(Box<Queued>),
-    /// It is in no stream.
+    /// No input stream has the record.
     Absent,
-    /// It is not among the entries that were looked at; there are more.
+    /// The entries that were read do not have the record, and there are more.
     BoundReached,
 }
 
 impl Streams {
-    /// Looks for a record in all shards, newest entries first.
+    /// Searches all shards for a record, newest entries first.
     ///
     /// # Errors
     /// When Redis does not answer.
     pub async fn search(&self, record_id: &str, shards: u16) -> Result<Search, Error> {
         let queries = self.queries().await?;
         let needle = serde_json::Value::from(record_id).to_string();
-        // Where each shard's search continues; `None`: at its end.
+        // The id before which each shard's search continues; `None` at its end.
         let mut places: Vec<Option<Cow<'static, str>>> = vec![Some(Cow::Borrowed("+")); usize::from(shards)];
         let (mut seen, mut cut) = (0, false);
         for _ in 0..SHARD_BOUND / PAGE {
@@ -79,7 +79,7 @@ impl Streams {
 
 fn matching(shard: u16, entry: &redis::streams::StreamId, needle: &str, record_id: &str) -> Option<Queued> {
     let payload: Vec<u8> = entry.get("record")?;
-    // Cheap first; a backslash may spell the id in another way, as other programs do.
+    // The cheap check first. With a backslash, another program may have spelt the id in another way.
     let text = std::str::from_utf8(&payload).ok()?;
     if !text.contains(needle) && !text.contains('\\') {
         return None;
@@ -114,8 +114,8 @@ mod tests {
         let () = add.query_async(&mut redis).await.expect("XADD");
         let Ok(Search::Found(found)) = streams.search("first", 2).await else { panic!("the oldest is found") };
         assert_eq!((found.shard, found.received_at_us), (1, Some(1_700_000_000_000_000)));
-        assert!(matches!(streams.search("abc", 2).await, Ok(Search::Found(_))), "however its id is spelt");
-        assert!(matches!(streams.search("d", 2).await, Ok(Search::Absent)), "another field is no id");
+        assert!(matches!(streams.search("abc", 2).await, Ok(Search::Found(_))), "with any spelling of its id");
+        assert!(matches!(streams.search("d", 2).await, Ok(Search::Absent)), "another field is not an id");
 
         let mut more = redis::pipe();
         for n in 0..SHARD_BOUND {

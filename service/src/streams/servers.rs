@@ -1,15 +1,14 @@
-//! Which server holds which key: one by its URL, the primary that sentinels name, or a cluster's primaries by hash slot.
+//! The server of each key: the one of a URL, the primary of the sentinels, or a cluster's primaries by hash slot.
 //!
-//! A task of its own keeps asking sentinels or cluster; whoever meets an answer that speaks of another place (`MOVED`,
-//! `READONLY`) has it ask at once. Must never send a command again that may have taken effect: only what a server refused
-//! to begin is repeated.
+//! `discovery` finds primaries. A reply that names another server (`MOVED`, `READONLY`) makes it query at once. A
+//! command that may have taken effect must never be sent again: only a command that a server refused to run is
+//! repeated.
 
-use std::{cmp::Reverse, collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures::future::join_all;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, FromRedisValue as _, Pipeline, RedisError,
-    RedisFuture, RedisResult, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, Pipeline, RedisError, RedisFuture, RedisResult,
+    ServerErrorKind, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
@@ -22,44 +21,44 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     Error,
     address::{Address, Node},
+    discovery::Discovery,
     shared::Shared,
 };
 
-/// How often sentinels or cluster are asked where the primaries are.
-const ASK_EVERY: Duration = Duration::from_secs(1);
-/// How soon at the earliest they are asked again, when what they said last turned out to be old.
-const ASK_AGAIN: Duration = Duration::from_millis(50);
-/// How long a command that a server refused to begin is tried elsewhere.
-const ELSEWHERE: Duration = Duration::from_secs(2);
-const CONNECT: Duration = Duration::from_secs(2);
-const ANSWER: Duration = Duration::from_secs(5);
-/// How long a host sends nothing, not even that it received something, until it is taken for gone.
-const RECREATED: Duration = Duration::from_secs(10);
-const SLOTS: u16 = 16_384;
+/// How long a command that a server refused to run waits for another server.
+const REDIRECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Timeout of connecting.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Timeout of a reply.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time without any packet from a host after which its connections end.
+const HOST_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const SLOTS: u16 = 16_384;
 const CRC: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
 
-/// One server and the connections to it.
-pub(super) struct Server {
-    node: Node,
+/// A Redis server and the connections to it.
+pub(super) struct RedisServer {
+    pub(super) node: Node,
     client: Client,
-    /// For all that does not block.
+    /// For all commands that do not block.
     shared: Shared,
-    /// For queries, each on a connection of its own: a long search holds up nobody's appends.
+    /// For queries, each on its own connection, so that a long search does not delay appends.
     queries: deadpool_redis::Pool,
 }
 
-impl Server {
-    fn open(info: ConnectionInfo, node: Node) -> Result<Self, Error> {
-        let info = info.set_tcp_settings(tcp());
+impl RedisServer {
+    pub(super) fn open(info: ConnectionInfo, node: Node) -> Result<Self, Error> {
+        let info = info.set_tcp_settings(tcp_settings());
         let client = Client::open(info.clone())?;
-        let queries = deadpool_redis::Pool::builder(deadpool_redis::Manager::new_with_config(info, answers_soon())?)
-            .max_size(4)
-            .wait_timeout(Some(CONNECT))
-            .create_timeout(Some(CONNECT))
-            .recycle_timeout(Some(CONNECT))
-            .runtime(deadpool_redis::Runtime::Tokio1)
-            .build()
-            .map_err(|error| Error::Refused(error.to_string()))?;
+        let queries =
+            deadpool_redis::Pool::builder(deadpool_redis::Manager::new_with_config(info, connection_config())?)
+                .max_size(4)
+                .wait_timeout(Some(CONNECT_TIMEOUT))
+                .create_timeout(Some(CONNECT_TIMEOUT))
+                .recycle_timeout(Some(CONNECT_TIMEOUT))
+                .runtime(deadpool_redis::Runtime::Tokio1)
+                .build()
+                .map_err(|error| Error::Refused(error.to_string()))?;
         Ok(Self { node, shared: Shared::new(client.clone()), client, queries })
     }
 
@@ -76,51 +75,53 @@ impl Server {
     /// A connection for commands that block for up to `longest`.
     pub(super) async fn blocking(&self, longest: Duration) -> RedisResult<MultiplexedConnection> {
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT))
-            .set_response_timeout(Some(longest + ANSWER));
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(longest + REPLY_TIMEOUT));
         self.client.get_multiplexed_async_connection_with_config(&config).await
     }
 }
 
-pub(super) fn answers_soon() -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(ANSWER))
+/// The timeouts of connections whose commands do not block.
+pub(super) fn connection_config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(Some(REPLY_TIMEOUT))
 }
 
-/// Connections to a host that disappeared end, instead of failing one command after the other for a quarter of an hour.
-fn tcp() -> TcpSettings {
-    let probes = TcpKeepalive::new().with_time(RECREATED / 2).with_interval(RECREATED / 5);
+/// TCP settings that end the connections to a lost host. With the defaults each command would fail for a quarter of an
+/// hour.
+pub(super) fn tcp_settings() -> TcpSettings {
+    let probes = TcpKeepalive::new().with_time(HOST_TIMEOUT / 2).with_interval(HOST_TIMEOUT / 5);
     let settings = TcpSettings::default().set_nodelay(true).set_keepalive(probes);
     #[cfg(target_os = "linux")]
-    let settings = settings.set_user_timeout(RECREATED);
+    let settings = settings.set_user_timeout(HOST_TIMEOUT);
     settings
 }
 
-/// The servers that take writes, and which slots each holds.
+/// The servers that accept writes, and the slots of each.
 pub(super) struct Topology {
-    pub(super) servers: Vec<Arc<Server>>,
-    /// First slot, last slot, index of the server; one range for all where there is no cluster.
-    ranges: Vec<(u16, u16, usize)>,
+    pub(super) servers: Vec<Arc<RedisServer>>,
+    /// First slot, last slot, index of the server. Without a cluster one range has all slots.
+    pub(super) ranges: Vec<(u16, u16, usize)>,
 }
 
 impl Topology {
     /// The server of a slot.
-    pub(super) fn of(&self, slot: u16) -> RedisResult<&Arc<Server>> {
+    pub(super) fn of(&self, slot: u16) -> RedisResult<&Arc<RedisServer>> {
         Ok(&self.servers[self.index_of(slot)?])
     }
 
-    /// The place among the servers of that of a slot.
+    /// The index of the server of a slot.
     pub(super) fn index_of(&self, slot: u16) -> RedisResult<usize> {
         let range = self.ranges.iter().find(|(first, last, _)| (*first..=*last).contains(&slot));
         let index = range.map(|(_, _, server)| *server);
-        index.ok_or_else(|| away(format!("the cluster says of no server that it holds slot {slot}")))
+        index.ok_or_else(|| unavailable(format!("no server of the cluster holds slot {slot}")))
     }
 
-    /// What a change is told by.
-    fn places(&self) -> Vec<(u16, u16, &Node)> {
+    /// The ranges with their servers, to compare two topologies.
+    pub(super) fn places(&self) -> Vec<(u16, u16, &Node)> {
         self.ranges.iter().map(|(first, last, server)| (*first, *last, &self.servers[*server].node)).collect()
     }
 
-    fn alone(server: Arc<Server>) -> Self {
+    fn alone(server: Arc<RedisServer>) -> Self {
         Self { servers: vec![server], ranges: vec![(0, SLOTS - 1, 0)] }
     }
 }
@@ -131,67 +132,69 @@ pub(super) fn slot(key: &str) -> u16 {
     CRC.checksum(tag.filter(|tag| !tag.is_empty()).unwrap_or(key).as_bytes()) % SLOTS
 }
 
-pub(super) fn away(why: String) -> RedisError {
-    // Of the kind that says that nothing was sent.
+/// An error of the kind that means that nothing was sent.
+pub(super) fn unavailable(why: String) -> RedisError {
     RedisError::from(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, why))
 }
 
-/// The servers of one URL, as they are known now.
+/// The current servers of one URL.
 #[derive(Clone)]
 pub(super) struct Servers {
-    known: watch::Receiver<Option<Arc<Topology>>>,
-    /// Has them looked for at once.
-    ask: Arc<Notify>,
-    /// Looks for them, as long as anyone uses them; nobody has to where the URL names the one.
-    seeker: Option<Arc<AbortOnDropHandle<()>>>,
+    topology: watch::Receiver<Option<Arc<Topology>>>,
+    /// Starts a discovery at once.
+    refresh: Arc<Notify>,
+    /// The task that discovers them, which ends with the last clone. `None` if the URL names one server.
+    discovery: Option<Arc<AbortOnDropHandle<()>>>,
 }
 
 impl Servers {
     /// Prepares connections; servers may still be unavailable.
     pub(super) fn open(url: &str) -> Result<Self, Error> {
         let address: Address = url.parse()?;
-        let ask = Arc::new(Notify::new());
+        let refresh = Arc::new(Notify::new());
         if let Address::One(info) = address {
             let node = Node { host: info.addr().to_string(), port: 0 };
-            let alone = Topology::alone(Arc::new(Server::open(info, node)?));
-            return Ok(Self { known: watch::channel(Some(Arc::new(alone))).1, ask, seeker: None });
+            let alone = Topology::alone(Arc::new(RedisServer::open(info, node)?));
+            return Ok(Self { topology: watch::channel(Some(Arc::new(alone))).1, refresh, discovery: None });
         }
-        let (tell, known) = watch::channel(None);
-        let seeker = Seeker { address, tell, connections: HashMap::new(), failing: false };
-        let seeker = tokio::spawn(seeker.run(Arc::clone(&ask)));
-        Ok(Self { known, ask, seeker: Some(Arc::new(AbortOnDropHandle::new(seeker))) })
+        let (sender, topology) = watch::channel(None);
+        let task = tokio::spawn(Discovery::new(address, sender).run(Arc::clone(&refresh)));
+        Ok(Self { topology, refresh, discovery: Some(Arc::new(AbortOnDropHandle::new(task))) })
     }
 
-    /// Where everything is; waits for it a little where nothing is known yet.
-    pub(super) async fn known(&self) -> RedisResult<Arc<Topology>> {
-        if let Some(known) = &*self.known.borrow() {
-            return Ok(Arc::clone(known));
+    /// The current topology. Waits up to 2 s for the first discovery.
+    pub(super) async fn topology(&self) -> RedisResult<Arc<Topology>> {
+        if let Some(topology) = &*self.topology.borrow() {
+            return Ok(Arc::clone(topology));
         }
-        let mut known = self.known.clone();
-        let found = timeout(CONNECT, known.wait_for(Option::is_some)).await;
-        let found = found.ok().and_then(Result::ok).and_then(|known| known.clone());
-        found.ok_or_else(|| away("it is not known yet which servers are the primaries".to_owned()))
+        let mut topology = self.topology.clone();
+        let found = timeout(CONNECT_TIMEOUT, topology.wait_for(Option::is_some)).await;
+        let found = found.ok().and_then(Result::ok).and_then(|topology| topology.clone());
+        found.ok_or_else(|| unavailable("the primaries are not discovered yet".to_owned()))
     }
 
-    /// A connection to wherever a key is.
+    /// A connection to the server of a key.
     pub(super) fn link(&self, key: &str) -> Link {
         Link { servers: self.clone(), slot: slot(key) }
     }
 
-    /// Whether a server holds a key still.
-    pub(super) fn holds(&self, server: &Arc<Server>, key: &str) -> bool {
-        let known = self.known.borrow();
-        known.as_ref().and_then(|known| known.of(slot(key)).ok()).is_some_and(|holder| Arc::ptr_eq(holder, server))
+    /// Whether a server still holds a key.
+    pub(super) fn holds(&self, server: &Arc<RedisServer>, key: &str) -> bool {
+        let topology = self.topology.borrow();
+        topology
+            .as_ref()
+            .and_then(|topology| topology.of(slot(key)).ok())
+            .is_some_and(|holder| Arc::ptr_eq(holder, server))
     }
 
-    /// Has the servers looked for at once. False: there is only the one.
-    pub(super) fn look_again(&self) -> bool {
-        self.ask.notify_one();
-        self.seeker.is_some()
+    /// Starts a discovery at once. Returns false if the URL names one server.
+    pub(super) fn refresh(&self) -> bool {
+        self.refresh.notify_one();
+        self.discovery.is_some()
     }
 }
 
-/// A connection for one slot, wherever it goes.
+/// A connection for one slot, to its current server.
 #[derive(Clone)]
 pub(super) struct Link {
     servers: Servers,
@@ -200,10 +203,10 @@ pub(super) struct Link {
 
 impl Link {
     async fn send(&mut self, cmd: &Cmd) -> RedisResult<Value> {
-        let until = Instant::now() + ELSEWHERE;
+        let until = Instant::now() + REDIRECT_TIMEOUT;
         loop {
-            self.servers.known.mark_unchanged();
-            let topology = self.servers.known().await?;
+            self.servers.topology.mark_unchanged();
+            let topology = self.servers.topology().await?;
             let answer = match topology.of(self.slot) {
                 Ok(server) => server.shared.send(cmd).await,
                 Err(error) => Err(error),
@@ -213,14 +216,14 @@ impl Link {
                 Err(error) => error.clone(),
                 Ok(_) => return answer,
             };
-            let is_elsewhere = is_elsewhere(&error);
-            if is_answer(&error) && !is_elsewhere {
+            let is_redirect = is_redirect(&error);
+            if is_reply(&error) && !is_redirect {
                 return answer;
             }
-            // Of what was met on the way nobody knows whether it began.
-            if !self.servers.look_again()
-                || !is_elsewhere
-                || timeout_at(until, self.servers.known.changed()).await.is_err()
+            // After an error of the connection it is unknown whether the command took effect, so it is not sent again.
+            if !self.servers.refresh()
+                || !is_redirect
+                || timeout_at(until, self.servers.topology.changed()).await.is_err()
             {
                 return answer;
             }
@@ -228,13 +231,13 @@ impl Link {
     }
 }
 
-/// Whether a server said so, and nothing on the way to it.
-fn is_answer(error: &RedisError) -> bool {
+/// Whether the error is a reply of a server, and not an error of the connection.
+fn is_reply(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
 }
 
-/// Whether a server refused to begin, for another has its place or will have it soon.
-fn is_elsewhere(error: &RedisError) -> bool {
+/// Whether a server refused to run the command because another server replaces it, or soon will.
+fn is_redirect(error: &RedisError) -> bool {
     use ServerErrorKind::{Ask, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain};
     matches!(error.kind(), ErrorKind::Server(Moved | Ask | TryAgain | ClusterDown | MasterDown | ReadOnly))
 }
@@ -251,10 +254,10 @@ impl ConnectionLike for Link {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         Box::pin(async move {
-            let topology = self.servers.known().await?;
+            let topology = self.servers.topology().await?;
             let answers = topology.of(self.slot)?.shared.send_all(pipeline, offset, count).await;
             if answers.as_ref().map_or(true, |answers| answers.iter().any(|one| matches!(one, Value::ServerError(_)))) {
-                self.servers.look_again();
+                self.servers.refresh();
             }
             answers
         })
@@ -265,213 +268,17 @@ impl ConnectionLike for Link {
     }
 }
 
-/// Keeps asking where the primaries are.
-struct Seeker {
-    address: Address,
-    tell: watch::Sender<Option<Arc<Topology>>>,
-    /// To those that are asked.
-    connections: HashMap<Node, MultiplexedConnection>,
-    failing: bool,
-}
-
-impl Seeker {
-    async fn run(mut self, ask: Arc<Notify>) {
-        loop {
-            let asked = Instant::now();
-            let found = match &self.address {
-                Address::One(_) => return,
-                Address::Sentinel { primary, .. } => self.ask_sentinels(primary.clone()).await,
-                Address::Cluster { .. } => self.ask_cluster().await,
-            };
-            match found.and_then(|found| self.turn_to(found)) {
-                Ok(()) => self.failing = false,
-                Err(error) => {
-                    if !std::mem::replace(&mut self.failing, true) {
-                        tracing::warn!(event = "streams.servers.not_found", %error, "the servers of Redis cannot be found");
-                    }
-                }
-            }
-            let _ = timeout(ASK_EVERY, ask.notified()).await;
-            tokio::time::sleep_until(asked + ASK_AGAIN).await;
-        }
-    }
-
-    /// Makes what was found known, if it is another than before. Servers that stay keep their connections.
-    fn turn_to(&self, found: Vec<(u16, u16, Node)>) -> Result<(), Error> {
-        let before = self.tell.borrow().clone();
-        let mut servers: Vec<Arc<Server>> = Vec::new();
-        let mut ranges = Vec::new();
-        for (first, last, node) in found {
-            let index = match servers.iter().position(|server| server.node == node) {
-                Some(index) => index,
-                None => {
-                    let same = before.iter().flat_map(|before| &before.servers).find(|server| server.node == node);
-                    servers.push(match same {
-                        Some(same) => Arc::clone(same),
-                        None => Arc::new(Server::open(self.address.of(&node), node)?),
-                    });
-                    servers.len() - 1
-                }
-            };
-            ranges.push((first, last, index));
-        }
-        let topology = Topology { servers, ranges };
-        let is_other = before.is_none_or(|before| before.places() != topology.places());
-        if is_other {
-            let primaries: Vec<String> = topology.servers.iter().map(|server| server.node.to_string()).collect();
-            tracing::info!(
-                event = "streams.servers.found",
-                primaries = primaries.join(","),
-                "found the servers of Redis"
-            );
-            self.tell.send_replace(Some(Arc::new(topology)));
-        }
-        Ok(())
-    }
-
-    /// Of what the sentinels say, that of the newest failover.
-    async fn ask_sentinels(&mut self, primary: String) -> Result<Vec<(u16, u16, Node)>, Error> {
-        let mut command = redis::cmd("SENTINEL");
-        command.arg("MASTER").arg(&primary);
-        let seeds = self.address.seeds().to_vec();
-        let answers = self.ask(&seeds, &command).await;
-        let mut newest: Option<(u64, Node)> = None;
-        let mut failure = None;
-        for (_, answer) in answers {
-            match answer.and_then(|answer| Ok(HashMap::<String, String>::from_redis_value(answer)?)) {
-                Ok(about) => {
-                    let number = |field: &str| about.get(field).and_then(|text| text.parse::<u64>().ok());
-                    let port = number("port").and_then(|port| u16::try_from(port).ok());
-                    if let (Some(host), Some(port)) = (about.get("ip"), port) {
-                        let epoch = number("config-epoch").unwrap_or(0);
-                        if newest.as_ref().is_none_or(|(newest, _)| epoch > *newest) {
-                            newest = Some((epoch, Node { host: host.clone(), port }));
-                        }
-                    }
-                }
-                Err(error) => failure = Some(error),
-            }
-        }
-        match (newest, failure) {
-            (Some((_, node)), _) => Ok(vec![(0, SLOTS - 1, node)]),
-            (None, failure) => Err(Error::Redis(
-                failure.unwrap_or_else(|| away(format!("no sentinel knows a primary called {primary}"))),
-            )),
-        }
-    }
-
-    /// What the cluster says of itself: known servers first, for one that was given may be gone for long.
-    async fn ask_cluster(&mut self) -> Result<Vec<(u16, u16, Node)>, Error> {
-        let known = self.tell.borrow().clone();
-        let known = known.iter().flat_map(|known| &known.servers).map(|server| server.node.clone());
-        let mut nodes: Vec<Node> = known.collect();
-        nodes.extend(self.address.seeds().iter().filter(|seed| !nodes.contains(seed)).cloned().collect::<Vec<_>>());
-        let mut command = redis::cmd("CLUSTER");
-        command.arg("INFO");
-        // A server that was cut off or was stalled says what was right before; the newest epoch knows best.
-        let mut healthy = Vec::new();
-        for (node, answer) in self.ask(&nodes, &command).await {
-            let info = answer.and_then(|answer| Ok(String::from_redis_value(answer)?)).unwrap_or_default();
-            let field = |name: &str| info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
-            let epoch =
-                field("cluster_my_epoch").and(field("cluster_current_epoch")).and_then(|text| text.parse().ok());
-            healthy.push((field("cluster_state") == Some("ok"), epoch.unwrap_or(0_u64), node));
-        }
-        healthy.sort_by_key(|(is_ok, epoch, _)| Reverse((*is_ok, *epoch)));
-        let mut command = redis::cmd("CLUSTER");
-        command.arg("SLOTS");
-        let mut failure = None;
-        for (_, _, node) in healthy {
-            let Some((_, answer)) = self.ask(std::slice::from_ref(&node), &command).await.pop() else { continue };
-            match answer.and_then(|answer| ranges(answer, &node)) {
-                Ok(ranges) if !ranges.is_empty() => return Ok(ranges),
-                Ok(_) => {}
-                Err(error) => failure = Some(error),
-            }
-        }
-        Err(Error::Redis(failure.unwrap_or_else(|| away("no server of the cluster knows its slots".to_owned()))))
-    }
-
-    /// Asks several, all at once.
-    async fn ask(&mut self, nodes: &[Node], command: &Cmd) -> Vec<(Node, RedisResult<Value>)> {
-        let address = &self.address;
-        let asked = nodes.iter().map(|node| {
-            let connection = self.connections.remove(node);
-            async move {
-                let answer = timeout(CONNECT, async {
-                    let mut connection = match connection {
-                        Some(connection) => connection,
-                        None => {
-                            let client = Client::open(address.of_asked(node).set_tcp_settings(tcp()))?;
-                            client.get_multiplexed_async_connection_with_config(&answers_soon()).await?
-                        }
-                    };
-                    let answer = connection.req_packed_command(command).await?.extract_error()?;
-                    Ok((answer, connection))
-                });
-                (node.clone(), answer.await.unwrap_or_else(|_| Err(away(format!("{node} does not answer")))))
-            }
-        });
-        let mut answers = Vec::new();
-        for (node, answer) in join_all(asked).await {
-            answers.push((
-                node.clone(),
-                answer.map(|(answer, connection)| {
-                    self.connections.insert(node, connection);
-                    answer
-                }),
-            ));
-        }
-        answers
-    }
-}
-
-/// Reads `[[first, last, [host, port, …], …], …]`.
-fn ranges(answer: Value, asked: &Node) -> RedisResult<Vec<(u16, u16, Node)>> {
-    let mut ranges = Vec::new();
-    for range in Vec::<Vec<Value>>::from_redis_value(answer)? {
-        let mut range = range.into_iter();
-        let (Some(first), Some(last), Some(primary)) = (range.next(), range.next(), range.next()) else { continue };
-        let mut primary = Vec::<Value>::from_redis_value(primary)?.into_iter();
-        let host: Option<String> = redis::from_redis_value(primary.next().unwrap_or(Value::Nil))?;
-        let port = redis::from_redis_value(primary.next().unwrap_or(Value::Nil))?;
-        // A server that does not know its own name is where it was asked.
-        let host = host.filter(|host| !host.is_empty() && host != "?").unwrap_or_else(|| asked.host.clone());
-        ranges.push((redis::from_redis_value(first)?, redis::from_redis_value(last)?, Node { host, port }));
-    }
-    Ok(ranges)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_in_the_slot_of_what_stands_in_its_braces() {
+    fn the_text_in_braces_decides_the_slot_of_a_key() {
         assert_eq!((slot("123456789"), slot("foo")), (12_739, 12_182));
         assert_eq!(slot("{user1000}.following"), slot("user1000"));
         assert_eq!(slot("{payments.0}:records"), slot("{payments.0}:fence"));
         assert_eq!(slot("{payments.alerts}:cursor"), slot("payments.alerts"));
-        // Empty braces are none.
+        // Empty braces do not count.
         assert_ne!(slot("{}a"), slot("{}b"));
-    }
-
-    #[test]
-    fn what_a_cluster_says_of_its_slots_is_read() {
-        let text = |text: &str| Value::BulkString(text.into());
-        let node = |host: Value, port| Value::Array(vec![host, Value::Int(port), text("id")]);
-        let range =
-            |first, last, nodes: Vec<Value>| Value::Array([vec![Value::Int(first), Value::Int(last)], nodes].concat());
-        let answer = Value::Array(vec![
-            range(0, 5, vec![node(text("a"), 1), node(text("replica"), 2)]),
-            range(6, 16_383, vec![node(Value::Nil, 3)]),
-        ]);
-        let asked = Node { host: "asked".into(), port: 9 };
-        let found: Vec<String> = ranges(answer, &asked)
-            .expect("slots")
-            .into_iter()
-            .map(|(first, last, node)| format!("{first}-{last} {node}"))
-            .collect();
-        assert_eq!(found, ["0-5 a:1", "6-16383 asked:3"]);
     }
 }

@@ -1,7 +1,7 @@
-//! A connection that all share: made when it is first used, and again when it broke.
+//! A shared connection: opened on first use, and again after it broke.
 //!
-//! Must never keep a failure for longer than a moment: whatever kept a connection from being made, be it a server that has
-//! no room for another client or an answer that broke off, the next who asks tries again.
+//! It must never keep a failure for longer than a moment: after any failure to connect, such as a server without room
+//! for another client or an incomplete reply, the next caller tries again.
 
 use std::time::Duration;
 
@@ -11,96 +11,96 @@ use redis::{
 };
 use tokio::{sync::Mutex, time::Instant};
 
-use super::servers::{answers_soon, away};
+use super::servers::{connection_config, unavailable};
 
-/// How long a failure is told to all who ask: one after the other they would wait for one another.
-const KEPT: Duration = Duration::from_millis(200);
+/// How long a failure to connect is returned to all callers, which would otherwise wait for one another's attempts.
+const FAILURE_KEPT: Duration = Duration::from_millis(200);
 
-/// How long a connection is unused until it is tried before use. A server (`timeout`) or a proxy may have closed it, and a
-/// command that meets the end of its connection has an unknown outcome. Redis's shortest `timeout` is one second.
-const UNUSED: Duration = Duration::from_millis(500);
+/// Idle time after which a connection is tested before use. A server (`timeout`) or a proxy may have closed it, and a
+/// command on a closed connection has an unknown outcome. Redis's shortest `timeout` is one second.
+const IDLE: Duration = Duration::from_millis(500);
 
-/// The connection, and what makes it.
+/// The connection, and the client that opens it.
 pub(super) struct Shared {
     client: Client,
-    held: Mutex<Held>,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct Held {
+struct State {
     connection: Option<MultiplexedConnection>,
     used: Option<Instant>,
-    /// How often one was made.
-    made: u64,
+    /// Number of connections that were opened.
+    opened: u64,
     failed: Option<(Instant, RedisError)>,
 }
 
 impl Shared {
-    /// Makes no connection yet.
+    /// Opens no connection yet.
     pub(super) fn new(client: Client) -> Self {
-        Self { client, held: Mutex::default() }
+        Self { client, state: Mutex::default() }
     }
 
     /// Sends a command.
     pub(super) async fn send(&self, command: &Cmd) -> RedisResult<Value> {
-        let (mut connection, made) = self.connection().await?;
+        let (mut connection, opened) = self.connection().await?;
         let answer = connection.req_packed_command(command).await;
-        self.look_at(answer.as_ref().err(), made).await;
+        self.check(answer.as_ref().err(), opened).await;
         answer
     }
 
-    /// Sends several at once.
+    /// Sends several commands at once.
     pub(super) async fn send_all(&self, pipeline: &Pipeline, offset: usize, count: usize) -> RedisResult<Vec<Value>> {
-        let (mut connection, made) = self.connection().await?;
+        let (mut connection, opened) = self.connection().await?;
         let answers = connection.req_packed_commands(pipeline, offset, count).await;
-        self.look_at(answers.as_ref().err(), made).await;
+        self.check(answers.as_ref().err(), opened).await;
         answers
     }
 
     async fn connection(&self) -> RedisResult<(MultiplexedConnection, u64)> {
-        let mut held = self.held.lock().await;
-        let is_fresh = held.used.replace(Instant::now()).is_some_and(|used| used.elapsed() < UNUSED);
-        if let Some(connection) = held.connection.clone() {
+        let mut state = self.state.lock().await;
+        let is_fresh = state.used.replace(Instant::now()).is_some_and(|used| used.elapsed() < IDLE);
+        if let Some(connection) = state.connection.clone() {
             if is_fresh || is_open(connection.clone()).await {
-                return Ok((connection, held.made));
+                return Ok((connection, state.opened));
             }
-            held.connection = None;
+            state.connection = None;
         }
-        if let Some((at, error)) = &held.failed
-            && at.elapsed() < KEPT
+        if let Some((at, error)) = &state.failed
+            && at.elapsed() < FAILURE_KEPT
         {
             return Err(error.clone());
         }
-        match self.client.get_multiplexed_async_connection_with_config(&answers_soon()).await {
+        match self.client.get_multiplexed_async_connection_with_config(&connection_config()).await {
             Ok(connection) => {
-                held.made += 1;
-                held.connection = Some(connection.clone());
-                Ok((connection, held.made))
+                state.opened += 1;
+                state.connection = Some(connection.clone());
+                Ok((connection, state.opened))
             }
             Err(error) => {
-                // Nothing was sent but greetings, which the error itself would not say.
+                // Only the handshake was sent; the error itself does not show that.
                 let error = match error.kind() {
-                    ErrorKind::Io | ErrorKind::Parse => away(format!("no connection: {error}")),
+                    ErrorKind::Io | ErrorKind::Parse => unavailable(format!("no connection: {error}")),
                     _ => error,
                 };
-                held.failed = Some((Instant::now(), error.clone()));
+                state.failed = Some((Instant::now(), error.clone()));
                 Err(error)
             }
         }
     }
 
-    /// Lets a connection go that an error says is broken.
-    async fn look_at(&self, error: Option<&RedisError>, made: u64) {
+    /// Drops the connection if the error means that it is broken, unless another one was opened since.
+    async fn check(&self, error: Option<&RedisError>, opened: u64) {
         if error.is_some_and(RedisError::is_unrecoverable_error) {
-            let mut held = self.held.lock().await;
-            if held.made == made {
-                held.connection = None;
+            let mut state = self.state.lock().await;
+            if state.opened == opened {
+                state.connection = None;
             }
         }
     }
 }
 
-/// Whether the server answers on a connection, whatever it answers.
+/// Whether the server replies on a connection, with any reply.
 async fn is_open(mut connection: MultiplexedConnection) -> bool {
     let answer = connection.req_packed_command(&redis::cmd("PING")).await;
     !answer.is_err_and(|error| error.is_unrecoverable_error() || error.is_timeout())

@@ -1,4 +1,4 @@
-//! Reading a sink's stream and cursor for comparison. Must never change anything.
+//! Reads of a sink's stream and cursor for comparison. It must never change anything.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,18 +10,18 @@ use redis::{
 use super::{Error, Streams, keys};
 use crate::domain::StreamId;
 
-/// A sink as it was at one moment: its cursor and the end of its stream belong together.
+/// A sink's cursor and the end of its stream, read in one step.
 #[derive(Debug, Clone, Default)]
-pub struct SinkState {
-    /// Highest number appended, per shard.
+pub struct SinkSnapshot {
+    /// The highest appended number, per shard.
     pub cursor: BTreeMap<u16, i64>,
-    /// The generation for which the cursor was made; absent: there is no cursor.
+    /// The generation of the cursor; absent if there is no cursor.
     pub cursor_generation: Option<String>,
-    /// The newest id of the stream when the cursor was made: entries up to it are of earlier starts.
+    /// The newest id of the stream when the cursor was created: entries up to it are of earlier generations.
     pub behind: Option<StreamId>,
-    /// Id of the stream's newest entry; absent: it has none.
+    /// The id of the stream's newest entry; absent if it has none.
     pub newest: Option<String>,
-    /// Whether entries were taken out of the stream, so that it may begin anywhere.
+    /// Whether entries were removed from the stream, so that it may begin anywhere.
     pub is_trimmed: bool,
 }
 
@@ -30,7 +30,7 @@ pub struct SinkState {
 pub struct SinkEntry {
     /// Its id in the stream.
     pub stream_id: String,
-    /// Its fields; what is not UTF-8 is shown as replacement characters.
+    /// Its fields, with replacement characters for bytes that are not UTF-8.
     pub fields: HashMap<String, String>,
 }
 
@@ -38,8 +38,8 @@ impl Streams {
     /// The cursor of a sink with the end of its stream, read in one step.
     ///
     /// # Errors
-    /// When Redis cannot be asked.
-    pub async fn sink_state(&self, stream: &str) -> Result<SinkState, Error> {
+    /// When Redis is unavailable.
+    pub async fn sink_snapshot(&self, stream: &str) -> Result<SinkSnapshot, Error> {
         let mut connection = self.shared(stream);
         let (cursor, newest, exists): (HashMap<String, String>, StreamRangeReply, bool) = pipe()
             .atomic()
@@ -65,7 +65,7 @@ impl Streams {
         } else {
             false
         };
-        Ok(SinkState {
+        Ok(SinkSnapshot {
             cursor_generation: cursor.get("cursor_generation").cloned(),
             behind: cursor.get("behind").and_then(|id| id.parse().ok()),
             cursor: cursor.iter().filter_map(|(field, n)| Some((field.parse().ok()?, n.parse().ok()?))).collect(),
@@ -74,11 +74,11 @@ impl Streams {
         })
     }
 
-    /// Entries after one of a sink's stream and up to another, at most `limit`; and whether the stream still has what
-    /// came after the former, or it was trimmed in between.
+    /// Entries of a sink's stream after `after` and up to `until`, at most `limit`; and whether they are complete, so
+    /// that no entry after `after` was trimmed meanwhile.
     ///
     /// # Errors
-    /// When Redis cannot be asked.
+    /// When Redis is unavailable.
     pub async fn sink_page(
         &self,
         stream: &str,
@@ -105,7 +105,7 @@ impl Streams {
             .query_async(&mut connection)
             .await;
         let (oldest, page) = reply.map_err(Error::of)?;
-        // The entry that was read last is gone: so may be some that came after it.
+        // If the entry `after` is trimmed, entries after it may be trimmed as well.
         let oldest = oldest.ids.first().and_then(|entry| entry.id.parse::<StreamId>().ok());
         let after = after.and_then(|after| after.parse().ok());
         let is_whole = match (after, oldest) {

@@ -245,11 +245,11 @@ async fn entries_are_published_only_from_where_the_cursor_stands() {
     };
     assert_eq!(publish(&output, 0, 1).await, Published::Gone, "no cursor was made");
     streams.start_cursor(&output, &[(0, 0)], "").await.unwrap();
-    assert_eq!(publish(&output, 0, 2).await, Published::All { unread_lost: 0 });
+    assert_eq!(publish(&output, 0, 2).await, Published::All { trimmed_unread: 0 });
     assert_eq!(publish(&output, 0, 2).await, Published::Moved(2), "a retry of what took effect");
     assert_eq!(publish(&output, 1, 3).await, Published::Moved(2));
     assert_eq!(publish(&output, 3, 4).await, Published::Moved(2), "nothing is skipped");
-    assert_eq!(publish(&output, 2, 3).await, Published::All { unread_lost: 0 });
+    assert_eq!(publish(&output, 2, 3).await, Published::All { trimmed_unread: 0 });
     let other = Output { cursor_generation: "j".to_owned(), ..output.clone() };
     assert_eq!(publish(&other, 3, 4).await, Published::Gone, "another start of the sink");
     let older = Output { cursor_generation: "h".to_owned(), ..output.clone() };

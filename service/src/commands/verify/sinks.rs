@@ -6,7 +6,7 @@ use super::entry::{self, Expected};
 use crate::{
     domain::StreamId,
     store::{Differences, StartedSink, Verification},
-    streams::{SinkEntry, SinkState, Streams},
+    streams::{SinkEntry, SinkSnapshot, Streams},
 };
 
 /// Entries that are held at a time.
@@ -17,7 +17,7 @@ const NAMED: usize = 100;
 /// A sink with its cursor and the end of its stream, read before the snapshot.
 pub(super) struct Checked {
     sink: StartedSink,
-    state: SinkState,
+    state: SinkSnapshot,
 }
 
 /// The result of comparing a sink.
@@ -32,7 +32,7 @@ pub(super) struct SinkReport {
 }
 
 impl Checked {
-    pub(super) fn new(sink: StartedSink, state: SinkState) -> Self {
+    pub(super) fn new(sink: StartedSink, state: SinkSnapshot) -> Self {
         Self { sink, state }
     }
 }
@@ -48,7 +48,7 @@ enum At {
 
 struct Walk<'a> {
     sink: &'a StartedSink,
-    state: &'a SinkState,
+    state: &'a SinkSnapshot,
     source: String,
     at: BTreeMap<u16, At>,
     snapshot: &'a mut Verification,

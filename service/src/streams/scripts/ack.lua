@@ -12,7 +12,7 @@ end
 -- Ids that are not pending here: the server went back behind their delivery. They come again.
 if known < n - 8 then return {'raised'} end
 for i, field in ipairs({'records', 'deadLetters', 'conflicts'}) do
-  if tonumber(ARGV[4 + i]) > marks[i] then redis.call('HSET', KEYS[1], field, ARGV[4 + i]) end
+  if tonumber(ARGV[4 + i]) > watermarks[i] then redis.call('HSET', KEYS[1], field, ARGV[4 + i]) end
 end
 -- Without numbers that could be given twice: after a Postgres that went back there are fewer.
 redis.call('HSET', KEYS[1], 'duplicates', ARGV[8])

@@ -1,4 +1,4 @@
--- Removes the counts of processes that Postgres has folded into one sum. ARGV: their names.
+-- Removes the counts of producers that Postgres has added to one sum. ARGV: their names.
 local stop = fenced()
 if stop then return stop end
 for i = 5, #ARGV do redis.call('HDEL', KEYS[1], 'by:' .. ARGV[i]) end

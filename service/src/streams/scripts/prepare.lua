@@ -19,7 +19,9 @@ local stop = fenced()
 if stop and stop[1] ~= 'raised' then return stop end
 local made = redis.pcall('XGROUP', 'CREATE', KEYS[2], 'workers', '0', 'MKSTREAM')
 if made.err then
-  if string.sub(made.err, 1, 9) == 'BUSYGROUP' then return {'ok', 0, adopted, marks[1], marks[2], marks[3]} end
+  if string.sub(made.err, 1, 9) == 'BUSYGROUP' then
+    return {'ok', 0, adopted, watermarks[1], watermarks[2], watermarks[3]}
+  end
   return made
 end
-return {'ok', 1, adopted, marks[1], marks[2], marks[3]}
+return {'ok', 1, adopted, watermarks[1], watermarks[2], watermarks[3]}

@@ -1,8 +1,9 @@
 #!lua
--- Appends a sink's entries and moves its cursor, only if the cursor stands where the publisher thinks.
--- KEYS: cursor, stream. ARGV: pipeline id, sink, generation, shard, expected, new, maxLength (0: none), overflow,
--- source, type, then per entry: number, id, time, traceparent or '', data.
--- Answers {'ok', cursor, unread entries lost}, {'full', cursor, group or ''}, {'moved', cursor}, or {'gone'}.
+-- Appends a sink's entries and moves its cursor, if the cursor is at the position that the publisher expects.
+-- KEYS: cursor, stream. ARGV: pipeline id, sink, generation, shard, expected and new position, maxLength (0: none),
+-- overflow, source, type, then per entry: number, id, time, traceparent or '', data.
+-- Returns {'ok', cursor, number of entries trimmed unread}, {'full', cursor, group or ''}, {'moved', cursor}, or
+-- {'gone'}.
 local pipeline, sink, cursor_generation, shard, expected, new = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local most, overflow = tonumber(ARGV[7]), ARGV[8]
 local held = redis.call('HMGET', KEYS[1], 'pipeline', 'sink', 'cursor_generation', 'retired', shard)
@@ -19,7 +20,7 @@ local function below(a, b)
   return am < bm or (am == bm and as < bs)
 end
 
--- The lowest id that some group has not acknowledged, and that group; the lowest of all where there is no group.
+-- Returns the lowest id that a group has not acknowledged, and that group; '0-0' and '' if there is no group.
 local function unread()
   local lowest, who = nil, ''
   local groups = redis.call('XINFO', 'GROUPS', KEYS[2])
@@ -43,17 +44,17 @@ local room, who, lost = count, '', 0
 if most > 0 then
   local over = redis.call('XLEN', KEYS[2]) + count - most
   if over > 0 then
-    -- A stream that is not there yet has no group.
+    -- A missing stream has no group, and XINFO would fail.
     local boundary = '0-0'
     if redis.call('EXISTS', KEYS[2]) == 1 then boundary, who = unread() end
     if overflow == 'Wait' then
-      -- Whole nodes first, then one by one: only what every group has acknowledged.
+      -- Trims only entries that every group has acknowledged: whole nodes first, then single entries.
       redis.call('XTRIM', KEYS[2], 'MINID', '~', boundary, 'LIMIT', over)
       if redis.call('XLEN', KEYS[2]) + count > most then redis.call('XTRIM', KEYS[2], 'MINID', boundary) end
       room = math.max(0, math.min(count, most - redis.call('XLEN', KEYS[2])))
     else
-      -- The entries that go are counted where no group, or not every group, has acknowledged them; of those that are
-      -- appended here nobody has read any.
+      -- Counts the trimmed entries that not every group has acknowledged, or all if there is no group. No group has
+      -- read the entries that this call appends.
       local length = redis.call('XLEN', KEYS[2])
       lost = math.max(0, over - length)
       over = math.min(over, length)

@@ -1,11 +1,10 @@
 #!lua flags=allow-oom
--- Makes a sink's cursor for one generation. KEYS: cursor, stream. ARGV: pipeline id, sink, generation, the id of the
--- pipeline whose streams may be taken over or '', then shard, number pairs.
--- A cursor of the same sink and an older generation is out of date and is replaced, as is that of a sink of the same name
--- that is taken over: the entries' source tells whose they are. Generations sort by their time: where a newer one stands,
--- whoever asks was stalled for a while. Notes the stream's newest id: entries up to it are of
--- earlier starts.
--- Answers {'ok'}, {'newer'} or {'taken', pipeline id, sink}.
+-- Creates a sink's cursor for one generation. KEYS: cursor, stream. ARGV: pipeline id, sink, generation, the id of the
+-- pipeline whose stream may be taken over or '', then pairs of shard and number. Replaces a cursor of the same sink
+-- with an older generation, and the cursor of a sink with the same name that is taken over: the source of an entry
+-- names its pipeline. Generations sort by time: if a newer one exists, the caller was stalled. Stores the newest id of
+-- the stream as `behind`: entries up to it are of earlier generations.
+-- Returns {'ok'}, {'newer'} or {'taken', pipeline id, sink}.
 local held = redis.call('HMGET', KEYS[1], 'pipeline', 'sink', 'cursor_generation')
 local ours = held[1] == ARGV[1] or (ARGV[4] ~= '' and held[1] == ARGV[4])
 if held[1] and not (ours and held[2] == ARGV[2]) then return {'taken', held[1], held[2] or ''} end
