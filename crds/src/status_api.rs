@@ -124,6 +124,16 @@ pub enum PublisherState {
 }
 
 impl PublisherState {
+    /// The state of a word; a word of another version is a failure.
+    #[must_use]
+    pub fn parse(word: &str) -> Self {
+        match word {
+            "halted" => Self::Halted,
+            "waiting" => Self::Waiting,
+            _ => Self::Failing,
+        }
+    }
+
     /// The word in `/status`, `/stats`, logs and SQL.
     #[must_use]
     pub fn as_str(self) -> &'static str {

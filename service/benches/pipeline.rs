@@ -17,7 +17,7 @@ use std::{
 };
 
 use millrace::{
-    domain::{Entry, Item, Policy, Record, StreamId, decide, shard_of},
+    domain::{DestinationId, Entry, Item, Policy, Record, ShardId, StreamId, decide},
     store::Store,
 };
 use millrace_crds::RecordPipeline;
@@ -201,7 +201,7 @@ async fn ceiling(records: usize) -> Outcome<f64> {
     for n in 0..records {
         let payload = json("c", n);
         let record = Record::parse(payload.as_bytes()).map(Arc::new);
-        let shard = shard_of(&format!("destination-{}", n % KEYS), CONNECTIONS as u16);
+        let shard = ShardId::of(&DestinationId::stored(format!("destination-{}", n % KEYS)), CONNECTIONS as u16).get();
         let shard = &mut batches[usize::from(shard)];
         if shard.last().is_some_and(|batch| batch.len() == CEILING_BATCH) {
             shard.push(Vec::new());
@@ -224,7 +224,7 @@ async fn ceiling(records: usize) -> Outcome<f64> {
         let store = Store::connect(&bench.postgres, &bench.name, 1)?;
         let policy = Arc::clone(&policy);
         tasks.push(tokio::spawn(async move {
-            let shard = shard as u16;
+            let shard = ShardId::new(shard as u16);
             let fence = store.take("bench", shard, "token", 3_600_000).await?.ok_or("the shard is free")?;
             for batch in batches.iter().filter(|batch| !batch.is_empty()) {
                 let mut commit = store.begin_commit(shard, CONNECTIONS as u16, &fence, 1, false).await?;

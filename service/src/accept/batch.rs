@@ -18,7 +18,7 @@ use super::{
     single, traceparent,
 };
 use crate::{
-    domain::{Invalid, code, shard_of},
+    domain::{Invalid, ShardId, code},
     http::{
         App,
         problem::{Failure, ItemError},
@@ -48,7 +48,7 @@ struct Batch<'a> {
     traceparent: Option<String>,
     received_at: DateTime<Utc>,
     shards: u16,
-    by_shard: BTreeMap<u16, Vec<Item>>,
+    by_shard: BTreeMap<ShardId, Vec<Item>>,
     accepted: u64,
     errors: Vec<ItemError>,
     /// The gravest retryable failure, for the status of an answer that accepts nothing.
@@ -144,7 +144,7 @@ impl Batch<'_> {
         }
         match single::parse(json, self.key, index) {
             Ok(record) => {
-                let shard = shard_of(record.destination_id.as_str(), self.shards);
+                let shard = ShardId::of(&record.destination_id, self.shards);
                 let entry = Outgoing {
                     record: record.to_json(),
                     received_at: self.received_at,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    domain::ShardId,
     store::{Error, ShardAppends, Store},
     streams::Streams,
 };
@@ -53,24 +54,24 @@ impl Default for Counts {
 }
 
 impl Counts {
-    fn change(&self, shard: u16, change: impl FnOnce(&mut Shard)) -> Shard {
-        let Some(counts) = self.0.get(usize::from(shard)) else { return Shard::default() };
+    fn change(&self, shard: ShardId, change: impl FnOnce(&mut Shard)) -> Shard {
+        let Some(counts) = self.0.get(usize::from(shard.get())) else { return Shard::default() };
         let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut counts);
         *counts
     }
 
-    fn of(&self, shard: u16) -> Shard {
+    fn of(&self, shard: ShardId) -> Shard {
         self.change(shard, |_| {})
     }
 
     /// `n` entries are about to be appended; answers how many are known to have been.
-    pub(super) fn begin(&self, shard: u16, n: usize) -> i64 {
+    pub(super) fn begin(&self, shard: ShardId, n: usize) -> i64 {
         self.change(shard, |counts| counts.under_way += n as i64).appended()
     }
 
     /// `n` entries were confirmed, and Redis has counted `count` of this process, those among them whose answers never came.
-    pub(super) fn confirmed(&self, shard: u16, n: usize, count: i64) {
+    pub(super) fn confirmed(&self, shard: ShardId, n: usize, count: i64) {
         self.change(shard, |counts| {
             counts.under_way -= n as i64;
             counts.confirmed += n as i64;
@@ -80,12 +81,12 @@ impl Counts {
     }
 
     /// `n` entries were not appended.
-    pub(super) fn refused(&self, shard: u16, n: usize) {
+    pub(super) fn refused(&self, shard: ShardId, n: usize) {
         self.change(shard, |counts| counts.under_way -= n as i64);
     }
 
     /// Of `n` entries it is not known whether they were appended.
-    pub(super) fn unknown(&self, shard: u16, n: usize) {
+    pub(super) fn unknown(&self, shard: ShardId, n: usize) {
         self.change(shard, |counts| {
             counts.under_way -= n as i64;
             counts.unknown += n as i64;
@@ -96,11 +97,11 @@ impl Counts {
     /// be asked in time is asked again.
     pub(super) async fn resolve(&self, streams: &Streams, process: &str) {
         let asking = async {
-            for shard in (0..SHARDS as u16).filter(|shard| self.of(*shard).unresolved() > 0) {
+            for shard in ShardId::all(SHARDS as u16).filter(|shard| self.of(*shard).unresolved() > 0) {
                 match streams.appended_by(shard, process).await {
                     Ok(count) => self.confirmed(shard, 0, count),
                     Err(error) => {
-                        tracing::debug!(event = "accept.counts.unresolved", shard, %error, "cannot tell how many entries Redis counted")
+                        tracing::debug!(event = "accept.counts.unresolved", shard = shard.get(), %error, "cannot tell how many entries Redis counted")
                     }
                 }
             }
@@ -111,7 +112,7 @@ impl Counts {
     /// Shard, appended and unknown, where there is anything.
     #[cfg(test)]
     pub(super) fn totals(&self) -> Vec<(u16, i64, i64)> {
-        let all = (0_u16..).zip(&self.0).map(|(shard, _)| (shard, self.of(shard)));
+        let all = (0_u16..).zip(&self.0).map(|(shard, _)| (shard, self.of(ShardId::new(shard))));
         let counts = all.map(|(shard, counts)| (shard, counts.appended(), counts.unresolved()));
         counts.filter(|(_, appended, unknown)| appended + unknown > 0).collect()
     }
@@ -123,7 +124,7 @@ impl Counts {
             let counts = self.of(shard);
             ShardAppends { shard, acknowledged: counts.appended(), unknown: counts.unresolved() }
         };
-        store.note_appends(process, || (0..shards).map(of).collect(), closing).await
+        store.note_appends(process, || ShardId::all(shards).map(of).collect(), closing).await
     }
 }
 
@@ -134,41 +135,41 @@ mod tests {
     #[test]
     fn appends_at_once_are_counted_each_though_redis_goes_back_between_them() {
         let counts = Counts::default();
-        assert_eq!(counts.begin(0, 5), 0);
-        counts.confirmed(0, 5, 5);
+        assert_eq!(counts.begin(ShardId::new(0), 5), 0);
+        counts.confirmed(ShardId::new(0), 5, 5);
         // Two entries of unknown outcome were appended, as the next answer tells.
-        counts.begin(0, 2);
-        counts.unknown(0, 2);
-        counts.begin(0, 1);
-        counts.confirmed(0, 1, 8);
+        counts.begin(ShardId::new(0), 2);
+        counts.unknown(ShardId::new(0), 2);
+        counts.begin(ShardId::new(0), 1);
+        counts.confirmed(ShardId::new(0), 1, 8);
         assert_eq!(counts.totals(), [(0, 8, 0)]);
         // Two at once: Redis counts one, forgets it, and counts the other from what it was told.
-        assert_eq!((counts.begin(0, 1), counts.begin(0, 1)), (8, 8));
-        counts.confirmed(0, 1, 9);
+        assert_eq!((counts.begin(ShardId::new(0), 1), counts.begin(ShardId::new(0), 1)), (8, 8));
+        counts.confirmed(ShardId::new(0), 1, 9);
         assert_eq!(counts.totals(), [(0, 9, 0)], "the other may be the ninth");
-        counts.confirmed(0, 1, 9);
+        counts.confirmed(ShardId::new(0), 1, 9);
         assert_eq!(counts.totals(), [(0, 10, 0)]);
         // What is answered out of order is not taken for an unknown outcome.
-        counts.begin(0, 3);
-        counts.begin(0, 4);
-        counts.confirmed(0, 4, 17);
-        counts.refused(0, 3);
+        counts.begin(ShardId::new(0), 3);
+        counts.begin(ShardId::new(0), 4);
+        counts.confirmed(ShardId::new(0), 4, 17);
+        counts.refused(ShardId::new(0), 3);
         assert_eq!(counts.totals(), [(0, 17, 0)]);
     }
 
     #[test]
     fn what_is_under_way_is_not_taken_for_what_was_never_answered() {
         let counts = Counts::default();
-        counts.begin(0, 3);
-        counts.unknown(0, 3);
+        counts.begin(ShardId::new(0), 3);
+        counts.unknown(ShardId::new(0), 3);
         assert_eq!(counts.totals(), [(0, 0, 3)]);
         // Redis is asked while two more are under way: of the four that it has counted two may be these.
-        counts.begin(0, 2);
-        counts.confirmed(0, 0, 4);
+        counts.begin(ShardId::new(0), 2);
+        counts.confirmed(ShardId::new(0), 0, 4);
         assert_eq!(counts.totals(), [(0, 4, 1)]);
-        counts.confirmed(0, 2, 4);
+        counts.confirmed(ShardId::new(0), 2, 4);
         assert_eq!(counts.totals(), [(0, 4, 1)]);
-        counts.confirmed(0, 0, 5);
+        counts.confirmed(ShardId::new(0), 0, 5);
         assert_eq!(counts.totals(), [(0, 5, 0)]);
     }
 }

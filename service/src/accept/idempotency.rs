@@ -4,7 +4,7 @@ use poem::Request;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    domain::Text,
+    domain::{RecordId, SourceId},
     http::{errors::invalid_idempotency_key, problem::Failure},
 };
 
@@ -29,7 +29,7 @@ pub(super) fn key(request: &Request) -> Result<Option<String>, Failure> {
 }
 
 /// The id of the record at `index` of a request with this key: `ik-` and 40 hex digits.
-pub(crate) fn derive(source_id: &Text, key: &str, index: u64) -> Text {
+pub(crate) fn derive(source_id: &SourceId, key: &str, index: u64) -> RecordId {
     let mut hash = Sha256::new();
     // With its length before it, no part can be read as the end of another.
     for part in [source_id.as_str(), key] {
@@ -38,15 +38,15 @@ pub(crate) fn derive(source_id: &Text, key: &str, index: u64) -> Text {
     }
     hash.update(index.to_be_bytes());
     let digest = hex::encode(hash.finalize());
-    Text::stored(format!("ik-{}", &digest[..40]))
+    RecordId::stored(format!("ik-{}", &digest[..40]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn text(text: &str) -> Text {
-        Text::parse(text).expect("a text")
+    fn text(text: &str) -> SourceId {
+        SourceId::stored(text)
     }
 
     #[test]

@@ -29,12 +29,12 @@ pub(crate) use idempotency::derive as derived_id;
 
 use crate::{
     board::of_postgres,
-    domain::StreamId,
+    domain::{ShardId, StreamId},
     fault,
     http::App,
     lifecycle::Lifecycle,
     store::{self, Store},
-    streams::{AppendError, Appended, Outgoing, Streams},
+    streams::{AppendError, Appended, By, Outgoing, Streams},
     telemetry::trace,
 };
 
@@ -54,13 +54,13 @@ struct Inner {
 
 impl Inner {
     /// Notes and says what became of an append of `n` entries.
-    fn note(&self, shard: u16, n: usize, appended: &Result<Appended, AppendError>) {
+    fn note(&self, shard: ShardId, n: usize, appended: &Result<Appended, AppendError>) {
         let error = match appended {
             Ok(appended) => {
                 self.counts.confirmed(shard, n, appended.count);
                 metrics::counter!("millrace_accepted_records_total").increment(n as u64);
                 if self.failing.swap(false, Ordering::Relaxed) {
-                    tracing::info!(event = "accept.append.recovered", shard, "appends succeed again");
+                    tracing::info!(event = "accept.append.recovered", shard = shard.get(), "appends succeed again");
                 }
                 return;
             }
@@ -74,22 +74,22 @@ impl Inner {
             // The shard's workers are behind: its metrics say so, and every client is told.
             return tracing::debug!(
                 event = "accept.append.backlog_full",
-                shard,
+                shard = shard.get(),
                 entries = n,
                 "the shard's backlog is at its limit; appends are refused"
             );
         }
         if self.failing.swap(true, Ordering::Relaxed) {
-            tracing::debug!(event = "accept.append.failed", shard, entries = n, %error, "an append failed");
+            tracing::debug!(event = "accept.append.failed", shard = shard.get(), entries = n, %error, "an append failed");
         } else {
-            tracing::warn!(event = "accept.append.failed", shard, entries = n, %error, "an append failed");
+            tracing::warn!(event = "accept.append.failed", shard = shard.get(), entries = n, %error, "an append failed");
         }
     }
 }
 
 impl Acceptor {
     /// Starts the background tasks of accepting: the poller of outcomes, and the task that stores the counts of appends.
-    pub fn spawn(&self, (store, streams): (&Store, &Streams), process: &Arc<str>, shards: u16, lifecycle: &Lifecycle) {
+    pub fn spawn(&self, store: &Store, streams: &Streams, process: &Arc<str>, shards: u16, lifecycle: &Lifecycle) {
         let (this, store_, soft) = (self.clone(), store.clone(), lifecycle.soft.clone());
         let heartbeat = lifecycle.heartbeats.register("serve.outcomes", Duration::from_secs(30));
         lifecycle.spawn("serve.outcomes", async move {
@@ -140,7 +140,7 @@ impl Acceptor {
 
     /// Appends entries of one shard, and counts them. Runs to its end also when the client has disconnected, so that
     /// the counts stay exact.
-    async fn append(&self, app: &App, shard: u16, entries: Vec<Outgoing>) -> Result<Vec<StreamId>, AppendError> {
+    async fn append(&self, app: &App, shard: ShardId, entries: Vec<Outgoing>) -> Result<Vec<StreamId>, AppendError> {
         let (this, streams) = (Arc::clone(&self.0), app.streams.clone());
         let (pipeline_id, limit) = {
             let active_manifest = app.manifest.borrow();
@@ -149,7 +149,7 @@ impl Acceptor {
         let process = Arc::clone(&app.process);
         let appending = self.0.appends.spawn(async move {
             let (n, began) = (entries.len(), Instant::now());
-            let by = (&*process, this.counts.begin(shard, n));
+            let by = By { process: &process, appended: this.counts.begin(shard, n) };
             let appended = streams.append(shard, &pipeline_id, limit, Some(by), &entries).await;
             metrics::histogram!("millrace_append_seconds").record(began.elapsed());
             if appended.is_ok() {

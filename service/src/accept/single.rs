@@ -13,7 +13,7 @@ use super::{
     traceparent,
 };
 use crate::{
-    domain::{Invalid, Record, Text, code, shard_of},
+    domain::{Invalid, Record, RecordId, ShardId, code},
     http::{App, problem::Failure},
     store::{Applied, Awaited, Outcome},
     streams::Outgoing,
@@ -38,7 +38,7 @@ pub(super) async fn send(
         Failure::from(invalid)
     })?;
     let shards = app.manifest.borrow().manifest.spec.shards;
-    let shard = shard_of(record.destination_id.as_str(), shards);
+    let shard = ShardId::of(&record.destination_id, shards);
     let entry = Outgoing {
         record: record.to_json(),
         received_at: now(),
@@ -52,9 +52,14 @@ pub(super) async fn send(
         Failure::new(status, code, detail)
     })?;
     let record_id = record.record_id;
-    tracing::debug!(event = "accept.record.queued", record_id = record_id.as_str(), shard, "queued a record");
+    tracing::debug!(
+        event = "accept.record.queued",
+        record_id = record_id.as_str(),
+        shard = shard.get(),
+        "queued a record"
+    );
     let (Some(wait), Some(stream_id)) = (wait, ids.first()) else { return Ok(queued(record_id)) };
-    let awaited = Awaited { shard, record_id: record_id.to_string(), stream_id: stream_id.to_string() };
+    let awaited = Awaited { shard, record_id: record_id.clone(), stream_id: stream_id.to_string() };
     match acceptor.0.waiters.wait(awaited, wait).await {
         Some(applied) => answer(record_id, shard, applied),
         None => Ok(queued(record_id)),
@@ -81,30 +86,30 @@ pub(super) fn parse(json: &[u8], key: Option<&str>, index: u64) -> Result<Record
     read().map_err(|invalid| items::explained(json, invalid))
 }
 
-fn queued(record_id: Text) -> Taken {
+fn queued(record_id: RecordId) -> Taken {
     Taken::Queued(Json(Queued { record_id: record_id.to_string(), status: "queued".to_owned() }))
 }
 
-fn answer(record_id: Text, shard: u16, applied: Applied) -> Result<Taken, Failure> {
+fn answer(record_id: RecordId, shard: ShardId, applied: Applied) -> Result<Taken, Failure> {
     let duplicate = applied.duplicate.then_some(true);
     match applied.outcome {
         Outcome::Processed { seq, previous_count, previous_total, unit } => Ok(Taken::Processed(Json(Processed {
             record_id: record_id.to_string(),
             status: "processed".to_owned(),
-            shard,
-            seq,
+            shard: shard.get(),
+            seq: seq.get(),
             summary: Summary { previous_count, previous_total, unit },
             duplicate,
         }))),
-        Outcome::Conflict { n } => Err(Failure::new(
+        Outcome::Conflict { seq } => Err(Failure::new(
             409,
             "record_conflict",
-            format!("this recordId is taken by other content; both are kept, see /conflicts ({shard}-c{n})"),
+            format!("this recordId is taken by other content; both are kept, see /conflicts ({shard}-c{seq})"),
         )),
         Outcome::DeadLettered { dead_letter, reason, detail } => {
             Err(Failure::new(422, "dead_lettered", detail).with(|problem| {
                 problem.dead_letter = Some(dead_letter.to_string());
-                problem.reason = Some(reason);
+                problem.reason = Some(reason.as_str().to_owned());
                 problem.duplicate = duplicate;
             }))
         }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::{
     config::ActiveManifest,
-    domain::shard_of,
+    domain::{DestinationId, ShardId},
     http::auth::KeyRing,
     lifecycle::Heartbeats,
     streams::{Streams, keys},
@@ -83,7 +83,7 @@ impl Api {
     }
 
     /// Ids in a shard's stream, in order.
-    async fn ids(&self, shard: u16) -> Vec<String> {
+    async fn ids(&self, shard: ShardId) -> Vec<String> {
         let client = redis::Client::open(redis_url()).expect("a URL of Redis");
         let mut redis = client.get_multiplexed_async_connection().await.expect("a connection");
         let range: redis::streams::StreamRangeReply =
@@ -98,7 +98,7 @@ impl Api {
 
     async fn all_ids(&self) -> Vec<String> {
         let mut ids = Vec::new();
-        for shard in 0..SHARDS {
+        for shard in ShardId::all(SHARDS) {
             ids.extend(self.ids(shard).await);
         }
         ids.sort();
@@ -108,11 +108,15 @@ impl Api {
     async fn clean(self) {
         let client = redis::Client::open(redis_url()).expect("a URL of Redis");
         let mut redis = client.get_multiplexed_async_connection().await.expect("a connection");
-        for shard in 0..SHARDS {
+        for shard in ShardId::all(SHARDS) {
             let both = [keys::records(&self.pipeline, shard), keys::fence(&self.pipeline, shard)];
             let _: () = redis.del(&both).await.expect("deleted");
         }
     }
+}
+
+fn shard_of_d() -> ShardId {
+    ShardId::of(&DestinationId::stored("d"), SHARDS)
 }
 
 fn record(id: &str, destination: &str) -> Value {
@@ -139,9 +143,9 @@ async fn a_record_is_answered_once_it_is_in_its_shard() {
         let (status, answer) = api.post(path, "application/json; charset=UTF-8", with_number.clone()).await;
         assert_eq!((status, answer), (202, json!({"recordId": "a", "status": "queued"})));
     }
-    assert_eq!(api.ids(shard_of("d", SHARDS)).await, ["a", "a"]);
+    assert_eq!(api.ids(shard_of_d()).await, ["a", "a"]);
     let counted: Vec<_> = api.acceptor.0.counts.totals();
-    assert_eq!(counted, [(shard_of("d", SHARDS), 2, 0)]);
+    assert_eq!(counted, [(shard_of_d().get(), 2, 0)]);
     api.clean().await;
 }
 
@@ -247,7 +251,7 @@ async fn items_of_one_shard_keep_their_order_and_are_taken_all_or_none() {
     let fitting = Value::from(items[1..].to_vec()).to_string();
     assert_eq!(api.post("/records/batch", JSON, fitting).await.0, 202);
     let expected: Vec<String> = (1..=LIMIT).map(|n| format!("{n:05}")).collect();
-    assert_eq!(api.ids(shard_of("d", SHARDS)).await, expected);
+    assert_eq!(api.ids(shard_of_d()).await, expected);
     let more = record("x", "d").to_string();
     let (status, headers, problem) = api.send(Method::POST, "/records", &[("content-type", JSON)], more).await;
     let retry_after = headers.get("retry-after").and_then(|value| value.to_str().ok());
@@ -329,7 +333,7 @@ async fn a_repeated_request_with_an_idempotency_key_gives_the_same_ids() {
             (&json!(1), &json!("invalid_value"), &json!("/recordId"))
         );
     }
-    let ids = api.ids(shard_of("d", SHARDS)).await;
+    let ids = api.ids(shard_of_d()).await;
     assert_eq!(ids[..2], ids[2..]);
     assert!(ids[0] != ids[1] && ids[0].starts_with("ik-"), "{ids:?}");
     api.clean().await;

@@ -119,7 +119,7 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
     let acceptor = Acceptor::default();
     let shards = active_manifest.borrow().manifest.spec.shards;
     watch_access(&streams, lifecycle);
-    acceptor.spawn((&store, &streams), &process, shards, lifecycle);
+    acceptor.spawn(&store, &streams, &process, shards, lifecycle);
     let app = App {
         store: store.clone(),
         streams: streams.clone(),

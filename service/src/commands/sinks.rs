@@ -3,6 +3,7 @@
 //! Must never touch a stream: it writes in Postgres where a sink starts again, and the workers make its cursor.
 
 use anyhow::{Context as _, bail};
+use millrace_crds::status_api::{PublisherState, PublisherStatus};
 
 use super::keys::actor;
 use crate::{
@@ -56,7 +57,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let streams = Streams::connect(&place.redis_url()?, &pipeline).context("the URL of Redis")?;
     let outcome = match action.unwrap_or(Action::List) {
         Action::List => list(&store).await,
-        Action::Resume { name, from, repeat } => resume(&store, &streams, &name, (from, repeat)).await,
+        Action::Resume { name, from, repeat } => resume(&store, &streams, &name, from, repeat).await,
     };
     store.close().await;
     outcome
@@ -73,9 +74,9 @@ async fn list(store: &Store) -> anyhow::Result<()> {
             (false, false, None) => "not started yet".to_owned(),
             (false, true, _) => "started".to_owned(),
         };
-        say!("{name}\t{kind}\t{stream}\t{phase}");
-        for (_, shard, state, detail) in states.iter().filter(|(sink, ..)| *sink == name) {
-            say!("\tshard {shard}: {state}: {detail}");
+        say!("{name}\t{}\t{stream}\t{phase}", kind.as_str());
+        for PublisherStatus { shard, state, detail, .. } in states.iter().filter(|status| status.sink == name) {
+            say!("\tshard {shard}: {}: {detail}", state.as_str());
         }
     }
     Ok(())
@@ -87,7 +88,7 @@ async fn has_cursor(streams: &Streams, row: &SinkRow) -> anyhow::Result<bool> {
     Ok(streams.sink_snapshot(stream).await?.cursor_generation.as_ref() == Some(&row.cursor_generation))
 }
 
-async fn resume(store: &Store, streams: &Streams, name: &str, (from, repeat): (Start, bool)) -> anyhow::Result<()> {
+async fn resume(store: &Store, streams: &Streams, name: &str, from: Start, repeat: bool) -> anyhow::Result<()> {
     let mut known = store.sinks().await?;
     let Some(index) = known.iter().position(|known| known.name == name) else {
         let known: Vec<String> = known.into_iter().map(|row| row.name).collect();
@@ -96,7 +97,8 @@ async fn resume(store: &Store, streams: &Streams, name: &str, (from, repeat): (S
     let row = known.swap_remove(index);
     // A sink that runs would repeat all of its stream, or leave a gap. One whose shards are idle has not noticed yet that
     // its cursor is gone.
-    let halted = store.sink_states().await?.iter().any(|(sink, _, state, _)| sink == name && state == "halted");
+    let halted =
+        store.sink_states().await?.iter().any(|status| status.sink == name && status.state == PublisherState::Halted);
     if !halted && has_cursor(streams, &row).await? {
         bail!("{name} is not halted: it continues without a command; `millrace sinks list` shows what it waits for");
     }

@@ -68,7 +68,8 @@ impl Follower {
         place: Place,
         frame: RecordPipeline,
         urls: Urls,
-        (store, streams): (Store, Streams),
+        store: Store,
+        streams: Streams,
         active_manifest: watch::Sender<ActiveManifest>,
         board: Board,
     ) -> Self {

@@ -74,14 +74,8 @@ impl Setup {
         let name: Arc<str> = frame.metadata.name.as_str().into();
         let streams = Streams::connect(&urls.redis, &name).context("the URL of Redis")?;
         let (sender, receiver) = watch::channel(active_manifest);
-        let follower = Follower::new(
-            place.clone(),
-            frame,
-            urls,
-            (store.clone(), streams.clone()),
-            sender,
-            lifecycle.board.clone(),
-        );
+        let follower =
+            Follower::new(place.clone(), frame, urls, store.clone(), streams.clone(), sender, lifecycle.board.clone());
         let heartbeat = lifecycle.heartbeats.register("manifest", Duration::from_secs(30));
         lifecycle.heartbeats.remove(WAITING);
         lifecycle.spawn("manifest", follower.run(heartbeat, lifecycle.soft.clone()));

@@ -10,6 +10,7 @@ use millrace_crds::{Reason, status_api::Problem};
 
 use super::{ActiveManifest, Place, Setup, process_name};
 use crate::{
+    domain::ShardId,
     lifecycle::Lifecycle,
     store::testing::{self, TestPipeline},
 };
@@ -156,7 +157,7 @@ async fn a_missing_shard_row_is_recreated() {
     let (test, dir) = (TestPipeline::new("shards: 2").await, tempfile::tempdir().unwrap());
     write(&test, &dir, "", "shards: 2");
     let _process = Process::start(&place(&dir)).await;
-    test.store.lose_shard(1).await;
+    test.store.lose_shard(ShardId::new(1)).await;
     let start = Instant::now();
     while test.store.shard_rows().await < 2 {
         assert!(start.elapsed() < Duration::from_secs(8));

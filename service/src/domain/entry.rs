@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use chrono::{DateTime, Utc};
 
+use super::DeadLetterId;
+
 /// A Redis stream id. Ids may be rewound or come again after a failover: never trust one alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId {
@@ -28,32 +30,6 @@ impl FromStr for StreamId {
     }
 }
 
-/// A dead letter's number: `<shard>-d<n>`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DeadLetterId {
-    /// Its shard.
-    pub shard: u16,
-    /// Its number in the shard, from 1.
-    pub n: i64,
-}
-
-impl fmt::Display for DeadLetterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-d{}", self.shard, self.n)
-    }
-}
-
-impl FromStr for DeadLetterId {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (shard, n) = text.split_once("-d").ok_or(())?;
-        let id = Self { shard: shard.parse().map_err(drop)?, n: n.parse().map_err(drop)? };
-        // One spelling only: an id is compared as text elsewhere.
-        if id.n > 0 && id.to_string() == text { Ok(id) } else { Err(()) }
-    }
-}
-
 /// One entry, delivered to this owner.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -61,9 +37,9 @@ pub struct Entry {
     pub id: StreamId,
     /// Number of deliveries, with this one.
     pub deliveries: u64,
-    /// The record as JSON; of an entry that some other program made, whatever stands for it.
+    /// The record as JSON; of an entry of another program, any bytes.
     pub payload: Vec<u8>,
-    /// When serve took it; of an entry of another program, the id's time.
+    /// When `serve` received it; of an entry of another program, the time of its id.
     pub received_at: DateTime<Utc>,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,

@@ -29,8 +29,14 @@ pub fn record(json: &[u8]) {
     let again = Record::parse(text.as_bytes()).expect("what was written can be read");
     assert_eq!(again, record, "and is the same");
     assert_eq!(again.to_json(), text, "in its very bytes");
-    for word in [&record.record_id, &record.source_id, &record.destination_id, &record.unit, &record.reference] {
-        let word = word.as_str();
+    let words = [
+        record.record_id.as_str(),
+        record.source_id.as_str(),
+        record.destination_id.as_str(),
+        record.unit.as_str(),
+        record.reference.as_str(),
+    ];
+    for word in words {
         assert!((1..=200).contains(&word.chars().count()) && word.len() <= 400, "{word:?}");
         assert!(!word.chars().any(|c| c.is_control() || "\u{200b}\u{feff}\u{202e}".contains(c)), "{word:?}");
         assert_eq!(word, word.trim(), "no white space at either end");

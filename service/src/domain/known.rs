@@ -7,17 +7,17 @@ use std::{
 
 use rust_decimal::Decimal;
 
-use super::{DeadLetterId, Record, StreamId, Text};
+use super::{DeadLetterId, DestinationId, Record, RecordId, Reference, ShardId, StreamId, Unit, Watermarks};
 
 /// Under which a running total is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
     /// The destination.
-    pub destination_id: String,
+    pub destination_id: DestinationId,
     /// The reference.
-    pub reference: String,
+    pub reference: Reference,
     /// The unit.
-    pub unit: String,
+    pub unit: Unit,
 }
 
 impl Key {
@@ -25,9 +25,9 @@ impl Key {
     #[must_use]
     pub fn of(record: &Record) -> Self {
         Self {
-            destination_id: record.destination_id.to_string(),
-            reference: record.reference.to_string(),
-            unit: record.unit.to_string(),
+            destination_id: record.destination_id.clone(),
+            reference: record.reference.clone(),
+            unit: record.unit.clone(),
         }
     }
 }
@@ -41,21 +41,39 @@ pub struct Total {
     pub total: Decimal,
 }
 
+/// A unit of a destination.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DestinationUnit {
+    /// The destination.
+    pub destination_id: DestinationId,
+    /// The unit.
+    pub unit: Unit,
+}
+
+/// An entry that held a record.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct EntryOfRecord {
+    /// Id of the record.
+    pub record_id: RecordId,
+    /// Id of the entry.
+    pub stream_id: StreamId,
+}
+
 /// Stored state of the ids and keys of a batch.
 #[derive(Debug)]
 pub struct Known {
     /// Processed records whose id is in the batch.
-    pub records: HashMap<Text, KnownRecord>,
+    pub records: HashMap<RecordId, KnownRecord>,
     /// Open dead letters whose id is in the batch, and dead letters of any state with a stream id or a replay of the batch.
     pub dead_letters: Vec<KnownDeadLetter>,
-    /// (record id, stream id) of noted duplicates.
-    pub duplicates: HashSet<(Text, StreamId)>,
-    /// Refused conflicts, by (record id, stream id).
-    pub conflicts: HashMap<(Text, StreamId), Vec<Record>>,
+    /// Noted duplicates.
+    pub duplicates: HashSet<EntryOfRecord>,
+    /// Content of refused conflicts.
+    pub conflicts: HashMap<EntryOfRecord, Vec<Record>>,
     /// Totals of the batch's keys; absent: none yet.
     pub totals: HashMap<Key, Total>,
-    /// Totals in billionths per (destination, unit), where the policy has a minimum; absent: zero.
-    pub destinations: HashMap<(String, String), i128>,
+    /// Totals in billionths, where the policy has a minimum; absent: zero.
+    pub destinations: HashMap<DestinationUnit, i128>,
 }
 
 impl Known {
@@ -84,7 +102,7 @@ pub struct KnownDeadLetter {
     /// Whether it still takes its id.
     pub open: bool,
     /// Absent where the payload could not be read.
-    pub record_id: Option<Text>,
+    pub record_id: Option<RecordId>,
     /// Of the entry that it came in.
     pub stream_id: StreamId,
     /// The payload.
@@ -95,13 +113,9 @@ pub struct KnownDeadLetter {
 #[derive(Debug, Clone, Copy)]
 pub struct Position {
     /// The shard.
-    pub shard: u16,
+    pub shard: ShardId,
     /// Number of shards of the pipeline.
     pub shards: u16,
-    /// Highest number of a record.
-    pub records: i64,
-    /// Highest number of a dead letter.
-    pub dead_letters: i64,
-    /// Highest number of a conflict.
-    pub conflicts: i64,
+    /// The highest numbers that are given.
+    pub watermarks: Watermarks,
 }

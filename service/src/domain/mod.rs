@@ -3,19 +3,28 @@
 //! Must never do I/O, read a clock, draw random numbers, or depend on Redis, Postgres or HTTP.
 
 mod amount;
+mod dead_letter;
 mod decide;
+mod decision;
 mod entry;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod ids;
 mod json;
 mod known;
 mod policy;
 mod record;
 
 pub use amount::{Amount, total_in_bounds, total_nanos};
-pub use decide::{Closed, Decision, Duplicate, Item, NewConflict, NewDeadLetter, NewRecord, decide};
-pub use entry::{DeadLetterId, Entry, StreamId};
+pub use dead_letter::{DeadLetterId, DeadLetterReason, DeadLetterState};
+pub use decide::decide;
+pub use decision::{Decision, Duplicate, Item, NewConflict, NewDeadLetter, NewRecord, Refusal};
+pub use entry::{Entry, StreamId};
+pub use ids::{
+    DestinationId, Lease, OutcomeKind, RecordId, Reference, Seq, SeqRange, Sequence, ShardId, ShardSeq, SinkStream,
+    SourceId, Text, Unit, Watermarks,
+};
 pub use json::{Invalid, Raw, code, elements, is_deep, members};
-pub use known::{Key, Known, KnownDeadLetter, KnownRecord, Position, Total};
+pub use known::{DestinationUnit, EntryOfRecord, Key, Known, KnownDeadLetter, KnownRecord, Position, Total};
 pub use policy::Policy;
-pub use record::{Attributes, Draft, Kind, Record, Text, parse_time, render_time, shard_of};
+pub use record::{Attributes, Draft, Kind, Record, parse_time, render_time};

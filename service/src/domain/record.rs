@@ -1,54 +1,16 @@
 //! A business record: what it is made of, how it is read and written, and when two are the same.
 
-use std::fmt;
-
 use chrono::{DateTime, Datelike, SecondsFormat, Timelike, Utc};
-use millrace_crds::{InvalidText, check_text};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 
 use super::{
-    Amount, Invalid,
+    Amount, DestinationId, Invalid, RecordId, Reference, SourceId, Text, Unit,
     json::{canonical, child, code, members, string},
 };
 
 /// Most bytes of attributes.
 const ATTRIBUTES_BYTES: usize = 8 * 1024;
-
-/// An id, a unit or a reference. Texts compare byte by byte; [`check_text`] has the rule.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Text(String);
-
-impl Text {
-    /// Checks a text.
-    ///
-    /// # Errors
-    /// The rule that it breaks.
-    pub fn parse(text: impl Into<String>) -> Result<Self, InvalidText> {
-        let text = text.into();
-        check_text(&text)?;
-        Ok(Self(text))
-    }
-
-    /// A text that was stored, so is known to be well-formed.
-    #[must_use]
-    pub fn stored(text: String) -> Self {
-        Self(text)
-    }
-
-    /// The text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for Text {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// Carries the sign of a record's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -99,21 +61,21 @@ impl PartialEq for Attributes {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
     /// Unique as long as the record is kept.
-    pub record_id: Text,
+    pub record_id: RecordId,
     /// When it happened, with at most microseconds.
     pub time: DateTime<Utc>,
     /// Its source.
-    pub source_id: Text,
+    pub source_id: SourceId,
     /// The destination whose totals it counts in; decides the shard.
-    pub destination_id: Text,
+    pub destination_id: DestinationId,
     /// The sign.
     pub kind: Kind,
     /// Its amount.
     pub value: Amount,
     /// Of what; amounts of different units are never added up.
-    pub unit: Text,
+    pub unit: Unit,
     /// With the destination, the key under which totals are kept.
-    pub reference: Text,
+    pub reference: Reference,
     /// Anything else, returned as received.
     pub attributes: Option<Attributes>,
 }
@@ -122,14 +84,14 @@ pub struct Record {
 #[derive(Debug, Clone)]
 pub struct Draft {
     /// The id, if one was given.
-    pub record_id: Option<Text>,
+    pub record_id: Option<RecordId>,
     rest: Record,
 }
 
 impl Draft {
     /// Its source.
     #[must_use]
-    pub fn source_id(&self) -> &Text {
+    pub fn source_id(&self) -> &SourceId {
         &self.rest.source_id
     }
 
@@ -141,7 +103,7 @@ impl Draft {
 
     /// The record, under `derived` unless it has an id of its own.
     #[must_use]
-    pub fn with_id(self, derived: impl FnOnce() -> Text) -> Record {
+    pub fn with_id(self, derived: impl FnOnce() -> RecordId) -> Record {
         Record { record_id: self.record_id.unwrap_or_else(derived), ..self.rest }
     }
 }
@@ -176,17 +138,17 @@ impl Record {
             // null means absent.
             *slot = (raw.get() != "null").then_some(raw);
         }
-        let record_id = fields.record_id.map(|raw| text(raw, "/recordId")).transpose()?;
+        let record_id = fields.record_id.map(|raw| text(raw, "/recordId").map(RecordId::from)).transpose()?;
         let rest = Record {
             // Replaced in `with_id`; an id that nothing may ever be stored under.
-            record_id: Text(String::new()),
+            record_id: RecordId::stored(""),
             time: time(required(fields.time, "/time")?)?,
-            source_id: text(required(fields.source_id, "/sourceId")?, "/sourceId")?,
-            destination_id: text(required(fields.destination_id, "/destinationId")?, "/destinationId")?,
+            source_id: text(required(fields.source_id, "/sourceId")?, "/sourceId")?.into(),
+            destination_id: text(required(fields.destination_id, "/destinationId")?, "/destinationId")?.into(),
             kind: kind(required(fields.kind, "/type")?)?,
             value: amount(required(fields.value, "/value")?)?,
-            unit: text(required(fields.unit, "/unit")?, "/unit")?,
-            reference: text(required(fields.reference, "/reference")?, "/reference")?,
+            unit: text(required(fields.unit, "/unit")?, "/unit")?.into(),
+            reference: text(required(fields.reference, "/reference")?, "/reference")?.into(),
             attributes: fields.attributes.map(attributes).transpose()?,
         };
         Ok(Draft { record_id, rest })
@@ -338,14 +300,6 @@ pub fn parse_time(text: &str) -> Result<DateTime<Utc>, &'static str> {
 #[must_use]
 pub fn render_time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
-}
-
-/// The shard that a destination's records go to.
-#[must_use]
-pub fn shard_of(destination_id: &str, shards: u16) -> u16 {
-    let digest = Sha256::digest(destination_id.as_bytes());
-    let head = u64::from_be_bytes(std::array::from_fn(|index| digest[index]));
-    (head % u64::from(shards)) as u16
 }
 
 #[cfg(test)]

@@ -5,13 +5,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use millrace_crds::SinkEvent;
+use millrace_crds::status_api::PublisherState;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{ActiveSink, RecentCommits, render};
 use crate::{
-    store::{self, Numbers, SinkState, Store},
+    domain::{OutcomeKind, Seq, SeqRange, ShardId, Watermarks},
+    store::{self, SinkState, Store},
     streams::{self, Notice, Published, Streams},
     telemetry::metrics as names,
 };
@@ -19,7 +20,7 @@ use crate::{
 /// Most entries of one append.
 const ENTRIES: usize = 200;
 /// Most numbers that one read of the log covers, for kinds that skip rows.
-const WINDOW: i64 = 10_000;
+const WINDOW: usize = 10_000;
 /// Pause before the next look at a cursor that is above the highest publishable number.
 const AGAIN: Duration = Duration::from_millis(50);
 /// How often the cursor is moved over outcomes that the sink does not carry.
@@ -38,7 +39,7 @@ pub struct Publisher {
     /// Redis.
     pub streams: Streams,
     /// The shard.
-    pub shard: u16,
+    pub shard: ShardId,
     /// Fencing token of its owner.
     pub token: String,
     /// Recent commits of the shard.
@@ -63,13 +64,13 @@ enum Error {
 #[derive(Debug, Clone, Copy)]
 struct Position {
     /// The cursor in Redis.
-    cursor: i64,
+    cursor: Seq,
     /// Up to where the publisher has read outcomes; at least the cursor.
-    seen: i64,
+    seen: Seq,
 }
 
 impl Position {
-    fn at(cursor: i64) -> Self {
+    fn at(cursor: Seq) -> Self {
         Self { cursor, seen: cursor }
     }
 }
@@ -77,7 +78,7 @@ impl Position {
 /// Entries to append next, and the number up to which outcomes were read for them.
 struct Next {
     notices: Vec<Notice>,
-    upto: i64,
+    upto: Seq,
 }
 
 /// State of a publisher between two passes.
@@ -102,9 +103,9 @@ impl Progress {
     fn end_pass(&mut self, outcome: Result<(), Error>) {
         let failure = match outcome {
             Ok(()) => None,
-            Err(Error::Halted(detail)) => Some(SinkState { state: "halted", detail }),
-            Err(Error::Waiting(detail)) => Some(SinkState { state: "waiting", detail }),
-            Err(error) => Some(SinkState { state: "failing", detail: error.to_string() }),
+            Err(Error::Halted(detail)) => Some(SinkState { state: PublisherState::Halted, detail }),
+            Err(Error::Waiting(detail)) => Some(SinkState { state: PublisherState::Waiting, detail }),
+            Err(error) => Some(SinkState { state: PublisherState::Failing, detail: error.to_string() }),
         };
         self.pause = if failure.is_some() { (self.pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
         if self.failure != failure {
@@ -126,7 +127,7 @@ impl Publisher {
             () = stop.cancelled() => return,
         }
         loop {
-            let highest = Store::number_of(self.sink.event, numbers.borrow_and_update().unwrap_or_default());
+            let highest = numbers.borrow_and_update().unwrap_or_default().of(self.sink.kind.sequence());
             if self.recent.resets() != resets {
                 // Redis may have been rewound with stream and cursor, or Postgres with the publisher's state, and no new
                 // record may come for long.
@@ -153,7 +154,7 @@ impl Publisher {
     }
 
     /// Waits until there is a reason for the next pass.
-    async fn wait(&self, progress: &mut Progress, highest: i64, numbers: &mut watch::Receiver<Option<Numbers>>) {
+    async fn wait(&self, progress: &mut Progress, highest: Seq, numbers: &mut watch::Receiver<Option<Watermarks>>) {
         let position = progress.position.filter(|_| progress.failure.is_none());
         let Some(Position { cursor, seen }) = position else {
             progress.position = None;
@@ -171,7 +172,7 @@ impl Publisher {
     }
 
     /// One append, at most; leaves `at` at the position after it.
-    async fn pass(&self, at: &mut Option<Position>, highest: i64) -> Result<(), Error> {
+    async fn pass(&self, at: &mut Option<Position>, highest: Seq) -> Result<(), Error> {
         let position = match *at {
             Some(position) => position,
             None => match self.streams.cursor(&self.sink.output, self.shard).await? {
@@ -192,14 +193,18 @@ impl Publisher {
         } else if next.upto == cursor {
             *at = Some(Position::at(cursor));
         } else {
+            assert!(
+                cursor <= next.upto && next.upto <= highest,
+                "only committed outcomes above the cursor are published"
+            );
             self.append(at, cursor, &next).await?;
         }
         Ok(())
     }
 
     /// Compares a cursor that is above the recent commits with the numbers in Postgres.
-    async fn check_stored(&self, cursor: i64) -> Result<(), Error> {
-        let stored = Store::number_of(self.sink.event, self.store.progress_of(self.shard).await?.numbers);
+    async fn check_stored(&self, cursor: Seq) -> Result<(), Error> {
+        let stored = self.store.progress_of(self.shard).await?.watermarks.of(self.sink.kind.sequence());
         if cursor <= stored {
             return Ok(());
         }
@@ -210,7 +215,7 @@ impl Publisher {
         )))
     }
 
-    async fn append(&self, at: &mut Option<Position>, cursor: i64, next: &Next) -> Result<(), Error> {
+    async fn append(&self, at: &mut Option<Position>, cursor: Seq, next: &Next) -> Result<(), Error> {
         let output = &self.sink.output;
         crate::fault::point("before_publish");
         let expected = if crate::fault::planted("append_uncompared") {
@@ -218,8 +223,9 @@ impl Publisher {
         } else {
             cursor
         };
-        let kind = render::event_type(self.sink.event);
-        let published = self.streams.publish(output, self.shard, kind, (expected, next.upto), &next.notices).await?;
+        let kind = render::event_type(self.sink.kind);
+        let range = SeqRange { after: expected, upto: next.upto };
+        let published = self.streams.publish(output, self.shard, kind, range, &next.notices).await?;
         crate::fault::point("after_publish");
         match published {
             Published::All { trimmed_unread } => {
@@ -230,7 +236,7 @@ impl Publisher {
                     tracing::warn!(
                         event = "publish.entries.trimmed_unread",
                         sink = output.sink,
-                        shard = self.shard,
+                        shard = self.shard.get(),
                         trimmed_unread,
                         "entries were trimmed from a sink's stream before a consumer group read them"
                     );
@@ -266,25 +272,25 @@ impl Publisher {
     }
 
     /// Outcomes above `seen`.
-    async fn next(&self, seen: i64, highest: i64) -> Result<Next, Error> {
+    async fn next(&self, seen: Seq, highest: Seq) -> Result<Next, Error> {
         if seen >= highest {
             return Ok(Next { notices: Vec::new(), upto: seen });
         }
-        let refused = match self.sink.event {
-            SinkEvent::Processed | SinkEvent::Alert => return self.next_records(seen, highest).await,
-            SinkEvent::DeadLettered => self.store.dead_letter_rows(self.shard, (seen, highest), ENTRIES as i64).await?,
-            SinkEvent::Conflicted => self.store.conflict_rows(self.shard, (seen, highest), ENTRIES as i64).await?,
+        let range = SeqRange { after: seen, upto: highest };
+        let refused = match self.sink.kind {
+            OutcomeKind::Processed | OutcomeKind::Alert => return self.next_records(range).await,
+            OutcomeKind::DeadLettered => self.store.dead_letter_rows(self.shard, range, ENTRIES as i64).await?,
+            OutcomeKind::Conflicted => self.store.conflict_rows(self.shard, range, ENTRIES as i64).await?,
         };
-        let notices: Vec<Notice> =
-            refused.iter().map(|row| render::refused(self.shard, row, self.sink.event)).collect();
-        let upto = if refused.len() < ENTRIES { highest } else { notices.last().map_or(seen, |notice| notice.number) };
+        let notices: Vec<Notice> = refused.iter().map(|row| render::refused(self.shard, row, self.sink.kind)).collect();
+        let upto = if refused.len() < ENTRIES { highest } else { notices.last().map_or(seen, |notice| notice.seq) };
         Ok(Next { notices, upto })
     }
 
-    async fn next_records(&self, seen: i64, highest: i64) -> Result<Next, Error> {
-        let alert = self.sink.event == SinkEvent::Alert;
-        if let Some(rows) = self.recent.after((seen, highest), if alert { WINDOW as usize } else { ENTRIES }) {
-            let mut upto = seen;
+    async fn next_records(&self, range: SeqRange) -> Result<Next, Error> {
+        let alert = self.sink.kind == OutcomeKind::Alert;
+        if let Some(rows) = self.recent.after(range, if alert { WINDOW } else { ENTRIES }) {
+            let mut upto = range.after;
             let mut notices = Vec::new();
             for (batch, index) in &rows {
                 let row = &batch[*index];
@@ -298,15 +304,15 @@ impl Publisher {
             }
             return Ok(Next { notices, upto });
         }
-        let end = highest.min(seen + WINDOW);
-        let rows = self.store.log_rows(self.shard, (seen, end), alert, ENTRIES as i64).await?;
+        let end = range.upto.min(range.after.plus(WINDOW));
+        let rows = self.store.log_rows(self.shard, SeqRange { upto: end, ..range }, alert, ENTRIES as i64).await?;
         metrics::counter!(names::POSTGRES_READS, "sink" => self.sink.output.sink.clone()).increment(1);
         let upto = if rows.len() < ENTRIES { end } else { rows.last().map_or(end, |row| row.seq) };
         Ok(Next { notices: rows.iter().map(|row| render::record(self.shard, row, alert)).collect(), upto })
     }
 
     /// Reports a new failure, or its end, in the log, as a metric and to Postgres, and measures the lag.
-    async fn report(&self, progress: &mut Progress, highest: i64) {
+    async fn report(&self, progress: &mut Progress, highest: Seq) {
         let (sink, shard) = (&self.sink.output.sink, self.shard);
         if !progress.is_reported {
             self.log(progress.failure.as_ref());
@@ -319,7 +325,7 @@ impl Publisher {
                 Err(error) => tracing::debug!(
                     event = "publish.state.not_stored",
                     sink,
-                    shard,
+                    shard = shard.get(),
                     error = %error,
                     "the state of a publisher cannot be stored"
                 ),
@@ -327,14 +333,14 @@ impl Publisher {
         }
         if let Some(position) = progress.position {
             metrics::gauge!(names::SINK_LAG, "sink" => sink.clone(), "shard" => shard.to_string())
-                .set((highest - position.seen).max(0) as f64);
+                .set(highest.above(position.seen) as f64);
         }
     }
 
     fn log(&self, failure: Option<&SinkState>) {
-        let (sink, shard) = (&self.sink.output.sink, self.shard);
+        let (sink, shard) = (&self.sink.output.sink, self.shard.get());
         match failure {
-            Some(SinkState { state: "halted", detail }) => tracing::error!(
+            Some(SinkState { state: PublisherState::Halted, detail }) => tracing::error!(
                 event = "publisher.halted",
                 sink,
                 shard,
@@ -345,13 +351,13 @@ impl Publisher {
                 event = "publisher.stopped",
                 sink,
                 shard,
-                state,
+                state = state.as_str(),
                 detail,
                 "a publisher cannot publish and is retried"
             ),
             None => tracing::debug!(event = "publisher.running", sink, shard, "a publisher publishes again"),
         }
-        let halted = failure.is_some_and(|failure| failure.state == "halted");
+        let halted = failure.is_some_and(|failure| failure.state == PublisherState::Halted);
         metrics::gauge!(names::SINK_HALTED, "sink" => sink.clone(), "shard" => shard.to_string())
             .set(f64::from(u8::from(halted)));
     }

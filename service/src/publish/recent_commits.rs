@@ -12,7 +12,10 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::store::{LogRow, Numbers};
+use crate::{
+    domain::{SeqRange, Watermarks},
+    store::LogRow,
+};
 
 /// Rows of one commit.
 type Batch = Arc<Vec<LogRow>>;
@@ -21,7 +24,7 @@ type Batch = Arc<Vec<LogRow>>;
 #[derive(Debug)]
 pub struct RecentCommits {
     recent: Mutex<Recent>,
-    numbers: watch::Sender<Option<Numbers>>,
+    numbers: watch::Sender<Option<Watermarks>>,
     resets: AtomicU64,
     most_bytes: usize,
 }
@@ -43,8 +46,11 @@ impl RecentCommits {
     pub fn push(&self, rows: Vec<LogRow>) {
         if let Some(first) = rows.first() {
             let mut recent = self.lock();
-            let follows =
-                recent.batches.back().and_then(|(batch, _)| batch.last()).is_none_or(|last| last.seq + 1 == first.seq);
+            let follows = recent
+                .batches
+                .back()
+                .and_then(|(batch, _)| batch.last())
+                .is_none_or(|last| last.seq.next() == first.seq);
             if !follows {
                 // A commit whose outcome was unknown is missing here; it is in the log.
                 *recent = Recent::default();
@@ -61,7 +67,7 @@ impl RecentCommits {
     }
 
     /// Up to these numbers it may be published: what is committed is acknowledged, and is beside the stream.
-    pub fn advance(&self, numbers: Numbers) {
+    pub fn advance(&self, numbers: Watermarks) {
         self.numbers.send_replace(Some(numbers));
     }
 
@@ -72,7 +78,7 @@ impl RecentCommits {
     }
 
     /// Drops all rows, and takes the numbers up to which publishers may publish as they were read.
-    pub fn reset(&self, numbers: Numbers) {
+    pub fn reset(&self, numbers: Watermarks) {
         self.clear();
         self.advance(numbers);
     }
@@ -83,20 +89,20 @@ impl RecentCommits {
         self.resets.load(Ordering::SeqCst)
     }
 
-    /// Up to `most` rows right behind `after`, none above `highest`; `None` when they are not here, but in the log. Rows are
+    /// Up to `most` rows right behind `after`, none above `upto`; `None` when they are not here, but in the log. Rows are
     /// here before they are acknowledged, and until then their numbers may come again with other content.
     #[must_use]
-    pub fn after(&self, (after, highest): (i64, i64), most: usize) -> Option<Vec<(Batch, usize)>> {
+    pub fn after(&self, SeqRange { after, upto }: SeqRange, most: usize) -> Option<Vec<(Batch, usize)>> {
         let recent = self.lock();
         let first = recent.batches.front()?.0.first()?.seq;
-        if after + 1 < first {
+        if after.next() < first {
             return None;
         }
         let mut found = Vec::new();
         for (batch, _) in &recent.batches {
             let from = batch.partition_point(|row| row.seq <= after);
             for index in from..batch.len() {
-                if found.len() == most || batch[index].seq > highest {
+                if found.len() == most || batch[index].seq > upto {
                     return Some(found);
                 }
                 found.push((Arc::clone(batch), index));
@@ -107,7 +113,7 @@ impl RecentCommits {
 
     /// Up to which numbers may be published, followed; `None` until it is known.
     #[must_use]
-    pub fn numbers(&self) -> watch::Receiver<Option<Numbers>> {
+    pub fn numbers(&self) -> watch::Receiver<Option<Watermarks>> {
         self.numbers.subscribe()
     }
 
@@ -119,9 +125,15 @@ impl RecentCommits {
 /// About how much memory a row takes.
 fn weight(row: &LogRow) -> usize {
     let record = &row.record;
-    let texts = [&record.record_id, &record.source_id, &record.destination_id, &record.unit, &record.reference];
+    let texts = [
+        record.record_id.as_str(),
+        record.source_id.as_str(),
+        record.destination_id.as_str(),
+        record.unit.as_str(),
+        record.reference.as_str(),
+    ];
     size_of::<LogRow>()
-        + texts.iter().map(|text| text.as_str().len() + 16).sum::<usize>()
+        + texts.iter().map(|text| text.len() + 16).sum::<usize>()
         + record.attributes.as_ref().map_or(0, |attributes| attributes.as_str().len())
         + row.traceparent.as_ref().map_or(0, String::len)
 }
@@ -129,18 +141,23 @@ fn weight(row: &LogRow) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Seq;
+
+    fn watermarks(records: i64) -> Watermarks {
+        Watermarks { records: Seq::new(records), ..Watermarks::default() }
+    }
 
     #[test]
     fn rows_without_an_acknowledgement_are_not_published() {
         let recent = RecentCommits::new(1 << 20);
         assert_eq!(*recent.numbers().borrow(), None, "not read yet");
-        recent.reset([3, 0, 0]);
+        recent.reset(watermarks(3));
         recent.push(Vec::new());
-        assert_eq!(*recent.numbers().borrow(), Some([3, 0, 0]));
-        recent.advance([4, 0, 0]);
-        assert_eq!(*recent.numbers().borrow(), Some([4, 0, 0]));
+        assert_eq!(*recent.numbers().borrow(), Some(watermarks(3)));
+        recent.advance(watermarks(4));
+        assert_eq!(*recent.numbers().borrow(), Some(watermarks(4)));
         let resets = recent.resets();
         recent.clear();
-        assert_eq!((*recent.numbers().borrow(), recent.resets()), (Some([4, 0, 0]), resets + 1));
+        assert_eq!((*recent.numbers().borrow(), recent.resets()), (Some(watermarks(4)), resets + 1));
     }
 }

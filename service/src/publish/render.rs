@@ -8,30 +8,28 @@ use serde::{
 use serde_json::value::RawValue;
 
 use crate::{
-    domain::{Record, is_deep, render_time},
+    domain::{OutcomeKind, Record, RecordId, ShardId, is_deep, render_time},
     store::{LogRow, RefusedRow},
     streams::Notice,
 };
 
-use millrace_crds::SinkEvent;
-
 /// The `type` field of a sink's entries.
 #[must_use]
-pub fn event_type(event: SinkEvent) -> &'static str {
-    match event {
-        SinkEvent::Processed => "record.processed",
-        SinkEvent::Alert => "record.alert",
-        SinkEvent::DeadLettered => "record.dead_lettered",
-        SinkEvent::Conflicted => "record.conflicted",
+pub fn event_type(kind: OutcomeKind) -> &'static str {
+    match kind {
+        OutcomeKind::Processed => "record.processed",
+        OutcomeKind::Alert => "record.alert",
+        OutcomeKind::DeadLettered => "record.dead_lettered",
+        OutcomeKind::Conflicted => "record.conflicted",
     }
 }
 
 /// A processed record's notification, or its alert.
 #[must_use]
-pub fn record(shard: u16, row: &LogRow, alert: bool) -> Notice {
+pub fn record(shard: ShardId, row: &LogRow, alert: bool) -> Notice {
     let data = RecordData { row, alert };
     Notice {
-        number: row.seq,
+        seq: row.seq,
         id: format!("{shard}-{}{}", row.seq, if alert { "-alert" } else { "" }),
         time: render_time(row.processed_at),
         traceparent: row.traceparent.clone(),
@@ -41,19 +39,19 @@ pub fn record(shard: u16, row: &LogRow, alert: bool) -> Notice {
 
 /// A dead letter's or a conflict's notification.
 #[must_use]
-pub fn refused(shard: u16, row: &RefusedRow, event: SinkEvent) -> Notice {
-    let mark = if event == SinkEvent::DeadLettered { 'd' } else { 'c' };
+pub fn refused(shard: ShardId, row: &RefusedRow, kind: OutcomeKind) -> Notice {
+    let mark = if kind == OutcomeKind::DeadLettered { 'd' } else { 'c' };
     let payload: Option<&RawValue> = serde_json::from_slice(&row.payload).ok().filter(|_| !is_deep(&row.payload));
     let data = RefusedData {
-        record_id: row.record_id.as_deref(),
+        record_id: row.record_id.as_ref().map(RecordId::as_str),
         reason: &row.reason,
         detail: &row.detail,
         payload,
         payload_text: payload.is_none().then(|| String::from_utf8_lossy(&row.payload).into_owned()),
     };
     Notice {
-        number: row.n,
-        id: format!("{shard}-{mark}{}", row.n),
+        seq: row.seq,
+        id: format!("{shard}-{mark}{}", row.seq),
         time: render_time(row.noted_at),
         traceparent: row.traceparent.clone(),
         data: serde_json::to_string(&data).unwrap_or_default(),
@@ -65,7 +63,7 @@ pub fn refused(shard: u16, row: &RefusedRow, event: SinkEvent) -> Notice {
 pub struct RecordOut<'a> {
     /// The content.
     pub record: &'a Record,
-    /// When serve took it.
+    /// When `serve` received it.
     pub received_at: DateTime<Utc>,
     /// When it was committed.
     pub processed_at: DateTime<Utc>,

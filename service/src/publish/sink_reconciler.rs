@@ -5,13 +5,14 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use millrace_crds::{ADOPT, From, Overflow, RecordPipeline, RedisStream, Sink, SinkEvent};
+use millrace_crds::{ADOPT, From, Overflow, RecordPipeline, RedisStream, Sink, status_api::PublisherState};
 use tokio::sync::watch;
 
 use crate::{
     config::ActiveManifest,
+    domain::{OutcomeKind, ShardId},
     lifecycle::Lifecycle,
-    store::{self, SinkRow, SinkState, Store},
+    store::{self, NewSink, SinkRow, SinkState, Store},
     streams::{Error as StreamsError, Output, Streams},
 };
 
@@ -19,7 +20,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ActiveSink {
     /// Its outcomes.
-    pub event: SinkEvent,
+    pub kind: OutcomeKind,
     /// Its stream and cursor.
     pub output: Output,
 }
@@ -48,21 +49,21 @@ enum Error {
 }
 
 impl SinkReconciler {
-    /// Keeps the sinks until the process stops.
+    /// Reconciles the sinks until the process stops.
     ///
     /// # Errors
-    /// Never: what fails is said and done again.
+    /// Never: a failed pass is logged and retried.
     pub async fn run(mut self, lifecycle: Lifecycle) -> anyhow::Result<()> {
         let mut pause = Duration::from_millis(500);
         let mut halted = BTreeSet::new();
-        let mut promises_known = false;
+        let mut promises_checked = false;
         while !lifecycle.soft.is_cancelled() {
             let active_manifest = self.active_manifest.borrow_and_update().clone();
             match store::within(self.pass(&active_manifest, &mut halted)).await {
                 Ok(()) => {
                     pause = Duration::from_millis(500);
-                    if !promises_known {
-                        promises_known = self.say_promises().await.is_ok();
+                    if !promises_checked {
+                        promises_checked = self.check_promises().await.is_ok();
                     }
                 }
                 Err(error) => {
@@ -79,8 +80,8 @@ impl SinkReconciler {
         Ok(())
     }
 
-    /// Reads once what the servers' settings promise, and warns where an acknowledged record could be lost.
-    async fn say_promises(&self) -> Result<(), Error> {
+    /// Reads the durability settings of the servers once, and warns where an acknowledged record could be lost.
+    async fn check_promises(&self) -> Result<(), Error> {
         let redis = self.streams.promises().await?;
         let postgres = self.store.postgres_promises().await?;
         if redis.appendonly != "yes" || redis.appendfsync != "always" || redis.maxmemory_policy != "noeviction" {
@@ -104,24 +105,29 @@ impl SinkReconciler {
         Ok(())
     }
 
-    /// `halted` has the sinks that were said to be refused: each is said once.
+    /// `halted` has the refused sinks that were logged: each is logged once.
     async fn pass(&self, active_manifest: &ActiveManifest, halted: &mut BTreeSet<String>) -> Result<(), Error> {
         let manifest = &active_manifest.manifest;
         let version = active_manifest.policy.version;
         let rows = self.store.sinks().await?;
         for (sink, _) in redis_sinks(manifest) {
             let stream = sink.stream(&manifest.metadata.name).unwrap_or_default();
-            let kind = format!("{:?}", sink.event);
+            let kind = OutcomeKind::from(sink.event);
             match rows.iter().find(|row| row.name == sink.name) {
                 None => {
-                    // Without a word in the manifest: all of a new pipeline, only what is new of a running one.
+                    // The default: all outcomes of a new pipeline, only new ones of a running one.
                     let from = sink.from.unwrap_or(if version == 1 { From::Beginning } else { From::Now });
-                    let beginning = from == From::Beginning;
-                    let cursor_generation = self.store.cursor_generation().await?;
-                    self.store.add_sink(&sink.name, &kind, &stream, &cursor_generation, beginning, version).await?;
+                    let new = NewSink {
+                        name: &sink.name,
+                        kind,
+                        stream: &stream,
+                        cursor_generation: &self.store.cursor_generation().await?,
+                        from_beginning: from == From::Beginning,
+                    };
+                    self.store.add_sink(&new, version).await?;
                     tracing::info!(event = "publish.sink.added", sink = sink.name, stream, from = ?from, "added a sink");
                 }
-                // Carries something else by now: other numbers, so a new sink by the old name.
+                // Other outcomes have other numbers: a new sink of the old name.
                 Some(row) if row.kind != kind || row.removed => self.store.remove_sink(&sink.name, version).await?,
                 Some(row) if row.stream.as_ref() != Some(&stream) => {
                     self.store.move_sink(row, &stream, &self.store.cursor_generation().await?, version).await?;
@@ -157,8 +163,8 @@ impl SinkReconciler {
                             "a sink is halted until it is resumed by hand"
                         );
                     }
-                    let state = SinkState { state: "halted", detail };
-                    self.store.set_sink_state(&row.name, 0, None, Some(&state)).await?;
+                    let state = SinkState { state: PublisherState::Halted, detail };
+                    self.store.set_sink_state(&row.name, ShardId::new(0), None, Some(&state)).await?;
                 }
                 // Keeps no other sink from running.
                 Err(error) => outcome = Err(Error::Sink(row.name, Box::new(error))),
@@ -174,7 +180,7 @@ impl SinkReconciler {
         outcome
     }
 
-    /// Brings one sink to where its row says it should be; answers what its publishers need, once it is there.
+    /// Brings one sink to the state of its row. Returns the sink for its publishers once it is there.
     async fn apply(&self, row: &SinkRow, active_manifest: &ActiveManifest) -> Result<Option<ActiveSink>, Error> {
         let Some(stream) = row.stream.clone() else { return Ok(None) };
         let output = |stream: String, cursor_generation: &str, target: Option<&RedisStream>| Output {
@@ -202,8 +208,8 @@ impl SinkReconciler {
         let new = output(stream, &row.cursor_generation, Some(target));
         if !row.started {
             // Where the new cursor exists, the old one was ended before, and may have been in its very place.
-            let stands = self.streams.cursor(&new, 0).await?.is_some();
-            if let Some(old) = old.as_ref().filter(|_| !stands) {
+            let exists = self.streams.cursor(&new, ShardId::new(0)).await?.is_some();
+            if let Some(old) = old.as_ref().filter(|_| !exists) {
                 // Ends the old cursor first, so that no publisher appends to the old stream any more.
                 let Some(positions) = self.streams.retire_cursor(old).await? else {
                     return Err(Error::Streams(StreamsError::Refused(format!(
@@ -217,7 +223,7 @@ impl SinkReconciler {
             let starts = self.store.sink_starts(&row.name).await?;
             let made = self.streams.start_cursor(&new, &starts, manifest.annotation(ADOPT)).await?;
             crate::fault::point("before_sink_started");
-            // Another start is wanted by now: this one was read a while ago.
+            // The row was read a while ago: it may have another generation by now.
             if !made || !self.store.sink_started(&row.name, &row.cursor_generation).await? {
                 return Ok(None);
             }
@@ -233,9 +239,8 @@ impl SinkReconciler {
             self.streams.remove_cursor(old).await?;
             self.store.sink_moved(row).await?;
         }
-        let kind = format!("{:?}", sink.event);
-        Ok((row.kind == kind && row.stream.as_ref() == Some(&new.stream))
-            .then_some(ActiveSink { event: sink.event, output: new }))
+        let kind = OutcomeKind::from(sink.event);
+        Ok((row.kind == kind && row.stream.as_ref() == Some(&new.stream)).then_some(ActiveSink { kind, output: new }))
     }
 }
 

@@ -5,8 +5,8 @@
 
 use std::collections::VecDeque;
 
-use poem::{http::HeaderMap, web::Data};
-use poem_openapi::{Object, OpenApi, param::Query, types::Example};
+use poem::http::HeaderMap;
+use poem_openapi::{Object, param::Query, types::Example};
 use serde::Serialize;
 use serde_json::json;
 
@@ -14,14 +14,15 @@ use super::{
     Tags,
     answer::Streamed,
     format::{Format, csv_line},
+    record_filter::filtered_operation,
     stream::{Cut, Out, Slots, body},
     types::{Time, Word},
-    views::{RecordParams, RecordType, RecordView},
+    views::{RecordType, RecordView},
 };
 use crate::{
-    domain::render_time,
+    domain::{DestinationId, DestinationUnit, Seq, Unit, render_time},
     http::{App, auth::Reader, problem::Failure},
-    store::{RecordFilter, Snapshot, StoredRecord, UnitTotal},
+    store::{DestinationSeq, RecordFilter, Snapshot, StoredRecord, UnitTotal},
 };
 
 /// Rows of a page.
@@ -84,8 +85,8 @@ pub struct AggregationsApi {
     pub(super) slots: Slots,
 }
 
-#[OpenApi(tag = "Tags::Sums")]
-impl AggregationsApi {
+filtered_operation! {
+    "Tags::Sums" AggregationsApi;
     /// Totals and records per destination
     ///
     /// Streams a response of any size from one snapshot (`asOf`). `Accept` selects JSON, NDJSON (`{"group":…}` and
@@ -96,52 +97,14 @@ impl AggregationsApi {
     /// For a day in a local time zone, send its two midnights with their offsets. They differ when the clocks change.
     /// The day of 2026-03-29 in Berlin: `startTime=2026-03-29T00:00:00%2B01:00&endTime=2026-03-30T00:00:00%2B02:00`.
     #[oai(path = "/records/aggregations", method = "get", operation_id = "aggregateRecords")]
-    #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
-    async fn aggregations(
-        &self,
-        app: Data<&App>,
-        _reader: Reader,
+    async fn aggregations(self, app, filter; [
         headers: &HeaderMap,
         /// `false`: only totals.
         #[oai(default = "default_true")]
         records: Query<bool>,
-        /// Only records with one of these ids; up to 100 times.
-        #[oai(name = "recordId", default)]
-        record_id: Query<Vec<Word>>,
-        /// Only this destination.
-        #[oai(name = "destinationId")]
-        destination_id: Query<Option<Word>>,
-        /// Only this reference.
-        reference: Query<Option<Word>>,
-        /// Only this source.
-        #[oai(name = "sourceId")]
-        source_id: Query<Option<Word>>,
-        /// Only records of this type.
-        r#type: Query<Option<RecordType>>,
-        /// Only this unit.
-        unit: Query<Option<Word>>,
-        /// Only records whose `time` is at or after this.
-        #[oai(name = "startTime")]
-        start_time: Query<Option<Time>>,
-        /// Only records whose `time` is before this.
-        #[oai(name = "endTime")]
-        end_time: Query<Option<Time>>,
-        /// Only records that raised an alert, or only those that did not.
-        alerted: Query<Option<bool>>,
-    ) -> Result<Streamed<Aggregations>, Failure> {
+    ] [
+    ]) -> Streamed<Aggregations> {
         let format = Format::of(headers)?;
-        let params = RecordParams {
-            record_id: record_id.0,
-            destination_id: destination_id.0,
-            reference: reference.0,
-            source_id: source_id.0,
-            r#type: r#type.0,
-            unit: unit.0,
-            start_time: start_time.0,
-            end_time: end_time.0,
-            alerted: alerted.0,
-        };
-        let filter = params.filter(app.0)?;
         let slot = self.slots.take()?;
         let snapshot = app.store.snapshot().await?;
         let with_records = records.0;
@@ -161,13 +124,13 @@ async fn aggregate(mut snapshot: Snapshot, filter: RecordFilter, mut writer: Agg
     let as_of = render_time(snapshot.as_of);
     writer.begin(&as_of);
     let mut records = Records::new(writer.with_records);
-    let mut after = (String::new(), String::new());
-    let mut group: Option<(String, i64)> = None;
+    let mut after = DestinationUnit { destination_id: DestinationId::stored(""), unit: Unit::stored("") };
+    let mut group: Option<(DestinationId, i64)> = None;
     loop {
-        let page = snapshot.totals(&filter, (&after.0, &after.1), PAGE).await?;
+        let page = snapshot.totals(&filter, &after, PAGE).await?;
         let last = page.len() < PAGE as usize;
         if let Some(end) = page.last() {
-            after = (end.destination_id.clone(), end.unit.clone());
+            after = DestinationUnit { destination_id: end.destination_id.clone(), unit: end.unit.clone() };
         }
         for total in page {
             match &mut group {
@@ -198,13 +161,14 @@ async fn aggregate(mut snapshot: Snapshot, filter: RecordFilter, mut writer: Agg
 /// Reads the matching records, page by page, in the order of the groups.
 struct Records {
     page: VecDeque<StoredRecord>,
-    after: (String, i64),
+    after: DestinationSeq,
     ended: bool,
 }
 
 impl Records {
     fn new(wanted: bool) -> Self {
-        Self { page: VecDeque::new(), after: (String::new(), 0), ended: !wanted }
+        let after = DestinationSeq { destination_id: DestinationId::stored(""), seq: Seq::ZERO };
+        Self { page: VecDeque::new(), after, ended: !wanted }
     }
 
     /// Takes the next record if it belongs to the destination.
@@ -212,17 +176,17 @@ impl Records {
         &mut self,
         snapshot: &mut Snapshot,
         filter: &RecordFilter,
-        destination: &str,
+        destination: &DestinationId,
     ) -> Result<Option<StoredRecord>, Cut> {
         if self.page.is_empty() && !self.ended {
-            let page = snapshot.records(filter, (&self.after.0, self.after.1), PAGE).await?;
+            let page = snapshot.records(filter, &self.after, PAGE).await?;
             self.ended = page.len() < PAGE as usize;
             if let Some(last) = page.last() {
-                self.after = (last.destination_id.clone(), last.seq);
+                self.after = DestinationSeq { destination_id: last.destination_id.clone(), seq: last.seq };
             }
             self.page = page.into();
         }
-        Ok(self.page.pop_front_if(|record| record.destination_id == destination))
+        Ok(self.page.pop_front_if(|record| record.destination_id == *destination))
     }
 }
 
@@ -265,12 +229,12 @@ impl AggregationWriter {
         let UnitTotal { destination_id, unit, count, total } = total;
         if self.format == Format::Csv {
             if !self.with_records {
-                csv_line(&mut self.out.buffer, [destination_id.as_str(), unit, &count.to_string(), total]);
+                csv_line(&mut self.out.buffer, [destination_id.as_str(), unit.as_str(), &count.to_string(), total]);
             }
             return Ok(());
         }
         self.out.text(if std::mem::take(&mut self.first_total) { "[" } else { "," });
-        self.out.json(&Total { unit: unit.clone(), count: *count, total: total.clone() })
+        self.out.json(&Total { unit: unit.to_string(), count: *count, total: total.clone() })
     }
 
     /// Ends the totals of a group and writes its records. Fails unless there are `count` of them.
@@ -279,7 +243,7 @@ impl AggregationWriter {
         snapshot: &mut Snapshot,
         filter: &RecordFilter,
         records: &mut Records,
-        destination: &str,
+        destination: &DestinationId,
         count: i64,
     ) -> Result<(), Cut> {
         match self.format {

@@ -196,21 +196,26 @@ pub(super) fn in_order(start: Option<Time>, end: Option<Time>) -> Result<(), Fai
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{Seq, ShardId, ShardSeq};
+
+    fn place(seq: &i64) -> ShardSeq {
+        ShardSeq { shard: ShardId::new(0), seq: Seq::new(*seq) }
+    }
 
     #[test]
     fn a_cursor_is_valid_only_for_its_path_and_filters() {
-        let paging = Paging::<(i32, i64)>::new("/records", &"a", None, 2).expect("paging");
-        let page = paging.page(vec![1, 2, 3], |n| (0, i64::from(*n)), |n| n);
+        let paging = Paging::<ShardSeq>::new("/records", &"a", None, 2).expect("paging");
+        let page = paging.page(vec![1, 2, 3], place, |n| n);
         assert_eq!(page.items, [1, 2]);
         let cursor = page.next_cursor.expect("there is more");
-        let again = Paging::<(i32, i64)>::new("/records", &"a", Some(cursor.clone()), 100).expect("paging");
-        assert_eq!(again.after, Some((0, 2)));
+        let again = Paging::<ShardSeq>::new("/records", &"a", Some(cursor.clone()), 100).expect("paging");
+        assert_eq!(again.after, Some(place(&2)));
         for (path, filter) in [("/records", "b"), ("/conflicts", "a")] {
-            assert!(Paging::<(i32, i64)>::new(path, &filter, Some(cursor.clone()), 100).is_err());
+            assert!(Paging::<ShardSeq>::new(path, &filter, Some(cursor.clone()), 100).is_err());
         }
         for broken in ["", "x", "!!", &cursor[1..]] {
-            assert!(Paging::<(i32, i64)>::new("/records", &"a", Some(broken.to_owned()), 100).is_err());
+            assert!(Paging::<ShardSeq>::new("/records", &"a", Some(broken.to_owned()), 100).is_err());
         }
-        assert!(paging.page(vec![1, 2], |n| (0, i64::from(*n)), |n| n).next_cursor.is_none());
+        assert!(paging.page(vec![1, 2], place, |n| n).next_cursor.is_none());
     }
 }

@@ -13,6 +13,7 @@ use super::{
     types::{Time, Word},
 };
 use crate::{
+    domain::Text,
     http::{App, auth::Reader, problem::Failure},
     store::{AuditFilter, AuditPlace, Fact},
 };
@@ -243,7 +244,7 @@ impl AuditApi {
                 workers.entry(worker).or_default().insert(total.action, total.count);
             }
         }
-        let after = paging.after.as_ref().map_or("", |Word(destination)| destination);
+        let after = paging.after.as_ref().map_or("", |Word(destination)| destination.as_str());
         let rows = app.store.audit_destinations(&filter, after, paging.rows()).await?;
         let mut destinations: Vec<DestinationCounts> = Vec::new();
         for row in rows {
@@ -255,7 +256,7 @@ impl AuditApi {
                 last.actions.insert(row.action, row.count);
             }
         }
-        let page = paging.page(destinations, |row| Word(row.destination_id.clone()), |row| row);
+        let page = paging.page(destinations, |row| Word(Text::stored(row.destination_id.as_str())), |row| row);
         Ok(Answer(AuditSummary {
             actions,
             workers: workers.into_iter().map(|(worker, actions)| WorkerCounts { worker, actions }).collect(),
@@ -280,8 +281,8 @@ fn filter(
     actions.dedup();
     AuditFilter {
         actions: (!actions.is_empty()).then_some(actions),
-        record_id: record_id.map(|id| id.0),
-        destination_id: destination_id.map(|id| id.0),
+        record_id: record_id.map(|id| id.0.to_string()),
+        destination_id: destination_id.map(|id| id.0.to_string()),
         start: start.map(|time| time.0),
         end: end.map(|time| time.0),
     }

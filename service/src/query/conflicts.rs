@@ -12,6 +12,7 @@ use super::{
     views::RecordView,
 };
 use crate::{
+    domain::ShardSeq,
     http::{App, auth::Reader, problem::Failure},
     store::{ConflictFilter, StoredConflict},
 };
@@ -50,8 +51,8 @@ impl From<StoredConflict> for Conflict {
     fn from(conflict: StoredConflict) -> Self {
         let (refused, refused_text, refused_base64) = Shown::of(conflict.payload).fields();
         Self {
-            id: format!("{}-c{}", conflict.shard, conflict.n),
-            record_id: conflict.record_id,
+            id: format!("{}-c{}", conflict.shard, conflict.seq),
+            record_id: conflict.record_id.into(),
             time: Time(conflict.noted_at),
             received_at: Time(conflict.received_at),
             record: conflict.record.map(RecordView::from),
@@ -98,13 +99,13 @@ impl ConflictsApi {
     ) -> Result<Answer<Page<Conflict>>, Failure> {
         in_order(start_time.0, end_time.0)?;
         let filter = ConflictFilter {
-            record_id: record_id.0.map(|id| id.0),
-            destination_id: destination_id.0.map(|id| id.0),
+            record_id: record_id.0.map(|id| id.0.into()),
+            destination_id: destination_id.0.map(|id| id.0.into()),
             start: start_time.0.map(|time| time.0),
             end: end_time.0.map(|time| time.0),
         };
-        let paging = Paging::<(i32, i64)>::new("/conflicts", &filter, cursor.0, limit.0)?;
-        let rows = app.store.list_conflicts(&filter, paging.after.unwrap_or((-1, 0)), paging.rows()).await?;
-        Ok(Answer(paging.page(rows, |row| (row.shard, row.n), Conflict::from)))
+        let paging = Paging::<ShardSeq>::new("/conflicts", &filter, cursor.0, limit.0)?;
+        let rows = app.store.list_conflicts(&filter, paging.after.unwrap_or_default(), paging.rows()).await?;
+        Ok(Answer(paging.page(rows, |row| ShardSeq { shard: row.shard, seq: row.seq }, Conflict::from)))
     }
 }

@@ -1,76 +1,14 @@
 //! A dead letter as the API returns it, and payloads of any kind.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use poem_openapi::{Enum, Object, types::Example};
+use poem_openapi::{Object, types::Example};
 use serde::Serialize;
 
 use super::types::{RawJson, Time};
-use crate::{domain::is_deep, store::StoredDeadLetter};
-
-/// The state of a dead letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
-#[oai(rename_all = "lowercase")]
-#[serde(rename_all = "lowercase")]
-pub(super) enum DeadLetterState {
-    /// It has its id, and waits for a replay or discard.
-    Open,
-    /// A replay of its payload was decided.
-    Replayed,
-    /// An administrator discarded it; its id is free.
-    Discarded,
-}
-
-impl DeadLetterState {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Replayed => "replayed",
-            Self::Discarded => "discarded",
-        }
-    }
-
-    pub(super) fn of(text: &str) -> Self {
-        match text {
-            "replayed" => Self::Replayed,
-            "discarded" => Self::Discarded,
-            _ => Self::Open,
-        }
-    }
-}
-
-/// Why an entry became a dead letter; docs/errors.md describes each reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
-#[oai(rename_all = "snake_case")]
-pub(super) enum DeadLetterReason {
-    /// Its destination's total would be below `policy.minimumTotal`.
-    BelowMinimumTotal,
-    /// The total of its key would have more than 19 integer digits.
-    TotalOutOfBounds,
-    /// It is not a record.
-    Malformed,
-    /// It is in the input stream of another shard than its destination's.
-    WrongShard,
-    /// Postgres refused the row.
-    RefusedByStore,
-    /// Deciding it panicked.
-    Panicked,
-    /// Workers crashed at it before it was decided.
-    CrashedWorker,
-}
-
-impl DeadLetterReason {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::BelowMinimumTotal => "below_minimum_total",
-            Self::TotalOutOfBounds => "total_out_of_bounds",
-            Self::Malformed => "malformed",
-            Self::WrongShard => "wrong_shard",
-            Self::RefusedByStore => "refused_by_store",
-            Self::Panicked => "panicked",
-            Self::CrashedWorker => "crashed_worker",
-        }
-    }
-}
+use crate::{
+    domain::{DeadLetterState, is_deep},
+    store::StoredDeadLetter,
+};
 
 /// A payload in the one form in which the API can show it.
 #[derive(Debug)]
@@ -176,12 +114,12 @@ impl From<StoredDeadLetter> for DeadLetter {
     fn from(dead_letter: StoredDeadLetter) -> Self {
         let (payload, payload_text, payload_base64) = Shown::of(dead_letter.payload).fields();
         Self {
-            id: format!("{}-d{}", dead_letter.shard, dead_letter.n),
-            state: DeadLetterState::of(&dead_letter.state),
-            reason: dead_letter.reason,
+            id: format!("{}-d{}", dead_letter.shard, dead_letter.seq),
+            state: dead_letter.state,
+            reason: dead_letter.reason.as_str().to_owned(),
             detail: dead_letter.detail,
-            record_id: dead_letter.record_id,
-            destination_id: dead_letter.destination_id,
+            record_id: dead_letter.record_id.map(String::from),
+            destination_id: dead_letter.destination_id.map(String::from),
             opened_at: Time(dead_letter.opened_at),
             received_at: Time(dead_letter.received_at),
             closed_at: dead_letter.closed_at.map(Time),

@@ -15,11 +15,11 @@ use serde::Serialize;
 use super::{
     Tags,
     answer::{Answer, MAX_LIMIT, Page, Paging, in_order},
-    dead_letter_view::{DeadLetter, DeadLetterReason, DeadLetterState},
+    dead_letter_view::DeadLetter,
     types::{Time, Word},
 };
 use crate::{
-    domain::DeadLetterId,
+    domain::{DeadLetterId, DeadLetterReason, DeadLetterState, Seq, ShardId, ShardSeq},
     http::{
         App,
         auth::{Administrator, Reader},
@@ -101,16 +101,16 @@ impl DeadLettersApi {
     ) -> Result<Answer<Page<DeadLetter>>, Failure> {
         in_order(start_time.0, end_time.0)?;
         let filter = DeadLetterFilter {
-            state: state.0.map(|state| state.as_str().to_owned()),
-            reason: reason.0.map(|reason| reason.as_str().to_owned()),
-            record_id: record_id.0.map(|id| id.0),
-            destination_id: destination_id.0.map(|id| id.0),
+            state: state.0,
+            reason: reason.0,
+            record_id: record_id.0.map(|id| id.0.into()),
+            destination_id: destination_id.0.map(|id| id.0.into()),
             start: start_time.0.map(|time| time.0),
             end: end_time.0.map(|time| time.0),
         };
-        let paging = Paging::<(i32, i64)>::new("/dead-letters", &filter, cursor.0, limit.0)?;
-        let rows = app.store.list_dead_letters(&filter, paging.after.unwrap_or((-1, 0)), paging.rows()).await?;
-        Ok(Answer(paging.page(rows, |row| (row.shard, row.n), DeadLetter::from)))
+        let paging = Paging::<ShardSeq>::new("/dead-letters", &filter, cursor.0, limit.0)?;
+        let rows = app.store.list_dead_letters(&filter, paging.after.unwrap_or_default(), paging.rows()).await?;
+        Ok(Answer(paging.page(rows, |row| ShardSeq { shard: row.shard, seq: row.seq }, DeadLetter::from)))
     }
 
     /// Replay a dead letter
@@ -128,14 +128,15 @@ impl DeadLettersApi {
     ) -> Result<Answer<DeadLetterAction, 202>, Failure> {
         let id = dead_letter_id(&id.0)?;
         let dead_letter = app.store.find_dead_letter(id).await?.ok_or_else(|| no_dead_letter(id))?;
-        if dead_letter.state != "open" {
-            return Err(not_open(id, &dead_letter.state));
+        if dead_letter.state != DeadLetterState::Open {
+            return Err(not_open(id, dead_letter.state));
         }
         let entry = outgoing(id, dead_letter).ok_or_else(|| {
             let detail = "the payload is not text and cannot be appended again; discard the dead letter";
             Failure::new(409, "dead_letter_not_replayable", detail)
         })?;
-        append(app.0, id.shard, &[id.n], &[entry], &caller.0.name).await?;
+        let replays = Replays { shard: id.shard, numbers: vec![id.seq], entries: vec![entry] };
+        append(app.0, &replays, &caller.0.name).await?;
         Ok(Answer(DeadLetterAction { id: id.to_string(), status: "queued".to_owned() }))
     }
 
@@ -153,7 +154,7 @@ impl DeadLettersApi {
         let id = dead_letter_id(&id.0)?;
         if !app.store.discard_dead_letter(id, &caller.0.name).await? {
             let dead_letter = app.store.find_dead_letter(id).await?.ok_or_else(|| no_dead_letter(id))?;
-            return Err(not_open(id, &dead_letter.state));
+            return Err(not_open(id, dead_letter.state));
         }
         let actor = &caller.0.name;
         tracing::info!(event = "query.dead_letter.discarded", dead_letter = %id, %actor, "discarded a dead letter");
@@ -196,16 +197,16 @@ impl DeadLettersApi {
     ) -> Result<Answer<ReplayResult, 202>, Failure> {
         in_order(start_time.0, end_time.0)?;
         let filter = DeadLetterFilter {
-            state: Some("open".to_owned()),
-            reason: reason.0.map(|reason| reason.as_str().to_owned()),
-            record_id: record_id.0.map(|id| id.0),
-            destination_id: destination_id.0.map(|id| id.0),
+            state: Some(DeadLetterState::Open),
+            reason: reason.0,
+            record_id: record_id.0.map(|id| id.0.into()),
+            destination_id: destination_id.0.map(|id| id.0.into()),
             start: start_time.0.map(|time| time.0),
             end: end_time.0.map(|time| time.0),
         };
-        let paging = Paging::<(i32, i64)>::new("/dead-letters/replay", &filter, cursor.0, limit.0)?;
+        let paging = Paging::<ShardSeq>::new("/dead-letters/replay", &filter, cursor.0, limit.0)?;
         let matching = app.store.count_dead_letters(&filter).await?;
-        let mut after = paging.after.unwrap_or((-1, 0));
+        let mut after = paging.after.unwrap_or_default();
         let mut result =
             ReplayResult { dry_run: dry_run.0, matching, queued: 0, unreadable: 0, ids: Vec::new(), next_cursor: None };
         let mut left = paging.limit();
@@ -215,12 +216,12 @@ impl DeadLettersApi {
             let ended = dead_letters.len() < BATCH.min(left);
             left -= dead_letters.len();
             if let Some(last) = dead_letters.last() {
-                after = (last.shard, last.n);
+                after = ShardSeq { shard: last.shard, seq: last.seq };
             }
-            for (shard, numbers, entries) in by_shard(dead_letters, &mut result) {
+            for replays in by_shard(dead_letters, &mut result) {
                 if !dry_run.0 {
-                    append(app.0, shard, &numbers, &entries, &caller.0.name).await?;
-                    result.queued += numbers.len() as i64;
+                    append(app.0, &replays, &caller.0.name).await?;
+                    result.queued += replays.numbers.len() as i64;
                 }
             }
             if ended {
@@ -248,11 +249,11 @@ fn no_dead_letter(id: DeadLetterId) -> Failure {
     Failure::new(404, "not_found", format!("there is no dead letter {id}"))
 }
 
-fn not_open(id: DeadLetterId, state: &str) -> Failure {
+fn not_open(id: DeadLetterId, state: DeadLetterState) -> Failure {
     Failure::new(
         409,
         "dead_letter_not_open",
-        format!("dead letter {id} is {state}; only open dead letters can be changed"),
+        format!("dead letter {id} is {}; only open dead letters can be changed", state.as_str()),
     )
 }
 
@@ -268,31 +269,37 @@ fn outgoing(id: DeadLetterId, dead_letter: StoredDeadLetter) -> Option<Outgoing>
     })
 }
 
-type Group = (u16, Vec<i64>, Vec<Outgoing>);
+/// Replays of one shard: numbers and entries are of the same dead letters.
+struct Replays {
+    shard: ShardId,
+    numbers: Vec<Seq>,
+    entries: Vec<Outgoing>,
+}
 
 /// Groups consecutive dead letters of one shard, in the order of the list. Adds ids and unreadable ones to the result.
-fn by_shard(dead_letters: Vec<StoredDeadLetter>, result: &mut ReplayResult) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
+fn by_shard(dead_letters: Vec<StoredDeadLetter>, result: &mut ReplayResult) -> Vec<Replays> {
+    let mut groups: Vec<Replays> = Vec::new();
     for dead_letter in dead_letters {
-        let Ok(shard) = u16::try_from(dead_letter.shard) else { continue };
-        let id = DeadLetterId { shard, n: dead_letter.n };
+        let id = DeadLetterId { shard: dead_letter.shard, seq: dead_letter.seq };
         let Some(entry) = outgoing(id, dead_letter) else {
             result.unreadable += 1;
             continue;
         };
         result.ids.push(id.to_string());
         match groups.last_mut() {
-            Some((last, numbers, entries)) if *last == shard => {
-                numbers.push(id.n);
-                entries.push(entry);
+            Some(last) if last.shard == id.shard => {
+                last.numbers.push(id.seq);
+                last.entries.push(entry);
             }
-            _ => groups.push((shard, vec![id.n], vec![entry])),
+            _ => groups.push(Replays { shard: id.shard, numbers: vec![id.seq], entries: vec![entry] }),
         }
     }
     groups
 }
 
-async fn append(app: &App, shard: u16, numbers: &[i64], entries: &[Outgoing], actor: &str) -> Result<(), Failure> {
+async fn append(app: &App, replays: &Replays, actor: &str) -> Result<(), Failure> {
+    let Replays { shard, numbers, entries } = replays;
+    let shard = *shard;
     // The request is stored first: a worker may decide the replay before the append returns.
     app.store.note_replay(shard, numbers, actor).await?;
     let (pipeline_id, limit) = {
@@ -303,8 +310,7 @@ async fn append(app: &App, shard: u16, numbers: &[i64], entries: &[Outgoing], ac
         if limits::NOT_REPLAYED.allows(Instant::now()) {
             let dead_letters = numbers.len();
             tracing::warn!(
-                event = "query.dead_letter.replay_failed",
-                shard,
+                event = "query.dead_letter.replay_failed", shard = shard.get(),
                 dead_letters,
                 %error,
                 "dead letters cannot be replayed"
@@ -330,7 +336,7 @@ async fn append(app: &App, shard: u16, numbers: &[i64], entries: &[Outgoing], ac
     })?;
     tracing::info!(
         event = "query.dead_letter.replayed",
-        shard,
+        shard = shard.get(),
         dead_letters = numbers.len(),
         actor,
         "replayed dead letters"

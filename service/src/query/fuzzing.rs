@@ -5,18 +5,20 @@ use chrono::Datelike as _;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{answer::Paging, audit::Place, types::Word};
+use crate::domain::{ShardSeq, Text};
 
 /// Checks one input. Its first byte selects the list, and whether the rest is a cursor or the content of one.
 pub fn cursor(bytes: &[u8]) {
     let Some((&how, rest)) = bytes.split_first() else { return };
     let text = String::from_utf8_lossy(rest);
     match how % 4 {
-        0 => read(&text, how >= 128, (0, 0), |_: &(i32, i64)| {}),
+        0 => read(&text, how >= 128, ShardSeq::default(), |_| {}),
         1 => {
             let first: Place = serde_json::from_str(r#"["2026-01-31T12:00:00Z",0,0,0,0]"#).expect("a place");
             read(&text, how >= 128, first, |place| assert!((1..=9999).contains(&place.0.0.year())));
         }
-        2 => read(&text, how >= 128, Word("a".to_owned()), |Word(word)| {
+        2 => read(&text, how >= 128, Word(Text::stored("a")), |Word(word)| {
+            let word = word.as_str();
             assert!(!word.is_empty() && !word.chars().any(char::is_control), "Postgres refuses U+0000: {word:?}");
         }),
         _ => made(rest),

@@ -9,18 +9,16 @@ use serde::Serialize;
 use super::{
     Tags,
     answer::Answer,
-    dead_letter_view::DeadLetterState,
     types::{Time, Word},
     views::RecordView,
 };
 use crate::{
-    domain::StreamId,
+    domain::{DeadLetterState, OutcomeKind, RecordId, StreamId},
     http::{App, auth::Reader, problem::Failure},
-    store::{RecordHistory, StoredDeadLetter, StoredRecord},
+    store::{FoundRecord, RecordHistory, StoredDeadLetter, StoredRecord},
     streams::Search,
     telemetry::limits,
 };
-use millrace_crds::SinkEvent;
 
 /// The status of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
@@ -109,7 +107,7 @@ pub(super) struct History {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Its shard.
-    pub shard: i32,
+    pub shard: u16,
     /// Its sequence number in the shard, once it is processed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seq: Option<i64>,
@@ -159,7 +157,7 @@ impl HistoryApi {
         #[oai(name = "recordId")]
         record_id: Path<Word>,
     ) -> Result<Answer<History>, Failure> {
-        let (app, id) = (app.0, record_id.0.0);
+        let (app, id) = (app.0, RecordId::from(record_id.0.0));
         if let Some(history) = applied(app, &id, false).await? {
             return Ok(Answer(history));
         }
@@ -176,11 +174,11 @@ impl HistoryApi {
                 let dead_letters = app.store.dead_letters_of(&id).await?;
                 let record = RecordView { received_at, ..RecordView::from(&queued.record) };
                 Ok(Answer(History {
-                    record_id: id,
+                    record_id: id.into(),
                     status: Status::Queued,
                     record: Some(record),
                     id: None,
-                    shard: i32::from(queued.shard),
+                    shard: queued.shard.get(),
                     seq: None,
                     received_at,
                     queued_at: time_of(queued.id),
@@ -219,25 +217,25 @@ fn perhaps_queued(detail: &str) -> Failure {
 }
 
 /// The history in Postgres of an id that is taken. With `free`, also of an id whose dead letter was discarded.
-async fn applied(app: &App, id: &str, free: bool) -> Result<Option<History>, Failure> {
+async fn applied(app: &App, id: &RecordId, free: bool) -> Result<Option<History>, Failure> {
     let found = app.store.find_record(id).await?;
     let dead_letters = app.store.dead_letters_of(id).await?;
-    if let Some((record, rest)) = found {
-        let published = published(app, &record, rest.threshold.is_some()).await?;
-        return Ok(Some(processed(app, record, rest, published, &dead_letters).await?));
+    if let Some(FoundRecord { record, history }) = found {
+        let published = published(app, &record, history.threshold.is_some()).await?;
+        return Ok(Some(processed(app, record, history, published, &dead_letters).await?));
     }
-    let open = dead_letters.iter().rev().find(|dead_letter| dead_letter.state == "open");
+    let open = dead_letters.iter().rev().find(|dead_letter| dead_letter.state == DeadLetterState::Open);
     let Some(last) = open.or_else(|| dead_letters.last().filter(|_| free)) else { return Ok(None) };
     let record = crate::domain::Record::parse(&last.payload).ok();
     let traces = app.store.traces(id).await?;
     Ok(Some(History {
-        record_id: id.to_owned(),
-        status: if last.state == "open" { Status::DeadLettered } else { Status::Discarded },
+        record_id: id.to_string(),
+        status: if last.state == DeadLetterState::Open { Status::DeadLettered } else { Status::Discarded },
         record: record
             .as_ref()
             .map(|record| RecordView { received_at: Some(Time(last.received_at)), ..RecordView::from(record) }),
         id: None,
-        shard: last.shard,
+        shard: last.shard.get(),
         seq: None,
         received_at: Some(Time(last.received_at)),
         queued_at: None,
@@ -254,26 +252,26 @@ async fn applied(app: &App, id: &str, free: bool) -> Result<Option<History>, Fai
 async fn processed(
     app: &App,
     record: StoredRecord,
-    rest: RecordHistory,
+    history: RecordHistory,
     published: Vec<SinkPublished>,
     dead_letters: &[StoredDeadLetter],
 ) -> Result<History, Failure> {
     let traces = app.store.traces(&record.record_id).await?;
     Ok(History {
-        record_id: record.record_id.clone(),
+        record_id: record.record_id.to_string(),
         status: Status::Processed,
         id: Some(format!("{}-{}", record.shard, record.seq)),
-        shard: record.shard,
-        seq: Some(record.seq),
+        shard: record.shard.get(),
+        seq: Some(record.seq.get()),
         received_at: Some(Time(record.received_at)),
-        queued_at: rest.stream_id.parse().ok().and_then(time_of),
+        queued_at: history.stream_id.parse().ok().and_then(time_of),
         processed_at: Some(Time(record.processed_at)),
         summary: Some(Summary {
-            previous_count: rest.previous_count,
-            previous_total: rest.previous_total,
-            unit: record.unit.clone(),
+            previous_count: history.previous_count,
+            previous_total: history.previous_total,
+            unit: record.unit.to_string(),
         }),
-        threshold: rest.threshold,
+        threshold: history.threshold,
         published,
         duplicates: traces.duplicates,
         conflicts: traces.conflicts,
@@ -285,19 +283,19 @@ async fn processed(
 /// Whether each sink of the manifest has published a processed record.
 async fn published(app: &App, record: &StoredRecord, alerted: bool) -> Result<Vec<SinkPublished>, Failure> {
     let manifest = app.manifest.borrow().manifest.clone();
-    let carried = |event| event == SinkEvent::Processed || event == SinkEvent::Alert && alerted;
+    let carried = |kind: OutcomeKind| kind == OutcomeKind::Processed || kind == OutcomeKind::Alert && alerted;
     let (names, streams): (Vec<_>, Vec<_>) = manifest
         .spec
         .sinks
         .iter()
-        .filter(|sink| carried(sink.event))
+        .filter(|sink| carried(sink.event.into()))
         .filter_map(|sink| Some((sink.name.clone(), sink.stream(&manifest.metadata.name)?)))
         .unzip();
     if names.is_empty() {
         return Ok(Vec::new());
     }
     let started = app.store.sink_beginnings().await?;
-    let cursors = app.streams.cursors(&streams).await.inspect_err(|error| {
+    let cursors = app.streams.sink_cursors(&streams).await.inspect_err(|error| {
         if limits::CURSORS_FAILED.allows(Instant::now()) {
             tracing::warn!(event = "query.cursors.failed", %error, "the cursors of sinks cannot be read");
         }
@@ -309,7 +307,9 @@ async fn published(app: &App, record: &StoredRecord, alerted: bool) -> Result<Ve
         }
         match cursors.as_ref().ok().and_then(|cursors| cursors.get(index)) {
             None => PublishedState::Unknown,
-            Some(cursor) if cursor.get(&record.shard).is_some_and(|at| *at >= record.seq) => PublishedState::Published,
+            Some(cursor) if cursor.numbers.get(&record.shard).is_some_and(|at| *at >= record.seq) => {
+                PublishedState::Published
+            }
             Some(_) => PublishedState::Waiting,
         }
     };
@@ -318,9 +318,9 @@ async fn published(app: &App, record: &StoredRecord, alerted: bool) -> Result<Ve
 
 fn dead_letter(dead_letter: &StoredDeadLetter) -> RecordDeadLetter {
     RecordDeadLetter {
-        id: format!("{}-d{}", dead_letter.shard, dead_letter.n),
-        state: DeadLetterState::of(&dead_letter.state),
-        reason: dead_letter.reason.clone(),
+        id: format!("{}-d{}", dead_letter.shard, dead_letter.seq),
+        state: dead_letter.state,
+        reason: dead_letter.reason.as_str().to_owned(),
         opened_at: Time(dead_letter.opened_at),
         closed_at: dead_letter.closed_at.map(Time),
     }

@@ -13,6 +13,7 @@ mod format;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod history;
+mod record_filter;
 mod records;
 mod rollups;
 mod stats;

@@ -4,8 +4,8 @@ use std::{fmt::Write as _, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::TryStreamExt as _;
-use poem::{http::HeaderMap, web::Data};
-use poem_openapi::{Enum, Object, OpenApi, param::Query, types::Example};
+use poem::http::HeaderMap;
+use poem_openapi::{Enum, Object, param::Query, types::Example};
 use serde::Serialize;
 use serde_json::json;
 
@@ -14,12 +14,13 @@ use super::{
     aggregations::Total,
     answer::{Streamed, invalid_parameter},
     format::{Format, csv_line},
+    record_filter::filtered_operation,
     stream::{Cut, Out, Slots, body},
     types::{Time, Word},
-    views::{RecordParams, RecordType},
+    views::RecordType,
 };
 use crate::{
-    domain::render_time,
+    domain::{DestinationId, Reference, SourceId, Unit, render_time},
     http::{App, auth::Reader, problem::Failure},
     store::{RecordFilter, RollupBy, RollupPart, Snapshot},
 };
@@ -119,8 +120,8 @@ pub struct RollupsApi {
     pub(super) slots: Slots,
 }
 
-#[OpenApi(tag = "Tags::Sums")]
-impl RollupsApi {
+filtered_operation! {
+    "Tags::Sums" RollupsApi;
     /// Totals per time window and group
     ///
     /// A window covers the record's `time`, aligned to UTC. Empty windows are omitted. For days in a local time zone,
@@ -128,55 +129,17 @@ impl RollupsApi {
     /// a response of any size from one snapshot (`asOf`) as JSON, NDJSON (`{"row":…}` lines, then `{"end":…}`) or CSV
     /// (one line per row and unit).
     #[oai(path = "/records/rollups", method = "get", operation_id = "rollUpRecords")]
-    #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
-    async fn rollups(
-        &self,
-        app: Data<&App>,
-        _reader: Reader,
+    async fn rollups(self, app, filter; [
         headers: &HeaderMap,
         /// Length of a window; absent: one row per group.
         window: Query<Option<Window>>,
         /// Any of destinationId, reference, sourceId, type, unit; repeated, or separated by commas.
         #[oai(name = "groupBy", default)]
         group_by: Query<Vec<String>>,
-        /// Only records with one of these ids; up to 100 times.
-        #[oai(name = "recordId", default)]
-        record_id: Query<Vec<Word>>,
-        /// Only this destination.
-        #[oai(name = "destinationId")]
-        destination_id: Query<Option<Word>>,
-        /// Only this reference.
-        reference: Query<Option<Word>>,
-        /// Only this source.
-        #[oai(name = "sourceId")]
-        source_id: Query<Option<Word>>,
-        /// Only records of this type.
-        r#type: Query<Option<RecordType>>,
-        /// Only this unit.
-        unit: Query<Option<Word>>,
-        /// Only records whose `time` is at or after this.
-        #[oai(name = "startTime")]
-        start_time: Query<Option<Time>>,
-        /// Only records whose `time` is before this.
-        #[oai(name = "endTime")]
-        end_time: Query<Option<Time>>,
-        /// Only records that raised an alert, or only those that did not.
-        alerted: Query<Option<bool>>,
-    ) -> Result<Streamed<Rollups>, Failure> {
+    ] [
+    ]) -> Streamed<Rollups> {
         let format = Format::of(headers)?;
         let by = rollup_by(window.0, &group_by.0)?;
-        let params = RecordParams {
-            record_id: record_id.0,
-            destination_id: destination_id.0,
-            reference: reference.0,
-            source_id: source_id.0,
-            r#type: r#type.0,
-            unit: unit.0,
-            start_time: start_time.0,
-            end_time: end_time.0,
-            alerted: alerted.0,
-        };
-        let filter = params.filter(app.0)?;
         let slot = self.slots.take()?;
         let snapshot = app.store.snapshot().await?;
         let body = body(slot, move |out| {
@@ -300,11 +263,11 @@ impl RollupWriter {
     /// The fields that the row is grouped by.
     fn fields<'a>(&self, part: &'a RollupPart) -> Vec<(&'static str, &'a str)> {
         let values = [
-            part.destination_id.as_deref(),
-            part.reference.as_deref(),
-            part.source_id.as_deref(),
+            part.destination_id.as_ref().map(DestinationId::as_str),
+            part.reference.as_ref().map(Reference::as_str),
+            part.source_id.as_ref().map(SourceId::as_str),
             part.positive.map(|positive| RecordType::of(positive).as_str()),
-            part.group_unit.as_deref(),
+            part.group_unit.as_ref().map(Unit::as_str),
         ];
         let named = self.groups().into_iter().zip(values);
         named.filter_map(|((by, name), value)| Some((name, value.filter(|_| by)?))).collect()
@@ -317,7 +280,7 @@ impl RollupWriter {
     }
 
     fn total(&mut self, part: &RollupPart) -> Result<(), Cut> {
-        let unit = part.unit.clone().unwrap_or_default();
+        let unit = part.unit.as_ref().map(Unit::to_string).unwrap_or_default();
         if self.format != Format::Csv {
             self.out.text(if std::mem::take(&mut self.first_total) { "[" } else { "," });
             return self.out.json(&Total { unit, count: part.count, total: part.total.clone() });

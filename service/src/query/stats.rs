@@ -1,15 +1,16 @@
 //! `GET /stats`: counts that add up, lags, and the durability settings of the servers.
 
-use std::{collections::HashMap, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
-use millrace_crds::SinkEvent;
 use poem::web::Data;
 use poem_openapi::{Object, OpenApi};
 use serde::Serialize;
 
 use super::{Tags, answer::Answer, types::Time};
 use crate::{
+    domain::OutcomeKind,
     http::{App, auth::Reader, problem::Failure},
+    publish::{SinkPosition, sink_lag},
     store::{Counts, ShardCounts},
     streams::Backlog,
     telemetry::limits,
@@ -34,7 +35,7 @@ pub(super) struct ShardBacklog {
 #[serde(rename_all = "camelCase")]
 pub(super) struct ShardStats {
     /// The shard.
-    pub shard: i32,
+    pub shard: u16,
     /// The worker that owns it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
@@ -278,13 +279,13 @@ fn in_flight(counts: &Counts, backlog: &[Backlog]) -> i64 {
     backlog
         .iter()
         .filter_map(|shard| {
-            let counted = counts.shards.iter().find(|counted| counted.shard == i32::from(shard.shard))?;
-            let applied = counted.records + counted.dead_letters + counted.conflicts + counted.duplicates;
+            let counted = counts.shards.iter().find(|counted| counted.shard == shard.shard)?;
+            let applied = counted.watermarks().sum() + counted.duplicates;
             let Some(committed) = shard.committed else {
                 // Nothing was acknowledged yet, or the watermarks are lost and nothing can be compared.
                 return Some(applied).filter(|first| *first <= shard.pending as i64);
             };
-            let acknowledged = committed.records + committed.dead_letters + committed.conflicts + committed.duplicates;
+            let acknowledged = committed.watermarks.sum() + committed.duplicates;
             // Entries that were applied after the read of Redis were still queued in it.
             Some((applied - acknowledged).clamp(0, (shard.pending + shard.queued) as i64))
         })
@@ -300,16 +301,16 @@ fn unapplied(counts: &Counts, backlog: &[Backlog]) -> i64 {
 /// The upper bound of lost records, over all shards; `None` while a shard has none.
 fn lost_at_most(counts: &Counts, backlog: &[Backlog]) -> Option<i64> {
     let most = |shard: &Backlog| {
-        let least = counts.shards.iter().find(|counted| counted.shard == i32::from(shard.shard))?.lost;
+        let least = counts.shards.iter().find(|counted| counted.shard == shard.shard)?.lost;
         shard.lost_at_most.map(|most| most.max(least))
     };
     backlog.iter().map(most).sum()
 }
 
 fn shard_stats(shard: &ShardCounts, backlog: Option<&[Backlog]>) -> ShardStats {
-    let backlog = backlog.and_then(|all| all.iter().find(|backlog| i32::from(backlog.shard) == shard.shard));
+    let backlog = backlog.and_then(|all| all.iter().find(|backlog| backlog.shard == shard.shard));
     ShardStats {
-        shard: shard.shard,
+        shard: shard.shard.get(),
         worker: shard.owner.clone(),
         policy_version: shard.policy_version,
         processed: shard.processed,
@@ -327,18 +328,18 @@ async fn sinks_without_redis(app: &App) -> Result<Vec<SinkStats>, Failure> {
     let manifest = app.manifest.borrow().manifest.clone();
     let stats = manifest.spec.sinks.iter().map(|sink| SinkStats {
         name: sink.name.clone(),
-        event: format!("{:?}", sink.event),
+        event: OutcomeKind::from(sink.event).as_str().to_owned(),
         stream: sink.stream(&manifest.metadata.name),
         started: started.iter().any(|state| state.name == sink.name && state.started && !state.removed),
         lag: None,
         lag_per_shard: None,
         states: states
             .iter()
-            .filter(|(name, ..)| *name == sink.name)
-            .map(|(_, shard, state, detail)| PublisherState {
-                shard: *shard,
-                state: state.clone(),
-                detail: detail.clone(),
+            .filter(|status| status.sink == sink.name)
+            .map(|status| PublisherState {
+                shard: status.shard,
+                state: status.state.as_str().to_owned(),
+                detail: status.detail.clone(),
             })
             .collect(),
     });
@@ -350,33 +351,16 @@ async fn sinks(app: &App, counts: &Counts) -> Result<Vec<SinkStats>, Failure> {
     let started = app.store.sink_beginnings().await?;
     let manifest = app.manifest.borrow().manifest.clone();
     let streams: Vec<String> = sinks.iter().filter_map(|sink| sink.stream.clone()).collect();
-    let Ok(cursors) = app.streams.cursors(&streams).await else { return Ok(sinks) };
-    let cursors: HashMap<&String, _> = streams.iter().zip(cursors).collect();
+    let Ok(cursors) = app.streams.sink_cursors(&streams).await else { return Ok(sinks) };
+    let cursors: HashMap<&String, _> = streams.iter().zip(&cursors).collect();
+    let pipeline_id = Arc::clone(&app.manifest.borrow().pipeline_id);
     for sink in &mut sinks {
         let Some(cursor) = sink.stream.as_ref().and_then(|stream| cursors.get(stream)) else { continue };
-        let Some(event) = manifest.spec.sinks.iter().find(|known| known.name == sink.name).map(|known| known.event)
-        else {
-            continue;
-        };
-        let state = started.iter().find(|state| state.name == sink.name);
-        // A sink without a cursor has published nothing after its beginning.
-        let at = |shard: i32| {
-            let begins = state.and_then(|state| state.begins_after(shard)).unwrap_or(0);
-            cursor.get(&shard).copied().unwrap_or(begins).max(begins)
-        };
-        let lags: Vec<(i32, i64)> = if event == SinkEvent::Alert {
-            let (shards, numbers): (Vec<i32>, Vec<i64>) =
-                counts.shards.iter().map(|shard| (shard.shard, at(shard.shard))).unzip();
-            app.store.alerts_above(&shards, &numbers).await?
-        } else {
-            let highest = |shard: &ShardCounts| match event {
-                SinkEvent::Processed | SinkEvent::Alert => shard.records,
-                SinkEvent::DeadLettered => shard.dead_letters,
-                SinkEvent::Conflicted => shard.conflicts,
-            };
-            counts.shards.iter().map(|shard| (shard.shard, (highest(shard) - at(shard.shard)).max(0))).collect()
-        };
-        sink.lag = Some(lags.iter().map(|(_, lag)| lag).sum());
+        let Some(declared) = manifest.spec.sinks.iter().find(|declared| declared.name == sink.name) else { continue };
+        let beginning = started.iter().find(|state| state.name == sink.name);
+        let position = SinkPosition { kind: declared.event.into(), beginning, cursor: Some(cursor) };
+        let lags = sink_lag(&app.store, &counts.shards, position, &pipeline_id).await?;
+        sink.lag = Some(lags.values().sum());
         let behind = lags.into_iter().filter(|(_, lag)| *lag > 0);
         sink.lag_per_shard = Some(behind.map(|(shard, lag)| (shard.to_string(), lag)).collect());
     }

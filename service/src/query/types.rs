@@ -18,7 +18,7 @@ pub(super) struct Time(pub DateTime<Utc>);
 
 /// An id, a unit or a reference, as a filter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Word(pub String);
+pub(super) struct Word(pub Text);
 
 /// JSON that keeps its bytes. A parsed tree of values would round big numbers.
 #[derive(Debug, Clone, Serialize)]
@@ -118,14 +118,14 @@ impl Word {
 impl ParseFromParameter for Word {
     fn parse_from_parameter(value: &str) -> ParseResult<Self> {
         // A text that no record can hold is a mistake of the client, and Postgres cannot compare some of these.
-        Text::parse(value).map(|text| Self(text.to_string())).map_err(ParseError::custom)
+        Text::parse(value).map(Self).map_err(ParseError::custom)
     }
 }
 
 /// For cursors, like [`Time`].
 impl<'de> Deserialize<'de> for Word {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Text::parse(String::deserialize(deserializer)?).map(|text| Self(text.to_string())).map_err(de::Error::custom)
+        Text::parse(String::deserialize(deserializer)?).map(Self).map_err(de::Error::custom)
     }
 }
 

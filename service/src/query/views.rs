@@ -3,14 +3,10 @@
 use poem_openapi::{Enum, Object, types::Example};
 use serde::Serialize;
 
-use super::{
-    answer::{in_order, invalid_parameter},
-    types::{RawJson, Time, Word},
-};
+use super::types::{RawJson, Time};
 use crate::{
-    domain::{Kind, Record, shard_of},
-    http::{App, problem::Failure},
-    store::{RecordFilter, StoredRecord},
+    domain::{Kind, Record},
+    store::StoredRecord,
 };
 
 /// The sign of a record's value.
@@ -92,14 +88,14 @@ impl Example for RecordView {
 impl From<StoredRecord> for RecordView {
     fn from(record: StoredRecord) -> Self {
         Self {
-            record_id: record.record_id,
+            record_id: record.record_id.into(),
             time: Time(record.time),
-            source_id: record.source_id,
-            destination_id: record.destination_id,
+            source_id: record.source_id.into(),
+            destination_id: record.destination_id.into(),
             r#type: RecordType::of(record.positive),
             value: record.value,
-            unit: record.unit,
-            reference: record.reference,
+            unit: record.unit.into(),
+            reference: record.reference.into(),
             attributes: record.attributes.and_then(RawJson::parse),
             received_at: Some(Time(record.received_at)),
             processed_at: Some(Time(record.processed_at)),
@@ -122,43 +118,5 @@ impl From<&Record> for RecordView {
             received_at: None,
             processed_at: None,
         }
-    }
-}
-
-/// The filters that lists of records and sums over them share, as the request has them.
-#[derive(Debug, Default)]
-pub(super) struct RecordParams {
-    pub(super) record_id: Vec<Word>,
-    pub(super) destination_id: Option<Word>,
-    pub(super) reference: Option<Word>,
-    pub(super) source_id: Option<Word>,
-    pub(super) r#type: Option<RecordType>,
-    pub(super) unit: Option<Word>,
-    pub(super) start_time: Option<Time>,
-    pub(super) end_time: Option<Time>,
-    pub(super) alerted: Option<bool>,
-}
-
-impl RecordParams {
-    pub(super) fn filter(self, app: &App) -> Result<RecordFilter, Failure> {
-        if self.record_id.len() > 100 {
-            return Err(invalid_parameter("recordId", "may be given up to 100 times"));
-        }
-        in_order(self.start_time, self.end_time)?;
-        let shards = app.manifest.borrow().manifest.spec.shards;
-        let shard = self.destination_id.as_ref().map(|id| i32::from(shard_of(&id.0, shards)));
-        let ids: Vec<String> = self.record_id.into_iter().map(|id| id.0).collect();
-        Ok(RecordFilter {
-            record_ids: (!ids.is_empty()).then_some(ids),
-            destination_id: self.destination_id.map(|id| id.0),
-            shard,
-            reference: self.reference.map(|reference| reference.0),
-            source_id: self.source_id.map(|id| id.0),
-            positive: self.r#type.map(|kind| kind == RecordType::Positive),
-            unit: self.unit.map(|unit| unit.0),
-            start: self.start_time.map(|time| time.0),
-            end: self.end_time.map(|time| time.0),
-            alerted: self.alerted,
-        })
     }
 }

@@ -7,13 +7,15 @@ use std::{collections::HashMap, future::Future, time::Duration};
 
 use millrace_crds::{
     Reason,
-    status_api::{PipelineCounts, Problem, PublisherState, PublisherStatus, ShardStatus},
+    status_api::{PipelineCounts, Problem, PublisherStatus, ShardStatus},
 };
 
 use crate::{
     board::{not_migrated, of_postgres, of_redis, silent},
     config::Setup,
-    store::{self, Counts as Applied, ShardState, SinkBeginning, SinkRow, Store},
+    domain::ShardId,
+    publish::{SinkPosition, sink_lag},
+    store::{self, Counts as Applied, SinkBeginning, SinkRow, Store},
     streams::{Backlog, Cursor},
 };
 
@@ -32,8 +34,8 @@ pub(super) struct Facts {
 /// State in Postgres.
 struct Stored {
     applied: Applied,
-    shard_states: Vec<ShardState>,
-    states: Vec<(String, u16, String, String)>,
+    shard_states: Vec<ShardStatus>,
+    states: Vec<PublisherStatus>,
     /// The sinks that are in the manifest, with where they began.
     sinks: Vec<(SinkRow, Option<SinkBeginning>)>,
 }
@@ -90,24 +92,8 @@ pub(super) async fn gather(setup: &Setup) -> Facts {
             }
         }
     }
-    let shard = |ShardState { shard, leased, owner, version, uid, generation }| ShardStatus {
-        shard: shard as u16,
-        leased,
-        owner,
-        version,
-        uid,
-        generation,
-    };
-    facts.shards = Some(stored.shard_states.into_iter().map(shard).collect());
-    let publisher = |(sink, shard, state, detail): (String, u16, String, String)| {
-        let state = match state.as_str() {
-            "halted" => PublisherState::Halted,
-            "waiting" => PublisherState::Waiting,
-            _ => PublisherState::Failing,
-        };
-        PublisherStatus { sink, shard, state, detail }
-    };
-    facts.sinks = Some(stored.states.into_iter().map(publisher).collect());
+    facts.shards = Some(stored.shard_states);
+    facts.sinks = Some(stored.states);
     facts
 }
 
@@ -162,7 +148,7 @@ async fn stored(store: &Store, pipeline_id: &str) -> Result<Stored, Lack> {
     Ok(Stored { applied, shard_states, states, sinks: sinks.collect() })
 }
 
-/// The highest lag of a sink: numbers of its kind above its cursor, over all shards.
+/// The highest lag of a sink, over all shards.
 async fn unpublished(
     store: &Store,
     stored: &Stored,
@@ -172,26 +158,9 @@ async fn unpublished(
     let mut most = 0;
     for (row, beginning) in &stored.sinks {
         let Some(stream) = &row.stream else { continue };
-        // The cursor of another pipeline is none of this sink.
-        let cursor = cursors.get(stream).filter(|cursor| cursor.pipeline_id.as_deref() == Some(pipeline_id));
-        let at = |shard: i32| {
-            let begins = beginning.as_ref().and_then(|beginning| beginning.begins_after(shard)).unwrap_or(0);
-            cursor.and_then(|cursor| cursor.numbers.get(&shard)).copied().unwrap_or(begins).max(begins)
-        };
-        let shards = &stored.applied.shards;
-        let behind: i64 = if row.kind == "Alert" {
-            let (shards, numbers): (Vec<i32>, Vec<i64>) =
-                shards.iter().map(|shard| (shard.shard, at(shard.shard))).unzip();
-            store.alerts_above(&shards, &numbers).await?.into_iter().map(|(_, alerts)| alerts).sum()
-        } else {
-            let highest = |shard: &store::ShardCounts| match row.kind.as_str() {
-                "DeadLettered" => shard.dead_letters,
-                "Conflicted" => shard.conflicts,
-                _ => shard.records,
-            };
-            shards.iter().map(|shard| (highest(shard) - at(shard.shard)).max(0)).sum()
-        };
-        most = most.max(behind);
+        let sink = SinkPosition { kind: row.kind, beginning: beginning.as_ref(), cursor: cursors.get(stream) };
+        let lag = sink_lag(store, &stored.applied.shards, sink, pipeline_id).await?;
+        most = most.max(lag.values().sum());
     }
     Ok(most)
 }
@@ -213,7 +182,7 @@ fn counts(applied: &Applied, backlog: &[Backlog], unpublished: i64) -> PipelineC
 
 /// A problem when an input stream belongs to another pipeline.
 fn external_stream(backlog: &[Backlog], pipeline_id: &str) -> Option<Problem> {
-    let external: Vec<(u16, &String)> = backlog
+    let external: Vec<(ShardId, &String)> = backlog
         .iter()
         .filter_map(|shard| Some((shard.shard, shard.pipeline_id.as_ref().filter(|id| *id != pipeline_id)?)))
         .collect();

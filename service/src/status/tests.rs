@@ -9,6 +9,7 @@ use millrace_crds::{Reason, status_api::Problem};
 use super::Reporter;
 use crate::{
     config::{Place, Setup, process_name},
+    domain::ShardId,
     lifecycle::Lifecycle,
     store::testing::{self, TestPipeline},
 };
@@ -64,8 +65,8 @@ async fn it_tells_where_the_pipeline_stands() {
     test.manifest.metadata.generation = Some(3);
     test.store.claim(&test.manifest, "x").await.unwrap();
     let running = Running::start(&test, &crate::streams::testing::url()).await;
-    let fence = test.store.take(&running.setup.process, 1, "token", 60_000).await.unwrap().unwrap();
-    test.store.apply_policy(1, &fence, 1).await.unwrap();
+    let fence = test.store.take(&running.setup.process, ShardId::new(1), "token", 60_000).await.unwrap().unwrap();
+    test.store.apply_policy(ShardId::new(1), &fence, 1).await.unwrap();
     let answer = running.answer().await;
     assert!(answer["ageMs"].as_u64().is_some_and(|age| age < 5_000), "{answer}");
     let expected = json!({

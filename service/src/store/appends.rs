@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 
 use super::{Error, Store};
-use crate::streams::Fence;
+use crate::domain::{Lease, ShardId};
 
 /// A serve process whose counts were not noted for this long is dead.
 const DEAD_SECONDS: f64 = 5.0;
@@ -19,7 +19,7 @@ const UNACCOUNTED: i64 = -1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardAppends {
     /// The shard.
-    pub shard: u16,
+    pub shard: ShardId,
     /// Entries that Redis has counted, those among them whose answers never came.
     pub acknowledged: i64,
     /// Further entries that may have been appended: their answers never came, and nothing told since.
@@ -71,7 +71,7 @@ impl Store {
         let mut connection = self.pool.acquire().await?;
         let at = sqlx::query_scalar!(r#"select clock_timestamp() as "at!""#).fetch_one(&mut *connection).await?;
         let counts = counts();
-        let shards: Vec<i32> = counts.iter().map(|count| i32::from(count.shard)).collect();
+        let shards: Vec<ShardId> = counts.iter().map(|count| count.shard).collect();
         let acknowledged: Vec<i64> = counts.iter().map(|count| count.acknowledged).collect();
         let unknown: Vec<i64> = counts.iter().map(|count| count.unknown).collect();
         for _ in 0..2 {
@@ -86,7 +86,7 @@ impl Store {
                      noted_at = excluded.noted_at
                  where not appends.folded",
                 process,
-                &shards,
+                &shards as &[ShardId],
                 &acknowledged,
                 &unknown,
                 closed,
@@ -109,7 +109,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres cannot be written.
-    pub async fn note_appender(&self, process: &str, shard: u16, count: i64) -> Result<bool, Error> {
+    pub async fn note_appender(&self, process: &str, shard: ShardId, count: i64) -> Result<bool, Error> {
         let mut connection = self.pool.acquire().await?;
         let mut was_folded = false;
         for _ in 0..2 {
@@ -118,7 +118,7 @@ impl Store {
                  on conflict (process, shard) do update set acknowledged = greatest(appends.acknowledged, $3)
                  where not appends.folded",
                 process,
-                i32::from(shard),
+                shard as ShardId,
                 count,
             )
             .execute(&mut *connection)
@@ -136,7 +136,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres cannot be written.
-    pub async fn fold_appenders(&self, shard: u16, processes: &[String]) -> Result<Vec<String>, Error> {
+    pub async fn fold_appenders(&self, shard: ShardId, processes: &[String]) -> Result<Vec<String>, Error> {
         let folded = sqlx::query_scalar!(
             "with folded as (
                  update appends set folded = true
@@ -147,7 +147,7 @@ impl Store {
                  where shard = $1 and exists (select from folded)
              )
              select process from folded",
-            i32::from(shard),
+            shard as ShardId,
             processes,
         )
         .fetch_all(&self.pool)
@@ -159,13 +159,13 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn books(&self, shard: u16) -> Result<Books, Error> {
+    pub async fn books(&self, shard: ShardId) -> Result<Books, Error> {
         let row = sqlx::query!(
             r#"select lost, folded_appends, (processed + duplicates + conflicts + dead_letters - external_applied
                       - (select coalesce(sum(to_n - from_n + 1), 0) from gaps
                          where gaps.shard = shards.shard and kind <> 'records'))::bigint as "applied!"
                from shards where shard = $1"#,
-            i32::from(shard),
+            shard as ShardId,
         )
         .fetch_one(&self.pool)
         .await?;
@@ -173,7 +173,7 @@ impl Store {
             r#"select process, acknowledged, unknown, closed,
                       extract(epoch from clock_timestamp() - noted_at)::float8 as "age!"
                from appends where shard = $1 and not folded order by process"#,
-            i32::from(shard),
+            shard as ShardId,
         )
         .fetch_all(&self.pool)
         .await?;
@@ -193,12 +193,12 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres cannot be written.
-    pub async fn bury_appender(&self, process: &str, shard: u16, count: i64, accounted: bool) -> Result<(), Error> {
+    pub async fn bury_appender(&self, process: &str, shard: ShardId, count: i64, accounted: bool) -> Result<(), Error> {
         sqlx::query!(
             "update appends set acknowledged = greatest(acknowledged, $3), unknown = coalesce($4, unknown), closed = true
              where process = $1 and shard = $2 and not closed",
             process,
-            i32::from(shard),
+            shard as ShardId,
             count,
             (!accounted).then_some(UNACCOUNTED),
         )
@@ -211,13 +211,13 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Fenced`] when the shard is another's by now.
-    pub async fn note_lost(&self, shard: u16, fence: &Fence, lost: i64) -> Result<i64, Error> {
+    pub async fn note_lost(&self, shard: ShardId, fence: &Lease, lost: i64) -> Result<i64, Error> {
         let before = sqlx::query_scalar!(
             "with stood as (
                  select lost from shards where shard = $1 and epoch = $2 and token = $3 and owner is not null for update
              )
              update shards set lost = greatest(shards.lost, $4) from stood where shard = $1 returning stood.lost",
-            i32::from(shard),
+            shard as ShardId,
             fence.epoch,
             fence.token,
             lost,
@@ -230,7 +230,7 @@ impl Store {
 }
 
 /// Takes a process out of the sums that it was folded into, on one shard or on all. Returns whether it was in one.
-async fn unfold(connection: &mut PgConnection, process: &str, shard: Option<u16>) -> Result<bool, Error> {
+async fn unfold(connection: &mut PgConnection, process: &str, shard: Option<ShardId>) -> Result<bool, Error> {
     let unfolded = sqlx::query!(
         "with unfolded as (
              update appends set folded = false
@@ -240,7 +240,7 @@ async fn unfold(connection: &mut PgConnection, process: &str, shard: Option<u16>
          update shards set folded_appends = folded_appends - unfolded.acknowledged
          from unfolded where shards.shard = unfolded.shard",
         process,
-        shard.map(i32::from),
+        shard as Option<ShardId>,
     )
     .execute(connection)
     .await?;
@@ -256,7 +256,7 @@ mod tests {
     #[sqlx::test(migrations = "../migrations")]
     async fn counts_rise_and_the_last_word_closes(pool: PgPool) {
         let store = Store::of_test(pool.clone());
-        let count = |acknowledged, unknown| ShardAppends { shard: 3, acknowledged, unknown };
+        let count = |acknowledged, unknown| ShardAppends { shard: ShardId::new(3), acknowledged, unknown };
         // Notes may overtake each other on their way.
         for (noted, closed) in [(count(5, 3), false), (count(9, 1), false), (count(7, 0), false), (count(9, 2), true)] {
             store.note_appends("p", || vec![noted], closed).await.expect("noted");
@@ -277,11 +277,14 @@ mod tests {
             .expect("shards");
         let count = |shard, acknowledged| ShardAppends { shard, acknowledged, unknown: 0 };
         for process in ["p", "q"] {
-            store.note_appends(process, || vec![count(3, 5), count(4, 7)], true).await.expect("noted");
+            store
+                .note_appends(process, || vec![count(ShardId::new(3), 5), count(ShardId::new(4), 7)], true)
+                .await
+                .expect("noted");
         }
-        store.note_appends("lives", || vec![count(3, 2)], false).await.expect("noted");
+        store.note_appends("lives", || vec![count(ShardId::new(3), 2)], false).await.expect("noted");
         let books = async || {
-            let books = store.books(3).await.expect("books");
+            let books = store.books(ShardId::new(3)).await.expect("books");
             let names: Vec<_> = books.appenders.iter().map(|by| (by.process.clone(), by.former)).collect();
             (books.folded, names)
         };
@@ -290,15 +293,18 @@ mod tests {
         sqlx::query("update appends set noted_at = noted_at - interval '2 days'").execute(&pool).await.expect("aged");
         assert_eq!(books().await, (0, named(&[("lives", false), ("p", true), ("q", true)])));
         let all = ["lives", "p", "q"].map(str::to_owned);
-        assert_eq!(store.fold_appenders(3, &all).await.expect("folded"), ["p", "q"]);
-        assert!(store.fold_appenders(3, &all).await.expect("folded").is_empty(), "once");
+        assert_eq!(store.fold_appenders(ShardId::new(3), &all).await.expect("folded"), ["p", "q"]);
+        assert!(store.fold_appenders(ShardId::new(3), &all).await.expect("folded").is_empty(), "once");
         assert_eq!(books().await, (10, named(&[("lives", false)])));
-        assert!(store.note_appender("p", 3, 5).await.expect("noted"), "Redis had it again");
-        assert!(!store.note_appender("p", 3, 5).await.expect("noted"));
+        assert!(store.note_appender("p", ShardId::new(3), 5).await.expect("noted"), "Redis had it again");
+        assert!(!store.note_appender("p", ShardId::new(3), 5).await.expect("noted"));
         assert_eq!(books().await, (5, named(&[("lives", false), ("p", true)])));
         // It was taken for dead.
-        store.note_appends("q", || vec![count(3, 6), count(4, 7)], false).await.expect("noted");
+        store
+            .note_appends("q", || vec![count(ShardId::new(3), 6), count(ShardId::new(4), 7)], false)
+            .await
+            .expect("noted");
         assert_eq!(books().await, (0, named(&[("lives", false), ("p", true), ("q", false)])));
-        assert_eq!(store.books(4).await.expect("books").folded, 0);
+        assert_eq!(store.books(ShardId::new(4)).await.expect("books").folded, 0);
     }
 }

@@ -4,17 +4,17 @@ use chrono::{DateTime, Utc};
 use sqlx::{Postgres, Transaction};
 
 use super::{Error, Store, pool::Server, session::BEGIN};
-use crate::{
-    domain::{Attributes, DeadLetterId, Decision, Item, Kind, Position, Text},
-    streams::Fence,
+use crate::domain::{
+    Attributes, DeadLetterId, DeadLetterReason, Decision, DestinationId, Item, Kind, Lease, Position, RecordId, Seq,
+    ShardId, Watermarks,
 };
 
 /// A transaction that holds a shard's row, its fence checked.
 #[derive(Debug)]
 pub struct Commit {
     pub(super) transaction: Transaction<'static, Postgres>,
-    pub(super) shard: i32,
-    fence: Fence,
+    pub(super) shard: ShardId,
+    fence: Lease,
     shard_version: i64,
     /// Where the shard stands.
     pub position: Position,
@@ -24,8 +24,14 @@ pub struct Commit {
     pub server: Server,
 }
 
-/// Highest numbers of a shard: of records, dead letters, conflicts.
-pub type Numbers = [i64; 3];
+/// The shard after a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AfterCommit {
+    /// Its highest numbers.
+    pub watermarks: Watermarks,
+    /// Its count of duplicates.
+    pub duplicates: i64,
+}
 
 impl Store {
     /// Begins: locks the shard and checks the fence and the policy's version.
@@ -37,9 +43,9 @@ impl Store {
     /// [`Error::Fenced`] or [`Error::OldPolicy`] when this owner, or its policy, is out of date.
     pub async fn begin_commit(
         &self,
-        shard: u16,
+        shard: ShardId,
         shards: u16,
-        fence: &Fence,
+        fence: &Lease,
         version: i64,
         exclusive: bool,
     ) -> Result<Commit, Error> {
@@ -53,10 +59,11 @@ impl Store {
         // goes on with the snapshot from before the wait.
         let row = sqlx::query!(
             r#"with others as (select pg_advisory_xact_lock_shared(hashtextextended(current_schema(), 1)))
-               select epoch, token, policy_version, records, dead_letters, conflicts, clock_timestamp() as "now!",
+               select epoch, token, policy_version, records as "records: Seq", dead_letters as "dead_letters: Seq",
+                      conflicts as "conflicts: Seq", clock_timestamp() as "now!",
                       (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "server!"
                from shards, others where shard = $1 for update of shards"#,
-            i32::from(shard),
+            shard as ShardId,
         )
         .fetch_optional(&mut *transaction)
         .await?
@@ -69,15 +76,17 @@ impl Store {
         }
         Ok(Commit {
             transaction,
-            shard: i32::from(shard),
+            shard,
             fence: fence.clone(),
             shard_version: row.policy_version,
             position: Position {
                 shard,
                 shards,
-                records: row.records,
-                dead_letters: row.dead_letters,
-                conflicts: row.conflicts,
+                watermarks: Watermarks {
+                    records: row.records,
+                    dead_letters: row.dead_letters,
+                    conflicts: row.conflicts,
+                },
             },
             now: row.now,
             server: Server(row.server),
@@ -91,7 +100,7 @@ impl Commit {
     /// # Errors
     /// [`Error::Raced`] when one of the ids or letters was taken in between; on every error nothing is written, but a
     /// connection that broke while committing leaves it unknown: then the batch is decided anew and finds itself stored.
-    pub async fn write(mut self, batch: &[Item], decision: &Decision, version: i64) -> Result<(Numbers, i64), Error> {
+    pub async fn write(mut self, batch: &[Item], decision: &Decision, version: i64) -> Result<AfterCommit, Error> {
         let Decision {
             records,
             totals,
@@ -105,11 +114,12 @@ impl Commit {
             redelivered: _,
             ends_in_redelivery: _,
         } = decision;
-        let numbers = [
-            self.position.records + records.len() as i64,
-            self.position.dead_letters + dead_letters.len() as i64,
-            self.position.conflicts + conflicts.len() as i64,
-        ];
+        let before = self.position.watermarks;
+        let watermarks = Watermarks {
+            records: before.records.plus(records.len()),
+            dead_letters: before.dead_letters.plus(dead_letters.len()),
+            conflicts: before.conflicts.plus(conflicts.len()),
+        };
         self.close_dead_letters(closed).await?;
         self.open_dead_letters(batch, decision).await?;
         self.insert_conflicts(batch, decision).await?;
@@ -128,18 +138,18 @@ impl Commit {
                  on conflict do nothing
              )
              select duplicates from position",
-            self.shard,
+            self.shard as ShardId,
             self.fence.epoch,
             self.fence.token,
-            numbers[0],
-            numbers[1],
-            numbers[2],
+            watermarks.records as Seq,
+            watermarks.dead_letters as Seq,
+            watermarks.conflicts as Seq,
             records.len() as i64,
             duplicates.len() as i64,
             alerts,
             external,
             version,
-            self.position.records + 1,
+            before.records.next() as Seq,
             self.shard_version < version,
             without_threshold,
         )
@@ -151,7 +161,7 @@ impl Commit {
         crate::fault::point("before_commit");
         self.transaction.commit().await?;
         crate::fault::point("after_commit");
-        Ok((numbers, duplicates))
+        Ok(AfterCommit { watermarks, duplicates })
     }
 
     #[expect(clippy::too_many_lines, reason = "one statement with an argument per column")]
@@ -162,7 +172,7 @@ impl Commit {
         let n = decision.records.len();
         macro_rules! columns { ($($name:ident: $type:ty),+ $(,)?) => { $(let mut $name: Vec<$type> = Vec::with_capacity(n);)+ } }
         columns!(
-            seqs: i64, received: DateTime<Utc>, times: DateTime<Utc>, previous_counts: i64, positives: bool,
+            seqs: Seq, received: DateTime<Utc>, times: DateTime<Utc>, previous_counts: i64, positives: bool,
             ids: &str, sources: &str, destinations: &str, references: &str, units: &str, stream_ids: String,
             values: String, previous_totals: String, thresholds: Option<String>, attributes: Option<&str>,
             traces: Option<&str>,
@@ -191,9 +201,9 @@ impl Commit {
         let mut key_units: Vec<&str> = Vec::new();
         let (mut key_counts, mut key_totals) = (Vec::new(), Vec::new());
         for (key, total) in &decision.totals {
-            key_destinations.push(&key.destination_id);
-            key_references.push(&key.reference);
-            key_units.push(&key.unit);
+            key_destinations.push(key.destination_id.as_str());
+            key_references.push(key.reference.as_str());
+            key_units.push(key.unit.as_str());
             key_counts.push(total.count);
             key_totals.push(total.total.to_string());
         }
@@ -221,10 +231,10 @@ impl Commit {
                  set count = excluded.count, total = excluded.total
                )
                select count(*) as "count!" from inserted"#,
-            self.shard,
+            self.shard as ShardId,
             self.fence.epoch,
             self.now,
-            &seqs,
+            &seqs as &[Seq],
             &received,
             &times,
             &previous_counts,
@@ -265,7 +275,7 @@ impl Commit {
         sqlx::query!(
             "insert into duplicates (shard, epoch, noted_at, record_id, stream_id, received_at)
              select $1, $2, $3, * from unnest($4::text[], $5::text[], $6::timestamptz[])",
-            self.shard,
+            self.shard as ShardId,
             self.fence.epoch,
             self.now,
             &ids as &[&str],
@@ -283,8 +293,8 @@ impl Commit {
             sqlx::query!(
                 "insert into conflicts (shard, n, epoch, noted_at, received_at, record_id, destination_id, stream_id,
                      payload, traceparent) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-                self.shard,
-                conflict.n,
+                self.shard as ShardId,
+                conflict.seq as Seq,
                 self.fence.epoch,
                 self.now,
                 entry.received_at,
@@ -308,16 +318,16 @@ impl Commit {
                      payload, reason, detail, traceparent, replay_of)
                  values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                  on conflict (record_id) where state = 'open' do nothing",
-                self.shard,
-                dead_letter.n,
+                self.shard as ShardId,
+                dead_letter.seq as Seq,
                 self.fence.epoch,
                 self.now,
                 entry.received_at,
-                dead_letter.record_id.as_ref().map(Text::as_str),
-                dead_letter.destination_id.as_ref().map(Text::as_str),
+                dead_letter.record_id.as_ref().map(RecordId::as_str),
+                dead_letter.destination_id.as_ref().map(DestinationId::as_str),
                 entry.id.to_string(),
                 entry.payload,
-                dead_letter.reason,
+                dead_letter.reason as DeadLetterReason,
                 dead_letter.detail,
                 entry.traceparent,
                 dead_letter.replay_of.map(|dead_letter| dead_letter.to_string()),
@@ -336,13 +346,13 @@ impl Commit {
         if closed.is_empty() {
             return Ok(());
         }
-        let shards: Vec<i32> = closed.iter().map(|dead_letter| i32::from(dead_letter.shard)).collect();
-        let numbers: Vec<i64> = closed.iter().map(|dead_letter| dead_letter.n).collect();
+        let shards: Vec<ShardId> = closed.iter().map(|dead_letter| dead_letter.shard).collect();
+        let numbers: Vec<Seq> = closed.iter().map(|dead_letter| dead_letter.seq).collect();
         let done = sqlx::query!(
             "update dead_letters set state = 'replayed', closed_at = $3, closed_by = requested_by
              where (shard, n) in (select * from unnest($1::int[], $2::bigint[])) and state = 'open'",
-            &shards,
-            &numbers,
+            &shards as &[ShardId],
+            &numbers as &[Seq],
             self.now,
         )
         .execute(&mut *self.transaction)

@@ -4,25 +4,25 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::{Error, Store};
-use crate::domain::DeadLetterId;
+use crate::domain::{DeadLetterId, DeadLetterReason, DeadLetterState, DestinationId, RecordId, Seq, ShardId, ShardSeq};
 
 /// A dead letter as it is stored.
 #[derive(Debug, Clone)]
 pub struct StoredDeadLetter {
     /// Its shard.
-    pub shard: i32,
+    pub shard: ShardId,
     /// Its sequence number in the shard, among dead letters.
-    pub n: i64,
+    pub seq: Seq,
     /// `open`, `replayed` or `discarded`.
-    pub state: String,
+    pub state: DeadLetterState,
     /// A stable code.
-    pub reason: String,
+    pub reason: DeadLetterReason,
     /// The reason as a sentence.
     pub detail: String,
     /// Absent when the payload could not be read.
-    pub record_id: Option<String>,
+    pub record_id: Option<RecordId>,
     /// Absent when the payload could not be read.
-    pub destination_id: Option<String>,
+    pub destination_id: Option<DestinationId>,
     /// When it was opened.
     pub opened_at: DateTime<Utc>,
     /// When `serve` received the entry.
@@ -45,13 +45,13 @@ pub struct StoredDeadLetter {
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct DeadLetterFilter {
     /// Their state.
-    pub state: Option<String>,
+    pub state: Option<DeadLetterState>,
     /// Their reason.
-    pub reason: Option<String>,
+    pub reason: Option<DeadLetterReason>,
     /// Their id.
-    pub record_id: Option<String>,
+    pub record_id: Option<RecordId>,
     /// Their destination.
-    pub destination_id: Option<String>,
+    pub destination_id: Option<DestinationId>,
     /// Opened at or after this.
     pub start: Option<DateTime<Utc>>,
     /// Opened before this.
@@ -66,13 +66,15 @@ impl Store {
     pub async fn list_dead_letters(
         &self,
         filter: &DeadLetterFilter,
-        after: (i32, i64),
+        after: ShardSeq,
         limit: i64,
     ) -> Result<Vec<StoredDeadLetter>, Error> {
         let dead_letters = sqlx::query_as!(
             StoredDeadLetter,
-            r#"select shard, n, state, reason, detail, record_id, destination_id, opened_at, received_at, closed_at,
-                      closed_by, requested_by, replay_of, payload, traceparent
+            r#"select shard as "shard: ShardId", n as "seq: Seq", state as "state: DeadLetterState",
+                      reason as "reason: DeadLetterReason", detail, record_id as "record_id: RecordId",
+                      destination_id as "destination_id: DestinationId", opened_at, received_at, closed_at, closed_by,
+                      requested_by, replay_of, payload, traceparent
                from dead_letters
                where (shard, n) > ($1, $2)
                  and ($3::text is null or state = $3)
@@ -83,12 +85,12 @@ impl Store {
                  and ($8::timestamptz is null or opened_at < $8)
                order by shard, n
                limit $9"#,
-            after.0,
-            after.1,
-            filter.state,
-            filter.reason,
-            filter.record_id,
-            filter.destination_id,
+            after.shard as ShardId,
+            after.seq as Seq,
+            filter.state as Option<DeadLetterState>,
+            filter.reason as Option<DeadLetterReason>,
+            filter.record_id.as_ref() as Option<&RecordId>,
+            filter.destination_id.as_ref() as Option<&DestinationId>,
             filter.start,
             filter.end,
             limit
@@ -111,10 +113,10 @@ impl Store {
                  and ($4::text is null or destination_id = $4)
                  and ($5::timestamptz is null or opened_at >= $5)
                  and ($6::timestamptz is null or opened_at < $6)"#,
-            filter.state,
-            filter.reason,
-            filter.record_id,
-            filter.destination_id,
+            filter.state as Option<DeadLetterState>,
+            filter.reason as Option<DeadLetterReason>,
+            filter.record_id.as_ref() as Option<&RecordId>,
+            filter.destination_id.as_ref() as Option<&DestinationId>,
             filter.start,
             filter.end
         )
@@ -130,11 +132,13 @@ impl Store {
     pub async fn find_dead_letter(&self, id: DeadLetterId) -> Result<Option<StoredDeadLetter>, Error> {
         let dead_letter = sqlx::query_as!(
             StoredDeadLetter,
-            r#"select shard, n, state, reason, detail, record_id, destination_id, opened_at, received_at, closed_at,
-                      closed_by, requested_by, replay_of, payload, traceparent
+            r#"select shard as "shard: ShardId", n as "seq: Seq", state as "state: DeadLetterState",
+                      reason as "reason: DeadLetterReason", detail, record_id as "record_id: RecordId",
+                      destination_id as "destination_id: DestinationId", opened_at, received_at, closed_at, closed_by,
+                      requested_by, replay_of, payload, traceparent
                from dead_letters where shard = $1 and n = $2"#,
-            i32::from(id.shard),
-            id.n
+            id.shard as ShardId,
+            id.seq as Seq
         )
         .fetch_optional(&self.pool)
         .await?;
@@ -145,14 +149,16 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn dead_letters_of(&self, record_id: &str) -> Result<Vec<StoredDeadLetter>, Error> {
+    pub async fn dead_letters_of(&self, record_id: &RecordId) -> Result<Vec<StoredDeadLetter>, Error> {
         let dead_letters = sqlx::query_as!(
             StoredDeadLetter,
-            r#"select shard, n, state, reason, detail, record_id, destination_id, opened_at, received_at, closed_at,
-                      closed_by, requested_by, replay_of, payload, traceparent
+            r#"select shard as "shard: ShardId", n as "seq: Seq", state as "state: DeadLetterState",
+                      reason as "reason: DeadLetterReason", detail, record_id as "record_id: RecordId",
+                      destination_id as "destination_id: DestinationId", opened_at, received_at, closed_at, closed_by,
+                      requested_by, replay_of, payload, traceparent
                from dead_letters where record_id = $1
                order by opened_at desc, shard desc, n desc limit 100"#,
-            record_id
+            record_id as &RecordId
         )
         .fetch_all(&self.pool)
         .await?;
@@ -164,11 +170,11 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn note_replay(&self, shard: u16, numbers: &[i64], actor: &str) -> Result<(), Error> {
+    pub async fn note_replay(&self, shard: ShardId, numbers: &[Seq], actor: &str) -> Result<(), Error> {
         sqlx::query!(
             "update dead_letters set requested_by = $3 where shard = $1 and n = any($2) and state = 'open'",
-            i32::from(shard),
-            numbers,
+            shard as ShardId,
+            numbers as &[Seq],
             actor
         )
         .execute(&self.pool)
@@ -184,8 +190,8 @@ impl Store {
         let done = sqlx::query!(
             "update dead_letters set state = 'discarded', closed_at = clock_timestamp(), closed_by = $3
              where shard = $1 and n = $2 and state = 'open'",
-            i32::from(id.shard),
-            id.n,
+            id.shard as ShardId,
+            id.seq as Seq,
             actor
         )
         .execute(&self.pool)

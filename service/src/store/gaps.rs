@@ -1,13 +1,13 @@
 //! Skipped sequence numbers: after Postgres was rewound, no number is assigned twice.
 
-use super::{Commit, Error, Numbers, Store, pool::Server};
-use crate::streams::Fence;
+use super::{Commit, Error, Store, pool::Server};
+use crate::domain::{Lease, Seq, ShardId, Watermarks};
 
 /// The highest numbers and counts of a shard's log, and the server that holds it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ShardProgress {
     /// Highest assigned sequence numbers.
-    pub numbers: Numbers,
+    pub watermarks: Watermarks,
     /// Number of duplicates.
     pub duplicates: i64,
     /// A server that was restored, or replaced another one, counts as another server.
@@ -19,8 +19,7 @@ impl ShardProgress {
     /// was rewound, an old fence can be valid again.
     #[must_use]
     pub fn is_where(&self, commit: &Commit) -> bool {
-        let position = &commit.position;
-        self.server == commit.server && self.numbers == [position.records, position.dead_letters, position.conflicts]
+        self.server == commit.server && self.watermarks == commit.position.watermarks
     }
 }
 
@@ -29,18 +28,18 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn progress_of(&self, shard: u16) -> Result<ShardProgress, Error> {
+    pub async fn progress_of(&self, shard: ShardId) -> Result<ShardProgress, Error> {
         let row = sqlx::query!(
-            r#"select records, dead_letters, conflicts, duplicates,
+            r#"select records as "records: Seq", dead_letters as "dead_letters: Seq", conflicts as "conflicts: Seq", duplicates,
                       (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "server!"
                from shards where shard = $1"#,
-            i32::from(shard),
+            shard as ShardId,
         )
         // Over a connection for commits: after a failover, old connections to the replaced server remain for a while.
         .fetch_one(&self.commits)
         .await?;
         Ok(ShardProgress {
-            numbers: [row.records, row.dead_letters, row.conflicts],
+            watermarks: Watermarks { records: row.records, dead_letters: row.dead_letters, conflicts: row.conflicts },
             duplicates: row.duplicates,
             server: Server(row.server),
         })
@@ -51,7 +50,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Fenced`] when another worker owns the shard by now.
-    pub async fn skip_to(&self, shard: u16, fence: &Fence, least: Numbers) -> Result<Numbers, Error> {
+    pub async fn skip_to(&self, shard: ShardId, fence: &Lease, least: Watermarks) -> Result<Watermarks, Error> {
         let row = sqlx::query!(
             r#"with previous as (
                    select records, dead_letters, conflicts from shards
@@ -68,37 +67,50 @@ impl Store {
                       dead_letters = greatest(shards.dead_letters, $5),
                       conflicts = greatest(shards.conflicts, $6)
                from previous where shard = $1
-               returning shards.records, shards.dead_letters, shards.conflicts"#,
-            i32::from(shard),
+               returning shards.records as "records: Seq", shards.dead_letters as "dead_letters: Seq",
+                         shards.conflicts as "conflicts: Seq""#,
+            shard as ShardId,
             fence.epoch,
             fence.token,
-            least[0],
-            least[1],
-            least[2],
+            least.records as Seq,
+            least.dead_letters as Seq,
+            least.conflicts as Seq,
         )
         .fetch_optional(&self.pool)
         .await?
         .ok_or(Error::Fenced)?;
-        Ok([row.records, row.dead_letters, row.conflicts])
+        Ok(Watermarks { records: row.records, dead_letters: row.dead_letters, conflicts: row.conflicts })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::store::{Error, testing::TestPipeline};
+    use super::*;
+    use crate::store::testing::TestPipeline;
+
+    fn watermarks(records: i64, dead_letters: i64, conflicts: i64) -> Watermarks {
+        let [records, dead_letters, conflicts] = [records, dead_letters, conflicts].map(Seq::new);
+        Watermarks { records, dead_letters, conflicts }
+    }
+
+    const SHARD: ShardId = ShardId::new(0);
 
     #[tokio::test]
     async fn skipped_numbers_are_stored_and_only_by_the_owner() {
         let pipeline = TestPipeline::new("shards: 1").await;
         let store = &pipeline.store;
-        let fence = store.take("one", 0, "token", 60_000).await.unwrap().unwrap();
+        let fence = store.take("one", SHARD, "token", 60_000).await.unwrap().unwrap();
         sqlx::query("update shards set records = 7, conflicts = 4, duplicates = 2").execute(&store.pool).await.unwrap();
-        let other = crate::streams::Fence { token: "other".to_owned(), ..fence.clone() };
-        assert!(matches!(store.skip_to(0, &other, [9, 9, 9]).await, Err(Error::Fenced)));
-        let progress = store.progress_of(0).await.unwrap();
-        assert_eq!((progress.numbers, progress.duplicates), ([7, 0, 4], 2), "nothing changed");
-        assert_eq!(store.skip_to(0, &fence, [10, 2, 3]).await.unwrap(), [10, 2, 4]);
-        assert_eq!(store.skip_to(0, &fence, [10, 2, 3]).await.unwrap(), [10, 2, 4], "a repetition changes nothing");
+        let other = Lease { token: "other".to_owned(), ..fence.clone() };
+        assert!(matches!(store.skip_to(SHARD, &other, watermarks(9, 9, 9)).await, Err(Error::Fenced)));
+        let progress = store.progress_of(SHARD).await.unwrap();
+        assert_eq!((progress.watermarks, progress.duplicates), (watermarks(7, 0, 4), 2), "nothing changed");
+        assert_eq!(store.skip_to(SHARD, &fence, watermarks(10, 2, 3)).await.unwrap(), watermarks(10, 2, 4));
+        assert_eq!(
+            store.skip_to(SHARD, &fence, watermarks(10, 2, 3)).await.unwrap(),
+            watermarks(10, 2, 4),
+            "a repetition changes nothing"
+        );
         let gaps: Vec<(String, i64, i64)> =
             sqlx::query_as("select kind, from_n, to_n from gaps order by kind").fetch_all(&store.pool).await.unwrap();
         assert_eq!(gaps, [("dead_letters".to_owned(), 1, 2), ("records".to_owned(), 8, 10)]);

@@ -9,8 +9,8 @@ use chrono::{DateTime, Utc};
 
 use super::{Error, commit::Commit, pool::numeric};
 use crate::domain::{
-    Amount, Attributes, DeadLetterId, Item, Key, Kind, Known, KnownDeadLetter, KnownRecord, Policy, Record, StreamId,
-    Text, Total,
+    Amount, Attributes, DeadLetterId, DestinationId, DestinationUnit, EntryOfRecord, Item, Key, Kind, Known,
+    KnownDeadLetter, KnownRecord, Policy, Record, RecordId, Reference, Seq, ShardId, SourceId, StreamId, Total, Unit,
 };
 
 impl Commit {
@@ -35,11 +35,11 @@ impl Commit {
             batch.iter().map(|item| item.record.as_ref().ok().map(|record| record.record_id.to_string())).collect();
         let (mut replay_shards, mut replays) = (Vec::new(), Vec::new());
         for dead_letter in batch.iter().filter_map(|item| item.entry.replay_of) {
-            replay_shards.push(i32::from(dead_letter.shard));
-            replays.push(dead_letter.n);
+            replay_shards.push(dead_letter.shard);
+            replays.push(dead_letter.seq);
         }
         let rows = sqlx::query!(
-            r#"select 'record' as "what!", record_id, stream_id as "stream_id!", 0 as "shard!", 0::bigint as "n!",
+            r#"select 'record' as "what!", record_id, stream_id as "stream_id!", 0 as "shard!: ShardId", 0::bigint as "n!: Seq",
                       false as "open!", null::bytea as payload, time, source_id, destination_id, reference, unit,
                       positive, value::text as value, attributes
                from records where record_id = any($1)
@@ -70,9 +70,9 @@ impl Commit {
                ) as c"#,
             ids.as_slice() as &[Option<String>],
             &stream_ids,
-            self.shard,
-            &replay_shards,
-            &replays,
+            self.shard as ShardId,
+            &replay_shards as &[ShardId],
+            &replays as &[Seq],
         )
         .fetch_all(&mut *self.transaction)
         .await?;
@@ -87,7 +87,7 @@ impl Commit {
         for row in rows {
             // An id that was stored was one; anything else could never be equal to one that comes.
             let stream_id: StreamId = row.stream_id.parse().unwrap_or(StreamId { ms: 0, n: 0 });
-            let id = row.record_id.clone().map(Text::stored);
+            let id = row.record_id.clone().map(RecordId::stored);
             match (row.what.as_str(), id) {
                 ("record", Some(id)) => {
                     let stored = RecordColumns {
@@ -106,14 +106,14 @@ impl Commit {
                     }
                 }
                 ("duplicate", Some(id)) => {
-                    known.duplicates.insert((id, stream_id));
+                    known.duplicates.insert(EntryOfRecord { record_id: id, stream_id });
                 }
                 ("conflict", Some(id)) => {
                     let refused = row.payload.as_deref().and_then(|payload| Record::parse(payload).ok());
-                    known.conflicts.entry((id, stream_id)).or_default().extend(refused);
+                    known.conflicts.entry(EntryOfRecord { record_id: id, stream_id }).or_default().extend(refused);
                 }
                 (_, record_id) => known.dead_letters.push(KnownDeadLetter {
-                    id: DeadLetterId { shard: row.shard as u16, n: row.n },
+                    id: DeadLetterId { shard: row.shard, seq: row.n },
                     open: row.open,
                     record_id,
                     stream_id,
@@ -137,21 +137,25 @@ impl Commit {
             r#"select totals.destination_id, totals.reference, totals.unit, count, total::text as "total!"
              from unnest($1::text[], $2::text[], $3::text[]) as k (d, r, u)
              join totals on totals.destination_id = k.d and totals.reference = k.r and totals.unit = k.u"#,
-            &destinations,
-            &references,
-            &units,
+            &destinations as &[DestinationId],
+            &references as &[Reference],
+            &units as &[Unit],
         )
         .fetch_all(&mut *self.transaction)
         .await?;
         rows.into_iter()
             .map(|row| {
-                let key = Key { destination_id: row.destination_id, reference: row.reference, unit: row.unit };
+                let key = Key {
+                    destination_id: DestinationId::stored(row.destination_id),
+                    reference: Reference::stored(row.reference),
+                    unit: Unit::stored(row.unit),
+                };
                 Ok((key, Total { count: row.count, total: numeric(&row.total)? }))
             })
             .collect()
     }
 
-    async fn known_destinations(&mut self, batch: &[Item]) -> Result<HashMap<(String, String), i128>, Error> {
+    async fn known_destinations(&mut self, batch: &[Item]) -> Result<HashMap<DestinationUnit, i128>, Error> {
         let destinations: Vec<String> = batch
             .iter()
             .filter_map(|item| item.record.as_ref().ok())
@@ -167,7 +171,11 @@ impl Commit {
         rows.into_iter()
             .map(|row| {
                 let nanos = row.nanos.parse().map_err(|error| Error::Sql(sqlx::Error::Decode(Box::new(error))))?;
-                Ok(((row.destination_id, row.unit), nanos))
+                let of_unit = DestinationUnit {
+                    destination_id: DestinationId::stored(row.destination_id),
+                    unit: Unit::stored(row.unit),
+                };
+                Ok((of_unit, nanos))
             })
             .collect()
     }
@@ -176,7 +184,7 @@ impl Commit {
 /// A record's columns.
 #[derive(Debug)]
 pub(super) struct RecordColumns {
-    pub(super) record_id: Text,
+    pub(super) record_id: RecordId,
     pub(super) time: Option<DateTime<Utc>>,
     pub(super) source_id: Option<String>,
     pub(super) destination_id: Option<String>,
@@ -194,12 +202,12 @@ impl RecordColumns {
         Some(Record {
             record_id: self.record_id,
             time: self.time?,
-            source_id: Text::stored(self.source_id?),
-            destination_id: Text::stored(self.destination_id?),
+            source_id: SourceId::stored(self.source_id?),
+            destination_id: DestinationId::stored(self.destination_id?),
             kind: if self.positive? { Kind::Positive } else { Kind::Negative },
             value: Amount::stored(numeric(&self.value?).ok()?),
-            unit: Text::stored(self.unit?),
-            reference: Text::stored(self.reference?),
+            unit: Unit::stored(self.unit?),
+            reference: Reference::stored(self.reference?),
             attributes: self.attributes.and_then(Attributes::stored),
         })
     }

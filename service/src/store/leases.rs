@@ -1,9 +1,11 @@
 //! Ownership of shards: leases with epochs. Only the clock of Postgres decides.
 
+use std::collections::BTreeMap;
+
 use sqlx::{Postgres, Transaction};
 
 use super::{Error, Store};
-use crate::streams::Fence;
+use crate::domain::{Lease, ShardId};
 
 /// The rank of a worker among the live workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,18 +70,18 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer: the leases may or may not have been renewed.
-    pub async fn renew(&self, held: &[(u16, Fence)], ttl_ms: i64) -> Result<Vec<u16>, Error> {
-        let shards: Vec<i32> = held.iter().map(|(shard, _)| i32::from(*shard)).collect();
-        let epochs: Vec<i64> = held.iter().map(|(_, fence)| fence.epoch).collect();
-        let tokens: Vec<String> = held.iter().map(|(_, fence)| fence.token.clone()).collect();
+    pub async fn renew(&self, held: &BTreeMap<ShardId, Lease>, ttl_ms: i64) -> Result<Vec<ShardId>, Error> {
+        let shards: Vec<ShardId> = held.keys().copied().collect();
+        let epochs: Vec<i64> = held.values().map(|lease| lease.epoch).collect();
+        let tokens: Vec<String> = held.values().map(|lease| lease.token.clone()).collect();
         let mut turn = self.begin_with_timeouts().await?;
         let renewed = sqlx::query_scalar!(
             "update shards set lease_until = clock_timestamp() + $4::bigint * interval '1 ms'
              from unnest($1::int[], $2::bigint[], $3::text[]) as held (shard, epoch, token)
              where shards.shard = held.shard and shards.epoch = held.epoch and shards.token = held.token
                and shards.owner is not null
-             returning shards.shard",
-            &shards,
+             returning shards.shard as \"shard: ShardId\"",
+            &shards as &[ShardId],
             &epochs,
             &tokens,
             ttl_ms,
@@ -87,20 +89,20 @@ impl Store {
         .fetch_all(&mut *turn)
         .await?;
         turn.commit().await?;
-        Ok(renewed.into_iter().map(|shard| shard as u16).collect())
+        Ok(renewed)
     }
 
     /// Shards without an owner, or with an expired lease.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn free_shards(&self) -> Result<Vec<u16>, Error> {
+    pub async fn free_shards(&self) -> Result<Vec<ShardId>, Error> {
         let free = sqlx::query_scalar!(
-            "select shard from shards where owner is null or lease_until < clock_timestamp() order by shard",
+            r#"select shard as "shard: ShardId" from shards where owner is null or lease_until < clock_timestamp() order by shard"#,
         )
         .fetch_all(&self.pool)
         .await?;
-        Ok(free.into_iter().map(|shard| shard as u16).collect())
+        Ok(free)
     }
 
     /// Takes a free shard under a new epoch. Returns `None` when another worker was faster, or a commit of the previous
@@ -108,7 +110,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn take(&self, worker: &str, shard: u16, token: &str, ttl_ms: i64) -> Result<Option<Fence>, Error> {
+    pub async fn take(&self, worker: &str, shard: ShardId, token: &str, ttl_ms: i64) -> Result<Option<Lease>, Error> {
         let mut turn = self.begin_with_timeouts().await?;
         let epoch = sqlx::query_scalar!(
             "with free as (
@@ -124,21 +126,21 @@ impl Store {
              on conflict (shard, epoch) do update set worker = excluded.worker
              returning epoch",
             worker,
-            i32::from(shard),
+            shard as ShardId,
             token,
             ttl_ms,
         )
         .fetch_optional(&mut *turn)
         .await?;
         turn.commit().await?;
-        Ok(epoch.map(|epoch| Fence { epoch, token: token.to_owned() }))
+        Ok(epoch.map(|epoch| Lease { epoch, token: token.to_owned() }))
     }
 
     /// Raises the epoch of an owned shard above `above`, the epoch beside the stream.
     ///
     /// # Errors
     /// [`Error::Fenced`] when another worker owns the shard by now.
-    pub async fn raise_epoch(&self, worker: &str, shard: u16, fence: &Fence, above: i64) -> Result<Fence, Error> {
+    pub async fn raise_epoch(&self, worker: &str, shard: ShardId, lease: &Lease, above: i64) -> Result<Lease, Error> {
         let epoch = sqlx::query_scalar!(
             "with raised as (
                  update shards set epoch = greatest(epoch, $4) + 1
@@ -149,26 +151,26 @@ impl Store {
              on conflict (shard, epoch) do update set worker = excluded.worker
              returning epoch",
             worker,
-            i32::from(shard),
-            fence.epoch,
+            shard as ShardId,
+            lease.epoch,
             above,
-            fence.token,
+            lease.token,
         )
         .fetch_optional(&self.pool)
         .await?;
-        epoch.map(|epoch| Fence { epoch, token: fence.token.clone() }).ok_or(Error::Fenced)
+        epoch.map(|epoch| Lease { epoch, token: lease.token.clone() }).ok_or(Error::Fenced)
     }
 
     /// Releases a shard.
     ///
     /// # Errors
     /// When Postgres does not answer; the lease then expires by itself.
-    pub async fn release(&self, shard: u16, fence: &Fence) -> Result<(), Error> {
+    pub async fn release(&self, shard: ShardId, lease: &Lease) -> Result<(), Error> {
         sqlx::query!(
             "update shards set owner = null, lease_until = null where shard = $1 and epoch = $2 and token = $3",
-            i32::from(shard),
-            fence.epoch,
-            fence.token,
+            shard as ShardId,
+            lease.epoch,
+            lease.token,
         )
         .execute(&self.pool)
         .await?;
@@ -179,11 +181,11 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn note_prepared(&self, shard: u16) -> Result<bool, Error> {
+    pub async fn note_prepared(&self, shard: ShardId) -> Result<bool, Error> {
         Ok(sqlx::query_scalar!(
             r#"with before as (select prepared from shards where shard = $1 for update)
                update shards set prepared = true from before where shard = $1 returning before.prepared as "prepared!""#,
-            i32::from(shard),
+            shard as ShardId,
         )
         .fetch_one(&self.pool)
         .await?)
@@ -193,8 +195,8 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer: not counted.
-    pub async fn note_recreated(&self, shard: u16) -> Result<(), Error> {
-        sqlx::query!("update shards set recreated_streams = recreated_streams + 1 where shard = $1", i32::from(shard))
+    pub async fn note_recreated(&self, shard: ShardId) -> Result<(), Error> {
+        sqlx::query!("update shards set recreated_streams = recreated_streams + 1 where shard = $1", shard as ShardId)
             .execute(&self.pool)
             .await?;
         Ok(())
@@ -204,14 +206,14 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer: not stored, so the caller must not decide the entry.
-    pub async fn note_attempt(&self, shard: u16, stream_id: &str, digest: &[u8]) -> Result<i32, Error> {
+    pub async fn note_attempt(&self, shard: ShardId, stream_id: &str, digest: &[u8]) -> Result<i32, Error> {
         Ok(sqlx::query_scalar!(
             "insert into attempts (shard, stream_id, digest, attempts) values ($1, $2, $3, 1)
              on conflict (shard, stream_id) do update
              set attempts = case when attempts.digest = excluded.digest then attempts.attempts else 0 end + 1,
                  digest = excluded.digest, noted_at = now()
              returning attempts",
-            i32::from(shard),
+            shard as ShardId,
             stream_id,
             digest,
         )
@@ -223,13 +225,13 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn withdraw_attempt(&self, shard: u16, stream_id: &str, decided: bool) -> Result<(), Error> {
+    pub async fn withdraw_attempt(&self, shard: ShardId, stream_id: &str, decided: bool) -> Result<(), Error> {
         sqlx::query!(
             "with counted as (
                  update attempts set attempts = attempts - 1 where shard = $1 and stream_id = $2 and not $3
              )
              delete from attempts where shard = $1 and stream_id = $2 and $3",
-            i32::from(shard),
+            shard as ShardId,
             stream_id,
             decided,
         )
@@ -243,7 +245,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Fenced`] when another worker owns the shard by now.
-    pub async fn apply_policy(&self, shard: u16, fence: &Fence, version: i64) -> Result<i64, Error> {
+    pub async fn apply_policy(&self, shard: ShardId, lease: &Lease, version: i64) -> Result<i64, Error> {
         sqlx::query_scalar!(
             r#"with held as (
                  select policy_version as before, records from shards
@@ -256,9 +258,9 @@ impl Store {
                  on conflict do nothing
              )
              select greatest(before, $4) as "version!" from held"#,
-            i32::from(shard),
-            fence.epoch,
-            fence.token,
+            shard as ShardId,
+            lease.epoch,
+            lease.token,
             version,
         )
         .fetch_optional(&self.pool)

@@ -6,13 +6,13 @@ use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 
 use super::{Error, Store, known::RecordColumns, pool::numeric};
-use crate::domain::{Record, Text, Total};
+use crate::domain::{Record, RecordId, Seq, SeqRange, ShardId, Total};
 
 /// A processed record in the log.
 #[derive(Debug, Clone)]
 pub struct LogRow {
     /// Its sequence number in the shard.
-    pub seq: i64,
+    pub seq: Seq,
     /// The content.
     pub record: Arc<Record>,
     /// When `serve` received it.
@@ -31,9 +31,9 @@ pub struct LogRow {
 #[derive(Debug, Clone)]
 pub struct RefusedRow {
     /// Its sequence number in the shard.
-    pub n: i64,
+    pub seq: Seq,
     /// Absent when the payload could not be read.
-    pub record_id: Option<String>,
+    pub record_id: Option<RecordId>,
     /// A stable code.
     pub reason: String,
     /// The reason as a sentence.
@@ -53,21 +53,21 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn log_rows(
         &self,
-        shard: u16,
-        (after, upto): (i64, i64),
+        shard: ShardId,
+        SeqRange { after, upto }: SeqRange,
         alerts: bool,
         limit: i64,
     ) -> Result<Vec<LogRow>, Error> {
         let rows = sqlx::query!(
-            r#"select seq, received_at, processed_at, time, previous_count, positive, record_id, source_id,
+            r#"select seq as "seq: Seq", received_at, processed_at, time, previous_count, positive, record_id as "record_id: RecordId", source_id,
                     destination_id, reference, unit, value::text as "value!", previous_total::text as "previous_total!",
                     threshold::text as threshold, attributes, traceparent
              from records
              where shard = $1 and seq > $2 and seq <= $3 and (not $4 or threshold is not null)
              order by seq limit $5"#,
-            i32::from(shard),
-            after,
-            upto,
+            shard as ShardId,
+            after as Seq,
+            upto as Seq,
             alerts,
             limit,
         )
@@ -76,7 +76,7 @@ impl Store {
         rows.into_iter()
             .map(|row| {
                 let stored = RecordColumns {
-                    record_id: Text::stored(row.record_id),
+                    record_id: row.record_id,
                     time: Some(row.time),
                     source_id: Some(row.source_id),
                     destination_id: Some(row.destination_id),
@@ -105,17 +105,18 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn dead_letter_rows(
         &self,
-        shard: u16,
-        (after, upto): (i64, i64),
+        shard: ShardId,
+        SeqRange { after, upto }: SeqRange,
         limit: i64,
     ) -> Result<Vec<RefusedRow>, Error> {
         Ok(sqlx::query_as!(
             RefusedRow,
-            "select n, record_id, reason, detail, payload, opened_at as noted_at, traceparent
-             from dead_letters where shard = $1 and n > $2 and n <= $3 order by n limit $4",
-            i32::from(shard),
-            after,
-            upto,
+            r#"select n as "seq: Seq", record_id as "record_id: RecordId", reason, detail, payload, opened_at as noted_at,
+                      traceparent
+               from dead_letters where shard = $1 and n > $2 and n <= $3 order by n limit $4"#,
+            shard as ShardId,
+            after as Seq,
+            upto as Seq,
             limit,
         )
         .fetch_all(&self.pool)
@@ -128,18 +129,18 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn conflict_rows(
         &self,
-        shard: u16,
-        (after, upto): (i64, i64),
+        shard: ShardId,
+        SeqRange { after, upto }: SeqRange,
         limit: i64,
     ) -> Result<Vec<RefusedRow>, Error> {
         Ok(sqlx::query_as!(
             RefusedRow,
-            r#"select n, record_id, 'record_conflict' as "reason!",
+            r#"select n as "seq: Seq", record_id as "record_id: RecordId", 'record_conflict' as "reason!",
                       'the recordId is taken by other content' as "detail!", payload, noted_at, traceparent
                from conflicts where shard = $1 and n > $2 and n <= $3 order by n limit $4"#,
-            i32::from(shard),
-            after,
-            upto,
+            shard as ShardId,
+            after as Seq,
+            upto as Seq,
             limit,
         )
         .fetch_all(&self.pool)

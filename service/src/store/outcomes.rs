@@ -1,15 +1,15 @@
 //! How appended entries were applied, for those who wait.
 
 use super::{Error, Store};
-use crate::domain::DeadLetterId;
+use crate::domain::{DeadLetterId, DeadLetterReason, RecordId, Seq, ShardId};
 
 /// An entry whose outcome is waited for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Awaited {
     /// Its shard.
-    pub shard: u16,
+    pub shard: ShardId,
     /// Its record's id.
-    pub record_id: String,
+    pub record_id: RecordId,
     /// Its id in the shard's stream.
     pub stream_id: String,
 }
@@ -29,7 +29,7 @@ pub enum Outcome {
     /// It is in the log.
     Processed {
         /// Its number in the shard.
-        seq: i64,
+        seq: Seq,
         /// Records before it on the same destination, reference and unit.
         previous_count: i64,
         /// Their sum, as a decimal.
@@ -40,14 +40,14 @@ pub enum Outcome {
     /// Its id is taken by other content.
     Conflict {
         /// The conflict's number in the shard.
-        n: i64,
+        seq: Seq,
     },
     /// It could not be applied.
     DeadLettered {
         /// The dead letter.
         dead_letter: DeadLetterId,
         /// A stable code.
-        reason: String,
+        reason: DeadLetterReason,
         /// A sentence.
         detail: String,
     },
@@ -59,8 +59,8 @@ impl Store {
     /// # Errors
     /// When Postgres cannot be asked.
     pub async fn outcomes_of(&self, awaited: &[Awaited]) -> Result<Vec<(usize, Applied)>, Error> {
-        let shards: Vec<i32> = awaited.iter().map(|entry| i32::from(entry.shard)).collect();
-        let records: Vec<String> = awaited.iter().map(|entry| entry.record_id.clone()).collect();
+        let shards: Vec<ShardId> = awaited.iter().map(|entry| entry.shard).collect();
+        let records: Vec<RecordId> = awaited.iter().map(|entry| entry.record_id.clone()).collect();
         let streams: Vec<String> = awaited.iter().map(|entry| entry.stream_id.clone()).collect();
         // A duplicate's original is a record, or the letter that took the id: the open one, else the newest.
         let rows = sqlx::query!(
@@ -95,15 +95,16 @@ impl Store {
                 from awaited a join dead_letters l
                     on l.stream_id = a.stream_id and l.shard = a.shard and l.record_id = a.record_id
             )
-            select h.at as "at!", h.duplicate as "duplicate!", h.shard as "shard!", h.seq, h.conflict, h.dead_letter,
+            select h.at as "at!", h.duplicate as "duplicate!", h.shard as "shard!: ShardId",
+                h.seq as "seq?: Seq", h.conflict as "conflict?: Seq", h.dead_letter as "dead_letter?: Seq",
                 r.previous_count as "previous_count?", r.previous_total::text as previous_total, r.unit as "unit?",
-                l.reason as "reason?", l.detail as "detail?"
+                l.reason as "reason?: DeadLetterReason", l.detail as "detail?"
             from hits h
             left join records r on r.shard = h.shard and r.seq = h.seq
             left join dead_letters l on l.shard = h.shard and l.n = h.dead_letter
             "#,
-            &shards,
-            &records,
+            &shards as &[ShardId],
+            &records as &[RecordId],
             &streams,
         )
         .fetch_all(&self.pool)
@@ -113,10 +114,10 @@ impl Store {
                 (row.seq, row.previous_count, row.previous_total, row.unit)
             {
                 Outcome::Processed { seq, previous_count: count, previous_total: total, unit }
-            } else if let Some(n) = row.conflict {
-                Outcome::Conflict { n }
+            } else if let Some(seq) = row.conflict {
+                Outcome::Conflict { seq }
             } else {
-                let dead_letter = DeadLetterId { shard: u16::try_from(row.shard).ok()?, n: row.dead_letter? };
+                let dead_letter = DeadLetterId { shard: row.shard, seq: row.dead_letter? };
                 Outcome::DeadLettered { dead_letter, reason: row.reason?, detail: row.detail? }
             };
             Some((usize::try_from(row.at - 1).ok()?, Applied { outcome, duplicate: row.duplicate }))
@@ -132,7 +133,7 @@ mod tests {
     use super::*;
 
     fn awaited(record_id: &str, stream_id: &str) -> Awaited {
-        Awaited { shard: 1, record_id: record_id.to_owned(), stream_id: stream_id.to_owned() }
+        Awaited { shard: ShardId::new(1), record_id: RecordId::stored(record_id), stream_id: stream_id.to_owned() }
     }
 
     async fn run(pool: &PgPool, statement: &'static str) {
@@ -152,7 +153,7 @@ mod tests {
         run(
             &pool,
             "insert into dead_letters (shard, n, epoch, opened_at, received_at, record_id, stream_id, payload, reason, detail)
-             values (1, 2, 1, now(), now(), 'l', '8-0', 'x', 'why', 'because')",
+             values (1, 2, 1, now(), now(), 'l', '8-0', 'x', 'malformed', 'because')",
         )
         .await;
         let store = Store::of_test(pool);
@@ -165,21 +166,25 @@ mod tests {
             // Not applied: another id, another entry, another shard.
             awaited("x", "5-0"),
             awaited("r", "5-1"),
-            Awaited { shard: 2, ..awaited("r", "5-0") },
+            Awaited { shard: ShardId::new(2), ..awaited("r", "5-0") },
         ];
         let mut applied = store.outcomes_of(&asked).await.expect("answered");
         applied.sort_by_key(|(index, _)| *index);
-        let processed =
-            Outcome::Processed { seq: 7, previous_count: 3, previous_total: "10.20".to_owned(), unit: "u".to_owned() };
+        let processed = Outcome::Processed {
+            seq: Seq::new(7),
+            previous_count: 3,
+            previous_total: "10.20".to_owned(),
+            unit: "u".to_owned(),
+        };
         let dead_letter = Outcome::DeadLettered {
-            dead_letter: DeadLetterId { shard: 1, n: 2 },
-            reason: "why".to_owned(),
+            dead_letter: DeadLetterId { shard: ShardId::new(1), seq: Seq::new(2) },
+            reason: DeadLetterReason::Malformed,
             detail: "because".to_owned(),
         };
         let expected = [
             (processed.clone(), false),
             (processed, true),
-            (Outcome::Conflict { n: 4 }, false),
+            (Outcome::Conflict { seq: Seq::new(4) }, false),
             (dead_letter.clone(), false),
             (dead_letter, true),
         ];

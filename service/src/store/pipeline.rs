@@ -6,6 +6,7 @@ use millrace_crds::{ADOPT, RecordPipeline};
 use sqlx::PgConnection;
 
 use super::{Error, Store};
+use crate::domain::ShardId;
 
 /// The pipeline that has claimed a schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,7 +126,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres cannot be reached.
-    pub async fn ensure_shards(&self, shards: u16) -> Result<Vec<u16>, Error> {
+    pub async fn ensure_shards(&self, shards: u16) -> Result<Vec<ShardId>, Error> {
         let shards = i32::from(shards);
         let there =
             sqlx::query_scalar!("select count(*) from shards where shard < $1", shards).fetch_one(&self.pool).await?;
@@ -151,13 +152,13 @@ impl Store {
                from generate_series(0, $1 - 1) s (shard)
                where not exists (select from shards there where there.shard = s.shard)
                on conflict do nothing
-               returning shard, epoch, records"#,
+               returning shard as "shard: ShardId", epoch, records"#,
             shards
         )
         .fetch_all(&self.pool)
         .await?;
         for row in made.iter().filter(|row| row.epoch > 0 || row.records > 0) {
-            let (shard, records) = (row.shard, row.records);
+            let (shard, records) = (row.shard.get(), row.records);
             tracing::error!(
                 event = "store.shard.recreated",
                 shard,
@@ -165,7 +166,7 @@ impl Store {
                 "the row of a shard was missing and was recreated"
             );
         }
-        Ok(made.into_iter().filter_map(|row| u16::try_from(row.shard).ok()).collect())
+        Ok(made.into_iter().map(|row| row.shard).collect())
     }
 }
 
@@ -285,7 +286,7 @@ mod tests {
             insert into conflicts values (1, 2, 7, now(), now(), '1', 'd', '3-1', '');
             delete from shards where shard = 1;";
         sqlx::raw_sql(fill).execute(pool).await.unwrap();
-        assert_eq!(test.store.ensure_shards(2).await.unwrap(), [1]);
+        assert_eq!(test.store.ensure_shards(2).await.unwrap(), [ShardId::new(1)]);
         let row = sqlx::query!(
             "select epoch, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts from shards where shard = 1"
         )

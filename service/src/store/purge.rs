@@ -7,6 +7,7 @@ use super::{
     Error, Pipeline, Store,
     pipeline::{leases_alive, read_pipeline},
 };
+use crate::domain::SinkStream;
 
 /// A locked schema that will be dropped. No worker can take a shard until this value is dropped or the schema is.
 #[derive(Debug)]
@@ -16,8 +17,8 @@ pub struct Purge {
     schema: String,
     /// The pipeline that has claimed it.
     pub pipeline: Pipeline,
-    /// Streams of its sinks, each with the sink's name, including streams from which a sink is moving away.
-    pub sinks: Vec<(String, String)>,
+    /// Streams of its sinks, including streams from which a sink is moving away.
+    pub sinks: Vec<SinkStream>,
     /// Number of processed records.
     pub records: i64,
 }
@@ -69,7 +70,10 @@ impl Store {
             .into_iter()
             .flat_map(|row| {
                 let name = row.name;
-                [row.stream, row.old_stream].into_iter().flatten().map(move |stream| (stream, name.clone()))
+                [row.stream, row.old_stream]
+                    .into_iter()
+                    .flatten()
+                    .map(move |stream| SinkStream { stream, sink: name.clone() })
             })
             .collect();
         let records = sqlx::query_scalar!(r#"select coalesce(sum(processed), 0)::bigint as "records!" from shards"#)

@@ -3,56 +3,32 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{Error, Store};
-
-/// Filters of records. A record must match all that are present.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct RecordFilter {
-    /// Their ids; `None`: any.
-    pub record_ids: Option<Vec<String>>,
-    /// Their destination.
-    pub destination_id: Option<String>,
-    /// The shard of the destination; only a hint that makes the query fast.
-    pub shard: Option<i32>,
-    /// Their reference.
-    pub reference: Option<String>,
-    /// Their source.
-    pub source_id: Option<String>,
-    /// Whether their value is positive.
-    pub positive: Option<bool>,
-    /// Their unit.
-    pub unit: Option<String>,
-    /// Their `time` is at or after this.
-    pub start: Option<DateTime<Utc>>,
-    /// Their `time` is before this.
-    pub end: Option<DateTime<Utc>>,
-    /// Whether they raised an alert.
-    pub alerted: Option<bool>,
-}
+use super::{Error, RecordFilter, Store, filter::filtered_records};
+use crate::domain::{DestinationId, RecordId, Reference, Seq, ShardId, ShardSeq, SourceId, Unit};
 
 /// A processed record. Its value is text, which keeps the scale.
 #[derive(Debug, Clone)]
 pub struct StoredRecord {
     /// Its shard.
-    pub shard: i32,
+    pub shard: ShardId,
     /// Its sequence number in the shard.
-    pub seq: i64,
+    pub seq: Seq,
     /// Its id.
-    pub record_id: String,
+    pub record_id: RecordId,
     /// When it happened.
     pub time: DateTime<Utc>,
     /// Its source.
-    pub source_id: String,
+    pub source_id: SourceId,
     /// Its destination.
-    pub destination_id: String,
+    pub destination_id: DestinationId,
     /// Whether its value is positive.
     pub positive: bool,
     /// Its value, unsigned.
     pub value: String,
     /// Its unit.
-    pub unit: String,
+    pub unit: Unit,
     /// Together with the destination, the key of its total.
-    pub reference: String,
+    pub reference: Reference,
     /// JSON, byte for byte as received.
     pub attributes: Option<String>,
     /// When `serve` received it.
@@ -74,6 +50,15 @@ pub struct RecordHistory {
     pub stream_id: String,
 }
 
+/// A processed record with its history.
+#[derive(Debug, Clone)]
+pub struct FoundRecord {
+    /// The record.
+    pub record: StoredRecord,
+    /// Its history.
+    pub history: RecordHistory,
+}
+
 /// Counts of further entries with the same id.
 #[derive(Debug, Clone, Default)]
 pub struct Traces {
@@ -87,11 +72,11 @@ pub struct Traces {
 #[derive(Debug, Clone)]
 pub struct StoredConflict {
     /// Its shard.
-    pub shard: i32,
+    pub shard: ShardId,
     /// Its number in the shard, among conflicts.
-    pub n: i64,
+    pub seq: Seq,
     /// The id.
-    pub record_id: String,
+    pub record_id: RecordId,
     /// When it was refused.
     pub noted_at: DateTime<Utc>,
     /// When `serve` received it.
@@ -108,9 +93,9 @@ pub struct StoredConflict {
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ConflictFilter {
     /// Their id.
-    pub record_id: Option<String>,
+    pub record_id: Option<RecordId>,
     /// Their destination.
-    pub destination_id: Option<String>,
+    pub destination_id: Option<DestinationId>,
     /// Stored at or after this.
     pub start: Option<DateTime<Utc>>,
     /// Stored before this.
@@ -125,39 +110,20 @@ impl Store {
     pub async fn list_records(
         &self,
         filter: &RecordFilter,
-        after: (i32, i64),
+        after: ShardSeq,
         limit: i64,
     ) -> Result<Vec<StoredRecord>, Error> {
-        let records = sqlx::query_as!(
+        let records = filtered_records!(
             StoredRecord,
-            r#"select shard, seq, record_id, time, source_id, destination_id, positive, value::text as "value!", unit,
-                      reference, attributes, received_at, processed_at
-               from records
-               where (shard, seq) > ($1, $2)
-                 and ($3::text[] is null or record_id = any($3))
-                 and ($4::text is null or destination_id = $4)
-                 and ($5::int is null or shard = $5)
-                 and ($6::text is null or reference = $6)
-                 and ($7::text is null or source_id = $7)
-                 and ($8::boolean is null or positive = $8)
-                 and ($9::text is null or unit = $9)
-                 and ($10::timestamptz is null or time >= $10)
-                 and ($11::timestamptz is null or time < $11)
-                 and ($12::boolean is null or $12 and threshold is not null or not $12 and threshold is null)
-               order by shard, seq
-               limit $13"#,
-            after.0,
-            after.1,
-            filter.record_ids.as_deref(),
-            filter.destination_id,
-            filter.shard,
-            filter.reference,
-            filter.source_id,
-            filter.positive,
-            filter.unit,
-            filter.start,
-            filter.end,
-            filter.alerted,
+            r#"select shard as "shard: ShardId", seq as "seq: Seq", record_id as "record_id: RecordId", time,
+                   source_id as "source_id: SourceId", destination_id as "destination_id: DestinationId", positive,
+                   value::text as "value!", unit as "unit: Unit", reference as "reference: Reference", attributes,
+                   received_at, processed_at
+               from records"#,
+            "and (shard, seq) > ($11, $12) order by shard, seq limit $13",
+            filter,
+            after.shard as ShardId,
+            after.seq as Seq,
             limit
         )
         .fetch_all(&self.pool)
@@ -169,13 +135,15 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn find_record(&self, record_id: &str) -> Result<Option<(StoredRecord, RecordHistory)>, Error> {
+    pub async fn find_record(&self, record_id: &RecordId) -> Result<Option<FoundRecord>, Error> {
         let row = sqlx::query!(
-            r#"select shard, seq, record_id, time, source_id, destination_id, positive, value::text as "value!", unit,
-                      reference, attributes, received_at, processed_at, previous_count,
+            r#"select shard as "shard: ShardId", seq as "seq: Seq", record_id as "record_id: RecordId", time,
+                   source_id as "source_id: SourceId", destination_id as "destination_id: DestinationId", positive,
+                   value::text as "value!", unit as "unit: Unit", reference as "reference: Reference", attributes,
+                   received_at, processed_at, previous_count,
                       previous_total::text as "previous_total!", threshold::text as threshold, stream_id
                from records where record_id = $1"#,
-            record_id
+            record_id as &RecordId
         )
         .fetch_optional(&self.pool)
         .await?;
@@ -201,7 +169,7 @@ impl Store {
                 threshold: row.threshold,
                 stream_id: row.stream_id,
             };
-            (record, history)
+            FoundRecord { record, history }
         }))
     }
 
@@ -209,12 +177,12 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn traces(&self, record_id: &str) -> Result<Traces, Error> {
+    pub async fn traces(&self, record_id: &RecordId) -> Result<Traces, Error> {
         let traces = sqlx::query_as!(
             Traces,
             r#"select (select count(*) from duplicates where record_id = $1) as "duplicates!",
                       (select count(*) from conflicts where record_id = $1) as "conflicts!""#,
-            record_id
+            record_id as &RecordId
         )
         .fetch_one(&self.pool)
         .await?;
@@ -228,14 +196,15 @@ impl Store {
     pub async fn list_conflicts(
         &self,
         filter: &ConflictFilter,
-        after: (i32, i64),
+        after: ShardSeq,
         limit: i64,
     ) -> Result<Vec<StoredConflict>, Error> {
         let rows = sqlx::query!(
-            r#"select c.shard, c.n, c.record_id, c.noted_at, c.received_at, c.payload,
-                      r.shard as "record_shard?", r.seq as "seq?", r.time as "time?", r.source_id as "source_id?",
-                      r.destination_id as "destination_id?", r.positive as "positive?", r.value::text as value,
-                      r.unit as "unit?", r.reference as "reference?", r.attributes as "attributes?",
+            r#"select c.shard as "shard: ShardId", c.n as "seq: Seq", c.record_id as "record_id: RecordId", c.noted_at, c.received_at, c.payload,
+                      r.shard as "record_shard?: ShardId", r.seq as "record_seq?: Seq", r.time as "time?",
+                      r.source_id as "source_id?: SourceId",
+                      r.destination_id as "destination_id?: DestinationId", r.positive as "positive?", r.value::text as value,
+                      r.unit as "unit?: Unit", r.reference as "reference?: Reference", r.attributes as "attributes?",
                       r.received_at as "record_received_at?", r.processed_at as "processed_at?",
                       (select d.payload from dead_letters d where d.record_id = c.record_id
                        order by d.opened_at desc limit 1) as dead_letter
@@ -247,10 +216,10 @@ impl Store {
                  and ($6::timestamptz is null or c.noted_at < $6)
                order by c.shard, c.n
                limit $7"#,
-            after.0,
-            after.1,
-            filter.record_id,
-            filter.destination_id,
+            after.shard as ShardId,
+            after.seq as Seq,
+            filter.record_id.as_ref() as Option<&RecordId>,
+            filter.destination_id.as_ref() as Option<&DestinationId>,
             filter.start,
             filter.end,
             limit
@@ -263,7 +232,7 @@ impl Store {
                 let record = (|| {
                     Some(StoredRecord {
                         shard: row.record_shard?,
-                        seq: row.seq?,
+                        seq: row.record_seq?,
                         record_id: row.record_id.clone(),
                         time: row.time?,
                         source_id: row.source_id?,
@@ -279,7 +248,7 @@ impl Store {
                 })();
                 StoredConflict {
                     shard: row.shard,
-                    n: row.n,
+                    seq: row.seq,
                     record_id: row.record_id,
                     noted_at: row.noted_at,
                     received_at: row.received_at,

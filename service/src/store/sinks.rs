@@ -1,16 +1,18 @@
 //! Sinks: their streams, cursor generations and start positions, and the states of their publishers.
 
+use millrace_crds::status_api::{PublisherState, PublisherStatus};
 use rand::Rng as _;
 
-use super::{Error, Numbers, Store};
+use super::{Error, Store};
+use crate::domain::{OutcomeKind, Seq, ShardId, ShardSeq};
 
 /// A sink in Postgres.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SinkRow {
     /// Its name.
     pub name: String,
-    /// `Processed`, `Alert`, `DeadLettered` or `Conflicted`.
-    pub kind: String,
+    /// The outcomes that it publishes.
+    pub kind: OutcomeKind,
     /// The Redis stream.
     pub stream: Option<String>,
     /// The generation of its cursor.
@@ -25,23 +27,26 @@ pub struct SinkRow {
     pub removed: bool,
 }
 
-impl SinkRow {
-    /// The index in [`Numbers`] of the sequence that it publishes.
-    #[must_use]
-    pub fn counts_by(&self) -> usize {
-        match self.kind.as_str() {
-            "DeadLettered" => 1,
-            "Conflicted" => 2,
-            _ => 0,
-        }
-    }
+/// A sink to add.
+#[derive(Debug)]
+pub struct NewSink<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The outcomes that it publishes.
+    pub kind: OutcomeKind,
+    /// The Redis stream.
+    pub stream: &'a str,
+    /// The generation of its cursor.
+    pub cursor_generation: &'a str,
+    /// Each shard starts at its first outcome; else after its current highest number.
+    pub from_beginning: bool,
 }
 
 /// The state of a publisher that does not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SinkState {
-    /// `waiting`, `failing` or `halted`.
-    pub state: &'static str,
+    /// For programs.
+    pub state: PublisherState,
     /// The cause and the remedy.
     pub detail: String,
 }
@@ -54,27 +59,19 @@ impl Store {
     pub async fn sinks(&self) -> Result<Vec<SinkRow>, Error> {
         Ok(sqlx::query_as!(
             SinkRow,
-            "select name, kind, stream, cursor_generation, started, old_stream, old_cursor_generation, removed
-             from sinks order by name",
+            r#"select name, kind as "kind: OutcomeKind", stream, cursor_generation, started, old_stream,
+                      old_cursor_generation, removed
+               from sinks order by name"#,
         )
         .fetch_all(&self.pool)
         .await?)
     }
 
-    /// Adds a new sink. Each shard starts at the beginning with `from_beginning`, else after its current highest
-    /// number. Does nothing if the sink exists, or if `version` is not the newest policy version.
+    /// Adds a new sink. Does nothing if the sink exists, or if `version` is not the newest policy version.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn add_sink(
-        &self,
-        name: &str,
-        kind: &str,
-        stream: &str,
-        cursor_generation: &str,
-        from_beginning: bool,
-        version: i64,
-    ) -> Result<(), Error> {
+    pub async fn add_sink(&self, sink: &NewSink<'_>, version: i64) -> Result<(), Error> {
         sqlx::query!(
             "with added as (
                  insert into sinks (name, kind, stream, cursor_generation, version)
@@ -87,11 +84,11 @@ impl Store {
                     case when $5 then 0 when $2 = 'DeadLettered' then dead_letters when $2 = 'Conflicted' then conflicts
                          else records end
              from added, shards",
-            name,
-            kind,
-            stream,
-            cursor_generation,
-            from_beginning,
+            sink.name,
+            sink.kind as OutcomeKind,
+            sink.stream,
+            sink.cursor_generation,
+            sink.from_beginning,
             version,
         )
         .execute(&self.pool)
@@ -142,11 +139,15 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn sink_starts(&self, name: &str) -> Result<Vec<(u16, i64)>, Error> {
-        let rows = sqlx::query!("select shard, after from sink_starts where sink = $1 order by shard", name)
-            .fetch_all(&self.pool)
-            .await?;
-        Ok(rows.into_iter().map(|row| (row.shard as u16, row.after)).collect())
+    pub async fn sink_starts(&self, name: &str) -> Result<Vec<ShardSeq>, Error> {
+        let starts = sqlx::query_as!(
+            ShardSeq,
+            r#"select shard as "shard: ShardId", after as "seq: Seq" from sink_starts where sink = $1 order by shard"#,
+            name
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(starts)
     }
 
     /// Stores that the cursor of a generation was created. Returns false if the sink has another generation by now.
@@ -210,9 +211,9 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn set_starts(&self, row: &SinkRow, starts: &[(u16, i64)]) -> Result<(), Error> {
-        let shards: Vec<i32> = starts.iter().map(|(shard, _)| i32::from(*shard)).collect();
-        let after: Vec<i64> = starts.iter().map(|(_, after)| *after).collect();
+    pub async fn set_starts(&self, row: &SinkRow, starts: &[ShardSeq]) -> Result<(), Error> {
+        let shards: Vec<ShardId> = starts.iter().map(|start| start.shard).collect();
+        let after: Vec<Seq> = starts.iter().map(|start| start.seq).collect();
         sqlx::query!(
             "insert into sink_starts (sink, shard, after)
              select sinks.name, s.shard, s.after
@@ -221,8 +222,8 @@ impl Store {
              on conflict (sink, shard) do update set after = excluded.after",
             row.name,
             row.cursor_generation,
-            &shards,
-            &after,
+            &shards as &[ShardId],
+            &after as &[Seq],
         )
         .execute(&self.pool)
         .await?;
@@ -282,11 +283,10 @@ impl Store {
     pub async fn set_sink_state(
         &self,
         sink: &str,
-        shard: u16,
+        shard: ShardId,
         token: Option<&str>,
         state: Option<&SinkState>,
     ) -> Result<(), Error> {
-        let shard = i32::from(shard);
         match state {
             Some(SinkState { state, detail }) => {
                 sqlx::query!(
@@ -296,8 +296,8 @@ impl Store {
                      on conflict (sink, shard) do update
                      set state = excluded.state, detail = excluded.detail, since = now()",
                     sink,
-                    shard,
-                    state,
+                    shard as ShardId,
+                    state.as_str(),
                     detail,
                     token,
                 )
@@ -310,7 +310,7 @@ impl Store {
                      where sink = $1 and shard = $2
                        and ($3::text is null or $3 = (select token from shards where shard = $2 for share))",
                     sink,
-                    shard,
+                    shard as ShardId,
                     token,
                 )
                 .execute(&self.pool)
@@ -320,30 +320,29 @@ impl Store {
         Ok(())
     }
 
-    /// The states of publishers that do not run: (sink, shard, state, detail).
+    /// The publishers that do not run, by sink and shard. A state of another version is read as failing.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn sink_states(&self) -> Result<Vec<(String, u16, String, String)>, Error> {
-        let rows = sqlx::query!("select sink, shard, state, detail from sink_states order by sink, shard")
-            .fetch_all(&self.pool)
-            .await?;
-        Ok(rows.into_iter().map(|row| (row.sink, row.shard as u16, row.state, row.detail)).collect())
-    }
-
-    /// Of a shard's highest numbers, the one of the sequence that a publisher of `kind` publishes.
-    #[must_use]
-    pub fn number_of(kind: millrace_crds::SinkEvent, numbers: Numbers) -> i64 {
-        match kind {
-            millrace_crds::SinkEvent::Processed | millrace_crds::SinkEvent::Alert => numbers[0],
-            millrace_crds::SinkEvent::DeadLettered => numbers[1],
-            millrace_crds::SinkEvent::Conflicted => numbers[2],
-        }
+    pub async fn sink_states(&self) -> Result<Vec<PublisherStatus>, Error> {
+        let rows = sqlx::query!(
+            r#"select sink, shard as "shard: ShardId", state, detail from sink_states order by sink, shard"#
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let status = rows.into_iter().map(|row| PublisherStatus {
+            sink: row.sink,
+            shard: row.shard.get(),
+            state: PublisherState::parse(&row.state),
+            detail: row.detail,
+        });
+        Ok(status.collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::store::testing::TestPipeline;
 
     #[tokio::test]
@@ -355,7 +354,14 @@ mod tests {
         let names: Vec<String> =
             [store.cursor_generation().await.unwrap(), store.cursor_generation().await.unwrap()].into();
         assert!(names.is_sorted() && names[0] != names[1], "{names:?}");
-        store.add_sink("s", "Processed", "one", "a", true, 1).await.unwrap();
+        let sink = NewSink {
+            name: "s",
+            kind: OutcomeKind::Processed,
+            stream: "one",
+            cursor_generation: "a",
+            from_beginning: true,
+        };
+        store.add_sink(&sink, 1).await.unwrap();
         let row = async || store.sinks().await.unwrap().remove(0);
         let old = async || row().await.old_stream.zip(row().await.old_cursor_generation);
         store.move_sink(&row().await, "two", "b", 1).await.unwrap();

@@ -6,7 +6,8 @@ use chrono::{DateTime, Utc};
 use futures::stream::BoxStream;
 use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 
-use super::{Error, RecordFilter, Store, StoredRecord};
+use super::{Error, RecordFilter, Store, StoredRecord, filter::filtered_records};
+use crate::domain::{DestinationId, DestinationUnit, RecordId, Reference, Seq, ShardId, SourceId, Unit};
 
 /// A read-only transaction that sees one state of the database. If it is dropped before [`Snapshot::finish`], its
 /// connection closes, and the server ends a running statement within a second.
@@ -21,9 +22,9 @@ pub struct Snapshot {
 #[derive(Debug, Clone)]
 pub struct UnitTotal {
     /// The destination.
-    pub destination_id: String,
+    pub destination_id: DestinationId,
     /// The unit.
-    pub unit: String,
+    pub unit: Unit,
     /// Number of records.
     pub count: i64,
     /// Their signed sum, exact.
@@ -37,25 +38,34 @@ pub struct RollupPart {
     /// Start of the window; `None` without windows.
     pub window_start: Option<DateTime<Utc>>,
     /// Present when rows are grouped by it.
-    pub destination_id: Option<String>,
+    pub destination_id: Option<DestinationId>,
     /// Present when rows are grouped by it.
-    pub reference: Option<String>,
+    pub reference: Option<Reference>,
     /// Present when rows are grouped by it.
-    pub source_id: Option<String>,
+    pub source_id: Option<SourceId>,
     /// Present when rows are grouped by it.
     pub positive: Option<bool>,
     /// Present when rows are grouped by it.
-    pub group_unit: Option<String>,
+    pub group_unit: Option<Unit>,
     /// Whether this is the total of one unit of the preceding row.
     pub unit_total: bool,
     /// That unit.
-    pub unit: Option<String>,
+    pub unit: Option<Unit>,
     /// Number of records.
     pub count: i64,
     /// Their signed sum; meaningless for a row over all units.
     pub total: String,
     /// Exact number of distinct sources.
     pub distinct_source_ids: i64,
+}
+
+/// A record of a destination.
+#[derive(Debug, Clone)]
+pub struct DestinationSeq {
+    /// The destination.
+    pub destination_id: DestinationId,
+    /// Its number in the shard.
+    pub seq: Seq,
 }
 
 /// The fields by which a rollup is grouped.
@@ -109,40 +119,18 @@ impl Snapshot {
     pub async fn totals(
         &mut self,
         filter: &RecordFilter,
-        after: (&str, &str),
+        after: &DestinationUnit,
         limit: i64,
     ) -> Result<Vec<UnitTotal>, Error> {
-        let totals = sqlx::query_as!(
+        let totals = filtered_records!(
             UnitTotal,
-            r#"select destination_id, unit, count(*) as "count!",
+            r#"select destination_id as "destination_id: DestinationId", unit as "unit: Unit", count(*) as "count!",
                       sum(case when positive then value else -value end)::text as "total!"
-               from records
-               where (destination_id, unit) > ($1, $2)
-                 and ($3::text[] is null or record_id = any($3))
-                 and ($4::text is null or destination_id = $4)
-                 and ($5::int is null or shard = $5)
-                 and ($6::text is null or reference = $6)
-                 and ($7::text is null or source_id = $7)
-                 and ($8::boolean is null or positive = $8)
-                 and ($9::text is null or unit = $9)
-                 and ($10::timestamptz is null or time >= $10)
-                 and ($11::timestamptz is null or time < $11)
-                 and ($12::boolean is null or $12 and threshold is not null or not $12 and threshold is null)
-               group by destination_id, unit
-               order by destination_id, unit
-               limit $13"#,
-            after.0,
-            after.1,
-            filter.record_ids.as_deref(),
-            filter.destination_id,
-            filter.shard,
-            filter.reference,
-            filter.source_id,
-            filter.positive,
-            filter.unit,
-            filter.start,
-            filter.end,
-            filter.alerted,
+               from records"#,
+            "and (destination_id, unit) > ($11, $12) group by destination_id, unit order by destination_id, unit limit $13",
+            filter,
+            after.destination_id.as_str(),
+            after.unit.as_str(),
             limit
         )
         .fetch_all(self.connection()?)
@@ -157,39 +145,20 @@ impl Snapshot {
     pub async fn records(
         &mut self,
         filter: &RecordFilter,
-        after: (&str, i64),
+        after: &DestinationSeq,
         limit: i64,
     ) -> Result<Vec<StoredRecord>, Error> {
-        let records = sqlx::query_as!(
+        let records = filtered_records!(
             StoredRecord,
-            r#"select shard, seq, record_id, time, source_id, destination_id, positive, value::text as "value!", unit,
-                      reference, attributes, received_at, processed_at
-               from records
-               where (destination_id, seq) > ($1, $2)
-                 and ($3::text[] is null or record_id = any($3))
-                 and ($4::text is null or destination_id = $4)
-                 and ($5::int is null or shard = $5)
-                 and ($6::text is null or reference = $6)
-                 and ($7::text is null or source_id = $7)
-                 and ($8::boolean is null or positive = $8)
-                 and ($9::text is null or unit = $9)
-                 and ($10::timestamptz is null or time >= $10)
-                 and ($11::timestamptz is null or time < $11)
-                 and ($12::boolean is null or $12 and threshold is not null or not $12 and threshold is null)
-               order by destination_id, seq
-               limit $13"#,
-            after.0,
-            after.1,
-            filter.record_ids.as_deref(),
-            filter.destination_id,
-            filter.shard,
-            filter.reference,
-            filter.source_id,
-            filter.positive,
-            filter.unit,
-            filter.start,
-            filter.end,
-            filter.alerted,
+            r#"select shard as "shard: ShardId", seq as "seq: Seq", record_id as "record_id: RecordId", time,
+                   source_id as "source_id: SourceId", destination_id as "destination_id: DestinationId", positive,
+                   value::text as "value!", unit as "unit: Unit", reference as "reference: Reference", attributes,
+                   received_at, processed_at
+               from records"#,
+            "and (destination_id, seq) > ($11, $12) order by destination_id, seq limit $13",
+            filter,
+            after.destination_id.as_str(),
+            after.seq as Seq,
             limit
         )
         .fetch_all(self.connection()?)
@@ -208,56 +177,38 @@ impl Snapshot {
         by: RollupBy,
     ) -> Result<BoxStream<'a, Result<RollupPart, sqlx::Error>>, Error> {
         let seconds = by.window.map(|window| window.as_secs() as f64);
-        Ok(sqlx::query_as!(
+        Ok(filtered_records!(
             RollupPart,
             r#"with matching as (
-                   select case when $1::float8 is null then null
-                               else date_bin(make_interval(secs => $1), time, timestamptz '1970-01-01 00:00:00+00') end
+                   select case when $11::float8 is null then null
+                               else date_bin(make_interval(secs => $11), time, timestamptz '1970-01-01 00:00:00+00') end
                               as window_start,
-                          case when $2::boolean then destination_id end as destination_id,
-                          case when $3::boolean then reference end as reference,
-                          case when $4::boolean then source_id end as group_source_id,
-                          case when $5::boolean then positive end as positive,
-                          case when $6::boolean then unit end as group_unit,
-                          unit, source_id, case when records.positive then value else -value end as signed
-                   from records
-                   where ($7::text[] is null or record_id = any($7))
-                     and ($8::text is null or records.destination_id = $8)
-                     and ($9::int is null or shard = $9)
-                     and ($10::text is null or records.reference = $10)
-                     and ($11::text is null or records.source_id = $11)
-                     and ($12::boolean is null or records.positive = $12)
-                     and ($13::text is null or records.unit = $13)
-                     and ($14::timestamptz is null or time >= $14)
-                     and ($15::timestamptz is null or time < $15)
-                     and ($16::boolean is null or $16 and threshold is not null or not $16 and threshold is null)
-               )
-               select window_start as "window_start?", destination_id as "destination_id?", reference as "reference?",
-                      group_source_id as "source_id?", positive as "positive?", group_unit as "group_unit?",
-                      grouping(unit) = 0 as "unit_total!", unit as "unit?", count(*) as "count!",
+                          case when $12::boolean then destination_id end as group_destination_id,
+                          case when $13::boolean then reference end as group_reference,
+                          case when $14::boolean then source_id end as group_source_id,
+                          case when $15::boolean then positive end as group_positive,
+                          case when $16::boolean then unit end as group_unit,
+                          unit, source_id, case when positive then value else -value end as signed
+                   from records"#,
+            r#")
+               select window_start as "window_start?", group_destination_id as "destination_id?: DestinationId",
+                      group_reference as "reference?: Reference", group_source_id as "source_id?: SourceId",
+                      group_positive as "positive?", group_unit as "group_unit?: Unit",
+                      grouping(unit) = 0 as "unit_total!", unit as "unit?: Unit", count(*) as "count!",
                       sum(signed)::text as "total!", count(distinct source_id) as "distinct_source_ids!"
                from matching
                group by grouping sets (
-                   (window_start, destination_id, reference, group_source_id, positive, group_unit, unit),
-                   (window_start, destination_id, reference, group_source_id, positive, group_unit))
-               order by window_start, destination_id, reference, group_source_id, positive, group_unit,
+                   (window_start, group_destination_id, group_reference, group_source_id, group_positive, group_unit, unit),
+                   (window_start, group_destination_id, group_reference, group_source_id, group_positive, group_unit))
+               order by window_start, group_destination_id, group_reference, group_source_id, group_positive, group_unit,
                         grouping(unit) desc, unit"#,
+            filter,
             seconds,
             by.destination_id,
             by.reference,
             by.source_id,
             by.kind,
-            by.unit,
-            filter.record_ids.as_deref(),
-            filter.destination_id,
-            filter.shard,
-            filter.reference,
-            filter.source_id,
-            filter.positive,
-            filter.unit,
-            filter.start,
-            filter.end,
-            filter.alerted
+            by.unit
         )
         .fetch(self.connection()?))
     }

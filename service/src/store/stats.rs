@@ -1,24 +1,27 @@
 //! Counts that hold across restarts and replicas, start positions of sinks, and durability settings of the server.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 
 use super::{Error, Store};
+use crate::domain::{Seq, ShardId, ShardSeq, Watermarks};
 
 /// Counts of one shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardCounts {
     /// The shard.
-    pub shard: i32,
+    pub shard: ShardId,
     /// The worker that owns it.
     pub owner: Option<String>,
     /// The policy version that it runs.
     pub policy_version: i64,
     /// Highest sequence number of a record.
-    pub records: i64,
+    pub records: Seq,
     /// Highest sequence number of a dead letter.
-    pub dead_letters: i64,
+    pub dead_letters: Seq,
     /// Highest sequence number of a conflict.
-    pub conflicts: i64,
+    pub conflicts: Seq,
     /// Number of processed records.
     pub processed: i64,
     /// Number of duplicates.
@@ -33,6 +36,14 @@ pub struct ShardCounts {
     pub lost: i64,
     /// How often its stream or group was recreated.
     pub recreated_streams: i64,
+}
+
+impl ShardCounts {
+    /// Its highest numbers.
+    #[must_use]
+    pub fn watermarks(&self) -> Watermarks {
+        Watermarks { records: self.records, dead_letters: self.dead_letters, conflicts: self.conflicts }
+    }
 }
 
 /// Counts over all shards.
@@ -64,15 +75,15 @@ pub struct SinkBeginning {
     /// Whether it was removed from the manifest.
     pub removed: bool,
     /// The shards of its start positions.
-    pub start_shards: Vec<i32>,
+    pub start_shards: Vec<ShardId>,
     /// For each shard in `start_shards`, the number after which it publishes.
-    pub start_after: Vec<i64>,
+    pub start_after: Vec<Seq>,
 }
 
 impl SinkBeginning {
     /// The number of a shard after which the sink publishes; `None` if it has no start position there.
     #[must_use]
-    pub fn begins_after(&self, shard: i32) -> Option<i64> {
+    pub fn begins_after(&self, shard: ShardId) -> Option<Seq> {
         self.start_shards.iter().position(|at| *at == shard).and_then(|index| self.start_after.get(index).copied())
     }
 }
@@ -99,9 +110,10 @@ impl Store {
         let mut snapshot = self.pool.begin_with("begin isolation level repeatable read read only").await?;
         let shards = sqlx::query_as!(
             ShardCounts,
-            "select shard, owner, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts,
-                    without_threshold, external_applied, lost, recreated_streams
-             from shards order by shard"
+            r#"select shard as "shard: ShardId", owner, policy_version, records as "records: Seq",
+                      dead_letters as "dead_letters: Seq", conflicts as "conflicts: Seq", processed, duplicates, alerts,
+                      without_threshold, external_applied, lost, recreated_streams
+               from shards order by shard"#
         )
         .fetch_all(&mut *snapshot)
         .await?;
@@ -119,7 +131,7 @@ impl Store {
         .await?;
         snapshot.commit().await?;
         Ok(Counts {
-            conflicts: shards.iter().map(|shard| shard.conflicts).sum::<i64>() - counts.skipped_conflicts,
+            conflicts: shards.iter().map(|shard| shard.conflicts.get()).sum::<i64>() - counts.skipped_conflicts,
             shards,
             dead_letters_open: counts.open,
             dead_letters_discarded: counts.discarded,
@@ -158,9 +170,9 @@ impl Store {
             SinkBeginning,
             r#"select name, started, removed,
                       coalesce(array_agg(shard order by shard) filter (where shard is not null), '{}')
-                          as "start_shards!",
+                          as "start_shards!: Vec<ShardId>",
                       coalesce(array_agg(after order by shard) filter (where shard is not null), '{}')
-                          as "start_after!"
+                          as "start_after!: Vec<Seq>"
                from sinks left join sink_starts on sink = name
                group by name order by name"#
         )
@@ -173,14 +185,16 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn alerts_above(&self, shards: &[i32], numbers: &[i64]) -> Result<Vec<(i32, i64)>, Error> {
+    pub async fn alerts_above(&self, places: &[ShardSeq]) -> Result<BTreeMap<ShardId, i64>, Error> {
+        let shards: Vec<ShardId> = places.iter().map(|place| place.shard).collect();
+        let numbers: Vec<Seq> = places.iter().map(|place| place.seq).collect();
         let rows = sqlx::query!(
-            r#"select place.shard as "shard!", count(r.seq) as "count!"
+            r#"select place.shard as "shard!: ShardId", count(r.seq) as "count!"
                from unnest($1::int[], $2::bigint[]) as place (shard, after)
                left join records r on r.shard = place.shard and r.seq > place.after and r.threshold is not null
                group by place.shard order by place.shard"#,
-            shards,
-            numbers
+            &shards as &[ShardId],
+            &numbers as &[Seq]
         )
         .fetch_all(&self.pool)
         .await?;

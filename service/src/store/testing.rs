@@ -3,6 +3,7 @@
 use millrace_crds::RecordPipeline;
 
 use super::{Pipeline, Store};
+use crate::domain::ShardId;
 
 /// A migrated and claimed pipeline with a unique name.
 pub(crate) struct TestPipeline {
@@ -68,8 +69,8 @@ pub(crate) fn drop_schema(name: &str) {
 
 impl Store {
     /// Deletes a shard's row. The service never does that.
-    pub(crate) async fn lose_shard(&self, shard: i32) {
-        sqlx::query!("delete from shards where shard = $1", shard).execute(&self.pool).await.unwrap();
+    pub(crate) async fn lose_shard(&self, shard: ShardId) {
+        sqlx::query!("delete from shards where shard = $1", shard as ShardId).execute(&self.pool).await.unwrap();
     }
 
     /// Number of shards that have a row.

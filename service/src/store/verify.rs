@@ -9,9 +9,9 @@ use futures::TryStreamExt as _;
 use sqlx::{Postgres, Transaction};
 
 use super::{Error, Store};
-use crate::domain::shard_of;
+use crate::domain::{DestinationId, ShardId};
 
-pub use sinks::{LoggedRecord, StartedSink};
+pub use sinks::{LoggedRecord, RefusedOutcome, StartedSink};
 
 /// Number of differences that are kept; further ones are only counted.
 const KEPT: usize = 100;
@@ -309,10 +309,13 @@ impl Verification {
     /// # Errors
     /// When Postgres is unavailable.
     pub async fn shards(&mut self, shards: u16, differences: &mut Differences) -> Result<(), Error> {
-        let mut rows = sqlx::query!("select distinct destination_id, shard from records").fetch(&mut *self.snapshot);
+        let mut rows = sqlx::query!(
+            r#"select distinct destination_id as "destination_id: DestinationId", shard as "shard: ShardId" from records"#
+        )
+        .fetch(&mut *self.snapshot);
         while let Some(row) = rows.try_next().await? {
-            let expected = shard_of(&row.destination_id, shards);
-            if row.shard != i32::from(expected) {
+            let expected = ShardId::of(&row.destination_id, shards);
+            if row.shard != expected {
                 let place = format!("destination {}", row.destination_id);
                 differences.add("shard", place, expected.to_string(), row.shard.to_string());
             }

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use redis::{AsyncCommands as _, ErrorKind, RedisError, Script, ServerErrorKind};
 
 use super::{Error, Streams, keys};
-use crate::domain::{DeadLetterId, StreamId};
+use crate::domain::{DeadLetterId, ShardId, StreamId};
 
 /// An entry to be appended.
 #[derive(Debug, Clone)]
@@ -40,10 +40,10 @@ pub enum AppendError {
     Unknown(RedisError),
     /// The stream belongs to another pipeline.
     #[error("the stream of shard {0} belongs to another pipeline")]
-    Refused(u16),
+    Refused(ShardId),
     /// The stream has given out its last possible id: someone has written an entry with one of their own choice.
     #[error("the stream of shard {0} has no ids left")]
-    Exhausted(u16),
+    Exhausted(ShardId),
 }
 
 fn why_away(error: &RedisError) -> String {
@@ -81,9 +81,14 @@ pub struct Appended {
     pub count: i64,
 }
 
-/// Who appends: its name, and how many entries it knows to have appended to the shard. A Redis that went back knows of
-/// fewer, and is told.
-pub type By<'a> = (&'a str, i64);
+/// The process that appends. A rewound Redis holds a lower count, and takes over this one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct By<'a> {
+    /// Its name.
+    pub process: &'a str,
+    /// Entries that it knows to have appended to the shard.
+    pub appended: i64,
+}
 
 /// Without `allow-oom`, a full Redis refuses it before the first write.
 static APPEND: LazyLock<Script> = LazyLock::new(|| {
@@ -150,15 +155,15 @@ impl Streams {
     /// [`AppendError`]: but for `Unknown`, nothing was appended.
     pub async fn append(
         &self,
-        shard: u16,
+        shard: ShardId,
         pipeline_id: &str,
         limit: u64,
         by: Option<By<'_>>,
         entries: &[Outgoing],
     ) -> Result<Appended, AppendError> {
-        let (by, known) = by.unwrap_or_default();
+        let By { process, appended } = by.unwrap_or_default();
         if entries.is_empty() {
-            return Ok(Appended { ids: Vec::new(), count: known });
+            return Ok(Appended { ids: Vec::new(), count: appended });
         }
         // Built by hand: `Script::arg` would copy every record once more.
         let mut command = redis::cmd("EVALSHA");
@@ -170,8 +175,8 @@ impl Streams {
             .arg(pipeline_id)
             .arg(limit)
             .arg(entries.len())
-            .arg(by)
-            .arg(known);
+            .arg(process)
+            .arg(appended);
         for entry in entries {
             command
                 .arg(&entry.record)
@@ -217,7 +222,7 @@ impl Streams {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn appended_by(&self, shard: u16, process: &str) -> Result<i64, Error> {
+    pub async fn appended_by(&self, shard: ShardId, process: &str) -> Result<i64, Error> {
         let fence = keys::fence(&self.pipeline, shard);
         let held: Option<i64> = self.shared(&fence).hget(&fence, format!("by:{process}")).await?;
         Ok(held.unwrap_or(0))
@@ -227,6 +232,7 @@ impl Streams {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Seq;
 
     fn entry(record: &str) -> Outgoing {
         Outgoing {
@@ -243,7 +249,7 @@ mod tests {
         Streams::connect(&url, &format!("append-{:016x}", rand::random::<u64>())).expect("a URL of Redis")
     }
 
-    async fn read(streams: &Streams, shard: u16) -> Vec<Vec<(String, String)>> {
+    async fn read(streams: &Streams, shard: ShardId) -> Vec<Vec<(String, String)>> {
         let key = keys::records(&streams.pipeline, shard);
         let range: redis::streams::StreamRangeReply = streams.shared(&key).xrange_all(&key).await.expect("readable");
         let fields = |entry: redis::streams::StreamId| {
@@ -258,7 +264,7 @@ mod tests {
         range.ids.into_iter().map(fields).collect()
     }
 
-    async fn clean(streams: &Streams, shard: u16) {
+    async fn clean(streams: &Streams, shard: ShardId) {
         let keys = [keys::records(&streams.pipeline, shard), keys::fence(&streams.pipeline, shard)];
         let _: () = streams.shared(&keys[0]).del(&keys).await.expect("deleted");
     }
@@ -269,50 +275,54 @@ mod tests {
         let replay = Outgoing {
             traceparent: Some("00-trace".to_owned()),
             serve: None,
-            replay_of: Some(DeadLetterId { shard: 3, n: 12 }),
+            replay_of: Some(DeadLetterId { shard: ShardId::new(3), seq: Seq::new(12) }),
             ..entry("b")
         };
-        let ids = streams.append(3, "id", 10, None, &[entry("a"), replay]).await.expect("appended").ids;
+        let ids = streams.append(ShardId::new(3), "id", 10, None, &[entry("a"), replay]).await.expect("appended").ids;
         assert!(ids.len() == 2 && ids[0] < ids[1], "{ids:?}");
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let received = pair("receivedAt", "1700000000000001");
         assert_eq!(
-            read(&streams, 3).await,
+            read(&streams, ShardId::new(3)).await,
             [
                 vec![received.clone(), pair("record", "a"), pair("serve", "s1")],
                 vec![received, pair("record", "b"), pair("replayOf", "3-d12"), pair("traceparent", "00-trace")],
             ]
         );
-        assert!(streams.append(3, "id", 10, None, &[]).await.expect("nothing to do").ids.is_empty());
-        clean(&streams, 3).await;
+        assert!(streams.append(ShardId::new(3), "id", 10, None, &[]).await.expect("nothing to do").ids.is_empty());
+        clean(&streams, ShardId::new(3)).await;
     }
 
     #[tokio::test]
     async fn past_the_limit_none_is_appended() {
         let streams = streams();
-        streams.append(0, "id", 3, None, &[entry("a"), entry("b")]).await.expect("below the limit");
+        streams.append(ShardId::new(0), "id", 3, None, &[entry("a"), entry("b")]).await.expect("below the limit");
         let two = [entry("c"), entry("d")];
-        assert!(matches!(streams.append(0, "id", 3, None, &two).await, Err(AppendError::Backlog)));
-        assert_eq!(read(&streams, 0).await.len(), 2);
-        streams.append(0, "id", 3, None, &two[..1]).await.expect("at the limit");
-        clean(&streams, 0).await;
+        assert!(matches!(streams.append(ShardId::new(0), "id", 3, None, &two).await, Err(AppendError::Backlog)));
+        assert_eq!(read(&streams, ShardId::new(0)).await.len(), 2);
+        streams.append(ShardId::new(0), "id", 3, None, &two[..1]).await.expect("at the limit");
+        clean(&streams, ShardId::new(0)).await;
     }
 
     #[tokio::test]
     async fn redis_counts_what_a_process_appends_and_is_told_where_it_forgot() {
         let streams = streams();
         let append = async |known, entries: &[Outgoing]| {
-            streams.append(0, "id", 100, Some(("p", known)), entries).await.expect("appended").count
+            streams
+                .append(ShardId::new(0), "id", 100, Some(By { process: "p", appended: known }), entries)
+                .await
+                .expect("appended")
+                .count
         };
         assert_eq!(append(0, &[entry("a"), entry("b")]).await, 2);
         // One whose answer never came is among them.
         assert_eq!(append(1, &[entry("c")]).await, 3);
-        let fence = keys::fence(&streams.pipeline, 0);
+        let fence = keys::fence(&streams.pipeline, ShardId::new(0));
         let _: () = streams.shared(&fence).hset(&fence, "by:p", 1).await.expect("gone back");
         assert_eq!(append(3, &[entry("d")]).await, 4);
-        assert_eq!(streams.appended_by(0, "p").await.expect("told"), 4);
-        assert_eq!(streams.appended_by(0, "another").await.expect("told"), 0);
-        clean(&streams, 0).await;
+        assert_eq!(streams.appended_by(ShardId::new(0), "p").await.expect("told"), 4);
+        assert_eq!(streams.appended_by(ShardId::new(0), "another").await.expect("told"), 0);
+        clean(&streams, ShardId::new(0)).await;
     }
 
     #[tokio::test]
@@ -322,34 +332,40 @@ mod tests {
             [(0, "18446744073709551615-18446744073709551615"), (1, "18446744073709551615-18446744073709551614")]
         {
             let fields = [("record", "theirs")];
-            let key = keys::records(&streams.pipeline, shard);
+            let key = keys::records(&streams.pipeline, ShardId::new(shard));
             let _: String = streams.shared(&key).xadd(&key, id, &fields).await.expect("an id of their choice");
         }
         let two = [entry("a"), entry("b")];
-        assert!(matches!(streams.append(0, "id", 9, None, &two).await, Err(AppendError::Exhausted(0))));
-        assert_eq!(read(&streams, 0).await.len(), 1);
+        let refused = streams.append(ShardId::new(0), "id", 9, None, &two).await;
+        assert!(matches!(refused, Err(AppendError::Exhausted(shard)) if shard == ShardId::new(0)));
+        assert_eq!(read(&streams, ShardId::new(0)).await.len(), 1);
         // One id was left.
-        assert!(matches!(streams.append(1, "id", 9, None, &two).await, Err(AppendError::Unknown(_))));
-        assert!(matches!(streams.append(1, "id", 9, None, &two).await, Err(AppendError::Exhausted(1))));
-        assert_eq!(read(&streams, 1).await.len(), 2);
-        clean(&streams, 0).await;
-        clean(&streams, 1).await;
+        assert!(matches!(streams.append(ShardId::new(1), "id", 9, None, &two).await, Err(AppendError::Unknown(_))));
+        let refused = streams.append(ShardId::new(1), "id", 9, None, &two).await;
+        assert!(matches!(refused, Err(AppendError::Exhausted(shard)) if shard == ShardId::new(1)));
+        assert_eq!(read(&streams, ShardId::new(1)).await.len(), 2);
+        clean(&streams, ShardId::new(0)).await;
+        clean(&streams, ShardId::new(1)).await;
     }
 
     #[tokio::test]
     async fn a_stream_of_another_pipeline_is_left_alone() {
         let streams = streams();
-        streams.append(0, "mine", 3, None, &[entry("a")]).await.expect("appended");
-        assert!(matches!(streams.append(0, "other", 3, None, &[entry("b")]).await, Err(AppendError::Refused(0))));
-        assert_eq!(read(&streams, 0).await.len(), 1);
-        clean(&streams, 0).await;
+        streams.append(ShardId::new(0), "mine", 3, None, &[entry("a")]).await.expect("appended");
+        let refused = streams.append(ShardId::new(0), "other", 3, None, &[entry("b")]).await;
+        assert!(matches!(refused, Err(AppendError::Refused(shard)) if shard == ShardId::new(0)));
+        assert_eq!(read(&streams, ShardId::new(0)).await.len(), 1);
+        clean(&streams, ShardId::new(0)).await;
     }
 
     #[tokio::test]
     async fn a_redis_that_cannot_be_reached_has_taken_nothing() {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
         let streams = Streams::connect(&format!("redis://{closed}"), "x").expect("a URL of Redis");
-        assert!(matches!(streams.append(0, "id", 3, None, &[entry("a")]).await, Err(AppendError::Away(_))));
+        assert!(matches!(
+            streams.append(ShardId::new(0), "id", 3, None, &[entry("a")]).await,
+            Err(AppendError::Away(_))
+        ));
     }
 
     #[tokio::test]
@@ -372,7 +388,7 @@ mod tests {
             }
         });
         let streams = Streams::connect(&format!("redis://{address}"), "x").expect("a URL of Redis");
-        let answer = streams.append(0, "id", 3, None, &[entry("a")]).await;
+        let answer = streams.append(ShardId::new(0), "id", 3, None, &[entry("a")]).await;
         assert!(matches!(answer, Err(AppendError::Unknown(_))), "{answer:?}");
         server.await.expect("the server ended in order");
     }

@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     Error,
     address::{Address, Node},
-    servers::{CONNECT_TIMEOUT, RedisServer, SLOTS, Topology, connection_config, tcp_settings, unavailable},
+    servers::{CONNECT_TIMEOUT, RedisServer, SlotRange, Topology, connection_config, tcp_settings, unavailable},
 };
 
 /// Interval between two queries of the sentinels or the cluster.
@@ -64,11 +64,11 @@ impl Discovery {
     }
 
     /// Publishes the topology if it has changed. Servers that remain keep their connections.
-    fn publish(&self, found: Vec<(u16, u16, Node)>) -> Result<(), Error> {
+    fn publish(&self, found: Vec<SlotRange<Node>>) -> Result<(), Error> {
         let before = self.topology.borrow().clone();
         let mut servers: Vec<Arc<RedisServer>> = Vec::new();
         let mut ranges = Vec::new();
-        for (first, last, node) in found {
+        for SlotRange { first, last, server: node } in found {
             let index = match servers.iter().position(|server| server.node == node) {
                 Some(index) => index,
                 None => {
@@ -80,7 +80,7 @@ impl Discovery {
                     servers.len() - 1
                 }
             };
-            ranges.push((first, last, index));
+            ranges.push(SlotRange { first, last, server: index });
         }
         let topology = Topology { servers, ranges };
         let has_changed = before.is_none_or(|before| before.places() != topology.places());
@@ -97,7 +97,7 @@ impl Discovery {
     }
 
     /// The primary according to the sentinel with the newest failover.
-    async fn query_sentinels(&mut self, primary: String) -> Result<Vec<(u16, u16, Node)>, Error> {
+    async fn query_sentinels(&mut self, primary: String) -> Result<Vec<SlotRange<Node>>, Error> {
         let mut command = redis::cmd("SENTINEL");
         command.arg("MASTER").arg(&primary);
         let seeds = self.address.seeds().to_vec();
@@ -120,7 +120,7 @@ impl Discovery {
             }
         }
         match (newest, failure) {
-            (Some((_, node)), _) => Ok(vec![(0, SLOTS - 1, node)]),
+            (Some((_, node)), _) => Ok(vec![SlotRange::all(node)]),
             (None, failure) => Err(Error::Redis(
                 failure.unwrap_or_else(|| unavailable(format!("no sentinel has a primary called {primary}"))),
             )),
@@ -128,7 +128,7 @@ impl Discovery {
     }
 
     /// The slots according to the cluster. Known servers come first, because a seed may be long removed.
-    async fn query_cluster(&mut self) -> Result<Vec<(u16, u16, Node)>, Error> {
+    async fn query_cluster(&mut self) -> Result<Vec<SlotRange<Node>>, Error> {
         let known = self.topology.borrow().clone();
         let known = known.iter().flat_map(|known| &known.servers).map(|server| server.node.clone());
         let mut nodes: Vec<Node> = known.collect();
@@ -196,7 +196,7 @@ impl Discovery {
 }
 
 /// Reads `[[first, last, [host, port, …], …], …]`.
-fn ranges(answer: Value, queried: &Node) -> RedisResult<Vec<(u16, u16, Node)>> {
+fn ranges(answer: Value, queried: &Node) -> RedisResult<Vec<SlotRange<Node>>> {
     let mut ranges = Vec::new();
     for range in Vec::<Vec<Value>>::from_redis_value(answer)? {
         let mut range = range.into_iter();
@@ -206,7 +206,8 @@ fn ranges(answer: Value, queried: &Node) -> RedisResult<Vec<(u16, u16, Node)>> {
         let port = redis::from_redis_value(primary.next().unwrap_or(Value::Nil))?;
         // A server without a name of its own is reached under the queried one.
         let host = host.filter(|host| !host.is_empty() && host != "?").unwrap_or_else(|| queried.host.clone());
-        ranges.push((redis::from_redis_value(first)?, redis::from_redis_value(last)?, Node { host, port }));
+        let (first, last) = (redis::from_redis_value(first)?, redis::from_redis_value(last)?);
+        ranges.push(SlotRange { first, last, server: Node { host, port } });
     }
     Ok(ranges)
 }
@@ -229,7 +230,7 @@ mod tests {
         let found: Vec<String> = ranges(answer, &queried)
             .expect("slots")
             .into_iter()
-            .map(|(first, last, node)| format!("{first}-{last} {node}"))
+            .map(|range| format!("{}-{} {}", range.first, range.last, range.server))
             .collect();
         assert_eq!(found, ["0-5 a:1", "6-16383 queried:3"]);
     }

@@ -11,12 +11,13 @@ use futures::future::try_join_all;
 use redis::{AsyncCommands, Script};
 
 use super::{Error, Streams, connect::Queries, keys};
+use crate::domain::{Seq, ShardId, Watermarks};
 
 /// How much a shard's stream holds that is not applied.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Backlog {
     /// The shard.
-    pub shard: u16,
+    pub shard: ShardId,
     /// Entries that were not delivered yet.
     pub queued: u64,
     /// Entries that were delivered and not acknowledged.
@@ -37,18 +38,14 @@ pub struct Cursor {
     /// The id of the pipeline that it belongs to; `None`: there is no cursor.
     pub pipeline_id: Option<String>,
     /// Shard → highest number appended.
-    pub numbers: HashMap<i32, i64>,
+    pub numbers: HashMap<ShardId, Seq>,
 }
 
-/// Highest committed numbers, as they stand beside a stream.
+/// What stands beside a stream of its commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Committed {
-    /// Of records.
-    pub records: i64,
-    /// Of dead letters.
-    pub dead_letters: i64,
-    /// Of conflicts.
-    pub conflicts: i64,
+    /// The highest acknowledged numbers.
+    pub watermarks: Watermarks,
     /// Duplicates have no numbers: their count.
     pub duplicates: i64,
 }
@@ -119,7 +116,7 @@ impl Streams {
     /// When Redis does not answer.
     pub async fn backlog(&self, shards: u16) -> Result<Vec<Backlog>, Error> {
         let queries = &self.queries().await?;
-        try_join_all((0..shards).map(|shard| async move {
+        try_join_all(ShardId::all(shards).map(|shard| async move {
             let key = keys::records(&self.pipeline, shard);
             let answer: Answer = BACKLOG
                 .key(&key)
@@ -133,14 +130,6 @@ impl Streams {
         .await
     }
 
-    /// Where the cursors of sinks' streams stand: per stream, shard → highest number appended.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn cursors(&self, streams: &[String]) -> Result<Vec<HashMap<i32, i64>>, Error> {
-        Ok(self.sink_cursors(streams).await?.into_iter().map(|cursor| cursor.numbers).collect())
-    }
-
     /// The cursors of sinks' streams, with whose they are.
     ///
     /// # Errors
@@ -151,7 +140,10 @@ impl Streams {
             let key = keys::cursor(stream);
             let fields: HashMap<String, String> =
                 queries.of(&key)?.hgetall(&key).await.map_err(|error| Error::of(error).on(&key))?;
-            let numbers = fields.iter().filter_map(|(shard, n)| Some((shard.parse().ok()?, n.parse().ok()?))).collect();
+            let numbers = fields
+                .iter()
+                .filter_map(|(shard, n)| Some((ShardId::new(shard.parse().ok()?), Seq::new(n.parse().ok()?))))
+                .collect();
             Ok(Cursor { pipeline_id: fields.get("pipeline").cloned(), numbers })
         }))
         .await
@@ -234,16 +226,18 @@ fn refuses_writes(info: &str) -> Option<String> {
     None
 }
 
-fn backlog(shard: u16, answer: Answer) -> Backlog {
+fn backlog(shard: ShardId, answer: Answer) -> Backlog {
     let ((seconds, micros, queued, pending, oldest), marks, (pipeline_id, lost_at_most)) = answer;
     let (records, dead_letters, conflicts, duplicates) = marks;
     let now_ms = seconds.saturating_mul(1000).saturating_add(micros / 1000);
     let oldest_ms = oldest.and_then(|id| id.split_once('-').and_then(|(ms, _)| ms.parse::<u64>().ok()));
     let marked = [records, dead_letters, conflicts, duplicates].iter().any(Option::is_some);
     let committed = marked.then(|| Committed {
-        records: records.unwrap_or_default(),
-        dead_letters: dead_letters.unwrap_or_default(),
-        conflicts: conflicts.unwrap_or_default(),
+        watermarks: Watermarks {
+            records: Seq::new(records.unwrap_or_default()),
+            dead_letters: Seq::new(dead_letters.unwrap_or_default()),
+            conflicts: Seq::new(conflicts.unwrap_or_default()),
+        },
         duplicates: duplicates.unwrap_or_default(),
     });
     let lag_ms = oldest_ms.map_or(0, |ms| now_ms.saturating_sub(ms));
@@ -266,14 +260,14 @@ mod tests {
     #[tokio::test]
     async fn a_backlog_is_what_is_queued_and_what_is_pending() {
         let (streams, mut redis, name) = streams().await;
-        let (key, fence) = (keys::records(&name, 1), keys::fence(&name, 1));
+        let (key, fence) = (keys::records(&name, ShardId::new(1)), keys::fence(&name, ShardId::new(1)));
         let mut ids = Vec::new();
         for n in 0..5 {
             ids.push(redis.xadd::<_, _, _, _, String>(&key, "*", &[("record", n)]).await.expect("XADD"));
         }
         let all = streams.backlog(3).await.expect("backlog");
         assert_eq!((all[1].queued, all[1].pending, &all[1].committed), (5, 0, &None), "without a group all is queued");
-        assert_eq!(all[2], Backlog { shard: 2, ..Backlog::default() }, "without a stream nothing is");
+        assert_eq!(all[2], Backlog { shard: ShardId::new(2), ..Backlog::default() }, "without a stream nothing is");
 
         let () = redis.xgroup_create(&key, keys::GROUP, "0").await.expect("XGROUP");
         let () = redis::cmd("XREADGROUP")
@@ -286,7 +280,13 @@ mod tests {
         let shard = streams.backlog(2).await.expect("backlog").remove(1);
         assert_eq!((shard.queued, shard.pending), (3, 2));
         assert!(shard.lag_ms >= 5, "the oldest pending entry is {} ms old", shard.lag_ms);
-        assert_eq!(shard.committed, Some(Committed { records: 7, dead_letters: 1, conflicts: 0, duplicates: 0 }));
+        assert_eq!(
+            shard.committed,
+            Some(Committed {
+                watermarks: Watermarks { records: Seq::new(7), dead_letters: Seq::new(1), conflicts: Seq::ZERO },
+                duplicates: 0
+            })
+        );
 
         // A deletion ahead of the group: Redis no longer knows the lag.
         let () = redis.xdel(&key, &[&ids[3]]).await.expect("XDEL");
@@ -320,8 +320,12 @@ mod tests {
         let stream = format!("{name}.alerts");
         let key = keys::cursor(&stream);
         let () = redis.hset_multiple(&key, &[("0", "12"), ("sink", "alerts"), ("3", "4")]).await.expect("HSET");
-        let cursors = streams.cursors(&[stream, format!("{name}.none")]).await.expect("cursors");
-        assert_eq!(cursors, [HashMap::from([(0, 12), (3, 4)]), HashMap::new()]);
+        let cursors = streams.sink_cursors(&[stream, format!("{name}.none")]).await.expect("cursors");
+        let cursors: Vec<_> = cursors.into_iter().map(|cursor| cursor.numbers).collect();
+        assert_eq!(
+            cursors,
+            [HashMap::from([(ShardId::new(0), Seq::new(12)), (ShardId::new(3), Seq::new(4))]), HashMap::new()]
+        );
         assert_ne!(streams.promises().await.expect("promises").version, "unknown");
         let () = redis.del(key).await.expect("DEL");
     }

@@ -5,10 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, LazyLock,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -17,7 +14,7 @@ use millrace_crds::ADOPT;
 use redis::{AsyncCommands as _, FromRedisValue, Script, Value, streams::StreamReadOptions};
 
 use super::{Blocking, Error, Streams, keys};
-use crate::domain::{Entry, StreamId};
+use crate::domain::{Entry, Lease, Seq, Sequence, ShardId, StreamId, Watermarks};
 
 macro_rules! fenced_script {
     ($name:literal) => {
@@ -39,26 +36,17 @@ static COUNT: LazyLock<Script> = fenced_script!("count");
 static FOLD: LazyLock<Script> = fenced_script!("fold");
 static TELL: LazyLock<Script> = fenced_script!("tell");
 
-/// What an owner shows at every step: compared beside the stream and in Postgres.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fence {
-    /// Rises with every owner.
-    pub epoch: i64,
-    /// Random, for a server that went back may give an epoch twice.
-    pub token: String,
-}
-
 /// One shard's records stream as its owner sees it.
 #[derive(Debug, Clone)]
 pub struct Input {
     streams: Streams,
     pipeline_id: String,
-    shard: u16,
+    shard: ShardId,
     stream: String,
     fence_key: String,
     consumer: String,
-    /// The sum of the committed numbers that stand beside the stream, as far as is known here.
-    stands: Arc<AtomicI64>,
+    /// The watermarks beside the stream, as far as this owner has read or written them.
+    known: Arc<Mutex<Watermarks>>,
 }
 
 /// Pending entries taken over.
@@ -87,7 +75,7 @@ pub struct Prepared {
     /// Whether the group had to be made.
     pub made: bool,
     /// The highest committed numbers that were ever acknowledged: of records, dead letters, conflicts.
-    pub marks: [i64; 3],
+    pub watermarks: Watermarks,
 }
 
 /// What was found when a shard's entries were counted.
@@ -101,14 +89,25 @@ pub struct EntryCounts {
     pub rewound: i64,
     /// What stood in Redis for each process asked about, in their order.
     pub stood: Vec<i64>,
-    /// How many are said to be lost at most: `None` nothing, `Some(None)` that it is not known.
-    pub told: Option<Option<i64>>,
+    /// The stored upper bound of lost entries.
+    pub told: LossBound,
     /// For how many seconds the counts have stood in Redis at least: before that they may have been gone.
     pub since: i64,
     /// Processes that Redis knows and nobody asked about, with how many entries each appended.
     pub strangers: Vec<(String, i64)>,
     /// Entries that are applied and that no process is known to have appended; `missing` takes account of them.
     pub uncounted: i64,
+}
+
+/// The upper bound of lost entries beside a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossBound {
+    /// None is stored.
+    Absent,
+    /// It is stored that there is none.
+    Unknown,
+    /// So many.
+    AtMost(i64),
 }
 
 /// What a fenced step came to.
@@ -123,7 +122,7 @@ pub enum Step<T> {
 impl Streams {
     /// A shard's stream, for the owner called `consumer`.
     #[must_use]
-    pub fn input(&self, pipeline_id: &str, shard: u16, consumer: &str) -> Input {
+    pub fn input(&self, pipeline_id: &str, shard: ShardId, consumer: &str) -> Input {
         Input {
             streams: self.clone(),
             pipeline_id: pipeline_id.to_owned(),
@@ -131,7 +130,7 @@ impl Streams {
             stream: keys::records(&self.pipeline, shard),
             fence_key: keys::fence(&self.pipeline, shard),
             consumer: consumer.to_owned(),
-            stands: Arc::default(),
+            known: Arc::default(),
         }
     }
 }
@@ -139,8 +138,12 @@ impl Streams {
 impl Input {
     /// The shard.
     #[must_use]
-    pub fn shard(&self) -> u16 {
+    pub fn shard(&self) -> ShardId {
         self.shard
+    }
+
+    fn known(&self) -> MutexGuard<'_, Watermarks> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets the fence, makes stream and group where they are missing. `adopt` is the id of the pipeline whose streams may
@@ -148,8 +151,8 @@ impl Input {
     ///
     /// # Errors
     /// [`Error::Fenced`] when the fence stands higher, [`Error::Refused`] when the stream is another pipeline's.
-    pub async fn prepare(&self, fence: &Fence, adopt: &str) -> Result<Prepared, Error> {
-        self.stands.store(0, Ordering::Relaxed);
+    pub async fn prepare(&self, fence: &Lease, adopt: &str) -> Result<Prepared, Error> {
+        *self.known() = Watermarks::default();
         let reply = self.run(&PREPARE, fence, &[adopt]).await?;
         if matches!(reply.get(2), Some(Value::Int(1))) {
             tracing::warn!(
@@ -161,19 +164,19 @@ impl Input {
             );
         }
         let mark = |index: usize| match reply.get(index) {
-            Some(Value::Int(mark)) => *mark,
-            _ => 0,
+            Some(Value::Int(mark)) => Seq::new(*mark),
+            _ => Seq::ZERO,
         };
-        let marks = [mark(3), mark(4), mark(5)];
-        self.stands.store(marks.iter().sum(), Ordering::Relaxed);
-        Ok(Prepared { made: matches!(reply.get(1), Some(Value::Int(1))), marks })
+        let watermarks = Watermarks { records: mark(3), dead_letters: mark(4), conflicts: mark(5) };
+        *self.known() = watermarks;
+        Ok(Prepared { made: matches!(reply.get(1), Some(Value::Int(1))), watermarks })
     }
 
     /// Takes over up to `count` pending entries from `start` on (`-` for the first).
     ///
     /// # Errors
     /// [`Error::Fenced`] when the fence stands higher, [`Error::NoGroup`] when the group is gone.
-    pub async fn claim(&self, fence: &Fence, start: &str, count: usize) -> Result<Step<Claimed>, Error> {
+    pub async fn claim(&self, fence: &Lease, start: &str, count: usize) -> Result<Step<Claimed>, Error> {
         let count = count.to_string();
         let reply = self.run(&CLAIM, fence, &[&self.consumer, start, &count]).await?;
         if is(&reply, b"raised") {
@@ -194,7 +197,7 @@ impl Input {
     ///
     /// # Errors
     /// [`Error::Fenced`] when the fence stands higher, [`Error::NoGroup`] when the group is gone.
-    pub async fn read(&self, fence: &Fence, count: usize) -> Result<Step<Fresh>, Error> {
+    pub async fn read(&self, fence: &Lease, count: usize) -> Result<Step<Fresh>, Error> {
         let unfenced = if crate::fault::planted("read_unfenced") { self.held().await? } else { None };
         let fence = unfenced.as_ref().unwrap_or(fence);
         let reply = self.run(&READ, fence, &[&self.consumer, &count.to_string()]).await?;
@@ -207,7 +210,7 @@ impl Input {
     }
 
     /// The fence as it stands beside the stream, whoever's it is.
-    async fn held(&self) -> Result<Option<Fence>, Error> {
+    async fn held(&self) -> Result<Option<Lease>, Error> {
         let mut connection = self.streams.shared(&self.fence_key);
         let held: (Option<i64>, Option<String>) = redis::cmd("HMGET")
             .arg(&self.fence_key)
@@ -215,7 +218,7 @@ impl Input {
             .query_async(&mut connection)
             .await
             .map_err(Error::of)?;
-        Ok(held.0.zip(held.1).map(|(epoch, token)| Fence { epoch, token }))
+        Ok(held.0.zip(held.1).map(|(epoch, token)| Lease { epoch, token }))
     }
 
     /// Counts what was appended by the serve processes and is neither applied nor in the stream. `known`: each process
@@ -227,7 +230,7 @@ impl Input {
     /// [`Error::Fenced`] when the fence stands higher.
     pub async fn count(
         &self,
-        fence: &Fence,
+        fence: &Lease,
         applied: i64,
         folded: i64,
         known: &[(String, i64)],
@@ -252,9 +255,10 @@ impl Input {
             stood: told.map_err(redis::RedisError::from)?,
             told: match reply.get(5) {
                 Some(Value::BulkString(text)) => {
-                    Some(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()))
+                    let most = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+                    most.map_or(LossBound::Unknown, LossBound::AtMost)
                 }
-                _ => None,
+                _ => LossBound::Absent,
             },
             since: number(6),
             strangers: Vec::<(String, i64)>::from_redis_value(reply.get(7).cloned().unwrap_or(Value::Nil))
@@ -267,7 +271,7 @@ impl Input {
     ///
     /// # Errors
     /// [`Error::Fenced`] when the fence stands higher.
-    pub async fn fold(&self, fence: &Fence, processes: &[String]) -> Result<(), Error> {
+    pub async fn fold(&self, fence: &Lease, processes: &[String]) -> Result<(), Error> {
         let processes: Vec<&str> = processes.iter().map(String::as_str).collect();
         self.run(&FOLD, fence, &processes).await.map(|_| ())
     }
@@ -276,7 +280,7 @@ impl Input {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn tell_most(&self, fence: &Fence, most: Option<i64>) -> Result<(), Error> {
+    pub async fn tell_most(&self, fence: &Lease, most: Option<i64>) -> Result<(), Error> {
         let most = most.map_or_else(String::new, |most| most.to_string());
         self.run(&TELL, fence, &[&most]).await.map(|_| ())
     }
@@ -288,18 +292,22 @@ impl Input {
     /// [`Error::Fenced`] when the fence stands higher, [`Error::NoGroup`] when the group is gone.
     pub async fn ack(
         &self,
-        fence: &Fence,
-        numbers: [i64; 3],
+        fence: &Lease,
+        watermarks: Watermarks,
         duplicates: i64,
         ids: &[StreamId],
     ) -> Result<Step<i64>, Error> {
-        let counts = numbers.iter().chain([&duplicates]).map(ToString::to_string);
-        let args: Vec<String> = counts.chain(ids.iter().map(ToString::to_string)).collect();
+        let Watermarks { records, dead_letters, conflicts } = watermarks;
+        let counts = [records.get(), dead_letters.get(), conflicts.get(), duplicates].map(|count| count.to_string());
+        let args: Vec<String> = counts.into_iter().chain(ids.iter().map(ToString::to_string)).collect();
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let reply = self.run(&ACK, fence, &args).await?;
         Ok(match reply.get(1) {
             Some(Value::Int(left)) => {
-                self.stands.fetch_max(numbers.iter().sum(), Ordering::Relaxed);
+                let mut known = self.known();
+                for sequence in [Sequence::Records, Sequence::DeadLetters, Sequence::Conflicts] {
+                    known.raise(sequence, watermarks.of(sequence));
+                }
                 Step::Done(*left)
             }
             _ => Step::Raised,
@@ -329,10 +337,11 @@ impl Input {
     }
 
     /// Runs a script; what stops it becomes an error.
-    async fn run(&self, script: &Script, fence: &Fence, args: &[&str]) -> Result<Vec<Value>, Error> {
+    async fn run(&self, script: &Script, fence: &Lease, args: &[&str]) -> Result<Vec<Value>, Error> {
         let mut call = script.key(&self.fence_key);
         call.key(&self.stream).arg(&self.pipeline_id).arg(fence.epoch).arg(&fence.token);
-        call.arg(self.stands.load(Ordering::Relaxed));
+        let Watermarks { records, dead_letters, conflicts } = *self.known();
+        call.arg(format!("{records} {dead_letters} {conflicts}"));
         for arg in args {
             call.arg(*arg);
         }

@@ -1,11 +1,13 @@
 //! Names of keys. All keys of one script share a hash slot.
 
+use crate::domain::ShardId;
+
 /// The consumer group of every input stream.
 pub const GROUP: &str = "workers";
 
 /// A shard's input stream.
 #[must_use]
-pub fn records(pipeline: &str, shard: u16) -> String {
+pub fn records(pipeline: &str, shard: ShardId) -> String {
     format!("{{{pipeline}.{shard}}}:records")
 }
 
@@ -14,7 +16,7 @@ pub fn records(pipeline: &str, shard: u16) -> String {
 /// entries that it has appended; `credit`, the number of applied entries above those; `lostAtMost`; `server`, the ids
 /// of the Redis process, and `since`, the second at which that process was first seen.
 #[must_use]
-pub fn fence(pipeline: &str, shard: u16) -> String {
+pub fn fence(pipeline: &str, shard: ShardId) -> String {
     format!("{{{pipeline}.{shard}}}:fence")
 }
 

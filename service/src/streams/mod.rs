@@ -25,7 +25,7 @@ pub use address::check_url;
 pub use append::{AppendError, Appended, By, Outgoing};
 pub use connect::{Blocking, Error, Streams};
 pub use info::{Backlog, Committed, Cursor, RedisPromises};
-pub use input::{Claimed, EntryCounts, Fence, Fresh, Input, Prepared, Step};
+pub use input::{Claimed, EntryCounts, Fresh, Input, LossBound, Prepared, Step};
 pub use output::{Notice, Output, Published};
 pub use purge::{Holding, Removed};
 pub use search::{Queued, Search};

@@ -8,6 +8,7 @@ use millrace_crds::ADOPT;
 use redis::{AsyncCommands as _, FromRedisValue, Script, Value};
 
 use super::{Error, Streams, keys};
+use crate::domain::{Seq, SeqRange, ShardId, ShardSeq};
 
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/publish.lua")));
 static START: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/start.lua")));
@@ -34,7 +35,7 @@ pub struct Output {
 #[derive(Debug, Clone)]
 pub struct Notice {
     /// Its number in the shard.
-    pub number: i64,
+    pub seq: Seq,
     /// `<shard>-<number>`, for its kind.
     pub id: String,
     /// When it was committed, RFC 3339.
@@ -56,12 +57,12 @@ pub enum Published {
     /// The stream is at its `maxLength`. Only entries up to `cursor` were appended.
     Full {
         /// The position of the cursor now.
-        cursor: i64,
+        cursor: Seq,
         /// A group with unacknowledged entries; `None` if there is no group.
         group: Option<String>,
     },
     /// The cursor is at another position, which is given: nothing was appended.
-    Moved(i64),
+    Moved(Seq),
     /// The cursor is missing, retired, or of another generation: nothing was appended.
     Gone,
 }
@@ -74,9 +75,9 @@ impl Streams {
     pub async fn publish(
         &self,
         output: &Output,
-        shard: u16,
+        shard: ShardId,
         kind: &str,
-        (expected, new): (i64, i64),
+        range: SeqRange,
         notices: &[Notice],
     ) -> Result<Published, Error> {
         let mut call = PUBLISH.key(keys::cursor(&output.stream));
@@ -84,15 +85,15 @@ impl Streams {
             .arg(&output.pipeline_id)
             .arg(&output.sink)
             .arg(&output.cursor_generation)
-            .arg(shard)
-            .arg(expected)
-            .arg(new)
+            .arg(shard.get())
+            .arg(range.after.get())
+            .arg(range.upto.get())
             .arg(output.max_length)
             .arg(if output.trim_unread { "Trim" } else { "Wait" })
             .arg(format!("{}/{}", self.pipeline, output.pipeline_id))
             .arg(kind);
         for notice in notices {
-            call.arg(notice.number)
+            call.arg(notice.seq.get())
                 .arg(&notice.id)
                 .arg(&notice.time)
                 .arg(notice.traceparent.as_deref().unwrap_or_default())
@@ -104,10 +105,10 @@ impl Streams {
         Ok(match word.as_str() {
             "ok" => Published::All { trimmed_unread: at(&reply, 2)? },
             "full" => Published::Full {
-                cursor: at(&reply, 1)?,
+                cursor: Seq::new(at(&reply, 1)?),
                 group: Some(at::<String>(&reply, 2)?).filter(|group| !group.is_empty()),
             },
-            "moved" => Published::Moved(at(&reply, 1)?),
+            "moved" => Published::Moved(Seq::new(at(&reply, 1)?)),
             _ => Published::Gone,
         })
     }
@@ -116,7 +117,7 @@ impl Streams {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn cursor(&self, output: &Output, shard: u16) -> Result<Option<i64>, Error> {
+    pub async fn cursor(&self, output: &Output, shard: ShardId) -> Result<Option<Seq>, Error> {
         let fields = ["pipeline", "sink", "cursor_generation", "retired", &shard.to_string()];
         let mut connection = self.shared(&output.stream);
         let [pipeline, sink, cursor_generation, retired, number]: [Option<String>; 5] =
@@ -125,7 +126,7 @@ impl Streams {
             && sink.as_ref() == Some(&output.sink)
             && cursor_generation.as_ref() == Some(&output.cursor_generation)
             && retired.is_none();
-        Ok(number.filter(|_| ours).and_then(|number| number.parse().ok()))
+        Ok(number.filter(|_| ours).and_then(|number| number.parse().ok()).map(Seq::new))
     }
 
     /// Creates the cursor of a generation, with a start position per shard. Returns false if a newer generation exists.
@@ -133,11 +134,11 @@ impl Streams {
     ///
     /// # Errors
     /// [`Error::Refused`] when the stream belongs to another sink.
-    pub async fn start_cursor(&self, output: &Output, starts: &[(u16, i64)], adopt: &str) -> Result<bool, Error> {
+    pub async fn start_cursor(&self, output: &Output, starts: &[ShardSeq], adopt: &str) -> Result<bool, Error> {
         let mut call = START.key(keys::cursor(&output.stream));
         call.key(&output.stream).arg(&output.pipeline_id).arg(&output.sink).arg(&output.cursor_generation).arg(adopt);
-        for (shard, after) in starts {
-            call.arg(shard).arg(after);
+        for start in starts {
+            call.arg(start.shard.get()).arg(start.seq.get());
         }
         let mut connection = self.shared(&output.stream);
         let reply: Vec<String> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
@@ -161,10 +162,12 @@ impl Streams {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn retire_cursor(&self, output: &Output) -> Result<Option<Vec<(u16, i64)>>, Error> {
+    pub async fn retire_cursor(&self, output: &Output) -> Result<Option<Vec<ShardSeq>>, Error> {
         let held: HashMap<String, String> = self.retire(output, "keep").await?;
-        let positions: Vec<(u16, i64)> =
-            held.iter().filter_map(|(shard, number)| Some((shard.parse().ok()?, number.parse().ok()?))).collect();
+        let position = |(shard, number): (&String, &String)| {
+            Some(ShardSeq { shard: ShardId::new(shard.parse().ok()?), seq: Seq::new(number.parse().ok()?) })
+        };
+        let positions: Vec<ShardSeq> = held.iter().filter_map(position).collect();
         Ok((!held.is_empty()).then_some(positions))
     }
 

@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use redis::{Script, Value, from_redis_value};
 
 use super::{Error, Streams, keys};
+use crate::domain::{ShardId, SinkStream};
 
 static PURGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/purge.lua")));
 
@@ -37,14 +38,15 @@ pub enum Removed {
 }
 
 impl Streams {
-    /// The input streams of `shards` shards and the streams of sinks (stream, sink), with their current state.
+    /// The input streams of `shards` shards and the streams of sinks, with their current state.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn holdings(&self, shards: u16, sinks: &[(String, String)]) -> Result<Vec<Holding>, Error> {
-        let records =
-            (0..shards).map(|shard| (keys::records(&self.pipeline, shard), keys::fence(&self.pipeline, shard), None));
-        let sinks = sinks.iter().map(|(stream, sink)| (stream.clone(), keys::cursor(stream), Some(sink.clone())));
+    pub async fn holdings(&self, shards: u16, sinks: &[SinkStream]) -> Result<Vec<Holding>, Error> {
+        let records = ShardId::all(shards)
+            .map(|shard| (keys::records(&self.pipeline, shard), keys::fence(&self.pipeline, shard), None));
+        let sinks =
+            sinks.iter().map(|SinkStream { stream, sink }| (stream.clone(), keys::cursor(stream), Some(sink.clone())));
         let mut holdings = Vec::new();
         for (stream, beside, sink) in records.chain(sinks) {
             let (pipeline_id, is_beside, is_stream, entries): (Option<String>, bool, bool, u64) = redis::pipe()

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use redis::{AsyncCommands, streams::StreamRangeReply};
 
 use super::{Error, Streams, keys};
-use crate::domain::{Record, StreamId};
+use crate::domain::{Record, RecordId, ShardId, StreamId};
 
 /// Maximum number of entries that are read of one shard.
 const SHARD_BOUND: usize = 5_000;
@@ -18,7 +18,7 @@ const PAGE: usize = 500;
 #[derive(Debug, Clone)]
 pub struct Queued {
     /// Its shard.
-    pub shard: u16,
+    pub shard: ShardId,
     /// Its id.
     pub id: StreamId,
     /// Its record.
@@ -43,15 +43,14 @@ impl Streams {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn search(&self, record_id: &str, shards: u16) -> Result<Search, Error> {
+    pub async fn search(&self, record_id: &RecordId, shards: u16) -> Result<Search, Error> {
         let queries = self.queries().await?;
-        let needle = serde_json::Value::from(record_id).to_string();
+        let needle = serde_json::Value::from(record_id.as_str()).to_string();
         // The id before which each shard's search continues; `None` at its end.
         let mut places: Vec<Option<Cow<'static, str>>> = vec![Some(Cow::Borrowed("+")); usize::from(shards)];
         let (mut seen, mut cut) = (0, false);
         for _ in 0..SHARD_BOUND / PAGE {
-            for shard in 0..shards {
-                let place = &mut places[usize::from(shard)];
+            for (shard, place) in ShardId::all(shards).zip(&mut places) {
                 let Some(from) = place.as_deref() else { continue };
                 if seen >= BOUND {
                     cut = true;
@@ -77,14 +76,14 @@ impl Streams {
     }
 }
 
-fn matching(shard: u16, entry: &redis::streams::StreamId, needle: &str, record_id: &str) -> Option<Queued> {
+fn matching(shard: ShardId, entry: &redis::streams::StreamId, needle: &str, record_id: &RecordId) -> Option<Queued> {
     let payload: Vec<u8> = entry.get("record")?;
     // The cheap check first. With a backslash, another program may have spelt the id in another way.
     let text = std::str::from_utf8(&payload).ok()?;
     if !text.contains(needle) && !text.contains('\\') {
         return None;
     }
-    let record = Record::parse(&payload).ok().filter(|record| record.record_id.as_str() == record_id)?;
+    let record = Record::parse(&payload).ok().filter(|record| record.record_id == *record_id)?;
     Some(Queued { shard, id: entry.id.parse().ok()?, record, received_at_us: entry.get("receivedAt") })
 }
 
@@ -103,7 +102,7 @@ mod tests {
         let url = crate::streams::testing::url();
         let name = format!("search-{:016x}", rand::random::<u64>());
         let streams = Streams::connect(&url, &name).expect("URL");
-        let key = keys::records(&name, 1);
+        let key = keys::records(&name, ShardId::new(1));
         let mut redis = streams.shared(&key);
         let mut add = redis::pipe();
         add.xadd(&key, "*", &[("record", json("first").as_str()), ("receivedAt", "1700000000000000")]).ignore();
@@ -112,17 +111,25 @@ mod tests {
             add.xadd(&key, "*", &[("record", json(&format!("x{n}")).as_str())]).ignore();
         }
         let () = add.query_async(&mut redis).await.expect("XADD");
-        let Ok(Search::Found(found)) = streams.search("first", 2).await else { panic!("the oldest is found") };
-        assert_eq!((found.shard, found.received_at_us), (1, Some(1_700_000_000_000_000)));
-        assert!(matches!(streams.search("abc", 2).await, Ok(Search::Found(_))), "with any spelling of its id");
-        assert!(matches!(streams.search("d", 2).await, Ok(Search::Absent)), "another field is not an id");
+        let Ok(Search::Found(found)) = streams.search(&RecordId::stored("first"), 2).await else {
+            panic!("the oldest is found")
+        };
+        assert_eq!((found.shard, found.received_at_us), (ShardId::new(1), Some(1_700_000_000_000_000)));
+        assert!(
+            matches!(streams.search(&RecordId::stored("abc"), 2).await, Ok(Search::Found(_))),
+            "with any spelling of its id"
+        );
+        assert!(
+            matches!(streams.search(&RecordId::stored("d"), 2).await, Ok(Search::Absent)),
+            "another field is not an id"
+        );
 
         let mut more = redis::pipe();
         for n in 0..SHARD_BOUND {
             more.xadd(&key, "*", &[("record", json(&format!("y{n}")).as_str())]).ignore();
         }
         let () = more.query_async(&mut redis).await.expect("XADD");
-        assert!(matches!(streams.search("first", 2).await, Ok(Search::BoundReached)));
+        assert!(matches!(streams.search(&RecordId::stored("first"), 2).await, Ok(Search::BoundReached)));
         let () = redis.del(key).await.expect("DEL");
     }
 }

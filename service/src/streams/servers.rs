@@ -96,11 +96,26 @@ pub(super) fn tcp_settings() -> TcpSettings {
     settings
 }
 
+/// Hash slots of one server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SlotRange<S> {
+    pub(super) first: u16,
+    pub(super) last: u16,
+    pub(super) server: S,
+}
+
+impl<S> SlotRange<S> {
+    /// All slots.
+    pub(super) fn all(server: S) -> Self {
+        Self { first: 0, last: SLOTS - 1, server }
+    }
+}
+
 /// The servers that accept writes, and the slots of each.
 pub(super) struct Topology {
     pub(super) servers: Vec<Arc<RedisServer>>,
-    /// First slot, last slot, index of the server. Without a cluster one range has all slots.
-    pub(super) ranges: Vec<(u16, u16, usize)>,
+    /// Each with the index of its server. Without a cluster one range has all slots.
+    pub(super) ranges: Vec<SlotRange<usize>>,
 }
 
 impl Topology {
@@ -111,18 +126,23 @@ impl Topology {
 
     /// The index of the server of a slot.
     pub(super) fn index_of(&self, slot: u16) -> RedisResult<usize> {
-        let range = self.ranges.iter().find(|(first, last, _)| (*first..=*last).contains(&slot));
-        let index = range.map(|(_, _, server)| *server);
+        let range = self.ranges.iter().find(|range| (range.first..=range.last).contains(&slot));
+        let index = range.map(|range| range.server);
         index.ok_or_else(|| unavailable(format!("no server of the cluster holds slot {slot}")))
     }
 
     /// The ranges with their servers, to compare two topologies.
-    pub(super) fn places(&self) -> Vec<(u16, u16, &Node)> {
-        self.ranges.iter().map(|(first, last, server)| (*first, *last, &self.servers[*server].node)).collect()
+    pub(super) fn places(&self) -> Vec<SlotRange<&Node>> {
+        let place = |range: &SlotRange<usize>| SlotRange {
+            first: range.first,
+            last: range.last,
+            server: &self.servers[range.server].node,
+        };
+        self.ranges.iter().map(place).collect()
     }
 
     fn alone(server: Arc<RedisServer>) -> Self {
-        Self { servers: vec![server], ranges: vec![(0, SLOTS - 1, 0)] }
+        Self { servers: vec![server], ranges: vec![SlotRange::all(0)] }
     }
 }
 

@@ -8,13 +8,13 @@ use redis::{
 };
 
 use super::{Error, Streams, keys};
-use crate::domain::StreamId;
+use crate::domain::{Seq, ShardId, StreamId};
 
 /// A sink's cursor and the end of its stream, read in one step.
 #[derive(Debug, Clone, Default)]
 pub struct SinkSnapshot {
     /// The highest appended number, per shard.
-    pub cursor: BTreeMap<u16, i64>,
+    pub cursor: BTreeMap<ShardId, Seq>,
     /// The generation of the cursor; absent if there is no cursor.
     pub cursor_generation: Option<String>,
     /// The newest id of the stream when the cursor was created: entries up to it are of earlier generations.
@@ -68,7 +68,10 @@ impl Streams {
         Ok(SinkSnapshot {
             cursor_generation: cursor.get("cursor_generation").cloned(),
             behind: cursor.get("behind").and_then(|id| id.parse().ok()),
-            cursor: cursor.iter().filter_map(|(field, n)| Some((field.parse().ok()?, n.parse().ok()?))).collect(),
+            cursor: cursor
+                .iter()
+                .filter_map(|(field, n)| Some((ShardId::new(field.parse().ok()?), Seq::new(n.parse().ok()?))))
+                .collect(),
             newest: newest.ids.into_iter().next().map(|entry| entry.id),
             is_trimmed,
         })

@@ -15,9 +15,11 @@ use tracing::Instrument as _;
 
 use super::shard::{Error, Shard, current};
 use crate::{
-    domain::{self, Decision, Entry, Invalid, Item, Policy, Record, Text, code},
+    domain::{
+        self, DeadLetterReason, Decision, Entry, Invalid, Item, Policy, Record, RecordId, Refusal, Watermarks, code,
+    },
     fault,
-    store::{self, LogRow, Numbers},
+    store::{self, LogRow},
     telemetry::{limits, metrics as names, trace},
 };
 
@@ -30,8 +32,8 @@ const LINKS: usize = 32;
 
 /// Why a batch was not committed.
 enum Failure {
-    /// The data is to blame, for this reason.
-    Data(&'static str, String),
+    /// A data error.
+    Data(Refusal),
     /// Something that the data can do nothing for.
     Other(Error),
 }
@@ -41,7 +43,8 @@ impl From<store::Error> for Failure {
         match &error {
             store::Error::Sql(sqlx::Error::Database(database)) if error.is_data_error() => {
                 let state = database.code().unwrap_or_default().into_owned();
-                Self::Data("refused_by_store", format!("Postgres refuses it with SQLSTATE {state}"))
+                let detail = format!("Postgres refuses it with SQLSTATE {state}");
+                Self::Data(Refusal::new(DeadLetterReason::RefusedByStore, detail))
             }
             _ => Self::Other(error.into()),
         }
@@ -51,8 +54,8 @@ impl From<store::Error> for Failure {
 impl Shard {
     /// Applies entries in order; answers the shard's highest numbers. On an error some may be applied: they are found so
     /// when they are delivered again.
-    pub(super) async fn decide_and_commit(&mut self, entries: Vec<Entry>) -> Result<Numbers, Error> {
-        let mut numbers = [0; 3];
+    pub(super) async fn decide_and_commit(&mut self, entries: Vec<Entry>) -> Result<Watermarks, Error> {
+        let mut numbers = Watermarks::default();
         let mut rest: VecDeque<Entry> = entries.into();
         while let Some(first) = rest.front() {
             let poison_candidate = first.deliveries >= POISON_CANDIDATE;
@@ -78,8 +81,8 @@ impl Shard {
     /// Applies an entry that was delivered often: noted first, so that a worker that dies of it leaves its note. Nothing
     /// else is decided here meanwhile, and the note does not stand while a server is waited for: it would be blamed for
     /// what it did not do.
-    async fn settle_noted(&mut self, batch: Vec<Entry>) -> Result<Numbers, Error> {
-        let Some(entry) = batch.first() else { return Ok([0; 3]) };
+    async fn settle_noted(&mut self, batch: Vec<Entry>) -> Result<Watermarks, Error> {
+        let Some(entry) = batch.first() else { return Ok(Watermarks::default()) };
         let (context, stream_id, digest) =
             (Arc::clone(&self.context), entry.id.to_string(), Sha256::digest(&entry.payload));
         // Of the note that stands.
@@ -94,7 +97,7 @@ impl Shard {
             if limits::POISON_CANDIDATE.allows(Instant::now()) {
                 tracing::warn!(
                     event = "worker.entry.poison_candidate",
-                    shard = self.shard,
+                    shard = self.shard.get(),
                     stream_id,
                     attempts,
                     "an entry is taken alone, because it was delivered several times"
@@ -102,7 +105,10 @@ impl Shard {
             }
             let items = if attempts > ATTEMPTS {
                 let detail = format!("a worker ended {ATTEMPTS} times while it decided this entry");
-                batch.iter().map(|entry| isolate(entry.clone(), "crashed_worker", detail.clone())).collect()
+                batch
+                    .iter()
+                    .map(|entry| isolate(entry.clone(), Refusal::new(DeadLetterReason::CrashedWorker, detail.clone())))
+                    .collect()
             } else {
                 read(batch.clone())
             };
@@ -123,9 +129,9 @@ impl Shard {
     }
 
     /// `alone`: nothing else is decided here meanwhile, and nothing is waited for.
-    async fn settle_batch(&mut self, items: Vec<Item>, alone: bool) -> Result<Numbers, Error> {
+    async fn settle_batch(&mut self, items: Vec<Item>, alone: bool) -> Result<Watermarks, Error> {
         let context = Arc::clone(&self.context);
-        let mut numbers = [0; 3];
+        let mut numbers = Watermarks::default();
         // Batches still to be committed, in order.
         let mut rest = VecDeque::from([items]);
         let mut pause = Duration::ZERO;
@@ -139,22 +145,22 @@ impl Shard {
                     self.waited(&mut pause);
                     self.beat.record();
                 }
-                Err(Failure::Data(reason, detail)) => {
+                Err(Failure::Data(refusal)) => {
                     if batch.len() > 1 {
                         let right = batch.split_off(batch.len() / 2);
                         rest.push_front(right);
                     } else if let Some(item) = batch.pop() {
-                        let (shard, stream_id) = (self.shard, item.entry.id);
+                        let (shard, stream_id) = (self.shard.get(), item.entry.id);
                         if limits::ISOLATED.allows(Instant::now()) {
-                            tracing::warn!(event = "worker.entry.isolated", shard, %stream_id, reason, detail, "an entry with a data error was isolated");
+                            tracing::warn!(event = "worker.entry.isolated", shard, %stream_id, reason = refusal.reason.as_str(), detail = refusal.detail, "an entry with a data error was isolated");
                         }
                         if item.isolated.is_some() && item.record.is_err() {
-                            let error = store::Error::Refused(format!("a dead letter was refused: {detail}"));
+                            let error = store::Error::Refused(format!("a dead letter was refused: {}", refusal.detail));
                             return Err(error.into());
                         }
                         // Isolated once, it keeps its id; twice, nothing of it is looked at any more.
                         let again = item.isolated.is_some();
-                        let mut item = Item { isolated: Some((reason, detail)), ..item };
+                        let mut item = Item { isolated: Some(refusal), ..item };
                         if again {
                             item.record = Err(unread());
                         }
@@ -165,7 +171,7 @@ impl Shard {
                 Err(Failure::Other(Error::Store(store::Error::Raced))) => {
                     tracing::debug!(
                         event = "worker.batch.raced",
-                        shard = self.shard,
+                        shard = self.shard.get(),
                         "another shard took an id first; the batch is decided again"
                     );
                     rest.push_front(batch);
@@ -193,13 +199,13 @@ impl Shard {
     }
 
     /// Decides and writes a batch in one transaction.
-    async fn commit(&mut self, batch: &[Item]) -> Result<Numbers, Failure> {
-        let span = tracing::info_span!("process.batch.commit", shard = self.shard, entries = batch.len());
+    async fn commit(&mut self, batch: &[Item]) -> Result<Watermarks, Failure> {
+        let span = tracing::info_span!("process.batch.commit", shard = self.shard.get(), entries = batch.len());
         trace::link(&span, batch.iter().filter_map(|item| item.entry.traceparent.as_deref()).take(LINKS));
         self.try_commit(batch).instrument(span).await
     }
 
-    async fn try_commit(&mut self, batch: &[Item]) -> Result<Numbers, Failure> {
+    async fn try_commit(&mut self, batch: &[Item]) -> Result<Watermarks, Failure> {
         let started = Instant::now();
         let active_manifest = self.context.active_manifest.borrow().clone();
         let (policy, shards) = (&active_manifest.policy, active_manifest.manifest.spec.shards);
@@ -221,20 +227,22 @@ impl Shard {
                 fault::deciding(at_stake.filter_map(|item| Some(item.record.as_ref().ok()?.record_id.as_str())));
                 domain::decide(batch, known, policy, position)
             };
-            let decision = catch_unwind(AssertUnwindSafe(decide))
-                .map_err(|_| Failure::Data("panicked", "deciding it panicked; the log says where".to_owned()))?;
+            let decision = catch_unwind(AssertUnwindSafe(decide)).map_err(|_| {
+                let detail = "deciding it panicked; the log says where";
+                Failure::Data(Refusal::new(DeadLetterReason::Panicked, detail))
+            })?;
             if !exclusive && decision.dead_letters.iter().any(|dead_letter| dead_letter.record_id.is_some()) {
                 exclusive = true;
                 continue;
             }
-            let (numbers, duplicates) = commit.write(batch, &decision, policy.version).await?;
-            (self.log.numbers, self.log.duplicates) = (numbers, duplicates);
+            let written = commit.write(batch, &decision, policy.version).await?;
+            (self.log.watermarks, self.log.duplicates) = (written.watermarks, written.duplicates);
             self.policy_version = policy.version;
             self.repeats = decision.ends_in_redelivery;
             self.count(batch, &decision, started, now);
             self.log(&decision, policy);
             self.recent.push(rows(batch, decision, now));
-            return Ok(numbers);
+            return Ok(written.watermarks);
         }
     }
 
@@ -255,24 +263,24 @@ impl Shard {
             metrics::counter!(name).increment(n as u64);
         }
         for dead_letter in &decision.dead_letters {
-            metrics::counter!(names::DEAD_LETTERS, "reason" => dead_letter.reason).increment(1);
+            metrics::counter!(names::DEAD_LETTERS, "reason" => dead_letter.reason.as_str()).increment(1);
         }
     }
 
     /// Logs what a person may have to look at: any sender can cause any number of it, so lines are limited.
     fn log(&self, decision: &Decision, policy: &Policy) {
-        let (shard, now) = (self.shard, Instant::now());
+        let (shard, now) = (self.shard.get(), Instant::now());
         for dead_letter in &decision.dead_letters {
-            let by_fault = matches!(dead_letter.reason, "panicked" | "refused_by_store" | "crashed_worker");
-            let limit = if by_fault { &limits::DEAD_LETTERED_BY_FAULT } else { &limits::DEAD_LETTERED };
+            let limit =
+                if dead_letter.reason.is_fault() { &limits::DEAD_LETTERED_BY_FAULT } else { &limits::DEAD_LETTERED };
             if limit.allows(now) {
-                let record_id = dead_letter.record_id.as_ref().map(Text::as_str);
+                let record_id = dead_letter.record_id.as_ref().map(RecordId::as_str);
                 tracing::warn!(
                     event = "worker.record.dead_lettered",
                     shard,
-                    n = dead_letter.n,
+                    n = dead_letter.seq.get(),
                     record_id,
-                    reason = dead_letter.reason,
+                    reason = dead_letter.reason.as_str(),
                     "a record became a dead letter"
                 );
             }
@@ -283,7 +291,7 @@ impl Shard {
                 tracing::warn!(
                     event = "worker.record.conflicted",
                     shard,
-                    n = conflict.n,
+                    n = conflict.seq.get(),
                     record_id,
                     "a record conflicts with another of the same id"
                 );
@@ -298,7 +306,7 @@ impl Shard {
                 tracing::warn!(
                     event = "worker.unit.without_threshold",
                     shard,
-                    seq = new.seq,
+                    seq = new.seq.get(),
                     unit,
                     "a record's unit has no threshold, other units have one"
                 );
@@ -314,17 +322,17 @@ fn read(entries: Vec<Entry>) -> Vec<Item> {
         .map(|entry| match catch_unwind(|| Record::parse(&entry.payload)) {
             Ok(record) => Item { entry, record: record.map(Arc::new), isolated: None },
             Err(_) => {
-                let detail = "reading it panicked; the log says where".to_owned();
-                Item { entry, record: Err(unread()), isolated: Some(("panicked", detail)) }
+                let refusal = Refusal::new(DeadLetterReason::Panicked, "reading it panicked; the log says where");
+                Item { entry, record: Err(unread()), isolated: Some(refusal) }
             }
         })
         .collect()
 }
 
 /// An entry that becomes a dead letter whatever it says; its id is kept where it can be read.
-fn isolate(entry: Entry, reason: &'static str, detail: String) -> Item {
+fn isolate(entry: Entry, refusal: Refusal) -> Item {
     let record = catch_unwind(|| Record::parse(&entry.payload)).unwrap_or_else(|_| Err(unread())).map(Arc::new);
-    Item { entry, record, isolated: Some((reason, detail)) }
+    Item { entry, record, isolated: Some(refusal) }
 }
 
 fn unread() -> Invalid {

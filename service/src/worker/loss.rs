@@ -7,8 +7,9 @@
 
 use super::{Context, shard::Error};
 use crate::{
+    domain::{Lease, ShardId},
     store::Producer,
-    streams::{Fence, Input, Step},
+    streams::{Input, LossBound, Step},
     telemetry::metrics as names,
 };
 
@@ -17,7 +18,7 @@ const FOLDED_AT_ONCE: usize = 500;
 
 /// Counts a shard's entries, and says what is missing. `repeats`: entries in the stream may be applied already.
 /// Answers false where the fence had to be raised: pending entries have to be taken over first.
-pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repeats: bool) -> Result<bool, Error> {
+pub(super) async fn count(context: &Context, input: &Input, fence: &Lease, repeats: bool) -> Result<bool, Error> {
     let shard = input.shard();
     // Postgres first. Nothing is applied meanwhile, and what is appended meanwhile is in the stream.
     let books = context.store.books(shard).await?;
@@ -26,7 +27,7 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
     if census.rewound > 0 {
         tracing::warn!(
             event = "worker.redis.rewound",
-            shard,
+            shard = shard.get(),
             entries = census.rewound,
             "Redis was rewound: it counts fewer appends than Postgres"
         );
@@ -59,7 +60,7 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
         let more = context.store.note_lost(shard, fence, census.missing).await?;
         tracing::error!(
             event = "worker.records.lost",
-            shard,
+            shard = shard.get(),
             lost = more,
             at_least = census.missing,
             at_most = most,
@@ -67,7 +68,7 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
         );
         metrics::counter!(names::LOST, "shard" => shard.to_string()).increment(more.unsigned_abs());
     }
-    if census.told != Some(most) {
+    if census.told != most.map_or(LossBound::Unknown, LossBound::AtMost) {
         input.tell_most(fence, most).await?;
     }
     Ok(true)
@@ -77,7 +78,7 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Fence, repea
 async fn fold(
     context: &Context,
     input: &Input,
-    fence: &Fence,
+    fence: &Lease,
     appenders: &[Producer],
     stood: &[i64],
 ) -> Result<(), Error> {
@@ -103,7 +104,7 @@ async fn may_judge(context: &Context, appenders: &[Producer]) -> Result<bool, Er
 }
 
 /// Speaks the last word for a process that died without it; false: nobody knows how many entries it appended.
-async fn bury(context: &Context, shard: u16, by: &Producer, stood: i64, since: i64) -> Result<bool, Error> {
+async fn bury(context: &Context, shard: ShardId, by: &Producer, stood: i64, since: i64) -> Result<bool, Error> {
     let Some(dead_for) = by.dead_for else { return Ok(true) };
     // Redis has counted what the process had no time to note, unless it was emptied or another server since.
     let kept = stood >= by.acknowledged && since as f64 > dead_for + 1.0;
@@ -113,7 +114,7 @@ async fn bury(context: &Context, shard: u16, by: &Producer, stood: i64, since: i
     }
     tracing::warn!(
         event = "process.appender.buried",
-        shard,
+        shard = shard.get(),
         process = by.process,
         entries = stood,
         accounted = kept,

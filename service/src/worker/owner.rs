@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, shard};
 use crate::{
     board::of_postgres,
+    domain::{Lease, ShardId},
     lifecycle::Lifecycle,
     store::{self, Error, Rank},
-    streams::Fence,
     telemetry::metrics as names,
 };
 
@@ -26,7 +26,7 @@ const LEASES: &str = "leases";
 
 /// A shard that this worker owns.
 struct Held {
-    fence: Arc<Mutex<Fence>>,
+    fence: Arc<Mutex<Lease>>,
     /// Cancelled to give it back.
     give_back: CancellationToken,
     /// Cancelled when it is another's by now.
@@ -41,9 +41,9 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
     let worker = Arc::clone(&context.options.worker);
     let heartbeat_every = context.options.lease / 4;
     let beat = context.heartbeats.register("own", context.options.lease * 2);
-    let mut held: BTreeMap<u16, Held> = BTreeMap::new();
+    let mut held: BTreeMap<ShardId, Held> = BTreeMap::new();
     let mut failing = false;
-    let mut tasks: JoinSet<u16> = JoinSet::new();
+    let mut tasks: JoinSet<ShardId> = JoinSet::new();
     loop {
         let stopping = lifecycle.soft.is_cancelled();
         if stopping {
@@ -89,8 +89,8 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
 
 async fn pass(
     context: &Arc<Context>,
-    held: &mut BTreeMap<u16, Held>,
-    tasks: &mut JoinSet<u16>,
+    held: &mut BTreeMap<ShardId, Held>,
+    tasks: &mut JoinSet<ShardId>,
     stopping: bool,
 ) -> Result<(), Error> {
     let lease_ms = context.options.lease.as_millis() as i64;
@@ -102,12 +102,12 @@ async fn pass(
     let shards = context.active_manifest.borrow().manifest.spec.shards;
     let share = share(rank, shards);
     metrics::gauge!(names::SHARDS_OWNED).set(held.len() as f64);
-    let owned: Vec<u16> =
+    let owned: Vec<ShardId> =
         held.iter().filter(|(_, shard)| !shard.give_back.is_cancelled()).map(|(shard, _)| *shard).collect();
     for shard in owned.iter().skip(share) {
         tracing::info!(
             event = "worker.shard.returned",
-            shard,
+            shard = shard.get(),
             share,
             workers = rank.workers,
             "returned a shard to the other workers"
@@ -136,8 +136,9 @@ fn share(rank: Rank, shards: u16) -> usize {
     (shards / workers + i64::from(rank.rank < shards % workers)) as usize
 }
 
-async fn renew(context: &Context, held: &BTreeMap<u16, Held>, lease_ms: i64) -> Result<(), Error> {
-    let shown: Vec<(u16, Fence)> = held.iter().map(|(shard, held)| (*shard, shard::current(&held.fence))).collect();
+async fn renew(context: &Context, held: &BTreeMap<ShardId, Held>, lease_ms: i64) -> Result<(), Error> {
+    let shown: BTreeMap<ShardId, Lease> =
+        held.iter().map(|(shard, held)| (*shard, shard::current(&held.fence))).collect();
     if shown.is_empty() {
         return Ok(());
     }
@@ -157,16 +158,16 @@ async fn renew(context: &Context, held: &BTreeMap<u16, Held>, lease_ms: i64) -> 
 
 async fn take(
     context: &Arc<Context>,
-    held: &mut BTreeMap<u16, Held>,
-    tasks: &mut JoinSet<u16>,
-    shard: u16,
+    held: &mut BTreeMap<ShardId, Held>,
+    tasks: &mut JoinSet<ShardId>,
+    shard: ShardId,
     lease_ms: i64,
 ) -> Result<(), Error> {
     let token = format!("{:016x}{:016x}", rand::rng().next_u64(), rand::rng().next_u64());
     let Some(fence) = context.store.take(&context.options.worker, shard, &token, lease_ms).await? else {
         return Ok(());
     };
-    tracing::info!(event = "worker.shard.acquired", shard, epoch = fence.epoch, worker = %context.options.worker, "acquired a shard");
+    tracing::info!(event = "worker.shard.acquired", shard = shard.get(), epoch = fence.epoch, worker = %context.options.worker, "acquired a shard");
     metrics::counter!(names::LEASE_CHANGES, "change" => "taken").increment(1);
     let fence = Arc::new(Mutex::new(fence));
     let (give_back, lost) = (CancellationToken::new(), CancellationToken::new());

@@ -16,11 +16,11 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, loss};
 use crate::{
     board::of_postgres,
-    domain::{Entry, StreamId},
+    domain::{Entry, Lease, ShardId, StreamId, Watermarks},
     lifecycle::Heartbeat,
     publish::{ActiveSink, Publisher, RecentCommits},
-    store::{self, Numbers, Server, ShardProgress},
-    streams::{self, Blocking, Fence, Input, Step},
+    store::{self, Server, ShardProgress},
+    streams::{self, Blocking, Input, Step},
     telemetry::metrics as names,
 };
 
@@ -74,8 +74,8 @@ enum Mode {
 /// A shard and what its owner needs.
 pub(super) struct Shard {
     pub(super) context: Arc<Context>,
-    pub(super) shard: u16,
-    pub(super) fence: Arc<Mutex<Fence>>,
+    pub(super) shard: ShardId,
+    pub(super) fence: Arc<Mutex<Lease>>,
     pub(super) recent: Arc<RecentCommits>,
     pub(super) give_back: CancellationToken,
     /// The policy version that the shard is known to stand at.
@@ -86,7 +86,7 @@ pub(super) struct Shard {
     /// The server that newest connections came to.
     server: Server,
     /// Highest numbers that stand beside the stream: the lanes publish up to them, never what is only committed.
-    marks: Numbers,
+    watermarks: Watermarks,
     /// When losses are to be counted again.
     count_due: Instant,
     /// Whether the newest entry that was applied had been applied before: what is behind it may have been, too.
@@ -103,8 +103,8 @@ pub(super) struct Shard {
 /// When one of its lanes panicked: whoever owns this task learns of it.
 pub(super) async fn work(
     context: Arc<Context>,
-    shard: u16,
-    fence: Arc<Mutex<Fence>>,
+    shard: ShardId,
+    fence: Arc<Mutex<Lease>>,
     give_back: CancellationToken,
     lost: CancellationToken,
 ) {
@@ -119,8 +119,7 @@ pub(super) async fn work(
     // The lanes end behind the shard, however it ended, so that they carry its last commit, too.
     let stopped = CancellationToken::new();
     let token = current(&fence).token;
-    let publishers =
-        publishers(Arc::clone(&context), (shard, token), Arc::clone(&recent), stopped.clone(), lost.clone());
+    let publishers = publishers(Arc::clone(&context), shard, token, Arc::clone(&recent), stopped.clone(), lost.clone());
     let mut this = Shard {
         context: Arc::clone(&context),
         shard,
@@ -130,7 +129,7 @@ pub(super) async fn work(
         policy_version: 0,
         log: ShardProgress::default(),
         server: context.store.server(),
-        marks: [0; 3],
+        watermarks: Watermarks::default(),
         count_due: Instant::now(),
         repeats: false,
         beat,
@@ -148,7 +147,7 @@ pub(super) async fn work(
             // Found by a renewal, or by the fence before one.
             tracing::warn!(
                 event = "worker.shard.lost",
-                shard,
+                shard = shard.get(),
                 epoch = current(&fence).epoch,
                 "lost a shard to another worker"
             );
@@ -164,10 +163,10 @@ pub(super) async fn work(
     context.board.set(part(shard), []);
     if kept {
         if let Err(error) = store::within(context.store.release(shard, &current(&fence))).await {
-            tracing::warn!(event = "worker.shard.release_failed", shard, error = %error, "a shard cannot be released; its lease expires");
+            tracing::warn!(event = "worker.shard.release_failed", shard = shard.get(), error = %error, "a shard cannot be released; its lease expires");
         }
         metrics::counter!(names::LEASE_CHANGES, "change" => "released").increment(1);
-        tracing::info!(event = "worker.shard.released", shard, "released a shard");
+        tracing::info!(event = "worker.shard.released", shard = shard.get(), "released a shard");
     }
 }
 
@@ -193,7 +192,7 @@ impl Shard {
                     let fence = current(&self.fence);
                     tracing::warn!(
                         event = "worker.fence.higher_in_redis",
-                        shard = self.shard,
+                        shard = self.shard.get(),
                         epoch = fence.epoch,
                         above,
                         "the fence in Redis is higher; the epoch is raised above it"
@@ -215,7 +214,7 @@ impl Shard {
     /// Backs off: said once a streak, waited longer each time, nothing counted against any entry.
     pub(super) async fn say_and_wait(&self, pause: &mut Duration, error: &Error) {
         if pause.is_zero() {
-            tracing::warn!(event = "worker.shard.backing_off", shard = self.shard, error = %error, "a shard cannot be worked and is retried");
+            tracing::warn!(event = "worker.shard.backing_off", shard = self.shard.get(), error = %error, "a shard cannot be worked and is retried");
         }
         let problem = match error {
             Error::Store(error) if error.refuses_write() => Some(of_postgres(error)),
@@ -232,7 +231,7 @@ impl Shard {
     /// Notes that what was waited for is over.
     pub(super) fn waited(&self, pause: &mut Duration) {
         if !std::mem::take(pause).is_zero() {
-            tracing::info!(event = "worker.shard.resumed", shard = self.shard, "a shard is worked again");
+            tracing::info!(event = "worker.shard.resumed", shard = self.shard.get(), "a shard is worked again");
             self.context.board.set(part(self.shard), []);
         }
     }
@@ -244,7 +243,7 @@ impl Shard {
                 store::within(self.context.store.apply_policy(self.shard, &current(&self.fence), version)).await?;
             tracing::info!(
                 event = "worker.shard.policy_applied",
-                shard = self.shard,
+                shard = self.shard.get(),
                 version = self.policy_version,
                 "a shard applies a policy version"
             );
@@ -278,24 +277,24 @@ impl Shard {
         if prepared.made && context.store.note_prepared(self.shard).await? {
             tracing::error!(
                 event = "worker.stream.recreated",
-                shard = self.shard,
+                shard = self.shard.get(),
                 "the input stream or its group was missing and was recreated; records may be lost"
             );
             metrics::counter!(names::RECREATED, "shard" => self.shard.to_string()).increment(1);
             context.store.note_recreated(self.shard).await?;
         }
-        let highest = self.highest_known(prepared.marks).await?;
-        if (0..3).any(|kind| log.numbers[kind] < highest[kind]) {
+        let highest = self.highest_known(prepared.watermarks).await?;
+        if log.watermarks.is_below(highest) {
             // Numbers above the log's were acknowledged or published: none of them is ever given again.
-            let numbers = context.store.skip_to(self.shard, &fence, highest).await?;
-            tracing::error!(event = "worker.postgres.rewound", shard = self.shard, from = ?log.numbers, to = ?numbers, "Postgres was rewound: its log is behind the watermarks");
+            let skipped = context.store.skip_to(self.shard, &fence, highest).await?;
+            tracing::error!(event = "worker.postgres.rewound", shard = self.shard.get(), from = %log.watermarks, to = %skipped, "Postgres was rewound: its log is behind the watermarks");
             metrics::counter!(names::REWINDS, "shard" => self.shard.to_string()).increment(1);
-            log.numbers = numbers;
+            log.watermarks = skipped;
         }
-        self.marks = std::array::from_fn(|kind| prepared.marks[kind].min(log.numbers[kind]));
+        self.watermarks = prepared.watermarks.min(log.watermarks);
         self.log = log;
         // Rows in memory may be of a Postgres that went back since: the lanes go by the log until there are new ones.
-        self.recent.reset(self.marks);
+        self.recent.reset(self.watermarks);
         if crate::fault::planted("pending_last") {
             self.read().await?;
         }
@@ -304,17 +303,16 @@ impl Shard {
     }
 
     /// The highest numbers that anything but the log tells of: the marks beside the stream, and the sinks' cursors.
-    async fn highest_known(&self, marks: Numbers) -> Result<Numbers, Error> {
+    async fn highest_known(&self, watermarks: Watermarks) -> Result<Watermarks, Error> {
         let sinks = self.context.store.sinks().await?;
         let streams: Vec<String> = sinks.iter().filter_map(|sink| sink.stream.clone()).collect();
         let cursors = self.context.streams.sink_cursors(&streams).await?;
         let pipeline_id = Arc::clone(&self.context.active_manifest.borrow().pipeline_id);
-        let mut highest = marks;
+        let mut highest = watermarks;
         for (sink, cursor) in sinks.iter().filter(|sink| sink.stream.is_some()).zip(cursors) {
             if cursor.pipeline_id.as_deref() == Some(&*pipeline_id) {
-                let number = cursor.numbers.get(&i32::from(self.shard)).copied().unwrap_or(0);
-                let highest = &mut highest[sink.counts_by()];
-                *highest = number.max(*highest);
+                let number = cursor.numbers.get(&self.shard).copied().unwrap_or_default();
+                highest.raise(sink.kind.sequence(), number);
             }
         }
         Ok(highest)
@@ -330,7 +328,7 @@ impl Shard {
         if !claimed.gone.is_empty() {
             tracing::warn!(
                 event = "worker.pending.deleted",
-                shard = self.shard,
+                shard = self.shard.get(),
                 entries = claimed.gone.len(),
                 "pending entries were deleted from the input stream"
             );
@@ -338,7 +336,7 @@ impl Shard {
         if !claimed.entries.is_empty() {
             tracing::info!(
                 event = "worker.pending.reclaimed",
-                shard = self.shard,
+                shard = self.shard.get(),
                 entries = claimed.entries.len(),
                 "reclaimed pending entries"
             );
@@ -347,9 +345,9 @@ impl Shard {
         if self.mode != Mode::Prepare {
             self.mode = claimed.next.map_or(Mode::Read, Mode::Claim);
         }
-        if self.mode == Mode::Read && self.marks != self.log.numbers {
+        if self.mode == Mode::Read && self.watermarks != self.log.watermarks {
             // Nothing is pending, so all that is committed is acknowledged: Redis went back, or an ack was lost.
-            self.acknowledge(self.log.numbers, &[]).await?;
+            self.acknowledge(self.log.watermarks, &[]).await?;
         }
         Ok(())
     }
@@ -362,7 +360,7 @@ impl Shard {
             Step::Raised => {
                 tracing::warn!(
                     event = "worker.fence.raised_in_redis",
-                    shard = self.shard,
+                    shard = self.shard.get(),
                     "the fence in Redis was lower and was raised"
                 );
                 self.mode = Mode::Prepare;
@@ -420,22 +418,22 @@ impl Shard {
         self.entry_bytes = (self.entry_bytes + bytes / entries.len()) / 2;
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
         if crate::fault::planted("ack_before_commit") {
-            self.input.ack(&current(&self.fence), [0; 3], 0, &ids).await?;
+            self.input.ack(&current(&self.fence), Watermarks::default(), 0, &ids).await?;
         }
-        let numbers = self.decide_and_commit(entries).await?;
+        let watermarks = self.decide_and_commit(entries).await?;
         crate::fault::point("before_ack");
-        self.acknowledge(numbers, &ids).await?;
+        self.acknowledge(watermarks, &ids).await?;
         crate::fault::point("after_ack");
         Ok(())
     }
 
     /// Acknowledges entries whose outcome is committed; then the lanes may publish up to `numbers`.
-    async fn acknowledge(&mut self, numbers: Numbers, ids: &[StreamId]) -> Result<(), Error> {
-        match self.input.ack(&current(&self.fence), numbers, self.log.duplicates, ids).await? {
+    async fn acknowledge(&mut self, watermarks: Watermarks, ids: &[StreamId]) -> Result<(), Error> {
+        match self.input.ack(&current(&self.fence), watermarks, self.log.duplicates, ids).await? {
             Step::Done(left) => {
                 metrics::gauge!(names::BACKLOG, "shard" => self.shard.to_string()).set(left as f64);
-                self.marks = numbers;
-                self.recent.advance(numbers);
+                self.watermarks = watermarks;
+                self.recent.advance(watermarks);
             }
             Step::Raised => self.mode = Mode::Prepare,
         }
@@ -448,12 +446,12 @@ impl Shard {
 }
 
 /// Where a shard writes its problems.
-fn part(shard: u16) -> String {
+fn part(shard: ShardId) -> String {
     format!("shard {shard}")
 }
 
 /// The fence as it stands.
-pub(super) fn current(fence: &Mutex<Fence>) -> Fence {
+pub(super) fn current(fence: &Mutex<Lease>) -> Lease {
     fence.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
@@ -463,7 +461,8 @@ pub(super) fn current(fence: &Mutex<Fence>) -> Fence {
 /// When a lane panicked: what it would have published must not stay unpublished in silence.
 async fn publishers(
     context: Arc<Context>,
-    (shard, token): (u16, String),
+    shard: ShardId,
+    token: String,
     recent: Arc<RecentCommits>,
     stopped: CancellationToken,
     lost: CancellationToken,
@@ -511,7 +510,7 @@ async fn publishers(
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!(
             event = "publisher.drain.timed_out",
-            shard,
+            shard = shard.get(),
             "publishers did not finish before the shard was released"
         );
         tasks.shutdown().await;

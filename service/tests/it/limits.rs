@@ -1,6 +1,6 @@
 //! Requests at and beyond the limits: each gets its own answer, and the service continues.
 
-use millrace::domain::shard_of;
+use millrace::domain::{DestinationId, ShardId};
 use reqwest::Method;
 use serde_json::json;
 
@@ -57,7 +57,12 @@ async fn a_payload_nested_too_deep_for_a_record_is_shown_as_text() {
 #[tokio::test]
 async fn an_exhausted_stream_is_refused_and_other_shards_continue() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
-    let destination = |shard| (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == shard).unwrap();
+    let destination = |shard| {
+        (0..)
+            .map(|n| format!("d{n}"))
+            .find(|name| ShardId::of(&DestinationId::stored(name.as_str()), 2).get() == shard)
+            .unwrap()
+    };
     let last = "18446744073709551615-18446744073709551615";
     let _: String = pipeline.redis(&["XADD", &pipeline.records(0), last, "record", "theirs"]).await;
     let refused = pipeline.post_json("/records", record("a", &destination(0)).to_string()).await;

@@ -1,6 +1,6 @@
 //! Data errors and entries that crash workers: only the bad entry becomes a dead letter, and its neighbours count.
 
-use millrace::domain::shard_of;
+use millrace::domain::{DestinationId, ShardId};
 use redis::AsyncCommands as _;
 use serde_json::{Value, json};
 
@@ -24,7 +24,10 @@ async fn append(pipeline: &Pipeline, shard: u64, fields: &[(&str, &[u8])]) {
 
 /// A destination of this shard, of two shards.
 fn destination(shard: u16) -> String {
-    (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == shard).unwrap()
+    (0..)
+        .map(|n| format!("d{n}"))
+        .find(|name| ShardId::of(&DestinationId::stored(name.as_str()), 2).get() == shard)
+        .unwrap()
 }
 
 /// Twenty good records of one shard, in two halves.

@@ -1,7 +1,7 @@
 //! Accepted records: each counts once, from however many clients it comes, and with exactly its content.
 
 use futures::future::join_all;
-use millrace::domain::shard_of;
+use millrace::domain::{DestinationId, ShardId};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -12,7 +12,10 @@ use crate::{
 
 /// A destination of this shard, of two shards.
 pub(crate) fn destination(shard: u16) -> String {
-    (0..).map(|n| format!("d{n}")).find(|name| shard_of(name, 2) == shard).unwrap()
+    (0..)
+        .map(|n| format!("d{n}"))
+        .find(|name| ShardId::of(&DestinationId::stored(name.as_str()), 2).get() == shard)
+        .unwrap()
 }
 
 /// The total of a destination that has one unit.

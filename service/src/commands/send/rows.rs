@@ -16,7 +16,7 @@ use super::{
     header,
     input::{Format, Opened, Size},
     origin::{Locator, Origin, Refused},
-    shape::{Cell, Position, Shape, Shaped},
+    shape::{Cell, NamedCell, Position, Shape, Shaped},
     table::{self, Fault, Frame},
     trim,
     values::{Value, Values},
@@ -194,7 +194,10 @@ impl Cutter<'_> {
             let position = self.begin(index + 1)?;
             let mut cells: Vec<_> = fields
                 .iter()
-                .map(|(name, text)| (Cow::Borrowed(*name), Cell::Text(Cow::Borrowed(text.as_str()))))
+                .map(|(name, text)| NamedCell {
+                    name: Cow::Borrowed(*name),
+                    cell: Cell::Text(Cow::Borrowed(text.as_str())),
+                })
                 .collect();
             let shaped = self.plan.shape.record(position, &mut cells);
             if repeats {
@@ -285,7 +288,7 @@ impl Cutter<'_> {
         let mut texts = Vec::with_capacity(cells.len());
         for (name, cell) in names.iter().zip(cells) {
             let text = String::from_utf8(cell).map_err(|_| self.not_text(Some(name)))?;
-            texts.push((Cow::Borrowed(name.as_str()), Cell::Text(Cow::Owned(text))));
+            texts.push(NamedCell { name: Cow::Borrowed(name.as_str()), cell: Cell::Text(Cow::Owned(text)) });
         }
         self.plan.shape.record(position, &mut texts)
     }

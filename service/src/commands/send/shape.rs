@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     accept,
-    domain::{Invalid, Text, code, members},
+    domain::{Invalid, SourceId, Text, code, members},
 };
 
 pub(super) const FIELDS: [&str; 9] =
@@ -96,8 +96,12 @@ impl Cell<'_> {
     }
 }
 
-/// A row's cells by the names of their columns.
-pub(super) type Cells<'a> = [(Cow<'a, str>, Cell<'a>)];
+/// A cell of a row.
+pub(super) struct NamedCell<'a> {
+    /// The column, or the key in JSON.
+    pub(super) name: Cow<'a, str>,
+    pub(super) cell: Cell<'a>,
+}
 
 impl Shape {
     /// Checks the flags that say how rows become records.
@@ -165,15 +169,15 @@ impl Shape {
             } else {
                 Cell::Json(raw)
             };
-            Ok((key, cell))
+            Ok(NamedCell { name: key, cell })
         });
         let mut cells: Vec<_> = cells.collect::<Result<_, Invalid>>()?;
-        for (key, _) in &cells {
+        for NamedCell { name: key, .. } in &cells {
             notes.seen(key);
             self.check_source(key).map_err(|rule| Invalid::new(code::INVALID_VALUE, pointer(key), rule))?;
         }
         self.check_keys(&cells)?;
-        cells.retain(|(key, _)| {
+        cells.retain(|NamedCell { name: key, .. }| {
             let is_used = self.uses(key);
             if !is_used {
                 notes.left_out(key);
@@ -184,16 +188,16 @@ impl Shape {
     }
 
     /// That each key is used, or left out because a flag or the API says so.
-    fn check_keys(&self, cells: &Cells<'_>) -> Result<(), Invalid> {
-        let mut unused = cells.iter().filter(|(key, _)| !self.uses(key) && !OUTPUT.contains(&key.as_ref()));
+    fn check_keys(&self, cells: &[NamedCell<'_>]) -> Result<(), Invalid> {
+        let mut unused = cells.iter().filter(|named| !self.uses(&named.name) && !OUTPUT.contains(&named.name.as_ref()));
         let holds_rows = |cell: &Cell<'_>| matches!(cell, Cell::Json(raw) if raw.get().starts_with("[{"));
-        let is_around = !cells.iter().any(|(key, _)| self.uses(key));
-        if is_around && let Some((key, _)) = unused.clone().find(|(_, cell)| holds_rows(cell)) {
+        let is_around = !cells.iter().any(|named| self.uses(&named.name));
+        if is_around && let Some(NamedCell { name: key, .. }) = unused.clone().find(|named| holds_rows(&named.cell)) {
             let detail = format!("holds no field of a record; if the elements of {key} are the records, --rows {key}");
             return Err(Invalid::new(code::UNKNOWN_FIELD, pointer(key), detail));
         }
         match unused.next() {
-            Some((key, _)) if !self.ignores_unknown => {
+            Some(NamedCell { name: key, .. }) if !self.ignores_unknown => {
                 let detail = format!(
                     "is not a field of a record; --map {key}=attributes.{key} keeps it, --ignore-unknown leaves such keys out"
                 );
@@ -239,21 +243,17 @@ impl Shape {
     ///
     /// # Errors
     /// Faults of the row, by field.
-    pub(super) fn record<'a>(
-        &self,
-        position: Position,
-        cells: &mut [(Cow<'a, str>, Cell<'a>)],
-    ) -> Result<Shaped, Invalid> {
+    pub(super) fn record<'a>(&self, position: Position, cells: &mut [NamedCell<'a>]) -> Result<Shaped, Invalid> {
         if self.trims {
             trim::cells(cells);
         }
         let cells = &*cells;
-        let is_empty = |column: &str| cells.iter().all(|(name, cell)| name != column || self.is_nothing(cell));
+        let is_empty = |column: &str| cells.iter().all(|named| named.name != column || self.is_nothing(&named.cell));
         if self.skip_empty.iter().any(|column| is_empty(column)) {
             return Ok(Shaped::Skipped);
         }
         let mut parts = Parts::default();
-        for (column, cell) in cells {
+        for NamedCell { name: column, cell } in cells {
             let is_mapped = self.map.iter().any(|Pair(name, _)| name == column);
             // A null in JSON is kept where it goes into the attributes.
             if self.is_nothing(cell) && !(is_mapped && matches!(cell, Cell::Json(_))) {
@@ -277,7 +277,7 @@ impl Shape {
             }
         }
         self.amounts.put(&mut parts, |column| {
-            let cell = cells.iter().find(|(name, _)| name == column).map(|(_, cell)| cell)?;
+            let cell = cells.iter().find(|named| named.name == column).map(|named| &named.cell)?;
             (!self.is_nothing(cell)).then(|| cell.as_str())
         })?;
         self.time(&mut parts, cells)?;
@@ -290,12 +290,12 @@ impl Shape {
         Ok(Shaped::Line(line))
     }
 
-    fn time(&self, parts: &mut Parts, cells: &Cells<'_>) -> Result<(), Invalid> {
+    fn time(&self, parts: &mut Parts, cells: &[NamedCell<'_>]) -> Result<(), Invalid> {
         let Some(text) = parts.get("time").and_then(|json| serde_json::from_str::<String>(json).ok()) else {
             return Ok(());
         };
-        let zone = self.zone_column.as_ref().and_then(|column| cells.iter().find(|(name, _)| name == column));
-        let zone = zone.map(|(_, cell)| cell).filter(|cell| !self.is_nothing(cell)).map(Cell::as_str);
+        let zone = self.zone_column.as_ref().and_then(|column| cells.iter().find(|named| named.name == *column));
+        let zone = zone.map(|named| &named.cell).filter(|cell| !self.is_nothing(cell)).map(Cell::as_str);
         let time = self.times.read(&text, zone).map_err(|rule| Invalid::new(code::INVALID_VALUE, "/time", rule))?;
         parts.put("time", quoted(&time), "");
         Ok(())
@@ -337,7 +337,7 @@ impl Shape {
         parts.remove("recordId");
         if let Some(source) = source.and_then(|source| Text::parse(source).ok()) {
             let key = format!("{key}-{}", position.first_row);
-            let id = accept::derived_id(&source, &key, position.number - position.first_row);
+            let id = accept::derived_id(&SourceId::from(source), &key, position.number - position.first_row);
             parts.put("recordId", quoted(id.as_str()), "");
         }
         Ok(())

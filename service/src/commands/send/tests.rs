@@ -188,7 +188,7 @@ fn derived_ids_depend_on_the_row_number_alone() {
     let flags = ["--idempotency-key", "k", "--skip-empty", "v"];
     let all = ids(&send("file.csv", format!("{head}{}", rows.concat()), &flags));
     // The id that the service derives for index 1 of the request of rows 3 and 4.
-    let source = crate::domain::Text::parse("s").expect("a text");
+    let source = crate::domain::SourceId::stored("s");
     assert_eq!(all[&4], crate::accept::derived_id(&source, "k-3", 1).as_str());
     for bad in ["broken\n".to_owned(), rows[2].replace(",x\n", ",\n"), ",,,,,,,\n".to_owned()] {
         let mut some = rows.clone();

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::shape::Cell;
+use super::shape::{Cell, NamedCell};
 
 /// White space, and characters that nobody sees and that make two equal texts differ.
 fn is_removed(character: char) -> bool {
@@ -18,8 +18,8 @@ pub(super) fn text(text: &str) -> &str {
 }
 
 /// All texts of a row without them.
-pub(super) fn cells(cells: &mut [(Cow<'_, str>, Cell<'_>)]) {
-    for (_, cell) in cells {
+pub(super) fn cells(cells: &mut [NamedCell<'_>]) {
+    for NamedCell { cell, .. } in cells {
         if let Cell::Text(whole) = cell {
             let trimmed = text(whole);
             if trimmed.len() < whole.len() {

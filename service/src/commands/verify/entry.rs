@@ -7,35 +7,41 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    domain::{Record, render_time},
+    domain::{OutcomeKind, Record, Seq, ShardId, ShardSeq, render_time},
     store::{Differences, LoggedRecord, Verification},
     streams::SinkEntry,
 };
 
 /// The shard and number in an entry's id.
-pub(super) fn number(kind: &str, id: &str) -> Option<(u16, i64)> {
+pub(super) fn number(kind: OutcomeKind, id: &str) -> Option<ShardSeq> {
     let (shard, rest) = id.split_once('-')?;
     let number = match kind {
-        "Processed" => rest,
-        "Alert" => rest.strip_suffix("-alert")?,
-        "DeadLettered" => rest.strip_prefix('d')?,
-        _ => rest.strip_prefix('c')?,
+        OutcomeKind::Processed => rest,
+        OutcomeKind::Alert => rest.strip_suffix("-alert")?,
+        OutcomeKind::DeadLettered => rest.strip_prefix('d')?,
+        OutcomeKind::Conflicted => rest.strip_prefix('c')?,
     };
-    let (shard, number): (u16, i64) = (shard.parse().ok()?, number.parse().ok()?);
-    (number > 0 && render_id(kind, shard, number) == id).then_some((shard, number))
+    let place = ShardSeq { shard: ShardId::new(shard.parse().ok()?), seq: Seq::new(number.parse().ok()?) };
+    (place.seq > Seq::ZERO && render_id(kind, place) == id).then_some(place)
 }
 
-fn render_id(kind: &str, shard: u16, number: i64) -> String {
+fn render_id(kind: OutcomeKind, ShardSeq { shard, seq }: ShardSeq) -> String {
     match kind {
-        "Processed" => format!("{shard}-{number}"),
-        "Alert" => format!("{shard}-{number}-alert"),
-        "DeadLettered" => format!("{shard}-d{number}"),
-        _ => format!("{shard}-c{number}"),
+        OutcomeKind::Processed => format!("{shard}-{seq}"),
+        OutcomeKind::Alert => format!("{shard}-{seq}-alert"),
+        OutcomeKind::DeadLettered => format!("{shard}-d{seq}"),
+        OutcomeKind::Conflicted => format!("{shard}-c{seq}"),
     }
 }
 
+/// An entry with the number in its id.
+pub(super) struct NumberedEntry {
+    pub(super) seq: Seq,
+    pub(super) entry: SinkEntry,
+}
+
 /// Rows of the log, by number.
-pub(super) struct Expected(BTreeMap<i64, Row>);
+pub(super) struct Expected(BTreeMap<Seq, Row>);
 
 /// The row behind an entry.
 pub(super) enum Row {
@@ -65,28 +71,28 @@ impl Expected {
     /// Reads what is behind entries of one shard.
     pub(super) async fn read(
         snapshot: &mut Verification,
-        kind: &str,
-        shard: u16,
-        entries: &[(i64, SinkEntry)],
+        kind: OutcomeKind,
+        shard: ShardId,
+        entries: &[NumberedEntry],
     ) -> anyhow::Result<Self> {
-        let numbers: Vec<i64> = entries.iter().map(|(number, _)| *number).collect();
+        let numbers: Vec<Seq> = entries.iter().map(|numbered| numbered.seq).collect();
         let rows = match kind {
-            "Processed" | "Alert" => {
+            OutcomeKind::Processed | OutcomeKind::Alert => {
                 let rows = snapshot.logged_records(shard, &numbers).await?.into_iter();
-                rows.filter(|row| kind == "Processed" || row.threshold.is_some())
+                rows.filter(|row| kind == OutcomeKind::Processed || row.threshold.is_some())
                     .map(|row| (row.seq, Row::Record(Box::new(row))))
                     .collect()
             }
-            _ => {
+            OutcomeKind::DeadLettered | OutcomeKind::Conflicted => {
                 let rows = snapshot.refused(kind, shard, &numbers).await?.into_iter();
-                rows.map(|(n, at, traceparent)| (n, Row::Refused { at, traceparent })).collect()
+                rows.map(|row| (row.seq, Row::Refused { at: row.noted_at, traceparent: row.traceparent })).collect()
             }
         };
         Ok(Self(rows))
     }
 
-    pub(super) fn get(&self, number: i64) -> Option<&Row> {
-        self.0.get(&number)
+    pub(super) fn get(&self, seq: Seq) -> Option<&Row> {
+        self.0.get(&seq)
     }
 }
 
@@ -94,7 +100,7 @@ impl Row {
     /// Compares an entry's fields with this row.
     pub(super) fn compare(
         &self,
-        kind: &str,
+        kind: OutcomeKind,
         source: &str,
         entry: &SinkEntry,
         place: &str,
@@ -102,9 +108,11 @@ impl Row {
     ) {
         let (what, at, traceparent) = match self {
             Self::Record(row) => {
-                (if kind == "Alert" { "alert" } else { "processed" }, row.processed_at, &row.traceparent)
+                (if kind == OutcomeKind::Alert { "alert" } else { "processed" }, row.processed_at, &row.traceparent)
             }
-            Self::Refused { at, traceparent } if kind == "DeadLettered" => ("dead_lettered", *at, traceparent),
+            Self::Refused { at, traceparent } if kind == OutcomeKind::DeadLettered => {
+                ("dead_lettered", *at, traceparent)
+            }
             Self::Refused { at, traceparent } => ("conflicted", *at, traceparent),
         };
         let found = |field: &str| entry.fields.get(field).cloned().unwrap_or_default();
@@ -156,21 +164,25 @@ fn row_is(row: &LoggedRecord, data: &str) -> Result<(), String> {
 mod tests {
     use super::*;
 
+    fn place(shard: u16, seq: i64) -> ShardSeq {
+        ShardSeq { shard: ShardId::new(shard), seq: Seq::new(seq) }
+    }
+
     #[test]
     fn ids_are_read_in_one_spelling_only() {
         for (kind, id, expected) in [
-            ("Processed", "3-17", Some((3, 17))),
-            ("Alert", "3-17-alert", Some((3, 17))),
-            ("DeadLettered", "0-d1", Some((0, 1))),
-            ("Conflicted", "0-c1", Some((0, 1))),
-            ("Processed", "3-17-alert", None),
-            ("Alert", "3-17", None),
-            ("Processed", "3-017", None),
-            ("Processed", "3-0", None),
-            ("Conflicted", "0-d1", None),
-            ("Processed", "", None),
+            (OutcomeKind::Processed, "3-17", Some(place(3, 17))),
+            (OutcomeKind::Alert, "3-17-alert", Some(place(3, 17))),
+            (OutcomeKind::DeadLettered, "0-d1", Some(place(0, 1))),
+            (OutcomeKind::Conflicted, "0-c1", Some(place(0, 1))),
+            (OutcomeKind::Processed, "3-17-alert", None),
+            (OutcomeKind::Alert, "3-17", None),
+            (OutcomeKind::Processed, "3-017", None),
+            (OutcomeKind::Processed, "3-0", None),
+            (OutcomeKind::Conflicted, "0-d1", None),
+            (OutcomeKind::Processed, "", None),
         ] {
-            assert_eq!(number(kind, id), expected, "{kind} {id}");
+            assert_eq!(number(kind, id), expected, "{kind:?} {id}");
         }
     }
 
@@ -180,7 +192,7 @@ mod tests {
             "value":"12.50","unit":"EUR","reference":"x","attributes":{"a":1}}"#;
         let time = crate::domain::parse_time("2026-01-01T00:00:00Z").expect("time");
         LoggedRecord {
-            seq: 1,
+            seq: Seq::new(1),
             record: Record::parse(record).expect("record"),
             received_at: time,
             processed_at: time,

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::entry::{self, Expected};
+use super::entry::{self, Expected, NumberedEntry};
 use crate::{
-    domain::StreamId,
+    domain::{Seq, SeqRange, ShardId, StreamId},
     store::{Differences, StartedSink, Verification},
     streams::{SinkEntry, SinkSnapshot, Streams},
 };
@@ -41,7 +41,7 @@ impl Checked {
 #[derive(Debug, Clone, Copy)]
 enum At {
     /// The number that was compared last, or after which the sink starts.
-    Number(i64),
+    Number(Seq),
     /// Anywhere: what came first was trimmed.
     Anywhere,
 }
@@ -50,7 +50,7 @@ struct Walk<'a> {
     sink: &'a StartedSink,
     state: &'a SinkSnapshot,
     source: String,
-    at: BTreeMap<u16, At>,
+    at: BTreeMap<ShardId, At>,
     snapshot: &'a mut Verification,
     differences: &'a mut Differences,
 }
@@ -72,17 +72,17 @@ pub(super) async fn check(
         return Ok(report);
     }
     let mut at = BTreeMap::new();
-    for (shard, after) in snapshot.sink_starts(&sink.name).await? {
-        at.insert(shard, if state.is_trimmed { At::Anywhere } else { At::Number(after) });
+    for start in snapshot.sink_starts(&sink.name).await? {
+        at.insert(start.shard, if state.is_trimmed { At::Anywhere } else { At::Number(start.seq) });
     }
-    for shard in 0..shards {
-        let highest = snapshot.highest(&sink.kind, shard).await?;
+    for shard in ShardId::all(shards) {
+        let highest = snapshot.highest(sink.kind, shard).await?;
         let cursor = state.cursor.get(&shard).copied();
         if cursor.is_some_and(|cursor| cursor > highest) {
             let found = cursor.unwrap_or_default().to_string();
             differences.add("cursor", format!("{place}, shard {shard}"), format!("at most {highest}"), found);
         }
-        report.behind += (highest - cursor.unwrap_or_default()).max(0);
+        report.behind += highest.above(cursor.unwrap_or_default());
     }
     let source = snapshot.source().await?;
     let mut walk = Walk { sink: &sink, state: &state, source, at, snapshot, differences };
@@ -109,16 +109,16 @@ pub(super) async fn check(
 
 impl Walk<'_> {
     async fn page(&mut self, page: Vec<SinkEntry>) -> anyhow::Result<()> {
-        let mut by_shard: BTreeMap<u16, Vec<(i64, SinkEntry)>> = BTreeMap::new();
+        let mut by_shard: BTreeMap<ShardId, Vec<NumberedEntry>> = BTreeMap::new();
         // Of another pipeline, whose stream was taken over. One of ours that says so wrongly is missed by its number.
         let is_ours = |entry: &SinkEntry| entry.fields.get("source").is_none_or(|source| *source == self.source);
         for entry in page.into_iter().filter(is_ours) {
             let id = entry.fields.get("id").cloned().unwrap_or_default();
-            match entry::number(&self.sink.kind, &id) {
-                Some((shard, number)) => by_shard.entry(shard).or_default().push((number, entry)),
+            match entry::number(self.sink.kind, &id) {
+                Some(place) => by_shard.entry(place.shard).or_default().push(NumberedEntry { seq: place.seq, entry }),
                 None => {
                     let place = format!("sink {}, entry {}", self.sink.name, entry.stream_id);
-                    self.differences.add("entry", place, format!("an id of {}", self.sink.kind), id);
+                    self.differences.add("entry", place, format!("an id of {}", self.sink.kind.as_str()), id);
                 }
             }
         }
@@ -128,50 +128,53 @@ impl Walk<'_> {
         Ok(())
     }
 
-    async fn shard(&mut self, shard: u16, entries: Vec<(i64, SinkEntry)>) -> anyhow::Result<()> {
+    async fn shard(&mut self, shard: ShardId, entries: Vec<NumberedEntry>) -> anyhow::Result<()> {
         let cursor = self.state.cursor.get(&shard).copied().unwrap_or_default();
-        let mut fresh: Vec<(i64, SinkEntry)> = Vec::with_capacity(entries.len());
-        for (number, entry) in entries {
+        let mut fresh: Vec<NumberedEntry> = Vec::with_capacity(entries.len());
+        for NumberedEntry { seq, entry } in entries {
             let before = match (fresh.last(), self.at.get(&shard)) {
-                (Some((before, _)), _) | (None, Some(At::Number(before))) => *before,
-                (None, Some(At::Anywhere)) => 0,
+                (Some(NumberedEntry { seq: before, .. }), _) | (None, Some(At::Number(before))) => *before,
+                (None, Some(At::Anywhere)) => Seq::ZERO,
                 (None, None) => {
                     self.odd(&entry, "an entry of a shard that the sink was started for");
                     continue;
                 }
             };
-            if number <= before {
+            if seq <= before {
                 self.odd(&entry, &format!("a number above {before}: each once, in order"));
-            } else if number > cursor {
-                self.odd(&entry, &format!("at most {cursor}, where the cursor stands"));
+            } else if seq > cursor {
+                self.odd(&entry, &format!("at most {cursor}, the cursor"));
             } else {
-                fresh.push((number, entry));
+                fresh.push(NumberedEntry { seq, entry });
             }
         }
-        let (Some((first, _)), Some((last, _))) = (fresh.first(), fresh.last()) else { return Ok(()) };
-        let (after, last) = match self.at.get(&shard) {
-            Some(At::Number(after)) => (*after, *last),
-            _ => (first - 1, *last),
+        let (Some(first), Some(last)) = (fresh.first(), fresh.last()) else { return Ok(()) };
+        let after = match self.at.get(&shard) {
+            Some(At::Number(after)) => *after,
+            _ => Seq::new(first.seq.get() - 1),
         };
+        let range = SeqRange { after, upto: last.seq };
         let limit = i64::try_from(fresh.len() + NAMED)?;
-        let expected = self.snapshot.published_numbers(&self.sink.kind, shard, after, last, limit).await?;
-        for number in expected.iter().filter(|number| fresh.binary_search_by_key(*number, |(n, _)| *n).is_err()) {
+        let expected = self.snapshot.published_numbers(self.sink.kind, shard, range, limit).await?;
+        for number in
+            expected.iter().filter(|number| fresh.binary_search_by_key(*number, |numbered| numbered.seq).is_err())
+        {
             self.missing(shard, *number);
         }
-        let skipped = self.snapshot.skipped(&self.sink.kind, shard).await?;
-        let was_skipped = |number: i64| skipped.iter().any(|(from, to)| (*from..=*to).contains(&number));
-        let rows = Expected::read(self.snapshot, &self.sink.kind, shard, &fresh).await?;
-        for (number, entry) in &fresh {
-            match rows.get(*number) {
-                None if was_skipped(*number) => {}
+        let skipped = self.snapshot.skipped(self.sink.kind, shard).await?;
+        let was_skipped = |seq: Seq| skipped.iter().any(|gap| gap.after < seq && seq <= gap.upto);
+        let rows = Expected::read(self.snapshot, self.sink.kind, shard, &fresh).await?;
+        for NumberedEntry { seq, entry } in &fresh {
+            match rows.get(*seq) {
+                None if was_skipped(*seq) => {}
                 None => self.odd(entry, "an outcome that is in the log"),
                 Some(row) => {
                     let place = format!("sink {}, {}", self.sink.name, entry.fields.get("id").map_or("", |id| id));
-                    row.compare(&self.sink.kind, &self.source, entry, &place, self.differences);
+                    row.compare(self.sink.kind, &self.source, entry, &place, self.differences);
                 }
             }
         }
-        self.at.insert(shard, At::Number(last));
+        self.at.insert(shard, At::Number(range.upto));
         Ok(())
     }
 
@@ -180,7 +183,8 @@ impl Walk<'_> {
         for (shard, cursor) in self.state.cursor.clone() {
             let Some(At::Number(after)) = self.at.get(&shard).copied() else { continue };
             let limit = i64::try_from(NAMED)?;
-            let missing = self.snapshot.published_numbers(&self.sink.kind, shard, after, cursor, limit).await?;
+            let missing =
+                self.snapshot.published_numbers(self.sink.kind, shard, SeqRange { after, upto: cursor }, limit).await?;
             for number in missing {
                 self.missing(shard, number);
             }
@@ -188,7 +192,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn missing(&mut self, shard: u16, number: i64) {
+    fn missing(&mut self, shard: ShardId, number: Seq) {
         let place = format!("sink {}, shard {shard}", self.sink.name);
         self.differences.add("entry", place, format!("number {number}"), "no entry");
     }

@@ -5,8 +5,8 @@ mod model;
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::code;
-use model::{DESTINATIONS, Decided, Model, Step, items, record, steps};
+use crate::domain::{DestinationId, Watermarks, code};
+use model::{DESTINATIONS, Decided, Model, SHARD, Step, items, record, steps};
 
 fn policy() -> Policy {
     let spec = serde_json::from_str(r#"{"threshold":"2","policy":{"minimumTotal":"0"}}"#).unwrap();
@@ -18,7 +18,7 @@ fn outcomes(decision: &Decision, entries: usize) -> Vec<Decided> {
     let mut outcomes = vec![Decided::Nothing; entries];
     for new in &decision.records {
         outcomes[new.entry] = Decided::Record {
-            seq: new.seq,
+            seq: new.seq.get(),
             id: new.record.record_id.to_string(),
             previous: (new.previous.count, new.previous.total),
             alert: new.threshold.is_some(),
@@ -28,12 +28,12 @@ fn outcomes(decision: &Decision, entries: usize) -> Vec<Decided> {
         outcomes[duplicate.entry] = Decided::Duplicate { id: duplicate.record_id.to_string() };
     }
     for conflict in &decision.conflicts {
-        outcomes[conflict.entry] = Decided::Conflict { n: conflict.n, id: conflict.record.record_id.to_string() };
+        outcomes[conflict.entry] =
+            Decided::Conflict { n: conflict.seq.get(), id: conflict.record.record_id.to_string() };
     }
     for dead_letter in &decision.dead_letters {
         let id = dead_letter.record_id.as_ref().map(ToString::to_string);
-        outcomes[dead_letter.entry] =
-            Decided::DeadLetter { n: dead_letter.n, id, reason: dead_letter.reason.to_owned() };
+        outcomes[dead_letter.entry] = Decided::DeadLetter { n: dead_letter.seq.get(), id, reason: dead_letter.reason };
     }
     outcomes
 }
@@ -75,6 +75,10 @@ proptest! {
     }
 }
 
+fn shard_of_destinations() -> ShardId {
+    ShardId::of(&DestinationId::stored(DESTINATIONS[0]), 2)
+}
+
 fn one(payload: &str) -> Item {
     let entry = Entry {
         id: StreamId { ms: 7, n: 0 },
@@ -94,7 +98,7 @@ fn applied_entries_stay_applied_when_the_dead_letter_of_their_id_is_discarded() 
     let entry = |ms, value: &str, isolated: bool| {
         let mut item = one(&record(1, 0, value, true, "EUR", "{}"));
         item.entry.id.ms = ms;
-        item.isolated = isolated.then(|| ("crashed_worker", "tested".to_owned()));
+        item.isolated = isolated.then(|| Refusal::new(DeadLetterReason::CrashedWorker, "tested"));
         item
     };
     let batch = [entry(1, "1", true), entry(2, "1", false), entry(3, "2", false)];
@@ -106,7 +110,7 @@ fn applied_entries_stay_applied_when_the_dead_letter_of_their_id_is_discarded() 
     assert!(matches!(duplicate.outcome, Decided::Duplicate { .. }), "{duplicate:?}");
     assert!(matches!(conflict.outcome, Decided::Conflict { .. }), "{conflict:?}");
     model.discard(1);
-    let position = Position { shard: shard_of(DESTINATIONS[0], 2), ..model.position() };
+    let position = Position { shard: shard_of_destinations(), ..model.position() };
     let decision = decide(&batch[1..], model.known(&batch[1..]), &Policy::default(), position);
     assert_eq!(decision.redelivered, 2, "{decision:?}");
     // The record sent again is taken, and the conflict before it stays one.
@@ -121,7 +125,7 @@ fn a_total_stops_at_its_bound() {
     let item = one(&record(1, 0, "1", true, "EUR", "{}"));
     let key = Key::of(item.record.as_ref().unwrap());
     // A destination that belongs to the shard, whichever it is.
-    let shard = shard_of(&key.destination_id, 2);
+    let shard = ShardId::of(&key.destination_id, 2);
     let decide_at = |total: &str| {
         let mut known = model.known(&[]);
         known.totals.insert(key.clone(), Total { count: 1, total: total.parse().unwrap() });
@@ -130,7 +134,7 @@ fn a_total_stops_at_its_bound() {
     };
     assert_eq!(decide_at("9999999999999999998.999999999").records.len(), 1);
     let refused = decide_at("9999999999999999999.000000000");
-    assert_eq!(refused.dead_letters[0].reason, "total_out_of_bounds");
+    assert_eq!(refused.dead_letters[0].reason, DeadLetterReason::TotalOutOfBounds);
     assert!(refused.totals.is_empty());
 }
 
@@ -138,7 +142,7 @@ fn a_total_stops_at_its_bound() {
 fn a_total_of_zero_has_no_sign() {
     let items = [(1, "0.00"), (2, "0"), (3, "0.0")].map(|(id, value)| one(&record(id, 0, value, false, "EUR", "{}")));
     let model = Model::default();
-    let position = Position { shard: shard_of(DESTINATIONS[0], 2), ..model.position() };
+    let position = Position { shard: shard_of_destinations(), ..model.position() };
     let decision = decide(&items, model.known(&[]), &Policy::default(), position);
     let totals: Vec<String> = decision.records.iter().map(|record| record.previous.total.to_string()).collect();
     assert_eq!(totals.len(), 3);
@@ -158,7 +162,7 @@ fn the_threshold_of_a_unit_overrides_and_the_value_has_to_be_above_it() {
         ("min", "121", true),
     ] {
         let item = one(&record(1, 0, value, false, unit, "{}"));
-        let shard = shard_of(DESTINATIONS[0], 2);
+        let shard = shard_of_destinations();
         let model = Model::default();
         let position = Position { shard, ..model.position() };
         let decision = decide(std::slice::from_ref(&item), model.known(&[]), &policy, position);
@@ -175,9 +179,9 @@ fn an_unreadable_payload_keeps_its_reason() {
         let decision = decide(std::slice::from_ref(item), model.known(&[]), &Policy::default(), model.position());
         decision.dead_letters[0].reason
     };
-    assert_eq!(dead_letter(&item), "malformed");
-    item.isolated = Some(("panicked", String::new()));
-    assert_eq!(dead_letter(&item), "panicked");
+    assert_eq!(dead_letter(&item), DeadLetterReason::Malformed);
+    item.isolated = Some(Refusal::new(DeadLetterReason::Panicked, ""));
+    assert_eq!(dead_letter(&item), DeadLetterReason::Panicked);
 }
 
 #[test]
@@ -191,7 +195,7 @@ fn records_of_a_unit_without_threshold_beside_others_are_counted() {
             ["EUR", "eur", "eur", "JPY"].iter().zip(0..).map(|(unit, id)| record(id, 0, "5", true, unit, "{}"));
         let steps: Vec<_> =
             payloads.map(|payload| (Step::New { payload, marked: true, isolated: false }, None)).collect();
-        let position = Position { shard: 0, shards: 1, records: 0, dead_letters: 0, conflicts: 0 };
+        let position = Position { shard: SHARD, shards: 1, watermarks: Watermarks::default() };
         let decision = decide(&items(&steps), Model::default().known(&[]), &policy, position);
         (decision.alerts, decision.without_threshold)
     };

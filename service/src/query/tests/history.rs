@@ -41,7 +41,7 @@ async fn a_processed_record_has_its_whole_history(pool: PgPool) {
 #[sqlx::test(migrations = "../migrations")]
 async fn a_queued_record_is_found_and_an_unknown_one_is_not(pool: PgPool) {
     let mut world = World::new(pool).await;
-    let stream = world.stream(1);
+    let stream = world.stream(ShardId::new(1));
     let fields = [("record", json("waits")), ("receivedAt", "1769904000000000".to_owned())];
     let () = world.redis.xadd(&stream, "*", &fields).await.expect("XADD");
     let history = world.get("/records/waits").await;
@@ -70,7 +70,7 @@ async fn a_record_is_dead_lettered_until_its_dead_letter_is_discarded(pool: PgPo
     assert_eq!(history["deadLetters"][0]["reason"], "below_minimum_total");
     assert_eq!(world.post("/dead-letters/0-d1/discard").await.0, 200);
     assert_eq!(world.get("/records/bad").await["status"], "discarded");
-    let stream = world.stream(0);
+    let stream = world.stream(ShardId::new(0));
     let () = world.redis.xadd(&stream, "*", &[("record", json("bad"))]).await.expect("XADD");
     let history = world.get("/records/bad").await;
     assert_eq!((&history["status"], &history["deadLetters"][0]["state"]), (&"queued".into(), &"discarded".into()));

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use crate::{
     accept::Acceptor,
     config::ActiveManifest,
-    domain::{Policy, parse_time, shard_of},
+    domain::{DestinationId, Policy, ShardId, parse_time},
     http::{App, auth::KeyRing},
     lifecycle::Heartbeats,
     store::Store,
@@ -36,7 +36,7 @@ struct World {
     api: BoxEndpoint<'static, Response>,
     redis: redis::aio::MultiplexedConnection,
     name: String,
-    seqs: HashMap<i32, i64>,
+    seqs: HashMap<ShardId, i64>,
 }
 
 fn time(text: &str) -> DateTime<Utc> {
@@ -101,7 +101,7 @@ impl World {
             .await
             .expect("a Redis for the tests");
         let api = crate::routes::routes(app, Acceptor::default(), Heartbeats::default()).boxed();
-        for shard in 0..i32::from(SHARDS) {
+        for shard in ShardId::all(SHARDS) {
             sqlx::query("insert into shards (shard, owner) values ($1, 'w1')")
                 .bind(shard)
                 .execute(&pool)
@@ -117,8 +117,8 @@ impl World {
     }
 
     /// Stores a processed record as a commit does; returns its shard and sequence number.
-    async fn add(&mut self, row: Row<'_>) -> (i32, i64) {
-        let shard = i32::from(shard_of(row.destination, SHARDS));
+    async fn add(&mut self, row: Row<'_>) -> (u16, i64) {
+        let shard = ShardId::of(&DestinationId::stored(row.destination), SHARDS);
         let seq = self.seqs.entry(shard).or_default();
         *seq += 1;
         let (value, positive) = row.value.strip_prefix('-').map_or((row.value, true), |value| (value, false));
@@ -151,7 +151,7 @@ impl World {
         .execute(&self.pool)
         .await
         .expect("insert");
-        (shard, *seq)
+        (shard.get(), *seq)
     }
 
     /// Stores an open dead letter, number `n` of shard 0.
@@ -220,7 +220,7 @@ impl World {
         (status.as_u16(), problem["code"].as_str().expect("a code").to_owned(), retryable)
     }
 
-    fn stream(&self, shard: u16) -> String {
+    fn stream(&self, shard: ShardId) -> String {
         keys::records(&self.name, shard)
     }
 
@@ -242,7 +242,7 @@ impl World {
     }
 
     async fn clean(&mut self) {
-        for shard in 0..SHARDS {
+        for shard in ShardId::all(SHARDS) {
             let keys = [self.stream(shard), keys::fence(&self.name, shard)];
             let () = self.redis.del(&keys).await.expect("DEL");
         }

@@ -22,7 +22,7 @@ async fn counts_add_up_over_both_servers(pool: PgPool) {
              insert into sink_starts select 'late', shard, records from shards;",
         )
         .await;
-    let stream = world.stream(1);
+    let stream = world.stream(ShardId::new(1));
     for n in 0..6 {
         let () = world.redis.xadd(&stream, "*", &[("record", n)]).await.expect("XADD");
     }
@@ -32,9 +32,10 @@ async fn counts_add_up_over_both_servers(pool: PgPool) {
         .query_async(&mut world.redis)
         .await
         .expect("XREADGROUP");
-    let (shard, last) = (i32::from(shard_of("d", SHARDS)), 3);
+    let (shard, last) = (ShardId::of(&DestinationId::stored("d"), SHARDS).get(), 3);
     let notifications = keys::cursor(&format!("{}.notifications", world.name));
     let () = world.redis.hset(&notifications, shard, last - 1).await.expect("HSET");
+    let () = world.redis.hset(&notifications, "pipeline", "test-pipeline").await.expect("HSET");
 
     let stats = world.get("/stats").await;
     assert_eq!((&stats["processed"], &stats["duplicates"], &stats["conflicts"]), (&5.into(), &7.into(), &2.into()));
@@ -53,7 +54,7 @@ async fn counts_add_up_over_both_servers(pool: PgPool) {
     assert!(stats["redis"]["version"].as_str().expect("version").starts_with(|c: char| c.is_ascii_digit()));
 
     // Of the pending entries three records and a duplicate are committed and not acknowledged yet: they count once.
-    let fence = keys::fence(&world.name, 1);
+    let fence = keys::fence(&world.name, ShardId::new(1));
     world.run("update shards set records = 10 where shard = 1").await;
     let () = world
         .redis

@@ -1,4 +1,8 @@
 use super::*;
+use crate::{
+    domain::{DestinationUnit, Seq, Unit},
+    store::DestinationSeq,
+};
 
 const AGGREGATIONS: &str = "/records/aggregations";
 
@@ -33,7 +37,7 @@ async fn an_aggregation_has_every_record_of_its_groups_over_many_pages(pool: PgP
     let mut world = World::new(pool).await;
     world.add(Row { id: "z", destination: "z", attributes: Some("{\"a\": 1.0}"), ..ROW }).await;
     // More than a page of 1,000, both of records and of units of one destination.
-    let shard = i32::from(shard_of("many", SHARDS));
+    let shard = ShardId::of(&DestinationId::stored("many"), SHARDS);
     sqlx::query(
         "insert into records (shard, seq, epoch, received_at, processed_at, time, previous_count, positive, record_id,
              source_id, destination_id, reference, unit, stream_id, value, previous_total)
@@ -137,9 +141,19 @@ async fn all_pages_of_a_response_come_from_one_snapshot(pool: PgPool) {
     let mut snapshot = store.snapshot().await.expect("snapshot");
     world.add(Row { id: "after", ..ROW }).await;
     let filter = crate::store::RecordFilter::default();
-    let totals = snapshot.totals(&filter, ("", ""), 10).await.expect("totals");
+    let totals = snapshot
+        .totals(&filter, &DestinationUnit { destination_id: DestinationId::stored(""), unit: Unit::stored("") }, 10)
+        .await
+        .expect("totals");
     assert_eq!(totals[0].count, 1);
-    assert_eq!(snapshot.records(&filter, ("", 0), 10).await.expect("records").len(), 1);
+    assert_eq!(
+        snapshot
+            .records(&filter, &DestinationSeq { destination_id: DestinationId::stored(""), seq: Seq::ZERO }, 10)
+            .await
+            .expect("records")
+            .len(),
+        1
+    );
     let size = world.pool.size();
     drop(snapshot);
     assert!(world.pool.size() < size, "a dropped snapshot closes its connection");

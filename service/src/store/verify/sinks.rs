@@ -7,7 +7,10 @@ use rust_decimal::Decimal;
 
 use super::Verification;
 use crate::{
-    domain::{Amount, Attributes, Kind, Record, Text},
+    domain::{
+        Amount, Attributes, DestinationId, Kind, OutcomeKind, Record, RecordId, Reference, Seq, SeqRange, ShardId,
+        ShardSeq, SourceId, Unit,
+    },
     store::{Error, pool::numeric},
 };
 
@@ -16,8 +19,8 @@ use crate::{
 pub struct StartedSink {
     /// Its name.
     pub name: String,
-    /// `Processed`, `Alert`, `DeadLettered` or `Conflicted`.
-    pub kind: String,
+    /// The outcomes that it publishes.
+    pub kind: OutcomeKind,
     /// Its Redis stream.
     pub stream: String,
     /// The generation of its cursor.
@@ -28,7 +31,7 @@ pub struct StartedSink {
 #[derive(Debug, Clone)]
 pub struct LoggedRecord {
     /// Its sequence number in the shard.
-    pub seq: i64,
+    pub seq: Seq,
     /// The content.
     pub record: Record,
     /// When `serve` received it.
@@ -45,6 +48,17 @@ pub struct LoggedRecord {
     pub traceparent: Option<String>,
 }
 
+/// A dead letter or a conflict with the data of its notification.
+#[derive(Debug, Clone)]
+pub struct RefusedOutcome {
+    /// Its sequence number in the shard.
+    pub seq: Seq,
+    /// When it was committed.
+    pub noted_at: DateTime<Utc>,
+    /// W3C trace context.
+    pub traceparent: Option<String>,
+}
+
 impl Verification {
     /// The Redis sinks that were started and not removed.
     ///
@@ -53,7 +67,7 @@ impl Verification {
     pub async fn started_sinks(&mut self) -> Result<Vec<StartedSink>, Error> {
         let sinks = sqlx::query_as!(
             StartedSink,
-            r#"select name, kind, stream as "stream!", cursor_generation
+            r#"select name, kind as "kind: OutcomeKind", stream as "stream!", cursor_generation
                from sinks where stream is not null and started and not removed order by name"#
         )
         .fetch_all(&mut *self.snapshot)
@@ -74,103 +88,106 @@ impl Verification {
     ///
     /// # Errors
     /// When Postgres is unavailable.
-    pub async fn sink_starts(&mut self, sink: &str) -> Result<Vec<(u16, i64)>, Error> {
-        let rows = sqlx::query!("select shard, after from sink_starts where sink = $1 order by shard", sink)
-            .fetch_all(&mut *self.snapshot)
-            .await?;
-        Ok(rows.into_iter().filter_map(|row| Some((u16::try_from(row.shard).ok()?, row.after))).collect())
+    pub async fn sink_starts(&mut self, sink: &str) -> Result<Vec<ShardSeq>, Error> {
+        let starts = sqlx::query_as!(
+            ShardSeq,
+            r#"select shard as "shard: ShardId", after as "seq: Seq" from sink_starts where sink = $1 order by shard"#,
+            sink
+        )
+        .fetch_all(&mut *self.snapshot)
+        .await?;
+        Ok(starts)
     }
 
     /// The highest sequence number of a shard, of the kind that a sink carries.
     ///
     /// # Errors
     /// When Postgres is unavailable.
-    pub async fn highest(&mut self, kind: &str, shard: u16) -> Result<i64, Error> {
+    pub async fn highest(&mut self, kind: OutcomeKind, shard: ShardId) -> Result<Seq, Error> {
         let highest = sqlx::query_scalar!(
             r#"select case $1::text when 'DeadLettered' then dead_letters when 'Conflicted' then conflicts
-                   else records end as "highest!"
+                   else records end as "highest!: Seq"
                from shards where shard = $2"#,
-            kind,
-            i32::from(shard)
+            kind as OutcomeKind,
+            shard as ShardId
         )
         .fetch_optional(&mut *self.snapshot)
         .await?;
         Ok(highest.unwrap_or_default())
     }
 
-    /// The gaps of a shard's numbers, each with its first and last number. Postgres has lost these outcomes; they may
+    /// The gaps of a shard's numbers. Postgres has lost these outcomes; they may
     /// have been published before.
     ///
     /// # Errors
     /// When Postgres is unavailable.
-    pub async fn skipped(&mut self, kind: &str, shard: u16) -> Result<Vec<(i64, i64)>, Error> {
-        let gaps = sqlx::query!(
-            "select from_n, to_n from gaps
+    pub async fn skipped(&mut self, kind: OutcomeKind, shard: ShardId) -> Result<Vec<SeqRange>, Error> {
+        let gaps = sqlx::query_as!(
+            SeqRange,
+            r#"select from_n - 1 as "after!: Seq", to_n as "upto: Seq" from gaps
              where shard = $2 and kind = case $1::text when 'DeadLettered' then 'dead_letters'
-                                                      when 'Conflicted' then 'conflicts' else 'records' end",
-            kind,
-            i32::from(shard)
+                                                      when 'Conflicted' then 'conflicts' else 'records' end"#,
+            kind as OutcomeKind,
+            shard as ShardId
         )
         .fetch_all(&mut *self.snapshot)
         .await?;
-        Ok(gaps.into_iter().map(|gap| (gap.from_n, gap.to_n)).collect())
+        Ok(gaps)
     }
 
-    /// Numbers of a shard that a sink of this kind publishes, above `after` and up to `until`, at most `limit`.
+    /// Numbers of a shard that a sink of this kind publishes, in a range, at most `limit`.
     ///
     /// # Errors
     /// When Postgres is unavailable.
     pub async fn published_numbers(
         &mut self,
-        kind: &str,
-        shard: u16,
-        after: i64,
-        until: i64,
+        kind: OutcomeKind,
+        shard: ShardId,
+        SeqRange { after, upto }: SeqRange,
         limit: i64,
-    ) -> Result<Vec<i64>, Error> {
-        let shard = i32::from(shard);
+    ) -> Result<Vec<Seq>, Error> {
         let snapshot = &mut *self.snapshot;
         let numbers = match kind {
-            "Processed" => {
+            OutcomeKind::Processed => {
                 sqlx::query_scalar!(
-                    "select seq from records where shard = $1 and seq > $2 and seq <= $3 order by seq limit $4",
-                    shard,
-                    after,
-                    until,
+                    r#"select seq as "seq: Seq" from records where shard = $1 and seq > $2 and seq <= $3 order by seq limit $4"#,
+                    shard as ShardId,
+                    after as Seq,
+                    upto as Seq,
                     limit
                 )
                 .fetch_all(snapshot)
                 .await?
             }
-            "Alert" => {
+            OutcomeKind::Alert => {
                 sqlx::query_scalar!(
-                    "select seq from records where shard = $1 and seq > $2 and seq <= $3 and threshold is not null
-                     order by seq limit $4",
-                    shard,
-                    after,
-                    until,
+                    r#"select seq as "seq: Seq" from records
+                       where shard = $1 and seq > $2 and seq <= $3 and threshold is not null order by seq limit $4"#,
+                    shard as ShardId,
+                    after as Seq,
+                    upto as Seq,
                     limit
                 )
                 .fetch_all(snapshot)
                 .await?
             }
-            "DeadLettered" => {
+            OutcomeKind::DeadLettered => {
                 sqlx::query_scalar!(
-                    "select n from dead_letters where shard = $1 and n > $2 and n <= $3 order by n limit $4",
-                    shard,
-                    after,
-                    until,
+                    r#"select n as "seq: Seq" from dead_letters where shard = $1 and n > $2 and n <= $3 order by n limit $4"#,
+                    shard as ShardId,
+                    after as Seq,
+                    upto as Seq,
                     limit
                 )
                 .fetch_all(snapshot)
                 .await?
             }
-            _ => {
+            OutcomeKind::Conflicted => {
                 sqlx::query_scalar!(
-                    "select n from conflicts where shard = $1 and n > $2 and n <= $3 order by n limit $4",
-                    shard,
-                    after,
-                    until,
+                    r#"select n as "seq: Seq" from conflicts where shard = $1 and n > $2 and n <= $3 order by n limit $4"#,
+                    shard as ShardId,
+                    after as Seq,
+                    upto as Seq,
                     limit
                 )
                 .fetch_all(snapshot)
@@ -184,14 +201,14 @@ impl Verification {
     ///
     /// # Errors
     /// When Postgres is unavailable.
-    pub async fn logged_records(&mut self, shard: u16, numbers: &[i64]) -> Result<Vec<LoggedRecord>, Error> {
+    pub async fn logged_records(&mut self, shard: ShardId, numbers: &[Seq]) -> Result<Vec<LoggedRecord>, Error> {
         let rows = sqlx::query!(
-            r#"select seq, received_at, processed_at, time, previous_count, positive, record_id, source_id, destination_id,
+            r#"select seq as "seq: Seq", received_at, processed_at, time, previous_count, positive, record_id, source_id, destination_id,
                  reference, unit, value::text as "value!", previous_total::text as "previous_total!",
                  threshold::text as threshold, attributes, traceparent
              from records where shard = $1 and seq = any($2) order by seq"#,
-            i32::from(shard),
-            numbers
+            shard as ShardId,
+            numbers as &[Seq]
         )
         .fetch_all(&mut *self.snapshot)
         .await?;
@@ -200,14 +217,14 @@ impl Verification {
                 Ok(LoggedRecord {
                     seq: row.seq,
                     record: Record {
-                        record_id: Text::stored(row.record_id),
+                        record_id: RecordId::stored(row.record_id),
                         time: row.time,
-                        source_id: Text::stored(row.source_id),
-                        destination_id: Text::stored(row.destination_id),
+                        source_id: SourceId::stored(row.source_id),
+                        destination_id: DestinationId::stored(row.destination_id),
                         kind: if row.positive { Kind::Positive } else { Kind::Negative },
                         value: Amount::stored(numeric(&row.value)?),
-                        unit: Text::stored(row.unit),
-                        reference: Text::stored(row.reference),
+                        unit: Unit::stored(row.unit),
+                        reference: Reference::stored(row.reference),
                         attributes: row.attributes.and_then(Attributes::stored),
                     },
                     received_at: row.received_at,
@@ -227,23 +244,24 @@ impl Verification {
     /// When Postgres is unavailable.
     pub async fn refused(
         &mut self,
-        kind: &str,
-        shard: u16,
-        numbers: &[i64],
-    ) -> Result<Vec<(i64, DateTime<Utc>, Option<String>)>, Error> {
-        let rows = sqlx::query!(
-            r#"select n as "n!", at as "at!", traceparent
+        kind: OutcomeKind,
+        shard: ShardId,
+        numbers: &[Seq],
+    ) -> Result<Vec<RefusedOutcome>, Error> {
+        let refused = sqlx::query_as!(
+            RefusedOutcome,
+            r#"select n as "seq!: Seq", at as "noted_at!", traceparent
                from (
                    select 'DeadLettered' as kind, shard, n, opened_at as at, traceparent from dead_letters
                    union all select 'Conflicted', shard, n, noted_at, traceparent from conflicts
                ) refused
                where kind = $1 and shard = $2 and n = any($3) order by n"#,
-            kind,
-            i32::from(shard),
-            numbers
+            kind as OutcomeKind,
+            shard as ShardId,
+            numbers as &[Seq]
         )
         .fetch_all(&mut *self.snapshot)
         .await?;
-        Ok(rows.into_iter().map(|row| (row.n, row.at, row.traceparent)).collect())
+        Ok(refused)
     }
 }

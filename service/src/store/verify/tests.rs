@@ -106,7 +106,7 @@ async fn every_fault_is_found_by_its_check() {
     store.migrate(&name).await.expect("migrated");
     sqlx::raw_sql(CONSISTENT).execute(&store.pool).await.expect("rows");
     // The rows above assume this shard for the destination.
-    assert_eq!(shard_of("d6", 4), 1);
+    assert_eq!(ShardId::of(&DestinationId::stored("d6"), 4), ShardId::new(1));
     assert_eq!(checks_that_differ(&store).await, [""; 0], "without a fault");
 
     for (fault, repair, expected) in FAULTS {
@@ -118,7 +118,7 @@ async fn every_fault_is_found_by_its_check() {
         .execute(&store.pool)
         .await
         .expect("moved");
-    assert_ne!(shard_of("d1", 4), 1);
+    assert_ne!(ShardId::of(&DestinationId::stored("d1"), 4), ShardId::new(1));
     assert_eq!(checks_that_differ(&store).await, ["shard"]);
 
     // Safe in SQL: the name has only letters, digits and `-`.

@@ -1,6 +1,6 @@
 -- The head of every script that acts on a shard for its owner.
--- KEYS: fence, stream. ARGV: pipeline id, epoch, token, the sum of the watermarks that the owner has read, then the
--- arguments of the script.
+-- KEYS: fence, stream. ARGV: pipeline id, epoch, token, the watermarks that the owner has read as
+-- "records deadLetters conflicts", then the arguments of the script.
 -- Returns nil when the caller has set the fence, else the reply for the caller: {'fenced', epoch}, {'refused', pipeline
 -- id}, or {'raised'}. 'raised': the fence was lower (a new owner, or a rewound server) and is set now, or the
 -- watermarks are lower (a server that was rewound by less). Nothing else was done, because the caller must first take
@@ -17,6 +17,10 @@ local function fenced()
     redis.call('HSET', KEYS[1], 'pipeline', ARGV[1], 'epoch', ARGV[2], 'token', ARGV[3])
     return {'raised'}
   end
-  if watermarks[1] + watermarks[2] + watermarks[3] < tonumber(ARGV[4]) then return {'raised'} end
+  local index = 0
+  for known in string.gmatch(ARGV[4], '%d+') do
+    index = index + 1
+    if watermarks[index] < tonumber(known) then return {'raised'} end
+  end
   return nil
 end

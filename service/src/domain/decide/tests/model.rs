@@ -2,8 +2,10 @@
 
 use proptest::prelude::*;
 
+use rust_decimal::Decimal;
+
 use super::super::*;
-use crate::domain::{KnownDeadLetter, KnownRecord};
+use crate::domain::{KnownDeadLetter, KnownRecord, Watermarks};
 
 /// Destinations of which some belong to shard 0 of 2 and some do not.
 pub(super) const DESTINATIONS: [&str; 4] = ["a", "b", "c", "d"];
@@ -74,7 +76,7 @@ pub(super) fn items(steps: &[(Step, Option<i64>)]) -> Vec<Item> {
             // The payload of a replay does not depend on its dead letter here.
             Step::Replay(n) => {
                 let payload = record((*n % 6) as u8, 0, "1", true, "EUR", "{}");
-                (fresh(payload, false, Some(DeadLetterId { shard: 0, n: *n })), false)
+                (fresh(payload, false, Some(DeadLetterId { shard: SHARD, seq: Seq::new(*n) })), false)
             }
         });
     }
@@ -82,7 +84,7 @@ pub(super) fn items(steps: &[(Step, Option<i64>)]) -> Vec<Item> {
         .map(|(entry, isolated)| Item {
             record: Record::parse(&entry.payload).map(Arc::new),
             entry,
-            isolated: isolated.then(|| ("crashed_worker", "tested".to_owned())),
+            isolated: isolated.then(|| Refusal::new(DeadLetterReason::CrashedWorker, "tested")),
         })
         .collect()
 }
@@ -93,7 +95,7 @@ pub(super) enum Decided {
     Record { seq: i64, id: String, previous: (i64, Decimal), alert: bool },
     Duplicate { id: String },
     Conflict { n: i64, id: String },
-    DeadLetter { n: i64, id: Option<String>, reason: String },
+    DeadLetter { n: i64, id: Option<String>, reason: DeadLetterReason },
     Nothing,
 }
 
@@ -115,7 +117,8 @@ pub(super) struct Kept {
     open: bool,
 }
 
-pub(super) const MINIMUM: i64 = 0;
+pub(super) const SHARD: ShardId = ShardId::new(0);
+const MINIMUM: i64 = 0;
 
 impl Model {
     pub(super) fn judge(&mut self, item: &Item) -> Decided {
@@ -136,18 +139,17 @@ impl Model {
         self.kept.iter_mut().filter(dead_letter).for_each(|kept| kept.open = false);
     }
 
-    fn dead_letter(&self, item: &Item, reason: &str) -> Decided {
+    fn dead_letter(&self, item: &Item, reason: DeadLetterReason) -> Decided {
         let n = 1 + self.kept.iter().filter(|kept| matches!(kept.outcome, Decided::DeadLetter { .. })).count() as i64;
         let id = item.record.as_ref().ok().map(|record| record.record_id.to_string());
-        Decided::DeadLetter { n, id, reason: reason.to_owned() }
+        Decided::DeadLetter { n, id, reason }
     }
 
     fn outcome(&mut self, item: &Item) -> Decided {
         if let Some(dead_letter) = item.entry.replay_of {
-            let found =
-                self.kept.iter_mut().take(self.committed).find(|kept| {
-                    kept.open && matches!(kept.outcome, Decided::DeadLetter { n, .. } if n == dead_letter.n)
-                });
+            let found = self.kept.iter_mut().take(self.committed).find(|kept| {
+                kept.open && matches!(kept.outcome, Decided::DeadLetter { n, .. } if n == dead_letter.seq.get())
+            });
             match found {
                 Some(kept) => kept.open = false,
                 None => return Decided::Nothing,
@@ -159,16 +161,18 @@ impl Model {
         }) {
             return Decided::Nothing;
         }
-        let isolated = item.isolated.as_ref().map(|(reason, _)| *reason);
-        let Ok(record) = &item.record else { return self.dead_letter(item, isolated.unwrap_or("malformed")) };
+        let isolated = item.isolated.as_ref().map(|refusal| refusal.reason);
+        let Ok(record) = &item.record else {
+            return self.dead_letter(item, isolated.unwrap_or(DeadLetterReason::Malformed));
+        };
         if let Some(outcome) = self.outcome_of_taken_id(item, record) {
             return outcome;
         }
         if let Some(reason) = isolated {
             return self.dead_letter(item, reason);
         }
-        if shard_of(record.destination_id.as_str(), 2) != 0 {
-            return self.dead_letter(item, "wrong_shard");
+        if ShardId::of(&record.destination_id, 2) != SHARD {
+            return self.dead_letter(item, DeadLetterReason::WrongShard);
         }
         let records: Vec<&Record> = self
             .kept
@@ -184,7 +188,7 @@ impl Model {
             .map(|record| record.signed())
             .sum();
         if record.kind == Kind::Negative && destination + record.signed() < Decimal::from(MINIMUM) {
-            return self.dead_letter(item, "below_minimum_total");
+            return self.dead_letter(item, DeadLetterReason::BelowMinimumTotal);
         }
         Decided::Record {
             seq: 1 + records.len() as i64,
@@ -237,7 +241,7 @@ impl Model {
             totals: HashMap::new(),
             destinations: HashMap::new(),
         };
-        let asked: HashSet<&Text> =
+        let asked: HashSet<&RecordId> =
             batch.iter().filter_map(|item| item.record.as_ref().ok()).map(|record| &record.record_id).collect();
         for kept in &self.kept {
             match (&kept.outcome, &kept.record) {
@@ -245,7 +249,8 @@ impl Model {
                     let total = known.totals.entry(Key::of(record)).or_default();
                     total.count += 1;
                     total.total += record.signed();
-                    let key = (record.destination_id.to_string(), record.unit.to_string());
+                    let key =
+                        DestinationUnit { destination_id: record.destination_id.clone(), unit: record.unit.clone() };
                     *known.destinations.entry(key).or_default() += total_nanos(record.signed());
                     if asked.contains(&record.record_id) {
                         let stored = KnownRecord { record: Arc::new(record.clone()), stream_id: kept.stream_id };
@@ -253,13 +258,13 @@ impl Model {
                     }
                 }
                 (Decided::Duplicate { .. }, Some(record)) => {
-                    known.duplicates.insert((record.record_id.clone(), kept.stream_id));
+                    known.duplicates.insert(entry_of(record, kept));
                 }
                 (Decided::Conflict { .. }, Some(record)) => {
-                    known.conflicts.entry((record.record_id.clone(), kept.stream_id)).or_default().push(record.clone());
+                    known.conflicts.entry(entry_of(record, kept)).or_default().push(record.clone());
                 }
                 (Decided::DeadLetter { n, .. }, record) => known.dead_letters.push(KnownDeadLetter {
-                    id: DeadLetterId { shard: 0, n: *n },
+                    id: DeadLetterId { shard: SHARD, seq: Seq::new(*n) },
                     open: kept.open,
                     record_id: record.as_ref().map(|record| record.record_id.clone()),
                     stream_id: kept.stream_id,
@@ -272,13 +277,18 @@ impl Model {
     }
 
     pub(super) fn position(&self) -> Position {
-        let count = |wanted: fn(&Decided) -> bool| self.kept.iter().filter(|kept| wanted(&kept.outcome)).count() as i64;
-        Position {
-            shard: 0,
-            shards: 2,
+        let count = |wanted: fn(&Decided) -> bool| {
+            Seq::ZERO.plus(self.kept.iter().filter(|kept| wanted(&kept.outcome)).count())
+        };
+        let watermarks = Watermarks {
             records: count(|outcome| matches!(outcome, Decided::Record { .. })),
             dead_letters: count(|outcome| matches!(outcome, Decided::DeadLetter { .. })),
             conflicts: count(|outcome| matches!(outcome, Decided::Conflict { .. })),
-        }
+        };
+        Position { shard: SHARD, shards: 2, watermarks }
     }
+}
+
+fn entry_of(record: &Record, kept: &Kept) -> EntryOfRecord {
+    EntryOfRecord { record_id: record.record_id.clone(), stream_id: kept.stream_id }
 }

@@ -1,0 +1,66 @@
+//! The filter of processed records. Its ten predicates are here, and nowhere else.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::domain::{DestinationId, RecordId, Reference, ShardId, SourceId, Unit};
+
+/// Records that a query reads: those that match all given parts.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct RecordFilter {
+    /// Their ids; `None`: any.
+    pub record_ids: Option<Vec<RecordId>>,
+    /// Their destination.
+    pub destination_id: Option<DestinationId>,
+    /// The shard of the destination; only a hint that makes the query short.
+    pub shard: Option<ShardId>,
+    /// Their reference.
+    pub reference: Option<Reference>,
+    /// Their source.
+    pub source_id: Option<SourceId>,
+    /// Whether they add (`true`) or take (`false`).
+    pub positive: Option<bool>,
+    /// Their unit.
+    pub unit: Option<Unit>,
+    /// Their `time` is at or after this.
+    pub start: Option<DateTime<Utc>>,
+    /// Their `time` is before this.
+    pub end: Option<DateTime<Utc>>,
+    /// Whether they raised an alert.
+    pub alerted: Option<bool>,
+}
+
+/// A query over filtered records: the statement up to the filter, the statement behind it, the filter, and the further
+/// arguments, which are `$11` and so on. The predicates are `$1` to `$10`.
+macro_rules! filtered_records {
+    ($row:ident, $head:literal, $tail:literal, $filter:expr, $($argument:expr),+ $(,)?) => {
+        sqlx::query_as!(
+            $row,
+            $head
+                + " where ($1::text[] is null or record_id = any($1))
+                      and ($2::text is null or destination_id = $2)
+                      and ($3::int is null or shard = $3)
+                      and ($4::text is null or reference = $4)
+                      and ($5::text is null or source_id = $5)
+                      and ($6::boolean is null or positive = $6)
+                      and ($7::text is null or unit = $7)
+                      and ($8::timestamptz is null or time >= $8)
+                      and ($9::timestamptz is null or time < $9)
+                      and ($10::boolean is null or $10 and threshold is not null or not $10 and threshold is null) "
+                + $tail,
+            $filter.record_ids.as_deref() as Option<&[RecordId]>,
+            $filter.destination_id.as_ref() as Option<&DestinationId>,
+            $filter.shard as Option<ShardId>,
+            $filter.reference.as_ref() as Option<&Reference>,
+            $filter.source_id.as_ref() as Option<&SourceId>,
+            $filter.positive,
+            $filter.unit.as_ref() as Option<&Unit>,
+            $filter.start,
+            $filter.end,
+            $filter.alerted,
+            $($argument),+
+        )
+    };
+}
+
+pub(super) use filtered_records;
