@@ -52,7 +52,7 @@ pub(crate) struct Behaviour {
     /// Reason and message of the problems that pods report.
     pub(crate) problems: Vec<(&'static str, &'static str)>,
     /// Records queued and pending.
-    pub(crate) backlog: i64,
+    pub(crate) backlog: u64,
     /// Outcomes that are not published.
     pub(crate) unpublished: i64,
     /// Whether Jobs run without an end.
@@ -218,6 +218,7 @@ fn refusal(error: &kube::Error) -> Option<String> {
 }
 
 /// The current time in whole seconds, as the API has it.
+#[expect(clippy::disallowed_methods, reason = "the fake cluster has a clock of its own")]
 fn now() -> String {
     Timestamp::from_second(Timestamp::now().as_second()).unwrap().to_string()
 }

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use serde_json::{Value, json};
+use millrace_crds::status_api::{ManifestOrigin, PipelineCounts, Problem, ProcessStatus, ShardStatus};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -16,7 +16,7 @@ use super::{Manifest, Shared};
 
 impl Shared {
     /// The body of `/status` of the pod with this address; `None` where it does not answer.
-    fn status(&self, address: Ipv4Addr) -> Option<Value> {
+    fn status(&self, address: Ipv4Addr) -> Option<ProcessStatus> {
         let state = self.lock();
         let me = state.pods.get(&address)?;
         let behaviour = state.behaviours.get(&(me.namespace.clone(), me.pipeline.clone()))?;
@@ -30,29 +30,38 @@ impl Shared {
             .filter(|pod| pod.component == "work")
             .collect();
         workers.sort_by(|a, b| a.name.cmp(&b.name));
-        let origin = |manifest: &Option<Manifest>| match manifest {
-            Some((uid, generation)) => json!({ "uid": uid, "generation": generation, "version": generation }),
-            None => Value::Null,
-        };
-        let shards = (0..4_usize).map(|shard| {
-            let owner = workers.get(shard % workers.len().max(1));
-            let mut shown = owner.map_or(json!({}), |owner| origin(&owner.manifest));
-            shown["shard"] = json!(shard);
-            shown["leased"] = json!(behaviour.leased && owner.is_some());
-            shown
+        let origin = |manifest: &Manifest| ManifestOrigin { uid: Some(manifest.0.clone()), generation: manifest.1 };
+        let shards = (0..4_u16).map(|shard| {
+            let owner = workers.get(usize::from(shard) % workers.len().max(1));
+            let manifest = owner.and_then(|owner| owner.manifest.clone());
+            let (uid, generation) = manifest.unzip();
+            let version = generation.unwrap_or(0);
+            let leased = behaviour.leased && owner.is_some();
+            ShardStatus { shard, leased, owner: None, version, uid, generation }
         });
-        let problems =
-            behaviour.problems.iter().map(|(reason, message)| json!({ "reason": reason, "message": message }));
-        Some(json!({
-            "role": me.component, "software": "0.1.0", "process": me.name, "pipeline": me.pipeline,
-            "pipelineId": "0123456789abcdef", "manifest": origin(&me.manifest), "active": origin(&me.manifest),
-            "refusal": null, "problems": problems.collect::<Vec<_>>(), "shards": shards.collect::<Vec<_>>(),
-            "owned": [], "sinks": [], "ageMs": 0,
-            "counts": {
-                "queued": behaviour.backlog, "pending": 0, "backlog": behaviour.backlog, "unpublished": behaviour.unpublished,
-                "processed": 7, "alerts": 3, "deadLetters": 1, "lost": 0,
-            },
-        }))
+        let problems = behaviour.problems.iter();
+        Some(ProcessStatus {
+            role: me.component.clone(),
+            software: "0.1.0".to_owned(),
+            process: me.name.clone(),
+            pipeline: Some(me.pipeline.clone()),
+            pipeline_id: Some("0123456789abcdef".to_owned()),
+            manifest: me.manifest.as_ref().map(origin),
+            problems: problems.map(|(reason, message)| Problem::new((*reason).to_owned().into(), *message)).collect(),
+            shards: Some(shards.collect()),
+            sinks: Some(Vec::new()),
+            age_ms: Some(0),
+            counts: Some(PipelineCounts {
+                queued: behaviour.backlog,
+                backlog: behaviour.backlog,
+                unpublished: behaviour.unpublished,
+                processed: 7,
+                alerts: 3,
+                dead_letters: 1,
+                ..PipelineCounts::default()
+            }),
+            ..ProcessStatus::default()
+        })
     }
 }
 
@@ -79,7 +88,7 @@ async fn answer(mut stream: TcpStream, shared: Arc<Shared>) -> Option<()> {
         }
         request.clear();
         // A pod that does not answer cuts the connection.
-        let body = shared.status(address)?.to_string();
+        let body = serde_json::to_string(&shared.status(address)?).ok()?;
         let head =
             format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
         stream.write_all((head + &body).as_bytes()).await.ok()?;
