@@ -9,7 +9,7 @@ use std::{
 use kube::{Client, runtime::events::Recorder};
 use tokio::sync::Mutex;
 
-use crate::{cache::Cache, controller::memory::Memory, lease::Leadership};
+use crate::{cache::Cache, clock::Now, controller::memory::Memory, lease::Leadership};
 
 /// The release and the namespaces of the operator. Each is a flag or a variable.
 #[derive(Debug, Clone, clap::Args)]
@@ -85,7 +85,8 @@ impl Context {
     #[must_use]
     pub(crate) fn new(
         client: Client,
-        (settings, tuning): (Settings, Tuning),
+        settings: Settings,
+        tuning: Tuning,
         leadership: Leadership,
         recorder: Recorder,
         caches: Vec<Cache>,
@@ -105,9 +106,10 @@ impl Context {
 
     /// The memory of a pipeline, new where there is none.
     #[must_use]
-    pub(crate) fn memory(&self, namespace: &str, name: &str) -> Arc<Mutex<Memory>> {
+    pub(crate) fn memory(&self, namespace: &str, name: &str, now: Now) -> Arc<Mutex<Memory>> {
         let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(memories.entry((namespace.to_owned(), name.to_owned())).or_default())
+        let memory = memories.entry((namespace.to_owned(), name.to_owned()));
+        Arc::clone(memory.or_insert_with(|| Arc::new(Mutex::new(Memory::new(String::new(), now)))))
     }
 
     /// Drops the memory of a pipeline that is deleted.

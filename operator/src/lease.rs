@@ -11,10 +11,12 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use k8s_openapi::{api::coordination::v1::Lease, jiff::Timestamp};
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client};
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder};
 use tokio::{sync::watch, task::JoinHandle};
+
+use crate::clock::Now;
 
 /// How long a lease lasts without a renewal, in seconds.
 pub(crate) const LEASE_SECONDS: u64 = 15;
@@ -148,7 +150,7 @@ impl LeaseGuard {
             return;
         };
         let Some(renewed) = spec.renew_time else { return };
-        let age = Duration::try_from(Timestamp::now().duration_since(renewed.0)).unwrap_or_default();
+        let age = Duration::try_from(Now::read().time.duration_since(renewed.0)).unwrap_or_default();
         self.leadership.note_held(from, Duration::from_secs(LEASE_SECONDS).saturating_sub(age));
     }
 }

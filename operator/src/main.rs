@@ -4,13 +4,13 @@
 
 mod backoff;
 mod cache;
+mod clock;
 mod commands;
 mod context;
 mod controller;
 mod facts;
 mod lease;
 mod metrics;
-mod pipeline;
 
 use clap::Parser as _;
 

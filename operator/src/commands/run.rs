@@ -123,8 +123,8 @@ async fn operate(args: RunArgs, ready: Arc<AtomicBool>, stop: CancellationToken)
         scopes.iter().map(|namespace| Cache::new(&client, namespace.as_deref(), &kinds)).unzip();
     let reporter = Reporter { controller: "millrace-operator".to_owned(), instance: Some(identity) };
     let recorder = Recorder::new(client.clone(), reporter);
-    let settings = (args.settings, args.tuning);
-    let context = Arc::new(Context::new(client, settings, leadership, recorder, caches.clone()));
+    let context = Context::new(client, args.settings, args.tuning, leadership, recorder, caches.clone());
+    let context = Arc::new(context);
     let controllers = caches
         .into_iter()
         .zip(streams)

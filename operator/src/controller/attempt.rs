@@ -11,17 +11,18 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::ResourceExt as _;
+use millrace_crds::status_api::TerminationMessage;
 
 use super::{
     build::labels::{ATTEMPT, KEY, TEMPLATE},
-    dereference::{component_of, is_owned, trouble},
-    migration::{Attempt, JobState, TerminationMessage},
+    migration::{Attempt, JobState},
+    observe::{component_of, is_owned, trouble},
 };
 
 impl Attempt {
     /// The attempt that a Job is; `pods` may contain pods of other Jobs.
     #[must_use]
-    pub(crate) fn of<'a>(job: &Job, pods: impl Iterator<Item = &'a Pod>) -> Self {
+    pub(crate) fn of<'a>(job: &Job, pods: impl Iterator<Item = &'a Pod>, now: Timestamp) -> Self {
         let label = |name: &str| job.labels().get(name).cloned().unwrap_or_default();
         // Not by the Job's name: the pods of an earlier Job of the same name may still exist.
         let uid = job.uid().unwrap_or_default();
@@ -29,10 +30,10 @@ impl Attempt {
         let conditions = job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
         let condition = |kind: &str| {
             let found = conditions.iter().find(|condition| condition.type_ == kind && condition.status == "True")?;
-            Some(found.last_transition_time.as_ref().map_or_else(Timestamp::now, |time| time.0))
+            Some(found.last_transition_time.as_ref().map_or(now, |time| time.0))
         };
         let (complete, failed) = (condition("Complete"), condition("Failed"));
-        let created = job.creation_timestamp().map_or_else(Timestamp::now, |time| time.0);
+        let created = job.creation_timestamp().map_or(now, |time| time.0);
         let finished = |own: &ContainerStateTerminated| own.finished_at.as_ref().map_or(created, |time| time.0);
         let ended: Vec<_> = pods.iter().filter_map(|pod| terminated(pod)).collect();
         let successful = ended.iter().find(|own| own.exit_code == 0);
@@ -47,7 +48,7 @@ impl Attempt {
             },
         };
         let message = successful.or(ended.first()).and_then(|own| own.message.as_deref());
-        let age = Timestamp::now().duration_since(created).as_secs();
+        let age = now.duration_since(created).as_secs();
         Self {
             name: job.name_any(),
             key: label(KEY),
@@ -129,9 +130,9 @@ mod tests {
         let at = time("2026-01-01T00:01:00Z");
         for (code, state) in [(0, JobState::Succeeded(at)), (1, JobState::Failed(at))] {
             let pod = pod("job", "Running", json!([runs, container("migrate", ended(code))]));
-            let attempt = Attempt::of(&open, [&pod].into_iter());
+            let attempt = Attempt::of(&open, [&pod].into_iter(), at);
             assert_eq!((attempt.state, attempt.open), (state, true));
-            assert_eq!(attempt.message.unwrap().reason, "R");
+            assert_eq!(attempt.message.unwrap().reason.as_str(), "R");
         }
     }
 
@@ -141,7 +142,7 @@ mod tests {
         // The sidecar's own success does not count.
         let sidecar = container("a-sidecar", ended(0));
         let pod_of = |own: Value| pod("job", "Running", json!([sidecar, container("migrate", own)]));
-        let state = |job: &Job, pod: &Pod| Attempt::of(job, [pod].into_iter()).state;
+        let state = |job: &Job, pod: &Pod| Attempt::of(job, [pod].into_iter(), Timestamp::UNIX_EPOCH).state;
         assert_eq!(state(&open, &pod_of(json!({ "running": {} }))), JobState::Running);
         assert_eq!(state(&open, &pod_of(json!({ "waiting": { "reason": "PodInitializing" } }))), JobState::Running);
         assert!(matches!(state(&open, &pod_of(ended(137))), JobState::Failed(_)));
@@ -161,7 +162,7 @@ mod tests {
     #[test]
     fn a_job_whose_container_never_ran_has_not_begun() {
         let open = job(json!([]));
-        let begun = |pods: &[Pod]| Attempt::of(&open, pods.iter()).begun;
+        let begun = |pods: &[Pod]| Attempt::of(&open, pods.iter(), Timestamp::UNIX_EPOCH).begun;
         assert!(!begun(&[]));
         assert!(!begun(&[pod("job", "Pending", json!(null))]));
         let waits = json!({ "waiting": { "reason": "ImagePullBackOff" } });

@@ -30,7 +30,7 @@ impl Scaler {
         &mut self,
         scaling: &Autoscaling,
         live: Option<i32>,
-        backlog: Option<i64>,
+        backlog: Option<u64>,
         now: Instant,
     ) -> i32 {
         let bounds = |workers: i64| {
@@ -40,8 +40,7 @@ impl Scaler {
         // A pipeline that was stopped starts with the least number.
         let live = live.filter(|live| *live > 0);
         let Some(backlog) = backlog else { return bounds(i64::from(live.unwrap_or(0))) };
-        let target = i64::try_from(scaling.target_backlog).unwrap_or(i64::MAX).max(1);
-        let wanted = bounds(backlog.max(0).div_euclid(target) + i64::from(backlog.max(0) % target != 0));
+        let wanted = bounds(i64::try_from(backlog.div_ceil(scaling.target_backlog.max(1))).unwrap_or(i64::MAX));
         if self.wanted.is_empty() {
             // The live number counts as wanted now: a restart of the operator scales nothing down at once.
             self.wanted.extend(live.map(|live| (now, live)));

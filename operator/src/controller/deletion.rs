@@ -1,32 +1,39 @@
 //! The deletion of a pipeline: take no more records, apply the queued ones, publish their outcomes, remove the
-//! finalizer.
+//! finalizer. Pure except for the memory.
 //!
 //! It must never create anything but the Job of a purge, and never remove the finalizer in silence while records wait:
 //! an Event names their number, and they stay in Redis.
 
-use std::time::Instant;
-
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
-use kube::{Resource as _, ResourceExt as _, runtime::controller::Action};
-use millrace_crds::{DeletionPolicy, RecordPipelineResource, RecordPipelineStatus};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt as _;
+use millrace_crds::{DeletionPolicy, Reason, status_api::Problem};
 
 use super::{
-    SOON, Scope,
-    apply::{self, Error, Owner},
     build,
-    dereference::{Role, Seen},
-    inactive::{self, DRAINED, DRAINING, PURGING},
+    condition::{self, ConditionType, Status},
+    desire::{Desired, Goal},
     memory::Memory,
-    migration::{self, Attempt, MigrationState},
-    reconcile::{collect, is_kept, refresh_facts},
-    refusal,
-    status::find_condition,
-    write,
+    migration::{self, MigrationState},
+    observe::Observed,
+    validate::Validated,
+    write::Notice,
 };
-use crate::{cache::Guarded, facts::Problem, pipeline::Pipeline};
 
 /// How long draining may take unless the spec sets a time, in seconds.
 const DRAIN_SECONDS: u32 = 600;
+
+/// The progress of a deletion.
+#[derive(Debug)]
+pub(super) struct End {
+    /// When draining began.
+    pub(super) since: Timestamp,
+    /// The step that remains; `None` when the finalizer is to be removed.
+    pub(super) remaining: Option<Problem>,
+    /// The problem that keeps it.
+    pub(super) problem: Option<Problem>,
+    /// The cause where the data stays against the policy.
+    pub(super) not_purged: Option<&'static str>,
+}
 
 /// The state of a drain.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,156 +48,90 @@ enum DrainState {
     GivenUp(String),
 }
 
-/// Takes the next step of a deletion.
-///
-/// # Errors
-/// When a request to the API server fails; the caller retries.
-pub(super) async fn step(object: &Guarded, scope: &Scope, memory: &mut Memory) -> Result<Action, Error> {
-    let context = &scope.context;
-    let meta = object.meta();
-    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    let resource = object.0.as_ref().ok();
-    let pipeline = resource.and_then(|resource| Pipeline::new(resource).ok());
-    let (Some(resource), Some(pipeline)) = (resource, pipeline) else {
-        // Nothing was ever built from it that could drain in order.
-        let note = "the resource is invalid: the finalizer is removed without a drain".to_owned();
-        write::event(context, meta, true, "NotDrained", note).await;
-        write::remove_finalizer(context, meta).await?;
-        return Ok(Action::await_change());
-    };
-    let mut seen = Seen::of(&scope.cache, &namespace, &name, &pipeline.uid);
-    refusal::add_refusals(context, memory, &namespace, &mut seen).await;
-    let since = drain_start(memory, resource);
-    refresh_facts(context, memory, &seen).await;
-    Deletion { scope, resource, pipeline: &pipeline, seen: &seen, since }.run(memory).await
-}
-
-/// The time when draining began.
-fn drain_start(memory: &Memory, resource: &RecordPipelineResource) -> Timestamp {
-    let cached = resource.status.clone().unwrap_or_default();
-    memory.current_status(&cached).draining_since.as_ref().map_or_else(Timestamp::now, |time| time.0)
-}
-
-/// One pass over one pipeline that is being deleted.
-struct Deletion<'a> {
-    scope: &'a Scope,
-    resource: &'a RecordPipelineResource,
-    pipeline: &'a Pipeline,
-    seen: &'a Seen,
-    since: Timestamp,
-}
-
-impl Deletion<'_> {
-    async fn run(&self, memory: &mut Memory) -> Result<Action, Error> {
-        let policy = self.pipeline.spec.deletion_policy.unwrap_or_default();
+impl Desired {
+    /// The next step of a deletion. A purge needs the default image.
+    pub(super) fn ending(
+        default_image: &str,
+        observed: &Observed<'_>,
+        pipeline: &Validated,
+        memory: &mut Memory,
+    ) -> Self {
+        let mut desired = Self::default();
+        let policy = pipeline.spec.deletion_policy.unwrap_or_default();
+        let since = observed.status.draining_since.as_ref().map_or(observed.now.time, |time| time.0);
         let state = match policy {
             DeletionPolicy::Now => DrainState::GivenUp(String::new()),
-            DeletionPolicy::Drain | DeletionPolicy::Purge => self.drain(memory).await?,
+            DeletionPolicy::Drain | DeletionPolicy::Purge => desired.drain(observed, pipeline, memory, since),
         };
-        let purges = policy == DeletionPolicy::Purge && !self.is_foreground();
-        let mut problems = Vec::new();
-        let reason = match state {
-            DrainState::Draining(_) => DRAINING,
-            DrainState::Drained(_) => DRAINED,
-            DrainState::Done | DrainState::GivenUp(_) => PURGING,
-        };
-        let remaining = match state {
-            DrainState::Draining(step) | DrainState::Drained(step) => Some(step),
-            DrainState::GivenUp(cause) => {
-                self.report_not_drained(memory, &cause, purges).await;
-                if purges { self.purge(&mut problems).await? } else { None }
+        let foreground = is_foreground(observed);
+        let purges = policy == DeletionPolicy::Purge && !foreground;
+        let mut end = End { since, remaining: None, problem: None, not_purged: None };
+        if policy == DeletionPolicy::Purge && foreground {
+            end.not_purged = Some("foreground deletion removes the objects that the Job needs");
+        }
+        match state {
+            DrainState::Draining(step) => end.remaining = Some(Problem::new(Reason::Draining, step)),
+            DrainState::Drained(step) => end.remaining = Some(Problem::new(Reason::Drained, step)),
+            DrainState::Done | DrainState::GivenUp(_) => {
+                if let DrainState::GivenUp(cause) = &state {
+                    desired.events.extend(not_drained(observed, memory, cause, purges));
+                }
+                if purges {
+                    let image = purge_image(observed, pipeline, default_image);
+                    let step = desired.purge(observed, pipeline, &image, &mut end);
+                    end.remaining = step.map(|step| Problem::new(Reason::Purging, step));
+                }
             }
-            DrainState::Done if purges => self.purge(&mut problems).await?,
-            DrainState::Done => None,
-        };
-        let terminating = problems.iter().any(|problem| problem.reason == "NamespaceTerminating");
-        let Some(remaining) = remaining.filter(|_| !terminating) else {
-            let not_purged = match policy {
-                DeletionPolicy::Purge if !purges => Some("foreground deletion removes the objects that the Job needs"),
-                DeletionPolicy::Purge if terminating => Some("no Job can start in a namespace that is being deleted"),
-                _ => None,
-            };
-            return self.finish(not_purged).await;
-        };
-        self.write_status(memory, &Problem::new(reason, remaining), &problems).await?;
-        Ok(Action::requeue(SOON))
-    }
-
-    /// Removes the finalizer. `not_purged` is the cause where the data stays against the policy.
-    async fn finish(&self, not_purged: Option<&str>) -> Result<Action, Error> {
-        let (context, meta) = (&self.scope.context, self.resource.meta());
-        if let Some(cause) = not_purged {
-            let note = format!("{cause}: the data stays in Postgres and Redis");
-            write::event(context, meta, true, "NotPurged", note).await;
         }
-        write::event(context, meta, false, "Deleted", "the finalizer is removed".to_owned()).await;
-        write::remove_finalizer(context, meta).await?;
-        context.drop_memory(&self.pipeline.namespace, &self.pipeline.name);
-        Ok(Action::await_change())
-    }
-
-    fn is_foreground(&self) -> bool {
-        self.resource.finalizers().iter().any(|finalizer| finalizer == "foregroundDeletion")
-    }
-
-    fn owner(&self) -> Owner<'_> {
-        Owner { namespace: &self.pipeline.namespace, uid: &self.pipeline.uid }
-    }
-
-    /// Reports once, as an Event, that records are left.
-    async fn report_not_drained(&self, memory: &mut Memory, cause: &str, purges: bool) {
-        if cause.is_empty() || memory.reported_not_drained {
-            return;
-        }
-        memory.reported_not_drained = true;
-        let counts = memory.facts.newest().and_then(|response| response.answer.counts);
-        let cached = self.resource.status.as_ref().and_then(|status| status.backlog);
-        let left = counts.map(|counts| counts.backlog).or(cached);
-        let backlog = left.map_or("an unknown number of records".to_owned(), |left| format!("{left} records"));
-        let outcome = if purges {
-            "that are queued are removed with the other data"
-        } else {
-            "stay queued in Redis; applying the pipeline again processes them"
-        };
-        let note = format!("{cause}: {backlog} {outcome}");
-        write::event(&self.scope.context, self.resource.meta(), left != Some(0), "NotDrained", note).await;
+        desired.goal = Goal::End(end);
+        desired
     }
 
     /// Takes the next step of the drain, and returns its state.
-    async fn drain(&self, memory: &mut Memory) -> Result<DrainState, Error> {
-        let foreground = self.is_foreground();
-        let work = self.seen.work.as_ref().filter(|work| is_kept(&work.meta, &self.pipeline.uid));
-        if self.has_drained() {
-            return self.stop_workers(work).await;
+    fn drain(
+        &mut self,
+        observed: &Observed<'_>,
+        pipeline: &Validated,
+        memory: &mut Memory,
+        since: Timestamp,
+    ) -> DrainState {
+        let foreground = is_foreground(observed);
+        let work = observed.work.as_ref().filter(|work| work.is_kept());
+        if has_drained(observed) {
+            self.scale(work, 0);
+            let left = observed.pods_of("work").count();
+            if left == 0 {
+                return DrainState::Done;
+            }
+            return DrainState::Drained(format!("all records are applied; {left} workers end"));
         }
         let Some(work) = work else {
             let cause = if foreground { "foreground deletion removed the workers first" } else { "no workers exist" };
-            return Ok(DrainState::GivenUp(cause.to_owned()));
+            return DrainState::GivenUp(cause.to_owned());
         };
         if foreground {
-            return Ok(DrainState::GivenUp("foreground deletion does not wait for the workers".to_owned()));
+            return DrainState::GivenUp("foreground deletion does not wait for the workers".to_owned());
         }
         if work.replicas == 0 {
-            return Ok(DrainState::GivenUp("replicas is 0: no workers exist to drain it".to_owned()));
+            return DrainState::GivenUp("replicas is 0: no workers exist to drain it".to_owned());
         }
-        let longest = i64::from(self.pipeline.spec.drain_seconds.unwrap_or(DRAIN_SECONDS));
-        if Timestamp::now().duration_since(self.since).as_secs() >= longest {
-            return Ok(DrainState::GivenUp(format!("not drained within {longest} s")));
+        let longest = i64::from(pipeline.spec.drain_seconds.unwrap_or(DRAIN_SECONDS));
+        if observed.now.time.duration_since(since).as_secs() >= longest {
+            return DrainState::GivenUp(format!("not drained within {longest} s"));
         }
-        let serve = self.seen.serve.as_ref().filter(|serve| serve.replicas > 0);
-        if let Some(serve) = serve.filter(|serve| is_kept(&serve.meta, &self.pipeline.uid)) {
-            apply::scale(&self.scope.context, self.owner(), &serve.meta, 0).await?;
-            return Ok(DrainState::Draining("no more records are accepted".to_owned()));
+        if let Some(serve) = observed.serve.as_ref().filter(|serve| serve.is_kept() && serve.replicas > 0) {
+            self.scale(Some(serve), 0);
+            return DrainState::Draining("no more records are accepted".to_owned());
         }
-        let serving = self.seen.pods_of("serve").count();
+        let serving = observed.pods_of("serve").count();
         if serving > 0 {
             memory.no_serve_since = None;
-            return Ok(DrainState::Draining(format!("{serving} pods of serve finish their requests")));
+            return DrainState::Draining(format!("{serving} pods of serve finish their requests"));
         }
-        let closed = *memory.no_serve_since.get_or_insert_with(Instant::now);
+        let closed = *memory.no_serve_since.get_or_insert(observed.now.instant);
         // Only counts that were gathered after the last record was accepted show that none is left.
-        let newest = memory.facts.newest().filter(|response| response.gathered() > closed);
-        Ok(match newest.and_then(|response| response.answer.counts) {
+        let newest = observed.newest().filter(|response| response.gathered() > closed);
+        match newest.and_then(|response| response.answer.counts) {
             None => DrainState::Draining("the number of queued records is being requested".to_owned()),
             Some(counts) if counts.backlog == 0 && counts.unpublished == 0 => {
                 DrainState::Drained("all records are applied and published".to_owned())
@@ -199,98 +140,195 @@ impl Deletion<'_> {
                 "{} records are queued, {} outcomes are not published",
                 counts.backlog, counts.unpublished
             )),
-        })
-    }
-
-    /// Whether the status holds that all is applied and published. It is written before the workers end: an operator
-    /// that starts later cannot request their `/status` any more.
-    fn has_drained(&self) -> bool {
-        let conditions = self.resource.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        let progressing = find_condition(conditions, "Progressing", "True");
-        progressing.is_some_and(|condition| [DRAINED, PURGING].contains(&condition.reason.as_str()))
-    }
-
-    async fn stop_workers(&self, work: Option<&Role>) -> Result<DrainState, Error> {
-        if let Some(work) = work.filter(|work| work.replicas > 0) {
-            apply::scale(&self.scope.context, self.owner(), &work.meta, 0).await?;
         }
-        let left = self.seen.pods_of("work").count();
-        Ok(if left == 0 {
-            DrainState::Done
-        } else {
-            DrainState::Drained(format!("all records are applied; {left} workers end"))
-        })
     }
 
     /// Removes the pipeline's data by a Job; returns the step that remains, `None` when the data is removed.
-    async fn purge(&self, problems: &mut Vec<Problem>) -> Result<Option<String>, Error> {
-        let seen = self.seen;
+    fn purge(&mut self, observed: &Observed<'_>, pipeline: &Validated, image: &str, end: &mut End) -> Option<String> {
         // Pods that continue would write the schema's rows again.
-        for role in [&seen.serve, &seen.work].into_iter().flatten() {
-            if role.replicas > 0 && is_kept(&role.meta, &self.pipeline.uid) {
-                apply::scale(&self.scope.context, self.owner(), &role.meta, 0).await?;
-            }
-        }
+        self.scales.clear();
+        self.scale(observed.serve.as_ref(), 0);
+        self.scale(observed.work.as_ref(), 0);
         // A migration that ends later would create the schema again; one whose pod others keep open would never end.
-        for running in seen.migrations.iter().filter(|attempt| attempt.open) {
-            self.delete_job(running).await?;
+        for running in observed.migrations.iter().filter(|attempt| attempt.open) {
+            self.delete_job(observed, running);
         }
-        let ending = seen.pods.len() + seen.migrating;
+        let ending = observed.pods.len() + observed.migrating;
         if ending > 0 {
-            return Ok(Some(format!("{ending} pods end before the data is removed")));
+            return Some(format!("{ending} pods end before the data is removed"));
         }
-        let image = self.purge_image();
-        let key = seen.purges.first().map(|purge| purge.key.clone()).unwrap_or_default();
-        match migration::decide(&key, &seen.purges, None, None, Timestamp::now()) {
+        let key = observed.purges.first().map(|purge| purge.key.clone()).unwrap_or_default();
+        let step = "a Job removes the data".to_owned();
+        match migration::decide(&key, &observed.purges, None, None, observed.now.time) {
             MigrationState::Create(number) => {
-                let job = build::purge(self.pipeline, &image, number);
-                collect(problems, apply::create_job(&self.scope.context, self.owner(), &job).await)?;
-                Ok(Some("a Job removes the data".to_owned()))
+                self.job = Some(build::purge(pipeline, image, number));
+                Some(step)
             }
             MigrationState::Running(problem) => {
-                let wanted = |number| build::template_hash(&build::purge(self.pipeline, &image, number));
-                for waits in seen.purges.iter().filter(|attempt| attempt.is_replaceable(&wanted(attempt.number))) {
-                    self.delete_job(waits).await?;
+                let wanted = |number| build::template_hash(&build::purge(pipeline, image, number));
+                for waits in observed.purges.iter().filter(|attempt| attempt.is_replaceable(&wanted(attempt.number))) {
+                    self.delete_job(observed, waits);
                 }
-                problems.extend(problem);
-                Ok(Some("a Job removes the data".to_owned()))
+                end.problem = problem;
+                Some(step)
             }
             MigrationState::Failed { problem, .. } => {
                 let step = format!("the data is not removed yet: {}", problem.message);
-                problems.push(problem);
-                Ok(Some(step))
+                end.problem = Some(problem);
+                Some(step)
             }
-            MigrationState::Done { .. } => Ok(None),
+            MigrationState::Done { .. } => None,
+        }
+    }
+}
+
+fn is_foreground(observed: &Observed<'_>) -> bool {
+    observed.resource.finalizers().iter().any(|finalizer| finalizer == "foregroundDeletion")
+}
+
+/// Whether the status holds that all is applied and published. It is written before the workers end: an operator that
+/// starts later cannot request their `/status` any more.
+fn has_drained(observed: &Observed<'_>) -> bool {
+    let progressing = condition::find(&observed.status.conditions, ConditionType::Progressing, Status::True);
+    let ends = [Reason::Drained, Reason::Purging];
+    progressing.is_some_and(|condition| ends.iter().any(|reason| condition.reason == reason.as_str()))
+}
+
+/// The image that last migrated the schema, for it fits; else the wanted image.
+fn purge_image(observed: &Observed<'_>, pipeline: &Validated, default: &str) -> String {
+    let migrated = observed.status.migrated.as_ref().map(|migrated| migrated.image.clone());
+    migrated.unwrap_or_else(|| pipeline.image(default).to_owned())
+}
+
+/// Reports once, as an Event, that records are left.
+fn not_drained(observed: &Observed<'_>, memory: &mut Memory, cause: &str, purges: bool) -> Option<Notice> {
+    if cause.is_empty() || memory.reported_not_drained {
+        return None;
+    }
+    memory.reported_not_drained = true;
+    let known = observed.status.backlog.and_then(|backlog| u64::try_from(backlog).ok());
+    let left = observed.counts().map(|counts| counts.backlog).or(known);
+    let backlog = left.map_or("an unknown number of records".to_owned(), |left| format!("{left} records"));
+    let outcome = if purges {
+        "that are queued are removed with the other data"
+    } else {
+        "stay queued in Redis; applying the pipeline again processes them"
+    };
+    let note = format!("{cause}: {backlog} {outcome}");
+    Some(Notice { warning: left != Some(0), reason: Reason::NotDrained, note })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+    use kube::{api::ObjectMeta, core::DeserializeGuard};
+    use millrace_crds::{
+        RecordPipelineResource, RecordPipelineStatus,
+        status_api::{PipelineCounts, ProcessStatus},
+    };
+
+    use super::*;
+    use crate::{
+        cache::Guarded,
+        clock::Now,
+        controller::{
+            inactive,
+            observe::{ObservedPod, Role},
+        },
+        facts::PodResponse,
+    };
+
+    fn role(replicas: i32) -> Option<Role> {
+        let meta = ObjectMeta::default();
+        Some(Role { meta, replicas, available: replicas, image: "i".to_owned(), incomplete: None, problem: None })
+    }
+
+    fn pod(component: &str, backlog: u64, now: Now) -> ObservedPod {
+        let counts = Some(PipelineCounts { backlog, ..PipelineCounts::default() });
+        let answer = ProcessStatus { counts, shards: Some(Vec::new()), ..ProcessStatus::default() };
+        ObservedPod {
+            name: component.to_owned(),
+            component: component.to_owned(),
+            image: "i".to_owned(),
+            address: None,
+            problem: None,
+            deleting: false,
+            response: Some(Arc::new(PodResponse { at: now.instant, answer })),
         }
     }
 
-    /// The image that last migrated the schema, for it fits; else the wanted image.
-    fn purge_image(&self) -> String {
-        let migrated = self.resource.status.as_ref().and_then(|status| status.migrated.as_ref());
-        let wanted = || self.pipeline.spec.image.clone();
-        let default = || self.scope.context.tuning.default_image.clone();
-        migrated.map(|migrated| migrated.image.clone()).or_else(wanted).unwrap_or_else(default)
+    /// Serve and work run, and 3 records are queued.
+    fn observed(resource: &Guarded, now: Now) -> Observed<'_> {
+        Observed {
+            resource,
+            status: RecordPipelineStatus::default(),
+            serve: role(1),
+            work: role(1),
+            migrations: Vec::new(),
+            purges: Vec::new(),
+            migrating: 0,
+            pods: vec![pod("serve", 3, now), pod("work", 3, now)],
+            children: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            now,
+        }
     }
 
-    async fn delete_job(&self, attempt: &Attempt) -> Result<(), Error> {
-        let Some(meta) = self.seen.jobs.get(&attempt.name) else { return Ok(()) };
-        apply::delete(&self.scope.context, self.owner(), build::Kind::Job, &attempt.name, meta).await
+    fn resource() -> RecordPipelineResource {
+        serde_saphyr::from_str(include_str!("../../tests/golden/minimal/pipeline.yaml")).unwrap()
     }
 
-    async fn write_status(&self, memory: &mut Memory, progress: &Problem, problems: &[Problem]) -> Result<(), Error> {
-        let cached = self.resource.status.clone().unwrap_or_default();
-        let counts = memory.facts.newest().and_then(|response| response.answer.counts);
-        let before = &memory.current_status(&cached).conditions;
-        let generation = self.pipeline.generation;
-        let conditions = inactive::draining(before, generation, progress, problems.first(), Timestamp::now());
-        let next = RecordPipelineStatus {
-            conditions,
-            observed_generation: Some(generation),
-            replicas: Some(self.seen.work.as_ref().map_or(0, |work| work.available)),
-            backlog: counts.map(|counts| counts.backlog).or(cached.backlog),
-            draining_since: Some(Time(self.since)),
-            ..cached.clone()
-        };
-        write::status(&self.scope.context, memory, self.resource.meta(), &cached, next).await
+    fn end(desired: Desired) -> Option<Problem> {
+        let Goal::End(end) = desired.goal else { panic!("{desired:?}") };
+        end.remaining
+    }
+
+    #[test]
+    fn a_drain_ends_after_counts_that_are_newer_than_the_last_record() {
+        let (pipeline, resource) = (Validated::new(&resource()).unwrap(), DeserializeGuard(Ok(resource())));
+        let begin = Now::read();
+        let later = |seconds| Now { instant: begin.instant + Duration::from_secs(seconds), ..begin };
+        let mut memory = Memory::new("u".to_owned(), begin);
+        let mut seen = observed(&resource, begin);
+        let mut step = |seen: &Observed<'_>| Desired::ending("i", seen, &pipeline, &mut memory);
+
+        let desired = step(&seen);
+        assert_eq!(desired.scales.iter().map(|scale| scale.replicas).collect::<Vec<_>>(), [0], "of serve");
+        assert_eq!(end(desired).unwrap().reason, Reason::Draining);
+        seen.serve = role(0);
+        assert_eq!(end(step(&seen)).unwrap().message, "1 pods of serve finish their requests");
+        seen.pods = vec![pod("work", 0, begin)];
+        assert_eq!(end(step(&seen)).unwrap().message, "the number of queued records is being requested");
+        seen.pods = vec![pod("work", 2, later(1))];
+        seen.now = later(1);
+        assert_eq!(end(step(&seen)).unwrap().message, "2 records are queued, 0 outcomes are not published");
+        seen.pods = vec![pod("work", 0, later(1))];
+        let drained = end(step(&seen)).unwrap();
+        assert_eq!(drained.reason, Reason::Drained);
+        seen.status.conditions = inactive::deleted(&seen.maker(1), &drained, None);
+        let desired = step(&seen);
+        assert_eq!(desired.scales.len(), 1, "only now the workers end");
+        assert_eq!(end(desired).unwrap().message, "all records are applied; 1 workers end");
+        seen.pods.clear();
+        assert_eq!(end(step(&seen)), None);
+    }
+
+    #[test]
+    fn a_drain_that_takes_too_long_is_reported_once() {
+        let (pipeline, resource) = (Validated::new(&resource()).unwrap(), DeserializeGuard(Ok(resource())));
+        let begin = Now::read();
+        let mut memory = Memory::new("u".to_owned(), begin);
+        let mut seen = observed(&resource, begin);
+        seen.status.draining_since = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(begin.time));
+        seen.now.time = Timestamp::from_second(begin.time.as_second() + i64::from(DRAIN_SECONDS) + 1).unwrap();
+        let desired = Desired::ending("i", &seen, &pipeline, &mut memory);
+        let notes: Vec<_> = desired.events.iter().map(|notice| notice.note.clone()).collect();
+        assert_eq!(
+            notes,
+            ["not drained within 600 s: 3 records stay queued in Redis; applying the pipeline again processes them"]
+        );
+        assert_eq!(end(desired), None);
+        assert!(Desired::ending("i", &seen, &pipeline, &mut memory).events.is_empty());
     }
 }

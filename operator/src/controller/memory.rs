@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use millrace_crds::RecordPipelineStatus;
 
 use super::{autoscale::Scaler, build::Kind, refusal::LastRefusal};
-use crate::{backoff::doubled, facts::Facts};
+use crate::{backoff::doubled, clock::Now, facts::Facts};
 
 /// The time between the first and the second touch of a pod; doubled each time.
 const FIRST_TOUCH: Duration = Duration::from_millis(500);
@@ -59,11 +59,12 @@ pub(crate) struct Touch {
     pub(crate) due: Instant,
 }
 
-impl Default for Memory {
-    fn default() -> Self {
+impl Memory {
+    /// A memory that holds nothing yet, of the resource with this uid.
+    pub(crate) fn new(uid: String, now: Now) -> Self {
         Self {
-            created: Instant::now(),
-            uid: String::new(),
+            created: now.instant,
+            uid,
             applied: HashMap::new(),
             facts: Facts::default(),
             refusals: HashMap::new(),
@@ -78,13 +79,11 @@ impl Default for Memory {
             failures: 0,
         }
     }
-}
 
-impl Memory {
     /// Starts again when the resource was recreated.
-    pub(crate) fn reset_for(&mut self, uid: &str) {
+    pub(crate) fn reset_for(&mut self, uid: &str, now: Now) {
         if self.uid != uid {
-            *self = Self { uid: uid.to_owned(), ..Self::default() };
+            *self = Self::new(uid.to_owned(), now);
         }
     }
 
@@ -112,8 +111,9 @@ mod tests {
 
     #[test]
     fn touches_are_due_less_and_less_often_until_the_purpose_changes() {
-        let (mut memory, start) = (Memory::default(), Instant::now());
-        let after = |ms| start + Duration::from_millis(ms);
+        let start = Now::read();
+        let mut memory = Memory::new("u".to_owned(), start);
+        let after = |ms| start.instant + Duration::from_millis(ms);
         assert_eq!(memory.touch("pod", "generation 2", after(0)), Some(1));
         assert_eq!(memory.touch("pod", "generation 2", after(499)), None);
         assert_eq!(memory.touch("pod", "generation 2", after(500)), Some(2));

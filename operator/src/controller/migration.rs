@@ -6,10 +6,12 @@
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use millrace_crds::Migrated;
-use serde::Deserialize;
+use millrace_crds::{
+    Migrated, Reason,
+    status_api::{Problem, TerminationMessage},
+};
 
-use crate::{backoff::doubled, facts::Problem};
+use crate::backoff::doubled;
 
 /// The back-off before the second attempt; doubled with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
@@ -49,20 +51,6 @@ pub(crate) enum JobState {
     Succeeded(Timestamp),
     /// It failed, at this time.
     Failed(Timestamp),
-}
-
-/// The termination message of a Job's container.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(crate) struct TerminationMessage {
-    /// A stable word in CamelCase.
-    pub(crate) reason: String,
-    /// The place to look at.
-    pub(crate) message: String,
-    /// The pipeline's id.
-    pub(crate) pipeline_id: Option<String>,
-    /// The number of contracting steps that wait until no older pod is left.
-    pub(crate) contract: u32,
 }
 
 /// The state of a migration.
@@ -129,7 +117,8 @@ pub(crate) fn decide(
     match last.state {
         JobState::Running => MigrationState::Running(last.trouble.clone()),
         JobState::Succeeded(at) => {
-            let contract = last.message.as_ref().map_or(0, |message| message.contract);
+            let contract = last.message.as_ref().and_then(|message| message.contract).unwrap_or(0);
+            let contract = u32::try_from(contract).unwrap_or(u32::MAX);
             // A schema that was missing before the Job ended exists by now; one that is missing since then is migrated
             // again.
             let is_missing =
@@ -143,14 +132,11 @@ pub(crate) fn decide(
             if left <= 0.0 {
                 return MigrationState::Create(last.number + 1);
             }
-            let problem = last
-                .message
-                .as_ref()
-                .map(|left| Problem { reason: left.reason.clone(), message: left.message.clone() });
-            let problem = problem.filter(|problem| !problem.reason.is_empty()).or_else(|| last.trouble.clone());
-            let problem = problem.unwrap_or_else(|| {
+            let reported = last.message.as_ref().filter(|message| !message.reason.as_str().is_empty());
+            let reported = reported.map(|message| Problem::new(message.reason.clone(), &message.message));
+            let problem = reported.or_else(|| last.trouble.clone()).unwrap_or_else(|| {
                 let message = format!("Job {0} failed without a reason; kubectl logs job/{0} shows more", last.name);
-                Problem::new("MigrationFailed", message)
+                Problem::new(Reason::MigrationFailed, message)
             });
             MigrationState::Failed { problem, next: Duration::from_secs_f64(left) }
         }
@@ -247,16 +233,12 @@ mod tests {
         assert!(problem.message.contains("kubectl logs job/p-migrate-k-1"), "{problem:?}");
         assert_eq!(next, Duration::from_secs(4));
         assert_eq!(decide("k", &[failed.clone()], None, None, at(5)), MigrationState::Create(2));
-        failed.message = Some(TerminationMessage {
-            reason: "SchemaTooNew".into(),
-            message: "m".into(),
-            ..TerminationMessage::default()
-        });
+        failed.message = serde_json::from_str(r#"{"reason": "SchemaTooNew", "message": "m"}"#).unwrap();
         failed.number = 30;
         let MigrationState::Failed { problem, next } = decide("k", &[failed.clone()], None, None, at(0)) else {
             panic!()
         };
-        assert_eq!((problem.reason.as_str(), next), ("SchemaTooNew", LONGEST_PAUSE));
+        assert_eq!((problem.reason, next), (Reason::SchemaTooNew, LONGEST_PAUSE));
         assert_eq!(decide("k", &[failed], Some(&known("older")), None, at(300)), MigrationState::Create(31));
     }
 

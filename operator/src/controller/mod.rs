@@ -1,23 +1,33 @@
-//! The steps of a reconcile: dereference → validate → build → apply → status.
+//! The steps of a reconcile, in their order, each with its result for the next one.
 //!
-//! The first and the last steps do I/O, the middle is pure. A wrong pipeline must never stop another, and an object
-//! that is as it should be must never be written.
+//! ```text
+//! observe   Observed   the resource, its children, the pods' answers, and the time
+//! validate  Validated  the resource, checked
+//! desire    Desired    the objects to apply and to delete: of a pipeline that runs, or (deletion) that ends
+//! apply     Applied    the problems of that
+//! status               conditions, numbers and Events
+//! ```
+//!
+//! The first step and the last two do I/O, the middle is pure. A wrong pipeline must never stop another, and an object
+//! that is as it should be must never be written. Nothing here reads a clock: [`run`] passes it in.
 
 pub(crate) mod apply;
 mod attempt;
 pub(crate) mod autoscale;
 pub(crate) mod build;
+mod condition;
 mod deletion;
-pub(crate) mod dereference;
+mod desire;
 mod inactive;
 pub(crate) mod memory;
-mod migrate;
 pub(crate) mod migration;
+pub(crate) mod observe;
 mod reconcile;
 pub(crate) mod refusal;
 mod rollout;
 pub(crate) mod status;
 mod touch;
+pub(crate) mod validate;
 mod write;
 
 use std::{sync::Arc, time::Duration};
@@ -36,6 +46,7 @@ use self::apply::Error;
 use crate::{
     backoff::doubled,
     cache::{Cache, CacheStreams, Guarded},
+    clock::{Clock, Now},
     context::Context,
 };
 
@@ -74,7 +85,9 @@ pub(crate) async fn run(scope: Scope, streams: CacheStreams, stop: CancellationT
         .reconcile_on(streams.children)
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(
-            |object, scope| async move { Ok::<_, std::convert::Infallible>(reconcile_one(&object, &scope).await) },
+            |object, scope| async move {
+                Ok::<_, std::convert::Infallible>(reconcile_one(&object, &scope, Now::read).await)
+            },
             |_, error, _| match *error {},
             Arc::new(scope),
         )
@@ -83,17 +96,17 @@ pub(crate) async fn run(scope: Scope, streams: CacheStreams, stop: CancellationT
 }
 
 /// Reconciles one pipeline; logs a failure, and retries after a back-off.
-async fn reconcile_one(object: &Guarded, scope: &Scope) -> Action {
+async fn reconcile_one(object: &Guarded, scope: &Scope, clock: Clock) -> Action {
     use kube::{Resource as _, ResourceExt as _};
     tracing::debug!(event = "controller.reconcile.started", object = %object.name_any(), "a reconcile started");
     // Its own cache only: a namespace that may not be read stops no other.
     scope.cache.ready().await;
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    let memory = scope.context.memory(&namespace, &name);
+    let memory = scope.context.memory(&namespace, &name, clock());
     let mut memory = memory.lock().await;
-    let started = std::time::Instant::now();
-    let outcome = reconcile::reconcile(object, scope, &mut memory).await;
-    metrics::histogram!(crate::metrics::DURATION).record(started.elapsed().as_secs_f64());
+    let started = clock().instant;
+    let outcome = reconcile::reconcile(object, scope, &mut memory, clock).await;
+    metrics::histogram!(crate::metrics::DURATION).record(clock().since(started).as_secs_f64());
     match outcome {
         Ok(action) => {
             memory.failures = 0;

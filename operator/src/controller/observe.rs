@@ -1,23 +1,36 @@
-//! The children of a pipeline, as the caches hold them. It writes nothing.
+//! Reads everything that a pass depends on: the resource and its children from the caches, the pods' `/status`, and the
+//! time. It writes nothing.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
-use kube::{ResourceExt as _, api::ObjectMeta};
+use kube::{Resource as _, ResourceExt as _, api::ObjectMeta};
+use millrace_crds::{
+    Reason, RecordPipelineStatus,
+    status_api::{PipelineCounts, Problem},
+};
 
 use super::{
+    Scope,
     build::{Kind, labels::COMPONENT},
+    condition::Maker,
+    memory::Memory,
     migration::Attempt,
     refusal,
 };
 use crate::{
-    cache::{self, Cache},
-    facts::Problem,
+    cache::{self, Cache, Guarded},
+    clock::{Clock, Now},
+    facts::PodResponse,
 };
 
-/// The children of a pipeline.
-#[derive(Debug, Default)]
-pub(crate) struct Seen {
+/// A pipeline and its children, as one pass sees them.
+#[derive(Debug)]
+pub(crate) struct Observed<'a> {
+    /// The resource, or the reason why it cannot be parsed.
+    pub(crate) resource: &'a Guarded,
+    /// Its status: the one that was written last, for the cache may be behind it, else the cached one.
+    pub(crate) status: RecordPipelineStatus,
     /// The Deployment of serve.
     pub(crate) serve: Option<Role>,
     /// The Deployment of work.
@@ -29,11 +42,13 @@ pub(crate) struct Seen {
     /// Pods of migrations that are not finished.
     pub(crate) migrating: usize,
     /// Pods of both roles that are not finished.
-    pub(crate) pods: Vec<PodSeen>,
+    pub(crate) pods: Vec<ObservedPod>,
     /// Metadata of each child except Jobs.
     pub(crate) children: BTreeMap<(Kind, String), ObjectMeta>,
     /// Metadata of each Job, by name.
     pub(crate) jobs: BTreeMap<String, ObjectMeta>,
+    /// When all of this was read.
+    pub(crate) now: Now,
 }
 
 /// A Deployment: the role serve or the role work.
@@ -55,7 +70,7 @@ pub(crate) struct Role {
 
 /// A pod of a role.
 #[derive(Debug, Clone)]
-pub(crate) struct PodSeen {
+pub(crate) struct ObservedPod {
     /// Its name.
     pub(crate) name: String,
     /// `serve` or `work`.
@@ -68,15 +83,34 @@ pub(crate) struct PodSeen {
     pub(crate) problem: Option<Problem>,
     /// Whether it is being deleted.
     pub(crate) deleting: bool,
+    /// Its last answer to `/status`, if that is recent.
+    pub(crate) response: Option<Arc<PodResponse>>,
 }
 
-impl Seen {
-    /// Finds in the cache the children of the resource with this uid.
-    #[must_use]
-    pub(crate) fn of(cache: &Cache, namespace: &str, name: &str, uid: &str) -> Self {
-        let owned = |meta: &ObjectMeta| is_owned(meta, uid);
-        let deployments = cache::of_pipeline(&cache.deployments, namespace, name);
-        let mut children = cache.others(namespace, name);
+impl<'a> Observed<'a> {
+    /// Reads the caches, the Events of Jobs without a pod, and `/status` of the pods that run.
+    pub(super) async fn read(resource: &'a Guarded, scope: &Scope, memory: &mut Memory, clock: Clock) -> Self {
+        let (context, cached) = (&scope.context, resource.0.as_ref().ok());
+        let cached = cached.and_then(|resource| resource.status.clone()).unwrap_or_default();
+        let mut observed = Self::of(&scope.cache, resource, clock());
+        observed.status = memory.current_status(&cached).clone();
+        refusal::add_refusals(context, memory, &mut observed).await;
+        let addresses = observed.pods.iter().filter_map(|pod| Some((pod.name.clone(), pod.address.clone()?))).collect();
+        memory.facts.refresh(&context.http, context.tuning.status_port, &addresses, clock).await;
+        observed.now = clock();
+        for pod in &mut observed.pods {
+            pod.response = memory.facts.of(&pod.name, observed.now.instant);
+        }
+        observed
+    }
+
+    /// Finds the resource's children in the cache.
+    fn of(cache: &Cache, resource: &'a Guarded, now: Now) -> Self {
+        let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
+        let uid = resource.uid().unwrap_or_default();
+        let owned = |meta: &ObjectMeta| is_owned(meta, &uid);
+        let deployments = cache::of_pipeline(&cache.deployments, &namespace, &name);
+        let mut children = cache.others(&namespace, &name);
         children.extend(deployments.iter().map(|of| ((Kind::Deployment, of.name_any()), of.metadata.clone())));
         let role = |component: &str| {
             deployments
@@ -84,40 +118,84 @@ impl Seen {
                 .find(|found| component_of(&found.metadata) == component && owned(&found.metadata))
                 .map(|found| Role::of(found))
         };
-        let pods = cache::of_pipeline(&cache.pods, namespace, name);
-        let mut seen = Self { serve: role("serve"), work: role("work"), children, ..Self::default() };
-        for job in cache::of_pipeline(&cache.jobs, namespace, name).iter().filter(|job| owned(&job.metadata)) {
-            let attempt = Attempt::of(job, pods.iter().map(AsRef::as_ref));
-            if component_of(&job.metadata) == "migrate" {
-                seen.migrations.push(attempt);
-            } else {
-                seen.purges.push(attempt);
-            }
-            seen.jobs.insert(job.name_any(), job.metadata.clone());
+        let pods = cache::of_pipeline(&cache.pods, &namespace, &name);
+        let (mut migrations, mut purges, mut jobs) = (Vec::new(), Vec::new(), BTreeMap::new());
+        for job in cache::of_pipeline(&cache.jobs, &namespace, &name).iter().filter(|job| owned(&job.metadata)) {
+            let attempt = Attempt::of(job, pods.iter().map(AsRef::as_ref), now.time);
+            let attempts = if component_of(&job.metadata) == "migrate" { &mut migrations } else { &mut purges };
+            attempts.push(attempt);
+            jobs.insert(job.name_any(), job.metadata.clone());
         }
-        let finished = |pod: &Pod| {
-            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-            phase.is_some_and(|phase| ["Succeeded", "Failed"].contains(&phase))
-        };
-        seen.migrating = pods.iter().filter(|pod| component_of(&pod.metadata) == "migrate" && !finished(pod)).count();
-        seen.pods = pods.iter().filter_map(|pod| PodSeen::of(pod)).collect();
-        seen.pods.sort_by(|a, b| a.name.cmp(&b.name));
-        seen
+        let is_migrating = |pod: &&Arc<Pod>| component_of(&pod.metadata) == "migrate" && !is_finished(pod);
+        let mut observed_pods: Vec<_> = pods.iter().filter_map(|pod| ObservedPod::of(pod)).collect();
+        observed_pods.sort_by(|a, b| a.name.cmp(&b.name));
+        Self {
+            resource,
+            status: RecordPipelineStatus::default(),
+            serve: role("serve"),
+            work: role("work"),
+            migrations,
+            purges,
+            migrating: pods.iter().filter(is_migrating).count(),
+            pods: observed_pods,
+            children,
+            jobs,
+            now,
+        }
+    }
+
+    /// The resource's metadata.
+    pub(crate) fn meta(&self) -> &'a ObjectMeta {
+        self.resource.meta()
+    }
+
+    /// Makes conditions of this generation after the previous ones.
+    pub(super) fn maker(&self, generation: i64) -> Maker<'_> {
+        Maker { before: &self.status.conditions, generation, now: self.now.time }
+    }
+
+    /// The newest answer with shards and counts of the whole pipeline, if these are fresh.
+    #[must_use]
+    pub(crate) fn newest(&self) -> Option<&PodResponse> {
+        let responses = self.pods.iter().filter_map(|pod| pod.response.as_deref());
+        responses
+            .filter(|response| response.answer.counts.is_some() && response.answer.shards.is_some())
+            .filter(|response| response.is_fresh(self.now.instant))
+            .max_by_key(|response| response.gathered())
+    }
+
+    /// The counts of [`Self::newest`].
+    #[must_use]
+    pub(crate) fn counts(&self) -> Option<PipelineCounts> {
+        self.newest().and_then(|response| response.answer.counts)
+    }
+
+    /// Whether a pod reports that the schema is missing.
+    pub(crate) fn reports_missing_schema(&self) -> bool {
+        let mut responses = self.pods.iter().filter_map(|pod| pod.response.as_ref());
+        responses.any(|response| response.answer.problems.iter().any(|problem| problem.reason == Reason::NotMigrated))
     }
 
     /// Pods of a role, including those that are being deleted.
-    pub(crate) fn pods_of(&self, component: &str) -> impl Iterator<Item = &PodSeen> {
+    pub(crate) fn pods_of(&self, component: &str) -> impl Iterator<Item = &ObservedPod> {
         self.pods.iter().filter(move |pod| pod.component == component)
     }
 
-    /// The problems of Deployments and pods, each reason once.
+    /// The problems of Deployments and pods, each reason once, then those that the pods report, worst first.
     #[must_use]
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let roles = [&self.serve, &self.work].into_iter().flatten().filter_map(|role| role.problem.clone());
-        let pods = self.pods.iter().filter(|pod| !pod.deleting).filter_map(|pod| pod.problem.clone());
-        let mut found: Vec<_> = roles.chain(pods).collect();
-        found.sort();
+        let pods = || self.pods.iter().filter(|pod| !pod.deleting);
+        let mut found: Vec<_> = roles.chain(pods().filter_map(|pod| pod.problem.clone())).collect();
+        found.sort_by(|a, b| (a.reason.as_str(), &a.message).cmp(&(b.reason.as_str(), &b.message)));
         found.dedup_by(|a, b| a.reason == b.reason);
+        let mut reported: Vec<Problem> = Vec::new();
+        for problem in pods().filter_map(|pod| pod.response.as_ref()).flat_map(|response| &response.answer.problems) {
+            if !reported.iter().any(|known| known.reason == problem.reason) {
+                reported.push(problem.clone());
+            }
+        }
+        found.extend(reported);
         found
     }
 }
@@ -134,6 +212,12 @@ pub(super) fn component_of(meta: &ObjectMeta) -> &str {
 }
 
 impl Role {
+    /// Whether it is not being deleted.
+    #[must_use]
+    pub(crate) fn is_kept(&self) -> bool {
+        self.meta.deletion_timestamp.is_none()
+    }
+
     /// The role that a Deployment is.
     #[must_use]
     pub(crate) fn of(deployment: &Deployment) -> Self {
@@ -165,23 +249,22 @@ impl Role {
         let message =
             |found: &k8s_openapi::api::apps::v1::DeploymentCondition| found.message.clone().unwrap_or_default();
         let problem = if let Some(found) = find_condition("ReplicaFailure", "True") {
-            let reason = refusal::reason(&message(found)).unwrap_or("PodsNotCreated");
+            let reason = refusal::reason(&message(found)).unwrap_or(Reason::PodsNotCreated);
             Some(Problem::new(reason, format!("Deployment {name}: {}", message(found))))
         } else {
             find_condition("Progressing", "False")
-                .map(|found| Problem::new("RolloutFailed", format!("{name}: {}", message(found))))
+                .map(|found| Problem::new(Reason::RolloutFailed, format!("{name}: {}", message(found))))
         };
         Self { meta: deployment.metadata.clone(), replicas, available, image, incomplete, problem }
     }
 }
 
-impl PodSeen {
+impl ObservedPod {
     /// A pod of serve or work that is not finished; `None` for every other.
     fn of(pod: &Pod) -> Option<Self> {
         let component = component_of(&pod.metadata).to_owned();
         let status = pod.status.as_ref()?;
-        let phase = status.phase.as_deref().unwrap_or_default();
-        if !["serve", "work"].contains(&component.as_str()) || ["Succeeded", "Failed"].contains(&phase) {
+        if !["serve", "work"].contains(&component.as_str()) || is_finished(pod) {
             return None;
         }
         let containers = || status.container_statuses.iter().flatten();
@@ -195,8 +278,14 @@ impl PodSeen {
             address: status.pod_ip.clone().filter(|_| running),
             problem: trouble(pod),
             deleting: pod.metadata.deletion_timestamp.is_some(),
+            response: None,
         })
     }
+}
+
+fn is_finished(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    phase.is_some_and(|phase| ["Succeeded", "Failed"].contains(&phase))
 }
 
 /// The problem that keeps a pod from running, as the kubelet or the scheduler reports it.
@@ -208,7 +297,7 @@ pub(super) fn trouble(pod: &Pod) -> Option<Problem> {
         conditions.iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
     if let Some(condition) = unscheduled {
         let message = condition.message.clone().unwrap_or_default();
-        return Some(Problem::new("Unschedulable", format!("pod {name}: {message}")));
+        return Some(Problem::new(Reason::Unschedulable, format!("pod {name}: {message}")));
     }
     for container in status.container_statuses.iter().flatten() {
         let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
@@ -219,7 +308,7 @@ pub(super) fn trouble(pod: &Pod) -> Option<Problem> {
             // The kubelet alternates between two of these names.
             "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName" => {
                 return Some(Problem::new(
-                    "ImagePullBackOff",
+                    Reason::ImagePullBackOff,
                     format!("pod {name}: image {}: {message}", container.image),
                 ));
             }
@@ -227,9 +316,9 @@ pub(super) fn trouble(pod: &Pod) -> Option<Problem> {
                 let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
                 let code = last.map_or(String::new(), |last| format!("exit code {}", last.exit_code));
                 let message = format!("pod {name} restarts again and again, {code}: kubectl logs --previous {name}");
-                return Some(Problem::new("CrashLoopBackOff", message));
+                return Some(Problem::new(Reason::CrashLoopBackOff, message));
             }
-            other => return Some(Problem::new(other, format!("pod {name}: {message}"))),
+            other => return Some(Problem::new(Reason::from(other.to_owned()), format!("pod {name}: {message}"))),
         }
     }
     None

@@ -7,9 +7,10 @@ use kube::{
     Api,
     api::{ListParams, ObjectMeta},
 };
+use millrace_crds::{Reason, status_api::Problem};
 
-use super::{dereference::Seen, memory::Memory, migration::Attempt};
-use crate::{context::Context, facts::Problem};
+use super::{memory::Memory, migration::Attempt, observe::Observed};
+use crate::context::Context;
 
 /// After so many seconds without a pod the Events of a Job are read: an admission may have refused the pod.
 const PODLESS_SECONDS: i64 = 2;
@@ -19,25 +20,25 @@ const PODLESS_WITHOUT_EVENT_SECONDS: i64 = 15;
 const BETWEEN: Duration = Duration::from_secs(5);
 
 /// Parts of the messages of admissions, and the reason for the status.
-const KNOWN: [(&str, &str); 10] = [
-    ("exceeded quota", "QuotaExceeded"),
+const KNOWN: [(&str, Reason); 10] = [
+    ("exceeded quota", Reason::QuotaExceeded),
     // A quota on a resource that the pod does not name.
-    ("failed quota", "QuotaExceeded"),
-    (" per Container is ", "LimitRangeViolated"),
-    (" per Pod is ", "LimitRangeViolated"),
-    ("violates PodSecurity", "PodSecurityViolated"),
+    ("failed quota", Reason::QuotaExceeded),
+    (" per Container is ", Reason::LimitRangeViolated),
+    (" per Pod is ", Reason::LimitRangeViolated),
+    ("violates PodSecurity", Reason::PodSecurityViolated),
     // OpenShift's.
-    ("unable to validate against any security context constraint", "PodSecurityViolated"),
-    ("ValidatingAdmissionPolicy", "PolicyDenied"),
-    ("denied the request", "WebhookDenied"),
-    ("failed calling webhook", "WebhookFailed"),
-    ("failed to call webhook", "WebhookFailed"),
+    ("unable to validate against any security context constraint", Reason::PodSecurityViolated),
+    ("ValidatingAdmissionPolicy", Reason::PolicyDenied),
+    ("denied the request", Reason::WebhookDenied),
+    ("failed calling webhook", Reason::WebhookFailed),
+    ("failed to call webhook", Reason::WebhookFailed),
 ];
 
 /// The reason for a message of the API server; `None` where no known admission wrote it.
 #[must_use]
-pub(crate) fn reason(message: &str) -> Option<&'static str> {
-    KNOWN.iter().find(|(part, _)| message.contains(part)).map(|(_, reason)| *reason)
+pub(crate) fn reason(message: &str) -> Option<Reason> {
+    KNOWN.iter().find(|(part, _)| message.contains(part)).map(|(_, reason)| reason.clone())
 }
 
 /// The refusal of a Job's pod in the Events, as last read.
@@ -49,8 +50,9 @@ pub(crate) struct LastRefusal {
 
 /// Adds to attempts without a pod the problem that keeps the Job from having one. Only the Events about a Job hold it,
 /// its own status does not.
-pub(super) async fn add_refusals(context: &Context, memory: &mut Memory, namespace: &str, seen: &mut Seen) {
-    let Seen { migrations, purges, jobs, .. } = seen;
+pub(super) async fn add_refusals(context: &Context, memory: &mut Memory, observed: &mut Observed<'_>) {
+    let namespace = observed.meta().namespace.as_deref().unwrap_or_default();
+    let Observed { migrations, purges, jobs, now, .. } = observed;
     memory.refusals.retain(|uid, _| jobs.values().any(|meta| meta.uid.as_ref() == Some(uid)));
     for attempt in migrations.iter_mut().chain(purges) {
         let Some(uid) = jobs.get(&attempt.name).and_then(|meta: &ObjectMeta| meta.uid.clone()) else { continue };
@@ -59,9 +61,9 @@ pub(super) async fn add_refusals(context: &Context, memory: &mut Memory, namespa
             continue;
         };
         let last = memory.refusals.get(&uid);
-        if age >= PODLESS_SECONDS && last.is_none_or(|last| last.at.elapsed() >= BETWEEN) {
+        if age >= PODLESS_SECONDS && last.is_none_or(|last| now.since(last.at) >= BETWEEN) {
             let problem = read_refusal(context, namespace, &uid, attempt).await;
-            memory.refusals.insert(uid.clone(), LastRefusal { at: Instant::now(), problem });
+            memory.refusals.insert(uid.clone(), LastRefusal { at: now.instant, problem });
         }
         let last = memory.refusals.get(&uid).and_then(|last| last.problem.clone());
         attempt.trouble = last.or_else(|| podless(&attempt.name, age)).or(attempt.trouble.take());
@@ -85,12 +87,12 @@ async fn read_refusal(context: &Context, namespace: &str, uid: &str, attempt: &A
             .max(event.event_time.as_ref().map(|time| time.0))
     })?;
     let message = newest.note.unwrap_or_default();
-    Some(Problem::new(reason(&message).unwrap_or("PodsNotCreated"), format!("Job {}: {message}", attempt.name)))
+    Some(Problem::new(reason(&message).unwrap_or(Reason::PodsNotCreated), format!("Job {}: {message}", attempt.name)))
 }
 
 fn podless(job: &str, age: i64) -> Option<Problem> {
     (age >= PODLESS_WITHOUT_EVENT_SECONDS).then(|| {
-        Problem::new("PodsNotCreated", format!("Job {job} has no pod after {age} s: kubectl describe job {job}"))
+        Problem::new(Reason::PodsNotCreated, format!("Job {job} has no pod after {age} s: kubectl describe job {job}"))
     })
 }
 
@@ -103,30 +105,30 @@ mod tests {
         for (message, expected) in [
             (
                 "pods \"a\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1",
-                "QuotaExceeded",
+                Reason::QuotaExceeded,
             ),
             (
                 "Error creating: pods \"a\" is forbidden: failed quota: q: must specify limits.cpu for: migrate",
-                "QuotaExceeded",
+                Reason::QuotaExceeded,
             ),
             (
                 "pods \"a\" is forbidden: maximum memory usage per Container is 64Mi, but limit is 256Mi",
-                "LimitRangeViolated",
+                Reason::LimitRangeViolated,
             ),
             (
                 "pods \"a\" is forbidden: violates PodSecurity \"restricted:latest\": runAsNonRoot != true",
-                "PodSecurityViolated",
+                Reason::PodSecurityViolated,
             ),
             (
                 "pods \"a\" is forbidden: unable to validate against any security context constraint: [1000]",
-                "PodSecurityViolated",
+                Reason::PodSecurityViolated,
             ),
             (
                 "pods \"a\" is forbidden: ValidatingAdmissionPolicy 'cases-uid' with binding 'cases-uid' denied request: no",
-                "PolicyDenied",
+                Reason::PolicyDenied,
             ),
-            ("admission webhook \"a.b\" denied the request: no", "WebhookDenied"),
-            ("Internal error occurred: failed calling webhook \"a.b\": refused", "WebhookFailed"),
+            ("admission webhook \"a.b\" denied the request: no", Reason::WebhookDenied),
+            ("Internal error occurred: failed calling webhook \"a.b\": refused", Reason::WebhookFailed),
         ] {
             assert_eq!(reason(message), Some(expected), "{message}");
         }
@@ -137,7 +139,7 @@ mod tests {
     fn a_job_without_a_pod_is_a_problem_after_a_time() {
         assert_eq!(podless("p-migrate-k-1", PODLESS_WITHOUT_EVENT_SECONDS - 1), None);
         let problem = podless("p-migrate-k-1", PODLESS_WITHOUT_EVENT_SECONDS).expect("a problem");
-        assert_eq!(problem.reason, "PodsNotCreated");
+        assert_eq!(problem.reason, Reason::PodsNotCreated);
         assert!(problem.message.contains("kubectl describe job p-migrate-k-1"), "{}", problem.message);
     }
 }

@@ -8,11 +8,12 @@ use millrace_crds::RecordPipelineResource;
 
 use super::{
     build::labels::{COMPONENT, INSTANCE},
-    dereference::{Role, is_owned},
-    status::{READY, find_condition},
+    condition::{self, ConditionType, Status},
+    observe::{Role, is_owned},
+    validate::Validated,
     write::CLAIM,
 };
-use crate::{context::Context, pipeline::Pipeline};
+use crate::context::Context;
 
 /// A pipeline that follows the default image.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,7 +52,7 @@ pub(crate) fn followers(context: &Context) -> Vec<Follower> {
             let Ok(resource) = &object.0 else { continue };
             let mine = resource.annotations().get(CLAIM).is_some_and(|of| *of == claim);
             let follows = resource.spec.image.is_none() && resource.spec.paused != Some(true);
-            if !mine || !follows || resource.meta().deletion_timestamp.is_some() || Pipeline::new(resource).is_err() {
+            if !mine || !follows || resource.meta().deletion_timestamp.is_some() || Validated::new(resource).is_err() {
                 continue;
             }
             let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
@@ -75,7 +76,7 @@ pub(crate) fn followers(context: &Context) -> Vec<Follower> {
 
 fn is_ready(resource: &RecordPipelineResource) -> bool {
     let conditions = resource.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    find_condition(conditions, READY, "True").is_some()
+    condition::find(conditions, ConditionType::Ready, Status::True).is_some()
 }
 
 #[cfg(test)]

@@ -3,51 +3,48 @@
 //!
 //! It must never touch a pod whose files are current.
 
-use std::time::{Duration, Instant};
-
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
     api::{Patch, PatchParams},
 };
+use millrace_crds::Reason;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::{apply::Error, dereference::Seen, memory::Memory};
-use crate::{context::Context, pipeline::Pipeline};
+use super::{apply::Error, memory::Memory, observe::Observed, validate::Validated};
+use crate::{clock::Now, context::Context};
 
 /// The annotation that a touch changes.
 const TOUCHED: &str = "millrace.dev/touched";
 
-/// Touches pods whose files are behind; returns the time until the next touch.
-///
-/// # Errors
-/// When a request to the API server fails.
-pub(super) async fn touch(
-    context: &Context,
-    memory: &mut Memory,
-    pipeline: &Pipeline,
-    seen: &Seen,
-) -> Result<Option<Duration>, Error> {
-    let now = Instant::now();
+/// A pod whose files are behind.
+#[derive(Debug)]
+pub(super) struct PodTouch {
+    /// The pod's name.
+    pub(super) pod: String,
+    /// What its files lack.
+    purpose: String,
+}
+
+/// The pods whose files are behind. Drops the touches of those whose files are current.
+pub(super) fn wanted(observed: &Observed<'_>, pipeline: &Validated, memory: &mut Memory) -> Vec<PodTouch> {
     let permits = &pipeline.manifest.metadata.annotations;
     let permitted = permits.values().next().map(|_| hex::encode(&Sha256::digest(json!(permits).to_string())[..4]));
-    let mut next: Option<Duration> = None;
-    for pod in seen.pods.iter().filter(|pod| !pod.deleting) {
-        let Some(response) = memory.facts.of(&pod.name) else { continue };
+    let mut found = Vec::new();
+    for pod in observed.pods.iter().filter(|pod| !pod.deleting) {
+        let Some(response) = &pod.response else { continue };
         let read = response.answer.manifest.as_ref();
-        let current = read.is_some_and(|read| {
-            read.uid.as_deref() == Some(&pipeline.uid) && read.generation >= Some(pipeline.generation)
-        });
-        let reports = |reasons: &[&str]| {
-            response.answer.problems.iter().any(|problem| reasons.contains(&problem.reason.as_str()))
-        };
+        let current = read
+            .is_some_and(|read| read.uid.as_deref() == Some(&pipeline.uid) && read.generation >= pipeline.generation);
+        let reports =
+            |reasons: &[Reason]| response.answer.problems.iter().any(|problem| reasons.contains(&problem.reason));
         let purpose = if !current {
             format!("g{}", pipeline.generation)
-        } else if reports(&["SecretNotFound", "SecretInvalid"]) {
+        } else if reports(&[Reason::SecretNotFound, Reason::SecretInvalid]) {
             "secret".to_owned()
         } else if let Some(permitted) = &permitted
-            && reports(&["OtherPipeline", "UidNotClaimed", "ManifestRefused"])
+            && reports(&[Reason::OtherPipeline, Reason::UidNotClaimed, Reason::ManifestRefused])
         {
             // Annotations permit it; they come with the manifest and are no new generation.
             format!("a{permitted}")
@@ -55,19 +52,31 @@ pub(super) async fn touch(
             memory.touches.remove(&pod.name);
             continue;
         };
-        if let Some(count) = memory.touch(&pod.name, &purpose, now) {
-            context.leadership.check()?;
-            let patch = json!({ "metadata": { "annotations": { TOUCHED: format!("{purpose}-{count}") } } });
-            let api: Api<Pod> = Api::namespaced(context.client.clone(), &pipeline.namespace);
-            match api.patch_metadata(&pod.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(status)) if status.is_not_found() => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let due = memory.touches[&pod.name].due.saturating_duration_since(now);
-        next = Some(next.map_or(due, |next| next.min(due)));
+        found.push(PodTouch { pod: pod.name.clone(), purpose });
     }
-    memory.touches.retain(|pod, _| seen.pods.iter().any(|seen| seen.name == *pod));
-    Ok(next)
+    memory.touches.retain(|name, _| observed.pods.iter().any(|pod| pod.name == *name));
+    found
+}
+
+/// Touches a pod, unless its last touch was a moment ago.
+///
+/// # Errors
+/// When a request to the API server fails.
+pub(super) async fn touch(
+    context: &Context,
+    memory: &mut Memory,
+    namespace: &str,
+    touch: &PodTouch,
+    now: Now,
+) -> Result<(), Error> {
+    let PodTouch { pod, purpose } = touch;
+    let Some(count) = memory.touch(pod, purpose, now.instant) else { return Ok(()) };
+    context.leadership.check()?;
+    let patch = json!({ "metadata": { "annotations": { TOUCHED: format!("{purpose}-{count}") } } });
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    match api.patch_metadata(pod, &PatchParams::default(), &Patch::Merge(&patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }

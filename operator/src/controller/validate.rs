@@ -1,4 +1,4 @@
-//! A valid pipeline: the resource from the API server, checked, without the parts that nothing needs.
+//! Checks the resource: the next steps get a pipeline that breaks no rule, with everything that they need.
 //!
 //! It must never be made from a resource that breaks a rule: the API server would refuse the objects that are built
 //! from it one by one, or worse, accept them.
@@ -8,9 +8,11 @@ use millrace_crds::{
     SecretKeyRef, Violation,
 };
 
+use crate::cache::Guarded;
+
 /// A valid pipeline.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Pipeline {
+pub(crate) struct Validated {
     /// Its name.
     pub(crate) name: String,
     /// Its namespace.
@@ -37,7 +39,16 @@ pub(crate) struct Invalid {
     pub(crate) violations: Vec<Violation>,
 }
 
-impl Pipeline {
+impl Validated {
+    /// Checks a resource as the API server returned it.
+    ///
+    /// # Errors
+    /// The cause for people: it cannot be parsed, or breaks rules.
+    pub(crate) fn of(object: &Guarded) -> Result<Self, String> {
+        let resource = object.0.as_ref().map_err(|error| error.error.clone())?;
+        Self::new(resource).map_err(|error| error.to_string())
+    }
+
     /// Checks a resource by the rules of the manifest and by the rules for a cluster.
     ///
     /// # Errors
@@ -89,5 +100,20 @@ impl Pipeline {
         manifest.spec = spec.for_pods();
         let name = manifest.metadata.name.clone();
         Ok(Self { name, namespace, uid, generation, manifest, redis, postgres, spec: spec.clone() })
+    }
+
+    /// The image that the spec names, else the default.
+    #[must_use]
+    pub(crate) fn image<'a>(&'a self, default: &'a str) -> &'a str {
+        self.spec.image.as_deref().unwrap_or(default)
+    }
+
+    /// The `replicas` of the Deployment of serve; `None` where a HorizontalPodAutoscaler sets them.
+    #[must_use]
+    pub(crate) fn serve_replicas(&self) -> Option<i32> {
+        let serve = self.spec.serve.as_ref();
+        let scaled_by_kubernetes = serve.is_some_and(|serve| serve.autoscaling.is_some());
+        let replicas = serve.and_then(|serve| serve.replicas).unwrap_or(1);
+        (!scaled_by_kubernetes).then(|| i32::try_from(replicas).unwrap_or(i32::MAX))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! It writes conditions at once and numbers from time to time, and never a status that did not change.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
@@ -11,14 +11,14 @@ use kube::{
     core::ApiResource,
     runtime::events::{Event, EventType},
 };
-use millrace_crds::{API_VERSION, KIND, RecordPipelineResource, RecordPipelineStatus};
+use millrace_crds::{API_VERSION, KIND, Reason, RecordPipelineResource, RecordPipelineStatus};
 use serde_json::json;
 
 use super::{
     apply::{Error, merge},
-    inactive::{DRAINED, DRAINING, PURGING},
+    condition::{self, ConditionType, Status},
     memory::Memory,
-    status::{READY, find_condition},
+    observe::Observed,
 };
 use crate::context::Context;
 
@@ -88,23 +88,21 @@ pub(crate) async fn remove_finalizer(context: &Context, meta: &ObjectMeta) -> Re
     }
 }
 
-/// Writes the status when a write is due, and publishes Events about changed conditions. `cached` is the status in the
-/// cache.
+/// Writes the status when a write is due, and publishes Events about changed conditions.
 ///
 /// # Errors
 /// When the API server is unreachable. A resource that is deleted is no error.
 pub(crate) async fn status(
     context: &Context,
     memory: &mut Memory,
-    meta: &ObjectMeta,
-    cached: &RecordPipelineStatus,
+    observed: &Observed<'_>,
     next: RecordPipelineStatus,
 ) -> Result<(), Error> {
-    let before = memory.current_status(cached).clone();
-    let ready = find_condition(&before.conditions, READY, "True").is_some();
+    let (meta, before, now) = (observed.meta(), &observed.status, observed.now);
+    let ready = condition::find(&before.conditions, ConditionType::Ready, Status::True).is_some();
     let every = if ready || next.draining_since.is_some() { NUMBERS_EVERY } else { UNREADY_NUMBERS_EVERY };
-    let due = memory.written.as_ref().is_none_or(|(_, at)| at.elapsed() >= every);
-    if next == before || !(due || is_urgent(&before, &next)) {
+    let due = memory.written.as_ref().is_none_or(|(_, at)| now.since(*at) >= every);
+    if next == *before || !(due || is_urgent(before, &next)) {
         return Ok(());
     }
     context.leadership.check()?;
@@ -136,9 +134,10 @@ pub(crate) async fn status(
             "a condition changed"
         );
         let note = format!("{}: {}", condition.type_, condition.message);
-        event(context, meta, warning, &condition.reason, note).await;
+        let reason = Reason::from(condition.reason.clone());
+        event(context, meta, &Notice { warning, reason, note }).await;
     }
-    memory.written = Some((next, Instant::now()));
+    memory.written = Some((next, now.instant));
     Ok(())
 }
 
@@ -166,19 +165,27 @@ fn event_conditions<'a>(before: &[Condition], next: &'a [Condition]) -> Vec<(boo
         })
     });
     changed
-        .filter_map(|condition| match (condition.type_.as_str(), condition.status.as_str()) {
-            ("Ready" | "Migrated", "True") => Some((false, condition)),
-            ("Degraded", "True") => Some((true, condition)),
-            ("Progressing", "True") if [DRAINING, DRAINED, PURGING].contains(&condition.reason.as_str()) => {
-                Some((false, condition))
-            }
-            _ => None,
+        .filter_map(|condition| {
+            let is = |kind| condition::is(condition, kind, Status::True);
+            let ends = [Reason::Draining, Reason::Drained, Reason::Purging];
+            let ends = is(ConditionType::Progressing) && ends.iter().any(|of| condition.reason == of.as_str());
+            let (warns, news) = (is(ConditionType::Degraded), is(ConditionType::Ready) || is(ConditionType::Migrated));
+            (warns || news || ends).then_some((warns, condition))
         })
         .collect()
 }
 
+/// An Event about a resource.
+#[derive(Debug)]
+pub(crate) struct Notice {
+    pub(crate) warning: bool,
+    pub(crate) reason: Reason,
+    pub(crate) note: String,
+}
+
 /// Publishes an Event of Kubernetes about a resource. A failure is logged and has no other effect.
-pub(crate) async fn event(context: &Context, meta: &ObjectMeta, warning: bool, reason: &str, note: String) {
+pub(crate) async fn event(context: &Context, meta: &ObjectMeta, notice: &Notice) {
+    let Notice { warning, reason, note } = notice;
     if context.leadership.check().is_err() {
         return;
     }
@@ -191,8 +198,8 @@ pub(crate) async fn event(context: &Context, meta: &ObjectMeta, warning: bool, r
         ..ObjectReference::default()
     };
     let event = Event {
-        type_: if warning { EventType::Warning } else { EventType::Normal },
-        reason: reason.to_owned(),
+        type_: if *warning { EventType::Warning } else { EventType::Normal },
+        reason: reason.to_string(),
         // The API takes 1,024 bytes.
         note: Some(note.chars().take(250).collect()),
         action: "Reconcile".to_owned(),
@@ -201,7 +208,7 @@ pub(crate) async fn event(context: &Context, meta: &ObjectMeta, warning: bool, r
     if let Err(error) = context.recorder.publish(&event, &reference).await {
         // For example in a namespace that is being deleted.
         let (namespace, name) = names(meta);
-        tracing::warn!(event = "controller.event.write_failed", namespace, name, reason, note = event.note, error = %error, "an event of Kubernetes cannot be written");
+        tracing::warn!(event = "controller.event.write_failed", namespace, name, reason = reason.as_str(), note = event.note, error = %error, "an event of Kubernetes cannot be written");
     }
 }
 

@@ -1,21 +1,24 @@
 //! The ConfigMap that holds the pods' manifest.
 
-use serde_json::json;
+use k8s_openapi::api::core::v1::ConfigMap;
 
-use super::{Child, Head, Kind};
-use crate::pipeline::Pipeline;
+use super::{Child, Object, Validated, metadata};
 
 /// The key of the manifest in the ConfigMap.
 pub(super) const KEY: &str = "pipeline.yaml";
 
 /// The manifest with the fields that concern the pods.
-pub(super) fn manifest(pipeline: &Pipeline) -> Child {
+pub(super) fn manifest(pipeline: &Validated) -> Child {
     // A manifest is JSON, and JSON is YAML.
     let text = serde_saphyr::to_string(&pipeline.manifest).expect("a manifest is YAML");
-    Head::new(Kind::ConfigMap, name(pipeline), None).child(pipeline, json!({ "data": { KEY: text } }))
+    Child::new(Object::ConfigMap(ConfigMap {
+        metadata: metadata(pipeline, name(pipeline), None),
+        data: Some([(KEY.to_owned(), text)].into()),
+        ..ConfigMap::default()
+    }))
 }
 
 /// The name of the ConfigMap.
-pub(super) fn name(pipeline: &Pipeline) -> String {
+pub(super) fn name(pipeline: &Validated) -> String {
     format!("{}-manifest", pipeline.name)
 }

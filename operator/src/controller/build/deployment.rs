@@ -1,9 +1,14 @@
 //! The Deployments of serve and work.
 
-use serde_json::{Value, json};
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
+        core::v1::PodTemplateSpec,
+    },
+    apimachinery::pkg::util::intstr::IntOrString,
+};
 
-use super::{Child, Head, Kind, Plan, pod, selector};
-use crate::pipeline::Pipeline;
+use super::{Child, Kind, Object, Plan, Validated, metadata, pod, pods_of};
 
 /// The pods that accept records and answer queries.
 pub(super) fn serve(plan: &Plan<'_>) -> Child {
@@ -16,22 +21,33 @@ pub(super) fn work(plan: &Plan<'_>) -> Child {
 }
 
 /// The name of a component's Deployment.
-pub(super) fn name(pipeline: &Pipeline, component: &str) -> String {
+pub(super) fn name(pipeline: &Validated, component: &str) -> String {
     format!("{}-{component}", pipeline.name)
 }
 
-fn deployment(pipeline: &Pipeline, component: &str, replicas: Option<i32>, template: Value) -> Child {
-    let mut spec = json!({
-        "selector": { "matchLabels": selector(pipeline, component) },
-        // A new pod is ready before an old one ends: with one replica there is no gap.
-        "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
-        "revisionHistoryLimit": 3,
-        "progressDeadlineSeconds": 600,
-        "template": template,
-    });
-    if let Some(replicas) = replicas {
-        spec["replicas"] = json!(replicas);
-    }
-    let head = Head::new(Kind::Deployment, name(pipeline, component), Some(component));
-    head.child(pipeline, json!({ "spec": spec }))
+fn deployment(
+    pipeline: &Validated,
+    component: &str,
+    replicas: Option<i32>,
+    template: Result<PodTemplateSpec, String>,
+) -> Child {
+    let name = name(pipeline, component);
+    let template = match template {
+        Ok(template) => template,
+        Err(cause) => return Child::refused(Kind::Deployment, name, &cause),
+    };
+    // A new pod is ready before an old one ends: with one replica there is no gap.
+    let rolling =
+        RollingUpdateDeployment { max_surge: Some(IntOrString::Int(1)), max_unavailable: Some(IntOrString::Int(0)) };
+    let spec = DeploymentSpec {
+        replicas,
+        selector: pods_of(pipeline, component),
+        strategy: Some(DeploymentStrategy { type_: Some("RollingUpdate".to_owned()), rolling_update: Some(rolling) }),
+        revision_history_limit: Some(3),
+        progress_deadline_seconds: Some(600),
+        template,
+        ..DeploymentSpec::default()
+    };
+    let metadata = metadata(pipeline, name, Some(component));
+    Child::new(Object::Deployment(Deployment { metadata, spec: Some(spec), status: None }))
 }

@@ -1,13 +1,13 @@
 //! The Ingress in front of serve.
 
+use k8s_openapi::api::networking::v1 as api;
+use kube::api::ObjectMeta;
 use millrace_crds::{Ingress, PathType};
-use serde_json::json;
 
-use super::{Child, Head, Kind, service};
-use crate::pipeline::Pipeline;
+use super::{Child, Object, Validated, metadata, service, unless_empty};
 
 /// The Ingress of serve, where the manifest has one.
-pub(super) fn serve(pipeline: &Pipeline) -> Option<Child> {
+pub(super) fn serve(pipeline: &Validated) -> Option<Child> {
     let ingress = pipeline.spec.serve.as_ref()?.ingress.as_ref()?;
     let Ingress { host, path, path_type, class_name, tls_secret_name, annotations } = ingress;
     let service = service::serve_name(pipeline);
@@ -16,18 +16,23 @@ pub(super) fn serve(pipeline: &Pipeline) -> Option<Child> {
         PathType::Exact => "Exact",
         PathType::ImplementationSpecific => "ImplementationSpecific",
     };
-    let mut spec = json!({ "rules": [{ "host": host, "http": { "paths": [{
-        "path": path.as_deref().unwrap_or("/"),
-        "pathType": path_type,
-        "backend": { "service": { "name": service, "port": { "name": "http" } } },
-    }] } }] });
-    if let Some(class) = class_name {
-        spec["ingressClassName"] = json!(class);
-    }
-    if let Some(secret) = tls_secret_name {
-        spec["tls"] = json!([{ "hosts": [host], "secretName": secret }]);
-    }
-    let mut head = Head::new(Kind::Ingress, service, Some("serve"));
-    head.annotations = annotations;
-    Some(head.child(pipeline, json!({ "spec": spec })))
+    let port = api::ServiceBackendPort { name: Some("http".to_owned()), number: None };
+    let backend = api::IngressServiceBackend { name: service.clone(), port: Some(port) };
+    let path = api::HTTPIngressPath {
+        path: Some(path.clone().unwrap_or_else(|| "/".to_owned())),
+        path_type: path_type.to_owned(),
+        backend: api::IngressBackend { service: Some(backend), resource: None },
+    };
+    let http = api::HTTPIngressRuleValue { paths: vec![path] };
+    let certificate =
+        |secret: &String| vec![api::IngressTLS { hosts: Some(vec![host.clone()]), secret_name: Some(secret.clone()) }];
+    let spec = api::IngressSpec {
+        rules: Some(vec![api::IngressRule { host: Some(host.clone()), http: Some(http) }]),
+        ingress_class_name: class_name.clone(),
+        tls: tls_secret_name.as_ref().map(certificate),
+        default_backend: None,
+    };
+    let metadata =
+        ObjectMeta { annotations: unless_empty(annotations.clone()), ..metadata(pipeline, service, Some("serve")) };
+    Some(Child::new(Object::Ingress(api::Ingress { metadata, spec: Some(spec), status: None })))
 }

@@ -6,20 +6,23 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::{
+    batch::v1::{Job, JobSpec},
+    core::v1::PodTemplateSpec,
+};
 use millrace_crds::ADOPT;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Child, Head, Kind,
+    Child, Kind, Object, Validated,
     labels::{ATTEMPT, KEY, TEMPLATE},
-    pod,
+    metadata, pod,
 };
-use crate::pipeline::Pipeline;
 
 /// The migration's Job, `NAME-migrate-KEY-ATTEMPT`. With `contract` it runs the contracting steps, which break pods of
 /// older images.
-pub(crate) fn migration(pipeline: &Pipeline, image: &str, key: &str, attempt: u32, contract: bool) -> Child {
+pub(crate) fn migration(pipeline: &Validated, image: &str, key: &str, attempt: u32, contract: bool) -> Child {
     let name = format!("{}-migrate-{key}-{attempt}", pipeline.name);
     let labels = [(KEY, key.to_owned()), (ATTEMPT, attempt.to_string())];
     let (args, deadline): (&[&str], _) =
@@ -29,7 +32,7 @@ pub(crate) fn migration(pipeline: &Pipeline, image: &str, key: &str, attempt: u3
 
 /// The hash of everything that a migration depends on: 8 hexadecimal digits, so that the longest name of a pipeline
 /// leaves room for an attempt of 5 digits within the 63 characters of a Job's name.
-pub(crate) fn migration_key(pipeline: &Pipeline, image: &str, contract: bool) -> String {
+pub(crate) fn migration_key(pipeline: &Validated, image: &str, contract: bool) -> String {
     let millrace_crds::SecretKeyRef { name, key } = &pipeline.postgres;
     // JSON separates the texts without ambiguity.
     let parts = json!([image, name, key, pipeline.uid, pipeline.manifest.annotation(ADOPT), contract]);
@@ -37,38 +40,49 @@ pub(crate) fn migration_key(pipeline: &Pipeline, image: &str, contract: bool) ->
 }
 
 /// The Job that removes the pipeline's schema and its Redis keys, `NAME-purge-ATTEMPT`.
-pub(crate) fn purge(pipeline: &Pipeline, image: &str, attempt: u32) -> Child {
+pub(crate) fn purge(pipeline: &Validated, image: &str, attempt: u32) -> Child {
     let name = format!("{}-purge-{attempt}", pipeline.name);
     job(pipeline, "purge", name, &[(ATTEMPT, attempt.to_string())], image, &["purge", "--yes"], 3600)
 }
 
 fn job(
-    pipeline: &Pipeline,
+    pipeline: &Validated,
     component: &'static str,
     name: String,
     labels: &[(&str, String)],
     image: &str,
     args: &[&str],
-    deadline_seconds: u32,
+    deadline_seconds: i64,
 ) -> Child {
     let labels: BTreeMap<String, String> =
         labels.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-    let spec = json!({
-        "backoffLimit": 0,
-        "activeDeadlineSeconds": deadline_seconds,
-        "template": pod::job(pipeline, component, image, args, &labels),
-    });
-    let mut child = Head::new(Kind::Job, name, Some(component)).child(pipeline, json!({ "spec": spec }));
-    for (name, value) in labels {
-        child.object["metadata"]["labels"][name] = json!(value);
-    }
-    child.object["metadata"]["labels"][TEMPLATE] = json!(template_hash(&child));
-    child
+    let template = match pod::job(pipeline, component, image, args, &labels) {
+        Ok(template) => template,
+        Err(cause) => return Child::refused(Kind::Job, name, &cause),
+    };
+    let mut metadata = metadata(pipeline, name, Some(component));
+    let own = labels.into_iter().chain([(TEMPLATE.to_owned(), hash(&template))]);
+    metadata.labels.get_or_insert_default().extend(own);
+    let spec = JobSpec {
+        backoff_limit: Some(0),
+        active_deadline_seconds: Some(deadline_seconds),
+        template,
+        ..JobSpec::default()
+    };
+    Child::new(Object::Job(Job { metadata, spec: Some(spec), status: None }))
 }
 
-/// The hash of a Job's pod template. The attempt's number is left out: the next attempt has the same pod.
+/// The hash of a Job's pod template; empty where the Job cannot be made. The attempt's number is left out: the next
+/// attempt has the same pod.
 pub(crate) fn template_hash(job: &Child) -> String {
-    let mut template = job.object["spec"]["template"].clone();
+    match &job.object {
+        Ok(Object::Job(Job { spec: Some(spec), .. })) => hash(&spec.template),
+        _ => String::new(),
+    }
+}
+
+fn hash(template: &PodTemplateSpec) -> String {
+    let mut template = json!(template);
     if let Some(labels) = template["metadata"]["labels"].as_object_mut() {
         labels.remove(ATTEMPT);
     }

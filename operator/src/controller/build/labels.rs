@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::pipeline::Pipeline;
+use super::super::validate::Validated;
 
 /// The name of an object's pipeline.
 pub(crate) const INSTANCE: &str = "app.kubernetes.io/instance";
@@ -24,7 +24,7 @@ pub(crate) fn ours() -> String {
 }
 
 /// The labels of an object; without a component it belongs to the whole pipeline.
-pub(super) fn of(pipeline: &Pipeline, component: Option<&str>) -> BTreeMap<String, String> {
+pub(super) fn of(pipeline: &Validated, component: Option<&str>) -> BTreeMap<String, String> {
     let component = component.map(|component| (COMPONENT, component));
     [("app.kubernetes.io/name", "millrace"), (INSTANCE, &pipeline.name), (MANAGED_BY, OPERATOR), (PART_OF, "millrace")]
         .into_iter()
@@ -34,7 +34,7 @@ pub(super) fn of(pipeline: &Pipeline, component: Option<&str>) -> BTreeMap<Strin
 }
 
 /// The labels that select the pods of a component. A Deployment's selector is immutable: they must never change.
-pub(super) fn selector(pipeline: &Pipeline, component: &str) -> BTreeMap<String, String> {
+pub(super) fn selector(pipeline: &Validated, component: &str) -> BTreeMap<String, String> {
     let mut labels = of(pipeline, Some(component));
     labels.remove(MANAGED_BY);
     labels.remove(PART_OF);

@@ -1,4 +1,4 @@
-//! The objects of a pipeline, as plain JSON: one file per kind.
+//! The objects of a pipeline, in the types of Kubernetes: one file per kind.
 //!
 //! Pure: the objects depend on nothing but the plan, and the same plan gives the same bytes. The pods' template must
 //! never depend on the operator's version, nor on the fields of the manifest that change live (threshold, policy,
@@ -12,6 +12,7 @@ mod ingress;
 mod job;
 pub(crate) mod labels;
 mod network_policy;
+mod overrides;
 mod pod;
 mod pod_disruption_budget;
 mod service;
@@ -21,25 +22,32 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::{
-    apps::v1::Deployment,
-    autoscaling::v2::HorizontalPodAutoscaler,
-    batch::v1::Job,
-    core::v1::{ConfigMap, Service, ServiceAccount},
-    networking::v1::{Ingress, NetworkPolicy},
-    policy::v1::PodDisruptionBudget,
+use k8s_openapi::{
+    api::{
+        apps::v1::Deployment,
+        autoscaling::v2::HorizontalPodAutoscaler,
+        batch::v1::Job,
+        core::v1::{ConfigMap, Service, ServiceAccount},
+        networking::v1::{Ingress, NetworkPolicy},
+        policy::v1::PodDisruptionBudget,
+    },
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference},
 };
-use kube::core::{ApiResource, GroupVersionKind};
-use serde_json::{Value, json};
+use kube::{
+    api::{DynamicObject, ObjectMeta},
+    core::{ApiResource, GroupVersionKind},
+};
+use millrace_crds::{Reason, status_api::Problem};
+use serde::Serialize;
 
 pub(crate) use self::job::{migration, migration_key, purge, template_hash};
-use crate::pipeline::Pipeline;
+use super::validate::Validated;
 
 /// The input of a build; the objects depend on nothing else.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan<'a> {
     /// The pipeline.
-    pub(crate) pipeline: &'a Pipeline,
+    pub(crate) pipeline: &'a Validated,
     /// The image of the pods of serve and work.
     pub(crate) image: &'a str,
     /// The `replicas` of the Deployment of work.
@@ -57,8 +65,49 @@ pub(crate) struct Child {
     pub(crate) kind: Kind,
     /// Its name; its namespace is the pipeline's.
     pub(crate) name: String,
-    /// The whole object: apiVersion, kind, metadata with name, namespace, labels and ownerReferences, and the rest.
-    pub(crate) object: Value,
+    /// The whole object; or the problem, where the manifest has a field of Kubernetes that has no meaning.
+    pub(crate) object: Result<Object, Problem>,
+}
+
+/// An object of each kind, with name, namespace, labels and owner.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Object {
+    ServiceAccount(ServiceAccount),
+    ConfigMap(ConfigMap),
+    Service(Service),
+    NetworkPolicy(NetworkPolicy),
+    PodDisruptionBudget(PodDisruptionBudget),
+    Deployment(Deployment),
+    Job(Job),
+    HorizontalPodAutoscaler(HorizontalPodAutoscaler),
+    Ingress(Ingress),
+    HttpRoute(DynamicObject),
+}
+
+impl Child {
+    /// An object that is complete.
+    fn new(object: Object) -> Self {
+        let (kind, meta) = match &object {
+            Object::ServiceAccount(object) => (Kind::ServiceAccount, &object.metadata),
+            Object::ConfigMap(object) => (Kind::ConfigMap, &object.metadata),
+            Object::Service(object) => (Kind::Service, &object.metadata),
+            Object::NetworkPolicy(object) => (Kind::NetworkPolicy, &object.metadata),
+            Object::PodDisruptionBudget(object) => (Kind::PodDisruptionBudget, &object.metadata),
+            Object::Deployment(object) => (Kind::Deployment, &object.metadata),
+            Object::Job(object) => (Kind::Job, &object.metadata),
+            Object::HorizontalPodAutoscaler(object) => (Kind::HorizontalPodAutoscaler, &object.metadata),
+            Object::Ingress(object) => (Kind::Ingress, &object.metadata),
+            Object::HttpRoute(object) => (Kind::HttpRoute, &object.metadata),
+        };
+        Self { kind, name: meta.name.clone().unwrap_or_default(), object: Ok(object) }
+    }
+
+    /// An object that cannot be made, and the cause.
+    fn refused(kind: Kind, name: String, cause: &str) -> Self {
+        let problem = Problem::new(Reason::Refused, format!("{kind:?} {name}: {cause}"));
+        Self { kind, name, object: Err(problem) }
+    }
 }
 
 /// The kinds of objects that a pipeline has.
@@ -123,7 +172,7 @@ impl Kind {
 
 /// All objects except Deployments and Jobs: they may exist before the schema is migrated.
 pub(crate) fn base(plan: &Plan<'_>) -> Vec<Child> {
-    let mut children = service_account::all(plan.pipeline);
+    let mut children: Vec<_> = service_account::all(plan.pipeline).into();
     children.push(config_map::manifest(plan.pipeline));
     children.extend(service::all(plan.pipeline));
     children.extend(network_policy::all(plan.pipeline, plan.operator_namespace));
@@ -140,49 +189,38 @@ pub(crate) fn deployments(plan: &Plan<'_>) -> Vec<Child> {
 }
 
 /// The labels that select the pods of a component: `serve`, `work`, `migrate` or `purge`.
-pub(crate) fn selector(pipeline: &Pipeline, component: &str) -> BTreeMap<String, String> {
+pub(crate) fn selector(pipeline: &Validated, component: &str) -> BTreeMap<String, String> {
     labels::selector(pipeline, component)
 }
 
-/// The parts that all objects of a pipeline have.
-struct Head<'a> {
-    kind: Kind,
-    name: String,
-    /// `None` for an object of the whole pipeline.
-    component: Option<&'a str>,
-    annotations: &'a BTreeMap<String, String>,
+/// The metadata of an object; without a component it belongs to the whole pipeline.
+fn metadata(pipeline: &Validated, name: String, component: Option<&str>) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: Some(pipeline.namespace.clone()),
+        labels: Some(labels::of(pipeline, component)),
+        owner_references: Some(vec![OwnerReference {
+            api_version: pipeline.manifest.api_version.clone(),
+            kind: pipeline.manifest.kind.clone(),
+            name: pipeline.name.clone(),
+            uid: pipeline.uid.clone(),
+            controller: Some(true),
+            block_owner_deletion: Some(true),
+        }]),
+        ..ObjectMeta::default()
+    }
 }
 
-impl<'a> Head<'a> {
-    fn new(kind: Kind, name: String, component: Option<&'a str>) -> Self {
-        static NONE: BTreeMap<String, String> = BTreeMap::new();
-        Self { kind, name, component, annotations: &NONE }
-    }
+/// Selects the pods of a component.
+fn pods_of(pipeline: &Validated, component: &str) -> LabelSelector {
+    LabelSelector { match_labels: Some(selector(pipeline, component)), match_expressions: None }
+}
 
-    /// The object, with the fields of `body` beside its metadata: mostly `{"spec": …}`.
-    fn child(self, pipeline: &Pipeline, body: Value) -> Child {
-        let Self { kind, name, component, annotations } = self;
-        let resource = kind.resource();
-        let mut metadata = json!({
-            "name": name,
-            "namespace": pipeline.namespace,
-            "labels": labels::of(pipeline, component),
-            "ownerReferences": [{
-                "apiVersion": pipeline.manifest.api_version,
-                "kind": pipeline.manifest.kind,
-                "name": pipeline.name,
-                "uid": pipeline.uid,
-                "controller": true,
-                "blockOwnerDeletion": true,
-            }],
-        });
-        if !annotations.is_empty() {
-            metadata["annotations"] = json!(annotations);
-        }
-        let mut object = body;
-        object["apiVersion"] = json!(resource.api_version);
-        object["kind"] = json!(resource.kind);
-        object["metadata"] = metadata;
-        Child { kind, name, object }
-    }
+/// A list or a map; an empty one is left out.
+fn unless_empty<T>(all: T) -> Option<T>
+where
+    for<'a> &'a T: IntoIterator,
+{
+    let is_empty = (&all).into_iter().next().is_none();
+    (!is_empty).then_some(all)
 }

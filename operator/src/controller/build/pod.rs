@@ -3,235 +3,238 @@
 
 use std::collections::BTreeMap;
 
-use millrace_crds::{Auth, JobPod, Object, Pod, PullPolicy, SecretKeyRef};
-use serde_json::{Value, json};
+use k8s_openapi::{
+    api::core::v1::{
+        Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, HTTPGetAction, KeyToPath, Lifecycle,
+        LifecycleHandler, LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+        ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, SleepAction,
+        TopologySpreadConstraint, Volume, VolumeMount,
+    },
+    apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
+};
+use kube::api::ObjectMeta;
+use millrace_crds::{Auth, JobPod, Pod, PullPolicy, Resources, SecretKeyRef};
 
-use super::{config_map, labels, selector, service_account};
-use crate::pipeline::Pipeline;
+use super::{Validated, config_map, labels, overrides, pods_of, service_account, unless_empty};
 
 /// The port of the HTTP API, named `http`.
-pub(super) const HTTP: u16 = 8080;
+pub(super) const HTTP: i32 = 8080;
 /// The port of `/health`, `/ready`, `/metrics` and `/status`, named `health`.
-pub(super) const HEALTH: u16 = 8081;
+pub(super) const HEALTH: i32 = 8081;
 
 /// User and group of the processes; the image names the same.
-const USER: u32 = 65532;
+const USER: i64 = 65532;
 
 /// How long a pod continues to serve after Kubernetes stops it: until every node has removed it from the Service,
 /// clients may send requests to it.
-const STOP_AFTER_SECONDS: u32 = 5;
+const STOP_AFTER_SECONDS: i64 = 5;
 /// Requests that have begun end within 30 s, after [`STOP_AFTER_SECONDS`].
-const GRACE_SECONDS: u32 = 45;
+const GRACE_SECONDS: i64 = 45;
 /// How long a Job waits for a missing Secret or an unreachable Postgres, in milliseconds.
 const JOB_WAIT_MS: &str = "10000";
 
-/// A container and its pod, before the manifest's overrides.
-struct Template<'a> {
+/// A pod with one container, before the manifest's overrides.
+struct Template {
     component: &'static str,
-    image: &'a str,
-    args: &'a [&'a str],
-    env: Vec<(&'static str, String)>,
-    volumes: Vec<Value>,
-    mounts: Vec<Value>,
+    container: Container,
+    env: Vec<EnvVar>,
+    mounts: Vec<VolumeMount>,
+    pod: PodSpec,
+    volumes: Vec<Volume>,
     /// Labels beside those of every object.
     labels: BTreeMap<String, String>,
-    /// More fields of the container.
-    container: Value,
-    /// More fields of the pod.
-    pod: Value,
 }
 
 /// The template of the Deployment of serve.
-pub(super) fn serve(pipeline: &Pipeline, image: &str) -> Value {
+///
+/// # Errors
+/// Of this function and the next ones: a field of Kubernetes in the manifest that has no meaning.
+pub(super) fn serve(pipeline: &Validated, image: &str) -> Result<PodTemplateSpec, String> {
     let mut template = Template::new(pipeline, "serve", image, &["serve"]);
     let auth = pipeline.spec.auth.as_ref();
     if let Some(Auth { bootstrap_key_secret_ref: Some(reference) }) = auth {
         template.secret("bootstrap-key", reference, "key", "MILLRACE_BOOTSTRAP_KEY_FILE");
     }
-    template.env.push(("MILLRACE_LISTEN", format!("[::]:{HTTP}")));
+    template.env("MILLRACE_LISTEN", &format!("[::]:{HTTP}"));
     template.runs(pipeline, &[("http", HTTP), ("health", HEALTH)]);
-    template.container["lifecycle"] = json!({ "preStop": { "sleep": { "seconds": STOP_AFTER_SECONDS } } });
-    template.finish(pipeline, pipeline.spec.serve.as_ref().and_then(|serve| serve.pod.clone()).unwrap_or_default())
+    let sleep = SleepAction { seconds: STOP_AFTER_SECONDS };
+    let pre_stop = Some(LifecycleHandler { sleep: Some(sleep), ..LifecycleHandler::default() });
+    template.container.lifecycle = Some(Lifecycle { pre_stop, ..Lifecycle::default() });
+    let pod = pipeline.spec.serve.as_ref().and_then(|serve| serve.pod.clone());
+    template.finish(pipeline, "serve", pod.unwrap_or_default())
 }
 
 /// The template of the Deployment of work.
-pub(super) fn work(pipeline: &Pipeline, image: &str) -> Value {
+pub(super) fn work(pipeline: &Validated, image: &str) -> Result<PodTemplateSpec, String> {
     let mut template = Template::new(pipeline, "work", image, &["work"]);
     template.runs(pipeline, &[("health", HEALTH)]);
-    template.finish(pipeline, work_pod(pipeline))
+    template.finish(pipeline, "work", work_pod(pipeline))
 }
 
 /// The template of a Job: it has the overrides of work, and those of Jobs.
 pub(super) fn job(
-    pipeline: &Pipeline,
+    pipeline: &Validated,
     component: &'static str,
     image: &str,
     args: &[&str],
     labels: &BTreeMap<String, String>,
-) -> Value {
+) -> Result<PodTemplateSpec, String> {
     let mut template = Template::new(pipeline, component, image, args);
     template.labels = labels.clone();
-    template.env.push(("MILLRACE_WAIT_MS", JOB_WAIT_MS.to_owned()));
-    template.env.push(("MILLRACE_TERMINATION_LOG", "/dev/termination-log".to_owned()));
-    template.pod["restartPolicy"] = json!("Never");
+    template.env("MILLRACE_WAIT_MS", JOB_WAIT_MS);
+    template.env("MILLRACE_TERMINATION_LOG", "/dev/termination-log");
+    template.pod.restart_policy = Some("Never".to_owned());
     let mut pod = work_pod(pipeline);
     let jobs = pipeline.spec.jobs.as_ref().and_then(|jobs| jobs.pod.clone());
     let JobPod { annotations, labels } = jobs.unwrap_or_default();
     pod.annotations.extend(annotations);
     pod.labels.extend(labels);
-    template.finish(pipeline, pod)
+    template.finish(pipeline, "work", pod)
 }
 
-fn work_pod(pipeline: &Pipeline) -> Pod {
+fn work_pod(pipeline: &Validated) -> Pod {
     pipeline.spec.work.as_ref().and_then(|work| work.pod.clone()).unwrap_or_default()
 }
 
-impl<'a> Template<'a> {
+impl Template {
     /// A template with the parts of all pods: the manifest, and the URLs of the servers.
-    fn new(pipeline: &Pipeline, component: &'static str, image: &'a str, args: &'a [&'a str]) -> Self {
-        let mut template = Self {
-            component,
-            image,
-            args,
-            env: vec![
-                ("MILLRACE_PIPELINE", format!("/etc/millrace/manifest/{}", config_map::KEY)),
-                // A process that cannot read its manifest at its start runs the last accepted one of this name.
-                ("MILLRACE_PIPELINE_NAME", pipeline.name.clone()),
-                ("MILLRACE_LOG_FORMAT", "json".to_owned()),
-            ],
-            volumes: Vec::new(),
-            mounts: Vec::new(),
-            labels: BTreeMap::new(),
-            container: json!({}),
-            pod: json!({}),
+    fn new(pipeline: &Validated, component: &'static str, image: &str, args: &[&str]) -> Self {
+        let container = Container {
+            name: component.to_owned(),
+            image: Some(image.to_owned()),
+            args: Some(args.iter().map(|&arg| arg.to_owned()).collect()),
+            security_context: Some(SecurityContext {
+                allow_privilege_escalation: Some(false),
+                read_only_root_filesystem: Some(true),
+                capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+                ..SecurityContext::default()
+            }),
+            image_pull_policy: pipeline.spec.image_pull_policy.map(|policy| pull_policy(policy).to_owned()),
+            ..Container::default()
         };
-        template.mount("manifest", json!({ "configMap": { "name": config_map::name(pipeline) } }));
+        let secrets = pipeline.spec.image_pull_secrets.iter();
+        let pod = PodSpec {
+            service_account_name: Some(service_account::name(pipeline, component)),
+            automount_service_account_token: Some(false),
+            // The environment variables of Docker links: one per Service of the namespace, and some begin with
+            // MILLRACE_.
+            enable_service_links: Some(false),
+            image_pull_secrets: unless_empty(
+                secrets.map(|name| LocalObjectReference { name: name.clone() }).collect::<Vec<_>>(),
+            ),
+            ..PodSpec::default()
+        };
+        let (env, mounts, volumes, labels) = (Vec::new(), Vec::new(), Vec::new(), BTreeMap::new());
+        let mut template = Self { component, container, env, mounts, pod, volumes, labels };
+        template.env("MILLRACE_PIPELINE", &format!("/etc/millrace/manifest/{}", config_map::KEY));
+        // A process that cannot read its manifest at its start runs the last accepted one of this name.
+        template.env("MILLRACE_PIPELINE_NAME", &pipeline.name);
+        template.env("MILLRACE_LOG_FORMAT", "json");
+        let manifest = ConfigMapVolumeSource { name: config_map::name(pipeline), ..ConfigMapVolumeSource::default() };
+        template.mount("manifest", Volume { config_map: Some(manifest), ..Volume::default() });
         template.secret("redis", &pipeline.redis, "url", "MILLRACE_REDIS_URL_FILE");
         template.secret("postgres", &pipeline.postgres, "url", "MILLRACE_POSTGRES_URL_FILE");
         template
     }
 
+    fn env(&mut self, name: &str, value: &str) {
+        self.env.push(EnvVar { name: name.to_owned(), value: Some(value.to_owned()), value_from: None });
+    }
+
     /// Mounts a volume as the folder `/etc/millrace/<folder>`, as a whole: a subPath never follows a change.
-    fn mount(&mut self, folder: &str, mut source: Value) {
+    fn mount(&mut self, folder: &str, source: Volume) {
         let name = format!("millrace-{folder}");
-        source["name"] = json!(name);
-        self.volumes.push(source);
-        self.mounts.push(json!({ "name": name, "mountPath": format!("/etc/millrace/{folder}"), "readOnly": true }));
+        self.mounts.push(VolumeMount {
+            name: name.clone(),
+            mount_path: format!("/etc/millrace/{folder}"),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        });
+        self.volumes.push(Volume { name, ..source });
     }
 
     /// Mounts one key of a Secret. It is optional: without it the pod runs, reports the problem, and continues once the
     /// Secret exists.
-    fn secret(&mut self, folder: &str, reference: &SecretKeyRef, file: &str, variable: &'static str) {
+    fn secret(&mut self, folder: &str, reference: &SecretKeyRef, file: &str, variable: &str) {
         let SecretKeyRef { name, key } = reference;
-        let items = json!([{ "key": key, "path": file }]);
-        self.mount(folder, json!({ "secret": { "secretName": name, "optional": true, "items": items } }));
-        self.env.push((variable, format!("/etc/millrace/{folder}/{file}")));
+        let source = SecretVolumeSource {
+            secret_name: Some(name.clone()),
+            optional: Some(true),
+            items: Some(vec![KeyToPath { key: key.clone(), path: file.to_owned(), mode: None }]),
+            default_mode: None,
+        };
+        self.mount(folder, Volume { secret: Some(source), ..Volume::default() });
+        self.env(variable, &format!("/etc/millrace/{folder}/{file}"));
     }
 
     /// Adds the parts of a pod that runs until it is stopped: ports, probes, grace period, spread over nodes and zones.
-    fn runs(&mut self, pipeline: &Pipeline, ports: &[(&str, u16)]) {
-        self.env.push(("MILLRACE_HEALTH_LISTEN", format!("[::]:{HEALTH}")));
-        let port = |(name, number): &(&str, u16)| json!({ "name": name, "containerPort": number, "protocol": "TCP" });
-        self.container["ports"] = ports.iter().map(port).collect();
-        let probe = |path, period, timeout, failures: u32| {
-            json!({
-                "httpGet": { "path": path, "port": "health" },
-                "periodSeconds": period,
-                "timeoutSeconds": timeout,
-                "failureThreshold": failures,
+    fn runs(&mut self, pipeline: &Validated, ports: &[(&str, i32)]) {
+        self.env("MILLRACE_HEALTH_LISTEN", &format!("[::]:{HEALTH}"));
+        let port = |(name, number): &(&str, i32)| ContainerPort {
+            name: Some((*name).to_owned()),
+            container_port: *number,
+            protocol: Some("TCP".to_owned()),
+            ..ContainerPort::default()
+        };
+        self.container.ports = Some(ports.iter().map(port).collect());
+        let probe = |path: &str, period, timeout, failures| {
+            Some(Probe {
+                http_get: Some(HTTPGetAction {
+                    path: Some(path.to_owned()),
+                    port: IntOrString::String("health".to_owned()),
+                    ..HTTPGetAction::default()
+                }),
+                period_seconds: Some(period),
+                timeout_seconds: Some(timeout),
+                failure_threshold: Some(failures),
+                ..Probe::default()
             })
         };
-        self.container["startupProbe"] = probe("/health", 1, 1, 60);
-        self.container["livenessProbe"] = probe("/health", 10, 5, 6);
-        self.container["readinessProbe"] = probe("/ready", 2, 2, 3);
-        self.pod["terminationGracePeriodSeconds"] = json!(GRACE_SECONDS);
-        let selector = json!({ "matchLabels": selector(pipeline, self.component) });
-        let spread = |key| {
-            json!({
-                "maxSkew": 1,
-                "topologyKey": key,
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": selector,
-                // Of one revision: pods of the old one do not count.
-                "matchLabelKeys": ["pod-template-hash"],
-            })
+        self.container.startup_probe = probe("/health", 1, 1, 60);
+        self.container.liveness_probe = probe("/health", 10, 5, 6);
+        self.container.readiness_probe = probe("/ready", 2, 2, 3);
+        self.pod.termination_grace_period_seconds = Some(GRACE_SECONDS);
+        let spread = |key: &str| TopologySpreadConstraint {
+            max_skew: 1,
+            topology_key: key.to_owned(),
+            when_unsatisfiable: "ScheduleAnyway".to_owned(),
+            label_selector: Some(pods_of(pipeline, self.component)),
+            // Of one revision: pods of the old one do not count.
+            match_label_keys: Some(vec!["pod-template-hash".to_owned()]),
+            ..TopologySpreadConstraint::default()
         };
-        self.pod["topologySpreadConstraints"] =
-            json!([spread("kubernetes.io/hostname"), spread("topology.kubernetes.io/zone")]);
+        self.pod.topology_spread_constraints =
+            Some(vec![spread("kubernetes.io/hostname"), spread("topology.kubernetes.io/zone")]);
     }
 
-    /// The pod's template, with the overrides of the manifest.
-    fn finish(self, pipeline: &Pipeline, overrides: Pod) -> Value {
-        let Self { component, image, args, env, mut volumes, mut mounts, labels: own_labels, mut container, mut pod } =
-            self;
-        let Pod {
-            resources,
-            node_selector,
-            tolerations,
-            affinity,
-            annotations,
-            mut labels,
-            fixed_user,
-            priority_class_name,
-            extra_env,
-            extra_volumes,
-            extra_volume_mounts,
-        } = overrides;
-        volumes.extend(extra_volumes.into_iter().map(Value::Object));
-        mounts.extend(extra_volume_mounts.into_iter().map(Value::Object));
-
-        container["name"] = json!(component);
-        container["image"] = json!(image);
-        container["args"] = json!(args);
-        container["env"] = json!(merged_env(&env, extra_env));
-        container["volumeMounts"] = json!(mounts);
-        container["resources"] = resources.map_or_else(
-            || json!({ "requests": { "cpu": "100m", "memory": "64Mi" }, "limits": { "memory": "256Mi" } }),
-            |resources| json!(resources),
-        );
-        container["securityContext"] = json!({
-            "allowPrivilegeEscalation": false,
-            "readOnlyRootFilesystem": true,
-            "capabilities": { "drop": ["ALL"] },
-        });
-        if let Some(policy) = pipeline.spec.image_pull_policy {
-            container["imagePullPolicy"] = json!(pull_policy(policy));
-        }
-
-        pod["serviceAccountName"] = json!(service_account::name(pipeline, component));
-        pod["automountServiceAccountToken"] = json!(false);
-        // The environment variables of Docker links: one per Service of the namespace, and some begin with MILLRACE_.
-        pod["enableServiceLinks"] = json!(false);
-        pod["securityContext"] = security_context(fixed_user != Some(false));
-        pod["containers"] = json!([container]);
-        pod["volumes"] = json!(volumes);
-        let pull_secrets: Vec<Value> =
-            pipeline.spec.image_pull_secrets.iter().map(|name| json!({ "name": name })).collect();
-        set_unless_empty(&mut pod, "imagePullSecrets", json!(pull_secrets));
-        set_unless_empty(&mut pod, "nodeSelector", json!(node_selector));
-        set_unless_empty(&mut pod, "tolerations", json!(tolerations));
-        if let Some(affinity) = affinity {
-            pod["affinity"] = json!(affinity);
-        }
-        if let Some(class) = priority_class_name {
-            pod["priorityClassName"] = json!(class);
-        }
-
+    /// The pod's template, with the overrides that the manifest has for the pods of a role.
+    fn finish(self, pipeline: &Validated, role: &str, overrides: Pod) -> Result<PodTemplateSpec, String> {
+        let Self { component, mut container, mut env, mut mounts, mut pod, mut volumes, labels: own_labels } = self;
+        let at = |name: &str| format!("spec.{role}.pod.{name}");
+        // The operator's variables, then the extra ones whose names differ from these.
+        let extra: Vec<EnvVar> = overrides::parse(&at("extraEnv"), &overrides.extra_env)?;
+        let is_own = |variable: &EnvVar| env.iter().any(|own| own.name == variable.name);
+        let extra: Vec<_> = extra.into_iter().filter(|variable| !is_own(variable)).collect();
+        env.extend(extra);
+        mounts.extend(overrides::parse::<Vec<_>>(&at("extraVolumeMounts"), &overrides.extra_volume_mounts)?);
+        volumes.extend(overrides::parse::<Vec<_>>(&at("extraVolumes"), &overrides.extra_volumes)?);
+        container.env = Some(env);
+        container.volume_mounts = Some(mounts);
+        container.resources = Some(resources(overrides.resources));
+        pod.containers = vec![container];
+        pod.volumes = Some(volumes);
+        pod.security_context = Some(security_context(overrides.fixed_user != Some(false)));
+        pod.node_selector = unless_empty(overrides.node_selector);
+        pod.tolerations = unless_empty(overrides::parse::<Vec<_>>(&at("tolerations"), &overrides.tolerations)?);
+        pod.affinity = overrides::parse(&at("affinity"), &overrides.affinity)?;
+        pod.priority_class_name = overrides.priority_class_name;
+        let mut labels = overrides.labels;
         labels.extend(labels::of(pipeline, Some(component)));
         labels.extend(own_labels);
-        let mut metadata = json!({ "labels": labels });
-        set_unless_empty(&mut metadata, "annotations", json!(annotations));
-        json!({ "metadata": metadata, "spec": pod })
+        let annotations = unless_empty(overrides.annotations);
+        let metadata = ObjectMeta { labels: Some(labels), annotations, ..ObjectMeta::default() };
+        Ok(PodTemplateSpec { metadata: Some(metadata), spec: Some(pod) })
     }
-}
-
-/// The operator's variables, then the extra ones whose names differ from these.
-fn merged_env(own: &[(&str, String)], extra: Vec<Object>) -> Vec<Value> {
-    let is_own = |variable: &Object| {
-        variable.get("name").and_then(Value::as_str).is_some_and(|name| own.iter().any(|(known, _)| *known == name))
-    };
-    let extra = extra.into_iter().filter(|variable| !is_own(variable)).map(Value::Object);
-    own.iter().map(|(name, value)| json!({ "name": name, "value": value })).chain(extra).collect()
 }
 
 fn pull_policy(policy: PullPolicy) -> &'static str {
@@ -242,19 +245,32 @@ fn pull_policy(policy: PullPolicy) -> &'static str {
     }
 }
 
-fn security_context(fixed_user: bool) -> Value {
-    let mut context = json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } });
-    if fixed_user {
-        context["runAsUser"] = json!(USER);
-        context["runAsGroup"] = json!(USER);
+fn resources(given: Option<Resources>) -> ResourceRequirements {
+    let amounts = |all: &[(&str, &str)]| {
+        Some(all.iter().map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned()))).collect())
+    };
+    let typed = |all: BTreeMap<String, millrace_crds::Quantity>| {
+        unless_empty(all.into_iter().map(|(name, amount)| (name, Quantity(amount.into()))).collect::<BTreeMap<_, _>>())
+    };
+    match given {
+        Some(Resources { requests, limits }) => {
+            ResourceRequirements { requests: typed(requests), limits: typed(limits), claims: None }
+        }
+        None => ResourceRequirements {
+            requests: amounts(&[("cpu", "100m"), ("memory", "64Mi")]),
+            limits: amounts(&[("memory", "256Mi")]),
+            claims: None,
+        },
     }
-    context
 }
 
-/// Sets a field to a list or a map; an empty one is left out.
-fn set_unless_empty(object: &mut Value, field: &str, value: Value) {
-    let is_empty = value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(|map| map.is_empty());
-    if !is_empty {
-        object[field] = value;
+fn security_context(fixed_user: bool) -> PodSecurityContext {
+    let user = fixed_user.then_some(USER);
+    PodSecurityContext {
+        run_as_non_root: Some(true),
+        run_as_user: user,
+        run_as_group: user,
+        seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+        ..PodSecurityContext::default()
     }
 }

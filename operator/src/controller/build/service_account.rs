@@ -1,22 +1,22 @@
 //! ServiceAccounts: each kind of pod has its own. None has a token, for no pod calls the API server.
 
-use serde_json::json;
+use k8s_openapi::api::core::v1::ServiceAccount;
 
-use super::{Child, Head, Kind};
-use crate::pipeline::Pipeline;
+use super::{Child, Object, Validated, metadata};
 
 /// The accounts of serve, of work, and of the Jobs.
-pub(super) fn all(pipeline: &Pipeline) -> Vec<Child> {
-    ["serve", "work", "migrate"]
-        .map(|component| {
-            let head = Head::new(Kind::ServiceAccount, name(pipeline, component), Some(component));
-            head.child(pipeline, json!({ "automountServiceAccountToken": false }))
-        })
-        .into()
+pub(super) fn all(pipeline: &Validated) -> [Child; 3] {
+    ["serve", "work", "migrate"].map(|component| {
+        Child::new(Object::ServiceAccount(ServiceAccount {
+            metadata: metadata(pipeline, name(pipeline, component), Some(component)),
+            automount_service_account_token: Some(false),
+            ..ServiceAccount::default()
+        }))
+    })
 }
 
 /// The name of the account of a component's pods; a purge has the account of the migration.
-pub(super) fn name(pipeline: &Pipeline, component: &str) -> String {
+pub(super) fn name(pipeline: &Validated, component: &str) -> String {
     let component = if component == "purge" { "migrate" } else { component };
     format!("{}-{component}", pipeline.name)
 }

@@ -8,8 +8,10 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 use millrace_crds::{RecordPipeline, RecordPipelineResource};
 use serde_json::Value;
 
-use super::{Child, Kind, Plan, base, deployments, migration, migration_key, purge, selector, template_hash};
-use crate::pipeline::{Invalid, Pipeline};
+use super::{
+    super::validate::{Invalid, Validated},
+    Child, Kind, Plan, base, deployments, migration, migration_key, purge, selector, template_hash,
+};
 
 const CASES: [&str; 4] = ["minimal", "everything", "autoscaling", "longest-name"];
 const IMAGE: &str = "millrace/service:1.0";
@@ -22,18 +24,17 @@ fn resource(case: &str) -> RecordPipelineResource {
     serde_saphyr::from_str(&fs::read_to_string(golden(case, "pipeline.yaml")).unwrap()).unwrap()
 }
 
-fn pipeline(case: &str) -> Pipeline {
-    Pipeline::new(&resource(case)).unwrap()
+fn pipeline(case: &str) -> Validated {
+    Validated::new(&resource(case)).unwrap()
 }
 
 /// The plan that the operator makes from the spec alone.
-fn plan(pipeline: &Pipeline) -> Plan<'_> {
-    let serve = pipeline.spec.serve.clone().unwrap_or_default();
+fn plan(pipeline: &Validated) -> Plan<'_> {
     Plan {
         pipeline,
         image: pipeline.spec.image.as_deref().unwrap_or(IMAGE),
         workers: i32::try_from(pipeline.spec.replicas.unwrap_or(1)).unwrap(),
-        serve: serve.autoscaling.is_none().then(|| i32::try_from(serve.replicas.unwrap_or(1)).unwrap()),
+        serve: pipeline.serve_replicas(),
         operator_namespace: "millrace-system",
     }
 }
@@ -49,12 +50,16 @@ fn all(plan: &Plan<'_>, attempt: u32) -> Vec<Child> {
     children
 }
 
+fn json(child: &Child) -> Value {
+    serde_json::to_value(child.object.as_ref().unwrap()).unwrap()
+}
+
 fn text(children: &[Child]) -> String {
-    children.iter().map(|child| format!("---\n{}", serde_saphyr::to_string(&child.object).unwrap())).collect()
+    children.iter().map(|child| format!("---\n{}", serde_saphyr::to_string(&json(child)).unwrap())).collect()
 }
 
 fn templates(plan: &Plan<'_>) -> Vec<Value> {
-    deployments(plan).into_iter().map(|child| child.object["spec"]["template"].clone()).collect()
+    deployments(plan).into_iter().map(|child| json(&child)["spec"]["template"].clone()).collect()
 }
 
 #[test]
@@ -95,7 +100,8 @@ fn the_longest_name_leaves_room_for_every_objects_name() {
         assert!(seen.insert((child.kind, child.name.clone())), "{} twice", child.name);
         // The pods' names: a Deployment adds `-<hash>-<5>`, and the hash has up to 10 characters.
         assert!(child.kind != Kind::Deployment || child.name.len() + 17 <= 63, "{}", child.name);
-        let labels = child.object["metadata"]["labels"].as_object().unwrap();
+        let labels = json(&child)["metadata"]["labels"].clone();
+        let labels = labels.as_object().unwrap();
         assert!(labels.values().all(|value| value.as_str().unwrap().len() <= 63), "{labels:?}");
     }
 }
@@ -104,8 +110,8 @@ fn the_longest_name_leaves_room_for_every_objects_name() {
 fn each_object_names_its_kind_and_its_owner() {
     for case in CASES {
         let pipeline = pipeline(case);
-        for Child { kind, name, object } in all(&plan(&pipeline), 1) {
-            let resource = kind.resource();
+        for child in all(&plan(&pipeline), 1) {
+            let (resource, object, name) = (child.kind.resource(), json(&child), &child.name);
             assert_eq!(object["apiVersion"], *resource.api_version);
             assert_eq!(object["kind"], *resource.kind);
             assert_eq!(object["metadata"]["name"], *name);
@@ -114,7 +120,7 @@ fn each_object_names_its_kind_and_its_owner() {
             assert_eq!(owner["uid"], *pipeline.uid);
             assert_eq!((&owner["controller"], &owner["blockOwnerDeletion"]), (&Value::Bool(true), &Value::Bool(true)));
             assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/instance"], *pipeline.name);
-            assert!(!text(&[Child { kind, name, object }]).contains(": null"), "an absent field is left out");
+            assert!(!text(&[child]).contains(": null"), "an absent field is left out");
         }
     }
     let kinds: BTreeSet<Kind> = Kind::ALL.into_iter().collect();
@@ -139,9 +145,9 @@ fn live_changes_and_the_number_of_pods_do_not_change_the_templates() {
     changed.spec.replicas = Some(9);
     changed.spec.drain_seconds = Some(1);
     changed.spec.network_policy = None;
-    let after = Pipeline::new(&changed).unwrap();
+    let after = Validated::new(&changed).unwrap();
     assert_eq!(templates(&plan(&before)), templates(&plan(&after)));
-    let manifest = |pipeline: &Pipeline| base(&plan(pipeline)).into_iter().find(|child| child.kind == Kind::ConfigMap);
+    let manifest = |pipeline: &Validated| base(&plan(pipeline)).into_iter().find(|child| child.kind == Kind::ConfigMap);
     assert_ne!(manifest(&before), manifest(&after), "the ConfigMap has the change");
 
     let one = Plan { workers: 1, serve: Some(1), ..plan(&before) };
@@ -156,7 +162,7 @@ fn the_templates_depend_on_the_image_and_the_secrets() {
     assert_ne!(templates(&plan(&before)), templates(&image));
     let mut changed = resource("minimal");
     changed.spec.redis.as_mut().unwrap().url_secret_ref.key = "other".to_owned();
-    assert_ne!(templates(&plan(&before)), templates(&plan(&Pipeline::new(&changed).unwrap())));
+    assert_ne!(templates(&plan(&before)), templates(&plan(&Validated::new(&changed).unwrap())));
 }
 
 #[test]
@@ -165,10 +171,10 @@ fn without_a_fixed_user_the_pods_name_no_ids_and_are_never_root() {
     let pod = || Some(millrace_crds::Pod { fixed_user: Some(false), ..millrace_crds::Pod::default() });
     changed.spec.serve.get_or_insert_default().pod = pod();
     changed.spec.work.get_or_insert_default().pod = pod();
-    let pipeline = Pipeline::new(&changed).unwrap();
+    let pipeline = Validated::new(&changed).unwrap();
     let mut seen = 0;
     for child in all(&plan(&pipeline), 1).iter().filter(|child| [Kind::Deployment, Kind::Job].contains(&child.kind)) {
-        let context = &child.object["spec"]["template"]["spec"]["securityContext"];
+        let context = &json(child)["spec"]["template"]["spec"]["securityContext"];
         let expected = serde_json::json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } });
         assert_eq!(*context, expected, "{}", child.name);
         seen += 1;
@@ -180,7 +186,7 @@ fn without_a_fixed_user_the_pods_name_no_ids_and_are_never_root() {
 fn labels_and_annotations_of_jobs_reach_their_pods_only() {
     let pipeline = pipeline("everything");
     for child in all(&plan(&pipeline), 1).iter().filter(|child| [Kind::Deployment, Kind::Job].contains(&child.kind)) {
-        let metadata = &child.object["spec"]["template"]["metadata"];
+        let metadata = &json(child)["spec"]["template"]["metadata"];
         let (is_job, inject) = (child.kind == Kind::Job, "sidecar.istio.io/inject");
         assert_eq!(metadata["labels"].get(inject).is_some(), is_job, "{}", child.name);
         assert_eq!(metadata["annotations"].get(inject).is_some(), is_job, "{}", child.name);
@@ -194,9 +200,9 @@ fn labels_and_annotations_of_jobs_reach_their_pods_only() {
 #[test]
 fn the_template_hash_of_a_job_depends_on_its_pod_and_not_its_attempt() {
     let of = |resource: &RecordPipelineResource, number| {
-        let pipeline = Pipeline::new(resource).unwrap();
+        let pipeline = Validated::new(resource).unwrap();
         let job = migration(&pipeline, IMAGE, "k", number, false);
-        assert_eq!(job.object["metadata"]["labels"]["millrace.dev/template"], template_hash(&job));
+        assert_eq!(json(&job)["metadata"]["labels"]["millrace.dev/template"], template_hash(&job));
         template_hash(&job)
     };
     let mut changed = resource("minimal");
@@ -241,10 +247,11 @@ fn selectors_select_the_pods_of_one_component() {
     for (child, component, other) in
         deployments(&plan).into_iter().zip(["serve", "work"]).zip(["work", "serve"]).map(|((a, b), c)| (a, b, c))
     {
-        let labels = &child.object["spec"]["template"]["metadata"]["labels"];
+        let object = json(&child);
+        let labels = &object["spec"]["template"]["metadata"]["labels"];
         let matches = |component| selector(&pipeline, component).iter().all(|(name, value)| labels[name] == **value);
         assert!(matches(component) && !matches(other), "{component}");
-        assert_eq!(child.object["spec"]["selector"]["matchLabels"], serde_json::json!(selector(&pipeline, component)));
+        assert_eq!(object["spec"]["selector"]["matchLabels"], serde_json::json!(selector(&pipeline, component)));
     }
 }
 
@@ -254,9 +261,9 @@ fn the_manifest_of_the_pods_has_only_the_fields_that_concern_them() {
         let pipeline = pipeline(case);
         let children = base(&plan(&pipeline));
         let config = children.iter().find(|child| child.kind == Kind::ConfigMap).unwrap();
-        let text = config.object["data"]["pipeline.yaml"].as_str().unwrap();
-        assert_eq!(RecordPipeline::from_yaml(text).unwrap(), pipeline.manifest, "{text}");
-        let manifest: Value = serde_saphyr::from_str(text).unwrap();
+        let text = json(config)["data"]["pipeline.yaml"].as_str().unwrap().to_owned();
+        assert_eq!(RecordPipeline::from_yaml(&text).unwrap(), pipeline.manifest, "{text}");
+        let manifest: Value = serde_saphyr::from_str(&text).unwrap();
         let allowed = "threshold thresholds shards backlogLimit sinks policy redis postgres auth";
         let fields = manifest["spec"].as_object().unwrap();
         assert!(fields.keys().all(|field| allowed.split(' ').any(|name| name == field)), "{text}");
@@ -276,7 +283,7 @@ fn the_migration_key_changes_with_everything_it_depends_on() {
     let change = |change: fn(&mut RecordPipelineResource)| {
         let mut changed = resource("minimal");
         change(&mut changed);
-        migration_key(&Pipeline::new(&changed).unwrap(), IMAGE, false)
+        migration_key(&Validated::new(&changed).unwrap(), IMAGE, false)
     };
     keys.insert(change(|it| it.metadata.uid = Some("b".to_owned())));
     keys.insert(change(|it| {
@@ -299,7 +306,7 @@ fn a_resource_that_lacks_a_field_for_a_cluster_is_refused_with_the_remedy() {
     let refusal = |change: fn(&mut RecordPipelineResource)| {
         let mut changed = resource("minimal");
         change(&mut changed);
-        let refused: Invalid = Pipeline::new(&changed).unwrap_err();
+        let refused: Invalid = Validated::new(&changed).unwrap_err();
         refused.to_string()
     };
     assert_eq!(
@@ -322,7 +329,7 @@ fn a_resource_that_lacks_a_field_for_a_cluster_is_refused_with_the_remedy() {
 fn with_an_autoscaler_the_deployment_of_serve_has_no_replicas() {
     let pipeline = pipeline("autoscaling");
     let plan = plan(&pipeline);
-    assert_eq!(deployments(&plan)[0].object["spec"].get("replicas"), None, "an apply would take it back");
-    assert_eq!(deployments(&plan)[1].object["spec"]["replicas"], 1);
+    assert_eq!(json(&deployments(&plan)[0])["spec"].get("replicas"), None, "an apply would take it back");
+    assert_eq!(json(&deployments(&plan)[1])["spec"]["replicas"], 1);
     assert!(base(&plan).iter().all(|child| child.kind != Kind::NetworkPolicy), "they are disabled");
 }
