@@ -15,7 +15,6 @@ EVENT = re.compile(r"publisher\.(?!rs\b)[a-z_]+|[a-z0-9_]+(?:\.[a-z0-9_]+){2}")
 METRIC = re.compile(r"millrace(?:_[a-z0-9]+){2,}")
 VARIABLE = re.compile(r"(?:MILLRACE|OTEL)_[A-Z0-9_]+")
 CODE = re.compile(r"[a-z]+(?:_[a-z0-9]+)*")
-REASON = re.compile(r"[A-Z][a-z]+(?:[A-Z][A-Za-z]*)*")
 
 
 def texts(code):
@@ -121,36 +120,19 @@ def variants(sources, name):
     return found
 
 
-def condition_reasons(sources):
-    """Place of each reason that the operator's controller gives: each literal of that form that it does not only compare."""
+def reasons(path, code):
+    """Place of each variant that the macro `reasons!` defines."""
+    return {part[0].text: (path, part[0]) for _, parts in rust.calls(code, ["reasons!"]) for part in parts}
+
+
+def used_reasons(sources):
+    """Place of a use of each reason: of each path `Reason::NAME`."""
     found = {}
     for path, code in sources.items():
-        skipped = set()
-        for _, arguments in rust.calls(code, ("find_condition", "counter!", "gauge!", "histogram!")):
-            skipped |= {id(token) for part in arguments for token in part}
-        code = rust.without_attributes(code)
         for index, token in enumerate(code):
-            if token.text == "[":
-                end = rust.closing(code, index)
-                if [one.text for one in code[end + 1 : end + 3]] == [".", "contains"]:
-                    skipped |= {id(one) for one in code[index:end]}
-        for index, token in texts(code):
-            if not REASON.fullmatch(token.text) or token.text in ("True", "False", "Unknown") or id(token) in skipped:
-                continue
-            begin = index - 2 if code[index - 2].text == "Some" else index
-            before, after = code[begin - 1].text, code[index + 1].text
-            is_compared = before in ("==", "!=", "|") or after in ("==", "!=", "=>", "|")
-            is_other_field = before == ":" and code[index - 2].kind == "word" and code[index - 2].text != "reason"
-            # The first of two texts is looked for, the second is the reason.
-            is_key = before == "(" and after == "," and code[index + 2].kind == "string" and code[index + 3].text == ")"
-            if not (is_compared or is_other_field or is_key):
-                found.setdefault(token.text, (path, token))
+            if token.text == "Reason" and code[index + 1].text == "::":
+                found.setdefault(code[index + 2].text, (path, code[index + 2]))
     return found
-
-
-def makes_problems(code):
-    """Tokens of calls of `Problem::new`."""
-    return [code[index] for index, _ in rust.calls(code, ("new",)) if rust.shown(code[index - 2 : index]) == "Problem::"]
 
 
 def variables(sources, report):
