@@ -11,8 +11,8 @@ use crate::{
     schemas::{affinity, annotation_map, free_objects, label_map, mounts, tolerations, variables, volumes},
 };
 
-/// An object that Kubernetes defines, passed on as it was written. It has no type here: a typed object would drop
-/// unknown fields in silence, whereas the API server refuses a misspelt field by its name.
+/// An object that Kubernetes defines, passed on as it was written. It has no type in the resource: the operator reads it
+/// as the type of Kubernetes and refuses an unknown field by its path.
 pub type Object = serde_json::Map<String, serde_json::Value>;
 
 /// When the image is pulled. Absent: always where its tag is `latest` or missing, else when the node does not have it.
