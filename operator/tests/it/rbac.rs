@@ -206,6 +206,8 @@ async fn start_with_gateway_api(server: &Server, world: &World, variables: &[(&s
     run(server, Path::new("kubectl"), &["apply", "--server-side", "-f", "-"], &gateway_api).await;
     assert!(operator.ended().await.success(), "{}", operator.log());
     let operator = world.operator("a", variables);
+    // Ready can be of the operator before; Degraded shows that this one has applied the route.
+    world.waits("payments", "Degraded", "False", "AsExpected").await;
     world.ready("payments", 1).await;
     operator
 }
