@@ -36,10 +36,11 @@ COPY crds/Cargo.toml crds/
 COPY service/Cargo.toml service/
 COPY operator/Cargo.toml operator/
 # Members of the workspace that no image contains: cargo needs their manifests.
+COPY hack/compare/Cargo.toml hack/compare/
 COPY hack/faults/Cargo.toml hack/faults/
 COPY hack/model/Cargo.toml hack/model/
 RUN set -eu; \
-    for crate in crds service operator hack/faults hack/model; do \
+    for crate in crds service operator hack/compare hack/faults hack/model; do \
       mkdir -p "$crate/src"; \
       touch "$crate/src/lib.rs"; \
       echo 'fn main() {}' >"$crate/src/main.rs"; \

@@ -1,0 +1,124 @@
+//! A build of Millrace, and the manifest in its spelling.
+//!
+//! Must never decide by a revision: the binary's own answers show what it takes.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::{Context as _, bail};
+use serde::Serialize;
+
+/// The API key of each pipeline.
+pub(crate) const KEY: &str = "mk_compare_0123456789abcdef0123456789abcdef";
+/// The threshold of alerts.
+pub(crate) const THRESHOLD: u64 = 1_000;
+
+/// A build under measurement.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Build {
+    /// What the report calls it.
+    pub(crate) name: String,
+    pub(crate) binary: PathBuf,
+    pub(crate) spelling: Spelling,
+}
+
+/// How a build's manifest names the outcomes of a sink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Spelling {
+    Event,
+    On,
+}
+
+impl Spelling {
+    /// The newest first.
+    const ALL: [Self; 2] = [Self::Event, Self::On];
+
+    fn field(self) -> &'static str {
+        match self {
+            Self::Event => "event",
+            Self::On => "on",
+        }
+    }
+}
+
+/// Where a pipeline runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) pipeline: String,
+    pub(crate) shards: u16,
+    pub(crate) redis_url: String,
+    pub(crate) postgres_url: String,
+    /// The folder of manifest and logs.
+    pub(crate) dir: PathBuf,
+}
+
+impl Place {
+    /// The stream of a sink: its name is the manifest's, so that no build's default counts.
+    pub(crate) fn stream(&self, sink: &str) -> String {
+        format!("{}.{sink}", self.pipeline)
+    }
+
+    fn manifest(&self) -> PathBuf {
+        self.dir.join("pipeline.yaml")
+    }
+
+    fn write_manifest(&self, spelling: Spelling) -> anyhow::Result<()> {
+        let sink = |name: &str, event: &str| {
+            let (field, stream) = (spelling.field(), self.stream(name));
+            format!("  - {{ name: {name}, {field}: {event}, redisStream: {{ stream: {stream}, maxLength: 0 }} }}\n")
+        };
+        let text = format!(
+            "apiVersion: millrace.dev/v1alpha1\nkind: RecordPipeline\nmetadata: {{ name: {} }}\nspec:\n  \
+             threshold: \"{THRESHOLD}\"\n  shards: {}\n  backlogLimit: 1000000000\n  sinks:\n{}{}",
+            self.pipeline,
+            self.shards,
+            sink("notifications", "Processed"),
+            sink("alerts", "Alert")
+        );
+        fs::write(self.manifest(), text).context("the manifest")
+    }
+}
+
+impl Build {
+    /// Finds out the spelling by a migration with each, in a database that is thrown away.
+    pub(crate) fn find(name: &str, binary: &Path, place: &Place) -> anyhow::Result<Self> {
+        let binary = binary.canonicalize().with_context(|| binary.display().to_string())?;
+        let mut refusals = Vec::new();
+        for spelling in Spelling::ALL {
+            let build = Self { name: name.to_owned(), binary: binary.clone(), spelling };
+            match build.migrate(place) {
+                Ok(()) => return Ok(build),
+                Err(refusal) => refusals.push(format!("{}: {refusal:#}", spelling.field())),
+            }
+        }
+        bail!("{name} takes no known spelling of the manifest: {}", refusals.join("; "))
+    }
+
+    /// Writes the manifest and migrates.
+    pub(crate) fn migrate(&self, place: &Place) -> anyhow::Result<()> {
+        place.write_manifest(self.spelling)?;
+        let Output { status, stderr, .. } = self.command("migrate", place).output()?;
+        if status.success() {
+            return Ok(());
+        }
+        bail!("migrate ended with {status}: {}", String::from_utf8_lossy(&stderr).trim())
+    }
+
+    /// A subcommand. By variables, not by flags: a variable that a build has not is ignored.
+    pub(crate) fn command(&self, subcommand: &str, place: &Place) -> Command {
+        // It ends with this program, however that ends.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig=KILL", "--"]).arg(&self.binary).arg(subcommand);
+        command.env_clear().stdin(Stdio::null());
+        command
+            .env("MILLRACE_PIPELINE", place.manifest())
+            .env("MILLRACE_REDIS_URL", &place.redis_url)
+            .env("MILLRACE_POSTGRES_URL", &place.postgres_url)
+            .env("MILLRACE_LOG", "warn");
+        command
+    }
+}

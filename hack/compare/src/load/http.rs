@@ -1,0 +1,87 @@
+//! A connection of the load to `serve`: HTTP/1.1, one request at a time.
+//!
+//! Must never open more connections than its caller asks for: their number is part of a mode.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, time::timeout};
+
+use crate::build::KEY;
+
+/// Longest wait for an answer.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A kind of request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind {
+    /// One record.
+    Single,
+    /// Records as NDJSON.
+    Batch,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(crate) struct Connection(SendRequest<Full<Bytes>>);
+
+impl Connection {
+    /// Connects to a port of loopback.
+    pub(crate) async fn open(port: u16) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // Its errors are those of the requests.
+        tokio::spawn(connection);
+        Ok(Self(sender))
+    }
+
+    /// Whether `serve` is ready for requests.
+    pub(crate) async fn is_ready(port: u16) -> bool {
+        let ready = async {
+            let request = Request::get("/ready").header(HOST, "127.0.0.1").body(Full::default())?;
+            let answer = Self::open(port).await?.0.send_request(request).await?;
+            anyhow::Ok(answer.status().is_success())
+        };
+        timeout(TIMEOUT, ready).await.is_ok_and(|ready| ready.unwrap_or(false))
+    }
+
+    /// Sends records, and reads the whole answer.
+    ///
+    /// # Errors
+    /// Also for every status but 2xx.
+    pub(crate) async fn post(&mut self, kind: Kind, body: Bytes) -> anyhow::Result<()> {
+        let (path, content_type) = match kind {
+            Kind::Single => ("/records", "application/json"),
+            Kind::Batch => ("/records/batch", "application/x-ndjson"),
+        };
+        let request = Request::post(path)
+            .header(HOST, "127.0.0.1")
+            .header(AUTHORIZATION, format!("Bearer {KEY}"))
+            .header(CONTENT_TYPE, content_type)
+            .body(Full::new(body))?;
+        timeout(TIMEOUT, self.exchange(request)).await.context("serve does not answer")?
+    }
+
+    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> anyhow::Result<()> {
+        self.0.ready().await?;
+        let answer: Response<Incoming> = self.0.send_request(request).await?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        ensure!(
+            status.is_success(),
+            "serve answers {status}: {}",
+            String::from_utf8_lossy(&body[..body.len().min(500)])
+        );
+        Ok(())
+    }
+}

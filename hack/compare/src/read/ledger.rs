@@ -1,0 +1,179 @@
+//! Every notification that is expected, and how often it came.
+//!
+//! Pure. Must never take two notifications of a record for one, nor one of a record that was not sent.
+
+use anyhow::{Context as _, bail, ensure};
+use serde::Deserialize;
+
+use crate::load::record::{number, raises_alert};
+
+/// The sinks of a pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sink {
+    Notifications,
+    Alerts,
+}
+
+impl Sink {
+    /// Both, in the order of their discriminants.
+    pub(crate) const ALL: [Self; 2] = [Self::Notifications, Self::Alerts];
+
+    /// Its name in the manifest.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Notifications => "notifications",
+            Self::Alerts => "alerts",
+        }
+    }
+}
+
+/// Notifications of each sink.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) notifications: usize,
+    pub(crate) alerts: usize,
+}
+
+impl Counts {
+    /// Those that the first `records` have.
+    pub(crate) fn of_first(records: usize) -> Self {
+        Self { notifications: records, alerts: (0..records).filter(|n| raises_alert(*n)).count() }
+    }
+
+    /// Whether there are at least so many in each sink.
+    pub(crate) fn reach(self, wanted: Self) -> bool {
+        self.notifications >= wanted.notifications && self.alerts >= wanted.alerts
+    }
+}
+
+/// Notifications of a round.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    notified: Vec<bool>,
+    alerted: Vec<bool>,
+    pub(crate) counts: Counts,
+}
+
+/// The part of a notification's data that identifies the record.
+#[derive(Deserialize)]
+struct Data<'a> {
+    #[serde(borrow)]
+    record: Identified<'a>,
+}
+
+#[derive(Deserialize)]
+struct Identified<'a> {
+    #[serde(rename = "recordId")]
+    record_id: &'a str,
+}
+
+impl Ledger {
+    /// For so many records, none of which was notified.
+    pub(crate) fn new(records: usize) -> Self {
+        Self { notified: vec![false; records], alerted: vec![false; records], counts: Counts::default() }
+    }
+
+    /// Notes an entry's data; returns the record's number.
+    ///
+    /// # Errors
+    /// When the entry is of an unknown record, comes twice, or is an alert of a record below the threshold.
+    pub(crate) fn note(&mut self, sink: Sink, data: &[u8]) -> anyhow::Result<usize> {
+        let shown = || format!("{}: {}", sink.name(), String::from_utf8_lossy(data));
+        let id = serde_json::from_slice::<Data>(data).with_context(shown)?.record.record_id;
+        let n = number(id).filter(|n| *n < self.notified.len());
+        let Some(n) = n else { bail!("a notification of a record that was not sent: {}", shown()) };
+        ensure!(sink == Sink::Notifications || raises_alert(n), "an alert below the threshold: {}", shown());
+        let (seen, count) = match sink {
+            Sink::Notifications => (&mut self.notified[n], &mut self.counts.notifications),
+            Sink::Alerts => (&mut self.alerted[n], &mut self.counts.alerts),
+        };
+        ensure!(!*seen, "a notification came twice: {}", shown());
+        *seen = true;
+        *count += 1;
+        Ok(n)
+    }
+
+    /// Fails unless every record was notified.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let wanted = Counts::of_first(self.notified.len());
+        if self.counts == wanted {
+            return Ok(());
+        }
+        let missing = self.notified.iter().position(|seen| !seen);
+        let missing = missing.or_else(|| (0..self.alerted.len()).find(|n| raises_alert(*n) && !self.alerted[*n]));
+        bail!(
+            "{} of {} notifications and {} of {} alerts came; of record {} the first is missing",
+            self.counts.notifications,
+            wanted.notifications,
+            self.counts.alerts,
+            wanted.alerts,
+            missing.unwrap_or(0)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Counts, Ledger, Sink};
+    use crate::load::record::{Records, raises_alert};
+
+    const TOTAL: usize = 200;
+
+    fn data(n: usize) -> Vec<u8> {
+        let records = Records { keys: 10, primed: 0, measured: TOTAL, random_ids: true };
+        format!(r#"{{"record":{},"summary":{{"previousCount":3}}}}"#, records.json(n)).into_bytes()
+    }
+
+    fn full(records: usize) -> Ledger {
+        let mut ledger = Ledger::new(TOTAL);
+        for n in 0..records {
+            assert_eq!(ledger.note(Sink::Notifications, &data(n)).unwrap(), n);
+            if raises_alert(n) {
+                ledger.note(Sink::Alerts, &data(n)).unwrap();
+            }
+        }
+        ledger
+    }
+
+    fn error(result: anyhow::Result<usize>) -> String {
+        format!("{:#}", result.unwrap_err())
+    }
+
+    #[test]
+    fn every_notification_and_alert_once_is_complete() {
+        let ledger = full(TOTAL);
+        ledger.check().unwrap();
+        assert_eq!(ledger.counts, Counts::of_first(TOTAL));
+        assert!(ledger.counts.alerts > 0 && ledger.counts.alerts < TOTAL);
+    }
+
+    #[test]
+    fn a_notification_that_comes_twice_is_an_error() {
+        let mut ledger = full(TOTAL);
+        assert!(error(ledger.note(Sink::Notifications, &data(7))).contains("twice"));
+        let alerted = (0..TOTAL).find(|n| raises_alert(*n)).unwrap();
+        assert!(error(ledger.note(Sink::Alerts, &data(alerted))).contains("twice"));
+    }
+
+    #[test]
+    fn an_alert_below_the_threshold_is_an_error() {
+        let below = (0..TOTAL).find(|n| !raises_alert(*n)).unwrap();
+        assert!(error(Ledger::new(TOTAL).note(Sink::Alerts, &data(below))).contains("below the threshold"));
+    }
+
+    #[test]
+    fn a_notification_of_a_record_that_was_not_sent_is_an_error() {
+        let mut ledger = Ledger::new(10);
+        assert!(error(ledger.note(Sink::Notifications, &data(10))).contains("not sent"));
+        assert!(ledger.note(Sink::Notifications, b"{}").is_err());
+    }
+
+    #[test]
+    fn a_missing_notification_or_alert_is_named() {
+        assert!(full(150).check().unwrap_err().to_string().contains("record 150 "));
+        let mut ledger = Ledger::new(TOTAL);
+        (0..TOTAL).for_each(|n| drop(ledger.note(Sink::Notifications, &data(n))));
+        let first = (0..TOTAL).find(|n| raises_alert(*n)).unwrap();
+        assert!(ledger.check().unwrap_err().to_string().contains(&format!("record {first} ")));
+    }
+}
