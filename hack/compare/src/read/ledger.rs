@@ -2,6 +2,8 @@
 //!
 //! Pure. Must never take two notifications of a record for one, nor one of a record that was not sent.
 
+use std::fmt;
+
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
@@ -43,6 +45,12 @@ impl Counts {
     /// Whether there are at least so many in each sink.
     pub(crate) fn reach(self, wanted: Self) -> bool {
         self.notifications >= wanted.notifications && self.alerts >= wanted.alerts
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} notifications and {} alerts", self.notifications, self.alerts)
     }
 }
 
@@ -101,14 +109,8 @@ impl Ledger {
         }
         let missing = self.notified.iter().position(|seen| !seen);
         let missing = missing.or_else(|| (0..self.alerted.len()).find(|n| raises_alert(*n) && !self.alerted[*n]));
-        bail!(
-            "{} of {} notifications and {} of {} alerts came; of record {} the first is missing",
-            self.counts.notifications,
-            wanted.notifications,
-            self.counts.alerts,
-            wanted.alerts,
-            missing.unwrap_or(0)
-        )
+        let missing = missing.unwrap_or(0);
+        bail!("{} of {wanted}; of record {missing} the first is missing", self.counts)
     }
 }
 

@@ -104,7 +104,7 @@ impl Reader {
                     (&mut self.task).await??;
                     bail!("the reader ended");
                 }
-                Err(_) => bail!("no notification for {} s: {:?} of {wanted:?}", STALL.as_secs(), progress.counts),
+                Err(_) => bail!("no notification for {} s: {} of {wanted}", STALL.as_secs(), progress.counts),
             }
         }
     }
