@@ -52,8 +52,8 @@ struct Args {
     /// What to measure, with commas
     #[arg(long, value_delimiter = ',', default_values_t = Mode::value_variants().to_vec())]
     modes: Vec<Mode>,
-    /// Rounds of each build in each mode
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(5..))]
+    /// Rounds of each build in each mode, five at least; of an even number each build begins half
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(5..))]
     rounds: u16,
     /// Records of a round of `batches` and of `preloaded`
     #[arg(long, default_value_t = 200_000)]

@@ -156,10 +156,9 @@ async fn perf_counts(pid: u32) -> bool {
 async fn wait_for_others() -> anyhow::Result<()> {
     let began = Instant::now();
     while began.elapsed() < OTHERS_TIMEOUT {
-        let (since, before) = (Instant::now(), Machine::read()?);
+        let before = Machine::read()?;
         sleep(QUIET_SPAN).await;
-        let busy = Machine::read()?.busy.micros_since(before.busy);
-        if busy / since.elapsed().as_micros() as f64 <= QUIET {
+        if Machine::read()?.busy_micros_since(&before) <= QUIET * QUIET_SPAN.as_micros() as f64 {
             break;
         }
     }

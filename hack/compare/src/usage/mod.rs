@@ -149,14 +149,14 @@ impl Usage {
             (Figure::WorkCpuMicros, ended.work_time.micros_since(began.work_time)),
             (Figure::LoadCpuMicros, ended.load_time.micros_since(began.load_time)),
         ];
-        let all = ended.machine.busy.micros_since(began.machine.busy);
+        let all = ended.machine.busy_micros_since(&began.machine);
         let known: f64 = parts.iter().map(|(_, micros)| micros).sum();
         for (figure, micros) in parts {
             self.per_record(figure, micros);
         }
         self.per_record(Figure::OtherCpuMicros, (all - known).max(0.0));
         self.per_record(Figure::MachineCpuMicros, all);
-        self.per_record(Figure::KernelCpuMicros, ended.machine.kernel.micros_since(began.machine.kernel));
+        self.per_record(Figure::KernelCpuMicros, ended.machine.kernel_micros_since(&began.machine));
     }
 
     fn add_servers(&mut self, began: &Snapshot, ended: &Snapshot, own_requests: u64) {

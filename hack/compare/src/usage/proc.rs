@@ -2,7 +2,7 @@
 //!
 //! Must never lose the time of a process that ended: the parent has it, in the times of its waited-for children.
 
-use std::{collections::HashMap, fs};
+use std::{collections::HashMap, fs, time::Instant};
 
 use anyhow::Context as _;
 
@@ -88,27 +88,56 @@ impl Processes {
     }
 }
 
-/// Processor time of the whole machine, over all cores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Processor time of the whole machine at one moment.
+///
+/// Linux counts idle time exactly, and samples all other time at its timer ticks: a load in step with the ticks is then
+/// counted wrongly by a tenth and more. So busy time is the time of the clock, without idle time.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Machine {
-    /// Without idle time, waiting for a disk, and time that the host gave to other machines.
-    pub(crate) busy: Ticks,
-    /// Of it, time in the kernel, interrupts included.
-    pub(crate) kernel: Ticks,
+    at: Instant,
+    times: Times,
+}
+
+/// The times of /proc/stat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Times {
+    cores: usize,
+    /// Idle time, waiting for a disk, and time that the host gave to other machines.
+    idle: Ticks,
+    /// Time in the kernel, interrupts included; sampled.
+    kernel: Ticks,
 }
 
 impl Machine {
     /// Reads it.
     pub(crate) fn read() -> anyhow::Result<Self> {
-        Self::parse(&fs::read_to_string("/proc/stat")?).context("/proc/stat has an unknown form")
+        let text = fs::read_to_string("/proc/stat")?;
+        Ok(Self { at: Instant::now(), times: Times::parse(&text).context("/proc/stat has an unknown form")? })
     }
 
+    /// Microseconds since an earlier moment in which a core was busy, over all cores.
+    pub(crate) fn busy_micros_since(&self, earlier: &Self) -> f64 {
+        let all = (self.at - earlier.at).as_secs_f64() * 1e6 * self.times.cores as f64;
+        (all - self.times.idle.micros_since(earlier.times.idle)).max(0.0)
+    }
+
+    /// Microseconds in the kernel since an earlier moment, over all cores.
+    pub(crate) fn kernel_micros_since(&self, earlier: &Self) -> f64 {
+        self.times.kernel.micros_since(earlier.times.kernel)
+    }
+}
+
+impl Times {
     fn parse(text: &str) -> Option<Self> {
         let line = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
         let times: Vec<u64> = line.split_whitespace().map_while(|time| time.parse().ok()).collect();
-        let [user, nice, system, _idle, _iowait, irq, softirq] = times.get(..7)?.try_into().ok()?;
-        let kernel = system + irq + softirq;
-        Some(Self { busy: Ticks(user + nice + kernel), kernel: Ticks(kernel) })
+        let [_user, _nice, system, idle, iowait, irq, softirq, steal] = times.get(..8)?.try_into().ok()?;
+        let is_core = |line: &&str| line.starts_with("cpu") && !line.starts_with("cpu ");
+        Some(Self {
+            cores: text.lines().filter(is_core).count(),
+            idle: Ticks(idle + iowait + steal),
+            kernel: Ticks(system + irq + softirq),
+        })
     }
 }
 
@@ -125,9 +154,12 @@ fn parse_peak_mib(status: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::{
+        collections::HashMap,
+        time::{Duration, Instant},
+    };
 
-    use super::{Machine, Processes, Stat, Ticks, parse_peak_mib};
+    use super::{Machine, Processes, Stat, Ticks, Times, parse_peak_mib};
 
     const STAT: &str = "816 (postgres: x) y) S 700 816 816 0 -1 4194560 1953 7 0 0 106 22 31 4 20 0 1 0 99 1 2";
 
@@ -152,10 +184,19 @@ mod tests {
     }
 
     #[test]
-    fn idle_and_stolen_time_of_the_machine_is_not_busy() {
-        let text = "cpu  100 10 50 9000 800 3 4 5 60 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
-        assert_eq!(Machine::parse(text), Some(Machine { busy: Ticks(167), kernel: Ticks(57) }));
-        assert_eq!(Machine::parse("cpu  1 2 3\n"), None);
+    fn idle_time_has_waiting_and_stolen_time_and_the_kernel_has_interrupts() {
+        let text = "cpu  100 10 50 9000 800 3 4 5 60 0\ncpu0 1 1\ncpu1 1 1\nintr 7\n";
+        assert_eq!(Times::parse(text), Some(Times { cores: 2, idle: Ticks(9_805), kernel: Ticks(57) }));
+        assert_eq!(Times::parse("cpu  1 2 3\n"), None);
+    }
+
+    #[test]
+    fn busy_time_is_that_of_the_clock_without_idle_time() {
+        let times = |idle| Times { cores: 2, idle: Ticks(idle), kernel: Ticks(0) };
+        let earlier = Machine { at: Instant::now(), times: times(1_000) };
+        // Three seconds on two cores, four of the six idle.
+        let later = Machine { at: earlier.at + Duration::from_secs(3), times: times(1_400) };
+        assert!((later.busy_micros_since(&earlier) - 2e6).abs() < 1.0);
     }
 
     #[test]
