@@ -5,6 +5,8 @@
 //! counts in Postgres, and each server is told where the other knows of more. Must only be counted by the owner, between
 //! batches: what is in hand is in nobody's books.
 
+use std::collections::BTreeSet;
+
 use super::{Context, shard::Error};
 use crate::{
     domain::{Lease, ShardId},
@@ -17,8 +19,15 @@ use crate::{
 const FOLDED_AT_ONCE: usize = 500;
 
 /// Counts a shard's entries, and says what is missing. `repeats`: entries in the stream may be applied already.
-/// Answers false where the fence had to be raised: pending entries have to be taken over first.
-pub(super) async fn count(context: &Context, input: &Input, fence: &Lease, repeats: bool) -> Result<bool, Error> {
+/// Answers false where the fence had to be raised: pending entries have to be taken over first. `suspects`: the processes
+/// that seemed to be dead at the last count.
+pub(super) async fn count(
+    context: &Context,
+    input: &Input,
+    fence: &Lease,
+    repeats: bool,
+    suspects: &mut BTreeSet<String>,
+) -> Result<bool, Error> {
     let shard = input.shard();
     // Postgres first. Nothing is applied meanwhile, and what is appended meanwhile is in the stream.
     let books = context.store.books(shard).await?;
@@ -44,7 +53,11 @@ pub(super) async fn count(context: &Context, input: &Input, fence: &Lease, repea
     fold(context, input, fence, &books.appenders, &census.stood).await?;
     let mut accounted = true;
     let may_judge = may_judge(context, &books.appenders).await?;
+    // A process whose note waited for a lock notes again as soon as it has it: one that seems to be dead twice is.
+    let dead = books.appenders.iter().filter(|by| by.dead_for.is_some()).map(|by| by.process.clone()).collect();
+    let suspected = std::mem::replace(suspects, dead);
     for (by, stood) in books.appenders.iter().zip(&census.stood) {
+        let may_judge = may_judge && suspected.contains(&by.process);
         // Its last word is spoken for it before anything is said to be known.
         let is_known = by.dead_for.is_none() || (may_judge && bury(context, shard, by, *stood, census.since).await?);
         accounted &= is_known && !by.unaccounted;

@@ -4,7 +4,7 @@
 //! acknowledged. Must never read on before all pending entries were taken over.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -89,6 +89,8 @@ pub(super) struct Shard {
     watermarks: Watermarks,
     /// When losses are to be counted again.
     count_due: Instant,
+    /// Serve processes that seemed to be dead when losses were counted last.
+    suspects: BTreeSet<String>,
     /// Whether the newest entry that was applied had been applied before: what is behind it may have been, too.
     pub(super) repeats: bool,
     input: Input,
@@ -131,6 +133,7 @@ pub(super) async fn work(
         server: context.store.server(),
         watermarks: Watermarks::default(),
         count_due: Instant::now(),
+        suspects: BTreeSet::new(),
         repeats: false,
         beat,
         input,
@@ -384,7 +387,8 @@ impl Shard {
         }
         self.count_due = Instant::now() + COUNT_EVERY;
         let fence = current(&self.fence);
-        if !store::within(loss::count(&self.context, &self.input, &fence, self.repeats)).await? {
+        let counted = loss::count(&self.context, &self.input, &fence, self.repeats, &mut self.suspects);
+        if !store::within(counted).await? {
             self.mode = Mode::Prepare;
         }
         Ok(())
