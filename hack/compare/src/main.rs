@@ -5,6 +5,8 @@
 
 mod build;
 mod figures;
+#[path = "../../free_port.rs"]
+mod free_port;
 mod load;
 mod pipeline;
 mod read;

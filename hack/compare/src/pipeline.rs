@@ -4,9 +4,7 @@
 
 use std::{
     fs,
-    net::TcpListener,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
@@ -22,6 +20,7 @@ use tokio::{
 
 use crate::{
     build::{Build, KEY, Place},
+    free_port::free_port,
     load::http::Connection,
     usage::Roles,
 };
@@ -158,17 +157,5 @@ impl Role {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let from = log.ceil_char_boundary(log.len().saturating_sub(LOG_TAIL));
         if log.is_empty() { String::new() } else { format!("\n{}.log: {}", self.name, log[from..].trim_end()) }
-    }
-}
-
-/// A free port of loopback, below those that the system gives to connections, and each only once.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = (std::process::id() % 1_500) as u16 * 10;
-    loop {
-        let port = 12_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 18_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
     }
 }

@@ -7,6 +7,8 @@ mod campaign;
 mod check;
 mod decimal;
 mod faults;
+#[path = "../../free_port.rs"]
+mod free_port;
 mod load;
 mod plan;
 mod read;

@@ -27,13 +27,14 @@ use tokio::{
     time::sleep,
 };
 
+pub(crate) use crate::free_port::free_port;
 use crate::load::KEY;
 use postgres::Postgres;
 use process::{Slot, Start};
 use proxy::{Link, Proxies};
 use redis::Redis;
 pub(crate) use sinks::{ADDED, SINKS, stream};
-pub(crate) use tools::{alive, children, eventually, free_port, is_stopped, resident_kb};
+pub(crate) use tools::{alive, children, eventually, is_stopped, resident_kb};
 
 /// The pipeline's name.
 pub(crate) const NAME: &str = "faults";

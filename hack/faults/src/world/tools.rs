@@ -1,25 +1,8 @@
-//! Small things about processes and ports of this machine.
+//! Small things about processes of this machine.
 
-use std::{
-    fs,
-    net::TcpListener,
-    sync::atomic::{AtomicU16, Ordering},
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use tokio::time::{Instant, sleep};
-
-/// A free port on loopback: below those that the system gives to connections, and each only once.
-pub(crate) fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = (std::process::id() % 1_500) as u16 * 10;
-    loop {
-        let port = 12_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 18_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
 
 /// Waits until a condition holds; false: it did not in time.
 pub(crate) async fn eventually(timeout: Duration, mut holds: impl AsyncFnMut() -> bool) -> bool {
