@@ -136,7 +136,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         show(args.modes[0], "warm-up", build, &figures);
     }
     for &mode in &args.modes {
-        let mut results = Results::new(mode, report.builds.len());
+        let mut rounds = vec![Vec::new(); report.builds.len()];
         for n in 0..report.rounds {
             // A B, B A, and so on: what grows over time meets both alike.
             let mut order: Vec<usize> = (0..report.builds.len()).collect();
@@ -147,11 +147,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
                 let build = &report.builds[at];
                 let figures = round::run(&mut servers, build, mode, &sizes, &names.next()).await?;
                 show(mode, &format!("{}/{}", n + 1, report.rounds), build, &figures);
-                results.builds[at].push(figures);
+                rounds[at].push(figures);
             }
         }
-        results.summarize();
-        report.modes.push(results);
+        report.modes.push(Results::of(mode, rounds));
     }
     println!("{}", report.table());
     if let Some(file) = &args.json {
@@ -179,7 +178,7 @@ async fn builds(args: &Args, servers: &mut Servers) -> anyhow::Result<Vec<Build>
         let dir = tempfile::tempdir()?;
         let pipeline = format!("compare-{}-spelling-{}", std::process::id(), builds.len());
         let place = Place {
-            postgres_url: servers.prepare(&pipeline).await?,
+            postgres_url: servers.create_database(&pipeline).await?,
             redis_url: servers.redis_url.clone(),
             shards: args.shards,
             dir: dir.path().to_owned(),

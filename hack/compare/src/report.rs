@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::{
     build::Build,
     figures::{Figure, Figures},
-    round::{Mode, Sizes},
+    round::{BATCH, Mode, SINGLE_CONNECTIONS, Sizes},
     stats::Summary,
 };
 
@@ -38,7 +38,7 @@ pub(crate) struct Results {
     pub(crate) mode: Mode,
     /// Of each build, in the order of `Report::builds`, its rounds.
     pub(crate) builds: Vec<Vec<Figures>>,
-    /// Medians, spread and ratios; empty until the last round.
+    /// Medians, spread and ratios.
     pub(crate) summary: Vec<Row>,
 }
 
@@ -53,27 +53,10 @@ pub(crate) struct Row {
 }
 
 impl Results {
-    /// For so many builds.
-    pub(crate) fn new(mode: Mode, builds: usize) -> Self {
-        Self { mode, builds: vec![Vec::new(); builds], summary: Vec::new() }
-    }
-
-    /// Makes the summary, after the last round.
-    pub(crate) fn summarize(&mut self) {
-        self.summary = Figure::ALL.into_iter().filter_map(|figure| self.row(figure)).collect();
-    }
-
-    /// `None`: no build has this figure.
-    fn row(&self, figure: Figure) -> Option<Row> {
-        let values = |rounds: &Vec<Figures>| rounds.iter().filter_map(|it| it.get(figure)).collect::<Vec<f64>>();
-        let values: Vec<Vec<f64>> = self.builds.iter().map(values).collect();
-        let builds = values.iter().map(|values| Summary::of(values)).collect::<Option<Vec<Summary>>>()?;
-        let ratio = match values.as_slice() {
-            // Other programs are of no build.
-            [base, checkout] if figure != Figure::OtherCpuMicros => Summary::of_ratios(checkout, base),
-            _ => None,
-        };
-        Some(Row { figure, builds, ratio })
+    /// Of all rounds of each build.
+    pub(crate) fn of(mode: Mode, builds: Vec<Vec<Figures>>) -> Self {
+        let summary = Figure::ALL.into_iter().filter_map(|figure| Row::of(figure, &builds)).collect();
+        Self { mode, builds, summary }
     }
 
     /// Rounds in which other processes used much of the machine.
@@ -127,8 +110,8 @@ impl Report {
     fn title(&self, mode: Mode) -> String {
         let Sizes { records, singles, rate, seconds, .. } = self.sizes;
         match mode {
-            Mode::Batches => format!("batches: {records} records, batches of 500"),
-            Mode::Singles => format!("singles: {singles} records, 64 connections"),
+            Mode::Batches => format!("batches: {records} records, batches of {BATCH}"),
+            Mode::Singles => format!("singles: {singles} records, {SINGLE_CONNECTIONS} connections"),
             Mode::Preloaded => format!("preloaded: {records} records, then work"),
             Mode::Latency => format!("latency: {rate} records/s for {seconds} s"),
         }
@@ -136,6 +119,19 @@ impl Report {
 }
 
 impl Row {
+    /// `None`: a build does not have this figure.
+    fn of(figure: Figure, builds: &[Vec<Figures>]) -> Option<Self> {
+        let values = |rounds: &Vec<Figures>| rounds.iter().filter_map(|it| it.get(figure)).collect::<Vec<f64>>();
+        let values: Vec<Vec<f64>> = builds.iter().map(values).collect();
+        let builds = values.iter().map(|values| Summary::of(values)).collect::<Option<Vec<Summary>>>()?;
+        let ratio = match values.as_slice() {
+            // Other programs are of no build.
+            [base, checkout] if figure != Figure::OtherCpuMicros => Summary::of_ratios(checkout, base),
+            _ => None,
+        };
+        Some(Self { figure, builds, ratio })
+    }
+
     fn cells(&self) -> Vec<String> {
         let spread = |of: &Summary, format: &dyn Fn(f64) -> String| {
             format!("{} [{}..{}]", format(of.median), format(of.min), format(of.max))
@@ -183,12 +179,11 @@ mod tests {
 
     #[test]
     fn a_row_has_both_builds_and_the_ratio_to_the_base() {
-        let mut results = Results::new(Mode::Batches, 2);
-        results.builds = vec![
+        let builds = vec![
             rounds(Figure::RecordsPerSecond, &[10_000.0, 20_000.0, 5_000.0]),
             rounds(Figure::RecordsPerSecond, &[11_000.0, 24_000.0, 5_000.0]),
         ];
-        results.summarize();
+        let results = Results::of(Mode::Batches, builds);
         assert_eq!(results.summary.len(), 1);
         assert_eq!(results.summary[0].ratio, Some(Summary { median: 1.1, min: 1.0, max: 1.2 }));
         let cells = results.summary[0].cells();
@@ -199,9 +194,7 @@ mod tests {
 
     #[test]
     fn a_single_build_has_no_ratio() {
-        let mut results = Results::new(Mode::Latency, 1);
-        results.builds = vec![rounds(Figure::LatencyP50Ms, &[4.0, 5.0, 6.0])];
-        results.summarize();
+        let results = Results::of(Mode::Latency, vec![rounds(Figure::LatencyP50Ms, &[4.0, 5.0, 6.0])]);
         assert_eq!(results.summary[0].cells(), ["latency p50, ms", "5.0 [4.0..6.0]"]);
     }
 

@@ -28,11 +28,11 @@ use crate::{
 };
 
 /// Records of a batch.
-const BATCH: usize = 500;
+pub(crate) const BATCH: usize = 500;
 /// Batches at once.
 const BATCH_CONNECTIONS: usize = 4;
 /// Single records at once.
-const SINGLE_CONNECTIONS: usize = 64;
+pub(crate) const SINGLE_CONNECTIONS: usize = 64;
 
 /// A way to load a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -50,12 +50,7 @@ pub(crate) enum Mode {
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Batches => "batches",
-            Self::Singles => "singles",
-            Self::Preloaded => "preloaded",
-            Self::Latency => "latency",
-        })
+        f.write_str(self.to_possible_value().ok_or(fmt::Error)?.get_name())
     }
 }
 
@@ -217,7 +212,7 @@ impl Round<'_> {
 
     /// A record a tick. The latencies are the reader's.
     async fn latency(&mut self, rate: f64) -> anyhow::Result<Usage> {
-        let bodies = self.records.singles(self.records.primed..self.records.total());
+        let Load { bodies, .. } = self.load(Kind::Single);
         self.prime().await?;
         let window = self.open().await?;
         let (port, wanted) = (self.pipeline.port, Counts::of_first(self.records.total()));

@@ -83,10 +83,17 @@ impl Servers {
         })
     }
 
-    /// Makes a database for a pipeline, and waits until servers and machine are idle. Returns its URL.
-    pub(crate) async fn prepare(&mut self, pipeline: &str) -> anyhow::Result<String> {
+    /// Creates a database for a pipeline. Returns its URL.
+    pub(crate) async fn create_database(&mut self, pipeline: &str) -> anyhow::Result<String> {
         let database = database(pipeline);
         self.execute(&format!("create database {database}")).await?;
+        let server = self.postgres_url.split('?').next().and_then(|url| url.rsplit_once('/'));
+        Ok(format!("{}/{database}", server.context("the URL of Postgres names no database")?.0))
+    }
+
+    /// Creates a database for a pipeline, and waits until servers and machine are idle. Returns its URL.
+    pub(crate) async fn prepare(&mut self, pipeline: &str) -> anyhow::Result<String> {
+        let url = self.create_database(pipeline).await?;
         self.execute("checkpoint").await?;
         // A short file, as after each round: its growth is then that of the round.
         redis::cmd("BGREWRITEAOF").query_async::<()>(&mut self.redis).await?;
@@ -97,8 +104,7 @@ impl Servers {
         }
         tokio::task::spawn_blocking(nix::unistd::sync).await?;
         wait_for_others().await?;
-        let server = self.postgres_url.split('?').next().and_then(|url| url.rsplit_once('/'));
-        Ok(format!("{}/{database}", server.context("the URL of Postgres names no database")?.0))
+        Ok(url)
     }
 
     /// Removes all that a pipeline has. Its processes have ended.

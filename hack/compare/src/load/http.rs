@@ -58,7 +58,7 @@ impl Connection {
     /// Sends records, and reads the whole answer.
     ///
     /// # Errors
-    /// Also for every status but 2xx.
+    /// When no answer comes, and for each status that is not 2xx.
     pub(crate) async fn post(&mut self, kind: Kind, body: Bytes) -> anyhow::Result<()> {
         let (path, content_type) = match kind {
             Kind::Single => ("/records", "application/json"),

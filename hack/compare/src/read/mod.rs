@@ -30,7 +30,7 @@ const COUNT: usize = 1_000;
 const BLOCK: Duration = Duration::from_millis(500);
 /// Longest time without a notification while some are missing.
 const STALL: Duration = Duration::from_secs(60);
-/// Longest latency that is told apart, in microseconds.
+/// Longest latency of the histogram, in microseconds; a longer one counts as this.
 const LONGEST: u64 = 600_000_000;
 
 /// How far the reader is.
@@ -79,12 +79,12 @@ impl Reader {
     pub(crate) async fn start(redis_url: &str, streams: [String; 2], records: usize) -> anyhow::Result<Self> {
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(60)));
         let redis = redis::Client::open(redis_url)?.get_multiplexed_async_connection_with_config(&config).await?;
-        let (tell, progress) = watch::channel(Progress::default());
+        let (updates, progress) = watch::channel(Progress::default());
         let shared = Arc::new(Shared::default());
         let streams = streams.map(|stream| Stream { stream, last_id: "0".to_owned() });
         let latency = Histogram::new_with_bounds(1, LONGEST, 3)?;
         let mut state = State { redis, streams, ledger: Ledger::new(records), latency, shared: Arc::clone(&shared) };
-        let task = tokio::spawn(async move { state.run(&tell).await.map(|()| Outcome { latency: state.latency }) });
+        let task = tokio::spawn(async move { state.run(&updates).await.map(|()| Outcome { latency: state.latency }) });
         Ok(Self { progress, shared, task })
     }
 
@@ -148,7 +148,7 @@ struct State {
 }
 
 impl State {
-    async fn run(&mut self, tell: &watch::Sender<Progress>) -> anyhow::Result<()> {
+    async fn run(&mut self, updates: &watch::Sender<Progress>) -> anyhow::Result<()> {
         loop {
             // Read before the request: what is appended after that is then no rest.
             let ends = self.shared.ends.load(Ordering::Relaxed);
@@ -156,7 +156,7 @@ impl State {
             let now = Instant::now();
             if self.note(answer, now)? {
                 let counts = self.ledger.counts;
-                tell.send_modify(|progress| {
+                updates.send_modify(|progress| {
                     progress.counts = counts;
                     progress.first.get_or_insert(First { at: now, notifications: counts.notifications });
                     progress.last_at = Some(now);

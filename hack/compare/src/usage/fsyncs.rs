@@ -65,8 +65,8 @@ impl Counter {
         let answers = pipe::OpenOptions::new().read_write(true).open_receiver(answers)?;
         let mut counter = Self { child, control, answers, output };
         if let Err(error) = counter.order("enable").await {
-            let said = fs::read_to_string(dir.join("errors")).unwrap_or_default();
-            bail!("{error:#}: {}", said.trim());
+            let errors = fs::read_to_string(dir.join("errors")).unwrap_or_default();
+            bail!("{error:#}: {}", errors.trim());
         }
         Ok(counter)
     }
