@@ -3,106 +3,152 @@
 use crate::{
     config::Guard,
     protocol::Protocol,
-    state::{Entry, State},
+    state::{InputRecord, Producer, Serve, State},
 };
 
 impl Protocol {
-    /// The record that a client sends next, and its shard.
-    fn next_of(&self, state: &State, client: u8) -> Option<(u8, usize)> {
+    /// The records that a client sends next, in one request.
+    fn next_of(&self, state: &State, client: u8) -> Option<Vec<u8>> {
         let of = &state.clients[usize::from(client)];
-        let record = *self.config.clients[usize::from(client)].get(usize::from(of.done))?;
-        Some((record, self.shard_of(record))).filter(|_| of.waits.is_none())
+        self.request_at(client, of.done).filter(|_| of.waits == 0)
+    }
+
+    /// The records of a client's request that begins there.
+    fn request_at(&self, client: u8, from: u8) -> Option<Vec<u8>> {
+        let rest = self.config.clients[usize::from(client)].get(usize::from(from)..)?;
+        let records = rest[..rest.len().min(self.config.request)].to_vec();
+        (!records.is_empty()).then_some(records)
     }
 
     pub(crate) fn shard_of(&self, record: u8) -> usize {
         usize::from(self.config.records[usize::from(record)].shard)
     }
 
-    fn append(&self, state: &mut State, record: u8, shard: usize) -> u8 {
-        let input = &mut state.redis.inputs[shard];
-        let uid = state.observer.appended;
-        state.observer.appended += 1;
+    /// One script: gives offsets and appends the records of a request as one entry. Returns their appends, and the count of
+    /// the producer.
+    ///
+    /// Where Redis holds a lower count than the producer knows, it was rewound: the offsets of the records that it lost are
+    /// not given again.
+    fn append(&self, state: &mut State, client: u8, records: &[u8]) -> (u16, u8) {
+        let input = &mut state.redis.inputs[self.shard_of(records[0])];
+        let serve = state.serve.get(usize::from(client));
+        if let Some(serve) = serve {
+            let by = &mut input.by[usize::from(serve.producer)];
+            if self.has(Guard::RaiseInAppend) && serve.appended > *by {
+                input.appended += serve.appended - *by;
+                *by = serve.appended;
+            }
+        }
         input.last += 1;
-        input.entries.push(Entry { sid: input.last, uid, record });
-        uid
+        let mut uids = 0;
+        for (index, record) in (0..).zip(records) {
+            let uid = state.observer.appended;
+            state.observer.appended += 1;
+            uids |= 1 << uid;
+            if let Some(serve) = serve {
+                input.appended += 1;
+                input.by[usize::from(serve.producer)] += 1;
+            }
+            let (sid, offset) = (input.last, input.appended);
+            input.entries.push(InputRecord { sid, index, offset, uid, record: *record });
+        }
+        (uids, serve.map_or(0, |serve| input.by[usize::from(serve.producer)]))
     }
 
     /// Appends, and answers in the same step, unless losses are counted: then the time in between matters.
     pub(crate) fn send(&self, state: &mut State, client: u8) -> bool {
-        let Some((record, shard)) = self.next_of(state, client) else { return false };
-        let uid = self.append(state, record, shard);
+        let Some(records) = self.next_of(state, client) else { return false };
+        let (uids, answer) = self.append(state, client, &records);
+        let of = &mut state.clients[usize::from(client)];
         if self.config.count {
-            if self.has(Guard::CountBeforeSending) {
-                state.serve[shard].unknown += 1;
-            }
-            state.clients[usize::from(client)].waits = Some(uid);
+            (of.waits, of.answer) = (uids, answer);
         } else {
-            state.clients[usize::from(client)].done += 1;
-            state.observer.acknowledged |= 1 << uid;
+            of.done += records.len() as u8;
+            state.observer.acknowledged |= uids;
         }
         true
     }
 
     pub(crate) fn answered(&self, state: &mut State, client: u8) -> bool {
         let of = &mut state.clients[usize::from(client)];
-        let Some(uid) = of.waits.take() else { return false };
-        let record = self.config.clients[usize::from(client)][usize::from(of.done)];
-        of.done += 1;
-        state.observer.acknowledged |= 1 << uid;
-        let counts = &mut state.serve[self.shard_of(record)];
-        counts.acknowledged += 1;
-        if self.has(Guard::CountBeforeSending) {
-            counts.unknown -= 1;
+        let (uids, answer) = (std::mem::take(&mut of.waits), std::mem::take(&mut of.answer));
+        if uids == 0 {
+            return false;
         }
+        of.done += uids.count_ones() as u8;
+        state.observer.acknowledged |= uids;
+        confirm(&mut state.serve[usize::from(client)], answer);
         true
     }
 
     /// The client gets no answer, and sends again. `effect`: whether the append took effect.
     pub(crate) fn send_unknown(&self, state: &mut State, client: u8, effect: bool) -> bool {
-        let Some((record, shard)) = self.next_of(state, client) else { return false };
+        let Some(records) = self.next_of(state, client) else { return false };
         if effect {
-            self.append(state, record, shard);
-        }
-        if self.config.count {
-            state.serve[shard].unknown += 1;
+            self.append(state, client, &records);
         }
         true
     }
 
-    /// The client sends its last answered record again, and gets an answer.
+    /// The client sends its last answered request again, and gets an answer.
     pub(crate) fn repeat(&self, state: &mut State, client: u8) -> bool {
-        let of = &mut state.clients[usize::from(client)];
-        if of.waits.is_some() || of.done == 0 {
+        let of = &state.clients[usize::from(client)];
+        if of.waits != 0 || of.done == 0 {
             return false;
         }
-        let record = self.config.clients[usize::from(client)][usize::from(of.done) - 1];
-        let shard = self.shard_of(record);
-        let uid = self.append(state, record, shard);
-        state.observer.acknowledged |= 1 << uid;
-        if self.config.count {
-            state.serve[shard].acknowledged += 1;
+        let from = of.done.saturating_sub(self.config.request as u8);
+        let Some(records) = self.request_at(client, from) else { return false };
+        let (uids, answer) = self.append(state, client, &records);
+        state.observer.acknowledged |= uids;
+        if let Some(serve) = state.serve.get_mut(usize::from(client)) {
+            confirm(serve, answer);
         }
         true
     }
 
-    /// The counts in Postgres after serve notes its own: acknowledged and unknown.
-    pub(crate) fn noted_next(&self, state: &State, shard: usize) -> (u8, u8) {
-        let counts = &state.serve[shard];
-        let now = (counts.acknowledged, counts.unknown);
-        let again = self.has(Guard::FlushAgain) || counts.noted != now;
-        if again { now } else { state.postgres.shards[shard].appends }
+    /// A serve process notes its count in Postgres, every second; here only where it changes anything.
+    pub(crate) fn note(&self, state: &mut State, client: u8) -> bool {
+        let serve = &mut state.serve[usize::from(client)];
+        let (name, appended) = (usize::from(serve.producer), serve.appended);
+        if !self.has(Guard::NoteAgain) && std::mem::replace(&mut serve.noted, appended) == appended {
+            return false;
+        }
+        // A note during an append shows that the producer lives, but not that its count is whole.
+        let whole = state.clients[usize::from(client)].waits == 0 || !self.has(Guard::NoteAfterAnswer);
+        let rewinds = self.rewinds(state);
+        for row in &mut state.postgres.shards {
+            let by = &mut row.producers[name];
+            let rewinds = if whole { rewinds } else { by.rewinds };
+            *by = Producer { appended: by.appended.max(appended), rewinds, closed: false };
+        }
+        if whole {
+            for own in state.workers.iter_mut().flat_map(|worker| worker.owns.iter_mut().flatten()) {
+                own.surplus = own.surplus.map(|left| left & !(1 << name));
+            }
+        }
+        true
     }
 
-    /// Notes the counts in Postgres, where they differ. Returns whether one did.
-    pub(crate) fn flush(&self, state: &mut State) -> bool {
-        let mut flushed = false;
-        for shard in 0..state.serve.len() {
-            let next = self.noted_next(state, shard);
-            if !self.has(Guard::FlushAgain) {
-                state.serve[shard].noted = (state.serve[shard].acknowledged, state.serve[shard].unknown);
-            }
-            flushed |= std::mem::replace(&mut state.postgres.shards[shard].appends, next) != next;
-        }
-        flushed
+    /// How often Redis was rewound, where producers can end: else nobody compares it.
+    fn rewinds(&self, state: &State) -> u8 {
+        if self.config.faults.end_serve > 0 { state.observer.rewound.0 } else { 0 }
     }
+
+    /// A serve process ends without its last note. The client uses another one, which is noted before its first request.
+    pub(crate) fn end_serve(&self, state: &mut State, client: u8) -> bool {
+        let producer = state.serve.iter().map(|serve| serve.producer + 1).max().unwrap_or_default();
+        let of = &mut state.clients[usize::from(client)];
+        (of.waits, of.answer) = (0, 0);
+        state.serve[usize::from(client)] = Serve { producer, ..Serve::default() };
+        let rewinds = self.rewinds(state);
+        for row in &mut state.postgres.shards {
+            row.producers[usize::from(producer)] = Producer { appended: 0, rewinds, closed: false };
+        }
+        true
+    }
+}
+
+/// A producer is told its count.
+fn confirm(serve: &mut Serve, answer: u8) {
+    serve.appended = answer.max(serve.appended);
 }

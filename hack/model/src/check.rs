@@ -5,7 +5,7 @@ use stateright::Property;
 use crate::{
     protocol::Protocol,
     publish::cursor_of,
-    state::{Entry, Notice, Row, Shard, Stage, State},
+    state::{Batch, InputRecord, Notice, Row, Shard, Stage, State},
 };
 
 /// A record id is applied at most once, over all shards.
@@ -24,23 +24,25 @@ pub const ALERTS: &str = "an alert is exact by its version, and versions never f
 pub const KEPT: &str = "nothing acknowledged is lost while no server was rewound";
 /// Acks.
 pub const ACKED: &str = "an entry is acknowledged only behind its commit";
-/// The lower bound of a loss.
-pub const LEAST: &str = "no more is reported as lost than was lost";
-/// The upper bound of a loss.
-pub const MOST: &str = "no more was lost than the reported upper bound";
+/// Lost records, in every state.
+pub const TRULY_LOST: &str = "no record counts as lost that was never missing";
+/// Lost records, in the end.
+pub const ALL_LOST: &str = "in the end each missing record counts as lost, and no other one";
+/// The backlog, in the end.
+pub const BACKLOG: &str = "in the end no record counts as waiting";
 /// States in which nothing happens by itself any more.
-pub const END: &str = "in the end all is applied and published, and the loss lies within the reported bounds";
+pub const END: &str = "in the end all is applied and published";
 
 /// All properties.
 pub(crate) fn properties() -> Vec<Property<Protocol>> {
     vec![
         Property::always(ONCE, applied_once),
         Property::always(TOTALS, |model, state: &State| {
-            let value = |row: &Row| model.config.records[usize::from(row.entry.record)].value;
+            let value = |row: &Row| model.config.records[usize::from(row.input.record)].value;
             state.postgres.shards.iter().all(|shard| shard.total == shard.log.iter().map(value).sum::<u8>())
         }),
         Property::always(ORDER, |_, state: &State| {
-            let rising = |shard: &Shard| shard.log.is_sorted_by(|a, b| a.seq < b.seq && a.entry.uid < b.entry.uid);
+            let rising = |shard: &Shard| shard.log.is_sorted_by(|a, b| a.seq < b.seq && a.input.uid < b.input.uid);
             // A rewound Redis may restore a record that Postgres lost, behind the records that came after it.
             let both = state.observer.rewound.0 > 0 && state.observer.rewound.1 > 0;
             both || state.postgres.shards.iter().all(rising)
@@ -49,24 +51,28 @@ pub(crate) fn properties() -> Vec<Property<Protocol>> {
         Property::always(IDS, ids_once),
         Property::always(ALERTS, |model, state: &State| {
             let threshold = |row: &Row| state.postgres.policies.get(usize::from(row.version) - 1).copied();
-            let value = |row: &Row| model.config.records[usize::from(row.entry.record)].value;
+            let value = |row: &Row| model.config.records[usize::from(row.input.record)].value;
             let exact = |row: &Row| threshold(row).is_some_and(|threshold| row.alert == (value(row) > threshold));
             let log_is_right =
                 |shard: &Shard| shard.log.iter().all(exact) && shard.log.is_sorted_by_key(|row| row.version);
             state.postgres.shards.iter().all(log_is_right)
         }),
-        Property::always(KEPT, |_, state: &State| state.observer.rewound != (0, 0) || lost(state, false) == 0),
-        Property::always(ACKED, |_, state: &State| !state.observer.acked_uncommitted),
-        Property::always(LEAST, |_, state: &State| {
-            state.postgres.shards.iter().zip(&state.observer.worst).all(|(shard, worst)| shard.lost.0 <= *worst)
+        Property::always(KEPT, |_, state: &State| {
+            state.observer.rewound != (0, 0) || missing(state) & state.observer.acknowledged == 0
         }),
-        Property::always(MOST, |model, state: &State| !state.observer.most_too_low && model.most_holds(state)),
+        Property::always(ACKED, |_, state: &State| !state.observer.acked_uncommitted),
+        Property::always(TRULY_LOST, |_, state: &State| {
+            let lost: u8 = state.postgres.shards.iter().map(|shard| shard.lost).sum();
+            u32::from(lost) <= state.observer.missing.count_ones()
+        }),
+        Property::always(ALL_LOST, |model, state: &State| is_exact(model, state) || model.continues(state)),
+        Property::always(BACKLOG, |model, state: &State| nothing_waits(model, state) || model.continues(state)),
         Property::always(END, |model, state: &State| is_done(model, state) || model.continues(state)),
     ]
 }
 
 fn applied_once(model: &Protocol, state: &State) -> bool {
-    let id = |row: &Row| 1_u16 << model.config.records[usize::from(row.entry.record)].id;
+    let id = |row: &Row| 1_u16 << model.config.records[usize::from(row.input.record)].id;
     let mut seen = 0;
     state.postgres.shards.iter().flat_map(|shard| &shard.log).all(|row| {
         let new = seen & id(row) == 0;
@@ -76,7 +82,7 @@ fn applied_once(model: &Protocol, state: &State) -> bool {
 }
 
 fn same(row: &Row, notice: &Notice) -> bool {
-    (row.seq, row.entry.record, row.alert, row.before) == (notice.seq, notice.record, notice.alert, notice.before)
+    (row.seq, row.input.record, row.alert, row.before) == (notice.seq, notice.record, notice.alert, notice.before)
 }
 
 /// Each notification that a reader saw is in the log with the same content, or in a gap; above the log's end a
@@ -110,41 +116,54 @@ fn each_once_in_order(_: &Protocol, state: &State) -> bool {
         })
 }
 
-/// Whether a commit has applied this append, by the rows that Postgres holds now.
-fn is_applied(state: &State, uid: u8) -> bool {
-    let here = |entry: &Entry| entry.uid == uid;
-    state
-        .postgres
-        .shards
-        .iter()
-        .any(|shard| shard.log.iter().any(|row| here(&row.entry)) || shard.noted.iter().any(|noted| here(&noted.entry)))
+/// Appends that neither server holds, nor the present owner in flight.
+fn missing(state: &State) -> u16 {
+    let uids = |all: u16, input: &InputRecord| all | 1 << input.uid;
+    let queued = state.redis.inputs.iter().flat_map(|input| &input.entries);
+    let rows = state.postgres.shards.iter().flat_map(|shard| shard.log.iter().map(|row| &row.input));
+    let noted = state.postgres.shards.iter().flat_map(|shard| shard.noted.iter().map(|noted| &noted.input));
+    let mut held = queued.chain(rows).chain(noted).fold(0, uids);
+    for (own, shard) in state.workers.iter().flat_map(|worker| worker.owns.iter().zip(&state.postgres.shards)) {
+        let own = own.as_ref().filter(|own| own.fence == shard.fence);
+        if let Some(Stage::Commit(Batch { records, .. }) | Stage::Write(Batch { records, .. }, _)) =
+            own.map(|own| &own.stage)
+        {
+            held = records.iter().fold(held, uids);
+        }
+    }
+    let all = (1_u16 << state.observer.appended) - 1;
+    all & !held
 }
 
-/// Counts acknowledged appends that neither server holds, nor the current owner in flight. `waiting`: counts those whose
-/// answer is on its way, too.
-pub(crate) fn lost(state: &State, waiting: bool) -> u8 {
-    let waits = state.clients.iter().filter_map(|client| client.waits).fold(0, |all, uid| all | 1 << uid);
-    let acknowledged = state.observer.acknowledged | if waiting { waits } else { 0 };
-    let queued = |uid: u8| state.redis.inputs.iter().flat_map(|input| &input.entries).any(|entry| entry.uid == uid);
-    let in_flight = |uid: u8| {
-        state.workers.iter().flat_map(|worker| worker.owns.iter().zip(&state.postgres.shards)).any(|(own, shard)| {
-            let Some(own) = own.as_ref().filter(|own| own.fence == shard.fence) else { return false };
-            match &own.stage {
-                Stage::Commit(batch, _) | Stage::Write(batch, ..) => batch.iter().any(|entry| entry.uid == uid),
-                _ => false,
-            }
-        })
+/// Whether the number of lost records is exact. One of unknown outcome counts if Redis had counted it. A record that
+/// Postgres lost and Redis restored stays counted. One of unknown outcome that is applied can hide a lost one.
+fn is_exact(model: &Protocol, state: &State) -> bool {
+    if !model.config.count || state.postgres.shards[0].uncertain {
+        return true;
+    }
+    let observer = &state.observer;
+    let (rewound, acknowledged, missing) = (observer.rewound, observer.acknowledged, missing(state));
+    let hides = rewound.0 > 0 && !model.config.strict;
+    let unknown = observer.decided & !acknowledged & !missing;
+    let hidden = if hides { unknown.count_ones() } else { 0 };
+    let least = (missing & acknowledged & !observer.mistaken).count_ones().saturating_sub(hidden);
+    let most = if rewound.0 > 0 && rewound.1 > 0 { observer.missing } else { missing }.count_ones();
+    (least..=most).contains(&u32::from(state.postgres.shards[0].lost))
+}
+
+/// Whether all offsets agree: an append compares the last two for its backlog.
+fn nothing_waits(model: &Protocol, state: &State) -> bool {
+    let agree = |(shard, input): (&Shard, &crate::state::Input)| {
+        shard.accounted == input.appended && input.appended == input.acknowledged
     };
-    let missing =
-        |uid: &u8| acknowledged & (1 << uid) != 0 && !is_applied(state, *uid) && !queued(*uid) && !in_flight(*uid);
-    (0..state.observer.appended).filter(missing).count() as u8
+    !model.config.count || state.postgres.shards.iter().zip(&state.redis.inputs).all(agree)
 }
 
 fn is_done(model: &Protocol, state: &State) -> bool {
     let sent =
         state.clients.iter().zip(&model.config.clients).all(|(client, all)| usize::from(client.done) == all.len());
     let drained = state.redis.inputs.iter().all(|input| input.entries.is_empty());
-    sent && drained && is_published(state) && is_bounded(model, state)
+    sent && drained && is_published(state)
 }
 
 /// Every sink is at the end of the log. Where a server was rewound, a sink may have halted: its cursor is missing or of
@@ -158,16 +177,11 @@ fn is_published(state: &State) -> bool {
     })
 }
 
-fn is_bounded(model: &Protocol, state: &State) -> bool {
-    !model.config.count || lost(state, false) <= state.postgres.shards[0].lost.1
-}
-
 impl Protocol {
-    /// Stores the most that was lost at a time.
+    /// Notes which appends are missing.
     pub(crate) fn observe(&self, state: &mut State) {
         if self.config.count {
-            let lost = lost(state, false);
-            state.observer.worst[0] = lost.max(state.observer.worst[0]);
+            state.observer.missing |= missing(state);
         }
     }
 }

@@ -1,12 +1,12 @@
-//! One batch in one transaction: decide by the stored rows, write.
+//! One batch in one transaction, or in several: decide by the stored rows, write.
 //!
-//! Must never decide by an entry's `uid`: only the observer may use it.
+//! Must never decide by a `uid`: only the observer may use it.
 
 use crate::{
     config::Guard,
     own::is_locked,
     protocol::Protocol,
-    state::{Decision, Entry, Next, Noted, Own, Policy, Row, Stage, State},
+    state::{Batch, Decision, InputRecord, Next, Noted, Own, Policy, Row, Shard, Stage, State},
 };
 
 impl Protocol {
@@ -18,8 +18,7 @@ impl Protocol {
         worker: usize,
         shard: usize,
         own: &mut Own,
-        batch: Vec<Entry>,
-        next: Next,
+        batch: Batch,
     ) -> Option<bool> {
         if is_locked(state, shard) {
             return Some(false);
@@ -35,81 +34,101 @@ impl Protocol {
         if self.has(Guard::PolicyVersion) && state.postgres.shards[shard].version > version {
             return Some(false);
         }
-        let mut decisions = Vec::with_capacity(batch.len());
-        for (index, entry) in batch.iter().enumerate() {
-            let decision = self.decide(state, *entry, &batch[..index], &decisions);
+        let records = self.part(&batch);
+        let mut decisions = Vec::with_capacity(records.len());
+        for (index, record) in records.iter().enumerate() {
+            let decision = self.decide(state, *record, &records[..index], &decisions);
             decisions.push(decision);
         }
+        if !self.has(Guard::RecognizeEachRecord)
+            && batch.applied == 0
+            && decisions.first() == Some(&Decision::Redelivered)
+        {
+            // The first record tells for the others.
+            decisions = vec![Decision::Redelivered; batch.records.len()];
+        }
         if self.config.split {
-            own.stage = Stage::Write(batch, next, decisions);
+            own.stage = Stage::Write(batch, decisions);
             return Some(true);
         }
-        self.write(state, worker, shard, own, &batch, next, &decisions)
+        self.write(state, worker, shard, own, batch, &decisions)
     }
 
-    /// Decides an entry by the stored rows and by the earlier decisions of this batch.
-    fn decide(&self, state: &State, entry: Entry, before: &[Entry], decisions: &[Decision]) -> Decision {
+    /// The records of the next transaction.
+    fn part<'a>(&self, batch: &'a Batch) -> &'a [InputRecord] {
+        let rest = &batch.records[usize::from(batch.applied)..];
+        &rest[..rest.len().min(self.config.transaction)]
+    }
+
+    /// Decides a record by the stored rows and by the earlier decisions of this transaction.
+    fn decide(&self, state: &State, input: InputRecord, before: &[InputRecord], decisions: &[Decision]) -> Decision {
         let id = |record: u8| self.config.records[usize::from(record)].id;
         let here = before.iter().zip(decisions).filter(|(_, decision)| **decision == Decision::New);
         let taken = self
-            .taken(state, entry.record)
-            .or(here.map(|(entry, _)| *entry).find(|e| id(e.record) == id(entry.record)));
+            .taken(state, input.record)
+            .or(here.map(|(input, _)| *input).find(|taken| id(taken.record) == id(input.record)));
         let Some(taken) = taken else { return Decision::New };
-        let conflict = taken.record != entry.record;
+        let position = |input: &InputRecord| (input.sid, input.index);
+        let conflict = taken.record != input.record;
         let again = |noted: &Noted| {
-            (noted.entry.record, noted.entry.sid, noted.conflict) == (entry.record, entry.sid, conflict)
+            (noted.input.record, position(&noted.input), noted.conflict) == (input.record, position(&input), conflict)
         };
         let noted = state.postgres.shards.iter().flat_map(|shard| &shard.noted).any(again);
         match conflict {
             _ if noted => Decision::Redelivered,
-            false if taken.sid == entry.sid => Decision::Redelivered,
+            false if position(&taken) == position(&input) => Decision::Redelivered,
             false => Decision::Duplicate,
             true => Decision::Conflict,
         }
     }
 
-    /// The entry that holds a record's id.
-    fn taken(&self, state: &State, record: u8) -> Option<Entry> {
+    /// The record that holds the id of another.
+    fn taken(&self, state: &State, record: u8) -> Option<InputRecord> {
         let id = |record: u8| self.config.records[usize::from(record)].id;
         let mut rows = state.postgres.shards.iter().flat_map(|shard| &shard.log);
-        rows.find(|row| id(row.entry.record) == id(record)).map(|row| row.entry)
+        rows.find(|row| id(row.input.record) == id(record)).map(|row| row.input)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a step's whole context, named")]
+    /// Writes the outcomes of the next part of the batch, and accounts for its records.
     pub(crate) fn write(
         &self,
         state: &mut State,
         worker: usize,
         shard: usize,
         own: &mut Own,
-        batch: &[Entry],
-        next: Next,
+        mut batch: Batch,
         decisions: &[Decision],
     ) -> Option<bool> {
-        let new = |(entry, decision): &(&Entry, &Decision)| {
-            **decision == Decision::New && self.taken(state, entry.record).is_some()
+        let records = batch.records[usize::from(batch.applied)..].to_vec();
+        let taken = |(input, decision): (&InputRecord, &Decision)| {
+            *decision == Decision::New && self.taken(state, input.record).is_some()
         };
-        if self.has(Guard::UniqueId) && batch.iter().zip(decisions).any(|pair| new(&pair)) {
+        if self.has(Guard::UniqueId) && records.iter().zip(decisions).any(taken) {
             // Another shard took an id in between: the worker rolls back and decides again.
-            own.stage = Stage::Commit(batch.to_vec(), next);
+            own.stage = Stage::Commit(batch);
             return Some(true);
         }
         let Policy { version, threshold, .. } = state.workers[worker].policy;
         let row = &mut state.postgres.shards[shard];
-        for (entry, decision) in batch.iter().zip(decisions) {
-            own.caught_up = *decision != Decision::Redelivered;
-            state.observer.decided |= 1 << entry.uid;
+        for (input, decision) in records.iter().zip(decisions) {
+            self.account(row, *input, *decision);
+            let held = row.log.iter().map(|row| row.input).chain(row.noted.iter().map(|noted| noted.input));
+            let redelivered = self.config.count && *decision == Decision::Redelivered;
+            if redelivered && !held.map(|held| held.uid).any(|uid| uid == input.uid) {
+                state.observer.mistaken |= 1 << input.uid;
+            }
+            state.observer.decided |= 1 << input.uid;
             match decision {
                 Decision::New => {
-                    let value = self.config.records[usize::from(entry.record)].value;
+                    let value = self.config.records[usize::from(input.record)].value;
                     row.top += 1;
                     let (seq, before) = (row.top, row.total);
-                    row.log.push(Row { seq, entry: *entry, version, alert: value > threshold, before });
+                    row.log.push(Row { seq, input: *input, version, alert: value > threshold, before });
                     row.total += value;
                 }
                 Decision::Redelivered => {}
                 Decision::Duplicate | Decision::Conflict => {
-                    row.noted.push(Noted { entry: *entry, conflict: *decision == Decision::Conflict });
+                    row.noted.push(Noted { input: *input, conflict: *decision == Decision::Conflict });
                 }
             }
         }
@@ -120,11 +139,30 @@ impl Protocol {
             own.recent.extend(row.log.iter().filter(|row| row.seq > from));
         }
         own.numbers = row.numbers();
+        own.accounted = row.accounted;
+        batch.applied += decisions.len() as u8;
+        let whole = usize::from(batch.applied) == batch.records.len();
+        let next = batch.next;
         own.stage = match next {
-            _ if self.has(Guard::AckAfterCommit) => Stage::Ack(batch.to_vec(), next),
+            _ if !whole && self.has(Guard::AckWholeEntry) => Stage::Commit(batch),
+            _ if self.has(Guard::AckAfterCommit) => Stage::Ack(batch),
             Next::Claim(above) => Stage::Claim(above),
             Next::Read => Stage::Read,
         };
         Some(true)
+    }
+
+    /// Accounts for a record. Offsets that are missing before it are lost records: the stream has all records in order. A
+    /// rewound Redis gives offsets again: new records with such an offset count as the next ones.
+    fn account(&self, row: &mut Shard, input: InputRecord, decision: Decision) {
+        if !self.config.count {
+            return;
+        }
+        if input.offset > row.accounted {
+            row.lost += input.offset - row.accounted - 1;
+            row.accounted = input.offset;
+        } else if decision != Decision::Redelivered && self.has(Guard::CountOldOffsets) {
+            row.accounted += 1;
+        }
     }
 }

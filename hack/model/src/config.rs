@@ -2,7 +2,7 @@
 
 /// A rule that holds the protocol together. Each can be taken out; a test shows what breaks then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
+#[repr(u64)]
 pub enum Guard {
     /// Every write to Postgres compares the fence.
     FenceOnWrite,
@@ -49,19 +49,36 @@ pub enum Guard {
     MoveFromStarted,
     /// A cursor of a newer generation of a sink is never replaced by that of an older one.
     NewerGeneration,
-    /// Serve counts appends as unknown before it sends them.
-    CountBeforeSending,
-    /// An owner counts losses with nothing in flight.
-    CountBetweenBatches,
-    /// Entries that came back with Redis count as applied for the upper bound of a loss, until an owner finds one that
-    /// is not.
-    CountUnapplied,
-    /// Serve notes unchanged counts again where Postgres holds other ones.
-    FlushAgain,
+    /// An owner acknowledges an entry once all of its records are applied.
+    AckWholeEntry,
+    /// A record that was applied is recognised by itself, not by the first record of its entry.
+    RecognizeEachRecord,
+    /// Each script of an owner compares the acknowledged offset.
+    CompareAcknowledged,
+    /// An append raises the counts of a rewound Redis to the one that its producer knows.
+    RaiseInAppend,
+    /// New records with an offset that was given before count as the next ones.
+    CountOldOffsets,
+    /// An owner reconciles, and judges the rest of the stream, with nothing in flight.
+    BetweenBatches,
+    /// An owner judges the rest of the stream only with nothing pending.
+    NothingPending,
+    /// An owner raises the counts of a rewound Redis to those that Postgres holds.
+    RaiseByNotes,
+    /// Serve notes an unchanged count again: Postgres may have been rewound.
+    NoteAgain,
+    /// Records that are applied, and that no producer counts, are added to a sum.
+    FoldSurplus,
+    /// They are added only when each producer that lives has noted its count since they were seen.
+    WaitForNotes,
+    /// Such a note counts only if its producer has no answer to an append on its way.
+    NoteAfterAnswer,
+    /// An owner that prepares again waits for such notes again: Redis may have been rewound twice.
+    WaitAgain,
 }
 
 /// Every guard.
-pub const GUARDS: [Guard; 26] = [
+pub const GUARDS: [Guard; 35] = [
     Guard::FenceOnWrite,
     Guard::FenceOnRead,
     Guard::FenceOnAck,
@@ -84,30 +101,39 @@ pub const GUARDS: [Guard; 26] = [
     Guard::ReadPolicyAgain,
     Guard::MoveFromStarted,
     Guard::NewerGeneration,
-    Guard::CountBeforeSending,
-    Guard::CountBetweenBatches,
-    Guard::CountUnapplied,
-    Guard::FlushAgain,
+    Guard::AckWholeEntry,
+    Guard::RecognizeEachRecord,
+    Guard::CompareAcknowledged,
+    Guard::RaiseInAppend,
+    Guard::CountOldOffsets,
+    Guard::BetweenBatches,
+    Guard::NothingPending,
+    Guard::RaiseByNotes,
+    Guard::NoteAgain,
+    Guard::FoldSurplus,
+    Guard::WaitForNotes,
+    Guard::NoteAfterAnswer,
+    Guard::WaitAgain,
 ];
 
 /// Which guards are active.
 #[derive(Debug, Clone, Copy)]
-pub struct Guards(u32);
+pub struct Guards(u64);
 
 impl Guards {
     /// All of them.
-    pub const ALL: Self = Self(u32::MAX);
+    pub const ALL: Self = Self(u64::MAX);
 
     /// All of these but one.
     #[must_use]
     pub const fn without(self, guard: Guard) -> Self {
-        Self(self.0 & !(1 << guard as u32))
+        Self(self.0 & !(1 << guard as u64))
     }
 
     /// Whether one is active.
     #[must_use]
     pub const fn has(self, guard: Guard) -> bool {
-        self.0 & (1 << guard as u32) != 0
+        self.0 & (1 << guard as u64) != 0
     }
 }
 
@@ -128,6 +154,8 @@ pub struct Faults {
     pub repeat: u8,
     /// A commit, an ack or an append took effect, but its answer was lost.
     pub answer_lost: u8,
+    /// A serve process ends without its last note; another one takes its place.
+    pub end_serve: u8,
     /// A policy is registered.
     pub policy: u8,
     /// The first sink is given another stream.
@@ -139,7 +167,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Each fault once, but at most `together` in one run.
+    /// Each fault of a worker, a server or a client once, but at most `together` in one run.
     #[must_use]
     pub const fn any(together: u8) -> Self {
         Self {
@@ -150,6 +178,7 @@ impl Faults {
             unknown: 1,
             repeat: 1,
             answer_lost: 1,
+            end_serve: 0,
             policy: 1,
             retarget: 1,
             start: 1,
@@ -180,13 +209,19 @@ pub struct Config {
     pub records: Vec<Record>,
     /// The records of each client, in this order; it sends each after the answer to the one before.
     pub clients: Vec<Vec<u8>>,
+    /// Most records of a request: an entry has the records of one.
+    pub request: usize,
     /// Most entries of a batch.
     pub batch: usize,
+    /// Most records of a transaction.
+    pub transaction: usize,
     /// Whether a transaction is two steps, its reads and its writes. It locks its shard's row in between, so that only
     /// other shards can act.
     pub split: bool,
-    /// Whether losses are counted.
+    /// Whether losses are counted, of one shard. Then nothing is published: sinks have no part in it.
     pub count: bool,
+    /// Whether the number of lost records is to be exact also where an applied record of unknown outcome hides a lost one.
+    pub strict: bool,
     /// Whether Redis can be rewound in parts: the input streams alone, or the sinks' streams alone, as nodes of a
     /// cluster do.
     pub parts: bool,
@@ -208,9 +243,12 @@ impl Config {
             shards: 1,
             records: (0..n).map(|id| Record { id, shard: 0, value: 2 }).collect(),
             clients: vec![(0..n).collect()],
+            request: 1,
             batch: 1,
+            transaction: 2,
             split: false,
             count: false,
+            strict: false,
             parts: false,
             faults: Faults::default(),
             guards: Guards::ALL,

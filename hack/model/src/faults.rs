@@ -63,9 +63,11 @@ impl Protocol {
         let Some(then) = state.backup.take().map(Arc::unwrap_or_clone) else { return false };
         state.postgres = then;
         for own in state.workers.iter_mut().flat_map(|worker| worker.owns.iter_mut().flatten()) {
-            if let Stage::Write(batch, next, _) = &own.stage {
-                own.stage = Stage::Commit(batch.clone(), *next);
+            if let Stage::Write(batch, _) = &own.stage {
+                own.stage = Stage::Commit(batch.clone());
             }
+            // The times of the notes are lost with them.
+            own.surplus = own.surplus.map(|_| u8::MAX);
         }
         state.observer.rewound.1 += 1;
         state.observer.synced_unreconciled = state.synced.is_some();

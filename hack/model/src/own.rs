@@ -6,7 +6,7 @@
 use crate::{
     config::Guard,
     protocol::Protocol,
-    state::{Entry, Fence, Input, Next, Own, Policy, Stage, State},
+    state::{Batch, Fence, Input, InputRecord, Next, Own, Policy, Stage, State},
 };
 
 /// The result of the script that compares the fence.
@@ -54,7 +54,9 @@ impl Protocol {
             boot: 0,
             numbers: [0; 2],
             watermarks: None,
-            caught_up: false,
+            accounted: 0,
+            acknowledged: 0,
+            surplus: None,
             stage: Stage::Prepare,
             recent: Vec::new(),
             publishers,
@@ -80,13 +82,12 @@ impl Protocol {
             Stage::Compare(watermarks, cursor) => self.compare(state, worker, shard, &mut own, watermarks, cursor),
             Stage::Claim(above) => self.claim(state, shard, &mut own, above),
             Stage::Read => self.read(state, shard, &mut own),
-            Stage::Commit(batch, next) => self.commit(state, worker, shard, &mut own, batch, next),
-            Stage::Write(batch, next, decisions) => {
-                self.write(state, worker, shard, &mut own, &batch, next, &decisions)
-            }
-            Stage::Ack(batch, next) => self.ack(state, shard, &mut own, &batch, next),
-            Stage::Count(acknowledged, applied) => self.look(state, shard, &mut own, acknowledged, applied),
-            Stage::Report(least, applied) => self.report(state, shard, &mut own, least, applied),
+            Stage::Commit(batch) => self.commit(state, worker, shard, &mut own, batch),
+            Stage::Write(batch, decisions) => self.write(state, worker, shard, &mut own, batch, &decisions),
+            Stage::Ack(batch) => self.ack(state, shard, &mut own, batch),
+            Stage::Lose(appended) => self.lose(state, shard, &mut own, appended),
+            Stage::Reconcile(account) => self.reconcile(state, shard, &mut own, account),
+            Stage::Fold(folded, more) => self.fold(state, shard, &mut own, folded, more),
         };
         // None: the shard is another owner's; the worker drops it, with its publishers.
         if done.is_some() {
@@ -102,8 +103,8 @@ impl Protocol {
         let Some(before) = state.workers[at.0].owns[at.1].clone() else { return false };
         let again = match &before.stage {
             Stage::Commit(..) => before.stage.clone(),
-            Stage::Write(batch, next, _) => Stage::Commit(batch.clone(), *next),
-            Stage::Ack(..) | Stage::Read => Stage::Prepare,
+            Stage::Write(batch, _) => Stage::Commit(batch.clone()),
+            Stage::Ack(_) | Stage::Read | Stage::Lose(_) | Stage::Reconcile(_) | Stage::Fold(..) => Stage::Prepare,
             _ => return false,
         };
         if effect && !self.work(state, worker, shard) {
@@ -126,6 +127,15 @@ impl Protocol {
         true
     }
 
+    /// The owner finds by its connections that Postgres was restarted, and prepares again.
+    pub(crate) fn reconnect(&self, state: &mut State, worker: u8, shard: u8) -> bool {
+        let boot = state.observer.rewound.1;
+        let own = state.workers[usize::from(worker)].owns[usize::from(shard)].as_mut();
+        let Some(own) = own.filter(|own| own.boot != boot && own.stage == Stage::Read) else { return false };
+        own.stage = Stage::Prepare;
+        true
+    }
+
     fn found_higher(&self, own: &mut Own, above: u8) -> Option<bool> {
         if !self.has(Guard::RaiseEpoch) {
             // The owner tries again, for ever.
@@ -140,6 +150,10 @@ impl Protocol {
         let input = &mut state.redis.inputs[shard];
         if let FenceResult::Higher(above) = self.compare_fence(input, own.fence) {
             return self.found_higher(own, above);
+        }
+        own.acknowledged = input.acknowledged;
+        if self.has(Guard::WaitAgain) {
+            own.surplus = None;
         }
         let watermarks = if self.has(Guard::Watermark) { input.watermarks } else { [0; 2] };
         // A log that is never rewound is never behind a cursor.
@@ -190,7 +204,7 @@ impl Protocol {
         own.numbers = row.numbers();
         own.boot = state.observer.rewound.1;
         own.watermarks = Some(watermarks);
-        own.caught_up = false;
+        own.accounted = row.accounted;
         own.stage = if self.has(Guard::PendingFirst) { Stage::Claim(0) } else { Stage::Read };
         if self.has(Guard::ReadPolicyAgain) && state.workers[worker].policy.boot != own.boot {
             state.workers[worker].policy = newest(state);
@@ -214,29 +228,48 @@ impl Protocol {
             own.stage = Stage::Prepare;
             return Some(true);
         }
-        let pending = input.entries.iter().filter(|entry| entry.sid > above && input.pending.contains(&entry.sid));
-        let batch: Vec<Entry> = pending.take(self.config.batch).copied().collect();
-        if let Some(last) = batch.last() {
+        let pending = |entry: &InputRecord| entry.sid > above && input.pending.contains(&entry.sid);
+        let records = self.first_entries(input.entries.iter().filter(|entry| pending(entry)));
+        if let Some(last) = records.last() {
             let next = Next::Claim(last.sid);
-            own.stage = self.with_batch(batch, next);
+            own.stage = self.with_batch(records, next);
             return Some(true);
         }
-        if self.has(Guard::RestoreWatermark) {
-            self.set_watermarks(state, shard, own);
-        }
-        own.stage = Stage::Read;
+        let whole = |known: [u8; 2]| known.iter().zip(own.numbers).all(|(known, number)| *known >= number);
+        let stored = own.watermarks.is_some_and(whole) && own.acknowledged == own.accounted;
+        own.stage = if stored || !self.has(Guard::RestoreWatermark) {
+            self.note_compared(state, shard, own);
+            Stage::Read
+        } else {
+            Stage::Ack(Batch { records: Vec::new(), applied: 0, next: Next::Read })
+        };
         Some(true)
     }
 
-    fn with_batch(&self, batch: Vec<Entry>, next: Next) -> Stage {
-        if self.has(Guard::AckAfterCommit) { Stage::Commit(batch, next) } else { Stage::Ack(batch, next) }
+    /// The records of the first entries.
+    fn first_entries<'a>(&self, records: impl Iterator<Item = &'a InputRecord>) -> Vec<InputRecord> {
+        let mut batch: Vec<InputRecord> = Vec::new();
+        let mut entries = 0;
+        for record in records {
+            entries += usize::from(batch.last().is_none_or(|last| last.sid != record.sid));
+            if entries > self.config.batch {
+                break;
+            }
+            batch.push(*record);
+        }
+        batch
+    }
+
+    fn with_batch(&self, records: Vec<InputRecord>, next: Next) -> Stage {
+        let batch = Batch { records, applied: 0, next };
+        if self.has(Guard::AckAfterCommit) { Stage::Commit(batch) } else { Stage::Ack(batch) }
     }
 
     /// Whether reading the stream changes anything.
     pub(crate) fn has_something_to_read(&self, state: &State, shard: usize, own: &Own) -> bool {
         let input = &state.redis.inputs[shard];
-        let pending = !self.has(Guard::PendingFirst) && !input.pending.is_empty();
-        input.fence != own.fence || pending || self.rewound(input, own) || input.last > input.delivered
+        let at_end = self.after_end(input, own).is_some();
+        input.fence != own.fence || self.rewound(input, own) || input.last > input.delivered || at_end
     }
 
     fn read(&self, state: &mut State, shard: usize, own: &mut Own) -> Option<bool> {
@@ -256,22 +289,22 @@ impl Protocol {
             own.stage = Stage::Prepare;
             return Some(true);
         }
-        let new = input.entries.iter().filter(|entry| entry.sid > input.delivered);
-        let batch: Vec<Entry> = new.take(self.config.batch).copied().collect();
-        let Some(last) = batch.last() else {
-            let behind = !self.has(Guard::PendingFirst) && !input.pending.is_empty();
-            if behind {
-                own.stage = Stage::Claim(0);
-            }
-            return Some(behind);
+        let records = self.first_entries(input.entries.iter().filter(|entry| entry.sid > input.delivered));
+        let Some(last) = records.last() else {
+            let next = self.after_end(input, own);
+            let done = next.is_some();
+            own.stage = next.unwrap_or(Stage::Read);
+            return Some(done);
         };
         input.delivered = last.sid;
-        input.pending.extend(batch.iter().map(|entry| entry.sid));
-        own.stage = self.with_batch(batch, Next::Read);
+        let mut sids: Vec<u8> = records.iter().map(|entry| entry.sid).collect();
+        sids.dedup();
+        input.pending.extend(sids);
+        own.stage = self.with_batch(records, Next::Read);
         Some(true)
     }
 
-    fn ack(&self, state: &mut State, shard: usize, own: &mut Own, batch: &[Entry], next: Next) -> Option<bool> {
+    fn ack(&self, state: &mut State, shard: usize, own: &mut Own, batch: Batch) -> Option<bool> {
         let input = &mut state.redis.inputs[shard];
         if self.has(Guard::FenceOnAck) {
             match self.compare_fence(input, own.fence) {
@@ -288,14 +321,15 @@ impl Protocol {
             return Some(true);
         }
         let mut all = true;
-        for entry in batch {
+        for entry in batch.records.iter().filter(|record| record.index == 0) {
             let Some(at) = input.pending.iter().position(|sid| *sid == entry.sid) else {
                 all = false;
                 continue;
             };
             input.pending.remove(at);
-            let acked = input.entries.iter().find(|there| there.sid == entry.sid).map_or(0, |there| there.uid);
-            state.observer.acked_uncommitted |= state.observer.decided & (1 << acked) == 0;
+            let acked = input.entries.iter().filter(|there| there.sid == entry.sid);
+            let acked = acked.fold(0, |all, there| all | 1 << there.uid);
+            state.observer.acked_uncommitted |= acked & !state.observer.decided != 0;
         }
         if !all && self.has(Guard::NoticeRedisRewind) {
             own.stage = Stage::Prepare;
@@ -305,8 +339,9 @@ impl Protocol {
         let keep = input.pending.iter().copied().min().unwrap_or(input.delivered + 1);
         input.entries.retain(|entry| entry.sid >= keep);
         self.set_watermarks(state, shard, own);
+        let next = batch.next;
         own.stage = match next {
-            _ if !self.has(Guard::AckAfterCommit) => Stage::Commit(batch.to_vec(), next),
+            _ if !self.has(Guard::AckAfterCommit) && !batch.records.is_empty() => Stage::Commit(batch),
             Next::Claim(above) => Stage::Claim(above),
             Next::Read => Stage::Read,
         };
@@ -316,7 +351,8 @@ impl Protocol {
     /// Whether Redis has lost an ack of this owner.
     pub(crate) fn rewound(&self, input: &Input, own: &Own) -> bool {
         let lower = |own: [u8; 2]| input.watermarks.iter().zip(own).any(|(here, own)| *here < own);
-        self.has(Guard::NoticeRedisRewind) && own.watermarks.is_some_and(lower)
+        let other = self.has(Guard::CompareAcknowledged) && input.acknowledged != own.acknowledged;
+        self.has(Guard::NoticeRedisRewind) && own.watermarks.is_some_and(|known| other || lower(known))
     }
 
     fn set_watermarks(&self, state: &mut State, shard: usize, own: &mut Own) {
@@ -324,7 +360,15 @@ impl Protocol {
         for (watermark, number) in input.watermarks.iter_mut().zip(own.numbers) {
             *watermark = number.max(*watermark);
         }
+        input.acknowledged = own.accounted;
         own.watermarks = Some(input.watermarks);
+        own.acknowledged = own.accounted;
+        self.note_compared(state, shard, own);
+    }
+
+    /// Notes, for the observer, that the watermarks have all that is committed.
+    fn note_compared(&self, state: &mut State, shard: usize, own: &Own) {
+        let input = &state.redis.inputs[shard];
         let whole = input.watermarks[0] >= state.postgres.shards[shard].top && own.boot == state.observer.rewound.1;
         if whole && self.is_owner(state, shard, own.fence) {
             state.observer.unreconciled[shard] = false;

@@ -9,7 +9,8 @@ use crate::{
     config::{Config, Faults, Guard, THRESHOLDS},
     own::newest,
     state::{
-        Client, Counts, Cursor, Observer, Out, Own, Policy, Postgres, Redis, Shard, SinkRow, Stage, State, Worker,
+        Client, Cursor, Input, Observer, Out, Own, Policy, Postgres, Producer, Redis, Serve, Shard, SinkRow, Stage,
+        State, Worker,
     },
 };
 
@@ -20,14 +21,16 @@ pub enum Action {
     Send(u8),
     /// A client gets the answer that is on its way.
     Answered(u8),
-    /// Serve notes its counts in Postgres.
-    Flush,
+    /// A client's serve process notes its count in Postgres.
+    Note(u8),
     /// A worker takes a free shard.
     Take(u8, u8),
     /// An owner does the step of its stage: one script or one transaction.
     Work(u8, u8),
-    /// An owner counts losses.
-    Count(u8, u8),
+    /// An owner begins to reconcile the counts of both servers.
+    Reconcile(u8, u8),
+    /// An owner finds by its connections that Postgres was restarted.
+    Reconnect(u8, u8),
     /// An owner finds at a renewal that it has lost the shard.
     Drop(u8, u8),
     /// A worker reads the newest policy.
@@ -42,6 +45,8 @@ pub enum Action {
     Unknown(u8, bool),
     /// Fault: a client repeats an answered request.
     Repeat(u8),
+    /// Fault: a client's serve process ends without its last note.
+    EndServe(u8),
     /// Fault: a worker starts again.
     Crash(u8),
     /// Fault: a shard's lease runs out.
@@ -106,10 +111,11 @@ impl Protocol {
         match action {
             Action::Send(client) => self.send(state, client),
             Action::Answered(client) => self.answered(state, client),
-            Action::Flush => self.flush(state),
+            Action::Note(client) => self.note(state, client),
             Action::Take(worker, shard) => self.take(state, worker, shard),
             Action::Work(worker, shard) => self.work(state, worker, shard),
-            Action::Count(worker, shard) => self.count(state, worker, shard),
+            Action::Reconcile(worker, shard) => self.begin_reconcile(state, worker, shard),
+            Action::Reconnect(worker, shard) => self.reconnect(state, worker, shard),
             Action::Drop(worker, shard) => self.drop_lost(state, worker, shard),
             Action::Follow(worker) => self.follow(state, worker),
             Action::Fetch(worker, shard, sink) => self.fetch(state, worker, shard, sink),
@@ -117,6 +123,7 @@ impl Protocol {
             Action::ReconcileSinks(worker) => self.reconcile_sinks(state, worker),
             Action::Unknown(client, effect) => self.send_unknown(state, client, effect),
             Action::Repeat(client) => self.repeat(state, client),
+            Action::EndServe(client) => self.end_serve(state, client),
             Action::Crash(worker) => self.crash(state, worker),
             Action::Expire(shard) => self.expire(state, shard),
             Action::WorkUnanswered(worker, shard, effect) => self.work_unanswered(state, worker, shard, effect),
@@ -135,14 +142,14 @@ impl Protocol {
     fn steps(&self, state: &State, actions: &mut Vec<Action>) {
         // Each action costs a copy of the state: impossible ones are left out where that is cheap to find.
         for ((client, of), all) in (0..).zip(&state.clients).zip(&self.config.clients) {
-            if of.waits.is_some() {
+            if self.config.count {
+                actions.push(Action::Note(client));
+            }
+            if of.waits != 0 {
                 actions.push(Action::Answered(client));
             } else if usize::from(of.done) < all.len() {
                 actions.push(Action::Send(client));
             }
-        }
-        if self.config.count {
-            actions.push(Action::Flush);
         }
         for (worker, it) in (0..).zip(&state.workers) {
             for (shard, own) in (0..).zip(&it.owns) {
@@ -158,9 +165,11 @@ impl Protocol {
                 if !self.is_owner(state, usize::from(shard), own.fence) {
                     actions.push(Action::Drop(worker, shard));
                 }
-                let between = own.stage == Stage::Read || !self.has(Guard::CountBetweenBatches);
-                if self.config.count && between {
-                    actions.push(Action::Count(worker, shard));
+                if self.may_count(own) {
+                    actions.push(Action::Reconcile(worker, shard));
+                }
+                if self.config.count && own.boot != state.observer.rewound.1 {
+                    actions.push(Action::Reconnect(worker, shard));
                 }
                 for (sink, publisher) in (0..).zip(&own.publishers) {
                     if publisher.is_some() {
@@ -187,6 +196,9 @@ impl Protocol {
             }
             if left.repeat > 0 {
                 actions.push(Action::Repeat(client));
+            }
+            if left.end_serve > 0 {
+                actions.push(Action::EndServe(client));
             }
         }
         for (worker, it) in (0..).zip(&state.workers) {
@@ -242,28 +254,37 @@ impl Model for Protocol {
         let zeros = vec![0; each];
         let sink = SinkRow { out: 0, generation: 0, started: true, old: None, placed: true, after: zeros.clone() };
         let cursor = Cursor { sink: 0, generation: 0, retired: false, at: zeros.clone() };
+        let sinks = if self.config.count { Vec::new() } else { vec![sink] };
         let worker = Worker {
             policy: Policy { version: 1, threshold: THRESHOLDS[0], boot: 0 },
             owns: vec![None; each],
-            active: vec![Some((0, 0))],
+            active: vec![Some((0, 0)); sinks.len()],
             plan: None,
         };
-        let shard = Shard { free: true, version: 1, ..Shard::default() };
-        let postgres = Postgres { shards: vec![shard; each], policies: vec![THRESHOLDS[0]], sinks: vec![sink] };
+        let clients = self.config.clients.len();
+        // The serve processes from the start live; others come for those that end.
+        let living = if self.config.count { clients } else { 0 };
+        let producers = if self.config.count { clients + usize::from(self.config.faults.end_serve) } else { 0 };
+        let of = |name| Producer { closed: name >= living, ..Producer::default() };
+        let serve = |producer| Serve { producer, ..Serve::default() };
+        let producers: Vec<Producer> = (0..producers).map(of).collect();
+        let input = Input { by: vec![0; producers.len()], ..Input::default() };
+        let shard = Shard { free: true, version: 1, producers, ..Shard::default() };
+        let postgres = Postgres { shards: vec![shard; each], policies: vec![THRESHOLDS[0]], sinks };
         let mut outs = vec![Out { cursor: Some(cursor), notices: Vec::new() }];
         if self.config.faults.retarget + self.config.faults.start > 0 {
             outs.resize(3, Out::default());
         }
         vec![State {
             postgres,
-            redis: Redis { inputs: vec![Default::default(); each], outs },
+            redis: Redis { inputs: vec![input; each], outs },
             backup: None,
             synced: None,
             workers: vec![worker; usize::from(workers)],
-            clients: vec![Client::default(); self.config.clients.len()],
-            serve: vec![Counts::default(); each],
+            clients: vec![Client::default(); clients],
+            serve: (0..living as u8).map(serve).collect(),
             left: self.config.faults,
-            observer: Observer { worst: zeros, unreconciled: vec![false; each], ..Observer::default() },
+            observer: Observer { unreconciled: vec![false; each], ..Observer::default() },
         }]
     }
 
@@ -292,6 +313,7 @@ fn left_of(left: &mut Faults, action: Action) -> Option<&mut u8> {
     Some(match action {
         Action::Unknown(..) => &mut left.unknown,
         Action::Repeat(_) => &mut left.repeat,
+        Action::EndServe(_) => &mut left.end_serve,
         Action::Crash(_) => &mut left.crash,
         Action::Expire(_) => &mut left.expire,
         Action::WorkUnanswered(..) | Action::PublishUnanswered(..) => &mut left.answer_lost,

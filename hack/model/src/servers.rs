@@ -9,11 +9,15 @@ pub struct Fence {
     pub token: u8,
 }
 
-/// An entry of an input stream.
+/// A record of an entry of an input stream. The records of an entry are neighbours, with one stream id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Entry {
-    /// Its stream id: may come again after a rewind of Redis.
+pub struct InputRecord {
+    /// The stream id of its entry: may come again after a rewind of Redis.
     pub sid: u8,
+    /// Its index in the entry.
+    pub index: u8,
+    /// Its offset, from 1: may come again after a rewind of Redis. 0 where losses are not counted.
+    pub offset: u8,
     /// The number of its append over the whole run. For the observer only; no step may look at it.
     pub uid: u8,
     /// Which record.
@@ -25,8 +29,8 @@ pub struct Entry {
 pub struct Row {
     /// Its number in the shard.
     pub seq: u8,
-    /// The entry it came in.
-    pub entry: Entry,
+    /// As it came in the input stream.
+    pub input: InputRecord,
     /// The policy version that decided it.
     pub version: u8,
     /// Whether its value was above the threshold.
@@ -38,8 +42,8 @@ pub struct Row {
 /// A duplicate or a conflict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Noted {
-    /// The entry it came in.
-    pub entry: Entry,
+    /// As it came in the input stream.
+    pub input: InputRecord,
     /// The id was taken by other content.
     pub conflict: bool,
 }
@@ -63,19 +67,30 @@ pub struct Shard {
     pub gaps: Vec<(u8, u8)>,
     /// The running total.
     pub total: u8,
-    /// The counts that serve noted: acknowledged and unknown appends.
-    pub appends: (u8, u8),
-    /// The reported bounds of a loss: at least and at most so many acknowledged appends.
-    pub lost: (u8, u8),
+    /// All records up to this offset are applied or lost.
+    pub accounted: u8,
+    /// Number of lost records.
+    pub lost: u8,
+    /// The producers. Empty where losses are not counted.
+    pub producers: Vec<Producer>,
+    /// Number of records that no producer counts.
+    pub folded: u8,
+    /// Records can be lost whose number no server holds.
+    pub uncertain: bool,
+}
+
+/// A producer of a shard, as Postgres holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Producer {
+    /// Number of records that it has appended, as it noted.
+    pub appended: u8,
+    /// How often Redis had been rewound when it noted last: in place of the times that the owner compares.
+    pub rewinds: u8,
+    /// Whether it has ended.
+    pub closed: bool,
 }
 
 impl Shard {
-    /// How many entries have an outcome.
-    #[must_use]
-    pub fn applied(&self) -> u8 {
-        (self.log.len() + self.noted.len()) as u8
-    }
-
     /// The highest numbers: of records, and of duplicates and conflicts.
     #[must_use]
     pub fn numbers(&self) -> [u8; 2] {
@@ -116,8 +131,8 @@ pub struct Postgres {
 pub struct Input {
     /// The last stream id given.
     pub last: u8,
-    /// The entries that are not trimmed.
-    pub entries: Vec<Entry>,
+    /// The records of the entries that are not trimmed.
+    pub entries: Vec<InputRecord>,
     /// The group's last delivered id.
     pub delivered: u8,
     /// Delivered and not acknowledged. The consumer has no part in it: an owner reclaims all.
@@ -126,6 +141,12 @@ pub struct Input {
     pub fence: Fence,
     /// The watermarks: the highest committed numbers that an ack carried.
     pub watermarks: [u8; 2],
+    /// The offset of the last record that was appended.
+    pub appended: u8,
+    /// The offset up to which records are applied or lost, as the last ack carried it.
+    pub acknowledged: u8,
+    /// By producer: number of records that it appended. Empty where losses are not counted.
+    pub by: Vec<u8>,
 }
 
 /// A notification: `<shard>-<seq>` and its content.

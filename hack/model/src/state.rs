@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use crate::config::Faults;
-pub use crate::servers::{Cursor, Entry, Fence, Input, Noted, Notice, Out, Postgres, Redis, Row, Shard, SinkRow};
+pub use crate::servers::{
+    Cursor, Fence, Input, InputRecord, Noted, Notice, Out, Postgres, Producer, Redis, Row, Shard, SinkRow,
+};
 
 /// The next step of an owner with its shard.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,16 +22,42 @@ pub enum Stage {
     Claim(u8),
     /// Read new entries.
     Read,
-    /// Decide and commit the batch in flight; then continue so.
-    Commit(Vec<Entry>, Next),
+    /// Decide and commit the batch in flight, or the next part of it.
+    Commit(Batch),
     /// Write the decisions: the transaction is open, the shard's row locked.
-    Write(Vec<Entry>, Next, Vec<Decision>),
+    Write(Batch, Vec<Decision>),
     /// Acknowledge the batch in flight.
-    Ack(Vec<Entry>, Next),
-    /// Count the present entries: so many were acknowledged, so many applied.
-    Count(u8, u8),
-    /// Report a loss: at least so many; at most the appends less so many.
-    Report(u8, u8),
+    Ack(Batch),
+    /// The records above the accounted offset, up to this one, are lost: write that.
+    Lose(u8),
+    /// Compare these counts of Postgres with those of Redis.
+    Reconcile(Account),
+    /// Where the sum of the folded producers is the first number, add the second.
+    Fold(u8, u8),
+}
+
+/// A batch in flight.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Batch {
+    /// The records of its entries.
+    pub records: Vec<InputRecord>,
+    /// How many of them are applied.
+    pub applied: u8,
+    /// How the owner continues.
+    pub next: Next,
+}
+
+/// The counts of a shard in Postgres, as an owner read them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Account {
+    /// All records up to this offset are applied or lost.
+    pub accounted: u8,
+    /// Number of records that no producer counts.
+    pub folded: u8,
+    /// The producers.
+    pub producers: Vec<Producer>,
+    /// Every producer that lives has noted its count since the surplus was seen.
+    pub all_noted: bool,
 }
 
 /// The stage of an owner after a batch.
@@ -41,14 +69,14 @@ pub enum Next {
     Read,
 }
 
-/// The outcome of an entry of a batch.
+/// The outcome of a record of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Decision {
     /// A new record: to be stored.
     New,
-    /// Another entry holds its id, with the same content.
+    /// Another record holds its id, with the same content.
     Duplicate,
-    /// Another entry holds its id, with other content.
+    /// Another record holds its id, with other content.
     Conflict,
     /// It was applied before.
     Redelivered,
@@ -65,8 +93,12 @@ pub struct Own {
     pub numbers: [u8; 2],
     /// The watermarks as it last read them: its publishers publish up to there. None before the first comparison.
     pub watermarks: Option<[u8; 2]>,
-    /// The last entry that it applied was new: the entries behind it in the stream are not applied either.
-    pub caught_up: bool,
+    /// The accounted offset as it last read or wrote it.
+    pub accounted: u8,
+    /// The acknowledged offset as it last read or wrote it.
+    pub acknowledged: u8,
+    /// More records are accounted for than appended; these producers have not noted their counts since that was seen.
+    pub surplus: Option<u8>,
     /// Its next step.
     pub stage: Stage,
     /// Recent commits: committed rows in memory.
@@ -132,19 +164,21 @@ pub struct Worker {
 pub struct Client {
     /// How many of its records were answered.
     pub done: u8,
-    /// The append whose answer is on its way.
-    pub waits: Option<u8>,
+    /// The appends whose answer is on its way.
+    pub waits: u16,
+    /// The count of its producer in that answer.
+    pub answer: u8,
 }
 
-/// Serve's counts of its appends to a shard.
+/// A serve process. Each client has its own, which appends to the first shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct Counts {
-    /// Answered.
-    pub acknowledged: u8,
-    /// Sent, but not answered.
-    pub unknown: u8,
-    /// Both as they were last noted; used only without [`crate::config::Guard::FlushAgain`].
-    pub noted: (u8, u8),
+pub struct Serve {
+    /// Its name as a producer.
+    pub producer: u8,
+    /// Number of records that it appended, as far as it was told.
+    pub appended: u8,
+    /// The count that it noted last; used only without [`crate::config::Guard::NoteAgain`].
+    pub noted: u8,
 }
 
 /// Notes that no process of the system has: kept for the properties.
@@ -164,12 +198,10 @@ pub struct Observer {
     pub policies: u8,
     /// Generations of sinks, in any state of Postgres.
     pub generations: u8,
-    /// By shard: the most that were ever lost at a time.
-    pub worst: Vec<u8>,
-    /// How many were lost when an owner last looked, appends that are not answered yet included; until it reports.
-    pub lost_at_look: u8,
-    /// The upper bound of a report was below that.
-    pub most_too_low: bool,
+    /// Appends that neither server held, in any earlier state or now.
+    pub missing: u16,
+    /// Those that a commit took for another append's redelivery: the stream id and the content were the same.
+    pub mistaken: u16,
     /// The state that Redis may be rewound to is from before an owner had compared.
     pub synced_unreconciled: bool,
     /// By shard: a server was rewound, and no owner has compared and set the watermarks since.
@@ -196,8 +228,8 @@ pub struct State {
     pub workers: Vec<Worker>,
     /// The clients.
     pub clients: Vec<Client>,
-    /// Serve's memory, by shard.
-    pub serve: Vec<Counts>,
+    /// The serve process of each client. Empty where losses are not counted.
+    pub serve: Vec<Serve>,
     /// Faults that may still happen.
     pub left: Faults,
     /// The observer's notes.

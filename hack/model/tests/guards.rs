@@ -5,7 +5,7 @@ mod common;
 
 use common::{check, holds};
 use millrace_model::{
-    check::{ACKED, ALERTS, END, IDS, LEAST, MOST, ONCE, ORDER, SINK},
+    check::{ACKED, ALERTS, ALL_LOST, BACKLOG, END, IDS, KEPT, ONCE, ORDER, SINK, TRULY_LOST},
     config::{Config, Faults, GUARDS, Guard, Record},
 };
 
@@ -17,6 +17,7 @@ const NONE: Faults = Faults {
     unknown: 0,
     repeat: 0,
     answer_lost: 0,
+    end_serve: 0,
     policy: 0,
     retarget: 0,
     start: 0,
@@ -36,6 +37,16 @@ fn count(n: u8, faults: Faults) -> Config {
     Config { count: true, ..Config::new(1, n).faults(faults) }
 }
 
+/// Two clients, each with a serve process of its own.
+fn producers(faults: Faults) -> Config {
+    Config { clients: vec![vec![0], vec![1]], ..count(2, faults) }
+}
+
+/// An entry of two records, each committed alone.
+fn cut(faults: Faults) -> Config {
+    Config { request: 2, transaction: 1, ..Config::new(1, 2).faults(faults) }
+}
+
 /// The configuration that needs a guard, and the property that is violated without it.
 fn case(guard: Guard) -> (Config, &'static str) {
     let two = |faults| Config::new(2, 2).faults(faults);
@@ -43,11 +54,11 @@ fn case(guard: Guard) -> (Config, &'static str) {
     let apart = Config { parts: true, ..Config::new(1, 2).faults(Faults { postgres_rewind: 1, ..REDIS }) };
     match guard {
         Guard::FenceOnWrite => (two(Faults { expire: 1, ..REDIS }), END),
-        Guard::FenceOnRead => (two(Faults { expire: 1, ..NONE }), END),
+        Guard::FenceOnRead => (two(Faults { expire: 1, ..NONE }), ORDER),
         Guard::FenceOnAck => (two(Faults { expire: 1, ..REDIS }), ACKED),
         Guard::RaiseEpoch => (Config::new(2, 1).faults(POSTGRES), END),
         Guard::Token => (two(Faults { expire: 1, ..POSTGRES }), ORDER),
-        Guard::ReclaimAgain => (two(Faults { expire: 1, ..REDIS }), END),
+        Guard::ReclaimAgain => (two(Faults { expire: 1, ..REDIS }), ORDER),
         Guard::PolicyVersion => (two(Faults { policy: 1, expire: 1, crash: 1, ..NONE }), ALERTS),
         Guard::CompareInAppend => (Config::new(1, 1).faults(Faults { answer_lost: 1, ..NONE }), SINK),
         Guard::AckAfterCommit => (Config::new(1, 1).faults(Faults { crash: 1, ..NONE }), ACKED),
@@ -56,14 +67,22 @@ fn case(guard: Guard) -> (Config, &'static str) {
         Guard::CompareLog | Guard::Watermark | Guard::BelowWatermark | Guard::CompareAgain => (two(POSTGRES), IDS),
         Guard::CompareCursors => (apart, IDS),
         Guard::EmptyPublishers => (two(Faults { answer_lost: 1, ..POSTGRES }), IDS),
-        Guard::RestoreWatermark | Guard::NoticeRedisRewind => (two(REDIS), END),
+        Guard::RestoreWatermark => (two(REDIS), END),
+        Guard::NoticeRedisRewind => (count(1, REDIS), BACKLOG),
         Guard::ReadPolicyAgain => (Config::new(2, 1).faults(Faults { policy: 1, ..POSTGRES }), ALERTS),
         Guard::MoveFromStarted => (Config::new(1, 2).faults(Faults { retarget: 2, ..NONE }), END),
         Guard::NewerGeneration => (Config::new(2, 1).faults(Faults { retarget: 3, ..NONE }), END),
-        Guard::CountBeforeSending => (count(1, REDIS), MOST),
-        Guard::CountBetweenBatches => (count(1, REDIS), LEAST),
-        Guard::CountUnapplied => (count(2, REDIS), MOST),
-        Guard::FlushAgain => (count(2, POSTGRES), MOST),
+        Guard::AckWholeEntry => (cut(NONE), ACKED),
+        Guard::RecognizeEachRecord => (cut(Faults { crash: 1, ..NONE }), KEPT),
+        Guard::CompareAcknowledged => (count(1, Faults { postgres_rewind: 1, ..REDIS }), BACKLOG),
+        Guard::RaiseInAppend => (count(2, REDIS), ALL_LOST),
+        Guard::CountOldOffsets => (producers(REDIS), TRULY_LOST),
+        Guard::BetweenBatches | Guard::WaitForNotes | Guard::NoteAfterAnswer => (count(1, REDIS), TRULY_LOST),
+        Guard::WaitAgain => (count(2, Faults { redis_rewind: 2, ..NONE }), TRULY_LOST),
+        Guard::NothingPending => (count(1, Faults { redis_rewind: 2, ..NONE }), END),
+        Guard::RaiseByNotes => (count(1, REDIS), ALL_LOST),
+        Guard::NoteAgain => (count(1, Faults { postgres_rewind: 1, ..REDIS }), ALL_LOST),
+        Guard::FoldSurplus => (count(1, Faults { end_serve: 1, ..REDIS }), BACKLOG),
     }
 }
 
