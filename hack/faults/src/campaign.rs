@@ -71,9 +71,7 @@ pub(crate) async fn run(orders: &Orders, report: &mut Report) -> anyhow::Result<
             report.add(&history.answers, &pipeline.check.counts);
         }
         report.destroyed += pipeline.check.destroyed;
-        report.said_lost += pipeline.check.reported_lost.0;
-        report.said_lost_at_most =
-            pipeline.check.reported_lost.1.map(|most| report.said_lost_at_most.unwrap_or(0) + most);
+        report.said_lost += pipeline.check.reported_lost;
         if pipeline.check.violations.is_empty() {
             fs::remove_dir_all(&dir)?;
         } else {
@@ -114,7 +112,7 @@ impl PipelineRun {
         report.longest_rest_ms = report.longest_rest_ms.max(idle_after.as_millis() as u64);
         let loses = faults.iter().any(|fault| matches!(fault.kind.harm(), Harm::Redis | Harm::Postgres));
         let stats = match stats {
-            // The pipeline reports both bounds of a loss within seconds.
+            // The pipeline reports a loss within seconds.
             Ok(_) if loses => {
                 sleep(REPORTED).await;
                 self.wait_until_idle().await.0
@@ -136,7 +134,7 @@ impl PipelineRun {
             std::mem::take(&mut *self.stage.world.report_ms.lock().unwrap_or_else(PoisonError::into_inner));
         if self.check.destroyed > destroyed {
             report.lossy_rounds += 1;
-            report.without_most += u64::from(self.check.reported_lost.1.is_none());
+            report.uncertain += u64::from(self.check.is_loss_uncertain);
             report.unsaid += u64::from(report_ms.is_empty());
         }
         report.said_ms.append(&mut report_ms);
@@ -274,7 +272,7 @@ impl PipelineRun {
     async fn check_round(&mut self, round: u64, faults: &[Fault], last: bool, stats: &Value) -> bool {
         let world = &self.stage.world;
         let has = |test: &dyn Fn(Kind) -> bool| faults.iter().any(|fault| test(fault.kind));
-        let sinks_lost = has(&|kind| matches!(kind, Kind::RedisCut | Kind::RedisFlush));
+        let sinks_lost = has(&|kind| matches!(kind, Kind::RedisCut | Kind::RedisFlush | Kind::RedisIds));
         let redis_lost = has(&|kind| kind.harm() == Harm::Redis);
         let trimmed = world.trimmed.swap(0, Ordering::Relaxed);
         let allowed = Allowed {

@@ -73,9 +73,6 @@ struct Args {
     /// Where report.json and report.md go
     #[arg(long)]
     report: Option<PathBuf>,
-    /// Switches a planted bug on, in a build with the feature `planted`
-    #[arg(long)]
-    planted: Option<String>,
     /// Ends with the first round that has a violation
     #[arg(long)]
     until_wrong: bool,
@@ -113,7 +110,7 @@ async fn run(args: Args) -> anyhow::Result<bool> {
     let seed = args.seed.unwrap_or_else(|| rand::random::<u64>() >> 16);
     let binary = args.binary.canonicalize().with_context(|| args.binary.display().to_string())?;
     let other_binary = args.other_binary.as_ref().map(|path| path.canonicalize()).transpose()?;
-    let mut report = Report { seed, planted: args.planted.clone(), ..Report::default() };
+    let mut report = Report { seed, ..Report::default() };
     let mut kinds = chosen(&args.kinds)?;
     kinds.retain(|kind| match missing(*kind, &args, &binary) {
         Some(why) => {
@@ -126,7 +123,6 @@ async fn run(args: Args) -> anyhow::Result<bool> {
     ensure!(!kinds.is_empty(), "no kind of fault is left");
     println!("seed {seed}; {} kinds of faults", kinds.len());
     let dir = tempfile::Builder::new().prefix("millrace-faults.").tempdir_in("/var/tmp")?;
-    let environment = args.planted.iter().map(|bug| ("MILLRACE_PLANTED".to_owned(), bug.clone())).collect();
     let orders = Orders {
         setup: Setup {
             binary,
@@ -134,7 +130,6 @@ async fn run(args: Args) -> anyhow::Result<bool> {
             toxiproxy: args.toxiproxy,
             small_disk: kinds.contains(&Kind::PostgresFull),
             dir: dir.path().to_owned(),
-            environment,
         },
         seed,
         until: began + Duration::from_secs_f64(args.minutes * 60.0),

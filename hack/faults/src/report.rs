@@ -23,7 +23,6 @@ pub(crate) struct Tally {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Report {
     pub(crate) seed: u64,
-    pub(crate) planted: Option<String>,
     pub(crate) seconds: u64,
     pub(crate) rounds: u64,
     /// Pipelines: each serves some rounds.
@@ -34,16 +33,14 @@ pub(crate) struct Report {
     pub(crate) records: u64,
     pub(crate) answers: Answers,
     pub(crate) counts: Counts,
-    /// Entries that faults destroyed where they may, and the loss that the product reported: at least, and at most
-    /// where it has an upper bound.
+    /// Records that faults destroyed where they may, and the loss that the product reported.
     pub(crate) destroyed: u64,
     pub(crate) said_lost: i64,
-    pub(crate) said_lost_at_most: Option<i64>,
     /// Milliseconds from each loss until `/stats`, a metric and a log had reported it.
     pub(crate) said_ms: Vec<u64>,
-    /// Rounds with destroyed entries; of them, those without a `lostAtMost`, and those without a timed report.
+    /// Rounds with destroyed records; of them, those with an uncertain loss, and those without a timed report.
     pub(crate) lossy_rounds: u64,
-    pub(crate) without_most: u64,
+    pub(crate) uncertain: u64,
     pub(crate) unsaid: u64,
     /// Kinds of violations, with how often each was found.
     pub(crate) wrong: BTreeMap<Wrong, u64>,
@@ -122,9 +119,9 @@ impl Report {
             ("dead letters", self.counts.dead_letters.cast_unsigned()),
             ("alerts", self.counts.alerts.cast_unsigned()),
             ("destroyed by faults that may destroy", self.destroyed),
-            ("of that reported at least", self.said_lost.cast_unsigned()),
+            ("reported as lost, those of unknown outcome included", self.said_lost.cast_unsigned()),
             ("rounds in which something was destroyed", self.lossy_rounds),
-            ("of them without lostAtMost", self.without_most),
+            ("of them with an uncertain loss", self.uncertain),
             ("of them with no loss reported within ten seconds", self.unsaid),
             ("times that a loss was reported", self.said_ms.len() as u64),
             ("of them within five seconds", self.said_ms.iter().filter(|after| **after <= 5_000).count() as u64),

@@ -1,4 +1,4 @@
-//! Compares `/stats` and sums of the API with the outcomes; a loss lies within the reported bounds.
+//! Compares `/stats` and sums of the API with the outcomes; the reported loss is the loss.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use super::{Check, Sum, Wrong};
 use crate::decimal;
 
 impl Check {
-    /// Compares counts, and the bounds of losses.
+    /// Compares counts, and the number of lost records.
     pub(super) fn stats(&mut self, stats: &Value) {
         let number = |path: &str| stats.pointer(path).and_then(Value::as_i64);
         let dead_letters =
             ["open", "discarded", "replayed"].map(|state| number(&format!("/deadLetters/{state}")).unwrap_or(-1));
         let counts = self.counts.clone();
         let lost = number("/lost").unwrap_or(0);
-        let most = stats.get("lostAtMost").map(Value::as_i64);
+        let is_uncertain = stats["lossUncertain"] == true;
         let received =
             counts.processed + counts.duplicates + counts.conflicts + dead_letters[0] + dead_letters[1] + lost;
         for (name, reported, due) in [
@@ -30,7 +30,7 @@ impl Check {
                 self.wrong(Wrong::Miscounted, || format!("/stats: {name} is {reported:?}, not {due}"));
             }
         }
-        self.losses(lost, most);
+        self.losses(lost, is_uncertain);
     }
 
     /// Compares the sums of the API per destination and unit.
@@ -58,24 +58,24 @@ impl Check {
         }
     }
 
-    /// Compares the bounds of the loss over the whole run. `least`: the lower one. `most`: the upper one; `None` where
-    /// the product has not reported it yet, `Some(None)` where it reports null: unknown.
-    fn losses(&mut self, least: i64, most: Option<Option<i64>>) {
-        let (before, upper) = (self.reported_lost.0, self.may_be_lost);
-        self.reported_lost = (least, most.flatten());
-        if least > upper {
-            self.wrong(Wrong::Miscounted, || format!("/stats: lost is {least}, and at most {upper} can be lost"));
+    /// Compares the number of lost records over the whole run. Records of unknown outcome count where Redis had appended
+    /// them: so it is between those that were acknowledged and lost, and all that can be lost. `is_uncertain`: the product
+    /// reports that more can be lost.
+    fn losses(&mut self, lost: i64, is_uncertain: bool) {
+        let before = std::mem::replace(&mut self.reported_lost, lost);
+        self.is_loss_uncertain = is_uncertain;
+        let upper = self.may_be_lost;
+        if lost > upper {
+            self.wrong(Wrong::Miscounted, || format!("/stats: lost is {lost}, and at most {upper} can be lost"));
         }
-        if least != before && !self.allowed.loses() {
+        if lost != before && !self.allowed.loses() {
             self.wrong(Wrong::Miscounted, || {
-                format!("/stats: lost is {least} and was {before}; no fault of this round loses anything")
+                format!("/stats: lost is {lost} and was {before}; no fault of this round loses anything")
             });
         }
-        if let Some(Some(most)) = most
-            && most < self.destroyed as i64
-        {
+        if lost < self.destroyed as i64 && !is_uncertain {
             let destroyed = self.destroyed;
-            self.wrong(Wrong::Miscounted, || format!("/stats: lostAtMost is {most}, and {destroyed} were lost"));
+            self.wrong(Wrong::Miscounted, || format!("/stats: lost is {lost}, and {destroyed} were lost"));
         }
     }
 }

@@ -174,8 +174,10 @@ pub(crate) struct Check {
     pub(crate) times: BTreeMap<Wrong, u64>,
     pub(crate) round: u64,
     allowed: Allowed,
-    /// The bounds of the loss that the product reported last.
-    pub(crate) reported_lost: (i64, Option<i64>),
+    /// The number of lost records that the product reported last.
+    pub(crate) reported_lost: i64,
+    /// Whether it reports that more can be lost.
+    pub(crate) is_loss_uncertain: bool,
 }
 
 impl Check {
@@ -198,7 +200,8 @@ impl Check {
             times: BTreeMap::new(),
             round: 0,
             allowed: Allowed::default(),
-            reported_lost: (0, None),
+            reported_lost: 0,
+            is_loss_uncertain: false,
         }
     }
 

@@ -52,7 +52,7 @@ impl Stage {
 
     /// A process acts at a named point; another starts in its place, unless it continues.
     pub(super) async fn point(&self, point: &str, act: Act, fault: Fault) -> Effect {
-        let role = if point == "after_xadd" { "serve" } else { "work" };
+        let role = if point == "after_append" { "serve" } else { "work" };
         let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
         slot.stop().await;
         slot.start(&self.world, &armed(point, fault.pick % 12 + 1, act))?;

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
 use super::{Effect, Stage};
-use crate::world::{ReportedLosses, SHARDS, SINKS, eventually, is_stopped, records};
+use crate::world::{Redis, ReportedLosses, SHARDS, SINKS, eventually, is_stopped, records};
 
 /// Longest wait for the report of a loss.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -122,6 +122,49 @@ impl Stage {
         Ok((cut > 0, format!("{cut} bytes; {reported}")))
     }
 
+    /// Somebody deletes an input stream, and not the hash beside it.
+    pub(super) async fn redis_stream(&self, pick: u64) -> Effect {
+        let before = self.world.reported_losses().await.unwrap_or_default();
+        let stream = records(pick as usize % SHARDS);
+        let redis = self.world.redis.lock().await;
+        let workers = self.world.all_workers().await;
+        for slot in &workers {
+            slot.signal(Signal::SIGSTOP);
+        }
+        sleep(Duration::from_millis(800)).await;
+        let deleted = remove_records(&redis, &stream, "DEL").await?;
+        workers.iter().for_each(|slot| slot.resume());
+        drop((workers, redis));
+        self.world.trimmed.fetch_add(deleted, Ordering::Relaxed);
+        let reported = self.until_reported(before).await;
+        Ok((deleted > 0, format!("{deleted} records of {stream}; {reported}")))
+    }
+
+    /// Somebody deletes the hash beside an input stream, and not the stream: nothing may be lost.
+    pub(super) async fn redis_hash(&self, pick: u64) -> Effect {
+        let hash = records(pick as usize % SHARDS).replace(":records", ":fence");
+        let deleted: i64 = self.world.redis.lock().await.command(&["DEL", &hash]).await?;
+        Ok((deleted == 1, hash))
+    }
+
+    /// Entries of another program with ids of a far future: the ids after them are theirs plus one, so that Redis gives
+    /// them again when it is rewound.
+    pub(super) async fn redis_ids(&self) -> Effect {
+        let mut appended = 0;
+        {
+            let redis = self.world.redis.lock().await;
+            let now: Vec<u64> = redis.command(&["TIME"]).await?;
+            let future = format!("{}-0", (now[0] + 86_400) * 1_000);
+            for shard in 0..SHARDS {
+                self.world.external.fetch_add(1, Ordering::Relaxed);
+                let words = ["XADD", &records(shard), &future, "nonsense", "of the future"];
+                appended += usize::from(redis.command::<String>(&words).await.is_ok());
+            }
+        }
+        let (took, note) = self.redis_cut().await?;
+        Ok((took && appended > 0, format!("{appended} appended; {note}")))
+    }
+
     /// Redis loses all; the fault resumes the halted sinks as an administrator does.
     pub(super) async fn redis_flush(&self) -> Effect {
         let before = self.world.reported_losses().await.unwrap_or_default();
@@ -191,13 +234,13 @@ impl Stage {
         let mut trimmed = 0;
         for n in 0..3 {
             let stream = records((pick as usize + n) % SHARDS);
-            trimmed += redis.command::<u64>(&["XTRIM", &stream, "MAXLEN", "0"]).await?;
+            trimmed += remove_records(&redis, &stream, "XTRIM").await?;
         }
         self.world.trimmed.fetch_add(trimmed, Ordering::Relaxed);
         workers.iter().for_each(|slot| slot.resume());
         drop((workers, redis));
         let reported = self.until_reported(before).await;
-        Ok((trimmed > 0, format!("{trimmed} entries; {reported}")))
+        Ok((trimmed > 0, format!("{trimmed} records; {reported}")))
     }
 }
 
@@ -205,4 +248,19 @@ impl Stage {
 fn refused(info: &str) -> u64 {
     let line = info.lines().find_map(|line| line.strip_prefix("errorstat_OOM:count="));
     line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Empties a stream by `XTRIM` or `DEL`, and returns the number of records that were in it.
+async fn remove_records(redis: &Redis, stream: &str, how: &str) -> anyhow::Result<u64> {
+    const SCRIPT: &str = "local records = 0
+        for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+')) do
+          local first, last
+          for i = 1, #entry[2], 2 do
+            if entry[2][i] == 'offsets' then first, last = string.match(entry[2][i + 1], '(%d+)-(%d+)') end
+          end
+          records = records + (first and tonumber(last) - tonumber(first) + 1 or 1)
+        end
+        if ARGV[1] == 'DEL' then redis.call('DEL', KEYS[1]) else redis.call('XTRIM', KEYS[1], 'MAXLEN', 0) end
+        return records";
+    Ok(redis.command(&["EVAL", SCRIPT, "1", stream, how]).await?)
 }

@@ -32,7 +32,7 @@ use crate::load::KEY;
 use postgres::Postgres;
 use process::{Slot, Start};
 use proxy::{Link, Proxies};
-use redis::Redis;
+pub(crate) use redis::Redis;
 pub(crate) use sinks::{ADDED, SINKS, stream};
 pub(crate) use tools::{alive, children, eventually, is_stopped, resident_kb};
 
@@ -59,8 +59,6 @@ pub(crate) struct Setup {
     pub(crate) small_disk: bool,
     /// The folder of data and logs.
     pub(crate) dir: PathBuf,
-    /// More variables of every process, such as a planted bug.
-    pub(crate) environment: Vec<(String, String)>,
 }
 
 /// All servers and processes.
@@ -84,7 +82,7 @@ pub(crate) struct World {
     pub(crate) added_sink: std::sync::Mutex<Option<String>>,
     /// Malformed entries that faults have appended to input streams.
     pub(crate) external: AtomicU64,
-    /// Entries that were trimmed unread, since the last round.
+    /// Records that were removed from input streams, since the last round.
     pub(crate) trimmed: AtomicU64,
     /// Ports of Redis and Postgres, for processes without proxies.
     server_ports: (u16, u16),
@@ -158,7 +156,7 @@ impl World {
 
     /// The environment of every process of the pipeline.
     fn environment(&self, redis: u16, postgres: u16) -> Vec<(String, String)> {
-        let mut environment = vec![
+        vec![
             ("PATH".to_owned(), std::env::var("PATH").unwrap_or_default()),
             ("MILLRACE_PIPELINE".to_owned(), self.manifest().display().to_string()),
             ("MILLRACE_REDIS_URL".to_owned(), format!("redis://127.0.0.1:{redis}")),
@@ -166,9 +164,7 @@ impl World {
             ("MILLRACE_BOOTSTRAP_KEY".to_owned(), KEY.to_owned()),
             ("MILLRACE_LEASE_MS".to_owned(), LEASE.as_millis().to_string()),
             ("MILLRACE_LOG_FORMAT".to_owned(), "json".to_owned()),
-        ];
-        environment.extend(self.setup.environment.iter().cloned());
-        environment
+        ]
     }
 
     /// The binary of processes that start now.
