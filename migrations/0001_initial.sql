@@ -51,16 +51,18 @@ create table shards (
     alerts         bigint      not null default 0,
     -- Records of a unit without a threshold while other units had one.
     without_threshold bigint   not null default 0,
-    -- Applied entries that no serve process had appended.
-    external_applied bigint    not null default 0,
     -- Whether its stream and group were created: a group that has to be created after that was lost.
     prepared       boolean     not null default false,
-    -- Entries that were lost before they were applied.
+    -- Records up to this offset are applied or lost. Null until an owner begins, at what Redis has acknowledged.
+    accounted      bigint,
+    -- Records that were lost before they were applied.
     lost           bigint      not null default 0,
-    -- Entries that the folded rows of appends count.
-    folded_appends bigint      not null default 0,
-    -- How often its stream or group was missing; the number of entries lost with it is unknown.
-    recreated_streams bigint      not null default 0
+    -- Since when further records can be lost, whose number no server holds; null: none.
+    loss_uncertain_since timestamptz,
+    -- Records of the producers whose rows are folded.
+    folded         bigint      not null default 0,
+    -- How often its stream or group was missing.
+    recreated_streams bigint   not null default 0
 ) with (fillfactor = 20);
 
 -- The owner of a shard in each epoch.
@@ -101,6 +103,8 @@ create table records (
     time           timestamptz not null,
     previous_count bigint      not null,
     positive       boolean     not null,
+    -- Its place in the input stream: its index in the entry `stream_id`.
+    stream_index   smallint    not null default 0,
     record_id      text        collate "C" not null,
     source_id      text        collate "C" not null,
     destination_id text        collate "C" not null,
@@ -134,19 +138,20 @@ create table totals (
     primary key (destination_id, reference, unit)
 ) with (fillfactor = 70);
 
--- Entries whose id an earlier record with the same content has.
+-- Records whose id an earlier record with the same content has.
 create table duplicates (
     shard       integer     not null,
     epoch       bigint      not null,
     noted_at    timestamptz not null,
     received_at timestamptz not null,
     record_id   text        collate "C" not null,
-    stream_id   text        collate "C" not null
+    stream_id   text        collate "C" not null,
+    stream_index smallint   not null default 0
 );
 create index duplicates_id on duplicates (record_id, stream_id);
 create index duplicates_noted_at on duplicates (noted_at);
 
--- Entries whose id an earlier record with other content has; the refused content is kept.
+-- Records whose id an earlier record with other content has; the refused content is kept.
 create table conflicts (
     shard          integer     not null,
     n              bigint      not null,
@@ -156,15 +161,16 @@ create table conflicts (
     record_id      text        collate "C" not null,
     destination_id text        collate "C" not null,
     stream_id      text        collate "C" not null,
-    -- The entry's record as JSON, as received.
+    -- The record as JSON, as received.
     payload        bytea       not null,
     traceparent    text,
+    stream_index   smallint    not null default 0,
     primary key (shard, n)
 );
 create index conflicts_id on conflicts (record_id, stream_id);
 create index conflicts_noted_at on conflicts (noted_at);
 
--- Entries that could not be applied, with the reason; open until replayed or discarded.
+-- Records that could not be applied, and entries that hold none, with the reason; open until replayed or discarded.
 create table dead_letters (
     shard          integer     not null,
     n              bigint      not null,
@@ -187,6 +193,7 @@ create table dead_letters (
     requested_by   text,
     -- The dead letter whose replay this one is: `<shard>-d<n>`.
     replay_of      text,
+    stream_index   smallint    not null default 0,
     primary key (shard, n)
 );
 create unique index dead_letters_open on dead_letters (record_id) where state = 'open';
@@ -195,11 +202,12 @@ create index dead_letters_stream on dead_letters (stream_id);
 create index dead_letters_opened_at on dead_letters (opened_at);
 create index dead_letters_closed_at on dead_letters (closed_at) where closed_at is not null;
 
--- Poison candidates, entries that were delivered three times: noted before a worker decides them, so that the note
--- remains when the worker dies.
+-- Poison candidates, entries that were delivered three times: each of their records is noted before a worker decides it,
+-- so that the note remains when the worker dies. One row an entry, of the record that was noted last.
 create table attempts (
     shard     integer     not null,
     stream_id text        not null,
+    stream_index smallint not null,
     digest    bytea       not null,
     attempts  integer     not null,
     noted_at  timestamptz not null default now(),
@@ -241,21 +249,20 @@ create table sink_states (
     primary key (sink, shard)
 );
 
--- The counts of each serve process of its appends, flushed every second.
-create table appends (
-    process      text        not null,
+-- How many records each producer (serve process) has appended, flushed every second.
+create table producers (
+    producer     text        not null,
     shard        integer     not null,
-    acknowledged bigint      not null,
-    unknown      bigint      not null,
-    -- True once the process ended in order, with everything flushed.
+    appended     bigint      not null,
+    -- True once the process ended, and the count is its last.
     closed       boolean     not null default false,
-    -- True once shards.folded_appends counts these entries. The row stays: it distinguishes the process of an older
-    -- Redis from one that Postgres lost.
+    -- True once shards.folded counts these records. The row stays: it distinguishes a producer of an older Redis from one
+    -- that Postgres lost.
     folded       boolean     not null default false,
     noted_at     timestamptz not null default now(),
-    primary key (process, shard)
+    primary key (producer, shard)
 );
-create index appends_not_folded on appends (shard) where not folded;
+create index producers_not_folded on producers (shard) where not folded;
 
 -- API keys: only the hash is kept.
 create table api_keys (
@@ -300,7 +307,7 @@ where (f.step < 4 or r.threshold is not null)
                                                               and d.received_at = r.received_at));
 
 create view audit_duplicates as
-select u.noted_at as applied, u.shard, 2 as kind, hashtextextended(u.record_id || ' ' || u.stream_id, 0) as n, f.step,
+select u.noted_at as applied, u.shard, 2 as kind, hashtextextended(u.record_id || ' ' || u.stream_id || ' ' || u.stream_index, 0) as n, f.step,
        case f.step when 1 then 'RECEIVED' when 2 then 'QUEUED' when 3 then 'DROPPED' end as action,
        case f.step when 1 then u.received_at when 2 then queued_at(u.stream_id, u.received_at) else u.noted_at end as time,
        u.record_id,

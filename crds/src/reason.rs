@@ -58,6 +58,8 @@ reasons! {
     RedisAccessDenied,
     /// Redis takes no entries.
     RedisReadOnlyOrFull,
+    /// A newer version appended an entry in a format that this one does not support.
+    StreamFormatUnknown,
     /// The schema is not claimed for the manifest's uid.
     UidNotClaimed,
     /// The manifest cannot be read or breaks rules.

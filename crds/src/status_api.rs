@@ -149,11 +149,7 @@ impl PublisherState {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PipelineCounts {
-    /// Entries that no worker has read.
-    pub queued: u64,
-    /// Entries that a worker has read and not applied.
-    pub pending: u64,
-    /// Both.
+    /// Records that are not applied.
     pub backlog: u64,
     /// Outcomes that are not published yet, of the sink that has most of them.
     pub unpublished: i64,

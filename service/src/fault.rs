@@ -21,20 +21,6 @@ pub fn deciding<'a>(ids: impl Iterator<Item = &'a str>) {
     drop(ids);
 }
 
-/// Whether a guard is left out on purpose. With the feature `planted`, `MILLRACE_PLANTED=<name>` leaves one out, so that the
-/// fault campaign shows that it would find it missing; without, it is always false and nothing of it is built.
-#[inline]
-#[must_use]
-pub fn planted(name: &'static str) -> bool {
-    #[cfg(feature = "planted")]
-    return std::env::var("MILLRACE_PLANTED").is_ok_and(|planted| planted == name);
-    #[cfg(not(feature = "planted"))]
-    {
-        let _ = name;
-        false
-    }
-}
-
 #[cfg(feature = "fault-points")]
 mod armed {
     use std::sync::{

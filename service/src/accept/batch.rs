@@ -12,6 +12,7 @@ use poem_openapi::payload::Json;
 use super::{
     Acceptor,
     api::{BatchReport, BatchTaken},
+    append,
     body::{self, Format, Line, LineError, Lines},
     count_rejected, items, now, refusal,
     schema::ManyRecords,
@@ -33,19 +34,18 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// Errors after which reading of NDJSON stops.
 const MOST_ERRORS: usize = 1_000;
 
-/// An item on its way into a shard's stream.
+/// An item that is to be appended.
 struct Item {
     index: u64,
     record_id: String,
-    entry: Outgoing,
+    record: Outgoing,
 }
 
 /// A request under way.
 struct Batch<'a> {
     app: &'a App,
-    acceptor: &'a Acceptor,
     key: Option<&'a str>,
-    traceparent: Option<String>,
+    traceparent: Option<Arc<str>>,
     received_at: DateTime<Utc>,
     shards: u16,
     by_shard: BTreeMap<ShardId, Vec<Item>>,
@@ -66,7 +66,6 @@ pub(super) async fn send(
     let shards = app.manifest.borrow().manifest.spec.shards;
     let mut batch = Batch {
         app,
-        acceptor,
         key,
         traceparent: traceparent(request),
         received_at: now(),
@@ -83,7 +82,7 @@ pub(super) async fn send(
                 batch.take(index, item.get().as_bytes());
             }
             drop(bytes);
-            batch.append().await;
+            batch.append_held().await;
             batch.answer(None)
         }
         Format::Ndjson => batch.read_lines(Lines::new(body.reader)).await,
@@ -108,7 +107,7 @@ impl Batch<'_> {
                     None
                 }
                 Ok(None) => {
-                    self.append().await;
+                    self.append_held().await;
                     return self.answer(None);
                 }
                 Err(LineError::Read(error)) => Some(body::unreadable(&error)),
@@ -119,14 +118,14 @@ impl Batch<'_> {
                 }
             };
             if let Some(failure) = stopped {
-                self.append().await;
+                self.append_held().await;
                 lines.drain().await;
                 return self.stop(index, failure);
             }
             index += 1;
             held_lines += 1;
             if held_lines >= CHUNK_LINES || held_bytes >= CHUNK_BYTES || self.errors.len() >= MOST_ERRORS {
-                self.append().await;
+                self.append_held().await;
                 (held_lines, held_bytes) = (0, 0);
                 self.received_at = now();
                 if self.errors.len() >= MOST_ERRORS {
@@ -145,14 +144,13 @@ impl Batch<'_> {
         match single::parse(json, self.key, index) {
             Ok(record) => {
                 let shard = ShardId::of(&record.destination_id, self.shards);
-                let entry = Outgoing {
+                let outgoing = Outgoing {
                     record: record.to_json(),
                     received_at: self.received_at,
                     traceparent: self.traceparent.clone(),
-                    serve: Some(Arc::clone(&self.app.process)),
                     replay_of: None,
                 };
-                let item = Item { index, record_id: record.record_id.to_string(), entry };
+                let item = Item { index, record_id: record.record_id.to_string(), record: outgoing };
                 self.by_shard.entry(shard).or_default().push(item);
             }
             Err(invalid) => self.reject(index, items::id_of(json), &invalid),
@@ -172,13 +170,13 @@ impl Batch<'_> {
     }
 
     /// Appends what is held: one script a shard, the shards beside each other.
-    async fn append(&mut self) {
+    async fn append_held(&mut self) {
         let held = std::mem::take(&mut self.by_shard);
-        let (app, acceptor) = (self.app, self.acceptor);
+        let app = self.app;
         let appends = held.into_iter().map(async |(shard, items)| {
-            let (names, entries): (Vec<_>, Vec<_>) =
-                items.into_iter().map(|item| ((item.index, item.record_id), item.entry)).unzip();
-            (names, acceptor.append(app, shard, entries).await)
+            let (names, records): (Vec<_>, Vec<_>) =
+                items.into_iter().map(|item| ((item.index, item.record_id), item.record)).unzip();
+            (names, append(app, shard, records).await)
         });
         for (names, appended) in join_all(appends).await {
             let Err(error) = appended else {

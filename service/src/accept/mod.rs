@@ -5,7 +5,6 @@
 mod api;
 mod batch;
 mod body;
-mod counts;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 pub(crate) mod idempotency;
@@ -14,159 +13,101 @@ mod schema;
 mod single;
 mod wait;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
-};
-
-use tokio_util::task::TaskTracker;
+use std::{sync::Arc, time::Duration};
 
 pub use api::RecordsApi;
 pub(crate) use idempotency::derive as derived_id;
 
 use crate::{
     board::of_postgres,
-    domain::{ShardId, StreamId},
-    fault,
+    domain::{ShardId, StreamPosition},
     http::App,
     lifecycle::Lifecycle,
-    store::{self, Store},
-    streams::{AppendError, Appended, By, Outgoing, Streams},
+    store::{self, Error, Store},
+    streams::{AppendError, AppendSettings, Outgoing, Producer},
     telemetry::trace,
 };
 
-/// State of accepting beside [`App`]: counts, waiting requests, and the appends in progress.
+/// How often the counts of appends are noted in Postgres.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// State of accepting beside [`App`]: waiting requests, and the room for large bodies.
 #[derive(Debug, Clone, Default)]
 pub struct Acceptor(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    counts: counts::Counts,
     waiters: wait::Waiters,
-    appends: TaskTracker,
     room: body::Room,
-    /// Whether the last append failed for Redis's sake: said once, not for every request.
-    failing: AtomicBool,
-}
-
-impl Inner {
-    /// Notes and says what became of an append of `n` entries.
-    fn note(&self, shard: ShardId, n: usize, appended: &Result<Appended, AppendError>) {
-        let error = match appended {
-            Ok(appended) => {
-                self.counts.confirmed(shard, n, appended.count);
-                metrics::counter!("millrace_accepted_records_total").increment(n as u64);
-                if self.failing.swap(false, Ordering::Relaxed) {
-                    tracing::info!(event = "accept.append.recovered", shard = shard.get(), "appends succeed again");
-                }
-                return;
-            }
-            Err(error) => error,
-        };
-        match error {
-            AppendError::Unknown(_) => self.counts.unknown(shard, n),
-            _ => self.counts.refused(shard, n),
-        }
-        if matches!(error, AppendError::Backlog) {
-            // The shard's workers are behind: its metrics say so, and every client is told.
-            return tracing::debug!(
-                event = "accept.append.backlog_full",
-                shard = shard.get(),
-                entries = n,
-                "the shard's backlog is at its limit; appends are refused"
-            );
-        }
-        if self.failing.swap(true, Ordering::Relaxed) {
-            tracing::debug!(event = "accept.append.failed", shard = shard.get(), entries = n, %error, "an append failed");
-        } else {
-            tracing::warn!(event = "accept.append.failed", shard = shard.get(), entries = n, %error, "an append failed");
-        }
-    }
 }
 
 impl Acceptor {
-    /// Starts the background tasks of accepting: the poller of outcomes, and the task that stores the counts of appends.
-    pub fn spawn(&self, store: &Store, streams: &Streams, process: &Arc<str>, shards: u16, lifecycle: &Lifecycle) {
+    /// Starts the background tasks of accepting: the poller of outcomes, and the task that notes the counts of appends.
+    pub fn spawn(&self, store: &Store, producer: &Producer, process: &Arc<str>, lifecycle: &Lifecycle) {
         let (this, store_, soft) = (self.clone(), store.clone(), lifecycle.soft.clone());
         let heartbeat = lifecycle.heartbeats.register("serve.outcomes", Duration::from_secs(30));
         lifecycle.spawn("serve.outcomes", async move {
             this.0.waiters.poll(&store_, &soft, &heartbeat).await;
             Ok(())
         });
-        let (this, process, soft) = (self.clone(), Arc::clone(process), lifecycle.soft.clone());
-        let (store, streams, board) = (store.clone(), streams.clone(), lifecycle.board.clone());
+        let (process, soft) = (Arc::clone(process), lifecycle.soft.clone());
+        let (store, producer, board) = (store.clone(), producer.clone(), lifecycle.board.clone());
         lifecycle.spawn("serve.appends", async move {
             let mut failing = false;
             loop {
-                // At once: a process that waits for Redis with its counts would seem dead.
-                let (flushed, ()) = tokio::join!(
-                    store::within(this.0.counts.flush(&store, &process, shards, false)),
-                    this.0.counts.resolve(&streams, &process)
-                );
+                let flushed = flush(&store, &producer, &process, false).await;
                 if let (Err(error), false) = (&flushed, failing) {
-                    tracing::warn!(event = "accept.counts.unflushed", %error, "the counts of appends cannot be stored in Postgres");
+                    unflushed(error);
                 }
                 failing = flushed.is_err();
                 let refused = flushed.as_ref().err().filter(|error| error.refuses_write());
                 board.set("serve.appends", refused.map(of_postgres));
-                if tokio::time::timeout(counts::FLUSH, soft.cancelled()).await.is_ok() {
+                if tokio::time::timeout(FLUSH, soft.cancelled()).await.is_ok() {
                     return Ok(());
                 }
             }
         });
     }
 
-    /// The first word of this process on its appends, before the server takes any request: it may die of the first. Waits
-    /// for Postgres.
-    pub async fn open(&self, store: &Store, process: &str, shards: u16) {
-        while let Err(error) = store::within(self.0.counts.flush(store, process, shards, false)).await {
-            tracing::warn!(event = "accept.counts.unflushed", %error, "the counts of appends cannot be stored in Postgres");
-            tokio::time::sleep(counts::FLUSH).await;
+    /// Notes this process as a producer before the server accepts any request: it may die of the first. Waits for Postgres.
+    pub async fn open(&self, store: &Store, producer: &Producer, process: &str) {
+        while let Err(error) = flush(store, producer, process, false).await {
+            unflushed(&error);
+            tokio::time::sleep(FLUSH).await;
         }
     }
 
-    /// The final count of this process on its appends, once the server takes no request any more.
-    pub async fn close(&self, store: &Store, streams: &Streams, process: &str, shards: u16) {
-        self.0.appends.close();
-        self.0.appends.wait().await;
-        self.0.counts.resolve(streams, process).await;
-        if let Err(error) = store::within(self.0.counts.flush(store, process, shards, true)).await {
-            tracing::warn!(event = "accept.counts.unflushed", %error, "the counts of appends cannot be stored in Postgres");
+    /// Notes the last counts of this process, when the server accepts no request any more.
+    pub async fn close(&self, store: &Store, producer: &Producer, process: &str) {
+        producer.close().await;
+        if let Err(error) = flush(store, producer, process, true).await {
+            unflushed(&error);
         }
-    }
-
-    /// Appends entries of one shard, and counts them. Runs to its end also when the client has disconnected, so that
-    /// the counts stay exact.
-    async fn append(&self, app: &App, shard: ShardId, entries: Vec<Outgoing>) -> Result<Vec<StreamId>, AppendError> {
-        let (this, streams) = (Arc::clone(&self.0), app.streams.clone());
-        let (pipeline_id, limit) = {
-            let active_manifest = app.manifest.borrow();
-            (Arc::clone(&active_manifest.pipeline_id), active_manifest.manifest.spec.backlog_limit)
-        };
-        let process = Arc::clone(&app.process);
-        let appending = self.0.appends.spawn(async move {
-            let (n, began) = (entries.len(), Instant::now());
-            let by = By { process: &process, appended: this.counts.begin(shard, n) };
-            let appended = streams.append(shard, &pipeline_id, limit, Some(by), &entries).await;
-            metrics::histogram!("millrace_append_seconds").record(began.elapsed());
-            if appended.is_ok() {
-                fault::point("after_xadd");
-            }
-            this.note(shard, n, &appended);
-            appended.map(|appended| appended.ids)
-        });
-        // A panic in it is a fault of ours, after which nothing is known.
-        appending.await.unwrap_or_else(|error| {
-            tracing::error!(event = "accept.append.panicked", %error, "an append panicked");
-            Err(AppendError::Unknown(std::io::Error::other("the append died").into()))
-        })
     }
 }
 
-/// When a record was received. The one place where this process's clock is asked: the time is for people to read, nothing
+/// Notes all counts, changed or not: the notes show that this process lives, and a rewound Postgres gets them again.
+async fn flush(store: &Store, producer: &Producer, process: &str, closed: bool) -> Result<(), Error> {
+    store::within(store.note_appends(process, || producer.counts(), closed)).await
+}
+
+fn unflushed(error: &Error) {
+    tracing::warn!(event = "accept.counts.unflushed", %error, "the counts of appends cannot be noted in Postgres");
+}
+
+/// Appends records of one shard.
+async fn append(app: &App, shard: ShardId, records: Vec<Outgoing>) -> Result<Vec<StreamPosition>, AppendError> {
+    let settings = {
+        let active_manifest = app.manifest.borrow();
+        AppendSettings {
+            pipeline_id: Arc::clone(&active_manifest.pipeline_id),
+            backlog_limit: active_manifest.manifest.spec.backlog_limit,
+        }
+    };
+    app.producer.append(shard, settings, records).await
+}
+
+/// When a record was received. The one place where this process reads its clock: the time is for people to read, nothing
 /// is decided by it.
 #[expect(clippy::disallowed_methods, reason = "the edge at which a record comes in; nothing is decided by this time")]
 fn now() -> chrono::DateTime<chrono::Utc> {
@@ -174,18 +115,18 @@ fn now() -> chrono::DateTime<chrono::Utc> {
 }
 
 /// The trace context that continues with a request's records.
-fn traceparent(request: &poem::Request) -> Option<String> {
-    trace::carry(request.headers().get("traceparent").and_then(|header| header.to_str().ok()))
+fn traceparent(request: &poem::Request) -> Option<Arc<str>> {
+    trace::carry(request.headers().get("traceparent").and_then(|header| header.to_str().ok())).map(Arc::from)
 }
 
 /// Status, code and sentence of what was not appended.
 fn refusal(error: &AppendError) -> (u16, &'static str, &'static str) {
     match error {
-        AppendError::Backlog => {
+        AppendError::Backlog { .. } => {
             (429, "backlog_full", "the backlog of this destination's shard is at its limit; send again later")
         }
         AppendError::Full => (503, "redis_full", "Redis is out of memory; send again later with the same recordId"),
-        AppendError::Away(_) => {
+        AppendError::Unavailable(_) => {
             (503, "redis_unavailable", "Redis cannot be reached now; send again with the same recordId")
         }
         AppendError::Unknown(_) => (

@@ -1,6 +1,6 @@
 //! One record: append it, and wait for its outcome if that was asked for.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use poem::Request;
 use poem_openapi::payload::Json;
@@ -8,7 +8,7 @@ use poem_openapi::payload::Json;
 use super::{
     Acceptor,
     api::{Processed, Queued, Summary, Taken},
-    body, count_rejected, idempotency, items, now, refusal,
+    append, body, count_rejected, idempotency, items, now, refusal,
     schema::OneRecord,
     traceparent,
 };
@@ -39,14 +39,8 @@ pub(super) async fn send(
     })?;
     let shards = app.manifest.borrow().manifest.spec.shards;
     let shard = ShardId::of(&record.destination_id, shards);
-    let entry = Outgoing {
-        record: record.to_json(),
-        received_at: now(),
-        traceparent,
-        serve: Some(Arc::clone(&app.process)),
-        replay_of: None,
-    };
-    let ids = acceptor.append(app, shard, vec![entry]).await.map_err(|error| {
+    let outgoing = Outgoing { record: record.to_json(), received_at: now(), traceparent, replay_of: None };
+    let positions = append(app, shard, vec![outgoing]).await.map_err(|error| {
         let (status, code, detail) = refusal(&error);
         count_rejected(code, 1);
         Failure::new(status, code, detail)
@@ -58,8 +52,8 @@ pub(super) async fn send(
         shard = shard.get(),
         "queued a record"
     );
-    let (Some(wait), Some(stream_id)) = (wait, ids.first()) else { return Ok(queued(record_id)) };
-    let awaited = Awaited { shard, record_id: record_id.clone(), stream_id: stream_id.to_string() };
+    let (Some(wait), Some(position)) = (wait, positions.first()) else { return Ok(queued(record_id)) };
+    let awaited = Awaited { shard, record_id: record_id.clone(), position: *position };
     match acceptor.0.waiters.wait(awaited, wait).await {
         Some(applied) => answer(record_id, shard, applied),
         None => Ok(queued(record_id)),

@@ -15,10 +15,10 @@ use tokio::sync::watch;
 use super::*;
 use crate::{
     config::ActiveManifest,
-    domain::{DestinationId, ShardId},
+    domain::{AppendCount, DestinationId, ShardId},
     http::auth::KeyRing,
     lifecycle::Heartbeats,
-    streams::{Streams, keys},
+    streams::{Producer, Streams, keys},
 };
 
 const SHARDS: u16 = 4;
@@ -31,7 +31,8 @@ fn redis_url() -> String {
 /// A pipeline of its own, without a Postgres behind it: taking records needs none.
 struct Api {
     endpoint: BoxEndpoint<'static, Response>,
-    acceptor: Acceptor,
+    producer: Producer,
+    streams: Streams,
     pipeline: String,
 }
 
@@ -43,17 +44,19 @@ fn api(redis: &str) -> Api {
     );
     let manifest = RecordPipeline::from_yaml(&manifest).expect("a manifest");
     let active_manifest = ActiveManifest::new(&manifest, manifest.spec.clone(), 1, "pipeline-id");
-    let acceptor = Acceptor::default();
+    let streams = Streams::connect(redis, &pipeline).expect("a URL of Redis");
+    let producer = Producer::new(&streams, &Arc::from("serve-test"), SHARDS);
     let app = App {
         store: Store::connect("postgres://127.0.0.1:1/none", &pipeline, 1).expect("a URL of Postgres"),
-        streams: Streams::connect(redis, &pipeline).expect("a URL of Redis"),
+        streams: streams.clone(),
+        producer: producer.clone(),
         // A receiver keeps its last value when the sender is gone.
         manifest: watch::channel(active_manifest).1,
         keys: KeyRing::open(),
         process: Arc::from("serve-test"),
     };
-    let endpoint = crate::routes::routes(app, acceptor.clone(), moving()).boxed();
-    Api { endpoint, acceptor, pipeline }
+    let endpoint = crate::routes::routes(app, Acceptor::default(), moving()).boxed();
+    Api { endpoint, producer, streams, pipeline }
 }
 
 /// Status, headers and JSON of an answer.
@@ -84,16 +87,11 @@ impl Api {
 
     /// Ids in a shard's stream, in order.
     async fn ids(&self, shard: ShardId) -> Vec<String> {
-        let client = redis::Client::open(redis_url()).expect("a URL of Redis");
-        let mut redis = client.get_multiplexed_async_connection().await.expect("a connection");
-        let range: redis::streams::StreamRangeReply =
-            redis.xrange_all(keys::records(&self.pipeline, shard)).await.expect("readable");
-        let id = |entry: &redis::streams::StreamId| {
-            let record: String = entry.get("record").expect("a record");
-            let record: Value = serde_json::from_str(&record).expect("JSON");
+        let id = |input: crate::domain::InputRecord| {
+            let record: Value = serde_json::from_slice(&input.payload).expect("JSON");
             record["recordId"].as_str().expect("an id").to_owned()
         };
-        range.ids.iter().map(id).collect()
+        crate::streams::testing::records(&self.streams, shard).await.into_iter().map(id).collect()
     }
 
     async fn all_ids(&self) -> Vec<String> {
@@ -144,8 +142,8 @@ async fn a_record_is_answered_once_it_is_in_its_shard() {
         assert_eq!((status, answer), (202, json!({"recordId": "a", "status": "queued"})));
     }
     assert_eq!(api.ids(shard_of_d()).await, ["a", "a"]);
-    let counted: Vec<_> = api.acceptor.0.counts.totals();
-    assert_eq!(counted, [(shard_of_d().get(), 2, 0)]);
+    let counted: Vec<_> = api.producer.counts().into_iter().filter(|count| count.appended > 0).collect();
+    assert_eq!(counted, [AppendCount { shard: shard_of_d(), appended: 2 }]);
     api.clean().await;
 }
 

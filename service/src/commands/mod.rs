@@ -4,6 +4,7 @@ pub mod config;
 pub mod dev;
 mod job;
 pub mod keys;
+pub mod losses;
 pub mod migrate;
 pub mod openapi;
 pub mod purge;
@@ -35,6 +36,8 @@ pub enum Command {
     Verify(verify::Args),
     /// List sinks, resume a halted one.
     Sinks(sinks::Args),
+    /// Acknowledge losses whose number no server holds.
+    Losses(losses::Args),
     /// Make, list and revoke API keys.
     Keys(keys::Args),
     /// Print the configuration that is active, secrets hidden.
@@ -57,6 +60,7 @@ impl Command {
             Self::Send(args) => send::run(*args).await,
             Self::Verify(args) => verify::run(args).await,
             Self::Sinks(args) => sinks::run(args).await,
+            Self::Losses(args) => losses::run(args).await,
             Self::Keys(args) => keys::run(args).await,
             Self::Config(args) => config::run(args).await,
         }

@@ -16,7 +16,7 @@ use crate::{
     lifecycle::Lifecycle,
     listen,
     status::Reporter,
-    streams::{self, Streams},
+    streams::{self, Producer, Streams},
     telemetry::{self, Telemetry, TelemetryArgs},
 };
 use anyhow::Context as _;
@@ -117,13 +117,14 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
     let listener = listen::bind(listen).await?;
     let address = listener.local_addr()?;
     let acceptor = Acceptor::default();
-    let shards = active_manifest.borrow().manifest.spec.shards;
+    let producer = Producer::new(&streams, &process, active_manifest.borrow().manifest.spec.shards);
     watch_access(&streams, lifecycle);
-    acceptor.spawn(&store, &streams, &process, shards, lifecycle);
+    acceptor.spawn(&store, &producer, &process, lifecycle);
     let app = App {
         store: store.clone(),
         streams: streams.clone(),
         manifest: active_manifest,
+        producer: producer.clone(),
         keys,
         process: Arc::clone(&process),
     };
@@ -131,11 +132,11 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
     let soft = lifecycle.soft.clone();
     lifecycle.spawn("serve.http", async move {
         tokio::select! {
-            () = acceptor.open(&store, &process, shards) => {}
+            () = acceptor.open(&store, &producer, &process) => {}
             () = soft.cancelled() => return Ok(()),
         }
         connections::run(listener, endpoint, Bounds::default(), soft).await;
-        acceptor.close(&store, &streams, &process, shards).await;
+        acceptor.close(&store, &producer, &process).await;
         Ok(())
     });
     tracing::info!(event = "serve.http.listening", %address, pipeline = &*name, "listening for the API");

@@ -84,10 +84,12 @@ pub enum DeadLetterReason {
     Panicked,
     /// Workers crashed at it before it was decided.
     CrashedWorker,
+    /// Its entry does not have the content that was appended.
+    Corrupted,
 }
 
 impl DeadLetterReason {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::BelowMinimumTotal,
         Self::TotalOutOfBounds,
         Self::Malformed,
@@ -95,6 +97,7 @@ impl DeadLetterReason {
         Self::RefusedByStore,
         Self::Panicked,
         Self::CrashedWorker,
+        Self::Corrupted,
     ];
 
     /// The code in the API and in SQL.
@@ -108,6 +111,7 @@ impl DeadLetterReason {
             Self::RefusedByStore => "refused_by_store",
             Self::Panicked => "panicked",
             Self::CrashedWorker => "crashed_worker",
+            Self::Corrupted => "corrupted",
         }
     }
 
@@ -120,7 +124,7 @@ impl DeadLetterReason {
     /// Whether Millrace or its servers are at fault, rather than the record.
     #[must_use]
     pub fn is_fault(self) -> bool {
-        matches!(self, Self::Panicked | Self::RefusedByStore | Self::CrashedWorker)
+        matches!(self, Self::Panicked | Self::RefusedByStore | Self::CrashedWorker | Self::Corrupted)
     }
 }
 

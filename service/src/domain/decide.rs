@@ -1,7 +1,7 @@
 //! The decision: a batch, what is stored about its ids and keys, and the policy, into what is to be written.
 //!
-//! Pure and total: every entry ends as exactly one of a new record, a duplicate, a conflict, a dead letter, or nothing
-//! (a redelivery, or a replay whose dead letter is closed). Must never look at a stream id alone.
+//! Pure and total: every record ends as exactly one of a new record, a duplicate, a conflict, a dead letter, or nothing
+//! (a redelivery, or a replay whose dead letter is closed). Must never look at a place in the stream alone.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,23 +9,26 @@ use std::{
 };
 
 use super::{
-    Amount, DeadLetterId, DeadLetterReason, Decision, DestinationUnit, Duplicate, Entry, EntryOfRecord, Item, Key,
-    Kind, Known, NewConflict, NewDeadLetter, NewRecord, Policy, Position, Record, RecordId, Refusal, Seq, ShardId,
-    StreamId, Total, total_in_bounds, total_nanos,
+    Amount, DeadLetterId, DeadLetterReason, Decision, DestinationUnit, Duplicate, InputRecord, Item, Key, Kind, Known,
+    NewConflict, NewDeadLetter, NewRecord, Policy, Position, PositionOfRecord, Record, RecordId, Refusal, Seq, ShardId,
+    StreamPosition, Total, total_in_bounds, total_nanos,
 };
 
 /// Decides a batch, in order.
 ///
 /// # Panics
-/// When an entry has not exactly one outcome, or numbers are not contiguous: a fault of this function.
+/// When a record has not exactly one outcome, or numbers are not contiguous: a fault of this function.
 #[must_use]
 pub fn decide(batch: &[Item], known: Known, policy: &Policy, position: Position) -> Decision {
     let mut ledger = Ledger::new(known, policy, position);
     for (index, item) in batch.iter().enumerate() {
         let before = ledger.decision.redelivered;
         ledger.judge(index, item);
-        ledger.decision.ends_in_redelivery = ledger.decision.redelivered > before;
+        if let Some(offsets) = item.input.offsets {
+            ledger.position.account.count(offsets, ledger.decision.redelivered == before);
+        }
     }
+    ledger.decision.account = ledger.position.account;
     ledger.decision.assert_complete(batch.len(), position);
     ledger.decision
 }
@@ -34,7 +37,7 @@ pub fn decide(batch: &[Item], known: Known, policy: &Policy, position: Position)
 struct Taken {
     /// `None`: a dead letter whose payload cannot be read as a record of that id.
     record: Option<Arc<Record>>,
-    stream_id: StreamId,
+    position: StreamPosition,
 }
 
 struct Ledger<'a> {
@@ -44,9 +47,10 @@ struct Ledger<'a> {
     records: HashMap<RecordId, Taken>,
     dead_letters: HashMap<RecordId, Taken>,
     open: HashMap<DeadLetterId, Option<RecordId>>,
-    noted_dead_letters: HashMap<StreamId, Vec<Vec<u8>>>,
-    duplicates: HashSet<EntryOfRecord>,
-    conflicts: HashMap<EntryOfRecord, Vec<Record>>,
+    closed: HashSet<DeadLetterId>,
+    noted_dead_letters: HashMap<StreamPosition, Vec<Vec<u8>>>,
+    duplicates: HashSet<PositionOfRecord>,
+    conflicts: HashMap<PositionOfRecord, Vec<Record>>,
     totals: HashMap<Key, Total>,
     destinations: HashMap<DestinationUnit, i128>,
     decision: Decision,
@@ -60,10 +64,11 @@ impl<'a> Ledger<'a> {
             records: known
                 .records
                 .into_iter()
-                .map(|(id, known)| (id, Taken { record: Some(known.record), stream_id: known.stream_id }))
+                .map(|(id, known)| (id, Taken { record: Some(known.record), position: known.position }))
                 .collect(),
             dead_letters: HashMap::new(),
             open: HashMap::new(),
+            closed: HashSet::new(),
             noted_dead_letters: HashMap::new(),
             duplicates: known.duplicates,
             conflicts: known.conflicts,
@@ -75,84 +80,86 @@ impl<'a> Ledger<'a> {
             if dead_letter.open {
                 if let Some(id) = &dead_letter.record_id {
                     let record = Record::parse(&dead_letter.payload).ok().map(Arc::new);
-                    ledger.dead_letters.insert(id.clone(), Taken { record, stream_id: dead_letter.stream_id });
+                    ledger.dead_letters.insert(id.clone(), Taken { record, position: dead_letter.position });
                 }
                 ledger.open.insert(dead_letter.id, dead_letter.record_id);
+            } else {
+                ledger.closed.insert(dead_letter.id);
             }
             if dead_letter.id.shard == position.shard {
-                ledger.noted_dead_letters.entry(dead_letter.stream_id).or_default().push(dead_letter.payload);
+                ledger.noted_dead_letters.entry(dead_letter.position).or_default().push(dead_letter.payload);
             }
         }
         ledger
     }
 
     fn judge(&mut self, index: usize, item: &Item) {
-        let entry = &item.entry;
-        if let Some(dead_letter) = entry.replay_of {
-            let Some(id) = self.open.remove(&dead_letter) else {
-                self.decision.redelivered += 1;
-                return;
-            };
+        let input = &item.input;
+        if input.replay_of.is_some_and(|dead_letter| self.closed.contains(&dead_letter)) {
+            self.decision.redelivered += 1;
+            return;
+        }
+        let noted = self.noted_dead_letters.get(&input.position);
+        if noted.is_some_and(|dead_letters| dead_letters.iter().any(|payload| *payload == input.payload)) {
+            self.decision.redelivered += 1;
+            return;
+        }
+        // A replay of a dead letter that is stored no more is judged as a record: it may be the last copy.
+        if let Some(dead_letter) = input.replay_of
+            && let Some(id) = self.open.remove(&dead_letter)
+        {
             // Judged as if the dead letter were closed.
             if let Some(id) = id {
                 self.dead_letters.remove(&id);
             }
+            self.closed.insert(dead_letter);
             self.decision.closed.push(dead_letter);
-        } else if self
-            .noted_dead_letters
-            .get(&entry.id)
-            .is_some_and(|dead_letters| dead_letters.contains(&entry.payload))
-        {
-            self.decision.redelivered += 1;
-            return;
         }
         let record = match &item.record {
             Ok(record) => record,
             Err(invalid) => {
                 let malformed = || Refusal::new(DeadLetterReason::Malformed, invalid.to_string());
-                return self.dead_letter(index, entry, None, item.isolated.clone().unwrap_or_else(malformed));
+                return self.dead_letter(index, input, None, item.isolated.clone().unwrap_or_else(malformed));
             }
         };
-        if self.is_taken(index, entry, record) {
+        if self.is_taken(index, input, record) {
             return;
         }
         if let Some(refusal) = item.isolated.clone() {
-            return self.dead_letter(index, entry, Some(record), refusal);
+            return self.dead_letter(index, input, Some(record), refusal);
         }
         if ShardId::of(&record.destination_id, self.position.shards) != self.position.shard {
-            let detail = "the entry is in the stream of another shard than that of its destinationId";
-            return self.dead_letter(index, entry, Some(record), Refusal::new(DeadLetterReason::WrongShard, detail));
+            let detail = "the record is in the stream of another shard than that of its destinationId";
+            return self.dead_letter(index, input, Some(record), Refusal::new(DeadLetterReason::WrongShard, detail));
         }
         match self.add(record) {
-            Ok(previous) => self.keep(index, entry, record, previous),
-            Err(refusal) => self.dead_letter(index, entry, Some(record), refusal),
+            Ok(previous) => self.keep(index, input, record, previous),
+            Err(refusal) => self.dead_letter(index, input, Some(record), refusal),
         }
     }
 
-    /// Applies an entry whose id is taken, or was when it came first: as a redelivery, a duplicate or a conflict.
-    fn is_taken(&mut self, index: usize, entry: &Entry, record: &Arc<Record>) -> bool {
+    /// Applies a record whose id is taken, or was when it came first: as a redelivery, a duplicate or a conflict.
+    fn is_taken(&mut self, index: usize, input: &InputRecord, record: &Arc<Record>) -> bool {
         let id = &record.record_id;
         let taken = self.records.get(id).or_else(|| self.dead_letters.get(id));
         let same = taken.is_some_and(|taken| taken.record.as_deref() == Some(&**record));
         let free = taken.is_none();
-        let delivery = EntryOfRecord { record_id: id.clone(), stream_id: entry.id };
+        let delivery = PositionOfRecord { record_id: id.clone(), position: input.position };
         // A noted outcome stays: the dead letter that took the id then may be closed by now, and the id free or another's.
         let again = self.conflicts.get(&delivery).is_some_and(|noted| noted.contains(&**record))
-            || taken.is_some_and(|taken| same && taken.stream_id == entry.id)
+            || taken.is_some_and(|taken| same && taken.position == input.position)
             || (same || free) && self.duplicates.contains(&delivery);
         if again {
             self.decision.redelivered += 1;
         } else if free {
             return false;
         } else if same {
-            self.count_external(entry);
             self.duplicates.insert(delivery);
-            self.decision.duplicates.push(Duplicate { entry: index, record_id: id.clone() });
+            self.decision.duplicates.push(Duplicate { item: index, record_id: id.clone() });
         } else {
-            self.count_external(entry);
             self.conflicts.entry(delivery).or_default().push(Record::clone(record));
             let seq = next(&mut self.position.watermarks.conflicts);
-            let conflict = NewConflict { seq, entry: index, record: Arc::clone(record) };
+            let conflict = NewConflict { seq, item: index, record: Arc::clone(record) };
             self.decision.conflicts.push(conflict);
         }
         true
@@ -184,9 +191,8 @@ impl<'a> Ledger<'a> {
         Ok(previous)
     }
 
-    fn keep(&mut self, index: usize, entry: &Entry, record: &Arc<Record>, previous: Total) {
-        self.count_external(entry);
-        let taken = Taken { record: Some(Arc::clone(record)), stream_id: entry.id };
+    fn keep(&mut self, index: usize, input: &InputRecord, record: &Arc<Record>, previous: Total) {
+        let taken = Taken { record: Some(Arc::clone(record)), position: input.position };
         self.records.insert(record.record_id.clone(), taken);
         let threshold =
             self.policy.threshold(record.unit.as_str()).filter(|threshold| record.value > Amount::stored(*threshold));
@@ -194,33 +200,28 @@ impl<'a> Ledger<'a> {
         self.decision.without_threshold += i64::from(self.policy.lacks_threshold(record.unit.as_str()));
         self.decision.records.push(NewRecord {
             seq: next(&mut self.position.watermarks.records),
-            entry: index,
+            item: index,
             record: Arc::clone(record),
             previous,
             threshold,
         });
     }
 
-    fn dead_letter(&mut self, index: usize, entry: &Entry, record: Option<&Arc<Record>>, refusal: Refusal) {
-        self.count_external(entry);
-        self.noted_dead_letters.entry(entry.id).or_default().push(entry.payload.clone());
+    fn dead_letter(&mut self, index: usize, input: &InputRecord, record: Option<&Arc<Record>>, refusal: Refusal) {
+        self.noted_dead_letters.entry(input.position).or_default().push(input.payload.to_vec());
         if let Some(record) = record {
-            let taken = Taken { record: Some(Arc::clone(record)), stream_id: entry.id };
+            let taken = Taken { record: Some(Arc::clone(record)), position: input.position };
             self.dead_letters.insert(record.record_id.clone(), taken);
         }
         self.decision.dead_letters.push(NewDeadLetter {
             seq: next(&mut self.position.watermarks.dead_letters),
-            entry: index,
+            item: index,
             record_id: record.map(|record| record.record_id.clone()),
             destination_id: record.map(|record| record.destination_id.clone()),
             reason: refusal.reason,
             detail: refusal.detail,
-            replay_of: entry.replay_of,
+            replay_of: input.replay_of,
         });
-    }
-
-    fn count_external(&mut self, entry: &Entry) {
-        self.decision.external += i64::from(!entry.marked);
     }
 }
 

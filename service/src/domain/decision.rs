@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use rust_decimal::Decimal;
 
 use super::{
-    DeadLetterId, DeadLetterReason, DestinationId, Entry, Invalid, Key, Position, Record, RecordId, Seq, Total,
+    Account, DeadLetterId, DeadLetterReason, DestinationId, InputRecord, Invalid, Key, Position, Record, RecordId, Seq,
+    Total,
 };
 
-/// Why an entry becomes a dead letter.
+/// Why a record becomes a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// For programs.
@@ -25,14 +26,14 @@ impl Refusal {
     }
 }
 
-/// An entry of a batch, read.
+/// A record of a batch, read.
 #[derive(Debug)]
 pub struct Item {
-    /// The entry.
-    pub entry: Entry,
+    /// As it came.
+    pub input: InputRecord,
     /// Its payload as a record.
     pub record: Result<Arc<Record>, Invalid>,
-    /// Set when the entry was found to break its batch.
+    /// Set when the record was found to break its batch.
     pub isolated: Option<Refusal>,
 }
 
@@ -41,8 +42,8 @@ pub struct Item {
 pub struct NewRecord {
     /// Its number in the shard.
     pub seq: Seq,
-    /// Index of its entry in the batch.
-    pub entry: usize,
+    /// Its index in the batch.
+    pub item: usize,
     /// The content.
     pub record: Arc<Record>,
     /// Count and total of the records before it on the same key and unit.
@@ -51,33 +52,33 @@ pub struct NewRecord {
     pub threshold: Option<Decimal>,
 }
 
-/// An entry whose id is taken by the same content.
+/// A record whose id is taken by the same content.
 #[derive(Debug, Clone)]
 pub struct Duplicate {
-    /// Index of its entry in the batch.
-    pub entry: usize,
+    /// Its index in the batch.
+    pub item: usize,
     /// The id.
     pub record_id: RecordId,
 }
 
-/// An entry whose id is taken by other content.
+/// A record whose id is taken by other content.
 #[derive(Debug, Clone)]
 pub struct NewConflict {
     /// Its number in the shard.
     pub seq: Seq,
-    /// Index of its entry in the batch.
-    pub entry: usize,
+    /// Its index in the batch.
+    pub item: usize,
     /// The content that was refused.
     pub record: Arc<Record>,
 }
 
-/// An entry that cannot be applied.
+/// A record that cannot be applied, or an entry that holds none.
 #[derive(Debug, Clone)]
 pub struct NewDeadLetter {
     /// Its number in the shard.
     pub seq: Seq,
-    /// Index of its entry in the batch.
-    pub entry: usize,
+    /// Its index in the batch.
+    pub item: usize,
     /// The id that it takes while it is open; `None` where the payload could not be read.
     pub record_id: Option<RecordId>,
     /// Where the payload could be read.
@@ -109,26 +110,24 @@ pub struct Decision {
     pub alerts: i64,
     /// Number of `records` of a unit without a threshold while other units have one.
     pub without_threshold: i64,
-    /// Applied entries that no `serve` process appended: those of other programs, and replays.
-    pub external: i64,
-    /// Entries that were applied before: counted nowhere.
+    /// Number of records that were applied before: counted nowhere.
     pub redelivered: usize,
-    /// Whether the last entry is one of them.
-    pub ends_in_redelivery: bool,
+    /// The account of the shard after the batch.
+    pub account: Account,
 }
 
 impl Decision {
-    /// Panics unless every entry of the batch has exactly one outcome and the numbers of each sequence are contiguous.
-    pub(super) fn assert_complete(&self, entries: usize, before: Position) {
-        let mut outcomes = vec![0_u8; entries];
-        let written = (self.records.iter().map(|new| new.entry))
-            .chain(self.duplicates.iter().map(|duplicate| duplicate.entry))
-            .chain(self.conflicts.iter().map(|conflict| conflict.entry))
-            .chain(self.dead_letters.iter().map(|dead_letter| dead_letter.entry));
-        written.for_each(|entry| outcomes[entry] += 1);
-        assert!(outcomes.iter().all(|count| *count <= 1), "an entry has two outcomes");
+    /// Panics unless every record of the batch has exactly one outcome and the numbers of each sequence are contiguous.
+    pub(super) fn assert_complete(&self, items: usize, before: Position) {
+        let mut outcomes = vec![0_u8; items];
+        let written = (self.records.iter().map(|new| new.item))
+            .chain(self.duplicates.iter().map(|duplicate| duplicate.item))
+            .chain(self.conflicts.iter().map(|conflict| conflict.item))
+            .chain(self.dead_letters.iter().map(|dead_letter| dead_letter.item));
+        written.for_each(|item| outcomes[item] += 1);
+        assert!(outcomes.iter().all(|count| *count <= 1), "a record has two outcomes");
         let without = outcomes.iter().filter(|count| **count == 0).count();
-        assert_eq!(without, self.redelivered, "an entry has no outcome");
+        assert_eq!(without, self.redelivered, "a record has no outcome");
         assert_contiguous(before.watermarks.records, self.records.iter().map(|new| new.seq));
         assert_contiguous(before.watermarks.dead_letters, self.dead_letters.iter().map(|new| new.seq));
         assert_contiguous(before.watermarks.conflicts, self.conflicts.iter().map(|new| new.seq));
@@ -149,13 +148,13 @@ mod tests {
 
     fn position() -> Position {
         let watermarks = Watermarks { dead_letters: Seq::new(4), ..Watermarks::default() };
-        Position { shard: ShardId::new(0), shards: 1, watermarks }
+        Position { shard: ShardId::new(0), shards: 1, watermarks, account: Account::default() }
     }
 
-    fn dead_letter(entry: usize, seq: i64) -> NewDeadLetter {
+    fn dead_letter(item: usize, seq: i64) -> NewDeadLetter {
         NewDeadLetter {
             seq: Seq::new(seq),
-            entry,
+            item,
             record_id: None,
             destination_id: None,
             reason: DeadLetterReason::Malformed,
@@ -175,14 +174,14 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "an entry has no outcome")]
-    fn an_entry_without_an_outcome_panics() {
+    #[should_panic(expected = "a record has no outcome")]
+    fn a_record_without_an_outcome_panics() {
         Decision { dead_letters: vec![dead_letter(0, 5)], ..Decision::default() }.assert_complete(2, position());
     }
 
     #[test]
-    #[should_panic(expected = "an entry has two outcomes")]
-    fn an_entry_with_two_outcomes_panics() {
+    #[should_panic(expected = "a record has two outcomes")]
+    fn a_record_with_two_outcomes_panics() {
         Decision { dead_letters: vec![dead_letter(0, 5), dead_letter(0, 6)], ..Decision::default() }
             .assert_complete(1, position());
     }

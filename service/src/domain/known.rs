@@ -7,7 +7,9 @@ use std::{
 
 use rust_decimal::Decimal;
 
-use super::{DeadLetterId, DestinationId, Record, RecordId, Reference, ShardId, StreamId, Unit, Watermarks};
+use super::{
+    Account, DeadLetterId, DestinationId, Record, RecordId, Reference, ShardId, StreamPosition, Unit, Watermarks,
+};
 
 /// Under which a running total is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,13 +52,13 @@ pub struct DestinationUnit {
     pub unit: Unit,
 }
 
-/// An entry that held a record.
+/// A place in the stream, with the record that came there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct EntryOfRecord {
+pub struct PositionOfRecord {
     /// Id of the record.
     pub record_id: RecordId,
-    /// Id of the entry.
-    pub stream_id: StreamId,
+    /// Its place.
+    pub position: StreamPosition,
 }
 
 /// Stored state of the ids and keys of a batch.
@@ -64,25 +66,17 @@ pub struct EntryOfRecord {
 pub struct Known {
     /// Processed records whose id is in the batch.
     pub records: HashMap<RecordId, KnownRecord>,
-    /// Open dead letters whose id is in the batch, and dead letters of any state with a stream id or a replay of the batch.
+    /// Open dead letters whose id is in the batch, and dead letters of any state with a place or a replay of the
+    /// batch.
     pub dead_letters: Vec<KnownDeadLetter>,
     /// Noted duplicates.
-    pub duplicates: HashSet<EntryOfRecord>,
+    pub duplicates: HashSet<PositionOfRecord>,
     /// Content of refused conflicts.
-    pub conflicts: HashMap<EntryOfRecord, Vec<Record>>,
+    pub conflicts: HashMap<PositionOfRecord, Vec<Record>>,
     /// Totals of the batch's keys; absent: none yet.
     pub totals: HashMap<Key, Total>,
     /// Totals in billionths, where the policy has a minimum; absent: zero.
     pub destinations: HashMap<DestinationUnit, i128>,
-}
-
-impl Known {
-    /// Drops the ids of entries, so that no entry is recognised as a redelivery: for the fault campaign.
-    pub fn lose_entries(&mut self) {
-        self.duplicates.clear();
-        self.conflicts.clear();
-        self.records.values_mut().for_each(|record| record.stream_id = StreamId { ms: 0, n: 0 });
-    }
 }
 
 /// A record that is stored.
@@ -90,8 +84,8 @@ impl Known {
 pub struct KnownRecord {
     /// Its content.
     pub record: Arc<Record>,
-    /// Of the entry that it came in.
-    pub stream_id: StreamId,
+    /// Its place in the stream.
+    pub position: StreamPosition,
 }
 
 /// A dead letter that is stored.
@@ -103,8 +97,8 @@ pub struct KnownDeadLetter {
     pub open: bool,
     /// Absent where the payload could not be read.
     pub record_id: Option<RecordId>,
-    /// Of the entry that it came in.
-    pub stream_id: StreamId,
+    /// Its place in the stream.
+    pub position: StreamPosition,
     /// The payload.
     pub payload: Vec<u8>,
 }
@@ -118,4 +112,6 @@ pub struct Position {
     pub shards: u16,
     /// The highest numbers that are given.
     pub watermarks: Watermarks,
+    /// Records that are applied or lost.
+    pub account: Account,
 }

@@ -12,6 +12,7 @@ pub(crate) mod fuzzing;
 mod ids;
 mod json;
 mod known;
+mod offset;
 mod policy;
 mod record;
 
@@ -19,12 +20,13 @@ pub use amount::{Amount, total_in_bounds, total_nanos};
 pub use dead_letter::{DeadLetterId, DeadLetterReason, DeadLetterState};
 pub use decide::decide;
 pub use decision::{Decision, Duplicate, Item, NewConflict, NewDeadLetter, NewRecord, Refusal};
-pub use entry::{Entry, StreamId};
+pub use entry::{Entry, InputRecord, StreamId, StreamPosition};
 pub use ids::{
     DestinationId, Lease, OutcomeKind, RecordId, Reference, Seq, SeqRange, Sequence, ShardId, ShardSeq, SinkStream,
     SourceId, Text, Unit, Watermarks,
 };
 pub use json::{Invalid, Raw, code, elements, is_deep, members};
-pub use known::{DestinationUnit, EntryOfRecord, Key, Known, KnownDeadLetter, KnownRecord, Position, Total};
+pub use known::{DestinationUnit, Key, Known, KnownDeadLetter, KnownRecord, Position, PositionOfRecord, Total};
+pub use offset::{Account, AppendCount, Offset, OffsetRange};
 pub use policy::Policy;
 pub use record::{Attributes, Draft, Kind, Record, parse_time, render_time};

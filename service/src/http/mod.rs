@@ -15,7 +15,11 @@ mod pace;
 pub(crate) mod probes;
 pub mod problem;
 
-use crate::{config::ActiveManifest, store::Store, streams::Streams};
+use crate::{
+    config::ActiveManifest,
+    store::Store,
+    streams::{Producer, Streams},
+};
 
 /// Dependencies of request handlers.
 #[derive(Debug, Clone)]
@@ -26,6 +30,8 @@ pub struct App {
     pub streams: Streams,
     /// The manifest that is active, followed.
     pub manifest: tokio::sync::watch::Receiver<ActiveManifest>,
+    /// The appends of this process.
+    pub producer: Producer,
     /// Keys of callers.
     pub keys: auth::KeyRing,
     /// This process's name, in logs and notes.

@@ -218,13 +218,8 @@ impl Publisher {
     async fn append(&self, at: &mut Option<Position>, cursor: Seq, next: &Next) -> Result<(), Error> {
         let output = &self.sink.output;
         crate::fault::point("before_publish");
-        let expected = if crate::fault::planted("append_uncompared") {
-            self.streams.cursor(output, self.shard).await?.unwrap_or(cursor)
-        } else {
-            cursor
-        };
         let kind = render::event_type(self.sink.kind);
-        let range = SeqRange { after: expected, upto: next.upto };
+        let range = SeqRange { after: cursor, upto: next.upto };
         let published = self.streams.publish(output, self.shard, kind, range, &next.notices).await?;
         crate::fault::point("after_publish");
         match published {

@@ -3,7 +3,7 @@
 //! A replay only appends the payload again with the dead letter's number. The worker's transaction decides it and
 //! closes the dead letter. So a second request is harmless: its entry finds the dead letter closed and changes nothing.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use poem::web::Data;
 use poem_openapi::{
@@ -26,7 +26,7 @@ use crate::{
         problem::Failure,
     },
     store::{DeadLetterFilter, StoredDeadLetter},
-    streams::{AppendError, Outgoing},
+    streams::{AppendError, AppendSettings, Outgoing},
     telemetry::limits,
 };
 
@@ -131,11 +131,11 @@ impl DeadLettersApi {
         if dead_letter.state != DeadLetterState::Open {
             return Err(not_open(id, dead_letter.state));
         }
-        let entry = outgoing(id, dead_letter).ok_or_else(|| {
+        let record = outgoing(id, dead_letter).ok_or_else(|| {
             let detail = "the payload is not text and cannot be appended again; discard the dead letter";
             Failure::new(409, "dead_letter_not_replayable", detail)
         })?;
-        let replays = Replays { shard: id.shard, numbers: vec![id.seq], entries: vec![entry] };
+        let replays = Replays { shard: id.shard, numbers: vec![id.seq], records: vec![record] };
         append(app.0, &replays, &caller.0.name).await?;
         Ok(Answer(DeadLetterAction { id: id.to_string(), status: "queued".to_owned() }))
     }
@@ -257,23 +257,22 @@ fn not_open(id: DeadLetterId, state: DeadLetterState) -> Failure {
     )
 }
 
-/// The entry that replays a dead letter; `None` if its payload is not text.
+/// The record that replays a dead letter; `None` if its payload is not text.
 fn outgoing(id: DeadLetterId, dead_letter: StoredDeadLetter) -> Option<Outgoing> {
     Some(Outgoing {
         record: String::from_utf8(dead_letter.payload).ok()?,
         // A replay keeps the time at which the record was received.
         received_at: dead_letter.received_at,
-        traceparent: dead_letter.traceparent,
-        serve: None,
+        traceparent: dead_letter.traceparent.map(Arc::from),
         replay_of: Some(id),
     })
 }
 
-/// Replays of one shard: numbers and entries are of the same dead letters.
+/// Replays of one shard: numbers and records are of the same dead letters.
 struct Replays {
     shard: ShardId,
     numbers: Vec<Seq>,
-    entries: Vec<Outgoing>,
+    records: Vec<Outgoing>,
 }
 
 /// Groups consecutive dead letters of one shard, in the order of the list. Adds ids and unreadable ones to the result.
@@ -281,7 +280,7 @@ fn by_shard(dead_letters: Vec<StoredDeadLetter>, result: &mut ReplayResult) -> V
     let mut groups: Vec<Replays> = Vec::new();
     for dead_letter in dead_letters {
         let id = DeadLetterId { shard: dead_letter.shard, seq: dead_letter.seq };
-        let Some(entry) = outgoing(id, dead_letter) else {
+        let Some(record) = outgoing(id, dead_letter) else {
             result.unreadable += 1;
             continue;
         };
@@ -289,24 +288,27 @@ fn by_shard(dead_letters: Vec<StoredDeadLetter>, result: &mut ReplayResult) -> V
         match groups.last_mut() {
             Some(last) if last.shard == id.shard => {
                 last.numbers.push(id.seq);
-                last.entries.push(entry);
+                last.records.push(record);
             }
-            _ => groups.push(Replays { shard: id.shard, numbers: vec![id.seq], entries: vec![entry] }),
+            _ => groups.push(Replays { shard: id.shard, numbers: vec![id.seq], records: vec![record] }),
         }
     }
     groups
 }
 
 async fn append(app: &App, replays: &Replays, actor: &str) -> Result<(), Failure> {
-    let Replays { shard, numbers, entries } = replays;
+    let Replays { shard, numbers, records } = replays;
     let shard = *shard;
     // The request is stored first: a worker may decide the replay before the append returns.
     app.store.note_replay(shard, numbers, actor).await?;
-    let (pipeline_id, limit) = {
+    let settings = {
         let active_manifest = app.manifest.borrow();
-        (active_manifest.pipeline_id.clone(), active_manifest.manifest.spec.backlog_limit)
+        AppendSettings {
+            pipeline_id: Arc::clone(&active_manifest.pipeline_id),
+            backlog_limit: active_manifest.manifest.spec.backlog_limit,
+        }
     };
-    app.streams.append(shard, &pipeline_id, limit, None, entries).await.map_err(|error| {
+    app.producer.append(shard, settings, records.clone()).await.map_err(|error| {
         if limits::NOT_REPLAYED.allows(Instant::now()) {
             let dead_letters = numbers.len();
             tracing::warn!(
@@ -317,9 +319,11 @@ async fn append(app: &App, replays: &Replays, actor: &str) -> Result<(), Failure
             );
         }
         match error {
-            AppendError::Backlog => Failure::new(429, "backlog_full", "the backlog of this shard is full; retry later"),
+            AppendError::Backlog { .. } => {
+                Failure::new(429, "backlog_full", "the backlog of this shard is full; retry later")
+            }
             AppendError::Full => Failure::new(503, "redis_full", "the memory of Redis is full; retry later"),
-            AppendError::Away(_) => Failure::new(503, "redis_unavailable", "Redis cannot be reached now; retry"),
+            AppendError::Unavailable(_) => Failure::new(503, "redis_unavailable", "Redis cannot be reached now; retry"),
             AppendError::Unknown(_) => {
                 let detail = "the replay may have been appended or not; retry: a worker decides it once";
                 Failure::new(503, "outcome_unknown", detail)

@@ -169,7 +169,7 @@ impl HistoryApi {
         }
         match search {
             Ok(Search::Found(queued)) => {
-                let received_at = queued.received_at_us.and_then(chrono::DateTime::from_timestamp_micros).map(Time);
+                let received_at = Some(Time(queued.input.received_at));
                 let traces = app.store.traces(&id).await?;
                 let dead_letters = app.store.dead_letters_of(&id).await?;
                 let record = RecordView { received_at, ..RecordView::from(&queued.record) };
@@ -181,7 +181,7 @@ impl HistoryApi {
                     shard: queued.shard.get(),
                     seq: None,
                     received_at,
-                    queued_at: time_of(queued.id),
+                    queued_at: time_of(queued.input.position.entry),
                     processed_at: None,
                     summary: None,
                     threshold: None,
@@ -264,7 +264,7 @@ async fn processed(
         shard: record.shard.get(),
         seq: Some(record.seq.get()),
         received_at: Some(Time(record.received_at)),
-        queued_at: history.stream_id.parse().ok().and_then(time_of),
+        queued_at: time_of(history.position.entry),
         processed_at: Some(Time(record.processed_at)),
         summary: Some(Summary {
             previous_count: history.previous_count,

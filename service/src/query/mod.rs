@@ -13,6 +13,7 @@ mod format;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod history;
+mod losses;
 mod record_filter;
 mod records;
 mod rollups;
@@ -28,6 +29,7 @@ pub use audit::AuditApi;
 pub use conflicts::ConflictsApi;
 pub use dead_letters::DeadLettersApi;
 pub use history::HistoryApi;
+pub use losses::LossesApi;
 pub use records::RecordList;
 pub use rollups::RollupsApi;
 pub use stats::StatsApi;
@@ -46,7 +48,8 @@ enum Tags {
 }
 
 /// The APIs of all queries.
-pub type Apis = (RecordList, AggregationsApi, RollupsApi, ConflictsApi, DeadLettersApi, AuditApi, HistoryApi, StatsApi);
+pub type Apis =
+    (RecordList, AggregationsApi, RollupsApi, ConflictsApi, DeadLettersApi, LossesApi, AuditApi, HistoryApi, StatsApi);
 
 /// Creates the APIs of all queries. Aggregations and rollups share one bound on concurrent streamed responses.
 #[must_use]
@@ -58,6 +61,7 @@ pub fn apis() -> Apis {
         RollupsApi { slots },
         ConflictsApi,
         DeadLettersApi,
+        LossesApi,
         AuditApi,
         HistoryApi,
         StatsApi::default(),

@@ -21,11 +21,9 @@ use crate::{
 #[oai(rename_all = "camelCase")]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ShardBacklog {
-    /// Entries that no worker has read yet.
-    pub queued: u64,
-    /// Entries that a worker has read and not applied yet.
-    pub pending: u64,
-    /// Age of the oldest of them in milliseconds.
+    /// Records that are not applied yet.
+    pub records: i64,
+    /// Age of the oldest of their entries in milliseconds.
     pub lag_ms: u64,
 }
 
@@ -137,29 +135,28 @@ pub(super) struct Stats {
     pub received: Option<i64>,
     /// Processed records.
     pub processed: i64,
-    /// Entries that were dropped because the same content had their id.
+    /// Records that were dropped because the same content had their id.
     pub duplicates: i64,
-    /// Entries that were refused because other content had their id.
+    /// Records that were refused because other content had their id.
     pub conflicts: i64,
-    /// Entries that could not be applied.
+    /// Records that could not be applied, and entries that hold none.
     pub dead_letters: DeadLetterCounts,
     /// Records above their threshold.
     pub alerts: i64,
     /// Records that raised no alert because their unit has no threshold although other units have one: the unit may be
     /// misspelt. `GET /records/rollups?groupBy=unit` lists all units.
     pub records_without_threshold: i64,
-    /// Entries that are not applied; absent while Redis is unavailable.
+    /// Records that are not applied; absent while Redis is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backlog: Option<i64>,
     /// Age of the oldest entry that is not applied, in milliseconds; absent while Redis is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_ms: Option<u64>,
-    /// Accepted entries that are neither applied nor queued: the lower bound of lost records.
+    /// Accepted records that are neither applied nor queued.
     pub lost: i64,
-    /// The upper bound of lost records; absent while it is unknown: a serve process died without its final count and
-    /// Redis may have been rewound, or Redis or a shard's worker is unavailable.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lost_at_most: Option<i64>,
+    /// Whether more records can be lost than `lost`: a serve process died without its last count while Redis was rewound.
+    /// `POST /losses/acknowledge` sets it to false.
+    pub loss_uncertain: bool,
     /// How often a worker recreated a missing input stream or consumer group.
     pub recreated_streams: i64,
     /// Destinations that have records.
@@ -208,8 +205,8 @@ impl StatsApi {
         let app = app.0;
         let shards = app.manifest.borrow().manifest.spec.shards;
         let policy_version = app.manifest.borrow().policy.version;
-        // Redis first: the watermarks beside its streams show what had been applied then. So each entry counts exactly
-        // once, also when workers apply entries between the two reads.
+        // Redis first: a record that is applied between the two reads is above no offset that Postgres returns. So each
+        // record counts exactly once.
         let backlog = app.streams.backlog(shards).await;
         let counts = app.store.stats().await?;
         let backlog = backlog.inspect_err(|error| {
@@ -225,7 +222,8 @@ impl StatsApi {
         let postgres = app.store.postgres_promises().await?;
         let destinations = app.store.count_destinations().await?;
         let sum = |count: fn(&ShardCounts) -> i64| counts.shards.iter().map(count).sum::<i64>();
-        let unapplied = backlog.as_ref().map(|backlog| unapplied(&counts, backlog));
+        let unapplied =
+            backlog.as_ref().map(|backlog| counts.shards.iter().map(|shard| unapplied(shard, backlog)).sum::<i64>());
         let dead_letters = counts.dead_letters_open + counts.dead_letters_discarded;
         let (processed, duplicates, lost) =
             (sum(|shard| shard.processed), sum(|shard| shard.duplicates), sum(|shard| shard.lost));
@@ -247,7 +245,7 @@ impl StatsApi {
             backlog: unapplied,
             lag_ms: backlog.as_ref().map(|backlog| backlog.iter().map(|shard| shard.lag_ms).max().unwrap_or(0)),
             lost,
-            lost_at_most: backlog.as_ref().and_then(|backlog| lost_at_most(&counts, backlog)),
+            loss_uncertain: counts.shards.iter().any(|shard| shard.loss_uncertain_since.is_some()),
             recreated_streams: sum(|shard| shard.recreated_streams),
             destinations,
             policy_version,
@@ -274,37 +272,9 @@ impl StatsApi {
     }
 }
 
-/// Number of entries that are committed and not acknowledged yet: both servers have them.
-fn in_flight(counts: &Counts, backlog: &[Backlog]) -> i64 {
-    backlog
-        .iter()
-        .filter_map(|shard| {
-            let counted = counts.shards.iter().find(|counted| counted.shard == shard.shard)?;
-            let applied = counted.watermarks().sum() + counted.duplicates;
-            let Some(committed) = shard.committed else {
-                // Nothing was acknowledged yet, or the watermarks are lost and nothing can be compared.
-                return Some(applied).filter(|first| *first <= shard.pending as i64);
-            };
-            let acknowledged = committed.watermarks.sum() + committed.duplicates;
-            // Entries that were applied after the read of Redis were still queued in it.
-            Some((applied - acknowledged).clamp(0, (shard.pending + shard.queued) as i64))
-        })
-        .sum()
-}
-
-/// Number of entries that only Redis has.
-fn unapplied(counts: &Counts, backlog: &[Backlog]) -> i64 {
-    let entries: u64 = backlog.iter().map(|shard| shard.queued + shard.pending).sum();
-    entries as i64 - in_flight(counts, backlog)
-}
-
-/// The upper bound of lost records, over all shards; `None` while a shard has none.
-fn lost_at_most(counts: &Counts, backlog: &[Backlog]) -> Option<i64> {
-    let most = |shard: &Backlog| {
-        let least = counts.shards.iter().find(|counted| counted.shard == shard.shard)?.lost;
-        shard.lost_at_most.map(|most| most.max(least))
-    };
-    backlog.iter().map(most).sum()
+/// Number of records of a shard that are not applied. Records that were applied after the read of Redis do not count.
+fn unapplied(shard: &ShardCounts, backlog: &[Backlog]) -> i64 {
+    backlog.iter().find(|backlog| backlog.shard == shard.shard).map_or(0, |backlog| backlog.above(shard.accounted))
 }
 
 fn shard_stats(shard: &ShardCounts, backlog: Option<&[Backlog]>) -> ShardStats {
@@ -314,11 +284,8 @@ fn shard_stats(shard: &ShardCounts, backlog: Option<&[Backlog]>) -> ShardStats {
         worker: shard.owner.clone(),
         policy_version: shard.policy_version,
         processed: shard.processed,
-        backlog: backlog.map(|backlog| ShardBacklog {
-            queued: backlog.queued,
-            pending: backlog.pending,
-            lag_ms: backlog.lag_ms,
-        }),
+        backlog: backlog
+            .map(|backlog| ShardBacklog { records: backlog.above(shard.accounted), lag_ms: backlog.lag_ms }),
     }
 }
 

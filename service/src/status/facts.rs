@@ -166,12 +166,8 @@ async fn unpublished(
 }
 
 fn counts(applied: &Applied, backlog: &[Backlog], unpublished: i64) -> PipelineCounts {
-    let (queued, pending) =
-        (backlog.iter().map(|shard| shard.queued).sum::<u64>(), backlog.iter().map(|shard| shard.pending).sum::<u64>());
     PipelineCounts {
-        queued,
-        pending,
-        backlog: queued + pending,
+        backlog: backlog.iter().map(|shard| shard.records().unsigned_abs()).sum(),
         unpublished,
         processed: applied.shards.iter().map(|shard| shard.processed).sum(),
         alerts: applied.shards.iter().map(|shard| shard.alerts).sum(),

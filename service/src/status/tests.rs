@@ -86,7 +86,7 @@ async fn it_tells_where_the_pipeline_stands() {
         ],
         "owned": [1],
         "sinks": [],
-        "counts": {"queued": 0, "pending": 0, "backlog": 0, "unpublished": 0, "processed": 0, "alerts": 0,
+        "counts": {"backlog": 0, "unpublished": 0, "processed": 0, "alerts": 0,
                    "deadLetters": 0, "lost": 0},
         "ageMs": answer["ageMs"],
     });

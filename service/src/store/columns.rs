@@ -8,7 +8,8 @@ use sqlx::{
 };
 
 use crate::domain::{
-    DeadLetterReason, DeadLetterState, DestinationId, OutcomeKind, RecordId, Reference, Seq, ShardId, SourceId, Unit,
+    DeadLetterReason, DeadLetterState, DestinationId, Offset, OutcomeKind, RecordId, Reference, Seq, ShardId, SourceId,
+    StreamId, StreamPosition, Unit,
 };
 
 /// `type as column: reads a column's value into a Result, writes a value as the column's`.
@@ -57,10 +58,22 @@ columns! {
     SourceId as String: |text| Ok(Self::stored(text)), |text| text.as_str();
     DestinationId as String: |text| Ok(Self::stored(text)), |text| text.as_str();
     Reference as String: |text| Ok(Self::stored(text)), |text| text.as_str();
+    Offset as i64: |number| Ok(Self::new(number)), |offset| offset.get();
+    StreamId as String: |text| text.parse().map_err(|()| unknown(&text)), |id| id.to_string();
     Unit as String: |text| Ok(Self::stored(text)), |text| text.as_str();
     OutcomeKind as String: |word| Self::parse(&word).ok_or_else(|| unknown(&word)), |kind| kind.as_str();
     DeadLetterState as String: |word| Self::parse(&word).ok_or_else(|| unknown(&word)), |state| state.as_str();
     DeadLetterReason as String: |word| Self::parse(&word).ok_or_else(|| unknown(&word)), |reason| reason.as_str();
+}
+
+/// The column of a place's index in its entry.
+pub(super) fn index_column(position: StreamPosition) -> i16 {
+    i16::try_from(position.index).unwrap_or(i16::MAX)
+}
+
+/// The place of two columns.
+pub(super) fn stream_position(entry: StreamId, index: i16) -> StreamPosition {
+    StreamPosition { entry, index: u16::try_from(index).unwrap_or_default() }
 }
 
 fn unknown(word: &str) -> BoxDynError {

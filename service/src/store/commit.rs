@@ -1,26 +1,26 @@
-//! One micro-batch in one transaction: lock and check the fence, read what is stored, write what was decided.
+//! One batch in one transaction: lock the shard and compare its lease, read the stored state, write the decision.
 
 use chrono::{DateTime, Utc};
 use sqlx::{Postgres, Transaction};
 
-use super::{Error, Store, pool::Server, session::BEGIN};
+use super::{Error, Store, columns::index_column, pool::Server, session::BEGIN};
 use crate::domain::{
-    Attributes, DeadLetterId, DeadLetterReason, Decision, DestinationId, Item, Kind, Lease, Position, RecordId, Seq,
-    ShardId, Watermarks,
+    Account, Attributes, DeadLetterId, DeadLetterReason, Decision, DestinationId, Item, Kind, Lease, Offset, Position,
+    RecordId, Seq, ShardId, StreamId, Watermarks,
 };
 
-/// A transaction that holds a shard's row, its fence checked.
+/// A transaction that has locked a shard's row and compared its lease.
 #[derive(Debug)]
 pub struct Commit {
     pub(super) transaction: Transaction<'static, Postgres>,
     pub(super) shard: ShardId,
     fence: Lease,
     shard_version: i64,
-    /// Where the shard stands.
+    /// The state of the shard.
     pub position: Position,
-    /// This server's clock.
+    /// The time of this server's clock.
     pub now: DateTime<Utc>,
-    /// Which server this is.
+    /// This server.
     pub server: Server,
 }
 
@@ -29,12 +29,14 @@ pub struct Commit {
 pub struct AfterCommit {
     /// Its highest numbers.
     pub watermarks: Watermarks,
-    /// Its count of duplicates.
-    pub duplicates: i64,
+    /// All records up to it are applied or lost.
+    pub accounted: Offset,
+    /// Number of records that this commit found to be lost.
+    pub lost: i64,
 }
 
 impl Store {
-    /// Begins: locks the shard and checks the fence and the policy's version.
+    /// Begins: locks the shard, and compares its lease and the version of its policy.
     ///
     /// `exclusive`: no other shard commits meanwhile. It is needed to open a dead letter, which takes an id that another
     /// shard could be about to store: there is no unique index over both tables.
@@ -56,11 +58,12 @@ impl Store {
                 .await?;
         }
         // An earlier statement than the one that looks for ids: under READ COMMITTED a statement that waited for a lock
-        // goes on with the snapshot from before the wait.
+        // continues with the snapshot from before the wait.
         let row = sqlx::query!(
             r#"with others as (select pg_advisory_xact_lock_shared(hashtextextended(current_schema(), 1)))
                select epoch, token, policy_version, records as "records: Seq", dead_letters as "dead_letters: Seq",
-                      conflicts as "conflicts: Seq", clock_timestamp() as "now!",
+                      conflicts as "conflicts: Seq", coalesce(accounted, 0) as "accounted!: Offset", lost,
+                      clock_timestamp() as "now!",
                       (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "server!"
                from shards, others where shard = $1 for update of shards"#,
             shard as ShardId,
@@ -87,6 +90,7 @@ impl Store {
                     dead_letters: row.dead_letters,
                     conflicts: row.conflicts,
                 },
+                account: Account { accounted: row.accounted, lost: row.lost },
             },
             now: row.now,
             server: Server(row.server),
@@ -95,11 +99,11 @@ impl Store {
 }
 
 impl Commit {
-    /// Writes a decision and commits. Answers the shard's highest numbers after it, and its count of duplicates.
+    /// Writes a decision and commits. Returns the state of the shard after it.
     ///
     /// # Errors
-    /// [`Error::Raced`] when one of the ids or letters was taken in between; on every error nothing is written, but a
-    /// connection that broke while committing leaves it unknown: then the batch is decided anew and finds itself stored.
+    /// [`Error::Raced`] when an id or a dead letter was taken meanwhile. On every error nothing is written, except that the
+    /// outcome of a commit is unknown when the connection fails: the batch is decided again, and is found or not.
     pub async fn write(mut self, batch: &[Item], decision: &Decision, version: i64) -> Result<AfterCommit, Error> {
         let Decision {
             records,
@@ -110,9 +114,8 @@ impl Commit {
             closed,
             alerts,
             without_threshold,
-            external,
             redelivered: _,
-            ends_in_redelivery: _,
+            account,
         } = decision;
         let before = self.position.watermarks;
         let watermarks = Watermarks {
@@ -125,19 +128,20 @@ impl Commit {
         self.insert_conflicts(batch, decision).await?;
         self.insert_duplicates(batch, decision).await?;
         self.insert_records(batch, decision).await?;
-        let written = sqlx::query!(
-            "with position as (
+        let accounted = account.accounted;
+        let written = sqlx::query_scalar!(
+            r#"with position as (
                  update shards set records = $4, dead_letters = $5, conflicts = $6, processed = processed + $7,
-                        duplicates = duplicates + $8, alerts = alerts + $9, external_applied = external_applied + $10,
+                        duplicates = duplicates + $8, alerts = alerts + $9, accounted = coalesce($10, accounted), lost = $15,
                         policy_version = $11, without_threshold = without_threshold + $14
                  where shard = $1 and epoch = $2 and token = $3
-                 returning duplicates
+                 returning 1
              ), noted as (
                  insert into shard_policies (shard, from_seq, version)
                  select $1, $12, $11 where $13::boolean
                  on conflict do nothing
              )
-             select duplicates from position",
+             select count(*) as "count!" from position"#,
             self.shard as ShardId,
             self.fence.epoch,
             self.fence.token,
@@ -147,21 +151,21 @@ impl Commit {
             records.len() as i64,
             duplicates.len() as i64,
             alerts,
-            external,
+            (accounted > Offset::ZERO).then_some(accounted) as Option<Offset>,
             version,
             before.records.next() as Seq,
             self.shard_version < version,
             without_threshold,
+            account.lost,
         )
-        .fetch_all(&mut *self.transaction)
+        .fetch_one(&mut *self.transaction)
         .await?;
-        let [written] = written.as_slice() else { panic!("the shard's row was locked by this transaction") };
-        let duplicates = written.duplicates;
+        assert_eq!(written, 1, "the shard's row is locked by this transaction");
         debug_assert!(totals.len() <= records.len(), "only new records change totals");
         crate::fault::point("before_commit");
         self.transaction.commit().await?;
         crate::fault::point("after_commit");
-        Ok(AfterCommit { watermarks, duplicates })
+        Ok(AfterCommit { watermarks, accounted, lost: account.lost - self.position.account.lost })
     }
 
     #[expect(clippy::too_many_lines, reason = "one statement with an argument per column")]
@@ -172,15 +176,15 @@ impl Commit {
         let n = decision.records.len();
         macro_rules! columns { ($($name:ident: $type:ty),+ $(,)?) => { $(let mut $name: Vec<$type> = Vec::with_capacity(n);)+ } }
         columns!(
-            seqs: Seq, received: DateTime<Utc>, times: DateTime<Utc>, previous_counts: i64, positives: bool,
-            ids: &str, sources: &str, destinations: &str, references: &str, units: &str, stream_ids: String,
+            seqs: Seq, received: DateTime<Utc>, times: DateTime<Utc>, previous_counts: i64, positives: bool, indexes: i16,
+            ids: &str, sources: &str, destinations: &str, references: &str, units: &str, stream_ids: StreamId,
             values: String, previous_totals: String, thresholds: Option<String>, attributes: Option<&str>,
             traces: Option<&str>,
         );
         for new in &decision.records {
-            let (entry, record) = (&batch[new.entry].entry, &new.record);
+            let (input, record) = (&batch[new.item].input, &new.record);
             seqs.push(new.seq);
-            received.push(entry.received_at);
+            received.push(input.received_at);
             times.push(record.time);
             previous_counts.push(new.previous.count);
             positives.push(record.kind == Kind::Positive);
@@ -189,12 +193,13 @@ impl Commit {
             destinations.push(record.destination_id.as_str());
             references.push(record.reference.as_str());
             units.push(record.unit.as_str());
-            stream_ids.push(entry.id.to_string());
+            stream_ids.push(input.position.entry);
+            indexes.push(index_column(input.position));
             values.push(record.value.to_string());
             previous_totals.push(new.previous.total.to_string());
             thresholds.push(new.threshold.map(|threshold| threshold.to_string()));
             attributes.push(record.attributes.as_ref().map(Attributes::as_str));
-            traces.push(entry.traceparent.as_deref());
+            traces.push(input.traceparent.as_deref());
         }
         let mut key_destinations: Vec<&str> = Vec::new();
         let mut key_references: Vec<&str> = Vec::new();
@@ -210,16 +215,16 @@ impl Commit {
         let inserted = sqlx::query_scalar!(
             r#"with inserted as (
                  insert into records (shard, epoch, processed_at, seq, received_at, time, previous_count, positive,
-                     record_id, source_id, destination_id, reference, unit, stream_id, value, previous_total, threshold,
-                     attributes, traceparent)
+                     record_id, source_id, destination_id, reference, unit, stream_id, stream_index, value, previous_total,
+                     threshold, attributes, traceparent)
                  select $1, $2, $3, n.seq, n.received_at, n.time, n.previous_count, n.positive, n.record_id, n.source_id,
-                     n.destination_id, n.reference, n.unit, n.stream_id, n.value::numeric, n.previous_total::numeric,
+                     n.destination_id, n.reference, n.unit, n.stream_id, n.stream_index, n.value::numeric, n.previous_total::numeric,
                      n.threshold::numeric, n.attributes, n.traceparent
                  from unnest($4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::bigint[],
                      $8::boolean[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
-                     $15::text[], $16::text[], $17::text[], $18::text[], $19::text[])
+                     $15::text[], $16::text[], $17::text[], $18::text[], $19::text[], $25::smallint[])
                      as n (seq, received_at, time, previous_count, positive, record_id, source_id, destination_id,
-                           reference, unit, stream_id, value, previous_total, threshold, attributes, traceparent)
+                           reference, unit, stream_id, value, previous_total, threshold, attributes, traceparent, stream_index)
                  on conflict (record_id) do nothing
                  returning 1
                ), summed as (
@@ -244,7 +249,7 @@ impl Commit {
             &destinations as &[&str],
             &references as &[&str],
             &units as &[&str],
-            &stream_ids,
+            &stream_ids as &[StreamId],
             &values,
             &previous_totals,
             &thresholds as &[Option<String>],
@@ -255,6 +260,7 @@ impl Commit {
             &key_units as &[&str],
             &key_counts,
             &key_totals,
+            &indexes,
         )
         .fetch_one(&mut *self.transaction)
         .await?;
@@ -265,22 +271,24 @@ impl Commit {
         if decision.duplicates.is_empty() {
             return Ok(());
         }
-        let (mut ids, mut stream_ids, mut received) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ids, mut stream_ids, mut indexes, mut received) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for duplicate in &decision.duplicates {
-            let entry = &batch[duplicate.entry].entry;
+            let input = &batch[duplicate.item].input;
             ids.push(duplicate.record_id.as_str());
-            stream_ids.push(entry.id.to_string());
-            received.push(entry.received_at);
+            stream_ids.push(input.position.entry);
+            indexes.push(index_column(input.position));
+            received.push(input.received_at);
         }
         sqlx::query!(
-            "insert into duplicates (shard, epoch, noted_at, record_id, stream_id, received_at)
-             select $1, $2, $3, * from unnest($4::text[], $5::text[], $6::timestamptz[])",
+            "insert into duplicates (shard, epoch, noted_at, record_id, stream_id, received_at, stream_index)
+             select $1, $2, $3, * from unnest($4::text[], $5::text[], $6::timestamptz[], $7::smallint[])",
             self.shard as ShardId,
             self.fence.epoch,
             self.now,
             &ids as &[&str],
-            &stream_ids,
+            &stream_ids as &[StreamId],
             &received,
+            &indexes,
         )
         .execute(&mut *self.transaction)
         .await?;
@@ -289,20 +297,21 @@ impl Commit {
 
     async fn insert_conflicts(&mut self, batch: &[Item], decision: &Decision) -> Result<(), Error> {
         for conflict in &decision.conflicts {
-            let (entry, record) = (&batch[conflict.entry].entry, &conflict.record);
+            let (input, record) = (&batch[conflict.item].input, &conflict.record);
             sqlx::query!(
                 "insert into conflicts (shard, n, epoch, noted_at, received_at, record_id, destination_id, stream_id,
-                     payload, traceparent) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                     payload, traceparent, stream_index) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
                 self.shard as ShardId,
                 conflict.seq as Seq,
                 self.fence.epoch,
                 self.now,
-                entry.received_at,
+                input.received_at,
                 record.record_id.as_str(),
                 record.destination_id.as_str(),
-                entry.id.to_string(),
-                entry.payload,
-                entry.traceparent,
+                input.position.entry as StreamId,
+                &input.payload[..],
+                input.traceparent.as_deref(),
+                index_column(input.position),
             )
             .execute(&mut *self.transaction)
             .await?;
@@ -312,25 +321,26 @@ impl Commit {
 
     async fn open_dead_letters(&mut self, batch: &[Item], decision: &Decision) -> Result<(), Error> {
         for dead_letter in &decision.dead_letters {
-            let entry = &batch[dead_letter.entry].entry;
+            let input = &batch[dead_letter.item].input;
             let opened = sqlx::query!(
                 "insert into dead_letters (shard, n, epoch, opened_at, received_at, record_id, destination_id, stream_id,
-                     payload, reason, detail, traceparent, replay_of)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                     payload, reason, detail, traceparent, replay_of, stream_index)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
                  on conflict (record_id) where state = 'open' do nothing",
                 self.shard as ShardId,
                 dead_letter.seq as Seq,
                 self.fence.epoch,
                 self.now,
-                entry.received_at,
+                input.received_at,
                 dead_letter.record_id.as_ref().map(RecordId::as_str),
                 dead_letter.destination_id.as_ref().map(DestinationId::as_str),
-                entry.id.to_string(),
-                entry.payload,
+                input.position.entry as StreamId,
+                &input.payload[..],
                 dead_letter.reason as DeadLetterReason,
                 dead_letter.detail,
-                entry.traceparent,
+                input.traceparent.as_deref(),
                 dead_letter.replay_of.map(|dead_letter| dead_letter.to_string()),
+                index_column(input.position),
             )
             .execute(&mut *self.transaction)
             .await?;
@@ -341,7 +351,7 @@ impl Commit {
         Ok(())
     }
 
-    /// Closes letters before others are opened: a letter that is opened again takes the same id.
+    /// Closes dead letters before others are opened: the next dead letter can take the same id.
     async fn close_dead_letters(&mut self, closed: &[DeadLetterId]) -> Result<(), Error> {
         if closed.is_empty() {
             return Ok(());

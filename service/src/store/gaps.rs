@@ -1,15 +1,15 @@
 //! Skipped sequence numbers: after Postgres was rewound, no number is assigned twice.
 
 use super::{Commit, Error, Store, pool::Server};
-use crate::domain::{Lease, Seq, ShardId, Watermarks};
+use crate::domain::{Lease, Offset, Seq, ShardId, Watermarks};
 
 /// The highest numbers and counts of a shard's log, and the server that holds it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ShardProgress {
     /// Highest assigned sequence numbers.
     pub watermarks: Watermarks,
-    /// Number of duplicates.
-    pub duplicates: i64,
+    /// All records up to it are applied or lost.
+    pub accounted: Offset,
     /// A server that was restored, or replaced another one, counts as another server.
     pub server: Server,
 }
@@ -30,7 +30,8 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn progress_of(&self, shard: ShardId) -> Result<ShardProgress, Error> {
         let row = sqlx::query!(
-            r#"select records as "records: Seq", dead_letters as "dead_letters: Seq", conflicts as "conflicts: Seq", duplicates,
+            r#"select records as "records: Seq", dead_letters as "dead_letters: Seq", conflicts as "conflicts: Seq",
+                      coalesce(accounted, 0) as "accounted!: Offset",
                       (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "server!"
                from shards where shard = $1"#,
             shard as ShardId,
@@ -40,7 +41,7 @@ impl Store {
         .await?;
         Ok(ShardProgress {
             watermarks: Watermarks { records: row.records, dead_letters: row.dead_letters, conflicts: row.conflicts },
-            duplicates: row.duplicates,
+            accounted: row.accounted,
             server: Server(row.server),
         })
     }
@@ -100,11 +101,15 @@ mod tests {
         let pipeline = TestPipeline::new("shards: 1").await;
         let store = &pipeline.store;
         let fence = store.take("one", SHARD, "token", 60_000).await.unwrap().unwrap();
-        sqlx::query("update shards set records = 7, conflicts = 4, duplicates = 2").execute(&store.pool).await.unwrap();
+        sqlx::query("update shards set records = 7, conflicts = 4, accounted = 12").execute(&store.pool).await.unwrap();
         let other = Lease { token: "other".to_owned(), ..fence.clone() };
         assert!(matches!(store.skip_to(SHARD, &other, watermarks(9, 9, 9)).await, Err(Error::Fenced)));
         let progress = store.progress_of(SHARD).await.unwrap();
-        assert_eq!((progress.watermarks, progress.duplicates), (watermarks(7, 0, 4), 2), "nothing changed");
+        assert_eq!(
+            (progress.watermarks, progress.accounted),
+            (watermarks(7, 0, 4), Offset::new(12)),
+            "nothing changed"
+        );
         assert_eq!(store.skip_to(SHARD, &fence, watermarks(10, 2, 3)).await.unwrap(), watermarks(10, 2, 4));
         assert_eq!(
             store.skip_to(SHARD, &fence, watermarks(10, 2, 3)).await.unwrap(),

@@ -1,4 +1,4 @@
-//! What a commit reads before it decides: what is stored about the ids and keys of a batch.
+//! The stored state of the ids and keys of a batch, which a commit reads before it decides.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -7,14 +7,19 @@ use std::{
 
 use chrono::{DateTime, Utc};
 
-use super::{Error, commit::Commit, pool::numeric};
+use super::{
+    Error,
+    columns::{index_column, stream_position},
+    commit::Commit,
+    pool::numeric,
+};
 use crate::domain::{
-    Amount, Attributes, DeadLetterId, DestinationId, DestinationUnit, EntryOfRecord, Item, Key, Kind, Known,
-    KnownDeadLetter, KnownRecord, Policy, Record, RecordId, Reference, Seq, ShardId, SourceId, StreamId, Total, Unit,
+    Amount, Attributes, DeadLetterId, DestinationId, DestinationUnit, Item, Key, Kind, Known, KnownDeadLetter,
+    KnownRecord, Policy, PositionOfRecord, Record, RecordId, Reference, Seq, ShardId, SourceId, StreamId, Total, Unit,
 };
 
 impl Commit {
-    /// Reads what is stored about the ids and keys of a batch.
+    /// Reads the stored state of the ids and keys of a batch.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -27,52 +32,60 @@ impl Commit {
         Ok(known)
     }
 
-    #[expect(clippy::too_many_lines, reason = "one statement reads all that is stored about the ids of a batch")]
+    #[expect(clippy::too_many_lines, reason = "one statement reads the stored state of all ids of a batch")]
     async fn known_ids(&mut self, batch: &[Item]) -> Result<Known, Error> {
-        let stream_ids: Vec<String> = batch.iter().map(|item| item.entry.id.to_string()).collect();
-        // Paired with the stream ids; an entry that cannot be read has no id to look for.
+        let entries: Vec<StreamId> = batch.iter().map(|item| item.input.position.entry).collect();
+        let indexes: Vec<i16> = batch.iter().map(|item| index_column(item.input.position)).collect();
+        // Paired with the places. A record that cannot be read has no id.
         let ids: Vec<Option<String>> =
             batch.iter().map(|item| item.record.as_ref().ok().map(|record| record.record_id.to_string())).collect();
         let (mut replay_shards, mut replays) = (Vec::new(), Vec::new());
-        for dead_letter in batch.iter().filter_map(|item| item.entry.replay_of) {
+        for dead_letter in batch.iter().filter_map(|item| item.input.replay_of) {
             replay_shards.push(dead_letter.shard);
             replays.push(dead_letter.seq);
         }
         let rows = sqlx::query!(
-            r#"select 'record' as "what!", record_id, stream_id as "stream_id!", 0 as "shard!: ShardId", 0::bigint as "n!: Seq",
+            r#"select 'record' as "what!", record_id, stream_id as "stream_id!: StreamId",
+                      stream_index as "stream_index!", 0 as "shard!: ShardId", 0::bigint as "n!: Seq",
                       false as "open!", null::bytea as payload, time, source_id, destination_id, reference, unit,
                       positive, value::text as value, attributes
                from records where record_id = any($1)
                union all
-               select 'dead_letter', record_id, stream_id, shard, n, state = 'open', payload,
+               select 'dead_letter', record_id, stream_id, stream_index, shard, n, state = 'open', payload,
                       null, null, null, null, null, null, null, null
                from dead_letters where record_id = any($1) and state = 'open'
                union all
-               select 'dead_letter', record_id, stream_id, shard, n, state = 'open', payload,
+               select 'dead_letter', record_id, stream_id, stream_index, shard, n, state = 'open', payload,
                       null, null, null, null, null, null, null, null
                from dead_letters where stream_id = any($2) and shard = $3
+                   and (stream_id, stream_index) in (select * from unnest($2::text[], $6::smallint[]))
                union all
-               select 'dead_letter', l.record_id, l.stream_id, l.shard, l.n, l.state = 'open', l.payload,
+               select 'dead_letter', l.record_id, l.stream_id, l.stream_index, l.shard, l.n, l.state = 'open', l.payload,
                       null, null, null, null, null, null, null, null
                from unnest($4::int[], $5::bigint[]) as k (shard, n)
                cross join lateral (select * from dead_letters where shard = k.shard and n = k.n offset 0) as l
                union all
-               select 'duplicate', d.record_id, d.stream_id, 0, 0, false, null, null, null, null, null, null, null, null, null
-               from unnest($1::text[], $2::text[]) as k (id, stream_id)
+               select 'duplicate', d.record_id, d.stream_id, d.stream_index, 0, 0, false, null, null, null, null, null, null, null,
+                      null, null
+               from unnest($1::text[], $2::text[], $6::smallint[]) as k (id, stream_id, stream_index)
                cross join lateral (
-                   select * from duplicates where record_id = k.id and stream_id = k.stream_id and shard = $3 offset 0
+                   select * from duplicates where record_id = k.id and stream_id = k.stream_id
+                       and stream_index = k.stream_index and shard = $3 offset 0
                ) as d
                union all
-               select 'conflict', c.record_id, c.stream_id, 0, 0, false, c.payload, null, null, null, null, null, null, null, null
-               from unnest($1::text[], $2::text[]) as k (id, stream_id)
+               select 'conflict', c.record_id, c.stream_id, c.stream_index, 0, 0, false, c.payload, null, null, null, null, null,
+                      null, null, null
+               from unnest($1::text[], $2::text[], $6::smallint[]) as k (id, stream_id, stream_index)
                cross join lateral (
-                   select * from conflicts where record_id = k.id and stream_id = k.stream_id and shard = $3 offset 0
+                   select * from conflicts where record_id = k.id and stream_id = k.stream_id
+                       and stream_index = k.stream_index and shard = $3 offset 0
                ) as c"#,
             ids.as_slice() as &[Option<String>],
-            &stream_ids,
+            &entries as &[StreamId],
             self.shard as ShardId,
             &replay_shards as &[ShardId],
             &replays as &[Seq],
+            &indexes,
         )
         .fetch_all(&mut *self.transaction)
         .await?;
@@ -85,8 +98,7 @@ impl Commit {
             destinations: HashMap::new(),
         };
         for row in rows {
-            // An id that was stored was one; anything else could never be equal to one that comes.
-            let stream_id: StreamId = row.stream_id.parse().unwrap_or(StreamId { ms: 0, n: 0 });
+            let position = stream_position(row.stream_id, row.stream_index);
             let id = row.record_id.clone().map(RecordId::stored);
             match (row.what.as_str(), id) {
                 ("record", Some(id)) => {
@@ -102,21 +114,21 @@ impl Commit {
                         attributes: row.attributes,
                     };
                     if let Some(record) = stored.into_record() {
-                        known.records.insert(id, KnownRecord { record: Arc::new(record), stream_id });
+                        known.records.insert(id, KnownRecord { record: Arc::new(record), position });
                     }
                 }
                 ("duplicate", Some(id)) => {
-                    known.duplicates.insert(EntryOfRecord { record_id: id, stream_id });
+                    known.duplicates.insert(PositionOfRecord { record_id: id, position });
                 }
                 ("conflict", Some(id)) => {
                     let refused = row.payload.as_deref().and_then(|payload| Record::parse(payload).ok());
-                    known.conflicts.entry(EntryOfRecord { record_id: id, stream_id }).or_default().extend(refused);
+                    known.conflicts.entry(PositionOfRecord { record_id: id, position }).or_default().extend(refused);
                 }
                 (_, record_id) => known.dead_letters.push(KnownDeadLetter {
                     id: DeadLetterId { shard: row.shard, seq: row.n },
                     open: row.open,
                     record_id,
-                    stream_id,
+                    position,
                     payload: row.payload.unwrap_or_default(),
                 }),
             }
@@ -191,7 +203,7 @@ pub(super) struct RecordColumns {
     pub(super) reference: Option<String>,
     pub(super) unit: Option<String>,
     pub(super) positive: Option<bool>,
-    /// As text: the driver's own conversion forgets the scale of a zero.
+    /// As text: the conversion of the driver drops the scale of a zero.
     pub(super) value: Option<String>,
     pub(super) attributes: Option<String>,
 }

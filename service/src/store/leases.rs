@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use sqlx::{Postgres, Transaction};
 
-use super::{Error, Store};
-use crate::domain::{Lease, ShardId};
+use super::{Error, Store, columns::index_column};
+use crate::domain::{Lease, Offset, ShardId, StreamId, StreamPosition};
 
 /// The rank of a worker among the live workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,6 +177,26 @@ impl Store {
         Ok(())
     }
 
+    /// Begins the account of a shard at the offset that Redis has acknowledged, unless it has begun. Returns the offset up
+    /// to which records are applied or lost.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when another worker owns the shard by now.
+    pub async fn open_account(&self, shard: ShardId, lease: &Lease, acknowledged: Offset) -> Result<Offset, Error> {
+        let accounted = sqlx::query_scalar!(
+            r#"update shards set accounted = coalesce(accounted, $4) where shard = $1 and epoch = $2 and token = $3
+               returning accounted as "accounted!: Offset""#,
+            shard as ShardId,
+            lease.epoch,
+            lease.token,
+            acknowledged as Offset,
+        )
+        .fetch_optional(&self.pool)
+        .await?
+        .ok_or(Error::Fenced)?;
+        Ok(accounted)
+    }
+
     /// Stores that a shard's consumer group was created. Returns whether it had been created before: then it was lost.
     ///
     /// # Errors
@@ -202,41 +222,66 @@ impl Store {
         Ok(())
     }
 
-    /// Stores an attempt to decide an entry alone. Returns the number of attempts, including this one.
+    /// The index of the record that was noted last of a poison candidate; `None`: none was.
     ///
     /// # Errors
-    /// When Postgres does not answer: not stored, so the caller must not decide the entry.
-    pub async fn note_attempt(&self, shard: ShardId, stream_id: &str, digest: &[u8]) -> Result<i32, Error> {
+    /// When Postgres does not answer.
+    pub async fn noted_index(&self, shard: ShardId, entry: StreamId) -> Result<Option<u16>, Error> {
+        let index = sqlx::query_scalar!(
+            "select stream_index from attempts where shard = $1 and stream_id = $2",
+            shard as ShardId,
+            entry as StreamId,
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(index.and_then(|index| u16::try_from(index).ok()))
+    }
+
+    /// Stores an attempt to decide a record of a poison candidate alone, in place of that of another record of the entry.
+    /// Returns the number of attempts, including this one.
+    ///
+    /// # Errors
+    /// When Postgres does not answer: not stored, so the caller must not decide the record.
+    pub async fn note_attempt(&self, shard: ShardId, position: StreamPosition, digest: &[u8]) -> Result<i32, Error> {
         Ok(sqlx::query_scalar!(
-            "insert into attempts (shard, stream_id, digest, attempts) values ($1, $2, $3, 1)
+            "insert into attempts (shard, stream_id, stream_index, digest, attempts) values ($1, $2, $3, $4, 1)
              on conflict (shard, stream_id) do update
-             set attempts = case when attempts.digest = excluded.digest then attempts.attempts else 0 end + 1,
-                 digest = excluded.digest, noted_at = now()
+             set attempts = case when attempts.digest = excluded.digest and attempts.stream_index = excluded.stream_index
+                                 then attempts.attempts else 0 end + 1,
+                 stream_index = excluded.stream_index, digest = excluded.digest, noted_at = now()
              returning attempts",
             shard as ShardId,
-            stream_id,
+            position.entry as StreamId,
+            index_column(position),
             digest,
         )
         .fetch_one(&self.pool)
         .await?)
     }
 
-    /// Withdraws an attempt: the entry was decided, or its decision was abandoned for a reason outside of the entry.
+    /// Withdraws an attempt: the decision was abandoned for a reason outside of the record.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn withdraw_attempt(&self, shard: ShardId, stream_id: &str, decided: bool) -> Result<(), Error> {
+    pub async fn withdraw_attempt(&self, shard: ShardId, entry: StreamId) -> Result<(), Error> {
         sqlx::query!(
-            "with counted as (
-                 update attempts set attempts = attempts - 1 where shard = $1 and stream_id = $2 and not $3
-             )
-             delete from attempts where shard = $1 and stream_id = $2 and $3",
+            "update attempts set attempts = attempts - 1 where shard = $1 and stream_id = $2",
             shard as ShardId,
-            stream_id,
-            decided,
+            entry as StreamId,
         )
         .execute(&self.pool)
         .await?;
+        Ok(())
+    }
+
+    /// Deletes the note of a poison candidate: all of its records were decided.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn delete_attempts(&self, shard: ShardId, entry: StreamId) -> Result<(), Error> {
+        sqlx::query!("delete from attempts where shard = $1 and stream_id = $2", shard as ShardId, entry as StreamId,)
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 

@@ -2,7 +2,6 @@
 //!
 //! It must never use Redis, and must never decide anything about a record: it reads, writes, and asserts its writes.
 
-mod appends;
 mod audit;
 mod audit_summary;
 mod columns;
@@ -19,6 +18,7 @@ mod outcomes;
 mod pipeline;
 mod policies;
 mod pool;
+mod producers;
 mod purge;
 mod query;
 mod session;
@@ -31,7 +31,6 @@ pub(crate) mod testing;
 mod verify;
 mod writes;
 
-pub use appends::{Books, Producer, ShardAppends};
 pub use audit::{AuditFilter, AuditPlace, AuditTotals, DestinationFacts, Fact};
 pub use commit::{AfterCommit, Commit};
 pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
@@ -45,6 +44,7 @@ pub use outcomes::{Applied, Awaited, Outcome};
 pub use pipeline::Pipeline;
 pub use policies::{Newest, Offer, Registered};
 pub use pool::{COMMITS, Error, Server, Store, within};
+pub use producers::{Producer, ShardAccount};
 pub use purge::Purge;
 pub use query::{ConflictFilter, FoundRecord, RecordHistory, StoredConflict, StoredRecord, Traces};
 pub use sinks::{NewSink, SinkRow, SinkState};

@@ -1,29 +1,29 @@
-//! How appended entries were applied, for those who wait.
+//! The outcomes of appended records, for requests that wait.
 
-use super::{Error, Store};
-use crate::domain::{DeadLetterId, DeadLetterReason, RecordId, Seq, ShardId};
+use super::{Error, Store, columns::index_column};
+use crate::domain::{DeadLetterId, DeadLetterReason, RecordId, Seq, ShardId, StreamId, StreamPosition};
 
-/// An entry whose outcome is waited for.
+/// A record whose outcome a request waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Awaited {
     /// Its shard.
     pub shard: ShardId,
-    /// Its record's id.
+    /// Its id.
     pub record_id: RecordId,
-    /// Its id in the shard's stream.
-    pub stream_id: String,
+    /// Its place in the shard's stream.
+    pub position: StreamPosition,
 }
 
-/// How an entry was applied.
+/// The outcome of a record, once it is applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Applied {
-    /// What became of it; of a duplicate, how its original now stands.
+    /// Its outcome; of a duplicate, the present outcome of its original.
     pub outcome: Outcome,
     /// Whether its id was taken by the same content.
     pub duplicate: bool,
 }
 
-/// What became of a record.
+/// The outcome of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It is in the log.
@@ -54,30 +54,33 @@ pub enum Outcome {
 }
 
 impl Store {
-    /// How those of `awaited` that are applied were applied, by their index.
+    /// The outcomes of those that are applied, by their index in `awaited`.
     ///
     /// # Errors
-    /// When Postgres cannot be asked.
+    /// When Postgres does not answer.
     pub async fn outcomes_of(&self, awaited: &[Awaited]) -> Result<Vec<(usize, Applied)>, Error> {
-        let shards: Vec<ShardId> = awaited.iter().map(|entry| entry.shard).collect();
-        let records: Vec<RecordId> = awaited.iter().map(|entry| entry.record_id.clone()).collect();
-        let streams: Vec<String> = awaited.iter().map(|entry| entry.stream_id.clone()).collect();
-        // A duplicate's original is a record, or the letter that took the id: the open one, else the newest.
+        let shards: Vec<ShardId> = awaited.iter().map(|record| record.shard).collect();
+        let records: Vec<RecordId> = awaited.iter().map(|record| record.record_id.clone()).collect();
+        let entries: Vec<StreamId> = awaited.iter().map(|record| record.position.entry).collect();
+        let indexes: Vec<i16> = awaited.iter().map(|record| index_column(record.position)).collect();
+        // The original of a duplicate is a record, or the dead letter that took the id: the open one, else the newest.
         let rows = sqlx::query!(
             r#"
             with awaited as (
-                select * from unnest($1::int[], $2::text[], $3::text[]) with ordinality as a (shard, record_id, stream_id, at)
+                select * from unnest($1::int[], $2::text[], $3::text[], $4::smallint[])
+                    with ordinality as a (shard, record_id, stream_id, stream_index, at)
             ),
             hits as (
                 select a.at, false as duplicate, r.shard, r.seq, null::bigint as conflict, null::bigint as dead_letter
                 from awaited a join records r
                     on r.record_id = a.record_id and r.shard = a.shard and r.stream_id = a.stream_id
+                        and r.stream_index = a.stream_index
                 union all
                 select a.at, true, coalesce(r.shard, l.shard), r.seq, null, l.n
-                from awaited a
-                join lateral (
+                from awaited a join lateral (
                     select 1 from duplicates d
-                    where d.record_id = a.record_id and d.stream_id = a.stream_id and d.shard = a.shard limit 1
+                    where d.record_id = a.record_id and d.stream_id = a.stream_id and d.stream_index = a.stream_index
+                        and d.shard = a.shard limit 1
                 ) d on true
                 left join records r on r.record_id = a.record_id
                 left join lateral (
@@ -89,23 +92,24 @@ impl Store {
                 union all
                 select a.at, false, c.shard, null, c.n, null
                 from awaited a join conflicts c
-                    on c.record_id = a.record_id and c.stream_id = a.stream_id and c.shard = a.shard
+                    on c.record_id = a.record_id and c.stream_id = a.stream_id and c.stream_index = a.stream_index
+                        and c.shard = a.shard
                 union all
                 select a.at, false, l.shard, null, null, l.n
                 from awaited a join dead_letters l
-                    on l.stream_id = a.stream_id and l.shard = a.shard and l.record_id = a.record_id
+                    on l.stream_id = a.stream_id and l.stream_index = a.stream_index and l.shard = a.shard
+                        and l.record_id = a.record_id
             )
             select h.at as "at!", h.duplicate as "duplicate!", h.shard as "shard!: ShardId",
                 h.seq as "seq?: Seq", h.conflict as "conflict?: Seq", h.dead_letter as "dead_letter?: Seq",
                 r.previous_count as "previous_count?", r.previous_total::text as previous_total, r.unit as "unit?",
                 l.reason as "reason?: DeadLetterReason", l.detail as "detail?"
-            from hits h
-            left join records r on r.shard = h.shard and r.seq = h.seq
-            left join dead_letters l on l.shard = h.shard and l.n = h.dead_letter
+            from hits h left join records r on r.shard = h.shard and r.seq = h.seq left join dead_letters l on l.shard = h.shard and l.n = h.dead_letter
             "#,
             &shards as &[ShardId],
             &records as &[RecordId],
-            &streams,
+            &entries as &[StreamId],
+            &indexes,
         )
         .fetch_all(&self.pool)
         .await?;
@@ -133,7 +137,11 @@ mod tests {
     use super::*;
 
     fn awaited(record_id: &str, stream_id: &str) -> Awaited {
-        Awaited { shard: ShardId::new(1), record_id: RecordId::stored(record_id), stream_id: stream_id.to_owned() }
+        Awaited {
+            shard: ShardId::new(1),
+            record_id: RecordId::stored(record_id),
+            position: StreamPosition { entry: stream_id.parse().expect("an id"), index: 2 },
+        }
     }
 
     async fn run(pool: &PgPool, statement: &'static str) {
@@ -141,34 +149,39 @@ mod tests {
     }
 
     #[sqlx::test(migrations = "../migrations")]
-    async fn each_way_to_be_applied_is_told(pool: PgPool) {
+    async fn each_outcome_is_found_by_the_place_of_the_record(pool: PgPool) {
         run(
             &pool,
-            "insert into records values (1, 7, 1, now(), now(), now(), 3, true, 'r', 's', 'd', 'k', 'u', '5-0', 1, 10.20)",
+            "insert into records values (1, 7, 1, now(), now(), now(), 3, true, 2, 'r', 's', 'd', 'k', 'u', '5-0', 1, 10.20),
+             (1, 8, 1, now(), now(), now(), 0, true, 1, 'q', 's', 'd', 'k', 'u', '5-0', 1, 0)",
         )
         .await;
-        run(&pool, "insert into duplicates values (1, 1, now(), now(), 'r', '6-0'), (1, 1, now(), now(), 'l', '9-0')")
-            .await;
-        run(&pool, "insert into conflicts values (1, 4, 1, now(), now(), 'r', 'd', '7-0', 'x', null)").await;
         run(
             &pool,
-            "insert into dead_letters (shard, n, epoch, opened_at, received_at, record_id, stream_id, payload, reason, detail)
-             values (1, 2, 1, now(), now(), 'l', '8-0', 'x', 'malformed', 'because')",
+            "insert into duplicates values (1, 1, now(), now(), 'r', '6-0', 2), (1, 1, now(), now(), 'l', '9-0', 2)",
+        )
+        .await;
+        run(&pool, "insert into conflicts values (1, 4, 1, now(), now(), 'r', 'd', '7-0', 'x', null, 2)").await;
+        run(
+            &pool,
+            "insert into dead_letters (shard, n, epoch, opened_at, received_at, record_id, stream_id, stream_index, payload, reason, detail)
+             values (1, 2, 1, now(), now(), 'l', '8-0', 2, 'x', 'malformed', 'because')",
         )
         .await;
         let store = Store::of_test(pool);
-        let asked = [
+        let records = [
             awaited("r", "5-0"),
             awaited("r", "6-0"),
             awaited("r", "7-0"),
             awaited("l", "8-0"),
             awaited("l", "9-0"),
-            // Not applied: another id, another entry, another shard.
+            // Not applied: another id, another index, another entry, another shard.
             awaited("x", "5-0"),
+            awaited("q", "5-0"),
             awaited("r", "5-1"),
             Awaited { shard: ShardId::new(2), ..awaited("r", "5-0") },
         ];
-        let mut applied = store.outcomes_of(&asked).await.expect("answered");
+        let mut applied = store.outcomes_of(&records).await.expect("answered");
         applied.sort_by_key(|(index, _)| *index);
         let processed = Outcome::Processed {
             seq: Seq::new(7),

@@ -121,7 +121,7 @@ impl Store {
 
     /// Creates missing rows of shards: at the start, or after they were lost. A recreated row gets its highest numbers
     /// and counts from the stored rows, and the highest epoch that was ever used. Counts that cannot be derived
-    /// (`lost`, applied entries of other programs, records without a threshold) start at 0. Returns the shards whose
+    /// (`lost`, records without a threshold) start at 0, and its account begins again. Returns the shards whose
     /// rows were created.
     ///
     /// # Errors

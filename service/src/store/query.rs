@@ -3,8 +3,10 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{Error, RecordFilter, Store, filter::filtered_records};
-use crate::domain::{DestinationId, RecordId, Reference, Seq, ShardId, ShardSeq, SourceId, Unit};
+use super::{Error, RecordFilter, Store, columns::stream_position, filter::filtered_records};
+use crate::domain::{
+    DestinationId, RecordId, Reference, Seq, ShardId, ShardSeq, SourceId, StreamId, StreamPosition, Unit,
+};
 
 /// A processed record. Its value is text, which keeps the scale.
 #[derive(Debug, Clone)]
@@ -46,8 +48,8 @@ pub struct RecordHistory {
     pub previous_total: String,
     /// The threshold that its value exceeds.
     pub threshold: Option<String>,
-    /// The id of its stream entry.
-    pub stream_id: String,
+    /// Its place in the input stream.
+    pub position: StreamPosition,
 }
 
 /// A processed record with its history.
@@ -141,7 +143,9 @@ impl Store {
                    source_id as "source_id: SourceId", destination_id as "destination_id: DestinationId", positive,
                    value::text as "value!", unit as "unit: Unit", reference as "reference: Reference", attributes,
                    received_at, processed_at, previous_count,
-                      previous_total::text as "previous_total!", threshold::text as threshold, stream_id
+                      previous_total::text as "previous_total!", threshold::text as threshold,
+                      stream_id as "stream_id: StreamId",
+                      stream_index
                from records where record_id = $1"#,
             record_id as &RecordId
         )
@@ -167,7 +171,7 @@ impl Store {
                 previous_count: row.previous_count,
                 previous_total: row.previous_total,
                 threshold: row.threshold,
-                stream_id: row.stream_id,
+                position: stream_position(row.stream_id, row.stream_index),
             };
             FoundRecord { record, history }
         }))

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 
 use super::{Error, Store};
-use crate::domain::{Seq, ShardId, ShardSeq, Watermarks};
+use crate::domain::{Offset, Seq, ShardId, ShardSeq, Watermarks};
 
 /// Counts of one shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,10 +30,12 @@ pub struct ShardCounts {
     pub alerts: i64,
     /// Number of records whose unit had no threshold while other units had one.
     pub without_threshold: i64,
-    /// Number of applied entries that no serve process had appended.
-    pub external_applied: i64,
-    /// Number of lost records, as detected.
+    /// All records up to this offset are applied or lost.
+    pub accounted: Offset,
+    /// Number of lost records.
     pub lost: i64,
+    /// Since when further records can be lost, whose number no server holds.
+    pub loss_uncertain_since: Option<DateTime<Utc>>,
     /// How often its stream or group was recreated.
     pub recreated_streams: i64,
 }
@@ -112,7 +114,8 @@ impl Store {
             ShardCounts,
             r#"select shard as "shard: ShardId", owner, policy_version, records as "records: Seq",
                       dead_letters as "dead_letters: Seq", conflicts as "conflicts: Seq", processed, duplicates, alerts,
-                      without_threshold, external_applied, lost, recreated_streams
+                      without_threshold, coalesce(accounted, 0) as "accounted!: Offset", lost, loss_uncertain_since,
+                      recreated_streams
                from shards order by shard"#
         )
         .fetch_all(&mut *snapshot)

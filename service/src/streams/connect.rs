@@ -9,6 +9,7 @@ use futures::future::try_join_all;
 use redis::{ErrorKind, RedisError, aio::MultiplexedConnection};
 
 use super::servers::{self, Link, RedisServer, Servers, Topology};
+use crate::domain::StreamId;
 
 const RIGHTS: &str = "grant it the pipeline's keys, the streams of its sinks, and the commands that \
                       docs/configuration.md lists under Servers; ACL LOG on the server names what was refused";
@@ -31,6 +32,14 @@ pub enum Error {
     /// Another owner has set the fence: nothing was done.
     #[error("the fence has epoch {0} of another owner")]
     Fenced(i64),
+    /// Another version appended an entry, in a format that this one does not support: nothing was applied.
+    #[error("the entry {id} has the format {format}, which this version does not support")]
+    UnknownFormat {
+        /// Id of the entry.
+        id: StreamId,
+        /// Its format.
+        format: String,
+    },
     /// The key belongs to another pipeline or sink: nothing was done.
     #[error("{0}")]
     Refused(String),

@@ -1,4 +1,4 @@
-//! What Redis promises, how much is queued, and where the sinks' cursors stand.
+//! The settings of Redis, the backlog of each shard, and the cursors of the sinks.
 //!
 //! Only reads: every script is flagged `no-writes`, so it also runs when Redis is full.
 
@@ -11,28 +11,41 @@ use futures::future::try_join_all;
 use redis::{AsyncCommands, Script};
 
 use super::{Error, Streams, connect::Queries, keys};
-use crate::domain::{Seq, ShardId, Watermarks};
+use crate::domain::{Offset, Seq, ShardId};
 
-/// How much a shard's stream holds that is not applied.
+/// The records of a shard that wait in its stream.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Backlog {
     /// The shard.
     pub shard: ShardId,
-    /// Entries that were not delivered yet.
-    pub queued: u64,
-    /// Entries that were delivered and not acknowledged.
-    pub pending: u64,
-    /// Age of the oldest of them in milliseconds, by Redis's clock; 0 when there is none.
+    /// Whether the stream has an entry.
+    pub has_entries: bool,
+    /// The offset of the last appended record.
+    pub appended: Offset,
+    /// The offset up to which records are applied or lost, as last acknowledged.
+    pub acknowledged: Offset,
+    /// Age of the oldest entry in milliseconds, by Redis's clock; 0 when there is none.
     pub lag_ms: u64,
-    /// What the last acknowledgement knew to be committed; `None` before the first.
-    pub committed: Option<Committed>,
     /// The id of the pipeline that the stream belongs to; `None` before the first entry and the first owner.
     pub pipeline_id: Option<String>,
-    /// How many entries were lost at most, as its owner counted; `None`: not known, or not counted yet.
-    pub lost_at_most: Option<i64>,
 }
 
-/// What stands beside a sink's stream.
+impl Backlog {
+    /// Number of records that are not acknowledged. Entries of other programs have no offset: at least 1 while there is an
+    /// entry.
+    #[must_use]
+    pub fn records(&self) -> i64 {
+        self.above(self.acknowledged).max(i64::from(self.has_entries))
+    }
+
+    /// Number of records above an offset. An empty stream has none, whatever the counters hold.
+    #[must_use]
+    pub fn above(&self, offset: Offset) -> i64 {
+        if self.has_entries { offset.until(self.appended) } else { 0 }
+    }
+}
+
+/// A sink's cursor, beside its stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cursor {
     /// The id of the pipeline that it belongs to; `None`: there is no cursor.
@@ -41,16 +54,7 @@ pub struct Cursor {
     pub numbers: HashMap<ShardId, Seq>,
 }
 
-/// What stands beside a stream of its commits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Committed {
-    /// The highest acknowledged numbers.
-    pub watermarks: Watermarks,
-    /// Duplicates have no numbers: their count.
-    pub duplicates: i64,
-}
-
-/// Settings of Redis that decide what a crash may cost; `unknown` where the server does not tell.
+/// Settings of Redis that decide which records survive a crash; `unknown` where the server hides them.
 #[derive(Debug, Clone)]
 pub struct RedisPromises {
     /// `appendonly`.
@@ -63,54 +67,35 @@ pub struct RedisPromises {
     pub version: String,
 }
 
-/// One shard in one step, so that the group and what stands beside the stream are of one moment. Redis cannot tell the
-/// lag of a group that was made in the middle of a stream, or after a deletion: then it is counted, up to 100,000.
+/// One shard in one step, so that the group and the counters are of one moment.
 static BACKLOG: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "#!lua flags=no-writes
 local time = redis.call('TIME')
-local marks = redis.call('HMGET', KEYS[2], 'records', 'deadLetters', 'conflicts', 'duplicates', 'pipeline',
-  'lostAtMost')
-local queued, pending, oldest, last, found = 0, 0, false, '0-0', false
-if redis.call('EXISTS', KEYS[1]) == 1 then
+local held = redis.call('HMGET', KEYS[2], 'appended', 'acknowledged', 'pipeline')
+local entries, oldest, last = redis.call('XLEN', KEYS[1]), false, '0-0'
+if entries > 0 then
   for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     local group = {}
     for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
     if group['name'] == ARGV[1] then
-      found, pending, queued, last = true, group['pending'], group['lag'], group['last-delivered-id']
+      last = group['last-delivered-id']
+      if group['pending'] > 0 then oldest = redis.call('XPENDING', KEYS[1], ARGV[1])[2] end
     end
   end
-  if not found then queued = redis.call('XLEN', KEYS[1]) end
-  if not queued then
-    queued = 0
-    local from = last
-    repeat
-      local page = redis.call('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 1000)
-      queued = queued + #page
-      if #page > 0 then from = page[#page][1] end
-    until #page < 1000 or queued >= 100000
-  end
-  -- What was trimmed unread stays in the group's lag for ever; what is not there waits for nobody.
-  queued = math.max(0, math.min(queued, redis.call('XLEN', KEYS[1]) - (found and pending or 0)))
-  if pending > 0 then
-    oldest = redis.call('XPENDING', KEYS[1], ARGV[1])[2]
-  elseif queued > 0 then
+  if not oldest then
     local first = redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 1)[1]
-    if first then oldest = first[1] end
+    oldest = first and first[1]
   end
 end
-return {{time[1], time[2], queued, pending, oldest}, {marks[1], marks[2], marks[3], marks[4]}, {marks[5], marks[6]}}",
+return {time[1], time[2], entries, oldest, held[1], held[2], held[3]}",
     )
 });
 
-type Answer = (
-    (u64, u64, u64, u64, Option<String>),
-    (Option<i64>, Option<i64>, Option<i64>, Option<i64>),
-    (Option<String>, Option<String>),
-);
+type Answer = (u64, u64, u64, Option<String>, Option<i64>, Option<i64>, Option<String>);
 
 impl Streams {
-    /// What is queued in each shard.
+    /// The backlog of each shard.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -130,7 +115,7 @@ impl Streams {
         .await
     }
 
-    /// The cursors of sinks' streams, with whose they are.
+    /// The cursors of sinks' streams, with their owners.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -149,20 +134,20 @@ impl Streams {
         .await
     }
 
-    /// Why a server takes no entries now, as far as it tells; `None`: all take them.
+    /// Why a server accepts no entries now, as far as it shows that; `None`: all accept them.
     ///
     /// # Errors
-    /// When Redis does not answer. A server that refuses to tell is not an error.
+    /// When Redis does not answer. A server that refuses the command is not an error.
     pub async fn takes_no_writes(&self) -> Result<Option<String>, Error> {
         let told = infos(&self.queries().await?, &["memory", "replication", "persistence"]).await?;
         // Managed servers may refuse INFO.
         Ok(told.iter().flatten().find_map(|info| refuses_writes(info)))
     }
 
-    /// What the servers promise.
+    /// The settings of the servers.
     ///
     /// # Errors
-    /// When Redis does not answer. A server that refuses to tell is not an error.
+    /// When Redis does not answer. A server that refuses the command is not an error.
     pub async fn promises(&self) -> Result<RedisPromises, Error> {
         let mut settings: [BTreeSet<String>; 3] = Default::default();
         let queries = self.queries().await?;
@@ -191,7 +176,7 @@ impl Streams {
     }
 }
 
-/// What each server that takes writes answers to `INFO`; `None`: it refuses to tell.
+/// The answer to `INFO` of each server that accepts writes; `None`: it refuses the command.
 async fn infos(queries: &Queries, sections: &[&str]) -> Result<Vec<Option<String>>, Error> {
     let mut infos = Vec::new();
     for mut connection in queries.each() {
@@ -209,7 +194,7 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
-/// What `INFO` says against writing.
+/// Why a server refuses writes, by its `INFO`.
 fn refuses_writes(info: &str) -> Option<String> {
     let field = |name: &str| field(info, name);
     let number = |name: &str| field(name).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
@@ -227,22 +212,17 @@ fn refuses_writes(info: &str) -> Option<String> {
 }
 
 fn backlog(shard: ShardId, answer: Answer) -> Backlog {
-    let ((seconds, micros, queued, pending, oldest), marks, (pipeline_id, lost_at_most)) = answer;
-    let (records, dead_letters, conflicts, duplicates) = marks;
+    let (seconds, micros, entries, oldest, appended, acknowledged, pipeline_id) = answer;
     let now_ms = seconds.saturating_mul(1000).saturating_add(micros / 1000);
     let oldest_ms = oldest.and_then(|id| id.split_once('-').and_then(|(ms, _)| ms.parse::<u64>().ok()));
-    let marked = [records, dead_letters, conflicts, duplicates].iter().any(Option::is_some);
-    let committed = marked.then(|| Committed {
-        watermarks: Watermarks {
-            records: Seq::new(records.unwrap_or_default()),
-            dead_letters: Seq::new(dead_letters.unwrap_or_default()),
-            conflicts: Seq::new(conflicts.unwrap_or_default()),
-        },
-        duplicates: duplicates.unwrap_or_default(),
-    });
-    let lag_ms = oldest_ms.map_or(0, |ms| now_ms.saturating_sub(ms));
-    let lost_at_most = lost_at_most.and_then(|most| most.parse().ok());
-    Backlog { shard, queued, pending, lag_ms, committed, pipeline_id, lost_at_most }
+    Backlog {
+        shard,
+        has_entries: entries > 0,
+        appended: Offset::new(appended.unwrap_or_default()),
+        acknowledged: Offset::new(acknowledged.unwrap_or_default()),
+        lag_ms: oldest_ms.map_or(0, |ms| now_ms.saturating_sub(ms)),
+        pipeline_id,
+    }
 }
 
 #[cfg(test)]
@@ -258,16 +238,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_backlog_is_what_is_queued_and_what_is_pending() {
+    async fn a_backlog_is_counted_in_records_by_offsets() {
         let (streams, mut redis, name) = streams().await;
         let (key, fence) = (keys::records(&name, ShardId::new(1)), keys::fence(&name, ShardId::new(1)));
-        let mut ids = Vec::new();
         for n in 0..5 {
-            ids.push(redis.xadd::<_, _, _, _, String>(&key, "*", &[("record", n)]).await.expect("XADD"));
+            let _: String = redis.xadd(&key, "*", &[("records", n)]).await.expect("XADD");
         }
+        let () = redis.hset_multiple(&fence, &[("appended", "40"), ("acknowledged", "9")]).await.expect("HSET");
         let all = streams.backlog(3).await.expect("backlog");
-        assert_eq!((all[1].queued, all[1].pending, &all[1].committed), (5, 0, &None), "without a group all is queued");
-        assert_eq!(all[2], Backlog { shard: ShardId::new(2), ..Backlog::default() }, "without a stream nothing is");
+        assert_eq!((all[1].records(), all[1].above(Offset::new(39))), (31, 1));
+        assert_eq!(all[2], Backlog { shard: ShardId::new(2), ..Backlog::default() }, "without a stream there is none");
 
         let () = redis.xgroup_create(&key, keys::GROUP, "0").await.expect("XGROUP");
         let () = redis::cmd("XREADGROUP")
@@ -275,28 +255,22 @@ mod tests {
             .query_async(&mut redis)
             .await
             .expect("XREADGROUP");
-        let () = redis.hset_multiple(&fence, &[("records", "7"), ("deadLetters", "1")]).await.expect("HSET");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         let shard = streams.backlog(2).await.expect("backlog").remove(1);
-        assert_eq!((shard.queued, shard.pending), (3, 2));
         assert!(shard.lag_ms >= 5, "the oldest pending entry is {} ms old", shard.lag_ms);
-        assert_eq!(
-            shard.committed,
-            Some(Committed {
-                watermarks: Watermarks { records: Seq::new(7), dead_letters: Seq::new(1), conflicts: Seq::ZERO },
-                duplicates: 0
-            })
-        );
 
-        // A deletion ahead of the group: Redis no longer knows the lag.
-        let () = redis.xdel(&key, &[&ids[3]]).await.expect("XDEL");
+        let () = redis.xtrim(&key, redis::streams::StreamMaxlen::Equals(0)).await.expect("XTRIM");
         let shard = streams.backlog(2).await.expect("backlog").remove(1);
-        assert_eq!((shard.queued, shard.pending), (2, 2));
+        assert_eq!(
+            (shard.records(), shard.lag_ms),
+            (0, 0),
+            "an empty stream has no backlog, whatever the counters hold"
+        );
         let () = redis.del(&[key, fence]).await.expect("DEL");
     }
 
     #[test]
-    fn a_server_that_takes_no_writes_says_why() {
+    fn a_server_that_accepts_no_writes_shows_why() {
         let info = |used: u64, role: &str, status: &str| {
             format!(
                 "# Memory\r\nused_memory:{used}\r\nmaxmemory:100\r\nmaxmemory_policy:noeviction\r\n# Replication\r\n\
@@ -305,12 +279,12 @@ mod tests {
         };
         assert_eq!(refuses_writes(&info(99, "master", "ok")), None);
         assert_eq!(refuses_writes(""), None);
-        for (info, said) in [
+        for (info, shown) in [
             (info(100, "master", "ok"), "full"),
             (info(1, "slave", "ok"), "replica"),
             (info(1, "master", "err"), "log"),
         ] {
-            assert!(refuses_writes(&info).is_some_and(|why| why.contains(said)), "{info}");
+            assert!(refuses_writes(&info).is_some_and(|why| why.contains(shown)), "{info}");
         }
     }
 

@@ -11,9 +11,9 @@ pub fn records(pipeline: &str, shard: ShardId) -> String {
     format!("{{{pipeline}.{shard}}}:records")
 }
 
-/// The hash beside an input stream. Its fields: `pipeline` (id); the fence `epoch` and `token`; the watermarks
-/// `records`, `deadLetters` and `conflicts`; the count `duplicates`; per serve process `by:<process>`, the number of
-/// entries that it has appended; `credit`, the number of applied entries above those; `lostAtMost`; `server`, the ids
+/// The hash beside an input stream. Its fields: `pipeline` (id); the lease `epoch` and `token`; the watermarks `records`,
+/// `deadLetters` and `conflicts`; `appended`, the offset of the last appended record; `acknowledged`, the offset up to which
+/// records are applied or lost; per producer `by:<producer>`, the number of records that it has appended; `server`, the ids
 /// of the Redis process, and `since`, the second at which that process was first seen.
 #[must_use]
 pub fn fence(pipeline: &str, shard: ShardId) -> String {

@@ -1,41 +1,49 @@
-//! The search for a queued record in the input streams, newest entries first, up to a bound.
+//! The search for a queued record in the input streams, newest entries first, within bounds in records and bytes.
 
 use std::borrow::Cow;
 
-use redis::{AsyncCommands, streams::StreamRangeReply};
+use redis::{FromRedisValue as _, Value};
 
-use super::{Error, Streams, keys};
-use crate::domain::{Record, RecordId, ShardId, StreamId};
+use super::{Error, Streams, entry, keys};
+use crate::domain::{InputRecord, Record, RecordId, ShardId};
 
-/// Maximum number of entries that are read of one shard.
-const SHARD_BOUND: usize = 5_000;
-/// Maximum number of entries that are read over all shards.
-const BOUND: usize = 10_000;
+/// Maximum number of records that are read of one shard, up to the last entry.
+const SHARD_RECORDS: usize = 5_000;
+/// Maximum number of records that are read over all shards, up to the last page.
+const RECORDS: usize = 10_000;
+/// Maximum number of bytes that are read over all shards, up to the last page.
+const BYTES: usize = 16 << 20;
 /// Entries of one read.
-const PAGE: usize = 500;
+const PAGE: usize = 32;
 
-/// An entry in an input stream.
+/// A record in an input stream.
 #[derive(Debug, Clone)]
 pub struct Queued {
     /// Its shard.
     pub shard: ShardId,
-    /// Its id.
-    pub id: StreamId,
-    /// Its record.
+    /// As it came.
+    pub input: InputRecord,
+    /// Its content.
     pub record: Record,
-    /// The time of receipt in microseconds since the epoch; absent in an entry of another program.
-    pub received_at_us: Option<i64>,
 }
 
 /// The result of a search.
 #[derive(Debug, Clone)]
 pub enum Search {
-    /// The entry was found.
+    /// The record was found.
     Found(Box<Queued>),
     /// No input stream has the record.
     Absent,
     /// The entries that were read do not have the record, and there are more.
     BoundReached,
+}
+
+/// The search in one shard.
+struct ShardSearch {
+    shard: ShardId,
+    /// The id before which it continues; `None` at its end.
+    before: Option<Cow<'static, str>>,
+    records: usize,
 }
 
 impl Streams {
@@ -46,45 +54,62 @@ impl Streams {
     pub async fn search(&self, record_id: &RecordId, shards: u16) -> Result<Search, Error> {
         let queries = self.queries().await?;
         let needle = serde_json::Value::from(record_id.as_str()).to_string();
-        // The id before which each shard's search continues; `None` at its end.
-        let mut places: Vec<Option<Cow<'static, str>>> = vec![Some(Cow::Borrowed("+")); usize::from(shards)];
-        let (mut seen, mut cut) = (0, false);
-        for _ in 0..SHARD_BOUND / PAGE {
-            for (shard, place) in ShardId::all(shards).zip(&mut places) {
-                let Some(from) = place.as_deref() else { continue };
-                if seen >= BOUND {
-                    cut = true;
-                    break;
+        let start = |shard| ShardSearch { shard, before: Some(Cow::Borrowed("+")), records: 0 };
+        let mut searches: Vec<ShardSearch> = ShardId::all(shards).map(start).collect();
+        let (mut records, mut bytes) = (0, 0);
+        loop {
+            let mut moved = false;
+            for search in &mut searches {
+                let Some(before) = search.before.as_deref().filter(|_| search.records < SHARD_RECORDS) else {
+                    continue;
+                };
+                if records >= RECORDS || bytes >= BYTES {
+                    return Ok(Search::BoundReached);
                 }
-                let key = keys::records(&self.pipeline, shard);
-                let page: StreamRangeReply =
-                    queries.of(&key)?.xrevrange_count(&key, from, "-", PAGE).await.map_err(Error::of)?;
-                seen += page.ids.len();
-                for entry in &page.ids {
-                    if let Some(found) = matching(shard, entry, &needle, record_id) {
-                        return Ok(Search::Found(Box::new(found)));
-                    }
-                }
-                *place = match page.ids.last() {
-                    Some(last) if page.ids.len() == PAGE => Some(Cow::Owned(format!("({}", last.id))),
+                let key = keys::records(&self.pipeline, search.shard);
+                let mut command = redis::cmd("XREVRANGE");
+                command.arg(&key).arg(before).arg("-").arg("COUNT").arg(PAGE);
+                let page: Value = command.query_async(&mut queries.of(&key)?).await.map_err(Error::of)?;
+                let page = Vec::<(String, Vec<Vec<u8>>)>::from_redis_value(page).map_err(redis::RedisError::from)?;
+                moved = true;
+                search.before = match page.last() {
+                    Some((last, _)) if page.len() == PAGE => Some(Cow::Owned(format!("({last}"))),
                     _ => None,
                 };
+                for (id, fields) in &page {
+                    if search.records >= SHARD_RECORDS {
+                        search.before = Some(Cow::Owned(id.clone()));
+                        break;
+                    }
+                    bytes += fields.iter().map(Vec::len).sum::<usize>();
+                    let fields: Vec<_> = fields.iter().map(|field| field.clone().into()).collect();
+                    // An entry of another version is passed over.
+                    let Ok(Some(found)) = entry::entry(id, 1, &fields) else { continue };
+                    records += found.records.len();
+                    search.records += found.records.len();
+                    for input in found.records.into_iter().rev() {
+                        if let Some(record) = matching(&input, &needle, record_id) {
+                            return Ok(Search::Found(Box::new(Queued { shard: search.shard, input, record })));
+                        }
+                    }
+                }
+            }
+            if !moved {
+                break;
             }
         }
-        let all_seen = !cut && places.iter().all(Option::is_none);
-        Ok(if all_seen { Search::Absent } else { Search::BoundReached })
+        let all_read = searches.iter().all(|search| search.before.is_none());
+        Ok(if all_read { Search::Absent } else { Search::BoundReached })
     }
 }
 
-fn matching(shard: ShardId, entry: &redis::streams::StreamId, needle: &str, record_id: &RecordId) -> Option<Queued> {
-    let payload: Vec<u8> = entry.get("record")?;
+fn matching(input: &InputRecord, needle: &str, record_id: &RecordId) -> Option<Record> {
     // The cheap check first. With a backslash, another program may have spelt the id in another way.
-    let text = std::str::from_utf8(&payload).ok()?;
+    let text = std::str::from_utf8(&input.payload).ok()?;
     if !text.contains(needle) && !text.contains('\\') {
         return None;
     }
-    let record = Record::parse(&payload).ok().filter(|record| record.record_id == *record_id)?;
-    Some(Queued { shard, id: entry.id.parse().ok()?, record, received_at_us: entry.get("receivedAt") })
+    Record::parse(&input.payload).ok().filter(|record| record.record_id == *record_id)
 }
 
 #[cfg(test)]
@@ -105,7 +130,7 @@ mod tests {
         let key = keys::records(&name, ShardId::new(1));
         let mut redis = streams.shared(&key);
         let mut add = redis::pipe();
-        add.xadd(&key, "*", &[("record", json("first").as_str()), ("receivedAt", "1700000000000000")]).ignore();
+        add.xadd(&key, "*", &[("record", json("first").as_str())]).ignore();
         add.xadd(&key, "*", &[("record", json("\\u0061bc").as_str())]).ignore();
         for n in 0..1200 {
             add.xadd(&key, "*", &[("record", json(&format!("x{n}")).as_str())]).ignore();
@@ -114,7 +139,7 @@ mod tests {
         let Ok(Search::Found(found)) = streams.search(&RecordId::stored("first"), 2).await else {
             panic!("the oldest is found")
         };
-        assert_eq!((found.shard, found.received_at_us), (ShardId::new(1), Some(1_700_000_000_000_000)));
+        assert_eq!(found.shard, ShardId::new(1));
         assert!(
             matches!(streams.search(&RecordId::stored("abc"), 2).await, Ok(Search::Found(_))),
             "with any spelling of its id"
@@ -125,11 +150,11 @@ mod tests {
         );
 
         let mut more = redis::pipe();
-        for n in 0..SHARD_BOUND {
+        for n in 0..SHARD_RECORDS {
             more.xadd(&key, "*", &[("record", json(&format!("y{n}")).as_str())]).ignore();
         }
         let () = more.query_async(&mut redis).await.expect("XADD");
         assert!(matches!(streams.search(&RecordId::stored("first"), 2).await, Ok(Search::BoundReached)));
-        let () = redis.del(key).await.expect("DEL");
+        let () = redis::AsyncCommands::del(&mut redis, key).await.expect("DEL");
     }
 }

@@ -20,9 +20,9 @@ pub static CONFLICTED: Limit = Limit::new("worker.record.conflicted");
 pub static DEAD_LETTERED: Limit = Limit::new("worker.record.dead_lettered");
 /// A record became a dead letter for a fault of the service. They must not be hidden among the others.
 pub static DEAD_LETTERED_BY_FAULT: Limit =
-    Limit::new("worker.record.dead_lettered (panicked, refused_by_store, crashed_worker)");
-/// A batch was halved down to an entry.
-pub static ISOLATED: Limit = Limit::new("worker.entry.isolated");
+    Limit::new("worker.record.dead_lettered (panicked, refused_by_store, crashed_worker, corrupted)");
+/// A batch was halved down to a record.
+pub static ISOLATED: Limit = Limit::new("worker.record.isolated");
 /// An entry was delivered often.
 pub static POISON_CANDIDATE: Limit = Limit::new("worker.entry.poison_candidate");
 /// A request met a fault of the service.

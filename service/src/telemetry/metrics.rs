@@ -22,7 +22,7 @@ pub const REFUSED_CONNECTIONS: &str = "millrace_http_refused_connections_total";
 /// Gauge by `shard`: entries that are not applied yet.
 pub const BACKLOG: &str = "millrace_backlog_records";
 /// Histogram: entries in a micro-batch.
-pub const BATCH_ENTRIES: &str = "millrace_batch_entries";
+pub const BATCH_RECORDS: &str = "millrace_batch_records";
 /// Histogram: a micro-batch's transaction, from begin to commit.
 pub const COMMIT_SECONDS: &str = "millrace_commit_seconds";
 /// Histogram: from accepting a record until it is committed.
@@ -39,11 +39,11 @@ pub const DEAD_LETTERS: &str = "millrace_dead_letters_total";
 pub const ALERTS: &str = "millrace_alerts_total";
 /// Counter: entries delivered again after they were applied; they change nothing.
 pub const REDELIVERED: &str = "millrace_redelivered_total";
-/// Counter by `shard`: entries that were gone before they were applied. Above zero is an alarm.
+/// Counter by `shard`: records that were lost before they were applied. Above zero is an alarm.
 pub const LOST: &str = "millrace_lost_records_total";
-/// Counter by `shard`: serve processes that died, and nobody knows of how many entries they appended. Above zero losses may
-/// be hidden.
-pub const UNACCOUNTED: &str = "millrace_unaccounted_appenders_total";
+/// Counter by `shard`: producers that died while Redis was rewound. Above zero, records can be lost whose number no server
+/// holds.
+pub const UNCERTAIN_LOSSES: &str = "millrace_uncertain_losses_total";
 /// Counter by `shard`: how often a stream or its group was gone. Above zero is an alarm.
 pub const RECREATED: &str = "millrace_streams_recreated_total";
 /// Counter by `shard`: how often Postgres was found behind what was acknowledged or published. Above zero is an alarm.
@@ -69,7 +69,7 @@ pub const MANIFEST_REFUSED: &str = "millrace_manifest_refused";
 
 /// Half a millisecond to ten seconds.
 const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-const ENTRIES: [f64; 11] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0];
+const RECORDS: [f64; 11] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0];
 const BYTES: [f64; 8] = [256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 16_777_216.0];
 
 /// Between two passes over the histograms; what was observed is kept one by one until then.
@@ -116,7 +116,7 @@ impl Metrics {
 fn recorder() -> anyhow::Result<PrometheusRecorder> {
     let builder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
-        .set_buckets_for_metric(Matcher::Suffix("_entries".to_owned()), &ENTRIES)?
+        .set_buckets_for_metric(Matcher::Suffix("_records".to_owned()), &RECORDS)?
         .set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES)?;
     Ok(builder.build_recorder())
 }
@@ -132,9 +132,9 @@ fn describe() {
         "From a request's arrival until its answer begins, by method, route and status"
     );
     describe_counter!(REFUSED_CONNECTIONS, "Connections refused because as many as there may be were open");
-    describe_gauge!(BACKLOG, "Entries that are not applied yet, by shard");
-    describe_histogram!(BATCH_ENTRIES, "Entries in a micro-batch");
-    describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "A micro-batch's transaction, from begin to commit");
+    describe_gauge!(BACKLOG, "Records that are not applied yet, by shard");
+    describe_histogram!(BATCH_RECORDS, "Records of a batch");
+    describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "The transaction of a batch, from begin to commit");
     describe_histogram!(PROCESS_SECONDS, Unit::Seconds, "From accepting a record until it is committed");
     describe_counter!(PROCESSED, "Records processed");
     describe_counter!(DUPLICATES, "Entries whose id was taken by the same content");
@@ -142,10 +142,10 @@ fn describe() {
     describe_counter!(DEAD_LETTERS, "Dead letters opened, by reason");
     describe_counter!(ALERTS, "Records above their threshold");
     describe_counter!(REDELIVERED, "Entries delivered again after they were applied; they change nothing");
-    describe_counter!(LOST, "Entries that were gone before they were applied, by shard; above zero is an alarm");
+    describe_counter!(LOST, "Records that were lost before they were applied, by shard; above zero is an alarm");
     describe_counter!(
-        UNACCOUNTED,
-        "Serve processes that died, and nobody knows how many entries they appended, by shard; above zero losses may be hidden"
+        UNCERTAIN_LOSSES,
+        "Producers that died while Redis was rewound, by shard; above zero, an unknown number of records can be lost"
     );
     describe_counter!(LEASE_CHANGES, "Shards that changed owner, by change");
     describe_gauge!(SHARDS_OWNED, "Shards that this worker owns");
@@ -170,17 +170,17 @@ mod tests {
         metrics::with_local_recorder(&recorder, || {
             describe();
             metrics::histogram!(COMMIT_SECONDS).record(0.0007);
-            metrics::histogram!(BATCH_ENTRIES).record(7.0);
+            metrics::histogram!(BATCH_RECORDS).record(7.0);
             metrics::counter!(LOST, "shard" => "3").increment(2);
         });
         let text = metrics.render();
         for line in [
             "millrace_commit_seconds_bucket{le=\"0.0005\"} 0",
             "millrace_commit_seconds_bucket{le=\"0.001\"} 1",
-            "millrace_batch_entries_bucket{le=\"5\"} 0",
-            "millrace_batch_entries_bucket{le=\"10\"} 1",
+            "millrace_batch_records_bucket{le=\"5\"} 0",
+            "millrace_batch_records_bucket{le=\"10\"} 1",
             "millrace_lost_records_total{shard=\"3\"} 2",
-            "# HELP millrace_lost_records_total Entries that were gone",
+            "# HELP millrace_lost_records_total Records that were lost",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }

@@ -1,6 +1,7 @@
-//! From entries to what is committed: parse, decide, write; the culprit of a failing batch is isolated by halving.
+//! From entries to a commit: parse, decide, write. A record with a data error is isolated by halving the batch.
 //!
-//! Only the data may be blamed for what the data did: everything else waits with back-off and counts no attempt.
+//! Must never take an error for a data error that the data did not cause: for all others the worker backs off, and counts no
+//! attempt.
 
 use std::{
     collections::VecDeque,
@@ -13,28 +14,31 @@ use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 use tracing::Instrument as _;
 
-use super::shard::{Error, Shard, current};
+use super::{
+    loss,
+    shard::{Error, Shard, current},
+};
 use crate::{
     domain::{
-        self, DeadLetterReason, Decision, Entry, Invalid, Item, Policy, Record, RecordId, Refusal, Watermarks, code,
+        self, DeadLetterReason, Decision, Entry, InputRecord, Invalid, Item, Policy, Record, RecordId, Refusal, code,
     },
     fault,
     store::{self, LogRow},
     telemetry::{limits, metrics as names, trace},
 };
 
-/// Deliveries after which an entry is taken alone and noted before it is decided.
+/// Deliveries after which the records of an entry are decided alone, each noted before.
 const POISON_CANDIDATE: u64 = 3;
-/// Notes without an outcome after which an entry becomes a dead letter.
+/// Notes without an outcome after which a record becomes a dead letter.
 const ATTEMPTS: i32 = 3;
-/// Most requests that a batch's span is linked to.
+/// Maximum number of requests that the span of a batch is linked to.
 const LINKS: usize = 32;
 
 /// Why a batch was not committed.
 enum Failure {
     /// A data error.
     Data(Refusal),
-    /// Something that the data can do nothing for.
+    /// An error that the data did not cause.
     Other(Error),
 }
 
@@ -52,86 +56,99 @@ impl From<store::Error> for Failure {
 }
 
 impl Shard {
-    /// Applies entries in order; answers the shard's highest numbers. On an error some may be applied: they are found so
-    /// when they are delivered again.
-    pub(super) async fn decide_and_commit(&mut self, entries: Vec<Entry>) -> Result<Watermarks, Error> {
-        let mut numbers = Watermarks::default();
-        let mut rest: VecDeque<Entry> = entries.into();
-        while let Some(first) = rest.front() {
-            let poison_candidate = first.deliveries >= POISON_CANDIDATE;
-            let together = if poison_candidate {
-                1
+    /// Applies entries in order. On an error some may be applied: they are recognised when they are delivered again.
+    pub(super) async fn decide_and_commit(&mut self, entries: Vec<Entry>) -> Result<(), Error> {
+        let context = Arc::clone(&self.context);
+        let mut records: Vec<InputRecord> = Vec::new();
+        for entry in entries {
+            if entry.deliveries >= POISON_CANDIDATE {
+                self.apply_records(std::mem::take(&mut records)).await?;
+                self.apply_candidate(entry).await?;
             } else {
-                rest.iter().take_while(|entry| entry.deliveries < POISON_CANDIDATE).count()
-            };
-            let batch: Vec<Entry> = rest.drain(..together).collect();
-            numbers = if poison_candidate {
-                self.settle_noted(batch).await?
-            } else {
-                let context = Arc::clone(&self.context);
-                let together = context.deciding.read().await;
-                let items = read(batch);
-                drop(together);
-                self.settle_batch(items, false).await?
-            };
+                records.extend(entry.records);
+            }
+            if records.len() >= context.options.batch {
+                self.apply_records(std::mem::take(&mut records)).await?;
+            }
         }
-        Ok(numbers)
+        self.apply_records(records).await
     }
 
-    /// Applies an entry that was delivered often: noted first, so that a worker that dies of it leaves its note. Nothing
-    /// else is decided here meanwhile, and the note does not stand while a server is waited for: it would be blamed for
-    /// what it did not do.
-    async fn settle_noted(&mut self, batch: Vec<Entry>) -> Result<Watermarks, Error> {
-        let Some(entry) = batch.first() else { return Ok(Watermarks::default()) };
-        let (context, stream_id, digest) =
-            (Arc::clone(&self.context), entry.id.to_string(), Sha256::digest(&entry.payload));
-        // Of the note that stands.
+    async fn apply_records(&mut self, mut records: Vec<InputRecord>) -> Result<(), Error> {
+        let context = Arc::clone(&self.context);
+        while !records.is_empty() {
+            let rest = records.split_off(records.len().min(context.options.batch));
+            let together = context.deciding.read().await;
+            let items = std::mem::replace(&mut records, rest).into_iter().map(read).collect();
+            drop(together);
+            self.apply_batch(items, false).await?;
+        }
+        Ok(())
+    }
+
+    /// Applies an entry that was delivered often, record by record.
+    async fn apply_candidate(&mut self, entry: Entry) -> Result<(), Error> {
+        let context = Arc::clone(&self.context);
+        let noted = store::within(context.store.noted_index(self.shard, entry.id)).await?;
+        if limits::POISON_CANDIDATE.allows(Instant::now()) {
+            tracing::warn!(
+                event = "worker.entry.poison_candidate",
+                shard = self.shard.get(),
+                stream_id = %entry.id,
+                records = entry.records.len(),
+                noted,
+                "an entry was delivered several times; its records are decided one by one"
+            );
+        }
+        let mut records = entry.records;
+        // The records before the noted one were applied, or no note of it would stand.
+        let rest = records.split_off(usize::from(noted.unwrap_or_default()).min(records.len()));
+        self.apply_records(records).await?;
+        for record in rest {
+            self.apply_noted(record).await?;
+        }
+        store::within(context.store.delete_attempts(self.shard, entry.id)).await?;
+        Ok(())
+    }
+
+    /// Applies a record of a poison candidate. It is noted first, so that the note remains if the worker crashes at it. This
+    /// worker decides nothing else meanwhile, and withdraws the note while it waits for a server: the note must count no
+    /// crash that the record did not cause.
+    async fn apply_noted(&mut self, record: InputRecord) -> Result<(), Error> {
+        let (context, position, digest) = (Arc::clone(&self.context), record.position, Sha256::digest(&record.payload));
+        // Attempts of a note that could not be withdrawn.
         let mut noted = None;
         let mut pause = Duration::ZERO;
         loop {
             let alone = context.deciding.write().await;
             let attempts = match noted {
                 Some(attempts) => attempts,
-                None => store::within(context.store.note_attempt(self.shard, &stream_id, &digest)).await?,
+                None => store::within(context.store.note_attempt(self.shard, position, &digest)).await?,
             };
-            if limits::POISON_CANDIDATE.allows(Instant::now()) {
-                tracing::warn!(
-                    event = "worker.entry.poison_candidate",
-                    shard = self.shard.get(),
-                    stream_id,
-                    attempts,
-                    "an entry is taken alone, because it was delivered several times"
-                );
-            }
-            let items = if attempts > ATTEMPTS {
-                let detail = format!("a worker ended {ATTEMPTS} times while it decided this entry");
-                batch
-                    .iter()
-                    .map(|entry| isolate(entry.clone(), Refusal::new(DeadLetterReason::CrashedWorker, detail.clone())))
-                    .collect()
+            let item = if attempts > ATTEMPTS {
+                let detail = format!("a worker ended {ATTEMPTS} times while it decided this record");
+                isolate(record.clone(), Refusal::new(DeadLetterReason::CrashedWorker, detail))
             } else {
-                read(batch.clone())
+                read(record.clone())
             };
-            let outcome = self.settle_batch(items, true).await;
-            let withdrawn =
-                store::within(context.store.withdraw_attempt(self.shard, &stream_id, outcome.is_ok())).await;
+            let Err(error) = self.apply_batch(vec![item], true).await else {
+                drop(alone);
+                self.recovered(&mut pause);
+                return Ok(());
+            };
+            let withdrawn = store::within(context.store.withdraw_attempt(self.shard, position.entry)).await;
             drop(alone);
             noted = withdrawn.is_err().then_some(attempts);
-            if outcome.is_ok() {
-                self.waited(&mut pause);
+            if !error.is_retried() {
+                return Err(error);
             }
-            match outcome {
-                Ok(numbers) => return withdrawn.map(|()| numbers).map_err(Error::from),
-                Err(error) if error.is_waited_for() => self.retry(&mut pause, &error).await?,
-                Err(error) => return Err(error),
-            }
+            self.retry(&mut pause, &error).await?;
         }
     }
 
-    /// `alone`: nothing else is decided here meanwhile, and nothing is waited for.
-    async fn settle_batch(&mut self, items: Vec<Item>, alone: bool) -> Result<Watermarks, Error> {
+    /// `alone`: this worker decides nothing else meanwhile; an error is returned and not retried here.
+    async fn apply_batch(&mut self, items: Vec<Item>, alone: bool) -> Result<(), Error> {
         let context = Arc::clone(&self.context);
-        let mut numbers = Watermarks::default();
         // Batches still to be committed, in order.
         let mut rest = VecDeque::from([items]);
         let mut pause = Duration::ZERO;
@@ -140,25 +157,24 @@ impl Shard {
             let committed = store::within(self.commit(&batch)).await;
             drop(together);
             match committed {
-                Ok(after) => {
-                    numbers = after;
-                    self.waited(&mut pause);
-                    self.beat.record();
+                Ok(()) => {
+                    self.recovered(&mut pause);
+                    self.heartbeat.record();
                 }
                 Err(Failure::Data(refusal)) => {
                     if batch.len() > 1 {
                         let right = batch.split_off(batch.len() / 2);
                         rest.push_front(right);
                     } else if let Some(item) = batch.pop() {
-                        let (shard, stream_id) = (self.shard.get(), item.entry.id);
+                        let (shard, position) = (self.shard.get(), item.input.position);
                         if limits::ISOLATED.allows(Instant::now()) {
-                            tracing::warn!(event = "worker.entry.isolated", shard, %stream_id, reason = refusal.reason.as_str(), detail = refusal.detail, "an entry with a data error was isolated");
+                            tracing::warn!(event = "worker.record.isolated", shard, %position, reason = refusal.reason.as_str(), detail = refusal.detail, "a record with a data error was isolated");
                         }
                         if item.isolated.is_some() && item.record.is_err() {
                             let error = store::Error::Refused(format!("a dead letter was refused: {}", refusal.detail));
                             return Err(error.into());
                         }
-                        // Isolated once, it keeps its id; twice, nothing of it is looked at any more.
+                        // Isolated once, it keeps its id. Isolated twice, it is stored as bytes.
                         let again = item.isolated.is_some();
                         let mut item = Item { isolated: Some(refusal), ..item };
                         if again {
@@ -176,59 +192,55 @@ impl Shard {
                     );
                     rest.push_front(batch);
                 }
-                // What is in hand is pending, and is taken over again once it is known where everything stands.
-                Err(Failure::Other(error)) if alone || !error.is_waited_for() => return Err(error),
+                Err(Failure::Other(error)) if alone || !error.is_retried() => return Err(error),
                 Err(Failure::Other(error)) => {
                     rest.push_front(batch);
                     self.retry(&mut pause, &error).await?;
                 }
             }
         }
-        Ok(numbers)
+        Ok(())
     }
 
-    /// Keeps what is in hand while something is waited for, unless the shard is to be given back.
+    /// Backs off and keeps the batch, unless the shard is to be returned.
     async fn retry(&self, pause: &mut Duration, error: &Error) -> Result<(), Error> {
-        if self.give_back.is_cancelled() {
-            return Err(Error::GivenBack);
+        if self.stop.is_cancelled() {
+            return Err(Error::Returned);
         }
-        self.say_and_wait(pause, error).await;
-        // A reconnect empties the lanes' memory.
+        self.back_off(pause, error).await;
+        // A reconnect empties the recent commits.
         self.recent.clear();
         Ok(())
     }
 
     /// Decides and writes a batch in one transaction.
-    async fn commit(&mut self, batch: &[Item]) -> Result<Watermarks, Failure> {
-        let span = tracing::info_span!("process.batch.commit", shard = self.shard.get(), entries = batch.len());
-        trace::link(&span, batch.iter().filter_map(|item| item.entry.traceparent.as_deref()).take(LINKS));
+    async fn commit(&mut self, batch: &[Item]) -> Result<(), Failure> {
+        let span = tracing::info_span!("process.batch.commit", shard = self.shard.get(), records = batch.len());
+        trace::link(&span, batch.iter().filter_map(|item| item.input.traceparent.as_deref()).take(LINKS));
         self.try_commit(batch).instrument(span).await
     }
 
-    async fn try_commit(&mut self, batch: &[Item]) -> Result<Watermarks, Failure> {
+    async fn try_commit(&mut self, batch: &[Item]) -> Result<(), Failure> {
         let started = Instant::now();
         let active_manifest = self.context.active_manifest.borrow().clone();
         let (policy, shards) = (&active_manifest.policy, active_manifest.manifest.spec.shards);
-        let fence = current(&self.fence);
+        let lease = current(&self.lease);
         let mut exclusive = false;
         loop {
             let mut commit =
-                self.context.store.begin_commit(self.shard, shards, &fence, policy.version, exclusive).await?;
+                self.context.store.begin_commit(self.shard, shards, &lease, policy.version, exclusive).await?;
             if !self.log.is_where(&commit) {
-                return Err(Failure::Other(Error::Elsewhere));
+                return Err(Failure::Other(Error::LogChanged));
             }
-            let mut known = commit.known(batch, policy).await?;
-            if fault::planted("redelivery_counted") {
-                known.lose_entries();
-            }
+            let known = commit.known(batch, policy).await?;
             let (position, now) = (commit.position, commit.now);
             let decide = || {
-                let at_stake = batch.iter().filter(|item| item.isolated.is_none());
-                fault::deciding(at_stake.filter_map(|item| Some(item.record.as_ref().ok()?.record_id.as_str())));
+                let parsed = batch.iter().filter(|item| item.isolated.is_none());
+                fault::deciding(parsed.filter_map(|item| Some(item.record.as_ref().ok()?.record_id.as_str())));
                 domain::decide(batch, known, policy, position)
             };
             let decision = catch_unwind(AssertUnwindSafe(decide)).map_err(|_| {
-                let detail = "deciding it panicked; the log says where";
+                let detail = "deciding it panicked; the log shows where";
                 Failure::Data(Refusal::new(DeadLetterReason::Panicked, detail))
             })?;
             if !exclusive && decision.dead_letters.iter().any(|dead_letter| dead_letter.record_id.is_some()) {
@@ -236,21 +248,23 @@ impl Shard {
                 continue;
             }
             let written = commit.write(batch, &decision, policy.version).await?;
-            (self.log.watermarks, self.log.duplicates) = (written.watermarks, written.duplicates);
+            (self.log.watermarks, self.log.accounted) = (written.watermarks, written.accounted);
             self.policy_version = policy.version;
-            self.repeats = decision.ends_in_redelivery;
+            if written.lost > 0 {
+                loss::report(self.shard, written.lost);
+            }
             self.count(batch, &decision, started, now);
             self.log(&decision, policy);
             self.recent.push(rows(batch, decision, now));
-            return Ok(written.watermarks);
+            return Ok(());
         }
     }
 
     fn count(&self, batch: &[Item], decision: &Decision, started: Instant, now: DateTime<Utc>) {
-        metrics::histogram!(names::BATCH_ENTRIES).record(batch.len() as f64);
+        metrics::histogram!(names::BATCH_RECORDS).record(batch.len() as f64);
         metrics::histogram!(names::COMMIT_SECONDS).record(started.elapsed().as_secs_f64());
         for new in &decision.records {
-            let took = (now - batch[new.entry].entry.received_at).to_std().unwrap_or_default();
+            let took = (now - batch[new.item].input.received_at).to_std().unwrap_or_default();
             metrics::histogram!(names::PROCESS_SECONDS).record(took.as_secs_f64());
         }
         for (name, n) in [
@@ -267,7 +281,7 @@ impl Shard {
         }
     }
 
-    /// Logs what a person may have to look at: any sender can cause any number of it, so lines are limited.
+    /// Logs outcomes that a person may have to look at. Any client can cause any number of them, so lines are limited.
     fn log(&self, decision: &Decision, policy: &Policy) {
         let (shard, now) = (self.shard.get(), Instant::now());
         for dead_letter in &decision.dead_letters {
@@ -315,45 +329,49 @@ impl Shard {
     }
 }
 
-/// Parses entries; one whose parsing panics is condemned at once.
-fn read(entries: Vec<Entry>) -> Vec<Item> {
-    entries
-        .into_iter()
-        .map(|entry| match catch_unwind(|| Record::parse(&entry.payload)) {
-            Ok(record) => Item { entry, record: record.map(Arc::new), isolated: None },
-            Err(_) => {
-                let refusal = Refusal::new(DeadLetterReason::Panicked, "reading it panicked; the log says where");
-                Item { entry, record: Err(unread()), isolated: Some(refusal) }
-            }
-        })
-        .collect()
+/// Parses a record. Where that panics, or its entry is corrupted, it becomes a dead letter.
+fn read(input: InputRecord) -> Item {
+    if input.corrupted {
+        let refusal = Refusal::new(
+            DeadLetterReason::Corrupted,
+            "the entry does not have the bytes that were appended: its checksum is wrong",
+        );
+        return Item { input, record: Err(unread()), isolated: Some(refusal) };
+    }
+    match catch_unwind(|| Record::parse(&input.payload)) {
+        Ok(record) => Item { input, record: record.map(Arc::new), isolated: None },
+        Err(_) => {
+            let refusal = Refusal::new(DeadLetterReason::Panicked, "reading it panicked; the log shows where");
+            Item { input, record: Err(unread()), isolated: Some(refusal) }
+        }
+    }
 }
 
-/// An entry that becomes a dead letter whatever it says; its id is kept where it can be read.
-fn isolate(entry: Entry, refusal: Refusal) -> Item {
-    let record = catch_unwind(|| Record::parse(&entry.payload)).unwrap_or_else(|_| Err(unread())).map(Arc::new);
-    Item { entry, record, isolated: Some(refusal) }
+/// A record that becomes a dead letter whatever its content is. Its id is kept where it can be read.
+fn isolate(input: InputRecord, refusal: Refusal) -> Item {
+    let item = read(input);
+    Item { isolated: Some(item.isolated.unwrap_or(refusal)), ..item }
 }
 
 fn unread() -> Invalid {
     Invalid::new(code::INVALID_VALUE, "", "was not read")
 }
 
-/// What the lanes get.
+/// The committed rows for the publishers.
 fn rows(batch: &[Item], decision: Decision, now: DateTime<Utc>) -> Vec<LogRow> {
     decision
         .records
         .into_iter()
         .map(|new| {
-            let entry = &batch[new.entry].entry;
+            let input = &batch[new.item].input;
             LogRow {
                 seq: new.seq,
                 record: new.record,
-                received_at: entry.received_at,
+                received_at: input.received_at,
                 processed_at: now,
                 previous: new.previous,
                 threshold: new.threshold,
-                traceparent: entry.traceparent.clone(),
+                traceparent: input.traceparent.as_deref().map(str::to_owned),
             }
         })
         .collect()

@@ -1,137 +1,221 @@
-//! What is lost: entries that serve processes appended, and that are neither applied nor in the stream.
+//! Lost records: how many were appended and are neither applied nor in the stream.
 //!
-//! One count finds every loss, whatever took the entries: a Redis that forgot them, somebody who removed them, or a
-//! Postgres that forgot what became of them. Redis counts appends in the step that appends, the processes note their
-//! counts in Postgres, and each server is told where the other knows of more. Must only be counted by the owner, between
-//! batches: what is in hand is in nobody's books.
+//! The append numbers the records of a shard, so a loss is a gap in the offsets that are read, or a rest when the stream is
+//! at its end. A rewound Redis has lost numbers, too: the counts of the producers in Postgres show how many. Every second
+//! the owner makes both servers agree, between batches: nothing may be in flight.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Context, shard::Error};
 use crate::{
-    domain::{Lease, ShardId},
-    store::Producer,
-    streams::{Input, LossBound, Step},
+    domain::{AppendCount, Lease, Offset, ShardId},
+    store::{Producer, ShardAccount},
+    streams::{Input, ProducerCount, Reconciled, Step},
     telemetry::metrics as names,
 };
 
-/// How many processes one count folds.
+/// How long a producer may wait for the answer of an append that it has not counted yet, with the time of its next note.
+const UNCOUNTED: TimeDelta = TimeDelta::seconds(7);
+/// Number of producers that one step folds.
 const FOLDED_AT_ONCE: usize = 500;
 
-/// Counts a shard's entries, and says what is missing. `repeats`: entries in the stream may be applied already.
-/// Answers false where the fence had to be raised: pending entries have to be taken over first. `suspects`: the processes
-/// that seemed to be dead at the last count.
-pub(super) async fn count(
-    context: &Context,
-    input: &Input,
-    fence: &Lease,
-    repeats: bool,
-    suspects: &mut BTreeSet<String>,
-) -> Result<bool, Error> {
-    let shard = input.shard();
-    // Postgres first. Nothing is applied meanwhile, and what is appended meanwhile is in the stream.
-    let books = context.store.books(shard).await?;
-    let known: Vec<_> = books.appenders.iter().map(|by| (by.process.clone(), by.acknowledged)).collect();
-    let Step::Done(census) = input.count(fence, books.applied, books.folded, &known).await? else { return Ok(false) };
-    if census.rewound > 0 {
-        tracing::warn!(
-            event = "worker.redis.rewound",
-            shard = shard.get(),
-            entries = census.rewound,
-            "Redis was rewound: it counts fewer appends than Postgres"
-        );
-    }
-    let mut counted_twice = false;
-    for (process, count) in &census.strangers {
-        // Of a process that Postgres forgot, or that is new: Redis may forget it, too.
-        counted_twice |= context.store.note_appender(process, shard, *count).await?;
-    }
-    if counted_twice {
-        // Folded before: Redis did not remove it, or was rewound to before that. The next count has it once.
-        return Ok(true);
-    }
-    fold(context, input, fence, &books.appenders, &census.stood).await?;
-    let mut accounted = true;
-    let may_judge = may_judge(context, &books.appenders).await?;
-    // A process whose note waited for a lock notes again as soon as it has it: one that seems to be dead twice is.
-    let dead = books.appenders.iter().filter(|by| by.dead_for.is_some()).map(|by| by.process.clone()).collect();
-    let suspected = std::mem::replace(suspects, dead);
-    for (by, stood) in books.appenders.iter().zip(&census.stood) {
-        let may_judge = may_judge && suspected.contains(&by.process);
-        // Its last word is spoken for it before anything is said to be known.
-        let is_known = by.dead_for.is_none() || (may_judge && bury(context, shard, by, *stood, census.since).await?);
-        accounted &= is_known && !by.unaccounted;
-    }
-    // Of entries that came back with a Redis that went back it is not known which are applied.
-    let doubtful = if repeats { census.present } else { 0 };
-    // Any whose answer never came may have been appended, forgotten by Redis and applied: it hides one that is gone.
-    let unknown: i64 = books.appenders.iter().map(|by| by.unknown).sum();
-    // Those of them that are applied are not lost.
-    let unknown = (unknown - census.uncounted).max(0);
-    let most = accounted.then_some((census.missing + doubtful + unknown).max(books.lost));
-    if census.missing > books.lost {
-        let more = context.store.note_lost(shard, fence, census.missing).await?;
-        tracing::error!(
-            event = "worker.records.lost",
-            shard = shard.get(),
-            lost = more,
-            at_least = census.missing,
-            at_most = most,
-            "accepted records were lost"
-        );
-        metrics::counter!(names::LOST, "shard" => shard.to_string()).increment(more.unsigned_abs());
-    }
-    if census.told != most.map_or(LossBound::Unknown, LossBound::AtMost) {
-        input.tell_most(fence, most).await?;
-    }
-    Ok(true)
+/// How an owner reconciles the counts of its shard.
+#[derive(Debug)]
+pub(super) struct Reconciler {
+    due: Instant,
+    /// Since when more records are accounted for than producers have counted, by Postgres's clock.
+    surplus_since: Option<DateTime<Utc>>,
+    /// Producers that seemed to be dead at the last step.
+    suspects: BTreeSet<String>,
 }
 
-/// Folds processes that closed long ago, so that a count costs as much as there are processes of the last day.
-async fn fold(
+impl Default for Reconciler {
+    fn default() -> Self {
+        Self { due: Instant::now(), surplus_since: None, suspects: BTreeSet::new() }
+    }
+}
+
+impl Reconciler {
+    /// Whether a step is due; the next one then is a second later.
+    pub(super) fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let due = now >= self.due;
+        if due {
+            self.due = now + std::time::Duration::from_secs(1);
+        }
+        due
+    }
+
+    /// Makes the counts of both servers agree. Returns false where the lease was raised in Redis: pending entries have to
+    /// be reclaimed first.
+    pub(super) async fn step(&mut self, context: &Context, input: &Input, lease: &Lease) -> Result<bool, Error> {
+        let shard = input.shard();
+        // Postgres first: a count of Redis that is read later is never below it without a rewind.
+        let account = context.store.account_of(shard).await?;
+        let producers: Vec<_> = account
+            .producers
+            .iter()
+            .map(|by| ProducerCount { producer: by.name.clone(), count: by.appended })
+            .collect();
+        let Step::Done(counts) = input.reconcile(lease, account.folded, &producers).await? else { return Ok(false) };
+        if !counts.unknown_producers.is_empty() {
+            adopt(context, input, lease, &counts.unknown_producers).await?;
+            return Ok(true);
+        }
+        if counts.raised > 0 {
+            tracing::warn!(
+                event = "worker.redis.rewound",
+                shard = shard.get(),
+                records = counts.raised,
+                "Redis was rewound: it counts fewer appended records than their producers"
+            );
+        }
+        // A producer whose note waited for a lock notes again as soon as it has it: one that seems to be dead twice is.
+        let dead = account.producers.iter().filter(|by| by.dead_for.is_some()).map(|by| by.name.clone()).collect();
+        let suspected = std::mem::replace(&mut self.suspects, dead);
+        close_dead(context, shard, &account.producers, &counts, &suspected).await?;
+        fold(context, input, lease, &account.producers, &counts.held).await?;
+        self.agree(context, shard, &account, &counts).await?;
+        Ok(true)
+    }
+
+    /// Adds what no producer counts to the sum of the folded ones: of producers that a rewound Postgres lost, or of records
+    /// that are applied and whose append a rewound Redis lost before its producer was told.
+    async fn agree(
+        &mut self,
+        context: &Context,
+        shard: ShardId,
+        account: &ShardAccount,
+        counts: &Reconciled,
+    ) -> Result<(), Error> {
+        let missing = counts.counted.until(counts.appended);
+        if missing > 0 {
+            context.store.add_folded(shard, account.folded, missing).await?;
+        }
+        let surplus = counts.appended.until(account.accounted);
+        if surplus == 0 {
+            self.surplus_since = None;
+            return Ok(());
+        }
+        let since = *self.surplus_since.get_or_insert(account.now);
+        // A producer may count them in a note to come: when an answer that is under way has arrived, or when its row, which
+        // a rewound Postgres has lost, is noted again.
+        let counted = since + UNCOUNTED;
+        if account.now > counted && account.oldest_note.is_none_or(|oldest| oldest > counted) {
+            context.store.add_folded(shard, account.folded, surplus).await?;
+            self.surplus_since = None;
+        }
+        Ok(())
+    }
+
+    /// Waits again before a surplus is added: the owner prepares its shard again, and Redis can be rewound once more.
+    pub(super) fn restart(&mut self) {
+        self.surplus_since = None;
+    }
+}
+
+/// Takes over producers that only Redis has: Postgres was rewound, or Redis to before they were folded.
+async fn adopt(
     context: &Context,
     input: &Input,
-    fence: &Lease,
-    appenders: &[Producer],
-    stood: &[i64],
+    lease: &Lease,
+    unknown_producers: &[ProducerCount],
 ) -> Result<(), Error> {
-    let former = appenders.iter().zip(stood).filter(|(by, stood)| by.former && by.acknowledged == **stood);
-    let former: Vec<_> = former.map(|(by, _)| by.process.clone()).take(FOLDED_AT_ONCE).collect();
-    if former.is_empty() {
+    let mut folded = Vec::new();
+    for ProducerCount { producer, count } in unknown_producers {
+        let count = AppendCount { shard: input.shard(), appended: *count };
+        if !context.store.note_unknown_producer(producer, count).await? {
+            folded.push(producer.clone());
+        }
+    }
+    Ok(input.drop_producers(lease, &folded).await?)
+}
+
+/// Closes producers that ended without a last note.
+async fn close_dead(
+    context: &Context,
+    shard: ShardId,
+    producers: &[Producer],
+    counts: &Reconciled,
+    suspected: &BTreeSet<String>,
+) -> Result<(), Error> {
+    if producers.iter().all(|by| by.dead_for.is_none()) {
         return Ok(());
     }
-    let folded = context.store.fold_appenders(input.shard(), &former).await?;
-    // Where this fails, the next count finds them to be strangers, and takes them out of the sum again.
-    Ok(input.fold(fence, &folded).await?)
-}
-
-/// Whether a process without a recent note is dead: it may live and have been unable to write.
-async fn may_judge(context: &Context, appenders: &[Producer]) -> Result<bool, Error> {
-    if appenders.iter().all(|by| by.dead_for.is_none()) {
-        return Ok(true);
-    }
+    // A producer without a recent note may live and have been unable to write it.
     if context.store.takes_no_writes().await?.is_some() {
         context.writes.refused();
     }
-    Ok(context.writes.are_steady())
+    if !context.writes.are_steady() {
+        return Ok(());
+    }
+    for (by, held) in producers.iter().zip(&counts.held) {
+        let Some(dead_for) = by.dead_for.filter(|_| suspected.contains(&by.name)) else { continue };
+        // Redis has counted what the producer had no time to note, unless it was rewound since.
+        let uncertain = *held < by.appended || counts.seen_for as f64 <= dead_for + UNCOUNTED.as_seconds_f64();
+        context.store.close_dead_producer(&by.name, AppendCount { shard, appended: *held }, uncertain).await?;
+        tracing::warn!(
+            event = "worker.producer.dead",
+            shard = shard.get(),
+            producer = by.name,
+            records = held,
+            uncertain,
+            "a producer ended without its last count"
+        );
+        if uncertain {
+            metrics::counter!(names::UNCERTAIN_LOSSES, "shard" => shard.to_string()).increment(1);
+            tracing::error!(
+                event = "worker.loss.uncertain",
+                shard = shard.get(),
+                producer = by.name,
+                "Redis was rewound when this producer ended: records can be lost whose number no server holds"
+            );
+        }
+    }
+    Ok(())
 }
 
-/// Speaks the last word for a process that died without it; false: nobody knows how many entries it appended.
-async fn bury(context: &Context, shard: ShardId, by: &Producer, stood: i64, since: i64) -> Result<bool, Error> {
-    let Some(dead_for) = by.dead_for else { return Ok(true) };
-    // Redis has counted what the process had no time to note, unless it was emptied or another server since.
-    let kept = stood >= by.acknowledged && since as f64 > dead_for + 1.0;
-    context.store.bury_appender(&by.process, shard, stood, kept).await?;
-    if !kept {
-        metrics::counter!(names::UNACCOUNTED, "shard" => shard.to_string()).increment(1);
+/// Folds closed producers into one sum, so that the cost of a step does not grow with the number of restarts.
+async fn fold(
+    context: &Context,
+    input: &Input,
+    lease: &Lease,
+    producers: &[Producer],
+    held: &[i64],
+) -> Result<(), Error> {
+    let closed = producers.iter().zip(held).filter(|(by, _)| by.closed);
+    let (equal, differing): (Vec<_>, Vec<_>) = closed.partition(|(by, held)| by.appended == **held);
+    for (by, held) in differing {
+        // Redis counted an append that had no answer; a lower count was raised by this step.
+        let count = AppendCount { shard: input.shard(), appended: *held };
+        context.store.note_unknown_producer(&by.name, count).await?;
     }
-    tracing::warn!(
-        event = "process.appender.buried",
-        shard = shard.get(),
-        process = by.process,
-        entries = stood,
-        accounted = kept,
-        "a serve process ended without its last counts"
-    );
-    Ok(kept)
+    let names: Vec<_> = equal.into_iter().map(|(by, _)| by.name.clone()).take(FOLDED_AT_ONCE).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let folded = context.store.fold_producers(input.shard(), &names).await?;
+    // Where this fails, the next step finds them to be unknown_producers, and removes them.
+    Ok(input.drop_producers(lease, &folded).await?)
+}
+
+/// Notes that the records above `accounted` are lost, because the stream is at its end and nothing is in flight.
+pub(super) async fn note_rest(
+    context: &Context,
+    shard: ShardId,
+    lease: &Lease,
+    accounted: Offset,
+    appended: Offset,
+) -> Result<(), Error> {
+    let lost = context.store.note_lost(shard, lease, accounted, appended).await?;
+    report(shard, lost);
+    Ok(())
+}
+
+/// Reports lost records.
+pub(super) fn report(shard: ShardId, lost: i64) {
+    tracing::error!(event = "worker.records.lost", shard = shard.get(), lost, "accepted records were lost");
+    metrics::counter!(names::LOST, "shard" => shard.to_string()).increment(lost.unsigned_abs());
 }

@@ -1,10 +1,13 @@
-//! Own shards, read their entries, decide, commit, ack: the worker.
+//! The worker: own shards, read their entries, decide, commit, acknowledge.
 //!
-//! Must never ack before the commit, and must never act on a shard without its fence being compared.
+//! Must never acknowledge before the commit, and must never act on a shard without a comparison of its lease.
 
 mod batch;
 mod loss;
 mod owner;
+mod prepare;
+mod publishers;
+mod read;
 mod shard;
 #[cfg(test)]
 mod tests;
@@ -21,18 +24,18 @@ use crate::{
 pub use owner::own;
 pub use writes::Writes;
 
-/// How a worker works.
+/// The settings of a worker.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// This worker's name; unique among those that live.
+    /// This worker's name; unique among the live workers.
     pub worker: Arc<str>,
-    /// How long a lease lasts without being renewed.
+    /// Duration of a lease that is not renewed.
     pub lease: Duration,
-    /// Most entries of one micro-batch.
+    /// Number of records after which a batch is full.
     pub batch: usize,
 }
 
-/// What all shards of a worker share.
+/// The shared parts of all shards of a worker.
 #[derive(Debug)]
 pub struct Context {
     /// Postgres.
@@ -41,18 +44,18 @@ pub struct Context {
     pub streams: Streams,
     /// The manifest, followed.
     pub active_manifest: watch::Receiver<ActiveManifest>,
-    /// Sinks that may run, followed.
+    /// Active sinks, followed.
     pub sinks: watch::Receiver<Arc<Vec<ActiveSink>>>,
-    /// How the worker works.
+    /// Settings.
     pub options: Options,
-    /// Which loops move.
+    /// Liveness of the loops.
     pub heartbeats: Heartbeats,
-    /// Held while a shard reads and commits: what waits for one grows into a larger batch.
+    /// Held while a shard reads and commits. A shard that waits for one gets a larger batch.
     pub permits: Semaphore,
-    /// Held while entries are decided, alone for one that is noted: a worker that ends then ends of that one.
+    /// Held while records are decided; exclusively for one that is noted, so that a crash is due to that one.
     pub deciding: RwLock<()>,
-    /// Where shards write that Postgres takes no writes.
+    /// Problems of this process.
     pub board: Board,
-    /// Since when Postgres has taken writes without a break.
+    /// Since when Postgres has accepted writes without a break.
     pub writes: Writes,
 }

@@ -1,6 +1,6 @@
-//! Ownership: takes a fair share of the shards, renews their leases, gives them back.
+//! Ownership: takes a fair share of the shards, renews their leases, returns them.
 //!
-//! Must never decide by this machine's clock: leases run by Postgres's.
+//! Must never decide by this machine's clock whether a lease has expired: Postgres's clock decides.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,10 @@ use rand::Rng as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, shard};
+use super::{
+    Context,
+    shard::{self, End},
+};
 use crate::{
     board::of_postgres,
     domain::{Lease, ShardId},
@@ -21,41 +24,50 @@ use crate::{
     telemetry::metrics as names,
 };
 
-/// Where it is written that leases cannot be.
+/// The part of the board for leases.
 const LEASES: &str = "leases";
 
 /// A shard that this worker owns.
 struct Held {
-    fence: Arc<Mutex<Lease>>,
-    /// Cancelled to give it back.
-    give_back: CancellationToken,
-    /// Cancelled when it is another's by now.
+    lease: Arc<Mutex<Lease>>,
+    /// Cancelled to return it.
+    stop: CancellationToken,
+    /// Cancelled when it is another worker's.
     lost: CancellationToken,
 }
 
-/// Owns shards until the process stops, then gives them back.
+/// The end of the work on a shard.
+struct Ended {
+    shard: ShardId,
+    end: End,
+}
+
+/// Owns shards until the process stops, then returns them.
 ///
 /// # Errors
-/// When a shard's task, or one of its lanes, panicked.
+/// When a shard's task, or one of its publishers, panicked.
 pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<()> {
     let worker = Arc::clone(&context.options.worker);
     let heartbeat_every = context.options.lease / 4;
-    let beat = context.heartbeats.register("own", context.options.lease * 2);
+    let heartbeat = context.heartbeats.register("own", context.options.lease * 2);
     let mut held: BTreeMap<ShardId, Held> = BTreeMap::new();
+    let mut unsupported: BTreeMap<ShardId, Instant> = BTreeMap::new();
     let mut failing = false;
-    let mut tasks: JoinSet<ShardId> = JoinSet::new();
+    let mut tasks: JoinSet<Ended> = JoinSet::new();
     loop {
         let stopping = lifecycle.soft.is_cancelled();
         if stopping {
-            held.values().for_each(|shard| shard.give_back.cancel());
+            held.values().for_each(|shard| shard.stop.cancel());
             if held.is_empty() {
                 break;
             }
         }
         let began = Instant::now();
-        match store::within(pass(&context, &mut held, &mut tasks, stopping)).await {
+        // Another worker may support the formats of these; when none takes them, this one looks again.
+        unsupported.retain(|_, since| since.elapsed() < context.options.lease * 3);
+        match store::within(pass(&context, &mut held, &unsupported, &mut tasks, stopping)).await {
             Ok(()) => {
-                beat.record();
+                heartbeat.record();
                 failing = false;
                 context.writes.taken(began);
                 context.board.set(LEASES, []);
@@ -71,9 +83,14 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
         }
         tokio::select! {
             Some(ended) = tasks.join_next() => {
-                held.remove(&ended?);
-                while let Some(ended) = tasks.try_join_next() {
-                    held.remove(&ended?);
+                let mut next = Some(ended);
+                while let Some(ended) = next {
+                    let Ended { shard, end } = ended?;
+                    held.remove(&shard);
+                    if end == End::UnknownFormat {
+                        unsupported.insert(shard, Instant::now());
+                    }
+                    next = tasks.try_join_next();
                 }
             }
             () = tokio::time::sleep(heartbeat_every) => {}
@@ -90,7 +107,8 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
 async fn pass(
     context: &Arc<Context>,
     held: &mut BTreeMap<ShardId, Held>,
-    tasks: &mut JoinSet<ShardId>,
+    unsupported: &BTreeMap<ShardId, Instant>,
+    tasks: &mut JoinSet<Ended>,
     stopping: bool,
 ) -> Result<(), Error> {
     let lease_ms = context.options.lease.as_millis() as i64;
@@ -103,7 +121,7 @@ async fn pass(
     let share = share(rank, shards);
     metrics::gauge!(names::SHARDS_OWNED).set(held.len() as f64);
     let owned: Vec<ShardId> =
-        held.iter().filter(|(_, shard)| !shard.give_back.is_cancelled()).map(|(shard, _)| *shard).collect();
+        held.iter().filter(|(_, shard)| !shard.stop.is_cancelled()).map(|(shard, _)| *shard).collect();
     for shard in owned.iter().skip(share) {
         tracing::info!(
             event = "worker.shard.returned",
@@ -112,25 +130,25 @@ async fn pass(
             workers = rank.workers,
             "returned a shard to the other workers"
         );
-        held[shard].give_back.cancel();
+        held[shard].stop.cancel();
     }
     if owned.len() < share {
         let free = context.store.free_shards().await?;
-        let mut trouble = None;
+        let mut failed = None;
         for shard in free {
-            if !held.contains_key(&shard) && held.len() < share {
-                // One whose row is locked keeps nobody from taking the others.
-                trouble = take(context, held, tasks, shard, lease_ms).await.err().or(trouble);
+            if !held.contains_key(&shard) && !unsupported.contains_key(&shard) && held.len() < share {
+                // A shard whose row is locked does not keep this worker from the others.
+                failed = take(context, held, tasks, shard, lease_ms).await.err().or(failed);
             }
         }
-        if let Some(error) = trouble {
+        if let Some(error) = failed {
             return Err(error);
         }
     }
     Ok(())
 }
 
-/// How many shards the worker of a rank has: all shares add up to the shards, and differ by one at most.
+/// The number of shards of the worker of a rank. All shares add up to the shards, and differ by one at most.
 fn share(rank: Rank, shards: u16) -> usize {
     let (shards, workers) = (i64::from(shards), rank.workers.max(1));
     (shards / workers + i64::from(rank.rank < shards % workers)) as usize
@@ -138,17 +156,17 @@ fn share(rank: Rank, shards: u16) -> usize {
 
 async fn renew(context: &Context, held: &BTreeMap<ShardId, Held>, lease_ms: i64) -> Result<(), Error> {
     let shown: BTreeMap<ShardId, Lease> =
-        held.iter().map(|(shard, held)| (*shard, shard::current(&held.fence))).collect();
+        held.iter().map(|(shard, held)| (*shard, shard::current(&held.lease))).collect();
     if shown.is_empty() {
         return Ok(());
     }
     let renewed = context.store.renew(&shown, lease_ms).await?;
-    for (shard, fence) in shown {
-        // A fence that was raised meanwhile is renewed next time.
-        // One that is being given back may have been released a moment ago; its commits are fenced in any case.
+    for (shard, lease) in shown {
+        // A lease whose epoch was raised meanwhile is renewed next time. A shard that is being returned can be released
+        // already; its commits compare the lease in any case.
         if !renewed.contains(&shard)
-            && shard::current(&held[&shard].fence) == fence
-            && !held[&shard].give_back.is_cancelled()
+            && shard::current(&held[&shard].lease) == lease
+            && !held[&shard].stop.is_cancelled()
         {
             held[&shard].lost.cancel();
         }
@@ -159,24 +177,21 @@ async fn renew(context: &Context, held: &BTreeMap<ShardId, Held>, lease_ms: i64)
 async fn take(
     context: &Arc<Context>,
     held: &mut BTreeMap<ShardId, Held>,
-    tasks: &mut JoinSet<ShardId>,
+    tasks: &mut JoinSet<Ended>,
     shard: ShardId,
     lease_ms: i64,
 ) -> Result<(), Error> {
     let token = format!("{:016x}{:016x}", rand::rng().next_u64(), rand::rng().next_u64());
-    let Some(fence) = context.store.take(&context.options.worker, shard, &token, lease_ms).await? else {
+    let Some(lease) = context.store.take(&context.options.worker, shard, &token, lease_ms).await? else {
         return Ok(());
     };
-    tracing::info!(event = "worker.shard.acquired", shard = shard.get(), epoch = fence.epoch, worker = %context.options.worker, "acquired a shard");
+    tracing::info!(event = "worker.shard.acquired", shard = shard.get(), epoch = lease.epoch, worker = %context.options.worker, "acquired a shard");
     metrics::counter!(names::LEASE_CHANGES, "change" => "taken").increment(1);
-    let fence = Arc::new(Mutex::new(fence));
-    let (give_back, lost) = (CancellationToken::new(), CancellationToken::new());
-    let work = shard::work(Arc::clone(context), shard, Arc::clone(&fence), give_back.clone(), lost.clone());
-    tasks.spawn(async move {
-        work.await;
-        shard
-    });
-    held.insert(shard, Held { fence, give_back, lost });
+    let lease = Arc::new(Mutex::new(lease));
+    let (stop, lost) = (CancellationToken::new(), CancellationToken::new());
+    let work = shard::work(Arc::clone(context), shard, Arc::clone(&lease), stop.clone(), lost.clone());
+    tasks.spawn(async move { Ended { shard, end: work.await } });
+    held.insert(shard, Held { lease, stop, lost });
     Ok(())
 }
 

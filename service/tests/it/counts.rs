@@ -1,10 +1,10 @@
-//! Counts of appends by serve processes: with them lost records are counted after a process died, an append had no answer, or
-//! Redis lost its own counts.
+//! Counts of appends by serve processes: with them lost records are counted after a process died, an append had no answer,
+//! or Redis lost its own counts.
 
 use futures::future::join;
 use nix::sys::signal::Signal;
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     harness::{Load, PrivateRedis, eventually, lost, record, shared},
@@ -18,11 +18,11 @@ async fn final_counts_of_a_dead_serve_process_are_known_unless_redis_was_rewound
     pipeline.send(&Load::new("before", 40).records).await;
     pipeline.backdate_fence(0).await;
     serve.kill();
-    let counts = work.logs("process.appender.buried").await;
-    assert_eq!(counts["accounted"], Value::Bool(true));
+    let counts = work.logs("worker.producer.dead").await;
+    assert_eq!(counts["uncertain"], Value::Bool(false));
     let mut serve = pipeline.serve().await;
     pipeline.applied().await;
-    lost(&pipeline, 0, Some(0)).await;
+    lost(&pipeline, 0, false).await;
     // Stopped, not paused: Redis would still deliver entries to the read of a paused worker.
     work.stop().await;
     pipeline.send(&Load::new("lost", 20).records).await;
@@ -31,12 +31,17 @@ async fn final_counts_of_a_dead_serve_process_are_known_unless_redis_was_rewound
     redis.truncate_log(2_000);
     redis.restart().await;
     let work = pipeline.work();
-    let counts = work.logs("process.appender.buried").await;
-    assert_eq!(counts["accounted"], Value::Bool(false));
+    let counts = work.logs("worker.producer.dead").await;
+    assert_eq!(counts["uncertain"], Value::Bool(true));
     let metrics = work.text("/metrics").await;
-    assert!(metrics.contains("millrace_unaccounted_appenders_total{shard=\"0\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("millrace_uncertain_losses_total{shard=\"0\"} 1\n"), "{metrics}");
     let _serve = pipeline.serve().await;
-    lost(&pipeline, pipeline.number("select lost from shards").await, None).await;
+    lost(&pipeline, pipeline.number("select lost from shards").await, true).await;
+    let acknowledged = pipeline.act("/losses/acknowledge?reason=the+senders+sent+again").await.expect(200);
+    assert_eq!(acknowledged, json!({"shards": [0]}));
+    lost(&pipeline, pipeline.number("select lost from shards").await, false).await;
+    let audit = pipeline.list("/audit?action=ADMIN").await;
+    assert!(audit.iter().any(|fact| fact["reason"].as_str().unwrap().ends_with("the senders sent again")), "{audit:?}");
 }
 
 #[tokio::test]
@@ -56,11 +61,7 @@ async fn an_append_whose_answer_never_came_is_counted_and_hides_no_loss() {
         pipeline.number("select count(*) from records where record_id = 'unanswered'").await == 1
     })
     .await;
-    eventually("the append is noted without further records", async || {
-        pipeline.number("select acknowledged - unknown from appends").await == before.entries() + 2
-    })
-    .await;
-    lost(&pipeline, 0, Some(0)).await;
+    lost(&pipeline, 0, false).await;
     // Stopped, not paused: Redis would still deliver entries to the read of a paused worker.
     work.stop().await;
     serve.stop().await;
@@ -69,14 +70,14 @@ async fn an_append_whose_answer_never_came_is_counted_and_hides_no_loss() {
     pipeline.send(&gone.records).await;
     let _: String = pipeline.redis(&["FLUSHALL"]).await;
     let _work = pipeline.work();
-    lost(&pipeline, gone.entries(), Some(gone.entries())).await;
+    lost(&pipeline, gone.entries(), false).await;
 }
 
 #[tokio::test]
-async fn an_append_with_unknown_outcome_raises_the_upper_bound_of_losses() {
+async fn an_append_that_redis_never_ran_is_no_loss() {
     let redis = PrivateRedis::start(&[]).await;
     let (pipeline, mut serve, mut work) = one_shard(&redis.url(), &shared().await.postgres).await;
-    lost(&pipeline, 0, Some(0)).await;
+    work.ready().await;
     work.stop().await;
     let _: () = pipeline.redis(&["CLIENT", "PAUSE", "60000", "WRITE"]).await;
     let send = async { pipeline.post_json("/records", record("unknown", "d").to_string()).await };
@@ -91,33 +92,33 @@ async fn an_append_with_unknown_outcome_raises_the_upper_bound_of_losses() {
     };
     join(send, break_connection).await.0.refused(503, "outcome_unknown");
     let _work = pipeline.work();
-    lost(&pipeline, 0, Some(1)).await;
+    lost(&pipeline, 0, false).await;
     // The final counts of serve are the same.
     serve.stop().await;
     let _serve = pipeline.serve().await;
-    lost(&pipeline, 0, Some(1)).await;
+    lost(&pipeline, 0, false).await;
     pipeline.send(&Load::new("after", 10).records).await;
     pipeline.applied().await;
-    lost(&pipeline, 0, Some(1)).await;
+    lost(&pipeline, 0, false).await;
 }
 
 #[tokio::test]
 async fn a_serve_process_that_dies_at_its_first_append_is_registered() {
     let servers = shared().await;
     let (pipeline, _serve, work) = one_shard(&servers.redis, &servers.postgres).await;
-    let _crashing = pipeline.serve_with(&[("MILLRACE_FAULT", "after_xadd:1")]).await;
-    let processes = async || pipeline.number("select count(*) from appends").await;
+    let _crashing = pipeline.serve_with(&[("MILLRACE_FAULT", "after_append:1")]).await;
+    let processes = async || pipeline.number("select count(*) from producers").await;
     eventually("the process is noted before its first append", async || processes().await == 2).await;
     assert!(pipeline.request(Method::POST, "/records").json(&record("first", "d")).send().await.is_err());
     pipeline.applied().await;
     // The worker takes a process that Postgres lost from the counts in Redis.
-    pipeline.execute("delete from appends where acknowledged = 0").await;
+    pipeline.execute("delete from producers where appended = 0").await;
     eventually("the process is noted again", async || {
-        pipeline.number("select coalesce(sum(acknowledged), 0)::bigint from appends").await == 1
+        pipeline.number("select coalesce(sum(appended), 0)::bigint from producers").await == 1
     })
     .await;
-    let counts = work.logs("process.appender.buried").await;
-    assert_eq!(counts["entries"], 1);
+    let counts = work.logs("worker.producer.dead").await;
+    assert_eq!(counts["records"], 1);
 }
 
 #[tokio::test]
@@ -128,12 +129,12 @@ async fn final_counts_of_a_dead_serve_process_are_unknown_after_redis_lost_them(
     pipeline.applied().await;
     // The process noted less than it appended, and Redis loses its counts without a restart.
     serve.kill();
-    pipeline.execute("update appends set acknowledged = 0").await;
+    pipeline.execute("update producers set appended = 0").await;
     let _: i64 = pipeline.redis(&["DEL", &pipeline.fence(0)]).await;
-    let counts = work.logs("process.appender.buried").await;
-    assert_eq!(counts["accounted"], Value::Bool(false));
+    let counts = work.logs("worker.producer.dead").await;
+    assert_eq!(counts["uncertain"], Value::Bool(true));
     let _serve = pipeline.serve().await;
-    lost(&pipeline, 0, None).await;
+    lost(&pipeline, 0, true).await;
 }
 
 #[tokio::test]
@@ -144,47 +145,59 @@ async fn appends_of_a_process_that_died_uncounted_hide_no_later_loss() {
     pipeline.send(&before.records).await;
     pipeline.applied().await;
     serve.kill();
-    pipeline.execute("update appends set acknowledged = 7").await;
+    pipeline.execute("update producers set appended = 7").await;
     let _: i64 = pipeline.redis(&["DEL", &pipeline.fence(0)]).await;
-    work.logs("process.appender.buried").await;
-    let serve = pipeline.serve().await;
+    work.logs("worker.producer.dead").await;
+    let _serve = pipeline.serve().await;
     let meanwhile = Load::new("meanwhile", 10);
     pipeline.send(&meanwhile.records).await;
     pipeline.applied().await;
-    let noted = async || pipeline.number("select coalesce(sum(acknowledged), 0)::bigint from appends").await;
-    eventually("the appends are noted", async || noted().await == 7 + meanwhile.entries()).await;
-    serve.signal(Signal::SIGSTOP);
-    pipeline.execute("update appends set acknowledged = 0 where not closed").await;
-    let _: i64 = pipeline.redis(&["DEL", &pipeline.fence(0)]).await;
-    let uncounted = async || pipeline.redis::<Option<i64>>(&["HGET", &pipeline.fence(0), "credit"]).await;
-    eventually("neither process is counted", async || {
-        uncounted().await == Some(before.entries() + meanwhile.entries() - 7)
+    let appended = async || pipeline.redis::<Option<i64>>(&["HGET", &pipeline.fence(0), "appended"]).await;
+    eventually("Redis counts every record again", async || {
+        appended().await == Some(before.entries() + meanwhile.entries())
     })
     .await;
-    serve.signal(Signal::SIGCONT);
-    eventually("the running process is counted", async || uncounted().await == Some(before.entries() - 7)).await;
-    lost(&pipeline, 0, None).await;
+    lost(&pipeline, 0, true).await;
     work.stop().await;
     let gone = Load::new("lost", 25);
     pipeline.send(&gone.records).await;
     let _: i64 = pipeline.redis(&["DEL", &pipeline.records(0)]).await;
     let _work = pipeline.work();
-    lost(&pipeline, gone.entries(), None).await;
+    lost(&pipeline, gone.entries(), true).await;
 }
 
 #[tokio::test]
-async fn processes_that_closed_long_ago_cost_a_count_nothing_and_hide_no_loss() {
+async fn a_hash_that_was_deleted_alone_loses_no_record_and_blocks_no_shard() {
+    let servers = shared().await;
+    let (pipeline, _serve, mut work) = one_shard(&servers.redis, &servers.postgres).await;
+    let loads = [0, 100, 200, 300].map(|start| Load::from("r", start, 30));
+    pipeline.send(&loads[0].records).await;
+    pipeline.applied().await;
+    work.stop().await;
+    pipeline.send(&loads[1].records).await;
+    let _: i64 = pipeline.redis(&["DEL", &pipeline.fence(0)]).await;
+    pipeline.send(&loads[2].records).await;
+    let _work = pipeline.work();
+    pipeline.applied().await;
+    pipeline.send(&loads[3].records).await;
+    pipeline.applied().await;
+    pipeline.check_exactly_once(&loads.map(|load| load.ids).concat()).await;
+    lost(&pipeline, 0, false).await;
+}
+
+#[tokio::test]
+async fn two_thousand_restarts_of_serve_cost_nothing_at_rest_and_hide_no_loss() {
     let servers = shared().await;
     let (pipeline, _serve, mut work) = one_shard(&servers.redis, &servers.postgres).await;
     let before = Load::new("before", 40);
     pipeline.send(&before.records).await;
     pipeline.applied().await;
-    // As many of their entries are applied as they appended.
+    work.stop().await;
     pipeline
         .execute(
-            "with applied as (update shards set duplicates = duplicates + 6000)
-             insert into appends (process, shard, acknowledged, unknown, closed, noted_at)
-             select 'former-' || n, 0, 3, 0, true, now() - interval '2 days' from generate_series(1, 2000) as n",
+            "with applied as (update shards set accounted = accounted + 6000)
+             insert into producers (producer, shard, appended, closed)
+             select 'former-' || n, 0, 3, true from generate_series(1, 2000) as n",
         )
         .await;
     let restore_counts = async || {
@@ -196,26 +209,23 @@ async fn processes_that_closed_long_ago_cost_a_count_nothing_and_hide_no_loss() 
             let _: i64 = pipeline.redis(&command).await;
         }
     };
+    let _: i64 = pipeline.redis(&["HINCRBY", &pipeline.fence(0), "appended", "6000"]).await;
+    restore_counts().await;
+    let mut work = pipeline.work();
     let folded = async || {
-        let rows = pipeline.number("select count(*) from appends where not folded").await;
+        let rows = pipeline.number("select count(*) from producers where not folded").await;
         let fields: i64 = pipeline.redis(&["HLEN", &pipeline.fence(0)]).await;
-        rows < 10 && fields < 30 && pipeline.number("select folded_appends from shards").await == 6_000
+        rows < 10 && fields < 30 && pipeline.number("select folded from shards").await == 6_000
     };
-    restore_counts().await;
     eventually("the processes are folded into one sum", folded).await;
-    lost(&pipeline, 0, Some(0)).await;
-    // A rewound Redis has their counts again.
+    // A Redis that was rewound to before that has their counts again.
     restore_counts().await;
-    eventually("the processes are taken out of the sum", async || {
-        pipeline.number("select count(*) from appends where not folded").await > 1_000
-    })
-    .await;
-    eventually("the processes are folded again", folded).await;
-    lost(&pipeline, 0, Some(0)).await;
+    eventually("their counts are removed again", folded).await;
+    lost(&pipeline, 0, false).await;
     work.stop().await;
     let gone = Load::new("lost", 25);
     pipeline.send(&gone.records).await;
     let _: i64 = pipeline.redis(&["DEL", &pipeline.records(0)]).await;
     let _work = pipeline.work();
-    lost(&pipeline, gone.entries(), Some(gone.entries())).await;
+    lost(&pipeline, gone.entries(), false).await;
 }

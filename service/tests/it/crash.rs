@@ -15,7 +15,8 @@ async fn a_worker_dies(point: &str, pass: u32) {
     let (before, after) = load.records.split_at(load.records.len() / 2);
     pipeline.send(before).await;
     let fault = format!("{point}:{pass}");
-    let mut crashing = pipeline.work_with(&[("MILLRACE_FAULT", &fault), ("MILLRACE_BATCH", "100")]);
+    // It reads four entries at a time.
+    let mut crashing = pipeline.work_with(&[("MILLRACE_FAULT", &fault), ("MILLRACE_BATCH", "4")]);
     tokio::join!(pipeline.send(after), crashing.died_at_its_fault());
     let processed = pipeline.number("select count(*) from records").await;
     assert!(processed < load.ids.len() as i64, "it died before all was done");
@@ -94,7 +95,7 @@ async fn a_worker_that_dies_while_a_sink_moves_back_repeats_no_notification() {
 async fn a_serve_process_that_dies_after_an_append_leaves_it_to_be_sent_again() {
     let pipeline = Pipeline::new(json!({})).await;
     let _work = pipeline.work();
-    let mut crashing = pipeline.serve_with(&[("MILLRACE_FAULT", "after_xadd:5")]).await;
+    let mut crashing = pipeline.serve_with(&[("MILLRACE_FAULT", "after_append:5")]).await;
     let load = Load::new("r", 1_800);
     let restart = async {
         crashing.died_at_its_fault().await;

@@ -9,11 +9,11 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::harness::{KEY, Load, Pipeline, PrivatePostgres, PrivateRedis, eventually, record};
 
-/// The answers of a pipeline to queries, without fields that change by themselves. `lostAtMost` is left out, too:
-/// whether it is known after a kill depends on how long Redis ran before; `counts.rs` tests it.
+/// The answers of a pipeline to queries, without fields that change by themselves. `lossUncertain` is left out, too: after
+/// a kill it depends on how long Redis ran before; `counts.rs` tests it.
 async fn answers(pipeline: &Pipeline) -> Vec<Value> {
     const LEFT_OUT: [&str; 6] =
-        ["asOf", "uptimeSeconds", "processUptimeSeconds", "shards", "policyVersion", "lostAtMost"];
+        ["asOf", "uptimeSeconds", "processUptimeSeconds", "shards", "policyVersion", "lossUncertain"];
     let mut answers = Vec::new();
     for path in ["/stats", "/records/aggregations", "/audit/summary", "/conflicts", "/dead-letters"] {
         let mut answer = pipeline.get(path).await;

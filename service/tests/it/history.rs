@@ -251,7 +251,7 @@ async fn each_stage_has_its_metrics_with_right_counts() {
         eventually(&format!("{name} is {exactly}"), async || (work.metric(name).await - exactly).abs() < 0.1).await;
     }
     for name in [
-        "millrace_batch_entries_count",
+        "millrace_batch_records_count",
         "millrace_commit_seconds_count",
         "millrace_accept_to_commit_seconds_count",
         "millrace_lease_changes_total",

@@ -107,7 +107,7 @@ async fn an_invalid_choice_is_refused_with_the_valid_ones() {
         (
             "/dead-letters?reason=bogus",
             "reason: must be one of below_minimum_total, total_out_of_bounds, malformed, wrong_shard, refused_by_store, \
-             panicked, crashed_worker",
+             panicked, crashed_worker, corrupted",
         ),
         (
             "/audit?action=EATEN",

@@ -9,6 +9,7 @@ mod access;
 mod counts;
 mod crash;
 mod dead_letters;
+mod entries;
 mod failover;
 mod harness;
 mod health;

@@ -210,8 +210,7 @@ async fn queued_and_unpublished_records_and_waiting_publishers_are_reported() {
     // Redis may still deliver it to the read that the worker sent before the pause.
     serve.reports("a queued record", |status| status["counts"]["backlog"] == 1).await;
     work.resume();
-    let status = serve.reports("an empty backlog", |status| status["counts"]["backlog"] == 0).await;
-    assert_eq!(status["counts"]["pending"], 0);
+    serve.reports("an empty backlog", |status| status["counts"]["backlog"] == 0).await;
 }
 
 #[tokio::test]

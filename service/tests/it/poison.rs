@@ -170,6 +170,6 @@ async fn records_that_postgres_refuses_are_isolated_by_bisection() {
     for id in ["poison-first", "poison-middle", "poison-next", "poison-last"] {
         assert_eq!(reason(&pipeline, id).await.as_deref(), Some("refused_by_store"), "{id}");
     }
-    assert_eq!(worker.logged("worker.entry.isolated").len(), 4);
+    assert_eq!(worker.logged("worker.record.isolated").len(), 4);
     pipeline.check_exactly_once(&load.ids).await;
 }

@@ -31,7 +31,7 @@ async fn continues(pipeline: &Pipeline, before: Load) {
 async fn an_epoch_in_redis_above_the_lease_is_exceeded() {
     let (pipeline, _serve, work, load) = idle().await;
     let _: i64 = pipeline.redis(&["HSET", &pipeline.fence(0), "epoch", "700", "token", "of another"]).await;
-    work.logs("worker.fence.higher_in_redis").await;
+    work.logs("worker.epoch.raised").await;
     continues(&pipeline, load).await;
     let epoch: i64 = pipeline.redis(&["HGET", &pipeline.fence(0), "epoch"]).await;
     assert!(epoch > 700, "{epoch}");
@@ -128,14 +128,16 @@ async fn entries_that_were_trimmed_unread_are_counted_as_lost() {
     let (pipeline, _serve, mut work, load) = idle().await;
     // Stopped, not paused: Redis would still deliver the entries to the read of a paused worker.
     work.stop().await;
-    pipeline.send(&Load::new("lost", 18).records).await;
-    let trimmed: u64 = pipeline.redis(&["XTRIM", &pipeline.records(0), "MAXLEN", "0"]).await;
-    assert!(trimmed > 0);
+    let gone = Load::new("lost", 18);
+    pipeline.send(&gone.records).await;
+    let entries: u64 = pipeline.redis(&["XTRIM", &pipeline.records(0), "MAXLEN", "0"]).await;
+    assert!(entries > 0);
+    let trimmed = gone.entries();
     let work = pipeline.work();
     let line = work.logs("worker.records.lost").await;
     assert_eq!(line["lost"], trimmed);
     continues(&pipeline, load).await;
-    assert_eq!(pipeline.number("select lost from shards").await, trimmed as i64, "counted once");
+    assert_eq!(pipeline.number("select lost from shards").await, trimmed, "counted once");
     assert!((work.metric("millrace_lost_records_total").await - trimmed as f64).abs() < 0.1);
     let stats = pipeline.get("/stats").await;
     assert_eq!(
@@ -149,8 +151,11 @@ async fn entries_that_were_trimmed_unread_are_counted_as_lost() {
 async fn pending_entries_that_were_deleted_are_counted_as_lost() {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
     let _serve = pipeline.serve().await;
+    // Requests one after the other: an entry for each.
+    for record in Load::new("r", 8).records {
+        pipeline.send(&[record]).await;
+    }
     let mut crashing = pipeline.work_with(&[("MILLRACE_FAULT", "after_read:1")]);
-    pipeline.send(&Load::new("r", 40).records).await;
     crashing.died_at_its_fault().await;
     let stream = pipeline.records(0);
     let pending: Vec<(String, String, u64, u64)> =

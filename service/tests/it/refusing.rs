@@ -26,7 +26,7 @@ async fn end_sessions(pipeline: &Pipeline) {
 async fn notes_are_old(pipeline: &Pipeline) {
     eventually("the notes of serve are old", async || {
         pipeline
-            .number("select count(*) from appends where noted_at > clock_timestamp() - interval '5.5 seconds'")
+            .number("select count(*) from producers where noted_at > clock_timestamp() - interval '5.5 seconds'")
             .await
             == 0
     })
@@ -38,8 +38,8 @@ async fn check_recovery(pipeline: &Pipeline, serve: &Process, work: &Process, id
     work.has_problems(&[]).await;
     pipeline.applied().await;
     pipeline.check_exactly_once(ids).await;
-    assert!(work.logged("process.appender.buried").is_empty(), "serve is alive");
-    assert_eq!(pipeline.number("select count(*) from appends where closed").await, 0);
+    assert!(work.logged("worker.producer.dead").is_empty(), "serve is alive");
+    assert_eq!(pipeline.number("select count(*) from producers where closed").await, 0);
 }
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn a_locked_table_is_a_problem_and_no_process_is_dead() {
     pipeline.send(&load.records).await;
     pipeline.applied().await;
     let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
-    sqlx::query("lock table appends in exclusive mode").execute(&mut *lock).await.unwrap();
+    sqlx::query("lock table producers in exclusive mode").execute(&mut *lock).await.unwrap();
     for process in [&serve, &work] {
         process.reports("a table is locked", |status| has(status, "PostgresReadOnlyOrFull", "waits for a lock")).await;
     }

@@ -52,7 +52,6 @@ impl Shared {
             sinks: Some(Vec::new()),
             age_ms: Some(0),
             counts: Some(PipelineCounts {
-                queued: behaviour.backlog,
                 backlog: behaviour.backlog,
                 unpublished: behaviour.unpublished,
                 processed: 7,

@@ -1,12 +1,9 @@
-use redis::streams::StreamRangeReply;
-
 use super::*;
+use crate::domain::InputRecord;
 
-async fn entries(world: &mut World, shard: ShardId) -> Vec<HashMap<String, String>> {
-    let stream = world.stream(shard);
-    let reply: StreamRangeReply = world.redis.xrange_all(stream).await.expect("XRANGE");
-    let text = |value: &redis::Value| redis::from_redis_value_ref::<String>(value).expect("text");
-    reply.ids.iter().map(|entry| entry.map.iter().map(|(key, value)| (key.clone(), text(value))).collect()).collect()
+async fn records(world: &World, shard: ShardId) -> Vec<InputRecord> {
+    let streams = Streams::connect(&crate::streams::testing::url(), &world.name).expect("URL");
+    crate::streams::testing::records(&streams, shard).await
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -20,12 +17,11 @@ async fn a_replay_appends_the_payload_with_the_dead_letters_number(pool: PgPool)
         (202, serde_json::json!({"id": "0-d1", "status": "queued"}))
     );
     assert_eq!(world.post("/dead-letters/0-d1/replay").await.0, 202, "a second request is harmless");
-    let queued = entries(&mut world, ShardId::new(0)).await;
+    let queued = records(&world, ShardId::new(0)).await;
     assert_eq!(queued.len(), 2);
-    assert_eq!(queued[0]["record"].as_bytes(), payload);
-    assert_eq!(queued[0]["replayOf"], "0-d1");
-    assert_eq!(queued[0]["receivedAt"], "1769904000000000", "a replay keeps the time of receipt");
-    assert!(!queued[0].contains_key("serve"), "a replay is not received again");
+    assert_eq!(queued[0].payload, payload[..]);
+    assert_eq!(queued[0].replay_of, Some("0-d1".parse().expect("an id")));
+    assert_eq!(queued[0].received_at, time("2026-02-01T00:00:00Z"), "a replay keeps the time of receipt");
     let dead_letter = &world.get("/dead-letters?recordId=a").await["items"][0];
     assert_eq!((&dead_letter["state"], &dead_letter["requestedBy"]), (&"open".into(), &"dev".into()));
 
@@ -70,17 +66,17 @@ async fn dead_letters_are_replayed_by_filter(pool: PgPool) {
         (202, &240.into(), &0.into(), &1.into())
     );
     assert_eq!(dry["ids"].as_array().expect("ids").len(), 239);
-    assert!(entries(&mut world, ShardId::new(0)).await.is_empty(), "a dry run appends nothing");
+    assert!(records(&world, ShardId::new(0)).await.is_empty(), "a dry run appends nothing");
     let (_, first) = world.post("/dead-letters/replay?reason=below_minimum_total&limit=150").await;
     assert_eq!((&first["queued"], &first["ids"][0]), (&150.into(), &"0-d11".into()));
     let cursor = first["nextCursor"].as_str().expect("more");
     let (_, rest) = world.post(&format!("/dead-letters/replay?reason=below_minimum_total&cursor={cursor}")).await;
     assert_eq!(rest["queued"], 89);
     assert!(rest.get("nextCursor").is_none());
-    let replayed: Vec<String> = entries(&mut world, ShardId::new(0))
+    let replayed: Vec<String> = records(&world, ShardId::new(0))
         .await
         .into_iter()
-        .map(|mut entry| entry.remove("replayOf").expect("n"))
+        .map(|record| record.replay_of.expect("a replay").to_string())
         .collect();
     assert_eq!(replayed, (11..250).map(|n| format!("0-d{n}")).collect::<Vec<_>>());
     let filtered = world.all("/dead-letters?reason=malformed", 3).await;

@@ -25,7 +25,7 @@ use crate::{
     http::{App, auth::KeyRing},
     lifecycle::Heartbeats,
     store::Store,
-    streams::{Streams, keys},
+    streams::{Producer, Streams, keys},
 };
 
 const SHARDS: u16 = 2;
@@ -87,9 +87,11 @@ impl World {
         let policy = Arc::new(Policy::of(&manifest.spec, 1));
         let (_, active_manifest) =
             watch::channel(ActiveManifest { manifest, policy, pipeline_id: "test-pipeline".into(), refusal: None });
+        let streams = Streams::connect(url, &name).expect("URL");
         let app = App {
             store: Store::of_test(pool.clone()),
-            streams: Streams::connect(url, &name).expect("URL"),
+            producer: Producer::new(&streams, &"test".into(), SHARDS),
+            streams,
             manifest: active_manifest,
             keys: KeyRing::open(),
             process: "test".into(),

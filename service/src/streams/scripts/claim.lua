@@ -1,34 +1,46 @@
--- Takes over pending entries, whoever they were delivered to. ARGV: consumer, start (exclusive with '('), count.
--- Answers {'ok', next start or '', ids that are gone, [id, fields]..., deliveries...}.
+-- Reclaims pending entries of any consumer, in order, in steps, until they have enough records or bytes.
+-- ARGV: consumer, start (exclusive with '('), entries of a step, records, bytes.
+-- Returns {'ok', start of the next call or '', number of pending entries that are deleted, entries as [id, fields]...,
+-- deliveries...}.
 local stop = fenced()
 if stop then return stop end
-local pending = redis.pcall('XPENDING', KEYS[2], 'workers', ARGV[6], '+', ARGV[7])
-if pending.err then
-  if string.sub(pending.err, 1, 7) == 'NOGROUP' then return {'nogroup'} end
-  return pending
-end
-if #pending == 0 then
-  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[2], 'workers')) do
-    local name, owed
-    for i = 1, #consumer, 2 do
-      if consumer[i] == 'name' then name = consumer[i + 1] elseif consumer[i] == 'pending' then owed = consumer[i + 1] end
+local start, step, records, bytes = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local entries, deliveries, deleted = {}, {}, 0
+repeat
+  local pending = redis.pcall('XPENDING', KEYS[2], 'workers', start, '+', step)
+  if pending.err then
+    if string.sub(pending.err, 1, 7) == 'NOGROUP' then return {'nogroup'} end
+    return pending
+  end
+  if #pending == 0 then
+    start = ''
+    break
+  end
+  local ids, times = {}, {}
+  for i, item in ipairs(pending) do
+    ids[i] = item[1]
+    times[item[1]] = item[4] + 1
+  end
+  local found = #entries
+  for _, entry in ipairs(redis.call('XCLAIM', KEYS[2], 'workers', ARGV[6], 0, unpack(ids))) do
+    if entry and entry[2] then
+      entries[#entries + 1] = entry
+      deliveries[#deliveries + 1] = times[entry[1]]
+      local more, size = measured(entry[2])
+      records, bytes = records - more, bytes - size
     end
-    if name ~= ARGV[5] and owed == 0 then redis.call('XGROUP', 'DELCONSUMER', KEYS[2], 'workers', name) end
   end
-  return {'ok', '', {}, {}, {}}
-end
-local ids, deliveries = {}, {}
-for i, item in ipairs(pending) do
-  ids[i] = item[1]
-  deliveries[item[1]] = item[4] + 1
-end
-local entries, counts, gone, there = {}, {}, {}, {}
-for _, entry in ipairs(redis.call('XCLAIM', KEYS[2], 'workers', ARGV[5], 0, unpack(ids))) do
-  if entry and entry[2] then
-    there[entry[1]] = true
-    entries[#entries + 1] = entry
-    counts[#counts + 1] = deliveries[entry[1]]
+  deleted = deleted + #ids - (#entries - found)
+  start = '(' .. ids[#ids]
+until records <= 0 or bytes <= 0
+if start == '' then
+  -- Consumers of earlier owners, which have nothing pending any more.
+  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[2], 'workers')) do
+    local seen = {}
+    for i = 1, #consumer, 2 do seen[consumer[i]] = consumer[i + 1] end
+    if seen['name'] ~= ARGV[6] and seen['pending'] == 0 then
+      redis.call('XGROUP', 'DELCONSUMER', KEYS[2], 'workers', seen['name'])
+    end
   end
 end
-for _, id in ipairs(ids) do if not there[id] then gone[#gone + 1] = id end end
-return {'ok', '(' .. ids[#ids], gone, entries, counts}
+return {'ok', start, deleted, entries, deliveries}

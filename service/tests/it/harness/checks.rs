@@ -62,13 +62,17 @@ impl Pipeline {
         self.entries(&self.stream(sink)).await
     }
 
-    /// The number of entries in all input streams.
+    /// The number of records in all input streams that are not acknowledged; an entry of another program counts as one.
     pub(crate) async fn backlog(&self) -> u64 {
-        let mut entries = 0;
+        let mut records = 0;
         for shard in 0..self.shards() {
-            entries += self.redis::<u64>(&["XLEN", &self.records(shard)]).await;
+            if self.redis::<u64>(&["XLEN", &self.records(shard)]).await > 0 {
+                let fields = ["HMGET", &self.fence(shard), "appended", "acknowledged"];
+                let (appended, acknowledged): (Option<u64>, Option<u64>) = self.redis(&fields).await;
+                records += appended.unwrap_or_default().saturating_sub(acknowledged.unwrap_or_default()).max(1);
+            }
         }
-        entries
+        records
     }
 
     /// Waits until all input streams are empty and every sink has published all outcomes.
@@ -169,16 +173,11 @@ pub(crate) fn check_stream(entries: &[SinkEntry], expected: &[String]) {
     assert_eq!(seen.len(), expected.len(), "nothing else was published");
 }
 
-/// The bounds of lost records in `/stats`: at least, and at most where that is known.
-pub(crate) async fn lost_bounds(pipeline: &Pipeline) -> (i64, Option<i64>) {
-    let stats = pipeline.get("/stats").await;
-    (stats["lost"].as_i64().unwrap(), stats["lostAtMost"].as_i64())
-}
-
-/// Waits until `/stats` has these bounds of lost records: at least, and at most where that is known.
-pub(crate) async fn lost(pipeline: &Pipeline, least: i64, most: Option<i64>) {
-    eventually(&format!("at least {least} and at most {most:?} are lost"), async || {
-        lost_bounds(pipeline).await == (least, most)
+/// Waits until `/stats` has this number of lost records, and the loss is `uncertain` or not.
+pub(crate) async fn lost(pipeline: &Pipeline, records: i64, uncertain: bool) {
+    eventually(&format!("{records} records are lost, uncertain: {uncertain}"), async || {
+        let stats = pipeline.get("/stats").await;
+        stats["lost"] == records && stats["lossUncertain"] == uncertain
     })
     .await;
 }

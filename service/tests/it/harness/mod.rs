@@ -11,7 +11,7 @@ mod servers;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use checks::{SinkEntry, check_stream, lost, lost_bounds};
+pub(crate) use checks::{SinkEntry, check_stream, lost};
 pub(crate) use failover::ManyRedis;
 pub(crate) use http::{Answer, answer};
 pub(crate) use pipeline::{KEY, LEASE_MS, Pipeline, sink};

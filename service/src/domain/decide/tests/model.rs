@@ -1,11 +1,11 @@
-//! Entries by chance, and the plain model that judges them.
+//! Records by chance, and the plain model that judges them.
 
 use proptest::prelude::*;
 
 use rust_decimal::Decimal;
 
 use super::super::*;
-use crate::domain::{KnownDeadLetter, KnownRecord, Watermarks};
+use crate::domain::{Account, KnownDeadLetter, KnownRecord, StreamId, Watermarks};
 
 /// Destinations of which some belong to shard 0 of 2 and some do not.
 pub(super) const DESTINATIONS: [&str; 4] = ["a", "b", "c", "d"];
@@ -18,15 +18,14 @@ pub(super) fn record(id: u8, destination: usize, value: &str, positive: bool, un
     )
 }
 
-/// One entry of a generated stream.
+/// One record of a generated stream.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
     New {
         payload: String,
-        marked: bool,
         isolated: bool,
     },
-    /// Delivers an earlier entry again.
+    /// Delivers an earlier record again.
     Again(usize),
     /// Requests the replay of a dead letter.
     Replay(i64),
@@ -46,50 +45,52 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(Step, Option<i64>)>> {
     let payload =
         prop_oneof![8 => well_formed, 1 => Just("garbage{".to_owned()), 1 => Just(r#"{"recordId":"id-1"}"#.to_owned())];
     let step = prop_oneof![
-        8 => (payload, any::<bool>(), prop::bool::weighted(0.05))
-            .prop_map(|(payload, marked, isolated)| Step::New { payload, marked, isolated }),
+        8 => (payload, prop::bool::weighted(0.05)).prop_map(|(payload, isolated)| Step::New { payload, isolated }),
         2 => (0..40_usize).prop_map(Step::Again),
         1 => (1..5_i64).prop_map(Step::Replay),
     ];
     prop::collection::vec((step, prop::option::weighted(0.3, 0..5_i64)), 1..40)
 }
 
-/// Turns steps into entries; an entry that comes again has the same stream id and payload.
+/// A record that came at a place.
+pub(super) fn input(ms: u64, payload: &str, replay_of: Option<DeadLetterId>) -> InputRecord {
+    InputRecord {
+        position: StreamPosition { entry: StreamId { ms, n: 0 }, index: 0 },
+        offsets: None,
+        payload: payload.to_owned().into(),
+        received_at: chrono::DateTime::UNIX_EPOCH,
+        traceparent: None,
+        replay_of,
+        corrupted: false,
+    }
+}
+
+/// Turns steps into records; one that comes again has the same place and payload.
 pub(super) fn items(steps: &[(Step, Option<i64>)]) -> Vec<Item> {
-    let mut made: Vec<(Entry, bool)> = Vec::new();
+    let mut made: Vec<(InputRecord, bool)> = Vec::new();
     for (index, (step, _)) in steps.iter().enumerate() {
-        let fresh = |payload: String, marked, replay_of| Entry {
-            id: StreamId { ms: index as u64, n: 0 },
-            deliveries: 1,
-            payload: payload.into_bytes(),
-            received_at: chrono::DateTime::UNIX_EPOCH,
-            traceparent: None,
-            marked,
-            replay_of,
-        };
+        let fresh = |payload: &str, replay_of| input(index as u64, payload, replay_of);
         made.push(match step {
-            Step::New { payload, marked, isolated } => (fresh(payload.clone(), *marked, None), *isolated),
-            Step::Again(which) if made.is_empty() => {
-                (fresh(record(0, 0, "1", true, "EUR", "{}"), *which > 0, None), false)
-            }
+            Step::New { payload, isolated } => (fresh(payload, None), *isolated),
+            Step::Again(_) if made.is_empty() => (fresh(&record(0, 0, "1", true, "EUR", "{}"), None), false),
             Step::Again(which) => made[which % made.len()].clone(),
             // The payload of a replay does not depend on its dead letter here.
             Step::Replay(n) => {
                 let payload = record((*n % 6) as u8, 0, "1", true, "EUR", "{}");
-                (fresh(payload, false, Some(DeadLetterId { shard: SHARD, seq: Seq::new(*n) })), false)
+                (fresh(&payload, Some(DeadLetterId { shard: SHARD, seq: Seq::new(*n) })), false)
             }
         });
     }
     made.into_iter()
-        .map(|(entry, isolated)| Item {
-            record: Record::parse(&entry.payload).map(Arc::new),
-            entry,
+        .map(|(input, isolated)| Item {
+            record: Record::parse(&input.payload).map(Arc::new),
+            input,
             isolated: isolated.then(|| Refusal::new(DeadLetterReason::CrashedWorker, "tested")),
         })
         .collect()
 }
 
-/// The outcome of an entry, comparable between the decision and the model of the test.
+/// The outcome of a record, comparable between the decision and the model of the test.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Decided {
     Record { seq: i64, id: String, previous: (i64, Decimal), alert: bool },
@@ -110,7 +111,7 @@ pub(super) struct Model {
 #[derive(Debug, Clone)]
 pub(super) struct Kept {
     pub(super) outcome: Decided,
-    stream_id: StreamId,
+    position: StreamPosition,
     payload: Vec<u8>,
     record: Option<Record>,
     /// Of a dead letter.
@@ -126,8 +127,8 @@ impl Model {
         self.kept.push(Kept {
             open: matches!(outcome, Decided::DeadLetter { .. }),
             outcome: outcome.clone(),
-            stream_id: item.entry.id,
-            payload: item.entry.payload.clone(),
+            position: item.input.position,
+            payload: item.input.payload.to_vec(),
             record: item.record.as_ref().ok().map(|record| Record::clone(record)),
         });
         outcome
@@ -146,20 +147,23 @@ impl Model {
     }
 
     fn outcome(&mut self, item: &Item) -> Decided {
-        if let Some(dead_letter) = item.entry.replay_of {
-            let found = self.kept.iter_mut().take(self.committed).find(|kept| {
-                kept.open && matches!(kept.outcome, Decided::DeadLetter { n, .. } if n == dead_letter.seq.get())
-            });
-            match found {
-                Some(kept) => kept.open = false,
-                None => return Decided::Nothing,
-            }
-        } else if self.kept.iter().any(|kept| {
+        let came = self.kept.iter().any(|kept| {
             matches!(kept.outcome, Decided::DeadLetter { .. })
-                && kept.stream_id == item.entry.id
-                && kept.payload == item.entry.payload
-        }) {
-            return Decided::Nothing;
+                && kept.position == item.input.position
+                && kept.payload == item.input.payload
+        });
+        let replayed = item.input.replay_of.and_then(|dead_letter| {
+            self.kept
+                .iter_mut()
+                .take(self.committed)
+                .find(|kept| matches!(kept.outcome, Decided::DeadLetter { n, .. } if n == dead_letter.seq.get()))
+        });
+        match replayed {
+            Some(kept) if !kept.open => return Decided::Nothing,
+            _ if came => return Decided::Nothing,
+            Some(kept) => kept.open = false,
+            // Of a dead letter that is not stored: a record like any other.
+            None => {}
         }
         let isolated = item.isolated.as_ref().map(|refusal| refusal.reason);
         let Ok(record) = &item.record else {
@@ -198,7 +202,7 @@ impl Model {
         }
     }
 
-    /// The outcome of a record whose id is taken, or was when the entry came first.
+    /// The outcome of a record whose id is taken, or was when it came first.
     fn outcome_of_taken_id(&self, item: &Item, record: &Record) -> Option<Decided> {
         let id = record.record_id.to_string();
         let taken = self.kept.iter().find(|kept| match &kept.outcome {
@@ -208,7 +212,7 @@ impl Model {
         });
         let same = taken.is_some_and(|taken| taken.record.as_ref() == Some(record));
         let noted = self.kept.iter().any(|kept| {
-            kept.stream_id == item.entry.id
+            kept.position == item.input.position
                 && kept.record.as_ref() == Some(record)
                 && match kept.outcome {
                     Decided::Record { .. } | Decided::Conflict { .. } => true,
@@ -253,21 +257,21 @@ impl Model {
                         DestinationUnit { destination_id: record.destination_id.clone(), unit: record.unit.clone() };
                     *known.destinations.entry(key).or_default() += total_nanos(record.signed());
                     if asked.contains(&record.record_id) {
-                        let stored = KnownRecord { record: Arc::new(record.clone()), stream_id: kept.stream_id };
+                        let stored = KnownRecord { record: Arc::new(record.clone()), position: kept.position };
                         known.records.insert(record.record_id.clone(), stored);
                     }
                 }
                 (Decided::Duplicate { .. }, Some(record)) => {
-                    known.duplicates.insert(entry_of(record, kept));
+                    known.duplicates.insert(position_of(record, kept));
                 }
                 (Decided::Conflict { .. }, Some(record)) => {
-                    known.conflicts.entry(entry_of(record, kept)).or_default().push(record.clone());
+                    known.conflicts.entry(position_of(record, kept)).or_default().push(record.clone());
                 }
                 (Decided::DeadLetter { n, .. }, record) => known.dead_letters.push(KnownDeadLetter {
                     id: DeadLetterId { shard: SHARD, seq: Seq::new(*n) },
                     open: kept.open,
                     record_id: record.as_ref().map(|record| record.record_id.clone()),
-                    stream_id: kept.stream_id,
+                    position: kept.position,
                     payload: kept.payload.clone(),
                 }),
                 _ => {}
@@ -285,10 +289,10 @@ impl Model {
             dead_letters: count(|outcome| matches!(outcome, Decided::DeadLetter { .. })),
             conflicts: count(|outcome| matches!(outcome, Decided::Conflict { .. })),
         };
-        Position { shard: SHARD, shards: 2, watermarks }
+        Position { shard: SHARD, shards: 2, watermarks, account: Account::default() }
     }
 }
 
-fn entry_of(record: &Record, kept: &Kept) -> EntryOfRecord {
-    EntryOfRecord { record_id: record.record_id.clone(), stream_id: kept.stream_id }
+fn position_of(record: &Record, kept: &Kept) -> PositionOfRecord {
+    PositionOfRecord { record_id: record.record_id.clone(), position: kept.position }
 }

@@ -1,0 +1,371 @@
+//! A `serve` process as a producer: requests that come while an append is under way go together in the next one.
+//!
+//! Must never have two appends of a shard under way: its order would depend on the network, and so would its count.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use redis::{ErrorKind, RedisError};
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+
+use super::{
+    AppendError, Streams,
+    append::{AppendAs, Appended},
+    entry::Outgoing,
+};
+use crate::{
+    domain::{AppendCount, ShardId, StreamPosition},
+    fault,
+};
+
+/// Number of bytes after which no further request is added to an append. A larger request goes alone.
+const CALL_BYTES: usize = 1 << 20;
+/// Longest wait for the counts of Redis.
+const RESOLVE: Duration = Duration::from_millis(500);
+
+type Verdict = Result<Vec<StreamPosition>, AppendError>;
+
+/// Appends the records of this process, and counts them.
+#[derive(Debug, Clone)]
+pub struct Producer(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    streams: Streams,
+    name: Arc<str>,
+    shards: Vec<Mutex<Shard>>,
+    appends: TaskTracker,
+    /// Whether the last append failed: a streak of failures is one warning.
+    failing: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    waiting: VecDeque<Request>,
+    is_under_way: bool,
+    /// Number of records that were appended, as far as this process was told.
+    appended: i64,
+    /// Whether records whose append had no answer may be missing in `appended`.
+    is_unresolved: bool,
+}
+
+#[derive(Debug)]
+struct Request {
+    records: Vec<Outgoing>,
+    bytes: usize,
+    settings: AppendSettings,
+    verdict: oneshot::Sender<Verdict>,
+}
+
+/// The settings of a pipeline for its appends.
+#[derive(Debug, Clone)]
+pub struct AppendSettings {
+    /// Id of the pipeline.
+    pub pipeline_id: Arc<str>,
+    /// Maximum number of records that may wait in a shard.
+    pub backlog_limit: u64,
+}
+
+impl Producer {
+    /// A producer for a number of shards. `name` is unique among all processes, ever.
+    #[must_use]
+    pub fn new(streams: &Streams, name: &Arc<str>, shards: u16) -> Self {
+        Self(Arc::new(Inner {
+            streams: streams.clone(),
+            name: Arc::clone(name),
+            shards: (0..shards).map(|_| Mutex::default()).collect(),
+            appends: TaskTracker::new(),
+            failing: AtomicBool::new(false),
+        }))
+    }
+
+    /// Appends records to a shard, in order, all or none. Returns their places when Redis has them on disk (with
+    /// `appendfsync always`). The append runs to its end also when the caller is gone.
+    ///
+    /// # Errors
+    /// [`AppendError`]: but for `Unknown`, nothing was appended.
+    pub async fn append(&self, shard: ShardId, settings: AppendSettings, records: Vec<Outgoing>) -> Verdict {
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (verdict, answer) = oneshot::channel();
+        let bytes = records.iter().map(|record| record.record.len()).sum();
+        let leads = {
+            let mut state = self.0.shard(shard);
+            state.waiting.push_back(Request { records, bytes, settings, verdict });
+            !std::mem::replace(&mut state.is_under_way, true)
+        };
+        if leads {
+            let inner = Arc::clone(&self.0);
+            self.0.appends.spawn(async move { Lead { inner, shard, done: false }.run().await });
+        }
+        answer.await.unwrap_or_else(|_| Err(AppendError::Unknown(ended())))
+    }
+
+    /// How many records were appended to each shard, as far as this process was told.
+    #[must_use]
+    pub fn counts(&self) -> Vec<AppendCount> {
+        let shards = ShardId::all(self.0.shards.len() as u16);
+        shards.map(|shard| AppendCount { shard, appended: self.0.shard(shard).appended }).collect()
+    }
+
+    /// Waits for the appends that are under way, and counts those that had no answer. No further append may come.
+    pub async fn close(&self) {
+        self.0.appends.close();
+        self.0.appends.wait().await;
+        let resolving = async {
+            for shard in ShardId::all(self.0.shards.len() as u16) {
+                if !self.0.shard(shard).is_unresolved {
+                    continue;
+                }
+                match self.0.streams.appended_by(shard, &self.0.name).await {
+                    Ok(count) => self.0.confirmed(shard, count),
+                    Err(error) => {
+                        tracing::debug!(event = "accept.counts.unresolved", shard = shard.get(), %error, "the count of Redis cannot be read")
+                    }
+                }
+            }
+        };
+        let _ = tokio::time::timeout(RESOLVE, resolving).await;
+    }
+}
+
+impl Inner {
+    fn shard(&self, shard: ShardId) -> MutexGuard<'_, Shard> {
+        self.shards[usize::from(shard.get())].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn confirmed(&self, shard: ShardId, count: i64) {
+        let mut state = self.shard(shard);
+        state.appended = state.appended.max(count);
+        state.is_unresolved = false;
+    }
+}
+
+fn ended() -> RedisError {
+    RedisError::from((ErrorKind::Io, "the append ended without an answer"))
+}
+
+/// The task that appends to a shard, until nothing waits.
+struct Lead {
+    inner: Arc<Inner>,
+    shard: ShardId,
+    done: bool,
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        if !self.done {
+            // It panicked. The outcome of all that waited is unknown: their senders are dropped.
+            tracing::error!(event = "accept.append.panicked", shard = self.shard.get(), "an append panicked");
+            let mut state = self.inner.shard(self.shard);
+            state.is_under_way = false;
+            state.is_unresolved = true;
+            state.waiting.clear();
+        }
+    }
+}
+
+impl Lead {
+    async fn run(mut self) {
+        while let Some(requests) = self.next() {
+            self.append(requests).await;
+        }
+        self.done = true;
+    }
+
+    /// The requests of the next append; `None`: nothing waits, and this task ends.
+    fn next(&self) -> Option<Vec<Request>> {
+        let mut state = self.inner.shard(self.shard);
+        let mut requests: Vec<Request> = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = state.waiting.front() {
+            bytes += next.bytes;
+            if bytes > CALL_BYTES && !requests.is_empty() {
+                break;
+            }
+            requests.extend(state.waiting.pop_front());
+        }
+        if requests.is_empty() {
+            state.is_under_way = false;
+            return None;
+        }
+        Some(requests)
+    }
+
+    async fn append(&self, mut requests: Vec<Request>) {
+        while let Some(newest) = requests.last() {
+            let settings = newest.settings.clone();
+            let records: Vec<&Outgoing> = requests.iter().flat_map(|request| &request.records).collect();
+            let settings = AppendAs {
+                pipeline_id: &settings.pipeline_id,
+                backlog_limit: settings.backlog_limit,
+                producer: &self.inner.name,
+                known: self.inner.shard(self.shard).appended,
+            };
+            let began = Instant::now();
+            let appended = self.inner.streams.append(self.shard, settings, &records).await;
+            metrics::histogram!("millrace_append_seconds").record(began.elapsed());
+            self.note(records.len(), &appended);
+            match appended {
+                Ok(appended) => {
+                    fault::point("after_append");
+                    self.inner.confirmed(self.shard, appended.count);
+                    let mut positions = appended.positions.into_iter();
+                    for request in requests {
+                        let own = positions.by_ref().take(request.records.len()).collect();
+                        // A receiver that is gone has disconnected.
+                        let _ = request.verdict.send(Ok(own));
+                    }
+                    return;
+                }
+                // Those that fit are appended alone. At least one is refused, for together they did not fit.
+                Err(AppendError::Backlog { room }) => requests = refuse_above(room, requests),
+                Err(error) => {
+                    if matches!(error, AppendError::Unknown(_)) {
+                        self.inner.shard(self.shard).is_unresolved = true;
+                    }
+                    for request in requests {
+                        let _ = request.verdict.send(Err(error.clone()));
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn note(&self, records: usize, appended: &Result<Appended, AppendError>) {
+        let (shard, failing) = (self.shard.get(), &self.inner.failing);
+        match appended {
+            Ok(_) => {
+                metrics::counter!("millrace_accepted_records_total").increment(records as u64);
+                if failing.swap(false, Ordering::Relaxed) {
+                    tracing::info!(event = "accept.append.recovered", shard, "appends succeed again");
+                }
+            }
+            // The metrics of the shard's workers show it, and every client is told.
+            Err(AppendError::Backlog { room }) => {
+                tracing::debug!(
+                    event = "accept.append.backlog_full",
+                    shard,
+                    records,
+                    room,
+                    "the shard's backlog is at its limit; appends are refused"
+                );
+            }
+            Err(error) if failing.swap(true, Ordering::Relaxed) => {
+                tracing::debug!(event = "accept.append.failed", shard, records, %error, "an append failed");
+            }
+            Err(error) => tracing::warn!(event = "accept.append.failed", shard, records, %error, "an append failed"),
+        }
+    }
+}
+
+/// Refuses the requests that do not fit, and returns the others.
+fn refuse_above(room: u64, requests: Vec<Request>) -> Vec<Request> {
+    let mut left = room;
+    let (fitting, refused): (Vec<_>, Vec<_>) = requests.into_iter().partition(|request| {
+        let fits = request.records.len() as u64 <= left;
+        left -= if fits { request.records.len() as u64 } else { 0 };
+        fits
+    });
+    for request in refused {
+        let _ = request.verdict.send(Err(AppendError::Backlog { room }));
+    }
+    fitting
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::OffsetRange,
+        streams::{keys, testing},
+    };
+
+    const SHARD: ShardId = ShardId::new(0);
+
+    fn start() -> (Streams, Producer) {
+        let name = format!("producer-{:016x}", rand::random::<u64>());
+        let streams = Streams::connect(&testing::url(), &name).unwrap();
+        let producer = Producer::new(&streams, &"s".into(), 1);
+        (streams, producer)
+    }
+
+    fn settings(backlog_limit: u64) -> AppendSettings {
+        AppendSettings { pipeline_id: "id".into(), backlog_limit }
+    }
+
+    #[tokio::test]
+    async fn requests_that_come_together_are_appended_together_and_refused_alone() {
+        let (streams, producer) = start();
+        let record = |n: usize| Outgoing {
+            record: format!("{n}"),
+            received_at: chrono::DateTime::UNIX_EPOCH,
+            traceparent: None,
+            replay_of: None,
+        };
+        let settings = settings(300);
+        let request = |records: usize| producer.append(SHARD, settings.clone(), (0..records).map(record).collect());
+        // They come together. In their order, 299 do not fit, and the others do.
+        let verdicts = tokio::join!(request(1), request(250), request(299), request(2), request(0));
+        let count = |verdict: Result<Vec<StreamPosition>, AppendError>| verdict.map(|positions| positions.len());
+        assert_eq!((count(verdicts.0).unwrap(), count(verdicts.1).unwrap()), (1, 250));
+        assert!(matches!(verdicts.2, Err(AppendError::Backlog { room: 300 })), "{:?}", verdicts.2);
+        assert_eq!((count(verdicts.3).unwrap(), count(verdicts.4).unwrap()), (2, 0));
+        let entries = testing::entries(&streams, SHARD).await;
+        assert_eq!(entries.iter().map(|entry| entry.records.len()).collect::<Vec<_>>(), [200, 53]);
+        let records: Vec<_> = entries.iter().flat_map(|entry| &entry.records).collect();
+        let offsets: Vec<_> = records.iter().map(|record| record.offsets).collect();
+        assert_eq!(offsets, (1..=253).map(|n| OffsetRange::new(n, n)).collect::<Vec<_>>());
+        assert!(matches!(request(48).await, Err(AppendError::Backlog { room: 47 })));
+        assert_eq!(producer.counts()[0].appended, 253);
+        // An empty stream has no backlog, whatever the counters hold.
+        let stream = keys::records(&streams.pipeline, SHARD);
+        let _: i64 = redis::cmd("XTRIM")
+            .arg(&stream)
+            .arg(&["MAXLEN", "0"])
+            .query_async(&mut streams.shared(&stream))
+            .await
+            .unwrap();
+        assert_eq!(count(request(300).await).unwrap(), 300);
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_ids_accepts_nothing_and_its_counts_are_right() {
+        let (streams, producer) = start();
+        let stream = keys::records(&streams.pipeline, SHARD);
+        let last_but_one = "18446744073709551615-18446744073709551614";
+        let fields = ["records", "of another program"];
+        let _: String = redis::cmd("XADD")
+            .arg(&stream)
+            .arg(last_but_one)
+            .arg(&fields)
+            .query_async(&mut streams.shared(&stream))
+            .await
+            .unwrap();
+        let record = Outgoing {
+            record: "x".repeat(40 << 10),
+            received_at: chrono::DateTime::UNIX_EPOCH,
+            traceparent: None,
+            replay_of: None,
+        };
+        let settings = settings(100);
+        // Two entries, and one id is left.
+        let two = vec![record.clone(), record];
+        let part = producer.append(SHARD, settings.clone(), two.clone()).await;
+        assert!(matches!(part, Err(AppendError::Unknown(_))), "{part:?}");
+        let refused = producer.append(SHARD, settings, two).await;
+        assert!(matches!(refused, Err(AppendError::Exhausted(SHARD))), "{refused:?}");
+        assert_eq!(producer.counts()[0].appended, 0);
+        producer.close().await;
+        assert_eq!(producer.counts()[0].appended, 1, "the count of Redis");
+    }
+}

@@ -1,5 +1,0 @@
--- Removes the counts of producers that Postgres has added to one sum. ARGV: their names.
-local stop = fenced()
-if stop then return stop end
-for i = 5, #ARGV do redis.call('HDEL', KEYS[1], 'by:' .. ARGV[i]) end
-return {'ok'}

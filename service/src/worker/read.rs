@@ -1,0 +1,128 @@
+//! Reading a shard's stream: pending entries first, then new ones; at its end, waiting.
+//!
+//! Must never take a record for lost while an entry is pending or in flight.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    loss,
+    shard::{Error, Mode, Shard, current},
+};
+use crate::{
+    store,
+    streams::{End, Read, Step},
+};
+
+/// Longest wait for an entry, and so the interval at which an idle shard reads its stream.
+const LONGEST_WAIT: Duration = Duration::from_millis(1000);
+
+impl Shard {
+    pub(super) async fn claim(&mut self, start: &str) -> Result<(), Error> {
+        let context = Arc::clone(&self.context);
+        let _permit = context.permits.acquire().await;
+        let Step::Done(claimed) = self.input.claim(&current(&self.lease), start, context.options.batch).await? else {
+            self.mode = Mode::Prepare;
+            return Ok(());
+        };
+        if claimed.deleted > 0 {
+            tracing::warn!(
+                event = "worker.pending.deleted",
+                shard = self.shard.get(),
+                entries = claimed.deleted,
+                "pending entries were deleted from the input stream"
+            );
+        }
+        if !claimed.entries.is_empty() {
+            tracing::info!(
+                event = "worker.pending.reclaimed",
+                shard = self.shard.get(),
+                entries = claimed.entries.len(),
+                "reclaimed pending entries"
+            );
+        }
+        self.apply(claimed.entries).await?;
+        if self.mode != Mode::Prepare {
+            self.mode = claimed.next.map_or(Mode::Read, Mode::Claim);
+        }
+        if self.mode == Mode::Read && self.acknowledged != self.committed() {
+            // Nothing is pending, so all that is committed is acknowledged: Redis was rewound, or an answer was lost.
+            self.acknowledge(&[]).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn read(&mut self) -> Result<(), Error> {
+        let context = Arc::clone(&self.context);
+        let permit = context.permits.acquire().await;
+        let read = match self.input.read(&current(&self.lease), context.options.batch).await? {
+            Step::Done(read) => read,
+            Step::Raised => {
+                tracing::warn!(
+                    event = "worker.lease.raised_in_redis",
+                    shard = self.shard.get(),
+                    "Redis was rewound: its lease or its watermarks were lower"
+                );
+                self.mode = Mode::Prepare;
+                return Ok(());
+            }
+        };
+        crate::fault::point("after_read");
+        match read {
+            Read::Entries(entries) => {
+                self.apply(entries).await?;
+                self.reconcile().await
+            }
+            Read::Nothing(end) => {
+                drop(permit);
+                self.end_reached(&end).await?;
+                self.reconcile().await?;
+                if self.mode == Mode::Read { self.wait(&end.last).await } else { Ok(()) }
+            }
+        }
+    }
+
+    /// The stream is at its end, and nothing is in flight: records that were appended and did not come are lost.
+    async fn end_reached(&mut self, end: &End) -> Result<(), Error> {
+        if end.pending > 0 {
+            // Another program has read for the group.
+            self.mode = Mode::Prepare;
+        } else if end.appended > self.log.accounted {
+            let lease = current(&self.lease);
+            let noted = loss::note_rest(&self.context, self.shard, &lease, self.log.accounted, end.appended);
+            store::within(noted).await?;
+            self.log.accounted = end.appended;
+            self.acknowledge(&[]).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the counts of both servers agree, every second: between batches, when nothing is in flight.
+    async fn reconcile(&mut self) -> Result<(), Error> {
+        if self.mode == Mode::Read && self.reconciler.is_due() {
+            let lease = current(&self.lease);
+            if !store::within(self.reconciler.step(&self.context, &self.input, &lease)).await? {
+                self.mode = Mode::Prepare;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for an entry; delivers nothing to the group.
+    async fn wait(&mut self, last: &str) -> Result<(), Error> {
+        let mut connection = match self.waiting.take() {
+            Some(connection) => connection,
+            None => self.input.blocking(LONGEST_WAIT).await?,
+        };
+        let mut active_manifest = self.context.active_manifest.clone();
+        active_manifest.mark_unchanged();
+        tokio::select! {
+            waited = self.input.wait(&mut connection, last, LONGEST_WAIT) => {
+                waited?;
+                self.waiting = Some(connection);
+            }
+            _ = active_manifest.changed() => {}
+            () = self.stop.cancelled() => {}
+        }
+        Ok(())
+    }
+}
