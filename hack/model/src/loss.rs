@@ -55,9 +55,9 @@ impl Protocol {
         let folds = total(row.folded, &row.producers, &input.by) < input.appended;
         let all_noted = own.surplus.is_some_and(|left| left & living(state, &row.producers) == 0);
         let folds = folds || row.accounted > input.appended && (own.surplus.is_none() || all_noted);
-        let settled = own.surplus.is_some() && row.accounted <= input.appended;
+        let surplus_ended = own.surplus.is_some() && row.accounted <= input.appended;
         let raises = raises && self.has(Guard::RaiseByNotes);
-        if !(dead || raises || folds && self.has(Guard::FoldSurplus) || settled) {
+        if !(dead || raises || folds && self.has(Guard::FoldSurplus) || surplus_ended) {
             return false;
         }
         let account =
