@@ -73,6 +73,8 @@ pub struct InputRecord {
     pub traceparent: Option<Arc<str>>,
     /// The dead letter whose replay this is.
     pub replay_of: Option<DeadLetterId>,
+    /// Whether `payload` has the bytes of [`Record::to_json`](super::Record::to_json): the format of entries promises it.
+    pub is_canonical: bool,
     /// Whether this is a whole entry that does not have the content that was appended: `payload` holds its bytes.
     pub corrupted: bool,
 }

@@ -10,6 +10,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::{
@@ -135,7 +136,8 @@ fn weight(row: &LogRow) -> usize {
     size_of::<LogRow>()
         + texts.iter().map(|text| text.len() + 16).sum::<usize>()
         + record.attributes.as_ref().map_or(0, |attributes| attributes.as_str().len())
-        + row.traceparent.as_ref().map_or(0, String::len)
+        + row.traceparent.as_ref().map_or(0, |traceparent| traceparent.len())
+        + row.json.as_ref().map_or(0, Bytes::len)
 }
 
 #[cfg(test)]

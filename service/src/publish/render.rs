@@ -1,14 +1,12 @@
 //! Content of a sink's entries. One rendering for rows from memory and from the log; `verify` has its own, to compare.
 
-use chrono::{DateTime, Utc};
-use serde::{
-    Serialize, Serializer,
-    ser::{SerializeMap, SerializeStruct as _},
-};
+use std::{borrow::Cow, fmt::Write as _, sync::Arc};
+
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    domain::{OutcomeKind, Record, RecordId, ShardId, is_deep, render_time},
+    domain::{OutcomeKind, RecordId, ShardId, is_deep, render_time},
     store::{LogRow, RefusedRow},
     streams::Notice,
 };
@@ -27,14 +25,36 @@ pub fn event_type(kind: OutcomeKind) -> &'static str {
 /// A processed record's notification, or its alert.
 #[must_use]
 pub fn record(shard: ShardId, row: &LogRow, alert: bool) -> Notice {
-    let data = RecordData { row, alert };
+    let time = render_time(row.processed_at);
     Notice {
         seq: row.seq,
         id: format!("{shard}-{}{}", row.seq, if alert { "-alert" } else { "" }),
-        time: render_time(row.processed_at),
+        data: record_data(row, &time, alert),
+        time,
         traceparent: row.traceparent.clone(),
-        data: serde_json::to_string(&data).unwrap_or_default(),
     }
+}
+
+/// The record with `receivedAt` and `processedAt`, the summary, and the threshold of an alert. The bytes of the record
+/// are those of the entry where they are known: each path gives the same.
+fn record_data(row: &LogRow, processed_at: &str, alert: bool) -> String {
+    let record = match row.json.as_deref().and_then(|json| std::str::from_utf8(json).ok()) {
+        Some(json) => Cow::Borrowed(json),
+        None => Cow::Owned(row.record.to_json()),
+    };
+    let fields = record.strip_suffix('}').unwrap_or(&record);
+    let received_at = render_time(row.received_at);
+    let unit = serde_json::to_string(row.record.unit.as_str()).unwrap_or_default();
+    let (count, total) = (row.previous.count, row.previous.total);
+    let threshold = row.threshold.filter(|_| alert).map(|threshold| format!(r#","threshold":"{threshold}""#));
+    let threshold = threshold.unwrap_or_default();
+    // None of these texts but the unit has a character that JSON escapes.
+    let mut data = String::with_capacity(fields.len() + 200);
+    let _ = write!(
+        data,
+        r#"{{"record":{fields},"receivedAt":"{received_at}","processedAt":"{processed_at}"}},"summary":{{"previousCount":{count},"previousTotal":"{total}","unit":{unit}}}{threshold}}}"#
+    );
+    data
 }
 
 /// A dead letter's or a conflict's notification.
@@ -53,62 +73,8 @@ pub fn refused(shard: ShardId, row: &RefusedRow, kind: OutcomeKind) -> Notice {
         seq: row.seq,
         id: format!("{shard}-{mark}{}", row.seq),
         time: render_time(row.noted_at),
-        traceparent: row.traceparent.clone(),
+        traceparent: row.traceparent.as_deref().map(Arc::from),
         data: serde_json::to_string(&data).unwrap_or_default(),
-    }
-}
-
-/// A record as it is given out: with `receivedAt` and `processedAt`.
-#[derive(Debug)]
-pub struct RecordOut<'a> {
-    /// The content.
-    pub record: &'a Record,
-    /// When `serve` received it.
-    pub received_at: DateTime<Utc>,
-    /// When it was committed.
-    pub processed_at: DateTime<Utc>,
-}
-
-impl Serialize for RecordOut<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        self.record.serialize_fields(&mut map)?;
-        map.serialize_entry("receivedAt", &render_time(self.received_at))?;
-        map.serialize_entry("processedAt", &render_time(self.processed_at))?;
-        map.end()
-    }
-}
-
-struct RecordData<'a> {
-    row: &'a LogRow,
-    alert: bool,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Summary<'a> {
-    previous_count: i64,
-    previous_total: String,
-    unit: &'a str,
-}
-
-impl Serialize for RecordData<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let row = self.row;
-        let threshold = row.threshold.filter(|_| self.alert);
-        let mut data = serializer.serialize_struct("data", 2 + usize::from(threshold.is_some()))?;
-        let record = RecordOut { record: &row.record, received_at: row.received_at, processed_at: row.processed_at };
-        data.serialize_field("record", &record)?;
-        let summary = Summary {
-            previous_count: row.previous.count,
-            previous_total: row.previous.total.to_string(),
-            unit: row.record.unit.as_str(),
-        };
-        data.serialize_field("summary", &summary)?;
-        if let Some(threshold) = threshold {
-            data.serialize_field("threshold", &threshold.to_string())?;
-        }
-        data.end()
     }
 }
 
@@ -125,4 +91,102 @@ struct RefusedData<'a> {
     /// Any other payload, as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     payload_text: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
+
+    use super::*;
+    use crate::{
+        domain::{self, InputRecord, Item, Policy, Record, Seq, SeqRange, StreamId, StreamPosition},
+        store::testing::TestPipeline,
+    };
+
+    fn received() -> impl Strategy<Value = (Record, i64, Option<Arc<str>>)> {
+        let text = || "[^\\s\\p{C}\\p{Z}]{1,12}";
+        let digits = (prop::bool::ANY, 0..1_000_000_u64, 0..10_u32);
+        let attributes = prop::option::of(prop_oneof![
+            Just("{}".to_owned()),
+            Just(r#"{ "b" : 1.0e2,"a":"\u00e9 \" x" , "n":null }"#.to_owned()),
+            text().prop_map(|text| serde_json::json!({ text: [1, true] }).to_string()),
+        ]);
+        let micros = -62_000_000_000_000_000..200_000_000_000_000_000_i64;
+        let trace = prop::option::of(Just(Arc::from("00-0123456789abcdef0123456789abcdef-0123456789abcdef-01")));
+        (text(), text(), text(), text(), digits, micros, attributes, 0..2_000_000_000_000_000_i64, trace).prop_filter_map(
+            "a record",
+            |(id, source, reference, unit, (positive, value, scale), micros, attributes, received, trace)| {
+                let time = chrono::DateTime::from_timestamp_micros(micros)?.to_rfc3339();
+                let value = rust_decimal::Decimal::new(i64::try_from(value).ok()?, scale.min(9));
+                let mut json = serde_json::json!({
+                    "recordId": id, "time": time, "sourceId": source, "destinationId": format!("d{source}"), "unit": unit,
+                    "type": if positive { "positive" } else { "negative" }, "value": value.to_string(),
+                    "reference": reference,
+                })
+                .to_string();
+                if let Some(attributes) = attributes {
+                    json.truncate(json.len() - 1);
+                    json = format!(r#"{json},"attributes":{attributes}}}"#);
+                }
+                Some((Record::parse(json.as_bytes()).ok()?, received, trace))
+            },
+        )
+    }
+
+    #[tokio::test]
+    async fn rows_of_the_log_and_of_entries_render_the_same_bytes() {
+        let pipeline = TestPipeline::new("shards: 1").await;
+        let (store, shard) = (&pipeline.store, ShardId::new(0));
+        let lease = store.take("one", shard, "token", 60_000).await.unwrap().unwrap();
+        let records = prop::collection::vec(received(), 600..700);
+        let records = records.new_tree(&mut TestRunner::deterministic()).unwrap().current();
+        let batch: Vec<Item> = (0_u64..)
+            .zip(records)
+            .map(|(ms, (record, received, traceparent))| Item {
+                input: InputRecord {
+                    position: StreamPosition { entry: StreamId { ms, n: 0 }, index: 0 },
+                    offsets: None,
+                    payload: record.to_json().into(),
+                    received_at: chrono::DateTime::from_timestamp_micros(received).unwrap(),
+                    traceparent,
+                    replay_of: None,
+                    is_canonical: true,
+                    corrupted: false,
+                },
+                record: Ok(Arc::new(record)),
+                isolated: None,
+            })
+            .collect();
+        let policy = Policy::default();
+        let mut commit = store.begin_commit(shard, 1, &lease, 1, false).await.unwrap();
+        let known = commit.known(&batch, &policy).await.unwrap();
+        let (position, now) = (commit.position, commit.now);
+        let decision = domain::decide(&batch, known, &policy, position);
+        commit.write(&batch, &decision, 1).await.unwrap();
+        let all = SeqRange { after: Seq::ZERO, upto: Seq::new(1000) };
+        let stored = store.log_rows(shard, all, false, 1000).await.unwrap();
+        assert!(stored.len() > 500 && stored.len() == decision.records.len(), "{} records", stored.len());
+        for (stored, new) in stored.iter().zip(decision.records) {
+            let input = &batch[new.item].input;
+            let row = LogRow {
+                seq: new.seq,
+                record: new.record,
+                received_at: input.received_at,
+                processed_at: now,
+                previous: new.previous,
+                threshold: Some(rust_decimal::Decimal::ONE),
+                traceparent: input.traceparent.clone(),
+                json: Some(input.payload.clone()),
+            };
+            for alert in [false, true] {
+                let stored = LogRow { threshold: row.threshold, ..stored.clone() };
+                let (one, other) = (record(shard, &row, alert), record(shard, &stored, alert));
+                assert_eq!(one, other);
+                let data: serde_json::Value = serde_json::from_str(&one.data).unwrap();
+                assert_eq!(data["record"]["recordId"], row.record.record_id.as_str());
+                assert_eq!(data["summary"]["unit"], row.record.unit.as_str());
+                assert_eq!(data.get("threshold").is_some(), alert);
+            }
+        }
+    }
 }

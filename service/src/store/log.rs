@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 
@@ -24,7 +25,9 @@ pub struct LogRow {
     /// The threshold that its value exceeds.
     pub threshold: Option<Decimal>,
     /// W3C trace context of the request.
-    pub traceparent: Option<String>,
+    pub traceparent: Option<Arc<str>>,
+    /// The bytes of [`Record::to_json`], where they are known.
+    pub json: Option<Bytes>,
 }
 
 /// A dead letter or a conflict in its log.
@@ -93,7 +96,8 @@ impl Store {
                     processed_at: row.processed_at,
                     previous: Total { count: row.previous_count, total: numeric(&row.previous_total)? },
                     threshold: row.threshold.as_deref().map(numeric).transpose()?,
-                    traceparent: row.traceparent,
+                    traceparent: row.traceparent.map(Arc::from),
+                    json: None,
                 })
             })
             .collect()

@@ -2,10 +2,11 @@
 
 use std::sync::LazyLock;
 
-use redis::{AsyncCommands as _, ErrorKind, RedisError, Script, ServerErrorKind, Value};
+use redis::{AsyncCommands as _, ErrorKind, RedisError, Script, Value};
 
 use super::{
     Error, Streams,
+    call::{self, Call},
     entry::{FORMAT, Outgoing, pack},
     keys,
 };
@@ -105,13 +106,9 @@ impl Streams {
         records: &[&Outgoing],
     ) -> Result<Appended, AppendError> {
         let entries = pack(records.iter().copied());
-        // Built by hand: `Script::arg` would copy every record once more.
-        let mut command = redis::cmd("EVALSHA");
-        command
-            .arg(APPEND.get_hash())
-            .arg(2)
-            .arg(keys::records(&self.pipeline, shard))
-            .arg(keys::fence(&self.pipeline, shard))
+        let stream = keys::records(&self.pipeline, shard);
+        let mut call = Call::new(&APPEND, &[&stream, &keys::fence(&self.pipeline, shard)]);
+        call.command
             .arg(settings.pipeline_id)
             .arg(settings.backlog_limit)
             .arg(settings.producer)
@@ -119,14 +116,14 @@ impl Streams {
             .arg(FORMAT)
             .arg(records.len());
         for entry in &entries {
-            command.arg(entry.count).arg(&entry.bytes);
+            call.command.arg(entry.count).arg(&entry.bytes);
         }
-        let mut redis = self.shared(&keys::records(&self.pipeline, shard));
-        let mut answer: Result<Vec<Value>, RedisError> = command.query_async(&mut redis).await;
-        if matches!(&answer, Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)) {
+        let mut redis = self.shared(&stream);
+        let mut answer: Result<Vec<Value>, RedisError> = call.command.query_async(&mut redis).await;
+        if answer.as_ref().is_err_and(call::is_not_loaded) {
             // Only the append itself can have an unknown outcome.
-            APPEND.load_async(&mut redis).await.map_err(AppendError::Unavailable)?;
-            answer = command.query_async(&mut redis).await;
+            call.load(&mut redis).await.map_err(AppendError::Unavailable)?;
+            answer = call.command.query_async(&mut redis).await;
         }
         let answer = answer.map_err(AppendError::of)?;
         let word = match answer.first() {

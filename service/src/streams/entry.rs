@@ -9,7 +9,7 @@
 //! | time of receipt | 8 | microseconds since the epoch; only without flag 1 |
 //! | trace context | 1 + n | length and text; only without flag 1 |
 //! | dead letter | 1 + n | length and id; only with flag 2 |
-//! | record | 4 + n | length and JSON |
+//! | record | 4 + n | length and JSON: but for a replay, the bytes of `Record::to_json` |
 //!
 //! Numbers are little-endian. A change of anything above is another format: a worker that does not support the format of
 //! an entry returns its shard. Must never make records of bytes whose checksum is wrong.
@@ -144,7 +144,9 @@ fn unframe(rest: &mut Bytes, position: StreamPosition, before: Option<&InputReco
     };
     let length = rest.try_get_u32_le().ok()?;
     let payload = part(rest, length as usize)?;
-    Some(InputRecord { position, offsets: None, payload, received_at, traceparent, replay_of, corrupted: false })
+    let is_canonical = replay_of.is_none();
+    let corrupted = false;
+    Some(InputRecord { position, offsets: None, payload, received_at, traceparent, replay_of, is_canonical, corrupted })
 }
 
 fn part(rest: &mut Bytes, length: usize) -> Option<Bytes> {
@@ -220,7 +222,16 @@ fn bare(id: StreamId, payload: Bytes) -> InputRecord {
     let received_at = i64::try_from(id.ms).ok().and_then(DateTime::from_timestamp_millis);
     let received_at = received_at.filter(|time| (0..=253_402_300_799).contains(&time.timestamp())).unwrap_or_default();
     let position = StreamPosition { entry: id, index: 0 };
-    InputRecord { position, offsets: None, payload, received_at, traceparent: None, replay_of: None, corrupted: false }
+    InputRecord {
+        position,
+        offsets: None,
+        payload,
+        received_at,
+        traceparent: None,
+        replay_of: None,
+        is_canonical: false,
+        corrupted: false,
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::{
 use millrace_crds::ADOPT;
 use redis::{AsyncCommands as _, FromRedisValue, Script, Value, streams::StreamReadOptions};
 
-use super::{Blocking, Error, Streams, entry::entries, keys};
+use super::{Blocking, Error, Streams, call::Call, entry::entries, keys};
 use crate::domain::{Entry, Lease, Offset, Seq, Sequence, ShardId, StreamId, Watermarks};
 
 /// Number of entries after which a script looks at how much it has read.
@@ -322,16 +322,15 @@ impl Input {
     }
 
     /// Runs a script. Its refusals become errors.
-    async fn run(&self, script: &Script, lease: &Lease, args: &[&str]) -> Result<Vec<Value>, Error> {
-        let mut call = script.key(&self.fence_key);
-        call.key(&self.stream).arg(&self.pipeline_id).arg(lease.epoch).arg(&lease.token);
+    async fn run(&self, script: &'static Script, lease: &Lease, args: &[&str]) -> Result<Vec<Value>, Error> {
+        let mut call = Call::new(script, &[&self.fence_key, &self.stream]);
+        call.command.arg(&self.pipeline_id).arg(lease.epoch).arg(&lease.token);
         let Acknowledged { watermarks: Watermarks { records, dead_letters, conflicts }, offset } = *self.known();
-        call.arg(format!("{records} {dead_letters} {conflicts}")).arg(offset.get());
+        call.command.arg(format!("{records} {dead_letters} {conflicts}")).arg(offset.get());
         for arg in args {
-            call.arg(*arg);
+            call.command.arg(*arg);
         }
-        let mut connection = self.streams.shared(&self.fence_key);
-        let reply: Vec<Value> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
+        let reply = call.send(&mut self.streams.shared(&self.fence_key)).await.map_err(Error::of)?;
         let is = |word: &[u8]| is(&reply, word);
         if is(b"fenced") {
             let epoch = match reply.get(1) {

@@ -5,6 +5,7 @@
 
 mod address;
 mod append;
+mod call;
 mod connect;
 mod discovery;
 mod entry;

@@ -2,12 +2,15 @@
 //!
 //! It must never append anything but the outcomes that follow the cursor.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
 
 use millrace_crds::ADOPT;
 use redis::{AsyncCommands as _, FromRedisValue, Script, Value};
 
-use super::{Error, Streams, keys};
+use super::{Error, Streams, call::Call, keys};
 use crate::domain::{Seq, SeqRange, ShardId, ShardSeq};
 
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/publish.lua")));
@@ -32,7 +35,7 @@ pub struct Output {
 }
 
 /// An entry to be appended.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
     /// Its number in the shard.
     pub seq: Seq,
@@ -41,7 +44,7 @@ pub struct Notice {
     /// When it was committed, RFC 3339.
     pub time: String,
     /// W3C trace context of the request.
-    pub traceparent: Option<String>,
+    pub traceparent: Option<Arc<str>>,
     /// JSON.
     pub data: String,
 }
@@ -80,8 +83,8 @@ impl Streams {
         range: SeqRange,
         notices: &[Notice],
     ) -> Result<Published, Error> {
-        let mut call = PUBLISH.key(keys::cursor(&output.stream));
-        call.key(&output.stream)
+        let mut call = Call::new(&PUBLISH, &[&keys::cursor(&output.stream), &output.stream]);
+        call.command
             .arg(&output.pipeline_id)
             .arg(&output.sink)
             .arg(&output.cursor_generation)
@@ -93,14 +96,14 @@ impl Streams {
             .arg(format!("{}/{}", self.pipeline, output.pipeline_id))
             .arg(kind);
         for notice in notices {
-            call.arg(notice.seq.get())
+            call.command
+                .arg(notice.seq.get())
                 .arg(&notice.id)
                 .arg(&notice.time)
                 .arg(notice.traceparent.as_deref().unwrap_or_default())
                 .arg(&notice.data);
         }
-        let mut connection = self.shared(&output.stream);
-        let reply: Vec<Value> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
+        let reply = call.send(&mut self.shared(&output.stream)).await.map_err(Error::of)?;
         let word: String = at(&reply, 0)?;
         Ok(match word.as_str() {
             "ok" => Published::All { trimmed_unread: at(&reply, 2)? },

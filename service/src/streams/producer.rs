@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use redis::{ErrorKind, RedisError};
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -27,6 +28,8 @@ use crate::{
 
 /// Number of bytes after which no further request is added to an append. A larger request goes alone.
 const CALL_BYTES: usize = 1 << 20;
+/// Longest wait for an answer before requests of other shards are sent.
+const ROUND: Duration = Duration::from_millis(3);
 /// Longest wait for the counts of Redis.
 const RESOLVE: Duration = Duration::from_millis(500);
 
@@ -42,6 +45,8 @@ struct Inner {
     name: Arc<str>,
     shards: Vec<Mutex<Shard>>,
     appends: TaskTracker,
+    /// Whether a task sends the waiting requests.
+    is_led: AtomicBool,
     /// Whether the last append failed: a streak of failures is one warning.
     failing: AtomicBool,
 }
@@ -82,6 +87,7 @@ impl Producer {
             name: Arc::clone(name),
             shards: (0..shards).map(|_| Mutex::default()).collect(),
             appends: TaskTracker::new(),
+            is_led: AtomicBool::new(false),
             failing: AtomicBool::new(false),
         }))
     }
@@ -97,14 +103,10 @@ impl Producer {
         }
         let (verdict, answer) = oneshot::channel();
         let bytes = records.iter().map(|record| record.record.len()).sum();
-        let leads = {
-            let mut state = self.0.shard(shard);
-            state.waiting.push_back(Request { records, bytes, settings, verdict });
-            !std::mem::replace(&mut state.is_under_way, true)
-        };
-        if leads {
+        self.0.shard(shard).waiting.push_back(Request { records, bytes, settings, verdict });
+        if !self.0.is_led.swap(true, Ordering::SeqCst) {
             let inner = Arc::clone(&self.0);
-            self.0.appends.spawn(async move { Lead { inner, shard, done: false }.run().await });
+            self.0.appends.spawn(async move { Lead { inner, done: false }.run().await });
         }
         answer.await.unwrap_or_else(|_| Err(AppendError::Unknown(ended())))
     }
@@ -153,10 +155,10 @@ fn ended() -> RedisError {
     RedisError::from((ErrorKind::Io, "the append ended without an answer"))
 }
 
-/// The task that appends to a shard, until nothing waits.
+/// The task that appends, until nothing waits. It sends the appends of all shards that have requests at once, and the
+/// next ones when answers have come: requests that arrive meanwhile go together, and so do their packets.
 struct Lead {
     inner: Arc<Inner>,
-    shard: ShardId,
     done: bool,
 }
 
@@ -164,26 +166,62 @@ impl Drop for Lead {
     fn drop(&mut self) {
         if !self.done {
             // It panicked. The outcome of all that waited is unknown: their senders are dropped.
-            tracing::error!(event = "accept.append.panicked", shard = self.shard.get(), "an append panicked");
-            let mut state = self.inner.shard(self.shard);
-            state.is_under_way = false;
-            state.is_unresolved = true;
-            state.waiting.clear();
+            tracing::error!(event = "accept.append.panicked", "an append panicked");
+            self.inner.is_led.store(false, Ordering::SeqCst);
+            for shard in ShardId::all(self.inner.shards.len() as u16) {
+                let mut state = self.inner.shard(shard);
+                state.is_unresolved |= std::mem::take(&mut state.is_under_way);
+                state.waiting.clear();
+            }
         }
     }
 }
 
 impl Lead {
     async fn run(mut self) {
-        while let Some(requests) = self.next() {
-            self.append(requests).await;
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            for shard in ShardId::all(self.inner.shards.len() as u16) {
+                if let Some(requests) = self.inner.next(shard) {
+                    let inner = Arc::clone(&self.inner);
+                    under_way.push(async move {
+                        inner.append(shard, requests).await;
+                        inner.shard(shard).is_under_way = false;
+                    });
+                }
+            }
+            if under_way.is_empty() {
+                if self.inner.ends() {
+                    break;
+                }
+                continue;
+            }
+            // A server that does not answer delays only its own shards, and those of other servers by a moment.
+            if tokio::time::timeout(ROUND, under_way.next()).await.is_ok() {
+                // The answers of one server come together.
+                tokio::task::yield_now().await;
+                while under_way.next().now_or_never().flatten().is_some() {}
+            }
         }
         self.done = true;
     }
+}
 
-    /// The requests of the next append; `None`: nothing waits, and this task ends.
-    fn next(&self) -> Option<Vec<Request>> {
-        let mut state = self.inner.shard(self.shard);
+impl Inner {
+    /// Whether nothing waits, so that no task leads any more.
+    fn ends(&self) -> bool {
+        self.is_led.store(false, Ordering::SeqCst);
+        let waits = |shard| !self.shard(shard).waiting.is_empty();
+        // A request that came since has seen that a task leads.
+        !ShardId::all(self.shards.len() as u16).any(waits) || self.is_led.swap(true, Ordering::SeqCst)
+    }
+
+    /// The requests of a shard's next append; `None`: nothing waits, or an append is under way.
+    fn next(&self, shard: ShardId) -> Option<Vec<Request>> {
+        let mut state = self.shard(shard);
+        if state.is_under_way {
+            return None;
+        }
         let mut requests: Vec<Request> = Vec::new();
         let mut bytes = 0;
         while let Some(next) = state.waiting.front() {
@@ -193,31 +231,28 @@ impl Lead {
             }
             requests.extend(state.waiting.pop_front());
         }
-        if requests.is_empty() {
-            state.is_under_way = false;
-            return None;
-        }
-        Some(requests)
+        state.is_under_way = !requests.is_empty();
+        state.is_under_way.then_some(requests)
     }
 
-    async fn append(&self, mut requests: Vec<Request>) {
+    async fn append(&self, shard: ShardId, mut requests: Vec<Request>) {
         while let Some(newest) = requests.last() {
             let settings = newest.settings.clone();
             let records: Vec<&Outgoing> = requests.iter().flat_map(|request| &request.records).collect();
             let settings = AppendAs {
                 pipeline_id: &settings.pipeline_id,
                 backlog_limit: settings.backlog_limit,
-                producer: &self.inner.name,
-                known: self.inner.shard(self.shard).appended,
+                producer: &self.name,
+                known: self.shard(shard).appended,
             };
             let began = Instant::now();
-            let appended = self.inner.streams.append(self.shard, settings, &records).await;
+            let appended = self.streams.append(shard, settings, &records).await;
             metrics::histogram!("millrace_append_seconds").record(began.elapsed());
-            self.note(records.len(), &appended);
+            self.note(shard, records.len(), &appended);
             match appended {
                 Ok(appended) => {
                     fault::point("after_append");
-                    self.inner.confirmed(self.shard, appended.count);
+                    self.confirmed(shard, appended.count);
                     let mut positions = appended.positions.into_iter();
                     for request in requests {
                         let own = positions.by_ref().take(request.records.len()).collect();
@@ -230,7 +265,7 @@ impl Lead {
                 Err(AppendError::Backlog { room }) => requests = refuse_above(room, requests),
                 Err(error) => {
                     if matches!(error, AppendError::Unknown(_)) {
-                        self.inner.shard(self.shard).is_unresolved = true;
+                        self.shard(shard).is_unresolved = true;
                     }
                     for request in requests {
                         let _ = request.verdict.send(Err(error.clone()));
@@ -241,8 +276,8 @@ impl Lead {
         }
     }
 
-    fn note(&self, records: usize, appended: &Result<Appended, AppendError>) {
-        let (shard, failing) = (self.shard.get(), &self.inner.failing);
+    fn note(&self, shard: ShardId, records: usize, appended: &Result<Appended, AppendError>) {
+        let (shard, failing) = (shard.get(), &self.failing);
         match appended {
             Ok(_) => {
                 metrics::counter!("millrace_accepted_records_total").increment(records as u64);

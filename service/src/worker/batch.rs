@@ -371,7 +371,8 @@ fn rows(batch: &[Item], decision: Decision, now: DateTime<Utc>) -> Vec<LogRow> {
                 processed_at: now,
                 previous: new.previous,
                 threshold: new.threshold,
-                traceparent: input.traceparent.as_deref().map(str::to_owned),
+                traceparent: input.traceparent.clone(),
+                json: input.is_canonical.then(|| input.payload.clone()),
             }
         })
         .collect()

@@ -61,6 +61,7 @@ pub(super) fn input(ms: u64, payload: &str, replay_of: Option<DeadLetterId>) -> 
         received_at: chrono::DateTime::UNIX_EPOCH,
         traceparent: None,
         replay_of,
+        is_canonical: false,
         corrupted: false,
     }
 }
