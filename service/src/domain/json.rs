@@ -70,6 +70,11 @@ impl Invalid {
     pub fn new(code: &'static str, pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { code, pointer: pointer.into(), detail: detail.into() }
     }
+
+    /// The same fault, its pointer below another.
+    fn below(self, pointer: &str) -> Self {
+        Self { pointer: format!("{pointer}{}", self.pointer), ..self }
+    }
 }
 
 impl fmt::Display for Invalid {
@@ -202,34 +207,36 @@ pub(super) fn child(pointer: &str, key: &str) -> String {
     format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"))
 }
 
-/// Writes `raw` so that equal JSON gives equal text: keys sorted, numbers by value, strings in one spelling.
+/// Writes `raw` so that equal JSON gives equal text: keys sorted, numbers by value, strings in one spelling. Stored
+/// digests are of this text (`docs/digest.md`), so it must never change.
 ///
 /// # Errors
 /// [`Invalid`] names the first thing in it that is refused: a repeated key, U+0000, a number of more than 40 digits
 /// or an exponent beyond ±99, nesting deeper than 64.
 pub(super) fn canonical(raw: &Raw, pointer: &str) -> Result<String, Invalid> {
     let mut out = String::with_capacity(raw.get().len());
-    write_canonical(raw, pointer, 0, &mut out)?;
+    write_canonical(raw, 0, &mut out).map_err(|invalid| invalid.below(pointer))?;
     Ok(out)
 }
 
-fn write_canonical(raw: &Raw, pointer: &str, depth: usize, out: &mut String) -> Result<(), Invalid> {
+/// Pointers of errors begin at `raw`.
+fn write_canonical(raw: &Raw, depth: usize, out: &mut String) -> Result<(), Invalid> {
     if depth > MAX_DEPTH {
-        return Err(Invalid::new(code::INVALID_VALUE, pointer, "is nested deeper than 64 levels"));
+        return Err(Invalid::new(code::INVALID_VALUE, "", "is nested deeper than 64 levels"));
     }
     let text = raw.get();
     match text.as_bytes().first() {
         Some(b'{') => {
-            let mut members = members(text.as_bytes(), pointer)?;
+            let mut members = members(text.as_bytes(), "")?;
             members.sort_by(|a, b| a.0.cmp(&b.0));
             out.push('{');
             for (index, (key, value)) in members.iter().enumerate() {
                 if index > 0 {
                     out.push(',');
                 }
-                out.push_str(&quoted(key));
+                write_string(key, out);
                 out.push(':');
-                write_canonical(value, &child(pointer, key), depth + 1, out)?;
+                write_canonical(value, depth + 1, out).map_err(|invalid| invalid.below(&child("", key)))?;
             }
             out.push('}');
         }
@@ -239,29 +246,32 @@ fn write_canonical(raw: &Raw, pointer: &str, depth: usize, out: &mut String) -> 
                 if index > 0 {
                     out.push(',');
                 }
-                write_canonical(value, &format!("{pointer}/{index}"), depth + 1, out)?;
+                write_canonical(value, depth + 1, out).map_err(|invalid| invalid.below(&format!("/{index}")))?;
             }
             out.push(']');
         }
-        Some(b'"') => out.push_str(&quoted(&string(raw, pointer)?)),
-        Some(b'-' | b'0'..=b'9') => write_number(text, pointer, out)?,
+        Some(b'"') => write_string(&string(raw, "")?, out),
+        Some(b'-' | b'0'..=b'9') => write_number(text, out)?,
         _ => out.push_str(text),
     }
     Ok(())
 }
 
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+/// A string with as few escapes as JSON allows, in one spelling.
+fn write_string(text: &str, out: &mut String) {
+    if text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+    } else {
+        let _ = write!(out, "{}", serde_json::Value::from(text));
+    }
 }
 
 /// A number as sign, digits without zeros at either end, and a power of ten.
-fn write_number(text: &str, pointer: &str, out: &mut String) -> Result<(), Invalid> {
+fn write_number(text: &str, out: &mut String) -> Result<(), Invalid> {
     let too_long = || {
-        Invalid::new(
-            code::INVALID_VALUE,
-            pointer,
-            "has more than 40 digits or an exponent beyond ±99; give it as a string",
-        )
+        Invalid::new(code::INVALID_VALUE, "", "has more than 40 digits or an exponent beyond ±99; give it as a string")
     };
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
     let exponent: i32 = exponent.parse().map_err(|_| too_long())?;
