@@ -6,6 +6,7 @@ mod amount;
 mod dead_letter;
 mod decide;
 mod decision;
+mod digest;
 mod entry;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -20,6 +21,7 @@ pub use amount::{Amount, total_in_bounds, total_nanos};
 pub use dead_letter::{DeadLetterId, DeadLetterReason, DeadLetterState};
 pub use decide::decide;
 pub use decision::{Decision, Duplicate, Item, NewConflict, NewDeadLetter, NewRecord, Refusal};
+pub use digest::ContentDigest;
 pub use entry::{Entry, InputRecord, StreamId, StreamPosition};
 pub use ids::{
     DestinationId, Lease, OutcomeKind, RecordId, Reference, Seq, SeqRange, Sequence, ShardId, ShardSeq, SinkStream,
