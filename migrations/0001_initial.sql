@@ -62,8 +62,20 @@ create table shards (
     -- Records of the producers whose rows are folded.
     folded         bigint      not null default 0,
     -- How often its stream or group was missing.
-    recreated_streams bigint   not null default 0
+    recreated_streams bigint   not null default 0,
+    -- The highest id of an entry that was ever applied: an entry above it never was. Null: none yet.
+    applied_entry  text,
+    -- The period of its newest records; it never falls.
+    period         date        not null default '-infinity'
 ) with (fillfactor = 20);
+
+-- The first record of each period of a shard.
+create table shard_periods (
+    shard    integer not null,
+    period   date    not null,
+    from_seq bigint  not null,
+    primary key (shard, period)
+);
 
 -- The owner of a shard in each epoch.
 create table epochs (
@@ -93,10 +105,12 @@ create table gaps (
     primary key (shard, kind, from_n)
 );
 
--- The processed records: the log (shard, seq), the outbox and the rows of queries, in one.
+-- The processed records: the log (shard, seq), the outbox and the rows of queries, in one. A partition holds the records of
+-- one period of processing, by its first day. There is no default partition: Millrace creates partitions ahead.
 create table records (
     shard          integer     not null,
     seq            bigint      not null,
+    period         date        not null,
     epoch          bigint      not null,
     received_at    timestamptz not null,
     processed_at   timestamptz not null,
@@ -118,24 +132,40 @@ create table records (
     -- As received, byte for byte.
     attributes     text,
     traceparent    text,
-    primary key (shard, seq)
-);
-create unique index records_id on records (record_id);
+    primary key (shard, seq, period)
+) partition by list (period);
 create index records_destination on records (destination_id, seq);
 -- Few rows: for the alert filter and the alert publishers.
 create index records_alerts on records (shard, seq) where threshold is not null;
 create index records_processed_at on records (processed_at);
 create index records_time on records using brin (time) with (pages_per_range = 32);
 
--- Per key and unit: the running count and total. A destination's total is the sum over its keys.
+-- The id ledger: each id that is taken, by a record or by an open dead letter. It is the only unique index on ids.
+create table record_ids (
+    record_id text    collate "C" primary key,
+    shard     integer not null,
+    -- Number of the record in its shard, or of the dead letter.
+    number    bigint  not null,
+    -- Period of the record; null: a dead letter.
+    period    date,
+    -- Digest of the content (docs/digest.md).
+    digest    uuid    not null
+);
+
+-- Per key, unit and shard: count and sum of the records of each sign. A destination's total is the sum over its keys.
 create table totals (
     shard          integer not null,
-    count          bigint  not null,
+    positive_count bigint  not null default 0,
+    negative_count bigint  not null default 0,
     destination_id text    collate "C" not null,
     reference      text    collate "C" not null,
     unit           text    collate "C" not null,
-    total          numeric not null,
-    primary key (destination_id, reference, unit)
+    -- Sums without sign.
+    positive_sum   numeric not null default 0,
+    negative_sum   numeric not null default 0,
+    count          bigint  not null generated always as (positive_count + negative_count) stored,
+    total          numeric not null generated always as (positive_sum - negative_sum) stored,
+    primary key (destination_id, reference, unit, shard)
 ) with (fillfactor = 70);
 
 -- Records whose id an earlier record with the same content has.
@@ -196,7 +226,6 @@ create table dead_letters (
     stream_index   smallint    not null default 0,
     primary key (shard, n)
 );
-create unique index dead_letters_open on dead_letters (record_id) where state = 'open';
 create index dead_letters_id on dead_letters (record_id);
 create index dead_letters_stream on dead_letters (stream_id);
 create index dead_letters_opened_at on dead_letters (opened_at);
@@ -311,7 +340,9 @@ select u.noted_at as applied, u.shard, 2 as kind, hashtextextended(u.record_id |
        case f.step when 1 then 'RECEIVED' when 2 then 'QUEUED' when 3 then 'DROPPED' end as action,
        case f.step when 1 then u.received_at when 2 then queued_at(u.stream_id, u.received_at) else u.noted_at end as time,
        u.record_id,
-       coalesce((select r.destination_id from records r where r.record_id = u.record_id),
+       coalesce((select r.destination_id from record_ids i join records r
+                     on r.shard = i.shard and r.seq = i.number and r.period = i.period
+                 where i.record_id = u.record_id),
                 (select d.destination_id from dead_letters d where d.record_id = u.record_id
                  order by d.opened_at limit 1)) as destination_id,
        case when f.step > 2 then u.epoch end as epoch, null::text as actor,

@@ -30,7 +30,8 @@ pub use quantity::{InvalidQuantity, Quantity};
 pub use reason::Reason;
 pub use sinks::{From, Overflow, RedisStream, Sink, SinkEvent, Webhook};
 pub use spec::{
-    Auth, Autoscaling, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef, SecretKeyRef,
+    Auth, Autoscaling, Partition, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef, Retention,
+    SecretKeyRef,
 };
 pub use status::{Migrated, RecordPipelineStatus};
 pub use text::{InvalidText, check_text};

@@ -52,6 +52,8 @@ reasons! {
     PostgresUnreachable,
     /// Postgres answers and takes no writes.
     PostgresReadOnlyOrFull,
+    /// A table partition for records to come is missing, and cannot be created.
+    PartitionMissing,
     /// Redis does not answer.
     RedisUnreachable,
     /// Redis does not admit the user, or refuses it a command or key.

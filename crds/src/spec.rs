@@ -115,6 +115,9 @@ pub struct RecordPipelineSpec {
     /// Rules that a record has to meet beside its form; one that breaks a rule becomes a dead letter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
+    /// How stored records are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
     /// Where Redis is. Needed on a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redis: Option<RedisRef>,
@@ -165,6 +168,7 @@ impl RecordPipelineSpec {
             redis,
             postgres,
             auth,
+            retention,
             replicas: _,
             autoscaling: _,
             image: _,
@@ -188,6 +192,7 @@ impl RecordPipelineSpec {
             redis: redis.clone(),
             postgres: postgres.clone(),
             auth: auth.clone(),
+            retention: *retention,
             replicas: None,
             autoscaling: None,
             image: None,
@@ -302,4 +307,26 @@ pub struct Auth {
     /// The Secret key that holds the first API key, an administrator's. Absent: only `millrace keys` creates keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bootstrap_key_secret_ref: Option<SecretKeyRef>,
+}
+
+/// How stored records are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Retention {
+    /// The period of processing whose records share a table partition, Month unless given: old records are dropped by
+    /// whole partitions. A change holds from the next period on.
+    #[serde(default)]
+    pub partition: Partition,
+}
+
+/// A period of processing, in UTC. Day: from midnight. Week: from Monday. Month: from its first day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum Partition {
+    /// From midnight.
+    Day,
+    /// From Monday.
+    Week,
+    /// From the first day.
+    #[default]
+    Month,
 }

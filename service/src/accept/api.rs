@@ -58,8 +58,8 @@ pub struct Processed {
     pub shard: u16,
     /// Its number in the shard: the notification's id is `<shard>-<seq>`.
     pub seq: i64,
-    /// Records before it.
-    pub summary: Summary,
+    /// Records before it. Absent of a duplicate whose original is no longer kept.
+    pub summary: Option<Summary>,
     /// True when the id was taken by the same content before: this is how the original stands.
     pub duplicate: Option<bool>,
 }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     domain::{Invalid, Record, RecordId, ShardId, code},
     http::{App, problem::Failure},
-    store::{Applied, Awaited, Outcome},
+    store::{Applied, Awaited, Before, Outcome},
     streams::Outgoing,
 };
 
@@ -87,12 +87,16 @@ fn queued(record_id: RecordId) -> Taken {
 fn answer(record_id: RecordId, shard: ShardId, applied: Applied) -> Result<Taken, Failure> {
     let duplicate = applied.duplicate.then_some(true);
     match applied.outcome {
-        Outcome::Processed { seq, previous_count, previous_total, unit } => Ok(Taken::Processed(Json(Processed {
+        Outcome::Processed { seq, before } => Ok(Taken::Processed(Json(Processed {
             record_id: record_id.to_string(),
             status: "processed".to_owned(),
             shard: shard.get(),
             seq: seq.get(),
-            summary: Summary { previous_count, previous_total, unit },
+            summary: before.map(|Before { count, total, unit }| Summary {
+                previous_count: count,
+                previous_total: total,
+                unit,
+            }),
             duplicate,
         }))),
         Outcome::Conflict { seq } => Err(Failure::new(

@@ -29,6 +29,7 @@ pub(crate) fn of_postgres(error: &store::Error) -> Problem {
         store::Error::Refused(_) => Reason::ManifestRefused,
         store::Error::Session(_) => Reason::SecretInvalid,
         error if error.misses_schema() => return not_migrated(),
+        error if error.misses_partition() => Reason::PartitionMissing,
         error if error.refuses_write() => Reason::PostgresReadOnlyOrFull,
         _ => Reason::PostgresUnreachable,
     };

@@ -69,6 +69,7 @@ async fn attempt(store: &Store, manifest: &RecordPipeline, contract: bool) -> Re
         Error::Refused(why) => Failure::new(Reason::ManifestInvalid, why),
         error => error.into(),
     })?;
+    store.create_partitions(manifest.spec.retention.unwrap_or_default().partition).await?;
     Ok((migrated, pipeline))
 }
 

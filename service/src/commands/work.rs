@@ -10,7 +10,6 @@ use crate::{
     lifecycle::Lifecycle,
     publish::SinkReconciler,
     status::Reporter,
-    store,
     telemetry::{self, Telemetry, TelemetryArgs},
     worker::{self, Context},
 };
@@ -35,10 +34,16 @@ pub struct Tuning {
     /// How long a shard's lease lasts without being renewed; others take the shard over after it, in milliseconds.
     #[arg(long, env = "MILLRACE_LEASE_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(500..))]
     lease_ms: u64,
-    /// Most entries of one transaction.
+    /// Most records of one transaction.
     #[arg(long, env = "MILLRACE_BATCH", default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(1..=5_000))]
     batch: u16,
+    /// Number of transactions that run at once.
+    #[arg(long, env = "MILLRACE_APPLIERS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=8))]
+    appliers: u16,
 }
+
+/// Memory for entries that were read and are not acknowledged, in KiB.
+const MEMORY_KIB: usize = 8 << 10;
 
 /// Connections beside those that commit: for leases, publishers, the manifest and `/status`.
 pub const CONNECTIONS: u32 = 4;
@@ -92,9 +97,11 @@ pub fn start(setup: Setup, tuning: &Tuning, lifecycle: &Lifecycle) {
             worker: setup.process,
             lease: Duration::from_millis(tuning.lease_ms),
             batch: usize::from(tuning.batch),
+            appliers: usize::from(tuning.appliers),
         },
         heartbeats: lifecycle.heartbeats.clone(),
-        permits: Semaphore::new(store::COMMITS as usize),
+        memory: Semaphore::new(MEMORY_KIB),
+        ready: worker::ReadyShards::default(),
         deciding: RwLock::default(),
     };
     lifecycle.spawn("own", worker::own(Arc::new(context), lifecycle.clone()));

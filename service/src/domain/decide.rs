@@ -3,70 +3,56 @@
 //! Pure and total: every record ends as exactly one of a new record, a duplicate, a conflict, a dead letter, or nothing
 //! (a redelivery, or a replay whose dead letter is closed). Must never look at a place in the stream alone.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::collections::{HashMap, HashSet};
 
 use super::{
-    Amount, DeadLetterId, DeadLetterReason, Decision, DestinationUnit, Duplicate, InputRecord, Item, Key, Kind, Known,
-    NewConflict, NewDeadLetter, NewRecord, Policy, Position, PositionOfRecord, Record, RecordId, Refusal, Seq, ShardId,
-    StreamPosition, Total, total_in_bounds, total_nanos,
+    Amount, ContentDigest, DeadLetterId, DeadLetterReason, Decision, DestinationUnit, Duplicate, Holder, IdLedger,
+    InputRecord, Item, Key, Kind, Known, NewConflict, NewDeadLetter, NewRecord, Parsed, Policy, Position,
+    PositionOfRecord, Record, RecordId, Refusal, Seq, ShardId, ShardSeq, StreamPosition, TakenId, Total,
+    total_in_bounds, total_nanos,
 };
 
-/// Decides a batch, in order.
+/// Decides a batch of one shard, in order. `ids` holds every taken id of the batch, and takes those that it takes.
 ///
 /// # Panics
 /// When a record has not exactly one outcome, or numbers are not contiguous: a fault of this function.
 #[must_use]
-pub fn decide(batch: &[Item], known: Known, policy: &Policy, position: Position) -> Decision {
-    let mut ledger = Ledger::new(known, policy, position);
+pub fn decide(batch: &[Item], known: Known, ids: &mut IdLedger, policy: &Policy, position: Position) -> Decision {
+    let mut judge = Judge::new(known, ids, policy, position);
     for (index, item) in batch.iter().enumerate() {
-        let before = ledger.decision.redelivered;
-        ledger.judge(index, item);
+        let before = judge.decision.redelivered;
+        judge.judge(index, item);
         if let Some(offsets) = item.input.offsets {
-            ledger.position.account.count(offsets, ledger.decision.redelivered == before);
+            judge.position.account.count(offsets, judge.decision.redelivered == before);
         }
     }
-    ledger.decision.account = ledger.position.account;
-    ledger.decision.assert_complete(batch.len(), position);
-    ledger.decision
+    judge.decision.account = judge.position.account;
+    let entries = batch.iter().map(|item| item.input.position.entry);
+    judge.decision.applied = entries.chain(position.applied).max();
+    judge.decision.assert_complete(batch.len(), position);
+    judge.decision
 }
 
-/// The holder of an id.
-struct Taken {
-    /// `None`: a dead letter whose payload cannot be read as a record of that id.
-    record: Option<Arc<Record>>,
-    position: StreamPosition,
-}
-
-struct Ledger<'a> {
+struct Judge<'a> {
     policy: &'a Policy,
     position: Position,
-    /// Ids taken by records and by open dead letters.
-    records: HashMap<RecordId, Taken>,
-    dead_letters: HashMap<RecordId, Taken>,
+    ids: &'a mut IdLedger,
     open: HashMap<DeadLetterId, Option<RecordId>>,
     closed: HashSet<DeadLetterId>,
     noted_dead_letters: HashMap<StreamPosition, Vec<Vec<u8>>>,
     duplicates: HashSet<PositionOfRecord>,
-    conflicts: HashMap<PositionOfRecord, Vec<Record>>,
+    conflicts: HashMap<PositionOfRecord, Vec<ContentDigest>>,
     totals: HashMap<Key, Total>,
     destinations: HashMap<DestinationUnit, i128>,
     decision: Decision,
 }
 
-impl<'a> Ledger<'a> {
-    fn new(known: Known, policy: &'a Policy, position: Position) -> Self {
-        let mut ledger = Self {
+impl<'a> Judge<'a> {
+    fn new(known: Known, ids: &'a mut IdLedger, policy: &'a Policy, position: Position) -> Self {
+        let mut judge = Self {
             policy,
             position,
-            records: known
-                .records
-                .into_iter()
-                .map(|(id, known)| (id, Taken { record: Some(known.record), position: known.position }))
-                .collect(),
-            dead_letters: HashMap::new(),
+            ids,
             open: HashMap::new(),
             closed: HashSet::new(),
             noted_dead_letters: HashMap::new(),
@@ -78,19 +64,15 @@ impl<'a> Ledger<'a> {
         };
         for dead_letter in known.dead_letters {
             if dead_letter.open {
-                if let Some(id) = &dead_letter.record_id {
-                    let record = Record::parse(&dead_letter.payload).ok().map(Arc::new);
-                    ledger.dead_letters.insert(id.clone(), Taken { record, position: dead_letter.position });
-                }
-                ledger.open.insert(dead_letter.id, dead_letter.record_id);
+                judge.open.insert(dead_letter.id, dead_letter.record_id);
             } else {
-                ledger.closed.insert(dead_letter.id);
+                judge.closed.insert(dead_letter.id);
             }
             if dead_letter.id.shard == position.shard {
-                ledger.noted_dead_letters.entry(dead_letter.position).or_default().push(dead_letter.payload);
+                judge.noted_dead_letters.entry(dead_letter.position).or_default().push(dead_letter.payload);
             }
         }
-        ledger
+        judge
     }
 
     fn judge(&mut self, index: usize, item: &Item) {
@@ -110,7 +92,7 @@ impl<'a> Ledger<'a> {
         {
             // Judged as if the dead letter were closed.
             if let Some(id) = id {
-                self.dead_letters.remove(&id);
+                self.ids.close(&id, dead_letter);
             }
             self.closed.insert(dead_letter);
             self.decision.closed.push(dead_letter);
@@ -128,26 +110,26 @@ impl<'a> Ledger<'a> {
         if let Some(refusal) = item.isolated.clone() {
             return self.dead_letter(index, input, Some(record), refusal);
         }
-        if ShardId::of(&record.destination_id, self.position.shards) != self.position.shard {
+        if ShardId::of(&record.record.destination_id, self.position.shards) != self.position.shard {
             let detail = "the record is in the stream of another shard than that of its destinationId";
             return self.dead_letter(index, input, Some(record), Refusal::new(DeadLetterReason::WrongShard, detail));
         }
-        match self.add(record) {
+        match self.add(&record.record) {
             Ok(previous) => self.keep(index, input, record, previous),
             Err(refusal) => self.dead_letter(index, input, Some(record), refusal),
         }
     }
 
     /// Applies a record whose id is taken, or was when it came first: as a redelivery, a duplicate or a conflict.
-    fn is_taken(&mut self, index: usize, input: &InputRecord, record: &Arc<Record>) -> bool {
-        let id = &record.record_id;
-        let taken = self.records.get(id).or_else(|| self.dead_letters.get(id));
-        let same = taken.is_some_and(|taken| taken.record.as_deref() == Some(&**record));
+    fn is_taken(&mut self, index: usize, input: &InputRecord, parsed: &Parsed) -> bool {
+        let id = &parsed.record.record_id;
+        let taken = self.ids.get(id).copied();
+        let same = taken.is_some_and(|taken| taken.digest == parsed.digest);
         let free = taken.is_none();
         let delivery = PositionOfRecord { record_id: id.clone(), position: input.position };
         // A noted outcome stays: the dead letter that took the id then may be closed by now, and the id free or another's.
-        let again = self.conflicts.get(&delivery).is_some_and(|noted| noted.contains(&**record))
-            || taken.is_some_and(|taken| same && taken.position == input.position)
+        let again = self.conflicts.get(&delivery).is_some_and(|noted| noted.contains(&parsed.digest))
+            || taken.is_some_and(|taken| same && self.came_as(&taken, input.position))
             || (same || free) && self.duplicates.contains(&delivery);
         if again {
             self.decision.redelivered += 1;
@@ -157,12 +139,21 @@ impl<'a> Ledger<'a> {
             self.duplicates.insert(delivery);
             self.decision.duplicates.push(Duplicate { item: index, record_id: id.clone() });
         } else {
-            self.conflicts.entry(delivery).or_default().push(Record::clone(record));
+            self.conflicts.entry(delivery).or_default().push(parsed.digest);
             let seq = next(&mut self.position.watermarks.conflicts);
-            let conflict = NewConflict { seq, item: index, record: Arc::clone(record) };
+            let conflict = NewConflict { seq, item: index, record: parsed.record.clone() };
             self.decision.conflicts.push(conflict);
         }
         true
+    }
+
+    /// Whether the holder of an id came at this place in this shard.
+    fn came_as(&self, taken: &TakenId, position: StreamPosition) -> bool {
+        let shard = match taken.holder {
+            Holder::Record(record) => record.shard,
+            Holder::DeadLetter(dead_letter) => dead_letter.shard,
+        };
+        shard == self.position.shard && taken.position == Some(position)
     }
 
     /// Adds a record to its totals, or refuses it. Returns the total before it.
@@ -187,41 +178,43 @@ impl<'a> Ledger<'a> {
         }
         let next = Total { count: previous.count + 1, total };
         self.totals.insert(key.clone(), next);
-        self.decision.totals.insert(key, next);
+        self.decision.totals.entry(key).or_default().add(record);
         Ok(previous)
     }
 
-    fn keep(&mut self, index: usize, input: &InputRecord, record: &Arc<Record>, previous: Total) {
-        let taken = Taken { record: Some(Arc::clone(record)), position: input.position };
-        self.records.insert(record.record_id.clone(), taken);
+    fn keep(&mut self, index: usize, input: &InputRecord, parsed: &Parsed, previous: Total) {
+        let record = &parsed.record;
+        let seq = next(&mut self.position.watermarks.records);
+        let holder = Holder::Record(ShardSeq { shard: self.position.shard, seq });
+        self.take(holder, parsed, input.position);
         let threshold =
             self.policy.threshold(record.unit.as_str()).filter(|threshold| record.value > Amount::stored(*threshold));
         self.decision.alerts += i64::from(threshold.is_some());
         self.decision.without_threshold += i64::from(self.policy.lacks_threshold(record.unit.as_str()));
-        self.decision.records.push(NewRecord {
-            seq: next(&mut self.position.watermarks.records),
-            item: index,
-            record: Arc::clone(record),
-            previous,
-            threshold,
-        });
+        self.decision.records.push(NewRecord { seq, item: index, record: record.clone(), previous, threshold });
     }
 
-    fn dead_letter(&mut self, index: usize, input: &InputRecord, record: Option<&Arc<Record>>, refusal: Refusal) {
+    fn dead_letter(&mut self, index: usize, input: &InputRecord, parsed: Option<&Parsed>, refusal: Refusal) {
         self.noted_dead_letters.entry(input.position).or_default().push(input.payload.to_vec());
-        if let Some(record) = record {
-            let taken = Taken { record: Some(Arc::clone(record)), position: input.position };
-            self.dead_letters.insert(record.record_id.clone(), taken);
+        let seq = next(&mut self.position.watermarks.dead_letters);
+        if let Some(parsed) = parsed {
+            let holder = Holder::DeadLetter(DeadLetterId { shard: self.position.shard, seq });
+            self.take(holder, parsed, input.position);
         }
         self.decision.dead_letters.push(NewDeadLetter {
-            seq: next(&mut self.position.watermarks.dead_letters),
+            seq,
             item: index,
-            record_id: record.map(|record| record.record_id.clone()),
-            destination_id: record.map(|record| record.destination_id.clone()),
+            record_id: parsed.map(|parsed| parsed.record.record_id.clone()),
+            destination_id: parsed.map(|parsed| parsed.record.destination_id.clone()),
             reason: refusal.reason,
             detail: refusal.detail,
             replay_of: input.replay_of,
         });
+    }
+
+    fn take(&mut self, holder: Holder, parsed: &Parsed, position: StreamPosition) {
+        let taken = TakenId { holder, digest: parsed.digest, position: Some(position) };
+        self.ids.take(&parsed.record.record_id, taken);
     }
 }
 

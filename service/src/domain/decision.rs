@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use rust_decimal::Decimal;
 
 use super::{
-    Account, DeadLetterId, DeadLetterReason, DestinationId, InputRecord, Invalid, Key, Position, Record, RecordId, Seq,
-    Total,
+    Account, ContentDigest, DeadLetterId, DeadLetterReason, DestinationId, InputRecord, Invalid, Key, Kind, Position,
+    Record, RecordId, Seq, StreamId, Total,
 };
 
 /// Why a record becomes a dead letter.
@@ -26,13 +26,33 @@ impl Refusal {
     }
 }
 
+/// A payload, read.
+#[derive(Debug, Clone)]
+pub struct Parsed {
+    /// The record.
+    pub record: Arc<Record>,
+    /// The digest of its content.
+    pub digest: ContentDigest,
+}
+
+impl Parsed {
+    /// Reads a payload.
+    ///
+    /// # Errors
+    /// [`Invalid`] names the first field that is wrong and the remedy.
+    pub fn read(payload: &[u8]) -> Result<Self, Invalid> {
+        let record = Record::parse(payload)?;
+        Ok(Self { digest: ContentDigest::of(&record), record: Arc::new(record) })
+    }
+}
+
 /// A record of a batch, read.
 #[derive(Debug)]
 pub struct Item {
     /// As it came.
     pub input: InputRecord,
     /// Its payload as a record.
-    pub record: Result<Arc<Record>, Invalid>,
+    pub record: Result<Parsed, Invalid>,
     /// Set when the record was found to break its batch.
     pub isolated: Option<Refusal>,
 }
@@ -91,13 +111,42 @@ pub struct NewDeadLetter {
     pub replay_of: Option<DeadLetterId>,
 }
 
+/// The records of a key that a decision adds: count and unsigned sum of each sign.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TotalChange {
+    /// Number of positive records.
+    pub positive_count: i64,
+    /// Number of negative records.
+    pub negative_count: i64,
+    /// Sum of the positive values.
+    pub positive_sum: Decimal,
+    /// Sum of the negative values, without sign.
+    pub negative_sum: Decimal,
+}
+
+impl TotalChange {
+    /// Adds a record. A batch is too small for its sums to leave the range.
+    pub fn add(&mut self, record: &Record) {
+        match record.kind {
+            Kind::Positive => {
+                self.positive_count += 1;
+                self.positive_sum += record.value.get();
+            }
+            Kind::Negative => {
+                self.negative_count += 1;
+                self.negative_sum += record.value.get();
+            }
+        }
+    }
+}
+
 /// Rows to write, all in one transaction.
 #[derive(Debug, Default)]
 pub struct Decision {
     /// New records, their numbers gap-free and in the order of the batch.
     pub records: Vec<NewRecord>,
-    /// The keys that changed, with their new totals; sorted, so that locks are taken in one order.
-    pub totals: BTreeMap<Key, Total>,
+    /// The keys that changed; sorted, so that locks are taken in one order.
+    pub totals: BTreeMap<Key, TotalChange>,
     /// Duplicates.
     pub duplicates: Vec<Duplicate>,
     /// Conflicts.
@@ -114,9 +163,17 @@ pub struct Decision {
     pub redelivered: usize,
     /// The account of the shard after the batch.
     pub account: Account,
+    /// The highest id of an entry that was ever applied, with the batch.
+    pub applied: Option<StreamId>,
 }
 
 impl Decision {
+    /// Number of records that have an outcome now.
+    #[must_use]
+    pub fn outcomes(&self) -> usize {
+        self.records.len() + self.duplicates.len() + self.conflicts.len() + self.dead_letters.len() + self.redelivered
+    }
+
     /// Panics unless every record of the batch has exactly one outcome and the numbers of each sequence are contiguous.
     pub(super) fn assert_complete(&self, items: usize, before: Position) {
         let mut outcomes = vec![0_u8; items];
@@ -148,7 +205,7 @@ mod tests {
 
     fn position() -> Position {
         let watermarks = Watermarks { dead_letters: Seq::new(4), ..Watermarks::default() };
-        Position { shard: ShardId::new(0), shards: 1, watermarks, account: Account::default() }
+        Position { shard: ShardId::new(0), shards: 1, watermarks, account: Account::default(), applied: None }
     }
 
     fn dead_letter(item: usize, seq: i64) -> NewDeadLetter {

@@ -4,7 +4,7 @@ use chrono::{Datelike as _, Timelike as _};
 use serde_json::value::RawValue;
 
 use super::{
-    Amount, Attributes, ContentDigest, Record, is_deep,
+    Amount, Attributes, Record, is_deep,
     json::{canonical, members},
     parse_time, render_time, total_in_bounds, total_nanos,
 };
@@ -28,7 +28,6 @@ pub fn record(json: &[u8]) {
     let text = record.to_json();
     let again = Record::parse(text.as_bytes()).expect("what was written can be read");
     assert_eq!(again, record, "and is the same");
-    assert_eq!(ContentDigest::of(&again), ContentDigest::of(&record));
     assert_eq!(again.to_json(), text, "in its very bytes");
     let words = [
         record.record_id.as_str(),
@@ -55,12 +54,12 @@ pub fn record(json: &[u8]) {
     assert_eq!(parse_time(&render_time(record.time)), Ok(record.time));
     if let Some(attributes) = &record.attributes {
         assert_eq!(attributes.as_str(), field("attributes"), "byte for byte");
-        same_content(&record, attributes);
+        same_content(attributes);
     }
 }
 
-/// Attributes are the same whatever the order of their keys and the space between them, and so is the digest.
-fn same_content(record: &Record, attributes: &Attributes) {
+/// Attributes are the same whatever the order of their keys and the space between them.
+fn same_content(attributes: &Attributes) {
     let raw: &RawValue = serde_json::from_str(attributes.as_str()).expect("JSON");
     let mut turned = members(attributes.as_str().as_bytes(), "").expect("an object");
     turned.reverse();
@@ -68,8 +67,6 @@ fn same_content(record: &Record, attributes: &Attributes) {
         turned.iter().map(|(key, value)| format!(" {} :\n{}", serde_json::Value::from(&**key), value.get())).collect();
     let turned = Attributes::stored(format!("{{{}}}", turned.join("\t,"))).expect("JSON");
     assert_eq!(&turned, attributes);
-    let turned = Record { attributes: Some(turned), ..record.clone() };
-    assert_eq!(ContentDigest::of(&turned), ContentDigest::of(record));
     let text = canonical(raw, "").expect("checked when it was read");
     // A number at the bounds of both digits and exponent can come out with an exponent beyond them.
     if let Ok(again) = canonical(serde_json::from_str(&text).expect("JSON"), "") {

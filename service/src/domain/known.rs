@@ -1,14 +1,12 @@
 //! Stored state that a decision depends on: ids and keys of a batch, and the position of its shard.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::collections::{HashMap, HashSet};
 
 use rust_decimal::Decimal;
 
 use super::{
-    Account, DeadLetterId, DestinationId, Record, RecordId, Reference, ShardId, StreamPosition, Unit, Watermarks,
+    Account, ContentDigest, DeadLetterId, DestinationId, Record, RecordId, Reference, ShardId, StreamId,
+    StreamPosition, Unit, Watermarks,
 };
 
 /// Under which a running total is kept.
@@ -61,31 +59,19 @@ pub struct PositionOfRecord {
     pub position: StreamPosition,
 }
 
-/// Stored state of the ids and keys of a batch.
-#[derive(Debug)]
+/// Stored state of the keys and places of a batch. Its ids are in the ledger.
+#[derive(Debug, Default)]
 pub struct Known {
-    /// Processed records whose id is in the batch.
-    pub records: HashMap<RecordId, KnownRecord>,
-    /// Open dead letters whose id is in the batch, and dead letters of any state with a place or a replay of the
-    /// batch.
+    /// Dead letters of any state with a place or a replay of the batch.
     pub dead_letters: Vec<KnownDeadLetter>,
     /// Noted duplicates.
     pub duplicates: HashSet<PositionOfRecord>,
     /// Content of refused conflicts.
-    pub conflicts: HashMap<PositionOfRecord, Vec<Record>>,
+    pub conflicts: HashMap<PositionOfRecord, Vec<ContentDigest>>,
     /// Totals of the batch's keys; absent: none yet.
     pub totals: HashMap<Key, Total>,
     /// Totals in billionths, where the policy has a minimum; absent: zero.
     pub destinations: HashMap<DestinationUnit, i128>,
-}
-
-/// A record that is stored.
-#[derive(Debug, Clone)]
-pub struct KnownRecord {
-    /// Its content.
-    pub record: Arc<Record>,
-    /// Its place in the stream.
-    pub position: StreamPosition,
 }
 
 /// A dead letter that is stored.
@@ -114,4 +100,14 @@ pub struct Position {
     pub watermarks: Watermarks,
     /// Records that are applied or lost.
     pub account: Account,
+    /// The highest id of an entry that was ever applied. An entry above it never was.
+    pub applied: Option<StreamId>,
+}
+
+impl Position {
+    /// Whether an entry can have been applied before.
+    #[must_use]
+    pub fn may_have_applied(&self, entry: StreamId) -> bool {
+        self.applied.is_some_and(|applied| entry <= applied)
+    }
 }

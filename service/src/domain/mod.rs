@@ -10,25 +10,29 @@ mod digest;
 mod entry;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod id_ledger;
 mod ids;
 mod json;
 mod known;
 mod offset;
+mod period;
 mod policy;
 mod record;
 
 pub use amount::{Amount, total_in_bounds, total_nanos};
 pub use dead_letter::{DeadLetterId, DeadLetterReason, DeadLetterState};
 pub use decide::decide;
-pub use decision::{Decision, Duplicate, Item, NewConflict, NewDeadLetter, NewRecord, Refusal};
+pub use decision::{Decision, Duplicate, Item, NewConflict, NewDeadLetter, NewRecord, Parsed, Refusal, TotalChange};
 pub use digest::ContentDigest;
 pub use entry::{Entry, InputRecord, StreamId, StreamPosition};
+pub use id_ledger::{Holder, IdChange, IdLedger, TakenId};
 pub use ids::{
     DestinationId, Lease, OutcomeKind, RecordId, Reference, Seq, SeqRange, Sequence, ShardId, ShardSeq, SinkStream,
     SourceId, Text, Unit, Watermarks,
 };
 pub use json::{Invalid, Raw, code, elements, is_deep, members};
-pub use known::{DestinationUnit, Key, Known, KnownDeadLetter, KnownRecord, Position, PositionOfRecord, Total};
+pub use known::{DestinationUnit, Key, Known, KnownDeadLetter, Position, PositionOfRecord, Total};
 pub use offset::{Account, AppendCount, Offset, OffsetRange};
+pub use period::Period;
 pub use policy::Policy;
 pub use record::{Attributes, Draft, Kind, Record, parse_time, render_time};

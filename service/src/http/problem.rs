@@ -83,6 +83,9 @@ pub enum Failure {
     /// The state of things does not allow it.
     #[oai(status = 409, content_type = "application/problem+json")]
     Conflict(Json<Box<Problem>>),
+    /// The record is no longer kept.
+    #[oai(status = 410, content_type = "application/problem+json")]
+    Gone(Json<Box<Problem>>),
     /// The body is larger than allowed.
     #[oai(status = 413, content_type = "application/problem+json")]
     TooLarge(Json<Box<Problem>>),
@@ -142,6 +145,7 @@ impl Failure {
             406 => Self::NotAcceptable(problem),
             408 => Self::Timeout(problem),
             409 => Self::Conflict(problem),
+            410 => Self::Gone(problem),
             413 => Self::TooLarge(problem),
             415 => Self::UnsupportedMediaType(problem),
             422 => Self::Unprocessable(problem),
@@ -163,6 +167,7 @@ impl Failure {
             | Self::NotAcceptable(Json(problem))
             | Self::Timeout(Json(problem))
             | Self::Conflict(Json(problem))
+            | Self::Gone(Json(problem))
             | Self::TooLarge(Json(problem))
             | Self::UnsupportedMediaType(Json(problem))
             | Self::Unprocessable(Json(problem))
@@ -184,6 +189,7 @@ impl Failure {
             | Self::NotAcceptable(Json(problem))
             | Self::Timeout(Json(problem))
             | Self::Conflict(Json(problem))
+            | Self::Gone(Json(problem))
             | Self::TooLarge(Json(problem))
             | Self::UnsupportedMediaType(Json(problem))
             | Self::Unprocessable(Json(problem))

@@ -95,12 +95,13 @@ struct RefusedData<'a> {
 
 #[cfg(test)]
 mod tests {
+    use millrace_crds::Partition;
     use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 
     use super::*;
     use crate::{
-        domain::{self, InputRecord, Item, Policy, Record, Seq, SeqRange, StreamId, StreamPosition},
-        store::testing::TestPipeline,
+        domain::{self, InputRecord, Item, Parsed, Policy, Record, Seq, SeqRange, StreamId, StreamPosition},
+        store::{Comparison, DecidedPart, Part, testing::TestPipeline},
     };
 
     fn received() -> impl Strategy<Value = (Record, i64, Option<Arc<str>>)> {
@@ -153,16 +154,22 @@ mod tests {
                     is_canonical: true,
                     corrupted: false,
                 },
-                record: Ok(Arc::new(record)),
+                record: Parsed::read(record.to_json().as_bytes()),
                 isolated: None,
             })
             .collect();
         let policy = Policy::default();
-        let mut commit = store.begin_commit(shard, 1, &lease, 1, false).await.unwrap();
-        let known = commit.known(&batch, &policy).await.unwrap();
-        let (position, now) = (commit.position, commit.now);
-        let decision = domain::decide(&batch, known, &policy, position);
-        commit.write(&batch, &decision, 1).await.unwrap();
+        let left = store.progress_of(shard).await.unwrap();
+        let mut commit = store.begin_group(&[shard], 1, true).await.unwrap();
+        assert!(matches!(commit.compare(shard, &lease, &left, 1), Comparison::Ready));
+        commit.set_period(Partition::Month);
+        let part = Part { shard, batch: &batch };
+        let mut known = commit.known(&[part], &policy).await.unwrap();
+        let (position, now) = (commit.shard(shard).position, commit.now);
+        let of_shard = known.shards.remove(&shard).unwrap();
+        let decision = domain::decide(&batch, of_shard, &mut known.ids, &policy, position);
+        commit.write(&[DecidedPart { part, decision: &decision }], &known.ids).await.unwrap();
+        commit.finish(1, 10_000).await.unwrap();
         let all = SeqRange { after: Seq::ZERO, upto: Seq::new(1000) };
         let stored = store.log_rows(shard, all, false, 1000).await.unwrap();
         assert!(stored.len() > 500 && stored.len() == decision.records.len(), "{} records", stored.len());

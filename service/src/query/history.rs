@@ -146,7 +146,7 @@ impl HistoryApi {
     ///
     /// The service searches the input streams for a record that is still queued, newest entries first, up to 5,000
     /// entries per shard and 10,000 overall. If it reaches that bound, or cannot reach Redis, the response is 404
-    /// `not_found_or_queued` with `retryable`. The ids `aggregations`, `rollups` and `batch` are names of other paths:
+    /// `not_found_or_queued` with `retryable`. A record whose period is no longer kept is 410 `record_expired`. The ids `aggregations`, `rollups` and `batch` are names of other paths:
     /// use `GET /records?recordId=…` for such a record.
     #[oai(path = "/records/:recordId", method = "get", operation_id = "getRecord")]
     async fn record(
@@ -160,6 +160,11 @@ impl HistoryApi {
         let (app, id) = (app.0, RecordId::from(record_id.0.0));
         if let Some(history) = applied(app, &id, false).await? {
             return Ok(Answer(history));
+        }
+        if let Some(period) = app.store.expired_period(&id).await? {
+            let detail =
+                format!("the record was processed in the period that began on {period}, which is no longer kept");
+            return Err(Failure::new(410, "record_expired", detail));
         }
         let shards = app.manifest.borrow().manifest.spec.shards;
         let search = app.streams.search(&id, shards).await;

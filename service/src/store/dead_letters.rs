@@ -187,15 +187,30 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn discard_dead_letter(&self, id: DeadLetterId, actor: &str) -> Result<bool, Error> {
-        let done = sqlx::query!(
-            "update dead_letters set state = 'discarded', closed_at = clock_timestamp(), closed_by = $3
-             where shard = $1 and n = $2 and state = 'open'",
+        let mut turn = self.begin().await?;
+        // The dead letter first, then its id, as the commit of a replay.
+        let discarded = sqlx::query!(
+            r#"update dead_letters set state = 'discarded', closed_at = clock_timestamp(), closed_by = $3
+               where shard = $1 and n = $2 and state = 'open'
+               returning record_id as "record_id: RecordId""#,
             id.shard as ShardId,
             id.seq as Seq,
             actor
         )
-        .execute(&self.pool)
+        .fetch_optional(&mut *turn)
         .await?;
-        Ok(done.rows_affected() == 1)
+        let Some(discarded) = discarded else { return Ok(false) };
+        if let Some(record_id) = discarded.record_id {
+            sqlx::query!(
+                "delete from record_ids where record_id = $1 and shard = $2 and number = $3 and period is null",
+                record_id as RecordId,
+                id.shard as ShardId,
+                id.seq as Seq,
+            )
+            .execute(&mut *turn)
+            .await?;
+        }
+        turn.commit().await?;
+        Ok(true)
     }
 }

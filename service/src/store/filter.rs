@@ -37,7 +37,8 @@ macro_rules! filtered_records {
         sqlx::query_as!(
             $row,
             $head
-                + " where ($1::text[] is null or record_id = any($1))
+                + " where ($1::text[] is null or (shard, seq, period) in (
+                          select i.shard, i.number, i.period from record_ids i where i.record_id = any($1)))
                       and ($2::text is null or destination_id = $2)
                       and ($3::int is null or shard = $3)
                       and ($4::text is null or reference = $4)

@@ -1,7 +1,7 @@
 //! Skipped sequence numbers: after Postgres was rewound, no number is assigned twice.
 
-use super::{Commit, Error, Store, pool::Server};
-use crate::domain::{Lease, Offset, Seq, ShardId, Watermarks};
+use super::{Error, Store, pool::Server};
+use crate::domain::{Lease, Offset, Seq, ShardId, StreamId, Watermarks};
 
 /// The highest numbers and counts of a shard's log, and the server that holds it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -10,17 +10,10 @@ pub struct ShardProgress {
     pub watermarks: Watermarks,
     /// All records up to it are applied or lost.
     pub accounted: Offset,
+    /// The highest id of an entry that was ever applied.
+    pub applied: Option<StreamId>,
     /// A server that was restored, or replaced another one, counts as another server.
     pub server: Server,
-}
-
-impl ShardProgress {
-    /// Whether a transaction finds this server and these numbers. The fence alone does not show this: in a server that
-    /// was rewound, an old fence can be valid again.
-    #[must_use]
-    pub fn is_where(&self, commit: &Commit) -> bool {
-        self.server == commit.server && self.watermarks == commit.position.watermarks
-    }
 }
 
 impl Store {
@@ -31,7 +24,7 @@ impl Store {
     pub async fn progress_of(&self, shard: ShardId) -> Result<ShardProgress, Error> {
         let row = sqlx::query!(
             r#"select records as "records: Seq", dead_letters as "dead_letters: Seq", conflicts as "conflicts: Seq",
-                      coalesce(accounted, 0) as "accounted!: Offset",
+                      coalesce(accounted, 0) as "accounted!: Offset", applied_entry as "applied: StreamId",
                       (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "server!"
                from shards where shard = $1"#,
             shard as ShardId,
@@ -42,6 +35,7 @@ impl Store {
         Ok(ShardProgress {
             watermarks: Watermarks { records: row.records, dead_letters: row.dead_letters, conflicts: row.conflicts },
             accounted: row.accounted,
+            applied: row.applied,
             server: Server(row.server),
         })
     }

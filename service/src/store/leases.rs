@@ -66,7 +66,8 @@ impl Store {
         Ok(())
     }
 
-    /// Renews the leases that this worker still holds. Returns their shards.
+    /// Renews the leases that this worker still holds. Returns their shards. A row that is locked is left out, and counts
+    /// as held while it shows this owner: the commit that has locked it extends the lease.
     ///
     /// # Errors
     /// When Postgres does not answer: the leases may or may not have been renewed.
@@ -76,11 +77,19 @@ impl Store {
         let tokens: Vec<String> = held.values().map(|lease| lease.token.clone()).collect();
         let mut turn = self.begin_with_timeouts().await?;
         let renewed = sqlx::query_scalar!(
-            "update shards set lease_until = clock_timestamp() + $4::bigint * interval '1 ms'
-             from unnest($1::int[], $2::bigint[], $3::text[]) as held (shard, epoch, token)
-             where shards.shard = held.shard and shards.epoch = held.epoch and shards.token = held.token
-               and shards.owner is not null
-             returning shards.shard as \"shard: ShardId\"",
+            r#"with held as (
+                 select * from unnest($1::int[], $2::bigint[], $3::text[]) as held (shard, epoch, token)
+             ), free as (
+                 select s.shard from shards s join held on s.shard = held.shard and s.epoch = held.epoch and s.token = held.token
+                 where s.owner is not null
+                 order by s.shard for update of s skip locked
+             ), renewed as (
+                 update shards s set lease_until = clock_timestamp() + $4::bigint * interval '1 ms'
+                 from free where s.shard = free.shard
+             )
+             select s.shard as "shard: ShardId" from shards s
+             join held on s.shard = held.shard and s.epoch = held.epoch and s.token = held.token
+             where s.owner is not null"#,
             &shards as &[ShardId],
             &epochs,
             &tokens,

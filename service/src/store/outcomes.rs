@@ -23,6 +23,17 @@ pub struct Applied {
     pub duplicate: bool,
 }
 
+/// The records before a record on the same destination, reference and unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Before {
+    /// Their number.
+    pub count: i64,
+    /// Their sum, as a decimal.
+    pub total: String,
+    /// The unit.
+    pub unit: String,
+}
+
 /// The outcome of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -30,12 +41,8 @@ pub enum Outcome {
     Processed {
         /// Its number in the shard.
         seq: Seq,
-        /// Records before it on the same destination, reference and unit.
-        previous_count: i64,
-        /// Their sum, as a decimal.
-        previous_total: String,
-        /// The unit.
-        unit: String,
+        /// The records before it; `None`: it is no longer kept.
+        before: Option<Before>,
     },
     /// Its id is taken by other content.
     Conflict {
@@ -72,23 +79,24 @@ impl Store {
             ),
             hits as (
                 select a.at, false as duplicate, r.shard, r.seq, null::bigint as conflict, null::bigint as dead_letter
-                from awaited a join records r
-                    on r.record_id = a.record_id and r.shard = a.shard and r.stream_id = a.stream_id
-                        and r.stream_index = a.stream_index
+                from awaited a
+                join record_ids i on i.record_id = a.record_id and i.shard = a.shard
+                join records r on r.shard = i.shard and r.seq = i.number and r.period = i.period
+                    and r.stream_id = a.stream_id and r.stream_index = a.stream_index
                 union all
-                select a.at, true, coalesce(r.shard, l.shard), r.seq, null, l.n
+                select a.at, true, coalesce(i.shard, l.shard), i.number, null, l.n
                 from awaited a join lateral (
                     select 1 from duplicates d
                     where d.record_id = a.record_id and d.stream_id = a.stream_id and d.stream_index = a.stream_index
                         and d.shard = a.shard limit 1
                 ) d on true
-                left join records r on r.record_id = a.record_id
+                left join record_ids i on i.record_id = a.record_id and i.period is not null
                 left join lateral (
                     select l.shard, l.n from dead_letters l
-                    where r.record_id is null and l.record_id = a.record_id
+                    where i.record_id is null and l.record_id = a.record_id
                     order by l.state = 'open' desc, l.opened_at desc, l.n desc limit 1
                 ) l on true
-                where coalesce(r.shard, l.shard) is not null
+                where coalesce(i.shard, l.shard) is not null
                 union all
                 select a.at, false, c.shard, null, c.n, null
                 from awaited a join conflicts c
@@ -104,7 +112,8 @@ impl Store {
                 h.seq as "seq?: Seq", h.conflict as "conflict?: Seq", h.dead_letter as "dead_letter?: Seq",
                 r.previous_count as "previous_count?", r.previous_total::text as previous_total, r.unit as "unit?",
                 l.reason as "reason?: DeadLetterReason", l.detail as "detail?"
-            from hits h left join records r on r.shard = h.shard and r.seq = h.seq left join dead_letters l on l.shard = h.shard and l.n = h.dead_letter
+            from hits h left join records r on r.shard = h.shard and r.seq = h.seq
+                left join dead_letters l on l.shard = h.shard and l.n = h.dead_letter
             "#,
             &shards as &[ShardId],
             &records as &[RecordId],
@@ -114,10 +123,10 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         let applied = rows.into_iter().filter_map(|row| {
-            let outcome = if let (Some(seq), Some(count), Some(total), Some(unit)) =
-                (row.seq, row.previous_count, row.previous_total, row.unit)
-            {
-                Outcome::Processed { seq, previous_count: count, previous_total: total, unit }
+            let outcome = if let Some(seq) = row.seq {
+                let before = row.previous_count.zip(row.previous_total).zip(row.unit);
+                let before = before.map(|((count, total), unit)| Before { count, total, unit });
+                Outcome::Processed { seq, before }
             } else if let Some(seq) = row.conflict {
                 Outcome::Conflict { seq }
             } else {
@@ -135,6 +144,7 @@ mod tests {
     use sqlx::PgPool;
 
     use super::*;
+    use crate::store::testing;
 
     fn awaited(record_id: &str, stream_id: &str) -> Awaited {
         Awaited {
@@ -152,8 +162,14 @@ mod tests {
     async fn each_outcome_is_found_by_the_place_of_the_record(pool: PgPool) {
         run(
             &pool,
-            "insert into records values (1, 7, 1, now(), now(), now(), 3, true, 2, 'r', 's', 'd', 'k', 'u', '5-0', 1, 10.20),
-             (1, 8, 1, now(), now(), now(), 0, true, 1, 'q', 's', 'd', 'k', 'u', '5-0', 1, 0)",
+            "insert into record_ids values ('r', 1, 7, '2026-11-01', gen_random_uuid()), ('q', 1, 8, '2026-11-01', gen_random_uuid())",
+        )
+        .await;
+        testing::create_partition(&pool).await;
+        run(
+            &pool,
+            "insert into records values (1, 7, '2026-11-01', 1, now(), now(), now(), 3, true, 2, 'r', 's', 'd', 'k', 'u', '5-0', 1, 10.20),
+             (1, 8, '2026-11-01', 1, now(), now(), now(), 0, true, 1, 'q', 's', 'd', 'k', 'u', '5-0', 1, 0)",
         )
         .await;
         run(
@@ -185,9 +201,7 @@ mod tests {
         applied.sort_by_key(|(index, _)| *index);
         let processed = Outcome::Processed {
             seq: Seq::new(7),
-            previous_count: 3,
-            previous_total: "10.20".to_owned(),
-            unit: "u".to_owned(),
+            before: Some(Before { count: 3, total: "10.20".to_owned(), unit: "u".to_owned() }),
         };
         let dead_letter = Outcome::DeadLettered {
             dead_letter: DeadLetterId { shard: ShardId::new(1), seq: Seq::new(2) },

@@ -135,7 +135,7 @@ impl Store {
         }
         // No worker can commit for a shard without its row, so the counted rows do not change meanwhile.
         let made = sqlx::query!(
-            r#"insert into shards (shard, epoch, prepared, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts)
+            r#"insert into shards (shard, epoch, prepared, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts, period, applied_entry)
                select shard,
                       (select coalesce(max(epoch), 0) from epochs e where e.shard = s.shard),
                       exists (select from epochs e where e.shard = s.shard),
@@ -148,7 +148,10 @@ impl Store {
                                (select coalesce(max(to_n), 0) from gaps g where g.shard = s.shard and kind = 'conflicts')),
                       (select count(*) from records r where r.shard = s.shard),
                       (select count(*) from duplicates d where d.shard = s.shard),
-                      (select count(threshold) from records r where r.shard = s.shard)
+                      (select count(threshold) from records r where r.shard = s.shard),
+                      (select coalesce(max(period), '-infinity') from shard_periods p where p.shard = s.shard),
+                      -- Unknown: then every entry can have been applied.
+                      (select '18446744073709551615-18446744073709551615' from epochs e where e.shard = s.shard limit 1)
                from generate_series(0, $1 - 1) s (shard)
                where not exists (select from shards there where there.shard = s.shard)
                on conflict do nothing
@@ -276,15 +279,16 @@ mod tests {
             insert into epochs (shard, epoch, worker) values (1, 7, 'w'), (0, 9, 'w');
             insert into shard_policies (shard, from_seq, version) values (1, 1, 4);
             insert into gaps (shard, kind, from_n, to_n) values (1, 'conflicts', 3, 20);
-            insert into records (shard, seq, epoch, received_at, processed_at, time, previous_count, positive, record_id,
+            insert into records (shard, seq, period, epoch, received_at, processed_at, time, previous_count, positive, record_id,
                 source_id, destination_id, reference, unit, stream_id, value, previous_total, threshold)
-            select 1, n, 7, now(), now(), now(), 0, true, n::text, 's', 'd', 'r', 'u', '1-1', 1, 0, case when n > 3 then 0 end
+            select 1, n, '2026-11-01', 7, now(), now(), now(), 0, true, n::text, 's', 'd', 'r', 'u', '1-1', 1, 0, case when n > 3 then 0 end
             from generate_series(1, 5) n;
             insert into duplicates values (1, 7, now(), now(), '1', '2-1');
             insert into dead_letters (shard, n, epoch, opened_at, received_at, stream_id, payload, reason, detail)
             values (1, 3, 7, now(), now(), '1-2', '', 'x', 'x');
             insert into conflicts values (1, 2, 7, now(), now(), '1', 'd', '3-1', '');
             delete from shards where shard = 1;";
+        testing::create_partition(pool).await;
         sqlx::raw_sql(fill).execute(pool).await.unwrap();
         assert_eq!(test.store.ensure_shards(2).await.unwrap(), [ShardId::new(1)]);
         let row = sqlx::query!(

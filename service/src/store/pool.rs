@@ -49,11 +49,19 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether this is a data error: SQLSTATE classes 22, 23 and 54. A race for an id is [`Error::Raced`] instead.
+    /// Whether this is a data error: SQLSTATE classes 22 and 54. No constraint of the schema depends on a record, so class
+    /// 23 is no data error: a race for an id is [`Error::Raced`], and a missing partition is to be created.
     #[must_use]
     pub fn is_data_error(&self) -> bool {
         let Self::Sql(sqlx::Error::Database(error)) = self else { return false };
-        error.code().is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
+        error.code().is_some_and(|code| ["22", "54"].iter().any(|class| code.starts_with(class)))
+    }
+
+    /// Whether the records of a period have no partition: SQLSTATE 23514, for which no other constraint is checked there.
+    #[must_use]
+    pub fn misses_partition(&self) -> bool {
+        let Self::Sql(sqlx::Error::Database(error)) = self else { return false };
+        error.code().as_deref() == Some("23514") && error.table() == Some("records")
     }
 
     /// Whether a table or the schema is missing: SQLSTATE 42P01, 42703 (a column of it) and 3F000.
@@ -116,8 +124,8 @@ pub struct Store {
     newest: Arc<NewestServer>,
 }
 
-/// Maximum number of concurrent commits of a worker.
-pub const COMMITS: u32 = 3;
+/// Maximum number of connections for commits: of all appliers, and one to read the progress of a shard.
+const COMMITS: u32 = 9;
 
 /// Timeout of a background step. A host that is lost during a statement never answers, and no packet ends the
 /// connection.

@@ -1,11 +1,11 @@
 //! Reads of single records, and lists of records and conflicts. Sums are in `snapshot`.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use serde::Serialize;
 
 use super::{Error, RecordFilter, Store, columns::stream_position, filter::filtered_records};
 use crate::domain::{
-    DestinationId, RecordId, Reference, Seq, ShardId, ShardSeq, SourceId, StreamId, StreamPosition, Unit,
+    DestinationId, Period, RecordId, Reference, Seq, ShardId, ShardSeq, SourceId, StreamId, StreamPosition, Unit,
 };
 
 /// A processed record. Its value is text, which keeps the scale.
@@ -133,20 +133,37 @@ impl Store {
         Ok(records)
     }
 
-    /// One processed record with its stored circumstances.
+    /// The period of a record that is no longer kept; its id is. `None`: it is kept, or its id is free.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn expired_period(&self, record_id: &RecordId) -> Result<Option<Period>, Error> {
+        let period = sqlx::query_scalar!(
+            r#"select i.period as "period!: NaiveDate" from record_ids i
+               where i.record_id = $1 and i.period is not null and not exists (
+                   select from records r where r.shard = i.shard and r.seq = i.number and r.period = i.period)"#,
+            record_id as &RecordId
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(period.map(Period::stored))
+    }
+
+    /// One processed record with its stored circumstances; `None` also where it is no longer kept.
     ///
     /// # Errors
     /// When Postgres does not answer.
     pub async fn find_record(&self, record_id: &RecordId) -> Result<Option<FoundRecord>, Error> {
         let row = sqlx::query!(
-            r#"select shard as "shard: ShardId", seq as "seq: Seq", record_id as "record_id: RecordId", time,
+            r#"select r.shard as "shard: ShardId", seq as "seq: Seq", r.record_id as "record_id: RecordId", time,
                    source_id as "source_id: SourceId", destination_id as "destination_id: DestinationId", positive,
                    value::text as "value!", unit as "unit: Unit", reference as "reference: Reference", attributes,
                    received_at, processed_at, previous_count,
                       previous_total::text as "previous_total!", threshold::text as threshold,
                       stream_id as "stream_id: StreamId",
                       stream_index
-               from records where record_id = $1"#,
+               from record_ids i join records r on r.shard = i.shard and r.seq = i.number and r.period = i.period
+               where i.record_id = $1"#,
             record_id as &RecordId
         )
         .fetch_optional(&self.pool)
@@ -212,7 +229,9 @@ impl Store {
                       r.received_at as "record_received_at?", r.processed_at as "processed_at?",
                       (select d.payload from dead_letters d where d.record_id = c.record_id
                        order by d.opened_at desc limit 1) as dead_letter
-               from conflicts c left join records r on r.record_id = c.record_id
+               from conflicts c
+               left join (record_ids i join records r on r.shard = i.shard and r.seq = i.number and r.period = i.period)
+                   on i.record_id = c.record_id
                where (c.shard, c.n) > ($1, $2)
                  and ($3::text is null or c.record_id = $3)
                  and ($4::text is null or c.destination_id = $4)

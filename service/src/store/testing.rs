@@ -1,9 +1,9 @@
 //! Pipelines for tests: each has its own schema in the server at `DATABASE_URL`, which is dropped with the value.
 
-use millrace_crds::RecordPipeline;
+use millrace_crds::{Partition, RecordPipeline};
 
-use super::{Pipeline, Store};
-use crate::domain::ShardId;
+use super::{Pipeline, Store, partitions};
+use crate::domain::{Period, ShardId};
 
 /// A migrated and claimed pipeline with a unique name.
 pub(crate) struct TestPipeline {
@@ -31,9 +31,16 @@ impl TestPipeline {
         let manifest = manifest(spec);
         let store = Store::connect(&url(), &manifest.metadata.name, 4).unwrap();
         store.migrate(&manifest.metadata.name).await.unwrap();
+        store.create_partitions(Partition::Month).await.unwrap();
         let pipeline = store.claim(&manifest, &hex::encode(rand::random::<[u8; 16]>())).await.unwrap();
         Self { store, manifest, pipeline }
     }
+}
+
+/// Creates the partition of 2026-11-01, which rows of tests name.
+pub(crate) async fn create_partition(pool: &sqlx::PgPool) {
+    let period = Period::stored(chrono::NaiveDate::from_ymd_opt(2026, 11, 1).unwrap());
+    partitions::create_partition(pool, period).await.unwrap();
 }
 
 impl Drop for TestPipeline {

@@ -275,7 +275,7 @@ impl Verification {
                    select 'duplicate' as kind, record_id from duplicates
                    union all select 'conflict', record_id from conflicts
                ) noted
-               where not exists (select from records r where r.record_id = noted.record_id)
+               where not exists (select from record_ids i where i.record_id = noted.record_id)
                    and not exists (select from dead_letters l where l.record_id = noted.record_id)"#
         )
         .fetch(&mut *self.snapshot);
@@ -286,20 +286,36 @@ impl Verification {
         Ok(())
     }
 
-    /// Checks that no id has both a record and an open dead letter.
+    /// Checks that the id ledger names each record and each open dead letter, and nothing else. An id whose record is in a
+    /// dropped partition stays.
     ///
     /// # Errors
     /// When Postgres is unavailable.
     pub async fn ids(&mut self, differences: &mut Differences) -> Result<(), Error> {
         let mut rows = sqlx::query!(
-            r#"select r.record_id, r.shard, r.seq, l.shard as dead_letter_shard, l.n
-               from dead_letters l join records r using (record_id) where l.state = 'open'"#
+            r#"with held as (
+                   select record_id, shard, seq as number, period from records
+                   union all
+                   select record_id, shard, n, null from dead_letters where state = 'open' and record_id is not null
+               ), kept as (
+                   select distinct period from records
+               )
+               select record_id as "record_id!", h.shard as "shard?", h.number as "number?", h.period is not null as "is_record!",
+                      i.shard as "id_shard?", i.number as "id_number?", i.period is not null as "id_is_record!"
+               from held h full join record_ids i using (record_id)
+               where (h.shard, h.number, h.period) is distinct from (i.shard, i.number, i.period)
+                 and (h.shard is not null or i.period is null or exists (select from kept where kept.period = i.period))"#
         )
         .fetch(&mut *self.snapshot);
+        let name = |shard: Option<i32>, number: Option<i64>, is_record: bool| match shard.zip(number) {
+            None => "nothing".to_owned(),
+            Some((shard, number)) if is_record => format!("record {shard}-{number}"),
+            Some((shard, number)) => format!("open dead letter {shard}-d{number}"),
+        };
         while let Some(row) = rows.try_next().await? {
-            let found =
-                format!("record {}-{} and open dead letter {}-d{}", row.shard, row.seq, row.dead_letter_shard, row.n);
-            differences.add("id", format!("id {}", row.record_id), "a record or an open dead letter", found);
+            let expected = name(row.shard, row.number, row.is_record);
+            let found = name(row.id_shard, row.id_number, row.id_is_record);
+            differences.add("id", format!("id {}", row.record_id), expected, found);
         }
         Ok(())
     }

@@ -26,6 +26,8 @@ use crate::domain::{DeadLetterId, Entry, InputRecord, OffsetRange, StreamId, Str
 
 /// The format that this version writes, and the only one that it reads.
 pub(super) const FORMAT: &str = "1";
+/// The format of entries of one record, which had no name.
+const BEFORE: &str = "0";
 /// Maximum number of records in an entry.
 pub(super) const MAX_RECORDS: usize = 200;
 /// Number of bytes after which no further record is added to an entry.
@@ -184,6 +186,10 @@ pub(super) fn entry(id: &str, deliveries: u64, fields: &[Bytes]) -> Result<Optio
     let Ok(id) = id.parse::<StreamId>() else { return Ok(None) };
     let named: HashMap<&[u8], &Bytes> = fields.chunks_exact(2).map(|pair| (&pair[0][..], &pair[1])).collect();
     let Some(format) = named.get(&b"format"[..]) else {
+        let received_at = named.get(&b"receivedAt"[..]).filter(|time| time.iter().all(u8::is_ascii_digit));
+        if received_at.is_some() && named.contains_key(&b"record"[..]) {
+            return Err(Error::UnknownFormat { id, format: BEFORE.to_owned() });
+        }
         return Ok(Some(Entry { id, deliveries, records: vec![external(id, &named, fields)] }));
     };
     if **format != FORMAT {
@@ -316,6 +322,17 @@ mod tests {
         assert_eq!(counts(&vec![record(16_000); 9]), [4, 4, 1]);
         assert_eq!(counts(&[record(100_000), record(1)]), [1, 1], "a record is never cut");
         assert!(pack(&[]).is_empty());
+    }
+
+    #[test]
+    fn an_entry_of_the_format_before_is_refused_and_one_of_another_program_is_not() {
+        let read = |fields: &[&'static str]| {
+            let fields: Vec<Bytes> = fields.iter().map(|text| Bytes::from_static(text.as_bytes())).collect();
+            entry("5-1", 1, &fields)
+        };
+        let refused = read(&["record", "{}", "receivedAt", "1700000000000000", "serve", "s"]);
+        assert!(matches!(&refused, Err(Error::UnknownFormat { format, .. }) if format == "0"), "{refused:?}");
+        assert!(read(&["record", "{}", "receivedAt", "yesterday"]).unwrap().is_some());
     }
 
     #[test]

@@ -1,13 +1,18 @@
-//! The worker: own shards, read their entries, decide, commit, acknowledge.
+//! The worker: own shards, read their entries, decide, commit, acknowledge. Each shard has a task; appliers commit the ready
+//! entries of several shards together.
 //!
 //! Must never acknowledge before the commit, and must never act on a shard without a comparison of its lease.
 
-mod batch;
+mod applier;
 mod loss;
+mod outcomes;
 mod owner;
+mod parse;
+mod partitions;
 mod prepare;
 mod publishers;
 mod read;
+mod ready;
 mod shard;
 #[cfg(test)]
 mod tests;
@@ -22,6 +27,7 @@ use crate::{
 };
 
 pub use owner::own;
+pub use ready::ReadyShards;
 pub use writes::Writes;
 
 /// The settings of a worker.
@@ -31,8 +37,10 @@ pub struct Options {
     pub worker: Arc<str>,
     /// Duration of a lease that is not renewed.
     pub lease: Duration,
-    /// Number of records after which a batch is full.
+    /// Number of records after which a batch, or a transaction, is full.
     pub batch: usize,
+    /// Number of appliers: transactions that run at once.
+    pub appliers: usize,
 }
 
 /// The shared parts of all shards of a worker.
@@ -50,8 +58,10 @@ pub struct Context {
     pub options: Options,
     /// Liveness of the loops.
     pub heartbeats: Heartbeats,
-    /// Held while a shard reads and commits. A shard that waits for one gets a larger batch.
-    pub permits: Semaphore,
+    /// Memory for entries that were read and are not acknowledged, in KiB. A shard that waits for it gets a larger batch.
+    pub memory: Semaphore,
+    /// Entries that are ready to be decided.
+    pub ready: ReadyShards,
     /// Held while records are decided; exclusively for one that is noted, so that a crash is due to that one.
     pub deciding: RwLock<()>,
     /// Problems of this process.

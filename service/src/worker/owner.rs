@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Context,
+    Context, applier, partitions,
     shard::{self, End},
 };
 use crate::{
@@ -45,7 +45,7 @@ struct Ended {
 /// Owns shards until the process stops, then returns them.
 ///
 /// # Errors
-/// When a shard's task, or one of its publishers, panicked.
+/// When the task of an applier, of the partitions or of a shard, or one of its publishers, panicked.
 pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<()> {
     let worker = Arc::clone(&context.options.worker);
     let heartbeat_every = context.options.lease / 4;
@@ -54,6 +54,11 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
     let mut unsupported: BTreeMap<ShardId, Instant> = BTreeMap::new();
     let mut failing = false;
     let mut tasks: JoinSet<Ended> = JoinSet::new();
+    let mut helpers: JoinSet<()> = JoinSet::new();
+    helpers.spawn(partitions::run(Arc::clone(&context)));
+    for _ in 0..context.options.appliers {
+        helpers.spawn(applier::run(Arc::clone(&context)));
+    }
     loop {
         let stopping = lifecycle.soft.is_cancelled();
         if stopping {
@@ -93,6 +98,8 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
                     next = tasks.try_join_next();
                 }
             }
+            // They never end by themselves.
+            Some(ended) = helpers.join_next() => ended?,
             () = tokio::time::sleep(heartbeat_every) => {}
             () = lifecycle.soft.cancelled(), if !stopping => {}
             () = lifecycle.hard.cancelled() => break,

@@ -4,11 +4,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::sync::SemaphorePermit;
+
 use super::{
     loss,
     shard::{Error, Mode, Shard, current},
 };
 use crate::{
+    domain::Entry,
     store,
     streams::{End, Read, Step},
 };
@@ -16,10 +19,20 @@ use crate::{
 /// Longest wait for an entry, and so the interval at which an idle shard reads its stream.
 const LONGEST_WAIT: Duration = Duration::from_millis(1000);
 
+/// Memory that a read can take.
+const READ_KIB: u32 = 1024;
+
+/// Keeps the memory that entries take, and frees the rest.
+fn used<'a>(memory: Option<SemaphorePermit<'a>>, entries: &[Entry]) -> Option<SemaphorePermit<'a>> {
+    let mut memory = memory?;
+    let bytes: usize = entries.iter().flat_map(|entry| &entry.records).map(|record| record.payload.len() + 256).sum();
+    memory.split((bytes / 1024 + 1).min(memory.num_permits()))
+}
+
 impl Shard {
     pub(super) async fn claim(&mut self, start: &str) -> Result<(), Error> {
         let context = Arc::clone(&self.context);
-        let _permit = context.permits.acquire().await;
+        let memory = context.memory.acquire_many(READ_KIB).await;
         let Step::Done(claimed) = self.input.claim(&current(&self.lease), start, context.options.batch).await? else {
             self.mode = Mode::Prepare;
             return Ok(());
@@ -40,6 +53,7 @@ impl Shard {
                 "reclaimed pending entries"
             );
         }
+        let _memory = used(memory.ok(), &claimed.entries);
         self.apply(claimed.entries).await?;
         if self.mode != Mode::Prepare {
             self.mode = claimed.next.map_or(Mode::Read, Mode::Claim);
@@ -53,7 +67,7 @@ impl Shard {
 
     pub(super) async fn read(&mut self) -> Result<(), Error> {
         let context = Arc::clone(&self.context);
-        let permit = context.permits.acquire().await;
+        let memory = context.memory.acquire_many(READ_KIB).await;
         let read = match self.input.read(&current(&self.lease), context.options.batch).await? {
             Step::Done(read) => read,
             Step::Raised => {
@@ -69,11 +83,12 @@ impl Shard {
         crate::fault::point("after_read");
         match read {
             Read::Entries(entries) => {
+                let _memory = used(memory.ok(), &entries);
                 self.apply(entries).await?;
                 self.reconcile().await
             }
             Read::Nothing(end) => {
-                drop(permit);
+                drop(memory);
                 self.end_reached(&end).await?;
                 self.reconcile().await?;
                 if self.mode == Mode::Read { self.wait(&end.last).await } else { Ok(()) }

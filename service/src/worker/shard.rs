@@ -1,4 +1,4 @@
-//! The work of an owner on one shard: reclaim pending entries, then read new ones; decide, commit, acknowledge.
+//! The work of an owner on one shard: reclaim pending entries, then read new ones; hand them to the appliers, acknowledge.
 //!
 //! One batch at a time is in flight: a rewound Redis gives stream ids again, so only entries of that batch are acknowledged.
 //! Must never read new entries before all pending ones are reclaimed.
@@ -9,9 +9,15 @@ use std::{
 };
 
 use millrace_crds::{Reason, status_api::Problem};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, loss::Reconciler, publishers};
+use super::{
+    Context,
+    loss::{self, Reconciler},
+    parse, publishers,
+    ready::{Answer, Applied, Ready},
+};
 use crate::{
     board::of_postgres,
     domain::{Entry, Lease, ShardId, StreamId},
@@ -38,6 +44,15 @@ pub(super) enum Error {
     /// Postgres was rewound: it does not have the active version of the manifest, or has another content for it.
     #[error("version {0} of the manifest is missing in Postgres, or has another content there")]
     PolicyMissing(i64),
+    /// An error of a transaction over several shards.
+    #[error(transparent)]
+    Group(Arc<store::Error>),
+    /// Another transaction had locked the shard's row.
+    #[error("the row of the shard is locked by another transaction")]
+    Locked,
+    /// The applier ended without an answer.
+    #[error("the applier ended")]
+    ApplierEnded,
     /// The shard is to be returned; the batch in flight is not applied.
     #[error("the shard is to be returned")]
     Returned,
@@ -46,7 +61,7 @@ pub(super) enum Error {
 impl Error {
     /// Whether the batch in flight is kept and retried; else pending entries are reclaimed, by the next owner or this one.
     pub(super) fn is_retried(&self) -> bool {
-        !matches!(self, Self::Store(store::Error::Fenced) | Self::LogChanged | Self::Returned)
+        !matches!(self, Self::Store(store::Error::Fenced) | Self::LogChanged | Self::ApplierEnded | Self::Returned)
     }
 }
 
@@ -228,6 +243,7 @@ impl Shard {
         }
         let problem = match error {
             Error::Store(error) if error.refuses_write() => Some(of_postgres(error)),
+            Error::Group(error) if error.refuses_write() || error.misses_partition() => Some(of_postgres(error)),
             _ => None,
         };
         self.context.board.set(part(self.shard), problem);
@@ -271,15 +287,50 @@ impl Shard {
         }
     }
 
-    /// Decides and commits entries, then acknowledges them.
+    /// Lets entries be decided and committed, and acknowledges them.
     pub(super) async fn apply(&mut self, entries: Vec<Entry>) -> Result<(), Error> {
-        if entries.is_empty() {
-            return Ok(());
+        let mut batch = {
+            let _together = self.context.deciding.read().await;
+            parse::batch(entries)
+        };
+        let mut pause = Duration::ZERO;
+        while !batch.is_empty() && self.mode != Mode::Prepare {
+            let (answer, answered) = oneshot::channel();
+            let (lease, left) = (Arc::clone(&self.lease), self.log);
+            self.context.ready.hand_over(Ready { shard: self.shard, lease, left, batch, answer });
+            let Answer { rest, outcome } = answered.await.map_err(|_| Error::ApplierEnded)?;
+            batch = rest;
+            match outcome {
+                Ok(applied) => {
+                    self.recovered(&mut pause);
+                    self.heartbeat.record();
+                    self.applied(applied).await?;
+                }
+                Err(Error::Locked) => {}
+                Err(error) if !error.is_retried() => return Err(error),
+                Err(error) => {
+                    if self.stop.is_cancelled() {
+                        return Err(Error::Returned);
+                    }
+                    self.back_off(&mut pause, &error).await;
+                    // A reconnect empties the recent commits.
+                    self.recent.clear();
+                }
+            }
         }
-        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-        self.decide_and_commit(entries).await?;
+        Ok(())
+    }
+
+    /// Notes entries that are committed, and acknowledges them.
+    async fn applied(&mut self, applied: Applied) -> Result<(), Error> {
+        self.log = applied.after.progress;
+        self.policy_version = applied.policy_version;
+        if applied.after.lost > 0 {
+            loss::report(self.shard, applied.after.lost);
+        }
+        self.recent.push(applied.rows);
         crate::fault::point("before_ack");
-        self.acknowledge(&ids).await?;
+        self.acknowledge(&applied.ids).await?;
         crate::fault::point("after_ack");
         Ok(())
     }

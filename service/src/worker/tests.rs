@@ -1,15 +1,14 @@
 //! The comparison of the lease at each step, with real servers: an owner that is out of date writes nothing.
 
-use std::sync::Arc;
+use millrace_crds::{Partition, status_api::PublisherState};
 
-use millrace_crds::status_api::PublisherState;
-
+use super::parse;
 use crate::{
     domain::{
-        self, Entry, Item, Lease, Offset, OffsetRange, OutcomeKind, Policy, Record, Seq, SeqRange, ShardId, ShardSeq,
+        self, Entry, Lease, Offset, OffsetRange, OutcomeKind, Policy, Seq, SeqRange, ShardId, ShardSeq, StreamId,
         Watermarks,
     },
-    store::{self, testing::TestPipeline},
+    store::{self, Comparison, DecidedPart, Part, testing::TestPipeline},
     streams::{
         self, Acknowledged, AppendSettings, Input, Outgoing, Output, Producer, ProducerCount, Published, Read, Step,
         Streams, testing,
@@ -73,25 +72,27 @@ fn is_fenced<T: std::fmt::Debug>(outcome: Result<T, streams::Error>) {
 async fn an_owner_that_is_out_of_date_commits_nothing() {
     let (pipeline, streams, input, held) = taken().await;
     append(&pipeline, &producer(&streams), "a").await;
-    let batch: Vec<Item> = read(&input, &held, 10)
-        .await
-        .into_iter()
-        .flat_map(|entry| entry.records)
-        .map(|input| Item { record: Record::parse(&input.payload).map(Arc::new), input, isolated: None })
-        .collect();
-    let policy = Policy::default();
+    let batch = parse::batch(read(&input, &held, 10).await).items;
+    let (store, policy) = (&pipeline.store, Policy::default());
+    let left = store.progress_of(SHARD).await.unwrap();
     // Another owner, and an epoch that a rewound server has given again.
     for out_of_date in [lease(held.epoch - 1, "first"), lease(held.epoch, "other"), lease(held.epoch + 1, "first")] {
-        let refused = pipeline.store.begin_commit(SHARD, 1, &out_of_date, 1, false).await;
-        assert!(matches!(refused, Err(store::Error::Fenced)), "{out_of_date:?}");
+        let mut commit = store.begin_group(&[SHARD], 1, true).await.unwrap();
+        let comparison = commit.compare(SHARD, &out_of_date, &left, 1);
+        assert!(matches!(comparison, Comparison::Fenced), "{out_of_date:?}: {comparison:?}");
     }
-    let mut commit = pipeline.store.begin_commit(SHARD, 1, &held, 1, false).await.unwrap();
-    let known = commit.known(&batch, &policy).await.unwrap();
-    let decision = domain::decide(&batch, known, &policy, commit.position);
-    assert_eq!(
-        commit.write(&batch, &decision, 1).await.unwrap(),
-        store::AfterCommit { watermarks: watermarks(1), accounted: Offset::new(1), lost: 0 }
-    );
+    let mut commit = store.begin_group(&[SHARD], 1, true).await.unwrap();
+    assert!(matches!(commit.compare(SHARD, &held, &left, 1), Comparison::Ready));
+    commit.set_period(Partition::Month);
+    let part = Part { shard: SHARD, batch: &batch };
+    let mut known = commit.known(&[part], &policy).await.unwrap();
+    let of_shard = known.shards.remove(&SHARD).unwrap();
+    let position = commit.shard(SHARD).position;
+    let decision = domain::decide(&batch, of_shard, &mut known.ids, &policy, position);
+    commit.write(&[DecidedPart { part, decision: &decision }], &known.ids).await.unwrap();
+    let after = commit.finish(1, 60_000).await.unwrap().remove(&SHARD).unwrap();
+    assert_eq!((after.progress.watermarks, after.progress.accounted, after.lost), (watermarks(1), Offset::new(1), 0));
+    assert_eq!(store.progress_of(SHARD).await.unwrap(), after.progress);
 }
 
 #[tokio::test]
@@ -123,25 +124,21 @@ async fn an_owner_that_is_out_of_date_reads_reclaims_and_acknowledges_nothing() 
     assert!(matches!(left, Step::Done(0)), "acknowledged and trimmed");
 }
 
-/// An id that is about to be stored by one shard, and taken by a dead letter of another: no index is over both tables.
 #[tokio::test]
-async fn while_a_dead_letter_is_opened_no_other_shard_commits() {
+async fn a_locked_row_is_left_out_of_a_transaction_and_counts_as_held() {
     let pipeline = TestPipeline::new("shards: 2").await;
-    let one = pipeline.store.take("one", SHARD, "a", 60_000).await.unwrap().unwrap();
-    let other = pipeline.store.take("one", ShardId::new(1), "b", 60_000).await.unwrap().unwrap();
-    let storing = pipeline.store.begin_commit(SHARD, 2, &one, 1, false).await.unwrap();
-    let also = pipeline.store.begin_commit(ShardId::new(1), 2, &other, 1, false).await.unwrap();
-    drop(also);
-    let opening = pipeline.store.begin_commit(ShardId::new(1), 2, &other, 1, true);
-    let mut opening = Box::pin(opening);
-    let early = tokio::time::timeout(std::time::Duration::from_millis(300), &mut opening).await;
-    assert!(early.is_err(), "it waits for the other's commit, which began before");
-    drop(storing);
-    let opening = opening.await.unwrap();
-    let storing = pipeline.store.begin_commit(SHARD, 2, &one, 1, false);
-    let early = tokio::time::timeout(std::time::Duration::from_millis(300), storing).await;
-    assert!(early.is_err(), "and who begins later waits for it");
-    drop(opening);
+    let (store, other) = (&pipeline.store, ShardId::new(1));
+    let held = store.take("one", SHARD, "a", 60_000).await.unwrap().unwrap();
+    let also_held = store.take("one", other, "b", 60_000).await.unwrap().unwrap();
+    let (left, other_left) = (store.progress_of(SHARD).await.unwrap(), store.progress_of(other).await.unwrap());
+    let mut first = store.begin_group(&[SHARD], 2, false).await.unwrap();
+    assert!(matches!(first.compare(SHARD, &held, &left, 1), Comparison::Ready));
+    let mut second = store.begin_group(&[SHARD, other], 2, false).await.unwrap();
+    assert!(matches!(second.compare(SHARD, &held, &left, 1), Comparison::Locked));
+    assert!(matches!(second.compare(other, &also_held, &other_left, 1), Comparison::Ready));
+    // A renewal does not wait for either.
+    let leases = [(SHARD, held.clone()), (other, lease(also_held.epoch, "another"))].into();
+    assert_eq!(store.renew(&leases, 60_000).await.unwrap(), [SHARD], "the other lease is not this one");
 }
 
 #[tokio::test]
@@ -243,12 +240,20 @@ async fn connection() -> redis::aio::MultiplexedConnection {
 async fn a_commit_is_not_made_where_the_log_stands_elsewhere() {
     let (pipeline, _, _, held) = taken().await;
     let left = pipeline.store.progress_of(SHARD).await.unwrap();
-    let commit = pipeline.store.begin_commit(SHARD, 1, &held, 1, false).await.unwrap();
-    assert!(left.is_where(&commit));
+    let comparison = async |left: &store::ShardProgress| {
+        let mut commit = pipeline.store.begin_group(&[SHARD], 1, true).await.unwrap();
+        commit.compare(SHARD, &held, left, 1)
+    };
+    assert!(matches!(comparison(&left).await, Comparison::Ready));
     let behind = store::ShardProgress { watermarks: watermarks(1), ..left };
-    assert!(!behind.is_where(&commit), "the log was rewound, or a commit of unknown outcome was none");
+    assert!(matches!(comparison(&behind).await, Comparison::Changed), "the log was rewound");
     let another = store::ShardProgress { server: store::Server::default(), ..left };
-    assert!(!another.is_where(&commit), "a fence that was good once is good again in a server that was restored");
+    assert!(
+        matches!(comparison(&another).await, Comparison::Changed),
+        "a fence that was good once is good again in a server that was restored"
+    );
+    let later = store::ShardProgress { applied: Some(StreamId { ms: 1, n: 1 }), ..left };
+    assert!(matches!(comparison(&later).await, Comparison::Changed), "another entry is the highest applied one");
 }
 
 #[tokio::test]

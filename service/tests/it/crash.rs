@@ -189,21 +189,20 @@ async fn waits_for_lock(pipeline: &Pipeline, session: &str) {
     .await;
 }
 
-/// Pauses an owner while one of its transactions waits for the row of its shard: it gets the lock and does not
-/// continue. Another worker must acquire the shard. `session` is the application name of that transaction: a commit
-/// when `sent_before` records are sent first, a renewal when there are none.
-async fn pause_an_owner_that_waits_for_its_row(session: &str, sent_before: usize) {
+/// An owner is paused while its commit waits for the row of its shard: it gets the lock and does not continue.
+#[tokio::test]
+async fn an_owner_that_is_paused_during_a_commit_blocks_no_other_worker() {
     let pipeline = Pipeline::new(json!({"shards": 1})).await;
     let _serve = pipeline.serve().await;
     let paused = pipeline.work();
     paused.ready().await;
     eventually("the worker owns the shard", async || pipeline.shares().await == [1]).await;
     let load = Load::new("r", 40);
-    let (before, after) = load.records.split_at(sent_before);
+    let (before, after) = load.records.split_at(20);
     let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("select from shards for update").execute(&mut *lock).await.unwrap();
     pipeline.send(before).await;
-    waits_for_lock(&pipeline, session).await;
+    waits_for_lock(&pipeline, "millrace-commit").await;
     paused.pause();
     lock.rollback().await.unwrap();
     pipeline.send(after).await;
@@ -217,13 +216,25 @@ async fn pause_an_owner_that_waits_for_its_row(session: &str, sent_before: usize
 }
 
 #[tokio::test]
-async fn an_owner_that_is_paused_during_a_commit_blocks_no_other_worker() {
-    pause_an_owner_that_waits_for_its_row("millrace-commit", 20).await;
-}
-
-#[tokio::test]
-async fn an_owner_that_is_paused_during_a_renewal_blocks_no_other_worker() {
-    pause_an_owner_that_waits_for_its_row("millrace", 0).await;
+async fn a_locked_shard_keeps_its_owner_and_delays_no_other() {
+    let pipeline = Pipeline::new(json!({"shards": 2})).await;
+    let _serve = pipeline.serve().await;
+    let work = pipeline.work_with(&[("MILLRACE_LEASE_MS", "1000")]);
+    eventually("the worker owns the shards", async || pipeline.shares().await == [2]).await;
+    let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
+    sqlx::query("select from shards where shard = 0 for update").execute(&mut *lock).await.unwrap();
+    let load = Load::new("r", 60);
+    pipeline.send(&load.records).await;
+    let of_other = "select count(*) = (select processed from shards where shard = 1) and count(*) > 0 from records";
+    eventually("the other shard is applied", async || {
+        sqlx::query_scalar(of_other).fetch_one(&pipeline.sql).await.unwrap()
+            && pipeline.redis::<u64>(&["XLEN", &pipeline.records(1)]).await == 0
+    })
+    .await;
+    lock.rollback().await.unwrap();
+    pipeline.applied().await;
+    pipeline.check_exactly_once(&load.ids).await;
+    assert!(work.logged("worker.shard.lost").is_empty());
 }
 
 /// A standby that is promoted may lack the commit, and the worker then gives its number to another record.

@@ -10,6 +10,7 @@ mod counts;
 mod crash;
 mod dead_letters;
 mod entries;
+mod expired;
 mod failover;
 mod harness;
 mod health;

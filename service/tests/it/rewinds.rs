@@ -115,7 +115,8 @@ async fn a_log_rewound_under_its_owner_is_found_by_the_next_commit() {
     // As by a restore of the schema alone, without a restart of the server.
     pipeline
         .execute(
-            "with gone as (delete from records where seq > 30 returning value),
+            "with gone as (delete from records where seq > 30 returning record_id),
+                  freed as (delete from record_ids where record_id in (select record_id from gone)),
                   counted as (update shards set records = 30, processed = 30)
              delete from totals",
         )
@@ -123,8 +124,10 @@ async fn a_log_rewound_under_its_owner_is_found_by_the_next_commit() {
     pipeline
         .execute(
             "insert into totals
-             select shard, count(*), destination_id, reference, unit,
-                    sum(case when positive then value else -value end)
+                 (shard, destination_id, reference, unit, positive_count, negative_count, positive_sum, negative_sum)
+             select shard, destination_id, reference, unit, count(*) filter (where positive),
+                    count(*) filter (where not positive), coalesce(sum(value) filter (where positive), 0),
+                    coalesce(sum(value) filter (where not positive), 0)
              from records group by shard, destination_id, reference, unit",
         )
         .await;

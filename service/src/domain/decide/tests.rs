@@ -54,14 +54,19 @@ proptest! {
             if ends[index].is_none() && index != last {
                 continue;
             }
-            let decision = decide(&batch, model.known(&batch), &policy, model.position());
+            let before = model.stored(&[]).known.totals;
+            let decision = model.stored(&batch).decide(&batch, &policy, model.position());
             model.committed = model.kept.len();
             let expected: Vec<Decided> = batch.iter().map(|item| model.judge(item)).collect();
             prop_assert_eq!(outcomes(&decision, batch.len()), expected);
             // Totals are the sums of the records, and only changed keys are written.
-            let known = model.known(&batch);
-            for (key, total) in &decision.totals {
-                prop_assert_eq!(known.totals.get(key), Some(total));
+            let after = model.stored(&[]).known.totals;
+            for (key, total) in &after {
+                let (before, change) = (before.get(key).copied(), decision.totals.get(key).copied());
+                prop_assert_eq!(change.is_some(), before != Some(*total));
+                let (before, change) = (before.unwrap_or_default(), change.unwrap_or_default());
+                prop_assert_eq!(total.count, before.count + change.positive_count + change.negative_count);
+                prop_assert_eq!(total.total, before.total + change.positive_sum - change.negative_sum);
             }
             let alerts = decision.records.iter().filter(|new| new.threshold.is_some()).count() as i64;
             prop_assert_eq!(decision.alerts, alerts);
@@ -77,7 +82,7 @@ fn shard_of_destinations() -> ShardId {
 
 fn one(payload: &str) -> Item {
     let input = model::input(7, payload, None);
-    Item { record: Record::parse(&input.payload).map(Arc::new), input, isolated: None }
+    Item { record: Parsed::read(&input.payload), input, isolated: None }
 }
 
 #[test]
@@ -99,11 +104,11 @@ fn applied_entries_stay_applied_when_the_dead_letter_of_their_id_is_discarded() 
     assert!(matches!(conflict.outcome, Decided::Conflict { .. }), "{conflict:?}");
     model.discard(1);
     let position = Position { shard: shard_of_destinations(), ..model.position() };
-    let decision = decide(&batch[1..], model.known(&batch[1..]), &Policy::default(), position);
+    let decision = model.stored(&batch[1..]).decide(&batch[1..], &Policy::default(), position);
     assert_eq!(decision.redelivered, 2, "{decision:?}");
     // The record sent again is taken, and the conflict before it stays one.
     let again = [entry(4, "2", false), entry(3, "2", false)];
-    let decision = decide(&again, model.known(&again), &Policy::default(), position);
+    let decision = model.stored(&again).decide(&again, &Policy::default(), position);
     assert_eq!((decision.records.len(), decision.redelivered), (1, 1), "{decision:?}");
 }
 
@@ -111,14 +116,14 @@ fn applied_entries_stay_applied_when_the_dead_letter_of_their_id_is_discarded() 
 fn a_total_stops_at_its_bound() {
     let model = Model::default();
     let item = one(&record(1, 0, "1", true, "EUR", "{}"));
-    let key = Key::of(item.record.as_ref().unwrap());
+    let key = Key::of(&item.record.as_ref().unwrap().record);
     // A destination that belongs to the shard, whichever it is.
     let shard = ShardId::of(&key.destination_id, 2);
     let decide_at = |total: &str| {
-        let mut known = model.known(&[]);
-        known.totals.insert(key.clone(), Total { count: 1, total: total.parse().unwrap() });
+        let mut stored = model.stored(&[]);
+        stored.known.totals.insert(key.clone(), Total { count: 1, total: total.parse().unwrap() });
         let position = Position { shard, ..model.position() };
-        decide(std::slice::from_ref(&item), known, &Policy::default(), position)
+        stored.decide(std::slice::from_ref(&item), &Policy::default(), position)
     };
     assert_eq!(decide_at("9999999999999999998.999999999").records.len(), 1);
     let refused = decide_at("9999999999999999999.000000000");
@@ -131,11 +136,11 @@ fn a_total_of_zero_has_no_sign() {
     let items = [(1, "0.00"), (2, "0"), (3, "0.0")].map(|(id, value)| one(&record(id, 0, value, false, "EUR", "{}")));
     let model = Model::default();
     let position = Position { shard: shard_of_destinations(), ..model.position() };
-    let decision = decide(&items, model.known(&[]), &Policy::default(), position);
+    let decision = model.stored(&[]).decide(&items, &Policy::default(), position);
     let totals: Vec<String> = decision.records.iter().map(|record| record.previous.total.to_string()).collect();
     assert_eq!(totals.len(), 3);
     assert!(totals.iter().all(|total| !total.starts_with('-')), "{totals:?}");
-    assert!(decision.totals.values().all(|total| !total.total.is_sign_negative()));
+    assert!(decision.totals.values().all(|change| !change.negative_sum.is_sign_negative()));
 }
 
 #[test]
@@ -153,7 +158,7 @@ fn the_threshold_of_a_unit_overrides_and_the_value_has_to_be_above_it() {
         let shard = shard_of_destinations();
         let model = Model::default();
         let position = Position { shard, ..model.position() };
-        let decision = decide(std::slice::from_ref(&item), model.known(&[]), &policy, position);
+        let decision = model.stored(&[]).decide(std::slice::from_ref(&item), &policy, position);
         assert_eq!(decision.alerts == 1, alert, "{value} {unit}");
     }
 }
@@ -164,7 +169,7 @@ fn an_unreadable_payload_keeps_its_reason() {
     assert_eq!(item.record.as_ref().unwrap_err().code, code::INVALID_JSON);
     let model = Model::default();
     let dead_letter = |item: &Item| {
-        let decision = decide(std::slice::from_ref(item), model.known(&[]), &Policy::default(), model.position());
+        let decision = model.stored(&[]).decide(std::slice::from_ref(item), &Policy::default(), model.position());
         decision.dead_letters[0].reason
     };
     assert_eq!(dead_letter(&item), DeadLetterReason::Malformed);
@@ -182,9 +187,14 @@ fn records_of_a_unit_without_threshold_beside_others_are_counted() {
         let payloads =
             ["EUR", "eur", "eur", "JPY"].iter().zip(0..).map(|(unit, id)| record(id, 0, "5", true, unit, "{}"));
         let steps: Vec<_> = payloads.map(|payload| (Step::New { payload, isolated: false }, None)).collect();
-        let position =
-            Position { shard: SHARD, shards: 1, watermarks: Watermarks::default(), account: Account::default() };
-        let decision = decide(&items(&steps), Model::default().known(&[]), &policy, position);
+        let position = Position {
+            shard: SHARD,
+            shards: 1,
+            watermarks: Watermarks::default(),
+            account: Account::default(),
+            applied: None,
+        };
+        let decision = Model::default().stored(&[]).decide(&items(&steps), &policy, position);
         (decision.alerts, decision.without_threshold)
     };
     assert_eq!(counted("thresholds: {EUR: '1', JPY: '9'}"), (1, 2));

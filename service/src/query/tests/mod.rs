@@ -102,6 +102,7 @@ impl World {
             .get_multiplexed_async_connection()
             .await
             .expect("a Redis for the tests");
+        crate::store::testing::create_partition(&pool).await;
         let api = crate::routes::routes(app, Acceptor::default(), Heartbeats::default()).boxed();
         for shard in ShardId::all(SHARDS) {
             sqlx::query("insert into shards (shard, owner) values ($1, 'w1')")
@@ -126,15 +127,21 @@ impl World {
         let (value, positive) = row.value.strip_prefix('-').map_or((row.value, true), |value| (value, false));
         sqlx::query(
             "with stored as (
-                 insert into records (shard, seq, epoch, received_at, processed_at, time, previous_count, positive,
+                 insert into records (shard, seq, period, epoch, received_at, processed_at, time, previous_count, positive,
                      record_id, source_id, destination_id, reference, unit, stream_id, value, previous_total, threshold,
                      attributes)
-                 values ($1, $2, 1, '2026-02-01T00:00:00Z', '2026-02-01T00:00:01Z', $3, 0, $4, $5, $6, $7, $8, $9,
+                 values ($1, $2, '2026-11-01', 1, '2026-02-01T00:00:00Z', '2026-02-01T00:00:01Z', $3, 0, $4, $5, $6, $7, $8, $9,
                      '1769904000500-0', $10::numeric, 0, $11::numeric, $12)),
+             taken as (
+                 insert into record_ids (record_id, shard, number, period, digest)
+                 values ($5, $1, $2, '2026-11-01', gen_random_uuid())
+                 -- The id of a dead letter whose replay it is.
+                 on conflict (record_id) do update set shard = $1, number = $2, period = '2026-11-01'),
              counted as (
-                 insert into totals (shard, count, destination_id, reference, unit, total)
+                 insert into totals (shard, positive_count, destination_id, reference, unit, positive_sum)
                  values ($1, 1, $7, $8, $9, $10::numeric)
-                 on conflict (destination_id, reference, unit) do update set count = totals.count + 1)
+                 on conflict (destination_id, reference, unit, shard) do update
+                 set positive_count = totals.positive_count + 1)
              update shards set records = $2, processed = processed + 1, alerts = alerts + ($11 is not null)::int
              where shard = $1",
         )
@@ -163,7 +170,10 @@ impl World {
                  insert into dead_letters (shard, n, epoch, opened_at, received_at, record_id, destination_id, stream_id,
                                            payload, reason, detail)
                  values (0, $1, 1, '2026-02-01T00:00:02Z', '2026-02-01T00:00:00Z', $2, 'd', '1769904000500-1', $3,
-                         'below_minimum_total', 'its total would be below'))
+                         'below_minimum_total', 'its total would be below')),
+             taken as (
+                 insert into record_ids (record_id, shard, number, digest)
+                 select $2, 0, $1, gen_random_uuid() where $2 is not null)
              update shards set dead_letters = $1 where shard = 0",
         )
         .bind(n)

@@ -39,9 +39,9 @@ async fn an_aggregation_has_every_record_of_its_groups_over_many_pages(pool: PgP
     // More than a page of 1,000, both of records and of units of one destination.
     let shard = ShardId::of(&DestinationId::stored("many"), SHARDS);
     sqlx::query(
-        "insert into records (shard, seq, epoch, received_at, processed_at, time, previous_count, positive, record_id,
+        "insert into records (shard, seq, period, epoch, received_at, processed_at, time, previous_count, positive, record_id,
              source_id, destination_id, reference, unit, stream_id, value, previous_total)
-         select $1, 100 + i, 1, now(), now(), '2026-01-01Z', 0, true, 'm' || i, 's', 'many', 'r',
+         select $1, 100 + i, '2026-11-01', 1, now(), now(), '2026-01-01Z', 0, true, 'm' || i, 's', 'many', 'r',
                 'u' || lpad((i % 1100)::text, 4, '0'), '1-' || i, 1.5, 0
          from generate_series(1, 2200) i",
     )
@@ -163,9 +163,9 @@ async fn all_pages_of_a_response_come_from_one_snapshot(pool: PgPool) {
 async fn a_response_whose_query_fails_never_looks_complete(pool: PgPool) {
     let world = World::new(pool).await;
     sqlx::query(
-        "insert into records (shard, seq, epoch, received_at, processed_at, time, previous_count, positive, record_id,
+        "insert into records (shard, seq, period, epoch, received_at, processed_at, time, previous_count, positive, record_id,
              source_id, destination_id, reference, unit, stream_id, value, previous_total, attributes)
-         select 0, 100 + i, 1, now(), now(), '2026-01-01Z', 0, true, 'm' || i, 's', 'many', 'r', 'u', '1-' || i, 1.5, 0,
+         select 0, 100 + i, '2026-11-01', 1, now(), now(), '2026-01-01Z', 0, true, 'm' || i, 's', 'many', 'r', 'u', '1-' || i, 1.5, 0,
                 '{\"x\":\"' || repeat('x', 1000) || '\"}'
          from generate_series(1, 3000) i",
     )

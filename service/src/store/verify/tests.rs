@@ -9,17 +9,18 @@ const CONSISTENT: &str = "
     insert into shards (shard, records, conflicts, dead_letters, processed, duplicates, alerts) values
         (0, 0, 0, 0, 0, 0, 0), (1, 5, 1, 1, 4, 1, 2), (2, 0, 0, 0, 0, 0, 0), (3, 0, 0, 0, 0, 0, 0);
     insert into shard_policies (shard, from_seq, version) values (1, 1, 1), (1, 3, 2);
-    insert into records (shard, seq, epoch, received_at, processed_at, time, previous_count, positive, record_id, source_id,
+    insert into records (shard, seq, period, epoch, received_at, processed_at, time, previous_count, positive, record_id, source_id,
         destination_id, reference, unit, stream_id, value, previous_total, threshold)
-    select 1, seq, 1, now(), now(), now(), previous_count, positive, 'r' || seq, 's', 'd6', 'x', unit, '1-' || seq, value,
+    select 1, seq, '2026-11-01', 1, now(), now(), now(), previous_count, positive, 'r' || seq, 's', 'd6', 'x', unit, '1-' || seq, value,
         previous_total, threshold
     from (values
         (1, 0, true, 'EUR', 100.00, 0, null), (2, 1, false, 'EUR', 100.01, 100.00, 100.00),
         (3, 2, true, 'EUR', 6, -0.01, 5), (5, 0, true, 'min', 50, 0, null)
     ) r (seq, previous_count, positive, unit, value, previous_total, threshold);
     insert into gaps (shard, kind, from_n, to_n) values (1, 'records', 4, 4);
-    insert into totals (shard, count, destination_id, reference, unit, total) values
-        (1, 3, 'd6', 'x', 'EUR', 5.99), (1, 1, 'd6', 'x', 'min', 50);
+    insert into record_ids select record_id, shard, seq, period, gen_random_uuid() from records;
+    insert into totals (shard, destination_id, reference, unit, positive_count, positive_sum, negative_count, negative_sum)
+        values (1, 'd6', 'x', 'EUR', 2, 106.00, 1, 100.01), (1, 'd6', 'x', 'min', 1, 50, 0, 0);
     insert into duplicates (shard, epoch, noted_at, received_at, record_id, stream_id) values (1, 1, now(), now(), 'r1', '9-1');
     insert into conflicts (shard, n, epoch, noted_at, received_at, record_id, destination_id, stream_id, payload)
         values (1, 1, 1, now(), now(), 'r1', 'd6', '9-2', '');
@@ -28,7 +29,7 @@ const CONSISTENT: &str = "
 ";
 
 /// A fault in the stored rows, its repair, and the checks that find the fault.
-const FAULTS: [(&str, &str, &[&str]); 16] = [
+const FAULTS: [(&str, &str, &[&str]); 18] = [
     (
         "update records set previous_total = 100.02 where seq = 2",
         "update records set previous_total = 100 where seq = 2",
@@ -40,12 +41,20 @@ const FAULTS: [(&str, &str, &[&str]); 16] = [
         &["summary"],
     ),
     (
-        "update totals set total = 5.990000001 where unit = 'EUR'",
-        "update totals set total = 5.99 where unit = 'EUR'",
+        "update totals set positive_sum = 106.000000001 where unit = 'EUR'",
+        "update totals set positive_sum = 106.00 where unit = 'EUR'",
         &["total"],
     ),
-    ("update totals set count = 2 where unit = 'min'", "update totals set count = 1 where unit = 'min'", &["total"]),
-    ("insert into totals values (1, 1, 'd6', 'y', 'EUR', 1)", "delete from totals where reference = 'y'", &["total"]),
+    (
+        "update totals set negative_count = 1 where unit = 'min'",
+        "update totals set negative_count = 0 where unit = 'min'",
+        &["total"],
+    ),
+    (
+        "insert into totals (shard, destination_id, reference, unit) values (1, 'd6', 'y', 'EUR')",
+        "delete from totals where reference = 'y'",
+        &["total"],
+    ),
     ("delete from gaps", "insert into gaps (shard, kind, from_n, to_n) values (1, 'records', 4, 4)", &["number"]),
     (
         "update shards set processed = 5 where shard = 1",
@@ -60,6 +69,12 @@ const FAULTS: [(&str, &str, &[&str]); 16] = [
     ),
     ("update conflicts set n = 2", "update conflicts set n = 1", &["number", "counter"]),
     ("update dead_letters set record_id = 'r2'", "update dead_letters set record_id = null", &["id"]),
+    ("update dead_letters set record_id = 'r7'", "update dead_letters set record_id = null", &["id"]),
+    (
+        "update record_ids set number = 5 where number = 3",
+        "update record_ids set number = 3 where record_id = 'r3'",
+        &["id"],
+    ),
     ("update duplicates set record_id = 'r9'", "update duplicates set record_id = 'r1'", &["original"]),
     (
         "update records set threshold = 5 where seq = 5",
@@ -104,6 +119,7 @@ async fn every_fault_is_found_by_its_check() {
     let name = format!("verify-{:x}", rand::random::<u64>());
     let store = Store::connect(&url, &name, 1).expect("url");
     store.migrate(&name).await.expect("migrated");
+    crate::store::testing::create_partition(&store.pool).await;
     sqlx::raw_sql(CONSISTENT).execute(&store.pool).await.expect("rows");
     // The rows above assume this shard for the destination.
     assert_eq!(ShardId::of(&DestinationId::stored("d6"), 4), ShardId::new(1));

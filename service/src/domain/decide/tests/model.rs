@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use rust_decimal::Decimal;
 
 use super::super::*;
-use crate::domain::{Account, KnownDeadLetter, KnownRecord, StreamId, Watermarks};
+use crate::domain::{Account, KnownDeadLetter, StreamId, Watermarks};
 
 /// Destinations of which some belong to shard 0 of 2 and some do not.
 pub(super) const DESTINATIONS: [&str; 4] = ["a", "b", "c", "d"];
@@ -84,7 +84,7 @@ pub(super) fn items(steps: &[(Step, Option<i64>)]) -> Vec<Item> {
     }
     made.into_iter()
         .map(|(input, isolated)| Item {
-            record: Record::parse(&input.payload).map(Arc::new),
+            record: Parsed::read(&input.payload),
             input,
             isolated: isolated.then(|| Refusal::new(DeadLetterReason::CrashedWorker, "tested")),
         })
@@ -130,7 +130,7 @@ impl Model {
             outcome: outcome.clone(),
             position: item.input.position,
             payload: item.input.payload.to_vec(),
-            record: item.record.as_ref().ok().map(|record| Record::clone(record)),
+            record: item.record.as_ref().ok().map(|parsed| Record::clone(&parsed.record)),
         });
         outcome
     }
@@ -143,7 +143,7 @@ impl Model {
 
     fn dead_letter(&self, item: &Item, reason: DeadLetterReason) -> Decided {
         let n = 1 + self.kept.iter().filter(|kept| matches!(kept.outcome, Decided::DeadLetter { .. })).count() as i64;
-        let id = item.record.as_ref().ok().map(|record| record.record_id.to_string());
+        let id = item.record.as_ref().ok().map(|parsed| parsed.record.record_id.to_string());
         Decided::DeadLetter { n, id, reason }
     }
 
@@ -167,9 +167,10 @@ impl Model {
             None => {}
         }
         let isolated = item.isolated.as_ref().map(|refusal| refusal.reason);
-        let Ok(record) = &item.record else {
+        let Ok(parsed) = &item.record else {
             return self.dead_letter(item, isolated.unwrap_or(DeadLetterReason::Malformed));
         };
+        let record = &parsed.record;
         if let Some(outcome) = self.outcome_of_taken_id(item, record) {
             return outcome;
         }
@@ -237,20 +238,16 @@ impl Model {
     }
 
     /// The stored state that Postgres would return for a batch.
-    pub(super) fn known(&self, batch: &[Item]) -> Known {
-        let mut known = Known {
-            records: HashMap::new(),
-            dead_letters: Vec::new(),
-            duplicates: HashSet::new(),
-            conflicts: HashMap::new(),
-            totals: HashMap::new(),
-            destinations: HashMap::new(),
-        };
+    pub(super) fn stored(&self, batch: &[Item]) -> Stored {
+        let mut known = Known::default();
+        let mut ids = HashMap::new();
         let asked: HashSet<&RecordId> =
-            batch.iter().filter_map(|item| item.record.as_ref().ok()).map(|record| &record.record_id).collect();
+            batch.iter().filter_map(|item| item.record.as_ref().ok()).map(|parsed| &parsed.record.record_id).collect();
+        let (mut records, digest) = (0, |record: &Record| ContentDigest::of(record));
         for kept in &self.kept {
             match (&kept.outcome, &kept.record) {
                 (Decided::Record { .. }, Some(record)) => {
+                    records += 1;
                     let total = known.totals.entry(Key::of(record)).or_default();
                     total.count += 1;
                     total.total += record.signed();
@@ -258,27 +255,35 @@ impl Model {
                         DestinationUnit { destination_id: record.destination_id.clone(), unit: record.unit.clone() };
                     *known.destinations.entry(key).or_default() += total_nanos(record.signed());
                     if asked.contains(&record.record_id) {
-                        let stored = KnownRecord { record: Arc::new(record.clone()), position: kept.position };
-                        known.records.insert(record.record_id.clone(), stored);
+                        let holder = Holder::Record(ShardSeq { shard: SHARD, seq: Seq::new(records) });
+                        let taken = TakenId { holder, digest: digest(record), position: Some(kept.position) };
+                        ids.insert(record.record_id.clone(), taken);
                     }
                 }
                 (Decided::Duplicate { .. }, Some(record)) => {
                     known.duplicates.insert(position_of(record, kept));
                 }
                 (Decided::Conflict { .. }, Some(record)) => {
-                    known.conflicts.entry(position_of(record, kept)).or_default().push(record.clone());
+                    known.conflicts.entry(position_of(record, kept)).or_default().push(digest(record));
                 }
-                (Decided::DeadLetter { n, .. }, record) => known.dead_letters.push(KnownDeadLetter {
-                    id: DeadLetterId { shard: SHARD, seq: Seq::new(*n) },
-                    open: kept.open,
-                    record_id: record.as_ref().map(|record| record.record_id.clone()),
-                    position: kept.position,
-                    payload: kept.payload.clone(),
-                }),
+                (Decided::DeadLetter { n, .. }, record) => {
+                    let id = DeadLetterId { shard: SHARD, seq: Seq::new(*n) };
+                    if let Some(record) = record.as_ref().filter(|_| kept.open) {
+                        let taken = TakenId { holder: Holder::DeadLetter(id), digest: digest(record), position: None };
+                        ids.insert(record.record_id.clone(), taken);
+                    }
+                    known.dead_letters.push(KnownDeadLetter {
+                        id,
+                        open: kept.open,
+                        record_id: record.as_ref().map(|record| record.record_id.clone()),
+                        position: kept.position,
+                        payload: kept.payload.clone(),
+                    });
+                }
                 _ => {}
             }
         }
-        known
+        Stored { known, ids: IdLedger::new(ids) }
     }
 
     pub(super) fn position(&self) -> Position {
@@ -290,7 +295,19 @@ impl Model {
             dead_letters: count(|outcome| matches!(outcome, Decided::DeadLetter { .. })),
             conflicts: count(|outcome| matches!(outcome, Decided::Conflict { .. })),
         };
-        Position { shard: SHARD, shards: 2, watermarks, account: Account::default() }
+        Position { shard: SHARD, shards: 2, watermarks, account: Account::default(), applied: None }
+    }
+}
+
+/// The stored state that a decision depends on.
+pub(super) struct Stored {
+    pub(super) known: Known,
+    pub(super) ids: IdLedger,
+}
+
+impl Stored {
+    pub(super) fn decide(mut self, batch: &[Item], policy: &Policy, position: Position) -> Decision {
+        decide(batch, self.known, &mut self.ids, policy, position)
     }
 }
 
