@@ -227,6 +227,7 @@ impl GroupCommit {
     /// # Errors
     /// On every error nothing is written, except that the outcome of a commit is unknown when the connection fails: the
     /// batches are decided again, and are found or not.
+    #[expect(clippy::too_many_lines, reason = "one statement with an argument per column")]
     pub async fn finish(mut self, version: i64, lease_ms: i64) -> Result<BTreeMap<ShardId, AfterCommit>, Error> {
         macro_rules! columns { ($($name:ident: $type:ty),+ $(,)?) => { $(let mut $name: Vec<$type> = Vec::with_capacity(self.shards.len());)+ } }
         columns!(

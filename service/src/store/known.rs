@@ -104,6 +104,7 @@ impl GroupCommit {
     }
 
     /// Reads the outcomes that are stored with the places of entries which can have been applied before.
+    #[expect(clippy::too_many_lines, reason = "one statement reads the stored outcomes of all places")]
     async fn known_places(
         &mut self,
         parts: &[Part<'_>],

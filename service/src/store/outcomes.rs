@@ -65,9 +65,10 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
+    #[expect(clippy::too_many_lines, reason = "one statement reads the outcomes of all")]
     pub async fn outcomes_of(&self, awaited: &[Awaited]) -> Result<Vec<(usize, Applied)>, Error> {
         let shards: Vec<ShardId> = awaited.iter().map(|record| record.shard).collect();
-        let records: Vec<RecordId> = awaited.iter().map(|record| record.record_id.clone()).collect();
+        let records: Vec<&str> = awaited.iter().map(|record| record.record_id.as_str()).collect();
         let entries: Vec<StreamId> = awaited.iter().map(|record| record.position.entry).collect();
         let indexes: Vec<i16> = awaited.iter().map(|record| index_column(record.position)).collect();
         // The original of a duplicate is a record, or the dead letter that took the id: the open one, else the newest.
@@ -116,26 +117,28 @@ impl Store {
                 left join dead_letters l on l.shard = h.shard and l.n = h.dead_letter
             "#,
             &shards as &[ShardId],
-            &records as &[RecordId],
+            &records as &[&str],
             &entries as &[StreamId],
             &indexes,
         )
         .fetch_all(&self.pool)
         .await?;
-        let applied = rows.into_iter().filter_map(|row| {
-            let outcome = if let Some(seq) = row.seq {
+        Ok(rows
+            .into_iter()
+            .filter_map(|row| {
                 let before = row.previous_count.zip(row.previous_total).zip(row.unit);
-                let before = before.map(|((count, total), unit)| Before { count, total, unit });
-                Outcome::Processed { seq, before }
-            } else if let Some(seq) = row.conflict {
-                Outcome::Conflict { seq }
-            } else {
-                let dead_letter = DeadLetterId { shard: row.shard, seq: row.dead_letter? };
-                Outcome::DeadLettered { dead_letter, reason: row.reason?, detail: row.detail? }
-            };
-            Some((usize::try_from(row.at - 1).ok()?, Applied { outcome, duplicate: row.duplicate }))
-        });
-        Ok(applied.collect())
+                let outcome = if let Some(seq) = row.seq {
+                    let before = before.map(|((count, total), unit)| Before { count, total, unit });
+                    Outcome::Processed { seq, before }
+                } else if let Some(seq) = row.conflict {
+                    Outcome::Conflict { seq }
+                } else {
+                    let dead_letter = DeadLetterId { shard: row.shard, seq: row.dead_letter? };
+                    Outcome::DeadLettered { dead_letter, reason: row.reason?, detail: row.detail? }
+                };
+                Some((usize::try_from(row.at - 1).ok()?, Applied { outcome, duplicate: row.duplicate }))
+            })
+            .collect())
     }
 }
 

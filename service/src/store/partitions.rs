@@ -5,7 +5,7 @@
 use millrace_crds::Partition;
 use sqlx::{PgConnection, PgPool};
 
-use super::{Error, Store};
+use super::{Error, Store, session::BEGIN};
 use crate::domain::Period;
 
 /// Number of periods after the present one that have a partition.
@@ -37,7 +37,7 @@ pub(super) async fn create_partition(pool: &PgPool, period: Period) -> Result<bo
     if exists(&mut *pool.acquire().await?, &name).await? {
         return Ok(false);
     }
-    let mut turn = pool.begin().await?;
+    let mut turn = pool.begin_with(BEGIN).await?;
     sqlx::query!("select set_config('lock_timeout', '2000', true), pg_advisory_xact_lock(hashtextextended(current_schema() || ' partitions', 0))::text")
         .fetch_one(&mut *turn)
         .await?;
@@ -67,8 +67,6 @@ async fn exists(connection: &mut PgConnection, name: &str) -> Result<bool, Error
 
 #[cfg(test)]
 mod tests {
-    use chrono::Utc;
-
     use super::*;
     use crate::store::testing::TestPipeline;
 
@@ -80,7 +78,8 @@ mod tests {
             tokio::join!(store.create_partitions(Partition::Day), store.create_partitions(Partition::Day));
         let mut created = [one.unwrap(), other.unwrap()].concat();
         created.sort();
-        let first = Period::of(Utc::now(), Partition::Day);
+        let now = sqlx::query_scalar("select clock_timestamp()").fetch_one(&store.pool).await.unwrap();
+        let first = Period::of(now, Partition::Day);
         assert!(created.contains(&first.next(Partition::Day)), "{created:?}");
         let mut once = created.clone();
         once.dedup();

@@ -6,6 +6,8 @@
 
 use std::{
     collections::BTreeMap,
+    iter,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
@@ -212,7 +214,7 @@ impl Applier {
         let shard = taken.ready.shard;
         let mut decided = Vec::new();
         // The next piece is the last one.
-        let mut pieces = vec![from..to];
+        let mut pieces: Vec<Range<usize>> = iter::once(from..to).collect();
         while let Some(piece) = pieces.pop().filter(|piece| !piece.is_empty()) {
             commit.set_savepoint().await?;
             let part = Part { shard, batch: &taken.batch.items[piece.clone()] };
