@@ -94,6 +94,9 @@ impl Store {
             Ok(()) => Self::migrate_alone(steps, &mut turn, &schema, contract).await,
             Err(error) => Err(error),
         };
+        // The server closes a session a moment after the client, and the next migration would find the lock taken. After an
+        // error the connection can be broken: then the lock has ended with it.
+        let _ = sqlx::raw_sql("select pg_advisory_unlock_all()").execute(&mut turn).await;
         turn.close().await?;
         outcome
     }
