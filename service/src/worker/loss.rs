@@ -11,6 +11,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::{Context, shard::Error};
 use crate::{
     domain::{AppendCount, Lease, Offset, ShardId},
+    fault,
     store::{Producer, ShardAccount},
     streams::{Input, ProducerCount, Reconciled, Step},
     telemetry::metrics as names,
@@ -71,6 +72,7 @@ impl Reconciler {
                 records = counts.raised,
                 "Redis was rewound: it counts fewer appended records than their producers"
             );
+            fault::point("after_raise");
         }
         // A producer whose note waited for a lock notes again as soon as it has it: one that seems to be dead twice is.
         let dead = account.producers.iter().filter(|by| by.dead_for.is_some()).map(|by| by.name.clone()).collect();
@@ -156,6 +158,7 @@ async fn close_dead(
         // Redis has counted what the producer had no time to note, unless it was rewound since.
         let uncertain = *held < by.appended || counts.seen_for as f64 <= dead_for + UNCOUNTED.as_seconds_f64();
         context.store.close_dead_producer(&by.name, AppendCount { shard, appended: *held }, uncertain).await?;
+        fault::point("after_producer_closed");
         tracing::warn!(
             event = "worker.producer.dead",
             shard = shard.get(),
@@ -197,6 +200,7 @@ async fn fold(
         return Ok(());
     }
     let folded = context.store.fold_producers(input.shard(), &names).await?;
+    fault::point("after_fold");
     // Where this fails, the next step finds them to be unknown_producers, and removes them.
     Ok(input.drop_producers(lease, &folded).await?)
 }

@@ -106,6 +106,7 @@ impl Shard {
             let noted = loss::note_rest(&self.context, self.shard, &lease, self.log.accounted, end.appended);
             store::within(noted).await?;
             self.log.accounted = end.appended;
+            crate::fault::point("after_loss_noted");
             self.acknowledge(&[]).await?;
         }
         Ok(())

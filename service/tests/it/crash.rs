@@ -1,9 +1,13 @@
 //! A process dies at each point between append and publish: no record is lost or doubled, and the order within each
 //! destination stays.
 
+use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Load, Pipeline, eventually, record, sink};
+use crate::{
+    harness::{Load, Pipeline, PrivateRedis, eventually, lost, record, shared, sink},
+    rewinds::one_shard,
+};
 
 /// Kills a worker at pass number `pass` of the fault point `point`, and checks that a successor applies each record
 /// once. Half of the load waits when the worker starts, so that it dies in mid-load; the other half is sent while it
@@ -25,7 +29,8 @@ async fn a_worker_dies(point: &str, pass: u32) {
     pipeline.check_exactly_once(&load.ids).await;
     assert_eq!(pipeline.number("select sum(processed)::bigint from shards").await, load.ids.len() as i64);
     assert_eq!(pipeline.number("select sum(duplicates)::bigint from shards").await, load.duplicates as i64);
-    assert_eq!(pipeline.number("select sum(lost + recreated_streams)::bigint from shards").await, 0);
+    assert_eq!(pipeline.number("select sum(recreated_streams)::bigint from shards").await, 0);
+    pipeline.counted(0).await;
     // The successor reclaims entries that were read and not acknowledged.
     if ["after_read", "before_commit", "after_commit", "before_ack"].contains(&point) {
         successor.logs("worker.pending.reclaimed").await;
@@ -107,6 +112,118 @@ async fn a_serve_process_that_dies_after_an_append_leaves_it_to_be_sent_again() 
     // The client sent the batch without an answer again: the entries that the dead process had appended are duplicates.
     let duplicates = pipeline.number("select sum(duplicates)::bigint from shards").await;
     assert!(duplicates > load.duplicates as i64, "{duplicates}");
+    pipeline.counted(0).await;
+}
+
+#[tokio::test]
+async fn a_serve_process_that_dies_after_an_append_of_several_entries_is_counted() {
+    let pipeline = Pipeline::new(json!({"shards": 1})).await;
+    let mut crashing = pipeline.serve_with(&[("MILLRACE_FAULT", "after_append:1")]).await;
+    let work = pipeline.work();
+    pipeline.backdate_fence(0).await;
+    let load = Load::new("r", 900);
+    let unanswered = pipeline.request(Method::POST, "/records/batch").json(&load.records).send().await;
+    assert!(unanswered.is_err(), "{unanswered:?}");
+    crashing.died_at_its_fault().await;
+    assert_eq!(work.logs("worker.producer.dead").await["records"], load.entries());
+    let _serve = pipeline.serve().await;
+    pipeline.send(&load.records).await;
+    pipeline.applied().await;
+    pipeline.check_exactly_once(&load.ids).await;
+    pipeline.counted(0).await;
+    assert_eq!(pipeline.number("select accounted from shards").await, 2 * load.entries());
+    lost(&pipeline, 0, false).await;
+}
+
+/// Redis has the count of a producer that is folded in Postgres, until the successor removes it.
+#[tokio::test]
+async fn a_worker_that_dies_while_it_folds_a_producer_counts_its_records_once() {
+    let pipeline = Pipeline::new(json!({"shards": 1})).await;
+    let mut former = pipeline.serve().await;
+    let mut crashing = pipeline.work_with(&[("MILLRACE_FAULT", "after_fold:1")]);
+    let loads = [0, 1_000].map(|start| Load::from("r", start, 200));
+    pipeline.send(&loads[0].records).await;
+    pipeline.applied().await;
+    former.stop().await;
+    crashing.died_at_its_fault().await;
+    let producers = async || {
+        let fields: Vec<String> = pipeline.redis(&["HKEYS", &pipeline.fence(0)]).await;
+        fields.iter().filter(|field| field.starts_with("by:")).count()
+    };
+    assert_eq!(pipeline.number("select folded from shards").await, loads[0].entries());
+    assert_eq!(producers().await, 1, "the count is still in Redis");
+    let _serve = pipeline.serve().await;
+    let _work = pipeline.work();
+    pipeline.send(&loads[1].records).await;
+    pipeline.applied().await;
+    eventually("Redis has the count of the newer producer alone", async || producers().await == 1).await;
+    assert_eq!(pipeline.number("select folded from shards").await, loads[0].entries());
+    pipeline.counted(0).await;
+    pipeline.check_exactly_once(&loads.map(|load| load.ids).concat()).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_after_it_closed_a_dead_producer_counts_its_records_once() {
+    let pipeline = Pipeline::new(json!({"shards": 1})).await;
+    let mut former = pipeline.serve().await;
+    let mut crashing = pipeline.work_with(&[("MILLRACE_FAULT", "after_producer_closed:1")]);
+    pipeline.backdate_fence(0).await;
+    let loads = [0, 1_000].map(|start| Load::from("r", start, 200));
+    pipeline.send(&loads[0].records).await;
+    pipeline.applied().await;
+    former.kill();
+    crashing.died_at_its_fault().await;
+    let _serve = pipeline.serve().await;
+    let _work = pipeline.work();
+    pipeline.send(&loads[1].records).await;
+    pipeline.applied().await;
+    eventually("the dead producer is folded", async || {
+        pipeline.number("select folded from shards").await == loads[0].entries()
+    })
+    .await;
+    pipeline.counted(0).await;
+    lost(&pipeline, 0, false).await;
+}
+
+/// Appends records that no worker reads, destroys them, and kills a worker at a fault point while it finds the loss. Its
+/// successor must not count it again.
+async fn a_worker_dies_while_it_finds_a_loss(point: &str, destroy: impl AsyncFn(&Pipeline)) {
+    let redis = PrivateRedis::start(&[]).await;
+    let (pipeline, _serve, mut work) = one_shard(&redis.url(), &shared().await.postgres).await;
+    let loads = [0, 1_000, 2_000].map(|start| Load::from("r", start, 200));
+    pipeline.send(&loads[0].records).await;
+    pipeline.applied().await;
+    work.stop().await;
+    pipeline.send(&loads[1].records).await;
+    eventually("the producer has noted its count", async || {
+        pipeline.number("select sum(appended)::bigint from producers").await == loads[0].entries() + loads[1].entries()
+    })
+    .await;
+    destroy(&pipeline).await;
+    let fault = format!("{point}:1");
+    pipeline.work_with(&[("MILLRACE_FAULT", &fault)]).died_at_its_fault().await;
+    let _successor = pipeline.work();
+    pipeline.counted(loads[1].entries()).await;
+    pipeline.send(&loads[2].records).await;
+    pipeline.counted(loads[1].entries()).await;
+    lost(&pipeline, loads[1].entries(), false).await;
+    assert_eq!(pipeline.number("select sum(processed)::bigint from shards").await, 400);
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_after_it_noted_a_loss_notes_it_once() {
+    a_worker_dies_while_it_finds_a_loss("after_loss_noted", async |pipeline| {
+        let _: i64 = pipeline.redis(&["DEL", &pipeline.records(0)]).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_after_it_raised_the_counts_of_redis_notes_the_loss_once() {
+    a_worker_dies_while_it_finds_a_loss("after_raise", async |pipeline| {
+        let _: String = pipeline.redis(&["FLUSHALL"]).await;
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Data errors and entries that crash workers: only the bad entry becomes a dead letter, and its neighbours count.
 
+use std::collections::BTreeSet;
+
 use millrace::domain::{DestinationId, ShardId};
 use redis::AsyncCommands as _;
 use serde_json::{Value, json};
@@ -84,13 +86,9 @@ async fn bad_entries_first_middle_and_last_of_a_batch_become_dead_letters() {
     assert_eq!(numbers, [1, 2, 3, 4, 5], "dead letters have numbers of their own, without a gap");
 }
 
-#[tokio::test]
-async fn an_entry_that_crashes_workers_becomes_a_dead_letter_after_three_notes() {
-    let pipeline = Pipeline::new(json!({"shards": 1})).await;
-    let _serve = pipeline.serve().await;
-    let mut load = Load::new("r", 60);
-    load.records.insert(30, record("poison", "destination-3"));
-    pipeline.send(&load.records).await;
+/// Starts workers that die while they decide the record "poison", one after the other, until it is a dead letter and all
+/// others are applied.
+async fn workers_die_at_the_poison(pipeline: &Pipeline) {
     let environment = [("MILLRACE_FAULT_POISON", "poison:kill"), ("MILLRACE_LEASE_MS", "500")];
     let mut deaths = 0;
     loop {
@@ -98,7 +96,7 @@ async fn an_entry_that_crashes_workers_becomes_a_dead_letter_after_three_notes()
         let mut died = false;
         eventually("the worker crashes or applies all", async || {
             died = worker.has_ended();
-            died || reason(&pipeline, "poison").await.is_some()
+            died || reason(pipeline, "poison").await.is_some()
         })
         .await;
         if !died {
@@ -111,9 +109,39 @@ async fn an_entry_that_crashes_workers_becomes_a_dead_letter_after_three_notes()
     }
     // It crashes a worker twice in a batch, then three times alone.
     assert_eq!(deaths, 5);
-    assert_eq!(reason(&pipeline, "poison").await.as_deref(), Some("crashed_worker"));
+    assert_eq!(reason(pipeline, "poison").await.as_deref(), Some("crashed_worker"));
     assert_eq!(pipeline.number("select count(*) from attempts").await, 0, "no note is left");
+}
+
+#[tokio::test]
+async fn an_entry_that_crashes_workers_becomes_a_dead_letter_after_three_notes() {
+    let pipeline = Pipeline::new(json!({"shards": 1})).await;
+    let _serve = pipeline.serve().await;
+    let mut load = Load::new("r", 60);
+    load.records.insert(30, record("poison", "destination-3"));
+    pipeline.send(&load.records).await;
+    workers_die_at_the_poison(&pipeline).await;
     pipeline.check_exactly_once(&load.ids).await;
+}
+
+#[tokio::test]
+async fn record_500_of_a_batch_that_crashes_workers_becomes_the_one_dead_letter() {
+    let pipeline = Pipeline::new(json!({"shards": 1})).await;
+    let _serve = pipeline.serve().await;
+    let mut load = Load::new("r", 900);
+    load.records.insert(499, record("poison", "destination-3"));
+    load.records.truncate(1_000);
+    let ids: BTreeSet<&str> = load.records.iter().filter_map(|record| record["recordId"].as_str()).collect();
+    let ids: Vec<String> = ids.into_iter().filter(|id| *id != "poison").map(str::to_owned).collect();
+    let (status, answer) = pipeline.post("/records/batch", &load.records.as_slice().into()).await;
+    assert_eq!((status.as_u16(), &answer["accepted"]), (202, &json!(1_000)), "{answer}");
+    let entries: u64 = pipeline.redis(&["XLEN", &pipeline.records(0)]).await;
+    assert!(entries >= 5, "one batch has {entries} entries");
+    workers_die_at_the_poison(&pipeline).await;
+    pipeline.check_exactly_once(&ids).await;
+    assert_eq!(pipeline.number("select count(*) from dead_letters").await, 1);
+    pipeline.counted(0).await;
+    assert_eq!(pipeline.number("select accounted from shards").await, 1_000);
 }
 
 #[tokio::test]

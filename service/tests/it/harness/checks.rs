@@ -127,6 +127,34 @@ impl Pipeline {
         behind
     }
 
+    /// Waits until both servers count every record that was appended: `lost` of them are lost, and each other one has its
+    /// outcome.
+    pub(crate) async fn counted(&self, lost: i64) {
+        eventually(&format!("both servers count every record, {lost} of them as lost"), async || {
+            let [mut appended, mut acknowledged] = [0, 0];
+            for shard in 0..self.shards() {
+                let fields = ["HMGET", &self.fence(shard), "appended", "acknowledged"];
+                let counts: (Option<i64>, Option<i64>) = self.redis(&fields).await;
+                appended += counts.0.unwrap_or_default();
+                acknowledged += counts.1.unwrap_or_default();
+            }
+            let of_producers = "select ((select sum(folded) from shards)
+                + coalesce((select sum(appended) from producers where not folded), 0))::bigint";
+            let outcomes = "select sum(processed + duplicates + conflicts + dead_letters)::bigint from shards";
+            let counts = [
+                appended,
+                acknowledged,
+                self.number("select coalesce(sum(accounted), 0)::bigint from shards").await,
+                self.number(of_producers).await,
+                self.number(outcomes).await + lost,
+            ];
+            counts.iter().all(|count| *count == appended)
+                && self.number("select sum(lost)::bigint from shards").await == lost
+                && self.backlog().await == 0
+        })
+        .await;
+    }
+
     /// Runs `millrace verify`, which must succeed.
     pub(crate) async fn verify(&self) {
         let verified = self.command("verify", &[]).await;
