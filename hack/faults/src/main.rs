@@ -186,7 +186,9 @@ fn missing(kind: Kind, args: &Args, binary: &Path) -> Option<&'static str> {
             Some("libfaketime is not installed")
         }
         Kind::Upgrade if args.other_binary.is_none() => Some("no other build was given"),
-        Kind::Point(..) | Kind::SinkStart(_) | Kind::PoisonedRecord if !is_built_with("MILLRACE_FAULT_POISON") => {
+        Kind::Point(..) | Kind::SinkStart(_) | Kind::PoisonedRecord | Kind::PoisonedBatch
+            if !is_built_with("MILLRACE_FAULT_POISON") =>
+        {
             Some("the binary has no fault points")
         }
         Kind::PostgresFull if !world::disk::can_mount() => Some("a disk of its own could not be mounted"),

@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     SinkStart(Act),
     /// A record at which every worker that decides it dies, or panics.
     PoisonedRecord,
+    /// Record 500 of a batch of 1,000, several entries, at which every worker that decides it dies.
+    PoisonedBatch,
     RedisKill,
     RedisRestart,
     RedisPause,
@@ -96,6 +98,7 @@ pub(crate) const KINDS: &[(Kind, &str)] = &[
     (Kind::Point("before_publish", Act::Die), "point-before-publish"),
     (Kind::Point("after_publish", Act::Die), "point-after-publish"),
     (Kind::Point("after_append", Act::Die), "point-after-append"),
+    (Kind::Point("after_fold", Act::Die), "point-after-fold"),
     (Kind::SinkStart(Act::Die), "point-before-sink-started"),
     (Kind::Point("after_read", Act::Stop), "stop-after-read"),
     (Kind::Point("before_commit", Act::Stop), "stop-before-commit"),
@@ -105,6 +108,7 @@ pub(crate) const KINDS: &[(Kind, &str)] = &[
     (Kind::Point("before_publish", Act::Stop), "stop-before-publish"),
     (Kind::Point("after_publish", Act::Stop), "stop-after-publish"),
     (Kind::Point("after_append", Act::Stop), "stop-after-append"),
+    (Kind::Point("after_fold", Act::Stop), "stop-after-fold"),
     (Kind::SinkStart(Act::Stop), "stop-before-sink-started"),
     (Kind::Point("after_read", Act::Term), "term-after-read"),
     (Kind::Point("before_commit", Act::Term), "term-before-commit"),
@@ -114,8 +118,10 @@ pub(crate) const KINDS: &[(Kind, &str)] = &[
     (Kind::Point("before_publish", Act::Term), "term-before-publish"),
     (Kind::Point("after_publish", Act::Term), "term-after-publish"),
     (Kind::Point("after_append", Act::Term), "term-after-append"),
+    (Kind::Point("after_fold", Act::Term), "term-after-fold"),
     (Kind::SinkStart(Act::Term), "term-before-sink-started"),
     (Kind::PoisonedRecord, "work-poison"),
+    (Kind::PoisonedBatch, "work-batch-poison"),
     (Kind::RedisKill, "redis-kill"),
     (Kind::RedisRestart, "redis-restart"),
     (Kind::RedisPause, "redis-pause"),
@@ -162,7 +168,7 @@ impl Kind {
         match self {
             Self::RedisCut | Self::RedisFlush | Self::RedisTrim | Self::RedisStream | Self::RedisIds => Harm::Redis,
             Self::PostgresAsyncStandby | Self::PostgresRestore => Harm::Postgres,
-            Self::PostgresSyncStandby | Self::PoisonedRecord | Self::SinkStart(_) => Harm::Long,
+            Self::PostgresSyncStandby | Self::PoisonedRecord | Self::PoisonedBatch | Self::SinkStart(_) => Harm::Long,
             _ => Harm::None,
         }
     }
@@ -245,7 +251,7 @@ mod tests {
         let kinds: Vec<Kind> = KINDS.iter().map(|(kind, _)| *kind).collect();
         let draw = |seed| {
             let mut plan = Plan::new(seed, &kinds, 10_000);
-            (0..180).map(|_| plan.next_round()).collect::<Vec<_>>()
+            (0..210).map(|_| plan.next_round()).collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));

@@ -5,6 +5,7 @@
 mod clients;
 mod clock;
 mod network;
+mod poison;
 mod postgres;
 mod postgres_back;
 mod process;
@@ -58,6 +59,7 @@ impl Stage {
             Kind::Point(point, act) => self.point(point, act, fault).await,
             Kind::SinkStart(act) => self.sink_start(act, fault).await,
             Kind::PoisonedRecord => self.poisoned_record(fault.pick).await,
+            Kind::PoisonedBatch => self.poisoned_batch().await,
             Kind::RedisKill => self.redis_kill(lasts).await,
             Kind::RedisRestart => self.redis_restart().await,
             Kind::RedisPause => self.redis_pause(lasts).await,

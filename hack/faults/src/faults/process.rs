@@ -4,17 +4,13 @@
 use std::{os::unix::process::ExitStatusExt as _, sync::atomic::Ordering, time::Duration};
 
 use nix::sys::signal::Signal;
-use tokio::{
-    sync::MutexGuard,
-    time::{Instant, sleep},
-};
+use tokio::{sync::MutexGuard, time::sleep};
 
 use super::{Effect, Stage};
 use crate::{
-    load::record::{CLIENTS, Code},
     plan::{Act, Fault},
     world::{
-        LEASE, USUAL_WORKERS, WORKERS, eventually, is_stopped, postgres,
+        LEASE, USUAL_WORKERS, WORKERS, eventually, is_stopped,
         process::{Slot, Start},
     },
 };
@@ -55,7 +51,13 @@ impl Stage {
         let role = if point == "after_append" { "serve" } else { "work" };
         let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
         slot.stop().await;
-        slot.start(&self.world, &armed(point, fault.pick % 12 + 1, act))?;
+        let folds = point == "after_fold";
+        slot.start(&self.world, &armed(point, if folds { 1 } else { fault.pick % 12 + 1 }, act))?;
+        if folds {
+            // The owner of each shard folds the counts of a serve process that has ended. This worker has to own one by then.
+            sleep(LEASE).await;
+            self.end("serve", fault, true).await?;
+        }
         let reached = eventually(TO_POINT, async || has_reached(&mut slot, act)).await;
         self.resume_or_restart(&mut slot, fault).await?;
         Ok((reached, slot.name.clone()))
@@ -102,45 +104,6 @@ impl Stage {
             self.resume_or_restart(slot, fault).await?;
         }
         Ok((!names.is_empty(), names.join(", ")))
-    }
-
-    /// A future record at which every worker dies, or panics, while it decides it.
-    pub(super) async fn poisoned_record(&self, pick: u64) -> Effect {
-        let mut slots = self.world.all_workers().await;
-        let author = (pick % u64::from(CLIENTS)) as u16;
-        let code = Code::new(author, self.load.history().count(author) + 150);
-        self.load.history().poisoned.insert(code);
-        let act = ["kill", "panic"][(pick >> 8) as usize % 2];
-        let start = || Start { environment: vec![("MILLRACE_FAULT_POISON", format!("{}:{act}", code.id()))] };
-        for slot in slots.iter_mut().filter(|slot| slot.is_wanted()) {
-            slot.kill().await;
-            slot.start(&self.world, &start())?;
-        }
-        let (mut died, mut isolated) = (0, None);
-        let until = Instant::now() + Duration::from_secs(75);
-        while isolated.is_none() && Instant::now() < until {
-            sleep(Duration::from_millis(100)).await;
-            for slot in slots.iter_mut().filter(|slot| slot.is_wanted()) {
-                if !slot.runs() {
-                    died += 1;
-                    slot.start(&self.world, &start())?;
-                }
-            }
-            let port = self.world.postgres.lock().await.port;
-            if let Ok(mut sql) = postgres::connect(port).await {
-                // The dead letter of a panic has no record id.
-                let query = "select reason from dead_letters where record_id = $1 or position($2 in payload) > 0";
-                let inside = format!("\"{}\"", code.id()).into_bytes();
-                let found = sqlx::query_scalar::<_, String>(query).bind(code.id()).bind(inside);
-                isolated = found.fetch_optional(&mut sql).await.ok().flatten();
-            }
-        }
-        for slot in slots.iter_mut().filter(|slot| slot.is_wanted()) {
-            slot.kill().await;
-            slot.start(&self.world, &Start::default())?;
-        }
-        let took = matches!(isolated.as_deref(), Some("crashed_worker" | "panicked"));
-        Ok((took, format!("{} {act}: {isolated:?} after {died} deaths", code.id())))
     }
 
     /// One worker, then as many as there can be, then the usual number.

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     Load, Mode,
     history::{Answer, UNORDERED},
-    record::{CLIENTS, Code, Content, ELSEWHERE, HERD, HOT, OTHER_VALUE},
+    record::{CLIENTS, Code, Content, ELSEWHERE, HERD, HOT, LARGE, OTHER_VALUE},
     send::{How, Outcome},
 };
 
@@ -33,7 +33,7 @@ impl Client {
             let sent = match self.author {
                 HERD if self.load.has(Mode::HERD) => self.herd().await,
                 HOT if self.load.has(Mode::HOT) => self.batch().await,
-                HERD | HOT => {
+                HERD | HOT | LARGE => {
                     sleep(Duration::from_millis(50)).await;
                     continue;
                 }
@@ -47,6 +47,11 @@ impl Client {
             let pace = Duration::from_secs_f64(sent as f64 / share.max(1.0));
             sleep(pace.saturating_sub(began.elapsed())).await;
         }
+    }
+
+    /// Sends these records in one request, again until each is accepted.
+    pub(super) async fn large(mut self, codes: Vec<Code>) {
+        self.deliver(codes, How::Array).await;
     }
 
     /// New records and some old ones, as an array or as lines.

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use client::Client;
 use history::History;
-use record::AUTHORS;
+use record::{AUTHORS, Code, Content, LARGE};
 
 /// The administrator's key of the pipeline.
 pub(crate) const KEY: &str = "mk_fault-campaign-0123456789-abcdef";
@@ -101,6 +101,18 @@ impl Load {
             clients.spawn_local(Client::new(self, author, round).run());
         }
         clients
+    }
+
+    /// New records for one large batch of one shard. None of them is poison for another reason.
+    pub(crate) fn begin_large(&self, records: usize) -> Vec<Code> {
+        let mut history = self.history();
+        let codes = std::iter::repeat_with(|| history.begin(LARGE));
+        codes.filter(|code| !Content::of(self.seed, *code).is_poison()).take(records).collect()
+    }
+
+    /// Sends a large batch in one request, again until it is accepted. One is sent at a time.
+    pub(crate) async fn send_large(self: &Arc<Self>, codes: Vec<Code>) {
+        Client::new(self, LARGE, 0).large(codes).await;
     }
 
     /// No more new requests; each client finishes those in flight.

@@ -12,8 +12,10 @@ pub(crate) const CLIENTS: u16 = 4;
 pub(crate) const HERD: u16 = CLIENTS;
 /// The author whose records all have the same key; it sends one after the other, too.
 pub(crate) const HOT: u16 = CLIENTS + 1;
+/// The author whose records are sent in one large batch, by a fault.
+pub(crate) const LARGE: u16 = CLIENTS + 2;
 /// How many authors there are.
-pub(crate) const AUTHORS: u16 = CLIENTS + 2;
+pub(crate) const AUTHORS: u16 = CLIENTS + 3;
 /// A destination with many records.
 const HOT_DESTINATION: &str = "hot";
 /// Other destinations.
@@ -104,7 +106,7 @@ impl Content {
             taken
         };
         let poisoned = take(199) == 0;
-        let hot = code.author() == HOT;
+        let hot = matches!(code.author(), HOT | LARGE);
         let to_hot = take(100) < 15 || hot;
         let (destination, reference, whole) = (take(DESTINATIONS), take(4), take(250));
         let (unit, positive, digits) = (if take(3) == 0 { "USD" } else { "EUR" }, take(5) > 1, take(10) as usize);
