@@ -100,6 +100,7 @@ pub(crate) const KINDS: &[(Kind, &str)] = &[
     (Kind::Point("after_append", Act::Die), "point-after-append"),
     (Kind::Point("after_fold", Act::Die), "point-after-fold"),
     (Kind::SinkStart(Act::Die), "point-before-sink-started"),
+    (Kind::Point("before_read", Act::Stop), "stop-before-read"),
     (Kind::Point("after_read", Act::Stop), "stop-after-read"),
     (Kind::Point("before_commit", Act::Stop), "stop-before-commit"),
     (Kind::Point("after_commit", Act::Stop), "stop-after-commit"),

@@ -68,6 +68,7 @@ impl Shard {
     pub(super) async fn read(&mut self) -> Result<(), Error> {
         let context = Arc::clone(&self.context);
         let memory = context.memory.acquire_many(READ_KIB).await;
+        crate::fault::point("before_read");
         let read = match self.input.read(&current(&self.lease), context.options.batch).await? {
             Step::Done(read) => read,
             Step::Raised => {
