@@ -19,7 +19,7 @@ mod usage;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, anyhow, ensure};
-use clap::{Parser, ValueEnum as _};
+use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
 use build::{Build, Place};
@@ -52,7 +52,7 @@ struct Args {
     #[arg(long, env = "MILLRACE_TEST_POSTGRES_URL")]
     postgres_url: String,
     /// What to measure, with commas
-    #[arg(long, value_delimiter = ',', default_values_t = Mode::value_variants().to_vec())]
+    #[arg(long, value_delimiter = ',', default_values_t = Mode::USUAL)]
     modes: Vec<Mode>,
     /// Rounds of each build in each mode, five at least; of an even number each build begins half
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(5..))]

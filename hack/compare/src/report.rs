@@ -114,6 +114,10 @@ impl Report {
             Mode::Singles => format!("singles: {singles} records, {SINGLE_CONNECTIONS} connections"),
             Mode::Preloaded => format!("preloaded: {records} records, then work"),
             Mode::Latency => format!("latency: {rate} records/s for {seconds} s"),
+            Mode::AcceptBatches => format!("accept-batches: {records} records, batches of {BATCH}, no worker"),
+            Mode::AcceptSingles => {
+                format!("accept-singles: {singles} records, {SINGLE_CONNECTIONS} connections, no worker")
+            }
         }
     }
 }

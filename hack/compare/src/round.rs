@@ -36,7 +36,7 @@ pub(crate) const SINGLE_CONNECTIONS: usize = 64;
 
 /// A way to load a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Mode {
     /// Batches of 500 records, 4 at once, to the last notification
     Batches,
@@ -46,6 +46,15 @@ pub(crate) enum Mode {
     Preloaded,
     /// Single records at a fixed rate, whatever the answers: latency to the notification
     Latency,
+    /// Batches of 500 records, to the last answer; no worker runs
+    AcceptBatches,
+    /// Single records on 64 connections, to the last answer; no worker runs
+    AcceptSingles,
+}
+
+impl Mode {
+    /// The modes of a run that names none.
+    pub(crate) const USUAL: [Self; 4] = [Self::Batches, Self::Singles, Self::Preloaded, Self::Latency];
 }
 
 impl fmt::Display for Mode {
@@ -76,7 +85,8 @@ impl Sizes {
             Mode::Batches => (self.keys, self.records),
             Mode::Singles => (self.keys, self.singles),
             // Without a worker nothing can go ahead.
-            Mode::Preloaded => (0, self.records),
+            Mode::Preloaded | Mode::AcceptBatches => (0, self.records),
+            Mode::AcceptSingles => (0, self.singles),
             Mode::Latency => (self.keys, (self.rate * self.seconds) as usize),
         };
         Records { keys: self.keys, primed, measured, random_ids: self.random_ids }
@@ -120,6 +130,8 @@ pub(crate) async fn run(
         Mode::Singles => round.end_to_end(Kind::Single).await?,
         Mode::Preloaded => round.preloaded().await?,
         Mode::Latency => round.latency(sizes.rate).await?,
+        Mode::AcceptBatches => round.accepted(Kind::Batch).await?,
+        Mode::AcceptSingles => round.accepted(Kind::Single).await?,
     };
     let Round { servers, pipeline: processes, reader, mut figures, .. } = round;
     processes.stop().await?;
@@ -186,6 +198,16 @@ impl Round<'_> {
         self.figures.set(Figure::AcceptedPerSecond, self.rate(sent.ended - sent.began));
         let ended = progress.last_at.unwrap_or(sent.ended).max(sent.ended);
         self.figures.set(Figure::RecordsPerSecond, self.rate(ended - sent.began));
+        Ok(usage)
+    }
+
+    /// From the first POST to the last answer.
+    async fn accepted(&mut self, kind: Kind) -> anyhow::Result<Usage> {
+        let load = self.load(kind);
+        let window = self.open().await?;
+        let sent = self.pipeline.watch(closed::send(self.pipeline.port, load)).await?;
+        let usage = self.close(window).await?;
+        self.figures.set(Figure::AcceptedPerSecond, self.rate(sent.ended - sent.began));
         Ok(usage)
     }
 
