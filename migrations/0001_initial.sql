@@ -285,6 +285,8 @@ create table producers (
     appended     bigint      not null,
     -- True once the process ended, and the count is its last.
     closed       boolean     not null default false,
+    -- True while it is closed because it had died: it can be suspended, and continue.
+    died         boolean     not null default false,
     -- True once shards.folded counts these records. The row stays: it distinguishes a producer of an older Redis from one
     -- that Postgres lost.
     folded       boolean     not null default false,

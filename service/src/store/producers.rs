@@ -9,6 +9,10 @@ use crate::domain::{AppendCount, Lease, Offset, ShardId};
 /// A producer whose counts were not noted for this many seconds is dead: it notes them every second.
 const DEAD_SECONDS: f64 = 5.0;
 
+/// A producer that died is folded after this many seconds. One that was only suspended and continues until then finds its
+/// count in Redis; without it, the append would take Redis for rewound.
+const OVER_SECONDS: f64 = 3600.0;
+
 /// A producer of a shard, whose records are not folded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Producer {
@@ -18,6 +22,8 @@ pub struct Producer {
     pub appended: i64,
     /// Whether it has ended, and the count is its last.
     pub closed: bool,
+    /// Whether it can be folded: it has closed, or died so long ago that it is not suspended.
+    pub is_over: bool,
     /// Seconds since its last note, where it is dead and has not closed.
     pub dead_for: Option<f64>,
 }
@@ -61,6 +67,7 @@ impl Store {
                  on conflict (producer, shard) do update set
                      appended = greatest(producers.appended, excluded.appended),
                      closed = excluded.closed,
+                     died = false,
                      noted_at = excluded.noted_at
                  where not producers.folded",
                 producer,
@@ -154,7 +161,7 @@ impl Store {
         .fetch_one(&self.pool)
         .await?;
         let producers = sqlx::query!(
-            r#"select producer, appended, closed, noted_at, extract(epoch from clock_timestamp() - noted_at)::float8 as "age!"
+            r#"select producer, appended, closed, died, noted_at, extract(epoch from clock_timestamp() - noted_at)::float8 as "age!"
                from producers where shard = $1 and not folded order by producer"#,
             shard as ShardId,
         )
@@ -165,6 +172,7 @@ impl Store {
             name: row.producer,
             appended: row.appended,
             closed: row.closed,
+            is_over: row.closed && (!row.died || row.age > OVER_SECONDS),
             dead_for: (!row.closed && row.age > DEAD_SECONDS).then_some(row.age),
         });
         Ok(ShardAccount {
@@ -184,7 +192,7 @@ impl Store {
     pub async fn close_dead_producer(&self, producer: &str, count: AppendCount, uncertain: bool) -> Result<(), Error> {
         sqlx::query!(
             "with closed as (
-                 update producers set appended = greatest(appended, $3), closed = true
+                 update producers set appended = greatest(appended, $3), closed = true, died = true
                  where producer = $1 and shard = $2 and not closed returning 1
              )
              update shards set loss_uncertain_since = coalesce(loss_uncertain_since, clock_timestamp())

@@ -195,7 +195,8 @@ async fn fold(
         let count = AppendCount { shard: input.shard(), appended: *held };
         context.store.note_unknown_producer(&by.name, count).await?;
     }
-    let names: Vec<_> = equal.into_iter().map(|(by, _)| by.name.clone()).take(FOLDED_AT_ONCE).collect();
+    let over = equal.into_iter().filter(|(by, _)| by.is_over);
+    let names: Vec<_> = over.map(|(by, _)| by.name.clone()).take(FOLDED_AT_ONCE).collect();
     if names.is_empty() {
         return Ok(());
     }

@@ -229,3 +229,28 @@ async fn two_thousand_restarts_of_serve_cost_nothing_at_rest_and_hide_no_loss() 
     let _work = pipeline.work();
     lost(&pipeline, gone.entries(), false).await;
 }
+
+#[tokio::test]
+async fn a_serve_process_that_continues_after_it_was_taken_for_dead_raises_no_loss() {
+    let servers = shared().await;
+    let (pipeline, serve, _work) = one_shard(&servers.redis, &servers.postgres).await;
+    pipeline.backdate_fence(0).await;
+    let before = Load::new("before", 40);
+    pipeline.send(&before.records).await;
+    pipeline.applied().await;
+    serve.pause();
+    eventually("the process is closed as dead", async || {
+        pipeline.number("select count(*) from producers where died and closed").await == 1
+    })
+    .await;
+    let late = [record("late", "d")];
+    let resume = async { serve.resume() };
+    let ((), ()) = join(pipeline.send(&late), resume).await;
+    pipeline.applied().await;
+    pipeline.counted(0).await;
+    lost(&pipeline, 0, false).await;
+    eventually("it lives again", async || {
+        pipeline.number("select count(*) from producers where died or closed").await == 0
+    })
+    .await;
+}

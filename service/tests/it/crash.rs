@@ -177,6 +177,9 @@ async fn a_worker_that_dies_after_it_closed_a_dead_producer_counts_its_records_o
     let _work = pipeline.work();
     pipeline.send(&loads[1].records).await;
     pipeline.applied().await;
+    pipeline.counted(0).await;
+    // Much later it is folded.
+    pipeline.execute("update producers set noted_at = noted_at - interval '2 hours' where died").await;
     eventually("the dead producer is folded", async || {
         pipeline.number("select folded from shards").await == loads[0].entries()
     })
