@@ -176,7 +176,8 @@ create table duplicates (
     received_at timestamptz not null,
     record_id   text        collate "C" not null,
     stream_id   text        collate "C" not null,
-    stream_index smallint   not null default 0
+    stream_index smallint   not null default 0,
+    digest      uuid        not null
 );
 create index duplicates_id on duplicates (record_id, stream_id);
 create index duplicates_noted_at on duplicates (noted_at);

@@ -3,13 +3,13 @@
 //! Pure and total: every record ends as exactly one of a new record, a duplicate, a conflict, a dead letter, or nothing
 //! (a redelivery, or a replay whose dead letter is closed). Must never look at a place in the stream alone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::{
-    Amount, ContentDigest, DeadLetterId, DeadLetterReason, Decision, DestinationUnit, Duplicate, Holder, IdLedger,
-    InputRecord, Item, Key, Kind, Known, NewConflict, NewDeadLetter, NewRecord, Parsed, Policy, Position,
-    PositionOfRecord, Record, RecordId, Refusal, Seq, ShardId, ShardSeq, StreamPosition, TakenId, Total,
-    total_in_bounds, total_nanos,
+    Amount, ContentDigest, DeadLetterId, DeadLetterReason, DeadLetterState, Decision, DestinationUnit, Duplicate,
+    Holder, IdLedger, InputRecord, Item, Key, Kind, Known, KnownDeadLetter, NewConflict, NewDeadLetter, NewRecord,
+    Parsed, Policy, Position, PositionOfRecord, Record, RecordId, Refusal, Seq, ShardId, ShardSeq, StreamPosition,
+    TakenId, Total, total_in_bounds, total_nanos,
 };
 
 /// Decides a batch of one shard, in order. `ids` holds every taken id of the batch, and takes those that it takes.
@@ -33,14 +33,21 @@ pub fn decide(batch: &[Item], known: Known, ids: &mut IdLedger, policy: &Policy,
     judge.decision
 }
 
+/// A dead letter whose replay can come.
+struct Replayed {
+    is_open: bool,
+    record_id: Option<RecordId>,
+    payload: Vec<u8>,
+}
+
 struct Judge<'a> {
     policy: &'a Policy,
     position: Position,
     ids: &'a mut IdLedger,
-    open: HashMap<DeadLetterId, Option<RecordId>>,
-    closed: HashSet<DeadLetterId>,
+    /// Dead letters whose replays can come.
+    dead_letters: HashMap<DeadLetterId, Replayed>,
     noted_dead_letters: HashMap<StreamPosition, Vec<Vec<u8>>>,
-    duplicates: HashSet<PositionOfRecord>,
+    duplicates: HashMap<PositionOfRecord, Vec<ContentDigest>>,
     conflicts: HashMap<PositionOfRecord, Vec<ContentDigest>>,
     totals: HashMap<Key, Total>,
     destinations: HashMap<DestinationUnit, i128>,
@@ -53,8 +60,7 @@ impl<'a> Judge<'a> {
             policy,
             position,
             ids,
-            open: HashMap::new(),
-            closed: HashSet::new(),
+            dead_letters: HashMap::new(),
             noted_dead_letters: HashMap::new(),
             duplicates: known.duplicates,
             conflicts: known.conflicts,
@@ -63,39 +69,29 @@ impl<'a> Judge<'a> {
             decision: Decision::default(),
         };
         for dead_letter in known.dead_letters {
-            if dead_letter.open {
-                judge.open.insert(dead_letter.id, dead_letter.record_id);
-            } else {
-                judge.closed.insert(dead_letter.id);
-            }
             if dead_letter.id.shard == position.shard {
-                judge.noted_dead_letters.entry(dead_letter.position).or_default().push(dead_letter.payload);
+                let noted = judge.noted_dead_letters.entry(dead_letter.position).or_default();
+                noted.push(dead_letter.payload.clone());
             }
+            let KnownDeadLetter { id, open, record_id, payload, .. } = dead_letter;
+            judge.dead_letters.insert(id, Replayed { is_open: open, record_id, payload });
         }
         judge
     }
 
     fn judge(&mut self, index: usize, item: &Item) {
         let input = &item.input;
-        if input.replay_of.is_some_and(|dead_letter| self.closed.contains(&dead_letter)) {
+        let replayed = self.replayed(input);
+        let is_new = replayed == Some(DeadLetterState::Open);
+        // A replay of an open dead letter was never decided, whatever came at its place before.
+        let noted = self.noted_dead_letters.get(&input.position).filter(|_| !is_new);
+        let is_noted = noted.is_some_and(|dead_letters| dead_letters.iter().any(|payload| *payload == input.payload));
+        if is_noted || replayed.is_some() && !is_new {
             self.decision.redelivered += 1;
             return;
         }
-        let noted = self.noted_dead_letters.get(&input.position);
-        if noted.is_some_and(|dead_letters| dead_letters.iter().any(|payload| *payload == input.payload)) {
-            self.decision.redelivered += 1;
-            return;
-        }
-        // A replay of a dead letter that is stored no more is judged as a record: it may be the last copy.
-        if let Some(dead_letter) = input.replay_of
-            && let Some(id) = self.open.remove(&dead_letter)
-        {
-            // Judged as if the dead letter were closed.
-            if let Some(id) = id {
-                self.ids.close(&id, dead_letter);
-            }
-            self.closed.insert(dead_letter);
-            self.decision.closed.push(dead_letter);
+        if let Some(dead_letter) = input.replay_of.filter(|_| is_new) {
+            self.close(dead_letter);
         }
         let record = match &item.record {
             Ok(record) => record,
@@ -104,7 +100,7 @@ impl<'a> Judge<'a> {
                 return self.dead_letter(index, input, None, item.isolated.clone().unwrap_or_else(malformed));
             }
         };
-        if self.is_taken(index, input, record) {
+        if self.is_taken(index, input, record, is_new) {
             return;
         }
         if let Some(refusal) = item.isolated.clone() {
@@ -120,24 +116,48 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Applies a record whose id is taken, or was when it came first: as a redelivery, a duplicate or a conflict.
-    fn is_taken(&mut self, index: usize, input: &InputRecord, parsed: &Parsed) -> bool {
+    /// Whether the dead letter of a replay is open or closed; `None`: no replay, or Postgres holds no dead letter of this number
+    /// with this payload. After a restore the number can be another's, and the replay can be the last copy: then it is
+    /// decided as a record.
+    fn replayed(&self, input: &InputRecord) -> Option<DeadLetterState> {
+        let dead_letter = self.dead_letters.get(&input.replay_of?).filter(|known| known.payload == input.payload)?;
+        Some(if dead_letter.is_open { DeadLetterState::Open } else { DeadLetterState::Replayed })
+    }
+
+    /// Closes an open dead letter. Its replay is judged as if it were closed before.
+    fn close(&mut self, id: DeadLetterId) {
+        if let Some(dead_letter) = self.dead_letters.get_mut(&id) {
+            dead_letter.is_open = false;
+            if let Some(record_id) = &dead_letter.record_id {
+                self.ids.close(record_id, id);
+            }
+            self.decision.closed.push(id);
+        }
+    }
+
+    /// Applies a record whose id is taken, or was when it came first: as a redelivery, a duplicate or a conflict. `is_new`: it
+    /// was never decided, whatever came at its place before.
+    fn is_taken(&mut self, index: usize, input: &InputRecord, parsed: &Parsed, is_new: bool) -> bool {
         let id = &parsed.record.record_id;
         let taken = self.ids.get(id).copied();
         let same = taken.is_some_and(|taken| taken.digest == parsed.digest);
         let free = taken.is_none();
         let delivery = PositionOfRecord { record_id: id.clone(), position: input.position };
         // A noted outcome stays: the dead letter that took the id then may be closed by now, and the id free or another's.
-        let again = self.conflicts.get(&delivery).is_some_and(|noted| noted.contains(&parsed.digest))
-            || taken.is_some_and(|taken| same && self.came_as(&taken, input.position))
-            || (same || free) && self.duplicates.contains(&delivery);
+        let is_noted = |noted: &HashMap<PositionOfRecord, Vec<ContentDigest>>| {
+            noted.get(&delivery).is_some_and(|digests| digests.contains(&parsed.digest))
+        };
+        let again = !is_new
+            && (is_noted(&self.conflicts)
+                || is_noted(&self.duplicates)
+                || taken.is_some_and(|taken| same && self.came_as(&taken, input.position)));
         if again {
             self.decision.redelivered += 1;
         } else if free {
             return false;
         } else if same {
-            self.duplicates.insert(delivery);
-            self.decision.duplicates.push(Duplicate { item: index, record_id: id.clone() });
+            self.duplicates.entry(delivery).or_default().push(parsed.digest);
+            self.decision.duplicates.push(Duplicate { item: index, record_id: id.clone(), digest: parsed.digest });
         } else {
             self.conflicts.entry(delivery).or_default().push(parsed.digest);
             let seq = next(&mut self.position.watermarks.conflicts);

@@ -79,6 +79,8 @@ pub struct Duplicate {
     pub item: usize,
     /// The id.
     pub record_id: RecordId,
+    /// The digest of its content.
+    pub digest: ContentDigest,
 }
 
 /// A record whose id is taken by other content.

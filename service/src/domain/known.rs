@@ -1,6 +1,6 @@
 //! Stored state that a decision depends on: ids and keys of a batch, and the position of its shard.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use rust_decimal::Decimal;
 
@@ -64,8 +64,8 @@ pub struct PositionOfRecord {
 pub struct Known {
     /// Dead letters of any state with a place or a replay of the batch.
     pub dead_letters: Vec<KnownDeadLetter>,
-    /// Noted duplicates.
-    pub duplicates: HashSet<PositionOfRecord>,
+    /// Content of noted duplicates.
+    pub duplicates: HashMap<PositionOfRecord, Vec<ContentDigest>>,
     /// Content of refused conflicts.
     pub conflicts: HashMap<PositionOfRecord, Vec<ContentDigest>>,
     /// Totals of the batch's keys; absent: none yet.

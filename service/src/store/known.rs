@@ -132,25 +132,26 @@ impl GroupCommit {
                        as k (shard, record_id, stream_id, stream_index)
                )
                select 'record' as "what!", k.shard as "shard!: ShardId", r.record_id, r.stream_id as "stream_id!: StreamId",
-                      r.stream_index as "stream_index!", 0::bigint as "n!: Seq", false as "open!", null::bytea as payload
+                      r.stream_index as "stream_index!", 0::bigint as "n!: Seq", false as "open!", null::bytea as payload,
+                      null::uuid as "digest: ContentDigest"
                from k join record_ids i on i.record_id = k.record_id and i.shard = k.shard
                cross join lateral (
                    select * from records where shard = i.shard and seq = i.number and period = i.period offset 0
                ) as r
                union all
-               select 'dead_letter', l.shard, l.record_id, l.stream_id, l.stream_index, l.n, l.state = 'open', l.payload
+               select 'dead_letter', l.shard, l.record_id, l.stream_id, l.stream_index, l.n, l.state = 'open', l.payload, null
                from k cross join lateral (
                    select * from dead_letters where stream_id = k.stream_id and stream_index = k.stream_index
                        and shard = k.shard offset 0
                ) as l
                union all
-               select 'duplicate', k.shard, d.record_id, d.stream_id, d.stream_index, 0, false, null
+               select 'duplicate', k.shard, d.record_id, d.stream_id, d.stream_index, 0, false, null, d.digest
                from k cross join lateral (
                    select * from duplicates where record_id = k.record_id and stream_id = k.stream_id
                        and stream_index = k.stream_index and shard = k.shard offset 0
                ) as d
                union all
-               select 'conflict', k.shard, c.record_id, c.stream_id, c.stream_index, 0, false, c.payload
+               select 'conflict', k.shard, c.record_id, c.stream_id, c.stream_index, 0, false, c.payload, null
                from k cross join lateral (
                    select * from conflicts where record_id = k.record_id and stream_id = k.stream_id
                        and stream_index = k.stream_index and shard = k.shard offset 0
@@ -173,7 +174,11 @@ impl GroupCommit {
                     }
                 }
                 ("duplicate", Some(id)) => {
-                    known.duplicates.insert(PositionOfRecord { record_id: id, position });
+                    known
+                        .duplicates
+                        .entry(PositionOfRecord { record_id: id, position })
+                        .or_default()
+                        .extend(row.digest);
                 }
                 ("conflict", Some(id)) => {
                     let refused = row.payload.as_deref().and_then(|payload| Parsed::read(payload).ok());

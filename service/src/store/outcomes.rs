@@ -177,7 +177,7 @@ mod tests {
         .await;
         run(
             &pool,
-            "insert into duplicates values (1, 1, now(), now(), 'r', '6-0', 2), (1, 1, now(), now(), 'l', '9-0', 2)",
+            "insert into duplicates values (1, 1, now(), now(), 'r', '6-0', 2, gen_random_uuid()), (1, 1, now(), now(), 'l', '9-0', 2, gen_random_uuid())",
         )
         .await;
         run(&pool, "insert into conflicts values (1, 4, 1, now(), now(), 'r', 'd', '7-0', 'x', null, 2)").await;

@@ -283,7 +283,7 @@ mod tests {
                 source_id, destination_id, reference, unit, stream_id, value, previous_total, threshold)
             select 1, n, '2026-11-01', 7, now(), now(), now(), 0, true, n::text, 's', 'd', 'r', 'u', '1-1', 1, 0, case when n > 3 then 0 end
             from generate_series(1, 5) n;
-            insert into duplicates values (1, 7, now(), now(), '1', '2-1');
+            insert into duplicates values (1, 7, now(), now(), '1', '2-1', 0, gen_random_uuid());
             insert into dead_letters (shard, n, epoch, opened_at, received_at, stream_id, payload, reason, detail)
             values (1, 3, 7, now(), now(), '1-2', '', 'x', 'x');
             insert into conflicts values (1, 2, 7, now(), now(), '1', 'd', '3-1', '');

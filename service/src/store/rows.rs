@@ -37,12 +37,19 @@ impl GroupCommit {
         }
         self.insert_duplicates(parts).await?;
         let changes = ids.changes();
-        for change in &changes {
-            if let IdChange::Move { record_id, from, by } = change {
-                self.move_id(record_id, *from, *by).await?;
+        if changes.iter().all(|change| matches!(change, IdChange::Take { .. })) {
+            return self.insert_records(parts, &changes).await;
+        }
+        // All changes in the order of ids.
+        for changes in
+            changes.chunk_by(|one, other| matches!((one, other), (IdChange::Take { .. }, IdChange::Take { .. })))
+        {
+            match changes {
+                [IdChange::Move { record_id, from, by }] => self.move_id(record_id, *from, *by).await?,
+                taken => self.insert_ids(taken).await?,
             }
         }
-        self.insert_records(parts, &changes).await
+        self.insert_records(parts, &[]).await
     }
 
     /// Gives the id of a closed dead letter to its new holder.
@@ -91,48 +98,58 @@ impl GroupCommit {
         }
     }
 
-    #[expect(clippy::too_many_lines, reason = "one statement with an argument per column")]
-    async fn insert_records(&mut self, parts: &[DecidedPart<'_>], changes: &[IdChange]) -> Result<(), Error> {
-        if changes.is_empty() {
+    async fn insert_ids(&mut self, changes: &[IdChange]) -> Result<(), Error> {
+        let taken = self.id_columns(changes);
+        if taken.ids.is_empty() {
             return Ok(());
         }
+        sqlx::query!(
+            "insert into record_ids (record_id, shard, number, period, digest)
+             select * from unnest($1::text[], $2::int[], $3::bigint[], $4::date[], $5::uuid[])",
+            &taken.ids as &[&str],
+            &taken.shards as &[ShardId],
+            &taken.numbers as &[Seq],
+            &taken.periods as &[Option<NaiveDate>],
+            &taken.digests as &[ContentDigest],
+        )
+        .execute(&mut *self.transaction)
+        .await
+        .map_err(raced)?;
+        Ok(())
+    }
+
+    /// The ids that are taken.
+    fn id_columns<'a>(&self, changes: &'a [IdChange]) -> IdColumns<'a> {
+        let mut columns = IdColumns::default();
+        for change in changes {
+            if let IdChange::Take { record_id, by } = change {
+                let row = self.id_row(*by);
+                columns.ids.push(record_id.as_str());
+                columns.shards.push(row.shard);
+                columns.numbers.push(row.number);
+                columns.periods.push(row.period);
+                columns.digests.push(by.digest);
+            }
+        }
+        columns
+    }
+
+    #[expect(clippy::too_many_lines, reason = "one statement with an argument per column")]
+    async fn insert_records(&mut self, parts: &[DecidedPart<'_>], changes: &[IdChange]) -> Result<(), Error> {
         let n = parts.iter().map(|part| part.decision.records.len()).sum();
+        if n == 0 {
+            // Without the tables of records, which a dead letter does not need.
+            return self.insert_ids(changes).await;
+        }
         macro_rules! columns { ($($name:ident: $type:ty),+ $(,)?) => { $(let mut $name: Vec<$type> = Vec::with_capacity(n);)+ } }
         columns!(
-            taken_ids: &str, taken_shards: ShardId, taken_numbers: Seq, taken_periods: Option<NaiveDate>,
-            digests: ContentDigest,
             shards: ShardId, epochs: i64, periods: NaiveDate,
             seqs: Seq, received: DateTime<Utc>, times: DateTime<Utc>, previous_counts: i64, positives: bool, indexes: i16,
             ids: &str, sources: &str, destinations: &str, references: &str, units: &str, stream_ids: StreamId,
             values: String, previous_totals: String, thresholds: Option<String>, attributes: Option<&str>,
             traces: Option<&str>,
         );
-        for change in changes {
-            if let IdChange::Take { record_id, by } = change {
-                let row = self.id_row(*by);
-                taken_ids.push(record_id.as_str());
-                taken_shards.push(row.shard);
-                taken_numbers.push(row.number);
-                taken_periods.push(row.period);
-                digests.push(by.digest);
-            }
-        }
-        if n == 0 {
-            // Without the tables of records, which a dead letter does not need.
-            sqlx::query!(
-                "insert into record_ids (record_id, shard, number, period, digest)
-                 select * from unnest($1::text[], $2::int[], $3::bigint[], $4::date[], $5::uuid[])",
-                &taken_ids as &[&str],
-                &taken_shards as &[ShardId],
-                &taken_numbers as &[Seq],
-                &taken_periods as &[Option<NaiveDate>],
-                &digests as &[ContentDigest],
-            )
-            .execute(&mut *self.transaction)
-            .await
-            .map_err(raced)?;
-            return Ok(());
-        }
+        let taken = self.id_columns(changes);
         let mut totals = TotalColumns::default();
         for DecidedPart { part, decision } in parts {
             let locked = self.shard(part.shard);
@@ -201,11 +218,11 @@ impl GroupCommit {
                    as n (shard, epoch, period, seq, received_at, time, previous_count, positive, record_id, source_id,
                          destination_id, reference, unit, stream_id, stream_index, value, previous_total, threshold,
                          attributes, traceparent)"#,
-            &taken_ids as &[&str],
-            &taken_shards as &[ShardId],
-            &taken_numbers as &[Seq],
-            &taken_periods as &[Option<NaiveDate>],
-            &digests as &[ContentDigest],
+            &taken.ids as &[&str],
+            &taken.shards as &[ShardId],
+            &taken.numbers as &[Seq],
+            &taken.periods as &[Option<NaiveDate>],
+            &taken.digests as &[ContentDigest],
             &totals.shards as &[ShardId],
             &totals.destinations as &[&str],
             &totals.references as &[&str],
@@ -243,7 +260,7 @@ impl GroupCommit {
     }
 
     async fn insert_duplicates(&mut self, parts: &[DecidedPart<'_>]) -> Result<(), Error> {
-        let (mut shards, mut epochs) = (Vec::new(), Vec::new());
+        let (mut shards, mut epochs, mut digests) = (Vec::new(), Vec::new(), Vec::new());
         let (mut ids, mut stream_ids, mut indexes, mut received) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for DecidedPart { part, decision } in parts {
             for duplicate in &decision.duplicates {
@@ -254,20 +271,23 @@ impl GroupCommit {
                 stream_ids.push(input.position.entry);
                 indexes.push(index_column(input.position));
                 received.push(input.received_at);
+                digests.push(duplicate.digest);
             }
         }
         if ids.is_empty() {
             return Ok(());
         }
         sqlx::query!(
-            "insert into duplicates (shard, epoch, record_id, stream_id, received_at, stream_index, noted_at)
-             select n.*, $7 from unnest($1::int[], $2::bigint[], $3::text[], $4::text[], $5::timestamptz[], $6::smallint[]) n",
+            "insert into duplicates (shard, epoch, record_id, stream_id, received_at, stream_index, digest, noted_at)
+             select n.*, $8 from unnest($1::int[], $2::bigint[], $3::text[], $4::text[], $5::timestamptz[], $6::smallint[],
+                 $7::uuid[]) n",
             &shards as &[ShardId],
             &epochs,
             &ids as &[&str],
             &stream_ids as &[StreamId],
             &received,
             &indexes,
+            &digests as &[ContentDigest],
             self.now,
         )
         .execute(&mut *self.transaction)
@@ -354,6 +374,16 @@ struct IdRow {
     shard: ShardId,
     number: Seq,
     period: Option<NaiveDate>,
+}
+
+/// Ids that are taken, as columns.
+#[derive(Default)]
+struct IdColumns<'a> {
+    ids: Vec<&'a str>,
+    shards: Vec<ShardId>,
+    numbers: Vec<Seq>,
+    periods: Vec<Option<NaiveDate>>,
+    digests: Vec<ContentDigest>,
 }
 
 /// Changes of totals, as columns.

@@ -202,3 +202,54 @@ fn records_of_a_unit_without_threshold_beside_others_are_counted() {
     assert_eq!(counted("threshold: '9'"), (0, 0));
     assert_eq!(counted(""), (0, 0), "no unit has one");
 }
+
+/// A record of one id at a place, of another place than the ones that are stored where `ms` differs.
+fn of_id(ms: u64, value: &str, replay_of: Option<i64>) -> Item {
+    let mut item = one(&record(1, 0, value, true, "EUR", "{}"));
+    item.input.position.entry.ms = ms;
+    item.input.replay_of = replay_of.map(|seq| DeadLetterId { shard: SHARD, seq: Seq::new(seq) });
+    item
+}
+
+/// A model in which id 1 has a dead letter of value 1, and a duplicate of it came at place 2.
+fn refused_and_repeated() -> Model {
+    let mut model = Model::default();
+    let refused =
+        Item { isolated: Some(Refusal::new(DeadLetterReason::CrashedWorker, "tested")), ..of_id(1, "1", None) };
+    for item in [refused, of_id(2, "1", None)] {
+        model.judge(&item);
+    }
+    assert!(matches!(model.kept[1].outcome, Decided::Duplicate { .. }));
+    model
+}
+
+fn decide_in(model: &Model, item: Item) -> Decision {
+    let position = Position { shard: shard_of_destinations(), ..model.position() };
+    model.stored(std::slice::from_ref(&item)).decide(std::slice::from_ref(&item), &Policy::default(), position)
+}
+
+#[test]
+fn another_record_at_the_place_of_a_noted_duplicate_is_no_redelivery() {
+    let mut model = refused_and_repeated();
+    model.discard(1);
+    let decision = decide_in(&model, of_id(2, "2", None));
+    assert_eq!((decision.records.len(), decision.redelivered), (1, 0), "{decision:?}");
+    let decision = decide_in(&model, of_id(2, "1", None));
+    assert_eq!((decision.records.len(), decision.redelivered), (0, 1), "{decision:?}");
+}
+
+#[test]
+fn a_replay_of_an_open_dead_letter_is_decided_whatever_came_at_its_place() {
+    let decision = decide_in(&refused_and_repeated(), of_id(2, "1", Some(1)));
+    assert_eq!((decision.records.len(), decision.closed.len(), decision.redelivered), (1, 1, 0), "{decision:?}");
+}
+
+#[test]
+fn a_replay_closes_no_dead_letter_of_other_content() {
+    let decision = decide_in(&refused_and_repeated(), of_id(3, "2", Some(1)));
+    assert!(decision.closed.is_empty() && decision.conflicts.len() == 1, "{decision:?}");
+    let mut model = refused_and_repeated();
+    model.discard(1);
+    let decision = decide_in(&model, of_id(3, "2", Some(1)));
+    assert_eq!((decision.records.len(), decision.redelivered), (1, 0), "it may be the last copy: {decision:?}");
+}

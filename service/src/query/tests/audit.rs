@@ -9,8 +9,8 @@ async fn filled(pool: PgPool) -> World {
     world
         .run(
             "insert into duplicates values
-                 (0, 1, '2026-02-01T00:00:03Z', '2026-02-01T00:00:01Z', 'a', '1769904001500-0'),
-                 (0, 1, '2026-02-01T00:00:03Z', '2026-02-01T00:00:01Z', 'b', '18446744073709551615-7');
+                 (0, 1, '2026-02-01T00:00:03Z', '2026-02-01T00:00:01Z', 'a', '1769904001500-0', 0, gen_random_uuid()),
+                 (0, 1, '2026-02-01T00:00:03Z', '2026-02-01T00:00:01Z', 'b', '18446744073709551615-7', 0, gen_random_uuid());
              insert into conflicts values
                  (0, 1, 1, '2026-02-01T00:00:04Z', '2026-02-01T00:00:01Z', 'a', 'd', '1769904001500-1', '{}');
              update dead_letters set state = 'discarded', closed_at = '2026-02-01T00:00:05Z', closed_by = 'ann' where n = 1;

@@ -15,7 +15,7 @@ async fn a_processed_record_has_its_whole_history(pool: PgPool) {
         .run("insert into sinks (name, kind, cursor_generation, started, version) values ('late', 'Processed', 'i', true, 1)")
         .await;
     world.run("insert into sink_starts select 'late', shard, 1 from shards").await;
-    world.run("insert into duplicates values (0, 1, now(), now(), 'order 1/2%é', '5-0')").await;
+    world.run("insert into duplicates values (0, 1, now(), now(), 'order 1/2%é', '5-0', 0, gen_random_uuid())").await;
     let cursor = |sink: &str| keys::cursor(&format!("{}.{sink}", world.name));
     let (notifications, alerts) = (cursor("notifications"), cursor("alerts"));
     let () = world.redis.hset(&notifications, shard, seq).await.expect("HSET");

@@ -21,7 +21,8 @@ const CONSISTENT: &str = "
     insert into record_ids select record_id, shard, seq, period, gen_random_uuid() from records;
     insert into totals (shard, destination_id, reference, unit, positive_count, positive_sum, negative_count, negative_sum)
         values (1, 'd6', 'x', 'EUR', 2, 106.00, 1, 100.01), (1, 'd6', 'x', 'min', 1, 50, 0, 0);
-    insert into duplicates (shard, epoch, noted_at, received_at, record_id, stream_id) values (1, 1, now(), now(), 'r1', '9-1');
+    insert into duplicates (shard, epoch, noted_at, received_at, record_id, stream_id, digest)
+        values (1, 1, now(), now(), 'r1', '9-1', gen_random_uuid());
     insert into conflicts (shard, n, epoch, noted_at, received_at, record_id, destination_id, stream_id, payload)
         values (1, 1, 1, now(), now(), 'r1', 'd6', '9-2', '');
     insert into dead_letters (shard, n, epoch, opened_at, received_at, stream_id, payload, reason, detail)

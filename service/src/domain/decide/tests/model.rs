@@ -1,5 +1,7 @@
 //! Records by chance, and the plain model that judges them.
 
+use std::collections::HashSet;
+
 use proptest::prelude::*;
 
 use rust_decimal::Decimal;
@@ -75,9 +77,12 @@ pub(super) fn items(steps: &[(Step, Option<i64>)]) -> Vec<Item> {
             Step::New { payload, isolated } => (fresh(payload, None), *isolated),
             Step::Again(_) if made.is_empty() => (fresh(&record(0, 0, "1", true, "EUR", "{}"), None), false),
             Step::Again(which) => made[which % made.len()].clone(),
-            // The payload of a replay does not depend on its dead letter here.
+            // Often, but not always, the payload of its dead letter.
             Step::Replay(n) => {
-                let payload = record((*n % 6) as u8, 0, "1", true, "EUR", "{}");
+                let refused = made.iter().filter(|(_, isolated)| *isolated).nth(*n as usize - 1);
+                let other = || record((*n % 6) as u8, 0, "1", true, "EUR", "{}");
+                let payload =
+                    refused.map_or_else(other, |(input, _)| String::from_utf8_lossy(&input.payload).into_owned());
                 (fresh(&payload, Some(DeadLetterId { shard: SHARD, seq: Seq::new(*n) })), false)
             }
         });
@@ -158,20 +163,25 @@ impl Model {
                 .iter_mut()
                 .take(self.committed)
                 .find(|kept| matches!(kept.outcome, Decided::DeadLetter { n, .. } if n == dead_letter.seq.get()))
+                .filter(|kept| kept.payload == item.input.payload)
         });
-        match replayed {
-            Some(kept) if !kept.open => return Decided::Nothing,
-            _ if came => return Decided::Nothing,
-            Some(kept) => kept.open = false,
+        let is_new = match replayed {
+            Some(kept) => {
+                if !std::mem::replace(&mut kept.open, false) {
+                    return Decided::Nothing;
+                }
+                true
+            }
             // Of a dead letter that is not stored: a record like any other.
-            None => {}
-        }
+            None if came => return Decided::Nothing,
+            None => false,
+        };
         let isolated = item.isolated.as_ref().map(|refusal| refusal.reason);
         let Ok(parsed) = &item.record else {
             return self.dead_letter(item, isolated.unwrap_or(DeadLetterReason::Malformed));
         };
         let record = &parsed.record;
-        if let Some(outcome) = self.outcome_of_taken_id(item, record) {
+        if let Some(outcome) = self.outcome_of_taken_id(item, record, is_new) {
             return outcome;
         }
         if let Some(reason) = isolated {
@@ -205,7 +215,7 @@ impl Model {
     }
 
     /// The outcome of a record whose id is taken, or was when it came first.
-    fn outcome_of_taken_id(&self, item: &Item, record: &Record) -> Option<Decided> {
+    fn outcome_of_taken_id(&self, item: &Item, record: &Record, is_new: bool) -> Option<Decided> {
         let id = record.record_id.to_string();
         let taken = self.kept.iter().find(|kept| match &kept.outcome {
             Decided::Record { id: taken, .. } => *taken == id,
@@ -217,13 +227,12 @@ impl Model {
             kept.position == item.input.position
                 && kept.record.as_ref() == Some(record)
                 && match kept.outcome {
-                    Decided::Record { .. } | Decided::Conflict { .. } => true,
+                    Decided::Record { .. } | Decided::Conflict { .. } | Decided::Duplicate { .. } => true,
                     Decided::DeadLetter { .. } => kept.open,
-                    // The content of a duplicate is not stored, only that of the record that took its id.
-                    Decided::Duplicate { .. } => same || taken.is_none(),
                     Decided::Nothing => false,
                 }
         });
+        let noted = noted && !is_new;
         if noted {
             return Some(Decided::Nothing);
         }
@@ -261,7 +270,7 @@ impl Model {
                     }
                 }
                 (Decided::Duplicate { .. }, Some(record)) => {
-                    known.duplicates.insert(position_of(record, kept));
+                    known.duplicates.entry(position_of(record, kept)).or_default().push(digest(record));
                 }
                 (Decided::Conflict { .. }, Some(record)) => {
                     known.conflicts.entry(position_of(record, kept)).or_default().push(digest(record));
