@@ -12,6 +12,7 @@ mod dead_letters;
 mod entries;
 mod expired;
 mod failover;
+mod group;
 mod harness;
 mod health;
 mod history;
