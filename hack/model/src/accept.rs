@@ -1,7 +1,7 @@
 //! Clients and serve: append, answer, send again, note the counts.
 
 use crate::{
-    config::Guard,
+    guards::Guard,
     protocol::Protocol,
     state::{InputRecord, Producer, Serve, State},
 };

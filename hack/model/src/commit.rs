@@ -3,7 +3,7 @@
 //! Must never decide by a `uid`: only the observer may use it.
 
 use crate::{
-    config::Guard,
+    guards::Guard,
     own::is_locked,
     protocol::Protocol,
     state::{Batch, Decision, InputRecord, Next, Noted, Own, Policy, Row, Shard, Stage, State},

@@ -45,7 +45,7 @@
 //!
 //! The checker tests the properties of [`check`] in every state that can be reached. No run continues for ever (a test
 //! shows it), so it tests liveness in the states in which nothing happens by itself any more. `tests/guards.rs` shows
-//! which property fails without each [`config::Guard`], `tests/exhaustive.rs` that none fails with all of them.
+//! which property fails without each [`guards::Guard`], `tests/exhaustive.rs` that none fails with all of them.
 //!
 //! # Where the protocol ends
 //!
@@ -69,7 +69,9 @@ pub mod check;
 pub mod commit;
 pub mod config;
 pub mod faults;
+pub mod guards;
 pub mod loss;
+pub mod normalise;
 pub mod own;
 pub mod protocol;
 pub mod publish;

@@ -6,7 +6,7 @@
 //! many records are lost that their producers count, all counts agree, and nothing shows the loss.
 
 use crate::{
-    config::Guard,
+    guards::Guard,
     protocol::Protocol,
     state::{Account, Batch, Input, Next, Own, Producer, Stage, State},
 };

@@ -4,7 +4,7 @@
 //! A step returns whether it did anything; a step that cannot run now runs later. `None`: the shard is another owner's.
 
 use crate::{
-    config::Guard,
+    guards::Guard,
     protocol::Protocol,
     state::{Batch, Fence, Input, InputRecord, Next, Own, Policy, Stage, State},
 };

@@ -1,7 +1,7 @@
 //! Publishers: fetch the row behind the cursor, append it.
 
 use crate::{
-    config::Guard,
+    guards::Guard,
     protocol::Protocol,
     state::{Cursor, Notice, Own, Row, State, Worker},
 };

@@ -2,7 +2,8 @@
 //! repeat it, also one that was paused since it read the row.
 
 use crate::{
-    config::{Guard, THRESHOLDS},
+    config::THRESHOLDS,
+    guards::Guard,
     own::newest,
     protocol::Protocol,
     state::{Cursor, Plan, PlanStep, SinkRow, State},

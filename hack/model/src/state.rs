@@ -177,7 +177,7 @@ pub struct Serve {
     pub producer: u8,
     /// Number of records that it appended, as far as it was told.
     pub appended: u8,
-    /// The count that it noted last; used only without [`crate::config::Guard::NoteAgain`].
+    /// The count that it noted last; used only without [`crate::guards::Guard::NoteAgain`].
     pub noted: u8,
 }
 

@@ -6,7 +6,8 @@ mod common;
 use common::{check, holds};
 use millrace_model::{
     check::{ACKED, ALERTS, ALL_LOST, BACKLOG, END, IDS, KEPT, ONCE, ORDER, SINK, TRULY_LOST},
-    config::{Config, Faults, GUARDS, Guard, Record},
+    config::{Config, Faults, Record},
+    guards::{GUARDS, Guard},
 };
 
 const NONE: Faults = Faults {

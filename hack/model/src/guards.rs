@@ -1,0 +1,138 @@
+//! The guards: rules that hold the protocol together. Each can be taken out; a test shows what breaks then.
+
+/// A rule that holds the protocol together. Each can be taken out; a test shows what breaks then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Guard {
+    /// Every write to Postgres compares the fence.
+    FenceOnWrite,
+    /// The script that reads compares the fence.
+    FenceOnRead,
+    /// The script that acknowledges compares the fence.
+    FenceOnAck,
+    /// An owner below the fence beside the stream raises its epoch above it.
+    RaiseEpoch,
+    /// A fence is (epoch, token), not the epoch alone.
+    Token,
+    /// An owner that raised the fence beside the stream reclaims pending entries again.
+    ReclaimAgain,
+    /// A commit below its shard's policy version is refused.
+    PolicyVersion,
+    /// A script appends and moves the cursor only if the cursor is where the publisher read it.
+    CompareInAppend,
+    /// An owner acknowledges entries after the commit, not before it.
+    AckAfterCommit,
+    /// An owner reclaims pending entries before it reads new ones.
+    PendingFirst,
+    /// A record id is unique over all shards, by an index, whatever a transaction read before it writes.
+    UniqueId,
+    /// Before its first commit an owner compares the log with the state of Redis, and continues above it.
+    CompareLog,
+    /// The watermarks are kept beside the input stream, and are part of that comparison.
+    Watermark,
+    /// The cursors are part of that comparison.
+    CompareCursors,
+    /// No publisher publishes above the watermark.
+    BelowWatermark,
+    /// Postgres refuses a commit on another start of Postgres than the compared one.
+    CompareAgain,
+    /// Publishers lose the rows in their memory when their owner prepares again.
+    EmptyPublishers,
+    /// An owner sets watermarks that Redis lost again once nothing is pending.
+    RestoreWatermark,
+    /// An owner detects a rewound Redis by a watermark below its own, or by an ack of an entry that is not pending; and
+    /// prepares again.
+    NoticeRedisRewind,
+    /// A worker reads its policy again with the comparison, not only when the version changed.
+    ReadPolicyAgain,
+    /// A sink that moves again continues from the stream on which it was started, not from the one before that.
+    MoveFromStarted,
+    /// A cursor of a newer generation of a sink is never replaced by that of an older one.
+    NewerGeneration,
+    /// An owner acknowledges an entry once all of its records are applied.
+    AckWholeEntry,
+    /// A record that was applied is recognised by itself, not by the first record of its entry.
+    RecognizeEachRecord,
+    /// Each script of an owner compares the acknowledged offset.
+    CompareAcknowledged,
+    /// An append raises the counts of a rewound Redis to the one that its producer knows.
+    RaiseInAppend,
+    /// New records with an offset that was given before count as the next ones.
+    CountOldOffsets,
+    /// An owner reconciles, and judges the rest of the stream, with nothing in flight.
+    BetweenBatches,
+    /// An owner judges the rest of the stream only with nothing pending.
+    NothingPending,
+    /// An owner raises the counts of a rewound Redis to those that Postgres holds.
+    RaiseByNotes,
+    /// Serve notes an unchanged count again: Postgres may have been rewound.
+    NoteAgain,
+    /// Records that are applied, and that no producer counts, are added to a sum.
+    FoldSurplus,
+    /// They are added only when each producer that lives has noted its count since they were seen.
+    WaitForNotes,
+    /// Such a note counts only if its producer has no answer to an append on its way.
+    NoteAfterAnswer,
+    /// An owner that prepares again waits for such notes again: Redis may have been rewound twice.
+    WaitAgain,
+}
+
+/// Every guard.
+pub const GUARDS: [Guard; 35] = [
+    Guard::FenceOnWrite,
+    Guard::FenceOnRead,
+    Guard::FenceOnAck,
+    Guard::RaiseEpoch,
+    Guard::Token,
+    Guard::ReclaimAgain,
+    Guard::PolicyVersion,
+    Guard::CompareInAppend,
+    Guard::AckAfterCommit,
+    Guard::PendingFirst,
+    Guard::UniqueId,
+    Guard::CompareLog,
+    Guard::Watermark,
+    Guard::CompareCursors,
+    Guard::BelowWatermark,
+    Guard::CompareAgain,
+    Guard::EmptyPublishers,
+    Guard::RestoreWatermark,
+    Guard::NoticeRedisRewind,
+    Guard::ReadPolicyAgain,
+    Guard::MoveFromStarted,
+    Guard::NewerGeneration,
+    Guard::AckWholeEntry,
+    Guard::RecognizeEachRecord,
+    Guard::CompareAcknowledged,
+    Guard::RaiseInAppend,
+    Guard::CountOldOffsets,
+    Guard::BetweenBatches,
+    Guard::NothingPending,
+    Guard::RaiseByNotes,
+    Guard::NoteAgain,
+    Guard::FoldSurplus,
+    Guard::WaitForNotes,
+    Guard::NoteAfterAnswer,
+    Guard::WaitAgain,
+];
+
+/// Which guards are active.
+#[derive(Debug, Clone, Copy)]
+pub struct Guards(u64);
+
+impl Guards {
+    /// All of them.
+    pub const ALL: Self = Self(u64::MAX);
+
+    /// All of these but one.
+    #[must_use]
+    pub const fn without(self, guard: Guard) -> Self {
+        Self(self.0 & !(1 << guard as u64))
+    }
+
+    /// Whether one is active.
+    #[must_use]
+    pub const fn has(self, guard: Guard) -> bool {
+        self.0 & (1 << guard as u64) != 0
+    }
+}
