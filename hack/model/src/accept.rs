@@ -50,7 +50,7 @@ impl Protocol {
                 input.by[usize::from(serve.producer)] += 1;
             }
             let (sid, offset) = (input.last, input.appended);
-            input.entries.push(InputRecord { sid, index, offset, uid, record: *record });
+            input.entries.push(InputRecord { sid, index, offset, uid, record: *record, replay_of: 0 });
         }
         (uids, serve.map_or(0, |serve| input.by[usize::from(serve.producer)]))
     }

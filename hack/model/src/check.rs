@@ -5,7 +5,7 @@ use stateright::Property;
 use crate::{
     protocol::Protocol,
     publish::cursor_of,
-    state::{Batch, InputRecord, Notice, Row, Shard, Stage, State},
+    state::{Batch, DeadLetterState, Holder, InputRecord, LEDGER_IDS, Notice, Postgres, Row, Shard, Stage, State},
 };
 
 /// A record id is applied at most once, over all shards.
@@ -30,6 +30,18 @@ pub const TRULY_LOST: &str = "no record counts as lost that was never missing";
 pub const ALL_LOST: &str = "in the end each missing record counts as lost, and no other one";
 /// The backlog, in the end.
 pub const BACKLOG: &str = "in the end no record counts as waiting";
+/// The ledger.
+pub const NAMED: &str = "the ledger names each record and each open dead letter, and nothing else";
+/// Redeliveries are recognised.
+pub const TWICE: &str = "what was appended once has one outcome";
+/// Redeliveries are not mistaken.
+pub const DROPPED: &str = "a record that counts nowhere has an outcome with its content";
+/// Dead letters.
+pub const CLOSED: &str = "a dead letter is decided once";
+/// Groups.
+pub const SHARED: &str = "a transaction takes an id once";
+/// Partitions.
+pub const PERIOD: &str = "the table of periods has the partition of each record";
 /// States in which nothing happens by itself any more.
 pub const END: &str = "in the end all is applied and published";
 
@@ -61,6 +73,21 @@ pub(crate) fn properties() -> Vec<Property<Protocol>> {
             state.observer.rewound != (0, 0) || missing(state) & state.observer.acknowledged == 0
         }),
         Property::always(ACKED, |_, state: &State| !state.observer.acked_uncommitted),
+        Property::always(NAMED, ledger_names_all),
+        Property::always(TWICE, |_, state: &State| {
+            let mut seen = 0_u16;
+            outcomes(&state.postgres).all(|input| {
+                let new = seen & 1 << input.uid == 0;
+                seen |= 1 << input.uid;
+                new
+            })
+        }),
+        Property::always(DROPPED, |_, state: &State| !state.observer.dropped),
+        Property::always(CLOSED, |_, state: &State| state.postgres.shards.iter().all(closed_once)),
+        Property::always(SHARED, |_, state: &State| !state.observer.taken_twice),
+        Property::always(PERIOD, |model, state: &State| {
+            model.config.faults.clock == 0 || state.postgres.shards.iter().all(periods_are_found)
+        }),
         Property::always(TRULY_LOST, |_, state: &State| {
             let lost: u8 = state.postgres.shards.iter().map(|shard| shard.lost).sum();
             u32::from(lost) <= state.observer.missing.count_ones()
@@ -78,6 +105,50 @@ fn applied_once(model: &Protocol, state: &State) -> bool {
         let new = seen & id(row) == 0;
         seen |= id(row);
         new
+    })
+}
+
+/// What Postgres holds an outcome of.
+fn outcomes(postgres: &Postgres) -> impl Iterator<Item = &InputRecord> {
+    postgres.shards.iter().flat_map(|shard| {
+        let rows = shard.log.iter().map(|row| &row.input);
+        let noted = shard.noted.iter().map(|noted| &noted.input);
+        rows.chain(noted).chain(shard.dead_letters.iter().map(|there| &there.input))
+    })
+}
+
+fn ledger_names_all(model: &Protocol, state: &State) -> bool {
+    let id = |input: &InputRecord| usize::from(model.config.records[usize::from(input.record)].id);
+    let mut named = [Holder::Free; LEDGER_IDS];
+    let holders = (0..).zip(&state.postgres.shards).flat_map(|(shard, row)| {
+        let rows = row.log.iter().map(move |row| (&row.input, Holder::Record(shard, row.seq)));
+        let open = row.dead_letters.iter().filter(|there| there.state == DeadLetterState::Open);
+        rows.chain(open.map(move |there| (&there.input, Holder::DeadLetter(shard, there.number))))
+    });
+    for (input, holder) in holders {
+        if std::mem::replace(&mut named[id(input)], holder) != Holder::Free {
+            return false;
+        }
+    }
+    named == state.postgres.ledger
+}
+
+/// The replay of a dead letter is decided only if that closes it, and only one of them. One of another content is that of a
+/// dead letter which a rewound Postgres lost.
+fn closed_once(shard: &Shard) -> bool {
+    let rows = shard.log.iter().map(|row| row.input).chain(shard.noted.iter().map(|noted| noted.input));
+    let all = rows.chain(shard.dead_letters.iter().map(|there| there.input));
+    shard.dead_letters.iter().all(|there| {
+        let replays =
+            all.clone().filter(|input| (input.replay_of, input.record) == (there.number, there.input.record)).count();
+        replays == usize::from(there.state == DeadLetterState::Replayed)
+    })
+}
+
+fn periods_are_found(shard: &Shard) -> bool {
+    shard.log.iter().all(|row| {
+        let found = shard.periods.iter().filter(|(_, first)| *first <= row.seq).max();
+        found.is_some_and(|(period, _)| *period == row.period)
     })
 }
 
@@ -120,9 +191,7 @@ fn each_once_in_order(_: &Protocol, state: &State) -> bool {
 fn missing(state: &State) -> u16 {
     let uids = |all: u16, input: &InputRecord| all | 1 << input.uid;
     let queued = state.redis.inputs.iter().flat_map(|input| &input.entries);
-    let rows = state.postgres.shards.iter().flat_map(|shard| shard.log.iter().map(|row| &row.input));
-    let noted = state.postgres.shards.iter().flat_map(|shard| shard.noted.iter().map(|noted| &noted.input));
-    let mut held = queued.chain(rows).chain(noted).fold(0, uids);
+    let mut held = queued.chain(outcomes(&state.postgres)).fold(0, uids);
     for (own, shard) in state.workers.iter().flat_map(|worker| worker.owns.iter().zip(&state.postgres.shards)) {
         let own = own.as_ref().filter(|own| own.fence == shard.fence);
         if let Some(Stage::Commit(Batch { records, .. }) | Stage::Write(Batch { records, .. }, _)) =

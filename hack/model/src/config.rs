@@ -27,6 +27,14 @@ pub struct Faults {
     pub retarget: u8,
     /// Another sink is started.
     pub start: u8,
+    /// An administrator replays a dead letter.
+    pub replay: u8,
+    /// An administrator discards a dead letter.
+    pub discard: u8,
+    /// Records are accepted from here on that were refused before.
+    pub admit: u8,
+    /// Postgres's clock moves: first to the next period, then back.
+    pub clock: u8,
     /// Most faults of all kinds in one run; 0: no bound.
     pub together: u8,
 }
@@ -47,20 +55,45 @@ impl Faults {
             policy: 1,
             retarget: 1,
             start: 1,
+            replay: 0,
+            discard: 0,
+            admit: 0,
+            clock: 0,
             together,
         }
     }
 }
 
+/// Whether a record is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// It is not.
+    Never,
+    /// Until [`Faults::admit`] happens.
+    AtFirst,
+    /// It is.
+    Always,
+}
+
 /// A record that a client can send.
 #[derive(Debug, Clone, Copy)]
 pub struct Record {
-    /// Its id; its content follows from its place in [`Config::records`].
+    /// Its id, below [`crate::state::LEDGER_IDS`]; its content follows from its place in [`Config::records`].
     pub id: u8,
     /// The shard of its destination; each has one destination.
     pub shard: u8,
     /// Its value: an alert when above the threshold.
     pub value: u8,
+    /// Whether it becomes a dead letter.
+    pub refused: Refused,
+}
+
+impl Record {
+    /// A record that is accepted.
+    #[must_use]
+    pub const fn new(id: u8, shard: u8) -> Self {
+        Self { id, shard, value: 2, refused: Refused::Never }
+    }
 }
 
 /// The size of a model.
@@ -78,11 +111,11 @@ pub struct Config {
     pub request: usize,
     /// Most entries of a batch.
     pub batch: usize,
-    /// Most records of a transaction.
-    pub transaction: usize,
-    /// Whether a transaction is two steps, its reads and its writes. It locks its shard's row in between, so that only
-    /// other shards can act.
+    /// Whether a transaction is several steps: it locks the shards' rows, reads and decides; changes the ledger row by
+    /// row; commits. Otherwise it is one.
     pub split: bool,
+    /// Whether Postgres is rewound without a restart: somebody puts its schema back.
+    pub in_place: bool,
     /// Whether losses are counted, of one shard. Then nothing is published: sinks have no part in it.
     pub count: bool,
     /// Whether the number of lost records is to be exact also where an applied record of unknown outcome hides a lost one.
@@ -106,12 +139,12 @@ impl Config {
         Self {
             workers,
             shards: 1,
-            records: (0..n).map(|id| Record { id, shard: 0, value: 2 }).collect(),
+            records: (0..n).map(|id| Record::new(id, 0)).collect(),
             clients: vec![(0..n).collect()],
             request: 1,
             batch: 1,
-            transaction: 2,
             split: false,
+            in_place: false,
             count: false,
             strict: false,
             parts: false,

@@ -15,6 +15,7 @@ impl Protocol {
         let moving = self.config.faults.retarget + self.config.faults.start > 0;
         let it = &mut state.workers[usize::from(worker)];
         it.owns.fill(None);
+        it.transactions.clear();
         it.plan = None;
         it.policy = newest;
         if moving {
@@ -62,6 +63,10 @@ impl Protocol {
     pub(crate) fn postgres_rewind(&self, state: &mut State) -> bool {
         let Some(then) = state.backup.take().map(Arc::unwrap_or_clone) else { return false };
         state.postgres = then;
+        state.discards.clear();
+        for worker in &mut state.workers {
+            worker.transactions.clear();
+        }
         for own in state.workers.iter_mut().flat_map(|worker| worker.owns.iter_mut().flatten()) {
             if let Stage::Write(batch, _) = &own.stage {
                 own.stage = Stage::Commit(batch.clone());

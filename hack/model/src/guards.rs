@@ -38,6 +38,8 @@ pub enum Guard {
     CompareAgain,
     /// Publishers lose the rows in their memory when their owner prepares again.
     EmptyPublishers,
+    /// A commit that does not follow the recent commits in memory replaces them.
+    FollowRecent,
     /// An owner sets watermarks that Redis lost again once nothing is pending.
     RestoreWatermark,
     /// An owner detects a rewound Redis by a watermark below its own, or by an ack of an entry that is not pending; and
@@ -49,10 +51,43 @@ pub enum Guard {
     MoveFromStarted,
     /// A cursor of a newer generation of a sink is never replaced by that of an older one.
     NewerGeneration,
-    /// An owner acknowledges an entry once all of its records are applied.
-    AckWholeEntry,
-    /// A record that was applied is recognised by itself, not by the first record of its entry.
+    /// A transaction decides whole entries: an entry is acknowledged behind all of its records.
+    WholeEntries,
+    /// A record that was applied is recognised by itself, not by the first record of its entry: after a rewind of Redis
+    /// another entry can have the same id.
     RecognizeEachRecord,
+    /// The applied entry that decides is that of the shard's row, read under its lock.
+    AppliedUnderLock,
+    /// The applied entry never falls, though stream ids do after a rewind of Redis.
+    AppliedNeverFalls,
+    /// A commit is refused where the applied entry is another than the owner left.
+    CompareApplied,
+    /// A commit is refused where the numbers are others than the owner left.
+    CompareNumbers,
+    /// A noted duplicate is recognised by its content, too, and whatever its id names now.
+    DuplicateByContent,
+    /// The shards of a transaction are decided over one map of ids.
+    SharedIds,
+    /// A transaction takes the ids that are free in their order.
+    LedgerOrder,
+    /// Ids of dead letters that it closes come in that order, too, not before the free ones.
+    MovesInOrder,
+    /// A shard's period never falls, though Postgres's clock does.
+    PeriodNeverFalls,
+    /// Replay and discard lock the dead letter first, then its row of the ledger.
+    DeadLetterFirst,
+    /// A discard that has locked a dead letter looks again whether it is open.
+    OpenUnderLock,
+    /// Replay and discard change a row of the ledger only while it names their dead letter.
+    OnlyWhileNamed,
+    /// A replay of a closed dead letter changes nothing.
+    ReplayOnlyOpen,
+    /// A replay closes a dead letter only where its content is that of the dead letter.
+    ReplayByContent,
+    /// A replay of an open dead letter is no redelivery, whatever came at its place before.
+    ReplayIsNew,
+    /// A replay whose dead letter Postgres does not hold is decided as a record.
+    LastCopy,
     /// Each script of an owner compares the acknowledged offset.
     CompareAcknowledged,
     /// An append raises the counts of a rewound Redis to the one that its producer knows.
@@ -78,7 +113,7 @@ pub enum Guard {
 }
 
 /// Every guard.
-pub const GUARDS: [Guard; 35] = [
+pub const GUARDS: [Guard; 52] = [
     Guard::FenceOnWrite,
     Guard::FenceOnRead,
     Guard::FenceOnAck,
@@ -96,13 +131,30 @@ pub const GUARDS: [Guard; 35] = [
     Guard::BelowWatermark,
     Guard::CompareAgain,
     Guard::EmptyPublishers,
+    Guard::FollowRecent,
     Guard::RestoreWatermark,
     Guard::NoticeRedisRewind,
     Guard::ReadPolicyAgain,
     Guard::MoveFromStarted,
     Guard::NewerGeneration,
-    Guard::AckWholeEntry,
+    Guard::WholeEntries,
     Guard::RecognizeEachRecord,
+    Guard::AppliedUnderLock,
+    Guard::AppliedNeverFalls,
+    Guard::CompareApplied,
+    Guard::CompareNumbers,
+    Guard::DuplicateByContent,
+    Guard::SharedIds,
+    Guard::LedgerOrder,
+    Guard::MovesInOrder,
+    Guard::PeriodNeverFalls,
+    Guard::DeadLetterFirst,
+    Guard::OpenUnderLock,
+    Guard::OnlyWhileNamed,
+    Guard::ReplayOnlyOpen,
+    Guard::ReplayByContent,
+    Guard::ReplayIsNew,
+    Guard::LastCopy,
     Guard::CompareAcknowledged,
     Guard::RaiseInAppend,
     Guard::CountOldOffsets,

@@ -40,7 +40,7 @@ impl Protocol {
         row.lost += appended - row.accounted;
         row.accounted = appended;
         own.accounted = appended;
-        own.stage = Stage::Ack(Batch { records: Vec::new(), applied: 0, next: Next::Read });
+        own.stage = Stage::Ack(Batch { records: Vec::new(), next: Next::Read });
         Some(true)
     }
 

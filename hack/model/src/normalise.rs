@@ -6,6 +6,8 @@ use crate::state::{Own, State};
 
 /// One form for states that differ by nothing but names: workers are alike, and only equality of tokens counts.
 pub(crate) fn normalise(state: &mut State) {
+    state.workers.iter_mut().for_each(|worker| worker.transactions.sort_unstable());
+    state.discards.sort_unstable();
     state.workers.sort_unstable();
     let mut names: Vec<u8> = vec![0];
     tokens(state, |token| {

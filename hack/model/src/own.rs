@@ -52,7 +52,8 @@ impl Protocol {
         state.workers[worker].owns[shard] = Some(Own {
             fence,
             boot: 0,
-            numbers: [0; 2],
+            numbers: [0; 3],
+            applied: 0,
             watermarks: None,
             accounted: 0,
             acknowledged: 0,
@@ -67,6 +68,11 @@ impl Protocol {
     /// Does the step of the owner's stage. The worker keeps the shard, unless it is another owner's.
     pub(crate) fn work(&self, state: &mut State, worker: u8, shard: u8) -> bool {
         let (worker, shard) = (usize::from(worker), usize::from(shard));
+        match state.workers[worker].owns[shard].as_ref().map(|own| &own.stage) {
+            Some(Stage::Commit(_)) => return self.commit(state, worker, &[shard]),
+            Some(Stage::Write(..)) => return self.continue_transaction(state, worker, shard),
+            _ => {}
+        }
         let Some(mut own) = state.workers[worker].owns[shard].take() else { return false };
         let done = match own.stage.clone() {
             Stage::Prepare => self.prepare(state, shard, &mut own),
@@ -82,8 +88,7 @@ impl Protocol {
             Stage::Compare(watermarks, cursor) => self.compare(state, worker, shard, &mut own, watermarks, cursor),
             Stage::Claim(above) => self.claim(state, shard, &mut own, above),
             Stage::Read => self.read(state, shard, &mut own),
-            Stage::Commit(batch) => self.commit(state, worker, shard, &mut own, batch),
-            Stage::Write(batch, decisions) => self.write(state, worker, shard, &mut own, batch, &decisions),
+            Stage::Commit(_) | Stage::Write(..) => Some(false),
             Stage::Ack(batch) => self.ack(state, shard, &mut own, batch),
             Stage::Lose(appended) => self.lose(state, shard, &mut own, appended),
             Stage::Reconcile(account) => self.reconcile(state, shard, &mut own, account),
@@ -102,8 +107,7 @@ impl Protocol {
         let at = (usize::from(worker), usize::from(shard));
         let Some(before) = state.workers[at.0].owns[at.1].clone() else { return false };
         let again = match &before.stage {
-            Stage::Commit(..) => before.stage.clone(),
-            Stage::Write(batch, _) => Stage::Commit(batch.clone()),
+            Stage::Commit(_) | Stage::Write(..) => return self.commit_unanswered(state, at.0, &[at.1], effect),
             Stage::Ack(_) | Stage::Read | Stage::Lose(_) | Stage::Reconcile(_) | Stage::Fold(..) => Stage::Prepare,
             _ => return false,
         };
@@ -155,7 +159,7 @@ impl Protocol {
         if self.has(Guard::WaitAgain) {
             own.surplus = None;
         }
-        let watermarks = if self.has(Guard::Watermark) { input.watermarks } else { [0; 2] };
+        let watermarks = if self.has(Guard::Watermark) { input.watermarks } else { [0; 3] };
         // A log that is never rewound is never behind a cursor.
         let rewinds = self.config.faults.postgres_rewind > 0;
         own.stage = if rewinds { Stage::Cursors(watermarks) } else { Stage::Compare(watermarks, 0) };
@@ -186,7 +190,7 @@ impl Protocol {
         worker: usize,
         shard: usize,
         own: &mut Own,
-        watermarks: [u8; 2],
+        watermarks: [u8; 3],
         cursor: u8,
     ) -> Option<bool> {
         if is_locked(state, shard) {
@@ -201,10 +205,13 @@ impl Protocol {
             row.gaps.push((row.top, top));
             row.top = top;
         }
+        if self.has(Guard::CompareLog) {
+            row.last_dead_letter = row.last_dead_letter.max(watermarks[2]);
+        }
         own.numbers = row.numbers();
         own.boot = state.observer.rewound.1;
         own.watermarks = Some(watermarks);
-        own.accounted = row.accounted;
+        (own.accounted, own.applied) = (row.accounted, row.applied);
         own.stage = if self.has(Guard::PendingFirst) { Stage::Claim(0) } else { Stage::Read };
         if self.has(Guard::ReadPolicyAgain) && state.workers[worker].policy.boot != own.boot {
             state.workers[worker].policy = newest(state);
@@ -235,13 +242,13 @@ impl Protocol {
             own.stage = self.with_batch(records, next);
             return Some(true);
         }
-        let whole = |known: [u8; 2]| known.iter().zip(own.numbers).all(|(known, number)| *known >= number);
+        let whole = |known: [u8; 3]| known.iter().zip(own.numbers).all(|(known, number)| *known >= number);
         let stored = own.watermarks.is_some_and(whole) && own.acknowledged == own.accounted;
         own.stage = if stored || !self.has(Guard::RestoreWatermark) {
             self.note_compared(state, shard, own);
             Stage::Read
         } else {
-            Stage::Ack(Batch { records: Vec::new(), applied: 0, next: Next::Read })
+            Stage::Ack(Batch { records: Vec::new(), next: Next::Read })
         };
         Some(true)
     }
@@ -261,7 +268,7 @@ impl Protocol {
     }
 
     fn with_batch(&self, records: Vec<InputRecord>, next: Next) -> Stage {
-        let batch = Batch { records, applied: 0, next };
+        let batch = Batch { records, next };
         if self.has(Guard::AckAfterCommit) { Stage::Commit(batch) } else { Stage::Ack(batch) }
     }
 
@@ -350,7 +357,7 @@ impl Protocol {
 
     /// Whether Redis has lost an ack of this owner.
     pub(crate) fn rewound(&self, input: &Input, own: &Own) -> bool {
-        let lower = |own: [u8; 2]| input.watermarks.iter().zip(own).any(|(here, own)| *here < own);
+        let lower = |own: [u8; 3]| input.watermarks.iter().zip(own).any(|(here, own)| *here < own);
         let other = self.has(Guard::CompareAcknowledged) && input.acknowledged != own.acknowledged;
         self.has(Guard::NoticeRedisRewind) && own.watermarks.is_some_and(|known| other || lower(known))
     }

@@ -27,6 +27,8 @@ pub enum Action {
     Take(u8, u8),
     /// An owner does the step of its stage: one script or one transaction.
     Work(u8, u8),
+    /// A worker commits the batches in flight of all its shards in one transaction.
+    Group(u8),
     /// An owner begins to reconcile the counts of both servers.
     Reconcile(u8, u8),
     /// An owner finds by its connections that Postgres was restarted.
@@ -39,6 +41,8 @@ pub enum Action {
     Fetch(u8, u8, u8),
     /// A publisher appends the row that it fetched.
     Publish(u8, u8, u8),
+    /// A discard of a dead letter continues.
+    ContinueDiscard(u8),
     /// A worker looks at the sinks, or continues with the start of one.
     ReconcileSinks(u8),
     /// Fault: a request's outcome is unknown; it took effect (true) or not.
@@ -53,6 +57,8 @@ pub enum Action {
     Expire(u8),
     /// Fault: as `Work`, but the owner does not get an answer; it took effect (true) or not.
     WorkUnanswered(u8, u8, bool),
+    /// Fault: as `Group`, but the owners do not get an answer; it took effect (true) or not.
+    GroupUnanswered(u8, bool),
     /// Fault: as `Publish`, but the publisher does not get the answer.
     PublishUnanswered(u8, u8, u8),
     /// From here on Redis may lose writes.
@@ -69,6 +75,14 @@ pub enum Action {
     Retarget,
     /// Another sink is started, from the current end of the log.
     Start,
+    /// An administrator replays a dead letter of a shard.
+    Replay(u8, u8),
+    /// An administrator discards a dead letter of a shard.
+    Discard(u8, u8),
+    /// Records that were refused are accepted from here on.
+    Admit,
+    /// Postgres's clock moves to another period.
+    Clock,
 }
 
 /// The protocol at some size.
@@ -114,6 +128,11 @@ impl Protocol {
             Action::Note(client) => self.note(state, client),
             Action::Take(worker, shard) => self.take(state, worker, shard),
             Action::Work(worker, shard) => self.work(state, worker, shard),
+            Action::Group(worker) => {
+                let shards = in_flight(state, worker);
+                self.commit(state, usize::from(worker), &shards)
+            }
+            Action::ContinueDiscard(at) => self.continue_discard(state, at),
             Action::Reconcile(worker, shard) => self.begin_reconcile(state, worker, shard),
             Action::Reconnect(worker, shard) => self.reconnect(state, worker, shard),
             Action::Drop(worker, shard) => self.drop_lost(state, worker, shard),
@@ -127,6 +146,10 @@ impl Protocol {
             Action::Crash(worker) => self.crash(state, worker),
             Action::Expire(shard) => self.expire(state, shard),
             Action::WorkUnanswered(worker, shard, effect) => self.work_unanswered(state, worker, shard, effect),
+            Action::GroupUnanswered(worker, effect) => {
+                let shards = in_flight(state, worker);
+                self.commit_unanswered(state, usize::from(worker), &shards, effect)
+            }
             Action::PublishUnanswered(worker, shard, sink) => self.publish(state, worker, shard, sink, false),
             Action::Sync => self.sync(state),
             Action::RedisRewind(part) => self.redis_rewind(state, part),
@@ -135,6 +158,13 @@ impl Protocol {
             Action::Register => self.register(state),
             Action::Retarget => self.retarget(state),
             Action::Start => self.start(state),
+            Action::Replay(shard, number) => self.replay(state, shard, number),
+            Action::Discard(shard, number) => self.discard(state, shard, number),
+            Action::Admit => !std::mem::replace(&mut state.admits, true),
+            Action::Clock => {
+                state.clock = 1 - state.clock;
+                true
+            }
         }
     }
 
@@ -151,7 +181,11 @@ impl Protocol {
                 actions.push(Action::Send(client));
             }
         }
+        actions.extend((0..state.discards.len() as u8).map(Action::ContinueDiscard));
         for (worker, it) in (0..).zip(&state.workers) {
+            if self.config.shards > 1 && in_flight(state, worker).len() > 1 {
+                actions.push(Action::Group(worker));
+            }
             for (shard, own) in (0..).zip(&it.owns) {
                 let Some(own) = own else {
                     if state.postgres.shards[usize::from(shard)].free {
@@ -205,6 +239,9 @@ impl Protocol {
             if left.crash > 0 && it.owns.iter().any(Option::is_some) {
                 actions.push(Action::Crash(worker));
             }
+            if left.answer_lost > 0 && self.config.shards > 1 && in_flight(state, worker).len() > 1 {
+                actions.extend([true, false].map(|effect| Action::GroupUnanswered(worker, effect)));
+            }
             for (shard, own) in (0..).zip(&it.owns) {
                 let Some(own) = own.as_ref().filter(|_| left.answer_lost > 0) else { continue };
                 actions.extend([true, false].map(|effect| Action::WorkUnanswered(worker, shard, effect)));
@@ -227,9 +264,22 @@ impl Protocol {
         if left.postgres_rewind > 0 {
             actions.push(if state.backup.is_none() { Action::Backup } else { Action::PostgresRewind });
         }
-        for (left, action) in
-            [(left.policy, Action::Register), (left.retarget, Action::Retarget), (left.start, Action::Start)]
-        {
+        for (shard, row) in (0..).zip(&state.postgres.shards) {
+            let numbers = row.dead_letters.iter().map(|there| there.number);
+            if left.replay > 0 {
+                actions.extend(numbers.clone().map(|number| Action::Replay(shard, number)));
+            }
+            if left.discard > 0 {
+                actions.extend(numbers.map(|number| Action::Discard(shard, number)));
+            }
+        }
+        for (left, action) in [
+            (left.policy, Action::Register),
+            (left.retarget, Action::Retarget),
+            (left.start, Action::Start),
+            (left.admit, Action::Admit),
+            (left.clock, Action::Clock),
+        ] {
             if left > 0 {
                 actions.push(action);
             }
@@ -258,6 +308,7 @@ impl Model for Protocol {
         let worker = Worker {
             policy: Policy { version: 1, threshold: THRESHOLDS[0], boot: 0 },
             owns: vec![None; each],
+            transactions: Vec::new(),
             active: vec![Some((0, 0)); sinks.len()],
             plan: None,
         };
@@ -270,7 +321,8 @@ impl Model for Protocol {
         let producers: Vec<Producer> = (0..producers).map(of).collect();
         let input = Input { by: vec![0; producers.len()], ..Input::default() };
         let shard = Shard { free: true, version: 1, producers, ..Shard::default() };
-        let postgres = Postgres { shards: vec![shard; each], policies: vec![THRESHOLDS[0]], sinks };
+        let postgres =
+            Postgres { shards: vec![shard; each], ledger: Default::default(), policies: vec![THRESHOLDS[0]], sinks };
         let mut outs = vec![Out { cursor: Some(cursor), notices: Vec::new() }];
         if self.config.faults.retarget + self.config.faults.start > 0 {
             outs.resize(3, Out::default());
@@ -282,6 +334,9 @@ impl Model for Protocol {
             synced: None,
             workers: vec![worker; usize::from(workers)],
             clients: vec![Client::default(); clients],
+            discards: Vec::new(),
+            clock: 0,
+            admits: false,
             serve: (0..living as u8).map(serve).collect(),
             left: self.config.faults,
             observer: Observer { unreconciled: vec![false; each], ..Observer::default() },
@@ -316,12 +371,25 @@ fn left_of(left: &mut Faults, action: Action) -> Option<&mut u8> {
         Action::EndServe(_) => &mut left.end_serve,
         Action::Crash(_) => &mut left.crash,
         Action::Expire(_) => &mut left.expire,
-        Action::WorkUnanswered(..) | Action::PublishUnanswered(..) => &mut left.answer_lost,
+        Action::WorkUnanswered(..) | Action::GroupUnanswered(..) | Action::PublishUnanswered(..) => {
+            &mut left.answer_lost
+        }
         Action::RedisRewind(_) => &mut left.redis_rewind,
         Action::PostgresRewind => &mut left.postgres_rewind,
         Action::Register => &mut left.policy,
         Action::Retarget => &mut left.retarget,
         Action::Start => &mut left.start,
+        Action::Replay(..) => &mut left.replay,
+        Action::Discard(..) => &mut left.discard,
+        Action::Admit => &mut left.admit,
+        Action::Clock => &mut left.clock,
         _ => return None,
     })
+}
+
+/// The shards of a worker whose batches wait for a transaction.
+fn in_flight(state: &State, worker: u8) -> Vec<usize> {
+    let owns = state.workers[usize::from(worker)].owns.iter().enumerate();
+    let waits = owns.filter(|(_, own)| matches!(own.as_ref().map(|own| &own.stage), Some(Stage::Commit(_))));
+    waits.map(|(shard, _)| shard).collect()
 }

@@ -22,6 +22,16 @@ pub struct InputRecord {
     pub uid: u8,
     /// Which record.
     pub record: u8,
+    /// The number of the dead letter whose replay it is; 0: it is none.
+    pub replay_of: u8,
+}
+
+impl InputRecord {
+    /// Its place in the stream of its shard.
+    #[must_use]
+    pub fn place(&self) -> (u8, u8) {
+        (self.sid, self.index)
+    }
 }
 
 /// A committed record.
@@ -37,6 +47,8 @@ pub struct Row {
     pub alert: bool,
     /// The total before it.
     pub before: u8,
+    /// Its partition.
+    pub period: u8,
 }
 
 /// A duplicate or a conflict.
@@ -47,6 +59,43 @@ pub struct Noted {
     /// The id was taken by other content.
     pub conflict: bool,
 }
+
+/// The state of a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DeadLetterState {
+    /// It holds its id.
+    Open,
+    /// Its replay was decided.
+    Replayed,
+    /// It was discarded.
+    Discarded,
+}
+
+/// A record that was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeadLetter {
+    /// Its number in the shard.
+    pub number: u8,
+    /// As it came in the input stream.
+    pub input: InputRecord,
+    /// Its state.
+    pub state: DeadLetterState,
+}
+
+/// What an id names in the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Holder {
+    /// Nothing.
+    #[default]
+    Free,
+    /// The record of a shard with a number.
+    Record(u8, u8),
+    /// The open dead letter of a shard with a number.
+    DeadLetter(u8, u8),
+}
+
+/// Number of ids in a ledger.
+pub const LEDGER_IDS: usize = 4;
 
 /// A shard in Postgres.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -59,10 +108,20 @@ pub struct Shard {
     pub version: u8,
     /// The highest number given.
     pub top: u8,
+    /// The highest id of an entry that was ever applied.
+    pub applied: u8,
+    /// The period of its newest record.
+    pub period: u8,
+    /// By period: the number of its first record. Empty where the clock stays in one period.
+    pub periods: Vec<(u8, u8)>,
     /// The log.
     pub log: Vec<Row>,
     /// Duplicates and conflicts.
     pub noted: Vec<Noted>,
+    /// Dead letters.
+    pub dead_letters: Vec<DeadLetter>,
+    /// The highest number of a dead letter.
+    pub last_dead_letter: u8,
     /// Numbers skipped on purpose: above the first, up to the second.
     pub gaps: Vec<(u8, u8)>,
     /// The running total.
@@ -91,10 +150,16 @@ pub struct Producer {
 }
 
 impl Shard {
-    /// The highest numbers: of records, and of duplicates and conflicts.
+    /// The highest numbers: of records, of duplicates and conflicts, of dead letters.
     #[must_use]
-    pub fn numbers(&self) -> [u8; 2] {
-        [self.top, self.noted.len() as u8]
+    pub fn numbers(&self) -> [u8; 3] {
+        [self.top, self.noted.len() as u8, self.last_dead_letter]
+    }
+
+    /// A dead letter.
+    #[must_use]
+    pub fn dead_letter(&self, number: u8) -> Option<&DeadLetter> {
+        self.dead_letters.iter().find(|dead_letter| dead_letter.number == number)
     }
 }
 
@@ -120,6 +185,8 @@ pub struct SinkRow {
 pub struct Postgres {
     /// The shards.
     pub shards: Vec<Shard>,
+    /// The id ledger, by id.
+    pub ledger: [Holder; LEDGER_IDS],
     /// The threshold of each policy, by version from 1.
     pub policies: Vec<u8>,
     /// The sinks.
@@ -140,7 +207,7 @@ pub struct Input {
     /// The fence.
     pub fence: Fence,
     /// The watermarks: the highest committed numbers that an ack carried.
-    pub watermarks: [u8; 2],
+    pub watermarks: [u8; 3],
     /// The offset of the last record that was appended.
     pub appended: u8,
     /// The offset up to which records are applied or lost, as the last ack carried it.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::config::Faults;
 pub use crate::servers::{
-    Cursor, Fence, Input, InputRecord, Noted, Notice, Out, Postgres, Producer, Redis, Row, Shard, SinkRow,
+    Cursor, DeadLetter, DeadLetterState, Fence, Holder, Input, InputRecord, LEDGER_IDS, Noted, Notice, Out, Postgres,
+    Producer, Redis, Row, Shard, SinkRow,
 };
 
 /// The next step of an owner with its shard.
@@ -15,17 +16,17 @@ pub enum Stage {
     /// Raise the epoch above this one.
     Raise(u8),
     /// Read the cursors; the watermarks were these.
-    Cursors([u8; 2]),
+    Cursors([u8; 3]),
     /// Compare the log with the watermarks and the highest cursor.
-    Compare([u8; 2], u8),
+    Compare([u8; 3], u8),
     /// Reclaim pending entries above this id.
     Claim(u8),
     /// Read new entries.
     Read,
-    /// Decide and commit the batch in flight, or the next part of it.
+    /// Decide and commit the batch in flight, alone or together with those of other shards.
     Commit(Batch),
-    /// Write the decisions: the transaction is open, the shard's row locked.
-    Write(Batch, Vec<Decision>),
+    /// The batch is in an open transaction, which has locked the shard's row.
+    Write(Batch, Vec<Decided>),
     /// Acknowledge the batch in flight.
     Ack(Batch),
     /// The records above the accounted offset, up to this one, are lost: write that.
@@ -39,10 +40,8 @@ pub enum Stage {
 /// A batch in flight.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Batch {
-    /// The records of its entries.
+    /// The records of its entries, which are whole.
     pub records: Vec<InputRecord>,
-    /// How many of them are applied.
-    pub applied: u8,
     /// How the owner continues.
     pub next: Next,
 }
@@ -78,8 +77,52 @@ pub enum Decision {
     Duplicate,
     /// Another record holds its id, with other content.
     Conflict,
-    /// It was applied before.
+    /// It is refused: to be stored as a dead letter.
+    DeadLetter,
+    /// It was applied before, or is the replay of a closed dead letter: it counts nowhere.
     Redelivered,
+}
+
+/// A decided record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Decided {
+    /// Its outcome.
+    pub decision: Decision,
+    /// Whether it closes the dead letter that it is the replay of.
+    pub closes: bool,
+}
+
+/// A change of the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Change {
+    /// The id.
+    pub id: u8,
+    /// What it named: nothing, or a dead letter that is closed.
+    pub from: Holder,
+    /// What it names now.
+    pub to: Holder,
+}
+
+/// An open transaction. The decisions are with its shards ([`Stage::Write`]).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Transaction {
+    /// Its shards, ascending.
+    pub shards: Vec<u8>,
+    /// The changes of the ledger, in the order in which they are written.
+    pub changes: Vec<Change>,
+    /// How many of them are written: their rows are locked.
+    pub written: u8,
+}
+
+/// A request to discard a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Discard {
+    /// The shard.
+    pub shard: u8,
+    /// The number of the dead letter, which was open when the request began.
+    pub number: u8,
+    /// Whether it has locked the dead letter; next is the ledger row.
+    pub has_locked: bool,
 }
 
 /// A shard that a worker owns, or did when it last looked.
@@ -90,9 +133,11 @@ pub struct Own {
     /// The start of Postgres whose log it compared.
     pub boot: u8,
     /// The shard's highest numbers as it last read them.
-    pub numbers: [u8; 2],
+    pub numbers: [u8; 3],
+    /// The applied entry as it last read or wrote it.
+    pub applied: u8,
     /// The watermarks as it last read them: its publishers publish up to there. None before the first comparison.
-    pub watermarks: Option<[u8; 2]>,
+    pub watermarks: Option<[u8; 3]>,
     /// The accounted offset as it last read or wrote it.
     pub accounted: u8,
     /// The acknowledged offset as it last read or wrote it.
@@ -153,6 +198,8 @@ pub struct Worker {
     pub policy: Policy,
     /// By shard.
     pub owns: Vec<Option<Own>>,
+    /// Its open transactions. Empty where a transaction is one step.
+    pub transactions: Vec<Transaction>,
     /// By sink: stream and generation that its publishers append to.
     pub active: Vec<Option<(u8, u8)>>,
     /// Its work on a sink.
@@ -211,6 +258,10 @@ pub struct Observer {
     pub blind: bool,
     /// An owner acknowledged an entry that no commit had applied.
     pub acked_uncommitted: bool,
+    /// A record counted nowhere, and nothing has its content.
+    pub dropped: bool,
+    /// A transaction took an id twice.
+    pub taken_twice: bool,
 }
 
 /// The whole state.
@@ -228,6 +279,12 @@ pub struct State {
     pub workers: Vec<Worker>,
     /// The clients.
     pub clients: Vec<Client>,
+    /// Requests to discard dead letters.
+    pub discards: Vec<Discard>,
+    /// The period of Postgres's clock.
+    pub clock: u8,
+    /// Whether records are accepted that were refused before.
+    pub admits: bool,
     /// The serve process of each client. Empty where losses are not counted.
     pub serve: Vec<Serve>,
     /// Faults that may still happen.

@@ -9,6 +9,7 @@ use millrace_model::{
     check::ALL_LOST,
     config::{Config, Faults, Record},
     protocol::Protocol,
+    sizes::{crossed, replayed_beside},
     state::State,
 };
 use stateright::Model as _;
@@ -61,7 +62,7 @@ fn two_producers_and_a_rewound_redis() {
 fn an_applied_record_of_unknown_outcome_can_hide_a_lost_one() {
     let faults = Faults { redis_rewind: 1, unknown: 1, ..Faults::default() };
     let config = Config { strict: true, ..count(2, vec![vec![0], vec![1]], faults) };
-    let violated = check("1 worker, 2 producers, 2 records, a hidden loss", config);
+    let violated = check("1 worker, 2 producers, 2 records, a hidden loss", config, &[]);
     assert!(violated.iter().any(|(name, _)| *name == ALL_LOST), "{violated:#?}");
 }
 
@@ -77,19 +78,18 @@ fn a_serve_process_ends_without_its_last_note() {
     holds("1 worker, 2 producers, 2 records, an end of serve", count(2, vec![vec![0, 1]], faults));
 }
 
-/// An entry of two records is committed in two transactions.
 #[test]
-fn entries_that_are_cut() {
+fn entries_of_two_records() {
     let faults = Faults { crash: 1, expire: 1, answer_lost: 1, redis_rewind: 1, together: 2, ..Faults::default() };
-    let config = Config { request: 2, transaction: 1, count: true, ..Config::new(2, 2).faults(faults) };
-    holds("2 workers, an entry of 2 records, 2 transactions", config);
+    let config = Config { request: 2, count: true, ..Config::new(2, 2).faults(faults) };
+    holds("2 workers, an entry of 2 records", config);
 }
 
 #[test]
 fn two_workers_and_two_shards() {
-    let record = |id| Record { id, shard: id, value: 2 };
     let faults = Faults { crash: 1, expire: 1, ..Faults::default() };
-    let of_each = Config { records: vec![record(0), record(1)], clients: vec![vec![0, 1]], ..Config::new(2, 2) };
+    let of_each =
+        Config { records: vec![Record::new(0, 0), Record::new(1, 1)], clients: vec![vec![0, 1]], ..Config::new(2, 2) };
     holds("2 workers, 2 shards, 2 records", Config { shards: 2, ..of_each.faults(faults) });
 }
 
@@ -109,7 +109,9 @@ fn batches_of_two() {
 #[test]
 fn no_run_continues_for_ever() {
     let faults = Faults { start: 0, retarget: 0, ..Faults::any(1) };
-    for config in [Config::new(2, 1).faults(faults), Config { count: true, ..Config::new(1, 1).faults(faults) }] {
+    let counted = Config { count: true, ..Config::new(1, 1).faults(faults) };
+    let group = Config { split: true, ..crossed(1) };
+    for config in [Config::new(2, 1).faults(faults), counted, group, replayed_beside()] {
         let protocol = Protocol::new(config);
         // On the current path (false), or done with (true).
         let mut done: HashMap<State, bool> = HashMap::new();
