@@ -101,7 +101,7 @@ mod tests {
     use super::*;
     use crate::{
         domain::{self, InputRecord, Item, Parsed, Policy, Record, Seq, SeqRange, StreamId, StreamPosition},
-        store::{Comparison, DecidedPart, Part, testing::TestPipeline},
+        store::{DecidedPart, Part, testing::TestPipeline},
     };
 
     fn received() -> impl Strategy<Value = (Record, i64, Option<Arc<str>>)> {
@@ -161,7 +161,7 @@ mod tests {
         let policy = Policy::default();
         let left = store.progress_of(shard).await.unwrap();
         let mut commit = store.begin_group(&[shard], 1, true).await.unwrap();
-        assert!(matches!(commit.compare(shard, &lease, &left, 1), Comparison::Ready));
+        assert!(matches!(commit.compare(shard, &lease, &left, 1), Ok(())));
         commit.set_period(Partition::Month);
         let part = Part { shard, batch: &batch };
         let mut known = commit.known(&[part], &policy).await.unwrap();

@@ -65,11 +65,9 @@ pub struct DecidedPart<'a> {
     pub decision: &'a Decision,
 }
 
-/// Whether a shard can take part in a transaction.
+/// Why a shard cannot take part in a transaction.
 #[derive(Debug)]
-pub enum Comparison {
-    /// It can.
-    Ready,
+pub enum LeftOut {
     /// Its row is locked by another transaction.
     Locked,
     /// Another worker owns it.
@@ -147,20 +145,28 @@ impl Store {
 
 impl GroupCommit {
     /// Whether a shard can take part: its row is locked, and is as its owner has left it. A shard that cannot leaves.
-    pub fn compare(&mut self, shard: ShardId, lease: &Lease, left: &ShardProgress, version: i64) -> Comparison {
-        let Some(locked) = self.shards.get(&shard) else { return Comparison::Locked };
-        let progress = locked.progress(self.server);
-        let comparison = if locked.lease != *lease || !locked.is_owned {
-            Comparison::Fenced
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn compare(
+        &mut self,
+        shard: ShardId,
+        lease: &Lease,
+        left: &ShardProgress,
+        version: i64,
+    ) -> Result<(), LeftOut> {
+        let locked = self.shards.get(&shard).ok_or(LeftOut::Locked)?;
+        let why = if locked.lease != *lease || !locked.is_owned {
+            LeftOut::Fenced
         } else if locked.policy_version > version {
-            Comparison::OldPolicy(locked.policy_version)
-        } else if progress != *left {
-            Comparison::Changed
+            LeftOut::OldPolicy(locked.policy_version)
+        } else if locked.progress(self.server) != *left {
+            LeftOut::Changed
         } else {
-            return Comparison::Ready;
+            return Ok(());
         };
         self.shards.remove(&shard);
-        comparison
+        Err(why)
     }
 
     /// The state of a shard that takes part.

@@ -37,7 +37,7 @@ pub use audit::{AuditFilter, AuditPlace, AuditTotals, DestinationFacts, Fact};
 pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
 pub use filter::RecordFilter;
 pub use gaps::ShardProgress;
-pub use group::{AfterCommit, Comparison, DecidedPart, GroupCommit, Part};
+pub use group::{AfterCommit, DecidedPart, GroupCommit, LeftOut, Part};
 pub use keys::{ApiKey, LiveKey};
 pub use known::GroupKnown;
 pub use leases::Rank;

@@ -6,13 +6,13 @@
 
 use std::{
     collections::BTreeMap,
-    iter,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 use tracing::Instrument as _;
 
@@ -26,7 +26,7 @@ use super::{
 use crate::{
     domain::{self, DeadLetterReason, Item, Policy, Refusal, ShardId},
     fault,
-    store::{self, AfterCommit, Comparison, DecidedPart, GroupCommit, Part},
+    store::{self, AfterCommit, DecidedPart, GroupCommit, LeftOut, Part},
     telemetry::{limits, trace},
 };
 
@@ -74,8 +74,9 @@ struct Committed {
     after: BTreeMap<ShardId, AfterCommit>,
     decided: Vec<Decided>,
     /// Shards that took no part, and why.
-    left: BTreeMap<ShardId, Comparison>,
+    left: BTreeMap<ShardId, LeftOut>,
     policy_version: i64,
+    processed_at: DateTime<Utc>,
 }
 
 /// Applies ready entries until the process ends.
@@ -157,14 +158,12 @@ impl Applier {
             decided: Vec::new(),
             left: BTreeMap::new(),
             policy_version: policy.version,
+            processed_at: commit.now,
         };
         for taken in shards.iter() {
             let ready = &taken.ready;
-            match commit.compare(ready.shard, &current(&ready.lease), &ready.left, policy.version) {
-                Comparison::Ready => {}
-                comparison => {
-                    committed.left.insert(ready.shard, comparison);
-                }
+            if let Err(why) = commit.compare(ready.shard, &current(&ready.lease), &ready.left, policy.version) {
+                committed.left.insert(ready.shard, why);
             }
         }
         if committed.left.len() == shards.len() {
@@ -173,21 +172,17 @@ impl Applier {
         commit.set_period(spec.retention.unwrap_or_default().partition);
         let ready = shards.iter_mut().filter(|taken| !committed.left.contains_key(&taken.ready.shard));
         let mut ready: Vec<&mut Taken> = ready.collect();
-        match care {
-            Care::Together => committed.decided = decide(&mut commit, &whole(&ready), policy).await?,
-            Care::Isolate => {
-                for taken in &mut ready {
-                    let records = taken.batch.items.len();
-                    committed.decided.extend(self.isolate(&mut commit, taken, 0, records, policy).await?);
-                }
-            }
-            Care::Note => {
-                for taken in &mut ready {
-                    committed.decided.extend(self.note(&mut commit, taken, policy).await?);
-                }
+        if care == Care::Together {
+            committed.decided = decide(&mut commit, &whole(&ready), policy).await?;
+        } else {
+            for taken in &mut ready {
+                let all = 0..taken.batch.items.len();
+                committed.decided.extend(match care {
+                    Care::Note => self.note(&mut commit, taken, policy).await?,
+                    _ => self.isolate(&mut commit, taken, all, policy).await?,
+                });
             }
         }
-        let now = commit.now;
         committed.after = commit.finish(policy.version, context.options.lease.as_millis() as i64).await?;
         if care == Care::Note {
             for taken in ready {
@@ -197,24 +192,23 @@ impl Applier {
                 }
             }
         }
-        outcomes::report(shards, &committed.decided, policy, now, started.elapsed());
+        outcomes::report(shards, &committed.decided, policy, committed.processed_at, started.elapsed());
         Ok(committed)
     }
 
-    /// Decides the records `from..to` of a shard, each piece under a savepoint. A record that has a data error alone
-    /// becomes a dead letter.
+    /// Decides some records of a shard, each piece under a savepoint. A record that has a data error alone becomes a dead
+    /// letter.
     async fn isolate(
         &self,
         commit: &mut GroupCommit,
         taken: &mut Taken,
-        from: usize,
-        to: usize,
+        records: Range<usize>,
         policy: &Policy,
     ) -> Result<Vec<Decided>, Failure> {
         let shard = taken.ready.shard;
         let mut decided = Vec::new();
         // The next piece is the last one.
-        let mut pieces: Vec<Range<usize>> = iter::once(from..to).collect();
+        let mut pieces = vec![records];
         while let Some(piece) = pieces.pop().filter(|piece| !piece.is_empty()) {
             commit.set_savepoint().await?;
             let part = Part { shard, batch: &taken.batch.items[piece.clone()] };
@@ -266,7 +260,7 @@ impl Applier {
         for item in &mut taken.batch.items[..first] {
             parse::read_late(item);
         }
-        let mut decided = self.isolate(commit, taken, 0, first, policy).await?;
+        let mut decided = self.isolate(commit, taken, 0..first, policy).await?;
         for index in first..entry.records {
             let item = &mut taken.batch.items[index];
             let attempts = match entry.noted.filter(|noted| noted.index == index) {
@@ -283,7 +277,7 @@ impl Applier {
                 let crashed = Refusal::new(DeadLetterReason::CrashedWorker, detail);
                 item.isolated = Some(item.isolated.take().unwrap_or(crashed));
             }
-            decided.extend(self.isolate(commit, taken, index, index + 1, policy).await?);
+            decided.extend(self.isolate(commit, taken, index..index + 1, policy).await?);
         }
         Ok(decided)
     }
@@ -306,20 +300,20 @@ impl Applier {
             let shard = taken.ready.shard;
             let error = match committed.left.remove(&shard) {
                 // Its row is missing.
-                Some(Comparison::Locked) if has_waited => Error::Store(store::Error::Fenced),
-                Some(Comparison::Locked) => {
+                Some(LeftOut::Locked) if has_waited => Error::Store(store::Error::Fenced),
+                Some(LeftOut::Locked) => {
                     self.context.ready.set_alone(shard);
                     Error::Locked
                 }
-                Some(Comparison::Fenced) => Error::Store(store::Error::Fenced),
-                Some(Comparison::OldPolicy(version)) => Error::Store(store::Error::OldPolicy(version)),
-                Some(Comparison::Changed | Comparison::Ready) => Error::LogChanged,
+                Some(LeftOut::Fenced) => Error::Store(store::Error::Fenced),
+                Some(LeftOut::OldPolicy(version)) => Error::Store(store::Error::OldPolicy(version)),
+                Some(LeftOut::Changed) => Error::LogChanged,
                 None => {
                     let Some(after) = committed.after.remove(&shard) else { continue };
                     let ids = taken.batch.entries.iter().map(|entry| entry.id).collect();
                     let (of_shard, others) = committed.decided.into_iter().partition(|decided| decided.shard == shard);
                     committed.decided = others;
-                    let rows = outcomes::rows(&taken.batch.items, of_shard);
+                    let rows = outcomes::rows(&taken.batch.items, of_shard, committed.processed_at);
                     taken.applied(Applied { ids, after, policy_version: committed.policy_version, rows });
                     continue;
                 }
@@ -354,9 +348,8 @@ async fn decide(commit: &mut GroupCommit, parts: &[Part<'_>], policy: &Policy) -
     let written: Vec<DecidedPart<'_>> =
         parts.iter().zip(&decisions).map(|(part, decision)| DecidedPart { part: *part, decision }).collect();
     commit.write(&written, &known.ids).await?;
-    let processed_at = commit.now;
     let decided = parts.iter().zip(decisions);
-    Ok(decided.map(|(part, decision)| Decided { shard: part.shard, from: 0, decision, processed_at }).collect())
+    Ok(decided.map(|(part, decision)| Decided { shard: part.shard, from: 0, decision }).collect())
 }
 
 /// Marks a record that has a data error alone. Isolated once, it keeps its id. Isolated twice, it is stored as bytes.

@@ -18,7 +18,6 @@ pub(super) struct Decided {
     /// Index in the batch of the shard of the first of them.
     pub(super) from: usize,
     pub(super) decision: Decision,
-    pub(super) processed_at: DateTime<Utc>,
 }
 
 /// Counts and logs what was committed.
@@ -101,9 +100,9 @@ fn log(shard: ShardId, decision: &Decision, policy: &Policy) {
 }
 
 /// The committed rows of a shard, in order.
-pub(super) fn rows(batch: &[Item], decided: Vec<Decided>) -> Vec<LogRow> {
+pub(super) fn rows(batch: &[Item], decided: Vec<Decided>, processed_at: DateTime<Utc>) -> Vec<LogRow> {
     let mut rows = Vec::new();
-    for Decided { from, decision, processed_at, .. } in decided {
+    for Decided { from, decision, .. } in decided {
         rows.extend(decision.records.into_iter().map(|new| {
             let input = &batch[from + new.item].input;
             LogRow {

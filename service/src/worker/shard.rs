@@ -241,11 +241,12 @@ impl Shard {
         if pause.is_zero() {
             tracing::warn!(event = "worker.shard.backing_off", shard = self.shard.get(), error = %error, "a shard cannot be worked; the worker retries");
         }
-        let problem = match error {
-            Error::Store(error) if error.refuses_write() => Some(of_postgres(error)),
-            Error::Group(error) if error.refuses_write() || error.misses_partition() => Some(of_postgres(error)),
+        let of_store = match error {
+            Error::Store(error) => Some(error),
+            Error::Group(error) => Some(&**error),
             _ => None,
         };
+        let problem = of_store.filter(|error| error.refuses_write() || error.misses_partition()).map(of_postgres);
         self.context.board.set(part(self.shard), problem);
         *pause = (*pause * 2).clamp(Duration::from_millis(50), Duration::from_secs(2));
         tokio::select! {

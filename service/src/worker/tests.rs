@@ -8,7 +8,7 @@ use crate::{
         self, Entry, Lease, Offset, OffsetRange, OutcomeKind, Policy, Seq, SeqRange, ShardId, ShardSeq, StreamId,
         Watermarks,
     },
-    store::{self, Comparison, DecidedPart, Part, testing::TestPipeline},
+    store::{self, DecidedPart, LeftOut, Part, testing::TestPipeline},
     streams::{
         self, Acknowledged, AppendSettings, Input, Outgoing, Output, Producer, ProducerCount, Published, Read, Step,
         Streams, testing,
@@ -79,10 +79,10 @@ async fn an_owner_that_is_out_of_date_commits_nothing() {
     for out_of_date in [lease(held.epoch - 1, "first"), lease(held.epoch, "other"), lease(held.epoch + 1, "first")] {
         let mut commit = store.begin_group(&[SHARD], 1, true).await.unwrap();
         let comparison = commit.compare(SHARD, &out_of_date, &left, 1);
-        assert!(matches!(comparison, Comparison::Fenced), "{out_of_date:?}: {comparison:?}");
+        assert!(matches!(comparison, Err(LeftOut::Fenced)), "{out_of_date:?}: {comparison:?}");
     }
     let mut commit = store.begin_group(&[SHARD], 1, true).await.unwrap();
-    assert!(matches!(commit.compare(SHARD, &held, &left, 1), Comparison::Ready));
+    assert!(matches!(commit.compare(SHARD, &held, &left, 1), Ok(())));
     commit.set_period(Partition::Month);
     let part = Part { shard: SHARD, batch: &batch };
     let mut known = commit.known(&[part], &policy).await.unwrap();
@@ -132,10 +132,10 @@ async fn a_locked_row_is_left_out_of_a_transaction_and_counts_as_held() {
     let also_held = store.take("one", other, "b", 60_000).await.unwrap().unwrap();
     let (left, other_left) = (store.progress_of(SHARD).await.unwrap(), store.progress_of(other).await.unwrap());
     let mut first = store.begin_group(&[SHARD], 2, false).await.unwrap();
-    assert!(matches!(first.compare(SHARD, &held, &left, 1), Comparison::Ready));
+    assert!(matches!(first.compare(SHARD, &held, &left, 1), Ok(())));
     let mut second = store.begin_group(&[SHARD, other], 2, false).await.unwrap();
-    assert!(matches!(second.compare(SHARD, &held, &left, 1), Comparison::Locked));
-    assert!(matches!(second.compare(other, &also_held, &other_left, 1), Comparison::Ready));
+    assert!(matches!(second.compare(SHARD, &held, &left, 1), Err(LeftOut::Locked)));
+    assert!(matches!(second.compare(other, &also_held, &other_left, 1), Ok(())));
     // A renewal does not wait for either.
     let leases = [(SHARD, held.clone()), (other, lease(also_held.epoch, "another"))].into();
     assert_eq!(store.renew(&leases, 60_000).await.unwrap(), [SHARD], "the other lease is not this one");
@@ -244,16 +244,16 @@ async fn a_commit_is_not_made_where_the_log_stands_elsewhere() {
         let mut commit = pipeline.store.begin_group(&[SHARD], 1, true).await.unwrap();
         commit.compare(SHARD, &held, left, 1)
     };
-    assert!(matches!(comparison(&left).await, Comparison::Ready));
+    assert!(matches!(comparison(&left).await, Ok(())));
     let behind = store::ShardProgress { watermarks: watermarks(1), ..left };
-    assert!(matches!(comparison(&behind).await, Comparison::Changed), "the log was rewound");
+    assert!(matches!(comparison(&behind).await, Err(LeftOut::Changed)), "the log was rewound");
     let another = store::ShardProgress { server: store::Server::default(), ..left };
     assert!(
-        matches!(comparison(&another).await, Comparison::Changed),
+        matches!(comparison(&another).await, Err(LeftOut::Changed)),
         "a fence that was good once is good again in a server that was restored"
     );
     let later = store::ShardProgress { applied: Some(StreamId { ms: 1, n: 1 }), ..left };
-    assert!(matches!(comparison(&later).await, Comparison::Changed), "another entry is the highest applied one");
+    assert!(matches!(comparison(&later).await, Err(LeftOut::Changed)), "another entry is the highest applied one");
 }
 
 #[tokio::test]
