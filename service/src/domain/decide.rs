@@ -6,10 +6,10 @@
 use std::collections::HashMap;
 
 use super::{
-    Amount, ContentDigest, DeadLetterId, DeadLetterReason, DeadLetterState, Decision, DestinationUnit, Duplicate,
-    Holder, IdLedger, InputRecord, Item, Key, Kind, Known, KnownDeadLetter, NewConflict, NewDeadLetter, NewRecord,
-    Parsed, Policy, Position, PositionOfRecord, Record, RecordId, Refusal, Seq, ShardId, ShardSeq, StreamPosition,
-    TakenId, Total, total_in_bounds, total_nanos,
+    Amount, ContentDigest, DeadLetterId, DeadLetterReason, Decision, DestinationUnit, Duplicate, Holder, IdLedger,
+    InputRecord, Item, Key, Kind, Known, KnownDeadLetter, NewConflict, NewDeadLetter, NewRecord, Parsed, Policy,
+    Position, PositionOfRecord, Record, Refusal, Seq, ShardId, ShardSeq, StreamPosition, TakenId, Total,
+    total_in_bounds, total_nanos,
 };
 
 /// Decides a batch of one shard, in order. `ids` holds every taken id of the batch, and takes those that it takes.
@@ -33,19 +33,12 @@ pub fn decide(batch: &[Item], known: Known, ids: &mut IdLedger, policy: &Policy,
     judge.decision
 }
 
-/// A dead letter whose replay can come.
-struct Replayed {
-    is_open: bool,
-    record_id: Option<RecordId>,
-    payload: Vec<u8>,
-}
-
 struct Judge<'a> {
     policy: &'a Policy,
     position: Position,
     ids: &'a mut IdLedger,
     /// Dead letters whose replays can come.
-    dead_letters: HashMap<DeadLetterId, Replayed>,
+    dead_letters: HashMap<DeadLetterId, KnownDeadLetter>,
     noted_dead_letters: HashMap<StreamPosition, Vec<Vec<u8>>>,
     duplicates: HashMap<PositionOfRecord, Vec<ContentDigest>>,
     conflicts: HashMap<PositionOfRecord, Vec<ContentDigest>>,
@@ -73,8 +66,7 @@ impl<'a> Judge<'a> {
                 let noted = judge.noted_dead_letters.entry(dead_letter.position).or_default();
                 noted.push(dead_letter.payload.clone());
             }
-            let KnownDeadLetter { id, open, record_id, payload, .. } = dead_letter;
-            judge.dead_letters.insert(id, Replayed { is_open: open, record_id, payload });
+            judge.dead_letters.insert(dead_letter.id, dead_letter);
         }
         judge
     }
@@ -82,11 +74,12 @@ impl<'a> Judge<'a> {
     fn judge(&mut self, index: usize, item: &Item) {
         let input = &item.input;
         let replayed = self.replayed(input);
-        let is_new = replayed == Some(DeadLetterState::Open);
+        let is_new = replayed.is_some_and(|dead_letter| dead_letter.open);
+        let is_decided = replayed.is_some_and(|dead_letter| !dead_letter.open);
         // A replay of an open dead letter was never decided, whatever came at its place before.
         let noted = self.noted_dead_letters.get(&input.position).filter(|_| !is_new);
         let is_noted = noted.is_some_and(|dead_letters| dead_letters.iter().any(|payload| *payload == input.payload));
-        if is_noted || replayed.is_some() && !is_new {
+        if is_noted || is_decided {
             self.decision.redelivered += 1;
             return;
         }
@@ -116,18 +109,16 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Whether the dead letter of a replay is open or closed; `None`: no replay, or Postgres holds no dead letter of this number
-    /// with this payload. After a restore the number can be another's, and the replay can be the last copy: then it is
-    /// decided as a record.
-    fn replayed(&self, input: &InputRecord) -> Option<DeadLetterState> {
-        let dead_letter = self.dead_letters.get(&input.replay_of?).filter(|known| known.payload == input.payload)?;
-        Some(if dead_letter.is_open { DeadLetterState::Open } else { DeadLetterState::Replayed })
+    /// The dead letter of a replay; `None`: no replay, or Postgres holds no dead letter of this number with this payload. After
+    /// a restore the number can be another's, and the replay can be the last copy: then it is decided as a record.
+    fn replayed(&self, input: &InputRecord) -> Option<&KnownDeadLetter> {
+        self.dead_letters.get(&input.replay_of?).filter(|known| known.payload == input.payload)
     }
 
     /// Closes an open dead letter. Its replay is judged as if it were closed before.
     fn close(&mut self, id: DeadLetterId) {
         if let Some(dead_letter) = self.dead_letters.get_mut(&id) {
-            dead_letter.is_open = false;
+            dead_letter.open = false;
             if let Some(record_id) = &dead_letter.record_id {
                 self.ids.close(record_id, id);
             }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use rust_decimal::Decimal;
 
 use super::super::*;
-use crate::domain::{Account, KnownDeadLetter, StreamId, Watermarks};
+use crate::domain::{Account, RecordId, StreamId, Watermarks};
 
 /// Destinations of which some belong to shard 0 of 2 and some do not.
 pub(super) const DESTINATIONS: [&str; 4] = ["a", "b", "c", "d"];
