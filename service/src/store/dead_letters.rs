@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use sqlx::PgConnection;
 
 use super::{Error, Store};
 use crate::domain::{DeadLetterId, DeadLetterReason, DeadLetterState, DestinationId, RecordId, Seq, ShardId, ShardSeq};
@@ -201,16 +202,26 @@ impl Store {
         .await?;
         let Some(discarded) = discarded else { return Ok(false) };
         if let Some(record_id) = discarded.record_id {
-            sqlx::query!(
-                "delete from record_ids where record_id = $1 and shard = $2 and number = $3 and period is null",
-                record_id as RecordId,
-                id.shard as ShardId,
-                id.seq as Seq,
-            )
-            .execute(&mut *turn)
-            .await?;
+            free_id(&mut turn, &record_id, id).await?;
         }
         turn.commit().await?;
         Ok(true)
     }
+}
+
+/// Frees the id of a dead letter whose row this transaction has locked. Returns false where the id does not name it.
+pub(super) async fn free_id(
+    connection: &mut PgConnection,
+    record_id: &RecordId,
+    dead_letter: DeadLetterId,
+) -> Result<bool, Error> {
+    let freed = sqlx::query!(
+        "delete from record_ids where record_id = $1 and shard = $2 and number = $3 and period is null",
+        record_id as &RecordId,
+        dead_letter.shard as ShardId,
+        dead_letter.seq as Seq,
+    )
+    .execute(connection)
+    .await?;
+    Ok(freed.rows_affected() == 1)
 }

@@ -79,13 +79,14 @@ impl Store {
                     with ordinality as a (shard, record_id, stream_id, stream_index, at)
             ),
             hits as (
-                select a.at, false as duplicate, r.shard, r.seq, null::bigint as conflict, null::bigint as dead_letter
+                select a.at, false as duplicate, r.shard, r.seq, r.period, null::bigint as conflict,
+                    null::bigint as dead_letter
                 from awaited a
                 join record_ids i on i.record_id = a.record_id and i.shard = a.shard
                 join records r on r.shard = i.shard and r.seq = i.number and r.period = i.period
                     and r.stream_id = a.stream_id and r.stream_index = a.stream_index
                 union all
-                select a.at, true, coalesce(i.shard, l.shard), i.number, null, l.n
+                select a.at, true, coalesce(i.shard, l.shard), i.number, i.period, null, l.n
                 from awaited a join lateral (
                     select 1 from duplicates d
                     where d.record_id = a.record_id and d.stream_id = a.stream_id and d.stream_index = a.stream_index
@@ -99,12 +100,12 @@ impl Store {
                 ) l on true
                 where coalesce(i.shard, l.shard) is not null
                 union all
-                select a.at, false, c.shard, null, c.n, null
+                select a.at, false, c.shard, null, null, c.n, null
                 from awaited a join conflicts c
                     on c.record_id = a.record_id and c.stream_id = a.stream_id and c.stream_index = a.stream_index
                         and c.shard = a.shard
                 union all
-                select a.at, false, l.shard, null, null, l.n
+                select a.at, false, l.shard, null, null, null, l.n
                 from awaited a join dead_letters l
                     on l.stream_id = a.stream_id and l.stream_index = a.stream_index and l.shard = a.shard
                         and l.record_id = a.record_id
@@ -113,7 +114,7 @@ impl Store {
                 h.seq as "seq?: Seq", h.conflict as "conflict?: Seq", h.dead_letter as "dead_letter?: Seq",
                 r.previous_count as "previous_count?", r.previous_total::text as previous_total, r.unit as "unit?",
                 l.reason as "reason?: DeadLetterReason", l.detail as "detail?"
-            from hits h left join records r on r.shard = h.shard and r.seq = h.seq
+            from hits h left join records r on r.shard = h.shard and r.seq = h.seq and r.period = h.period
                 left join dead_letters l on l.shard = h.shard and l.n = h.dead_letter
             "#,
             &shards as &[ShardId],

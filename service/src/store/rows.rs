@@ -5,6 +5,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use super::{
     Error,
     columns::index_column,
+    dead_letters::free_id,
     group::{DecidedPart, GroupCommit, Part},
 };
 use crate::domain::{
@@ -71,19 +72,12 @@ impl GroupCommit {
                 )
                 .execute(&mut *self.transaction)
                 .await?
+                .rows_affected()
+                    == 1
             }
-            None => {
-                sqlx::query!(
-                    "delete from record_ids where record_id = $1 and shard = $2 and number = $3 and period is null",
-                    record_id as &RecordId,
-                    shard as ShardId,
-                    number as Seq,
-                )
-                .execute(&mut *self.transaction)
-                .await?
-            }
+            None => free_id(&mut self.transaction, record_id, from).await?,
         };
-        if moved.rows_affected() == 1 { Ok(()) } else { Err(Error::Raced) }
+        if moved { Ok(()) } else { Err(Error::Raced) }
     }
 
     fn id_row(&self, by: TakenId) -> IdRow {
