@@ -9,7 +9,7 @@ use std::{
 };
 
 use millrace_crds::ADOPT;
-use redis::{AsyncCommands as _, FromRedisValue, Script, Value, streams::StreamReadOptions};
+use redis::{AsyncCommands as _, FromRedisValue, Script, ToRedisArgs, Value, streams::StreamReadOptions};
 
 use super::{Blocking, Error, Streams, call::Call, entry::entries, keys};
 use crate::domain::{Entry, Lease, Offset, Seq, Sequence, ShardId, StreamId, Watermarks};
@@ -247,7 +247,6 @@ impl Input {
     ) -> Result<Step<Reconciled>, Error> {
         let mut args = vec![folded.to_string()];
         args.extend(producers.iter().flat_map(|by| [by.producer.clone(), by.count.to_string()]));
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let reply = self.run(&RECONCILE, lease, &args).await?;
         if is(&reply, b"raised") {
             return Ok(Step::Raised);
@@ -270,8 +269,7 @@ impl Input {
     /// # Errors
     /// [`Error::Fenced`] when the lease beside the stream is higher.
     pub async fn drop_producers(&self, lease: &Lease, producers: &[String]) -> Result<(), Error> {
-        let producers: Vec<&str> = producers.iter().map(String::as_str).collect();
-        self.run(&DROP, lease, &producers).await.map(|_| ())
+        self.run(&DROP, lease, producers).await.map(|_| ())
     }
 
     /// Acknowledges applied entries, trims the stream, and stores what is acknowledged beside it. Returns the number of
@@ -284,7 +282,6 @@ impl Input {
         let numbers = [records.get(), dead_letters.get(), conflicts.get(), acknowledged.offset.get()];
         let numbers = numbers.into_iter().map(|number| number.to_string());
         let args: Vec<String> = numbers.chain(ids.iter().map(ToString::to_string)).collect();
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let reply = self.run(&ACK, lease, &args).await?;
         Ok(match reply.get(1) {
             Some(Value::Int(left)) => {
@@ -322,14 +319,17 @@ impl Input {
     }
 
     /// Runs a script. Its refusals become errors.
-    async fn run(&self, script: &'static Script, lease: &Lease, args: &[&str]) -> Result<Vec<Value>, Error> {
+    async fn run(
+        &self,
+        script: &'static Script,
+        lease: &Lease,
+        args: &[impl ToRedisArgs],
+    ) -> Result<Vec<Value>, Error> {
         let mut call = Call::new(script, &[&self.fence_key, &self.stream]);
         call.command.arg(&self.pipeline_id).arg(lease.epoch).arg(&lease.token);
         let Acknowledged { watermarks: Watermarks { records, dead_letters, conflicts }, offset } = *self.known();
         call.command.arg(format!("{records} {dead_letters} {conflicts}")).arg(offset.get());
-        for arg in args {
-            call.command.arg(*arg);
-        }
+        call.command.arg(args);
         let reply = call.send(&mut self.streams.shared(&self.fence_key)).await.map_err(Error::of)?;
         let is = |word: &[u8]| is(&reply, word);
         if is(b"fenced") {
