@@ -148,7 +148,7 @@ impl Protocol {
     }
 }
 
-/// A producer is told its count.
+/// A producer gets its count.
 fn confirm(serve: &mut Serve, answer: u8) {
     serve.appended = answer.max(serve.appended);
 }

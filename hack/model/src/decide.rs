@@ -81,8 +81,8 @@ impl Protocol {
         let mut first = None;
         let mut decided = Vec::with_capacity(batch.len());
         for input in batch {
-            let tells = input.sid <= applied && first == Some((input.sid, Decision::Redelivered));
-            let this = if tells && !self.has(Guard::RecognizeEachRecord) {
+            let comes_again = input.sid <= applied && first == Some((input.sid, Decision::Redelivered));
+            let this = if comes_again && !self.has(Guard::RecognizeEachRecord) {
                 Decided { decision: Decision::Redelivered, closes: false }
             } else {
                 judge.judge(input)

@@ -52,7 +52,7 @@
 //!
 //! An entry above the shard's **applied entry** was never applied: only the ledger judges its ids. At or below it, each record
 //! of the entry is looked for by its place in the stream, its index in the entry, and its content; one that is found counts
-//! nowhere. After a rewind of Redis stream ids come again, so neither an id nor a neighbour tells about a record.
+//! nowhere. After a rewind of Redis stream ids come again, so neither an id nor a neighbour proves that a record came.
 //!
 //! An open **dead letter** holds its id in the ledger. A replay appends the payload again with the dead letter's number. The
 //! transaction that decides it closes the dead letter first, if it is open and has that content. A replay of a closed one

@@ -222,7 +222,7 @@ pub struct Client {
 pub struct Serve {
     /// Its name as a producer.
     pub producer: u8,
-    /// Number of records that it appended, as far as it was told.
+    /// Number of records that it appended, by the answers that it got.
     pub appended: u8,
     /// The count that it noted last; used only without [`crate::guards::Guard::NoteAgain`].
     pub noted: u8,

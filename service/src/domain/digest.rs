@@ -1,4 +1,4 @@
-//! A digest of a record's content, by which the id ledger will separate a duplicate from a conflict.
+//! A digest of a record's content, by which the id ledger separates a duplicate from a conflict.
 //!
 //! Its canonical form is documented in `docs/digest.md`. It must never change: digests are stored and outlive their
 //! records. Another form is another version.

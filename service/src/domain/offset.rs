@@ -1,4 +1,5 @@
-//! Offsets: the numbers that records get when they are appended. They tell how many records wait, and how many were lost.
+//! Offsets: the numbers that records get when they are appended. By them waiting and lost records
+//! are counted.
 //!
 //! Must never count a record twice, and must never take a record for lost that is applied or waits.
 

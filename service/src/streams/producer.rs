@@ -55,7 +55,7 @@ struct Inner {
 struct Shard {
     waiting: VecDeque<Request>,
     is_under_way: bool,
-    /// Number of records that were appended, as far as this process was told.
+    /// Number of records that were appended, by the answers that this process got.
     appended: i64,
     /// Whether records whose append had no answer may be missing in `appended`.
     is_unresolved: bool,
@@ -111,7 +111,7 @@ impl Producer {
         answer.await.unwrap_or_else(|_| Err(AppendError::Unknown(ended())))
     }
 
-    /// How many records were appended to each shard, as far as this process was told.
+    /// How many records were appended to each shard, by the answers that this process got.
     #[must_use]
     pub fn counts(&self) -> Vec<AppendCount> {
         self.0.all().map(|shard| AppendCount { shard, appended: self.0.shard(shard).appended }).collect()
@@ -288,7 +288,7 @@ impl Inner {
                     tracing::info!(event = "accept.append.recovered", shard, "appends succeed again");
                 }
             }
-            // The metrics of the shard's workers show it, and every client is told.
+            // The metrics of the shard's workers show it, and every client gets the error.
             Err(AppendError::Backlog { room }) => {
                 tracing::debug!(
                     event = "accept.append.backlog_full",

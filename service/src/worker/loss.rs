@@ -84,7 +84,7 @@ impl Reconciler {
     }
 
     /// Adds what no producer counts to the sum of the folded ones: of producers that a rewound Postgres lost, or of records
-    /// that are applied and whose append a rewound Redis lost before its producer was told.
+    /// that are applied and whose append a rewound Redis lost before it answered.
     async fn agree(
         &mut self,
         context: &Context,

@@ -7,8 +7,8 @@ local stop = fenced()
 if stop then return stop end
 local now = tonumber(redis.call('TIME')[1])
 -- Another process, or another primary, can have lost the newest counts. A server that hides its ids is new each time.
-local told = redis.pcall('INFO', 'server', 'replication')
-local info = type(told) == 'string' and told or ''
+local answer = redis.pcall('INFO', 'server', 'replication')
+local info = type(answer) == 'string' and answer or ''
 local server = (string.match(info, 'run_id:(%x+)') or '') .. ':' .. (string.match(info, 'master_replid:(%x+)') or '')
 local seen = redis.call('HMGET', KEYS[1], 'server', 'since', 'appended')
 local since = seen[1] == server and #server > 1 and tonumber(seen[2]) or now
