@@ -122,7 +122,11 @@ pub(crate) async fn run(
     let records = sizes.records(mode);
     let mut pipeline_processes = Pipeline::new(build, place)?;
     pipeline_processes.start_serve().await?;
-    let reader = Reader::start(&servers.redis_url, streams, records.total()).await?;
+    let notified = match mode {
+        Mode::AcceptBatches | Mode::AcceptSingles => 0,
+        Mode::Batches | Mode::Singles | Mode::Preloaded | Mode::Latency => records.total(),
+    };
+    let reader = Reader::start(&servers.redis_url, streams, notified).await?;
     let figures = Figures::default();
     let mut round = Round { servers, pipeline: pipeline_processes, reader, records, figures };
     let usage = match mode {
