@@ -7,6 +7,7 @@ mod applier;
 mod loss;
 mod outcomes;
 mod owner;
+mod pace;
 mod parse;
 mod partitions;
 mod prepare;

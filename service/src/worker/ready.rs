@@ -4,12 +4,16 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::{Notify, oneshot};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{Instant, sleep_until},
+};
 
-use super::shard;
+use super::{pace::Pace, shard};
 use crate::{
     domain::{Item, Lease, ShardId, StreamId},
     store::{AfterCommit, LogRow, ShardProgress},
@@ -154,11 +158,21 @@ pub struct ReadyShards {
     changed: Notify,
 }
 
+/// The result of an attempt to take entries.
+enum Step {
+    Taken(Group),
+    /// Until then, more may come.
+    Early(Instant),
+    /// No entry waits.
+    Nothing,
+}
+
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Ready>,
     /// Shards that are alone, with the number of their commits that are still to be so.
     alone: HashMap<ShardId, u8>,
+    pace: Pace,
 }
 
 impl ReadyShards {
@@ -169,18 +183,36 @@ impl ReadyShards {
 
     /// Waits for entries, and takes up to `most` records of them: the first that waits, and as many others as fit. While
     /// another shard has ready records, one takes at most half. At least one entry is taken, and entries are whole.
+    ///
+    /// Less than half of `most` records wait for the [`Pace`]: a commit costs the same for one record as for a hundred.
     pub(super) async fn take(&self, most: usize) -> Group {
         loop {
-            if let Some(group) = self.try_take(most) {
-                return group;
+            let next = match self.try_take(most) {
+                Step::Taken(group) => return group,
+                Step::Early(next) => Some(next),
+                Step::Nothing => None,
+            };
+            let early = async {
+                match next {
+                    Some(next) => sleep_until(next).await,
+                    None => future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.changed.notified() => {}
+                () = early => {}
             }
-            self.changed.notified().await;
         }
     }
 
-    fn try_take(&self, most: usize) -> Option<Group> {
+    fn try_take(&self, most: usize) -> Step {
         let mut state = self.lock();
-        let first = state.waiting.pop_front()?;
+        let now = Instant::now();
+        let waiting: usize = state.waiting.iter().map(|ready| ready.batch.items.len()).sum();
+        if let Some(next) = state.pace.next().filter(|next| *next > now && waiting > 0 && waiting < most.div_ceil(2)) {
+            return Step::Early(next);
+        }
+        let Some(first) = state.waiting.pop_front() else { return Step::Nothing };
         let is_alone = state.is_alone(&first);
         let mut shards = Vec::new();
         if is_alone {
@@ -207,10 +239,11 @@ impl ReadyShards {
                 shards.push(taken);
             }
         }
+        state.pace.taken(shards.iter().map(|taken| taken.batch.items.len()).sum(), now);
         if !state.waiting.is_empty() {
             self.changed.notify_one();
         }
-        Some(Group { shards, is_alone })
+        Step::Taken(Group { shards, is_alone })
     }
 
     /// Lets a shard be alone for its next commits.
