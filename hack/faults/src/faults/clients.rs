@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{Effect, Stage};
@@ -11,7 +12,7 @@ use crate::{
         Mode,
         record::{Code, HERD, HOT, VARIANTS},
     },
-    world::{SHARDS, postgres, process::Start},
+    world::{SHARDS, postgres},
 };
 
 /// Ids that are sent to many destinations.
@@ -44,13 +45,13 @@ impl Stage {
         }
     }
 
-    /// The same ids go to sixteen destinations at once, every second time in opposite order, and to two of them again. All
-    /// wait before the first is decided.
+    /// The same ids go to sixteen destinations at once, every second time in opposite order, and to two of them again.
+    /// Workers are suspended meanwhile, so that each decides all of its shards at the same time as the others.
     pub(super) async fn collide(&self) -> Effect {
         let Some(_held) = self.load.hold(DRAINED).await else { return Ok((false, "the load was not held".to_owned())) };
-        let mut slots = self.wanted_workers().await;
-        for slot in &mut slots {
-            slot.stop().await;
+        let slots = self.wanted_workers().await;
+        for slot in &slots {
+            slot.signal(Signal::SIGSTOP);
         }
         let deadlocks = self.world.number(DEADLOCKS).await?;
         let codes = self.load.begin_colliding(IDS);
@@ -65,9 +66,7 @@ impl Stage {
             requests.spawn_local(async move { load.send(ordered).await });
         }
         while requests.join_next().await.is_some() {}
-        for slot in &mut slots {
-            slot.start(&self.world, &Start::default())?;
-        }
+        slots.iter().for_each(|slot| slot.resume());
         if !self.world.drains(DRAINED).await {
             self.world.wrong(Wrong::Stuck, format!("{IDS} ids to {VARIANTS} destinations do not drain"));
         }

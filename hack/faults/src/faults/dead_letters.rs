@@ -80,7 +80,7 @@ impl Stage {
                 let path = format!("/dead-letters/{}/{verb}", one.dead_letter);
                 let (load, id) = (self.load.clone(), one.record_id.clone());
                 // A discard is done at once, a replay when a worker decides it: some wait for about as long.
-                let pause = if is_replay { 0 } else { n as u64 * 4 };
+                let pause = if is_replay { 0 } else { n as u64 * 25 };
                 requests.spawn_local(async move {
                     sleep(Duration::from_millis(pause)).await;
                     let status = load.act(n + request / 2, &path).await;

@@ -125,12 +125,12 @@ impl Postgres {
     /// Starts it on its data directory, and waits for nothing.
     pub(crate) fn launch(&mut self) -> anyhow::Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
-        let mut command = program("postgres")?;
+        let clock = self.clock.iter().flat_map(|offset| clock_environment(offset));
+        let mut command = program_with("postgres", clock)?;
         // No fault is a power failure: the files need not be flushed.
         let settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=300", "fsync=off"];
         command.arg("-D").arg(&self.data).args(settings.iter().flat_map(|setting| ["-c", setting]));
         command.args(["-c", &format!("port={}", self.port)]);
-        command.envs(self.clock.iter().flat_map(|offset| clock_environment(offset)));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.child = Some(command.spawn().context("postgres")?);
         Ok(())
@@ -219,12 +219,19 @@ pub(crate) fn make_dir(dir: &Path) -> anyhow::Result<()> {
 }
 
 /// A program of Postgres as its user; it ends with this program.
-pub(crate) fn program(name: &str) -> anyhow::Result<Command> {
+fn program(name: &str) -> anyhow::Result<Command> {
+    program_with(name, [])
+}
+
+/// The same with variables that it alone gets: a library that is preloaded opens files as its user.
+fn program_with(name: &str, variables: impl IntoIterator<Item = (&'static str, String)>) -> anyhow::Result<Command> {
     let mut command = Command::new("setpriv");
     if let Some(User { uid, gid, .. }) = user()? {
         command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".to_owned()]);
     }
-    command.args(["--pdeathsig=INT", "--"]).arg(find(name)?).current_dir("/").kill_on_drop(true);
+    command.args(["--pdeathsig=INT", "--", "env"]);
+    command.args(variables.into_iter().map(|(name, value)| format!("{name}={value}")));
+    command.arg(find(name)?).current_dir("/").kill_on_drop(true);
     Ok(command)
 }
 
