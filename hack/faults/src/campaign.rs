@@ -22,7 +22,7 @@ use crate::{
     plan::{Fault, Harm, Kind, Plan},
     read::{Readers, whole_stream},
     report::Report,
-    world::{ADDED, SHARDS, SINKS, Setup, World, postgres, records, stream},
+    world::{ADDED, SINKS, Setup, World, postgres},
 };
 
 /// Longest wait for a pipeline to become idle after it was healed.
@@ -127,8 +127,8 @@ impl PipelineRun {
             }
         };
         self.check_memory(round, report).await;
-        for end in self.stage.world.ended() {
-            self.wrong(round, Wrong::Stuck, end);
+        for (wrong, detail) in self.stage.world.take_found() {
+            self.wrong(round, wrong, detail);
         }
         let mut report_ms =
             std::mem::take(&mut *self.stage.world.report_ms.lock().unwrap_or_else(PoisonError::into_inner));
@@ -205,7 +205,7 @@ impl PipelineRun {
         let mut why = "no serve process answered".to_owned();
         let mut quiet = 0;
         while began.elapsed() < IDLE {
-            match self.idle_stats().await {
+            match self.stage.world.idle_stats().await {
                 // Two looks: an entry can be between two counts in one.
                 Ok(stats) if quiet == 1 => return (Ok(stats), began.elapsed()),
                 Ok(_) => quiet += 1,
@@ -217,36 +217,6 @@ impl PipelineRun {
             sleep(Duration::from_millis(200)).await;
         }
         (Err(format!("it does not become idle: {why}")), began.elapsed())
-    }
-
-    /// `/stats`; an error names the part that is not idle.
-    async fn idle_stats(&self) -> anyhow::Result<Value> {
-        let stats = self.stage.world.get("/stats").await?;
-        anyhow::ensure!(stats["backlog"] == 0, "/stats: {stats}");
-        for sink in stats["sinks"].as_array().into_iter().flatten() {
-            let states = sink["states"].as_array().is_some_and(|states| !states.is_empty());
-            anyhow::ensure!(sink["lag"] == 0 && sink["started"] == true && !states, "/stats: {stats}");
-        }
-        self.stage.world.all_are_ready().await?;
-        let redis = self.stage.world.redis.lock().await;
-        for shard in 0..SHARDS {
-            let left: u64 = redis.command(&["XLEN", &records(shard)]).await?;
-            anyhow::ensure!(left == 0, "{left} entries are left in shard {shard}; /stats: {stats}");
-        }
-        for (sink, _) in SINKS {
-            let newest: Vec<redis::Value> =
-                redis.command(&["XREVRANGE", &stream(sink), "+", "-", "COUNT", "1"]).await?;
-            let Some(redis::Value::Array(newest)) = newest.first() else { continue };
-            let newest: String = redis::from_redis_value_ref(&newest[0])?;
-            let groups: Vec<std::collections::HashMap<String, redis::Value>> =
-                redis.command(&["XINFO", "GROUPS", &stream(sink)]).await?;
-            let read = groups.first().is_some_and(|group| {
-                let text = |field| group.get(field).and_then(|value| redis::from_redis_value_ref::<String>(value).ok());
-                text("last-delivered-id").as_deref() == Some(&newest) && text("pending").as_deref() == Some("0")
-            });
-            anyhow::ensure!(read, "the reader of {sink} is behind");
-        }
-        Ok(stats)
     }
 
     /// Reads the sinks' streams: each destroyed entry is there again, and only once.

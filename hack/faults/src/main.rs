@@ -179,14 +179,16 @@ fn missing(kind: Kind, args: &Args, binary: &Path) -> Option<&'static str> {
         fs::read(binary).is_ok_and(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
     };
     match kind {
-        Kind::NetCut | Kind::NetDelay | Kind::NetHalfOpen | Kind::NetCutAnswer if args.toxiproxy.is_none() => {
+        Kind::NetCut | Kind::NetDelay | Kind::NetHalfOpen | Kind::NetCutAnswer | Kind::NetCutCommit
+            if args.toxiproxy.is_none() =>
+        {
             Some("no toxiproxy was given")
         }
-        Kind::ClockAhead | Kind::ClockBehind if faults::clock_library().is_none() => {
+        Kind::ClockAhead | Kind::ClockBehind | Kind::PostgresClock if world::clock_library().is_none() => {
             Some("libfaketime is not installed")
         }
         Kind::Upgrade if args.other_binary.is_none() => Some("no other build was given"),
-        Kind::Point(..) | Kind::SinkStart(_) | Kind::PoisonedRecord | Kind::PoisonedBatch
+        Kind::Point(..) | Kind::SinkStart(_) | Kind::PoisonedRecord | Kind::PoisonedBatch | Kind::NetCutCommit
             if !is_built_with("MILLRACE_FAULT_POISON") =>
         {
             Some("the binary has no fault points")

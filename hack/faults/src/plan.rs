@@ -43,10 +43,16 @@ pub(crate) enum Kind {
     PostgresSyncStandby,
     PostgresAsyncStandby,
     PostgresRestore,
+    /// Postgres's clock is set past the end of the last period that has a partition, and back.
+    PostgresClock,
+    /// Workers run as a role that may not create tables.
+    PostgresRole,
     NetCut,
     NetDelay,
     NetHalfOpen,
     NetCutAnswer,
+    /// The answer to COMMIT is cut for a batch that has duplicates only.
+    NetCutCommit,
     ClockAhead,
     ClockBehind,
     Duplicates,
@@ -54,6 +60,12 @@ pub(crate) enum Kind {
     Hot,
     Poison,
     CutUpload,
+    /// The same 500 ids are sent to sixteen destinations at once, in opposite orders.
+    Collide,
+    /// Dead letters are replayed and discarded at once.
+    DeadLetters,
+    /// An idle pipeline and its servers are restarted three times.
+    RestartIdle,
 }
 
 /// The act of a process at a point.
@@ -145,10 +157,13 @@ pub(crate) const KINDS: &[(Kind, &str)] = &[
     (Kind::PostgresSyncStandby, "postgres-sync-standby"),
     (Kind::PostgresAsyncStandby, "postgres-async-standby"),
     (Kind::PostgresRestore, "postgres-restore"),
+    (Kind::PostgresClock, "postgres-clock"),
+    (Kind::PostgresRole, "postgres-role"),
     (Kind::NetCut, "net-cut"),
     (Kind::NetDelay, "net-delay"),
     (Kind::NetHalfOpen, "net-half-open"),
     (Kind::NetCutAnswer, "net-cut-answer"),
+    (Kind::NetCutCommit, "net-cut-commit"),
     (Kind::ClockAhead, "clock-ahead"),
     (Kind::ClockBehind, "clock-behind"),
     (Kind::Duplicates, "client-duplicates"),
@@ -156,6 +171,9 @@ pub(crate) const KINDS: &[(Kind, &str)] = &[
     (Kind::Hot, "client-hot"),
     (Kind::Poison, "client-poison"),
     (Kind::CutUpload, "client-cut"),
+    (Kind::Collide, "client-collide"),
+    (Kind::DeadLetters, "client-dead-letters"),
+    (Kind::RestartIdle, "restart-idle"),
 ];
 
 impl Kind {
@@ -169,7 +187,16 @@ impl Kind {
         match self {
             Self::RedisCut | Self::RedisFlush | Self::RedisTrim | Self::RedisStream | Self::RedisIds => Harm::Redis,
             Self::PostgresAsyncStandby | Self::PostgresRestore => Harm::Postgres,
-            Self::PostgresSyncStandby | Self::PoisonedRecord | Self::PoisonedBatch | Self::SinkStart(_) => Harm::Long,
+            Self::PostgresSyncStandby
+            | Self::PostgresClock
+            | Self::PostgresRole
+            | Self::NetCutCommit
+            | Self::PoisonedRecord
+            | Self::PoisonedBatch
+            | Self::SinkStart(_)
+            | Self::Collide
+            | Self::DeadLetters
+            | Self::RestartIdle => Harm::Long,
             _ => Harm::None,
         }
     }
@@ -252,7 +279,7 @@ mod tests {
         let kinds: Vec<Kind> = KINDS.iter().map(|(kind, _)| *kind).collect();
         let draw = |seed| {
             let mut plan = Plan::new(seed, &kinds, 10_000);
-            (0..210).map(|_| plan.next_round()).collect::<Vec<_>>()
+            (0..360).map(|_| plan.next_round()).collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));

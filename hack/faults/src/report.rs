@@ -133,6 +133,7 @@ impl Report {
             ("miscounted", self.times(Wrong::Miscounted)),
             ("stuck", self.times(Wrong::Stuck)),
             ("memory not returned", self.times(Wrong::Memory)),
+            ("not reported", self.times(Wrong::Unreported)),
         ] {
             let _ = writeln!(text, "| {what} | {number} |");
         }

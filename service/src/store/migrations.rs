@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use sqlx::{
     Connection as _, PgConnection,
-    migrate::{Migrate as _, Migration, Migrator},
+    migrate::{Migrate as _, MigrateError, Migration, Migrator},
 };
 
 use super::{Error, Store};
@@ -166,9 +166,11 @@ impl Store {
         if from > 0 {
             Self::compatible(steps, turn).await?;
         }
-        steps.expanding.run_direct(None, turn, false).await.map_err(refused)?;
-        if contract {
-            steps.all.run_direct(None, turn, false).await.map_err(refused)?;
+        for steps in [Some(&steps.expanding), contract.then_some(&steps.all)].into_iter().flatten() {
+            steps.run_direct(None, turn, false).await.map_err(|error| match error {
+                MigrateError::VersionMismatch(step) => older(schema, step),
+                error => refused(error),
+            })?;
         }
         let applied = Self::applied(turn).await?;
         Ok(Migrated { from, to: newest(&applied), contracting: steps.contracting(&applied) })
@@ -214,15 +216,24 @@ impl Store {
     }
 }
 
-fn refused(error: sqlx::migrate::MigrateError) -> Error {
-    use sqlx::migrate::MigrateError::{Execute, ExecuteMigration};
+/// The error for a schema whose step has other content in this binary: no step leads from there to here.
+fn older(schema: &str, step: i64) -> Error {
+    Error::Refused(format!(
+        "the schema {schema} is of an older format and was not changed: its migration {step} is another than that of this \
+         millrace. Continue with the version that made it; or remove the pipeline and its records with that version's \
+         `millrace purge`, then migrate; or give the pipeline another name. For `millrace dev`, remove its data directory"
+    ))
+}
+
+fn refused(error: MigrateError) -> Error {
+    use MigrateError::{Execute, ExecuteMigration};
     if let Execute(sqlx::Error::Database(cause)) | ExecuteMigration(sqlx::Error::Database(cause), _) = &error
         && cause.code().as_deref() == Some(LOCK_NOT_AVAILABLE)
     {
         return Error::Locked(format!("another session holds a lock on a table of the schema: {cause}"));
     }
     match error {
-        sqlx::migrate::MigrateError::Execute(error) => Error::Sql(error),
+        Execute(error) => Error::Sql(error),
         error => Error::Refused(format!("the schema cannot be migrated: {error}")),
     }
 }
@@ -306,6 +317,22 @@ mod tests {
         store.close().await;
         let drop = format!("drop database {database}");
         sqlx::raw_sql(sqlx::AssertSqlSafe(drop)).execute(&mut admin).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_schema_of_an_older_format_is_refused_with_the_remedy_and_unchanged() {
+        let test = TestPipeline::new("shards: 1").await;
+        let (store, name) = (&test.store, &test.manifest.metadata.name);
+        let edited = "update _sqlx_migrations set checksum = '\\x00' where version = 1";
+        sqlx::query(edited).execute(&store.pool).await.unwrap();
+        for outcome in [store.migrate_by(&later(), name, false).await, store.migrate_by(&later(), name, true).await] {
+            let Err(Error::Refused(why)) = outcome else { panic!("{outcome:?}") };
+            for part in [&*Store::schema(name), "an older format", "`millrace purge`", "another name"] {
+                assert!(why.contains(part), "{part}: {why}");
+            }
+        }
+        let added = "select to_regclass('ways') is not null";
+        assert!(!sqlx::query_scalar::<_, bool>(added).fetch_one(&store.pool).await.unwrap());
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
-//! Commits over several shards: ids that shards take at the same time, dead letters that are replayed and discarded at once,
-//! and a role that may not create partitions.
+//! Commits over several shards: ids that shards take at the same time, and dead letters that are replayed and discarded at
+//! once.
 
 use futures::future::{join, join_all};
 use serde_json::{Value, json};

@@ -30,6 +30,7 @@ mod recreated;
 mod refuse;
 mod refusing;
 mod rewinds;
+mod roles;
 mod send;
 mod share;
 mod sinks;

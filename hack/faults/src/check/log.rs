@@ -7,7 +7,7 @@ use crate::{
     decimal,
     load::{
         history::{DEAD_LETTERED, PROCESSED, UNORDERED, VARIED},
-        record::{Code, Content, MINIMUM_TOTAL, OTHER_VALUE},
+        record::{Code, Content, MINIMUM_TOTAL, OTHER_VALUE, VARIANTS},
     },
     read::Entry,
     world::SHARDS,
@@ -125,9 +125,9 @@ impl Check {
             self.shards[shard].log.push(Line::of_none(digest));
             return;
         };
-        let variants = if known.is(VARIED) { 3 } else { 1 };
-        let contents = (0..variants).map(|variant| Content::of(self.load.seed, code.with_variant(variant)));
-        let Some(content) = contents.into_iter().find(|content| content.matches(record)) else {
+        let variants = code.variants().take(if known.is(VARIED) { VARIANTS } else { 1 });
+        let mut contents = variants.map(|variant| Content::of(self.load.seed, variant));
+        let Some(content) = contents.find(|content| content.matches(record)) else {
             self.wrong(Wrong::Miscounted, || {
                 format!("record {shard}-{seq} differs from the record that was sent as {id}: {record}")
             });

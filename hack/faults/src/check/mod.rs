@@ -24,7 +24,7 @@ use crate::{
     load::{
         Load,
         history::{DEAD_LETTERED, Final, MANY, PROCESSED, PROMISED, UNORDERED, Varied},
-        record::{Code, Content, VARIANTS},
+        record::{Code, Content},
     },
     read::Entry,
     world::SHARDS,
@@ -51,6 +51,8 @@ pub(crate) enum Wrong {
     Stuck,
     /// Processes do not return memory.
     Memory,
+    /// A problem is not reported, or reported where there is none.
+    Unreported,
 }
 
 /// A violation, found in a round.
@@ -109,8 +111,9 @@ struct Shard {
     /// Dead letters and conflicts, by number from 1; skipped numbers have lines without a record.
     dead_letters: Vec<Line>,
     conflicts: Vec<Line>,
-    /// Length of the log that was compared with Postgres.
+    /// Length of the log that was compared with Postgres, and the period of its last record.
     compared: usize,
+    period: String,
 }
 
 impl Shard {
@@ -159,8 +162,8 @@ pub(crate) struct Check {
     /// Number of the last record of a client to a destination.
     order: HashMap<(u16, String), u32>,
     pub(crate) counts: Counts,
-    /// The time of the last duplicate that was counted, in the format of Postgres.
-    noted_until: String,
+    /// The newest transaction whose duplicates were counted: the clock of Postgres can move back.
+    counted_until: i64,
     /// Gaps of numbers that were applied to the state.
     gaps: HashMap<(usize, String, i64), i64>,
     /// How many gaps Postgres has noted, of all kinds.
@@ -191,7 +194,7 @@ impl Check {
             lows: HashMap::new(),
             order: HashMap::new(),
             counts: Counts::default(),
-            noted_until: "-infinity".to_owned(),
+            counted_until: 0,
             gaps: HashMap::new(),
             noted_gaps: 0,
             destroyed: 0,
@@ -305,10 +308,11 @@ impl Check {
     /// Of the contents that were sent under an id one counts, and each entry of another is a conflict.
     fn conflicts_of(&mut self, code: Code, varied: &Varied) {
         let Some(first) = varied.first.filter(|_| !varied.ambiguous) else { return };
-        let content = |variant| Content::of(self.load.seed, code.with_variant(variant));
-        let others = (0..VARIANTS as u8).filter(|variant| !content(*variant).has_same_content(&content(first)));
+        let content = |code| Content::of(self.load.seed, code);
+        let first = content(code.with_variant(first));
+        let others = code.variants().filter(|variant| !content(*variant).has_same_content(&first));
         let (mut least, mut most) = (0, 0);
-        for other in others.map(usize::from) {
+        for other in others.map(|variant| usize::from(variant.variant())) {
             least += varied.taken[other];
             most += varied.taken[other] + varied.unknown[other];
         }

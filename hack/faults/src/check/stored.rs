@@ -54,12 +54,11 @@ impl Check {
 
     /// Counts duplicates that were noted since the last round.
     pub(super) async fn duplicates(&mut self, sql: &mut PgConnection) -> anyhow::Result<()> {
-        let query =
-            "select record_id, noted_at::text from duplicates where noted_at > $1::text::timestamptz order by noted_at";
-        for row in sqlx::query(query).bind(&self.noted_until).fetch_all(sql).await? {
-            let (id, noted): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let query = "select record_id, xmin::text::bigint from duplicates where xmin::text::bigint > $1 order by 2";
+        for row in sqlx::query(query).bind(self.counted_until).fetch_all(sql).await? {
+            let (id, transaction): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
             self.counts.duplicates += 1;
-            self.noted_until = noted;
+            self.counted_until = transaction;
             if !Code::of_id(&id).is_some_and(|code| self.load.history().apply(code)) {
                 self.wrong(Wrong::Ghost, || format!("a duplicate of {id:?}, which was never sent"));
             }
@@ -99,25 +98,27 @@ impl Check {
                 history.flag(code, flag, true);
             }
         }
-        let newest: String = sqlx::query_scalar("select coalesce(max(noted_at)::text, '-infinity') from duplicates")
-            .fetch_one(sql)
-            .await?;
-        self.noted_until = newest;
+        let newest = "select coalesce(max(xmin::text::bigint), 0) from duplicates";
+        self.counted_until = sqlx::query_scalar(newest).fetch_one(sql).await?;
         (self.counts.dead_letters, self.counts.duplicates, self.counts.conflicts) = (found[1], found[2], found[3]);
         self.shards.iter_mut().for_each(|shard| shard.compared = 0);
         Ok(())
     }
 
-    /// The stored log and the published one are the same.
+    /// The stored log and the published one are the same, and the period of a shard never falls.
     pub(super) async fn stored(&mut self, sql: &mut PgConnection) -> anyhow::Result<()> {
         for shard in 0..SHARDS {
             let from = self.shards[shard].compared;
-            let rows: Vec<(i64, String)> =
-                sqlx::query_as("select seq, record_id from records where shard = $1 and seq > $2 order by seq")
-                    .bind(shard as i32)
-                    .bind(from as i64)
-                    .fetch_all(&mut *sql)
-                    .await?;
+            let query = "select seq, record_id, period::text from records where shard = $1 and seq > $2 order by seq";
+            let rows: Vec<(i64, String, String)> =
+                sqlx::query_as(query).bind(shard as i32).bind(from as i64).fetch_all(&mut *sql).await?;
+            let before = if from == 0 { String::new() } else { std::mem::take(&mut self.shards[shard].period) };
+            let periods = std::iter::once(&before).chain(rows.iter().map(|(_, _, period)| period));
+            if !periods.is_sorted() {
+                self.wrong(Wrong::Reordered, || format!("the period of shard {shard} fell: records above {from}"));
+            }
+            self.shards[shard].period = rows.last().map_or(before, |(_, _, period)| period.clone());
+            let rows: Vec<(i64, String)> = rows.into_iter().map(|(seq, id, _)| (seq, id)).collect();
             let log = &self.shards[shard].log;
             let published = log.iter().enumerate().skip(from).filter(|(_, line)| line.code != Code::NONE);
             let published: Vec<(i64, String)> = published.map(|(n, line)| (n as i64 + 1, line.code.id())).collect();

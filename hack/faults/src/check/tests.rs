@@ -8,8 +8,8 @@ use super::{Allowed, Check, Wrong, digest, stored::Gaps};
 use crate::{
     load::{
         Load,
-        history::Answer,
-        record::{Code, Content, ELSEWHERE, OTHER_VALUE},
+        history::{Answer, Closed},
+        record::{COLLIDE, Code, Content, ELSEWHERE, OTHER_VALUE},
     },
     read::Entry,
 };
@@ -199,6 +199,65 @@ fn a_dead_letter_needs_a_low_total_or_a_poisoned_record() {
     assert_eq!(found(true, true, "below_minimum_total"), []);
     assert_eq!(found(false, false, "crashed_worker"), [Wrong::Miscounted], "a record that crashes no worker");
     assert_eq!(found(false, true, "crashed_worker"), []);
+}
+
+/// A record was sent twice, and its first entry became a dead letter, which was closed before the second one was decided.
+#[test]
+fn the_id_of_a_closed_dead_letter_counts_once() {
+    let found = |closed: Option<Closed>, dead_letters: usize, duplicates: usize| {
+        let mut story = story(5);
+        let code = Code::of_id(&record_id(&story.records[4])).unwrap();
+        {
+            let mut history = story.load.history();
+            history.note_answer(code, Answer::Taken);
+            history.poisoned.insert(code);
+            history.closed.extend(closed.map(|closed| (code, closed)));
+        }
+        story.check.notifications(std::mem::take(&mut story.records), &Gaps::default());
+        let data = json!({"recordId": code.id(), "reason": "crashed_worker"});
+        let came: Vec<Entry> =
+            (1..=dead_letters).map(|n| entry(&format!("0-d{n}"), "record.dead_lettered", &data)).collect();
+        story.check.dead_letters(&came, &Gaps::default());
+        (0..duplicates).for_each(|_| _ = story.load.history().apply(code));
+        story.check.every_id();
+        story.check.violations.iter().map(|violation| violation.wrong).collect::<Vec<_>>()
+    };
+    assert_eq!(found(Some(Closed::Replayed), 1, 1), []);
+    assert_eq!(found(Some(Closed::Discarded), 1, 0), []);
+    assert_eq!(found(Some(Closed::Replayed), 1, 0), [Wrong::Lost], "the second entry has no outcome");
+    assert_eq!(found(Some(Closed::Discarded), 1, 1), [Wrong::Doubled], "an entry has two outcomes");
+    assert_eq!(found(Some(Closed::Discarded), 2, 0)[0], Wrong::Doubled, "a second dead letter");
+    assert_eq!(found(None, 1, 0)[0], Wrong::Doubled, "the dead letter is open, and its id counts");
+}
+
+/// An id was sent to all destinations at once, and to one of them twice.
+#[test]
+fn of_an_id_that_collides_one_counts_and_the_others_are_conflicts() {
+    let found = |records: &[u8], conflicts: usize, duplicates: usize| {
+        let mut story = story(1);
+        let code = story.load.history().begin(COLLIDE);
+        for variant in code.variants().chain([code.with_variant(5)]) {
+            story.load.history().note_answer(variant, Answer::Taken);
+        }
+        for (n, variant) in records.iter().enumerate() {
+            let content = Content::of(SEED, code.with_variant(*variant));
+            story.records.push(entry(&format!("1-{}", n + 1), "record.processed", &notification(&content, (0, 0))));
+        }
+        story.load.history().flag(code, crate::load::history::UNORDERED, true);
+        story.check.notifications(std::mem::take(&mut story.records), &Gaps::default());
+        let data = json!({"recordId": code.id()});
+        let came: Vec<Entry> = (1..=conflicts).map(|n| entry(&format!("1-c{n}"), "record.conflicted", &data)).collect();
+        story.check.conflicts(&came, &Gaps::default());
+        (0..duplicates).for_each(|_| _ = story.load.history().apply(code));
+        story.check.every_id();
+        story.check.violations.iter().map(|violation| violation.wrong).collect::<Vec<_>>()
+    };
+    assert_eq!(found(&[5], 15, 1), []);
+    assert_eq!(found(&[4], 16, 0), []);
+    assert_eq!(found(&[5], 16, 0), [Wrong::Miscounted], "the same content is no conflict");
+    assert_eq!(found(&[5], 14, 2), [Wrong::Lost], "other content is no duplicate");
+    assert_eq!(found(&[5], 14, 1), [Wrong::Lost, Wrong::Lost], "an entry has no outcome");
+    assert_eq!(found(&[5, 7], 14, 1)[0], Wrong::Doubled, "two of them count");
 }
 
 #[test]

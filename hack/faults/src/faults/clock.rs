@@ -11,31 +11,16 @@ use tokio::time::sleep;
 use super::{Effect, Stage};
 use crate::{
     plan::Fault,
-    world::{LEASE, eventually, process::Start},
+    world::{LEASE, clock_environment, eventually, process::Start},
 };
-
-/// Paths of the library in Debian, by machine.
-const LIBRARIES: [&str; 3] = [
-    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
-    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
-    "/usr/lib/faketime/libfaketimeMT.so.1",
-];
-
-/// The library that gives a process another clock.
-pub(crate) fn library() -> Option<&'static str> {
-    LIBRARIES.into_iter().find(|path| Path::new(path).exists())
-}
 
 impl Stage {
     pub(super) async fn clock(&self, offset: &str, fault: Fault) -> Effect {
-        let Some(library) = library() else { return Ok((false, "libfaketime is not installed".to_owned())) };
         let Some(mut slot) = self.victim("work", fault.pick) else {
             return Ok((false, "no worker was free".to_owned()));
         };
         slot.stop().await;
-        let environment = [("LD_PRELOAD", library), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
-        let environment = environment.map(|(name, value)| (name, value.to_owned())).to_vec();
-        slot.start(&self.world, &Start { environment })?;
+        slot.start(&self.world, &Start { environment: clock_environment(offset), ..Start::default() })?;
         let log = slot.log.clone();
         let took = eventually(Duration::from_secs(5), async || wrong_by_minutes(&log)).await;
         sleep(LEASE + Duration::from_millis(fault.for_ms)).await;

@@ -4,23 +4,29 @@
 
 mod clients;
 mod clock;
+mod commit;
+mod dead_letters;
 mod network;
 mod poison;
 mod postgres;
 mod postgres_back;
+mod postgres_role;
 mod process;
 mod redis;
+mod restart;
 
 use std::{sync::Arc, time::Duration};
 
-pub(crate) use clock::library as clock_library;
-use tokio::time::sleep;
+use tokio::{sync::MutexGuard, time::sleep};
 
 use crate::{
-    load::{Load, Mode},
+    load::{Held, Load, Mode},
     plan::{Fault, Kind},
-    world::World,
+    world::{World, process::Slot},
 };
+
+/// Longest wait for an idle pipeline.
+const IDLE: Duration = Duration::from_secs(30);
 
 /// The world and the load, which all faults share.
 #[derive(Debug, Clone)]
@@ -82,7 +88,10 @@ impl Stage {
             Kind::PostgresSyncStandby => self.postgres_standby(true, lasts).await,
             Kind::PostgresAsyncStandby => self.postgres_standby(false, lasts).await,
             Kind::PostgresRestore => self.postgres_restore(lasts).await,
+            Kind::PostgresClock => self.postgres_clock().await,
+            Kind::PostgresRole => self.postgres_role(lasts).await,
             Kind::NetCut | Kind::NetDelay | Kind::NetHalfOpen | Kind::NetCutAnswer => self.network(fault).await,
+            Kind::NetCutCommit => self.cut_commit().await,
             Kind::ClockAhead => self.clock("+7m", fault).await,
             Kind::ClockBehind => self.clock("-7m", fault).await,
             Kind::Duplicates => self.clients(Mode::DUPLICATES, lasts).await,
@@ -90,8 +99,24 @@ impl Stage {
             Kind::Hot => self.clients(Mode::HOT, lasts).await,
             Kind::Poison => self.clients(Mode::POISON, lasts).await,
             Kind::CutUpload => self.clients(Mode::CUT, lasts).await,
+            Kind::Collide => self.collide().await,
+            Kind::DeadLetters => self.dead_letters_at_once(fault.pick).await,
+            Kind::RestartIdle => self.restart_idle(lasts).await,
         };
         let (took, note) = effect.unwrap_or_else(|error| (false, format!("{error:#}")));
         Injected { kind: fault.kind, took, note }
+    }
+
+    /// Holds the load until the pipeline is idle, and for as long as the result lives. `None`: it was not idle in time.
+    async fn idle_load(&self) -> Option<Held> {
+        let held = self.load.hold(IDLE).await?;
+        self.world.becomes_idle(IDLE).await.then_some(held)
+    }
+
+    /// Locks the slots of the workers that there should be.
+    async fn wanted_workers(&self) -> Vec<MutexGuard<'_, Slot>> {
+        let mut slots = self.world.all_workers().await;
+        slots.retain(|slot| slot.is_wanted());
+        slots
     }
 }

@@ -49,7 +49,7 @@ impl Stage {
         let codes = self.load.begin_large(BATCH);
         let code = codes[PLACE - 1];
         // No worker runs while the batch is sent, so that the first one reads it whole.
-        let send = async || self.load.send_large(codes.clone()).await;
+        let send = async || self.load.send(codes.clone()).await;
         let Isolated { reason, deaths } = self.decide_poison(slots, code, "kill", send).await?;
         let took = reason.as_deref() == Some("crashed_worker");
         Ok((took, format!("{}: {reason:?} after {deaths} deaths", code.id())))
@@ -70,7 +70,10 @@ impl Stage {
             slot.kill().await;
         }
         send().await;
-        let start = || Start { environment: vec![("MILLRACE_FAULT_POISON", format!("{}:{act}", code.id()))] };
+        let start = || Start {
+            environment: vec![("MILLRACE_FAULT_POISON", format!("{}:{act}", code.id()))],
+            ..Start::default()
+        };
         for slot in &mut slots {
             slot.start(&self.world, &start())?;
         }

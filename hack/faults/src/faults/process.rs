@@ -77,8 +77,7 @@ impl Stage {
 
     /// A sink is added, and workers act at a point while they start it.
     pub(super) async fn sink_start(&self, act: Act, fault: Fault) -> Effect {
-        let mut slots = self.world.all_workers().await;
-        slots.retain(|slot| slot.is_wanted());
+        let mut slots = self.wanted_workers().await;
         if slots.len() < 2 {
             return none();
         }
@@ -133,17 +132,17 @@ impl Stage {
 }
 
 /// A start of a process that acts so when it passes a point for the n-th time.
-fn armed(point: &str, n: u64, act: Act) -> Start {
+pub(super) fn armed(point: &str, n: u64, act: Act) -> Start {
     let act = match act {
         Act::Die => "kill",
         Act::Stop => "stop",
         Act::Term => "term",
     };
-    Start { environment: vec![("MILLRACE_FAULT", format!("{point}:{n}:{act}"))] }
+    Start { environment: vec![("MILLRACE_FAULT", format!("{point}:{n}:{act}"))], ..Start::default() }
 }
 
 /// Whether a process has acted at its point.
-fn has_reached(slot: &mut Slot, act: Act) -> bool {
+pub(super) fn has_reached(slot: &mut Slot, act: Act) -> bool {
     match act {
         Act::Die => slot.ended().is_some_and(|status| status.signal() == Some(9)),
         Act::Stop => slot.pid().is_some_and(is_stopped),

@@ -1,6 +1,9 @@
 //! A client: sends its records one request after the other, each again until an answer accepts it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::time::{Instant, sleep};
@@ -8,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     Load, Mode,
     history::{Answer, UNORDERED},
-    record::{CLIENTS, Code, Content, ELSEWHERE, HERD, HOT, LARGE, OTHER_VALUE},
+    record::{CLIENTS, Code, Content, ELSEWHERE, HERD, HOT, OTHER_VALUE},
     send::{How, Outcome},
 };
 
@@ -30,19 +33,26 @@ impl Client {
     pub(super) async fn run(mut self) {
         while !self.load.is_over() {
             let began = Instant::now();
+            let sends = match self.author {
+                HERD => self.load.has(Mode::HERD),
+                HOT => self.load.has(Mode::HOT),
+                author => author < CLIENTS,
+            };
+            if !sends || self.load.is_held() {
+                sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+            self.load.requests.fetch_add(1, Ordering::Relaxed);
             let sent = match self.author {
-                HERD if self.load.has(Mode::HERD) => self.herd().await,
-                HOT if self.load.has(Mode::HOT) => self.batch().await,
-                HERD | HOT | LARGE => {
-                    sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
+                HERD => self.herd().await,
+                HOT => self.batch().await,
                 _ => match self.dice.random_range(0..20) {
                     0..2 => self.contradict().await,
                     2..5 => self.one().await,
                     _ => self.batch().await,
                 },
             };
+            self.load.requests.fetch_sub(1, Ordering::Relaxed);
             let share = self.load.rate / f64::from(CLIENTS);
             let pace = Duration::from_secs_f64(sent as f64 / share.max(1.0));
             sleep(pace.saturating_sub(began.elapsed())).await;

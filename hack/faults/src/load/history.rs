@@ -77,6 +77,15 @@ pub(crate) enum Final {
     DeadLetter,
 }
 
+/// How a dead letter was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closed {
+    /// Its record was decided again: that is the outcome of its entry.
+    Replayed,
+    /// It stays the outcome of its entry, and its id is free.
+    Discarded,
+}
+
 /// An id under which several contents were sent: of each, how many entries were accepted and how many are unknown.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Varied {
@@ -101,6 +110,8 @@ pub(crate) struct History {
     pub(crate) varied: HashMap<Code, Varied>,
     /// Records at which workers die or panic.
     pub(crate) poisoned: HashSet<Code>,
+    /// Records whose dead letter is closed, until the check has seen it.
+    pub(crate) closed: HashMap<Code, Closed>,
     /// Duplicates that were sent because a fault wants them, and batches with poison.
     pub(crate) duplicates: u64,
     pub(crate) placed: u64,
@@ -115,6 +126,7 @@ impl Default for History {
             promises: Vec::new(),
             varied: HashMap::new(),
             poisoned: HashSet::new(),
+            closed: HashMap::new(),
             duplicates: 0,
             placed: 0,
             answers: Answers::default(),
@@ -155,10 +167,10 @@ impl History {
         self.touched.insert(meant);
         let before = self.known(code).copied().unwrap_or_default();
         if code.variant() > 0 || before.is(VARIED) {
-            let varied = self.varied.entry(meant).or_insert_with(|| Varied {
-                taken: [before.taken.into(), 0, 0],
-                unknown: [before.unknown.into(), 0, 0],
-                ..Varied::default()
+            let varied = self.varied.entry(meant).or_insert_with(|| {
+                let mut varied = Varied::default();
+                (varied.taken[0], varied.unknown[0]) = (before.taken.into(), before.unknown.into());
+                varied
             });
             let counts = if answer == Answer::Taken { &mut varied.taken } else { &mut varied.unknown };
             counts[usize::from(code.variant())] += 1;

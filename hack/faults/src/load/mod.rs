@@ -5,16 +5,20 @@ pub(crate) mod history;
 pub(crate) mod record;
 mod send;
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
 use tokio::task::JoinSet;
 
+use crate::world::eventually;
 use client::Client;
-use history::History;
-use record::{AUTHORS, Code, Content, LARGE};
+use history::{History, MANY, UNORDERED, VARIED};
+use record::{AUTHORS, CLIENTS, COLLIDE, Code, Content, DECIDED, LARGE};
 
 /// The administrator's key of the pipeline.
 pub(crate) const KEY: &str = "mk_fault-campaign-0123456789-abcdef";
@@ -49,6 +53,19 @@ pub(crate) struct Load {
     modes: AtomicU32,
     over: AtomicBool,
     gives_up: AtomicBool,
+    /// How many faults hold the load, and how many clients wait for the answers to a request.
+    holds: AtomicU32,
+    requests: AtomicU32,
+}
+
+/// The load is held until this is dropped: clients begin no request.
+#[derive(Debug)]
+pub(crate) struct Held(Arc<Load>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.holds.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Load {
@@ -63,6 +80,8 @@ impl Load {
             modes: AtomicU32::new(0),
             over: AtomicBool::new(false),
             gives_up: AtomicBool::new(false),
+            holds: AtomicU32::new(0),
+            requests: AtomicU32::new(0),
         })
     }
 
@@ -82,6 +101,17 @@ impl Load {
 
     fn has(&self, mode: Mode) -> bool {
         self.modes.load(Ordering::Relaxed) & mode.0 != 0
+    }
+
+    /// Holds the load, and waits until each client has the answers to its request. `None`: one had not in time.
+    pub(crate) async fn hold(self: &Arc<Self>, timeout: Duration) -> Option<Held> {
+        self.holds.fetch_add(1, Ordering::Relaxed);
+        let held = Held(Arc::clone(self));
+        eventually(timeout, async || self.requests.load(Ordering::Relaxed) == 0).await.then_some(held)
+    }
+
+    fn is_held(&self) -> bool {
+        self.holds.load(Ordering::Relaxed) > 0
     }
 
     fn is_over(&self) -> bool {
@@ -110,9 +140,47 @@ impl Load {
         codes.filter(|code| !Content::of(self.seed, *code).is_poison()).take(records).collect()
     }
 
-    /// Sends a large batch in one request, again until it is accepted. One is sent at a time.
-    pub(crate) async fn send_large(self: &Arc<Self>, codes: Vec<Code>) {
+    /// New ids that are sent to many destinations.
+    pub(crate) fn begin_colliding(&self, ids: usize) -> Vec<Code> {
+        self.begin_unordered(COLLIDE, ids)
+    }
+
+    /// New pairs of records: one that becomes a dead letter, and one that makes its total large enough.
+    pub(crate) fn begin_pairs(&self, pairs: usize) -> Vec<(Code, Code)> {
+        self.begin_unordered(DECIDED, 2 * pairs).chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
+    }
+
+    fn begin_unordered(&self, author: u16, records: usize) -> Vec<Code> {
+        let mut history = self.history();
+        let codes: Vec<Code> = (0..records).map(|_| history.begin(author)).collect();
+        codes.iter().for_each(|code| history.flag(*code, UNORDERED, true));
+        codes
+    }
+
+    /// The newest accepted records of the clients, at most `most`, each of which was sent with one content.
+    pub(crate) fn newest(&self, most: usize) -> Vec<Code> {
+        let mut history = self.history();
+        let mut codes = Vec::new();
+        for author in 0..CLIENTS {
+            let newest = (0..history.count(author)).rev().map(|n| Code::new(author, n));
+            let accepted = |code: &Code| {
+                history.known(*code).is_some_and(|known| known.taken > 0 && !known.is(VARIED) && !known.is(MANY))
+            };
+            codes.extend(newest.filter(accepted).take(most / usize::from(CLIENTS)));
+        }
+        codes
+    }
+
+    /// Sends records in one request, again until each is accepted.
+    pub(crate) async fn send(self: &Arc<Self>, codes: Vec<Code>) {
         Client::new(self, LARGE, 0).large(codes).await;
+    }
+
+    /// Requests an action of an administrator once. Returns the status; `None`: there was no answer.
+    pub(crate) async fn act(&self, serve: usize, path: &str) -> Option<u16> {
+        let url = format!("{}{path}", self.urls[serve % self.urls.len()]);
+        let request = self.http.post(url).bearer_auth(KEY).timeout(Duration::from_secs(5));
+        Some(request.send().await.ok()?.status().as_u16())
     }
 
     /// No more new requests; each client finishes those in flight.

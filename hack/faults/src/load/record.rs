@@ -14,8 +14,12 @@ pub(crate) const HERD: u16 = CLIENTS;
 pub(crate) const HOT: u16 = CLIENTS + 1;
 /// The author whose records are sent in one large batch, by a fault.
 pub(crate) const LARGE: u16 = CLIENTS + 2;
+/// The author whose ids are sent to many destinations at once, by a fault: a variant is a destination.
+pub(crate) const COLLIDE: u16 = CLIENTS + 3;
+/// The author whose dead letters are replayed and discarded at once, by a fault.
+pub(crate) const DECIDED: u16 = CLIENTS + 4;
 /// How many authors there are.
-pub(crate) const AUTHORS: u16 = CLIENTS + 3;
+pub(crate) const AUTHORS: u16 = CLIENTS + 5;
 /// A destination with many records.
 const HOT_DESTINATION: &str = "hot";
 /// Other destinations.
@@ -36,8 +40,8 @@ pub(crate) const OTHER_VALUE: u8 = 1;
 /// Variant of a record whose destination differs, mostly.
 pub(crate) const ELSEWHERE: u8 = 2;
 
-/// How many variants there are.
-pub(crate) const VARIANTS: usize = 3;
+/// Most variants that a record has: destinations of [`COLLIDE`].
+pub(crate) const VARIANTS: usize = 16;
 
 /// A record, or a variant of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,6 +74,12 @@ impl Code {
     /// Its variant.
     pub(crate) fn variant(self) -> u8 {
         (self.0 >> 48) as u8
+    }
+
+    /// The record with each of its contents.
+    pub(crate) fn variants(self) -> impl Iterator<Item = Self> {
+        let variants = if self.author() == COLLIDE { VARIANTS as u8 } else { ELSEWHERE + 1 };
+        (0..variants).map(move |variant| self.with_variant(variant))
     }
 
     /// The recordId.
@@ -105,7 +115,7 @@ impl Content {
             bits /= below;
             taken
         };
-        let poisoned = take(199) == 0;
+        let poisoned = take(199) == 0 && code.author() < COLLIDE;
         let hot = matches!(code.author(), HOT | LARGE);
         let to_hot = take(100) < 15 || hot;
         let (destination, reference, whole) = (take(DESTINATIONS), take(4), take(250));
@@ -121,6 +131,17 @@ impl Content {
             (destination, positive) = (format!("{POISONED}{}", code.n() % 3), false);
             format!("{POISON}{}", ["", ".5", ".6"][usize::from(code.variant().min(2))]).clone_into(&mut value);
         }
+        match code.author() {
+            COLLIDE => (destination, positive) = (format!("colliding-{}", code.variant()), true),
+            // In pairs: a negative record, and a positive one that makes its total large enough.
+            DECIDED => {
+                destination = format!("decided-{}", code.n() / 2);
+                positive = code.n() % 2 == 1;
+                value = if positive { "100" } else { "5" }.to_owned();
+            }
+            _ => {}
+        }
+        let (reference, unit) = if code.author() == DECIDED { (0, "EUR") } else { (reference, unit) };
         Self { code, destination, reference: format!("r{reference}"), unit, positive, value }
     }
 
@@ -203,9 +224,18 @@ mod tests {
         assert_eq!(Code::of_id(&code.id()), Some(code));
         assert_eq!(code.with_variant(2).variant(), 2);
         assert_eq!(code.with_variant(2).id(), code.id());
-        for external in ["", "c1", "c1-01", "c9-1", "x1-1"] {
+        for external in ["", "c1", "c1-01", "c99-1", "x1-1"] {
             assert_eq!(Code::of_id(external), None, "{external}");
         }
+    }
+
+    #[test]
+    fn ids_that_collide_have_a_content_for_each_destination() {
+        let contents: Vec<Content> = Code::new(COLLIDE, 3).variants().map(|code| Content::of(1, code)).collect();
+        let destinations: std::collections::BTreeSet<&str> = contents.iter().map(|one| &*one.destination).collect();
+        assert_eq!((contents.len(), destinations.len()), (VARIANTS, VARIANTS));
+        assert!(contents.iter().all(|one| one.positive && !one.has_same_content(&contents[0]) || one == &contents[0]));
+        assert_eq!(Code::new(0, 3).variants().count(), 3);
     }
 
     #[test]

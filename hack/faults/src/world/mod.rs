@@ -1,6 +1,7 @@
 //! The world of a run: servers, proxies between them, and the processes of one pipeline. Faults act upon it.
 
 pub(crate) mod disk;
+mod idle;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
@@ -28,13 +29,13 @@ use tokio::{
 };
 
 pub(crate) use crate::free_port::free_port;
-use crate::load::KEY;
+use crate::{check::Wrong, load::KEY};
 use postgres::Postgres;
 use process::{Slot, Start};
 use proxy::{Link, Proxies};
 pub(crate) use redis::Redis;
 pub(crate) use sinks::{ADDED, SINKS, stream};
-pub(crate) use tools::{alive, children, eventually, is_stopped, resident_kb};
+pub(crate) use tools::{alive, children, clock_environment, clock_library, eventually, is_stopped, resident_kb};
 
 /// The pipeline's name.
 pub(crate) const NAME: &str = "faults";
@@ -70,11 +71,13 @@ pub(crate) struct World {
     pub(crate) proxies: Option<Proxies>,
     pub(crate) serves: Vec<Mutex<Slot>>,
     pub(crate) workers: Vec<Mutex<Slot>>,
-    /// Messages about processes that ended by themselves.
-    pub(crate) ended: std::sync::Mutex<Vec<String>>,
+    /// Violations that were found during a round: by faults, and processes that ended by themselves.
+    found: std::sync::Mutex<Vec<(Wrong, String)>>,
     /// Whether new processes are of the other build.
     pub(crate) other_build: AtomicBool,
     pub(crate) starts: AtomicU64,
+    /// How often a fault has moved the clock of Postgres.
+    pub(crate) clock_moves: AtomicU64,
     /// Milliseconds from each loss until it was reported everywhere.
     pub(crate) report_ms: std::sync::Mutex<Vec<u64>>,
     pub(crate) http: reqwest::Client,
@@ -118,9 +121,10 @@ impl World {
             redis: Mutex::new(redis),
             postgres: Mutex::new(postgres),
             proxies,
-            ended: std::sync::Mutex::default(),
+            found: std::sync::Mutex::default(),
             other_build: AtomicBool::new(false),
             starts: AtomicU64::new(0),
+            clock_moves: AtomicU64::new(0),
             report_ms: std::sync::Mutex::default(),
             added_sink: std::sync::Mutex::default(),
             external: AtomicU64::new(0),
@@ -154,13 +158,13 @@ impl World {
         Ok(urls)
     }
 
-    /// The environment of every process of the pipeline.
-    fn environment(&self, redis: u16, postgres: u16) -> Vec<(String, String)> {
+    /// The environment of every process of the pipeline. `role`: its role in Postgres.
+    fn environment(&self, redis: u16, postgres: u16, role: &str) -> Vec<(String, String)> {
         vec![
             ("PATH".to_owned(), std::env::var("PATH").unwrap_or_default()),
             ("MILLRACE_PIPELINE".to_owned(), self.manifest().display().to_string()),
             ("MILLRACE_REDIS_URL".to_owned(), format!("redis://127.0.0.1:{redis}")),
-            ("MILLRACE_POSTGRES_URL".to_owned(), postgres::url(postgres)),
+            ("MILLRACE_POSTGRES_URL".to_owned(), postgres::url(role, postgres)),
             ("MILLRACE_BOOTSTRAP_KEY".to_owned(), KEY.to_owned()),
             ("MILLRACE_LEASE_MS".to_owned(), LEASE.as_millis().to_string()),
             ("MILLRACE_LOG_FORMAT".to_owned(), "json".to_owned()),
@@ -177,7 +181,7 @@ impl World {
     pub(crate) async fn command(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let (redis, postgres) = (self.redis.lock().await.port, self.postgres.lock().await.port);
         let mut command = Command::new(&self.setup.binary);
-        command.args(arguments).env_clear().envs(self.environment(redis, postgres)).kill_on_drop(true);
+        command.args(arguments).env_clear().envs(self.environment(redis, postgres, postgres::OWNER)).kill_on_drop(true);
         let output = command.output().await.with_context(|| format!("{}", self.setup.binary.display()))?;
         let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
         ensure!(output.status.success(), "millrace {}: {}: {text}", arguments.join(" "), output.status);
@@ -226,21 +230,23 @@ impl World {
         }
     }
 
-    /// Fails unless every wanted process is ready, and every serve process answers.
-    pub(crate) async fn all_are_ready(&self) -> anyhow::Result<()> {
-        for slot in self.serves.iter().chain(&self.workers) {
-            let (name, wanted, health, port) = {
-                let slot = slot.lock().await;
-                (slot.name.clone(), slot.is_wanted(), slot.health, slot.port)
-            };
-            let stats = (port > 0).then(|| format!("http://127.0.0.1:{port}/stats"));
-            for url in [format!("http://127.0.0.1:{health}/ready")].into_iter().chain(stats).filter(|_| wanted) {
-                let answer = self.http.get(&url).bearer_auth(KEY).timeout(Duration::from_secs(5)).send().await;
-                let status = answer.with_context(|| format!("{name} does not answer"))?.status();
-                ensure!(status.is_success(), "{name}: {url}: {status}");
-            }
-        }
-        Ok(())
+    /// A number by a query.
+    pub(crate) async fn number(&self, query: &'static str) -> anyhow::Result<i64> {
+        let mut sql = self.postgres.lock().await.connect().await?;
+        Ok(sqlx::query_scalar(query).fetch_one(&mut sql).await?)
+    }
+
+    /// How many sequence numbers of records were given.
+    pub(crate) async fn records(&self) -> anyhow::Result<i64> {
+        self.number("select sum(records)::bigint from shards").await
+    }
+
+    /// Whether the process of a slot reports a problem for this reason. `None`: it does not answer.
+    pub(crate) async fn reports(&self, slot: &Slot, reason: &str) -> Option<bool> {
+        let url = format!("http://127.0.0.1:{}/status", slot.health);
+        let answer = self.http.get(url).timeout(Duration::from_secs(2)).send().await.ok()?;
+        let status: Value = answer.json().await.ok()?;
+        Some(status["problems"].as_array()?.iter().any(|problem| problem["reason"] == reason))
     }
 
     /// Restores the usual state: servers answer, no link is disturbed, the usual processes run.
@@ -273,9 +279,14 @@ impl World {
         most
     }
 
-    /// Processes that ended by themselves since the last call.
-    pub(crate) fn ended(&self) -> Vec<String> {
-        std::mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Notes a violation that was found during the round.
+    pub(crate) fn wrong(&self, wrong: Wrong, detail: String) {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).push((wrong, detail));
+    }
+
+    /// The violations that were noted since the last call.
+    pub(crate) fn take_found(&self) -> Vec<(Wrong, String)> {
+        std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The lost records in a worker's metric. `None`: it does not answer, or a fault uses its slot.
@@ -339,7 +350,7 @@ async fn supervise(world: std::sync::Weak<World>) {
             // A locked slot is in use by a fault.
             let Ok(mut slot) = slot.try_lock() else { continue };
             let Some(end) = slot.ended_by_itself() else { continue };
-            world.ended.lock().unwrap_or_else(PoisonError::into_inner).push(end);
+            world.wrong(Wrong::Stuck, end);
             if let Err(error) = slot.start(&world, &Start::default()) {
                 eprintln!("cannot start a process again: {error:#}");
             }

@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{NAME, alive, children, disk::Disk, eventually, free_port};
+use super::{NAME, alive, children, clock_environment, disk::Disk, eventually, free_port};
 
 /// Longest wait for it to start.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -33,12 +33,17 @@ pub(crate) struct Postgres {
     pub(crate) data: PathBuf,
     /// The disk of all its files, where it has one of its own.
     pub(crate) disk: Option<Disk>,
+    /// How far its clock is moved, such as `+100d`, from its next start on.
+    pub(crate) clock: Option<String>,
     child: Option<Child>,
 }
 
-/// The URL of its database.
-pub(crate) fn url(port: u16) -> String {
-    format!("postgres://postgres@127.0.0.1:{port}/postgres")
+/// The role that owns the pipeline's tables.
+pub(crate) const OWNER: &str = "postgres";
+
+/// The URL of its database for a role.
+pub(crate) fn url(role: &str, port: u16) -> String {
+    format!("postgres://{role}@127.0.0.1:{port}/postgres")
 }
 
 impl Postgres {
@@ -54,7 +59,7 @@ impl Postgres {
         command.arg("--pgdata").arg(&data).args(["--username=postgres", "--auth=trust", "--encoding=UTF8"]);
         let output = command.args(["--no-locale", "--no-sync"]).output().await?;
         ensure!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
-        let mut this = Self { dir, port: free_port(), data, disk, child: None };
+        let mut this = Self { dir, port: free_port(), data, disk, clock: None, child: None };
         this.ensure().await?;
         Ok(this)
     }
@@ -67,7 +72,7 @@ impl Postgres {
         let port = standby.port;
         let follows = eventually(TIMEOUT, async || {
             let query = "select exists (select from pg_stat_wal_receiver where status = 'streaming')";
-            let Ok(mut connection) = PgConnection::connect(&url(port)).await else { return false };
+            let Ok(mut connection) = PgConnection::connect(&url(OWNER, port)).await else { return false };
             sqlx::query_scalar::<_, bool>(query).fetch_one(&mut connection).await.unwrap_or(false)
         });
         ensure!(follows.await, "the standby does not follow");
@@ -87,7 +92,7 @@ impl Postgres {
         ]);
         let output = command.args(["--no-sync", "--pgdata"]).arg(&data).args(more).output().await?;
         ensure!(output.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(Self { dir: self.dir.clone(), port: self.port, data, disk: None, child: None })
+        Ok(Self { dir: self.dir.clone(), port: self.port, data, disk: None, clock: None, child: None })
     }
 
     /// Puts another one in its place; this one is killed and its data directory removed.
@@ -120,7 +125,8 @@ impl Postgres {
     /// Starts it on its data directory, and waits for nothing.
     pub(crate) fn launch(&mut self) -> anyhow::Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
-        let mut command = program("postgres")?;
+        let clock = self.clock.iter().flat_map(|offset| clock_environment(offset));
+        let mut command = program_with("postgres", clock)?;
         // No fault is a power failure: the files need not be flushed.
         let settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=300", "fsync=off"];
         command.arg("-D").arg(&self.data).args(settings.iter().flat_map(|setting| ["-c", setting]));
@@ -184,11 +190,11 @@ impl Postgres {
 
 /// A connection into the pipeline's schema.
 pub(crate) async fn connect(port: u16) -> sqlx::Result<PgConnection> {
-    PgConnection::connect(&format!("{}?options=-csearch_path%3Dmillrace_{NAME}", url(port))).await
+    PgConnection::connect(&format!("{}?options=-csearch_path%3Dmillrace_{NAME}", url(OWNER, port))).await
 }
 
 async fn writable(port: u16) -> sqlx::Result<bool> {
-    let mut connection = PgConnection::connect(&url(port)).await?;
+    let mut connection = PgConnection::connect(&url(OWNER, port)).await?;
     sqlx::query_scalar("select not pg_is_in_recovery()").fetch_one(&mut connection).await
 }
 
@@ -213,12 +219,19 @@ pub(crate) fn make_dir(dir: &Path) -> anyhow::Result<()> {
 }
 
 /// A program of Postgres as its user; it ends with this program.
-pub(crate) fn program(name: &str) -> anyhow::Result<Command> {
+fn program(name: &str) -> anyhow::Result<Command> {
+    program_with(name, [])
+}
+
+/// The same with variables that it alone gets: a library that is preloaded opens files as its user.
+fn program_with(name: &str, variables: impl IntoIterator<Item = (&'static str, String)>) -> anyhow::Result<Command> {
     let mut command = Command::new("setpriv");
     if let Some(User { uid, gid, .. }) = user()? {
         command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".to_owned()]);
     }
-    command.args(["--pdeathsig=INT", "--"]).arg(find(name)?).current_dir("/").kill_on_drop(true);
+    command.args(["--pdeathsig=INT", "--", "env"]);
+    command.args(variables.into_iter().map(|(name, value)| format!("{name}={value}")));
+    command.arg(find(name)?).current_dir("/").kill_on_drop(true);
     Ok(command)
 }
 

@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{World, free_port, proxy::Link};
+use super::{World, free_port, postgres::OWNER, proxy::Link};
 
 /// Longest wait for a process that was asked to end.
 const GRACE: Duration = Duration::from_secs(30);
@@ -29,6 +29,8 @@ const GRACE: Duration = Duration::from_secs(30);
 pub(crate) struct Start {
     /// More variables, such as `MILLRACE_FAULT`.
     pub(crate) environment: Vec<(&'static str, String)>,
+    /// Its role in Postgres; `None`: the owner of the tables.
+    pub(crate) role: Option<&'static str>,
 }
 
 /// A place for one process.
@@ -83,7 +85,7 @@ impl Slot {
         if self.role == "serve" {
             command.args(["--listen", &format!("127.0.0.1:{}", self.port)]);
         }
-        command.env_clear().envs(world.environment(redis, postgres));
+        command.env_clear().envs(world.environment(redis, postgres, how.role.unwrap_or(OWNER)));
         command.envs(how.environment.iter().map(|(name, value)| (*name, value.as_str())));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
         self.child = Some(command.spawn().context("setpriv")?);

@@ -1,8 +1,27 @@
-//! Small things about processes of this machine.
+//! Small things about processes of this machine, and their clocks.
 
-use std::{fs, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use tokio::time::{Instant, sleep};
+
+/// Paths of the library in Debian, by machine.
+const LIBRARIES: [&str; 3] = [
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/faketime/libfaketimeMT.so.1",
+];
+
+/// The library that gives a process another clock.
+pub(crate) fn clock_library() -> Option<&'static str> {
+    LIBRARIES.into_iter().find(|path| Path::new(path).exists())
+}
+
+/// The variables that move the clock of a process by an offset, such as `+7m`; none without the library.
+pub(crate) fn clock_environment(offset: &str) -> Vec<(&'static str, String)> {
+    let Some(library) = clock_library() else { return Vec::new() };
+    let environment = [("LD_PRELOAD", library), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+    environment.map(|(name, value)| (name, value.to_owned())).to_vec()
+}
 
 /// Waits until a condition holds; false: it did not in time.
 pub(crate) async fn eventually(timeout: Duration, mut holds: impl AsyncFnMut() -> bool) -> bool {
