@@ -26,6 +26,7 @@ mod rows;
 mod session;
 mod shard_state;
 mod sinks;
+mod slow;
 mod snapshot;
 mod stats;
 #[cfg(test)]
