@@ -6,6 +6,7 @@
 mod aggregations;
 mod answer;
 mod audit;
+mod audit_summary;
 mod conflicts;
 mod dead_letter_view;
 mod dead_letters;
@@ -26,6 +27,7 @@ mod views;
 
 pub use aggregations::AggregationsApi;
 pub use audit::AuditApi;
+pub use audit_summary::AuditSummaryApi;
 pub use conflicts::ConflictsApi;
 pub use dead_letters::DeadLettersApi;
 pub use history::HistoryApi;
@@ -48,8 +50,18 @@ enum Tags {
 }
 
 /// The APIs of all queries.
-pub type Apis =
-    (RecordList, AggregationsApi, RollupsApi, ConflictsApi, DeadLettersApi, LossesApi, AuditApi, HistoryApi, StatsApi);
+pub type Apis = (
+    RecordList,
+    AggregationsApi,
+    RollupsApi,
+    ConflictsApi,
+    DeadLettersApi,
+    LossesApi,
+    AuditApi,
+    AuditSummaryApi,
+    HistoryApi,
+    StatsApi,
+);
 
 /// Creates the APIs of all queries. Aggregations and rollups share one bound on concurrent streamed responses.
 #[must_use]
@@ -63,6 +75,7 @@ pub fn apis() -> Apis {
         DeadLettersApi,
         LossesApi,
         AuditApi,
+        AuditSummaryApi,
         HistoryApi,
         StatsApi::default(),
     )

@@ -14,6 +14,7 @@ mod known;
 mod leases;
 mod log;
 mod migrations;
+mod outcome_rows;
 mod outcomes;
 mod partitions;
 mod pipeline;
@@ -35,6 +36,7 @@ mod verify;
 mod writes;
 
 pub use audit::{AuditFilter, AuditPlace, AuditTotals, DestinationFacts, Fact};
+pub use audit_summary::{OutcomeCounts, TrailCounts};
 pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
 pub use filter::RecordFilter;
 pub use gaps::ShardProgress;
