@@ -16,6 +16,7 @@ pub(crate) mod fuzzing;
 mod history;
 mod losses;
 mod record_filter;
+mod record_text;
 mod records;
 mod rollups;
 mod stats;

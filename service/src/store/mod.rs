@@ -54,6 +54,6 @@ pub use producers::{Producer, ShardAccount};
 pub use purge::Purge;
 pub use query::{ConflictFilter, FoundRecord, RecordHistory, StoredConflict, StoredRecord, Traces};
 pub use sinks::{NewSink, SinkRow, SinkState};
-pub use snapshot::{DestinationSeq, RollupBy, RollupPart, Snapshot, UnitTotal};
+pub use snapshot::{AggregatedRecord, AggregationRow, RollupBy, RollupPart, Rows, Snapshot, UnitTotal};
 pub use stats::{Counts, PostgresPromises, ShardCounts, SinkBeginning};
 pub use verify::{Difference, Differences, Extent, LoggedRecord, RefusedOutcome, StartedSink, Verification};
