@@ -10,6 +10,7 @@ mod audit_summary;
 mod conflicts;
 mod dead_letter_view;
 mod dead_letters;
+mod follow;
 mod format;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;

@@ -2,6 +2,8 @@
 
 mod audit;
 mod dead_letters;
+mod filters;
+mod following;
 mod history;
 mod records;
 mod stats;
