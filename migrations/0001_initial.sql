@@ -77,12 +77,18 @@ create table shard_periods (
     primary key (shard, period)
 );
 
--- The owner of a shard in each epoch.
+-- The owner of a shard in each epoch, and the numbers and counts of the shard at its begin: their differences are the
+-- counts of each epoch, without a row to update.
 create table epochs (
-    shard    integer     not null,
-    epoch    bigint      not null,
-    worker   text        not null,
-    taken_at timestamptz not null default now(),
+    shard        integer     not null,
+    epoch        bigint      not null,
+    worker       text        not null,
+    taken_at     timestamptz not null default now(),
+    dead_letters bigint      not null default 0,
+    conflicts    bigint      not null default 0,
+    processed    bigint      not null default 0,
+    duplicates   bigint      not null default 0,
+    alerts       bigint      not null default 0,
     primary key (shard, epoch)
 );
 
@@ -157,6 +163,8 @@ create table totals (
     shard          integer not null,
     positive_count bigint  not null default 0,
     negative_count bigint  not null default 0,
+    -- How many of the records raised an alert.
+    alerts         bigint  not null default 0,
     destination_id text    collate "C" not null,
     reference      text    collate "C" not null,
     unit           text    collate "C" not null,
@@ -166,6 +174,18 @@ create table totals (
     count          bigint  not null generated always as (positive_count + negative_count) stored,
     total          numeric not null generated always as (positive_sum - negative_sum) stored,
     primary key (destination_id, reference, unit, shard)
+) with (fillfactor = 70);
+
+-- Per destination and shard: how many of its records had another outcome than to be processed, and how many dead letters
+-- a replay closed. For the summary of the audit trail. '': the payload could not be read.
+create table outcome_counts (
+    shard          integer not null,
+    duplicates     bigint  not null default 0,
+    conflicts      bigint  not null default 0,
+    dead_letters   bigint  not null default 0,
+    replayed       bigint  not null default 0,
+    destination_id text    collate "C" not null,
+    primary key (destination_id, shard)
 ) with (fillfactor = 70);
 
 -- Records whose id an earlier record with the same content has.
@@ -231,6 +251,8 @@ create index dead_letters_id on dead_letters (record_id);
 create index dead_letters_stream on dead_letters (stream_id);
 create index dead_letters_opened_at on dead_letters (opened_at);
 create index dead_letters_closed_at on dead_letters (closed_at) where closed_at is not null;
+-- Few rows: an administrator discards one at a time.
+create index dead_letters_discarded on dead_letters (destination_id) where state = 'discarded';
 
 -- Poison candidates, entries that were delivered three times: each of their records is noted before a worker decides it,
 -- so that the note remains when the worker dies. One row an entry, of the record that was noted last.

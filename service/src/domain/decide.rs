@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 
+use rust_decimal::Decimal;
+
 use super::{
     Amount, ContentDigest, DeadLetterId, DeadLetterReason, Decision, DestinationUnit, Duplicate, Holder, IdLedger,
     InputRecord, Item, Key, Kind, Known, KnownDeadLetter, NewConflict, NewDeadLetter, NewRecord, Parsed, Policy,
@@ -189,8 +191,15 @@ impl<'a> Judge<'a> {
         }
         let next = Total { count: previous.count + 1, total };
         self.totals.insert(key.clone(), next);
-        self.decision.totals.entry(key).or_default().add(record);
+        let is_alert = self.threshold(record).is_some();
+        self.decision.totals.entry(key).or_default().add(record, is_alert);
         Ok(previous)
+    }
+
+    /// The threshold that a record's value is above.
+    fn threshold(&self, record: &Record) -> Option<Decimal> {
+        let threshold = self.policy.threshold(record.unit.as_str());
+        threshold.filter(|threshold| record.value > Amount::stored(*threshold))
     }
 
     fn keep(&mut self, index: usize, input: &InputRecord, parsed: &Parsed, previous: Total) {
@@ -198,8 +207,7 @@ impl<'a> Judge<'a> {
         let seq = next(&mut self.position.watermarks.records);
         let holder = Holder::Record(ShardSeq { shard: self.position.shard, seq });
         self.take(holder, parsed, input.position);
-        let threshold =
-            self.policy.threshold(record.unit.as_str()).filter(|threshold| record.value > Amount::stored(*threshold));
+        let threshold = self.threshold(record);
         self.decision.alerts += i64::from(threshold.is_some());
         self.decision.without_threshold += i64::from(self.policy.lacks_threshold(record.unit.as_str()));
         self.decision.records.push(NewRecord { seq, item: index, record: record.clone(), previous, threshold });

@@ -124,11 +124,14 @@ pub struct TotalChange {
     pub positive_sum: Decimal,
     /// Sum of the negative values, without sign.
     pub negative_sum: Decimal,
+    /// Number of records that raise an alert.
+    pub alerts: i64,
 }
 
 impl TotalChange {
     /// Adds a record. A batch is too small for its sums to leave the range.
-    pub fn add(&mut self, record: &Record) {
+    pub fn add(&mut self, record: &Record, is_alert: bool) {
+        self.alerts += i64::from(is_alert);
         match record.kind {
             Kind::Positive => {
                 self.positive_count += 1;

@@ -18,6 +18,7 @@ mod offset;
 mod period;
 mod policy;
 mod record;
+mod time;
 
 pub use amount::{Amount, total_in_bounds, total_nanos};
 pub use dead_letter::{DeadLetterId, DeadLetterReason, DeadLetterState};
@@ -35,4 +36,5 @@ pub use known::{DestinationUnit, Key, Known, KnownDeadLetter, Position, Position
 pub use offset::{Account, AppendCount, Offset, OffsetRange};
 pub use period::Period;
 pub use policy::Policy;
-pub use record::{Attributes, Draft, Kind, Record, parse_time, render_time};
+pub use record::{Attributes, Draft, Kind, Record};
+pub use time::{TimeText, parse_time, render_time};

@@ -1,12 +1,13 @@
 //! A business record: what it is made of, how it is read and written, and when two are the same.
 
-use chrono::{DateTime, Datelike, SecondsFormat, Timelike, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::value::RawValue;
 
 use super::{
     Amount, DestinationId, Invalid, RecordId, Reference, SourceId, Text, Unit,
     json::{canonical, child, code, members, string},
+    time::{TimeText, parse_time},
 };
 
 /// Most bytes of attributes.
@@ -195,7 +196,7 @@ impl Record {
     /// Those of the serializer.
     pub fn serialize_fields<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
         map.serialize_entry("recordId", self.record_id.as_str())?;
-        map.serialize_entry("time", &render_time(self.time))?;
+        map.serialize_entry("time", TimeText::of(self.time).as_str())?;
         map.serialize_entry("sourceId", self.source_id.as_str())?;
         map.serialize_entry("destinationId", self.destination_id.as_str())?;
         map.serialize_entry("type", self.kind.as_str())?;
@@ -277,51 +278,4 @@ fn attributes(raw: &RawValue) -> Result<Attributes, Invalid> {
     }
     canonical(raw, "/attributes")?;
     Ok(Attributes(raw.to_owned()))
-}
-
-/// Reads RFC 3339 with any offset and at most 6 fractional digits, zeros behind them not counted.
-///
-/// # Errors
-/// A sentence with the rule that the text breaks.
-pub fn parse_time(text: &str) -> Result<DateTime<Utc>, &'static str> {
-    const FORM: &str = "must be an RFC 3339 time with an offset, such as \"2026-01-31T12:00:00Z\"";
-    if !text.is_ascii() || !matches!(text.as_bytes().get(10), Some(b'T' | b't')) {
-        return Err(FORM);
-    }
-    if let Some((_, rest)) = text.split_once('.')
-        && rest.bytes().take_while(u8::is_ascii_digit).skip(6).any(|digit| digit != b'0')
-    {
-        return Err("has more than 6 fractional digits of a second; round it to microseconds");
-    }
-    let time = DateTime::parse_from_rfc3339(text).map_err(|_| FORM)?;
-    // chrono spells a leap second as more than 999,999,999 nanoseconds.
-    if time.nanosecond() > 999_999_999 {
-        return Err("is a leap second, which cannot be stored; give the second before or after it");
-    }
-    let utc = time.with_timezone(&Utc);
-    if (1..=9999).contains(&utc.year()) { Ok(utc) } else { Err("must lie in the years 0001 to 9999 in UTC") }
-}
-
-/// RFC 3339 in UTC with `Z`, as many fractional digits as needed (0, 3 or 6).
-#[must_use]
-pub fn render_time(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zeros_behind_six_fractional_digits_of_a_time_are_taken() {
-        let time = parse_time("2026-01-31T12:00:00.123456Z").expect("a time");
-        for zeros in ["0", "000", "000000", &"0".repeat(40)] {
-            assert_eq!(parse_time(&format!("2026-01-31T12:00:00.123456{zeros}Z")), Ok(time), "{zeros}");
-            assert_eq!(parse_time(&format!("2026-01-31T13:00:00.123456{zeros}+01:00")), Ok(time), "{zeros}");
-        }
-        for digits in ["1234561", "1234560000001", "0000000001"] {
-            let refused = parse_time(&format!("2026-01-31T12:00:00.{digits}Z")).expect_err(digits);
-            assert!(refused.starts_with("has more than 6 fractional digits"), "{refused}");
-        }
-    }
 }

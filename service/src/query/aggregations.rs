@@ -1,10 +1,8 @@
 //! `GET /records/aggregations`: totals per destination and unit, with all their records, from one snapshot.
 //!
-//! Two readers page through the snapshot side by side: totals by (destination, unit), records by (destination, seq).
-//! Memory holds one page of each.
+//! One statement reads both in the order of the response. Memory holds one row.
 
-use std::collections::VecDeque;
-
+use futures::TryStreamExt as _;
 use poem::http::HeaderMap;
 use poem_openapi::{Object, param::Query, types::Example};
 use serde::Serialize;
@@ -15,18 +13,16 @@ use super::{
     answer::Streamed,
     format::{Format, csv_line},
     record_filter::filtered_operation,
+    record_text::{self, LineBreaks},
     stream::{Cut, Out, Slots, body},
     types::{Time, Word},
     views::{RecordType, RecordView},
 };
 use crate::{
-    domain::{DestinationId, DestinationUnit, Seq, Unit, render_time},
+    domain::{DestinationId, render_time},
     http::{App, auth::Reader, problem::Failure},
-    store::{DestinationSeq, RecordFilter, Snapshot, StoredRecord, UnitTotal},
+    store::{AggregatedRecord, AggregationRow, RecordFilter, Snapshot, UnitTotal},
 };
-
-/// Rows of a page.
-const PAGE: i64 = 1_000;
 
 /// Count and total of records in one unit.
 #[derive(Debug, Clone, Object, Serialize)]
@@ -89,7 +85,9 @@ filtered_operation! {
     "Tags::Sums" AggregationsApi;
     /// Totals and records per destination
     ///
-    /// Streams a response of any size from one snapshot (`asOf`). `Accept` selects JSON, NDJSON (`{"group":…}` and
+    /// Streams a response of any size from one snapshot (`asOf`), in one pass over the matching records. With
+    /// `records=false`, and no filter but destinationId, reference, type and unit, it reads the stored totals instead: they
+    /// also count records that are no longer kept. `Accept` selects JSON, NDJSON (`{"group":…}` and
     /// `{"record":…}` lines, then `{"end":…}`; line breaks between the values of `attributes` become spaces) or CSV
     /// (one row per record; with `records=false` one row per group and unit). On a failure the server closes the
     /// connection without the final chunk, so that a part never looks complete.
@@ -109,7 +107,7 @@ filtered_operation! {
         let snapshot = app.store.snapshot().await?;
         let with_records = records.0;
         let body = body(slot, move |out| {
-            let writer = AggregationWriter { out, format, with_records, first_total: true, groups: 0, records: 0 };
+            let writer = AggregationWriter { out, format, with_records, group: None, groups: 0, records: 0 };
             aggregate(snapshot, filter, writer)
         });
         Ok(Streamed::new(format, body))
@@ -123,80 +121,44 @@ fn default_true() -> bool {
 async fn aggregate(mut snapshot: Snapshot, filter: RecordFilter, mut writer: AggregationWriter) -> Result<Out, Cut> {
     let as_of = render_time(snapshot.as_of);
     writer.begin(&as_of);
-    let mut records = Records::new(writer.with_records);
-    let mut after = DestinationUnit { destination_id: DestinationId::stored(""), unit: Unit::stored("") };
-    let mut group: Option<(DestinationId, i64)> = None;
-    loop {
-        let page = snapshot.totals(&filter, &after, PAGE).await?;
-        let last = page.len() < PAGE as usize;
-        if let Some(end) = page.last() {
-            after = DestinationUnit { destination_id: end.destination_id.clone(), unit: end.unit.clone() };
-        }
-        for total in page {
-            match &mut group {
-                Some((destination, count)) if *destination == total.destination_id => *count += total.count,
-                _ => {
-                    if let Some((destination, count)) = group.take() {
-                        writer.group(&mut snapshot, &filter, &mut records, &destination, count).await?;
-                    }
-                    writer.begin_group(&total)?;
-                    group = Some((total.destination_id.clone(), total.count));
-                }
+    if writer.with_records {
+        let mut rows = snapshot.aggregation(&filter)?;
+        while let Some(row) = rows.try_next().await? {
+            match row {
+                AggregationRow::Total(total) => writer.total(&total)?,
+                AggregationRow::Record(record) => writer.record(&record)?,
             }
+            writer.out.pass().await?;
+        }
+    } else {
+        let mut totals = snapshot.totals(&filter)?;
+        while let Some(total) = totals.try_next().await? {
             writer.total(&total)?;
             writer.out.pass().await?;
         }
-        if last {
-            break;
-        }
-    }
-    if let Some((destination, count)) = group {
-        writer.group(&mut snapshot, &filter, &mut records, &destination, count).await?;
     }
     writer.end(&as_of)?;
     snapshot.finish().await?;
     Ok(writer.out)
 }
 
-/// Reads the matching records, page by page, in the order of the groups.
-struct Records {
-    page: VecDeque<StoredRecord>,
-    after: DestinationSeq,
-    ended: bool,
-}
-
-impl Records {
-    fn new(wanted: bool) -> Self {
-        let after = DestinationSeq { destination_id: DestinationId::stored(""), seq: Seq::ZERO };
-        Self { page: VecDeque::new(), after, ended: !wanted }
-    }
-
-    /// Takes the next record if it belongs to the destination.
-    async fn next_of(
-        &mut self,
-        snapshot: &mut Snapshot,
-        filter: &RecordFilter,
-        destination: &DestinationId,
-    ) -> Result<Option<StoredRecord>, Cut> {
-        if self.page.is_empty() && !self.ended {
-            let page = snapshot.records(filter, &self.after, PAGE).await?;
-            self.ended = page.len() < PAGE as usize;
-            if let Some(last) = page.last() {
-                self.after = DestinationSeq { destination_id: last.destination_id.clone(), seq: last.seq };
-            }
-            self.page = page.into();
-        }
-        Ok(self.page.pop_front_if(|record| record.destination_id == *destination))
-    }
-}
-
 struct AggregationWriter {
     out: Out,
     format: Format,
     with_records: bool,
-    first_total: bool,
+    /// The open group.
+    group: Option<Group>,
     groups: u64,
     records: i64,
+}
+
+/// A group whose totals, and then records, are being written.
+struct Group {
+    destination_id: DestinationId,
+    /// Number of its records by its totals so far.
+    count: i64,
+    /// Number of its records that were written.
+    written: i64,
 }
 
 impl AggregationWriter {
@@ -204,102 +166,108 @@ impl AggregationWriter {
         match self.format {
             Format::Json => self.out.text(&format!("{{\"asOf\":\"{as_of}\",\"groups\":[")),
             Format::Ndjson => {}
-            Format::Csv if self.with_records => csv_line(&mut self.out.buffer, RECORD_COLUMNS),
+            Format::Csv if self.with_records => csv_line(&mut self.out.buffer, record_text::COLUMNS),
             Format::Csv => csv_line(&mut self.out.buffer, ["destinationId", "unit", "count", "total"]),
         }
     }
 
-    fn begin_group(&mut self, first: &UnitTotal) -> Result<(), Cut> {
-        match self.format {
-            Format::Json if self.groups > 0 => self.out.text(",{\"destinationId\":"),
-            Format::Json => self.out.text("{\"destinationId\":"),
-            Format::Ndjson => self.out.text("{\"group\":{\"destinationId\":"),
-            Format::Csv => {}
-        }
-        if self.format != Format::Csv {
-            self.out.json(&first.destination_id)?;
-            self.out.text(",\"totals\":");
-        }
-        self.first_total = true;
-        self.groups += 1;
-        Ok(())
-    }
-
+    /// Writes a total; the first one of a destination begins its group.
     fn total(&mut self, total: &UnitTotal) -> Result<(), Cut> {
         let UnitTotal { destination_id, unit, count, total } = total;
-        if self.format == Format::Csv {
-            if !self.with_records {
-                csv_line(&mut self.out.buffer, [destination_id.as_str(), unit.as_str(), &count.to_string(), total]);
+        self.records += count;
+        if self.format == Format::Csv && !self.with_records {
+            csv_line(&mut self.out.buffer, [destination_id.as_str(), unit.as_str(), &count.to_string(), total]);
+        }
+        let next = match &mut self.group {
+            Some(group) if group.destination_id == *destination_id => {
+                group.count += count;
+                ","
             }
+            _ => {
+                self.end_group()?;
+                self.begin_group(destination_id, *count)?;
+                "["
+            }
+        };
+        if self.format == Format::Csv {
             return Ok(());
         }
-        self.out.text(if std::mem::take(&mut self.first_total) { "[" } else { "," });
+        self.out.text(next);
         self.out.json(&Total { unit: unit.to_string(), count: *count, total: total.clone() })
     }
 
-    /// Ends the totals of a group and writes its records. Fails unless there are `count` of them.
-    async fn group(
-        &mut self,
-        snapshot: &mut Snapshot,
-        filter: &RecordFilter,
-        records: &mut Records,
-        destination: &DestinationId,
-        count: i64,
-    ) -> Result<(), Cut> {
-        match self.format {
-            Format::Json if self.with_records => self.out.text(&format!("],\"count\":{count},\"records\":[")),
-            Format::Json => self.out.text(&format!("],\"count\":{count}}}")),
-            Format::Ndjson => self.out.text(&format!("],\"count\":{count}}}}}\n")),
-            Format::Csv => {}
-        }
-        self.records += count;
-        if !self.with_records {
-            return self.out.pass().await;
-        }
-        let mut read = 0;
-        while let Some(record) = records.next_of(snapshot, filter, destination).await? {
-            if read > 0 && self.format == Format::Json {
-                self.out.text(",");
-            }
-            self.record(record.into())?;
-            read += 1;
-            self.out.pass().await?;
-        }
-        if read != count {
-            return Err(Cut::Inconsistent(count, read));
-        }
-        if self.format == Format::Json {
-            self.out.text("]}");
+    fn begin_group(&mut self, destination_id: &DestinationId, count: i64) -> Result<(), Cut> {
+        let begin = match self.format {
+            Format::Json if self.groups > 0 => ",{\"destinationId\":",
+            Format::Json => "{\"destinationId\":",
+            Format::Ndjson => "{\"group\":{\"destinationId\":",
+            Format::Csv => "",
+        };
+        self.groups += 1;
+        self.group = Some(Group { destination_id: destination_id.clone(), count, written: 0 });
+        if self.format != Format::Csv {
+            self.out.text(begin);
+            self.out.json(destination_id)?;
+            self.out.text(",\"totals\":");
         }
         Ok(())
     }
 
-    fn record(&mut self, record: RecordView) -> Result<(), Cut> {
+    /// Ends the totals of the open group.
+    fn end_totals(&mut self, count: i64) {
         match self.format {
-            Format::Json => self.out.json(&record)?,
-            Format::Ndjson => self.out.line("{\"record\":", &record, "}")?,
-            Format::Csv => {
-                let at = |time: Option<Time>| time.map(|time| render_time(time.0)).unwrap_or_default();
-                let fields = [
-                    record.record_id.as_str(),
-                    &render_time(record.time.0),
-                    &record.source_id,
-                    &record.destination_id,
-                    record.r#type.as_str(),
-                    &record.value,
-                    &record.unit,
-                    &record.reference,
-                    record.attributes.as_ref().map(|raw| raw.0.get()).unwrap_or_default(),
-                    &at(record.received_at),
-                    &at(record.processed_at),
-                ];
-                csv_line(&mut self.out.buffer, fields);
+            Format::Json if self.with_records => self.out.text(&format!("],\"count\":{count},\"records\":[")),
+            Format::Json => self.out.text(&format!("],\"count\":{count}")),
+            Format::Ndjson => self.out.text(&format!("],\"count\":{count}}}}}\n")),
+            Format::Csv => {}
+        }
+    }
+
+    /// Writes a record of the open group. Fails for one of another destination.
+    fn record(&mut self, record: &AggregatedRecord) -> Result<(), Cut> {
+        let (count, written) = match &mut self.group {
+            Some(group) if group.destination_id == record.destination_id => {
+                group.written += 1;
+                (group.count, group.written)
             }
+            _ => return Err(Cut::Inconsistent(0, 1)),
+        };
+        if written == 1 {
+            self.end_totals(count);
+        }
+        let out = &mut self.out;
+        match self.format {
+            Format::Json => {
+                out.text(if written > 1 { "," } else { "" });
+                record_text::json(&mut out.buffer, record, LineBreaks::Kept);
+            }
+            Format::Ndjson => {
+                out.text("{\"record\":");
+                record_text::json(&mut out.buffer, record, LineBreaks::Spaces);
+                out.text("}\n");
+            }
+            Format::Csv => record_text::csv(&mut out.buffer, record),
+        }
+        Ok(())
+    }
+
+    /// Ends the open group. Fails unless it has as many records as its totals count.
+    fn end_group(&mut self) -> Result<(), Cut> {
+        let Some(group) = self.group.take() else { return Ok(()) };
+        if self.with_records && group.written != group.count {
+            return Err(Cut::Inconsistent(group.count, group.written));
+        }
+        if !self.with_records {
+            self.end_totals(group.count);
+        }
+        if self.format == Format::Json {
+            self.out.text(if self.with_records { "]}" } else { "}" });
         }
         Ok(())
     }
 
     fn end(&mut self, as_of: &str) -> Result<(), Cut> {
+        self.end_group()?;
         match self.format {
             Format::Json => self.out.text("]}"),
             Format::Ndjson => {
@@ -311,17 +279,3 @@ impl AggregationWriter {
         Ok(())
     }
 }
-
-const RECORD_COLUMNS: [&str; 11] = [
-    "recordId",
-    "time",
-    "sourceId",
-    "destinationId",
-    "type",
-    "value",
-    "unit",
-    "reference",
-    "attributes",
-    "receivedAt",
-    "processedAt",
-];

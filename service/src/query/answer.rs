@@ -106,7 +106,8 @@ fn response(description: &'static str, status: u16, content: Vec<MetaMediaType>)
 pub(super) struct Page<T: ParseFromJSON + ToJSON + Send + Sync> {
     /// The items, in the order that the path documents.
     pub items: Vec<T>,
-    /// Send it as `cursor`, with the same filters, for the next page; absent on the last page.
+    /// Send it as `cursor`, with the same filters, for the next page; absent on the last page, except
+    /// with `order=processed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
@@ -171,11 +172,14 @@ impl<P: Serialize + DeserializeOwned> Paging<P> {
             .and_then(|bytes| serde_json::from_slice(bytes.strip_prefix(&self.digest)?).ok())
             // Base64 and JSON allow several spellings of one position; only the issued one is valid.
             .filter(|place| self.cursor(place).as_deref() == Some(cursor))
-            .ok_or_else(|| {
-                let detail = "cursor: was not issued by this path for these filters; begin again without it";
-                Failure::new(400, "invalid_cursor", detail)
-            })
+            .ok_or_else(invalid_cursor)
     }
+}
+
+/// The failure for a cursor that was not issued for the request.
+pub(super) fn invalid_cursor() -> Failure {
+    let detail = "cursor: was not issued by this path for these filters; begin again without it";
+    Failure::new(400, "invalid_cursor", detail)
 }
 
 /// The failure for an invalid parameter.

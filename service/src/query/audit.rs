@@ -1,6 +1,4 @@
-//! `GET /audit` and `/audit/summary`: the audit trail, derived from stored rows.
-
-use std::collections::BTreeMap;
+//! `GET /audit`: the audit trail, derived from stored rows.
 
 use chrono::{DateTime, Utc};
 use poem::web::Data;
@@ -13,7 +11,6 @@ use super::{
     types::{Time, Word},
 };
 use crate::{
-    domain::Text,
     http::{App, auth::Reader, problem::Failure},
     store::{AuditFilter, AuditPlace, Fact},
 };
@@ -45,7 +42,7 @@ pub(super) enum Action {
 }
 
 impl Action {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Received => "RECEIVED",
             Self::Queued => "QUEUED",
@@ -108,44 +105,6 @@ impl From<Fact> for AuditFact {
     }
 }
 
-/// Counts of actions for one destination.
-#[derive(Debug, Object, Serialize)]
-#[oai(rename_all = "camelCase")]
-#[serde(rename_all = "camelCase")]
-pub(super) struct DestinationCounts {
-    /// The destination.
-    pub destination_id: String,
-    /// Action → count.
-    pub actions: BTreeMap<String, i64>,
-}
-
-/// Counts of actions by one worker.
-#[derive(Debug, Object, Serialize)]
-#[oai(rename_all = "camelCase")]
-#[serde(rename_all = "camelCase")]
-pub(super) struct WorkerCounts {
-    /// The worker.
-    pub worker: String,
-    /// Action → count.
-    pub actions: BTreeMap<String, i64>,
-}
-
-/// Counts over the audit trail.
-#[derive(Debug, Object, Serialize)]
-#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct AuditSummary {
-    /// Action → count, over all destinations and workers.
-    pub actions: BTreeMap<String, i64>,
-    /// Per worker, ordered by its name.
-    pub workers: Vec<WorkerCounts>,
-    /// Per destination, ordered by destinationId: one page.
-    pub destinations: Vec<DestinationCounts>,
-    /// Send it as `cursor`, with the same filters, for more destinations; absent on the last page.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub next_cursor: Option<String>,
-}
-
 /// The audit trail.
 #[derive(Debug, Clone, Default)]
 pub struct AuditApi;
@@ -201,75 +160,12 @@ impl AuditApi {
         let place = |fact: &Fact| (Time(fact.applied), fact.shard, fact.kind, fact.n, fact.step);
         Ok(Answer(paging.page(rows, place, AuditFact::from)))
     }
-
-    /// Count what happened
-    ///
-    /// Per action, per worker and per destination; destinations come in pages.
-    #[oai(path = "/audit/summary", method = "get", operation_id = "summarizeAudit")]
-    #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
-    async fn summary(
-        &self,
-        app: Data<&App>,
-        _reader: Reader,
-        /// Only this action; repeat it for several.
-        #[oai(default)]
-        action: Query<Vec<Action>>,
-        /// Only facts of this record.
-        #[oai(name = "recordId")]
-        record_id: Query<Option<Word>>,
-        /// Only facts of this destination.
-        #[oai(name = "destinationId")]
-        destination_id: Query<Option<Word>>,
-        /// Only facts at or after this time.
-        #[oai(name = "startTime")]
-        start_time: Query<Option<Time>>,
-        /// Only facts before this time.
-        #[oai(name = "endTime")]
-        end_time: Query<Option<Time>>,
-        /// Maximum number of destinations on the page.
-        #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "super::default_limit")]
-        limit: Query<u32>,
-        /// `nextCursor` of the previous page, with the same filters.
-        cursor: Query<Option<String>>,
-    ) -> Result<Answer<AuditSummary>, Failure> {
-        in_order(start_time.0, end_time.0)?;
-        let filter = filter(action.0, record_id.0, destination_id.0, start_time.0, end_time.0);
-        let paging = Paging::<Word>::new("/audit/summary", &filter, cursor.0, limit.0)?;
-        let totals = app.store.audit_totals(&filter).await?;
-        let mut actions = BTreeMap::new();
-        let mut workers: BTreeMap<String, BTreeMap<String, i64>> = BTreeMap::new();
-        for total in totals {
-            *actions.entry(total.action.clone()).or_default() += total.count;
-            if let Some(worker) = total.worker {
-                workers.entry(worker).or_default().insert(total.action, total.count);
-            }
-        }
-        let after = paging.after.as_ref().map_or("", |Word(destination)| destination.as_str());
-        let rows = app.store.audit_destinations(&filter, after, paging.rows()).await?;
-        let mut destinations: Vec<DestinationCounts> = Vec::new();
-        for row in rows {
-            if destinations.last().is_none_or(|last| last.destination_id != row.destination_id) {
-                let destination_id = row.destination_id;
-                destinations.push(DestinationCounts { destination_id, actions: BTreeMap::new() });
-            }
-            if let Some(last) = destinations.last_mut() {
-                last.actions.insert(row.action, row.count);
-            }
-        }
-        let page = paging.page(destinations, |row| Word(Text::stored(row.destination_id.as_str())), |row| row);
-        Ok(Answer(AuditSummary {
-            actions,
-            workers: workers.into_iter().map(|(worker, actions)| WorkerCounts { worker, actions }).collect(),
-            destinations: page.items,
-            next_cursor: page.next_cursor,
-        }))
-    }
 }
 
 /// A position before every fact.
 const BEGINNING: AuditPlace = AuditPlace { applied: DateTime::<Utc>::UNIX_EPOCH, shard: -1, kind: 0, n: 0, step: 0 };
 
-fn filter(
+pub(super) fn filter(
     action: Vec<Action>,
     record_id: Option<Word>,
     destination_id: Option<Word>,

@@ -6,15 +6,18 @@
 mod aggregations;
 mod answer;
 mod audit;
+mod audit_summary;
 mod conflicts;
 mod dead_letter_view;
 mod dead_letters;
+mod follow;
 mod format;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod history;
 mod losses;
 mod record_filter;
+mod record_text;
 mod records;
 mod rollups;
 mod stats;
@@ -26,6 +29,7 @@ mod views;
 
 pub use aggregations::AggregationsApi;
 pub use audit::AuditApi;
+pub use audit_summary::AuditSummaryApi;
 pub use conflicts::ConflictsApi;
 pub use dead_letters::DeadLettersApi;
 pub use history::HistoryApi;
@@ -48,8 +52,18 @@ enum Tags {
 }
 
 /// The APIs of all queries.
-pub type Apis =
-    (RecordList, AggregationsApi, RollupsApi, ConflictsApi, DeadLettersApi, LossesApi, AuditApi, HistoryApi, StatsApi);
+pub type Apis = (
+    RecordList,
+    AggregationsApi,
+    RollupsApi,
+    ConflictsApi,
+    DeadLettersApi,
+    LossesApi,
+    AuditApi,
+    AuditSummaryApi,
+    HistoryApi,
+    StatsApi,
+);
 
 /// Creates the APIs of all queries. Aggregations and rollups share one bound on concurrent streamed responses.
 #[must_use]
@@ -63,6 +77,7 @@ pub fn apis() -> Apis {
         DeadLettersApi,
         LossesApi,
         AuditApi,
+        AuditSummaryApi,
         HistoryApi,
         StatsApi::default(),
     )

@@ -5,7 +5,8 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{Error, Store};
+use super::{Error, Store, slow::Watch};
+use crate::domain::{Seq, ShardId, ShardSeq};
 
 /// A fact of the audit trail. It is derived from a *source* row.
 #[derive(Debug, Clone)]
@@ -95,6 +96,8 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn list_facts(&self, filter: &AuditFilter, after: AuditPlace, limit: i64) -> Result<Vec<Fact>, Error> {
+        let place = self.place_of(filter).await?;
+        let _watch = Watch::start("audit.list");
         let facts = sqlx::query_file_as!(
             Fact,
             "src/store/audit/list_facts.sql",
@@ -108,10 +111,24 @@ impl Store {
             filter.destination_id,
             filter.start,
             filter.end,
-            limit
+            limit,
+            place.map(|place| place.shard) as Option<ShardId>,
+            place.map(|place| place.seq) as Option<Seq>,
         )
         .fetch_all(&self.pool)
         .await?;
         Ok(facts)
+    }
+
+    /// The record that the filter names, by the id ledger; `records` has no index of ids.
+    pub(super) async fn place_of(&self, filter: &AuditFilter) -> Result<Option<ShardSeq>, Error> {
+        let Some(record_id) = &filter.record_id else { return Ok(None) };
+        let place = sqlx::query_as!(
+            ShardSeq,
+            r#"select shard as "shard: ShardId", number as "seq: Seq" from record_ids
+               where record_id = $1 and period is not null"#,
+            record_id
+        );
+        Ok(place.fetch_optional(&self.pool).await?)
     }
 }

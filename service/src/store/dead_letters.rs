@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use super::{Error, Store};
+use super::{Error, Store, slow::Watch};
 use crate::domain::{DeadLetterId, DeadLetterReason, DeadLetterState, DestinationId, RecordId, Seq, ShardId, ShardSeq};
 
 /// A dead letter as it is stored.
@@ -70,6 +70,7 @@ impl Store {
         after: ShardSeq,
         limit: i64,
     ) -> Result<Vec<StoredDeadLetter>, Error> {
+        let _watch = Watch::start("dead_letters.list");
         let dead_letters = sqlx::query_as!(
             StoredDeadLetter,
             r#"select shard as "shard: ShardId", n as "seq: Seq", state as "state: DeadLetterState",
@@ -106,6 +107,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn count_dead_letters(&self, filter: &DeadLetterFilter) -> Result<i64, Error> {
+        let _watch = Watch::start("dead_letters.count");
         let count = sqlx::query_scalar!(
             r#"select count(*) as "count!" from dead_letters
                where ($1::text is null or state = $1)
@@ -151,6 +153,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn dead_letters_of(&self, record_id: &RecordId) -> Result<Vec<StoredDeadLetter>, Error> {
+        let _watch = Watch::start("dead_letters.of_record");
         let dead_letters = sqlx::query_as!(
             StoredDeadLetter,
             r#"select shard as "shard: ShardId", n as "seq: Seq", state as "state: DeadLetterState",

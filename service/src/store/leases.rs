@@ -129,9 +129,10 @@ impl Store {
                  update shards set owner = $1, token = $3, epoch = epoch + 1,
                                    lease_until = clock_timestamp() + $4::bigint * interval '1 ms'
                  from free where shard = free
-                 returning shard, epoch
+                 returning shard, epoch, dead_letters, conflicts, processed, duplicates, alerts
              )
-             insert into epochs (shard, epoch, worker) select shard, epoch, $1 from taken
+             insert into epochs (worker, shard, epoch, dead_letters, conflicts, processed, duplicates, alerts)
+             select $1, taken.* from taken
              on conflict (shard, epoch) do update set worker = excluded.worker
              returning epoch",
             worker,
@@ -154,9 +155,10 @@ impl Store {
             "with raised as (
                  update shards set epoch = greatest(epoch, $4) + 1
                  where shard = $2 and epoch = $3 and token = $5 and owner is not null
-                 returning shard, epoch
+                 returning shard, epoch, dead_letters, conflicts, processed, duplicates, alerts
              )
-             insert into epochs (shard, epoch, worker) select shard, epoch, $1 from raised
+             insert into epochs (worker, shard, epoch, dead_letters, conflicts, processed, duplicates, alerts)
+             select $1, raised.* from raised
              on conflict (shard, epoch) do update set worker = excluded.worker
              returning epoch",
             worker,

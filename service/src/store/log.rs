@@ -6,7 +6,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 
-use super::{Error, Store, known::RecordColumns, pool::numeric};
+use super::{Error, Store, known::RecordColumns, pool::numeric, slow::Watch};
 use crate::domain::{Record, RecordId, Seq, SeqRange, ShardId, Total};
 
 /// A processed record in the log.
@@ -61,6 +61,7 @@ impl Store {
         alerts: bool,
         limit: i64,
     ) -> Result<Vec<LogRow>, Error> {
+        let _watch = Watch::start("log.records");
         let rows = sqlx::query!(
             r#"select seq as "seq: Seq", received_at, processed_at, time, previous_count, positive, record_id as "record_id: RecordId", source_id,
                     destination_id, reference, unit, value::text as "value!", previous_total::text as "previous_total!",
@@ -113,6 +114,7 @@ impl Store {
         SeqRange { after, upto }: SeqRange,
         limit: i64,
     ) -> Result<Vec<RefusedRow>, Error> {
+        let _watch = Watch::start("log.dead_letters");
         Ok(sqlx::query_as!(
             RefusedRow,
             r#"select n as "seq: Seq", record_id as "record_id: RecordId", reason, detail, payload, opened_at as noted_at,
@@ -137,6 +139,7 @@ impl Store {
         SeqRange { after, upto }: SeqRange,
         limit: i64,
     ) -> Result<Vec<RefusedRow>, Error> {
+        let _watch = Watch::start("log.conflicts");
         Ok(sqlx::query_as!(
             RefusedRow,
             r#"select n as "seq: Seq", record_id as "record_id: RecordId", 'record_conflict' as "reason!",

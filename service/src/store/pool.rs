@@ -7,7 +7,7 @@ use std::{
 };
 
 use sqlx::{
-    Connection as _, PgConnection, PgPool, Postgres, Transaction,
+    ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Transaction,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -223,7 +223,9 @@ impl Store {
     }
 
     fn options(url: &str, session: &Session) -> Result<PgConnectOptions, Error> {
-        Ok(PgConnectOptions::from_str(url)?.application_name(session.application).options(session.options()))
+        let options = PgConnectOptions::from_str(url)?.application_name(session.application).options(session.options());
+        // The log of the driver has the text of statements. `slow` has a log without it.
+        Ok(options.disable_statement_logging())
     }
 
     /// A store over the pool of a test's database.
@@ -270,6 +272,18 @@ mod tests {
             tries += 1;
             assert!(tries < 5, "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_driver_logs_no_text_of_a_statement() {
+        let log = testing::Log::start();
+        let store = Store::connect(&testing::url(), "nobody", 1).unwrap();
+        for pool in [&store.pool, &store.commits] {
+            sqlx::query("select 'a value of a client'").execute(pool).await.unwrap();
+        }
+        tracing::debug!("the log works");
+        let lines = log.lines();
+        assert!(lines.contains("the log works") && !lines.contains("select"), "{lines}");
     }
 
     async fn session(connection: &mut PgConnection) -> i32 {

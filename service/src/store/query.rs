@@ -3,7 +3,7 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Serialize;
 
-use super::{Error, RecordFilter, Store, columns::stream_position, filter::filtered_records};
+use super::{Error, RecordFilter, Store, columns::stream_position, filter::filtered_records, slow::Watch};
 use crate::domain::{
     DestinationId, Period, RecordId, Reference, Seq, ShardId, ShardSeq, SourceId, StreamId, StreamPosition, Unit,
 };
@@ -115,6 +115,9 @@ impl Store {
         after: ShardSeq,
         limit: i64,
     ) -> Result<Vec<StoredRecord>, Error> {
+        let _watch = Watch::start("records.list");
+        // The lowest number for the index of a destination, which has no shard.
+        let above = filter.shard.filter(|shard| *shard == after.shard).map(|_| after.seq);
         let records = filtered_records!(
             StoredRecord,
             r#"select shard as "shard: ShardId", seq as "seq: Seq", record_id as "record_id: RecordId", time,
@@ -122,11 +125,12 @@ impl Store {
                    value::text as "value!", unit as "unit: Unit", reference as "reference: Reference", attributes,
                    received_at, processed_at
                from records"#,
-            "and (shard, seq) > ($11, $12) order by shard, seq limit $13",
+            "and (shard, seq) > ($11, $12) and ($14::bigint is null or seq > $14) order by shard, seq limit $13",
             filter,
             after.shard as ShardId,
             after.seq as Seq,
-            limit
+            limit,
+            above as Option<Seq>,
         )
         .fetch_all(&self.pool)
         .await?;
@@ -154,6 +158,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn find_record(&self, record_id: &RecordId) -> Result<Option<FoundRecord>, Error> {
+        let _watch = Watch::start("records.find");
         let row = sqlx::query!(
             r#"select r.shard as "shard: ShardId", seq as "seq: Seq", r.record_id as "record_id: RecordId", time,
                    source_id as "source_id: SourceId", destination_id as "destination_id: DestinationId", positive,
@@ -199,6 +204,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn traces(&self, record_id: &RecordId) -> Result<Traces, Error> {
+        let _watch = Watch::start("records.traces");
         let traces = sqlx::query_as!(
             Traces,
             r#"select (select count(*) from duplicates where record_id = $1) as "duplicates!",
@@ -220,6 +226,7 @@ impl Store {
         after: ShardSeq,
         limit: i64,
     ) -> Result<Vec<StoredConflict>, Error> {
+        let _watch = Watch::start("conflicts.list");
         let rows = sqlx::query!(
             r#"select c.shard as "shard: ShardId", c.n as "seq: Seq", c.record_id as "record_id: RecordId", c.noted_at, c.received_at, c.payload,
                       r.shard as "record_shard?: ShardId", r.seq as "record_seq?: Seq", r.time as "time?",

@@ -7,6 +7,7 @@ use super::{
     columns::index_column,
     dead_letters::free_id,
     group::{DecidedPart, GroupCommit, Part},
+    slow::Watch,
 };
 use crate::domain::{
     Attributes, ContentDigest, DeadLetterId, DeadLetterReason, Decision, DestinationId, Holder, IdChange, IdLedger,
@@ -31,12 +32,14 @@ fn raced(error: sqlx::Error) -> Error {
 impl GroupCommit {
     /// Dead letters come before ids, and ids in their order: all transactions lock in one order.
     pub(super) async fn write_rows(&mut self, parts: &[DecidedPart<'_>], ids: &IdLedger) -> Result<(), Error> {
+        let _watch = Watch::start("commit.rows");
         for DecidedPart { part, decision } in parts {
             self.close_dead_letters(&decision.closed).await?;
             self.open_dead_letters(part, decision).await?;
             self.insert_conflicts(part, decision).await?;
         }
         self.insert_duplicates(parts).await?;
+        self.count_outcomes(parts).await?;
         let changes = ids.changes();
         if changes.iter().all(|change| matches!(change, IdChange::Take { .. })) {
             return self.insert_records(parts, &changes).await;
@@ -179,6 +182,7 @@ impl GroupCommit {
                 totals.negative_counts.push(change.negative_count);
                 totals.positive_sums.push(change.positive_sum.to_string());
                 totals.negative_sums.push(change.negative_sum.to_string());
+                totals.alerts.push(change.alerts);
             }
         }
         sqlx::query!(
@@ -187,18 +191,19 @@ impl GroupCommit {
                  select * from unnest($1::text[], $2::int[], $3::bigint[], $4::date[], $5::uuid[])
                ), summed as (
                  insert into totals as t (shard, destination_id, reference, unit, positive_count, negative_count,
-                     positive_sum, negative_sum)
+                     positive_sum, negative_sum, alerts)
                  select k.shard, k.destination_id, k.reference, k.unit, k.positive_count, k.negative_count,
-                     k.positive_sum::numeric, k.negative_sum::numeric
+                     k.positive_sum::numeric, k.negative_sum::numeric, k.alerts
                  from unnest($6::int[], $7::text[], $8::text[], $9::text[], $10::bigint[], $11::bigint[], $12::text[],
-                         $13::text[])
+                         $13::text[], $35::bigint[])
                      as k (shard, destination_id, reference, unit, positive_count, negative_count, positive_sum,
-                           negative_sum)
+                           negative_sum, alerts)
                  on conflict (destination_id, reference, unit, shard) do update
                  set positive_count = t.positive_count + excluded.positive_count,
                      negative_count = t.negative_count + excluded.negative_count,
                      positive_sum = t.positive_sum + excluded.positive_sum,
-                     negative_sum = t.negative_sum + excluded.negative_sum
+                     negative_sum = t.negative_sum + excluded.negative_sum,
+                     alerts = t.alerts + excluded.alerts
                )
                insert into records (shard, epoch, period, processed_at, seq, received_at, time, previous_count, positive,
                    record_id, source_id, destination_id, reference, unit, stream_id, stream_index, value, previous_total,
@@ -246,71 +251,11 @@ impl GroupCommit {
             &thresholds as &[Option<String>],
             &attributes as &[Option<&str>],
             &traces as &[Option<&str>],
+            &totals.alerts,
         )
         .execute(&mut *self.transaction)
         .await
         .map_err(raced)?;
-        Ok(())
-    }
-
-    async fn insert_duplicates(&mut self, parts: &[DecidedPart<'_>]) -> Result<(), Error> {
-        let (mut shards, mut epochs, mut digests) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut ids, mut stream_ids, mut indexes, mut received) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for DecidedPart { part, decision } in parts {
-            for duplicate in &decision.duplicates {
-                let input = &part.batch[duplicate.item].input;
-                shards.push(part.shard);
-                epochs.push(self.shard(part.shard).epoch());
-                ids.push(duplicate.record_id.as_str());
-                stream_ids.push(input.position.entry);
-                indexes.push(index_column(input.position));
-                received.push(input.received_at);
-                digests.push(duplicate.digest);
-            }
-        }
-        if ids.is_empty() {
-            return Ok(());
-        }
-        sqlx::query!(
-            "insert into duplicates (shard, epoch, record_id, stream_id, received_at, stream_index, digest, noted_at)
-             select n.*, $8 from unnest($1::int[], $2::bigint[], $3::text[], $4::text[], $5::timestamptz[], $6::smallint[],
-                 $7::uuid[]) n",
-            &shards as &[ShardId],
-            &epochs,
-            &ids as &[&str],
-            &stream_ids as &[StreamId],
-            &received,
-            &indexes,
-            &digests as &[ContentDigest],
-            self.now,
-        )
-        .execute(&mut *self.transaction)
-        .await?;
-        Ok(())
-    }
-
-    async fn insert_conflicts(&mut self, part: &Part<'_>, decision: &Decision) -> Result<(), Error> {
-        let epoch = self.shard(part.shard).epoch();
-        for conflict in &decision.conflicts {
-            let (input, record) = (&part.batch[conflict.item].input, &conflict.record);
-            sqlx::query!(
-                "insert into conflicts (shard, n, epoch, noted_at, received_at, record_id, destination_id, stream_id,
-                     payload, traceparent, stream_index) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
-                part.shard as ShardId,
-                conflict.seq as Seq,
-                epoch,
-                self.now,
-                input.received_at,
-                record.record_id.as_str(),
-                record.destination_id.as_str(),
-                input.position.entry as StreamId,
-                &input.payload[..],
-                input.traceparent.as_deref(),
-                index_column(input.position),
-            )
-            .execute(&mut *self.transaction)
-            .await?;
-        }
         Ok(())
     }
 
@@ -391,4 +336,5 @@ struct TotalColumns<'a> {
     negative_counts: Vec<i64>,
     positive_sums: Vec<String>,
     negative_sums: Vec<String>,
+    alerts: Vec<i64>,
 }

@@ -1,13 +1,21 @@
-//! Reads from one snapshot, page by page: totals, records, rollups. Constant memory, exact sums as text.
+//! Reads from one snapshot: totals, records, rollups. Each is one statement whose rows are read on demand, so memory stays
+//! constant and the work is that of one pass. Exact sums as text.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use futures::stream::BoxStream;
+use futures::{StreamExt as _, stream::BoxStream};
 use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 
-use super::{Error, RecordFilter, Store, StoredRecord, filter::filtered_records};
-use crate::domain::{DestinationId, DestinationUnit, RecordId, Reference, Seq, ShardId, SourceId, Unit};
+use super::{
+    Error, RecordFilter, Store,
+    filter::{SumsOf, filtered_records},
+    slow::Watched,
+};
+use crate::domain::{DestinationId, RecordId, Reference, ShardId, SourceId, Unit};
+
+/// Rows of a statement, in its order. The server waits for a slow reader.
+pub type Rows<'a, T> = BoxStream<'a, Result<T, sqlx::Error>>;
 
 /// A read-only transaction that sees one state of the database. If it is dropped before [`Snapshot::finish`], its
 /// connection closes, and the server ends a running statement within a second.
@@ -59,13 +67,79 @@ pub struct RollupPart {
     pub distinct_source_ids: i64,
 }
 
-/// A record of a destination.
+/// A total of a destination, or a record of it.
 #[derive(Debug, Clone)]
-pub struct DestinationSeq {
-    /// The destination.
+pub enum AggregationRow {
+    /// The total of a unit.
+    Total(UnitTotal),
+    /// A record.
+    Record(AggregatedRecord),
+}
+
+/// A record of an aggregation.
+#[derive(Debug, Clone)]
+pub struct AggregatedRecord {
+    /// Its destination.
     pub destination_id: DestinationId,
-    /// Its number in the shard.
-    pub seq: Seq,
+    /// Its unit.
+    pub unit: Unit,
+    /// Its value, unsigned.
+    pub value: String,
+    /// Its id.
+    pub record_id: RecordId,
+    /// Its source.
+    pub source_id: SourceId,
+    /// Together with the destination, the key of its total.
+    pub reference: Reference,
+    /// Whether its value is positive.
+    pub positive: bool,
+    /// JSON, byte for byte as received.
+    pub attributes: Option<String>,
+    /// When it happened.
+    pub time: DateTime<Utc>,
+    /// When `serve` received it.
+    pub received_at: DateTime<Utc>,
+    /// When it was committed.
+    pub processed_at: DateTime<Utc>,
+}
+
+/// The columns of both kinds of rows of an aggregation.
+struct AggregationColumns {
+    destination_id: DestinationId,
+    unit: Unit,
+    amount: String,
+    count: i64,
+    record_id: Option<RecordId>,
+    source_id: Option<SourceId>,
+    reference: Option<Reference>,
+    positive: Option<bool>,
+    attributes: Option<String>,
+    time: Option<DateTime<Utc>>,
+    received_at: Option<DateTime<Utc>>,
+    processed_at: Option<DateTime<Utc>>,
+}
+
+impl AggregationColumns {
+    /// `None`: neither kind.
+    fn into_row(self) -> Option<AggregationRow> {
+        let Self { destination_id, unit, amount, .. } = self;
+        if self.count > 0 {
+            return Some(AggregationRow::Total(UnitTotal { destination_id, unit, count: self.count, total: amount }));
+        }
+        Some(AggregationRow::Record(AggregatedRecord {
+            destination_id,
+            unit,
+            value: amount,
+            record_id: self.record_id?,
+            source_id: self.source_id?,
+            reference: self.reference?,
+            positive: self.positive?,
+            attributes: self.attributes,
+            time: self.time?,
+            received_at: self.received_at?,
+            processed_at: self.processed_at?,
+        }))
+    }
 }
 
 /// The fields by which a rollup is grouped.
@@ -112,72 +186,92 @@ impl Snapshot {
         self.connection.as_deref_mut().ok_or(Error::Sql(sqlx::Error::PoolClosed))
     }
 
-    /// Totals after a (destination, unit), in that order, at most `limit`.
-    ///
-    /// # Errors
-    /// When Postgres does not answer.
-    pub async fn totals(
-        &mut self,
-        filter: &RecordFilter,
-        after: &DestinationUnit,
-        limit: i64,
-    ) -> Result<Vec<UnitTotal>, Error> {
-        let totals = filtered_records!(
-            UnitTotal,
-            r#"select destination_id as "destination_id: DestinationId", unit as "unit: Unit", count(*) as "count!",
-                      sum(case when positive then value else -value end)::text as "total!"
-               from records"#,
-            "and (destination_id, unit) > ($11, $12) group by destination_id, unit order by destination_id, unit limit $13",
-            filter,
-            after.destination_id.as_str(),
-            after.unit.as_str(),
-            limit
-        )
-        .fetch_all(self.connection()?)
-        .await?;
-        Ok(totals)
-    }
-
-    /// Records after a (destination, seq), in that order, at most `limit`.
-    ///
-    /// # Errors
-    /// When Postgres does not answer.
-    pub async fn records(
-        &mut self,
-        filter: &RecordFilter,
-        after: &DestinationSeq,
-        limit: i64,
-    ) -> Result<Vec<StoredRecord>, Error> {
-        let records = filtered_records!(
-            StoredRecord,
-            r#"select shard as "shard: ShardId", seq as "seq: Seq", record_id as "record_id: RecordId", time,
-                   source_id as "source_id: SourceId", destination_id as "destination_id: DestinationId", positive,
-                   value::text as "value!", unit as "unit: Unit", reference as "reference: Reference", attributes,
-                   received_at, processed_at
-               from records"#,
-            "and (destination_id, seq) > ($11, $12) order by destination_id, seq limit $13",
-            filter,
-            after.destination_id.as_str(),
-            after.seq as Seq,
-            limit
-        )
-        .fetch_all(self.connection()?)
-        .await?;
-        Ok(records)
-    }
-
-    /// A rollup in the order window, destination, reference, source, sign, unit. The totals of its units follow each
-    /// row. The stream reads rows on demand: the server waits for a slow reader.
+    /// The totals of the matching records, by (destination, unit). From the stored totals where the filter allows it:
+    /// those also count records that are no longer kept.
     ///
     /// # Errors
     /// When the snapshot is over. The stream carries the errors of the server.
-    pub fn rollup<'a>(
-        &'a mut self,
-        filter: &'a RecordFilter,
-        by: RollupBy,
-    ) -> Result<BoxStream<'a, Result<RollupPart, sqlx::Error>>, Error> {
+    pub fn totals<'a>(&'a mut self, filter: &'a RecordFilter) -> Result<Rows<'a, UnitTotal>, Error> {
+        let connection = self.connection()?;
+        let rows = match filter.sums_of() {
+            SumsOf::Totals => sqlx::query_as!(
+                UnitTotal,
+                r#"select destination_id as "destination_id: DestinationId", unit as "unit: Unit",
+                          sum(count)::bigint as "count!", sum(total)::text as "total!"
+                   from (select destination_id, unit,
+                                case when $5::boolean is null then count when $5 then positive_count else negative_count end
+                                    as count,
+                                case when $5::boolean is null then total when $5 then positive_sum else -negative_sum end
+                                    as total
+                         from totals
+                         where ($1::text is null or destination_id = $1)
+                           and ($2::int is null or shard = $2)
+                           and ($3::text is null or reference = $3)
+                           and ($4::text is null or unit = $4)) keys
+                   where count > 0
+                   group by destination_id, unit order by destination_id, unit"#,
+                filter.destination_id.as_ref() as Option<&DestinationId>,
+                filter.shard as Option<ShardId>,
+                filter.reference.as_ref() as Option<&Reference>,
+                filter.unit.as_ref() as Option<&Unit>,
+                filter.positive,
+            )
+            .fetch(connection),
+            SumsOf::Records => filtered_records!(
+                UnitTotal,
+                r#"select destination_id as "destination_id: DestinationId", unit as "unit: Unit", count(*) as "count!",
+                          sum(case when positive then value else -value end)::text as "total!"
+                   from records"#,
+                "group by destination_id, unit order by destination_id, unit",
+                filter,
+            )
+            .fetch(connection),
+        };
+        Ok(Watched::new("aggregation.totals", rows).boxed())
+    }
+
+    /// The totals and the matching records themselves, by destination: first its totals by unit, then its records by
+    /// number.
+    ///
+    /// # Errors
+    /// When the snapshot is over. The stream carries the errors of the server.
+    pub fn aggregation<'a>(&'a mut self, filter: &'a RecordFilter) -> Result<Rows<'a, AggregationRow>, Error> {
+        let rows = filtered_records!(
+            AggregationColumns,
+            r#"with matching as not materialized (
+                   select destination_id, unit, seq, positive, value, record_id, source_id, reference, attributes, time,
+                          received_at, processed_at
+                   from records"#,
+            r#")
+               select destination_id as "destination_id!: DestinationId", unit as "unit!: Unit", amount as "amount!",
+                      count as "count!", record_id as "record_id?: RecordId", source_id as "source_id?: SourceId",
+                      reference as "reference?: Reference", positive as "positive?", attributes as "attributes?",
+                      time as "time?", received_at as "received_at?", processed_at as "processed_at?"
+               from (select destination_id, unit, sum(case when positive then value else -value end)::text as amount,
+                            count(*) as count, null::bigint as seq, null::boolean as positive, null::text as record_id,
+                            null::text as source_id, null::text as reference, null::text as attributes,
+                            null::timestamptz as time, null::timestamptz as received_at, null::timestamptz as processed_at
+                     from matching group by destination_id, unit
+                     union all
+                     select destination_id, unit, value::text, 0, seq, positive, record_id, source_id, reference,
+                            attributes, time, received_at, processed_at
+                     from matching) matching
+               order by destination_id, seq nulls first, unit"#,
+            filter,
+        )
+        .fetch(self.connection()?)
+        .map(|row| row?.into_row().ok_or_else(|| sqlx::Error::Decode("a row of an unknown kind".into())));
+        Ok(Watched::new("aggregation.records", rows).boxed())
+    }
+
+    /// A rollup in the order window, destination, reference, source, sign, unit. The totals of its units follow each
+    /// row.
+    ///
+    /// # Errors
+    /// When the snapshot is over. The stream carries the errors of the server.
+    pub fn rollup<'a>(&'a mut self, filter: &'a RecordFilter, by: RollupBy) -> Result<Rows<'a, RollupPart>, Error> {
         let seconds = by.window.map(|window| window.as_secs() as f64);
-        Ok(filtered_records!(
+        let rows = filtered_records!(
             RollupPart,
             r#"with matching as (
                    select case when $11::float8 is null then null
@@ -210,7 +304,8 @@ impl Snapshot {
             by.kind,
             by.unit
         )
-        .fetch(self.connection()?))
+        .fetch(self.connection()?);
+        Ok(Watched::new("rollup", rows).boxed())
     }
 
     /// Ends the transaction and returns the connection to the pool.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
-use super::{Error, Store};
+use super::{Error, Store, slow::Watch};
 use crate::domain::{Offset, Seq, ShardId, ShardSeq, Watermarks};
 
 /// Counts of one shard.
@@ -109,6 +109,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn stats(&self) -> Result<Counts, Error> {
+        let _watch = Watch::start("stats.counts");
         let mut snapshot = self.pool.begin_with("begin isolation level repeatable read read only").await?;
         let shards = sqlx::query_as!(
             ShardCounts,
@@ -149,6 +150,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn count_destinations(&self) -> Result<i64, Error> {
+        let _watch = Watch::start("stats.destinations");
         let count = sqlx::query_scalar!(
             r#"with recursive destinations as (
                    (select destination_id from totals order by destination_id limit 1)
@@ -189,6 +191,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn alerts_above(&self, places: &[ShardSeq]) -> Result<BTreeMap<ShardId, i64>, Error> {
+        let _watch = Watch::start("stats.alerts_above");
         let shards: Vec<ShardId> = places.iter().map(|place| place.shard).collect();
         let numbers: Vec<Seq> = places.iter().map(|place| place.seq).collect();
         let rows = sqlx::query!(

@@ -1,6 +1,12 @@
 //! Pipelines for tests: each has its own schema in the server at `DATABASE_URL`, which is dropped with the value.
 
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
+
 use millrace_crds::{Partition, RecordPipeline};
+use tracing::subscriber::DefaultGuard;
 
 use super::{Pipeline, Store, partitions};
 use crate::domain::{Period, ShardId};
@@ -37,10 +43,48 @@ impl TestPipeline {
     }
 }
 
-/// Creates the partition of 2026-11-01, which rows of tests name.
+/// The log lines of this thread, of every level, as JSON.
+pub(crate) struct Log {
+    lines: Lines,
+    _guard: DefaultGuard,
+}
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Begins to collect.
+    pub(crate) fn start() -> Self {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let log = tracing_subscriber::fmt().json().with_max_level(tracing::Level::TRACE);
+        let log = log.with_writer(move || writer.clone()).finish();
+        Self { lines, _guard: tracing::subscriber::set_default(log) }
+    }
+
+    /// The lines so far.
+    pub(crate) fn lines(&self) -> String {
+        String::from_utf8(self.lines.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+/// Creates the partitions of 2026-11-01 and 2026-12-01, which rows of tests name.
 pub(crate) async fn create_partition(pool: &sqlx::PgPool) {
-    let period = Period::stored(chrono::NaiveDate::from_ymd_opt(2026, 11, 1).unwrap());
-    partitions::create_partition(pool, period).await.unwrap();
+    for month in [11, 12] {
+        let period = Period::stored(chrono::NaiveDate::from_ymd_opt(2026, month, 1).unwrap());
+        partitions::create_partition(pool, period).await.unwrap();
+    }
 }
 
 impl Drop for TestPipeline {

@@ -16,7 +16,7 @@ use tracing_subscriber::{Layer as _, Registry, layer::SubscriberExt as _, util::
 pub use logs::LogFormat;
 pub use metrics::Metrics;
 
-/// The default filter of log lines; slow statements of the driver are warnings.
+/// The default filter of log lines.
 const DEFAULT_FILTER: &str = "info,sqlx=warn,hyper=warn,reqwest=warn,poem=warn";
 
 /// Settings of logs, traces and metrics. Each is a flag or a variable.

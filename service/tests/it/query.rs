@@ -294,6 +294,37 @@ async fn pages_list_each_item_once_in_order_and_cursors_are_bound_to_filters() {
 }
 
 #[tokio::test]
+async fn a_reader_that_follows_live_workers_gets_every_record_once() {
+    const COUNT: usize = 1_000;
+    let (pipeline, _serve, _work) = Pipeline::running(json!({"shards": 8})).await;
+    let _other = pipeline.work();
+    let sent: Vec<Value> = (0..COUNT).map(|n| record(&format!("{n:04}"), &format!("d{}", n % 40))).collect();
+    let sending = join_all(sent.chunks(20).map(|records| pipeline.send(records)));
+    let following = async {
+        let (mut seen, mut cursor) = (Vec::new(), String::new());
+        while seen.len() < COUNT {
+            let page = pipeline.get(&format!("/records?order=processed&limit=30{cursor}")).await;
+            seen.extend(page["items"].as_array().unwrap().clone());
+            cursor = format!("&cursor={}", page["nextCursor"].as_str().expect("a cursor on every page"));
+        }
+        (seen, cursor)
+    };
+    let (_, (seen, cursor)) = tokio::join!(sending, following);
+    assert_eq!((seen.len(), ids(&seen)), (COUNT, ids(&sent)));
+    pipeline.applied().await;
+    let rest = pipeline.get(&format!("/records?order=processed{cursor}")).await;
+    assert_eq!(rest["items"], json!([]), "nothing follows");
+    for destination in ["d0", "d39"] {
+        let of = |records: &[Value]| {
+            let of = records.iter().filter(|record| record["destinationId"] == destination);
+            of.map(|record| record["recordId"].clone()).collect::<Vec<_>>()
+        };
+        let log = pipeline.list(&format!("/records?destinationId={destination}")).await;
+        assert_eq!(of(&seen), of(&log), "the order of processing");
+    }
+}
+
+#[tokio::test]
 async fn paths_without_a_version_mean_v1() {
     let (pipeline, _serve, _work, records) = loaded().await;
     let paths = [

@@ -70,6 +70,7 @@ proptest! {
             }
             let alerts = decision.records.iter().filter(|new| new.threshold.is_some()).count() as i64;
             prop_assert_eq!(decision.alerts, alerts);
+            prop_assert_eq!(decision.totals.values().map(|change| change.alerts).sum::<i64>(), alerts);
             batch.clear();
             ends[index].into_iter().for_each(|n| model.discard(n));
         }

@@ -2,13 +2,15 @@
 
 mod audit;
 mod dead_letters;
+mod filters;
+mod following;
 mod history;
 mod records;
 mod stats;
 mod sums;
 mod values;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, str::FromStr as _, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use millrace_crds::RecordPipeline;
@@ -56,6 +58,9 @@ struct Row<'a> {
     time: &'a str,
     threshold: Option<&'a str>,
     attributes: Option<&'a str>,
+    /// When it was processed, and the period of that.
+    processed_at: &'a str,
+    period: &'a str,
 }
 
 const ROW: Row<'static> = Row {
@@ -68,7 +73,64 @@ const ROW: Row<'static> = Row {
     time: "2026-01-01T00:00:00Z",
     threshold: None,
     attributes: None,
+    processed_at: "2026-02-01T00:00:01Z",
+    period: "2026-11-01",
 };
+
+impl Row<'_> {
+    fn shard(&self) -> ShardId {
+        ShardId::of(&DestinationId::stored(self.destination), SHARDS)
+    }
+
+    /// Stores it as a commit does.
+    async fn store(self, seq: i64, connection: &mut sqlx::PgConnection) {
+        let row = self;
+        let (value, positive) = row.value.strip_prefix('-').map_or((row.value, true), |value| (value, false));
+        sqlx::query(
+            "with stored as (
+                 insert into records (shard, seq, period, epoch, received_at, processed_at, time, previous_count, positive,
+                     record_id, source_id, destination_id, reference, unit, stream_id, value, previous_total, threshold,
+                     attributes)
+                 values ($1, $2, $13::date, 1, '2026-02-01T00:00:00Z', $14, $3, 0, $4, $5, $6, $7, $8, $9,
+                     '1769904000500-0', $10::numeric, 0, $11::numeric, $12)),
+             taken as (
+                 insert into record_ids (record_id, shard, number, period, digest)
+                 values ($5, $1, $2, $13::date, gen_random_uuid())
+                 -- The id of a dead letter whose replay it is.
+                 on conflict (record_id) do update set shard = $1, number = $2, period = $13::date),
+             counted as (
+                 insert into totals (shard, destination_id, reference, unit, positive_count, positive_sum, negative_count,
+                                     negative_sum, alerts)
+                 select $1, $7, $8, $9, $4::int, case when $4 then $10::numeric else 0 end, (not $4)::int,
+                        case when $4 then 0 else $10::numeric end, ($11 is not null)::int
+                 on conflict (destination_id, reference, unit, shard) do update
+                 set positive_count = totals.positive_count + excluded.positive_count,
+                     positive_sum = totals.positive_sum + excluded.positive_sum,
+                     negative_count = totals.negative_count + excluded.negative_count,
+                     negative_sum = totals.negative_sum + excluded.negative_sum,
+                     alerts = totals.alerts + excluded.alerts)
+             update shards set records = $2, processed = processed + 1, alerts = alerts + ($11 is not null)::int
+             where shard = $1",
+        )
+        .bind(row.shard())
+        .bind(seq)
+        .bind(time(row.time))
+        .bind(positive)
+        .bind(row.id)
+        .bind(row.source)
+        .bind(row.destination)
+        .bind(row.reference)
+        .bind(row.unit)
+        .bind(value)
+        .bind(row.threshold)
+        .bind(row.attributes)
+        .bind(chrono::NaiveDate::from_str(row.period).expect("a date"))
+        .bind(time(row.processed_at))
+        .execute(connection)
+        .await
+        .expect("insert");
+    }
+}
 
 impl World {
     async fn new(pool: PgPool) -> Self {
@@ -121,45 +183,10 @@ impl World {
 
     /// Stores a processed record as a commit does; returns its shard and sequence number.
     async fn add(&mut self, row: Row<'_>) -> (u16, i64) {
-        let shard = ShardId::of(&DestinationId::stored(row.destination), SHARDS);
+        let shard = row.shard();
         let seq = self.seqs.entry(shard).or_default();
         *seq += 1;
-        let (value, positive) = row.value.strip_prefix('-').map_or((row.value, true), |value| (value, false));
-        sqlx::query(
-            "with stored as (
-                 insert into records (shard, seq, period, epoch, received_at, processed_at, time, previous_count, positive,
-                     record_id, source_id, destination_id, reference, unit, stream_id, value, previous_total, threshold,
-                     attributes)
-                 values ($1, $2, '2026-11-01', 1, '2026-02-01T00:00:00Z', '2026-02-01T00:00:01Z', $3, 0, $4, $5, $6, $7, $8, $9,
-                     '1769904000500-0', $10::numeric, 0, $11::numeric, $12)),
-             taken as (
-                 insert into record_ids (record_id, shard, number, period, digest)
-                 values ($5, $1, $2, '2026-11-01', gen_random_uuid())
-                 -- The id of a dead letter whose replay it is.
-                 on conflict (record_id) do update set shard = $1, number = $2, period = '2026-11-01'),
-             counted as (
-                 insert into totals (shard, positive_count, destination_id, reference, unit, positive_sum)
-                 values ($1, 1, $7, $8, $9, $10::numeric)
-                 on conflict (destination_id, reference, unit, shard) do update
-                 set positive_count = totals.positive_count + 1)
-             update shards set records = $2, processed = processed + 1, alerts = alerts + ($11 is not null)::int
-             where shard = $1",
-        )
-        .bind(shard)
-        .bind(*seq)
-        .bind(time(row.time))
-        .bind(positive)
-        .bind(row.id)
-        .bind(row.source)
-        .bind(row.destination)
-        .bind(row.reference)
-        .bind(row.unit)
-        .bind(value)
-        .bind(row.threshold)
-        .bind(row.attributes)
-        .execute(&self.pool)
-        .await
-        .expect("insert");
+        row.store(*seq, &mut self.pool.acquire().await.expect("a connection")).await;
         (shard.get(), *seq)
     }
 
@@ -173,7 +200,10 @@ impl World {
                          'below_minimum_total', 'its total would be below')),
              taken as (
                  insert into record_ids (record_id, shard, number, digest)
-                 select $2, 0, $1, gen_random_uuid() where $2 is not null)
+                 select $2, 0, $1, gen_random_uuid() where $2 is not null),
+             counted as (
+                 insert into outcome_counts as c (destination_id, shard, dead_letters) values ('d', 0, 1)
+                 on conflict (destination_id, shard) do update set dead_letters = c.dead_letters + 1)
              update shards set dead_letters = $1 where shard = 0",
         )
         .bind(n)
@@ -234,6 +264,16 @@ impl World {
 
     fn stream(&self, shard: ShardId) -> String {
         keys::records(&self.name, shard)
+    }
+
+    /// All pages of a path that has parameters.
+    async fn pages(&self, path: &str) -> Vec<Value> {
+        let mut pages = vec![self.get(path).await];
+        while let Some(next) = pages.last().and_then(|page| page.get("nextCursor")) {
+            let path = format!("{path}&cursor={}", next.as_str().expect("a cursor"));
+            pages.push(self.get(&path).await);
+        }
+        pages
     }
 
     /// All items of a list, page by page.

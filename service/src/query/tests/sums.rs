@@ -1,8 +1,7 @@
+use futures::TryStreamExt as _;
+
 use super::*;
-use crate::{
-    domain::{DestinationUnit, Seq, Unit},
-    store::DestinationSeq,
-};
+use crate::store::{AggregationRow, RecordFilter};
 
 const AGGREGATIONS: &str = "/records/aggregations";
 
@@ -134,25 +133,19 @@ async fn rollups_count_windows_and_distinct_sources(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn all_pages_of_a_response_come_from_one_snapshot(pool: PgPool) {
+async fn totals_and_records_come_from_one_snapshot(pool: PgPool) {
     let mut world = World::new(pool).await;
     world.add(Row { id: "before", ..ROW }).await;
     let store = Store::of_test(world.pool.clone());
     let mut snapshot = store.snapshot().await.expect("snapshot");
     world.add(Row { id: "after", ..ROW }).await;
-    let filter = crate::store::RecordFilter::default();
-    let totals = snapshot
-        .totals(&filter, &DestinationUnit { destination_id: DestinationId::stored(""), unit: Unit::stored("") }, 10)
-        .await
-        .expect("totals");
-    assert_eq!(totals[0].count, 1);
-    assert_eq!(
-        snapshot
-            .records(&filter, &DestinationSeq { destination_id: DestinationId::stored(""), seq: Seq::ZERO }, 10)
-            .await
-            .expect("records")
-            .len(),
-        1
+    let filter = RecordFilter::default();
+    let totals: Vec<_> = snapshot.totals(&filter).expect("totals").try_collect().await.expect("totals");
+    assert_eq!((totals.len(), totals[0].count), (1, 1));
+    let rows: Vec<_> = snapshot.aggregation(&filter).expect("rows").try_collect().await.expect("rows");
+    assert!(
+        matches!(&rows[..], [AggregationRow::Total(total), AggregationRow::Record(_)] if total.count == 1),
+        "{rows:?}"
     );
     let size = world.pool.size();
     drop(snapshot);

@@ -1,10 +1,11 @@
 -- Facts after a position in the trail, at most $11. Each branch ends at the limit by itself, on the index of its own time;
--- only then are the branches merged. $1 to $5: the position (applied, shard, kind, n, step); $6 to $10: the filters.
+-- only then are the branches merged. $1 to $5: the position (applied, shard, kind, n, step); $6 to $10: the filters;
+-- $12, $13: shard and number of the record that $7 names.
 with facts as (
     (select * from audit_records
      where applied >= $1 and (applied, shard, 1, n, step) > ($1, $2, $3, $4, $5)
        and ($6::text[] is null or action = any($6))
-       and ($7::text is null or record_id = $7)
+       and ($7::text is null or record_id = $7 and shard = $12 and n = $13)
        and ($8::text is null or destination_id = $8)
        and ($9::timestamptz is null or time >= $9)
        and ($10::timestamptz is null or time < $10)
