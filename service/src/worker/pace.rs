@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// Longest time between the beginnings of two groups while records wait.
 const LONGEST: Duration = Duration::from_millis(20);
 /// Records per second from which on groups are the longest time apart. Below it the time falls with the rate.
-const FULL_RATE: f64 = 10_000.0;
+const FULL_RATE: f64 = 4_000.0;
 /// Time over which the rate is a mean.
 const MEMORY: Duration = Duration::from_millis(200);
 
@@ -61,10 +61,10 @@ mod tests {
             let apart = (time.as_secs_f64() * 1_000.0 - ms).abs();
             assert!(apart < ms * 0.05, "{time:?}, expected {ms} ms");
         };
-        near(interval(10.0), 0.02);
-        near(interval(1_000.0), 2.0);
-        near(interval(5_000.0), 10.0);
-        near(interval(10_000.0), 20.0);
+        near(interval(10.0), 0.05);
+        near(interval(1_000.0), 5.0);
+        near(interval(2_000.0), 10.0);
+        near(interval(4_000.0), 20.0);
         assert_eq!(interval(100_000.0), LONGEST);
     }
 
