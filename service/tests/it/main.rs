@@ -37,3 +37,4 @@ mod start;
 mod stress;
 mod take;
 mod together;
+mod verify;
