@@ -338,6 +338,22 @@ create table admin_actions (
 );
 create index admin_actions_time on admin_actions (time);
 
+-- Runs of `millrace verify`, the last thousand.
+create table verifications (
+    n           bigint      generated always as identity primary key,
+    started_at  timestamptz not null,
+    ended_at    timestamptz not null default clock_timestamp(),
+    -- The shards and the time to which it was limited; both null: it compared everything.
+    shards      integer[],
+    since       timestamptz,
+    -- Records that it compared.
+    records     bigint      not null,
+    -- Null: it could not compare everything.
+    differences bigint,
+    -- The first differences, one a line, or why it could not compare.
+    problems    text        not null default ''
+);
+
 -- The audit trail is derived. One view a source, so that each can be read in order and stop early; `applied` is when the
 -- source was applied, `step` its facts in order. An entry is received and queued once: the outcome of a replay (same id,
 -- same received_at as the dead letter) does not repeat those facts. The steps are constants: Postgres prepares rows of

@@ -78,7 +78,20 @@ pub struct Work {
     pub pod: Option<Pod>,
 }
 
-/// The Jobs that migrate the schema and purge the data. Their pods are made as `spec.work.pod` describes.
+/// Runs `millrace verify` on a schedule, as a CronJob: it derives everything again from the records, and compares it with
+/// what is stored and published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Verify {
+    /// When it runs, in UTC, as five fields of cron such as "0 3 * * *", or as `@daily` and its like. A run that is due
+    /// while another one continues is left out.
+    #[schemars(length(min = 1, max = 100))]
+    #[x_kube(validation = Rule::new(r"self.matches(r'^(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9A-Za-z*/,?-]+( +[0-9A-Za-z*/,?-]+){4})$')")
+        .message("must be five fields of cron such as \"0 3 * * *\", or @hourly, @daily, @weekly, @monthly or @yearly"))]
+    pub schedule: String,
+}
+
+/// The Jobs that migrate the schema, verify and purge the data. Their pods are made as `spec.work.pod` describes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Jobs {

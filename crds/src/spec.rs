@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     DecimalString,
-    deploy::{DeletionPolicy, Jobs, NetworkPolicy, PullPolicy, Serve, Work},
+    deploy::{DeletionPolicy, Jobs, NetworkPolicy, PullPolicy, Serve, Verify, Work},
     sinks::Sink,
     status::RecordPipelineStatus,
 };
@@ -133,7 +133,10 @@ pub struct RecordPipelineSpec {
     /// The pods that apply records and publish outcomes: how they run. Their number is `replicas` or `autoscaling`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work: Option<Work>,
-    /// The pods of the Jobs that migrate the schema and purge the data: how they differ from those of `work`.
+    /// Runs `millrace verify` on a schedule. Absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<Verify>,
+    /// The pods of the Jobs that migrate the schema, verify and purge the data: how they differ from those of `work`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jobs: Option<Jobs>,
     /// Who may connect to the pods, and where the pods may connect to. Absent: HTTP from anywhere, the health port from
@@ -176,6 +179,7 @@ impl RecordPipelineSpec {
             image_pull_secrets: _,
             serve: _,
             work: _,
+            verify: _,
             jobs: _,
             network_policy: _,
             deletion_policy: _,
@@ -200,6 +204,7 @@ impl RecordPipelineSpec {
             image_pull_secrets: Vec::new(),
             serve: None,
             work: None,
+            verify: None,
             jobs: None,
             network_policy: None,
             deletion_policy: None,

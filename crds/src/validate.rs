@@ -107,6 +107,12 @@ impl RecordPipelineSpec {
             }
         }
         self.check_sinks(pipeline, found);
+        if self.verify.as_ref().is_some_and(|verify| !is_schedule(&verify.schedule)) {
+            found.add(
+                "spec.verify.schedule",
+                "must be five fields of cron such as \"0 3 * * *\", or @hourly, @daily, @weekly, @monthly or @yearly",
+            );
+        }
         for (at, pod) in [
             ("spec.serve.pod", self.serve.as_ref().and_then(|serve| serve.pod.as_ref())),
             ("spec.work.pod", self.work.as_ref().and_then(|work| work.pod.as_ref())),
@@ -251,6 +257,19 @@ impl Sink {
     pub fn stream(&self, pipeline: &str) -> Option<String> {
         self.redis_stream.as_ref().map(|target| target.key(pipeline, &self.name))
     }
+}
+
+/// Whether a text has the form of a schedule. The API server checks the values of its fields.
+fn is_schedule(text: &str) -> bool {
+    const NAMED: [&str; 7] = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"];
+    let is_field = |field: &str| field.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"*/,?-".contains(&byte));
+    let fields: Vec<&str> = text.split(' ').filter(|field| !field.is_empty()).collect();
+    NAMED.contains(&text)
+        || text.len() <= 100
+            && !text.starts_with(' ')
+            && !text.ends_with(' ')
+            && fields.len() == 5
+            && fields.into_iter().all(is_field)
 }
 
 /// A DNS label of at most `longest` characters.

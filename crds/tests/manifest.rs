@@ -62,14 +62,14 @@ fn the_spec_for_pods_has_only_the_fields_that_concern_them() {
          shards: 4, backlogLimit: 7, image: a, imagePullPolicy: Never, imagePullSecrets: [a], \
          sinks: [{name: a, event: Alert, redisStream: {}}], policy: {minimumTotal: '0'}, \
          redis: {urlSecretRef: {name: a, key: k}}, postgres: {urlSecretRef: {name: b, key: k}}, \
-         auth: {bootstrapKeySecretRef: {name: c, key: k}}, serve: {replicas: 2}, work: {pod: {}}, jobs: {}, \
+         auth: {bootstrapKeySecretRef: {name: c, key: k}}, serve: {replicas: 2}, work: {pod: {}}, verify: {schedule: '@daily'}, jobs: {}, \
          networkPolicy: {enabled: false}, deletionPolicy: Now, drainSeconds: 3, paused: true",
     );
     let whole = RecordPipeline::from_yaml(&text).unwrap().spec;
     let all: serde_json::Value = serde_json::from_str(&whole.canonical()).unwrap();
     let for_pods: serde_json::Value = serde_json::from_str(&whole.for_pods().canonical()).unwrap();
     let (all, for_pods) = (all.as_object().unwrap(), for_pods.as_object().unwrap());
-    assert_eq!(all.len(), 21, "set a new field above, and decide whether it concerns the pods: {all:?}");
+    assert_eq!(all.len(), 22, "set a new field above, and decide whether it concerns the pods: {all:?}");
     let names: BTreeSet<&str> = for_pods.keys().map(String::as_str).collect();
     let concern = "threshold thresholds shards backlogLimit sinks policy redis postgres auth";
     assert_eq!(names, concern.split(' ').collect());
@@ -127,6 +127,16 @@ macro_rules! scaling {
 }
 
 const RULES: &[Rule] = &[
+    Rule {
+        kept: "verify: {schedule: '*/5 0-6,22 1 JAN MON-FRI'}",
+        broken: "verify: {schedule: '0 3 * *'}",
+        message: "spec.verify.schedule: must be five fields of cron",
+    },
+    Rule {
+        kept: "verify: {schedule: '@hourly'}",
+        broken: "verify: {schedule: '@often'}",
+        message: "or @hourly, @daily",
+    },
     Rule { kept: "shards: 1", broken: "shards: 0", message: "spec.shards: must be between 1 and 256" },
     Rule { kept: "shards: 256", broken: "shards: 257", message: "spec.shards: must be between 1 and 256" },
     Rule { kept: "backlogLimit: 1", broken: "backlogLimit: 0", message: "spec.backlogLimit: must be between" },

@@ -21,6 +21,11 @@ pub(crate) const BOUNDS: &[Bound] = &[
         spec: |count| format!("thresholds: {{{}}}", numbered(count, |n| format!("u{n}: '1'"))),
         message: "spec.thresholds: Too many: 65: must have at most 64 items",
     },
+    Bound {
+        most: 100,
+        spec: |count| format!("verify: {{schedule: '{} * * * *'}}", "1".repeat(count - 8)),
+        message: "spec.verify.schedule: Too long",
+    },
     Bound { most: 500, spec: |count| format!("image: {}", "a".repeat(count)), message: "spec.image: Too long" },
     Bound {
         most: 8,

@@ -151,6 +151,16 @@ const RULES: &[Rule] = &[
         broken: "deletionPolicy: Keep",
         message: "spec.deletionPolicy: Unsupported value",
     },
+    Rule {
+        kept: "verify: {schedule: '*/5 0-6,22 1 JAN MON-FRI'}",
+        broken: "verify: {schedule: '0 3 * *'}",
+        message: "spec.verify.schedule: Invalid value: \"string\": must be five fields of cron",
+    },
+    Rule {
+        kept: "verify: {schedule: '@hourly'}",
+        broken: "verify: {schedule: '@often'}",
+        message: "or @hourly, @daily",
+    },
     Rule { kept: "drainSeconds: 1", broken: "drainSeconds: 0", message: "spec.drainSeconds: Invalid value" },
     Rule { kept: "drainSeconds: 86400", broken: "drainSeconds: 86401", message: "spec.drainSeconds: Invalid value" },
     Rule { kept: scaling!(1, 4, 1), broken: scaling!(0, 4, 1), message: "spec.autoscaling.minReplicas: Invalid value" },

@@ -9,9 +9,9 @@ use kube::ResourceExt as _;
 use millrace_crds::{DeletionPolicy, Reason, status_api::Problem};
 
 use super::{
-    build,
+    build::{self, Kind},
     condition::{self, ConditionType, Status},
-    desire::{Desired, Goal},
+    desire::{self, Desired, Goal},
     memory::Memory,
     migration::{self, MigrationState},
     observe::Observed,
@@ -153,7 +153,9 @@ impl Desired {
         for running in observed.migrations.iter().filter(|attempt| attempt.open) {
             self.delete_job(observed, running);
         }
-        let ending = observed.pods.len() + observed.migrating;
+        // One that starts later would find no schema; one that runs would lock its tables.
+        self.unwanted.extend(desire::children(observed, Kind::CronJob));
+        let ending = observed.pods.len() + observed.jobs_running;
         if ending > 0 {
             return Some(format!("{ending} pods end before the data is removed"));
         }
@@ -267,7 +269,7 @@ mod tests {
             work: role(1),
             migrations: Vec::new(),
             purges: Vec::new(),
-            migrating: 0,
+            jobs_running: 0,
             pods: vec![pod("serve", 3, now), pod("work", 3, now)],
             children: BTreeMap::new(),
             jobs: BTreeMap::new(),

@@ -30,7 +30,7 @@ pub(crate) struct Desired {
     pub(super) unwanted: Vec<Unwanted>,
     /// A Job that exists.
     pub(super) job: Option<Child>,
-    /// Deployments that exist as they are here.
+    /// Deployments, and a CronJob, that exist as they are here.
     pub(super) deployments: Vec<Child>,
     /// Deployments that stay as they are but for the number of their pods.
     pub(super) scales: Vec<Scale>,
@@ -105,10 +105,13 @@ impl Desired {
         let plan = Plan { pipeline, image: &image, workers, serve: pipeline.serve_replicas(), operator_namespace };
 
         let mut desired = Self { base: build::base(&plan), ..Self::default() };
-        desired.unwanted = unwanted(observed, &desired.base);
+        let verify = build::verify(&plan);
+        desired.unwanted = unwanted(observed, desired.base.iter().chain(&verify));
         let migration = desired.migrate(observed, pipeline, &image, memory);
         if migration.is_done() {
             desired.deployments = build::deployments(&plan);
+            // Its image has to fit the schema, as theirs.
+            desired.deployments.extend(verify);
         } else {
             // Until the schema fits, no new pods start, and of the existing ones only the number changes.
             desired.scale(observed.work.as_ref(), workers);
@@ -220,13 +223,19 @@ fn workers(context: &Context, observed: &Observed<'_>, pipeline: &Validated, mem
 }
 
 /// Children that are no longer wanted. Deployments are deleted only with the resource.
-fn unwanted(observed: &Observed<'_>, base: &[Child]) -> Vec<Unwanted> {
-    let is_wanted = |kind: Kind, name: &str| base.iter().any(|child| child.kind == kind && child.name == *name);
+fn unwanted<'a>(observed: &Observed<'_>, wanted: impl Iterator<Item = &'a Child> + Clone) -> Vec<Unwanted> {
+    let is_wanted = |kind: Kind, name: &str| wanted.clone().any(|child| child.kind == kind && child.name == *name);
     let children = observed.children.iter();
     children
         .filter(|((kind, name), _)| *kind != Kind::Deployment && !is_wanted(*kind, name))
         .map(|((kind, name), meta)| Unwanted { kind: *kind, name: name.clone(), meta: meta.clone() })
         .collect()
+}
+
+/// The children of one kind, to be deleted.
+pub(super) fn children(observed: &Observed<'_>, kind: Kind) -> impl Iterator<Item = Unwanted> {
+    let of_kind = observed.children.iter().filter(move |((found, _), _)| *found == kind);
+    of_kind.map(|((kind, name), meta)| Unwanted { kind: *kind, name: name.clone(), meta: meta.clone() })
 }
 
 /// Why the Deployments are not complete; `None` when they are.

@@ -39,8 +39,8 @@ pub(crate) struct Observed<'a> {
     pub(crate) migrations: Vec<Attempt>,
     /// Jobs of purges.
     pub(crate) purges: Vec<Attempt>,
-    /// Pods of migrations that are not finished.
-    pub(crate) migrating: usize,
+    /// Pods of migrations and of verify that are not finished.
+    pub(crate) jobs_running: usize,
     /// Pods of both roles that are not finished.
     pub(crate) pods: Vec<ObservedPod>,
     /// Metadata of each child except Jobs.
@@ -126,7 +126,7 @@ impl<'a> Observed<'a> {
             attempts.push(attempt);
             jobs.insert(job.name_any(), job.metadata.clone());
         }
-        let is_migrating = |pod: &&Arc<Pod>| component_of(&pod.metadata) == "migrate" && !is_finished(pod);
+        let runs = |pod: &&Arc<Pod>| ["migrate", "verify"].contains(&component_of(&pod.metadata)) && !is_finished(pod);
         let mut observed_pods: Vec<_> = pods.iter().filter_map(|pod| ObservedPod::of(pod)).collect();
         observed_pods.sort_by(|a, b| a.name.cmp(&b.name));
         Self {
@@ -136,7 +136,7 @@ impl<'a> Observed<'a> {
             work: role("work"),
             migrations,
             purges,
-            migrating: pods.iter().filter(is_migrating).count(),
+            jobs_running: pods.iter().filter(runs).count(),
             pods: observed_pods,
             children,
             jobs,

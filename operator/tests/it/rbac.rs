@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, path::Path, process::Stdio};
 
 use k8s_openapi::api::{
     autoscaling::v2::HorizontalPodAutoscaler,
+    batch::v1::CronJob,
     core::v1::{ConfigMap, ResourceQuota, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
 };
@@ -200,7 +201,7 @@ async fn start_with_gateway_api(server: &Server, world: &World, variables: &[(&s
         "ingress": { "host": "shop.example" },
         "httpRoute": { "parents": [{ "name": "gateway" }], "hostnames": ["shop.example"] },
     });
-    world.create("payments", json!({ "serve": outside })).await;
+    world.create("payments", json!({ "serve": outside, "verify": { "schedule": "@daily" } })).await;
     world.waits("payments", "Degraded", "True", "GatewayApiMissing").await;
     let gateway_api = gateway_api().to_string();
     run(server, Path::new("kubectl"), &["apply", "--server-side", "-f", "-"], &gateway_api).await;
@@ -219,12 +220,15 @@ async fn remove_children(world: &World) {
     });
     let generation = world.change("payments", json!({ "spec": { "serve": scaled } })).await;
     world.ready("payments", generation).await;
-    let fixed = json!({ "spec": { "serve": { "autoscaling": null }, "networkPolicy": { "enabled": false } } });
+    let fixed = json!({
+        "spec": { "serve": { "autoscaling": null }, "networkPolicy": { "enabled": false }, "verify": null },
+    });
     let generation = world.change("payments", fixed).await;
     let ready = world.ready("payments", generation).await;
-    eventually("the autoscaler is deleted", async || {
+    eventually("autoscaler and CronJob are deleted", async || {
         let left = world.api::<HorizontalPodAutoscaler>().list(&ListParams::default()).await.unwrap().items;
-        so(left.is_empty(), || format!("{left:?}"))
+        let cron_jobs = world.api::<CronJob>().list(&ListParams::default()).await.unwrap().items;
+        so(left.is_empty() && cron_jobs.is_empty(), || format!("{left:?} {cron_jobs:?}"))
     })
     .await;
     let owner = uid(&ready);

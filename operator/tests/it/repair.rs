@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
+    batch::v1::{CronJob, Job},
     core::v1::{ConfigMap, Service},
     networking::v1::{Ingress, NetworkPolicy},
 };
@@ -106,6 +107,51 @@ async fn unwanted_objects_are_deleted_and_objects_of_others_are_not_taken_over()
     // Once it is deleted, the pipeline continues by itself.
     maps.delete("clash-manifest", &Default::default()).await.unwrap();
     world.ready("clash", 1).await;
+}
+
+#[tokio::test]
+async fn a_schedule_of_verify_is_a_cron_job_that_follows_the_spec() {
+    let world = World::new("verify").await;
+    let operator = world.operator("a", &[]);
+    let cron_jobs = world.api::<CronJob>();
+    world.create("payments", json!({ "verify": { "schedule": "30 3 * * *" } })).await;
+    world.ready("payments", 1).await;
+    let spec = cron_jobs.get("payments-verify").await.unwrap().spec.unwrap();
+    assert_eq!((spec.schedule.as_str(), spec.concurrency_policy.as_deref()), ("30 3 * * *", Some("Forbid")));
+    // The pod is that of a migration but for its arguments and its labels.
+    let jobs =
+        world.api::<Job>().list(&ListParams::default().labels("app.kubernetes.io/component=migrate")).await.unwrap();
+    let pod = |template: k8s_openapi::api::core::v1::PodTemplateSpec| {
+        let mut pod = json!(template.spec.unwrap());
+        let container = pod["containers"][0].as_object_mut().unwrap();
+        let (name, args) = (container.remove("name").unwrap(), container.remove("args").unwrap());
+        (pod, name, args)
+    };
+    let job_template = spec.job_template;
+    let labels = job_template.metadata.and_then(|metadata| metadata.labels);
+    assert_eq!(labels, None, "the operator does not take its Jobs for migrations");
+    let (verify, name, args) = pod(job_template.spec.unwrap().template);
+    let (migration, ..) = pod(jobs.items[0].spec.clone().unwrap().template);
+    assert_eq!((verify, name, args), (migration, json!("verify"), json!(["verify"])));
+
+    // It is not changed without a reason, corrected, changed and removed.
+    world.two_reconciles(&operator).await;
+    assert_eq!(cron_jobs.get("payments-verify").await.unwrap().metadata.generation, Some(1));
+    world.patch::<CronJob>("payments-verify", json!({ "spec": { "suspend": true } })).await;
+    eventually("it runs again", async || {
+        let spec = cron_jobs.get("payments-verify").await.unwrap().spec.unwrap();
+        so(spec.suspend == Some(false), || format!("{spec:?}"))
+    })
+    .await;
+    let generation = world.change("payments", json!({ "spec": { "verify": { "schedule": "@hourly" } } })).await;
+    world.ready("payments", generation).await;
+    assert_eq!(cron_jobs.get("payments-verify").await.unwrap().spec.unwrap().schedule, "@hourly");
+    world.change("payments", json!({ "spec": { "verify": null } })).await;
+    eventually("it is deleted", async || {
+        let left = cron_jobs.list(&ListParams::default()).await.unwrap().items;
+        so(left.is_empty(), || format!("{left:?}"))
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -16,8 +16,12 @@ use crate::{
     lifecycle::Lifecycle,
     listen,
     status::Reporter,
+    store::{self, Store, VerifyResult},
     streams::{self, Producer, Streams},
-    telemetry::{self, Telemetry, TelemetryArgs},
+    telemetry::{
+        self, Telemetry, TelemetryArgs,
+        metrics::{VERIFY_DIFFERENCES, VERIFY_LAST_SUCCESS},
+    },
 };
 use anyhow::Context as _;
 
@@ -32,6 +36,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const LONGEST_DENIAL: Duration = Duration::from_secs(20);
 /// The name of that look, among loops and problems.
 const ACCESS: &str = "serve.redis";
+
+/// Pause between two looks at the results of `millrace verify`.
+const VERIFY_EVERY: Duration = Duration::from_secs(15);
 
 /// Flags of `millrace serve`.
 #[derive(Debug, clap::Args)]
@@ -119,6 +126,7 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
     let acceptor = Acceptor::default();
     let producer = Producer::new(&streams, &process, active_manifest.borrow().manifest.spec.shards);
     watch_access(&streams, lifecycle);
+    measure_verify(&store, lifecycle);
     acceptor.spawn(&store, &producer, &process, lifecycle);
     let app = App {
         store: store.clone(),
@@ -141,6 +149,27 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
     });
     tracing::info!(event = "serve.http.listening", %address, pipeline = &*name, "listening for the API");
     Ok(address)
+}
+
+/// Exports what the last runs of `millrace verify` found: those processes end before anything could read their metrics.
+fn measure_verify(store: &Store, lifecycle: &Lifecycle) {
+    let (store, soft) = (store.clone(), lifecycle.soft.clone());
+    lifecycle.spawn("serve.verify", async move {
+        loop {
+            // While Postgres is unavailable, the last known result stays.
+            if let Ok(VerifyResult { last_success, differences }) = store::within(store.verify_result()).await {
+                if let Some(seconds) = last_success {
+                    metrics::gauge!(VERIFY_LAST_SUCCESS).set(seconds as f64);
+                }
+                if let Some(differences) = differences {
+                    metrics::gauge!(VERIFY_DIFFERENCES).set(differences as f64);
+                }
+            }
+            if tokio::time::timeout(VERIFY_EVERY, soft.cancelled()).await.is_ok() {
+                return Ok(());
+            }
+        }
+    });
 }
 
 /// Looks again and again whether Redis admits this process. While it does not, every record would be refused: the process

@@ -1,24 +1,45 @@
 //! `millrace verify`: derive everything again from the records alone, and compare it with what is stored and published.
 //!
-//! Must never write. May run under load: it compares one snapshot, and sinks up to the cursors that it read before.
+//! Must write nothing but its result. May run under load: it compares one snapshot, and sinks up to the cursors that it
+//! read before.
 
+mod compare;
 mod entry;
+mod facts;
+mod keys;
+mod log;
+mod pass;
+mod progress;
 mod sinks;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use chrono::{DateTime, Utc};
 
 use crate::{
     config::Place,
-    store::{Difference, Differences, Extent, Store},
+    domain::{ShardId, parse_time},
+    store::{Difference, Scope, Store, VerifyRun},
     streams::Streams,
 };
-use sinks::{Checked, SinkReport};
+use compare::{Comparison, compare, connections};
+use sinks::SinkReport;
 
 /// Flags of `millrace verify`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     place: Place,
+    /// Compare only this shard; may be given several times
+    #[arg(long = "shard", value_name = "N")]
+    shards: Vec<u16>,
+    /// Compare only records that were processed at this time or later, such as 2026-01-31T12:00:00Z; what is stored for
+    /// the first one of each key is taken as right
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    since: Option<DateTime<Utc>>,
     /// Print the outcome as JSON.
     #[arg(long)]
     json: bool,
@@ -31,7 +52,7 @@ struct Verdict<'a> {
     verified: bool,
     records: i64,
     alerts: i64,
-    totals: i64,
+    totals: usize,
     sinks: &'a [SinkReport],
     /// All of them.
     differences: u64,
@@ -46,51 +67,41 @@ struct Verdict<'a> {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let pipeline = args.place.name()?;
     let streams = Streams::connect(&args.place.redis_url()?, &pipeline)?;
-    let store = Store::connect(&args.place.postgres_url()?, &pipeline, 2)?;
-    let outcome = compare(&store, &streams, args.json).await;
+    // One for the checks of Postgres, one for the result.
+    let most = u32::try_from(connections())? + 2;
+    let store = Store::connect(&args.place.postgres_url()?, &pipeline, most)?;
+    let mut shards: Vec<ShardId> = args.shards.iter().copied().map(ShardId::new).collect();
+    shards.sort_unstable();
+    shards.dedup();
+    let scope = Scope { shards: Some(shards).filter(|shards| !shards.is_empty()), since: args.since };
+    let start = Instant::now();
+    let outcome = compare(&store, &streams, &scope).await;
+    note(&store, &scope, start.elapsed(), &outcome).await;
     store.close().await;
-    outcome
+    report(&outcome?, args.json)
 }
 
-async fn compare(store: &Store, streams: &Streams, as_json: bool) -> anyhow::Result<()> {
-    // Cursors first: what they say was published is then in the snapshot for sure.
-    let mut started = store.verification().await.context("cannot ask Postgres; was `millrace migrate` run?")?;
-    let known = started.started_sinks().await.context("cannot ask Postgres; was `millrace migrate` run?")?;
-    started.end().await?;
-    let mut checked = Vec::new();
-    for sink in known {
-        let state =
-            streams.sink_snapshot(&sink.stream).await.with_context(|| format!("cannot read {}", sink.stream))?;
-        checked.push(Checked::new(sink, state));
+/// Stores the result. Where that fails, a line says so: the comparison is valid all the same.
+async fn note(store: &Store, scope: &Scope, took: Duration, outcome: &anyhow::Result<Comparison>) {
+    let run = VerifyRun {
+        took,
+        scope,
+        records: outcome.as_ref().map_or(0, |result| result.records),
+        found: outcome.as_ref().map(|result| &result.differences).map_err(|error| format!("{error:#}")),
+    };
+    if let Err(error) = store.store_verify_run(&run).await.context("the result is not stored") {
+        eprintln!("millrace: {error:#}");
     }
-
-    let mut snapshot = store.verification().await?;
-    let mut differences = Differences::default();
-    let extent = snapshot.extent().await?;
-    snapshot.numbers(&mut differences).await?;
-    snapshot.counters(&mut differences).await?;
-    snapshot.originals(&mut differences).await?;
-    snapshot.ids(&mut differences).await?;
-    snapshot.shards(extent.shards, &mut differences).await?;
-    snapshot.summaries(&mut differences).await?;
-    snapshot.totals(&mut differences).await?;
-    snapshot.alerts(&mut differences).await?;
-    let mut reports = Vec::new();
-    for sink in checked {
-        reports.push(sinks::check(sink, extent.shards, &mut snapshot, streams, &mut differences).await?);
-    }
-    snapshot.end().await?;
-    report(extent, &reports, &differences, as_json)
 }
 
-fn report(extent: Extent, sinks: &[SinkReport], differences: &Differences, as_json: bool) -> anyhow::Result<()> {
-    let Extent { records, alerts, totals, shards } = extent;
+fn report(result: &Comparison, as_json: bool) -> anyhow::Result<()> {
+    let Comparison { shards, records, alerts, totals, sinks, differences } = result;
     if as_json {
         let outcome = Verdict {
             verified: differences.count == 0,
-            records,
-            alerts,
-            totals,
+            records: *records,
+            alerts: *alerts,
+            totals: *totals,
             sinks,
             differences: differences.count,
             first: &differences.first,

@@ -58,4 +58,7 @@ pub use query::{ConflictFilter, FoundRecord, RecordHistory, StoredConflict, Stor
 pub use sinks::{NewSink, SinkRow, SinkState};
 pub use snapshot::{AggregatedRecord, AggregationRow, RollupBy, RollupPart, Rows, Snapshot, UnitTotal};
 pub use stats::{Counts, PostgresPromises, ShardCounts, SinkBeginning};
-pub use verify::{Difference, Differences, Extent, LoggedRecord, RefusedOutcome, StartedSink, Verification};
+pub use verify::{
+    Difference, Differences, FirstSince, LoggedRecord, PolicyStart, RefusedOutcome, Scope, ShardCounters, ShardHead,
+    SkippedNumbers, StartedSink, StoredPolicy, StoredTotal, Verification, VerifyResult, VerifyRun,
+};

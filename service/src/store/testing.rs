@@ -79,6 +79,28 @@ impl Log {
     }
 }
 
+/// A migrated pipeline that nothing has claimed, with the partitions of 2026-11-01 and 2026-12-01.
+pub(crate) struct UnclaimedPipeline {
+    pub(crate) store: Store,
+    pub(crate) name: String,
+}
+
+impl UnclaimedPipeline {
+    pub(crate) async fn new() -> Self {
+        let name = manifest("").metadata.name;
+        let store = Store::connect(&url(), &name, 20).unwrap();
+        store.migrate(&name).await.unwrap();
+        create_partition(&store.pool).await;
+        Self { store, name }
+    }
+}
+
+impl Drop for UnclaimedPipeline {
+    fn drop(&mut self) {
+        drop_schema(&self.name);
+    }
+}
+
 /// Creates the partitions of 2026-11-01 and 2026-12-01, which rows of tests name.
 pub(crate) async fn create_partition(pool: &sqlx::PgPool) {
     for month in [11, 12] {

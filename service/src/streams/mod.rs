@@ -34,4 +34,4 @@ pub use output::{Notice, Output, Published};
 pub use producer::{AppendSettings, Producer};
 pub use purge::{Holding, Removed};
 pub use search::{Queued, Search};
-pub use verify::{SinkEntry, SinkSnapshot};
+pub use verify::{SinkEntry, SinkPage, SinkSnapshot};

@@ -2,15 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use redis::{
-    RedisResult, Value, cmd, pipe,
-    streams::{StreamId as Ranged, StreamRangeReply},
-};
+use chrono::{DateTime, Utc};
+use redis::{Value, cmd, pipe, streams::StreamRangeReply};
 
 use super::{Error, Streams, keys};
 use crate::domain::{Seq, ShardId, StreamId};
 
-/// A sink's cursor and the end of its stream, read in one step.
+/// A sink's cursor and the ends of its stream, read in one step.
 #[derive(Debug, Clone, Default)]
 pub struct SinkSnapshot {
     /// The highest appended number, per shard.
@@ -19,10 +17,14 @@ pub struct SinkSnapshot {
     pub cursor_generation: Option<String>,
     /// The newest id of the stream when the cursor was created: entries up to it are of earlier generations.
     pub behind: Option<StreamId>,
+    /// The id of the stream's oldest entry; absent if it has none.
+    pub oldest: Option<StreamId>,
     /// The id of the stream's newest entry; absent if it has none.
-    pub newest: Option<String>,
+    pub newest: Option<StreamId>,
     /// Whether entries were removed from the stream, so that it may begin anywhere.
     pub is_trimmed: bool,
+    /// The time of Redis's clock.
+    pub now: DateTime<Utc>,
 }
 
 /// An entry of a sink's stream.
@@ -31,29 +33,37 @@ pub struct SinkEntry {
     /// Its id in the stream.
     pub stream_id: String,
     /// Its fields, with replacement characters for bytes that are not UTF-8.
-    pub fields: HashMap<String, String>,
+    fields: Vec<(String, String)>,
+}
+
+/// Entries of a sink's stream.
+#[derive(Debug)]
+pub struct SinkPage {
+    /// In order.
+    pub entries: Vec<SinkEntry>,
+    /// The id of the stream's oldest entry, read in the same step.
+    pub oldest: Option<StreamId>,
 }
 
 impl Streams {
-    /// The cursor of a sink with the end of its stream, read in one step.
+    /// The cursor of a sink with the ends of its stream, read in one step.
     ///
     /// # Errors
     /// When Redis is unavailable.
     pub async fn sink_snapshot(&self, stream: &str) -> Result<SinkSnapshot, Error> {
         let mut connection = self.shared(stream);
-        let (cursor, newest, exists): (HashMap<String, String>, StreamRangeReply, bool) = pipe()
-            .atomic()
-            .hgetall(keys::cursor(stream))
-            .cmd("XREVRANGE")
-            .arg(stream)
-            .arg("+")
-            .arg("-")
-            .arg("COUNT")
-            .arg(1)
-            .exists(stream)
-            .query_async(&mut connection)
-            .await
-            .map_err(Error::of)?;
+        let (cursor, oldest, newest, exists): (HashMap<String, String>, StreamRangeReply, StreamRangeReply, bool) =
+            pipe()
+                .atomic()
+                .hgetall(keys::cursor(stream))
+                .cmd("XRANGE")
+                .arg(&[stream, "-", "+", "COUNT", "1"])
+                .cmd("XREVRANGE")
+                .arg(&[stream, "+", "-", "COUNT", "1"])
+                .exists(stream)
+                .query_async(&mut connection)
+                .await
+                .map_err(Error::of)?;
         let is_trimmed = if exists {
             let about: HashMap<String, Value> =
                 cmd("XINFO").arg("STREAM").arg(stream).query_async(&mut connection).await.map_err(Error::of)?;
@@ -65,6 +75,8 @@ impl Streams {
         } else {
             false
         };
+        let (seconds, micros): (i64, u32) = cmd("TIME").query_async(&mut connection).await.map_err(Error::of)?;
+        let end = |entries: StreamRangeReply| entries.ids.into_iter().next().and_then(|entry| entry.id.parse().ok());
         Ok(SinkSnapshot {
             cursor_generation: cursor.get("cursor_generation").cloned(),
             behind: cursor.get("behind").and_then(|id| id.parse().ok()),
@@ -72,61 +84,74 @@ impl Streams {
                 .iter()
                 .filter_map(|(field, n)| Some((ShardId::new(field.parse().ok()?), Seq::new(n.parse().ok()?))))
                 .collect(),
-            newest: newest.ids.into_iter().next().map(|entry| entry.id),
+            oldest: end(oldest),
+            newest: end(newest),
             is_trimmed,
+            now: DateTime::from_timestamp(seconds, micros.saturating_mul(1_000)).unwrap_or_default(),
         })
     }
 
-    /// Entries of a sink's stream after `after` and up to `until`, at most `limit`; and whether they are complete, so
-    /// that no entry after `after` was trimmed meanwhile.
+    /// Entries of a sink's stream after `after` and up to `until`, at most `limit`.
     ///
     /// # Errors
     /// When Redis is unavailable.
     pub async fn sink_page(
         &self,
         stream: &str,
-        after: Option<&str>,
-        until: &str,
+        after: StreamId,
+        until: StreamId,
         limit: usize,
-    ) -> Result<(Vec<SinkEntry>, bool), Error> {
+    ) -> Result<SinkPage, Error> {
         let mut connection = self.shared(stream);
-        let from = after.map_or("-".to_owned(), |after| format!("({after}"));
-        let reply: RedisResult<(StreamRangeReply, StreamRangeReply)> = pipe()
+        let (oldest, page): (StreamRangeReply, Value) = pipe()
             .atomic()
             .cmd("XRANGE")
-            .arg(stream)
-            .arg("-")
-            .arg("+")
-            .arg("COUNT")
-            .arg(1)
+            .arg(&[stream, "-", "+", "COUNT", "1"])
             .cmd("XRANGE")
-            .arg(stream)
-            .arg(from)
-            .arg(until)
-            .arg("COUNT")
-            .arg(limit)
+            .arg(&[stream, &format!("({after}"), &until.to_string(), "COUNT", &limit.to_string()])
             .query_async(&mut connection)
-            .await;
-        let (oldest, page) = reply.map_err(Error::of)?;
-        // If the entry `after` is trimmed, entries after it may be trimmed as well.
-        let oldest = oldest.ids.first().and_then(|entry| entry.id.parse::<StreamId>().ok());
-        let after = after.and_then(|after| after.parse().ok());
-        let is_whole = match (after, oldest) {
-            (Some(after), Some(oldest)) => oldest <= after,
-            (Some(_), None) => false,
-            (None, _) => true,
-        };
-        Ok((page.ids.into_iter().map(SinkEntry::of).collect(), is_whole))
+            .await
+            .map_err(Error::of)?;
+        let oldest = oldest.ids.first().and_then(|entry| entry.id.parse().ok());
+        let Value::Array(page) = page else { return Ok(SinkPage { entries: Vec::new(), oldest }) };
+        Ok(SinkPage { entries: page.into_iter().map(SinkEntry::of).collect(), oldest })
     }
 }
 
 impl SinkEntry {
-    fn of(entry: Ranged) -> Self {
-        let text = |value: Value| match value {
-            Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            other => format!("{other:?}"),
-        };
-        let fields = entry.map.into_iter().map(|(field, value)| (field, text(value))).collect();
-        Self { stream_id: entry.id, fields }
+    /// A field; the last one where several have this name.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields.iter().rev().find(|(field, _)| field == name).map(|(_, value)| value.as_str())
+    }
+
+    /// An entry of a reply: its id, and its fields' names and values in turn. The reply is moved, not copied: it is most
+    /// of what a comparison reads.
+    fn of(entry: Value) -> Self {
+        let mut parts = array(entry).into_iter();
+        let stream_id = parts.next().map(text).unwrap_or_default();
+        let mut flat = parts.next().map(array).unwrap_or_default().into_iter();
+        let mut fields = Vec::with_capacity(flat.len() / 2);
+        while let (Some(name), Some(value)) = (flat.next(), flat.next()) {
+            fields.push((text(name), text(value)));
+        }
+        Self { stream_id, fields }
+    }
+}
+
+fn array(value: Value) -> Vec<Value> {
+    match value {
+        Value::Array(values) => values,
+        _ => Vec::new(),
+    }
+}
+
+fn text(value: Value) -> String {
+    match value {
+        Value::BulkString(bytes) => {
+            String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+        }
+        Value::SimpleString(text) => text,
+        other => format!("{other:?}"),
     }
 }

@@ -66,6 +66,10 @@ pub const SINK_HALTED: &str = "millrace_sink_halted";
 pub const POLICY_VERSION: &str = "millrace_policy_version";
 /// Gauge: 1 while this process's manifest file is not what is active.
 pub const MANIFEST_REFUSED: &str = "millrace_manifest_refused";
+/// Gauge: when the last `millrace verify` without differences ended, in seconds since 1970; absent without one.
+pub const VERIFY_LAST_SUCCESS: &str = "millrace_verify_last_success_timestamp_seconds";
+/// Gauge: differences that the last `millrace verify` found; absent without one.
+pub const VERIFY_DIFFERENCES: &str = "millrace_verify_differences";
 
 /// Half a millisecond to ten seconds.
 const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -157,6 +161,11 @@ fn describe() {
     describe_counter!(PUBLISHED, "Outcomes published, by sink");
     describe_gauge!(SINK_HALTED, "1 while the sink is halted until someone resumes it");
     describe_gauge!(POLICY_VERSION, "The active version of the manifest");
+    describe_gauge!(
+        VERIFY_LAST_SUCCESS,
+        "When the last millrace verify without differences ended, in seconds since 1970"
+    );
+    describe_gauge!(VERIFY_DIFFERENCES, "Differences that the last millrace verify found");
     describe_gauge!(MANIFEST_REFUSED, "1 while this process's manifest file differs from the active one");
 }
 

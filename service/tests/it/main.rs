@@ -38,3 +38,4 @@ mod start;
 mod stress;
 mod take;
 mod together;
+mod verify;

@@ -6,7 +6,7 @@ use super::super::validate::Validated;
 
 /// The name of an object's pipeline.
 pub(crate) const INSTANCE: &str = "app.kubernetes.io/instance";
-/// The role of an object: `serve`, `work`, `migrate` or `purge`.
+/// The role of an object: `serve`, `work`, `migrate`, `verify` or `purge`.
 pub(crate) const COMPONENT: &str = "app.kubernetes.io/component";
 /// The hash of everything that a Job depends on.
 pub(crate) const KEY: &str = "millrace.dev/migration-key";

@@ -5,6 +5,7 @@
 //! sinks, generation): an upgrade or a new threshold would roll every pod.
 
 mod config_map;
+mod cron_job;
 mod deployment;
 mod horizontal_pod_autoscaler;
 mod http_route;
@@ -26,7 +27,7 @@ use k8s_openapi::{
     api::{
         apps::v1::Deployment,
         autoscaling::v2::HorizontalPodAutoscaler,
-        batch::v1::Job,
+        batch::v1::{CronJob, Job},
         core::v1::{ConfigMap, Service, ServiceAccount},
         networking::v1::{Ingress, NetworkPolicy},
         policy::v1::PodDisruptionBudget,
@@ -80,6 +81,7 @@ pub(crate) enum Object {
     PodDisruptionBudget(PodDisruptionBudget),
     Deployment(Deployment),
     Job(Job),
+    CronJob(Box<CronJob>),
     HorizontalPodAutoscaler(HorizontalPodAutoscaler),
     Ingress(Ingress),
     HttpRoute(DynamicObject),
@@ -96,6 +98,7 @@ impl Child {
             Object::PodDisruptionBudget(object) => (Kind::PodDisruptionBudget, &object.metadata),
             Object::Deployment(object) => (Kind::Deployment, &object.metadata),
             Object::Job(object) => (Kind::Job, &object.metadata),
+            Object::CronJob(object) => (Kind::CronJob, &object.metadata),
             Object::HorizontalPodAutoscaler(object) => (Kind::HorizontalPodAutoscaler, &object.metadata),
             Object::Ingress(object) => (Kind::Ingress, &object.metadata),
             Object::HttpRoute(object) => (Kind::HttpRoute, &object.metadata),
@@ -127,6 +130,8 @@ pub(crate) enum Kind {
     Deployment,
     /// A migration or a purge.
     Job,
+    /// The schedule of verify.
+    CronJob,
     /// The number of serve's pods.
     HorizontalPodAutoscaler,
     /// The way from outside to serve.
@@ -137,7 +142,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::ServiceAccount,
         Self::ConfigMap,
         Self::Service,
@@ -145,6 +150,7 @@ impl Kind {
         Self::PodDisruptionBudget,
         Self::Deployment,
         Self::Job,
+        Self::CronJob,
         Self::HorizontalPodAutoscaler,
         Self::Ingress,
         Self::HttpRoute,
@@ -160,6 +166,7 @@ impl Kind {
             Self::PodDisruptionBudget => ApiResource::erase::<PodDisruptionBudget>(&()),
             Self::Deployment => ApiResource::erase::<Deployment>(&()),
             Self::Job => ApiResource::erase::<Job>(&()),
+            Self::CronJob => ApiResource::erase::<CronJob>(&()),
             Self::HorizontalPodAutoscaler => ApiResource::erase::<HorizontalPodAutoscaler>(&()),
             Self::Ingress => ApiResource::erase::<Ingress>(&()),
             Self::HttpRoute => {
@@ -170,7 +177,7 @@ impl Kind {
     }
 }
 
-/// All objects except Deployments and Jobs: they may exist before the schema is migrated.
+/// All objects except Deployments, Jobs and the CronJob: they may exist before the schema is migrated.
 pub(crate) fn base(plan: &Plan<'_>) -> Vec<Child> {
     let mut children: Vec<_> = service_account::all(plan.pipeline).into();
     children.push(config_map::manifest(plan.pipeline));
@@ -183,12 +190,17 @@ pub(crate) fn base(plan: &Plan<'_>) -> Vec<Child> {
     children
 }
 
+/// The CronJob of verify, where the spec has a schedule.
+pub(crate) fn verify(plan: &Plan<'_>) -> Option<Child> {
+    cron_job::verify(plan.pipeline, plan.image)
+}
+
 /// The Deployments of serve and work.
 pub(crate) fn deployments(plan: &Plan<'_>) -> Vec<Child> {
     vec![deployment::serve(plan), deployment::work(plan)]
 }
 
-/// The labels that select the pods of a component: `serve`, `work`, `migrate` or `purge`.
+/// The labels that select the pods of a component: `serve`, `work`, `migrate`, `verify` or `purge`.
 pub(crate) fn selector(pipeline: &Validated, component: &str) -> BTreeMap<String, String> {
     labels::selector(pipeline, component)
 }

@@ -65,7 +65,7 @@ fn policy(pipeline: &Validated, component: &str, name: String, rules: &Rules) ->
             pods.match_expressions = Some(vec![LabelSelectorRequirement {
                 key: labels::COMPONENT.to_owned(),
                 operator: "In".to_owned(),
-                values: Some(["migrate", "purge"].map(str::to_owned).into()),
+                values: Some(["migrate", "verify", "purge"].map(str::to_owned).into()),
             }]);
             Vec::new()
         }

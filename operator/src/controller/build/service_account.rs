@@ -15,8 +15,8 @@ pub(super) fn all(pipeline: &Validated) -> [Child; 3] {
     })
 }
 
-/// The name of the account of a component's pods; a purge has the account of the migration.
+/// The name of the account of a component's pods; a verify and a purge have the account of the migration.
 pub(super) fn name(pipeline: &Validated, component: &str) -> String {
-    let component = if component == "purge" { "migrate" } else { component };
+    let component = if ["verify", "purge"].contains(&component) { "migrate" } else { component };
     format!("{}-{component}", pipeline.name)
 }

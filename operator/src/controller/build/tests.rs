@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     super::validate::{Invalid, Validated},
-    Child, Kind, Plan, base, deployments, migration, migration_key, purge, selector, template_hash,
+    Child, Kind, Plan, base, deployments, migration, migration_key, purge, selector, template_hash, verify,
 };
 
 const CASES: [&str; 4] = ["minimal", "everything", "autoscaling", "longest-name"];
@@ -43,6 +43,7 @@ fn all(plan: &Plan<'_>, attempt: u32) -> Vec<Child> {
     let Plan { pipeline, image, .. } = *plan;
     let mut children = base(plan);
     children.extend(deployments(plan));
+    children.extend(verify(plan));
     for contract in [false, true] {
         children.push(migration(pipeline, image, &migration_key(pipeline, image, contract), attempt, contract));
     }

@@ -1,14 +1,13 @@
 //! Expected content of an entry of a sink's stream, from the row alone and not by the code that published it.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
-use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    domain::{OutcomeKind, Record, Seq, ShardId, ShardSeq, render_time},
-    store::{Differences, LoggedRecord, Verification},
+    domain::{Attributes, OutcomeKind, Record, Seq, ShardId, ShardSeq, render_time},
+    store::{Differences, LoggedRecord, RefusedOutcome},
     streams::SinkEntry,
 };
 
@@ -40,123 +39,159 @@ pub(super) struct NumberedEntry {
     pub(super) entry: SinkEntry,
 }
 
-/// Rows of the log, by number.
-pub(super) struct Expected(BTreeMap<Seq, Row>);
-
 /// The row behind an entry.
-pub(super) enum Row {
-    Record(Box<LoggedRecord>),
-    Refused { at: DateTime<Utc>, traceparent: Option<String> },
+#[derive(Clone, Copy)]
+pub(super) enum Row<'a> {
+    Record(&'a LoggedRecord),
+    Refused(&'a RefusedOutcome),
 }
 
 /// The JSON in `data` of a processed record or an alert.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Data<'a> {
     #[serde(borrow)]
-    record: BTreeMap<String, &'a RawValue>,
-    summary: Summary,
-    threshold: Option<String>,
+    record: Shown<'a>,
+    #[serde(borrow)]
+    summary: Summary<'a>,
+    #[serde(borrow)]
+    threshold: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Summary {
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Shown<'a> {
+    #[serde(borrow)]
+    record_id: Cow<'a, str>,
+    #[serde(borrow)]
+    time: Cow<'a, str>,
+    #[serde(borrow)]
+    source_id: Cow<'a, str>,
+    #[serde(borrow)]
+    destination_id: Cow<'a, str>,
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    value: Cow<'a, str>,
+    #[serde(borrow)]
+    unit: Cow<'a, str>,
+    #[serde(borrow)]
+    reference: Cow<'a, str>,
+    #[serde(borrow)]
+    attributes: Option<&'a RawValue>,
+    #[serde(borrow)]
+    received_at: Cow<'a, str>,
+    #[serde(borrow)]
+    processed_at: Cow<'a, str>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Summary<'a> {
     previous_count: i64,
-    previous_total: String,
-    unit: String,
+    #[serde(borrow)]
+    previous_total: Cow<'a, str>,
+    #[serde(borrow)]
+    unit: Cow<'a, str>,
 }
 
-impl Expected {
-    /// Reads what is behind entries of one shard.
-    pub(super) async fn read(
-        snapshot: &mut Verification,
-        kind: OutcomeKind,
-        shard: ShardId,
-        entries: &[NumberedEntry],
-    ) -> anyhow::Result<Self> {
-        let numbers: Vec<Seq> = entries.iter().map(|numbered| numbered.seq).collect();
-        let rows = match kind {
-            OutcomeKind::Processed | OutcomeKind::Alert => {
-                let rows = snapshot.logged_records(shard, &numbers).await?.into_iter();
-                rows.filter(|row| kind == OutcomeKind::Processed || row.threshold.is_some())
-                    .map(|row| (row.seq, Row::Record(Box::new(row))))
-                    .collect()
-            }
-            OutcomeKind::DeadLettered | OutcomeKind::Conflicted => {
-                let rows = snapshot.refused(kind, shard, &numbers).await?.into_iter();
-                rows.map(|row| (row.seq, Row::Refused { at: row.noted_at, traceparent: row.traceparent })).collect()
-            }
-        };
-        Ok(Self(rows))
+impl Row<'_> {
+    /// The number.
+    pub(super) fn seq(self) -> Seq {
+        match self {
+            Self::Record(row) => row.seq,
+            Self::Refused(row) => row.seq,
+        }
     }
 
-    pub(super) fn get(&self, seq: Seq) -> Option<&Row> {
-        self.0.get(&seq)
-    }
-}
-
-impl Row {
-    /// Compares an entry's fields with this row.
+    /// Compares an entry's fields with this row. `sink` is the sink's name.
     pub(super) fn compare(
-        &self,
+        self,
         kind: OutcomeKind,
         source: &str,
         entry: &SinkEntry,
-        place: &str,
+        sink: &str,
         differences: &mut Differences,
     ) {
         let (what, at, traceparent) = match self {
             Self::Record(row) => {
-                (if kind == OutcomeKind::Alert { "alert" } else { "processed" }, row.processed_at, &row.traceparent)
+                let what = if kind == OutcomeKind::Alert { "record.alert" } else { "record.processed" };
+                (what, row.processed_at, &row.traceparent)
             }
-            Self::Refused { at, traceparent } if kind == OutcomeKind::DeadLettered => {
-                ("dead_lettered", *at, traceparent)
+            Self::Refused(row) => {
+                let is_dead_letter = kind == OutcomeKind::DeadLettered;
+                let what = if is_dead_letter { "record.dead_lettered" } else { "record.conflicted" };
+                (what, row.noted_at, &row.traceparent)
             }
-            Self::Refused { at, traceparent } => ("conflicted", *at, traceparent),
         };
-        let found = |field: &str| entry.fields.get(field).cloned().unwrap_or_default();
-        let expected = [
-            ("source", source.to_owned()),
-            ("type", format!("record.{what}")),
-            ("time", render_time(at)),
-            ("version", "1".to_owned()),
-            ("traceparent", traceparent.clone().unwrap_or_default()),
-        ];
-        for (field, expected) in expected {
+        let at = render_time(at);
+        let found = |field: &str| entry.field(field).unwrap_or_default();
+        let place = |field: &str| format!("sink {sink}, {}, {field}", found("id"));
+        for (field, expected) in [
+            ("source", source),
+            ("type", what),
+            ("time", &at),
+            ("version", "1"),
+            ("traceparent", traceparent.as_deref().unwrap_or_default()),
+        ] {
             if found(field) != expected {
-                differences.add("entry", format!("{place}, {field}"), expected, found(field));
+                differences.add("entry", place(field), expected, found(field));
             }
         }
         if let Self::Record(row) = self
-            && let Err(why) = row_is(row, &found("data"))
+            && let Err(why) = row_is(row, kind, &at, found("data"))
         {
-            differences.add("entry", format!("{place}, data"), why, found("data"));
+            differences.add("entry", place("data"), why, found("data"));
         }
     }
 }
 
-/// Whether `data` tells of this row; else what it should say.
-fn row_is(row: &LoggedRecord, data: &str) -> Result<(), String> {
-    let Data { mut record, summary, threshold } =
+/// Whether `data` tells of this row, whose `processedAt` is rendered; else what it should say.
+fn row_is(row: &LoggedRecord, kind: OutcomeKind, processed_at: &str, data: &str) -> Result<(), String> {
+    let Data { record: shown, summary, threshold } =
         serde_json::from_str(data).map_err(|error| format!("data of the documented form ({error})"))?;
-    for (field, time) in [("receivedAt", row.received_at), ("processedAt", row.processed_at)] {
-        let expected = format!("\"{}\"", render_time(time));
-        if record.remove(field).is_none_or(|raw| raw.get() != expected) {
-            return Err(format!("{field} {expected}"));
+    let received_at = render_time(row.received_at);
+    for (field, found, expected) in
+        [("receivedAt", &shown.received_at, &*received_at), ("processedAt", &shown.processed_at, processed_at)]
+    {
+        if found != expected {
+            return Err(format!("{field} \"{expected}\""));
         }
     }
-    let rest = serde_json::to_string(&record).map_err(|error| error.to_string())?;
-    if Record::parse(rest.as_bytes()).as_ref() != Ok(&row.record) {
+    if !shown.is(&row.record) {
         return Err(format!("record {}", row.record.to_json()));
     }
     let (count, total, unit) = (row.previous_count, row.previous_total.to_string(), row.record.unit.as_str());
-    if (summary.previous_count, summary.previous_total.as_str(), summary.unit.as_str()) != (count, &total, unit) {
+    if (summary.previous_count, &*summary.previous_total, &*summary.unit) != (count, &*total, unit) {
         return Err(format!("a summary of {count} previous records with a total of {total} {unit}"));
     }
-    match (threshold, row.threshold) {
-        (Some(found), Some(expected)) if found != expected.to_string() => Err(format!("threshold {expected}")),
-        _ => Ok(()),
+    let expected = row.threshold.filter(|_| kind == OutcomeKind::Alert).map(|threshold| threshold.to_string());
+    if threshold.as_deref() != expected.as_deref() {
+        return Err(expected.map_or("no threshold".to_owned(), |expected| format!("threshold {expected}")));
+    }
+    Ok(())
+}
+
+impl Shown<'_> {
+    /// Whether this is the record: texts byte by byte, value and time as they are rendered, attributes as JSON.
+    fn is(&self, record: &Record) -> bool {
+        let attributes = match (self.attributes, &record.attributes) {
+            (None, None) => true,
+            (Some(found), Some(expected)) => {
+                found.get() == expected.as_str()
+                    || Attributes::stored(found.get().to_owned()).as_ref() == Some(expected)
+            }
+            _ => false,
+        };
+        attributes
+            && self.record_id == record.record_id.as_str()
+            && self.source_id == record.source_id.as_str()
+            && self.destination_id == record.destination_id.as_str()
+            && self.reference == record.reference.as_str()
+            && self.unit == record.unit.as_str()
+            && self.kind == record.kind.as_str()
+            && self.value == record.value.to_string()
+            && self.time == render_time(record.time)
     }
 }
 
@@ -206,7 +241,10 @@ mod tests {
     #[test]
     fn every_changed_part_of_data_is_seen() {
         let good = r#"{"record":{"recordId":"r","time":"2026-01-01T00:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":"12.50","unit":"EUR","reference":"x","attributes":{"a":1.0},"receivedAt":"2026-01-01T00:00:00Z","processedAt":"2026-01-01T00:00:00Z"},"summary":{"previousCount":2,"previousTotal":"7.25","unit":"EUR"},"threshold":"10.00"}"#;
-        assert_eq!(row_is(&row(), good), Ok(()));
+        let row = row();
+        let at = render_time(row.processed_at);
+        let row_is = |data: &str| row_is(&row, OutcomeKind::Alert, &at, data);
+        assert_eq!(row_is(good), Ok(()));
         for (part, other) in [
             (r#""12.50""#, r#""12.51""#),
             (r#""a":1.0"#, r#""a":2"#),
@@ -215,11 +253,18 @@ mod tests {
             (r#""previousCount":2"#, r#""previousCount":3"#),
             (r#""7.25""#, r#""7.26""#),
             (r#""10.00""#, r#""11""#),
+            (r#""processedAt":"2026"#, r#""processedAt":"2025"#),
+            (r#""type":"positive""#, r#""type":"negative""#),
+            (r#""time":"2026"#, r#""time":"2027"#),
+            (r#""unit":"EUR""#, r#""unit":"USD""#),
+            (r#""unit":"EUR"},"threshold""#, r#""unit":"USD"},"threshold""#),
+            (r#","threshold":"10.00""#, ""),
+            (r#"{"record":{"#, r#"{"record":{"more":1,"#),
             ("{\"record\"", "{\"recor\""),
         ] {
             let bad = good.replacen(part, other, 1);
             assert_ne!(bad, good, "{part}");
-            assert!(row_is(&row(), &bad).is_err(), "{part}");
+            assert!(row_is(&bad).is_err(), "{part}");
         }
     }
 }

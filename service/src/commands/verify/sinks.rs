@@ -1,23 +1,43 @@
-//! Comparing a sink's stream with the log: each number once, in order, with the content of its row.
+//! Reads a sink's stream once, in order, and hands each shard's entries to the pass over that shard.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
-use super::entry::{self, Expected, NumberedEntry};
+use tokio::sync::mpsc;
+
+use super::{
+    entry::{self, NumberedEntry},
+    pass::Part,
+};
 use crate::{
-    domain::{Seq, SeqRange, ShardId, StreamId},
-    store::{Differences, StartedSink, Verification},
+    domain::{OutcomeKind, Seq, ShardId, StreamId},
+    store::{Differences, Scope, StartedSink},
     streams::{SinkEntry, SinkSnapshot, Streams},
 };
 
-/// Entries that are held at a time.
-const PAGE: usize = 500;
-/// Numbers that are named when they are missing.
-const NAMED: usize = 100;
+/// Entries that are read at a time.
+const PAGE: usize = 1_000;
+/// How far the clocks of Postgres and Redis may have differed from their difference now, in milliseconds.
+const CLOCKS_MS: i64 = 60_000;
 
-/// A sink with its cursor and the end of its stream, read before the snapshot.
-pub(super) struct Checked {
+/// A sink whose stream is compared.
+pub(super) struct Sink {
     sink: StartedSink,
     state: SinkSnapshot,
+    /// Of each entry.
+    pub(super) source: Arc<str>,
+    /// Per shard of the scope, the number after which the sink publishes.
+    pub(super) starts: BTreeMap<ShardId, Seq>,
+    /// Entries up to this id are not read.
+    after: StreamId,
+    /// Whether what came first was trimmed.
+    pub(super) may_begin_anywhere: bool,
+    trims: AtomicU32,
 }
 
 /// The result of comparing a sink.
@@ -31,175 +51,125 @@ pub(super) struct SinkReport {
     pub(super) trimmed: bool,
 }
 
-impl Checked {
-    pub(super) fn new(sink: StartedSink, state: SinkSnapshot) -> Self {
-        Self { sink, state }
-    }
+/// The channels to the passes over the shards.
+#[derive(Clone)]
+pub(super) struct Passes {
+    pub(super) channels: Vec<mpsc::Sender<Part>>,
+    /// The channel of each shard of the scope.
+    pub(super) of: Arc<BTreeMap<ShardId, usize>>,
+    /// Whether the scope lacks shards.
+    pub(super) is_limited: bool,
 }
 
-/// State of the comparison of one shard.
-#[derive(Debug, Clone, Copy)]
-enum At {
-    /// The number that was compared last, or after which the sink starts.
-    Number(Seq),
-    /// Anywhere: what came first was trimmed.
-    Anywhere,
+/// What the reader of a sink saw.
+#[derive(Debug, Default)]
+pub(super) struct SinkRead {
+    /// Entries that were compared.
+    pub(super) entries: u64,
+    /// Differences that no pass finds.
+    pub(super) differences: Differences,
 }
 
-struct Walk<'a> {
-    sink: &'a StartedSink,
-    state: &'a SinkSnapshot,
-    source: String,
-    at: BTreeMap<ShardId, At>,
-    snapshot: &'a mut Verification,
-    differences: &'a mut Differences,
-}
-
-/// Compares a sink.
-pub(super) async fn check(
-    checked: Checked,
-    shards: u16,
-    snapshot: &mut Verification,
-    streams: &Streams,
-    differences: &mut Differences,
-) -> anyhow::Result<SinkReport> {
-    let Checked { sink, state } = checked;
-    let place = format!("sink {}", sink.name);
-    let mut report = SinkReport { name: sink.name.clone(), entries: 0, behind: 0, trimmed: state.is_trimmed };
-    if state.cursor_generation.as_deref() != Some(&sink.cursor_generation) {
-        let found = state.cursor_generation.map_or("no cursor".to_owned(), |other| format!("generation {other}"));
-        differences.add("cursor", place, format!("a cursor of generation {}", sink.cursor_generation), found);
-        return Ok(report);
-    }
-    let mut at = BTreeMap::new();
-    for start in snapshot.sink_starts(&sink.name).await? {
-        at.insert(start.shard, if state.is_trimmed { At::Anywhere } else { At::Number(start.seq) });
-    }
-    for shard in ShardId::all(shards) {
-        let highest = snapshot.highest(sink.kind, shard).await?;
-        let cursor = state.cursor.get(&shard).copied();
-        if cursor.is_some_and(|cursor| cursor > highest) {
-            let found = cursor.unwrap_or_default().to_string();
-            differences.add("cursor", format!("{place}, shard {shard}"), format!("at most {highest}"), found);
-        }
-        report.behind += highest.above(cursor.unwrap_or_default());
-    }
-    let source = snapshot.source().await?;
-    let mut walk = Walk { sink: &sink, state: &state, source, at, snapshot, differences };
-    let mut after: Option<String> = None;
-    while let Some(newest) = &state.newest {
-        let (page, is_whole) = streams.sink_page(&sink.stream, after.as_deref(), newest, PAGE).await?;
-        if !is_whole {
-            // Trimmed while this continued: what comes next may begin anywhere, too.
-            report.trimmed = true;
-            walk.at.values_mut().for_each(|at| *at = At::Anywhere);
-        }
-        let Some(last) = page.last() else { break };
-        after = Some(last.stream_id.clone());
+impl Sink {
+    /// `postgres_ms` is the time of Postgres's clock, read just before `state`.
+    pub(super) fn new(
+        sink: StartedSink,
+        state: SinkSnapshot,
+        source: Arc<str>,
+        starts: BTreeMap<ShardId, Seq>,
+        scope: &Scope,
+        postgres_ms: i64,
+    ) -> Self {
         // Entries from before this start were compared while that one was active.
-        let is_older =
-            |entry: &SinkEntry| entry.stream_id.parse::<StreamId>().ok().is_some_and(|id| Some(id) <= state.behind);
-        let page: Vec<SinkEntry> = page.into_iter().filter(|entry| !is_older(entry)).collect();
-        report.entries += page.len() as u64;
-        walk.page(page).await?;
+        let mut after = state.behind.unwrap_or(StreamId { ms: 0, n: 0 });
+        if let Some(since) = scope.since {
+            // A record's entry comes after its commit, but its id is of the other server's clock.
+            let redis_behind = (postgres_ms - state.now.timestamp_millis()).max(0);
+            let ms = since.timestamp_millis() - redis_behind - CLOCKS_MS;
+            after = after.max(StreamId { ms: u64::try_from(ms).unwrap_or(0), n: 0 });
+        }
+        let may_begin_anywhere = state.is_trimmed && state.oldest.is_none_or(|oldest| oldest > after);
+        let trims = AtomicU32::new(0);
+        Self { sink, state, source, starts, after, may_begin_anywhere, trims }
     }
-    walk.finish().await?;
-    Ok(report)
-}
 
-impl Walk<'_> {
-    async fn page(&mut self, page: Vec<SinkEntry>) -> anyhow::Result<()> {
-        let mut by_shard: BTreeMap<ShardId, Vec<NumberedEntry>> = BTreeMap::new();
+    pub(super) fn name(&self) -> &str {
+        &self.sink.name
+    }
+
+    pub(super) fn kind(&self) -> OutcomeKind {
+        self.sink.kind
+    }
+
+    /// The highest appended number of a shard.
+    pub(super) fn cursor(&self, shard: ShardId) -> Seq {
+        self.state.cursor.get(&shard).copied().unwrap_or_default()
+    }
+
+    /// How often entries were trimmed unread.
+    pub(super) fn trims(&self) -> u32 {
+        self.trims.load(Ordering::Acquire)
+    }
+
+    /// Adds an entry that should not be as it is.
+    pub(super) fn odd(&self, entry: &SinkEntry, expected: &str, found: &mut Differences) {
+        let place = format!("sink {}, entry {}", self.name(), entry.stream_id);
+        found.add("entry", place, expected, entry.field("id").unwrap_or_default());
+    }
+
+    /// Reads the stream up to the newest entry of the snapshot. Ends early where a pass has ended: it says why.
+    /// `index` is the sink's in the passes.
+    pub(super) async fn read(&self, index: usize, streams: &Streams, passes: &Passes) -> anyhow::Result<SinkRead> {
+        let mut read = SinkRead::default();
+        let Some(newest) = self.state.newest else { return Ok(read) };
+        // What was trimmed up to the oldest entry of the snapshot is not expected.
+        let (mut after, mut oldest) = (self.after, self.state.oldest.unwrap_or(self.after).max(self.after));
+        loop {
+            let page = streams.sink_page(&self.sink.stream, after, newest, PAGE).await?;
+            // If the entry that was read last is trimmed, entries after it may be trimmed as well.
+            if page.oldest.is_none_or(|now| now > oldest) {
+                self.trims.fetch_add(1, Ordering::AcqRel);
+            }
+            let Some(last) = page.entries.last().and_then(|entry| entry.stream_id.parse().ok()) else { break };
+            (after, oldest) = (last, last);
+            let mut by_shard: BTreeMap<ShardId, Vec<NumberedEntry>> = BTreeMap::new();
+            for entry in page.entries {
+                if let Some((shard, numbered)) = self.numbered(entry, passes, &mut read) {
+                    by_shard.entry(shard).or_default().push(numbered);
+                }
+            }
+            for (shard, entries) in by_shard {
+                let part = Part { sink: index, shard, entries, trims: self.trims() };
+                let channel = passes.of.get(&shard).and_then(|at| passes.channels.get(*at));
+                if let Some(channel) = channel
+                    && channel.send(part).await.is_err()
+                {
+                    return Ok(read);
+                }
+            }
+        }
+        Ok(read)
+    }
+
+    /// The shard and number of an entry, where a pass compares it.
+    fn numbered(&self, entry: SinkEntry, passes: &Passes, read: &mut SinkRead) -> Option<(ShardId, NumberedEntry)> {
+        let place = entry::number(self.kind(), entry.field("id").unwrap_or_default());
+        if passes.is_limited && place.is_some_and(|place| !passes.of.contains_key(&place.shard)) {
+            return None;
+        }
+        read.entries += 1;
         // Of another pipeline, whose stream was taken over. One of ours that says so wrongly is missed by its number.
-        let is_ours = |entry: &SinkEntry| entry.fields.get("source").is_none_or(|source| *source == self.source);
-        for entry in page.into_iter().filter(is_ours) {
-            let id = entry.fields.get("id").cloned().unwrap_or_default();
-            match entry::number(self.sink.kind, &id) {
-                Some(place) => by_shard.entry(place.shard).or_default().push(NumberedEntry { seq: place.seq, entry }),
-                None => {
-                    let place = format!("sink {}, entry {}", self.sink.name, entry.stream_id);
-                    self.differences.add("entry", place, format!("an id of {}", self.sink.kind.as_str()), id);
-                }
+        if entry.field("source").is_some_and(|source| source != &*self.source) {
+            return None;
+        }
+        let expected = match place {
+            None => format!("an id of {}", self.kind().as_str()),
+            Some(place) if self.starts.contains_key(&place.shard) => {
+                return Some((place.shard, NumberedEntry { seq: place.seq, entry }));
             }
-        }
-        for (shard, entries) in by_shard {
-            self.shard(shard, entries).await?;
-        }
-        Ok(())
-    }
-
-    async fn shard(&mut self, shard: ShardId, entries: Vec<NumberedEntry>) -> anyhow::Result<()> {
-        let cursor = self.state.cursor.get(&shard).copied().unwrap_or_default();
-        let mut fresh: Vec<NumberedEntry> = Vec::with_capacity(entries.len());
-        for NumberedEntry { seq, entry } in entries {
-            let before = match (fresh.last(), self.at.get(&shard)) {
-                (Some(NumberedEntry { seq: before, .. }), _) | (None, Some(At::Number(before))) => *before,
-                (None, Some(At::Anywhere)) => Seq::ZERO,
-                (None, None) => {
-                    self.odd(&entry, "an entry of a shard that the sink was started for");
-                    continue;
-                }
-            };
-            if seq <= before {
-                self.odd(&entry, &format!("a number above {before}: each once, in order"));
-            } else if seq > cursor {
-                self.odd(&entry, &format!("at most {cursor}, the cursor"));
-            } else {
-                fresh.push(NumberedEntry { seq, entry });
-            }
-        }
-        let (Some(first), Some(last)) = (fresh.first(), fresh.last()) else { return Ok(()) };
-        let after = match self.at.get(&shard) {
-            Some(At::Number(after)) => *after,
-            _ => Seq::new(first.seq.get() - 1),
+            Some(_) => "an entry of a shard that the sink was started for".to_owned(),
         };
-        let range = SeqRange { after, upto: last.seq };
-        let limit = i64::try_from(fresh.len() + NAMED)?;
-        let expected = self.snapshot.published_numbers(self.sink.kind, shard, range, limit).await?;
-        for number in
-            expected.iter().filter(|number| fresh.binary_search_by_key(*number, |numbered| numbered.seq).is_err())
-        {
-            self.missing(shard, *number);
-        }
-        let skipped = self.snapshot.skipped(self.sink.kind, shard).await?;
-        let was_skipped = |seq: Seq| skipped.iter().any(|gap| gap.after < seq && seq <= gap.upto);
-        let rows = Expected::read(self.snapshot, self.sink.kind, shard, &fresh).await?;
-        for NumberedEntry { seq, entry } in &fresh {
-            match rows.get(*seq) {
-                None if was_skipped(*seq) => {}
-                None => self.odd(entry, "an outcome that is in the log"),
-                Some(row) => {
-                    let place = format!("sink {}, {}", self.sink.name, entry.fields.get("id").map_or("", |id| id));
-                    row.compare(self.sink.kind, &self.source, entry, &place, self.differences);
-                }
-            }
-        }
-        self.at.insert(shard, At::Number(range.upto));
-        Ok(())
-    }
-
-    /// Outcomes below the cursor that were not in the stream.
-    async fn finish(&mut self) -> anyhow::Result<()> {
-        for (shard, cursor) in self.state.cursor.clone() {
-            let Some(At::Number(after)) = self.at.get(&shard).copied() else { continue };
-            let limit = i64::try_from(NAMED)?;
-            let missing =
-                self.snapshot.published_numbers(self.sink.kind, shard, SeqRange { after, upto: cursor }, limit).await?;
-            for number in missing {
-                self.missing(shard, number);
-            }
-        }
-        Ok(())
-    }
-
-    fn missing(&mut self, shard: ShardId, number: Seq) {
-        let place = format!("sink {}, shard {shard}", self.sink.name);
-        self.differences.add("entry", place, format!("number {number}"), "no entry");
-    }
-
-    fn odd(&mut self, entry: &SinkEntry, expected: &str) {
-        let place = format!("sink {}, entry {}", self.sink.name, entry.stream_id);
-        let id = entry.fields.get("id").cloned().unwrap_or_default();
-        self.differences.add("entry", place, expected, id);
+        self.odd(&entry, &expected, &mut read.differences);
+        None
     }
 }

@@ -1,0 +1,88 @@
+//! The results of `millrace verify`, stored for metrics and for people.
+
+use std::time::Duration;
+
+use super::{Difference, Differences, Scope};
+use crate::store::{Error, Store};
+
+/// Runs that are kept.
+const RUNS: i64 = 1_000;
+/// Differences whose text is stored.
+const STORED: usize = 20;
+
+/// A run that ended.
+#[derive(Debug)]
+pub struct VerifyRun<'a> {
+    /// How long it took.
+    pub took: Duration,
+    /// The part of the pipeline that it compared.
+    pub scope: &'a Scope,
+    /// Number of records that it compared.
+    pub records: i64,
+    /// What it found, or why it could not compare everything.
+    pub found: Result<&'a Differences, String>,
+}
+
+/// What the last runs found. A run with a limited scope counts only where it found differences.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VerifyResult {
+    /// When the last run without differences ended, in seconds since 1970.
+    pub last_success: Option<i64>,
+    /// The differences of the last run.
+    pub differences: Option<i64>,
+}
+
+impl Store {
+    /// Stores a run.
+    ///
+    /// # Errors
+    /// When Postgres is unavailable, or the role may not write.
+    pub async fn store_verify_run(&self, run: &VerifyRun<'_>) -> Result<(), Error> {
+        let VerifyRun { took, scope, records, found } = run;
+        let (differences, problems) = match found {
+            Ok(differences) => {
+                let lines =
+                    differences.first.iter().take(STORED).map(|Difference { check, place, expected, found }| {
+                        format!("{check}: {place}: expected {expected}; found {found}\n")
+                    });
+                (Some(i64::try_from(differences.count).unwrap_or(i64::MAX)), lines.collect())
+            }
+            Err(problem) => (None, problem.clone()),
+        };
+        // A text of Postgres has no U+0000; a damaged entry may.
+        let problems: String = problems.replace('\0', "\u{fffd}");
+        sqlx::query!(
+            "with removed as (
+                 delete from verifications where n <= (select max(n) from verifications) - $7
+             )
+             insert into verifications (started_at, shards, since, records, differences, problems)
+             values (clock_timestamp() - make_interval(secs => $1), $2, $3, $4, $5, $6)",
+            took.as_secs_f64(),
+            scope.numbers() as Option<Vec<i32>>,
+            scope.since,
+            records,
+            differences,
+            problems,
+            RUNS - 1
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// What the last runs found.
+    ///
+    /// # Errors
+    /// When Postgres is unavailable.
+    pub async fn verify_result(&self) -> Result<VerifyResult, Error> {
+        let row = sqlx::query!(
+            r#"select extract(epoch from max(ended_at) filter (where differences = 0))::bigint as last_success,
+                      (array_agg(differences order by n desc))[1] as differences
+               from verifications
+               where differences > 0 or (differences = 0 and shards is null and since is null)"#
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(VerifyResult { last_success: row.last_success, differences: row.differences })
+    }
+}
