@@ -23,7 +23,7 @@ fn accepts(case: &str) {
         let how = ["apply", "--server-side", "--validate=strict", "--field-manager=test", "-f", "-"];
         let applied = namespace.kubectl(&how, &objects.join("---\n"));
         assert!(applied.ok && applied.err.is_empty(), "{}", applied.err);
-        let kinds = "sa,cm,svc,netpol,pdb,deploy,job,hpa,ing";
+        let kinds = "sa,cm,svc,netpol,pdb,deploy,job,cronjob,hpa,ing";
         let each = r#"jsonpath={range .items[*]}{.kind}/{.metadata.name} {.metadata.resourceVersion}{"\n"}{end}"#;
         namespace.kubectl(&["get", kinds, "-o", each], "").out
     };
