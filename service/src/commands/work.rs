@@ -32,7 +32,7 @@ pub struct Args {
 #[derive(Debug, Clone, clap::Args)]
 pub struct Tuning {
     /// How long a shard's lease lasts without being renewed; others take the shard over after it, in milliseconds.
-    #[arg(long, env = "MILLRACE_LEASE_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(500..))]
+    #[arg(long, env = "MILLRACE_LEASE_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(500..=300_000))]
     lease_ms: u64,
     /// Most records of one transaction.
     #[arg(long, env = "MILLRACE_BATCH", default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(1..=5_000))]

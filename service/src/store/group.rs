@@ -273,7 +273,7 @@ impl GroupCommit {
                         alerts = s.alerts + n.alerts, without_threshold = s.without_threshold + n.without_threshold,
                         accounted = coalesce(n.accounted, s.accounted), lost = n.lost, applied_entry = n.applied,
                         period = coalesce(n.period, s.period), policy_version = $16,
-                        lease_until = greatest(s.lease_until, clock_timestamp() + $17::bigint * interval '1 ms')
+                        lease_until = clock_timestamp() + $17::bigint * interval '1 ms'
                  from new n where s.shard = n.shard
                  returning 1
              ), versions as (

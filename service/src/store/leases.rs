@@ -1,4 +1,7 @@
 //! Ownership of shards: leases with epochs. Only the clock of Postgres decides.
+//!
+//! A lease lasts five minutes at most. One that ends later was taken before the clock was set back: it has expired, or nobody
+//! would take the shard of a dead worker for as long as the clock was ahead.
 
 use std::collections::BTreeMap;
 
@@ -44,9 +47,12 @@ impl Store {
         )
         .execute(&self.pool)
         .await?;
-        sqlx::query!("delete from workers where seen_until < clock_timestamp() - interval '1 day'")
-            .execute(&self.pool)
-            .await?;
+        sqlx::query!(
+            "delete from workers
+             where seen_until not between clock_timestamp() - interval '1 day' and clock_timestamp() + interval '5 minutes'"
+        )
+        .execute(&self.pool)
+        .await?;
         let row = sqlx::query!(
             r#"select count(*) as "workers!", count(*) filter (where worker < $1) as "rank!"
                from workers where seen_until > clock_timestamp()"#,
@@ -107,7 +113,10 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn free_shards(&self) -> Result<Vec<ShardId>, Error> {
         let free = sqlx::query_scalar!(
-            r#"select shard as "shard: ShardId" from shards where owner is null or lease_until < clock_timestamp() order by shard"#,
+            r#"select shard as "shard: ShardId" from shards
+               where owner is null
+                  or lease_until not between clock_timestamp() and clock_timestamp() + interval '5 minutes'
+               order by shard"#,
         )
         .fetch_all(&self.pool)
         .await?;
@@ -124,7 +133,9 @@ impl Store {
         let epoch = sqlx::query_scalar!(
             "with free as (
                  select shard as free from shards
-                 where shard = $2 and (owner is null or lease_until < clock_timestamp()) for update skip locked
+                 where shard = $2 and (owner is null
+                     or lease_until not between clock_timestamp() and clock_timestamp() + interval '5 minutes')
+                 for update skip locked
              ), taken as (
                  update shards set owner = $1, token = $3, epoch = epoch + 1,
                                    lease_until = clock_timestamp() + $4::bigint * interval '1 ms'
@@ -322,5 +333,28 @@ impl Store {
         .fetch_optional(&self.pool)
         .await?
         .ok_or(Error::Fenced)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing::TestPipeline;
+
+    #[tokio::test]
+    async fn a_lease_from_before_the_clock_was_set_back_has_expired() {
+        let pipeline = TestPipeline::new("shards: 2").await;
+        let (store, shard) = (&pipeline.store, ShardId::new(0));
+        store.heartbeat("one", 60_000).await.unwrap();
+        let held = store.take("one", shard, "a", 60_000).await.unwrap().unwrap();
+        assert_eq!(store.take("two", shard, "b", 60_000).await.unwrap(), None);
+        let ahead = "update shards set lease_until = lease_until + interval '100 days';
+                     update workers set seen_until = seen_until + interval '100 days'";
+        sqlx::raw_sql(ahead).execute(&store.pool).await.unwrap();
+        let rank = store.heartbeat("two", 60_000).await.unwrap();
+        assert_eq!((rank.rank, rank.workers), (0, 1), "the other worker counts as dead until its next heartbeat");
+        assert!(store.free_shards().await.unwrap().contains(&shard));
+        let taken = store.take("two", shard, "b", 60_000).await.unwrap().unwrap();
+        assert!(taken.epoch > held.epoch);
     }
 }

@@ -3,7 +3,12 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::{task::JoinSet, time::sleep};
+use sqlx::Connection as _;
+use tokio::{
+    sync::MutexGuard,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use super::{Effect, Stage};
 use crate::{
@@ -12,13 +17,15 @@ use crate::{
         Mode,
         record::{Code, HERD, HOT, VARIANTS},
     },
-    world::{SHARDS, postgres},
+    world::{SHARDS, postgres, process::Slot},
 };
 
 /// Ids that are sent to many destinations.
 const IDS: usize = 500;
 /// Longest wait until all of them have their outcome, and until the load is held.
 const DRAINED: Duration = Duration::from_secs(60);
+/// Longest wait until commits of all workers wait.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// Deadlocks that Postgres has found.
 const DEADLOCKS: &str = "select deadlocks from pg_stat_database where datname = current_database()";
 
@@ -46,7 +53,7 @@ impl Stage {
     }
 
     /// The same ids go to sixteen destinations at once, every second time in opposite order, and to two of them again.
-    /// Workers are suspended meanwhile, so that each decides all of its shards at the same time as the others.
+    /// Workers are suspended meanwhile, and a lock delays the commits, so that all take the ids at the same time.
     pub(super) async fn collide(&self) -> Effect {
         let Some(_held) = self.load.hold(DRAINED).await else { return Ok((false, "the load was not held".to_owned())) };
         let slots = self.wanted_workers().await;
@@ -66,7 +73,7 @@ impl Stage {
             requests.spawn_local(async move { load.send(ordered).await });
         }
         while requests.join_next().await.is_some() {}
-        slots.iter().for_each(|slot| slot.resume());
+        let at_once = self.resume_at_once(&slots).await?;
         if !self.world.drains(DRAINED).await {
             self.world.wrong(Wrong::Stuck, format!("{IDS} ids to {VARIANTS} destinations do not drain"));
         }
@@ -84,7 +91,25 @@ impl Stage {
             where record_id = any($1)";
         let mut sql = postgres::connect(self.world.postgres.lock().await.port).await?;
         let (shards, records, conflicts): (i64, i64, i64) = sqlx::query_as(query).bind(ids).fetch_one(&mut sql).await?;
-        let took = shards == SHARDS as i64 && conflicts > 0;
-        Ok((took, format!("{records} records and {conflicts} conflicts in {shards} shards, {deadlocks} deadlocks")))
+        let took = shards == SHARDS as i64 && conflicts > 0 && at_once > 1;
+        let note = format!("{records} records and {conflicts} conflicts in {shards} shards, {at_once} commits at once");
+        Ok((took, format!("{note}, {deadlocks} deadlocks")))
+    }
+
+    /// Resumes workers, and holds their commits before they take ids, until several wait. Returns how many did.
+    async fn resume_at_once(&self, slots: &[MutexGuard<'_, Slot>]) -> anyhow::Result<i64> {
+        let mut sql = self.world.postgres.lock().await.connect().await?;
+        let mut transaction = sql.begin().await?;
+        // Commits may read the ledger, and not write it.
+        sqlx::query("lock table record_ids in share mode").execute(&mut *transaction).await?;
+        slots.iter().for_each(|slot| slot.resume());
+        let (until, mut waiting) = (Instant::now() + AT_ONCE, 0);
+        while waiting < slots.len() as i64 && Instant::now() < until {
+            sleep(Duration::from_millis(20)).await;
+            let query = "select count(*) from pg_locks where relation = 'record_ids'::regclass and not granted";
+            waiting = sqlx::query_scalar(query).fetch_one(&mut *transaction).await?;
+        }
+        transaction.rollback().await?;
+        Ok(waiting)
     }
 }

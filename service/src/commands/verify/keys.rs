@@ -21,6 +21,7 @@ struct Running {
     total: i128,
     positive_count: i64,
     positive_sum: i128,
+    alerts: i64,
 }
 
 /// Running totals of a shard.
@@ -70,6 +71,7 @@ impl Keys {
         }
         let value = billionths(record.value.get()).unwrap_or_default();
         running.count += 1;
+        running.alerts += i64::from(row.threshold.is_some());
         match record.kind {
             Kind::Positive => {
                 running.total += value;
@@ -83,7 +85,7 @@ impl Keys {
 
     /// Compares a stored total with the records of its key, and takes the key out.
     pub(super) fn compare(&mut self, stored: &StoredTotal, found: &mut Differences) {
-        let StoredTotal { destination_id, reference, unit, positive_count, negative_count, .. } = stored;
+        let StoredTotal { destination_id, reference, unit, positive_count, negative_count, alerts, .. } = stored;
         self.key.clear();
         let _ = write!(self.key, "{destination_id}{SEPARATOR}{reference}{SEPARATOR}{unit}");
         let running = self.of.remove(&*self.key);
@@ -96,12 +98,13 @@ impl Keys {
         let is_equal = running.is_some_and(|running| {
             (running.count, Some(running.total)) == (positive_count + negative_count, total)
                 && (!self.is_whole
-                    || (running.positive_count, Some(running.positive_sum)) == (*positive_count, positive_sum))
+                    || (running.positive_count, Some(running.positive_sum), running.alerts)
+                        == (*positive_count, positive_sum, *alerts))
         });
         if !is_equal {
             let shown = |sum: Option<i128>| sum.map_or("no such decimal".to_owned(), decimal);
             let stored = format!(
-                "{} records ({positive_count} positive), total {} ({} positive)",
+                "{} records ({positive_count} positive, {alerts} alerts), total {} ({} positive)",
                 positive_count + negative_count,
                 shown(total),
                 shown(positive_sum)
@@ -120,10 +123,15 @@ impl Keys {
     }
 
     fn shown(&self, running: Option<Running>) -> String {
-        let Some(Running { count, total, positive_count, positive_sum }) = running else { return "nothing".to_owned() };
+        let Some(Running { count, total, positive_count, positive_sum, alerts }) = running else {
+            return "nothing".to_owned();
+        };
         let total = decimal(total);
         if self.is_whole {
-            format!("{count} records ({positive_count} positive), total {total} ({} positive)", decimal(positive_sum))
+            let positive_sum = decimal(positive_sum);
+            format!(
+                "{count} records ({positive_count} positive, {alerts} alerts), total {total} ({positive_sum} positive)"
+            )
         } else {
             format!("{count} records, total {total}")
         }

@@ -30,8 +30,10 @@ const CONSISTENT: &str = "
     ) r (seq, previous_count, positive, unit, value, previous_total, threshold);
     insert into gaps (shard, kind, from_n, to_n) values (1, 'records', 4, 4);
     insert into record_ids select record_id, shard, seq, period, gen_random_uuid() from records;
-    insert into totals (shard, destination_id, reference, unit, positive_count, positive_sum, negative_count, negative_sum)
-        values (1, 'd6', 'x', 'EUR', 2, 106.00, 1, 100.01), (1, 'd6', 'x', 'min', 1, 50, 0, 0);
+    insert into totals (shard, destination_id, reference, unit, positive_count, positive_sum, negative_count, negative_sum, alerts)
+        values (1, 'd6', 'x', 'EUR', 2, 106.00, 1, 100.01, 2), (1, 'd6', 'x', 'min', 1, 50, 0, 0, 0);
+    insert into outcome_counts (shard, destination_id, duplicates, conflicts, dead_letters) values
+        (1, 'd6', 1, 1, 0), (1, '', 0, 0, 1);
     insert into duplicates (shard, epoch, noted_at, received_at, record_id, stream_id, digest)
         values (1, 1, now(), now(), 'r1', '9-1', gen_random_uuid());
     insert into conflicts (shard, n, epoch, noted_at, received_at, record_id, destination_id, stream_id, payload)
@@ -41,7 +43,7 @@ const CONSISTENT: &str = "
 ";
 
 /// A fault in the stored rows, its repair, and the checks that find the fault.
-const FAULTS: [(&str, &str, &[&str]); 19] = [
+const FAULTS: [(&str, &str, &[&str]); 22] = [
     (
         "update records set previous_total = 100.02 where seq = 2",
         "update records set previous_total = 100 where seq = 2",
@@ -67,6 +69,17 @@ const FAULTS: [(&str, &str, &[&str]); 19] = [
         "delete from totals where reference = 'y'",
         &["total"],
     ),
+    ("update totals set alerts = 1 where unit = 'EUR'", "update totals set alerts = 2 where unit = 'EUR'", &["total"]),
+    (
+        "update outcome_counts set conflicts = 0, duplicates = 2 where destination_id = 'd6'",
+        "update outcome_counts set conflicts = 1, duplicates = 1 where destination_id = 'd6'",
+        &["counter", "counter"],
+    ),
+    (
+        "update outcome_counts set replayed = 1 where destination_id = ''",
+        "update outcome_counts set replayed = 0 where destination_id = ''",
+        &["counter"],
+    ),
     ("delete from gaps", "insert into gaps (shard, kind, from_n, to_n) values (1, 'records', 4, 4)", &["number"]),
     (
         "update shards set processed = 5 where shard = 1",
@@ -91,12 +104,12 @@ const FAULTS: [(&str, &str, &[&str]); 19] = [
     (
         "update records set threshold = 5 where seq = 5",
         "update records set threshold = null where seq = 5",
-        &["counter", "alert"],
+        &["counter", "alert", "total"],
     ),
     (
         "update records set threshold = null where seq = 2",
         "update records set threshold = 100 where seq = 2",
-        &["counter", "alert"],
+        &["counter", "alert", "total"],
     ),
     (
         "update totals set positive_count = 1, negative_count = 2, positive_sum = 5.99, negative_sum = 0 where unit = 'EUR'",

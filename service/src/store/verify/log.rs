@@ -80,6 +80,8 @@ pub struct StoredTotal {
     pub positive_count: i64,
     /// Number of negative records.
     pub negative_count: i64,
+    /// Number of records that raised an alert.
+    pub alerts: i64,
     /// Sum of the positive records.
     pub positive_sum: Option<i128>,
     /// Sum of the negative records, without sign.
@@ -200,7 +202,7 @@ impl Verification {
     /// When Postgres is unavailable.
     pub async fn each_total(&mut self, scope: &Scope, mut take: impl FnMut(StoredTotal)) -> Result<(), Error> {
         let mut rows = sqlx::query!(
-            r#"select shard, destination_id, reference, unit, positive_count, negative_count,
+            r#"select shard, destination_id, reference, unit, positive_count, negative_count, alerts,
                       trim_scale(positive_sum * 1000000000)::text as "positive_sum!",
                       trim_scale(negative_sum * 1000000000)::text as "negative_sum!"
                from totals where $1::int[] is null or shard = any($1)"#,
@@ -215,6 +217,7 @@ impl Verification {
                 unit: row.unit,
                 positive_count: row.positive_count,
                 negative_count: row.negative_count,
+                alerts: row.alerts,
                 positive_sum: row.positive_sum.parse().ok(),
                 negative_sum: row.negative_sum.parse().ok(),
             });

@@ -13,6 +13,7 @@ impl Verification {
     pub async fn tables(&mut self, scope: &Scope, differences: &mut Differences) -> Result<(), Error> {
         self.numbers(scope, differences).await?;
         self.counters(scope, differences).await?;
+        self.outcomes(scope, differences).await?;
         self.shards(differences).await?;
         self.originals(scope, differences).await?;
         self.ids(scope, differences).await
@@ -72,6 +73,41 @@ impl Verification {
         .fetch(&mut *self.snapshot);
         while let Some(row) = rows.try_next().await? {
             let place = format!("{} of shard {}", row.name, row.shard);
+            differences.add("counter", place, row.derived.to_string(), row.stored.to_string());
+        }
+        Ok(())
+    }
+
+    /// Compares the counts of each destination with its conflicts and dead letters; those of duplicates, which name no
+    /// destination, over the shard.
+    async fn outcomes(&mut self, scope: &Scope, differences: &mut Differences) -> Result<(), Error> {
+        let mut rows = sqlx::query!(
+            r#"with derived as (
+                   select shard, destination_id, 'conflicts' as name, count(*) as n from conflicts group by 1, 2
+                   union all
+                   select shard, coalesce(destination_id, ''), 'dead letters', count(*) from dead_letters group by 1, 2
+                   union all
+                   select shard, coalesce(destination_id, ''), 'replayed', count(*) from dead_letters
+                   where state = 'replayed' group by 1, 2
+                   union all
+                   select shard, '', 'duplicates', count(*) from duplicates group by 1
+               ), stored as (
+                   select shard, destination_id, named.* from outcome_counts cross join lateral (values
+                       ('conflicts', conflicts), ('dead letters', dead_letters), ('replayed', replayed)
+                   ) named (name, n)
+                   union all
+                   select shard, '', 'duplicates', sum(duplicates)::bigint from outcome_counts group by 1
+               )
+               select shard as "shard!", destination_id as "destination_id!", name as "name!",
+                      coalesce(d.n, 0) as "derived!", coalesce(s.n, 0) as "stored!"
+               from derived d full join stored s using (shard, destination_id, name)
+               where coalesce(d.n, 0) <> coalesce(s.n, 0) and ($1::int[] is null or shard = any($1))
+               order by 1, 2, 3"#,
+            scope.numbers() as Option<Vec<i32>>
+        )
+        .fetch(&mut *self.snapshot);
+        while let Some(row) = rows.try_next().await? {
+            let place = format!("{} of {:?} in shard {}", row.name, row.destination_id, row.shard);
             differences.add("counter", place, row.derived.to_string(), row.stored.to_string());
         }
         Ok(())
