@@ -244,7 +244,7 @@ async fn a_migration_leaves_its_reason_in_the_termination_log() {
     pipeline.annotate(|metadata| metadata["namespace"] = "prod".into());
     assert!(migrate("OtherPipeline").await["message"].as_str().unwrap().contains(&id));
     pipeline.annotate(|metadata| metadata["annotations"] = json!({"millrace.dev/adopt": &id}));
-    pipeline.execute("update shards set owner = 'w', lease_until = clock_timestamp() + interval '1 hour'").await;
+    pipeline.execute("update shards set owner = 'w', lease_until = clock_timestamp() + interval '1 minute'").await;
     migrate("PreviousWorkersActive").await;
     pipeline.execute("update shards set owner = null, lease_until = null").await;
     migrate("Migrated").await;
