@@ -105,8 +105,9 @@ impl<'a> Judge<'a> {
             let detail = "the record is in the stream of another shard than that of its destinationId";
             return self.dead_letter(index, input, Some(record), Refusal::new(DeadLetterReason::WrongShard, detail));
         }
-        match self.add(&record.record) {
-            Ok(previous) => self.keep(index, input, record, previous),
+        let threshold = self.threshold(&record.record);
+        match self.add(&record.record, threshold.is_some()) {
+            Ok(previous) => self.keep(index, input, record, previous, threshold),
             Err(refusal) => self.dead_letter(index, input, Some(record), refusal),
         }
     }
@@ -170,7 +171,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Adds a record to its totals, or refuses it. Returns the total before it.
-    fn add(&mut self, record: &Record) -> Result<Total, Refusal> {
+    fn add(&mut self, record: &Record, is_alert: bool) -> Result<Total, Refusal> {
         let key = Key::of(record);
         let previous = self.totals.get(&key).copied().unwrap_or_default();
         let total =
@@ -191,7 +192,6 @@ impl<'a> Judge<'a> {
         }
         let next = Total { count: previous.count + 1, total };
         self.totals.insert(key.clone(), next);
-        let is_alert = self.threshold(record).is_some();
         self.decision.totals.entry(key).or_default().add(record, is_alert);
         Ok(previous)
     }
@@ -202,12 +202,18 @@ impl<'a> Judge<'a> {
         threshold.filter(|threshold| record.value > Amount::stored(*threshold))
     }
 
-    fn keep(&mut self, index: usize, input: &InputRecord, parsed: &Parsed, previous: Total) {
+    fn keep(
+        &mut self,
+        index: usize,
+        input: &InputRecord,
+        parsed: &Parsed,
+        previous: Total,
+        threshold: Option<Decimal>,
+    ) {
         let record = &parsed.record;
         let seq = next(&mut self.position.watermarks.records);
         let holder = Holder::Record(ShardSeq { shard: self.position.shard, seq });
         self.take(holder, parsed, input.position);
-        let threshold = self.threshold(record);
         self.decision.alerts += i64::from(threshold.is_some());
         self.decision.without_threshold += i64::from(self.policy.lacks_threshold(record.unit.as_str()));
         self.decision.records.push(NewRecord { seq, item: index, record: record.clone(), previous, threshold });
