@@ -17,7 +17,7 @@ use crate::{
         Mode,
         record::{Code, HERD, HOT, VARIANTS},
     },
-    world::{SHARDS, postgres, process::Slot},
+    world::{SHARDS, process::Slot},
 };
 
 /// Ids that are sent to many destinations.
@@ -89,7 +89,7 @@ impl Stage {
             from (select shard, null::bigint as n, record_id from records
                   union all select shard, n, record_id from conflicts) as outcomes
             where record_id = any($1)";
-        let mut sql = postgres::connect(self.world.postgres.lock().await.port).await?;
+        let mut sql = self.world.postgres.lock().await.connect().await?;
         let (shards, records, conflicts): (i64, i64, i64) = sqlx::query_as(query).bind(ids).fetch_one(&mut sql).await?;
         let took = shards == SHARDS as i64 && conflicts > 0 && at_once > 1;
         let note = format!("{records} records and {conflicts} conflicts in {shards} shards, {at_once} commits at once");

@@ -9,7 +9,7 @@ use super::{Effect, Stage};
 use crate::{
     check::Wrong,
     load::{history::Closed, record::Code},
-    world::{eventually, postgres},
+    world::eventually,
 };
 
 /// Dead letters of a fault.
@@ -120,7 +120,7 @@ impl Stage {
     /// The dead letters of these ids.
     async fn stored(&self, codes: &[Code]) -> anyhow::Result<Vec<Stored>> {
         let ids: Vec<String> = codes.iter().map(|code| code.id()).collect();
-        let mut sql = postgres::connect(self.world.postgres.lock().await.port).await?;
+        let mut sql = self.world.postgres.lock().await.connect().await?;
         let query = "
             select d.record_id, d.shard || '-d' || d.n as dead_letter, d.state,
                    exists (select from record_ids i where i.record_id = d.record_id) as taken,

@@ -9,7 +9,7 @@ use super::{Effect, Stage};
 use crate::{
     check::Wrong,
     world::{
-        eventually, postgres,
+        eventually,
         process::{Slot, Start},
     },
 };
@@ -175,7 +175,7 @@ impl Stage {
 
     /// The present period of each shard.
     async fn periods(&self) -> anyhow::Result<BTreeMap<i32, String>> {
-        let mut sql = postgres::connect(self.world.postgres.lock().await.port).await?;
+        let mut sql = self.world.postgres.lock().await.connect().await?;
         let rows: Vec<(i32, String)> =
             sqlx::query_as("select shard, period::text from shards where period > '-infinity'")
                 .fetch_all(&mut sql)
@@ -188,7 +188,7 @@ impl Stage {
     }
 
     async fn execute(&self, statements: &'static str) -> anyhow::Result<()> {
-        let mut sql = postgres::connect(self.world.postgres.lock().await.port).await?;
+        let mut sql = self.world.postgres.lock().await.connect().await?;
         sqlx::raw_sql(statements).execute(&mut sql).await?;
         Ok(())
     }
