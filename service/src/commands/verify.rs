@@ -81,7 +81,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     report(&outcome?, args.json)
 }
 
-/// Stores the result. Where that fails, a line says so: the comparison is valid all the same.
+/// Stores the result. Where that fails, a line reports it: the comparison is valid all the same.
 async fn note(store: &Store, scope: &Scope, took: Duration, outcome: &anyhow::Result<Comparison>) {
     let run = VerifyRun {
         took,
@@ -108,8 +108,8 @@ fn report(result: &Comparison, as_json: bool) -> anyhow::Result<()> {
         };
         say!("{}", serde_json::to_string(&outcome)?);
     } else {
-        for Difference { check, place, expected, found } in &differences.first {
-            say!("{check}: {place}: expected {expected}; found {found}");
+        for difference in &differences.first {
+            say!("{difference}");
         }
         for SinkReport { name, entries, behind, trimmed } in sinks {
             let trimmed = if *trimmed { ", older ones were trimmed" } else { "" };

@@ -8,6 +8,8 @@ mod runs;
 mod sinks;
 mod tables;
 
+use std::fmt;
+
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Postgres, Transaction};
 
@@ -35,6 +37,13 @@ pub struct Difference {
     pub expected: String,
     /// The stored or published value.
     pub found: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { check, place, expected, found } = self;
+        write!(f, "{check}: {place}: expected {expected}; found {found}")
+    }
 }
 
 /// The first differences, and the number of all.

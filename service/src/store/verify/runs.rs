@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Difference, Differences, Scope};
+use super::{Differences, Scope};
 use crate::store::{Error, Store};
 
 /// Runs that are kept.
@@ -41,10 +41,7 @@ impl Store {
         let VerifyRun { took, scope, records, found } = run;
         let (differences, problems) = match found {
             Ok(differences) => {
-                let lines =
-                    differences.first.iter().take(STORED).map(|Difference { check, place, expected, found }| {
-                        format!("{check}: {place}: expected {expected}; found {found}\n")
-                    });
+                let lines = differences.first.iter().take(STORED).map(|difference| format!("{difference}\n"));
                 (Some(i64::try_from(differences.count).unwrap_or(i64::MAX)), lines.collect())
             }
             Err(problem) => (None, problem.clone()),
