@@ -146,7 +146,7 @@ impl Row<'_> {
     }
 }
 
-/// Whether `data` tells of this row, whose `processedAt` is rendered; else what it should say.
+/// Compares `data` with a row, whose `processedAt` is rendered. The error is the expected content.
 fn row_is(row: &LoggedRecord, kind: OutcomeKind, processed_at: &str, data: &str) -> Result<(), String> {
     let Data { record: shown, summary, threshold } =
         serde_json::from_str(data).map_err(|error| format!("data of the documented form ({error})"))?;

@@ -40,8 +40,8 @@ pub(super) struct Reported {
     pub(super) sink: Option<Arc<Sink>>,
 }
 
-/// Reads the cursors and streams of all sinks. It comes before the snapshot: what they say was published is then in the
-/// snapshot for sure.
+/// Reads the cursors and streams of all sinks. It comes before the snapshot, so that the snapshot holds every outcome
+/// that they show as published.
 pub(super) async fn published(store: &Store, streams: &Streams) -> anyhow::Result<Vec<Published>> {
     let mut started = store.verification().await.context("cannot ask Postgres; was `millrace migrate` run?")?;
     let known = started.started_sinks().await.context("cannot ask Postgres; was `millrace migrate` run?")?;

@@ -117,7 +117,7 @@ impl Sink {
         found.add("entry", place, expected, entry.field("id").unwrap_or_default());
     }
 
-    /// Reads the stream up to the newest entry of the snapshot. Ends early where a pass has ended: it says why.
+    /// Reads the stream up to the newest entry of the snapshot. Ends early where a pass has ended: that returns the error.
     /// `index` is the sink's in the passes.
     pub(super) async fn read(&self, index: usize, streams: &Streams, passes: &Passes) -> anyhow::Result<SinkRead> {
         let mut read = SinkRead::default();
@@ -158,7 +158,7 @@ impl Sink {
             return None;
         }
         read.entries += 1;
-        // Of another pipeline, whose stream was taken over. One of ours that says so wrongly is missed by its number.
+        // Of another pipeline, whose stream was taken over. One of ours with a wrong source is missed by its number.
         if entry.field("source").is_some_and(|source| source != &*self.source) {
             return None;
         }
