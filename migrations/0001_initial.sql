@@ -26,6 +26,12 @@ create table policies (
 );
 create index policies_uid on policies (uid, version);
 
+-- Whether a lease or a heartbeat has not expired. None lasts longer than five minutes: one that ends later was taken before
+-- the clock of this server was set back.
+create function is_alive(until timestamptz) returns boolean language sql volatile as $$
+    select until between clock_timestamp() and clock_timestamp() + interval '5 minutes'
+$$;
+
 -- Live workers, which share the shards evenly. Only the clock of this server counts.
 create table workers (
     worker     text        primary key,

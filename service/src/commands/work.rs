@@ -10,6 +10,7 @@ use crate::{
     lifecycle::Lifecycle,
     publish::SinkReconciler,
     status::Reporter,
+    store::LONGEST_LEASE_MS,
     telemetry::{self, Telemetry, TelemetryArgs},
     worker::{self, Context},
 };
@@ -32,7 +33,7 @@ pub struct Args {
 #[derive(Debug, Clone, clap::Args)]
 pub struct Tuning {
     /// How long a shard's lease lasts without being renewed; others take the shard over after it, in milliseconds.
-    #[arg(long, env = "MILLRACE_LEASE_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(500..=300_000))]
+    #[arg(long, env = "MILLRACE_LEASE_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(500..=LONGEST_LEASE_MS))]
     lease_ms: u64,
     /// Most records of one transaction.
     #[arg(long, env = "MILLRACE_BATCH", default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(1..=5_000))]

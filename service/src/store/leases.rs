@@ -1,7 +1,7 @@
 //! Ownership of shards: leases with epochs. Only the clock of Postgres decides.
 //!
-//! A lease lasts five minutes at most. One that ends later was taken before the clock was set back: it has expired, or nobody
-//! would take the shard of a dead worker for as long as the clock was ahead.
+//! A lease lasts [`LONGEST_LEASE_MS`] at most. One that ends later was taken before the clock was set back: it has expired, or
+//! nobody would take the shard of a dead worker for as long as the clock was ahead. The function `is_alive` decides.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +9,9 @@ use sqlx::{Postgres, Transaction};
 
 use super::{Error, Store, columns::index_column};
 use crate::domain::{Lease, Offset, ShardId, StreamId, StreamPosition};
+
+/// Longest lease, in milliseconds; as in `is_alive` of the schema.
+pub const LONGEST_LEASE_MS: u64 = 300_000;
 
 /// The rank of a worker among the live workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,15 +50,12 @@ impl Store {
         )
         .execute(&self.pool)
         .await?;
-        sqlx::query!(
-            "delete from workers
-             where seen_until not between clock_timestamp() - interval '1 day' and clock_timestamp() + interval '5 minutes'"
-        )
-        .execute(&self.pool)
-        .await?;
+        sqlx::query!("delete from workers where seen_until < clock_timestamp() - interval '1 day'")
+            .execute(&self.pool)
+            .await?;
         let row = sqlx::query!(
             r#"select count(*) as "workers!", count(*) filter (where worker < $1) as "rank!"
-               from workers where seen_until > clock_timestamp()"#,
+               from workers where is_alive(seen_until)"#,
             worker,
         )
         .fetch_one(&self.pool)
@@ -114,9 +114,7 @@ impl Store {
     pub async fn free_shards(&self) -> Result<Vec<ShardId>, Error> {
         let free = sqlx::query_scalar!(
             r#"select shard as "shard: ShardId" from shards
-               where owner is null
-                  or lease_until not between clock_timestamp() and clock_timestamp() + interval '5 minutes'
-               order by shard"#,
+               where owner is null or not is_alive(lease_until) order by shard"#,
         )
         .fetch_all(&self.pool)
         .await?;
@@ -133,9 +131,7 @@ impl Store {
         let epoch = sqlx::query_scalar!(
             "with free as (
                  select shard as free from shards
-                 where shard = $2 and (owner is null
-                     or lease_until not between clock_timestamp() and clock_timestamp() + interval '5 minutes')
-                 for update skip locked
+                 where shard = $2 and (owner is null or not is_alive(lease_until)) for update skip locked
              ), taken as (
                  update shards set owner = $1, token = $3, epoch = epoch + 1,
                                    lease_until = clock_timestamp() + $4::bigint * interval '1 ms'

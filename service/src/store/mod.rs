@@ -44,7 +44,7 @@ pub use gaps::ShardProgress;
 pub use group::{AfterCommit, DecidedPart, GroupCommit, LeftOut, Part};
 pub use keys::{ApiKey, LiveKey};
 pub use known::GroupKnown;
-pub use leases::Rank;
+pub use leases::{LONGEST_LEASE_MS, Rank};
 pub use log::{LogRow, RefusedRow};
 pub use migrations::Migrated;
 pub use outcomes::{Applied, Awaited, Before, Outcome};

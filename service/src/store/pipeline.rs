@@ -190,10 +190,7 @@ pub(super) async fn read_pipeline(connection: &mut PgConnection) -> Result<Optio
 
 /// Whether any worker holds a lease, by Postgres's clock.
 pub(super) async fn leases_alive(connection: &mut PgConnection) -> Result<bool, Error> {
-    let alive = sqlx::query_scalar!(
-        "select exists (select from shards
-             where lease_until between clock_timestamp() and clock_timestamp() + interval '5 minutes')"
-    );
+    let alive = sqlx::query_scalar!("select exists (select from shards where is_alive(lease_until))");
     Ok(alive.fetch_one(connection).await? == Some(true))
 }
 

@@ -13,8 +13,7 @@ impl Store {
     pub async fn shard_states(&self) -> Result<Vec<ShardStatus>, Error> {
         let rows = sqlx::query!(
             r#"select shard as "shard: ShardId",
-                      coalesce(owner is not null and lease_until between clock_timestamp()
-                          and clock_timestamp() + interval '5 minutes', false) as "leased!", owner,
+                      coalesce(owner is not null and is_alive(lease_until), false) as "leased!", owner,
                       policy_version, uid as "uid?", generation as "generation?"
                from shards left join policies on policies.version = shards.policy_version
                order by shard"#
