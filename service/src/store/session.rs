@@ -49,6 +49,9 @@ impl Session {
                 // Postgres plans the commit's statements once. A plan from a time when a table was small would keep a
                 // sequential scan for good, although each statement has an index.
                 ("enable_seqscan", "off"),
+                // Postgres compares plans by their estimates, and a plan for the few values of a small commit looks
+                // cheaper than one for any values: it would plan each small commit again.
+                ("plan_cache_mode", "force_generic_plan"),
                 // A worker that is paused or disconnected during a commit would keep its shard's row locked, and no
                 // other worker could take the shard.
                 ("idle_in_transaction_session_timeout", "5s"),
