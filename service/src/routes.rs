@@ -1,8 +1,8 @@
 //! The HTTP API: all its paths, and its document. The only place that has the paths of `accept` and `query` together.
 
 use poem::{
-    Endpoint, EndpointExt as _, IntoEndpoint as _, Response, Route, endpoint::make_sync, middleware::CatchPanic,
-    web::Html,
+    Endpoint, EndpointExt as _, IntoEndpoint as _, Request, Response, Result, Route, endpoint::make_sync,
+    middleware::CatchPanic, web::Html,
 };
 use poem_openapi::{LicenseObject, OpenApi as _, OpenApiService, ServerObject, registry::Registry};
 
@@ -12,6 +12,11 @@ use crate::{
     lifecycle::Heartbeats,
     query,
 };
+
+/// The OpenAPI document.
+const OPENAPI: &str = "/openapi.json";
+/// The document as a page.
+const DOCS: &str = "/docs";
 
 type Apis = Merged<(RecordsApi, query::Apis, ProbesApi)>;
 
@@ -35,20 +40,37 @@ pub fn document() -> String {
     document
 }
 
+/// The operations, and beside them the documents. `Route::nest` would build the URI of each request again.
+struct Routes<E> {
+    documents: Route,
+    operations: E,
+}
+
+impl<E: Endpoint<Output = Response>> Endpoint for Routes<E> {
+    type Output = Response;
+
+    async fn call(&self, request: Request) -> Result<Response> {
+        match request.uri().path() {
+            OPENAPI | DOCS => self.documents.call(request).await,
+            _ => self.operations.call(request).await,
+        }
+    }
+}
+
 /// All paths of the main port, each also under `/v1`.
 pub fn routes(app: App, acceptor: Acceptor, heartbeats: Heartbeats) -> impl Endpoint<Output = Response> {
     let service = service();
     let (json, html) = (document(), service.swagger_ui_html());
     let mut registry = Registry::new();
     Apis::register(&mut registry);
-    let operations = Operations::new(Apis::meta(), &registry, &["/openapi.json", "/docs"]);
-    let routes = Route::new()
+    let operations = Operations::new(Apis::meta(), &registry, &[OPENAPI, DOCS]);
+    let documents = Route::new()
         .at(
-            "/openapi.json",
+            OPENAPI,
             poem::get(make_sync(move |_| Response::builder().content_type("application/json").body(json.clone()))),
         )
-        .at("/docs", poem::get(make_sync(move |_| Html(html.clone()))))
-        .nest("/", service.into_endpoint())
+        .at(DOCS, poem::get(make_sync(move |_| Html(html.clone()))));
+    let routes = Routes { documents, operations: service.into_endpoint() }
         .data(app)
         .data(acceptor)
         .data(heartbeats)

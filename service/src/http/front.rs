@@ -9,7 +9,7 @@ use poem::{
 
 use tracing::Instrument as _;
 
-use super::{errors, guard, operations::Operations};
+use super::{durations::Durations, errors, guard, operations::Operations};
 use crate::telemetry::trace;
 
 /// Most bytes of a body, but where records are taken.
@@ -19,11 +19,13 @@ const SMALL_BODY: usize = 64 * 1024;
 pub(crate) struct Front<E> {
     inner: E,
     operations: Operations,
+    /// Durations of requests for a path that is not documented: there are endlessly many, so their path is no label.
+    other: Durations,
 }
 
 impl<E> Front<E> {
     pub(crate) fn new(inner: E, operations: Operations) -> Self {
-        Self { inner, operations }
+        Self { inner, operations, other: Durations::new("other") }
     }
 }
 
@@ -59,8 +61,7 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
         {
             response.headers_mut().insert(ALLOW, allow);
         }
-        // A path that is not ours is not a label: there are endlessly many.
-        let route = path.map_or_else(|| "other".to_owned(), |path| path.template.clone());
+        let route = path.map_or("other", |path| path.template.as_str());
         let (status, took) = (response.status().as_u16(), began.elapsed());
         tracing::debug!(
             event = "http.request.answered",
@@ -70,10 +71,10 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
             took_us = took.as_micros(),
             "answered a request"
         );
-        let known = matches!(method.as_str(), "GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "PATCH" | "OPTIONS");
-        let method = if known { method.as_str().to_owned() } else { "other".to_owned() };
-        let labels = [("route", route), ("method", method), ("status", status.to_string())];
-        metrics::histogram!("millrace_http_request_seconds", &labels).record(took);
+        match path {
+            Some(path) => path.record(&method, response.status(), took),
+            None => self.other.record(&method, response.status(), took),
+        }
         Ok(response)
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod auth;
 pub mod connections;
+mod durations;
 pub(crate) mod errors;
 pub(crate) mod front;
 pub(crate) mod guard;

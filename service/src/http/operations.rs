@@ -1,10 +1,12 @@
 //! Which paths, methods and query parameters there are, read from the OpenAPI description itself, so that what is
 //! documented is what is taken.
 
-use poem::http::Method;
+use std::time::Duration;
+
+use poem::http::{Method, StatusCode};
 use poem_openapi::registry::{MetaApi, MetaParamIn, MetaSchema, MetaSchemaRef, Registry};
 
-use super::problem::Failure;
+use super::{durations::Durations, problem::Failure};
 
 /// A query parameter.
 #[derive(Debug)]
@@ -82,6 +84,7 @@ pub(crate) struct Path {
     /// As documented, such as `/records/{recordId}`: what metrics and logs call it.
     pub(crate) template: String,
     operations: Vec<Operation>,
+    durations: Durations,
 }
 
 /// All paths.
@@ -104,12 +107,11 @@ impl Operations {
             });
             match paths.iter_mut().find(|known| known.template == path.path) {
                 Some(known) => known.operations.extend(operations),
-                None => paths.push(Path { operations: operations.collect(), template: path.path }),
+                None => paths.push(Path::new(path.path, operations.collect())),
             }
         }
-        paths.extend(plain.iter().map(|template| Path {
-            template: (*template).to_owned(),
-            operations: vec![Operation { method: Method::GET, query: Vec::new() }],
+        paths.extend(plain.iter().map(|template| {
+            Path::new((*template).to_owned(), vec![Operation { method: Method::GET, query: Vec::new() }])
         }));
         // Of two that fit, the one with fewer variables is meant.
         paths.sort_by_key(|path| path.template.split('/').filter(|segment| is_variable(segment)).count());
@@ -137,6 +139,15 @@ fn is_variable(segment: &str) -> bool {
 }
 
 impl Path {
+    fn new(template: String, operations: Vec<Operation>) -> Self {
+        Self { durations: Durations::new(&template), template, operations }
+    }
+
+    /// Records how long an answer took.
+    pub(crate) fn record(&self, method: &Method, status: StatusCode, took: Duration) {
+        self.durations.record(method, status, took);
+    }
+
     /// The value of `Allow`.
     pub(crate) fn allow(&self) -> String {
         let mut methods: Vec<&str> = self.operations.iter().map(|operation| operation.method.as_str()).collect();
@@ -217,7 +228,7 @@ mod tests {
         let query =
             query.iter().map(|(name, many)| Parameter { name: (*name).to_owned(), many: *many, takes: takes(*name) });
         let query = query.collect();
-        Path { template: "/x".to_owned(), operations: vec![Operation { method: Method::GET, query }] }
+        Path::new("/x".to_owned(), vec![Operation { method: Method::GET, query }])
     }
 
     #[test]
@@ -263,7 +274,7 @@ mod tests {
 
     #[test]
     fn the_path_with_fewer_variables_is_meant() {
-        let template = |template: &str| Path { template: template.to_owned(), operations: Vec::new() };
+        let template = |template: &str| Path::new(template.to_owned(), Vec::new());
         let mut paths = vec![template("/records/{id}"), template("/records/batch"), template("/records")];
         paths.sort_by_key(|path| path.template.contains('{'));
         let operations = Operations(paths);
