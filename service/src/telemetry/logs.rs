@@ -56,7 +56,7 @@ where
 {
     match format {
         LogFormat::Human => lines.compact().with_target(false).with_ansi(colours).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
     }
 }
 

@@ -11,7 +11,12 @@ pub mod trace;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use tracing_subscriber::{Layer as _, Registry, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    Layer as _, Registry,
+    filter::{FilterExt as _, LevelFilter, filter_fn},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 pub use logs::LogFormat;
 pub use metrics::Metrics;
@@ -73,8 +78,10 @@ pub fn init(role: &'static str, args: &TelemetryArgs) -> anyhow::Result<Telemetr
     let filter = tracing_subscriber::EnvFilter::try_new(filter).with_context(|| format!("MILLRACE_LOG {filter:?}"))?;
     let endpoint = args.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty());
     let traces = endpoint.map(|endpoint| export::Traces::start(endpoint, role)).transpose()?;
+    // Spans are for traces: without an exporter they cost nothing.
+    let events = filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE);
     Registry::default()
-        .with(logs::layer(args.log_format).with_filter(filter))
+        .with(logs::layer(args.log_format).with_filter(filter.and(events)))
         .with(traces.as_ref().map(export::Traces::layer))
         .try_init()
         .context("logs were started already")?;
