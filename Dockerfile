@@ -19,6 +19,10 @@ RUN set -eu; \
     esac; \
     mkdir -p .cargo; \
     printf '[build]\ntarget = "%s"\n' "$target" >.cargo/config.toml; \
+    if [ "$TARGETARCH" = arm64 ]; then \
+      # Kernels there have pages of up to 64 KiB, and jemalloc must know it when it is compiled.
+      printf '[env]\nJEMALLOC_SYS_WITH_LG_PAGE = "16"\n' >>.cargo/config.toml; \
+    fi; \
     if [ "$(uname -m)" != "$machine" ]; then \
       apt-get update -qq; \
       DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
