@@ -9,6 +9,8 @@ mod deploy;
 mod manifest;
 mod quantity;
 mod reason;
+#[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
+mod rollups;
 mod schemas;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod sinks;
@@ -28,6 +30,7 @@ pub use deploy::{
 pub use manifest::{ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, ParseError, RecordPipeline};
 pub use quantity::{InvalidQuantity, Quantity};
 pub use reason::Reason;
+pub use rollups::{Distinct, GroupField, Rollup, Window};
 pub use sinks::{From, Overflow, RedisStream, Sink, SinkEvent, Webhook};
 pub use spec::{
     Auth, Autoscaling, Partition, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef, Retention,

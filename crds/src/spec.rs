@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     DecimalString,
     deploy::{DeletionPolicy, Jobs, NetworkPolicy, PullPolicy, Serve, Verify, Work},
+    rollups::Rollup,
     sinks::Sink,
     status::RecordPipelineStatus,
 };
@@ -112,6 +113,12 @@ pub struct RecordPipelineSpec {
             .message("two sinks name the same redisStream.stream: a stream belongs to one sink"),
     )]
     pub sinks: Vec<Sink>,
+    /// Sums that are kept ready for queries, at most 8. They are declared, changed and removed while the pipeline runs: a
+    /// new or changed one is built in the background from the stored records, and used once it is complete.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub rollups: Vec<Rollup>,
     /// Rules that a record has to meet beside its form; one that breaks a rule becomes a dead letter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
@@ -167,6 +174,7 @@ impl RecordPipelineSpec {
             shards,
             backlog_limit,
             sinks,
+            rollups,
             policy,
             redis,
             postgres,
@@ -192,6 +200,7 @@ impl RecordPipelineSpec {
             shards: *shards,
             backlog_limit: *backlog_limit,
             sinks: sinks.clone(),
+            rollups: rollups.clone(),
             policy: policy.clone(),
             redis: redis.clone(),
             postgres: postgres.clone(),

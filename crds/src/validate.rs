@@ -107,6 +107,7 @@ impl RecordPipelineSpec {
             }
         }
         self.check_sinks(pipeline, found);
+        self.check_rollups(found);
         if self.verify.as_ref().is_some_and(|verify| !is_schedule(&verify.schedule)) {
             found.add(
                 "spec.verify.schedule",
@@ -196,6 +197,28 @@ impl RecordPipelineSpec {
                     webhook.secret_ref.check(&at(".webhook.secretRef"), found);
                 }
                 _ => found.add(at(""), "needs exactly one of redisStream and webhook"),
+            }
+        }
+    }
+}
+
+impl RecordPipelineSpec {
+    fn check_rollups(&self, found: &mut Found) {
+        if self.rollups.len() > 8 {
+            found.add("spec.rollups", "must be at most 8: each is written to by every commit");
+        }
+        let mut names = BTreeSet::new();
+        for (index, rollup) in self.rollups.iter().enumerate() {
+            let at = |field: &str| format!("spec.rollups[{index}]{field}");
+            if !is_label(&rollup.name, 40) {
+                found.add(at(".name"), "must be 1 to 40 lower-case letters, digits or '-'");
+            }
+            if !names.insert(&rollup.name) {
+                found.add(at(".name"), format!("{} is used twice; rollup names are unique", rollup.name));
+            }
+            let mut fields = BTreeSet::new();
+            for field in rollup.group_by.iter().filter(|field| !fields.insert(**field)) {
+                found.add(at(".groupBy"), format!("has {} twice; remove one", field.as_str()));
             }
         }
     }

@@ -31,6 +31,9 @@ spec:
     - { name: notifications, event: Processed, redisStream: { stream: payments.notifications, maxLength: 1000000, overflow: Wait } }
     - { name: alerts, event: Alert, from: Now, redisStream: {} }
     - { name: pager, event: Alert, webhook: { url: "https://example.org/hook", secretRef: { name: pager, key: secret } } }
+  rollups:
+    - { name: hourly, window: 1h, groupBy: [destinationId] }
+    - { name: sources, window: 1d, distinct: sourceId }
   policy: { minimumTotal: "0" }
   redis:    { urlSecretRef: { name: payments-redis, key: url } }
   postgres: { urlSecretRef: { name: payments-postgres, key: url } }
@@ -60,7 +63,7 @@ fn the_spec_for_pods_has_only_the_fields_that_concern_them() {
         "name: a",
         "threshold: '1', thresholds: {a: '2'}, replicas: 0, autoscaling: {minReplicas: 1, maxReplicas: 2, targetBacklog: 9}, \
          shards: 4, backlogLimit: 7, image: a, imagePullPolicy: Never, imagePullSecrets: [a], \
-         sinks: [{name: a, event: Alert, redisStream: {}}], policy: {minimumTotal: '0'}, \
+         sinks: [{name: a, event: Alert, redisStream: {}}], rollups: [{name: a, window: 1m}], policy: {minimumTotal: '0'}, \
          redis: {urlSecretRef: {name: a, key: k}}, postgres: {urlSecretRef: {name: b, key: k}}, \
          auth: {bootstrapKeySecretRef: {name: c, key: k}}, serve: {replicas: 2}, work: {pod: {}}, verify: {schedule: '@daily'}, jobs: {}, \
          networkPolicy: {enabled: false}, deletionPolicy: Now, drainSeconds: 3, paused: true",
@@ -69,9 +72,9 @@ fn the_spec_for_pods_has_only_the_fields_that_concern_them() {
     let all: serde_json::Value = serde_json::from_str(&whole.canonical()).unwrap();
     let for_pods: serde_json::Value = serde_json::from_str(&whole.for_pods().canonical()).unwrap();
     let (all, for_pods) = (all.as_object().unwrap(), for_pods.as_object().unwrap());
-    assert_eq!(all.len(), 22, "set a new field above, and decide whether it concerns the pods: {all:?}");
+    assert_eq!(all.len(), 23, "set a new field above, and decide whether it concerns the pods: {all:?}");
     let names: BTreeSet<&str> = for_pods.keys().map(String::as_str).collect();
-    let concern = "threshold thresholds shards backlogLimit sinks policy redis postgres auth";
+    let concern = "threshold thresholds shards backlogLimit sinks rollups policy redis postgres auth";
     assert_eq!(names, concern.split(' ').collect());
     assert!(for_pods.iter().all(|(name, value)| all[name] == *value), "as they were written");
     assert_eq!(whole.for_pods().for_pods(), whole.for_pods());
@@ -277,6 +280,26 @@ const RULES: &[Rule] = &[
         message: "spec.sinks[0].webhook.secretRef.key",
     },
     Rule {
+        kept: "rollups: [{name: a, window: 1h}, {name: b, window: 1h}]",
+        broken: "rollups: [{name: a, window: 1h}, {name: a, window: 1d}]",
+        message: "spec.rollups[1].name: a is used twice; rollup names are unique",
+    },
+    Rule {
+        kept: "rollups: [{name: a-1, window: 1m, distinct: sourceId}]",
+        broken: "rollups: [{name: A, window: 1m}]",
+        message: "spec.rollups[0].name: must be 1 to 40 lower-case letters",
+    },
+    Rule {
+        kept: "rollups: [{name: a, window: 1d, groupBy: [sourceId, reference, destinationId]}]",
+        broken: "rollups: [{name: a, window: 1d, groupBy: [sourceId, sourceId]}]",
+        message: "spec.rollups[0].groupBy: has sourceId twice; remove one",
+    },
+    Rule {
+        kept: "rollups: [{name: a, window: 1d}]",
+        broken: "rollups: [{name: a, window: 1w}]",
+        message: "unknown variant `1w`, expected one of 1m, 1h, 1d",
+    },
+    Rule {
         kept: "redis: {urlSecretRef: {name: a, key: k}}",
         broken: "redis: {urlSecretRef: {name: '', key: k}}",
         message: "spec.redis.urlSecretRef.name",
@@ -321,6 +344,11 @@ fn each_bound_of_the_spec_is_exact() {
         manifest("name: p", &format!("sinks: [{}]", sinks.join(", ")))
     };
     assert_rule(&sinks(16), &sinks(17), "spec.sinks: must be at most 16");
+    let rollups = |count: usize| {
+        let rollups: Vec<String> = (0..count).map(|n| format!("{{name: r{n}, window: 1h}}")).collect();
+        manifest("name: p", &format!("rollups: [{}]", rollups.join(", ")))
+    };
+    assert_rule(&rollups(8), &rollups(9), "spec.rollups: must be at most 8");
     let unit = |character: &str| manifest("name: p", &format!("thresholds: {{{}: '1'}}", character.repeat(200)));
     assert_rule(&unit("é"), &unit("€"), "has more than 400 bytes in UTF-8");
 }

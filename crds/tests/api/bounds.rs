@@ -33,6 +33,16 @@ pub(crate) const BOUNDS: &[Bound] = &[
         message: "spec.imagePullSecrets: Too many",
     },
     Bound {
+        most: 8,
+        spec: |count| format!("rollups: [{}]", numbered(count, |n| format!("{{name: r{n}, window: 1h}}"))),
+        message: "spec.rollups: Too many: 9: must have at most 8 items",
+    },
+    Bound {
+        most: 40,
+        spec: |count| format!("rollups: [{{name: {}, window: 1h}}]", "a".repeat(count)),
+        message: "spec.rollups[0].name: Too long",
+    },
+    Bound {
         most: 16,
         spec: |count| {
             format!("sinks: [{}]", numbered(count, |n| format!("{{name: s{n}, event: Alert, redisStream: {{}}}}")))

@@ -217,6 +217,26 @@ const RULES: &[Rule] = &[
         message: "spec.sinks[1]: Duplicate value: {\"name\":\"a\"}",
     },
     Rule {
+        kept: "rollups: [{name: a, window: 1h}, {name: b, window: 1h}]",
+        broken: "rollups: [{name: a, window: 1h}, {name: a, window: 1d}]",
+        message: "spec.rollups[1]: Duplicate value: {\"name\":\"a\"}",
+    },
+    Rule {
+        kept: "rollups: [{name: a-1, window: 1m, distinct: sourceId}]",
+        broken: "rollups: [{name: A, window: 1m}]",
+        message: "must be 1 to 40 lower-case letters, digits or '-'",
+    },
+    Rule {
+        kept: "rollups: [{name: a, window: 1d, groupBy: [sourceId, reference, destinationId]}]",
+        broken: "rollups: [{name: a, window: 1d, groupBy: [sourceId, sourceId]}]",
+        message: "spec.rollups[0].groupBy[1]: Duplicate value: \"sourceId\"",
+    },
+    Rule {
+        kept: "rollups: [{name: a, window: 1d, groupBy: []}]",
+        broken: "rollups: [{name: a, window: 1w}]",
+        message: "spec.rollups[0].window: Unsupported value: \"1w\"",
+    },
+    Rule {
         kept: two!("name: a, redisStream: {stream: x}", "name: b, redisStream: {stream: z}"),
         broken: two!("name: a, redisStream: {stream: x}", "name: b, redisStream: {stream: x}"),
         message: "two sinks name the same redisStream.stream: a stream belongs to one sink",

@@ -1,0 +1,86 @@
+//! The fields of `spec.rollups`. `kubectl explain` shows their docs.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Count and sum of the records per window and group, kept up to date with each commit. Unit and sign always belong to the
+/// group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rollup {
+    /// Its name, unique in the pipeline, up to 40 lower-case letters, digits or '-'.
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')").message(
+        "must be 1 to 40 lower-case letters, digits or '-'"
+    ))]
+    #[schemars(length(max = 40), regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"))]
+    pub name: String,
+    /// Needed: the length of a window of the records' `time`, in UTC: 1m, 1h or 1d.
+    pub window: Window,
+    /// The fields that its rows are grouped by, each once. Absent: one group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub group_by: Vec<GroupField>,
+    /// Also answers how many distinct sources the records of a group have. Its rows are then kept per source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distinct: Option<Distinct>,
+}
+
+/// The length of a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Window {
+    /// A minute.
+    #[serde(rename = "1m")]
+    Minute,
+    /// An hour.
+    #[serde(rename = "1h")]
+    Hour,
+    /// A day, from midnight in UTC.
+    #[serde(rename = "1d")]
+    Day,
+}
+
+impl Window {
+    /// Its length in seconds.
+    #[must_use]
+    pub fn seconds(self) -> i32 {
+        match self {
+            Self::Minute => 60,
+            Self::Hour => 3_600,
+            Self::Day => 86_400,
+        }
+    }
+}
+
+/// A field that rows are grouped by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum GroupField {
+    /// The destination.
+    DestinationId,
+    /// The reference.
+    Reference,
+    /// The source.
+    SourceId,
+}
+
+impl GroupField {
+    /// The name of the record's field.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::DestinationId => "destinationId",
+            Self::Reference => "reference",
+            Self::SourceId => "sourceId",
+        }
+    }
+}
+
+/// A field whose distinct values are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Distinct {
+    /// The source.
+    SourceId,
+}
