@@ -182,6 +182,52 @@ create table totals (
     primary key (destination_id, reference, unit, shard)
 ) with (fillfactor = 70);
 
+-- Declared rollups. Another definition, or a later declaration, is another id.
+create table rollups (
+    id             integer  primary key generated always as identity,
+    name           text     not null,
+    -- Length of a window in seconds.
+    window_seconds integer  not null,
+    -- Fields of the group: destinationId, reference, sourceId, in this order. Unit and sign always belong to the key.
+    group_by       text[]   not null,
+    -- Whether distinct sources are counted: rows are then kept per source, too.
+    distinct_source boolean not null,
+    -- The policy version that declared it. For each shard, records below the first record of that version (or a later one)
+    -- are built, the others are counted by their commits.
+    version        bigint   not null,
+    -- The policy version that no longer has it; its rows are deleted. Null: declared.
+    removed        bigint
+);
+
+-- How far the background build of a rollup is, per shard. No row: not begun.
+create table rollup_builds (
+    rollup_id integer not null,
+    shard     integer not null,
+    -- The build covers records below it: the first that commits counted.
+    until_seq bigint  not null,
+    -- Records below it are built.
+    next_seq  bigint  not null,
+    primary key (rollup_id, shard)
+);
+
+-- Count and sum (without sign) per rollup, shard, window, group, unit and sign. '' where not grouped by a field. source_id
+-- also with distinct sources.
+create table rollup_totals (
+    rollup_id      integer     not null,
+    shard          integer     not null,
+    -- Added by the build, or by commits.
+    built          boolean     not null,
+    positive       boolean     not null,
+    window_start   timestamptz not null,
+    count          bigint      not null,
+    destination_id text collate "C" not null,
+    reference      text collate "C" not null,
+    source_id      text collate "C" not null,
+    unit           text collate "C" not null,
+    sum            numeric     not null,
+    primary key (rollup_id, destination_id, window_start, reference, source_id, unit, positive, shard, built)
+) with (fillfactor = 70);
+
 -- Per destination and shard: how many of its records had another outcome than to be processed, and how many dead letters
 -- a replay closed. For the summary of the audit trail. '': the payload could not be read.
 create table outcome_counts (

@@ -18,6 +18,7 @@ mod offset;
 mod period;
 mod policy;
 mod record;
+mod rollup;
 mod time;
 
 pub use amount::{Amount, total_in_bounds, total_nanos};
@@ -37,4 +38,5 @@ pub use offset::{Account, AppendCount, Offset, OffsetRange};
 pub use period::Period;
 pub use policy::Policy;
 pub use record::{Attributes, Draft, Kind, Record};
+pub use rollup::{DeclaredRollup, RollupChange, RollupKey, rollup_changes};
 pub use time::{TimeText, parse_time, render_time};

@@ -1,11 +1,11 @@
-//! Rules for alerts and refusals of one version of the manifest.
+//! Rules for alerts and refusals, and the rollups, of one version of the manifest.
 
 use std::collections::BTreeMap;
 
 use millrace_crds::RecordPipelineSpec;
 use rust_decimal::Decimal;
 
-use super::total_nanos;
+use super::{DeclaredRollup, total_nanos};
 
 /// The part of a manifest that decides about records.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,6 +15,7 @@ pub struct Policy {
     threshold: Option<Decimal>,
     thresholds: BTreeMap<String, Decimal>,
     minimum_total: Option<Decimal>,
+    rollups: Vec<DeclaredRollup>,
 }
 
 impl Policy {
@@ -30,6 +31,7 @@ impl Policy {
                 .as_ref()
                 .and_then(|policy| policy.minimum_total.as_ref())
                 .map(|value| value.get()),
+            rollups: spec.rollups.iter().map(DeclaredRollup::of).collect(),
         }
     }
 
@@ -43,6 +45,12 @@ impl Policy {
     #[must_use]
     pub fn lacks_threshold(&self, unit: &str) -> bool {
         self.threshold.is_none() && !self.thresholds.is_empty() && !self.thresholds.contains_key(unit)
+    }
+
+    /// The declared rollups.
+    #[must_use]
+    pub fn rollups(&self) -> &[DeclaredRollup] {
+        &self.rollups
     }
 
     /// The least a destination's total may be after a negative record, in billionths.

@@ -168,7 +168,7 @@ mod tests {
         let (position, now) = (commit.shard(shard).position, commit.now);
         let of_shard = known.shards.remove(&shard).unwrap();
         let decision = domain::decide(&batch, of_shard, &mut known.ids, &policy, position);
-        commit.write(&[DecidedPart { part, decision: &decision }], &known.ids).await.unwrap();
+        commit.write(&[DecidedPart { part, decision: &decision }], &known.ids, &policy).await.unwrap();
         commit.finish(1, 10_000).await.unwrap();
         let all = SeqRange { after: Seq::ZERO, upto: Seq::new(1000) };
         let stored = store.log_rows(shard, all, false, 1000).await.unwrap();

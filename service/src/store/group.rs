@@ -11,7 +11,7 @@ use sqlx::{Postgres, Transaction};
 
 use super::{Error, ShardProgress, Store, pool::Server, session::BEGIN};
 use crate::domain::{
-    Account, Decision, IdLedger, Item, Lease, Offset, Period, Position, Seq, ShardId, StreamId, Watermarks,
+    Account, Decision, IdLedger, Item, Lease, Offset, Period, Policy, Position, Seq, ShardId, StreamId, Watermarks,
 };
 
 /// A transaction over the rows of some shards.
@@ -206,12 +206,13 @@ impl GroupCommit {
         Ok(())
     }
 
-    /// Writes decisions, all or none: after an error the transaction, or the savepoint, has to be rolled back.
+    /// Writes decisions by a policy, all or none: after an error the transaction, or the savepoint, has to be rolled back.
     ///
     /// # Errors
     /// [`Error::Raced`] when an id or a dead letter was taken meanwhile.
-    pub async fn write(&mut self, parts: &[DecidedPart<'_>], ids: &IdLedger) -> Result<(), Error> {
+    pub async fn write(&mut self, parts: &[DecidedPart<'_>], ids: &IdLedger, policy: &Policy) -> Result<(), Error> {
         self.write_rows(parts, ids).await?;
+        self.add_to_rollups(parts, policy).await?;
         for DecidedPart { part, decision } in parts {
             let Some(locked) = self.shards.get_mut(&part.shard) else { continue };
             let Position { watermarks, account, applied, .. } = &mut locked.position;

@@ -8,7 +8,9 @@ use millrace_crds::{ACCEPT_GENERATION, RecordPipelineSpec};
 use super::{
     Error, Store,
     pipeline::{leases_alive, read_pipeline},
+    rollups,
 };
+use crate::domain::DeclaredRollup;
 
 /// The newest version of the manifest.
 #[derive(Debug, Clone, PartialEq)]
@@ -177,6 +179,7 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
+        rollups::declare(&mut tx, version, offer.spec.rollups.iter().map(DeclaredRollup::of)).await?;
         tx.commit().await?;
         Ok(Registered::AsNew(version))
     }

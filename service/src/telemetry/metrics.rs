@@ -50,6 +50,8 @@ pub const RECREATED: &str = "millrace_streams_recreated_total";
 pub const REWINDS: &str = "millrace_postgres_rewinds_total";
 /// Counter by `change` (taken, lost, released): shards that changed owner.
 pub const LEASE_CHANGES: &str = "millrace_lease_changes_total";
+/// Counter by `rollup`: stored records that the background build added to a declared rollup.
+pub const ROLLUP_RECORDS: &str = "millrace_rollup_built_records_total";
 /// Gauge: shards that this worker owns.
 pub const SHARDS_OWNED: &str = "millrace_shards_owned";
 /// Gauge by `shard` and `sink`: outcomes that are committed and not published yet.
@@ -152,6 +154,7 @@ fn describe() {
         "Producers that died while Redis was rewound, by shard; above zero, an unknown number of records can be lost"
     );
     describe_counter!(LEASE_CHANGES, "Shards that changed owner, by change");
+    describe_counter!(ROLLUP_RECORDS, "Stored records that the background build added to a declared rollup, by rollup");
     describe_gauge!(SHARDS_OWNED, "Shards that this worker owns");
     describe_gauge!(SINK_LAG, "Outcomes that are committed and not published yet, by shard and sink");
     describe_counter!(RECREATED, "Recreations of a missing stream or group, by shard; above zero is an alarm");

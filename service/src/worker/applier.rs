@@ -347,7 +347,7 @@ async fn decide(commit: &mut GroupCommit, parts: &[Part<'_>], policy: &Policy) -
     })?;
     let written: Vec<DecidedPart<'_>> =
         parts.iter().zip(&decisions).map(|(part, decision)| DecidedPart { part: *part, decision }).collect();
-    commit.write(&written, &known.ids).await?;
+    commit.write(&written, &known.ids, policy).await?;
     let decided = parts.iter().zip(decisions);
     Ok(decided.map(|(part, decision)| Decided { shard: part.shard, from: 0, decision }).collect())
 }

@@ -89,7 +89,7 @@ async fn an_owner_that_is_out_of_date_commits_nothing() {
     let of_shard = known.shards.remove(&SHARD).unwrap();
     let position = commit.shard(SHARD).position;
     let decision = domain::decide(&batch, of_shard, &mut known.ids, &policy, position);
-    commit.write(&[DecidedPart { part, decision: &decision }], &known.ids).await.unwrap();
+    commit.write(&[DecidedPart { part, decision: &decision }], &known.ids, &policy).await.unwrap();
     let after = commit.finish(1, 60_000).await.unwrap().remove(&SHARD).unwrap();
     assert_eq!((after.progress.watermarks, after.progress.accounted, after.lost), (watermarks(1), Offset::new(1), 0));
     assert_eq!(store.progress_of(SHARD).await.unwrap(), after.progress);

@@ -31,6 +31,7 @@ mod refuse;
 mod refusing;
 mod rewinds;
 mod roles;
+mod rollups;
 mod send;
 mod share;
 mod sinks;

@@ -32,6 +32,14 @@ const CONSISTENT: &str = "
     insert into record_ids select record_id, shard, seq, period, gen_random_uuid() from records;
     insert into totals (shard, destination_id, reference, unit, positive_count, positive_sum, negative_count, negative_sum, alerts)
         values (1, 'd6', 'x', 'EUR', 2, 106.00, 1, 100.01, 2), (1, 'd6', 'x', 'min', 1, 50, 0, 0, 0);
+    insert into rollups (name, window_seconds, group_by, distinct_source, version)
+        values ('daily', 86400, '{destinationId}', false, 2), ('removed', 60, '{}', false, 1);
+    update rollups set removed = 2 where name = 'removed';
+    insert into rollup_builds (rollup_id, shard, until_seq, next_seq) values (1, 1, 3, 3);
+    insert into rollup_totals (rollup_id, shard, built, positive, window_start, destination_id, reference, source_id, unit, count, sum)
+    select id, 1, built, positive, date_trunc('day', now(), 'UTC'), 'd6', '', '', unit, 1, sum
+    from (values (1, true, true, 'EUR', 100), (1, true, false, 'EUR', 100.01), (1, false, true, 'EUR', 6.00),
+                 (1, false, true, 'min', 50), (2, true, true, 'EUR', 7)) t (id, built, positive, unit, sum);
     insert into outcome_counts (shard, destination_id, duplicates, conflicts, dead_letters) values
         (1, 'd6', 1, 1, 0), (1, '', 0, 0, 1);
     insert into duplicates (shard, epoch, noted_at, received_at, record_id, stream_id, digest)
@@ -43,7 +51,7 @@ const CONSISTENT: &str = "
 ";
 
 /// A fault in the stored rows, its repair, and the checks that find the fault.
-const FAULTS: [(&str, &str, &[&str]); 22] = [
+const FAULTS: [(&str, &str, &[&str]); 27] = [
     (
         "update records set previous_total = 100.02 where seq = 2",
         "update records set previous_total = 100 where seq = 2",
@@ -70,6 +78,27 @@ const FAULTS: [(&str, &str, &[&str]); 22] = [
         &["total"],
     ),
     ("update totals set alerts = 1 where unit = 'EUR'", "update totals set alerts = 2 where unit = 'EUR'", &["total"]),
+    (
+        "update rollup_totals set sum = 6.000000001 where not built and unit = 'EUR'",
+        "update rollup_totals set sum = 6 where not built and unit = 'EUR'",
+        &["rollup"],
+    ),
+    (
+        "update rollup_totals set count = 2 where unit = 'min'",
+        "update rollup_totals set count = 1 where unit = 'min'",
+        &["rollup"],
+    ),
+    (
+        "update rollup_totals set built = true where unit = 'min'",
+        "update rollup_totals set built = false where unit = 'min'",
+        &["rollup", "rollup"],
+    ),
+    ("update rollup_builds set next_seq = 2", "update rollup_builds set next_seq = 3", &["rollup"]),
+    (
+        "update rollup_totals set rollup_id = 9 where rollup_id = 2",
+        "update rollup_totals set rollup_id = 2 where rollup_id = 9",
+        &["rollup"],
+    ),
     (
         "update outcome_counts set conflicts = 0, duplicates = 2 where destination_id = 'd6'",
         "update outcome_counts set conflicts = 1, duplicates = 1 where destination_id = 'd6'",
@@ -177,10 +206,13 @@ async fn every_fault_is_found_by_its_check() {
         assert_eq!(differing(&pipeline, &other).await, [], "{fault}, in another shard");
         sqlx::raw_sql(repair).execute(&sql).await.expect(repair);
     }
-    sqlx::raw_sql("update records set destination_id = 'd1'; update totals set destination_id = 'd1'")
-        .execute(&sql)
-        .await
-        .expect("moved");
+    sqlx::raw_sql(
+        "delete from rollup_totals; delete from rollups;
+         update records set destination_id = 'd1'; update totals set destination_id = 'd1'",
+    )
+    .execute(&sql)
+    .await
+    .expect("moved");
     assert_ne!(ShardId::of(&DestinationId::stored("d1"), 4), ShardId::new(1));
     assert_eq!(checks_that_differ(&pipeline, &Scope::default()).await, ["shard"]);
     sqlx::raw_sql("update records set shard = 7; update record_ids set shard = 7; update totals set shard = 7")

@@ -6,7 +6,7 @@ use super::{Differences, Scope, Verification};
 use crate::store::Error;
 
 impl Verification {
-    /// All checks of this module.
+    /// All checks that Postgres makes by itself.
     ///
     /// # Errors
     /// When Postgres is unavailable.
@@ -16,7 +16,8 @@ impl Verification {
         self.outcomes(scope, differences).await?;
         self.shards(differences).await?;
         self.originals(scope, differences).await?;
-        self.ids(scope, differences).await
+        self.ids(scope, differences).await?;
+        self.rollups(scope, differences).await
     }
 
     /// Checks that the numbers of dead letters and conflicts have no gaps in any shard, except stored ones.

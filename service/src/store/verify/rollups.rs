@@ -1,0 +1,74 @@
+//! The check of declared rollups, in one statement: it returns the differences only.
+
+use futures::TryStreamExt as _;
+
+use super::{Differences, Scope, Verification};
+use crate::store::Error;
+
+impl Verification {
+    /// Compares the rows of each declared rollup with the records that they count: in the built part those that the build
+    /// has reached, in the other part those of the commits. Rows that belong to no rollup are differences, too. Not since
+    /// a time, because a row can hold records from before it.
+    ///
+    /// # Errors
+    /// When Postgres is unavailable.
+    pub(super) async fn rollups(&mut self, scope: &Scope, differences: &mut Differences) -> Result<(), Error> {
+        if scope.since.is_some() {
+            return Ok(());
+        }
+        let mut rows = sqlx::query!(
+            r#"with parts as (
+                   select r.*, s.shard, coalesce(b.next_seq, 0) as next_seq, live.from_seq,
+                          'destinationId' = any(group_by) as by_destination, 'reference' = any(group_by) as by_reference,
+                          'sourceId' = any(group_by) or distinct_source as by_source
+                   from rollups r cross join shards s
+                   left join rollup_builds b on b.rollup_id = r.id and b.shard = s.shard
+                   cross join lateral (
+                       select min(from_seq) as from_seq from shard_policies p
+                       where p.shard = s.shard and p.version >= r.version
+                   ) live
+                   where r.removed is null and ($1::int[] is null or s.shard = any($1))
+               ), derived as (
+                   select p.id as rollup_id, p.shard, c.seq < p.from_seq as built, c.positive,
+                          date_bin(make_interval(secs => p.window_seconds), c.time, timestamptz '1970-01-01 00:00:00+00')
+                              as window_start,
+                          case when p.by_destination then c.destination_id else '' end as destination_id,
+                          case when p.by_reference then c.reference else '' end as reference,
+                          case when p.by_source then c.source_id else '' end as source_id,
+                          c.unit, count(*) as count, sum(c.value) as sum
+                   from parts p
+                   join records c on c.shard = p.shard and (c.seq < least(p.next_seq, p.from_seq) or c.seq >= p.from_seq)
+                   group by 1, 2, 3, 4, 5, 6, 7, 8, 9
+               ), stored as (
+                   select t.* from rollup_totals t left join rollups r on r.id = t.rollup_id
+                   where r.removed is null and ($1::int[] is null or t.shard = any($1))
+               )
+               select coalesce(r.name, 'of id ' || rollup_id) as "name!", shard as "shard!", built as "built!",
+                      positive as "positive!", window_start as "window_start!", destination_id as "destination_id!",
+                      reference as "reference!", source_id as "source_id!", unit as "unit!",
+                      d.count as "derived?", trim_scale(d.sum)::text as "derived_sum?", t.count as "stored?",
+                      trim_scale(t.sum)::text as "stored_sum?"
+               from derived d
+               full join stored t using (rollup_id, shard, built, positive, window_start, destination_id, reference, source_id, unit)
+               left join rollups r on r.id = rollup_id
+               where (d.count, d.sum) is distinct from (t.count, t.sum)"#,
+            scope.numbers() as Option<Vec<i32>>
+        )
+        .fetch(&mut *self.snapshot);
+        let shown = |count: Option<i64>, sum: Option<String>| match count.zip(sum) {
+            Some((count, sum)) => format!("{count} records, sum {sum}"),
+            None => "nothing".to_owned(),
+        };
+        while let Some(row) = rows.try_next().await? {
+            let part = if row.built { "built" } else { "live" };
+            let sign = if row.positive { "positive" } else { "negative" };
+            let start = crate::domain::render_time(row.window_start);
+            let place = format!(
+                "rollup {}, shard {}, {part}, window {start}: {:?} / {:?} / {:?} / {}, {sign}",
+                row.name, row.shard, row.destination_id, row.reference, row.source_id, row.unit
+            );
+            differences.add("rollup", place, shown(row.derived, row.derived_sum), shown(row.stored, row.stored_sum));
+        }
+        Ok(())
+    }
+}
