@@ -5,6 +5,7 @@ use stateright::Property;
 use crate::{
     protocol::Protocol,
     publish::cursor_of,
+    rollup,
     state::{Batch, DeadLetterState, Holder, InputRecord, LEDGER_IDS, Notice, Postgres, Row, Shard, Stage, State},
 };
 
@@ -42,6 +43,8 @@ pub const CLOSED: &str = "a dead letter is decided once";
 pub const SHARED: &str = "a transaction takes an id once";
 /// Partitions.
 pub const PERIOD: &str = "the table of periods has the partition of each record";
+/// Declared rollups.
+pub const ROLLUP: &str = "a rollup counts each record at most once, and all of them once it is complete";
 /// States in which nothing happens by itself any more.
 pub const END: &str = "in the end all is applied and published";
 
@@ -88,6 +91,7 @@ pub(crate) fn properties() -> Vec<Property<Protocol>> {
         Property::always(PERIOD, |model, state: &State| {
             model.config.faults.clock == 0 || state.postgres.shards.iter().all(periods_are_found)
         }),
+        Property::always(ROLLUP, |_, state: &State| rollup::is_exact(state)),
         Property::always(TRULY_LOST, |_, state: &State| {
             let lost: u8 = state.postgres.shards.iter().map(|shard| shard.lost).sum();
             u32::from(lost) <= state.observer.missing.count_ones()
@@ -232,7 +236,7 @@ fn is_done(model: &Protocol, state: &State) -> bool {
     let sent =
         state.clients.iter().zip(&model.config.clients).all(|(client, all)| usize::from(client.done) == all.len());
     let drained = state.redis.inputs.iter().all(|input| input.entries.is_empty());
-    sent && drained && is_published(state)
+    sent && drained && is_published(state) && rollup::is_built(state)
 }
 
 /// Every sink is at the end of the log. Where a server was rewound, a sink may have halted: its cursor is missing or of

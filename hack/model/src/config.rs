@@ -123,6 +123,8 @@ pub struct Config {
     /// Whether Redis can be rewound in parts: the input streams alone, or the sinks' streams alone, as nodes of a
     /// cluster do.
     pub parts: bool,
+    /// Whether the second policy version declares a rollup.
+    pub rollup: bool,
     /// Faults.
     pub faults: Faults,
     /// Guards.
@@ -148,6 +150,7 @@ impl Config {
             count: false,
             strict: false,
             parts: false,
+            rollup: false,
             faults: Faults::default(),
             guards: Guards::ALL,
         }

@@ -110,10 +110,15 @@ pub enum Guard {
     NoteAfterAnswer,
     /// An owner that prepares again waits for such notes again: Redis may have been rewound twice.
     WaitAgain,
+    /// The build of a declared rollup ends where the numbers of the declaring version begin, not where the log is when it
+    /// begins.
+    BoundaryBySeq,
+    /// The build moves its position in the transaction that adds the rows.
+    MoveWithRows,
 }
 
 /// Every guard.
-pub const GUARDS: [Guard; 52] = [
+pub const GUARDS: [Guard; 54] = [
     Guard::FenceOnWrite,
     Guard::FenceOnRead,
     Guard::FenceOnAck,
@@ -166,6 +171,8 @@ pub const GUARDS: [Guard; 52] = [
     Guard::WaitForNotes,
     Guard::NoteAfterAnswer,
     Guard::WaitAgain,
+    Guard::BoundaryBySeq,
+    Guard::MoveWithRows,
 ];
 
 /// Which guards are active.

@@ -59,6 +59,9 @@
 //! changes nothing; one whose dead letter Postgres does not hold is decided as a record. Replay and discard lock the dead
 //! letter first, then its row of the ledger, which they change only while it names that dead letter ([`dead_letters`]).
 //!
+//! A **declared rollup** counts each record of the log once: a commit the records that it decides by the declaring policy
+//! version or a later one, the background build those below ([`rollup`]). It is declared once in a run and never removed.
+//!
 //! A record gets the **period** of Postgres's clock, or that of the shard's newest record where the clock moved back.
 //!
 //! # Faults and properties
@@ -105,6 +108,7 @@ pub mod normalise;
 pub mod own;
 pub mod protocol;
 pub mod publish;
+pub mod rollup;
 pub mod servers;
 pub mod sinks;
 pub mod sizes;

@@ -43,6 +43,8 @@ pub enum Action {
     Publish(u8, u8, u8),
     /// A discard of a dead letter continues.
     ContinueDiscard(u8),
+    /// A worker does a step of the build of a shard's rollup; its position moves with it (true) or not.
+    Build(u8, bool),
     /// A worker looks at the sinks, or continues with the start of one.
     ReconcileSinks(u8),
     /// Fault: a request's outcome is unknown; it took effect (true) or not.
@@ -139,6 +141,7 @@ impl Protocol {
             Action::Follow(worker) => self.follow(state, worker),
             Action::Fetch(worker, shard, sink) => self.fetch(state, worker, shard, sink),
             Action::Publish(worker, shard, sink) => self.publish(state, worker, shard, sink, true),
+            Action::Build(shard, moves) => self.build(state, shard, moves),
             Action::ReconcileSinks(worker) => self.reconcile_sinks(state, worker),
             Action::Unknown(client, effect) => self.send_unknown(state, client, effect),
             Action::Repeat(client) => self.repeat(state, client),
@@ -182,6 +185,7 @@ impl Protocol {
             }
         }
         actions.extend((0..state.discards.len() as u8).map(Action::ContinueDiscard));
+        self.builds(actions);
         for (worker, it) in (0..).zip(&state.workers) {
             if self.config.shards > 1 && in_flight(state, worker).len() > 1 {
                 actions.push(Action::Group(worker));

@@ -1,5 +1,7 @@
 //! The state of the two servers. Postgres is rewound as a whole; Redis as a whole, or in parts.
 
+use crate::rollup::Rollup;
+
 /// The fence of an owner. Tokens are random: a new one equals no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Fence {
@@ -136,6 +138,8 @@ pub struct Shard {
     pub folded: u8,
     /// Records can be lost whose number no server holds.
     pub uncertain: bool,
+    /// The declared rollup.
+    pub rollup: Rollup,
 }
 
 /// A producer of a shard, as Postgres holds it.

@@ -53,6 +53,7 @@ impl Protocol {
             }
         }
         let row = &mut state.postgres.shards[shard];
+        self.count_in_rollup(row, version, first);
         row.version = version;
         if let Some(last) = batch.records.last() {
             row.applied = if self.has(Guard::AppliedNeverFalls) { row.applied.max(last.sid) } else { last.sid };

@@ -6,7 +6,7 @@ mod common;
 use common::{check, holds};
 use millrace_model::{
     check::{
-        ACKED, ALERTS, ALL_LOST, BACKLOG, CLOSED, DROPPED, END, IDS, NAMED, ONCE, ORDER, PERIOD, SHARED, SINK,
+        ACKED, ALERTS, ALL_LOST, BACKLOG, CLOSED, DROPPED, END, IDS, NAMED, ONCE, ORDER, PERIOD, ROLLUP, SHARED, SINK,
         TRULY_LOST, TWICE,
     },
     config::{Config, Faults, Refused},
@@ -120,6 +120,9 @@ fn case(guard: Guard) -> (Config, &'static str) {
         Guard::NothingPending => (count(1, Faults { redis_rewind: 2, ..NONE }), END),
         Guard::RaiseByNotes => (count(1, REDIS), ALL_LOST),
         Guard::NoteAgain => (count(1, Faults { postgres_rewind: 1, ..REDIS }), ALL_LOST),
+        Guard::BoundaryBySeq | Guard::MoveWithRows => {
+            (Config { rollup: true, ..Config::new(1, 2).faults(Faults { policy: 1, ..NONE }) }, ROLLUP)
+        }
         Guard::FoldSurplus => (count(1, Faults { end_serve: 1, ..REDIS }), BACKLOG),
     }
 }

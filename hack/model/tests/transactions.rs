@@ -73,3 +73,13 @@ fn a_postgres_that_is_put_back_while_it_runs() {
     holds("1 worker, 2 records, Postgres put back", config(1, Faults { redis_rewind: 1, ..faults }));
     holds("2 workers, 2 records, Postgres put back", config(2, Faults { expire: 1, ..faults }));
 }
+
+#[test]
+fn a_rollup_that_is_declared_between_records() {
+    let config = |workers, n, faults| Config { rollup: true, ..Config::new(workers, n).faults(faults) };
+    let declared = Faults { policy: 1, crash: 1, ..none() };
+    holds("1 worker, 3 records, a declared rollup", config(1, 3, Faults { answer_lost: 1, ..declared }));
+    holds("2 workers, 2 records, a declared rollup", config(2, 2, Faults { expire: 1, ..declared }));
+    let rewound = Faults { policy: 2, postgres_rewind: 1, ..none() };
+    holds("1 worker, 2 records, a declared rollup, a rewound Postgres", config(1, 2, rewound));
+}
