@@ -66,6 +66,8 @@ pub(crate) enum Kind {
     DeadLetters,
     /// An idle pipeline and its servers are restarted three times.
     RestartIdle,
+    /// The rollups are removed from the manifest and declared again.
+    Rollups,
 }
 
 /// The act of a process at a point.
@@ -174,6 +176,7 @@ pub(crate) const KINDS: &[(Kind, &str)] = &[
     (Kind::Collide, "client-collide"),
     (Kind::DeadLetters, "client-dead-letters"),
     (Kind::RestartIdle, "restart-idle"),
+    (Kind::Rollups, "rollups-again"),
 ];
 
 impl Kind {
@@ -196,7 +199,8 @@ impl Kind {
             | Self::SinkStart(_)
             | Self::Collide
             | Self::DeadLetters
-            | Self::RestartIdle => Harm::Long,
+            | Self::RestartIdle
+            | Self::Rollups => Harm::Long,
             _ => Harm::None,
         }
     }

@@ -8,6 +8,7 @@
 mod counts;
 mod log;
 mod refused;
+mod rollups;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -232,6 +233,7 @@ impl Check {
         }
         self.stored(sql).await?;
         self.totals(sql).await?;
+        self.rollups(sql).await?;
         self.promises();
         self.every_id();
         self.stats(answers.0);

@@ -14,6 +14,7 @@ mod postgres_role;
 mod process;
 mod redis;
 mod restart;
+mod rollups;
 
 use std::{sync::Arc, time::Duration};
 
@@ -102,6 +103,7 @@ impl Stage {
             Kind::Collide => self.collide().await,
             Kind::DeadLetters => self.dead_letters_at_once(fault.pick).await,
             Kind::RestartIdle => self.restart_idle(lasts).await,
+            Kind::Rollups => self.rollups_again(lasts).await,
         };
         let (took, note) = effect.unwrap_or_else(|error| (false, format!("{error:#}")));
         Injected { kind: fault.kind, took, note }

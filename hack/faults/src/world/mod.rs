@@ -81,6 +81,8 @@ pub(crate) struct World {
     /// Milliseconds from each loss until it was reported everywhere.
     pub(crate) report_ms: std::sync::Mutex<Vec<u64>>,
     pub(crate) http: reqwest::Client,
+    /// Whether the manifest has its rollups.
+    pub(crate) rollups: AtomicBool,
     /// A sink that a fault added, until the end of its round.
     pub(crate) added_sink: std::sync::Mutex<Option<String>>,
     /// Malformed entries that faults have appended to input streams.
@@ -126,6 +128,7 @@ impl World {
             starts: AtomicU64::new(0),
             clock_moves: AtomicU64::new(0),
             report_ms: std::sync::Mutex::default(),
+            rollups: AtomicBool::new(true),
             added_sink: std::sync::Mutex::default(),
             external: AtomicU64::new(0),
             trimmed: AtomicU64::new(0),

@@ -1,4 +1,4 @@
-//! The sinks of the pipeline, and the manifest that names them.
+//! The sinks of the pipeline, and the manifest that names them and the rollups.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ pub(crate) fn stream(sink: &str) -> String {
 
 impl World {
     /// Writes the manifest; `added` names one more sink, which starts from the beginning.
-    pub(super) fn write_manifest(&self, added: Option<&str>) -> anyhow::Result<()> {
+    pub(crate) fn write_manifest(&self, added: Option<&str>) -> anyhow::Result<()> {
         let sink =
             |name: &str, event: &str| json!({"name": name, "event": event, "redisStream": {"stream": stream(name)}});
         let mut sinks = SINKS.map(|(name, event)| sink(name, event)).to_vec();
@@ -40,6 +40,13 @@ impl World {
             added["from"] = "Beginning".into();
             added
         }));
+        let mut rollups = vec![
+            json!({"name": "hourly", "window": "1h", "groupBy": ["destinationId"]}),
+            json!({"name": "daily", "window": "1d", "groupBy": ["reference"], "distinct": "sourceId"}),
+        ];
+        if !self.rollups.load(Ordering::Relaxed) {
+            rollups.clear();
+        }
         let manifest = json!({
             "apiVersion": "millrace.dev/v1alpha1", "kind": "RecordPipeline",
             "metadata": {"name": NAME},
@@ -50,6 +57,7 @@ impl World {
                 "thresholds": {"USD": record::THRESHOLD_USD},
                 "policy": {"minimumTotal": record::MINIMUM_TOTAL},
                 "sinks": sinks,
+                "rollups": rollups,
             },
         });
         // In one step: processes read it at any time.
