@@ -11,8 +11,8 @@ use crate::{
     domain::OutcomeKind,
     http::{App, auth::Reader, problem::Failure},
     publish::{SinkPosition, sink_lag},
-    store::{Counts, ShardCounts},
-    streams::Backlog,
+    store::{Counts, RollupState, ShardCounts},
+    streams::{Backlog, RedisPromises},
     telemetry::limits,
 };
 
@@ -90,6 +90,17 @@ pub(super) struct DeadLetterCounts {
     pub discarded: i64,
     /// Closed by a replay.
     pub replayed: i64,
+}
+
+/// A declared rollup.
+#[derive(Debug, Clone, Object, Serialize)]
+pub(super) struct RollupStats {
+    /// Its name.
+    pub name: String,
+    /// Whether queries use it.
+    pub complete: bool,
+    /// Most stored records that are still to be added to it; 0 while no shard runs the policy version that declared it.
+    pub unbuilt: i64,
 }
 
 /// The durability settings of Redis; `unknown` if it does not return one.
@@ -171,6 +182,8 @@ pub(super) struct Stats {
     pub shards: Vec<ShardStats>,
     /// Each sink of the manifest, in its order.
     pub sinks: Vec<SinkStats>,
+    /// Each declared rollup, by name.
+    pub rollups: Vec<RollupStats>,
     /// The durability settings of Redis; absent while it is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redis: Option<RedisStats>,
@@ -253,14 +266,13 @@ impl StatsApi {
             process_uptime_seconds: self.started.elapsed().as_secs(),
             shards: counts.shards.iter().map(|shard| shard_stats(shard, backlog.as_deref())).collect(),
             sinks,
+            rollups: rollups(app).await?,
             missing: backlog
                 .is_none()
                 .then(|| "Redis is unavailable now: received, backlog and lags are missing".to_owned()),
-            redis: promises.map(|redis| RedisStats {
-                appendonly: redis.appendonly,
-                appendfsync: redis.appendfsync,
-                maxmemory_policy: redis.maxmemory_policy,
-                version: redis.version,
+            redis: promises.map(|promises| {
+                let RedisPromises { appendonly, appendfsync, maxmemory_policy, version } = promises;
+                RedisStats { appendonly, appendfsync, maxmemory_policy, version }
             }),
             postgres: PostgresStats {
                 synchronous_commit: postgres.synchronous_commit,
@@ -287,6 +299,11 @@ fn shard_stats(shard: &ShardCounts, backlog: Option<&[Backlog]>) -> ShardStats {
         backlog: backlog
             .map(|backlog| ShardBacklog { records: backlog.above(shard.accounted), lag_ms: backlog.lag_ms }),
     }
+}
+
+async fn rollups(app: &App) -> Result<Vec<RollupStats>, Failure> {
+    let states = app.store.rollup_states().await?.into_iter();
+    Ok(states.map(|RollupState { name, complete, unbuilt, .. }| RollupStats { name, complete, unbuilt }).collect())
 }
 
 async fn sinks_without_redis(app: &App) -> Result<Vec<SinkStats>, Failure> {
