@@ -3,8 +3,8 @@
 //!
 //! A record counts in one part of a rollup: in the built part below the first number that its shard gave under the
 //! declaring policy version, in the other part from there on. The build must never add records without moving `next_seq`
-//! in the same transaction, under the lock of its row: whoever reads that row under the lock adds the next records, and
-//! no lease is needed. No row may be added to a rollup whose row is deleted.
+//! in the same transaction, under the lock of its row. A worker that has the lock adds the next records, so no lease is
+//! needed. No row may be added to a rollup whose row is deleted.
 
 #[cfg(test)]
 mod tests;
@@ -71,7 +71,7 @@ fn group_column(rollup: &DeclaredRollup) -> Vec<String> {
     rollup.group_by.iter().map(|field| field.as_str().to_owned()).collect()
 }
 
-/// Declares the rollups of a policy version that is being registered, and marks those that it no longer has. An unchanged
+/// Declares the rollups of a policy version that is being registered, and stores that others were removed. An unchanged
 /// one keeps its id.
 ///
 /// The caller holds the lock on the pipeline's row.
@@ -129,7 +129,7 @@ impl GroupCommit {
         let column = |of: for<'k> fn(&RollupKey<'k>) -> &'k str| keys().map(of).collect::<Vec<&str>>();
         // The ids belong to the policy version: a removed rollup is kept as long as a shard runs a version that has it.
         let added = sqlx::query!(
-            r#"with declared as (
+            r#"with declared as materialized (
                    select d.n, r.id
                    from unnest($1::text[], $2::int[], $3::text[], $4::boolean[]) with ordinality
                        as d (name, window_seconds, group_by, distinct_source, n)

@@ -97,6 +97,8 @@ async fn check(pipeline: &Pipeline, loads: &[&Load]) {
             .collect();
         assert_eq!(found, expected, "{name}");
     }
+    let complete = |name: &str| json!({"name": name, "complete": true, "unbuilt": 0});
+    assert_eq!(pipeline.get("/stats").await["rollups"], json!([complete("hourly"), complete("sources")]));
     pipeline.verify().await;
 }
 
@@ -132,7 +134,7 @@ async fn a_rollup_that_is_declared_under_load_counts_each_record_once() {
 }
 
 #[tokio::test]
-async fn a_rollup_that_is_removed_and_declared_again_is_built_anew() {
+async fn a_rollup_that_is_removed_and_declared_again_is_built_again() {
     let pipeline = Pipeline::new(json!({"rollups": rollups()})).await;
     let _serve = pipeline.serve().await;
     let (one, other) = (pipeline.work(), pipeline.work());
