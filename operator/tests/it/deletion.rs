@@ -1,6 +1,9 @@
 //! The deletion of a pipeline, by each policy.
 
-use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    batch::v1::{CronJob, Job},
+};
 use kube::{
     ResourceExt as _,
     api::{DeleteParams, ListParams},
@@ -151,8 +154,10 @@ async fn create_clashing_job(world: &World, name: &str) {
 async fn purge_drains_and_then_removes_the_data_by_a_job() {
     let world = World::new("purge").await;
     let mut operator = world.operator("a", &[]);
-    world.create("payments", json!({ "deletionPolicy": "Purge" })).await;
+    world.create("payments", json!({ "deletionPolicy": "Purge", "verify": { "schedule": "@hourly" } })).await;
     world.ready("payments", 1).await;
+    let cron_jobs = world.api::<CronJob>();
+    cron_jobs.get("payments-verify").await.unwrap();
     create_clashing_job(&world, "payments-purge-1").await;
     world.cluster.set_behaviour(&world.namespace, "payments", |behaviour| {
         behaviour.backlog = 3;
@@ -179,6 +184,11 @@ async fn purge_drains_and_then_removes_the_data_by_a_job() {
     })
     .await;
     assert!(world.cluster.pods(&world.namespace, "payments").is_empty(), "pods are left");
+    eventually("no run of verify begins during the purge", async || {
+        let left = cron_jobs.list(&ListParams::default()).await.unwrap().items;
+        so(left.is_empty(), || format!("{left:?}"))
+    })
+    .await;
     world.two_reconciles(&operator).await;
     world.get("payments").await;
     // The next operator finds no worker that could report; the status holds that all is drained.
