@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::{Tags, answer::Answer, types::Time};
 use crate::{
-    domain::OutcomeKind,
+    domain::{OutcomeKind, ShardId},
     http::{App, auth::Reader, problem::Failure},
     publish::{SinkPosition, sink_lag},
-    store::{Counts, RollupState, ShardCounts},
+    store::{Counts, RollupState, ShardCounts, StoredVerifyRun},
     streams::{Backlog, RedisPromises},
     telemetry::limits,
 };
@@ -133,6 +133,41 @@ pub(super) struct PostgresStats {
     pub version: String,
 }
 
+/// A run of `millrace verify`.
+#[derive(Debug, Clone, Object, Serialize)]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct VerifyStats {
+    /// When it began.
+    pub started_at: Time,
+    /// When it ended.
+    pub ended_at: Time,
+    /// The shards that it compared; absent: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shards: Option<Vec<u16>>,
+    /// It compared what was processed since then; absent: everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// Number of records that it compared.
+    pub records: i64,
+    /// Number of differences; absent: it could not compare everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub differences: Option<i64>,
+}
+
+impl From<StoredVerifyRun> for VerifyStats {
+    fn from(run: StoredVerifyRun) -> Self {
+        Self {
+            started_at: Time(run.started_at),
+            ended_at: Time(run.ended_at),
+            shards: run.shards.map(|shards| shards.into_iter().map(ShardId::get).collect()),
+            since: run.since.map(Time),
+            records: run.records,
+            differences: run.differences,
+        }
+    }
+}
+
 /// Counts since the pipeline was created, and lags.
 #[derive(Debug, Clone, Object, Serialize)]
 #[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
@@ -184,6 +219,9 @@ pub(super) struct Stats {
     pub sinks: Vec<SinkStats>,
     /// Each declared rollup, by name.
     pub rollups: Vec<RollupStats>,
+    /// The last run of `millrace verify`; absent before the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verify: Option<VerifyStats>,
     /// The durability settings of Redis; absent while it is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redis: Option<RedisStats>,
@@ -267,6 +305,7 @@ impl StatsApi {
             shards: counts.shards.iter().map(|shard| shard_stats(shard, backlog.as_deref())).collect(),
             sinks,
             rollups: rollups(app).await?,
+            verify: app.store.last_verify_run().await?.map(VerifyStats::from),
             missing: backlog
                 .is_none()
                 .then(|| "Redis is unavailable now: received, backlog and lags are missing".to_owned()),

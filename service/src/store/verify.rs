@@ -18,7 +18,7 @@ use super::{Error, Store};
 use crate::domain::{Seq, SeqRange, Sequence, ShardId, Watermarks};
 
 pub use log::{LoggedRecord, PolicyStart, RefusedOutcome, StoredPolicy, StoredTotal};
-pub use runs::{VerifyResult, VerifyRun};
+pub use runs::{StoredVerifyRun, VerifyResult, VerifyRun};
 pub use sinks::StartedSink;
 
 /// Number of differences that are kept; further ones are only counted.

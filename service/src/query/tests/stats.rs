@@ -64,3 +64,23 @@ async fn without_redis_stats_name_the_missing_fields(pool: PgPool) {
     }
     assert!(stats["missing"].as_str().expect("missing").contains("Redis"));
 }
+
+#[sqlx::test(migrations = "../migrations")]
+async fn stats_show_the_last_run_of_verify(pool: PgPool) {
+    let world = World::new(pool).await;
+    assert!(world.get("/stats").await.get("verify").is_none());
+    world
+        .run(
+            "insert into verifications (started_at, ended_at, records, differences)
+             values ('2026-01-01T00:00:00Z', '2026-01-01T00:01:00Z', 7, 0);
+             insert into verifications (started_at, ended_at, shards, since, records, differences)
+             values ('2026-01-02T00:00:00Z', '2026-01-02T00:01:00Z', '{1}', '2026-01-01T00:00:00Z', 3, 2)",
+        )
+        .await;
+    let expected = serde_json::json!({"startedAt": "2026-01-02T00:00:00Z", "endedAt": "2026-01-02T00:01:00Z", "shards": [1],
+                                      "since": "2026-01-01T00:00:00Z", "records": 3, "differences": 2});
+    assert_eq!(world.get("/stats").await["verify"], expected);
+    world.run("insert into verifications (started_at, records) values (now(), 5)").await;
+    let last = &world.get("/stats").await["verify"];
+    assert_eq!((&last["records"], last.get("differences"), last.get("shards")), (&5.into(), None, None));
+}

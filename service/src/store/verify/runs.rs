@@ -2,8 +2,13 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use super::{Differences, Scope};
-use crate::store::{Error, Store};
+use crate::{
+    domain::ShardId,
+    store::{Error, Store},
+};
 
 /// Runs that are kept.
 const RUNS: i64 = 1_000;
@@ -29,6 +34,23 @@ pub struct VerifyResult {
     /// When the last run without differences ended, in seconds since 1970.
     pub last_success: Option<i64>,
     /// The differences of the last run.
+    pub differences: Option<i64>,
+}
+
+/// A stored run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredVerifyRun {
+    /// When it began.
+    pub started_at: DateTime<Utc>,
+    /// When it ended.
+    pub ended_at: DateTime<Utc>,
+    /// The shards that it compared; `None`: all.
+    pub shards: Option<Vec<ShardId>>,
+    /// The time from which on it compared; `None`: all records.
+    pub since: Option<DateTime<Utc>>,
+    /// Number of records that it compared.
+    pub records: i64,
+    /// Number of differences; `None`: it could not compare everything.
     pub differences: Option<i64>,
 }
 
@@ -65,6 +87,19 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+
+    /// The last run, whatever its scope.
+    ///
+    /// # Errors
+    /// When Postgres is unavailable.
+    pub async fn last_verify_run(&self) -> Result<Option<StoredVerifyRun>, Error> {
+        let run = sqlx::query_as!(
+            StoredVerifyRun,
+            r#"select started_at, ended_at, shards as "shards: Vec<ShardId>", since, records, differences
+               from verifications order by n desc limit 1"#
+        );
+        Ok(run.fetch_optional(&self.pool).await?)
     }
 
     /// What the last runs found.
