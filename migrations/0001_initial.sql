@@ -227,6 +227,8 @@ create table rollup_totals (
     sum            numeric     not null,
     primary key (rollup_id, destination_id, window_start, reference, source_id, unit, positive, shard, built)
 ) with (fillfactor = 70);
+-- For a time range of all destinations: rows are stored about in the order of their windows.
+create index rollup_totals_window_start on rollup_totals using brin (window_start) with (pages_per_range = 32);
 
 -- Per destination and shard: how many of its records had another outcome than to be processed, and how many dead letters
 -- a replay closed. For the summary of the audit trail. '': the payload could not be read.

@@ -27,7 +27,7 @@ millrace "${views[@]}"
 wait_for 120 "the views to be processed" applied
 
 for page in 0 1 2 3 4; do
-  curl --silent --show-error --fail-with-body --get "$MILLRACE_URL/records/rollups" --data window=1m \
+  curl --silent --show-error --fail-with-body --get "$MILLRACE_URL/records/rollups" --data window=1m --data distinct=sourceId \
     --data-urlencode "destinationId=/p$page-$run" >"$files/p$page.json"
 done
 python3 - "$files" <<'PY'

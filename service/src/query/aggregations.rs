@@ -86,8 +86,8 @@ filtered_operation! {
     /// Totals and records per destination
     ///
     /// Streams a response of any size from one snapshot (`asOf`), in one pass over the matching records. With
-    /// `records=false`, and no filter but destinationId, reference, type and unit, it reads the stored totals instead: they
-    /// also count records that are no longer kept. `Accept` selects JSON, NDJSON (`{"group":…}` and
+    /// `records=false`, and no filter but destinationId, reference, type and unit, it reads the stored totals instead; with
+    /// further filters a declared rollup, where one fits. Both also count records that are no longer kept. `Accept` selects JSON, NDJSON (`{"group":…}` and
     /// `{"record":…}` lines, then `{"end":…}`; line breaks between the values of `attributes` become spaces) or CSV
     /// (one row per record; with `records=false` one row per group and unit). On a failure the server closes the
     /// connection without the final chunk, so that a part never looks complete.
@@ -131,7 +131,7 @@ async fn aggregate(mut snapshot: Snapshot, filter: RecordFilter, mut writer: Agg
             writer.out.pass().await?;
         }
     } else {
-        let mut totals = snapshot.totals(&filter)?;
+        let mut totals = snapshot.totals(&filter).await?;
         while let Some(total) = totals.try_next().await? {
             writer.total(&total)?;
             writer.out.pass().await?;

@@ -57,6 +57,14 @@ impl Window {
     }
 }
 
+/// Values that are counted once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+pub(super) enum Distinct {
+    /// Sources.
+    #[oai(rename = "sourceId")]
+    SourceId,
+}
+
 /// One window of one group.
 #[derive(Debug, Object, Serialize)]
 #[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
@@ -78,8 +86,8 @@ pub(super) struct RollupRow {
     pub unit: Option<String>,
     /// Number of records.
     pub count: i64,
-    /// Exact number of their distinct sources.
-    pub distinct_source_ids: i64,
+    /// Exact number of their distinct sources; present with `distinct=sourceId`.
+    pub distinct_source_ids: Option<i64>,
     /// Totals per unit, ordered by unit.
     pub totals: Vec<Total>,
 }
@@ -107,7 +115,7 @@ impl Example for Rollups {
             r#type: None,
             unit: None,
             count: 2,
-            distinct_source_ids: 1,
+            distinct_source_ids: Some(1),
             totals: vec![Total { unit: "EUR".to_owned(), count: 2, total: "125.40".to_owned() }],
         };
         Self { as_of: start, items: vec![row] }
@@ -128,6 +136,10 @@ filtered_operation! {
     /// omit `window` and request each day with `startTime` and `endTime`: its two midnights with their offsets. Streams
     /// a response of any size from one snapshot (`asOf`) as JSON, NDJSON (`{"row":…}` lines, then `{"end":…}`) or CSV
     /// (one line per row and unit).
+    ///
+    /// Reads a rollup that the manifest declares where one fits and is complete, with records only for the ends of the time
+    /// range that are no whole windows of it: filters and groupBy use only its fields, type and unit, and `window` is a
+    /// multiple of its window, or absent. It also counts records that are no longer kept.
     #[oai(path = "/records/rollups", method = "get", operation_id = "rollUpRecords")]
     async fn rollups(self, app, filter; [
         headers: &HeaderMap,
@@ -136,10 +148,12 @@ filtered_operation! {
         /// Any of destinationId, reference, sourceId, type, unit; repeated, or separated by commas.
         #[oai(name = "groupBy", default)]
         group_by: Query<Vec<String>>,
+        /// `sourceId`: each row has the number of its distinct sources.
+        distinct: Query<Option<Distinct>>,
     ] [
     ]) -> Streamed<Rollups> {
         let format = Format::of(headers)?;
-        let by = rollup_by(window.0, &group_by.0)?;
+        let by = rollup_by(window.0, &group_by.0, distinct.0)?;
         let slot = self.slots.take()?;
         let snapshot = app.store.snapshot().await?;
         let body = body(slot, move |out| {
@@ -149,8 +163,9 @@ filtered_operation! {
     }
 }
 
-fn rollup_by(window: Option<Window>, group_by: &[String]) -> Result<RollupBy, Failure> {
-    let mut by = RollupBy { window: window.map(Window::length), ..RollupBy::default() };
+fn rollup_by(window: Option<Window>, group_by: &[String], distinct: Option<Distinct>) -> Result<RollupBy, Failure> {
+    let distinct_source_ids = distinct == Some(Distinct::SourceId);
+    let mut by = RollupBy { window: window.map(Window::length), distinct_source_ids, ..RollupBy::default() };
     for field in group_by.iter().flat_map(|fields| fields.split(',')) {
         let chosen = match field.trim() {
             "destinationId" => &mut by.destination_id,
@@ -174,7 +189,7 @@ async fn roll_up(
     let as_of = render_time(snapshot.as_of);
     writer.begin(&as_of);
     {
-        let mut parts = snapshot.rollup(&filter, by)?;
+        let mut parts = snapshot.rollup(&filter, by).await?;
         while let Some(part) = parts.try_next().await? {
             writer.part(part)?;
             writer.out.pass().await?;
@@ -206,14 +221,16 @@ impl RollupWriter {
                     columns.extend(["windowStart", "windowEnd"]);
                 }
                 columns.extend(self.groups().into_iter().filter_map(|(by, name)| by.then_some(name)));
-                columns.extend(["count", "distinctSourceIds", "totalUnit", "totalCount", "total"]);
+                columns.push("count");
+                columns.extend(self.by.distinct_source_ids.then_some("distinctSourceIds"));
+                columns.extend(["totalUnit", "totalCount", "total"]);
                 csv_line(&mut self.out.buffer, columns);
             }
         }
     }
 
     fn groups(&self) -> [(bool, &'static str); 5] {
-        let RollupBy { window: _, destination_id, reference, source_id, kind, unit } = self.by;
+        let RollupBy { window: _, distinct_source_ids: _, destination_id, reference, source_id, kind, unit } = self.by;
         [
             (destination_id, "destinationId"),
             (reference, "reference"),
@@ -255,8 +272,11 @@ impl RollupWriter {
             self.out.json(&value)?;
             self.out.text(",");
         }
-        let RollupPart { count, distinct_source_ids, .. } = part;
-        self.out.text(&format!("\"count\":{count},\"distinctSourceIds\":{distinct_source_ids},\"totals\":"));
+        self.out.text(&format!("\"count\":{},", part.count));
+        if let Some(sources) = part.distinct_source_ids {
+            self.out.text(&format!("\"distinctSourceIds\":{sources},"));
+        }
+        self.out.text("\"totals\":");
         Ok(())
     }
 
@@ -291,7 +311,8 @@ impl RollupWriter {
             fields.extend([start, end]);
         }
         fields.extend(self.fields(row).into_iter().map(|(_, value)| value.to_owned()));
-        fields.extend([row.count.to_string(), row.distinct_source_ids.to_string()]);
+        fields.push(row.count.to_string());
+        fields.extend(row.distinct_source_ids.map(|sources| sources.to_string()));
         fields.extend([unit, part.count.to_string(), part.total.clone()]);
         csv_line(&mut self.out.buffer, fields.iter().map(String::as_str));
         Ok(())

@@ -30,29 +30,10 @@ pub struct RecordFilter {
     pub alerted: Option<bool>,
 }
 
-/// The rows that have the sums of a filter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SumsOf {
-    /// The stored totals: count and sum per sign of each key.
-    Totals,
-    /// The records themselves.
-    Records,
-}
-
-impl RecordFilter {
-    /// The fewest rows that have the sums of the matching records per destination and unit.
-    pub(super) fn sums_of(&self) -> SumsOf {
-        let Self { record_ids, destination_id: _, shard: _, reference: _, source_id, positive: _, unit: _, .. } = self;
-        let Self { start, end, alerted, .. } = self;
-        let by_record = record_ids.is_some() || source_id.is_some() || alerted.is_some();
-        if by_record || start.is_some() || end.is_some() { SumsOf::Records } else { SumsOf::Totals }
-    }
-}
-
 /// A query over filtered records: the statement up to the filter, the statement behind it, the filter, and the further
 /// arguments, which are `$11` and so on. The predicates are `$1` to `$10`.
 macro_rules! filtered_records {
-    ($row:ident, $head:literal, $tail:literal, $filter:expr $(, $argument:expr)* $(,)?) => {
+    ($row:ident, $head:literal, $($tail:literal)+, $filter:expr $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
             $row,
             $head
@@ -67,7 +48,7 @@ macro_rules! filtered_records {
                       and ($8::timestamptz is null or time >= $8)
                       and ($9::timestamptz is null or time < $9)
                       and ($10::boolean is null or $10 and threshold is not null or not $10 and threshold is null) "
-                + $tail,
+                $(+ $tail)+,
             $filter.record_ids.as_deref() as Option<&[RecordId]>,
             $filter.destination_id.as_ref() as Option<&DestinationId>,
             $filter.shard as Option<ShardId>,

@@ -32,6 +32,7 @@ mod sinks;
 mod slow;
 mod snapshot;
 mod stats;
+mod sums;
 #[cfg(test)]
 pub(crate) mod testing;
 mod verify;
@@ -58,9 +59,10 @@ pub use purge::Purge;
 pub use query::{ConflictFilter, FoundRecord, RecordHistory, StoredConflict, StoredRecord, Traces};
 pub use rollups::{RollupState, RollupStep};
 pub use sinks::{NewSink, SinkRow, SinkState};
-pub use snapshot::{AggregatedRecord, AggregationRow, RollupBy, RollupPart, Rows, Snapshot, UnitTotal};
+pub use snapshot::{AggregatedRecord, AggregationRow, RollupPart, Rows, Snapshot, UnitTotal};
 pub use stats::{Counts, PostgresPromises, ShardCounts, SinkBeginning};
+pub use sums::RollupBy;
 pub use verify::{
     Difference, Differences, FirstSince, LoggedRecord, PolicyStart, RefusedOutcome, Scope, ShardCounters, ShardHead,
-    SkippedNumbers, StartedSink, StoredPolicy, StoredTotal, Verification, VerifyResult, VerifyRun,
+    SkippedNumbers, StartedSink, StoredPolicy, StoredTotal, StoredVerifyRun, Verification, VerifyResult, VerifyRun,
 };

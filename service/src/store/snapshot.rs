@@ -1,16 +1,15 @@
 //! Reads from one snapshot: totals, records, rollups. Each is one statement whose rows are read on demand, so memory stays
 //! constant and the work is that of one pass. Exact sums as text.
 
-use std::time::Duration;
-
 use chrono::{DateTime, Utc};
 use futures::{StreamExt as _, stream::BoxStream};
 use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 
 use super::{
     Error, RecordFilter, Store,
-    filter::{SumsOf, filtered_records},
+    filter::filtered_records,
     slow::Watched,
+    sums::{RollupBy, filtered_sums, rolled},
 };
 use crate::domain::{DestinationId, RecordId, Reference, ShardId, SourceId, Unit};
 
@@ -63,8 +62,8 @@ pub struct RollupPart {
     pub count: i64,
     /// Their signed sum; meaningless for a row over all units.
     pub total: String,
-    /// Exact number of distinct sources.
-    pub distinct_source_ids: i64,
+    /// Exact number of distinct sources, where they are counted.
+    pub distinct_source_ids: Option<i64>,
 }
 
 /// A total of a destination, or a record of it.
@@ -142,21 +141,43 @@ impl AggregationColumns {
     }
 }
 
-/// The fields by which a rollup is grouped.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct RollupBy {
-    /// Length of a window; `None`: one row per group.
-    pub window: Option<Duration>,
-    /// By destination.
-    pub destination_id: bool,
-    /// By reference.
-    pub reference: bool,
-    /// By source.
-    pub source_id: bool,
-    /// By sign.
-    pub kind: bool,
-    /// By unit.
-    pub unit: bool,
+/// The statement of a rollup with an expression for the number of distinct sources.
+macro_rules! rollup_parts {
+    ($distinct_source_ids:literal, $filter:expr, $rolled:expr, $by:expr) => {
+        filtered_sums!(
+            RollupPart,
+            r#"select window_start as "window_start?", group_destination_id as "destination_id?: DestinationId",
+                      group_reference as "reference?: Reference", group_source_id as "source_id?: SourceId",
+                      group_positive as "positive?", group_unit as "group_unit?: Unit",
+                      grouping(unit) = 0 as "unit_total!", unit as "unit?: Unit", sum(count)::bigint as "count!",
+                      sum(signed)::text as "total!", "#
+            $distinct_source_ids
+            r#" as "distinct_source_ids?"
+               from (select case when $16::float8 is not null
+                                 then date_bin(make_interval(secs => $16), time, timestamptz '1970-01-01 00:00:00+00') end
+                                as window_start,
+                            case when $17::boolean then destination_id end as group_destination_id,
+                            case when $18::boolean then reference end as group_reference,
+                            case when $19::boolean then source_id end as group_source_id,
+                            case when $20::boolean then positive end as group_positive,
+                            case when $21::boolean then unit end as group_unit,
+                            unit, source_id, count, case when positive then sum else -sum end as signed
+                     from matching) matching
+               group by grouping sets (
+                   (window_start, group_destination_id, group_reference, group_source_id, group_positive, group_unit, unit),
+                   (window_start, group_destination_id, group_reference, group_source_id, group_positive, group_unit))
+               order by window_start, group_destination_id, group_reference, group_source_id, group_positive, group_unit,
+                        grouping(unit) desc, unit"#,
+            $filter,
+            $rolled,
+            $by.window.map(|window| window.as_secs() as f64),
+            $by.destination_id,
+            $by.reference,
+            $by.source_id,
+            $by.kind,
+            $by.unit
+        )
+    };
 }
 
 impl Store {
@@ -186,15 +207,15 @@ impl Snapshot {
         self.connection.as_deref_mut().ok_or(Error::Sql(sqlx::Error::PoolClosed))
     }
 
-    /// The totals of the matching records, by (destination, unit). From the stored totals where the filter allows it:
-    /// those also count records that are no longer kept.
+    /// The totals of the matching records, by (destination, unit). From the stored totals where the filter allows it, or
+    /// from a declared rollup: both also count records that are no longer kept.
     ///
     /// # Errors
-    /// When the snapshot is over. The stream carries the errors of the server.
-    pub fn totals<'a>(&'a mut self, filter: &'a RecordFilter) -> Result<Rows<'a, UnitTotal>, Error> {
+    /// When the snapshot is over, or Postgres does not answer. The stream carries the errors of the server.
+    pub async fn totals<'a>(&'a mut self, filter: &'a RecordFilter) -> Result<Rows<'a, UnitTotal>, Error> {
         let connection = self.connection()?;
-        let rows = match filter.sums_of() {
-            SumsOf::Totals => sqlx::query_as!(
+        if filter.has_stored_totals() {
+            let rows = sqlx::query_as!(
                 UnitTotal,
                 r#"select destination_id as "destination_id: DestinationId", unit as "unit: Unit",
                           sum(count)::bigint as "count!", sum(total)::text as "total!"
@@ -216,18 +237,21 @@ impl Snapshot {
                 filter.unit.as_ref() as Option<&Unit>,
                 filter.positive,
             )
-            .fetch(connection),
-            SumsOf::Records => filtered_records!(
-                UnitTotal,
-                r#"select destination_id as "destination_id: DestinationId", unit as "unit: Unit", count(*) as "count!",
-                          sum(case when positive then value else -value end)::text as "total!"
-                   from records"#,
-                "group by destination_id, unit order by destination_id, unit",
-                filter,
-            )
-            .fetch(connection),
-        };
-        Ok(Watched::new("aggregation.totals", rows).boxed())
+            .fetch(connection);
+            return Ok(Watched::new("aggregation.totals", rows).boxed());
+        }
+        let by = RollupBy { destination_id: true, unit: true, ..RollupBy::default() };
+        let rolled = rolled(connection, filter, &by).await?;
+        let rows = filtered_sums!(
+            UnitTotal,
+            r#"select destination_id as "destination_id!: DestinationId", unit as "unit!: Unit",
+                      sum(count)::bigint as "count!", sum(case when positive then sum else -sum end)::text as "total!"
+               from matching group by destination_id, unit order by destination_id, unit"#,
+            filter,
+            rolled,
+        )
+        .fetch(connection);
+        Ok(Watched::new("aggregation.sums", rows).boxed())
     }
 
     /// The totals and the matching records themselves, by destination: first its totals by unit, then its records by
@@ -265,46 +289,23 @@ impl Snapshot {
     }
 
     /// A rollup in the order window, destination, reference, source, sign, unit. The totals of its units follow each
-    /// row.
+    /// row. From a declared rollup where one fits.
     ///
     /// # Errors
-    /// When the snapshot is over. The stream carries the errors of the server.
-    pub fn rollup<'a>(&'a mut self, filter: &'a RecordFilter, by: RollupBy) -> Result<Rows<'a, RollupPart>, Error> {
-        let seconds = by.window.map(|window| window.as_secs() as f64);
-        let rows = filtered_records!(
-            RollupPart,
-            r#"with matching as (
-                   select case when $11::float8 is null then null
-                               else date_bin(make_interval(secs => $11), time, timestamptz '1970-01-01 00:00:00+00') end
-                              as window_start,
-                          case when $12::boolean then destination_id end as group_destination_id,
-                          case when $13::boolean then reference end as group_reference,
-                          case when $14::boolean then source_id end as group_source_id,
-                          case when $15::boolean then positive end as group_positive,
-                          case when $16::boolean then unit end as group_unit,
-                          unit, source_id, case when positive then value else -value end as signed
-                   from records"#,
-            r#")
-               select window_start as "window_start?", group_destination_id as "destination_id?: DestinationId",
-                      group_reference as "reference?: Reference", group_source_id as "source_id?: SourceId",
-                      group_positive as "positive?", group_unit as "group_unit?: Unit",
-                      grouping(unit) = 0 as "unit_total!", unit as "unit?: Unit", count(*) as "count!",
-                      sum(signed)::text as "total!", count(distinct source_id) as "distinct_source_ids!"
-               from matching
-               group by grouping sets (
-                   (window_start, group_destination_id, group_reference, group_source_id, group_positive, group_unit, unit),
-                   (window_start, group_destination_id, group_reference, group_source_id, group_positive, group_unit))
-               order by window_start, group_destination_id, group_reference, group_source_id, group_positive, group_unit,
-                        grouping(unit) desc, unit"#,
-            filter,
-            seconds,
-            by.destination_id,
-            by.reference,
-            by.source_id,
-            by.kind,
-            by.unit
-        )
-        .fetch(self.connection()?);
+    /// When the snapshot is over, or Postgres does not answer. The stream carries the errors of the server.
+    pub async fn rollup<'a>(
+        &'a mut self,
+        filter: &'a RecordFilter,
+        by: RollupBy,
+    ) -> Result<Rows<'a, RollupPart>, Error> {
+        let connection = self.connection()?;
+        let rolled = rolled(connection, filter, &by).await?;
+        // Distinct sources need a sort by group, also where they are not returned: two statements.
+        let rows = if by.distinct_source_ids {
+            rollup_parts!("count(distinct source_id)", filter, rolled, by).fetch(connection)
+        } else {
+            rollup_parts!("null::bigint", filter, rolled, by).fetch(connection)
+        };
         Ok(Watched::new("rollup", rows).boxed())
     }
 

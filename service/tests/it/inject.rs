@@ -137,6 +137,7 @@ async fn send_where_it_is_invalid(pipeline: &Pipeline, text: &str) {
         ("/records", "limit"),
         ("/records", text),
         ("/records/rollups", "groupBy"),
+        ("/records/rollups", "distinct"),
         ("/records/rollups", "window"),
         ("/audit", "action"),
         ("/audit", "cursor"),

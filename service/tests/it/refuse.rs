@@ -345,6 +345,7 @@ const WRONG_QUERIES: &[(&str, &str)] = &[
     ("/records?limit=x", "invalid_parameter"),
     ("/records/rollups?window=2m", "invalid_parameter"),
     ("/records/rollups?groupBy=value", "invalid_parameter"),
+    ("/records/rollups?distinct=destinationId", "invalid_parameter"),
     ("/records/aggregations?records=perhaps", "invalid_parameter"),
     ("/audit?action=EATEN", "invalid_parameter"),
     ("/dead-letters?state=closed", "invalid_parameter"),

@@ -1,4 +1,5 @@
-//! Answers for random filters equal a count by hand, while records arrive in two partitions.
+//! Answers for random filters equal a count by hand, while records arrive in two partitions, with and without declared
+//! rollups.
 
 mod plan;
 
@@ -16,7 +17,7 @@ use rust_decimal::Decimal;
 use tokio::sync::mpsc;
 
 use super::*;
-use plan::{BEFORE, CASES, Filters, GROUPS, Planned, RECORDS, filters, records};
+use plan::{BEFORE, CASES, DECLARED, Filters, GROUPS, Planned, RECORDS, filters, records};
 
 /// Count and total by group and unit.
 type Sums = BTreeMap<(Vec<String>, String), (i64, Decimal)>;
@@ -79,6 +80,7 @@ impl Check<'_> {
     }
 
     async fn answers(&self, filters: &Filters) -> Result<(), String> {
+        self.world.leave_declared(&filters.declared).await;
         self.totals(filters).await?;
         self.aggregation(filters).await?;
         self.rollup(filters).await?;
@@ -116,22 +118,24 @@ impl Check<'_> {
     async fn rollup(&self, filters: &Filters) -> Result<(), String> {
         let window = filters.window.map_or_else(String::new, |(name, _)| format!("&window={name}"));
         let groups = filters.groups.iter().fold(String::new(), |all, name| format!("{all}&groupBy={name}"));
-        let path = format!("/records/rollups?{}{window}{groups}", filters.query());
+        let distinct = if filters.distinct { "&distinct=sourceId" } else { "" };
+        let path = format!("/records/rollups?{}{window}{groups}{distinct}", filters.query());
         let (answer, during) = self.ask(self.world.get(&path)).await;
         let group = |row: &Value| {
             let window = filters.window.map(|_| "windowStart").into_iter();
             let names = window.chain(GROUPS.into_iter().filter(|name| filters.groups.contains(name)));
             names.map(|name| row[name].as_str().expect(name).to_owned()).collect::<Vec<_>>()
         };
-        let sources = |row: &Value| row["distinctSourceIds"].as_i64().expect("a count");
+        let sources = |row: &Value| row.get("distinctSourceIds").map(|sources| sources.as_i64().expect("a count"));
         let rows = answer["items"].as_array().expect("items").iter();
-        let sources: BTreeMap<Vec<String>, i64> = rows.map(|row| (group(row), sources(row))).collect();
+        let sources: BTreeMap<Vec<String>, Option<i64>> = rows.map(|row| (group(row), sources(row))).collect();
         of_one_moment(during, &(returned(&answer["items"], group), sources), |n| {
             let mut sources: BTreeMap<Vec<String>, BTreeSet<&str>> = BTreeMap::new();
             for record in self.matching(filters, n) {
                 sources.entry(filters.group(record)).or_default().insert(&record.source);
             }
-            let sources = sources.into_iter().map(|(group, sources)| (group, sources.len() as i64)).collect();
+            let count = |sources: BTreeSet<&str>| filters.distinct.then_some(sources.len() as i64);
+            let sources = sources.into_iter().map(|(group, sources)| (group, count(sources))).collect();
             (sums(self.matching(filters, n), |record| filters.group(record)), sources)
         })
     }
@@ -199,6 +203,9 @@ async fn answers_equal_a_count_by_hand_for_random_filters_while_records_arrive(p
     });
     while stored.load(Ordering::SeqCst) < BEFORE {
         tokio::task::yield_now().await;
+    }
+    for declared in DECLARED {
+        world.declare(declared).await;
     }
     let check = Check { world: &world, plan: &plan, stored: &stored };
     for case in 0..CASES {

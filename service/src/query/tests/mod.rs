@@ -2,6 +2,7 @@
 
 mod audit;
 mod dead_letters;
+mod declared;
 mod filters;
 mod following;
 mod history;
@@ -108,7 +109,18 @@ impl Row<'_> {
                      positive_sum = totals.positive_sum + excluded.positive_sum,
                      negative_count = totals.negative_count + excluded.negative_count,
                      negative_sum = totals.negative_sum + excluded.negative_sum,
-                     alerts = totals.alerts + excluded.alerts)
+                     alerts = totals.alerts + excluded.alerts),
+             rolled as (
+                 insert into rollup_totals (rollup_id, shard, built, positive, window_start, count, destination_id,
+                                            reference, source_id, unit, sum)
+                 select id, $1, false, $4,
+                        date_bin(make_interval(secs => window_seconds), $3, timestamptz '1970-01-01 00:00:00+00'), 1,
+                        case when 'destinationId' = any(group_by) then $7 else '' end,
+                        case when 'reference' = any(group_by) then $8 else '' end,
+                        case when distinct_source or 'sourceId' = any(group_by) then $6 else '' end, $9, $10::numeric
+                 from rollups
+                 on conflict (rollup_id, destination_id, window_start, reference, source_id, unit, positive, shard, built)
+                 do update set count = rollup_totals.count + 1, sum = rollup_totals.sum + excluded.sum)
              update shards set records = $2, processed = processed + 1, alerts = alerts + ($11 is not null)::int
              where shard = $1",
         )

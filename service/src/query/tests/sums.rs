@@ -89,7 +89,9 @@ async fn rollups_count_windows_and_distinct_sources(pool: PgPool) {
     {
         world.add(Row { id: &n.to_string(), time, source, destination, unit, ..ROW }).await;
     }
-    let rolled = world.get("/records/rollups?window=1m&groupBy=destinationId&startTime=2026-01-01T00:00:00Z").await;
+    let rolled = world
+        .get("/records/rollups?window=1m&groupBy=destinationId&distinct=sourceId&startTime=2026-01-01T00:00:00Z")
+        .await;
     let expected = serde_json::json!([
         {"windowStart": "2026-01-01T00:00:00Z", "windowEnd": "2026-01-01T00:01:00Z", "destinationId": "x,1", "count": 3,
          "distinctSourceIds": 2, "totals": [{"unit": "u", "count": 2, "total": "2"}, {"unit": "v", "count": 1, "total": "1"}]},
@@ -99,16 +101,19 @@ async fn rollups_count_windows_and_distinct_sources(pool: PgPool) {
          "distinctSourceIds": 1, "totals": [{"unit": "u", "count": 1, "total": "1"}]},
     ]);
     assert_eq!(rolled["items"], expected);
-    let all = world.get("/records/rollups").await;
+    let all = world.get("/records/rollups?distinct=sourceId").await;
     assert_eq!((&all["items"][0]["count"], &all["items"][0]["distinctSourceIds"]), (&6.into(), &3.into()));
     assert!(all["items"][0].get("windowStart").is_none());
     let days = world.get("/records/rollups?window=1d").await;
+    assert!(days["items"][0].get("distinctSourceIds").is_none(), "nobody asked for them");
     assert_eq!(days["items"][0]["windowStart"], "1969-12-31T00:00:00Z", "aligned to UTC, before 1970 as well");
     let both = world.get("/records/rollups?groupBy=sourceId,unit&groupBy=type&groupBy=reference").await;
     assert_eq!(both["items"].as_array().expect("items").len(), 3);
     let row = &both["items"][1];
     assert_eq!((&row["sourceId"], &row["unit"], &row["type"]), (&"b".into(), &"v".into(), &"positive".into()));
     let table = world.text("/records/rollups?groupBy=destinationId", "text/csv").await;
+    assert!(table.starts_with("destinationId,count,totalUnit,totalCount,total\r\n\"x,1\",5,u,4,4\r\n"), "{table}");
+    let table = world.text("/records/rollups?groupBy=destinationId&distinct=sourceId", "text/csv").await;
     let lines: Vec<&str> = table.split("\r\n").collect();
     assert_eq!(
         lines,
@@ -140,7 +145,7 @@ async fn totals_and_records_come_from_one_snapshot(pool: PgPool) {
     let mut snapshot = store.snapshot().await.expect("snapshot");
     world.add(Row { id: "after", ..ROW }).await;
     let filter = RecordFilter::default();
-    let totals: Vec<_> = snapshot.totals(&filter).expect("totals").try_collect().await.expect("totals");
+    let totals: Vec<_> = snapshot.totals(&filter).await.expect("totals").try_collect().await.expect("totals");
     assert_eq!((totals.len(), totals[0].count), (1, 1));
     let rows: Vec<_> = snapshot.aggregation(&filter).expect("rows").try_collect().await.expect("rows");
     assert!(

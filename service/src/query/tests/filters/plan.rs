@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use rust_decimal::Decimal;
 
-use super::super::*;
+use super::super::{declared::Declared, *};
 
 /// Random combinations of filters.
 pub(super) const CASES: usize = 500;
@@ -17,6 +17,16 @@ const DESTINATIONS: [&str; 5] = ["a", "b c", "d/é", "e", "f"];
 const UNITS: [&str; 3] = ["EUR", "USD", "min"];
 const WINDOWS: [(&str, i64); 5] = [("1m", 60), ("5m", 300), ("15m", 900), ("1h", 3_600), ("1d", 86_400)];
 pub(super) const GROUPS: [&str; 5] = ["destinationId", "reference", "sourceId", "type", "unit"];
+
+/// Declared rollups, of which a random part is complete. The records that are stored before are built in part.
+pub(super) const DECLARED: [Declared; 6] = [
+    Declared { name: "daily", seconds: 86_400, group_by: &[], distinct: false },
+    Declared { name: "hourly", seconds: 3_600, group_by: &["destinationId"], distinct: false },
+    Declared { name: "minutes", seconds: 60, group_by: &["destinationId", "reference"], distinct: false },
+    Declared { name: "users", seconds: 3_600, group_by: &["destinationId"], distinct: true },
+    Declared { name: "sources", seconds: 86_400, group_by: &["reference", "sourceId"], distinct: false },
+    Declared { name: "all", seconds: 60, group_by: &["destinationId", "reference", "sourceId"], distinct: true },
+];
 
 /// A record that will be stored.
 #[derive(Debug, Clone)]
@@ -116,6 +126,9 @@ pub(super) struct Filters {
     start: Option<DateTime<Utc>>,
     end: Option<DateTime<Utc>>,
     alerted: Option<bool>,
+    pub(super) distinct: bool,
+    /// The names of the complete rollups.
+    pub(super) declared: Vec<&'static str>,
     pub(super) window: Option<(&'static str, i64)>,
     pub(super) groups: Vec<&'static str>,
     pub(super) limit: u32,
@@ -137,31 +150,33 @@ pub(super) fn filters() -> impl Strategy<Value = Filters> {
         ),
         (option::weighted(0.4, instants()), option::weighted(0.4, instants()), option::weighted(0.2, any::<bool>())),
         (option::of(select(&WINDOWS[..])), prop::sample::subsequence(GROUPS.to_vec(), 0..=3), 1..120_u32),
+        (any::<bool>(), prop::sample::subsequence(DECLARED.map(|declared| declared.name).to_vec(), 0..=DECLARED.len())),
     )
-        .prop_map(
-            |((ids, destination, by_reference, reference), (source, negative, unit), (one, other, alerted), shape)| {
-                let (start, end) = match (one, other) {
-                    (Some(one), Some(other)) => (Some(one.min(other)), Some(one.max(other))),
-                    either => either,
-                };
-                let (window, groups, limit) = shape;
-                let reference = by_reference.map(|()| reference);
-                Filters {
-                    ids,
-                    destination,
-                    reference,
-                    source,
-                    negative,
-                    unit,
-                    start,
-                    end,
-                    alerted,
-                    window,
-                    groups,
-                    limit,
-                }
-            },
-        )
+        .prop_map(|(of_key, (source, negative, unit), (one, other, alerted), shape, (distinct, declared))| {
+            let (ids, destination, by_reference, reference) = of_key;
+            let (start, end) = match (one, other) {
+                (Some(one), Some(other)) => (Some(one.min(other)), Some(one.max(other))),
+                either => either,
+            };
+            let (window, groups, limit) = shape;
+            let reference = by_reference.map(|()| reference);
+            Filters {
+                ids,
+                destination,
+                reference,
+                source,
+                negative,
+                unit,
+                start,
+                end,
+                alerted,
+                distinct,
+                declared,
+                window,
+                groups,
+                limit,
+            }
+        })
 }
 
 impl Default for Filters {
@@ -176,6 +191,8 @@ impl Default for Filters {
             start: None,
             end: None,
             alerted: None,
+            distinct: false,
+            declared: Vec::new(),
             window: None,
             groups: Vec::new(),
             limit: 100,
