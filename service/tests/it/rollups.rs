@@ -97,9 +97,24 @@ async fn check(pipeline: &Pipeline, loads: &[&Load]) {
             .collect();
         assert_eq!(found, expected, "{name}");
     }
+    check_answer(pipeline, loads).await;
     let complete = |name: &str| json!({"name": name, "complete": true, "unbuilt": 0});
     assert_eq!(pipeline.get("/stats").await["rollups"], json!([complete("hourly"), complete("sources")]));
     pipeline.verify().await;
+}
+
+/// Compares the answer of a query that the hourly rollup fits with a count of the sent records by hand.
+async fn check_answer(pipeline: &Pipeline, loads: &[&Load]) {
+    let range = "startTime=2026-01-31T00:00:00Z&endTime=2026-02-01T00:00:00Z";
+    let answer = pipeline.get(&format!("/records/rollups?window=1h&groupBy=destinationId,type&{range}")).await;
+    let row = |row: &Value| {
+        let key = (text(row, "destinationId"), text(row, "windowStart")[11..13].to_owned(), row["type"] == "positive");
+        let total: Decimal = row["totals"][0]["total"].as_str().unwrap().parse().unwrap();
+        (key, (row["count"].as_i64().unwrap(), total.abs()))
+    };
+    let found: BTreeMap<Row, (i64, Decimal)> = answer["items"].as_array().unwrap().iter().map(row).collect();
+    let hour = |record: &Value| (text(record, "destinationId"), text(record, "time")[11..13].to_owned());
+    assert_eq!(found, by_hand(loads, hour), "GET /records/rollups");
 }
 
 #[tokio::test]
