@@ -24,8 +24,8 @@ demo: install-deps ## Send 336,776 real flights through a pipeline and check eve
 faults: install-deps ## Break everything that a pipeline stands on for half an hour, and check every count (MINUTES, SEED, FAULTS)
 	hack/faults-run --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) $(FAULTS)
 
-bench: install-deps ## Measure this checkout, and beside it another revision (BASE, BENCH="--records 50000")
-	hack/bench $(if $(BASE),--base $(BASE)) $(BENCH)
+bench: install-deps ## Measure this checkout, also beside another revision (BASE), by setting (SWEEPS=1), or beside others (PEERS=1)
+	hack/bench $(if $(BASE),--base $(BASE)) $(if $(SWEEPS),--sweeps $(patsubst 1,all,$(SWEEPS))) $(if $(PEERS),--peers) $(BENCH)
 
 bench-operator: install-deps ## Measure the operator with 1,000 pipelines on a real API server (10 minutes at rest)
 	hack/bench-operator

@@ -11,6 +11,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 
+use crate::settings::Settings;
+
 /// The API key of each pipeline.
 pub(crate) const KEY: &str = "mk_compare_0123456789abcdef0123456789abcdef";
 /// The threshold of alerts.
@@ -21,6 +23,7 @@ pub(crate) const THRESHOLD: u64 = 1_000;
 pub(crate) struct Build {
     /// What the report calls it.
     pub(crate) name: String,
+    #[serde(skip)]
     pub(crate) binary: PathBuf,
     pub(crate) spelling: Spelling,
 }
@@ -49,7 +52,7 @@ impl Spelling {
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) pipeline: String,
-    pub(crate) shards: u16,
+    pub(crate) settings: Settings,
     pub(crate) redis_url: String,
     pub(crate) postgres_url: String,
     /// The folder of manifest and logs.
@@ -60,6 +63,11 @@ impl Place {
     /// The stream of a sink: its name is the manifest's, so that no build's default counts.
     pub(crate) fn stream(&self, sink: &str) -> String {
         format!("{}.{sink}", self.pipeline)
+    }
+
+    /// Names of the sinks that nobody reads.
+    pub(crate) fn more_sinks(&self) -> impl Iterator<Item = String> {
+        (1..=self.settings.more_sinks).map(|n| format!("copy-{n}"))
     }
 
     fn manifest(&self) -> PathBuf {
@@ -73,11 +81,12 @@ impl Place {
         };
         let text = format!(
             "apiVersion: millrace.dev/v1alpha1\nkind: RecordPipeline\nmetadata: {{ name: {} }}\nspec:\n  \
-             threshold: \"{THRESHOLD}\"\n  shards: {}\n  backlogLimit: 1000000000\n  sinks:\n{}{}",
+             threshold: \"{THRESHOLD}\"\n  shards: {}\n  backlogLimit: 1000000000\n  sinks:\n{}{}{}",
             self.pipeline,
-            self.shards,
+            self.settings.shards,
             sink("notifications", "Processed"),
-            sink("alerts", "Alert")
+            sink("alerts", "Alert"),
+            self.more_sinks().map(|name| sink(&name, "Processed")).collect::<String>(),
         );
         fs::write(self.manifest(), text).context("the manifest")
     }

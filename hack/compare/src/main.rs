@@ -8,25 +8,31 @@ mod figures;
 #[path = "../../free_port.rs"]
 mod free_port;
 mod load;
+mod machine;
 mod pipeline;
 mod read;
 mod report;
 mod round;
 mod servers;
+mod settings;
 mod stats;
+mod sweep;
 mod usage;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
 use build::{Build, Place};
 use figures::{Figure, Figures};
+use machine::Machine;
 use report::{Report, Results};
-use round::{Mode, Sizes};
+use round::Mode;
 use servers::Servers;
+use settings::Settings;
+use sweep::Sweeps;
 
 /// Measures builds of Millrace beside each other, in alternate rounds.
 #[derive(Debug, Parser)]
@@ -57,27 +63,10 @@ struct Args {
     /// Rounds of each build in each mode, five at least; of an even number each build begins half
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(5..))]
     rounds: u16,
-    /// Records of a round of `batches` and of `preloaded`
-    #[arg(long, default_value_t = 200_000)]
-    records: usize,
-    /// Records of a round of `singles`
-    #[arg(long, default_value_t = 40_000)]
-    singles: usize,
-    /// Records a second of `latency`
-    #[arg(long, default_value_t = 1_000.0)]
-    rate: f64,
-    /// Seconds of `latency`
-    #[arg(long, default_value_t = 20.0)]
-    seconds: f64,
-    /// Shards of each pipeline
-    #[arg(long, default_value_t = 16)]
-    shards: u16,
-    /// Destinations of the records
-    #[arg(long, default_value_t = 1_000)]
-    keys: usize,
-    /// Ids of records in no order, as UUIDs are
-    #[arg(long)]
-    random_ids: bool,
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    sweeps: Sweeps,
     /// Writes all figures to a file, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -107,32 +96,31 @@ async fn until_end(args: Args) -> anyhow::Result<()> {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    ensure!(args.records > 0 && args.singles > 0 && args.keys > 0, "there have to be records and keys");
-    ensure!(args.rate * args.seconds >= 1.0, "there have to be records in the time of latency");
-    let sizes = Sizes {
-        records: args.records,
-        singles: args.singles,
-        rate: args.rate,
-        seconds: args.seconds,
-        shards: args.shards,
-        keys: args.keys,
-        random_ids: args.random_ids,
-    };
+    let settings = args.settings;
+    ensure!(settings.records > 0 && settings.singles > 0, "there have to be records");
+    ensure!(settings.keys > 0 && settings.batch > 0, "there have to be keys, and records in a batch");
+    ensure!(settings.rate * settings.seconds >= 1.0, "there have to be records in the time of latency");
     let mut servers = Servers::connect(&args.redis_url, &args.postgres_url).await?;
+    let machine = Machine::read()?;
+    println!("{} cores, {}, {settings:?}", machine.cores, servers.versions);
+    let builds = builds(&args, &mut servers).await?;
+    if !args.sweeps.wanted().is_empty() {
+        let [build] = builds.as_slice() else { bail!("sweeps measure one build") };
+        return sweep::run(&args.sweeps, settings, build, machine, &mut servers, args.json.as_deref()).await;
+    }
     let mut report = Report {
-        cores: std::thread::available_parallelism()?.get(),
+        machine,
         servers: servers.versions.clone(),
         perf: servers.has_perf,
-        sizes,
+        settings,
         rounds: usize::from(args.rounds),
-        builds: builds(&args, &mut servers).await?,
+        builds,
         modes: Vec::new(),
     };
-    println!("{} cores, {}, {} shards, {} keys", report.cores, report.servers, sizes.shards, sizes.keys);
     let mut names = Names::default();
     // Files of the WAL are made, binaries are read from disk: not in a round that counts.
     for build in &report.builds {
-        let figures = round::run(&mut servers, build, args.modes[0], &sizes, &names.next()).await?;
+        let figures = round::run(&mut servers, build, args.modes[0], &settings, &names.next()).await?;
         show(args.modes[0], "warm-up", build, &figures);
     }
     for &mode in &args.modes {
@@ -145,7 +133,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
             }
             for at in order {
                 let build = &report.builds[at];
-                let figures = round::run(&mut servers, build, mode, &sizes, &names.next()).await?;
+                let figures = round::run(&mut servers, build, mode, &settings, &names.next()).await?;
                 show(mode, &format!("{}/{}", n + 1, report.rounds), build, &figures);
                 rounds[at].push(figures);
             }
@@ -180,7 +168,7 @@ async fn builds(args: &Args, servers: &mut Servers) -> anyhow::Result<Vec<Build>
         let place = Place {
             postgres_url: servers.create_database(&pipeline).await?,
             redis_url: servers.redis_url.clone(),
-            shards: args.shards,
+            settings: args.settings,
             dir: dir.path().to_owned(),
             pipeline,
         };

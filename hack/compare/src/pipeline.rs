@@ -1,10 +1,12 @@
-//! The processes of one round's pipeline: one `serve` and one `work`.
+//! The processes of one round's pipeline: one `serve`, and one `work` or several.
 //!
 //! Must never let a process that ended by itself pass unseen.
 
 use std::{
     fs,
+    future::poll_fn,
     path::{Path, PathBuf},
+    task::Poll,
     time::Duration,
 };
 
@@ -39,13 +41,14 @@ pub(crate) struct Pipeline {
     place: Place,
     /// The port of the API.
     pub(crate) port: u16,
-    serve: Option<Role>,
-    work: Option<Role>,
+    /// In the order of their start.
+    processes: Vec<Role>,
 }
 
 #[derive(Debug)]
 struct Role {
-    name: &'static str,
+    kind: &'static str,
+    name: String,
     child: Child,
     log: PathBuf,
 }
@@ -54,7 +57,7 @@ impl Pipeline {
     /// Migrates; no process runs yet.
     pub(crate) fn new(build: &Build, place: Place) -> anyhow::Result<Self> {
         build.migrate(&place)?;
-        Ok(Self { build: build.clone(), place, port: free_port(), serve: None, work: None })
+        Ok(Self { build: build.clone(), place, port: free_port(), processes: Vec::new() })
     }
 
     /// Starts `serve`, and waits until it is ready.
@@ -64,7 +67,7 @@ impl Pipeline {
             .env("MILLRACE_LISTEN", format!("127.0.0.1:{}", self.port))
             .env("MILLRACE_HEALTH_LISTEN", format!("127.0.0.1:{}", free_port()))
             .env("MILLRACE_BOOTSTRAP_KEY", KEY);
-        self.serve = Some(Role::start("serve", command, &self.place.dir)?);
+        self.processes.push(Role::start("serve", "serve", command, &self.place.dir)?);
         let port = self.port;
         let ready = async {
             let began = Instant::now();
@@ -77,33 +80,38 @@ impl Pipeline {
         self.watch(ready).await
     }
 
-    /// Starts `work`; waits for nothing.
+    /// Starts each `work`; waits for nothing.
     pub(crate) fn start_work(&mut self) -> anyhow::Result<()> {
-        let command = self.build.command("work", &self.place);
-        self.work = Some(Role::start("work", command, &self.place.dir)?);
+        for n in 1..=self.place.settings.workers {
+            let mut command = self.build.command("work", &self.place);
+            command.env("MILLRACE_BATCH", self.place.settings.commit.to_string());
+            self.processes.push(Role::start("work", &format!("work-{n}"), command, &self.place.dir)?);
+        }
         Ok(())
+    }
+
+    /// Streams of the sinks that nobody reads.
+    pub(crate) fn more_streams(&self) -> Vec<String> {
+        self.place.more_sinks().map(|sink| self.place.stream(&sink)).collect()
     }
 
     /// The ids of its processes.
     pub(crate) fn roles(&self) -> Roles {
-        let pid = |role: &Option<Role>| role.as_ref().and_then(|role| role.child.id());
-        Roles { serve: pid(&self.serve), work: pid(&self.work) }
+        let pids = |kind| self.processes.iter().filter(|it| it.kind == kind).filter_map(|it| it.child.id()).collect();
+        Roles { serve: pids("serve"), work: pids("work") }
     }
 
     /// Waits for a result, or for the end of a process, which is an error.
     pub(crate) async fn watch<T>(&mut self, result: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         let outcome = {
-            let roles = [&mut self.serve, &mut self.work];
-            let [serve, work] = roles.map(|role| async {
-                match role {
-                    Some(role) => role.end().await,
-                    None => std::future::pending().await,
-                }
+            let mut ends: Vec<_> = self.processes.iter_mut().map(|role| Box::pin(role.end())).collect();
+            let end = poll_fn(|context| {
+                let ended = ends.iter_mut().map(|end| end.as_mut().poll(context)).find(Poll::is_ready);
+                ended.unwrap_or(Poll::Pending)
             });
             tokio::select! {
                 result = result => result,
-                end = serve => Err(end),
-                end = work => Err(end),
+                end = end => Err(end),
             }
         };
         outcome.map_err(|error| error.context(self.logs()))
@@ -114,26 +122,26 @@ impl Pipeline {
     /// # Errors
     /// When one does not end in order.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
-        for role in [self.work.take(), self.serve.take()].into_iter().flatten() {
+        while let Some(role) = self.processes.pop() {
             role.stop().await?;
         }
         Ok(())
     }
 
-    /// The last lines of both logs.
+    /// The last lines of all logs.
     fn logs(&self) -> String {
-        let tails = [&self.serve, &self.work].into_iter().flatten().map(Role::log_tail);
+        let tails = self.processes.iter().map(Role::log_tail);
         format!("{}, {}{}", self.build.name, self.place.pipeline, tails.collect::<String>())
     }
 }
 
 impl Role {
-    fn start(name: &'static str, mut command: std::process::Command, dir: &Path) -> anyhow::Result<Self> {
+    fn start(kind: &'static str, name: &str, mut command: std::process::Command, dir: &Path) -> anyhow::Result<Self> {
         let log = dir.join(format!("{name}.log"));
         let file = fs::File::create(&log)?;
         command.stdout(file.try_clone()?).stderr(file);
         let child = Command::from(command).kill_on_drop(true).spawn().context("setpriv")?;
-        Ok(Self { name, child, log })
+        Ok(Self { kind, name: name.to_owned(), child, log })
     }
 
     /// Waits until it ends by itself.

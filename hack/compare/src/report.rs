@@ -10,7 +10,9 @@ use serde::Serialize;
 use crate::{
     build::Build,
     figures::{Figure, Figures},
-    round::{BATCH, Mode, SINGLE_CONNECTIONS, Sizes},
+    machine::Machine,
+    round::{Mode, SINGLE_CONNECTIONS},
+    settings::Settings,
     stats::Summary,
 };
 
@@ -21,11 +23,11 @@ const OTHERS: f64 = 0.10;
 /// A run.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    pub(crate) cores: usize,
+    pub(crate) machine: Machine,
     pub(crate) servers: String,
     /// Whether fsyncs were counted by perf.
     pub(crate) perf: bool,
-    pub(crate) sizes: Sizes,
+    pub(crate) settings: Settings,
     pub(crate) rounds: usize,
     /// The measured builds: the base first, where there is one, and the checkout.
     pub(crate) builds: Vec<Build>,
@@ -72,8 +74,7 @@ impl Results {
 impl Report {
     /// Writes all figures as JSON.
     pub(crate) fn write(&self, file: &Path) -> anyhow::Result<()> {
-        let text = serde_json::to_string_pretty(self)?;
-        fs::write(file, text + "\n").with_context(|| file.display().to_string())
+        write_json(file, self)
     }
 
     /// A table of each mode.
@@ -108,13 +109,13 @@ impl Report {
     }
 
     fn title(&self, mode: Mode) -> String {
-        let Sizes { records, singles, rate, seconds, .. } = self.sizes;
+        let Settings { records, singles, rate, seconds, batch, .. } = self.settings;
         match mode {
-            Mode::Batches => format!("batches: {records} records, batches of {BATCH}"),
+            Mode::Batches => format!("batches: {records} records, batches of {batch}"),
             Mode::Singles => format!("singles: {singles} records, {SINGLE_CONNECTIONS} connections"),
             Mode::Preloaded => format!("preloaded: {records} records, then work"),
             Mode::Latency => format!("latency: {rate} records/s for {seconds} s"),
-            Mode::AcceptBatches => format!("accept-batches: {records} records, batches of {BATCH}, no worker"),
+            Mode::AcceptBatches => format!("accept-batches: {records} records, batches of {batch}, no worker"),
             Mode::AcceptSingles => {
                 format!("accept-singles: {singles} records, {SINGLE_CONNECTIONS} connections, no worker")
             }
@@ -124,7 +125,7 @@ impl Report {
 
 impl Row {
     /// `None`: a build does not have this figure.
-    fn of(figure: Figure, builds: &[Vec<Figures>]) -> Option<Self> {
+    pub(crate) fn of(figure: Figure, builds: &[Vec<Figures>]) -> Option<Self> {
         let values = |rounds: &Vec<Figures>| rounds.iter().filter_map(|it| it.get(figure)).collect::<Vec<f64>>();
         let values: Vec<Vec<f64>> = builds.iter().map(values).collect();
         let builds = values.iter().map(|values| Summary::of(values)).collect::<Option<Vec<Summary>>>()?;
@@ -136,7 +137,7 @@ impl Row {
         Some(Self { figure, builds, ratio })
     }
 
-    fn cells(&self) -> Vec<String> {
+    pub(crate) fn cells(&self) -> Vec<String> {
         let spread = |of: &Summary, format: &dyn Fn(f64) -> String| {
             format!("{} [{}..{}]", format(of.median), format(of.min), format(of.max))
         };
@@ -147,8 +148,14 @@ impl Row {
     }
 }
 
+/// Writes JSON.
+pub(crate) fn write_json(file: &Path, content: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(content)?;
+    fs::write(file, text + "\n").with_context(|| file.display().to_string())
+}
+
 /// Columns as wide as their widest cell; the first one to the left, the others to the right.
-fn aligned(head: &[String], rows: &[Vec<String>]) -> String {
+pub(crate) fn aligned(head: &[String], rows: &[Vec<String>]) -> String {
     let all = || std::iter::once(head).chain(rows.iter().map(Vec::as_slice));
     let width = |column: usize| all().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..head.len()).map(|column| width(column).unwrap_or(0)).collect();

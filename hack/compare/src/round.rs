@@ -4,10 +4,10 @@
 
 use std::{fmt, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     build::{Build, Place},
@@ -24,21 +24,21 @@ use crate::{
         ledger::{Counts, Sink},
     },
     servers::Servers,
+    settings::Settings,
     usage::{Usage, Window},
 };
 
-/// Records of a batch.
-pub(crate) const BATCH: usize = 500;
-/// Batches at once.
-const BATCH_CONNECTIONS: usize = 4;
 /// Single records at once.
 pub(crate) const SINGLE_CONNECTIONS: usize = 64;
+
+/// Longest wait for sinks that nobody reads, once the one that is read has all.
+const COPIES_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A way to load a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Mode {
-    /// Batches of 500 records, 4 at once, to the last notification
+    /// Batches of records, 4 at once, to the last notification
     Batches,
     /// Single records on 64 connections, to the last notification
     Singles,
@@ -46,7 +46,7 @@ pub(crate) enum Mode {
     Preloaded,
     /// Single records at a fixed rate, whatever the answers: latency to the notification
     Latency,
-    /// Batches of 500 records, to the last answer; no worker runs
+    /// Batches of records, to the last answer; no worker runs
     AcceptBatches,
     /// Single records on 64 connections, to the last answer; no worker runs
     AcceptSingles,
@@ -63,41 +63,14 @@ impl fmt::Display for Mode {
     }
 }
 
-/// The sizes of a round.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Sizes {
-    /// Records of `batches` and `preloaded`.
-    pub(crate) records: usize,
-    /// Records of `singles`.
-    pub(crate) singles: usize,
-    /// Records a second of `latency`.
-    pub(crate) rate: f64,
-    /// Duration of `latency`.
-    pub(crate) seconds: f64,
-    pub(crate) shards: u16,
-    pub(crate) keys: usize,
-    pub(crate) random_ids: bool,
-}
-
-impl Sizes {
-    fn records(&self, mode: Mode) -> Records {
-        let (primed, measured) = match mode {
-            Mode::Batches => (self.keys, self.records),
-            Mode::Singles => (self.keys, self.singles),
-            // Without a worker nothing can go ahead.
-            Mode::Preloaded | Mode::AcceptBatches => (0, self.records),
-            Mode::AcceptSingles => (0, self.singles),
-            Mode::Latency => (self.keys, (self.rate * self.seconds) as usize),
-        };
-        Records { keys: self.keys, primed, measured, random_ids: self.random_ids }
-    }
-}
-
 /// A running round.
 struct Round<'a> {
     servers: &'a mut Servers,
+    settings: Settings,
     pipeline: Pipeline,
     reader: Reader,
+    /// Requests to Redis, beside the reader's.
+    own_requests: u64,
     records: Records,
     figures: Figures,
 }
@@ -107,33 +80,36 @@ pub(crate) async fn run(
     servers: &mut Servers,
     build: &Build,
     mode: Mode,
-    sizes: &Sizes,
+    settings: &Settings,
     pipeline: &str,
 ) -> anyhow::Result<Figures> {
     let dir = tempfile::Builder::new().prefix("millrace-compare.").tempdir()?;
     let place = Place {
         pipeline: pipeline.to_owned(),
-        shards: sizes.shards,
+        settings: *settings,
         redis_url: servers.redis_url.clone(),
-        postgres_url: servers.prepare(pipeline).await?,
+        postgres_url: servers.create_database(pipeline).await?,
         dir: dir.path().to_owned(),
     };
     let streams = Sink::ALL.map(|sink| place.stream(sink.name()));
-    let records = sizes.records(mode);
-    let mut pipeline_processes = Pipeline::new(build, place)?;
+    let records = settings.records(mode);
+    let mut pipeline_processes = Pipeline::new(build, place.clone())?;
+    servers.insert_rows(&place).await?;
+    servers.wait_until_idle().await?;
     pipeline_processes.start_serve().await?;
     let notified = match mode {
-        Mode::AcceptBatches | Mode::AcceptSingles => 0,
-        Mode::Batches | Mode::Singles | Mode::Preloaded | Mode::Latency => records.total(),
+        Mode::AcceptBatches | Mode::AcceptSingles => Records { measured: 0, ..records },
+        Mode::Batches | Mode::Singles | Mode::Preloaded | Mode::Latency => records,
     };
     let reader = Reader::start(&servers.redis_url, streams, notified).await?;
     let figures = Figures::default();
-    let mut round = Round { servers, pipeline: pipeline_processes, reader, records, figures };
+    let mut round =
+        Round { servers, settings: *settings, pipeline: pipeline_processes, reader, own_requests: 0, records, figures };
     let usage = match mode {
         Mode::Batches => round.end_to_end(Kind::Batch).await?,
         Mode::Singles => round.end_to_end(Kind::Single).await?,
         Mode::Preloaded => round.preloaded().await?,
-        Mode::Latency => round.latency(sizes.rate).await?,
+        Mode::Latency => round.latency(settings.rate).await?,
         Mode::AcceptBatches => round.accepted(Kind::Batch).await?,
         Mode::AcceptSingles => round.accepted(Kind::Single).await?,
     };
@@ -156,9 +132,9 @@ impl Round<'_> {
     /// Starts `work` and lets a record of each key through: then every shard has an owner, and statements are prepared.
     async fn prime(&mut self) -> anyhow::Result<()> {
         self.pipeline.start_work()?;
-        let bodies = self.records.batches(0..self.records.primed, BATCH);
-        let load = Load { kind: Kind::Batch, bodies, connections: BATCH_CONNECTIONS };
-        let (port, wanted) = (self.pipeline.port, Counts::of_first(self.records.primed));
+        let bodies = self.records.batches(0..self.records.primed, self.settings.batch);
+        let load = Load { kind: Kind::Batch, bodies, connections: self.settings.batch_connections() };
+        let (port, wanted) = (self.pipeline.port, Counts::of_first(self.records.primed, self.records));
         let reader = &mut self.reader;
         let primed = async move {
             closed::send(port, load).await?;
@@ -169,12 +145,12 @@ impl Round<'_> {
     }
 
     async fn open(&mut self) -> anyhow::Result<Window> {
-        Window::open(self.servers, self.pipeline.roles(), self.reader.requests()).await
+        Window::open(self.servers, &self.pipeline.roles(), self.reader.requests() + self.own_requests).await
     }
 
     async fn close(&mut self, window: Window) -> anyhow::Result<Usage> {
-        let (roles, requests) = (self.pipeline.roles(), self.reader.requests());
-        window.close(self.servers, roles, requests, self.records.measured).await
+        let (roles, requests) = (self.pipeline.roles(), self.reader.requests() + self.own_requests);
+        window.close(self.servers, &roles, requests, self.records.measured).await
     }
 
     /// The load of all measured records.
@@ -182,8 +158,8 @@ impl Round<'_> {
         let numbers = self.records.primed..self.records.total();
         match kind {
             Kind::Batch => {
-                let bodies = self.records.batches(numbers, BATCH);
-                Load { kind, bodies, connections: BATCH_CONNECTIONS }
+                let bodies = self.records.batches(numbers, self.settings.batch);
+                Load { kind, bodies, connections: self.settings.batch_connections() }
             }
             Kind::Single => Load { kind, bodies: self.records.singles(numbers), connections: SINGLE_CONNECTIONS },
         }
@@ -194,15 +170,33 @@ impl Round<'_> {
         let load = self.load(kind);
         self.prime().await?;
         let window = self.open().await?;
-        let (port, wanted) = (self.pipeline.port, Counts::of_first(self.records.total()));
+        let (port, wanted) = (self.pipeline.port, Counts::of_first(self.records.total(), self.records));
         let reader = &mut self.reader;
         let both = async move { tokio::try_join!(closed::send(port, load), reader.wait_for(wanted)) };
         let (sent, progress) = self.pipeline.watch(both).await?;
+        let copied = self.wait_for_more_sinks(wanted.notifications).await?;
         let usage = self.close(window).await?;
         self.figures.set(Figure::AcceptedPerSecond, self.rate(sent.ended - sent.began));
-        let ended = progress.last_at.unwrap_or(sent.ended).max(sent.ended);
+        let ended = [progress.last_at, copied].into_iter().flatten().fold(sent.ended, Instant::max);
         self.figures.set(Figure::RecordsPerSecond, self.rate(ended - sent.began));
         Ok(usage)
+    }
+
+    /// Waits until the sinks that nobody reads have as many entries as the one that is read. `None`: there are none.
+    async fn wait_for_more_sinks(&mut self, notifications: usize) -> anyhow::Result<Option<Instant>> {
+        let (mut ended, began) = (None, Instant::now());
+        for stream in self.pipeline.more_streams() {
+            loop {
+                self.own_requests += 1;
+                if self.servers.length(&stream).await? >= notifications {
+                    break;
+                }
+                ensure!(began.elapsed() < COPIES_TIMEOUT, "{stream} does not get all notifications");
+                sleep(Duration::from_millis(10)).await;
+            }
+            ended = Some(Instant::now());
+        }
+        Ok(ended)
     }
 
     /// From the first POST to the last answer.
@@ -218,7 +212,7 @@ impl Round<'_> {
     /// All records are accepted first. Measured is how they are drained then.
     async fn preloaded(&mut self) -> anyhow::Result<Usage> {
         let load = self.load(Kind::Batch);
-        let (port, wanted) = (self.pipeline.port, Counts::of_first(self.records.total()));
+        let (port, wanted) = (self.pipeline.port, Counts::of_first(self.records.total(), self.records));
         let sent = self.pipeline.watch(closed::send(port, load)).await?;
         self.figures.set(Figure::AcceptedPerSecond, self.rate(sent.ended - sent.began));
         let window = self.open().await?;
@@ -241,7 +235,7 @@ impl Round<'_> {
         let Load { bodies, .. } = self.load(Kind::Single);
         self.prime().await?;
         let window = self.open().await?;
-        let (port, wanted) = (self.pipeline.port, Counts::of_first(self.records.total()));
+        let (port, wanted) = (self.pipeline.port, Counts::of_first(self.records.total(), self.records));
         let schedule = Schedule::new(self.records.primed, rate);
         self.reader.follow(schedule);
         let reader = &mut self.reader;

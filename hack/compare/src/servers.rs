@@ -12,9 +12,12 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::usage::{
-    proc::{Machine, Processes},
-    redis::{field, number},
+use crate::{
+    build::Place,
+    usage::{
+        proc::{Machine, Processes},
+        redis::{field, number},
+    },
 };
 
 /// Longest wait for servers to become idle.
@@ -25,6 +28,9 @@ const OTHERS_TIMEOUT: Duration = Duration::from_secs(20);
 const QUIET: f64 = 0.15;
 /// Time over which that share is taken.
 const QUIET_SPAN: Duration = Duration::from_millis(400);
+
+/// The SQL of rows that are there before a round.
+const ROWS: &str = include_str!("rows.sql");
 
 /// The servers, with a connection to each for measuring.
 #[derive(Debug)]
@@ -91,9 +97,8 @@ impl Servers {
         Ok(format!("{}/{database}", server.context("the URL of Postgres names no database")?.0))
     }
 
-    /// Creates a database for a pipeline, and waits until servers and machine are idle. Returns its URL.
-    pub(crate) async fn prepare(&mut self, pipeline: &str) -> anyhow::Result<String> {
-        let url = self.create_database(pipeline).await?;
+    /// Waits until servers and machine are idle.
+    pub(crate) async fn wait_until_idle(&mut self) -> anyhow::Result<()> {
         self.execute("checkpoint").await?;
         // A short file, as after each round: its growth is then that of the round.
         redis::cmd("BGREWRITEAOF").query_async::<()>(&mut self.redis).await?;
@@ -103,8 +108,26 @@ impl Servers {
             sleep(Duration::from_millis(20)).await;
         }
         tokio::task::spawn_blocking(nix::unistd::sync).await?;
-        wait_for_others().await?;
-        Ok(url)
+        wait_for_others().await
+    }
+
+    /// Inserts records and their ids into a migrated database, of shards that the pipeline has not: nothing publishes them.
+    pub(crate) async fn insert_rows(&self, place: &Place) -> anyhow::Result<()> {
+        let (rows, schema) = (place.settings.rows, database(&place.pipeline));
+        if rows == 0 {
+            return Ok(());
+        }
+        let mut postgres = PgConnection::connect(&place.postgres_url).await?;
+        let statements = ROWS.replace("SCHEMA", &format!("millrace_{schema}")).replace("ROWS", &rows.to_string());
+        for statement in statements.split(";\n").filter(|statement| !statement.trim().is_empty()) {
+            sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut postgres).await.context("rows")?;
+        }
+        Ok(postgres.close().await?)
+    }
+
+    /// The length of a stream.
+    pub(crate) async fn length(&mut self, stream: &str) -> anyhow::Result<usize> {
+        Ok(redis::cmd("XLEN").arg(stream).query_async(&mut self.redis).await?)
     }
 
     /// Removes all that a pipeline has. Its processes have ended.

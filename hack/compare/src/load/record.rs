@@ -15,12 +15,18 @@ const SOURCES: u64 = 97;
 pub(crate) struct Records {
     /// How many destinations they have.
     pub(crate) keys: usize,
-    /// One for each key, in its order; zero where nothing goes ahead.
+    /// Whether destinations come by Zipf's law, not equally often.
+    pub(crate) zipf: bool,
+    /// One for each of the first keys, in their order; zero where nothing goes ahead.
     pub(crate) primed: usize,
     /// How many are measured.
     pub(crate) measured: usize,
     /// Whether ids are in no order, as UUIDs are.
     pub(crate) random_ids: bool,
+    /// Percentage of the measured records that repeat an earlier one.
+    pub(crate) duplicates: u8,
+    /// Characters of attributes.
+    pub(crate) attributes: usize,
 }
 
 impl Records {
@@ -29,18 +35,61 @@ impl Records {
         self.primed + self.measured
     }
 
+    /// Whether a record repeats an earlier one: it has the same id and content, and no notification.
+    pub(crate) fn is_duplicate(self, n: usize) -> bool {
+        n > self.primed && mix(n, 5) % 100 < u64::from(self.duplicates)
+    }
+
+    /// The first record with this content: the record itself, unless it is a duplicate.
+    fn original(self, n: usize) -> usize {
+        if !self.is_duplicate(n) {
+            return n;
+        }
+        let mut earlier = self.primed + (mix(n, 6) % (n - self.primed) as u64) as usize;
+        while self.is_duplicate(earlier) {
+            earlier -= 1;
+        }
+        earlier
+    }
+
+    fn key(self, n: usize) -> usize {
+        if n < self.primed {
+            n % self.keys
+        } else if self.zipf {
+            // The k-th key then has the share ln((k + 1) / k) / ln(keys + 1), nearly 1 / k of the first one's.
+            let uniform = mix(n, 1) as f64 / u64::MAX as f64;
+            ((self.keys as f64 + 1.0).powf(uniform) as usize).clamp(1, self.keys) - 1
+        } else {
+            (mix(n, 1) % self.keys as u64) as usize
+        }
+    }
+
+    /// A member of the record, with a comma before it; nothing without attributes.
+    fn attributes_member(self, n: usize) -> String {
+        if self.attributes == 0 {
+            return String::new();
+        }
+        // Postgres would compress a text that repeats.
+        let mut text: String =
+            (0..self.attributes.div_ceil(16) as u64).map(|at| format!("{:016x}", mix(n, at + 16))).collect();
+        text.truncate(self.attributes);
+        format!(",\"attributes\":{{\"note\":\"{text}\"}}")
+    }
+
     /// A record as JSON.
     pub(crate) fn json(self, n: usize) -> String {
+        let n = self.original(n);
         // As many totals as keys: a key has one reference.
-        let key = if n < self.primed { n % self.keys } else { (mix(n, 1) % self.keys as u64) as usize };
+        let key = self.key(n);
         format!(
             "{{\"recordId\":\"{}\",\"time\":\"2026-01-31T12:00:00Z\",\"sourceId\":\"source-{}\",\
              \"destinationId\":\"destination-{key}\",\"type\":\"positive\",\"value\":\"{}.25\",\"unit\":\"EUR\",\
-             \"reference\":\"reference-{}\"}}",
+             \"reference\":\"reference-{}\"{}}}",
             self.id(n),
             mix(n, 2) % SOURCES,
             whole(n),
             key % 7,
+            self.attributes_member(n),
         )
     }
 
@@ -91,7 +140,8 @@ mod tests {
 
     use super::{Records, number, raises_alert};
 
-    const RECORDS: Records = Records { keys: 50, primed: 50, measured: 5_000, random_ids: false };
+    const RECORDS: Records =
+        Records { keys: 50, zipf: false, primed: 50, measured: 5_000, random_ids: false, duplicates: 0, attributes: 0 };
 
     fn parsed(records: Records, n: usize) -> Value {
         serde_json::from_str(&records.json(n)).unwrap()
@@ -123,6 +173,31 @@ mod tests {
         };
         assert_eq!(keys(0..RECORDS.primed).len(), 50);
         assert_eq!(keys(0..RECORDS.total()).len(), 50);
+    }
+
+    #[test]
+    fn a_duplicate_repeats_an_earlier_record_with_all_its_content() {
+        let records = Records { duplicates: 50, attributes: 40, ..RECORDS };
+        let mut seen = HashSet::new();
+        for n in 0..records.total() {
+            assert_eq!(records.is_duplicate(n), !seen.insert(records.json(n)), "record {n}");
+        }
+        assert!((2_400..2_600).contains(&(records.total() - seen.len())), "{}", seen.len());
+    }
+
+    #[test]
+    fn by_zipfs_law_the_first_of_a_thousand_keys_has_every_tenth_record() {
+        let records = Records { keys: 1_000, zipf: true, primed: 0, measured: 100_000, ..RECORDS };
+        let first = (0..records.total()).filter(|n| records.key(*n) == 0).count();
+        assert!((9_500..10_500).contains(&first), "{first}");
+        assert!((0..records.total()).any(|n| records.key(n) > 990));
+    }
+
+    #[test]
+    fn attributes_have_the_wanted_length() {
+        let attributes = parsed(Records { attributes: 100, ..RECORDS }, 77)["attributes"]["note"].clone();
+        assert_eq!(attributes.as_str().unwrap().len(), 100);
+        assert_eq!(parsed(RECORDS, 77).get("attributes"), None);
     }
 
     #[test]

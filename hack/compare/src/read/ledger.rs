@@ -7,7 +7,7 @@ use std::fmt;
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
-use crate::load::record::{number, raises_alert};
+use crate::load::record::{Records, number, raises_alert};
 
 /// The sinks of a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,9 +37,10 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// Those that the first `records` have.
-    pub(crate) fn of_first(records: usize) -> Self {
-        Self { notifications: records, alerts: (0..records).filter(|n| raises_alert(*n)).count() }
+    /// Those that the first `n` of these records have. Duplicates have none.
+    pub(crate) fn of_first(n: usize, records: Records) -> Self {
+        let notified = || (0..n).filter(|n| !records.is_duplicate(*n));
+        Self { notifications: notified().count(), alerts: notified().filter(|n| raises_alert(*n)).count() }
     }
 
     /// Whether there are at least so many in each sink.
@@ -57,6 +58,7 @@ impl fmt::Display for Counts {
 /// Notifications of a round.
 #[derive(Debug)]
 pub(crate) struct Ledger {
+    records: Records,
     notified: Vec<bool>,
     alerted: Vec<bool>,
     pub(crate) counts: Counts,
@@ -76,9 +78,10 @@ struct Identified<'a> {
 }
 
 impl Ledger {
-    /// For so many records, none of which was notified.
-    pub(crate) fn new(records: usize) -> Self {
-        Self { notified: vec![false; records], alerted: vec![false; records], counts: Counts::default() }
+    /// For these records, none of which was notified.
+    pub(crate) fn new(records: Records) -> Self {
+        let none = vec![false; records.total()];
+        Self { records, notified: none.clone(), alerted: none, counts: Counts::default() }
     }
 
     /// Notes an entry's data; returns the record's number.
@@ -88,7 +91,7 @@ impl Ledger {
     pub(crate) fn note(&mut self, sink: Sink, data: &[u8]) -> anyhow::Result<usize> {
         let shown = || format!("{}: {}", sink.name(), String::from_utf8_lossy(data));
         let id = serde_json::from_slice::<Data>(data).with_context(shown)?.record.record_id;
-        let n = number(id).filter(|n| *n < self.notified.len());
+        let n = number(id).filter(|n| *n < self.notified.len() && !self.records.is_duplicate(*n));
         let Some(n) = n else { bail!("a notification of a record that was not sent: {}", shown()) };
         ensure!(sink == Sink::Notifications || raises_alert(n), "an alert below the threshold: {}", shown());
         let (seen, count) = match sink {
@@ -103,13 +106,12 @@ impl Ledger {
 
     /// Fails unless every record was notified.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
-        let wanted = Counts::of_first(self.notified.len());
+        let wanted = Counts::of_first(self.notified.len(), self.records);
         if self.counts == wanted {
             return Ok(());
         }
-        let missing = self.notified.iter().position(|seen| !seen);
-        let missing = missing.or_else(|| (0..self.alerted.len()).find(|n| raises_alert(*n) && !self.alerted[*n]));
-        let missing = missing.unwrap_or(0);
+        let mut notified = (0..self.notified.len()).filter(|n| !self.records.is_duplicate(*n));
+        let missing = notified.find(|n| !self.notified[*n] || (raises_alert(*n) && !self.alerted[*n])).unwrap_or(0);
         bail!("{} of {wanted}; of record {missing} the first is missing", self.counts)
     }
 }
@@ -121,13 +123,15 @@ mod tests {
 
     const TOTAL: usize = 200;
 
+    const RECORDS: Records =
+        Records { keys: 10, zipf: false, primed: 0, measured: TOTAL, random_ids: true, duplicates: 0, attributes: 0 };
+
     fn data(n: usize) -> Vec<u8> {
-        let records = Records { keys: 10, primed: 0, measured: TOTAL, random_ids: true };
-        format!(r#"{{"record":{},"summary":{{"previousCount":3}}}}"#, records.json(n)).into_bytes()
+        format!(r#"{{"record":{},"summary":{{"previousCount":3}}}}"#, RECORDS.json(n)).into_bytes()
     }
 
     fn full(records: usize) -> Ledger {
-        let mut ledger = Ledger::new(TOTAL);
+        let mut ledger = Ledger::new(RECORDS);
         for n in 0..records {
             assert_eq!(ledger.note(Sink::Notifications, &data(n)).unwrap(), n);
             if raises_alert(n) {
@@ -145,7 +149,7 @@ mod tests {
     fn every_notification_and_alert_once_is_complete() {
         let ledger = full(TOTAL);
         ledger.check().unwrap();
-        assert_eq!(ledger.counts, Counts::of_first(TOTAL));
+        assert_eq!(ledger.counts, Counts::of_first(TOTAL, RECORDS));
         assert!(ledger.counts.alerts > 0 && ledger.counts.alerts < TOTAL);
     }
 
@@ -160,20 +164,35 @@ mod tests {
     #[test]
     fn an_alert_below_the_threshold_is_an_error() {
         let below = (0..TOTAL).find(|n| !raises_alert(*n)).unwrap();
-        assert!(error(Ledger::new(TOTAL).note(Sink::Alerts, &data(below))).contains("below the threshold"));
+        assert!(error(Ledger::new(RECORDS).note(Sink::Alerts, &data(below))).contains("below the threshold"));
     }
 
     #[test]
     fn a_notification_of_a_record_that_was_not_sent_is_an_error() {
-        let mut ledger = Ledger::new(10);
+        let mut ledger = Ledger::new(Records { measured: 10, ..RECORDS });
         assert!(error(ledger.note(Sink::Notifications, &data(10))).contains("not sent"));
         assert!(ledger.note(Sink::Notifications, b"{}").is_err());
     }
 
     #[test]
+    fn a_duplicate_needs_no_notification_and_has_none() {
+        let records = Records { duplicates: 30, ..RECORDS };
+        let mut ledger = Ledger::new(records);
+        for n in 0..TOTAL {
+            let noted = ledger.note(Sink::Notifications, &data(n));
+            assert_eq!(noted.is_err(), records.is_duplicate(n));
+            if noted.is_ok() && raises_alert(n) {
+                ledger.note(Sink::Alerts, &data(n)).unwrap();
+            }
+        }
+        ledger.check().unwrap();
+        assert!(ledger.counts.notifications < TOTAL);
+    }
+
+    #[test]
     fn a_missing_notification_or_alert_is_named() {
         assert!(full(150).check().unwrap_err().to_string().contains("record 150 "));
-        let mut ledger = Ledger::new(TOTAL);
+        let mut ledger = Ledger::new(RECORDS);
         (0..TOTAL).for_each(|n| drop(ledger.note(Sink::Notifications, &data(n))));
         let first = (0..TOTAL).find(|n| raises_alert(*n)).unwrap();
         assert!(ledger.check().unwrap_err().to_string().contains(&format!("record {first} ")));

@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::load::open::Schedule;
+use crate::load::{open::Schedule, record::Records};
 use ledger::{Counts, Ledger, Sink};
 
 /// Most entries of each stream in one answer.
@@ -75,8 +75,8 @@ struct Shared {
 }
 
 impl Reader {
-    /// Starts to read both streams from their begin, with notifications of so many records to come.
-    pub(crate) async fn start(redis_url: &str, streams: [String; 2], records: usize) -> anyhow::Result<Self> {
+    /// Starts to read both streams from their begin, with notifications of these records to come.
+    pub(crate) async fn start(redis_url: &str, streams: [String; 2], records: Records) -> anyhow::Result<Self> {
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(60)));
         let redis = redis::Client::open(redis_url)?.get_multiplexed_async_connection_with_config(&config).await?;
         let (updates, progress) = watch::channel(Progress::default());

@@ -20,10 +20,10 @@ use proc::{Machine, Processes, Ticks};
 use redis::RedisCounters;
 
 /// The processes of the pipeline that run at a moment, by id.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Roles {
-    pub(crate) serve: Option<u32>,
-    pub(crate) work: Option<u32>,
+    pub(crate) serve: Vec<u32>,
+    pub(crate) work: Vec<u32>,
 }
 
 /// Counters at one moment.
@@ -41,15 +41,18 @@ struct Snapshot {
 
 impl Snapshot {
     /// Reads them. A role without a process has used no time.
-    async fn take(servers: &mut Servers, roles: Roles) -> anyhow::Result<Self> {
+    async fn take(servers: &mut Servers, roles: &Roles) -> anyhow::Result<Self> {
         let processes = Processes::read()?;
         let machine = Machine::read()?;
-        let of_role = |pid: Option<u32>| pid.map_or(Ok(Ticks::default()), |pid| processes.of_tree(pid));
+        let of_role = |pids: &[u32]| {
+            let times = pids.iter().map(|pid| Ok(processes.of_tree(*pid)?.0));
+            times.sum::<anyhow::Result<u64>>().map(Ticks)
+        };
         Ok(Self {
             redis_time: processes.of_tree(servers.redis_pid)?,
             postgres_time: processes.of_tree(servers.postgres_pid)?,
-            serve_time: of_role(roles.serve)?,
-            work_time: of_role(roles.work)?,
+            serve_time: of_role(&roles.serve)?,
+            work_time: of_role(&roles.work)?,
             // Its children are parts of the pipeline.
             load_time: processes.of_one(std::process::id())?,
             machine,
@@ -90,7 +93,7 @@ pub(crate) struct Usage {
 
 impl Window {
     /// Begins to measure. `own_requests`: requests that the tool has sent to Redis so far.
-    pub(crate) async fn open(servers: &mut Servers, roles: Roles, own_requests: u64) -> anyhow::Result<Self> {
+    pub(crate) async fn open(servers: &mut Servers, roles: &Roles, own_requests: u64) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let fsyncs = if servers.has_perf {
             let (for_redis, for_postgres) = (dir.path().join("redis"), dir.path().join("postgres"));
@@ -111,7 +114,7 @@ impl Window {
     pub(crate) async fn close(
         self,
         servers: &mut Servers,
-        roles: Roles,
+        roles: &Roles,
         own_requests: u64,
         records: usize,
     ) -> anyhow::Result<Usage> {
@@ -127,9 +130,11 @@ impl Window {
             }
             Fsyncs::Wal(before) => usage.wal_fsyncs_before = Some(before),
         }
-        for (figure, pid) in [(Figure::ServePeakMib, roles.serve), (Figure::WorkPeakMib, roles.work)] {
-            if let Some(pid) = pid {
-                usage.figures.set(figure, proc::peak_mib(pid)?);
+        for (figure, pids) in [(Figure::ServePeakMib, &roles.serve), (Figure::WorkPeakMib, &roles.work)] {
+            // Of several processes the largest.
+            let peaks = pids.iter().map(|pid| proc::peak_mib(*pid)).collect::<anyhow::Result<Vec<f64>>>()?;
+            if let Some(peak) = peaks.into_iter().reduce(f64::max) {
+                usage.figures.set(figure, peak);
             }
         }
         Ok(usage)
