@@ -102,7 +102,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     ensure!(settings.rate * settings.seconds >= 1.0, "there have to be records in the time of latency");
     let mut servers = Servers::connect(&args.redis_url, &args.postgres_url).await?;
     let machine = Machine::read()?;
-    println!("{} cores, {}, {settings:?}", machine.cores, servers.versions);
+    println!("{} cores, {}, {} shards, {} keys", machine.cores, servers.versions, settings.shards, settings.keys);
     let builds = builds(&args, &mut servers).await?;
     if !args.sweeps.wanted().is_empty() {
         let [build] = builds.as_slice() else { bail!("sweeps measure one build") };

@@ -1,8 +1,8 @@
 """A plain Python service with the duties that a team would write first, for `hack/peers/run`.
 
 service.py migrate | serve | work, with Millrace's variables, so that millrace-compare measures it as it does a build.
-FastAPI checks records and adds them to a Redis stream. A worker takes a hundred at a time; one transaction writes
-records, totals and an outbox; then the worker adds notifications and alerts to streams.
+FastAPI checks records and adds them to a Redis stream. Each of two workers takes a hundred at a time; one transaction
+writes records, totals and an outbox; then the worker adds notifications and alerts to streams.
 """
 
 import asyncio
@@ -24,7 +24,9 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 BATCH = 100
-THRESHOLD = Decimal(1000)
+# Processes: one alone uses one core.
+WORKERS = 2
+THRESHOLD = 1000
 NAME = re.search(r"name: ([\w-]+)", open(os.environ["MILLRACE_PIPELINE"]).read())[1]
 INPUT, NOTIFICATIONS, ALERTS = f"{NAME}.records", f"{NAME}.notifications", f"{NAME}.alerts"
 SCHEMA = """
@@ -112,7 +114,7 @@ async def apply(postgres, streams, entries):
     pipeline = streams.pipeline(transaction=False)
     for record, body in zip(fresh, bodies if fresh else []):
         pipeline.xadd(NOTIFICATIONS, {"data": body})
-        if Decimal(record["value"]) > THRESHOLD:
+        if float(record["value"]) > THRESHOLD:
             pipeline.xadd(ALERTS, {"data": body})
     pipeline.xack(INPUT, "workers", *(entry for entry, _ in entries))
     await pipeline.execute()
@@ -141,7 +143,7 @@ async def add_to_totals(postgres, fresh):
     return bodies
 
 
-async def work():
+async def work(parent):
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
     streams = redis.from_url(os.environ["MILLRACE_REDIS_URL"])
     postgres = await asyncpg.connect(os.environ["MILLRACE_POSTGRES_URL"])
@@ -149,9 +151,28 @@ async def work():
         await streams.xgroup_create(INPUT, "workers", "0", mkstream=True)
     except redis.ResponseError:
         pass  # It exists.
-    while True:
-        for _, entries in await streams.xreadgroup("workers", "worker", {INPUT: ">"}, count=BATCH, block=500) or []:
+    consumer = f"worker-{os.getpid()}"
+    while os.getppid() == parent:
+        for _, entries in await streams.xreadgroup("workers", consumer, {INPUT: ">"}, count=BATCH, block=500) or []:
             await apply(postgres, streams, entries)
+
+
+def fork_workers():
+    """Starts the workers, and waits until they end."""
+    workers, parent = [], os.getpid()
+    for _ in range(WORKERS):
+        worker = os.fork()
+        if worker == 0:
+            try:
+                uvloop.run(work(parent))
+            except asyncio.CancelledError:
+                pass
+            return
+        workers.append(worker)
+    signal.signal(signal.SIGTERM, lambda *_: [os.kill(worker, signal.SIGTERM) for worker in workers])
+    for worker in workers:
+        if os.waitpid(worker, 0)[1]:
+            sys.exit(1)
 
 
 async def migrate():
@@ -160,17 +181,17 @@ async def migrate():
     await postgres.close()
 
 
-def main():
-    if sys.argv[1] == "serve":
-        # uvicorn raises the signal again once it has ended in order.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        host, port = os.environ["MILLRACE_LISTEN"].rsplit(":", 1)
-        uvicorn.run(app, host=host, port=int(port), access_log=False, log_level="warning")
-        return
-    try:
-        uvloop.run(work() if sys.argv[1] == "work" else migrate())
-    except asyncio.CancelledError:
-        pass
+def serve():
+    # uvicorn raises the signal again once it has ended in order.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    host, port = os.environ["MILLRACE_LISTEN"].rsplit(":", 1)
+    uvicorn.run(app, host=host, port=int(port), access_log=False, log_level="warning")
 
 
-main()
+match sys.argv[1]:
+    case "serve":
+        serve()
+    case "work":
+        fork_workers()
+    case "migrate":
+        uvloop.run(migrate())
