@@ -9,8 +9,8 @@ PROCESSES = {"serve": "serve_cpu_micros", "work": "work_cpu_micros", "Redis": "r
 RATE = "records_per_second"
 TITLES = {
     "keys": "Keys", "duplicates": "Share of duplicates", "batch": "Records of a request",
-    "commit": "Most records of a transaction", "shards": "Shards", "workers": "Processes that work", "sinks": "Further sinks",
-    "attributes": "Characters of attributes", "rows": "Rows in the tables before",
+    "commit": "Most records of a transaction", "shards": "Shards", "workers": "Processes that work",
+    "sinks": "Further sinks", "attributes": "Characters of attributes", "rows": "Rows in the tables before",
 }
 
 
@@ -28,6 +28,11 @@ def write(content, path):
         return float(f"{it:.6g}") if isinstance(it, float) else it
 
     path.write_text(json.dumps(short(content), ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def is_trial(pairs, seconds):
+    """Whether so few rounds, of so many seconds, are a trial of the tools."""
+    return pairs < 3 or seconds < 8
 
 
 def median(rounds, figure):

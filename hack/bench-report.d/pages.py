@@ -7,9 +7,6 @@ import duties
 import figures
 import plots
 
-# Fewer pairs, or shorter rounds, are a trial of the tools.
-PAIRS, SECONDS = 3, 8
-
 
 def table(head, rows):
     """A table; the first column is text."""
@@ -31,9 +28,9 @@ def machine(it):
 
 def setting(settings):
     """The default, in words."""
-    return (f"{settings['keys']:,} keys, {settings['shards']} shards, requests of {settings['batch']} records, transactions of at "
-            f"most {settings['commit']:,}, {settings['workers']} `work`, sinks for processed records and alerts, no attributes, "
-            "no duplicates, empty tables, ids in order")
+    return (f"{settings['keys']:,} keys, {settings['shards']} shards, requests of {settings['batch']} records, "
+            f"transactions of at most {settings['commit']:,}, {settings['workers']} `work`, sinks for processed records "
+            "and alerts, no attributes, no duplicates, empty tables, ids in order")
 
 
 def spread(found):
@@ -53,14 +50,16 @@ def sweep(name, points):
     head = [figures.TITLES[name], "records/s", "ratio to the default"]
     head += [f"{process}, µs" for process in figures.PROCESSES] + ["WAL, B", "AOF, B"]
     rows = [row(f"{figures.default_label(points[0])} (default)", default, "1")]
-    rows += [row(figures.label(point), point["rounds"], spread(figures.ratios(point, figures.RATE))) for point in points]
+    for point in points:
+        rows.append(row(figures.label(point), point["rounds"], spread(figures.ratios(point, figures.RATE))))
     rate = figures.median(default, figures.RATE)
     rates = [(f"{figures.default_label(points[0])} (default)", {"records/s": rate}, None)]
-    costs = [(rates[0][0], {process: figures.median(default, it) for process, it in figures.PROCESSES.items()}, None)]
+    usual = {process: figures.median(default, it) for process, it in figures.PROCESSES.items()}
+    costs = [(rates[0][0], usual, None)]
     for point in points:
-        found = figures.ratios(point, figures.RATE)
-        rates.append((figures.label(point), {"records/s": rate * statistics.median(found)}, (rate * found[0], rate * found[-1])))
-        parts = {process: figures.corrected(point, it, figures.median(default, it)) for process, it in figures.PROCESSES.items()}
+        least, middle, most = (rate * of(figures.ratios(point, figures.RATE)) for of in (min, statistics.median, max))
+        rates.append((figures.label(point), {"records/s": middle}, (least, most)))
+        parts = {process: figures.corrected(point, it, usual[process]) for process, it in figures.PROCESSES.items()}
         costs.append((figures.label(point), parts, None))
     title = figures.TITLES[name]
     plotted = {f"performance-{name}-rate.svg": plots.bars(f"{title}: records/s", rates),
@@ -99,19 +98,21 @@ def peers_section(peers):
             bars.append((f"{name}, {kind}", {"a second": middle}, (min(values), max(values))))
         rows.append([name, *cells])
     head = ["program", "preloaded, a second", "Millrace to it", "together, a second", "Millrace to it"]
-    versions = [", ".join(f"{name} {it}" for name, it in peer["versions"].items()) for peer in peers["peers"].values()]
+    programs = [peer["versions"].items() for peer in peers["peers"].values()]
+    versions = "; ".join(", ".join(f"{name} {it}" for name, it in versions) for versions in programs)
     lines = [
         "## Peers", "",
-        f"Of {day(peers['ended_at'])}, {machine(peers['compared']['machine'])}, {peers['compared']['servers']}; "
-        + "; ".join(versions) + ".", "",
-        "*Preloaded*: jobs or records are there before the workers start. *Together*: they come while workers run; of Millrace "
-        "and of the Python service by HTTP, of the others by calls of their own library. River and BullMQ run jobs that do "
-        "nothing; a job is compared with a record that is checked, counted, totalled and published.", "",
+        f"Of {day(peers['ended_at'])}, {machine(peers['compared']['machine'])}, {peers['compared']['servers']}; {versions}.",
+        "",
+        "*Preloaded*: jobs or records are there before the workers start. *Together*: they come while workers run; of "
+        "Millrace and of the Python service by HTTP, of the others by calls of their own library. River and BullMQ run "
+        "jobs that do nothing; a job is compared with a record that is checked, counted, totalled and published.", "",
         table(head, rows), "", "![Peers](performance-peers.svg)", "",
     ]
     lines += [f"{name} was left out: {why}." for name, why in sorted(peers["left_out"].items())]
     names = ["Millrace", *duties.PEERS]
-    lines += ["Duties, as measured here:", "", table(["duty", *names], [[duty, "yes", *them] for duty, *them in duties.DUTIES]), ""]
+    rows = [[duty, "yes", *them] for duty, *them in duties.DUTIES]
+    lines += ["Duties, as measured here:", "", table(["duty", *names], rows), ""]
     return "\n".join(lines), {"performance-peers.svg": plots.bars("Jobs or records a second", bars)}
 
 
@@ -121,24 +122,28 @@ def files(sweeps, peers):
     rates = sorted(it[figures.RATE] for it in usual)
     lines = [
         "# Performance", "",
-        "`hack/bench-report` writes this page from [figures](figures): change nothing here. How it is measured, and how far to "
-        "trust it: [benchmarks](../benchmarks.md). The costs as a model: [scaling](../scaling.md).", "",
+        "`hack/bench-report` writes this page from [figures](figures): change nothing here. How it is measured, and how "
+        "far to trust it: [benchmarks](../benchmarks.md). The costs as a model: [scaling](../scaling.md).", "",
     ]
-    if sweeps["pairs"] < PAIRS or sweeps["point_seconds"] < SECONDS or sweeps["left_out"]:
-        lines += [f"**These sweeps are a trial of the tools, no measurement**: {sweeps['pairs']} pairs of rounds of "
-                  f"{sweeps['point_seconds']:g} s for a point, {len(sweeps['left_out'])} points left out.", ""]
-    if peers["rounds"] < PAIRS or peers["seconds"] < SECONDS:
-        lines += [f"**The peers are a trial of the tools, no measurement**: {peers['rounds']} rounds of {peers['seconds']:g} s.", ""]
+    if figures.is_trial(sweeps["pairs"], sweeps["point_seconds"]):
+        lines += ["**The sweeps are a trial of the tools, no measurement**: rounds for a point: "
+                  f"{sweeps['pairs']}, of {sweeps['point_seconds']:g} s.", ""]
+    if figures.is_trial(peers["rounds"], peers["seconds"]):
+        lines += ["**The peers are a trial of the tools, no measurement**: rounds: "
+                  f"{peers['rounds']}, of {peers['seconds']:g} s.", ""]
     lines += [
         "## Sweeps", "",
-        f"Of {day(sweeps['ended_at'])}, {machine(sweeps['machine'])}, {sweeps['servers']}, {sweeps['build']}. Load, reader, servers "
-        "and pipeline share the cores.", "",
-        f"The default: {setting(sweeps['points'][0]['default'])}; `{sweeps['mode']}` of [benchmarks](../benchmarks.md#modes). Over "
-        f"{len(rates)} rounds it did {statistics.median(rates):,.0f} records/s [{rates[0]:,.0f}..{rates[-1]:,.0f}].", "",
-        f"A point has {sweeps['pairs']} rounds of about {sweeps['point_seconds']:g} s, each beside a round of the default. The "
-        "ratio is that of the pairs: median [least..most]. Plots show the default's median times the ratio. µs and B are per "
-        "record that was sent.", "",
+        f"Of {day(sweeps['ended_at'])}, {machine(sweeps['machine'])}, {sweeps['servers']}, {sweeps['build']}. Load, reader, "
+        "servers and pipeline share the cores.", "",
+        f"The default: {setting(sweeps['points'][0]['default'])}; `{sweeps['mode']}` of "
+        f"[benchmarks](../benchmarks.md#modes). Over {len(rates)} rounds it did {statistics.median(rates):,.0f} records/s "
+        f"[{rates[0]:,.0f}..{rates[-1]:,.0f}].", "",
+        f"Rounds for a point: {sweeps['pairs']}, of about {sweeps['point_seconds']:g} s, each beside a round of the "
+        "default. The ratio is that of the pairs: median [least..most]. Plots show the default's median times the ratio. "
+        "µs and B are per record that was sent.", "",
     ]
+    if sweeps["left_out"]:
+        lines += [f"No time was left for {len(sweeps['left_out'])} points.", ""]
     found = {}
     for name, points in figures.by_sweep(sweeps).items():
         section, plotted = sweep(name, points)

@@ -1,4 +1,4 @@
-"""Plots as SVG: bars, and bars of parts. Every number has a fixed form, so that the same figures give the same bytes."""
+"""Plots as SVG: bars of one part or several. Every number has a fixed form, so that the same figures give the same bytes."""
 
 import html
 
@@ -31,7 +31,8 @@ def bars(title, groups):
     def y(value):
         return TOP + height * (1 - value / most)
 
-    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">',
+    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
+             ' font-family="sans-serif">',
              rect(0, 0, WIDTH, HEIGHT, "#ffffff"), text(WIDTH / 2, 16, title, size=14)]
     for value in steps(most):
         lines.append(rect(LEFT, y(value), WIDTH - LEFT - 20, 0.5, "#babdb6"))

@@ -20,7 +20,8 @@ COSTS = {**{f"{name}, µs": it for name, it in figures.PROCESSES.items()}, "WAL,
 # A sweep that fits a cost: its heading, and how often the cost comes in a record of these settings.
 FITS = {
     "batch": ("a request", lambda it: 1 / it["batch"]),
-    "commit": ("a transaction", lambda it: 1 / it["commit"]),
+    # It has whole entries. A request makes one for each shard.
+    "commit": ("a transaction", lambda it: 1 / max(it["commit"], it["batch"] / it["shards"])),
     "sinks": ("a further sink", lambda it: it["more_sinks"]),
     "attributes": ("a KiB of attributes", lambda it: it["attributes"] / 1024),
     "duplicates": ("a duplicate instead", lambda it: it["duplicates"] / 100),
@@ -28,14 +29,15 @@ FITS = {
 
 
 def fit(points, figure, often):
-    """Cost of one more, by least squares through the default, and the largest relative error at a point."""
+    """Cost of one more, by least squares through the default, and the largest relative error at a point, or None where
+    there is only one point."""
     default = figures.median(figures.default_rounds(points), figure)
     at = [(often(it["settings"]) - often(it["default"]), figures.corrected(it, figure, default)) for it in points]
     at = [(x, cost - default) for x, cost in at if cost is not None]
     if not at:
         return None
     slope = sum(x * more for x, more in at) / sum(x * x for x, _ in at)
-    return slope, max(abs(slope * x - more) / (default + more) for x, more in at)
+    return slope, max(abs(slope * x - more) / (default + more) for x, more in at) if len(at) > 1 else None
 
 
 def costs(sweeps):
@@ -47,11 +49,16 @@ def costs(sweeps):
         cells = [number(figures.median(usual, figure), ",.1f")]
         for name, (_, often) in fits.items():
             found = fit(by_sweep[name], figure, often)
-            cells.append("–" if found is None else f"{found[0]:+,.1f} (±{found[1] * 100:.0f} %)")
+            error = f" (±{found[1] * 100:.0f} %)" if found and found[1] is not None else ""
+            cells.append("–" if found is None else f"{found[0]:+,.1f}{error}")
         rows.append([cost, *cells])
     head = ["cost of", "a record of the default", *(head for head, _ in fits.values())]
-    return (f"{machine(sweeps['machine'])}, {sweeps['servers']}, {day(sweeps['ended_at'])}; {sweeps['pairs']} pairs of rounds a point. "
-            f"In brackets the largest error of the fit at a point.\n\n{table(head, rows)}")
+    return (f"{trial(sweeps)}{machine(sweeps['machine'])}, {sweeps['servers']}, {day(sweeps['ended_at'])}; pairs of rounds for a point: "
+            f"{sweeps['pairs']}. In brackets the largest error of the fit at a point.\n\n{table(head, rows)}")
+
+
+def trial(sweeps):
+    return "**From a trial of the tools.** " if figures.is_trial(sweeps["pairs"], sweeps["point_seconds"]) else ""
 
 
 def shard_rate(sweeps):
@@ -65,7 +72,8 @@ def use(sweeps, rate):
     usual = figures.usual_rounds(sweeps)
     cores = {name: rate * figures.median(usual, it) / 1e6 for name, it in figures.PROCESSES.items()}
     wal, aof = (rate * figures.median(usual, it) / 1e6 for it in ("wal_bytes", "aof_bytes"))
-    limits = {"one Redis server": cores["Redis"] / SHARE, "processors of one Postgres": cores["Postgres"] / SHARE / POSTGRES_CORES,
+    limits = {"one Redis server": cores["Redis"] / SHARE,
+              "processors of one Postgres": cores["Postgres"] / SHARE / POSTGRES_CORES,
               "WAL of one Postgres": wal / SHARE / WAL_MB}
     one = shard_rate(sweeps)
     if one:
@@ -90,17 +98,17 @@ def limits(sweeps):
         passed = [f"{name}: {REMEDY[name](math.ceil(n))}" for name, n in worst if n > 1]
         first = "; then ".join(passed) or f"none; nearest: {worst[0][0]}, {worst[0][1] * 100:.0f} % of its limit"
         shards = f"{math.ceil(rate / (one * SHARE)):,}" if one else "–"
-        rows.append([f"{rate:,}", *(f"{cores[name]:,.1f}" for name in figures.PROCESSES), f"{wal:,.0f}", f"{aof:,.0f}", shards,
-                     f"{wal * 0.0864:,.1f}", first])
-    head = ["records/s", *(f"{name}, cores" for name in figures.PROCESSES), "WAL, MB/s", "AOF, MB/s", "shards at least", "WAL, TB/day",
-            "limits passed, the first one first, with a remedy"]
-    return f"**Computed, not measured.**\n\n{table(head, rows)}"
+        rows.append([f"{rate:,}", *(f"{cores[name]:,.1f}" for name in figures.PROCESSES), f"{wal:,.0f}", f"{aof:,.0f}",
+                     shards, f"{wal * 0.0864:,.1f}", first])
+    head = ["records/s", *(f"{name}, cores" for name in figures.PROCESSES), "WAL, MB/s", "AOF, MB/s", "shards at least",
+            "WAL, TB/day", "limits passed, the first one first, with a remedy"]
+    return f"{trial(sweeps)}**Computed, not measured.**\n\n{table(head, rows)}"
 
 
 def shares(sweeps):
     """A list of the remedies that a sweep tried."""
     lines = []
-    for sweep, what in (("workers", "`work` processes"), ("shards", "shards"), ("commit", "records of a transaction at most"),
+    for sweep, what in (("workers", "`work`"), ("shards", "shards"), ("commit", "records of a transaction at most"),
                         ("batch", "records of a request"), ("rows", "rows in the tables before")):
         for point in figures.by_sweep(sweeps).get(sweep, ()):
             found = figures.ratios(point, figures.RATE)
