@@ -16,7 +16,7 @@ pub(crate) enum Figure {
     AcceptedPerSecond,
     /// Seconds from the start of `work` to the first notification.
     StartSeconds,
-    /// Milliseconds from a record's planned POST to the read of its notification.
+    /// Milliseconds from a record's planned POST to the read of its notification, or to its answer.
     LatencyP50Ms,
     LatencyP95Ms,
     LatencyP99Ms,

@@ -6,6 +6,7 @@ use std::{fmt, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
+use hdrhistogram::Histogram;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
@@ -46,6 +47,8 @@ pub(crate) enum Mode {
     Preloaded,
     /// Single records at a fixed rate, whatever the answers: latency to the notification
     Latency,
+    /// As latency, and each answer is the outcome of its record: latency to the answer
+    Wait,
     /// Batches of records, to the last answer; no worker runs
     AcceptBatches,
     /// Single records on 64 connections, to the last answer; no worker runs
@@ -73,6 +76,8 @@ struct Round<'a> {
     own_requests: u64,
     records: Records,
     figures: Figures,
+    /// Microseconds from planned POST to answer, of an open loop.
+    answered: Option<Histogram<u64>>,
 }
 
 /// Measures a build in a mode once. `pipeline` is a name that nothing on the servers has.
@@ -94,30 +99,44 @@ pub(crate) async fn run(
     let streams = Sink::ALL.map(|sink| place.stream(sink.name()));
     let records = settings.records(mode);
     let mut pipeline_processes = Pipeline::new(build, place.clone())?;
-    servers.insert_rows(&place).await?;
+    servers.fill(&place).await?;
     servers.wait_until_idle().await?;
     pipeline_processes.start_serve().await?;
     let notified = match mode {
         Mode::AcceptBatches | Mode::AcceptSingles => Records { measured: 0, ..records },
-        Mode::Batches | Mode::Singles | Mode::Preloaded | Mode::Latency => records,
+        Mode::Batches | Mode::Singles | Mode::Preloaded | Mode::Latency | Mode::Wait => records,
     };
     let reader = Reader::start(&servers.redis_url, streams, notified).await?;
     let figures = Figures::default();
-    let mut round =
-        Round { servers, settings: *settings, pipeline: pipeline_processes, reader, own_requests: 0, records, figures };
+    let mut round = Round {
+        servers,
+        settings: *settings,
+        pipeline: pipeline_processes,
+        reader,
+        own_requests: 0,
+        records,
+        figures,
+        answered: None,
+    };
     let usage = match mode {
         Mode::Batches => round.end_to_end(Kind::Batch).await?,
         Mode::Singles => round.end_to_end(Kind::Single).await?,
         Mode::Preloaded => round.preloaded().await?,
-        Mode::Latency => round.latency(settings.rate).await?,
+        Mode::Latency => round.open_loop(Kind::Single, settings.rate).await?,
+        Mode::Wait => round.open_loop(Kind::Awaited, settings.rate).await?,
         Mode::AcceptBatches => round.accepted(Kind::Batch).await?,
         Mode::AcceptSingles => round.accepted(Kind::Single).await?,
     };
-    let Round { servers, pipeline: processes, reader, mut figures, .. } = round;
+    let Round { servers, pipeline: processes, reader, mut figures, answered, .. } = round;
     processes.stop().await?;
-    let latency = reader.finish().await?.latency;
+    let notified = reader.finish().await?.latency;
     figures.extend(usage.figures(servers).await?);
-    if mode == Mode::Latency {
+    let latency = match mode {
+        Mode::Latency => Some(notified),
+        Mode::Wait => answered,
+        _ => None,
+    };
+    if let Some(latency) = latency {
         let millis = |micros: u64| micros as f64 / 1_000.0;
         figures.set(Figure::LatencyP50Ms, millis(latency.value_at_quantile(0.50)));
         figures.set(Figure::LatencyP95Ms, millis(latency.value_at_quantile(0.95)));
@@ -161,7 +180,9 @@ impl Round<'_> {
                 let bodies = self.records.batches(numbers, self.settings.batch);
                 Load { kind, bodies, connections: self.settings.batch_connections() }
             }
-            Kind::Single => Load { kind, bodies: self.records.singles(numbers), connections: SINGLE_CONNECTIONS },
+            Kind::Single | Kind::Awaited => {
+                Load { kind, bodies: self.records.singles(numbers), connections: SINGLE_CONNECTIONS }
+            }
         }
     }
 
@@ -230,17 +251,18 @@ impl Round<'_> {
         Ok(usage)
     }
 
-    /// A record a tick. The latencies are the reader's.
-    async fn latency(&mut self, rate: f64) -> anyhow::Result<Usage> {
-        let Load { bodies, .. } = self.load(Kind::Single);
+    /// A record a tick. The latencies of notifications are the reader's.
+    async fn open_loop(&mut self, kind: Kind, rate: f64) -> anyhow::Result<Usage> {
+        let Load { bodies, .. } = self.load(kind);
         self.prime().await?;
         let window = self.open().await?;
         let (port, wanted) = (self.pipeline.port, Counts::of_first(self.records.total(), self.records));
         let schedule = Schedule::new(self.records.primed, rate);
         self.reader.follow(schedule);
         let reader = &mut self.reader;
-        let both = async move { tokio::try_join!(open::send(port, bodies, schedule), reader.wait_for(wanted)) };
-        self.pipeline.watch(both).await?;
+        let both = async move { tokio::try_join!(open::send(port, kind, bodies, schedule), reader.wait_for(wanted)) };
+        let (answered, _) = self.pipeline.watch(both).await?;
+        self.answered = Some(answered);
         self.close(window).await
     }
 

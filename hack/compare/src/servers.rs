@@ -14,6 +14,7 @@ use tokio::{
 
 use crate::{
     build::Place,
+    settings::Settings,
     usage::{
         proc::{Machine, Processes},
         redis::{field, number},
@@ -111,14 +112,26 @@ impl Servers {
         wait_for_others().await
     }
 
-    /// Inserts records and their ids into a migrated database, of shards that the pipeline has not: nothing publishes them.
-    pub(crate) async fn insert_rows(&self, place: &Place) -> anyhow::Result<()> {
-        let (rows, schema) = (place.settings.rows, database(&place.pipeline));
-        if rows == 0 {
+    /// Fills a migrated database: partitions of earlier periods, and records with their ids, of shards that the pipeline
+    /// has not: nothing publishes them.
+    pub(crate) async fn fill(&self, place: &Place) -> anyhow::Result<()> {
+        let Settings { rows, partitions, .. } = place.settings;
+        if rows == 0 && partitions == 0 {
             return Ok(());
         }
         let mut postgres = PgConnection::connect(&place.postgres_url).await?;
-        let statements = ROWS.replace("SCHEMA", &format!("millrace_{schema}")).replace("ROWS", &rows.to_string());
+        let schema = format!("millrace_{}", database(&place.pipeline));
+        let mut statements = String::new();
+        for n in 0..partitions {
+            statements += &format!(
+                "create table \"{schema}\".records_old_{n} (like \"{schema}\".records including all);\n\
+                 alter table \"{schema}\".records attach partition \"{schema}\".records_old_{n} \
+                 for values in (date '1970-01-01' + {n});\n",
+            );
+        }
+        if rows > 0 {
+            statements += &ROWS.replace("SCHEMA", &schema).replace("ROWS", &rows.to_string());
+        }
         for statement in statements.split(";\n").filter(|statement| !statement.trim().is_empty()) {
             sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut postgres).await.context("rows")?;
         }

@@ -21,10 +21,10 @@ pub(crate) struct Settings {
     /// Records of a round of `singles`
     #[arg(long, default_value_t = 40_000)]
     pub(crate) singles: usize,
-    /// Records a second of `latency`
+    /// Records a second of `latency` and `wait`
     #[arg(long, default_value_t = 1_000.0)]
     pub(crate) rate: f64,
-    /// Seconds of `latency`
+    /// Seconds of `latency` and `wait`
     #[arg(long, default_value_t = 20.0)]
     pub(crate) seconds: f64,
     /// Shards of each pipeline
@@ -60,6 +60,9 @@ pub(crate) struct Settings {
     /// Rows that SQL inserts before a round: records with their ids
     #[arg(long, default_value_t = 0)]
     pub(crate) rows: u64,
+    /// Partitions of earlier periods, without rows
+    #[arg(long, default_value_t = 0)]
+    pub(crate) partitions: u16,
 }
 
 impl Settings {
@@ -72,7 +75,7 @@ impl Settings {
             // Without a worker nothing can go ahead.
             Mode::Preloaded | Mode::AcceptBatches => (0, self.records),
             Mode::AcceptSingles => (0, self.singles),
-            Mode::Latency => (keys, (self.rate * self.seconds) as usize),
+            Mode::Latency | Mode::Wait => (keys, (self.rate * self.seconds) as usize),
         };
         Records {
             keys: self.keys,

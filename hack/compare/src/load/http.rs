@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
-    Request, Response,
+    Request, Response, StatusCode,
     body::Incoming,
     client::conn::http1::{self, SendRequest},
     header::{AUTHORIZATION, CONTENT_TYPE, HOST},
@@ -26,6 +26,8 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) enum Kind {
     /// One record.
     Single,
+    /// One record, whose answer is its outcome (`Prefer: wait`).
+    Awaited,
     /// Records as NDJSON.
     Batch,
 }
@@ -58,21 +60,26 @@ impl Connection {
     /// Sends records, and reads the whole answer.
     ///
     /// # Errors
-    /// When no answer comes, and for each status that is not 2xx.
+    /// When no answer comes, and for each status that is not 2xx; for an awaited outcome, that is not 200.
     pub(crate) async fn post(&mut self, kind: Kind, body: Bytes) -> anyhow::Result<()> {
         let (path, content_type) = match kind {
-            Kind::Single => ("/records", "application/json"),
+            Kind::Single | Kind::Awaited => ("/records", "application/json"),
             Kind::Batch => ("/records/batch", "application/x-ndjson"),
         };
-        let request = Request::post(path)
+        let mut request = Request::post(path)
             .header(HOST, "127.0.0.1")
             .header(AUTHORIZATION, format!("Bearer {KEY}"))
-            .header(CONTENT_TYPE, content_type)
-            .body(Full::new(body))?;
-        timeout(TIMEOUT, self.exchange(request)).await.context("serve does not answer")?
+            .header(CONTENT_TYPE, content_type);
+        if matches!(kind, Kind::Awaited) {
+            request = request.header("prefer", "wait=30");
+        }
+        let request = request.body(Full::new(body))?;
+        let status = timeout(TIMEOUT, self.exchange(request)).await.context("serve does not answer")??;
+        ensure!(!matches!(kind, Kind::Awaited) || status == StatusCode::OK, "no outcome came in time: {status}");
+        Ok(())
     }
 
-    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> anyhow::Result<()> {
+    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> anyhow::Result<StatusCode> {
         self.0.ready().await?;
         let answer: Response<Incoming> = self.0.send_request(request).await?;
         let status = answer.status();
@@ -82,6 +89,6 @@ impl Connection {
             "serve answers {status}: {}",
             String::from_utf8_lossy(&body[..body.len().min(500)])
         );
-        Ok(())
+        Ok(status)
     }
 }

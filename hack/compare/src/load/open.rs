@@ -7,9 +7,10 @@ use std::{sync::Arc, thread, time::Duration};
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use hdrhistogram::Histogram;
 use tokio::{
     sync::{Mutex, Semaphore, mpsc},
-    task::JoinSet,
+    task::{JoinError, JoinSet},
     time::Instant,
 };
 
@@ -19,6 +20,8 @@ use super::http::{Connection, Kind};
 const CONNECTIONS: usize = 64;
 /// Most requests at once. A record that waits for its turn has its planned time all the same.
 const MOST: usize = 1_000;
+/// Longest time that is recorded, in microseconds.
+const LONGEST: u64 = 60_000_000;
 
 /// When each record is due.
 #[derive(Debug, Clone, Copy)]
@@ -44,8 +47,14 @@ impl Schedule {
     }
 }
 
-/// Sends single records at their planned times, and waits for all answers.
-pub(crate) async fn send(port: u16, bodies: Vec<Bytes>, schedule: Schedule) -> anyhow::Result<()> {
+/// Sends single records at their planned times, and waits for all answers. Returns the time from each planned time to the
+/// answer, in microseconds.
+pub(crate) async fn send(
+    port: u16,
+    kind: Kind,
+    bodies: Vec<Bytes>,
+    schedule: Schedule,
+) -> anyhow::Result<Histogram<u64>> {
     let mut ready = Vec::new();
     for _ in 0..CONNECTIONS {
         ready.push(Connection::open(port).await?);
@@ -53,7 +62,12 @@ pub(crate) async fn send(port: u16, bodies: Vec<Bytes>, schedule: Schedule) -> a
     let (idle, permits) = (Arc::new(Mutex::new(ready)), Arc::new(Semaphore::new(MOST)));
     let mut due = pace(bodies, schedule);
     let mut requests = JoinSet::new();
-    while let Some(body) = due.recv().await {
+    let mut latency = Histogram::new_with_bounds(1, LONGEST, 3)?;
+    let mut record = |ended: Result<anyhow::Result<Duration>, JoinError>| {
+        latency.saturating_record(ended.context("a request")??.as_micros() as u64);
+        anyhow::Ok(())
+    };
+    while let Some(Due { at, body }) = due.recv().await {
         let permit = Arc::clone(&permits).acquire_owned().await?;
         let idle = Arc::clone(&idle);
         requests.spawn(async move {
@@ -62,29 +76,38 @@ pub(crate) async fn send(port: u16, bodies: Vec<Bytes>, schedule: Schedule) -> a
                 Some(connection) => connection,
                 None => Connection::open(port).await?,
             };
-            connection.post(Kind::Single, body).await?;
+            connection.post(kind, body).await?;
+            let took = at.elapsed();
             idle.lock().await.push(connection);
             drop(permit);
-            anyhow::Ok(())
+            Ok(took)
         });
         while let Some(ended) = requests.try_join_next() {
-            ended.context("a request")??;
+            record(ended)?;
         }
     }
     while let Some(ended) = requests.join_next().await {
-        ended.context("a request")??;
+        record(ended)?;
     }
-    Ok(())
+    Ok(latency)
+}
+
+/// A body that is due.
+#[derive(Debug)]
+struct Due {
+    /// The planned time.
+    at: Instant,
+    body: Bytes,
 }
 
 /// Gives out each body at its time. A thread of its own: the runtime's timers are a millisecond coarse.
-fn pace(bodies: Vec<Bytes>, schedule: Schedule) -> mpsc::UnboundedReceiver<Bytes> {
+fn pace(bodies: Vec<Bytes>, schedule: Schedule) -> mpsc::UnboundedReceiver<Due> {
     let (give, take) = mpsc::unbounded_channel();
     thread::spawn(move || {
         for (place, body) in bodies.into_iter().enumerate() {
-            let due = schedule.due(schedule.first + place);
-            thread::sleep(due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now())));
-            if give.send(body).is_err() {
+            let Some(at) = schedule.due(schedule.first + place) else { continue };
+            thread::sleep(at.saturating_duration_since(Instant::now()));
+            if give.send(Due { at, body }).is_err() {
                 return;
             }
         }
