@@ -98,6 +98,9 @@ impl Check {
                 history.flag(code, flag, true);
             }
         }
+        // Replayed ones take no id, and count all the same.
+        let replayed = "select count(*) from dead_letters where state = 'replayed'";
+        found[1] += sqlx::query_scalar::<_, i64>(replayed).fetch_one(&mut *sql).await?;
         let newest = "select coalesce(max(xmin::text::bigint), 0) from duplicates";
         self.counted_until = sqlx::query_scalar(newest).fetch_one(sql).await?;
         (self.counts.dead_letters, self.counts.duplicates, self.counts.conflicts) = (found[1], found[2], found[3]);
