@@ -10,7 +10,8 @@ RATE = "records_per_second"
 TITLES = {
     "keys": "Keys", "duplicates": "Share of duplicates", "batch": "Records of a request",
     "commit": "Most records of a transaction", "shards": "Shards", "workers": "Processes that work",
-    "sinks": "Further sinks", "attributes": "Characters of attributes", "rows": "Rows in the tables before",
+    "sinks": "Further sinks", "attributes": "Characters of attributes",
+    "rollups": "Declared rollups", "partitions": "Partitions of earlier periods", "rows": "Rows in the tables before",
 }
 
 
@@ -58,7 +59,7 @@ def label(point):
         case "sinks":
             return f"{it['more_sinks']}"
         case sweep:
-            return f"{it[sweep]:,}"
+            return f"{it.get(sweep, 0):,}"
 
 
 def default_label(point):

@@ -74,6 +74,16 @@ impl Place {
         self.dir.join("pipeline.yaml")
     }
 
+    /// The declared rollups; nothing where there are none, which every build accepts.
+    fn rollups(&self) -> String {
+        let all = (1..=self.settings.rollups)
+            .map(|n| format!("  - {{ name: rollup-{n}, window: 1h, groupBy: [destinationId] }}\n"));
+        all.fold(
+            String::new(),
+            |text, rollup| if text.is_empty() { format!("  rollups:\n{rollup}") } else { text + &rollup },
+        )
+    }
+
     fn write_manifest(&self, spelling: Spelling) -> anyhow::Result<()> {
         let sink = |name: &str, event: &str| {
             let (field, stream) = (spelling.field(), self.stream(name));
@@ -81,9 +91,10 @@ impl Place {
         };
         let text = format!(
             "apiVersion: millrace.dev/v1alpha1\nkind: RecordPipeline\nmetadata: {{ name: {} }}\nspec:\n  \
-             threshold: \"{THRESHOLD}\"\n  shards: {}\n  backlogLimit: 1000000000\n  sinks:\n{}{}{}",
+             threshold: \"{THRESHOLD}\"\n  shards: {}\n  backlogLimit: 1000000000\n{}  sinks:\n{}{}{}",
             self.pipeline,
             self.settings.shards,
+            self.rollups(),
             sink("notifications", "Processed"),
             sink("alerts", "Alert"),
             self.more_sinks().map(|name| sink(&name, "Processed")).collect::<String>(),

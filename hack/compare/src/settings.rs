@@ -57,6 +57,9 @@ pub(crate) struct Settings {
     /// Sinks of all processed records, beside the two that are read
     #[arg(long, default_value_t = 0, value_parser = value_parser!(u16).range(..=14))]
     pub(crate) more_sinks: u16,
+    /// Declared rollups per hour and destination
+    #[arg(long, default_value_t = 0, value_parser = value_parser!(u16).range(..=8))]
+    pub(crate) rollups: u16,
     /// Rows that SQL inserts before a round: records with their ids
     #[arg(long, default_value_t = 0)]
     pub(crate) rows: u64,

@@ -79,6 +79,10 @@ pub(crate) enum Sweep {
     Sinks,
     /// Characters of attributes
     Attributes,
+    /// Declared rollups per hour and destination
+    Rollups,
+    /// Partitions of earlier periods, without rows
+    Partitions,
     /// Rows in the tables before; ids are random, or only one end of an index is used
     Rows,
 }
@@ -109,6 +113,8 @@ impl Sweep {
             Self::Workers => [2, 4].map(|workers| Settings { workers, ..it }).to_vec(),
             Self::Sinks => [1, 3, 7].map(|more_sinks| Settings { more_sinks, ..it }).to_vec(),
             Self::Attributes => [256, 1_024, 4_096].map(|attributes| Settings { attributes, ..it }).to_vec(),
+            Self::Rollups => [1, 4].map(|rollups| Settings { rollups, ..it }).to_vec(),
+            Self::Partitions => vec![Settings { partitions: 399, ..it }],
             Self::Rows => [1_000_000, 5_000_000].map(|rows| Settings { rows, ..it }).to_vec(),
         }
     }
