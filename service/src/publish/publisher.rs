@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 use super::{ActiveSink, RecentCommits, render};
 use crate::{
     domain::{OutcomeKind, Seq, SeqRange, ShardId, Watermarks},
-    store::{self, SinkState, Store},
+    store::{self, Page, SinkState, Store},
     streams::{self, Notice, Published, Streams},
     telemetry::metrics as names,
 };
 
-/// Most entries of one append.
-const ENTRIES: usize = 200;
+/// Most entries of one append, and most bytes; one entry may be larger.
+const PAGE: Page = Page { rows: 200, bytes: 256 << 10 };
 /// Most numbers that one read of the log covers, for kinds that skip rows.
 const WINDOW: usize = 10_000;
 /// Pause before the next look at a cursor that is above the highest publishable number.
@@ -274,36 +274,38 @@ impl Publisher {
         let range = SeqRange { after: seen, upto: highest };
         let refused = match self.sink.kind {
             OutcomeKind::Processed | OutcomeKind::Alert => return self.next_records(range).await,
-            OutcomeKind::DeadLettered => self.store.dead_letter_rows(self.shard, range, ENTRIES as i64).await?,
-            OutcomeKind::Conflicted => self.store.conflict_rows(self.shard, range, ENTRIES as i64).await?,
+            OutcomeKind::DeadLettered => self.store.dead_letter_rows(self.shard, range, PAGE).await?,
+            OutcomeKind::Conflicted => self.store.conflict_rows(self.shard, range, PAGE).await?,
         };
-        let notices: Vec<Notice> = refused.iter().map(|row| render::refused(self.shard, row, self.sink.kind)).collect();
-        let upto = if refused.len() < ENTRIES { highest } else { notices.last().map_or(seen, |notice| notice.seq) };
-        Ok(Next { notices, upto })
+        let notices = refused.rows.iter().map(|row| render::refused(self.shard, row, self.sink.kind));
+        Ok(Next { notices: notices.collect(), upto: refused.upto })
     }
 
     async fn next_records(&self, range: SeqRange) -> Result<Next, Error> {
         let alert = self.sink.kind == OutcomeKind::Alert;
-        if let Some(rows) = self.recent.after(range, if alert { WINDOW } else { ENTRIES }) {
+        if let Some(rows) = self.recent.after(range, if alert { WINDOW } else { PAGE.rows }) {
             let mut upto = range.after;
+            let mut bytes = 0;
             let mut notices = Vec::new();
             for (batch, index) in &rows {
                 let row = &batch[*index];
-                if notices.len() == ENTRIES {
+                if notices.len() == PAGE.rows || bytes >= PAGE.bytes {
                     break;
                 }
                 upto = row.seq;
                 if !alert || row.threshold.is_some() {
-                    notices.push(render::record(self.shard, row, alert));
+                    let notice = render::record(self.shard, row, alert);
+                    bytes += notice.data.len();
+                    notices.push(notice);
                 }
             }
             return Ok(Next { notices, upto });
         }
         let end = range.upto.min(range.after.plus(WINDOW));
-        let rows = self.store.log_rows(self.shard, SeqRange { upto: end, ..range }, alert, ENTRIES as i64).await?;
+        let log = self.store.log_rows(self.shard, SeqRange { upto: end, ..range }, alert, PAGE).await?;
         metrics::counter!(names::POSTGRES_READS, "sink" => self.sink.output.sink.clone()).increment(1);
-        let upto = if rows.len() < ENTRIES { end } else { rows.last().map_or(end, |row| row.seq) };
-        Ok(Next { notices: rows.iter().map(|row| render::record(self.shard, row, alert)).collect(), upto })
+        let notices = log.rows.iter().map(|row| render::record(self.shard, row, alert)).collect();
+        Ok(Next { notices, upto: log.upto })
     }
 
     /// Reports a new failure, or its end, in the log, as a metric and to Postgres, and measures the lag.

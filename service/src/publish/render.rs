@@ -101,7 +101,7 @@ mod tests {
     use super::*;
     use crate::{
         domain::{self, InputRecord, Item, Parsed, Policy, Record, Seq, SeqRange, StreamId, StreamPosition},
-        store::{DecidedPart, Part, testing::TestPipeline},
+        store::{DecidedPart, Page, Part, Store, testing::TestPipeline},
     };
 
     fn received() -> impl Strategy<Value = (Record, i64, Option<Arc<str>>)> {
@@ -132,6 +132,23 @@ mod tests {
                 Some((Record::parse(json.as_bytes()).ok()?, received, trace))
             },
         )
+    }
+
+    /// Numbers of the records, read in pages that rows or bytes end.
+    async fn in_pages(store: &Store, shard: ShardId, all: SeqRange) -> Vec<Seq> {
+        let page = Page { rows: 5, bytes: 100 };
+        let (mut read, mut after, mut cut_by_bytes) = (Vec::new(), all.after, false);
+        while after < all.upto {
+            let part = store.log_rows(shard, SeqRange { after, ..all }, false, page).await.unwrap();
+            let bytes = |row: &LogRow| row.record.attributes.as_ref().map_or(0, |attributes| attributes.as_str().len());
+            let before_last = part.rows.iter().rev().skip(1).map(bytes).sum::<usize>();
+            assert!(part.upto > after && part.rows.len() <= page.rows && before_last < page.bytes);
+            cut_by_bytes |= part.rows.len() < page.rows && part.upto < all.upto;
+            after = part.upto;
+            read.extend(part.rows.iter().map(|row| row.seq));
+        }
+        assert!(cut_by_bytes, "pages of fewer rows");
+        read
     }
 
     #[tokio::test]
@@ -171,8 +188,9 @@ mod tests {
         commit.write(&[DecidedPart { part, decision: &decision }], &known.ids, &policy).await.unwrap();
         commit.finish(1, 10_000).await.unwrap();
         let all = SeqRange { after: Seq::ZERO, upto: Seq::new(1000) };
-        let stored = store.log_rows(shard, all, false, 1000).await.unwrap();
+        let stored = store.log_rows(shard, all, false, Page { rows: 1000, bytes: usize::MAX >> 1 }).await.unwrap().rows;
         assert!(stored.len() > 500 && stored.len() == decision.records.len(), "{} records", stored.len());
+        assert_eq!(in_pages(store, shard, all).await, stored.iter().map(|row| row.seq).collect::<Vec<_>>());
         for (stored, new) in stored.iter().zip(decision.records) {
             let input = &batch[new.item].input;
             let row = LogRow {

@@ -47,6 +47,35 @@ pub struct RefusedRow {
     pub noted_at: DateTime<Utc>,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
+    /// Bytes of the payloads of its page, up to this one.
+    pub(super) bytes: i64,
+}
+
+/// How much is read of a log at once. One row may be larger.
+#[derive(Debug, Clone, Copy)]
+pub struct Page {
+    /// Maximum number of rows.
+    pub rows: usize,
+    /// Bytes of their content after which no further row is read.
+    pub bytes: usize,
+}
+
+/// Rows of a log, in order.
+#[derive(Debug)]
+pub struct LogPage<T> {
+    /// The rows.
+    pub rows: Vec<T>,
+    /// The log is read up to this number.
+    pub upto: Seq,
+}
+
+impl<T> LogPage<T> {
+    /// `bytes`: of all rows. A page that neither bound has cut holds all rows up to `end`.
+    fn new(rows: Vec<T>, bytes: i64, seq: impl Fn(&T) -> Seq, page: Page, end: Seq) -> Self {
+        let is_whole = rows.len() < page.rows && bytes < page.bytes as i64;
+        let upto = rows.last().filter(|_| !is_whole).map_or(end, seq);
+        Self { rows, upto }
+    }
 }
 
 impl Store {
@@ -59,49 +88,55 @@ impl Store {
         shard: ShardId,
         SeqRange { after, upto }: SeqRange,
         alerts: bool,
-        limit: i64,
-    ) -> Result<Vec<LogRow>, Error> {
+        page: Page,
+    ) -> Result<LogPage<LogRow>, Error> {
         let _watch = Watch::start("log.records");
         let rows = sqlx::query!(
-            r#"select seq as "seq: Seq", received_at, processed_at, time, previous_count, positive, record_id as "record_id: RecordId", source_id,
-                    destination_id, reference, unit, value::text as "value!", previous_total::text as "previous_total!",
-                    threshold::text as threshold, attributes, traceparent
-             from records
-             where shard = $1 and seq > $2 and seq <= $3 and (not $4 or threshold is not null)
-             order by seq limit $5"#,
+            r#"select seq as "seq!: Seq", received_at as "received_at!", processed_at as "processed_at!", time as "time!",
+                    previous_count as "previous_count!", positive as "positive!", record_id as "record_id!: RecordId",
+                    source_id as "source_id!", destination_id as "destination_id!", reference as "reference!",
+                    unit as "unit!", value::text as "value!", previous_total::text as "previous_total!",
+                    threshold::text as threshold, attributes, traceparent, bytes as "bytes!"
+             from (select *, sum(coalesce(octet_length(attributes), 0)) over (order by seq rows unbounded preceding) as bytes
+                   from records
+                   where shard = $1 and seq > $2 and seq <= $3 and (not $4 or threshold is not null)
+                   order by seq limit $5) as page
+             where bytes - coalesce(octet_length(attributes), 0) < $6
+             order by seq"#,
             shard as ShardId,
             after as Seq,
             upto as Seq,
             alerts,
-            limit,
+            page.rows as i64,
+            page.bytes as i64,
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter()
-            .map(|row| {
-                let stored = RecordColumns {
-                    record_id: row.record_id,
-                    time: Some(row.time),
-                    source_id: Some(row.source_id),
-                    destination_id: Some(row.destination_id),
-                    reference: Some(row.reference),
-                    unit: Some(row.unit),
-                    positive: Some(row.positive),
-                    value: Some(row.value),
-                    attributes: row.attributes,
-                };
-                Ok(LogRow {
-                    seq: row.seq,
-                    record: Arc::new(stored.into_record().ok_or(Error::Sql(sqlx::Error::RowNotFound))?),
-                    received_at: row.received_at,
-                    processed_at: row.processed_at,
-                    previous: Total { count: row.previous_count, total: numeric(&row.previous_total)? },
-                    threshold: row.threshold.as_deref().map(numeric).transpose()?,
-                    traceparent: row.traceparent.map(Arc::from),
-                    json: None,
-                })
+        let bytes = rows.last().map_or(0, |row| row.bytes);
+        let rows = rows.into_iter().map(|row| {
+            let stored = RecordColumns {
+                record_id: row.record_id,
+                time: Some(row.time),
+                source_id: Some(row.source_id),
+                destination_id: Some(row.destination_id),
+                reference: Some(row.reference),
+                unit: Some(row.unit),
+                positive: Some(row.positive),
+                value: Some(row.value),
+                attributes: row.attributes,
+            };
+            Ok(LogRow {
+                seq: row.seq,
+                record: Arc::new(stored.into_record().ok_or(Error::Sql(sqlx::Error::RowNotFound))?),
+                received_at: row.received_at,
+                processed_at: row.processed_at,
+                previous: Total { count: row.previous_count, total: numeric(&row.previous_total)? },
+                threshold: row.threshold.as_deref().map(numeric).transpose()?,
+                traceparent: row.traceparent.map(Arc::from),
+                json: None,
             })
-            .collect()
+        });
+        Ok(LogPage::new(rows.collect::<Result<_, Error>>()?, bytes, |row| row.seq, page, upto))
     }
 
     /// Dead letters of a shard with `after` < n ≤ `upto`, in order.
@@ -112,21 +147,27 @@ impl Store {
         &self,
         shard: ShardId,
         SeqRange { after, upto }: SeqRange,
-        limit: i64,
-    ) -> Result<Vec<RefusedRow>, Error> {
+        page: Page,
+    ) -> Result<LogPage<RefusedRow>, Error> {
         let _watch = Watch::start("log.dead_letters");
-        Ok(sqlx::query_as!(
+        let rows = sqlx::query_as!(
             RefusedRow,
-            r#"select n as "seq: Seq", record_id as "record_id: RecordId", reason, detail, payload, opened_at as noted_at,
-                      traceparent
-               from dead_letters where shard = $1 and n > $2 and n <= $3 order by n limit $4"#,
+            r#"select n as "seq!: Seq", record_id as "record_id: RecordId", reason as "reason!", detail as "detail!", payload as "payload!",
+                      opened_at as "noted_at!", traceparent, bytes as "bytes!"
+               from (select *, sum(octet_length(payload)) over (order by n rows unbounded preceding) as bytes
+                     from dead_letters where shard = $1 and n > $2 and n <= $3 order by n limit $4) as page
+               where bytes - octet_length(payload) < $5
+               order by n"#,
             shard as ShardId,
             after as Seq,
             upto as Seq,
-            limit,
+            page.rows as i64,
+            page.bytes as i64,
         )
         .fetch_all(&self.pool)
-        .await?)
+        .await?;
+        let bytes = rows.last().map_or(0, |row| row.bytes);
+        Ok(LogPage::new(rows, bytes, |row| row.seq, page, upto))
     }
 
     /// Conflicts of a shard with `after` < n ≤ `upto`, in order.
@@ -137,20 +178,27 @@ impl Store {
         &self,
         shard: ShardId,
         SeqRange { after, upto }: SeqRange,
-        limit: i64,
-    ) -> Result<Vec<RefusedRow>, Error> {
+        page: Page,
+    ) -> Result<LogPage<RefusedRow>, Error> {
         let _watch = Watch::start("log.conflicts");
-        Ok(sqlx::query_as!(
+        let rows = sqlx::query_as!(
             RefusedRow,
-            r#"select n as "seq: Seq", record_id as "record_id: RecordId", 'record_conflict' as "reason!",
-                      'the recordId is taken by other content' as "detail!", payload, noted_at, traceparent
-               from conflicts where shard = $1 and n > $2 and n <= $3 order by n limit $4"#,
+            r#"select n as "seq!: Seq", record_id as "record_id: RecordId", 'record_conflict' as "reason!",
+                      'the recordId is taken by other content' as "detail!", payload as "payload!",
+                      noted_at as "noted_at!", traceparent, bytes as "bytes!"
+               from (select *, sum(octet_length(payload)) over (order by n rows unbounded preceding) as bytes
+                     from conflicts where shard = $1 and n > $2 and n <= $3 order by n limit $4) as page
+               where bytes - octet_length(payload) < $5
+               order by n"#,
             shard as ShardId,
             after as Seq,
             upto as Seq,
-            limit,
+            page.rows as i64,
+            page.bytes as i64,
         )
         .fetch_all(&self.pool)
-        .await?)
+        .await?;
+        let bytes = rows.last().map_or(0, |row| row.bytes);
+        Ok(LogPage::new(rows, bytes, |row| row.seq, page, upto))
     }
 }

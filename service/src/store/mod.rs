@@ -47,7 +47,7 @@ pub use group::{AfterCommit, DecidedPart, GroupCommit, LeftOut, Part};
 pub use keys::{ApiKey, LiveKey};
 pub use known::GroupKnown;
 pub use leases::{LONGEST_LEASE_MS, Rank};
-pub use log::{LogRow, RefusedRow};
+pub use log::{LogPage, LogRow, Page, RefusedRow};
 pub use migrations::Migrated;
 pub use outcomes::{Applied, Awaited, Before, Outcome};
 pub use pipeline::Pipeline;
