@@ -101,7 +101,7 @@ pub fn start(setup: Setup, tuning: &Tuning, lifecycle: &Lifecycle) {
             appliers: usize::from(tuning.appliers),
         },
         heartbeats: lifecycle.heartbeats.clone(),
-        memory: Semaphore::new(MEMORY_KIB),
+        memory: Arc::new(Semaphore::new(MEMORY_KIB)),
         ready: worker::ReadyShards::default(),
         deciding: RwLock::default(),
     };

@@ -14,10 +14,8 @@ use redis::{AsyncCommands as _, FromRedisValue, Script, ToRedisArgs, Value, stre
 use super::{Blocking, Error, Streams, call::Call, entry::entries, keys};
 use crate::domain::{Entry, Lease, Offset, Seq, Sequence, ShardId, StreamId, Watermarks};
 
-/// Number of entries after which a script looks at how much it has read.
-const STEP: usize = 16;
-/// Number of bytes after which no further step is read.
-const READ_BYTES: usize = 1 << 20;
+/// Number of bytes after which no further step is read: four large entries.
+const READ_BYTES: usize = 256 << 10;
 
 macro_rules! fenced_script {
     ($name:literal) => {
@@ -34,8 +32,7 @@ macro_rules! fenced_script {
 
 static PREPARE: LazyLock<Script> = fenced_script!("prepare");
 static CLAIM: LazyLock<Script> = fenced_script!("claim");
-static READ: LazyLock<Script> = fenced_script!("read");
-static ACK: LazyLock<Script> = fenced_script!("ack");
+static TURN: LazyLock<Script> = fenced_script!("turn");
 static RECONCILE: LazyLock<Script> = fenced_script!("reconcile");
 static DROP: LazyLock<Script> = fenced_script!("drop");
 
@@ -79,6 +76,15 @@ pub enum Read {
     Entries(Vec<Entry>),
     /// There are none.
     Nothing(End),
+}
+
+/// The result of an acknowledgement and a read in one step.
+#[derive(Debug)]
+pub struct Turn {
+    /// Number of records that wait.
+    pub waiting: i64,
+    /// What was read. The acknowledgement has taken effect also where this is an error.
+    pub read: Result<Read, Error>,
 }
 
 /// The state of a stream that was read to its end.
@@ -192,14 +198,14 @@ impl Input {
         Ok(Prepared { created: integer(&reply, 1) == 1, acknowledged })
     }
 
-    /// Reclaims pending entries from `start` on (`-` for the first), until they have `records` records or 1 MiB.
+    /// Reclaims pending entries from `start` on (`-` for the first), until they have `records` records or 256 KiB.
     ///
     /// # Errors
     /// [`Error::Fenced`] when the lease beside the stream is higher, [`Error::NoGroup`] when the group is missing,
     /// [`Error::UnknownFormat`] when an entry is of another version.
     pub async fn claim(&self, lease: &Lease, start: &str, records: usize) -> Result<Step<Claimed>, Error> {
-        let [step, records, bytes] = [STEP.min(records), records, READ_BYTES].map(|number| number.to_string());
-        let reply = self.run(&CLAIM, lease, &[&self.consumer, start, &step, &records, &bytes]).await?;
+        let [records, bytes] = [records, READ_BYTES].map(|number| number.to_string());
+        let reply = self.run(&CLAIM, lease, &[&self.consumer, start, &records, &bytes]).await?;
         if is(&reply, b"raised") {
             return Ok(Step::Raised);
         }
@@ -213,25 +219,13 @@ impl Input {
         Ok(Step::Done(Claimed { next: (!next.is_empty()).then_some(next), deleted, entries }))
     }
 
-    /// Reads new entries, until they have `records` records or 1 MiB.
+    /// Reads new entries, until they have `records` records or 256 KiB.
     ///
     /// # Errors
     /// As those of [`Self::claim`].
     pub async fn read(&self, lease: &Lease, records: usize) -> Result<Step<Read>, Error> {
-        let [step, records, bytes] = [STEP.min(records), records, READ_BYTES].map(|number| number.to_string());
-        let reply = self.run(&READ, lease, &[&self.consumer, &step, &records, &bytes]).await?;
-        if is(&reply, b"raised") {
-            return Ok(Step::Raised);
-        }
-        let mut reply = reply.into_iter().skip(1);
-        let entries = entries(reply.next(), &[])?;
-        if !entries.is_empty() {
-            return Ok(Step::Done(Read::Entries(entries)));
-        }
-        let last = text(reply.next())?;
-        let appended = text(reply.next())?.parse().map(Offset::new).unwrap_or_default();
-        let pending = u64::from_redis_value(reply.next().unwrap_or(Value::Int(0))).map_err(redis::RedisError::from)?;
-        Ok(Step::Done(Read::Nothing(End { last, appended, pending })))
+        let reply = self.run(&TURN, lease, &self.reading(records)).await?;
+        if is(&reply, b"raised") { Ok(Step::Raised) } else { read(reply).map(Step::Done) }
     }
 
     /// Raises the counts of Redis to those of Postgres: `folded`, the number of records of producers that [`Self::drop_producers`]
@@ -278,22 +272,46 @@ impl Input {
     /// # Errors
     /// [`Error::Fenced`] when the lease beside the stream is higher, [`Error::NoGroup`] when the group is missing.
     pub async fn ack(&self, lease: &Lease, acknowledged: Acknowledged, ids: &[StreamId]) -> Result<Step<i64>, Error> {
-        let Watermarks { records, dead_letters, conflicts } = acknowledged.watermarks;
-        let numbers = [records.get(), dead_letters.get(), conflicts.get(), acknowledged.offset.get()];
-        let numbers = numbers.into_iter().map(|number| number.to_string());
-        let args: Vec<String> = numbers.chain(ids.iter().map(ToString::to_string)).collect();
-        let reply = self.run(&ACK, lease, &args).await?;
-        Ok(match reply.get(1) {
-            Some(Value::Int(left)) => {
-                let mut known = self.known();
-                for sequence in [Sequence::Records, Sequence::DeadLetters, Sequence::Conflicts] {
-                    known.watermarks.raise(sequence, acknowledged.watermarks.of(sequence));
-                }
-                known.offset = acknowledged.offset;
-                Step::Done(*left)
-            }
-            _ => Step::Raised,
+        let mut args = [const { String::new() }; 3].to_vec();
+        args.extend(acknowledging(acknowledged, ids));
+        let reply = self.run(&TURN, lease, &args).await?;
+        Ok(self.acknowledged(&reply, acknowledged).map_or(Step::Raised, Step::Done))
+    }
+
+    /// Acknowledges as [`Self::ack`], then reads as [`Self::read`], in one step.
+    ///
+    /// # Errors
+    /// As those of [`Self::ack`].
+    pub async fn ack_and_read(
+        &self,
+        lease: &Lease,
+        acknowledged: Acknowledged,
+        ids: &[StreamId],
+        records: usize,
+    ) -> Result<Step<Turn>, Error> {
+        let mut args = self.reading(records).to_vec();
+        args.extend(acknowledging(acknowledged, ids));
+        let reply = self.run(&TURN, lease, &args).await?;
+        Ok(match self.acknowledged(&reply, acknowledged) {
+            Some(waiting) => Step::Done(Turn { waiting, read: read(reply) }),
+            None => Step::Raised,
         })
+    }
+
+    /// Arguments to read.
+    fn reading(&self, records: usize) -> [String; 3] {
+        [self.consumer.clone(), records.to_string(), READ_BYTES.to_string()]
+    }
+
+    /// The number of records that wait after an acknowledgement; `None`: it did not take effect.
+    fn acknowledged(&self, reply: &[Value], acknowledged: Acknowledged) -> Option<i64> {
+        let Some(Value::Int(waiting)) = reply.get(1) else { return None };
+        let mut known = self.known();
+        for sequence in [Sequence::Records, Sequence::DeadLetters, Sequence::Conflicts] {
+            known.watermarks.raise(sequence, acknowledged.watermarks.of(sequence));
+        }
+        known.offset = acknowledged.offset;
+        Some(*waiting)
     }
 
     /// A connection of its own for [`Self::wait`].
@@ -352,6 +370,26 @@ impl Input {
         }
         Ok(reply)
     }
+}
+
+/// Arguments to acknowledge.
+fn acknowledging(Acknowledged { watermarks, offset }: Acknowledged, ids: &[StreamId]) -> impl Iterator<Item = String> {
+    let Watermarks { records, dead_letters, conflicts } = watermarks;
+    let numbers = [records.get(), dead_letters.get(), conflicts.get(), offset.get()];
+    numbers.into_iter().map(|number| number.to_string()).chain(ids.iter().map(ToString::to_string))
+}
+
+/// The part of a reply that was read.
+fn read(reply: Vec<Value>) -> Result<Read, Error> {
+    let mut reply = reply.into_iter().skip(2);
+    let entries = entries(reply.next(), &[])?;
+    if !entries.is_empty() {
+        return Ok(Read::Entries(entries));
+    }
+    let last = text(reply.next())?;
+    let appended = text(reply.next())?.parse().map(Offset::new).unwrap_or_default();
+    let pending = u64::from_redis_value(reply.next().unwrap_or(Value::Int(0))).map_err(redis::RedisError::from)?;
+    Ok(Read::Nothing(End { last, appended, pending }))
 }
 
 fn is(reply: &[Value], word: &[u8]) -> bool {

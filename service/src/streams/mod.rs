@@ -29,7 +29,7 @@ pub use append::AppendError;
 pub use connect::{Blocking, Error, Streams};
 pub use entry::Outgoing;
 pub use info::{Backlog, Cursor, RedisPromises};
-pub use input::{Acknowledged, Claimed, End, Input, Prepared, ProducerCount, Read, Reconciled, Step};
+pub use input::{Acknowledged, Claimed, End, Input, Prepared, ProducerCount, Read, Reconciled, Step, Turn};
 pub use output::{Notice, Output, Published};
 pub use producer::{AppendSettings, Producer};
 pub use purge::{Holding, Removed};

@@ -39,19 +39,15 @@ impl Default for Reconciler {
 }
 
 impl Reconciler {
-    /// Whether a step is due; the next one then is a second later.
-    pub(super) fn is_due(&mut self) -> bool {
-        let now = Instant::now();
-        let due = now >= self.due;
-        if due {
-            self.due = now + std::time::Duration::from_secs(1);
-        }
-        due
+    /// Whether a step is due.
+    pub(super) fn is_due(&self) -> bool {
+        Instant::now() >= self.due
     }
 
-    /// Makes the counts of both servers agree. Returns false where the lease was raised in Redis: pending entries have to
-    /// be reclaimed first.
+    /// Makes the counts of both servers agree; the next step then is due a second later. Returns false where the lease was
+    /// raised in Redis: pending entries have to be reclaimed first.
     pub(super) async fn step(&mut self, context: &Context, input: &Input, lease: &Lease) -> Result<bool, Error> {
+        self.due = Instant::now() + std::time::Duration::from_secs(1);
         let shard = input.shard();
         // Postgres first: a count of Redis that is read later is never below it without a rewind.
         let account = context.store.account_of(shard).await?;

@@ -61,7 +61,7 @@ pub struct Context {
     /// Liveness of the loops.
     pub heartbeats: Heartbeats,
     /// Memory for entries that were read and are not acknowledged, in KiB. A shard that waits for it gets a larger batch.
-    pub memory: Semaphore,
+    pub memory: Arc<Semaphore>,
     /// Entries that are ready to be decided.
     pub ready: ReadyShards,
     /// Held while records are decided; exclusively for one that is noted, so that a crash is due to that one.

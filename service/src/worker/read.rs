@@ -4,26 +4,33 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::SemaphorePermit;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     loss,
     shard::{Error, Mode, Shard, current},
 };
 use crate::{
-    domain::Entry,
+    domain::{Entry, StreamId},
     store,
-    streams::{End, Read, Step},
+    streams::{self, End, Read, Step, Turn},
 };
 
 /// Longest wait for an entry, and so the interval at which an idle shard reads its stream.
 const LONGEST_WAIT: Duration = Duration::from_millis(1000);
 
 /// Memory that a read can take.
-const READ_KIB: u32 = 1024;
+const READ_KIB: u32 = 256;
+
+/// What was read together with the acknowledgement of the batch before it.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    read: Result<Read, streams::Error>,
+    memory: OwnedSemaphorePermit,
+}
 
 /// Keeps the memory that entries take, and frees the rest.
-fn used<'a>(memory: Option<SemaphorePermit<'a>>, entries: &[Entry]) -> Option<SemaphorePermit<'a>> {
+fn used(memory: Option<OwnedSemaphorePermit>, entries: &[Entry]) -> Option<OwnedSemaphorePermit> {
     let mut memory = memory?;
     let bytes: usize = entries.iter().flat_map(|entry| &entry.records).map(|record| record.payload.len() + 256).sum();
     memory.split((bytes / 1024 + 1).min(memory.num_permits()))
@@ -32,7 +39,7 @@ fn used<'a>(memory: Option<SemaphorePermit<'a>>, entries: &[Entry]) -> Option<Se
 impl Shard {
     pub(super) async fn claim(&mut self, start: &str) -> Result<(), Error> {
         let context = Arc::clone(&self.context);
-        let memory = context.memory.acquire_many(READ_KIB).await;
+        let memory = Arc::clone(&context.memory).acquire_many_owned(READ_KIB).await;
         let Step::Done(claimed) = self.input.claim(&current(&self.lease), start, context.options.batch).await? else {
             self.mode = Mode::Prepare;
             return Ok(());
@@ -66,25 +73,22 @@ impl Shard {
     }
 
     pub(super) async fn read(&mut self) -> Result<(), Error> {
-        let context = Arc::clone(&self.context);
-        let memory = context.memory.acquire_many(READ_KIB).await;
-        crate::fault::point("before_read");
-        let read = match self.input.read(&current(&self.lease), context.options.batch).await? {
-            Step::Done(read) => read,
-            Step::Raised => {
-                tracing::warn!(
-                    event = "worker.lease.raised_in_redis",
-                    shard = self.shard.get(),
-                    "Redis was rewound: its lease or its watermarks were lower"
-                );
-                self.mode = Mode::Prepare;
-                return Ok(());
+        let Ahead { read, memory } = match self.ahead.take() {
+            Some(ahead) => ahead,
+            None => {
+                let memory = Arc::clone(&self.context.memory).acquire_many_owned(READ_KIB).await;
+                let memory = memory.map_err(|_| Error::Returned)?;
+                crate::fault::point("before_read");
+                match self.input.read(&current(&self.lease), self.context.options.batch).await? {
+                    Step::Done(read) => Ahead { read: Ok(read), memory },
+                    Step::Raised => return self.raised(),
+                }
             }
         };
         crate::fault::point("after_read");
-        match read {
+        match read? {
             Read::Entries(entries) => {
-                let _memory = used(memory.ok(), &entries);
+                let _memory = used(Some(memory), &entries);
                 self.apply(entries).await?;
                 self.reconcile().await
             }
@@ -95,6 +99,41 @@ impl Shard {
                 if self.mode == Mode::Read { self.wait(&end.last).await } else { Ok(()) }
             }
         }
+    }
+
+    /// Redis was rewound: its lease or its watermarks were lower.
+    fn raised(&mut self) -> Result<(), Error> {
+        tracing::warn!(
+            event = "worker.lease.raised_in_redis",
+            shard = self.shard.get(),
+            "Redis was rewound: its lease or its watermarks were lower"
+        );
+        self.mode = Mode::Prepare;
+        Ok(())
+    }
+
+    /// Whether entries were read that are not handed over yet.
+    pub(super) fn has_entries(&self) -> bool {
+        self.ahead.as_ref().is_some_and(|ahead| matches!(ahead.read, Ok(Read::Entries(_))))
+    }
+
+    /// Acknowledges applied entries of a batch that is done, and reads the next ones in the same step, unless the shard is
+    /// to be returned, is not in order, or memory is short: a shard that held some while it waits could stop all others.
+    pub(super) async fn turn(&mut self, ids: &[StreamId]) -> Result<(), Error> {
+        let memory = Arc::clone(&self.context.memory).try_acquire_many_owned(READ_KIB).ok();
+        // The counts are compared while nothing is in flight.
+        let reads = self.mode == Mode::Read && !self.stop.is_cancelled() && !self.reconciler.is_due();
+        let Some(memory) = memory.filter(|_| reads) else { return self.acknowledge(ids).await };
+        let committed = self.committed();
+        crate::fault::point("before_read");
+        match self.input.ack_and_read(&current(&self.lease), committed, ids, self.context.options.batch).await? {
+            Step::Done(Turn { waiting, read }) => {
+                self.acknowledged(committed, waiting);
+                self.ahead = Some(Ahead { read, memory });
+            }
+            Step::Raised => self.mode = Mode::Prepare,
+        }
+        Ok(())
     }
 
     /// The stream is at its end, and nothing is in flight: records that were appended and did not come are lost.
@@ -115,7 +154,7 @@ impl Shard {
 
     /// Makes the counts of both servers agree, every second: between batches, when nothing is in flight.
     async fn reconcile(&mut self) -> Result<(), Error> {
-        if self.mode == Mode::Read && self.reconciler.is_due() {
+        if self.mode == Mode::Read && !self.has_entries() && self.reconciler.is_due() {
             let lease = current(&self.lease);
             if !store::within(self.reconciler.step(&self.context, &self.input, &lease)).await? {
                 self.mode = Mode::Prepare;

@@ -16,6 +16,7 @@ use super::{
     Context,
     loss::{self, Reconciler},
     parse, publishers,
+    read::Ahead,
     ready::{Answer, Applied, Ready},
 };
 use crate::{
@@ -107,6 +108,8 @@ pub(super) struct Shard {
     pub(super) input: Input,
     pub(super) mode: Mode,
     pub(super) waiting: Option<Blocking>,
+    /// What is read already.
+    pub(super) ahead: Option<Ahead>,
 }
 
 /// Works a shard until it is to be returned, or is lost. Returns why it was returned.
@@ -149,6 +152,7 @@ pub(super) async fn work(
         input,
         mode: Mode::Prepare,
         waiting: None,
+        ahead: None,
     };
     let processing = async {
         let end = tokio::select! {
@@ -188,7 +192,8 @@ pub(super) async fn work(
 impl Shard {
     async fn run(&mut self) -> End {
         let mut pause = Duration::ZERO;
-        while !self.stop.is_cancelled() {
+        // Entries that were read are applied: the next owner would count another delivery.
+        while !self.stop.is_cancelled() || self.has_entries() {
             let error = match self.step().await {
                 Ok(()) => {
                     self.recovered(&mut pause);
@@ -199,6 +204,7 @@ impl Shard {
             };
             // After any error, pending entries show what is not applied.
             self.mode = Mode::Prepare;
+            self.ahead = None;
             match error {
                 Error::Returned => break,
                 Error::Store(store::Error::Fenced) => return End::Lost,
@@ -282,7 +288,10 @@ impl Shard {
             self.mode = Mode::Prepare;
         }
         match self.mode.clone() {
-            Mode::Prepare => store::within(self.prepare()).await,
+            Mode::Prepare => {
+                self.ahead = None;
+                store::within(self.prepare()).await
+            }
             Mode::Claim(start) => self.claim(&start).await,
             Mode::Read => self.read().await,
         }
@@ -305,7 +314,7 @@ impl Shard {
                 Ok(applied) => {
                     self.recovered(&mut pause);
                     self.heartbeat.record();
-                    self.applied(applied).await?;
+                    self.applied(applied, batch.is_empty()).await?;
                 }
                 Err(Error::Locked) => {}
                 Err(error) if !error.is_retried() => return Err(error),
@@ -322,8 +331,8 @@ impl Shard {
         Ok(())
     }
 
-    /// Notes entries that are committed, and acknowledges them.
-    async fn applied(&mut self, applied: Applied) -> Result<(), Error> {
+    /// Notes entries that are committed, and acknowledges them; after the last ones of a batch, the next are read.
+    async fn applied(&mut self, applied: Applied, is_last: bool) -> Result<(), Error> {
         self.log = applied.after.progress;
         self.policy_version = applied.policy_version;
         if applied.after.lost > 0 {
@@ -331,7 +340,11 @@ impl Shard {
         }
         self.recent.push(applied.rows);
         crate::fault::point("before_ack");
-        self.acknowledge(&applied.ids).await?;
+        if is_last {
+            self.turn(&applied.ids).await?
+        } else {
+            self.acknowledge(&applied.ids).await?
+        }
         crate::fault::point("after_ack");
         Ok(())
     }
@@ -345,14 +358,17 @@ impl Shard {
     pub(super) async fn acknowledge(&mut self, ids: &[StreamId]) -> Result<(), Error> {
         let committed = self.committed();
         match self.input.ack(&current(&self.lease), committed, ids).await? {
-            Step::Done(left) => {
-                metrics::gauge!(names::BACKLOG, "shard" => self.shard.to_string()).set(left as f64);
-                self.acknowledged = committed;
-                self.recent.advance(committed.watermarks);
-            }
+            Step::Done(waiting) => self.acknowledged(committed, waiting),
             Step::Raised => self.mode = Mode::Prepare,
         }
         Ok(())
+    }
+
+    /// Lets the publishers publish what is acknowledged.
+    pub(super) fn acknowledged(&mut self, committed: Acknowledged, waiting: i64) {
+        metrics::gauge!(names::BACKLOG, "shard" => self.shard.to_string()).set(waiting as f64);
+        self.acknowledged = committed;
+        self.recent.advance(committed.watermarks);
     }
 }
 

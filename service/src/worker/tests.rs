@@ -10,8 +10,8 @@ use crate::{
     },
     store::{self, DecidedPart, LeftOut, Part, testing::TestPipeline},
     streams::{
-        self, Acknowledged, AppendSettings, Input, Outgoing, Output, Producer, ProducerCount, Published, Read, Step,
-        Streams, testing,
+        self, Acknowledged, AppendSettings, End, Input, Outgoing, Output, Producer, ProducerCount, Published, Read,
+        Step, Streams, testing,
     },
 };
 
@@ -157,6 +157,33 @@ async fn a_pending_entry_is_not_trimmed() {
     assert_eq!(claimed.deleted, 0);
     assert!(matches!(input.ack(&held, acknowledged(2, 2), &ids[..1]).await.unwrap(), Step::Done(1)));
     assert_eq!(testing::entries(&streams, SHARD).await.len(), 1);
+}
+
+#[tokio::test]
+async fn an_acknowledgement_and_the_next_read_are_one_step() {
+    let (pipeline, streams, input, held) = taken().await;
+    let producer = producer(&streams);
+    for id in ["a", "b", "c"] {
+        append(&pipeline, &producer, id).await;
+    }
+    let ids = |entries: &[Entry]| entries.iter().map(|entry| entry.id).collect::<Vec<_>>();
+    let first = ids(&read(&input, &held, 2).await);
+    let Step::Done(turn) = input.ack_and_read(&held, acknowledged(2, 2), &first, 10).await.unwrap() else {
+        panic!("in order")
+    };
+    assert_eq!(turn.waiting, 1);
+    let Read::Entries(entries) = turn.read.unwrap() else { panic!("one is left") };
+    let second = ids(&entries);
+    let Step::Done(turn) = input.ack_and_read(&held, acknowledged(3, 3), &second, 10).await.unwrap() else {
+        panic!("in order")
+    };
+    let end = End { last: second[0].to_string(), appended: Offset::new(3), pending: 0 };
+    assert!(matches!(turn.read.unwrap(), Read::Nothing(found) if found == end));
+    append(&pipeline, &producer, "d").await;
+    // Not pending any more: nothing is read.
+    assert!(matches!(input.ack_and_read(&held, acknowledged(3, 3), &second, 10).await.unwrap(), Step::Raised));
+    is_fenced(input.ack_and_read(&lease(held.epoch, "twin"), acknowledged(3, 3), &[], 10).await);
+    assert_eq!(read(&input, &held, 10).await.len(), 1);
 }
 
 #[tokio::test]

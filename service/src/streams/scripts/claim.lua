@@ -1,12 +1,13 @@
 -- Reclaims pending entries of any consumer, in order, in steps, until they have enough records or bytes.
--- ARGV: consumer, start (exclusive with '('), entries of a step, records, bytes.
+-- ARGV: consumer, start (exclusive with '('), records, bytes.
 -- Returns {'ok', start of the next call or '', number of pending entries that are deleted, entries as [id, fields]...,
 -- deliveries...}.
 local stop = fenced()
 if stop then return stop end
-local start, step, records, bytes = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local start, records, bytes = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
 local entries, deliveries, deleted = {}, {}, 0
 repeat
+  local step = math.min(next_step(#entries, tonumber(ARGV[9]) - bytes), tonumber(ARGV[8]))
   local pending = redis.pcall('XPENDING', KEYS[2], 'workers', start, '+', step)
   if pending.err then
     if string.sub(pending.err, 1, 7) == 'NOGROUP' then return {'nogroup'} end
