@@ -11,7 +11,8 @@ TITLES = {
     "keys": "Keys", "duplicates": "Share of duplicates", "batch": "Records of a request",
     "commit": "Most records of a transaction", "shards": "Shards", "workers": "Processes that work",
     "sinks": "Further sinks", "attributes": "Characters of attributes",
-    "rollups": "Declared rollups", "partitions": "Partitions of earlier periods", "rows": "Rows in the tables before",
+    "rollups": "Declared rollups", "partitions": "Partitions of earlier periods",
+    "collisions": "One id to two shards", "rows": "Rows in the tables before",
 }
 
 
@@ -58,6 +59,8 @@ def label(point):
             return f"{it['duplicates']} %"
         case "sinks":
             return f"{it['more_sinks']}"
+        case "collisions":
+            return it["beside"].replace("-", " ")
         case sweep:
             return f"{it.get(sweep, 0):,}"
 
@@ -81,7 +84,7 @@ def default_rounds(points):
 
 def usual_rounds(sweeps):
     """Rounds of the default of all sweeps that share it."""
-    return default_rounds([point for point in sweeps["points"] if point["sweep"] != "rows"])
+    return default_rounds([point for point in sweeps["points"] if point["sweep"] not in ("rows", "collisions")])
 
 
 def corrected(point, figure, default):

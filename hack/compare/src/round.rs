@@ -14,6 +14,7 @@ use crate::{
     build::{Build, Place},
     figures::{Figure, Figures},
     load::{
+        beside,
         closed::{self, Load},
         http::Kind,
         open::{self, Schedule},
@@ -192,9 +193,11 @@ impl Round<'_> {
         self.prime().await?;
         let window = self.open().await?;
         let (port, wanted) = (self.pipeline.port, Counts::of_first(self.records.total(), self.records));
+        let client = beside::Client::start(port, self.settings.beside, self.settings.keys);
         let reader = &mut self.reader;
         let both = async move { tokio::try_join!(closed::send(port, load), reader.wait_for(wanted)) };
         let (sent, progress) = self.pipeline.watch(both).await?;
+        client.end().await?;
         let copied = self.wait_for_more_sinks(wanted.notifications).await?;
         let usage = self.close(window).await?;
         self.figures.set(Figure::AcceptedPerSecond, self.rate(sent.ended - sent.began));

@@ -2,7 +2,7 @@
 //!
 //! Pure. A sweep varies one of them.
 
-use clap::{Args, value_parser};
+use clap::{Args, ValueEnum, value_parser};
 use serde::Serialize;
 
 use crate::{load::record::Records, round::Mode};
@@ -66,6 +66,22 @@ pub(crate) struct Settings {
     /// Partitions of earlier periods, without rows
     #[arg(long, default_value_t = 0)]
     pub(crate) partitions: u16,
+    /// Another client, beside the load
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) beside: Beside,
+}
+
+/// A client that sends two records at once, to two destinations, for ever. They are not counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Beside {
+    /// There is none
+    #[default]
+    Nobody,
+    /// Both records have ids of their own
+    TwoIds,
+    /// Both have one id, so that two shards want it
+    OneId,
 }
 
 impl Settings {

@@ -20,7 +20,7 @@ use crate::{
     report::{Row, aligned, write_json},
     round::{self, Mode},
     servers::Servers,
-    settings::Settings,
+    settings::{Beside, Settings},
 };
 
 /// Records of the round that finds out how many a point needs.
@@ -83,6 +83,8 @@ pub(crate) enum Sweep {
     Rollups,
     /// Partitions of earlier periods, without rows
     Partitions,
+    /// A client that sends records of one id to two destinations at once, beside one whose records have two
+    Collisions,
     /// Rows in the tables before; ids are random, or only one end of an index is used
     Rows,
 }
@@ -96,7 +98,11 @@ impl fmt::Display for Sweep {
 impl Sweep {
     /// The default beside its points.
     fn default_of(self, default: Settings) -> Settings {
-        Settings { random_ids: default.random_ids || self == Self::Rows, ..default }
+        match self {
+            Self::Rows => Settings { random_ids: true, ..default },
+            Self::Collisions => Settings { beside: Beside::TwoIds, ..default },
+            _ => default,
+        }
     }
 
     /// The settings of its points.
@@ -115,6 +121,7 @@ impl Sweep {
             Self::Attributes => [256, 1_024, 4_096].map(|attributes| Settings { attributes, ..it }).to_vec(),
             Self::Rollups => [1, 4].map(|rollups| Settings { rollups, ..it }).to_vec(),
             Self::Partitions => vec![Settings { partitions: 399, ..it }],
+            Self::Collisions => vec![Settings { beside: Beside::OneId, ..it }],
             Self::Rows => [1_000_000, 5_000_000].map(|rows| Settings { rows, ..it }).to_vec(),
         }
     }

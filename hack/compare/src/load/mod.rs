@@ -2,6 +2,7 @@
 //!
 //! Must never take an answer but 2xx for an accepted record.
 
+pub(crate) mod beside;
 pub(crate) mod closed;
 pub(crate) mod http;
 pub(crate) mod open;

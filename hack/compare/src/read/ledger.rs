@@ -7,7 +7,10 @@ use std::fmt;
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
-use crate::load::record::{Records, number, raises_alert};
+use crate::load::{
+    beside,
+    record::{Records, number, raises_alert},
+};
 
 /// The sinks of a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,13 +87,16 @@ impl Ledger {
         Self { records, notified: none.clone(), alerted: none, counts: Counts::default() }
     }
 
-    /// Notes an entry's data; returns the record's number.
+    /// Notes an entry's data; returns the record's number. `None`: it is of the client beside the load.
     ///
     /// # Errors
     /// When the entry is of an unknown record, comes twice, or is an alert of a record below the threshold.
-    pub(crate) fn note(&mut self, sink: Sink, data: &[u8]) -> anyhow::Result<usize> {
+    pub(crate) fn note(&mut self, sink: Sink, data: &[u8]) -> anyhow::Result<Option<usize>> {
         let shown = || format!("{}: {}", sink.name(), String::from_utf8_lossy(data));
         let id = serde_json::from_slice::<Data>(data).with_context(shown)?.record.record_id;
+        if beside::is_of_it(id) {
+            return Ok(None);
+        }
         let n = number(id).filter(|n| *n < self.notified.len() && !self.records.is_duplicate(*n));
         let Some(n) = n else { bail!("a notification of a record that was not sent: {}", shown()) };
         ensure!(sink == Sink::Notifications || raises_alert(n), "an alert below the threshold: {}", shown());
@@ -101,7 +107,7 @@ impl Ledger {
         ensure!(!*seen, "a notification came twice: {}", shown());
         *seen = true;
         *count += 1;
-        Ok(n)
+        Ok(Some(n))
     }
 
     /// Fails unless every record was notified.
@@ -133,7 +139,7 @@ mod tests {
     fn full(records: usize) -> Ledger {
         let mut ledger = Ledger::new(RECORDS);
         for n in 0..records {
-            assert_eq!(ledger.note(Sink::Notifications, &data(n)).unwrap(), n);
+            assert_eq!(ledger.note(Sink::Notifications, &data(n)).unwrap(), Some(n));
             if raises_alert(n) {
                 ledger.note(Sink::Alerts, &data(n)).unwrap();
             }
@@ -141,7 +147,7 @@ mod tests {
         ledger
     }
 
-    fn error(result: anyhow::Result<usize>) -> String {
+    fn error(result: anyhow::Result<Option<usize>>) -> String {
         format!("{:#}", result.unwrap_err())
     }
 
@@ -172,6 +178,13 @@ mod tests {
         let mut ledger = Ledger::new(Records { measured: 10, ..RECORDS });
         assert!(error(ledger.note(Sink::Notifications, &data(10))).contains("not sent"));
         assert!(ledger.note(Sink::Notifications, b"{}").is_err());
+    }
+
+    #[test]
+    fn a_record_of_the_client_beside_the_load_is_not_counted() {
+        let mut ledger = Ledger::new(RECORDS);
+        assert_eq!(ledger.note(Sink::Notifications, br#"{"record":{"recordId":"beside.7"}}"#).unwrap(), None);
+        assert_eq!(ledger.counts, Counts::default());
     }
 
     #[test]

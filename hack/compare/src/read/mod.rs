@@ -191,7 +191,7 @@ impl State {
                 let Entry { id, data } = Entry::parse(entry)?;
                 let n = self.ledger.note(Sink::ALL[at], &data)?;
                 self.streams[at].last_id = id;
-                let due = schedule.filter(|_| Sink::ALL[at] == Sink::Notifications).and_then(|it| it.due(n));
+                let due = schedule.filter(|_| Sink::ALL[at] == Sink::Notifications).and_then(|it| it.due(n?));
                 if let Some(due) = due {
                     let micros = now.saturating_duration_since(due).as_micros() as u64;
                     self.latency.saturating_record(micros);

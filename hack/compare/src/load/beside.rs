@@ -1,0 +1,69 @@
+//! The client beside a load: two records at once, to two destinations, for ever.
+//!
+//! Its records must never be counted among those of the load.
+
+use anyhow::bail;
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+
+use super::http::{Connection, Kind};
+use crate::settings::Beside;
+
+/// How the ids of its records begin.
+const PREFIX: &str = "beside.";
+
+/// Whether a record is of this client.
+pub(crate) fn is_of_it(id: &str) -> bool {
+    id.starts_with(PREFIX)
+}
+
+/// The client; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Client(Option<JoinHandle<anyhow::Result<()>>>);
+
+impl Client {
+    /// Starts it, with records of so many destinations.
+    pub(crate) fn start(port: u16, beside: Beside, keys: usize) -> Self {
+        Self((beside != Beside::Nobody).then(|| tokio::spawn(send(port, beside, keys.max(2)))))
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// When it has ended by itself.
+    pub(crate) async fn end(mut self) -> anyhow::Result<()> {
+        let Some(task) = self.0.take() else { return Ok(()) };
+        if task.is_finished() {
+            task.await??;
+            bail!("the client beside the load ended");
+        }
+        task.abort();
+        Ok(())
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+async fn send(port: u16, beside: Beside, keys: usize) -> anyhow::Result<()> {
+    let (mut one, mut other) = (Connection::open(port).await?, Connection::open(port).await?);
+    for n in 0_usize.. {
+        let second = if beside == Beside::OneId { format!("{PREFIX}{n}") } else { format!("{PREFIX}{n}.second") };
+        let bodies = (record(&format!("{PREFIX}{n}"), n % keys), record(&second, (n + 1) % keys));
+        tokio::try_join!(one.post(Kind::Single, bodies.0), other.post(Kind::Single, bodies.1))?;
+    }
+    Ok(())
+}
+
+fn record(id: &str, key: usize) -> Bytes {
+    Bytes::from(format!(
+        "{{\"recordId\":\"{id}\",\"time\":\"2026-01-31T12:00:00Z\",\"sourceId\":\"beside\",\
+         \"destinationId\":\"destination-{key}\",\"type\":\"positive\",\"value\":\"1\",\"unit\":\"EUR\",\
+         \"reference\":\"beside\"}}"
+    ))
+}
