@@ -44,7 +44,7 @@ pub struct Tuning {
 }
 
 /// Memory for entries that were read and are not acknowledged, in KiB.
-const MEMORY_KIB: usize = 8 << 10;
+const MEMORY_KIB: usize = 4 << 10;
 
 /// Connections beside those that commit: for leases, publishers, the manifest and `/status`.
 pub const CONNECTIONS: u32 = 4;

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Most entries of one append, and most bytes; one entry may be larger.
-const PAGE: Page = Page { rows: 200, bytes: 256 << 10 };
+const PAGE: Page = Page { rows: 200, bytes: 128 << 10 };
 /// Most numbers that one read of the log covers, for kinds that skip rows.
 const WINDOW: usize = 10_000;
 /// Pause before the next look at a cursor that is above the highest publishable number.

@@ -13,7 +13,9 @@ pub(super) fn batch(entries: Vec<Entry>) -> Batch {
     let mut batch = Batch::default();
     for Entry { id, deliveries, records } in entries {
         let is_candidate = deliveries >= POISON_CANDIDATE;
-        batch.entries.push_back(ReadyEntry { id, records: records.len(), is_candidate, noted: None });
+        let bytes: usize = records.iter().map(|record| record.payload.len()).sum();
+        let size = records.len().max(bytes / 1024);
+        batch.entries.push_back(ReadyEntry { id, records: records.len(), size, is_candidate, noted: None });
         let unread = |input| Item { input, record: Err(unread()), isolated: None };
         batch.items.extend(records.into_iter().map(|input| if is_candidate { unread(input) } else { read(input) }));
     }

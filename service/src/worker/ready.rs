@@ -28,6 +28,8 @@ pub(super) struct ReadyEntry {
     pub(super) id: StreamId,
     /// Number of its records.
     pub(super) records: usize,
+    /// How much of a group it fills: the number of its records, or of KiB if that is higher.
+    pub(super) size: usize,
     /// Whether it was delivered so often that its records are noted before they are read and decided.
     pub(super) is_candidate: bool,
     /// A note that could not be withdrawn.
@@ -60,15 +62,21 @@ impl Batch {
         self.entries.front().is_some_and(|entry| entry.is_candidate)
     }
 
-    /// Takes whole entries of up to `most` records from the front, at least one. A candidate is taken alone.
+    /// How much of a group it fills.
+    fn size(&self) -> usize {
+        self.entries.iter().map(|entry| entry.size).sum()
+    }
+
+    /// Takes whole entries of up to `most` in size from the front, at least one. A candidate is taken alone.
     fn take(&mut self, most: usize) -> Self {
         let mut entries: VecDeque<ReadyEntry> = VecDeque::new();
-        let mut records = 0;
+        let (mut records, mut size) = (0, 0);
         while let Some(next) = self.entries.front().copied() {
-            if !entries.is_empty() && (next.is_candidate || records + next.records > most) {
+            if !entries.is_empty() && (next.is_candidate || size + next.size > most) {
                 break;
             }
             records += next.records;
+            size += next.size;
             entries.extend(self.entries.pop_front());
             if next.is_candidate {
                 break;
@@ -181,10 +189,11 @@ impl ReadyShards {
         self.changed.notify_one();
     }
 
-    /// Waits for entries, and takes up to `most` records of them: the first that waits, and as many others as fit. While
-    /// another shard has ready records, one takes at most half. At least one entry is taken, and entries are whole.
+    /// Waits for entries, and takes up to `most` of them, in records or in KiB if that is more: the first that waits, and as
+    /// many others as fit. While another shard has ready records, one takes at most half. At least one entry is taken, and
+    /// entries are whole.
     ///
-    /// Less than half of `most` records wait for the [`Pace`]: a commit costs the same for one record as for a hundred.
+    /// Less than half of `most` wait for the [`Pace`]: a commit costs the same for one record as for a hundred.
     pub(super) async fn take(&self, most: usize) -> Group {
         loop {
             let next = match self.try_take(most) {
@@ -208,7 +217,7 @@ impl ReadyShards {
     fn try_take(&self, most: usize) -> Step {
         let mut state = self.lock();
         let now = Instant::now();
-        let waiting: usize = state.waiting.iter().map(|ready| ready.batch.items.len()).sum();
+        let waiting: usize = state.waiting.iter().map(|ready| ready.batch.size()).sum();
         if let Some(next) = state.pace.next().filter(|next| *next > now && waiting > 0 && waiting < most.div_ceil(2)) {
             return Step::Early(next);
         }
@@ -221,21 +230,21 @@ impl ReadyShards {
         } else {
             let half = most.div_ceil(2);
             let others: usize =
-                state.waiting.iter().filter(|ready| !state.is_alone(ready)).map(|ready| ready.batch.items.len()).sum();
+                state.waiting.iter().filter(|ready| !state.is_alone(ready)).map(|ready| ready.batch.size()).sum();
             // Others that have less than the other half leave more to the first.
             let first = Taken::new(first, most.saturating_sub(others).max(half));
-            let mut room = most.saturating_sub(first.batch.items.len());
+            let mut room = most.saturating_sub(first.batch.size());
             shards.push(first);
             for _ in 0..state.waiting.len() {
                 let Some(ready) = state.waiting.pop_front() else { break };
-                let next = ready.batch.entries.front().map_or(0, |entry| entry.records);
+                let next = ready.batch.entries.front().map_or(0, |entry| entry.size);
                 if next > room || state.is_alone(&ready) {
                     // It keeps its place for the next group.
                     state.waiting.push_back(ready);
                     continue;
                 }
                 let taken = Taken::new(ready, room.min(half));
-                room = room.saturating_sub(taken.batch.items.len());
+                room = room.saturating_sub(taken.batch.size());
                 shards.push(taken);
             }
         }
