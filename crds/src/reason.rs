@@ -46,20 +46,40 @@ reasons! {
     SecretInvalid,
     /// A Secret, or a key of it, is missing.
     SecretNotFound,
+    /// A pooler before Postgres gives statements of one connection to several sessions.
+    PoolerInTransactionMode,
     /// The schema is missing, or older than this version.
     NotMigrated,
     /// Postgres does not answer.
     PostgresUnreachable,
+    /// Postgres does not admit the user, or its password.
+    PostgresAccessDenied,
+    /// Postgres has no database of that name.
+    PostgresDatabaseNotFound,
+    /// The role lacks a right to the schema or to a table.
+    PostgresPermissionDenied,
+    /// Postgres is a standby.
+    PostgresStandby,
     /// Postgres answers and takes no writes.
     PostgresReadOnlyOrFull,
+    /// Another session holds a lock that a write waits for.
+    PostgresLocked,
     /// A table partition for records to come is missing, and cannot be created.
     PartitionMissing,
     /// Redis does not answer.
     RedisUnreachable,
     /// Redis does not admit the user, or refuses it a command or key.
     RedisAccessDenied,
+    /// The user lacks commands or keys that Millrace needs.
+    RedisAclMissing,
     /// Redis takes no entries.
     RedisReadOnlyOrFull,
+    /// The eviction policy of Redis may remove records.
+    RedisEvicts,
+    /// Redis may lose records that it acknowledged when it crashes.
+    RedisNotDurable,
+    /// The clocks of this host and of a server differ.
+    ClockDifference,
     /// A newer version appended an entry in a format that this one does not support.
     StreamFormatUnknown,
     /// The schema is not claimed for the manifest's uid.

@@ -13,7 +13,7 @@ use millrace_crds::{
     status_api::{ActivePolicy, ManifestOrigin, Problem},
 };
 
-pub(crate) use causes::{not_migrated, of_postgres, of_redis, silent};
+pub(crate) use causes::{cause, not_migrated, of_no_writes, of_postgres, of_redis, reason_of_postgres, silent};
 
 /// Problems and state that the parts of a process set. Clones are the same board.
 #[derive(Debug, Clone, Default)]

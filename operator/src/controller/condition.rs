@@ -75,6 +75,7 @@ fn needs_a_change(reason: &Reason) -> bool {
             | Reason::ManifestInvalid
             | Reason::ManifestRefused
             | Reason::SecretInvalid
+            | Reason::PoolerInTransactionMode
             | Reason::GatewayApiMissing
             | Reason::Refused
             | Reason::SecretNotFound

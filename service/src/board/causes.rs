@@ -5,7 +5,7 @@ use std::time::Duration;
 use millrace_crds::{Reason, status_api::Problem};
 
 use crate::{
-    store::{self, Store},
+    store::{self, NoWrites, Store},
     streams,
 };
 
@@ -20,20 +20,52 @@ pub(crate) fn not_migrated() -> Problem {
     )
 }
 
-/// The problem for an error of Postgres.
-pub(crate) fn of_postgres(error: &store::Error) -> Problem {
-    let reason = match error {
+/// The reason for an error of Postgres, or of the connection to it.
+pub(crate) fn reason_of_postgres(error: &store::Error) -> Reason {
+    match error {
         store::Error::TooNew(_) => Reason::SchemaTooNew,
         store::Error::OtherPipeline(_) => Reason::OtherPipeline,
         store::Error::PreviousWorkersActive(_) => Reason::UidNotClaimed,
         store::Error::Refused(_) => Reason::ManifestRefused,
-        store::Error::Session(_) => Reason::SecretInvalid,
-        error if error.misses_schema() => return not_migrated(),
+        store::Error::Pooler(_) => Reason::PoolerInTransactionMode,
+        error if error.misses_schema() => Reason::NotMigrated,
         error if error.misses_partition() => Reason::PartitionMissing,
+        error if error.denies_access() => Reason::PostgresAccessDenied,
+        error if error.misses_database() => Reason::PostgresDatabaseNotFound,
+        error if error.lacks_right() => Reason::PostgresPermissionDenied,
+        error if error.met_lock() => Reason::PostgresLocked,
         error if error.refuses_write() => Reason::PostgresReadOnlyOrFull,
         _ => Reason::PostgresUnreachable,
+    }
+}
+
+/// The problem for an error of Postgres.
+pub(crate) fn of_postgres(error: &store::Error) -> Problem {
+    match reason_of_postgres(error) {
+        Reason::NotMigrated => not_migrated(),
+        reason => Problem::new(reason, error.to_string()),
+    }
+}
+
+/// The problem of a Postgres that accepts no writes.
+pub(crate) fn of_no_writes(why: NoWrites) -> Problem {
+    let reason = match why {
+        NoWrites::Standby => Reason::PostgresStandby,
+        NoWrites::ReadOnly => Reason::PostgresReadOnlyOrFull,
+        NoWrites::Locked => Reason::PostgresLocked,
     };
-    Problem::new(reason, error.to_string())
+    Problem::new(reason, why.to_string())
+}
+
+/// The problem for an error of Postgres, which is asked why it refused a write: the error does not tell a standby from a
+/// server that is read-only by a setting.
+pub(crate) async fn cause(store: &Store, error: &store::Error) -> Problem {
+    if error.refuses_write()
+        && let Ok(Ok(Some(why))) = tokio::time::timeout(LONGEST, store.takes_no_writes()).await
+    {
+        return of_no_writes(why);
+    }
+    of_postgres(error)
 }
 
 /// The problem of a Postgres that did not answer in time: the error of the pool has no cause.

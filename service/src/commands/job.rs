@@ -9,6 +9,7 @@ use std::{
 use millrace_crds::{Reason, status_api::TerminationMessage};
 
 use crate::{
+    board::reason_of_postgres,
     config::{Place, SecretError},
     store::{self, Store},
     streams,
@@ -18,6 +19,8 @@ use crate::{
 const LONGEST_MESSAGE: usize = 2_000;
 /// Longest wait for a server that says nothing.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5);
+/// Longest wait of one attempt for a lock. A waiting migration makes others wait behind it, so it tries again and again.
+const LONGEST_LOCK: Duration = Duration::from_secs(5);
 
 /// Flags of such a command.
 #[derive(Debug, Clone, clap::Args)]
@@ -55,6 +58,9 @@ impl Failure {
                 | Reason::RedisUnreachable
                 | Reason::LockNotAvailable
                 | Reason::PostgresReadOnlyOrFull
+                | Reason::PostgresStandby
+                | Reason::PostgresAccessDenied
+                | Reason::PostgresDatabaseNotFound
                 | Reason::RedisAccessDenied
         )
     }
@@ -73,13 +79,15 @@ impl Failure {
 impl From<store::Error> for Failure {
     fn from(error: store::Error) -> Self {
         let reason = match &error {
-            store::Error::TooNew(_) => Reason::SchemaTooNew,
-            store::Error::OtherPipeline(_) => Reason::OtherPipeline,
             store::Error::PreviousWorkersActive(_) => Reason::PreviousWorkersActive,
             store::Error::Locked(_) => Reason::LockNotAvailable,
-            error if error.refuses_write() => Reason::PostgresReadOnlyOrFull,
-            error if error.is_unavailable() => Reason::PostgresUnreachable,
-            _ => Reason::Failed,
+            store::Error::Refused(_) => Reason::Failed,
+            error => match reason_of_postgres(error) {
+                Reason::PostgresUnreachable if !error.is_unavailable() => Reason::Failed,
+                Reason::PostgresLocked => Reason::LockNotAvailable,
+                Reason::NotMigrated => Reason::Failed,
+                reason => reason,
+            },
         };
         Self::new(reason, error.to_string())
     }
@@ -102,13 +110,16 @@ impl JobArgs {
         Self { place: place.clone(), wait_ms: 60_000, termination_log: None }
     }
 
-    /// Tries until it succeeds, fails for good, or time is up.
-    pub(super) async fn retry<T>(&self, mut attempt: impl AsyncFnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    /// Tries until it succeeds, fails for good, or time is up. An attempt is told how much time is left.
+    pub(super) async fn retry<T>(
+        &self,
+        mut attempt: impl AsyncFnMut(Duration) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let (began, longest) = (Instant::now(), Duration::from_millis(self.wait_ms));
         let mut pause = Duration::from_millis(200);
         let mut said = String::new();
         loop {
-            let failure = match attempt().await {
+            let failure = match attempt(longest.saturating_sub(began.elapsed())).await {
                 Err(failure) if failure.may_pass() && began.elapsed() < longest => failure,
                 outcome => return outcome,
             };
@@ -118,6 +129,22 @@ impl JobArgs {
             }
             tokio::time::sleep(pause.min(longest.saturating_sub(began.elapsed()))).await;
             pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    /// A store whose server answers. Its sessions wait for a lock no longer than there is time.
+    pub(super) async fn reach(url: &str, pipeline: &str, left: Duration) -> Result<Store, Failure> {
+        let longest = left.min(LONGEST_LOCK);
+        // That it is a URL was seen when it was read; options in it may still be wrong.
+        let store = Store::connect_waiting(url, pipeline, 2, longest)
+            .map_err(|_| Failure::new(Reason::SecretInvalid, "the URL of Postgres is not understood"))?;
+        match tokio::time::timeout(LONGEST_SILENCE, store.probe()).await {
+            Ok(Ok(())) => Ok(store),
+            Ok(Err(error)) => Err(Failure::from(error)),
+            Err(_) => {
+                let message = format!("Postgres did not answer within {LONGEST_SILENCE:?}");
+                Err(Failure::new(Reason::PostgresUnreachable, message))
+            }
         }
     }
 
@@ -149,21 +176,6 @@ fn line(mut message: TerminationMessage) -> String {
     }
     let line = serde_json::json!(message).to_string();
     format!("{line}\n")
-}
-
-/// A store whose server answers.
-pub(super) async fn reach(url: &str, pipeline: &str) -> Result<Store, Failure> {
-    // That it is a URL was seen when it was read; options in it may still be wrong.
-    let store = Store::connect(url, pipeline, 2)
-        .map_err(|_| Failure::new(Reason::SecretInvalid, "the URL of Postgres is not understood"))?;
-    match tokio::time::timeout(LONGEST_SILENCE, store.probe()).await {
-        Ok(Ok(())) => Ok(store),
-        Ok(Err(error)) => Err(Failure::from(error)),
-        Err(_) => {
-            let message = format!("Postgres did not answer within {LONGEST_SILENCE:?}");
-            Err(Failure::new(Reason::PostgresUnreachable, message))
-        }
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use millrace_crds::{
     status_api::{SchemaNumbers, TerminationMessage},
 };
 
-use super::job::{Failure, JobArgs, reach};
+use super::job::{Failure, JobArgs};
 use crate::{
     config::Place,
     store::{Error, Migrated, Pipeline, Store},
@@ -50,9 +50,9 @@ pub async fn migrate(place: &Place) -> anyhow::Result<()> {
 async fn try_run(job: &JobArgs, contract: bool) -> Result<(Migrated, Pipeline), Failure> {
     let manifest = job.place.manifest().map_err(|error| Failure::new(Reason::ManifestInvalid, format!("{error:#}")))?;
     let name = &manifest.metadata.name;
-    job.retry(async || {
+    job.retry(async |left| {
         let url = job.place.postgres(Some(&manifest.spec)).map_err(|error| Failure::of_url("Postgres", &error))?;
-        let store = reach(&url, name).await?;
+        let store = JobArgs::reach(&url, name, left).await?;
         let done = attempt(&store, &manifest, contract).await;
         store.close().await;
         done

@@ -5,7 +5,7 @@
 
 use millrace_crds::{ADOPT, Reason, RecordPipeline, status_api::TerminationMessage};
 
-use super::job::{Failure, JobArgs, reach};
+use super::job::{Failure, JobArgs};
 use crate::{
     store::{Purge, Store},
     streams::{Holding, Removed, Streams},
@@ -46,12 +46,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 async fn try_run(job: &JobArgs, yes: bool) -> Result<TerminationMessage, Failure> {
     let manifest = job.place.manifest().map_err(|error| Failure::new(Reason::ManifestInvalid, format!("{error:#}")))?;
     let name = &manifest.metadata.name;
-    job.retry(async || {
+    job.retry(async |left| {
         let spec = Some(&manifest.spec);
         let url = job.place.redis(spec).map_err(|error| Failure::of_url("Redis", &error))?;
         let streams = Streams::connect(&url, name)?;
         let url = job.place.postgres(spec).map_err(|error| Failure::of_url("Postgres", &error))?;
-        let store = reach(&url, name).await?;
+        let store = JobArgs::reach(&url, name, left).await?;
         let done = match store.begin_purge(&manifest).await {
             Ok(Some(purge)) => remove(&manifest, &streams, purge, yes).await,
             Ok(None) => nothing_in_postgres(&manifest, &streams).await,

@@ -8,9 +8,13 @@ use super::server_url::{ServerUrl, shown, tls, unknown};
 
 const KNOWN: &str = "user, password, host, hostaddr, port, dbname, sslmode, options and statement-cache-capacity are";
 /// Settings that the product makes on every connection.
-const OURS: [&str; 8] = [
+const OURS: [&str; 12] = [
     "search_path",
     "timezone",
+    "client_encoding",
+    "statement_timeout",
+    "idle_session_timeout",
+    "transaction_timeout",
     "plan_cache_mode",
     "jit",
     "enable_seqscan",
@@ -152,6 +156,7 @@ mod tests {
             ("postgres://u:s3cret@h/db?options=-csearch_path%3Dpublic", "must not set search_path"),
             ("postgres://u:s3cret@h/db?options=-c%20work_mem%3D1MB%20--TimeZone%3DUTC", "must not set timezone"),
             ("postgres://u:s3cret@h/db?options[search-path]=public", "must not set search_path"),
+            ("postgres://u:s3cret@h/db?options[statement_timeout]=5s", "must not set statement_timeout"),
         ] {
             let why = checked(url).expect_err(url);
             assert!(why.contains(words), "{url}: {why}");
@@ -163,7 +168,7 @@ mod tests {
     fn a_postgres_url_that_the_driver_takes_whole_is_taken() {
         for url in [
             "postgres://me:p%40%2F%23%3F%25@h:5433/db?sslmode=disable",
-            "postgresql://me@h/db?options=-c%20statement_timeout%3D5s&options=-cwork_mem%3D1MB",
+            "postgresql://me@h/db?options=-c%20temp_buffers%3D8MB&options=-cwork_mem%3D1MB",
             "postgres://me:p@w@h/db",
             "postgres://me@localhost/db?host=/var/run/postgresql",
             "postgres:///db?host=/var/run/postgresql&user=me&port=5433",

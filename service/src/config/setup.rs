@@ -14,7 +14,7 @@ use super::{
     follow::{self, Follower},
 };
 use crate::{
-    board::{Board, not_migrated, of_postgres, silent},
+    board::{Board, cause, not_migrated, of_postgres, silent},
     lifecycle::Lifecycle,
     store::{Error, Newest, Offer, Pipeline, Registered, Store},
     streams::Streams,
@@ -173,9 +173,11 @@ impl Start<'_> {
             None => Store::connect(&urls.postgres, &name, self.connections).map_err(|error| of_postgres(&error))?,
         };
         self.store = Some(store.clone());
-        // The pool tries such a connection again and again, and gives no reason.
-        if let Ok(Err(error @ Error::Session(_))) = tokio::time::timeout(PROBED, store.probe()).await {
-            return Err(of_postgres(&error).into());
+        // The pool would try such a connection again and again, and gives no reason.
+        match tokio::time::timeout(PROBED, store.probe()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(of_postgres(&error).into()),
+            Err(_) => return Err(Problem::new(Reason::PostgresUnreachable, "it did not answer within 5 s").into()),
         }
         let begun = match manifest {
             Ok(manifest) => begin(manifest, &store).await,
@@ -191,7 +193,7 @@ impl Start<'_> {
             }
             Err(Missing::Problem(problem)) => Err(problem.into()),
             Err(Missing::Store(Error::Sql(sqlx::Error::PoolTimedOut))) => Err(silent(&store).await.into()),
-            Err(Missing::Store(error)) => Err(of_postgres(&error).into()),
+            Err(Missing::Store(error)) => Err(cause(&store, &error).await.into()),
         }
     }
 

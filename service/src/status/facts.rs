@@ -11,7 +11,7 @@ use millrace_crds::{
 };
 
 use crate::{
-    board::{not_migrated, of_postgres, of_redis, silent},
+    board::{not_migrated, of_no_writes, of_postgres, of_redis, silent},
     config::Setup,
     domain::ShardId,
     publish::{SinkPosition, sink_lag},
@@ -63,7 +63,7 @@ pub(super) async fn gather(setup: &Setup) -> Facts {
     // Before tables are read: one of them may be locked.
     // The parts below report a Postgres that does not answer.
     if let Some(Ok(Some(why))) = bounded(setup.store.takes_no_writes()).await {
-        facts.problems.push(Problem::new(Reason::PostgresReadOnlyOrFull, why));
+        facts.problems.push(of_no_writes(why));
     }
     let stored = match bounded(stored(&setup.store, &pipeline_id)).await {
         Some(Ok(stored)) => Some(stored),

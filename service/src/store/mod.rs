@@ -20,6 +20,7 @@ mod partitions;
 mod pipeline;
 mod policies;
 mod pool;
+mod pooler;
 mod processed;
 mod producers;
 mod purge;
@@ -62,6 +63,7 @@ pub use sinks::{NewSink, SinkRow, SinkState};
 pub use snapshot::{AggregatedRecord, AggregationRow, RollupPart, Rows, Snapshot, UnitTotal};
 pub use stats::{Counts, PostgresPromises, ShardCounts, SinkBeginning};
 pub use sums::RollupBy;
+pub use writes::NoWrites;
 pub use verify::{
     Difference, Differences, FirstSince, LoggedRecord, PolicyStart, RefusedOutcome, Scope, ShardCounters, ShardHead,
     SkippedNumbers, StartedSink, StoredPolicy, StoredTotal, StoredVerifyRun, Verification, VerifyResult, VerifyRun,

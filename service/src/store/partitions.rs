@@ -38,9 +38,13 @@ pub(super) async fn create_partition(pool: &PgPool, period: Period) -> Result<bo
         return Ok(false);
     }
     let mut turn = pool.begin_with(BEGIN).await?;
-    sqlx::query!("select set_config('lock_timeout', '2000', true), pg_advisory_xact_lock(hashtextextended(current_schema() || ' partitions', 0))::text")
-        .fetch_one(&mut *turn)
-        .await?;
+    sqlx::query!(
+        "select set_config('lock_timeout', least(2000, setting::int)::text, true),
+                pg_advisory_xact_lock(hashtextextended(current_schema() || ' partitions', 0))::text
+         from pg_settings where name = 'lock_timeout'"
+    )
+    .fetch_one(&mut *turn)
+    .await?;
     if exists(&mut turn, &name).await? {
         return Ok(false);
     }

@@ -114,6 +114,7 @@ impl Store {
     pub async fn pipeline(&self) -> Result<Option<Pipeline>, Error> {
         let mut connection = self.pool.acquire().await?;
         if !Self::is_migrated(&mut connection).await? {
+            Self::may_use_schema(&mut connection).await?;
             return Ok(None);
         }
         read_pipeline(&mut connection).await

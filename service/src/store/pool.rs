@@ -11,7 +11,10 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use super::session::{BEGIN, Session};
+use super::{
+    pooler,
+    session::{BEGIN, Session},
+};
 
 /// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +40,12 @@ pub enum Error {
     /// Workers of the pipeline are still active under another uid.
     #[error("{0}")]
     PreviousWorkersActive(String),
-    /// A session lacks a requested setting.
+    /// A pooler does not give a connection a session of its own.
     #[error("{0}")]
-    Session(String),
+    Pooler(String),
+    /// The role lacks a right to the schema.
+    #[error("{0}")]
+    PermissionDenied(String),
     /// Another session holds a lock that a migration needs.
     #[error("{0}")]
     Locked(String),
@@ -121,7 +127,40 @@ pub struct Store {
     /// Connections only for commits, so that nothing else delays a commit.
     pub(super) commits: PgPool,
     session: Session,
-    newest: Arc<NewestServer>,
+    shared: Arc<Shared>,
+}
+
+/// State that the pools of a store share.
+#[derive(Debug, Default)]
+struct Shared {
+    newest: NewestServer,
+    pooler: pooler::Watch,
+    /// The options of new connections.
+    options: Mutex<PgConnectOptions>,
+}
+
+impl Shared {
+    fn options(&self) -> PgConnectOptions {
+        self.options.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_options(&self, options: PgConnectOptions) {
+        *self.options.lock().unwrap_or_else(PoisonError::into_inner) = options;
+        self.pooler.redirected();
+    }
+
+    /// Makes the session of a new connection of a pool.
+    async fn establish(&self, session: &Session, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let established = async {
+            self.pooler.check(connection, &self.options()).await?;
+            session.establish(connection).await
+        };
+        self.newest.see(established.await.map_err(|error| match error {
+            Error::Sql(error) => error,
+            error => sqlx::Error::Configuration(error.into()),
+        })?);
+        Ok(())
+    }
 }
 
 /// Maximum number of connections for commits: of all appliers, and one to read the progress of a shard.
@@ -166,22 +205,29 @@ impl Store {
     /// # Errors
     /// When the URL is not a Postgres URL.
     pub fn connect(url: &str, pipeline: &str, connections: u32) -> Result<Self, Error> {
-        let newest = Arc::new(NewestServer::default());
+        Self::connect_as(Session::of_queries(pipeline), url, pipeline, connections)
+    }
+
+    /// The same for a command that waits for a lock at most this long.
+    ///
+    /// # Errors
+    /// When the URL is not a Postgres URL.
+    pub fn connect_waiting(url: &str, pipeline: &str, connections: u32, longest: Duration) -> Result<Self, Error> {
+        Self::connect_as(Session::of_queries(pipeline).waiting_at_most(longest), url, pipeline, connections)
+    }
+
+    fn connect_as(session: Session, url: &str, pipeline: &str, connections: u32) -> Result<Self, Error> {
+        let shared = Arc::new(Shared::default());
+        shared.set_options(Self::options(url, &session)?);
         let pool = |connections, session: Session| -> Result<PgPool, Error> {
-            let (seen, newest) = (Arc::clone(&newest), Arc::clone(&newest));
+            let (connecting, acquiring) = (Arc::clone(&shared), Arc::clone(&shared));
             let options = Self::options(url, &session)?;
             let pool = PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(5))
                 .after_connect(move |connection, _| {
-                    let (seen, session) = (Arc::clone(&seen), session.clone());
-                    Box::pin(async move {
-                        seen.see(session.check(connection).await.map_err(|error| match error {
-                            Error::Sql(error) => error,
-                            error => sqlx::Error::Configuration(error.into()),
-                        })?);
-                        Ok(())
-                    })
+                    let (shared, session) = (Arc::clone(&connecting), session.clone());
+                    Box::pin(async move { shared.establish(&session, connection).await })
                 })
                 // Without this, a connection whose statement was abandoned would keep its place in the pool for ever.
                 .after_release(|connection, _| Box::pin(answers(connection, RELEASE_TIMEOUT)))
@@ -189,21 +235,20 @@ impl Store {
                 // `before_acquire` tests with a timeout instead.
                 .test_before_acquire(false)
                 .before_acquire(move |connection, of| {
-                    let stays = newest.is_of(of.age);
+                    let stays = acquiring.newest.is_of(of.age);
                     Box::pin(async move { Ok(stays && answers(connection, ACQUIRE_PING_TIMEOUT).await?) })
                 })
                 .connect_lazy_with(options);
             Ok(pool)
         };
-        let session = Session::of_queries(pipeline);
         let (commits, pool) = (pool(COMMITS, Session::of_commits(pipeline))?, pool(connections, session.clone())?);
-        Ok(Self { pool, commits, session, newest })
+        Ok(Self { pool, commits, session, shared })
     }
 
     /// The server of the newest connection.
     #[must_use]
     pub fn server(&self) -> Server {
-        self.newest.get().0
+        self.shared.newest.get().0
     }
 
     /// Uses another server or other credentials for new connections. The first connection to another server ends the
@@ -212,7 +257,9 @@ impl Store {
     /// # Errors
     /// When the URL is not a Postgres URL.
     pub fn redirect(&self, url: &str, pipeline: &str) -> Result<(), Error> {
-        self.pool.set_connect_options(Self::options(url, &self.session)?);
+        let options = Self::options(url, &self.session)?;
+        self.shared.set_options(options.clone());
+        self.pool.set_connect_options(options);
         self.commits.set_connect_options(Self::options(url, &Session::of_commits(pipeline))?);
         Ok(())
     }
@@ -223,7 +270,9 @@ impl Store {
     }
 
     fn options(url: &str, session: &Session) -> Result<PgConnectOptions, Error> {
-        let options = PgConnectOptions::from_str(url)?.application_name(session.application).options(session.options());
+        // Of the options of a startup message only those that every pooler knows: the session sets all others.
+        let options =
+            PgConnectOptions::from_str(url)?.application_name(session.application).extra_float_digits(None);
         // The log of the driver has the text of statements. `slow` has a log without it.
         Ok(options.disable_statement_logging())
     }
@@ -231,18 +280,26 @@ impl Store {
     /// A store over the pool of a test's database.
     #[cfg(test)]
     pub(crate) fn of_test(pool: PgPool) -> Self {
-        Self { commits: pool.clone(), pool, session: Session::of_queries("test"), newest: Arc::default() }
+        Self { commits: pool.clone(), pool, session: Session::of_queries("test"), shared: Arc::default() }
     }
 
-    /// Opens a separate connection and runs a query. The pool only returns a timeout; this returns the cause.
+    /// Opens two separate connections, and checks that each has a session of its own with the settings. The pool only
+    /// returns a timeout; this returns the cause.
     ///
     /// # Errors
-    /// Why Postgres cannot be reached.
+    /// Why Postgres cannot be reached, or cannot be used by this URL.
     pub async fn probe(&self) -> Result<(), Error> {
-        let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
-        let answer = self.session.check(&mut connection).await;
-        connection.close().await?;
-        answer.map(|_| ())
+        let options = self.pool.connect_options();
+        let mut one = PgConnection::connect_with(&options).await?;
+        let mut other = PgConnection::connect_with(&options).await?;
+        let outcome = async {
+            pooler::check(&mut one, &mut other).await?;
+            self.session.establish(&mut one).await
+        };
+        let outcome = outcome.await;
+        other.close().await?;
+        one.close().await?;
+        outcome.map(|_| ())
     }
 
     /// Closes all connections.
@@ -296,7 +353,7 @@ mod tests {
         let mut old = store.pool.acquire().await.unwrap();
         let server = store.server();
         // As if this connection led to another server than the next one.
-        *store.newest.0.lock().unwrap() = (Server(1), None);
+        *store.shared.newest.0.lock().unwrap() = (Server(1), None);
         let mut new = store.pool.acquire().await.unwrap();
         assert_eq!(store.server(), server);
         let (gone, stays) = (session(&mut old).await, session(&mut new).await);

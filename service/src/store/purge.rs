@@ -33,7 +33,6 @@ impl Store {
     pub async fn begin_purge(&self, manifest: &RecordPipeline) -> Result<Option<Purge>, Error> {
         // A separate connection: when it closes, Postgres rolls the transaction back.
         let mut connection = self.pool.acquire().await?.detach();
-        sqlx::query!("select set_config('lock_timeout', '5000', false)").fetch_one(&mut connection).await?;
         sqlx::raw_sql("begin").execute(&mut connection).await?;
         let known =
             sqlx::query_scalar!("select to_regclass('pipeline') is not null and to_regclass('shards') is not null");

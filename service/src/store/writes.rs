@@ -1,5 +1,7 @@
 //! The check whether Postgres accepts writes, and the texts of its errors.
 
+use std::fmt;
+
 use sqlx::migrate::MigrateError;
 
 use super::{Error, Store};
@@ -11,12 +13,67 @@ impl From<sqlx::Error> for Error {
 }
 
 impl Error {
-    /// Whether Postgres is available and refuses a write: it is read-only (SQLSTATE 25006), its disk is full (53100),
-    /// or a lock was not available (55P03).
+    /// Whether Postgres is available and refuses a write: it is read-only (SQLSTATE 25006), its disk is full (53100), a
+    /// lock was not available (55P03), or the role lacks a right (42501).
     #[must_use]
     pub fn refuses_write(&self) -> bool {
+        self.is_one_of(&["25006", "53100"]) || self.met_lock() || self.lacks_right()
+    }
+
+    /// Whether a lock was not available in time: SQLSTATE 55P03.
+    #[must_use]
+    pub fn met_lock(&self) -> bool {
+        matches!(self, Self::Locked(_)) || self.is_one_of(&["55P03"])
+    }
+
+    /// Whether the role lacks a right: SQLSTATE 42501.
+    #[must_use]
+    pub fn lacks_right(&self) -> bool {
+        matches!(self, Self::PermissionDenied(_)) || self.is_one_of(&["42501"])
+    }
+
+    /// Whether Postgres does not admit the user or its password: SQLSTATE class 28.
+    #[must_use]
+    pub fn denies_access(&self) -> bool {
+        self.is_one_of(&["28"])
+    }
+
+    /// Whether there is no such database: SQLSTATE 3D000.
+    #[must_use]
+    pub fn misses_database(&self) -> bool {
+        self.is_one_of(&["3D000"])
+    }
+
+    /// Whether the SQLSTATE begins with one of these.
+    pub(super) fn is_one_of(&self, states: &[&str]) -> bool {
         let Self::Sql(sqlx::Error::Database(error)) = self else { return false };
-        error.code().is_some_and(|code| ["25006", "53100", "55P03"].contains(&&*code))
+        error.code().is_some_and(|code| states.iter().any(|state| code.starts_with(state)))
+    }
+}
+
+/// Why Postgres accepts no writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoWrites {
+    /// It is a standby.
+    Standby,
+    /// It is read-only by a setting.
+    ReadOnly,
+    /// A write waits for a lock.
+    Locked,
+}
+
+impl fmt::Display for NoWrites {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Standby => "it is a standby, which accepts no writes: give the URL of the primary",
+            Self::ReadOnly => {
+                "default_transaction_read_only is on for the server, the database or the role: turn it off to allow writes"
+            }
+            Self::Locked => {
+                "a write waits for a lock that another session holds: pg_blocking_pids() of the waiting session in \
+                 pg_stat_activity names it"
+            }
+        })
     }
 }
 
@@ -43,7 +100,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn takes_no_writes(&self) -> Result<Option<&'static str>, Error> {
+    pub async fn takes_no_writes(&self) -> Result<Option<NoWrites>, Error> {
         // A lock counts only after three seconds, because shorter waits are normal.
         let row = sqlx::query!(
             r#"select pg_is_in_recovery() as "standby!",
@@ -63,21 +120,31 @@ impl Store {
         )
         .fetch_one(&self.pool)
         .await?;
-        Ok(if row.standby {
-            Some("it is a standby, which accepts no writes: give the URL of the primary")
-        } else if row.read_only {
-            Some(
-                "default_transaction_read_only is on for the server, the database or the role: turn it off to allow \
-                 writes",
-            )
-        } else if row.waits {
-            Some(
-                "a write waits for a lock that another session holds: pg_blocking_pids() of the waiting session in \
-                 pg_stat_activity names it",
-            )
-        } else {
-            None
+        Ok(match (row.standby, row.read_only, row.waits) {
+            (true, _, _) => Some(NoWrites::Standby),
+            (_, true, _) => Some(NoWrites::ReadOnly),
+            (_, _, true) => Some(NoWrites::Locked),
+            _ => None,
         })
+    }
+
+    /// Checks that the role may use the schema, where there is one: without that right Postgres leaves the schema out of
+    /// the search path, and no table is found.
+    pub(super) async fn may_use_schema(connection: &mut sqlx::PgConnection) -> Result<(), Error> {
+        let denied = sqlx::query!(
+            r#"select nspname::text as "schema!", current_user::text as "role!" from pg_namespace
+               where quote_ident(nspname) = current_setting('search_path')
+                   and not has_schema_privilege(oid, 'usage')"#
+        );
+        match denied.fetch_optional(connection).await? {
+            None => Ok(()),
+            Some(row) => Err(Error::PermissionDenied(format!(
+                "the role {role} may not use the schema {schema}: run grant usage on schema {schema} to {role}, and grant \
+                 it the tables",
+                role = row.role,
+                schema = row.schema,
+            ))),
+        }
     }
 }
 
