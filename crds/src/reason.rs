@@ -134,6 +134,8 @@ reasons! {
     ShardsWithoutOwner,
     /// No pod answers on its health port.
     StatusUnknown,
+    /// Redis does not show the settings that decide what it keeps.
+    DurabilityUnknown,
     /// The spec breaks a rule that only the operator checks.
     InvalidSpec,
     /// A sink is halted.

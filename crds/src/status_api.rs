@@ -39,8 +39,22 @@ pub struct ProcessStatus {
     pub sinks: Option<Vec<PublisherStatus>>,
     /// Counts of the pipeline.
     pub counts: Option<PipelineCounts>,
-    /// Age of shards, sinks and counts in milliseconds.
+    /// Whether Redis keeps what it acknowledged; absent while Redis does not answer.
+    pub redis_durability: Option<RedisDurability>,
+    /// Age of shards, sinks, counts and durability in milliseconds.
     pub age_ms: Option<u64>,
+}
+
+/// Whether Redis keeps the records that it acknowledged when it crashes or is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RedisDurability {
+    /// By its settings it keeps all.
+    Durable,
+    /// It may lose some; a problem names the setting.
+    NotDurable,
+    /// It does not show its settings. Also a word of another version.
+    #[serde(other)]
+    Unknown,
 }
 
 /// The object that a manifest was made from.
@@ -199,12 +213,13 @@ mod tests {
     #[test]
     fn an_answer_of_another_version_is_read() {
         let answer = r#"{"role": "work", "extra": 1, "problems": [{"reason": "Novel", "message": "m"}],
-            "sinks": [{"sink": "s", "shard": 3, "state": "resting", "detail": "d"}], "counts": {"backlog": 7}}"#;
+            "sinks": [{"sink": "s", "shard": 3, "state": "resting", "detail": "d"}], "counts": {"backlog": 7}, "redisDurability": "Perhaps"}"#;
         let status: ProcessStatus = serde_json::from_str(answer).unwrap();
         assert_eq!(status.problems, [Problem::new(Reason::Other("Novel".to_owned()), "m")]);
         assert_eq!(status.sinks.unwrap()[0].state, PublisherState::Failing);
         assert_eq!(status.counts.unwrap(), PipelineCounts { backlog: 7, ..PipelineCounts::default() });
         assert_eq!((status.shards, status.age_ms), (None, None));
+        assert_eq!(status.redis_durability, Some(RedisDurability::Unknown));
         let written = serde_json::to_value(&status.problems[0]).unwrap();
         assert_eq!(written["reason"], "Novel");
     }

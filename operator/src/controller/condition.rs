@@ -21,6 +21,8 @@ pub(super) enum ConditionType {
     Degraded,
     /// Only a change by hand helps.
     Stalled,
+    /// Redis keeps what it acknowledged.
+    RedisDurable,
 }
 
 /// The status of a condition.
@@ -40,6 +42,7 @@ impl ConditionType {
             Self::Reconciling => "Reconciling",
             Self::Degraded => "Degraded",
             Self::Stalled => "Stalled",
+            Self::RedisDurable => "RedisDurable",
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use millrace_crds::{
     Reason,
-    status_api::{Problem, PublisherState, PublisherStatus, ShardStatus},
+    status_api::{Problem, PublisherState, PublisherStatus, RedisDurability, ShardStatus},
 };
 
 use super::{
@@ -123,7 +123,26 @@ impl View<'_> {
         let [degraded, stalled] = maker.degraded_and_stalled(trouble.as_ref());
         let ready = self.ready(maker, progress.as_ref(), trouble.as_ref());
         let reconciling = maker.reconciling(&progressing, &stalled);
-        vec![ready, migrated, progressing, reconciling, degraded, stalled]
+        vec![ready, migrated, progressing, reconciling, degraded, stalled, self.redis_durable(maker)]
+    }
+
+    /// Whether Redis keeps what it acknowledged, as the pods report it.
+    fn redis_durable(&self, maker: &Maker<'_>) -> Condition {
+        let kind = ConditionType::RedisDurable;
+        let weak = [Reason::RedisNotDurable, Reason::RedisEvicts];
+        if let Some(problem) = self.problems.iter().find(|problem| weak.contains(&problem.reason)) {
+            return maker.of(kind, Status::False, problem);
+        }
+        match self.newest.and_then(|newest| newest.answer.redis_durability) {
+            Some(RedisDurability::Durable) => {
+                maker.make(kind, Status::True, &Reason::AsExpected, "its settings keep what it acknowledged")
+            }
+            Some(_) => {
+                let message = "Redis does not show its settings: compare them with docs/servers.md";
+                maker.make(kind, Status::Unknown, &Reason::DurabilityUnknown, message)
+            }
+            None => maker.make(kind, Status::Unknown, &Reason::StatusUnknown, "no pod has reported it yet"),
+        }
     }
 
     fn ready(&self, maker: &Maker<'_>, progress: Option<&Problem>, trouble: Option<&Problem>) -> Condition {

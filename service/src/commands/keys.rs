@@ -65,7 +65,7 @@ impl ScopeName {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { place, action } = args;
     let pipeline = place.name()?;
-    let store = Store::connect(&place.postgres_url()?, &pipeline, 1).context("the URL of Postgres")?;
+    let store = super::postgres(&place, &pipeline, 1).await?;
     let outcome = act(&store, action).await;
     store.close().await;
     outcome

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 
 use super::keys::actor;
-use crate::{config::Place, store::Store};
+use crate::config::Place;
 
 /// Flags of `millrace losses`.
 #[derive(Debug, clap::Args)]
@@ -31,7 +31,7 @@ enum Action {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { place, action: Action::Acknowledge { reason } } = args;
     let pipeline = place.name()?;
-    let store = Store::connect(&place.postgres_url()?, &pipeline, 1).context("the URL of Postgres")?;
+    let store = super::postgres(&place, &pipeline, 1).await?;
     let acknowledged = store.acknowledge_losses(&actor(), &reason).await;
     store.close().await;
     let shards: Vec<String> = acknowledged?.iter().map(ToString::to_string).collect();

@@ -1,5 +1,6 @@
 //! The subcommands of `millrace`, one file each.
 
+mod access;
 pub mod config;
 pub mod dev;
 mod job;
@@ -13,6 +14,12 @@ pub mod serve;
 pub mod sinks;
 pub mod verify;
 pub mod work;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::{config::Place, store::Store};
 
 /// Streams of business records into exact totals, notifications and alerts.
 #[derive(Debug, clap::Parser)]
@@ -42,6 +49,14 @@ pub enum Command {
     Keys(keys::Args),
     /// Print the configuration that is active, secrets hidden.
     Config(config::Args),
+}
+
+/// Connects a command to the schema of a pipeline, by a session of its own.
+async fn postgres(place: &Place, pipeline: &str, connections: u32) -> anyhow::Result<Store> {
+    let store = Store::connect(&place.postgres_url()?, pipeline, connections).context("the URL of Postgres")?;
+    let probed = tokio::time::timeout(Duration::from_secs(5), store.probe()).await;
+    probed.context("Postgres did not answer within 5 s")??;
+    Ok(store)
 }
 
 impl Command {

@@ -2,9 +2,9 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use super::access;
 use crate::{
     accept::Acceptor,
-    board::of_redis,
     config::{Place, Secret, Setup, process_name, secret},
     http::{
         App,
@@ -17,7 +17,7 @@ use crate::{
     listen,
     status::Reporter,
     store::{self, Store, VerifyResult},
-    streams::{self, Producer, Streams},
+    streams::Producer,
     telemetry::{
         self, Telemetry, TelemetryArgs,
         metrics::{VERIFY_DIFFERENCES, VERIFY_LAST_SUCCESS},
@@ -29,13 +29,6 @@ use anyhow::Context as _;
 const POSTGRES_CONNECTIONS: u32 = 12;
 /// Longest time from the first signal to the end.
 const LONGEST_STOP: Duration = Duration::from_secs(28);
-
-/// Pause between two checks that Redis admits this process.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Longest time without an answer that admits it, one that comes late included, until it is not ready.
-const LONGEST_DENIAL: Duration = Duration::from_secs(20);
-/// The name of that look, among loops and problems.
-const ACCESS: &str = "serve.redis";
 
 /// Pause between two looks at the results of `millrace verify`.
 const VERIFY_EVERY: Duration = Duration::from_secs(15);
@@ -125,7 +118,7 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
     let address = listener.local_addr()?;
     let acceptor = Acceptor::default();
     let producer = Producer::new(&streams, &process, active_manifest.borrow().manifest.spec.shards);
-    watch_access(&streams, lifecycle);
+    access::watch_serve(&streams, &active_manifest, lifecycle);
     measure_verify(&store, lifecycle);
     acceptor.spawn(&store, &producer, &process, lifecycle);
     let app = App {
@@ -166,37 +159,6 @@ fn measure_verify(store: &Store, lifecycle: &Lifecycle) {
                 }
             }
             if tokio::time::timeout(VERIFY_EVERY, soft.cancelled()).await.is_ok() {
-                return Ok(());
-            }
-        }
-    });
-}
-
-/// Looks again and again whether Redis admits this process. While it does not, every record would be refused: the process
-/// is not ready, so that no traffic comes to it. A Redis that is unavailable changes nothing: all processes answer 503 then.
-fn watch_access(streams: &Streams, lifecycle: &Lifecycle) {
-    let (streams, board, soft) = (streams.clone(), lifecycle.board.clone(), lifecycle.soft.clone());
-    let heartbeat = lifecycle.heartbeats.register(ACCESS, LONGEST_DENIAL);
-    lifecycle.spawn(ACCESS, async move {
-        let mut denied = false;
-        loop {
-            // One shard's script needs what every request needs: the user, its password, scripts and keys.
-            match streams.backlog(1).await {
-                Err(error @ streams::Error::Denied(_)) => {
-                    if !std::mem::replace(&mut denied, true) {
-                        tracing::error!(event = "serve.redis.denied", %error, "Redis denies access to this process");
-                    }
-                    board.set(ACCESS, [of_redis(&error)]);
-                }
-                _ => {
-                    if std::mem::replace(&mut denied, false) {
-                        tracing::info!(event = "serve.redis.admitted", "Redis grants access to this process again");
-                    }
-                    board.set(ACCESS, []);
-                    heartbeat.record();
-                }
-            }
-            if tokio::time::timeout(LOOK_EVERY, soft.cancelled()).await.is_ok() {
                 return Ok(());
             }
         }

@@ -53,7 +53,7 @@ enum Start {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { place, action } = args;
     let pipeline = place.name()?;
-    let store = Store::connect(&place.postgres_url()?, &pipeline, 1).context("the URL of Postgres")?;
+    let store = super::postgres(&place, &pipeline, 1).await?;
     let streams = Streams::connect(&place.redis_url()?, &pipeline).context("the URL of Redis")?;
     let outcome = match action.unwrap_or(Action::List) {
         Action::List => list(&store).await,

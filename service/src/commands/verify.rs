@@ -69,7 +69,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let streams = Streams::connect(&args.place.redis_url()?, &pipeline)?;
     // One for the checks of Postgres, one for the result.
     let most = u32::try_from(connections())? + 2;
-    let store = Store::connect(&args.place.postgres_url()?, &pipeline, most)?;
+    let store = super::postgres(&args.place, &pipeline, most).await?;
     let mut shards: Vec<ShardId> = args.shards.iter().copied().map(ShardId::new).collect();
     shards.sort_unstable();
     shards.dedup();

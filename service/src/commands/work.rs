@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::sync::{RwLock, Semaphore, watch};
 
+use super::access;
 use crate::{
     config::{Place, Setup, process_name},
     http::health::{self, Health},
@@ -79,6 +80,7 @@ async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
 
 /// Starts a worker.
 pub fn start(setup: Setup, tuning: &Tuning, lifecycle: &Lifecycle) {
+    access::watch_work(&setup.streams, &setup.active_manifest, lifecycle);
     let (active, sinks) = watch::channel(Arc::default());
     let sink_reconciler = SinkReconciler {
         store: setup.store.clone(),

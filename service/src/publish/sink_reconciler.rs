@@ -84,7 +84,7 @@ impl SinkReconciler {
     async fn check_promises(&self) -> Result<(), Error> {
         let redis = self.streams.promises().await?;
         let postgres = self.store.postgres_promises().await?;
-        if redis.appendonly != "yes" || redis.appendfsync != "always" || redis.maxmemory_policy != "noeviction" {
+        if !redis.weaknesses().is_empty() || redis.are_unknown() {
             tracing::warn!(
                 event = "publish.redis.weak",
                 appendonly = redis.appendonly,

@@ -7,9 +7,10 @@ use std::{collections::HashMap, future::Future, time::Duration};
 
 use millrace_crds::{
     Reason,
-    status_api::{PipelineCounts, Problem, PublisherStatus, ShardStatus},
+    status_api::{PipelineCounts, Problem, PublisherStatus, RedisDurability, ShardStatus},
 };
 
+use super::servers;
 use crate::{
     board::{not_migrated, of_no_writes, of_postgres, of_redis, silent},
     config::Setup,
@@ -29,6 +30,7 @@ pub(super) struct Facts {
     pub(super) shards: Option<Vec<ShardStatus>>,
     pub(super) sinks: Option<Vec<PublisherStatus>>,
     pub(super) counts: Option<PipelineCounts>,
+    pub(super) redis_durability: Option<RedisDurability>,
 }
 
 /// State in Postgres.
@@ -42,6 +44,15 @@ struct Stored {
 
 /// Gathers all facts. Each part is bounded by [`LONGEST`]; a part that depends on one that failed is left out.
 pub(super) async fn gather(setup: &Setup) -> Facts {
+    let (mut facts, servers) = tokio::join!(of_pipeline(setup), bounded(servers::gather(setup)));
+    if let Some((problems, redis_durability)) = servers {
+        facts.problems.extend(problems);
+        facts.redis_durability = redis_durability;
+    }
+    facts
+}
+
+async fn of_pipeline(setup: &Setup) -> Facts {
     let (shards, pipeline_id) = {
         let active_manifest = setup.active_manifest.borrow();
         (active_manifest.manifest.spec.shards, active_manifest.pipeline_id.to_string())

@@ -3,7 +3,9 @@
 //! Served without a key, so it must never show a record, a key or a password. Must never wait for a server for long: a
 //! missing fact is absent, and older facts have their age.
 
+mod clocks;
 mod facts;
+mod servers;
 #[cfg(test)]
 mod tests;
 
@@ -92,6 +94,7 @@ impl Reporter {
             status.shards.clone_from(&facts.shards);
             status.sinks.clone_from(&facts.sinks);
             status.counts = facts.counts;
+            status.redis_durability = facts.redis_durability;
             status.age_ms = Some(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
         }
         status

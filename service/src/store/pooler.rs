@@ -24,7 +24,7 @@ pub(super) const REMEDY: &str =
 const ROUNDS: usize = 3;
 
 /// How long a check holds for further connections of the same pools.
-const HOLDS: Duration = Duration::from_secs(30);
+const HOLDS: Duration = Duration::from_secs(1);
 
 /// Longest time of a check beside a pool. A pooler without a free session for a second connection makes it wait.
 const LONGEST: Duration = Duration::from_secs(2);
@@ -49,7 +49,7 @@ pub(super) async fn check(one: &mut PgConnection, other: &mut PgConnection) -> R
     Ok(())
 }
 
-/// Checks new connections of pools, one of them every half minute.
+/// Checks new connections of pools, one of them each second.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     /// When a connection was checked last, and the number of changes of the URL by then.

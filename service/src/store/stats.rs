@@ -1,6 +1,6 @@
 //! Counts that hold across restarts and replicas, start positions of sinks, and durability settings of the server.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::SystemTime};
 
 use chrono::{DateTime, Utc};
 
@@ -205,6 +205,15 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         Ok(rows.into_iter().map(|row| (row.shard, row.count)).collect())
+    }
+
+    /// The clock of this server.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn clock(&self) -> Result<SystemTime, Error> {
+        let clock = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(&self.pool).await?;
+        Ok(clock.into())
     }
 
     /// The durability settings of this server.

@@ -11,8 +11,8 @@ use redis::{ErrorKind, RedisError, aio::MultiplexedConnection};
 use super::servers::{self, Link, RedisServer, Servers, Topology};
 use crate::domain::StreamId;
 
-const RIGHTS: &str = "grant it the pipeline's keys, the streams of its sinks, and the commands that \
-                      docs/configuration.md lists under Servers; ACL LOG on the server names what was refused";
+const RIGHTS: &str = "grant it the pipeline's keys, the streams of its sinks, and the commands that docs/servers.md lists \
+                      under Redis; ACL LOG on the server names what was refused";
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]

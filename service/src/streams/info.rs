@@ -1,11 +1,8 @@
-//! The settings of Redis, the backlog of each shard, and the cursors of the sinks.
+//! The backlog of each shard, the cursors of the sinks, and whether servers accept entries.
 //!
 //! Only reads: every script is flagged `no-writes`, so it also runs when Redis is full.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::LazyLock,
-};
+use std::{collections::HashMap, sync::LazyLock};
 
 use futures::future::try_join_all;
 use redis::{AsyncCommands, Script};
@@ -54,43 +51,7 @@ pub struct Cursor {
     pub numbers: HashMap<ShardId, Seq>,
 }
 
-/// Settings of Redis that decide which records survive a crash; `unknown` where the server hides them.
-#[derive(Debug, Clone)]
-pub struct RedisPromises {
-    /// `appendonly`.
-    pub appendonly: String,
-    /// `appendfsync`.
-    pub appendfsync: String,
-    /// `maxmemory-policy`.
-    pub maxmemory_policy: String,
-    /// `redis_version`.
-    pub version: String,
-}
-
-/// One shard in one step, so that the group and the counters are of one moment.
-static BACKLOG: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "#!lua flags=no-writes
-local time = redis.call('TIME')
-local held = redis.call('HMGET', KEYS[2], 'appended', 'acknowledged', 'pipeline')
-local entries, oldest, last = redis.call('XLEN', KEYS[1]), false, '0-0'
-if entries > 0 then
-  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-    local group = {}
-    for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
-    if group['name'] == ARGV[1] then
-      last = group['last-delivered-id']
-      if group['pending'] > 0 then oldest = redis.call('XPENDING', KEYS[1], ARGV[1])[2] end
-    end
-  end
-  if not oldest then
-    local first = redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 1)[1]
-    oldest = first and first[1]
-  end
-end
-return {time[1], time[2], entries, oldest, held[1], held[2], held[3]}",
-    )
-});
+static BACKLOG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/backlog.lua")));
 
 type Answer = (u64, u64, u64, Option<String>, Option<i64>, Option<i64>, Option<String>);
 
@@ -143,41 +104,10 @@ impl Streams {
         // Managed servers may refuse INFO.
         Ok(told.iter().flatten().find_map(|info| refuses_writes(info)))
     }
-
-    /// The settings of the servers.
-    ///
-    /// # Errors
-    /// When Redis does not answer. A server that refuses the command is not an error.
-    pub async fn promises(&self) -> Result<RedisPromises, Error> {
-        let mut settings: [BTreeSet<String>; 3] = Default::default();
-        let queries = self.queries().await?;
-        for mut connection in queries.each() {
-            for (setting, values) in ["appendonly", "appendfsync", "maxmemory-policy"].iter().zip(&mut settings) {
-                let told: Result<HashMap<String, String>, _> =
-                    redis::cmd("CONFIG").arg("GET").arg(setting).query_async(&mut connection).await;
-                match told {
-                    Ok(told) => values.extend(told.into_values()),
-                    // Managed servers refuse CONFIG.
-                    Err(error) if error.code().is_some() => {}
-                    Err(error) => return Err(Error::of(error)),
-                }
-            }
-        }
-        let infos = infos(&queries, &["server"]).await?;
-        let versions =
-            infos.iter().flatten().filter_map(|info| field(info, "redis_version").map(str::to_owned)).collect();
-        // A cluster's servers may differ.
-        let said = |values: BTreeSet<String>| match values.is_empty() {
-            true => "unknown".to_owned(),
-            false => values.into_iter().collect::<Vec<_>>().join(", "),
-        };
-        let [appendonly, appendfsync, maxmemory_policy] = settings.map(said);
-        Ok(RedisPromises { appendonly, appendfsync, maxmemory_policy, version: said(versions) })
-    }
 }
 
 /// The answer to `INFO` of each server that accepts writes; `None`: it refuses the command.
-async fn infos(queries: &Queries, sections: &[&str]) -> Result<Vec<Option<String>>, Error> {
+pub(super) async fn infos(queries: &Queries, sections: &[&str]) -> Result<Vec<Option<String>>, Error> {
     let mut infos = Vec::new();
     for mut connection in queries.each() {
         let told: Result<String, _> = redis::cmd("INFO").arg(sections).query_async(&mut connection).await;
@@ -190,7 +120,7 @@ async fn infos(queries: &Queries, sections: &[&str]) -> Result<Vec<Option<String
     Ok(infos)
 }
 
-fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
@@ -300,7 +230,6 @@ mod tests {
             cursors,
             [HashMap::from([(ShardId::new(0), Seq::new(12)), (ShardId::new(3), Seq::new(4))]), HashMap::new()]
         );
-        assert_ne!(streams.promises().await.expect("promises").version, "unknown");
         let () = redis.del(key).await.expect("DEL");
     }
 }

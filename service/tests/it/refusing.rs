@@ -1,16 +1,19 @@
-//! Servers that refuse commands: a Postgres that takes no writes, a Redis that denies access.
+//! A Postgres that refuses connections, statements or writes: each has a reason of its own, and costs no record.
 
-use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::harness::{Load, Pipeline, PrivateRedis, Process, eventually, record, shared};
+use crate::harness::{Load, Pipeline, PrivatePostgres, Process, eventually, shared};
 
-fn has(status: &Value, reason: &str, words: &str) -> bool {
+pub(crate) fn has(status: &Value, reason: &str, words: &str) -> bool {
     status["problems"].as_array().is_some_and(|problems| {
         problems.iter().any(|problem| {
             problem["reason"] == reason && problem["message"].as_str().is_some_and(|message| message.contains(words))
         })
     })
+}
+
+async fn no_dead_letter(pipeline: &Pipeline) {
+    assert_eq!(pipeline.number("select count(*) from dead_letters").await, 0, "nothing became a dead letter");
 }
 
 async fn end_sessions(pipeline: &Pipeline) {
@@ -38,6 +41,7 @@ async fn check_recovery(pipeline: &Pipeline, serve: &Process, work: &Process, id
     work.has_problems(&[]).await;
     pipeline.applied().await;
     pipeline.check_exactly_once(ids).await;
+    no_dead_letter(pipeline).await;
     assert!(work.logged("worker.producer.dead").is_empty(), "serve is alive");
     assert_eq!(pipeline.number("select count(*) from producers where closed").await, 0);
 }
@@ -83,7 +87,7 @@ async fn a_locked_table_is_a_problem_and_no_process_is_dead() {
     let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("lock table producers in exclusive mode").execute(&mut *lock).await.unwrap();
     for process in [&serve, &work] {
-        process.reports("a table is locked", |status| has(status, "PostgresReadOnlyOrFull", "waits for a lock")).await;
+        process.reports("a table is locked", |status| has(status, "PostgresLocked", "waits for a lock")).await;
     }
     notes_are_old(&pipeline).await;
     lock.rollback().await.unwrap();
@@ -107,6 +111,7 @@ async fn a_full_postgres_is_a_problem_until_it_has_room() {
     work.reports("Postgres is full", |status| has(status, "PostgresReadOnlyOrFull", "No space left on device")).await;
     let line = work.logs("worker.shard.backing_off").await;
     assert!(line["error"].as_str().unwrap().ends_with("No space left on device (SQLSTATE 53100)"), "{line}");
+    no_dead_letter(&pipeline).await;
     pipeline.execute("drop trigger full_disk on records").await;
     work.logs("worker.shard.resumed").await;
     work.has_problems(&[]).await;
@@ -114,58 +119,101 @@ async fn a_full_postgres_is_a_problem_until_it_has_room() {
     pipeline.check_exactly_once(&load.ids).await;
 }
 
-/// Creates the user `app` with these rights and the password `right`; returns a URL with the given password.
-async fn user(pipeline: &Pipeline, redis: &PrivateRedis, password: &str, rights: &[&str]) -> String {
-    let words = [&["ACL", "SETUSER", "app", "on", ">right"], rights].concat();
-    let _: String = pipeline.redis(&words).await;
-    redis.url().replace("redis://", &format!("redis://app:{password}@"))
-}
-
 #[tokio::test]
-async fn serve_with_a_wrong_redis_password_is_not_ready_and_reports_it() {
-    let redis = PrivateRedis::start(&[]).await;
-    let pipeline = Pipeline::on(&redis.url(), &shared().await.postgres, json!({})).await;
-    let url = user(&pipeline, &redis, "wr0ng", &["~*", "+@all"]).await;
-    let serve = pipeline.serve_with(&[("MILLRACE_REDIS_URL", &url)]).await;
-    let line = serve.logs("serve.redis.denied").await;
-    assert!(line["error"].as_str().unwrap().contains("refuses the user or password"), "{line}");
-    assert!(!line.to_string().contains("wr0ng"));
-    serve.reports("the denied access", |status| has(status, "RedisAccessDenied", "refuses the user or password")).await;
-    assert!(!serve.is_ready().await);
-    let _: String = pipeline.redis(&["ACL", "SETUSER", "app", ">wr0ng"]).await;
-    serve.ready().await;
-    serve.has_problems(&[]).await;
-    pipeline.send(&[record("a", "d")]).await;
-}
-
-#[tokio::test]
-async fn a_pipeline_runs_under_the_documented_redis_rights() {
-    let redis = PrivateRedis::start(&[]).await;
-    let pipeline = Pipeline::on(&redis.url(), &shared().await.postgres, json!({})).await;
-    let (own, streams) = (format!("~{{{}.*}}*", pipeline.name), format!("~{}.*", pipeline.name));
-    let url = user(&pipeline, &redis, "right", &[&own, &streams, "+@all", "-@dangerous"]).await;
-    let under = [("MILLRACE_REDIS_URL", url.as_str())];
-    let (serve, work) = (pipeline.serve_with(&under).await, pipeline.work_with(&under));
-    let load = Load::new("r", 300);
-    pipeline.send(&load.records).await;
+async fn a_standby_is_a_problem_until_it_is_promoted() {
+    let mut postgres = PrivatePostgres::start().await;
+    let pipeline = Pipeline::on(&shared().await.redis, &postgres.url(), json!({})).await;
+    let (serve, work) = (pipeline.serve().await, pipeline.work());
+    let load = Load::new("r", 200);
+    let (before, after) = load.records.split_at(100);
+    pipeline.send(before).await;
     pipeline.applied().await;
-    pipeline.check_exactly_once(&load.ids).await;
-    serve.has_problems(&[]).await;
-    work.has_problems(&[]).await;
-    pipeline.get("/stats").await;
-
-    let _: String = pipeline.redis(&["ACL", "SETUSER", "app", "-xadd"]).await;
-    let (status, _) = pipeline.post("/records", &record("refused", "d")).await;
-    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    let line = serve.logs("accept.append.failed").await.to_string();
-    assert!(
-        line.to_lowercase().contains("xadd ") && line.contains("docs/configuration.md") && !line.contains("away"),
-        "{line}"
-    );
-
-    let _: String = pipeline.redis(&["ACL", "SETUSER", "app", "+xadd", "resetkeys", &streams]).await;
-    let records = pipeline.records(0);
-    for process in [&serve, &work] {
-        process.reports("the denied key", |status| has(status, "RedisAccessDenied", &records)).await;
+    postgres.stop();
+    postgres.demote();
+    postgres.restart().await;
+    let late = pipeline.start_waiting("work", &[]);
+    pipeline.send(after).await;
+    for process in [&serve, &work, &late] {
+        process.reports("a standby", |status| has(status, "PostgresStandby", "give the URL of the primary")).await;
     }
+    no_dead_letter(&pipeline).await;
+    sqlx::query("select pg_promote()").execute(&pipeline.sql).await.unwrap();
+    pipeline.applied().await;
+    for process in [&serve, &work, &late] {
+        process.has_problems(&[]).await;
+    }
+    no_dead_letter(&pipeline).await;
+    pipeline.check_exactly_once(&load.ids).await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_a_missing_database_each_have_a_reason() {
+    let postgres = PrivatePostgres::start().await;
+    let pipeline = Pipeline::on(&shared().await.redis, &postgres.url(), json!({})).await;
+    let role = format!("app_{}", pipeline.name);
+    let url = pipeline.grant(&role).await;
+    pipeline.execute_as_owner(format!("alter role {role} password 'right'")).await;
+    postgres.ask_for_password(&role).await;
+    let url = url.replace('@', ":wr0ng@");
+    let (serve, work) = (
+        pipeline.start_waiting("serve", &[("MILLRACE_POSTGRES_URL", &url)]),
+        pipeline.start_waiting("work", &[("MILLRACE_POSTGRES_URL", &url)]),
+    );
+    for process in [&serve, &work] {
+        let status = process.has_problems(&["PostgresAccessDenied"]).await.to_string();
+        assert!(status.contains("password authentication failed") && !status.contains("wr0ng"), "{status}");
+        assert_eq!(status.matches("SQLSTATE").count(), 1, "{status}");
+        assert!(!process.is_ready().await);
+        assert!(!process.logs("config.pipeline.waiting").await.to_string().contains("wr0ng"));
+    }
+    pipeline.execute_as_owner(format!("alter role {role} password 'wr0ng'")).await;
+    for process in [&serve, &work] {
+        process.ready().await;
+        process.has_problems(&[]).await;
+    }
+    // The password changes while they run.
+    let load = Load::new("r", 100);
+    pipeline.execute_as_owner(format!("alter role {role} password 'other'")).await;
+    end_sessions(&pipeline).await;
+    for process in [&serve, &work] {
+        process.reports("the password", |status| has(status, "PostgresAccessDenied", "password")).await;
+    }
+    pipeline.execute_as_owner(format!("alter role {role} password 'wr0ng'")).await;
+    pipeline.send_through(&load.records).await;
+    pipeline.applied().await;
+    check_recovery(&pipeline, &serve, &work, &load.ids).await;
+
+    let elsewhere = format!("{}_none", pipeline.postgres_url());
+    let lost = pipeline.start_waiting("work", &[("MILLRACE_POSTGRES_URL", &elsewhere)]);
+    let status = lost.has_problems(&["PostgresDatabaseNotFound"]).await.to_string();
+    assert!(status.contains("does not exist"), "{status}");
+}
+
+#[tokio::test]
+async fn a_missing_permission_is_a_problem_until_it_is_granted() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let (role, schema) = (format!("few_{}", pipeline.name), format!("millrace_{}", pipeline.name));
+    let url = pipeline.grant(&role).await;
+    pipeline.execute_as_owner(format!("revoke usage on schema {schema} from {role}")).await;
+    let under = [("MILLRACE_POSTGRES_URL", url.as_str())];
+    let (serve, work) = (pipeline.start_waiting("serve", &under), pipeline.start_waiting("work", &under));
+    for process in [&serve, &work] {
+        let status = process.has_problems(&["PostgresPermissionDenied"]).await.to_string();
+        assert!(status.contains(&format!("grant usage on schema {schema} to {role}")), "{status}");
+    }
+    pipeline.execute_as_owner(format!("grant usage on schema {schema} to {role}")).await;
+    for process in [&serve, &work] {
+        process.ready().await;
+        process.has_problems(&[]).await;
+    }
+    pipeline.execute_as_owner(format!("revoke insert on records from {role}")).await;
+    let load = Load::new("r", 100);
+    pipeline.send_through(&load.records).await;
+    work.reports("the right", |status| has(status, "PostgresPermissionDenied", "permission denied for table")).await;
+    no_dead_letter(&pipeline).await;
+    pipeline.execute_as_owner(format!("grant insert on records to {role}")).await;
+    pipeline.applied().await;
+    check_recovery(&pipeline, &serve, &work, &load.ids).await;
+    drop((serve, work));
+    pipeline.execute_as_owner(format!("drop owned by {role}; drop role {role}")).await;
 }

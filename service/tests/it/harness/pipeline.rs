@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgPoolOptions};
 use tempfile::TempDir;
 
-use super::{ManyRedis, Process, eventually, failover::Place, free_port, obtain, shared};
+use super::{ManyRedis, Pooler, Process, eventually, failover::Place, free_port, obtain, shared};
 
 /// The bootstrap key of every pipeline here, with all scopes.
 pub(crate) const KEY: &str = "mk_integration-tests-0123456789-abcdef";
@@ -77,17 +77,41 @@ impl Pipeline {
         sqlx::query(AssertSqlSafe(create)).execute(&mut connection).await.unwrap();
         let (server, _) = postgres.rsplit_once('/').unwrap();
         let url = format!("{server}/{database}");
-        let mut this = Self::made(redis, many, &url, spec).await;
+        let mut this = Self::made(redis, many, &url, &url, spec).await;
         this.database = Some((postgres.to_owned(), database));
         this
     }
 
-    /// A pipeline in an existing database, such as that of another pipeline.
-    pub(crate) async fn beside(redis: &str, database: &str, given: Value) -> Self {
-        Self::made(redis, None, database, given).await
+    /// A pipeline in a new database of the pooler's server, whose processes connect by the pooler.
+    pub(crate) async fn behind(pooler: &Pooler, spec: Value) -> Self {
+        let database = format!("it_{:016x}", rand::random::<u64>());
+        let mut connection = PgConnection::connect(pooler.server()).await.unwrap();
+        let create = format!("create database {database}");
+        sqlx::query(AssertSqlSafe(create)).execute(&mut connection).await.unwrap();
+        let mut this = Self::behind_in(pooler, &database, spec).await;
+        this.database = Some((pooler.server().to_owned(), database));
+        this
     }
 
-    async fn made(redis: &str, many: Option<Place>, database: &str, given: Value) -> Self {
+    /// The same in an existing database.
+    pub(crate) async fn behind_in(pooler: &Pooler, database: &str, spec: Value) -> Self {
+        let (server, _) = pooler.server().rsplit_once('/').unwrap();
+        let direct = format!("{server}/{database}");
+        Self::made(&shared().await.redis, None, &direct, &pooler.url(database), spec).await
+    }
+
+    /// The name of its database.
+    pub(crate) fn database(&self) -> &str {
+        self.postgres_url.rsplit_once('/').unwrap().1
+    }
+
+    /// A pipeline in an existing database, such as that of another pipeline.
+    pub(crate) async fn beside(redis: &str, database: &str, given: Value) -> Self {
+        Self::made(redis, None, database, database, given).await
+    }
+
+    /// `database` is the URL for the test, `postgres_url` that for processes.
+    async fn made(redis: &str, many: Option<Place>, database: &str, postgres_url: &str, given: Value) -> Self {
         let name = format!("t{:012x}", rand::random::<u64>() >> 16);
         let mut spec = json!({
             "shards": 2,
@@ -113,7 +137,7 @@ impl Pipeline {
                 }
             },
             redis_url: redis.to_owned(),
-            postgres_url: database.to_owned(),
+            postgres_url: postgres_url.to_owned(),
             database: None,
             dir: tempfile::Builder::new().prefix("millrace-it.").tempdir().unwrap(),
             metadata: json!({"name": &name}).into(),
@@ -258,6 +282,16 @@ impl Pipeline {
         command.envs(environment.iter().copied());
         let n = self.started.fetch_add(1, Ordering::Relaxed);
         Process::start(role, command, self.dir.path().join(format!("{n}-{role}.log")))
+    }
+
+    /// Starts a role with further variables, and does not wait until it answers.
+    pub(crate) fn start_waiting(&self, role: &'static str, environment: &[(&str, &str)]) -> Process {
+        let listen = format!("127.0.0.1:{}", free_port());
+        let arguments: &[&str] = if role == "serve" { &["--listen", &listen] } else { &[] };
+        if role == "serve" {
+            *self.serving.lock().unwrap() = Some(format!("http://{listen}"));
+        }
+        self.start(role, arguments, environment)
     }
 
     /// Starts a worker.

@@ -165,6 +165,22 @@ impl PrivatePostgres {
         end(&mut self.child, Signal::SIGINT);
     }
 
+    /// Makes it a standby at its next start, until it is promoted. Only while it does not run.
+    pub(crate) fn demote(&self) {
+        assert!(self.child.is_none(), "a running server is demoted by nobody");
+        fs::write(self.dir.path().join("postgres/standby.signal"), "").unwrap();
+    }
+
+    /// Asks this role for its password from now on.
+    pub(crate) async fn ask_for_password(&self, role: &str) {
+        let rules = format!(
+            "host all {role} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"
+        );
+        fs::write(self.dir.path().join("postgres/pg_hba.conf"), rules).unwrap();
+        let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&self.url()).await.unwrap();
+        sqlx::query("select pg_reload_conf()").execute(&mut connection).await.unwrap();
+    }
+
     /// Copies its data. Only while it does not run.
     pub(crate) fn back_up(&self) {
         self.copy("postgres", "backup");
@@ -266,7 +282,7 @@ fn postgres_user() -> Option<User> {
     })
 }
 
-fn as_postgres(death: Option<&str>) -> Command {
+pub(super) fn as_postgres(death: Option<&str>) -> Command {
     let mut command = Command::new("setpriv");
     if let Some(User { uid, gid, .. }) = postgres_user() {
         command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".to_owned()]);

@@ -1,0 +1,101 @@
+//! Looks again and again whether Redis grants a process the rights that it needs.
+//!
+//! A Redis that is unavailable changes nothing here: that is the problem of others.
+
+use std::{sync::Arc, time::Duration};
+
+use millrace_crds::{Reason, status_api::Problem};
+use tokio::sync::watch;
+
+use crate::{
+    board::of_redis,
+    config::ActiveManifest,
+    lifecycle::{Heartbeat, Lifecycle},
+    streams::{self, Streams},
+};
+
+/// Pause between two looks.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Longest time without access, one answer that comes late included, until a `serve` process is not ready.
+const LONGEST_DENIAL: Duration = Duration::from_secs(20);
+
+/// The name of the look of `serve`, among loops and problems.
+const OF_SERVE: &str = "serve.redis";
+/// The name of the look of `work`, among problems.
+const OF_WORK: &str = "work.redis";
+
+/// What a look has found.
+enum Access {
+    /// All rights, or an unavailable server.
+    Granted,
+    /// Some rights are missing; whether the input streams are affected.
+    Lacks(Problem, bool),
+}
+
+/// Follows the access of a `serve` process. While it is denied, every record would be refused: the process is not ready, so
+/// that no traffic comes to it.
+pub(super) fn watch_serve(streams: &Streams, manifest: &watch::Receiver<ActiveManifest>, lifecycle: &Lifecycle) {
+    let heartbeat = lifecycle.heartbeats.register(OF_SERVE, LONGEST_DENIAL);
+    watch_access(OF_SERVE, Some(heartbeat), streams, manifest, lifecycle);
+}
+
+/// Follows the access of a `work` process.
+pub(super) fn watch_work(streams: &Streams, manifest: &watch::Receiver<ActiveManifest>, lifecycle: &Lifecycle) {
+    watch_access(OF_WORK, None, streams, manifest, lifecycle);
+}
+
+fn watch_access(
+    part: &'static str,
+    heartbeat: Option<Arc<Heartbeat>>,
+    streams: &Streams,
+    manifest: &watch::Receiver<ActiveManifest>,
+    lifecycle: &Lifecycle,
+) {
+    let (streams, manifest) = (streams.clone(), manifest.clone());
+    let (board, soft) = (lifecycle.board.clone(), lifecycle.soft.clone());
+    lifecycle.spawn(part, async move {
+        let mut said: Option<Problem> = None;
+        loop {
+            let sinks = sinks(&manifest);
+            let (problem, is_ready) = match look(&streams, &sinks).await {
+                Access::Granted => (None, true),
+                Access::Lacks(problem, is_serious) => (Some(problem), !is_serious),
+            };
+            match &problem {
+                Some(Problem { reason, message }) if problem != said => {
+                    tracing::error!(event = "streams.access.denied", ?reason, error = message, "Redis denies access to this process");
+                }
+                None if said.is_some() => {
+                    tracing::info!(event = "streams.access.granted", "Redis grants access to this process again");
+                }
+                _ => {}
+            }
+            said.clone_from(&problem);
+            board.set(part, problem);
+            if let Some(heartbeat) = heartbeat.as_ref().filter(|_| is_ready) {
+                heartbeat.record();
+            }
+            if tokio::time::timeout(LOOK_EVERY, soft.cancelled()).await.is_ok() {
+                return Ok(());
+            }
+        }
+    });
+}
+
+/// The streams of the sinks of the active manifest.
+fn sinks(manifest: &watch::Receiver<ActiveManifest>) -> Vec<String> {
+    let manifest = Arc::clone(&manifest.borrow().manifest);
+    manifest.spec.sinks.iter().filter_map(|sink| sink.stream(&manifest.metadata.name)).collect()
+}
+
+async fn look(streams: &Streams, sinks: &[String]) -> Access {
+    match streams.missing_rights(sinks).await {
+        Err(error @ streams::Error::Denied(_)) => Access::Lacks(of_redis(&error), true),
+        Ok(missing) if !missing.is_empty() => {
+            let is_serious = !missing.commands.is_empty() || !streams.may_append(&missing);
+            Access::Lacks(Problem::new(Reason::RedisAclMissing, missing.to_string()), is_serious)
+        }
+        // A server of another make may not know the question: what it refuses then shows itself.
+        Ok(_) | Err(_) => Access::Granted,
+    }
+}
