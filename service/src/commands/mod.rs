@@ -1,6 +1,5 @@
 //! The subcommands of `millrace`, one file each.
 
-mod access;
 pub mod config;
 pub mod dev;
 mod job;

@@ -2,7 +2,6 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use super::access;
 use crate::{
     accept::Acceptor,
     config::{Place, Secret, Setup, process_name, secret},
@@ -15,7 +14,7 @@ use crate::{
     },
     lifecycle::Lifecycle,
     listen,
-    status::Reporter,
+    status::{self, Reporter},
     store::{self, Store, VerifyResult},
     streams::Producer,
     telemetry::{
@@ -118,7 +117,7 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
     let address = listener.local_addr()?;
     let acceptor = Acceptor::default();
     let producer = Producer::new(&streams, &process, active_manifest.borrow().manifest.spec.shards);
-    access::watch_serve(&streams, &active_manifest, lifecycle);
+    status::watch_serve(&streams, &active_manifest, lifecycle);
     measure_verify(&store, lifecycle);
     acceptor.spawn(&store, &producer, &process, lifecycle);
     let app = App {

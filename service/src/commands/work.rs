@@ -4,13 +4,12 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::sync::{RwLock, Semaphore, watch};
 
-use super::access;
 use crate::{
     config::{Place, Setup, process_name},
     http::health::{self, Health},
     lifecycle::Lifecycle,
     publish::SinkReconciler,
-    status::Reporter,
+    status::{self, Reporter},
     store::LONGEST_LEASE_MS,
     telemetry::{self, Telemetry, TelemetryArgs},
     worker::{self, Context},
@@ -80,7 +79,7 @@ async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
 
 /// Starts a worker.
 pub fn start(setup: Setup, tuning: &Tuning, lifecycle: &Lifecycle) {
-    access::watch_work(&setup.streams, &setup.active_manifest, lifecycle);
+    status::watch_work(&setup.streams, &setup.active_manifest, lifecycle);
     let (active, sinks) = watch::channel(Arc::default());
     let sink_reconciler = SinkReconciler {
         store: setup.store.clone(),

@@ -3,6 +3,7 @@
 //! Served without a key, so it must never show a record, a key or a password. Must never wait for a server for long: a
 //! missing fact is absent, and older facts have their age.
 
+mod access;
 mod clocks;
 mod facts;
 mod servers;
@@ -24,6 +25,7 @@ use crate::{
     board::{self, Board},
     config::Setup,
 };
+pub(crate) use access::{watch_serve, watch_work};
 use facts::Facts;
 
 /// Younger facts are used again.

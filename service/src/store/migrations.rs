@@ -183,7 +183,8 @@ impl Store {
     /// a table also where it has nothing to do.
     async fn has_all(steps: &Migrator, connection: &mut PgConnection) -> Result<bool, Error> {
         let table = &steps.table_name;
-        if Self::applied(connection).await?.is_empty() || connection.dirty_version(table).await.map_err(refused)?.is_some()
+        if Self::applied(connection).await?.is_empty()
+            || connection.dirty_version(table).await.map_err(refused)?.is_some()
         {
             return Ok(false);
         }

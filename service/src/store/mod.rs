@@ -63,8 +63,8 @@ pub use sinks::{NewSink, SinkRow, SinkState};
 pub use snapshot::{AggregatedRecord, AggregationRow, RollupPart, Rows, Snapshot, UnitTotal};
 pub use stats::{Counts, PostgresPromises, ShardCounts, SinkBeginning};
 pub use sums::RollupBy;
-pub use writes::NoWrites;
 pub use verify::{
     Difference, Differences, FirstSince, LoggedRecord, PolicyStart, RefusedOutcome, Scope, ShardCounters, ShardHead,
     SkippedNumbers, StartedSink, StoredPolicy, StoredTotal, StoredVerifyRun, Verification, VerifyResult, VerifyRun,
 };
+pub use writes::NoWrites;

@@ -271,8 +271,7 @@ impl Store {
 
     fn options(url: &str, session: &Session) -> Result<PgConnectOptions, Error> {
         // Of the options of a startup message only those that every pooler knows: the session sets all others.
-        let options =
-            PgConnectOptions::from_str(url)?.application_name(session.application).extra_float_digits(None);
+        let options = PgConnectOptions::from_str(url)?.application_name(session.application).extra_float_digits(None);
         // The log of the driver has the text of statements. `slow` has a log without it.
         Ok(options.disable_statement_logging())
     }

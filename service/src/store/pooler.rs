@@ -15,8 +15,7 @@ use tokio::{sync::Mutex, time::Instant};
 use super::{Error, session::run};
 
 /// What helps against a pooler that shares sessions.
-pub(super) const REMEDY: &str =
-    "a pooler between here and Postgres gives it another session. Set pool_mode = session there, or give the URL of \
+pub(super) const REMEDY: &str = "a pooler between here and Postgres gives it another session. Set pool_mode = session there, or give the URL of \
      Postgres itself";
 
 /// Rounds of a check. An idle pooler shows its mode in the first; a busy one may give both connections the same sessions

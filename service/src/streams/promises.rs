@@ -49,10 +49,7 @@ impl fmt::Display for Weakness {
                  always"
             ),
             Self::Evicts(policy) => {
-                write!(
-                    f,
-                    "Redis may evict records: it has maxmemory-policy {policy}; set maxmemory-policy noeviction"
-                )
+                write!(f, "Redis may evict records: it has maxmemory-policy {policy}; set maxmemory-policy noeviction")
             }
         }
     }
@@ -64,11 +61,12 @@ impl RedisPromises {
     pub fn weaknesses(&self) -> Vec<Weakness> {
         let mut weaknesses = Vec::new();
         let wrong = |value: &str, right: &str| value != right && value != UNKNOWN;
-        let settings: Vec<String> = [("appendonly", &self.appendonly, "yes"), ("appendfsync", &self.appendfsync, "always")]
-            .into_iter()
-            .filter(|(_, value, right)| wrong(value, right))
-            .map(|(name, value, _)| format!("{name} {value}"))
-            .collect();
+        let settings: Vec<String> =
+            [("appendonly", &self.appendonly, "yes"), ("appendfsync", &self.appendfsync, "always")]
+                .into_iter()
+                .filter(|(_, value, right)| wrong(value, right))
+                .map(|(name, value, _)| format!("{name} {value}"))
+                .collect();
         if !settings.is_empty() {
             weaknesses.push(Weakness::NotDurable(settings.join(" and ")));
         }

@@ -195,7 +195,8 @@ mod tests {
         let keys = ["a", "b", "c"].map(str::to_owned);
         let position = |word: &str| 1 + COMMANDS.iter().position(|command| command.starts_with(word)).unwrap();
         let (time, exists, xadd) = (position("TIME"), position("EXISTS"), position("XADD"));
-        let all = |key: usize| (1..=COMMANDS.len()).filter(|at| COMMANDS[at - 1].contains("{key}")).map(move |at| (at, key));
+        let all =
+            |key: usize| (1..=COMMANDS.len()).filter(|at| COMMANDS[at - 1].contains("{key}")).map(move |at| (at, key));
         let mut refused = BTreeSet::from([(time, 0), (exists, 1), (exists, 2), (xadd, 2)]);
         refused.extend(all(3));
         let missing = sorted(&refused, &keys);

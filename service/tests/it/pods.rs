@@ -231,7 +231,7 @@ async fn a_migration_leaves_its_reason_in_the_termination_log() {
     mount(dir.path(), "postgres", "postgres://me:s3cret@127.0.0.1:1/none");
     assert!(!migrate("PostgresUnreachable").await.to_string().contains("s3cret"));
     mount(dir.path(), "postgres", &format!("{}_that_is_not_there", shared.postgres));
-    migrate("PostgresUnreachable").await;
+    migrate("PostgresDatabaseNotFound").await;
     mount(dir.path(), "postgres", pipeline.postgres_url());
     let left = migrate("Migrated").await;
     assert_eq!((&left["schema"]["from"], &left["schema"]["to"], &left["contract"]), (&1.into(), &1.into(), &0.into()));

@@ -84,7 +84,10 @@ async fn a_pipeline_runs_under_the_documented_redis_rights() {
     let (status, _) = pipeline.post("/records", &record("refused", "d")).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     let line = serve.logs("accept.append.failed").await.to_string();
-    assert!(line.to_lowercase().contains("xadd ") && line.contains("docs/servers.md") && !line.contains("away"), "{line}");
+    assert!(
+        line.to_lowercase().contains("xadd ") && line.contains("docs/servers.md") && !line.contains("away"),
+        "{line}"
+    );
 
     let streams = format!("~{}.*", pipeline.name);
     let _: String = pipeline.redis(&["ACL", "SETUSER", "app", "+xadd", "resetkeys", &streams]).await;
@@ -140,7 +143,7 @@ async fn each_documented_redis_right_is_missed_when_it_is_taken() {
 }
 
 #[tokio::test]
-async fn a_redis_that_may_lose_records_is_a_standing_problem() {
+async fn a_redis_that_may_lose_records_is_a_problem_until_it_may_not() {
     let redis = PrivateRedis::start(&[]).await;
     let pipeline = Pipeline::on(&redis.url(), &shared().await.postgres, json!({})).await;
     let (serve, work) = (pipeline.serve().await, pipeline.work());
@@ -183,7 +186,8 @@ async fn a_redis_without_config_info_wait_and_debug_works_and_its_durability_is_
 
 /// The library that gives a process another clock.
 fn libfaketime() -> String {
-    let found = std::fs::read_dir("/usr/lib").unwrap().flatten().map(|dir| dir.path().join("faketime/libfaketimeMT.so.1"));
+    let found =
+        std::fs::read_dir("/usr/lib").unwrap().flatten().map(|dir| dir.path().join("faketime/libfaketimeMT.so.1"));
     let found = found.into_iter().find(|path| path.is_file());
     found.expect("libfaketime is not installed; hack/install-deps does it").display().to_string()
 }

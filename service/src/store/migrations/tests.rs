@@ -57,8 +57,7 @@ async fn a_database_of_another_encoding_is_refused_and_unchanged() {
     let database = format!("latin{:016x}", rand::random::<u64>());
     let url = testing::url();
     let mut admin = PgConnection::connect(&url).await.unwrap();
-    let create =
-        format!("create database {database} encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0");
+    let create = format!("create database {database} encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0");
     sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&mut admin).await.unwrap();
     let (server, _) = url.rsplit_once('/').unwrap();
     let store = Store::connect(&format!("{server}/{database}"), "latin", 1).unwrap();
@@ -136,10 +135,7 @@ async fn expanding_steps_run_at_once_and_contracting_steps_on_request() {
     assert_eq!(columns().await, 2);
     // The current binary works on the expanded schema, and its `migrate` changes nothing.
     assert_eq!(store.pipeline().await.unwrap().as_ref(), Some(&test.pipeline));
-    assert_eq!(
-        store.migrate_and_contract(name).await.unwrap(),
-        Migrated { from: 1_003, to: 1_003, contracting: 0 }
-    );
+    assert_eq!(store.migrate_and_contract(name).await.unwrap(), Migrated { from: 1_003, to: 1_003, contracting: 0 });
     assert_eq!(
         store.migrate_by(&later(), name, false).await.unwrap().contracting,
         1,

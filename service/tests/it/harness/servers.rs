@@ -173,9 +173,7 @@ impl PrivatePostgres {
 
     /// Asks this role for its password from now on.
     pub(crate) async fn ask_for_password(&self, role: &str) {
-        let rules = format!(
-            "host all {role} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"
-        );
+        let rules = format!("host all {role} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n");
         fs::write(self.dir.path().join("postgres/pg_hba.conf"), rules).unwrap();
         let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&self.url()).await.unwrap();
         sqlx::query("select pg_reload_conf()").execute(&mut connection).await.unwrap();

@@ -34,13 +34,13 @@ enum Access {
 
 /// Follows the access of a `serve` process. While it is denied, every record would be refused: the process is not ready, so
 /// that no traffic comes to it.
-pub(super) fn watch_serve(streams: &Streams, manifest: &watch::Receiver<ActiveManifest>, lifecycle: &Lifecycle) {
+pub(crate) fn watch_serve(streams: &Streams, manifest: &watch::Receiver<ActiveManifest>, lifecycle: &Lifecycle) {
     let heartbeat = lifecycle.heartbeats.register(OF_SERVE, LONGEST_DENIAL);
     watch_access(OF_SERVE, Some(heartbeat), streams, manifest, lifecycle);
 }
 
 /// Follows the access of a `work` process.
-pub(super) fn watch_work(streams: &Streams, manifest: &watch::Receiver<ActiveManifest>, lifecycle: &Lifecycle) {
+pub(crate) fn watch_work(streams: &Streams, manifest: &watch::Receiver<ActiveManifest>, lifecycle: &Lifecycle) {
     watch_access(OF_WORK, None, streams, manifest, lifecycle);
 }
 
@@ -63,7 +63,12 @@ fn watch_access(
             };
             match &problem {
                 Some(Problem { reason, message }) if problem != said => {
-                    tracing::error!(event = "streams.access.denied", ?reason, error = message, "Redis denies access to this process");
+                    tracing::error!(
+                        event = "streams.access.denied",
+                        ?reason,
+                        error = message,
+                        "Redis denies access to this process"
+                    );
                 }
                 None if said.is_some() => {
                     tracing::info!(event = "streams.access.granted", "Redis grants access to this process again");
