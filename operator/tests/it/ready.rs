@@ -2,9 +2,13 @@
 
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::ResourceExt as _;
+use millrace_crds::status_api::RedisDurability;
 use serde_json::json;
 
-use crate::world::{IMAGE, World, condition, eventually, so, uid};
+use crate::{
+    cluster::Behaviour,
+    world::{IMAGE, World, condition, eventually, so, uid},
+};
 
 #[tokio::test]
 async fn a_pipeline_becomes_ready_with_one_write_for_each_child_and_none_after() {
@@ -20,6 +24,7 @@ async fn a_pipeline_becomes_ready_with_one_write_for_each_child_and_none_after()
         ("Reconciling", "False", "Complete"),
         ("Degraded", "False", "AsExpected"),
         ("Stalled", "False", "AsExpected"),
+        ("RedisDurable", "True", "AsExpected"),
     ] {
         let condition = condition(&ready, kind).unwrap();
         assert_eq!((condition.status.as_str(), condition.reason.as_str()), (status, reason), "{kind}");
@@ -75,4 +80,29 @@ async fn a_pipeline_becomes_ready_with_one_write_for_each_child_and_none_after()
         so(writes == expected, || format!("{writes:#?}"))
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_durability_of_redis_is_a_condition() {
+    let world = World::new("durable").await;
+    let _operator = world.operator("a", &[]);
+    world.create("payments", json!({})).await;
+    world.ready("payments", 1).await;
+    world.waits("payments", "RedisDurable", "True", "AsExpected").await;
+    let set = |change: fn(&mut Behaviour)| world.cluster.set_behaviour(&world.namespace, "payments", change);
+    set(|behaviour| {
+        behaviour.durability = Some(RedisDurability::NotDurable);
+        behaviour.problems = vec![("RedisNotDurable", "appendfsync everysec")];
+    });
+    let weak = world.waits("payments", "RedisDurable", "False", "RedisNotDurable").await;
+    assert_eq!(condition(&weak, "RedisDurable").unwrap().message, "appendfsync everysec");
+    assert_eq!(condition(&weak, "Degraded").unwrap().reason, "RedisNotDurable");
+    set(|behaviour| {
+        behaviour.durability = Some(RedisDurability::Unknown);
+        behaviour.problems.clear();
+    });
+    let hidden = world.waits("payments", "RedisDurable", "Unknown", "DurabilityUnknown").await;
+    assert_eq!(condition(&hidden, "Degraded").unwrap().status, "False");
+    set(|behaviour| behaviour.durability = Some(RedisDurability::Durable));
+    world.waits("payments", "RedisDurable", "True", "AsExpected").await;
 }

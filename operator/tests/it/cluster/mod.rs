@@ -30,6 +30,7 @@ use kube::{
         watcher,
     },
 };
+use millrace_crds::status_api::RedisDurability;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 
@@ -51,6 +52,8 @@ pub(crate) struct Behaviour {
     pub(crate) touches: usize,
     /// Reason and message of the problems that pods report.
     pub(crate) problems: Vec<(&'static str, &'static str)>,
+    /// What pods report about Redis.
+    pub(crate) durability: Option<RedisDurability>,
     /// Records queued and pending.
     pub(crate) backlog: u64,
     /// Outcomes that are not published.
@@ -76,6 +79,7 @@ impl Default for Behaviour {
             silent: false,
             touches: 0,
             problems: Vec::new(),
+            durability: Some(RedisDurability::Durable),
             backlog: 0,
             unpublished: 0,
             hold_jobs: false,

@@ -50,6 +50,7 @@ impl Shared {
             problems: problems.map(|(reason, message)| Problem::new((*reason).to_owned().into(), *message)).collect(),
             shards: Some(shards.collect()),
             sinks: Some(Vec::new()),
+            redis_durability: behaviour.durability,
             age_ms: Some(0),
             counts: Some(PipelineCounts {
                 backlog: behaviour.backlog,
