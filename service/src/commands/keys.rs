@@ -1,6 +1,6 @@
 //! `millrace keys`: make, list and revoke API keys.
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 use sha2::{Digest as _, Sha256};
 
 use crate::{

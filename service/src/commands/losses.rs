@@ -1,7 +1,5 @@
 //! `millrace losses`: acknowledge losses whose number no server holds.
 
-use anyhow::Context as _;
-
 use super::keys::actor;
 use crate::config::Place;
 

@@ -88,6 +88,7 @@ async fn it_tells_where_the_pipeline_stands() {
         "sinks": [],
         "counts": {"backlog": 0, "unpublished": 0, "processed": 0, "alerts": 0,
                    "deadLetters": 0, "lost": 0},
+        "redisDurability": "Durable",
         "ageMs": answer["ageMs"],
     });
     assert_eq!(answer, expected);

@@ -71,7 +71,7 @@ async fn a_pipeline_runs_under_the_documented_redis_rights() {
         assert!(process.logged("streams.access.denied").is_empty());
     }
     pipeline.get("/stats").await;
-    pipeline.ask("/records/never").await.refused(404, "not_found_or_queued");
+    pipeline.ask("/records/never").await.refused(404, "not_found");
     let verified = pipeline.command("verify", &["--redis-url", &url]).await;
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
     let denied: Vec<redis::Value> = pipeline.redis(&["ACL", "LOG"]).await;
