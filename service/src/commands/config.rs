@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use crate::{
     config::Place,
-    store::{Newest, Store},
+    store::Newest,
     telemetry::TelemetryArgs,
     url::hide_password,
 };
@@ -53,7 +53,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn active_manifest(place: &Place, name: &str) -> anyhow::Result<Option<Newest>> {
-    let store = Store::connect(&place.postgres_url()?, name, 1)?;
+    let store = super::postgres(place, name, 1).await?;
     let newest = match store.pipeline().await {
         Ok(Some(_)) => store.newest().await,
         Ok(None) => Ok(None),

@@ -20,7 +20,7 @@ use super::{
     setup::{FILE, Refusal, active_policy, offer, other_uid, say},
 };
 use crate::{
-    board::{Board, of_postgres},
+    board::{Board, of_postgres, silent},
     lifecycle::Heartbeat,
     store::{self, Error, Registered, Store},
     streams::Streams,
@@ -116,7 +116,11 @@ impl Follower {
                     self.trouble.clear();
                 }
                 Err(Trouble::Passing(error)) => {
-                    let error = error.to_string();
+                    let error = match error {
+                        // The pool has no cause.
+                        Error::Sql(sqlx::Error::PoolTimedOut) => silent(&self.store).await.message,
+                        error => error.to_string(),
+                    };
                     if error != self.trouble {
                         tracing::warn!(event = "config.postgres.unavailable", error, "Postgres is unavailable");
                         self.trouble = error;

@@ -75,3 +75,33 @@ pub(super) fn tls(what: &str, remedy: &str) -> String {
 pub(super) fn unknown(name: &str, known: &str) -> String {
     format!("the parameter {} is not known: {known}", shown(name))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{postgres_url, redis_url};
+
+    #[test]
+    fn the_documented_bad_urls_get_the_documented_messages() {
+        let docs = include_str!("../../../docs/servers.md");
+        let (_, section) = docs.split_once("## Bad input").expect("the section");
+        let mut rows = 0;
+        for line in section.lines().take_while(|line| !line.starts_with("## ")) {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let [_, case, message, _] = cells.as_slice() else { continue };
+            let url = case.trim_matches('`');
+            let refused = match url.split_once("://") {
+                Some(("postgres", _)) => postgres_url::checked(url),
+                Some(("redis", _)) => redis_url::checked(url),
+                _ => continue,
+            };
+            let why = refused.expect_err(url);
+            let is_documented = match message.strip_suffix('…') {
+                Some(beginning) => why.starts_with(beginning),
+                None => why == *message,
+            };
+            assert!(is_documented, "{url}: {why}, not {message}");
+            rows += 1;
+        }
+        assert!(rows >= 10, "{rows} rows");
+    }
+}

@@ -22,7 +22,7 @@ pub use logs::LogFormat;
 pub use metrics::Metrics;
 
 /// The default filter of log lines.
-const DEFAULT_FILTER: &str = "info,sqlx=warn,hyper=warn,reqwest=warn,poem=warn";
+const DEFAULT_FILTER: &str = "info,sqlx=warn,sqlx_core::pool=off,hyper=warn,reqwest=warn,poem=warn";
 
 /// Settings of logs, traces and metrics. Each is a flag or a variable.
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -81,6 +81,12 @@ async fn a_pooler_that_changes_to_transaction_mode_is_noticed_at_the_next_connec
             })
             .await;
     }
+    for process in [&serve, &work] {
+        let line = process.logs("config.postgres.unavailable").await.to_string();
+        assert!(line.contains("pool_mode = session"), "{line}");
+        let log = std::fs::read_to_string(process.log()).unwrap();
+        assert!(!log.contains("after_connect"), "the driver logs nothing beside it");
+    }
     pipeline.send(&[record("later", "d")]).await;
     pooler.restart("pool_mode = session").await;
     pipeline.applied().await;
