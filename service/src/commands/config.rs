@@ -4,12 +4,7 @@ use std::{env, path::Path};
 
 use anyhow::Context as _;
 
-use crate::{
-    config::Place,
-    store::Newest,
-    telemetry::TelemetryArgs,
-    url::hide_password,
-};
+use crate::{config::Place, store::Newest, telemetry::TelemetryArgs, url::hide_password};
 
 /// Flags of `millrace config`.
 #[derive(Debug, clap::Args)]

@@ -67,6 +67,10 @@ struct Verdict<'a> {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let pipeline = args.place.name()?;
     let streams = Streams::connect(&args.place.redis_url()?, &pipeline)?;
+    // A Redis that does not answer is reported below.
+    if let Ok(missing) = streams.missing_for_verify().await {
+        anyhow::ensure!(missing.is_empty(), "{missing}");
+    }
     // One for the checks of Postgres, one for the result.
     let most = u32::try_from(connections())? + 2;
     let store = super::postgres(&args.place, &pipeline, most).await?;

@@ -84,19 +84,19 @@ fn name(command: &str) -> String {
 }
 
 /// Sorts refused pairs of a command and a key into commands and keys.
-fn sorted(refused: &BTreeSet<(usize, usize)>, keys: &[String]) -> MissingRights {
+fn sorted(refused: &BTreeSet<(usize, usize)>, commands: &[&str], keys: &[String]) -> MissingRights {
     let of_key = |command: &str| command.contains("{key}");
-    let keyed: Vec<usize> = (1..=COMMANDS.len()).filter(|at| of_key(COMMANDS[at - 1])).collect();
-    let is_closed = |key: usize| keyed.iter().all(|command| refused.contains(&(*command, key)));
+    let keyed: Vec<usize> = (1..=commands.len()).filter(|at| of_key(commands[at - 1])).collect();
+    let is_closed = |key: usize| !keyed.is_empty() && keyed.iter().all(|command| refused.contains(&(*command, key)));
     let open: Vec<usize> = (1..=keys.len()).filter(|key| !is_closed(*key)).collect();
-    let is_missing = |command: usize| match of_key(COMMANDS[command - 1]) {
+    let is_missing = |command: usize| match of_key(commands[command - 1]) {
         true => !open.is_empty() && open.iter().all(|key| refused.contains(&(command, *key))),
         false => refused.contains(&(command, 0)),
     };
-    let missing: Vec<usize> = (1..=COMMANDS.len()).filter(|command| is_missing(*command)).collect();
+    let missing: Vec<usize> = (1..=commands.len()).filter(|command| is_missing(*command)).collect();
     let lacks = |key: &usize| keyed.iter().any(|at| !missing.contains(at) && refused.contains(&(*at, *key)));
     MissingRights {
-        commands: missing.iter().map(|at| name(COMMANDS[at - 1])).collect(),
+        commands: missing.iter().map(|at| name(commands[at - 1])).collect(),
         keys: (1..=keys.len()).filter(lacks).map(|key| keys[key - 1].clone()).collect(),
     }
 }
@@ -122,14 +122,27 @@ impl Streams {
     pub async fn missing_rights(&self, streams: &[String]) -> Result<MissingRights, Error> {
         let sinks = streams.iter().flat_map(|stream| [stream.clone(), keys::cursor(stream)]);
         let keys: Vec<String> = self.input_keys().into_iter().chain(sinks).collect();
+        self.refused(&COMMANDS, &keys).await
+    }
+
+    /// The rights that the user lacks for transactions, which only `millrace verify` uses.
+    ///
+    /// # Errors
+    /// As [`Self::missing_rights`].
+    pub async fn missing_for_verify(&self) -> Result<MissingRights, Error> {
+        self.refused(&["MULTI", "EXEC"], &[]).await
+    }
+
+    async fn refused(&self, commands: &[&str], keys: &[String]) -> Result<MissingRights, Error> {
         let mut refused = BTreeSet::new();
         for mut connection in self.queries().await?.each() {
             let mut call = RIGHTS.arg(keys.len());
-            call.arg(&keys).arg(&COMMANDS);
+            keys.iter().for_each(|key| _ = call.arg(key));
+            commands.iter().for_each(|command| _ = call.arg(*command));
             let pairs: Vec<usize> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
             refused.extend(pairs.chunks_exact(2).map(|pair| (pair[0], pair[1])));
         }
-        Ok(sorted(&refused, &keys))
+        Ok(sorted(&refused, commands, keys))
     }
 }
 
@@ -199,13 +212,13 @@ mod tests {
             |key: usize| (1..=COMMANDS.len()).filter(|at| COMMANDS[at - 1].contains("{key}")).map(move |at| (at, key));
         let mut refused = BTreeSet::from([(time, 0), (exists, 1), (exists, 2), (xadd, 2)]);
         refused.extend(all(3));
-        let missing = sorted(&refused, &keys);
+        let missing = sorted(&refused, &COMMANDS, &keys);
         assert_eq!(missing.commands, ["TIME", "EXISTS"]);
         assert_eq!(missing.keys, ["b", "c"]);
         assert!(missing.to_string().starts_with("TIME, EXISTS, key b, key c: "), "{missing}");
-        assert!(sorted(&BTreeSet::new(), &keys).is_empty());
+        assert!(sorted(&BTreeSet::new(), &COMMANDS, &keys).is_empty());
         // No key at all: nothing is known about commands on keys.
-        let missing = sorted(&(1..=3).flat_map(all).collect(), &keys);
+        let missing = sorted(&(1..=3).flat_map(all).collect(), &COMMANDS, &keys);
         assert_eq!((missing.commands.len(), missing.keys.len()), (0, 3));
     }
 }

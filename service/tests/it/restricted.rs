@@ -73,6 +73,10 @@ async fn a_pipeline_runs_under_the_documented_redis_rights() {
     pipeline.get("/stats").await;
     pipeline.ask("/records/never").await.refused(404, "not_found");
     let verified = pipeline.command("verify", &["--redis-url", &url]).await;
+    let text = String::from_utf8_lossy(&verified.stderr).into_owned();
+    assert!(!verified.status.success() && text.contains("MULTI, EXEC: the user of Redis lacks"), "{text}");
+    let _: String = pipeline.redis(&["ACL", "SETUSER", "app", "+multi", "+exec"]).await;
+    let verified = pipeline.command("verify", &["--redis-url", &url]).await;
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
     let denied: Vec<redis::Value> = pipeline.redis(&["ACL", "LOG"]).await;
     let denied: Vec<String> = denied.iter().map(|entry| format!("{entry:?}")).collect();
