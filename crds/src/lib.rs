@@ -20,6 +20,8 @@ mod spec;
 mod status;
 pub mod status_api;
 mod text;
+#[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
+mod tls;
 mod validate;
 
 pub use decimal::{DecimalString, InvalidDecimal};
@@ -38,4 +40,5 @@ pub use spec::{
 };
 pub use status::{Migrated, RecordPipelineStatus};
 pub use text::{InvalidText, check_text};
+pub use tls::{ClientTls, TlsSecretRef};
 pub use validate::Violation;

@@ -48,6 +48,18 @@ reasons! {
     SecretNotFound,
     /// A pooler before Postgres gives statements of one connection to several sessions.
     PoolerInTransactionMode,
+    /// A file of a TLS connection is no certificate or no key, or the two do not belong together.
+    TlsFilesInvalid,
+    /// A certificate of a TLS connection expired: the server's, the client's, or all of the trusted authorities.
+    TlsExpired,
+    /// No trusted authority signed the server's certificate.
+    TlsUntrusted,
+    /// The server's certificate is of another name than the URL has.
+    TlsNameMismatch,
+    /// The server does not accept the client's certificate, or requires one.
+    TlsClientRefused,
+    /// The server answers without TLS, which the URL asks for.
+    TlsNotOffered,
     /// The schema is missing, or older than this version.
     NotMigrated,
     /// Postgres does not answer.

@@ -12,6 +12,7 @@ use crate::{
     rollups::Rollup,
     sinks::Sink,
     status::RecordPipelineStatus,
+    tls::ClientTls,
 };
 
 /// The definition of a pipeline: its shards, its alerts, the sinks of its outcomes, and how it runs on a cluster.
@@ -303,6 +304,9 @@ pub struct RedisRef {
     /// The Secret key that holds the URL, with user and password where the server asks for them. The pods follow a
     /// change of the Secret without a restart.
     pub url_secret_ref: SecretKeyRef,
+    /// The files of TLS connections. A URL of the form `rediss://` is needed beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ClientTls>,
 }
 
 /// Where Postgres is.
@@ -312,6 +316,9 @@ pub struct PostgresRef {
     /// The Secret key that holds the URL, with user and password where the server asks for them. The pods follow a
     /// change of the Secret without a restart.
     pub url_secret_ref: SecretKeyRef,
+    /// The files of TLS connections. A URL with `sslmode=verify-full` or `verify-ca` is needed beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ClientTls>,
 }
 
 /// Who may call the HTTP API.

@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, fmt};
 
 use crate::{
-    API_VERSION, KIND, Object, Pod, RecordPipeline, RecordPipelineSpec, RedisStream, SecretKeyRef, Sink, check_text,
+    API_VERSION, ClientTls, KIND, Object, Pod, RecordPipeline, RecordPipelineSpec, RedisStream, SecretKeyRef, Sink,
+    check_text,
     schemas::{OWN_MOUNTS, OWN_VOLUMES},
 };
 
@@ -104,6 +105,14 @@ impl RecordPipelineSpec {
         ] {
             if let Some(reference) = reference {
                 reference.check(at, found);
+            }
+        }
+        for (at, tls) in [
+            ("spec.redis.tls", self.redis.as_ref().and_then(|redis| redis.tls.as_ref())),
+            ("spec.postgres.tls", self.postgres.as_ref().and_then(|postgres| postgres.tls.as_ref())),
+        ] {
+            if let Some(tls) = tls {
+                tls.check(at, found);
             }
         }
         self.check_sinks(pipeline, found);
@@ -249,15 +258,31 @@ impl Pod {
     }
 }
 
+impl ClientTls {
+    fn check(&self, at: &str, found: &mut Found) {
+        let Self { ca_secret_ref, client_cert_secret_ref } = self;
+        if ca_secret_ref.is_none() && client_cert_secret_ref.is_none() {
+            found.add(at, "needs caSecretRef, clientCertSecretRef or both; else leave it out");
+        }
+        if let Some(reference) = ca_secret_ref {
+            reference.check(&format!("{at}.caSecretRef"), found);
+        }
+        if let Some(reference) = client_cert_secret_ref {
+            check_secret_name(&reference.name, &format!("{at}.clientCertSecretRef"), found);
+        }
+    }
+}
+
+fn check_secret_name(name: &str, at: &str, found: &mut Found) {
+    let is_name = (1..=253).contains(&name.len()) && name.split('.').all(|part| is_label(part, 253));
+    if !is_name {
+        found.add(format!("{at}.name"), "must be a Secret's name: at most 253 lower-case letters, digits, '-' or '.'");
+    }
+}
+
 impl SecretKeyRef {
     fn check(&self, at: &str, found: &mut Found) {
-        let is_name = (1..=253).contains(&self.name.len()) && self.name.split('.').all(|part| is_label(part, 253));
-        if !is_name {
-            found.add(
-                format!("{at}.name"),
-                "must be a Secret's name: at most 253 lower-case letters, digits, '-' or '.'",
-            );
-        }
+        check_secret_name(&self.name, at, found);
         let is_key = (1..=253).contains(&self.key.len())
             && self.key.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         if !is_key {

@@ -310,6 +310,21 @@ const RULES: &[Rule] = &[
         message: "spec.postgres.urlSecretRef.key",
     },
     Rule {
+        kept: "redis: {urlSecretRef: {name: a, key: k}, tls: {clientCertSecretRef: {name: a}}}",
+        broken: "redis: {urlSecretRef: {name: a, key: k}, tls: {}}",
+        message: "spec.redis.tls: needs caSecretRef, clientCertSecretRef or both",
+    },
+    Rule {
+        kept: "postgres: {urlSecretRef: {name: a, key: k}, tls: {caSecretRef: {name: a, key: ca.crt}}}",
+        broken: "postgres: {urlSecretRef: {name: a, key: k}, tls: {caSecretRef: {name: a, key: ''}}}",
+        message: "spec.postgres.tls.caSecretRef.key",
+    },
+    Rule {
+        kept: "postgres: {urlSecretRef: {name: a, key: k}, tls: {clientCertSecretRef: {name: a}}}",
+        broken: "postgres: {urlSecretRef: {name: a, key: k}, tls: {clientCertSecretRef: {name: A}}}",
+        message: "spec.postgres.tls.clientCertSecretRef.name",
+    },
+    Rule {
         kept: "auth: {bootstrapKeySecretRef: {name: a, key: k}}",
         broken: "auth: {bootstrapKeySecretRef: {name: a..b, key: k}}",
         message: "spec.auth.bootstrapKeySecretRef.name",

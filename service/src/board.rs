@@ -1,6 +1,7 @@
 //! Current problems of a process, set by its parts.
 
 mod causes;
+mod tls;
 
 use std::{
     borrow::Cow,
@@ -14,6 +15,7 @@ use millrace_crds::{
 };
 
 pub(crate) use causes::{cause, not_migrated, of_no_writes, of_postgres, of_redis, reason_of_postgres, silent};
+pub(crate) use tls::{of_store, of_streams};
 
 /// Problems and state that the parts of a process set. Clones are the same board.
 #[derive(Debug, Clone, Default)]

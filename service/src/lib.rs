@@ -30,5 +30,6 @@ pub mod status;
 pub mod store;
 pub mod streams;
 pub mod telemetry;
+pub mod tls;
 mod url;
 pub mod worker;

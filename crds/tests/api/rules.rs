@@ -48,6 +48,11 @@ macro_rules! secret {
         concat!("redis: {urlSecretRef: {name: '", $name, "', key: '", $key, "'}}")
     };
 }
+macro_rules! tls {
+    ($fields:literal) => {
+        concat!("redis: {urlSecretRef: {name: a, key: k}, tls: {", $fields, "}}")
+    };
+}
 macro_rules! serve {
     ($($fields:tt)*) => { concat!("serve: {", $($fields)*, "}") };
 }
@@ -301,6 +306,31 @@ const RULES: &[Rule] = &[
         kept: secret!("a", "a.b_C-1"),
         broken: secret!("a", "k/2"),
         message: "spec.redis.urlSecretRef.key: Invalid value",
+    },
+    Rule {
+        kept: tls!("caSecretRef: {name: a, key: ca.crt}, clientCertSecretRef: {name: b}"),
+        broken: tls!(""),
+        message: "spec.redis.tls: Invalid value: \"object\": needs caSecretRef, clientCertSecretRef or both",
+    },
+    Rule {
+        kept: tls!("caSecretRef: {name: a, key: ca.crt}, clientCertSecretRef: null"),
+        broken: tls!("caSecretRef: null"),
+        message: "spec.redis.tls: Invalid value: \"object\": needs caSecretRef, clientCertSecretRef or both",
+    },
+    Rule {
+        kept: tls!("clientCertSecretRef: {name: a}"),
+        broken: tls!("clientCertSecretRef: {name: A}"),
+        message: "spec.redis.tls.clientCertSecretRef.name: Invalid value",
+    },
+    Rule {
+        kept: tls!("caSecretRef: {name: a, key: k}"),
+        broken: tls!("caSecretRef: {name: a}"),
+        message: "spec.redis.tls.caSecretRef.key: Required value",
+    },
+    Rule {
+        kept: "postgres: {urlSecretRef: {name: a, key: k}, tls: {clientCertSecretRef: {name: a}}}",
+        broken: "postgres: {tls: {caSecretRef: {name: a, key: k}}}",
+        message: "spec.postgres.urlSecretRef: Required value",
     },
     Rule {
         kept: "postgres: {urlSecretRef: {name: a, key: k}}",

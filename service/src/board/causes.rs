@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use millrace_crds::{Reason, status_api::Problem};
 
+use super::of_store;
 use crate::{
     store::{self, NoWrites, Store},
     streams,
@@ -65,13 +66,13 @@ pub(crate) async fn cause(store: &Store, error: &store::Error) -> Problem {
     {
         return of_no_writes(why);
     }
-    of_postgres(error)
+    of_store(store, error)
 }
 
 /// The problem of a Postgres that did not answer in time: the error of the pool has no cause.
 pub(crate) async fn silent(store: &Store) -> Problem {
     match tokio::time::timeout(LONGEST, store.probe()).await {
-        Ok(Err(error)) => of_postgres(&error),
+        Ok(Err(error)) => of_store(store, &error),
         Ok(Ok(())) => Problem::new(Reason::PostgresUnreachable, "it answers, but not within 2 s"),
         Err(_) => Problem::new(Reason::PostgresUnreachable, "it did not answer within 2 s"),
     }

@@ -4,7 +4,7 @@ use std::{env, path::Path};
 
 use anyhow::Context as _;
 
-use crate::{config::Place, store::Newest, telemetry::TelemetryArgs, url::hide_password};
+use crate::{config::Place, store::Newest, telemetry::TelemetryArgs, tls::Endpoint, url::hide_password};
 
 /// Flags of `millrace config`.
 #[derive(Debug, clap::Args)]
@@ -58,9 +58,22 @@ async fn active_manifest(place: &Place, name: &str) -> anyhow::Result<Option<New
     Ok(newest?)
 }
 
+/// The files of TLS connections.
+fn tls_files(place: &Place) -> impl Iterator<Item = (&'static str, String, String)> {
+    place.tls.all().map(|(name, variable, file)| match file {
+        Some(file) => {
+            let origin = if env::var_os(variable).is_some() { variable } else { "flag" };
+            (name, file.display().to_string(), origin.to_owned())
+        }
+        None => (name, "none".to_owned(), "default".to_owned()),
+    })
+}
+
 /// One line a setting: its name, its value, where it came from.
 fn settings(place: &Place, telemetry: &TelemetryArgs) -> Vec<String> {
-    let url = |url: anyhow::Result<String>| url.map_or_else(|error| format!("({error:#})"), |url| hide_password(&url));
+    let url = |endpoint: anyhow::Result<Endpoint>| {
+        endpoint.map_or_else(|error| format!("({error:#})"), |endpoint| hide_password(endpoint.url()))
+    };
     let path = |path: &Path| path.display().to_string();
     let given = |set: bool, variable: &'static str| match (set, env::var_os(variable)) {
         (false, _) => "default".to_owned(),
@@ -102,6 +115,7 @@ fn settings(place: &Place, telemetry: &TelemetryArgs) -> Vec<String> {
     ];
     place_lines
         .into_iter()
+        .chain(tls_files(place))
         .chain(telemetry.settings())
         .map(|(name, value, from)| format!("{name:<14} {value}  # {from}"))
         .collect()

@@ -6,13 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use millrace_crds::{Reason, status_api::TerminationMessage};
+use millrace_crds::{
+    Reason,
+    status_api::{Problem, TerminationMessage},
+};
 
 use crate::{
     board::reason_of_postgres,
     config::{Place, SecretError},
     store::{self, Store},
-    streams,
+    streams::{self, Streams},
+    tls::Endpoint,
 };
 
 /// Longest message: what Kubernetes keeps of a termination log has an end.
@@ -62,7 +66,18 @@ impl Failure {
                 | Reason::PostgresAccessDenied
                 | Reason::PostgresDatabaseNotFound
                 | Reason::RedisAccessDenied
+                | Reason::TlsFilesInvalid
+                | Reason::TlsExpired
+                | Reason::TlsUntrusted
+                | Reason::TlsNameMismatch
+                | Reason::TlsClientRefused
+                | Reason::TlsNotOffered
         )
+    }
+
+    /// Of an error of this Redis.
+    pub(super) fn of_streams(streams: &Streams, error: streams::Error) -> Self {
+        streams.tls_problem(&error).map_or_else(|| Self::from(error), Self::from)
     }
 
     /// Of a URL of `server`.
@@ -70,9 +85,16 @@ impl Failure {
         let (reason, message) = match error {
             SecretError::NotFound(name) => (Reason::SecretNotFound, name.clone()),
             SecretError::Invalid(what) => (Reason::SecretInvalid, what.clone()),
+            SecretError::Tls(reason, what) => (reason.clone(), what.clone()),
             SecretError::NotGiven(what) => (Reason::Failed, format!("the URL of {server}: {what}")),
         };
         Self::new(reason, message)
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(Problem { reason, message }: Problem) -> Self {
+        Self { reason, message }
     }
 }
 
@@ -133,14 +155,14 @@ impl JobArgs {
     }
 
     /// A store whose server answers. Its sessions wait for a lock no longer than there is time.
-    pub(super) async fn reach(url: &str, pipeline: &str, left: Duration) -> Result<Store, Failure> {
+    pub(super) async fn reach(endpoint: &Endpoint, pipeline: &str, left: Duration) -> Result<Store, Failure> {
         let longest = left.min(LONGEST_LOCK);
         // That it is a URL was seen when it was read; options in it may still be wrong.
-        let store = Store::connect_waiting(url, pipeline, 2, longest)
+        let store = Store::connect_waiting(endpoint, pipeline, 2, longest)
             .map_err(|_| Failure::new(Reason::SecretInvalid, "the URL of Postgres is not understood"))?;
         match tokio::time::timeout(LONGEST_SILENCE, store.probe()).await {
             Ok(Ok(())) => Ok(store),
-            Ok(Err(error)) => Err(Failure::from(error)),
+            Ok(Err(error)) => Err(store.tls_problem(&error).map_or_else(|| Failure::from(error), Failure::from)),
             Err(_) => {
                 let message = format!("Postgres did not answer within {LONGEST_SILENCE:?}");
                 Err(Failure::new(Reason::PostgresUnreachable, message))

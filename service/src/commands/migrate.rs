@@ -51,8 +51,8 @@ async fn try_run(job: &JobArgs, contract: bool) -> Result<(Migrated, Pipeline), 
     let manifest = job.place.manifest().map_err(|error| Failure::new(Reason::ManifestInvalid, format!("{error:#}")))?;
     let name = &manifest.metadata.name;
     job.retry(async |left| {
-        let url = job.place.postgres(Some(&manifest.spec)).map_err(|error| Failure::of_url("Postgres", &error))?;
-        let store = JobArgs::reach(&url, name, left).await?;
+        let postgres = job.place.postgres(Some(&manifest.spec)).map_err(|error| Failure::of_url("Postgres", &error))?;
+        let store = JobArgs::reach(&postgres, name, left).await?;
         let done = attempt(&store, &manifest, contract).await;
         store.close().await;
         done

@@ -48,10 +48,10 @@ async fn try_run(job: &JobArgs, yes: bool) -> Result<TerminationMessage, Failure
     let name = &manifest.metadata.name;
     job.retry(async |left| {
         let spec = Some(&manifest.spec);
-        let url = job.place.redis(spec).map_err(|error| Failure::of_url("Redis", &error))?;
-        let streams = Streams::connect(&url, name)?;
-        let url = job.place.postgres(spec).map_err(|error| Failure::of_url("Postgres", &error))?;
-        let store = JobArgs::reach(&url, name, left).await?;
+        let redis = job.place.redis(spec).map_err(|error| Failure::of_url("Redis", &error))?;
+        let streams = Streams::connect(&redis, name)?;
+        let postgres = job.place.postgres(spec).map_err(|error| Failure::of_url("Postgres", &error))?;
+        let store = JobArgs::reach(&postgres, name, left).await?;
         let done = match store.begin_purge(&manifest).await {
             Ok(Some(purge)) => remove(&manifest, &streams, purge, yes).await,
             Ok(None) => nothing_in_postgres(&manifest, &streams).await,
@@ -71,7 +71,8 @@ async fn remove(
 ) -> Result<TerminationMessage, Failure> {
     let (schema, records) = (Store::schema(&manifest.metadata.name), purge.records);
     let (id, adopt) = (purge.pipeline.pipeline_id.clone(), manifest.annotation(ADOPT));
-    let holdings = streams.holdings(purge.pipeline.shards, &purge.sinks).await?;
+    let holdings = streams.holdings(purge.pipeline.shards, &purge.sinks).await;
+    let holdings = holdings.map_err(|error| Failure::of_streams(streams, error))?;
     refuse_external(&holdings, &[&id, adopt])?;
     let there: Vec<&Holding> = holdings.iter().filter(|holding| holding.is_there).collect();
     if !yes {

@@ -15,9 +15,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ActiveManifest, Place,
+    ActiveManifest, Place, SecretError,
     place::unbuilt,
     setup::{FILE, Refusal, active_policy, offer, other_uid, say},
+    trial::Trials,
 };
 use crate::{
     board::{Board, of_postgres, silent},
@@ -25,6 +26,7 @@ use crate::{
     store::{self, Error, Registered, Store},
     streams::Streams,
     telemetry::metrics::{MANIFEST_REFUSED, POLICY_VERSION},
+    tls::Endpoint,
 };
 
 /// Between two looks. A change is active after two of them at the most: one for the file, one for another process's.
@@ -38,10 +40,10 @@ const NEWEST: &str = "newest";
 /// Between two checks that every shard has its row.
 const CHECK_SHARDS: u32 = 10;
 
-/// The URLs that the connections were made with.
+/// What the connections are made with.
 pub(super) struct Urls {
-    pub(super) redis: String,
-    pub(super) postgres: String,
+    pub(super) redis: Endpoint,
+    pub(super) postgres: Endpoint,
 }
 
 pub(super) struct Follower {
@@ -55,6 +57,7 @@ pub(super) struct Follower {
     /// A change that Postgres has not judged yet.
     pending: Option<RecordPipeline>,
     urls: Urls,
+    trials: Trials,
     store: Store,
     streams: Streams,
     active_manifest: watch::Sender<ActiveManifest>,
@@ -80,6 +83,7 @@ impl Follower {
             frame,
             pending: None,
             urls,
+            trials: Trials::default(),
             store,
             streams,
             active_manifest,
@@ -98,7 +102,10 @@ impl Follower {
                 () = stop.cancelled() => return Ok(()),
             }
             self.look_at_file().await;
-            self.look_at_urls();
+            tokio::select! {
+                () = self.look_at_urls() => {}
+                () = stop.cancelled() => return Ok(()),
+            }
             let outcome = tokio::select! {
                 outcome = store::within(self.look_at_postgres(look.is_multiple_of(CHECK_SHARDS))) => outcome,
                 () = stop.cancelled() => return Ok(()),
@@ -187,31 +194,49 @@ impl Follower {
     }
 
     /// A changed URL of Postgres holds for new connections, one of Redis for all. One that is gone or is none changes
-    /// nothing but is said.
-    fn look_at_urls(&mut self) {
+    /// nothing but is said. Changed certificates are tried first.
+    async fn look_at_urls(&mut self) {
         let spec = Some(&self.frame.spec);
         let mut problems = Vec::new();
-        let mut changed = |url: Result<String, super::SecretError>, was: &str| match url {
-            Ok(url) => Some(url).filter(|url| url != was),
+        let mut taken = |given: Result<Endpoint, SecretError>, was: &Endpoint| match given {
+            Ok(endpoint) => Some(endpoint).filter(|endpoint| endpoint != was),
             Err(error) => {
                 problems.extend(error.problem());
                 None
             }
         };
-        if let Some(url) = changed(self.place.postgres(spec), &self.urls.postgres)
-            && self.store.redirect(&url, &self.frame.metadata.name).is_ok()
-        {
-            tracing::info!(
-                event = "config.postgres_url.changed",
-                "the URL of Postgres changed; new connections use it"
-            );
-            self.urls.postgres = url;
+        let postgres = taken(self.place.postgres(spec), &self.urls.postgres);
+        let redis = taken(self.place.redis(spec), &self.urls.redis);
+        if let Some(next) = postgres {
+            let (store, changes_files) = (&self.store, next.files != self.urls.postgres.files);
+            match self.trials.postgres.admits(&next, changes_files, || store.try_endpoint(&next)).await {
+                Ok(()) if store.redirect(&next, &self.frame.metadata.name).is_ok() => {
+                    if changes_files {
+                        store.renew_connections();
+                    }
+                    tracing::info!(
+                        event = "config.postgres_url.changed",
+                        "the URL of Postgres or its certificates changed; new connections use them"
+                    );
+                    self.urls.postgres = next;
+                }
+                Ok(()) => {}
+                Err(problem) => problems.extend(problem),
+            }
         }
-        if let Some(url) = changed(self.place.redis(spec), &self.urls.redis)
-            && self.streams.redirect(&url).is_ok()
-        {
-            tracing::info!(event = "config.redis_url.changed", "the URL of Redis changed; new connections use it");
-            self.urls.redis = url;
+        if let Some(next) = redis {
+            let (streams, changes_files) = (&self.streams, next.files != self.urls.redis.files);
+            match self.trials.redis.admits(&next, changes_files, || streams.try_endpoint(&next)).await {
+                Ok(()) if streams.redirect(&next).is_ok() => {
+                    tracing::info!(
+                        event = "config.redis_url.changed",
+                        "the URL of Redis or its certificates changed; new connections use them"
+                    );
+                    self.urls.redis = next;
+                }
+                Ok(()) => {}
+                Err(problem) => problems.extend(problem),
+            }
         }
         if problems != self.board.of(SECRETS) {
             for Problem { reason, message } in &problems {

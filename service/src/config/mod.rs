@@ -11,6 +11,8 @@ mod server_url;
 mod setup;
 #[cfg(test)]
 mod tests;
+mod tls;
+mod trial;
 
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ use millrace_crds::{RecordPipeline, RecordPipelineSpec};
 pub use place::{Place, Secret};
 pub use secret::SecretError;
 pub use setup::{Setup, process_name};
+pub use tls::TlsArgs;
 
 use crate::domain::Policy;
 

@@ -9,7 +9,9 @@ use serde::Deserialize;
 use super::{
     postgres_url, redis_url,
     secret::{self, SecretError},
+    tls::{TlsArgs, fits_postgres, fits_redis},
 };
+use crate::tls::Endpoint;
 
 /// A text that is not shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -54,6 +56,9 @@ pub struct Place {
     /// A file that holds the URL of Postgres; it is followed
     #[arg(long, value_name = "FILE", env = "MILLRACE_POSTGRES_URL_FILE", conflicts_with = "postgres_url")]
     pub postgres_url_file: Option<PathBuf>,
+    /// The files of TLS connections.
+    #[command(flatten)]
+    pub tls: TlsArgs,
 }
 
 impl Place {
@@ -67,6 +72,7 @@ impl Place {
             redis_url_file: None,
             postgres_url: Some(postgres_url.into()),
             postgres_url_file: None,
+            tls: TlsArgs::default(),
         }
     }
 
@@ -115,7 +121,7 @@ impl Place {
     ///
     /// # Errors
     /// When none is given, or its file cannot be read.
-    pub fn redis_url(&self) -> anyhow::Result<String> {
+    pub fn redis_url(&self) -> anyhow::Result<Endpoint> {
         self.redis(None).map_err(|error| anyhow!("the URL of Redis: {error}"))
     }
 
@@ -123,26 +129,36 @@ impl Place {
     ///
     /// # Errors
     /// When none is given, or its file cannot be read.
-    pub fn postgres_url(&self) -> anyhow::Result<String> {
+    pub fn postgres_url(&self) -> anyhow::Result<Endpoint> {
         self.postgres(None).map_err(|error| anyhow!("the URL of Postgres: {error}"))
     }
 
-    /// The URL of Redis; `spec` names the Secret that it comes from.
+    /// The URL of Redis and the files of its connections; `spec` names the Secrets that they come from.
     ///
     /// # Errors
-    /// When none is given, or its file is not there or holds none.
-    pub fn redis(&self, spec: Option<&RecordPipelineSpec>) -> Result<String, SecretError> {
+    /// When no URL is given, or a file is not there or cannot be used.
+    pub fn redis(&self, spec: Option<&RecordPipelineSpec>) -> Result<Endpoint, SecretError> {
         let named = spec.and_then(|spec| spec.redis.as_ref()).map(|redis| &redis.url_secret_ref);
-        url("redis", self.redis_url.as_ref(), self.redis_url_file.as_ref(), named, redis_url::checked)
+        let files = self.tls.redis(spec)?;
+        let checked = |text: &str| redis_url::checked(text).and_then(|url| fits_redis(&url, &files).map(|()| url));
+        let (url, url_name) = url("redis", self.redis_url.as_ref(), self.redis_url_file.as_ref(), named, checked)?;
+        Ok(Endpoint { url_name, files, ..Endpoint::new(url) })
     }
 
-    /// The URL of Postgres; `spec` names the Secret that it comes from.
+    /// The URL of Postgres and the files of its connections; `spec` names the Secrets that they come from.
     ///
     /// # Errors
-    /// When none is given, or its file is not there or holds none.
-    pub fn postgres(&self, spec: Option<&RecordPipelineSpec>) -> Result<String, SecretError> {
+    /// As of [`Self::redis`].
+    pub fn postgres(&self, spec: Option<&RecordPipelineSpec>) -> Result<Endpoint, SecretError> {
         let named = spec.and_then(|spec| spec.postgres.as_ref()).map(|postgres| &postgres.url_secret_ref);
-        url("postgres", self.postgres_url.as_ref(), self.postgres_url_file.as_ref(), named, postgres_url::checked)
+        let files = self.tls.postgres(spec)?;
+        let checked = |text: &str| {
+            let url = postgres_url::checked(text)?;
+            fits_postgres(&postgres_url::mode(&url), &files).map(|()| url)
+        };
+        let (url, url_name) =
+            url("postgres", self.postgres_url.as_ref(), self.postgres_url_file.as_ref(), named, checked)?;
+        Ok(Endpoint { url_name, files, ..Endpoint::new(url) })
     }
 }
 
@@ -169,13 +185,17 @@ fn url(
     file: Option<&PathBuf>,
     named: Option<&SecretKeyRef>,
     checked: impl Fn(&str) -> Result<String, String>,
-) -> Result<String, SecretError> {
+) -> Result<(String, Option<String>), SecretError> {
     match (given, file) {
         // A variable that is set to nothing is as good as none.
-        (Some(Secret(url)), _) if !url.trim().is_empty() => checked(url.trim()).map_err(SecretError::NotGiven),
+        (Some(Secret(url)), _) if !url.trim().is_empty() => {
+            let url = checked(url.trim()).map_err(SecretError::NotGiven)?;
+            Ok((url, None))
+        }
         (_, Some(file)) => {
             let name = secret::name(named, file);
-            checked(&secret::read(file, &name)?).map_err(|why| SecretError::Invalid(format!("{name}: {why}")))
+            let url = checked(&secret::read(file, &name)?);
+            Ok((url.map_err(|why| SecretError::Invalid(format!("{name}: {why}")))?, Some(name)))
         }
         (_, None) => {
             let variable = format!("MILLRACE_{}_URL", server.to_uppercase());
@@ -200,7 +220,7 @@ mod tests {
         fs::write(&file, "redis://host\n").unwrap();
         let mut place = Place::new("p", "", "");
         (place.redis_url, place.redis_url_file) = (None, Some(file));
-        assert_eq!(place.redis_url().unwrap(), "redis://host");
+        assert_eq!(place.redis_url().unwrap().url(), "redis://host");
         place.redis_url_file = None;
         assert!(place.redis_url().unwrap_err().to_string().contains("MILLRACE_REDIS_URL"));
     }

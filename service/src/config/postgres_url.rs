@@ -4,7 +4,7 @@ use std::str::FromStr as _;
 
 use sqlx::postgres::PgConnectOptions;
 
-use super::server_url::{ServerUrl, shown, tls, unknown};
+use super::server_url::{ServerUrl, shown, unknown};
 
 const KNOWN: &str = "user, password, host, hostaddr, port, dbname, sslmode, options and statement-cache-capacity are";
 /// Settings that the product makes on every connection.
@@ -33,8 +33,21 @@ pub(super) fn checked(text: &str) -> Result<String, String> {
     }
     let url = ServerUrl::one(text, "name one, such as that of a proxy or a service that follows the primary")?;
     let mut is_named = Named::in_url(&url);
-    for (name, value) in url.parameters(&["options"])? {
-        parameter(&name, &value, &mut is_named)?;
+    let parameters = url.parameters(&["options"])?;
+    for (name, value) in &parameters {
+        parameter(name, value, &mut is_named)?;
+    }
+    let is_socket = parameters.iter().any(|(name, value)| name == "host" && value.starts_with('/'));
+    match mode_of(&parameters) {
+        mode @ ("require" | "verify-ca" | "verify-full") if is_socket => {
+            return Err(format!("sslmode={mode} asks for TLS, which a socket has not: leave sslmode out"));
+        }
+        "verify-full" if !is_named.host => {
+            return Err("sslmode=verify-full compares the certificate with the host's name, which is missing: \
+                        postgres://user:password@host:5432/database?sslmode=verify-full"
+                .to_owned());
+        }
+        _ => {}
     }
     PgConnectOptions::from_str(text).map_err(|_| {
         "not a URL of the form postgres://user:password@host:5432/database: a part of it cannot be decoded".to_owned()
@@ -45,6 +58,18 @@ pub(super) fn checked(text: &str) -> Result<String, String> {
         Some(inner) => format!("{text}{}host={inner}", if text.contains('?') { '&' } else { '?' }),
         None => text.to_owned(),
     })
+}
+
+/// The `sslmode` of a URL that was checked.
+pub(super) fn mode(text: &str) -> String {
+    let parameters = ServerUrl::one(text, "").and_then(|url| url.parameters(&["options"])).unwrap_or_default();
+    mode_of(&parameters).to_owned()
+}
+
+fn mode_of(parameters: &[(String, String)]) -> &str {
+    let given = parameters.iter().find(|(name, _)| ["sslmode", "ssl-mode"].contains(&name.as_str()));
+    // As the driver has it.
+    given.map_or("prefer", |(_, mode)| mode)
 }
 
 /// Which parts are given before the parameters.
@@ -78,15 +103,13 @@ impl Named {
 fn parameter(name: &str, value: &str, is_named: &mut Named) -> Result<(), String> {
     match name {
         "sslmode" | "ssl-mode" => match value {
-            "disable" | "allow" | "prefer" => Ok(()),
-            "require" | "verify-ca" | "verify-full" => {
-                Err(tls(&format!("sslmode={value}"), "use sslmode=disable or leave it out"))
-            }
-            _ => Err("sslmode must be disable, allow or prefer; TLS is not built in".to_owned()),
+            "disable" | "prefer" | "require" | "verify-ca" | "verify-full" => Ok(()),
+            _ => Err("sslmode must be disable, prefer, require, verify-ca or verify-full".to_owned()),
         },
-        "sslrootcert" | "ssl-root-cert" | "ssl-ca" | "sslcert" | "ssl-cert" | "sslkey" | "ssl-key" => {
-            Err(tls(name, "leave it out"))
-        }
+        "sslrootcert" | "ssl-root-cert" | "ssl-ca" | "sslcert" | "ssl-cert" | "sslkey" | "ssl-key" => Err(format!(
+            "{name} cannot be set here: name the file in spec.postgres.tls, or by --postgres-tls-ca-file, \
+             --postgres-tls-cert-file and --postgres-tls-key-file"
+        )),
         "user" => Named::take(&mut is_named.user, "user"),
         "password" => Named::take(&mut is_named.password, "password"),
         "dbname" => Named::take(&mut is_named.database, "database"),
@@ -134,10 +157,12 @@ mod tests {
     fn a_postgres_url_is_refused_with_cause_and_remedy() {
         for (url, words) in [
             ("redis://h/db", "postgres://user:password@host"),
-            ("postgres://u:s3cret@h/db?sslmode=require", "TLS, which is not built in: use sslmode=disable"),
-            ("postgres://u:s3cret@h/db?sslmode=verify-full", "TLS, which is not built in"),
-            ("postgres://u:s3cret@h/db?sslmode=s3cret", "must be disable, allow or prefer"),
-            ("postgres://u:s3cret@h/db?sslrootcert=/s3cret", "sslrootcert asks for TLS"),
+            ("postgres://u:s3cret@h/db?sslmode=allow", "must be disable, prefer, require, verify-ca or verify-full"),
+            ("postgres://u:s3cret@h/db?sslmode=s3cret", "must be disable, prefer, require, verify-ca or verify-full"),
+            ("postgres://u:s3cret@h/db?sslrootcert=/s3cret", "sslrootcert cannot be set here: name the file in spec"),
+            ("postgres:///db?user=u&sslmode=verify-full", "the host's name, which is missing"),
+            ("postgres:///db?host=/s3cret&sslmode=verify-full", "TLS, which a socket has not"),
+            ("postgres://h/db?host=/s3cret&sslmode=require", "TLS, which a socket has not"),
             ("postgres://u:s3cret@h1,h2:5433/db", "several hosts are not supported"),
             ("postgres:///db?host=h1,h2", "several hosts are not supported"),
             ("postgres://u:s3/cret@h/db", "/ as %2F"),
@@ -169,6 +194,9 @@ mod tests {
         for url in [
             "postgres://me:p%40%2F%23%3F%25@h:5433/db?sslmode=disable",
             "postgresql://me@h/db?options=-c%20temp_buffers%3D8MB&options=-cwork_mem%3D1MB",
+            "postgres://me:p@h/db?sslmode=verify-full",
+            "postgres://me:p@h/db?ssl-mode=verify-ca",
+            "postgres:///db?host=h&sslmode=verify-full",
             "postgres://me:p@w@h/db",
             "postgres://me@localhost/db?host=/var/run/postgresql",
             "postgres:///db?host=/var/run/postgresql&user=me&port=5433",

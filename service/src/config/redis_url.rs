@@ -1,10 +1,10 @@
 //! The URL of Redis: what the client would ignore is refused.
 
-use super::server_url::{ServerUrl, hosts, shown, tls, unknown};
+use super::server_url::{ServerUrl, hosts, shown, unknown};
 use crate::streams;
 
 const FORMS: &str = "not a URL of the form redis://user:password@host:6379/0, redis+sentinel://host:26379,host:26379/primary \
-                     or redis+cluster://host:6379,host:6379";
+                     or redis+cluster://host:6379,host:6379; with TLS rediss://, rediss+sentinel:// or rediss+cluster://";
 
 /// Checks a URL.
 ///
@@ -13,14 +13,11 @@ const FORMS: &str = "not a URL of the form redis://user:password@host:6379/0, re
 pub(super) fn checked(text: &str) -> Result<String, String> {
     let (scheme, _) = text.split_once("://").ok_or_else(|| FORMS.to_owned())?;
     match scheme {
-        "redis" | "valkey" => one(text)?,
-        "redis+sentinel" | "redis+cluster" => {
+        "redis" | "valkey" | "rediss" | "valkeys" => one(text)?,
+        "redis+sentinel" | "redis+cluster" | "rediss+sentinel" | "rediss+cluster" => {
             hosts(text)?;
         }
         "redis+unix" | "valkey+unix" | "unix" => socket(text)?,
-        "rediss" | "valkeys" | "rediss+sentinel" | "rediss+cluster" | "redis+sentinels" | "valkeys+sentinel" => {
-            return Err(tls(&format!("{scheme}://"), "use redis://, redis+sentinel:// or redis+cluster://"));
-        }
         _ => return Err(FORMS.to_owned()),
     }
     // The words of the parser about a URL are constant: they hold no part of it.
@@ -61,9 +58,9 @@ mod tests {
         for (url, words) in [
             ("s3cret", "not a URL of the form redis://"),
             ("http://s3cret@h", "not a URL of the form redis://"),
-            ("rediss://:s3cret@h", "rediss:// asks for TLS, which is not built in: use redis://"),
-            ("rediss+sentinel://:s3cret@h/p", "asks for TLS"),
-            ("rediss+cluster://:s3cret@h", "asks for TLS"),
+            ("rediss://:s3cret@h#insecure", "a # stands in it"),
+            ("rediss+sentinel://:s3cret@h#insecure", "a # stands in it"),
+            ("redis+sentinels://:s3cret@h/p", "rediss+sentinel://"),
             ("redis://:s3cret@h1,h2:6380", "redis+sentinel:// or redis+cluster://"),
             ("redis://:s3/cret@h", "/ as %2F"),
             ("redis+sentinel://:s3/cret@h/p", "/ as %2F"),
@@ -93,6 +90,9 @@ mod tests {
             "redis://:p:w@[::1]:6379",
             "redis+sentinel://:p@[::1],b:1/primary/1?sentinelUser=u&sentinelPassword=p",
             "redis+cluster://[::1]:7000,b",
+            "rediss://me:p@h:7000/2",
+            "rediss+sentinel://:p@a,b:1/primary",
+            "rediss+cluster://:p@a:7000,b",
             "redis+unix:///tmp/x?db=1&user=u&pass=p",
         ] {
             assert_eq!(checked(url).as_deref(), Ok(url));

@@ -17,6 +17,9 @@ pub enum SecretError {
     /// Its content cannot be used and may change. Names the Secret, its key and the expected form.
     #[error("{0}")]
     Invalid(String),
+    /// A file of a TLS connection cannot be used and may change; the reason. Names the Secret.
+    #[error("{1}")]
+    Tls(Reason, String),
     /// None was given, or one by a flag or variable that cannot be used: waiting does not help.
     #[error("{0}")]
     NotGiven(String),
@@ -29,6 +32,7 @@ impl SecretError {
         match self {
             Self::NotFound(name) => Some(Problem::new(Reason::SecretNotFound, name)),
             Self::Invalid(what) => Some(Problem::new(Reason::SecretInvalid, what)),
+            Self::Tls(reason, what) => Some(Problem::new(reason.clone(), what)),
             Self::NotGiven(_) => None,
         }
     }

@@ -66,12 +66,6 @@ pub(super) fn shown(name: &str) -> String {
     }
 }
 
-pub(super) fn tls(what: &str, remedy: &str) -> String {
-    format!(
-        "{what} asks for TLS, which is not built in: {remedy}, inside a network that you trust or through a proxy that adds TLS"
-    )
-}
-
 pub(super) fn unknown(name: &str, known: &str) -> String {
     format!("the parameter {} is not known: {known}", shown(name))
 }

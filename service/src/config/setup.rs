@@ -14,10 +14,11 @@ use super::{
     follow::{self, Follower},
 };
 use crate::{
-    board::{Board, cause, not_migrated, of_postgres, silent},
+    board::{Board, cause, not_migrated, of_postgres, of_store, silent},
     lifecycle::Lifecycle,
     store::{Error, Newest, Offer, Pipeline, Registered, Store},
     streams::Streams,
+    tls::Endpoint,
 };
 
 /// Heartbeat that is stalled until the pipeline exists.
@@ -176,7 +177,7 @@ impl Start<'_> {
         // The pool would try such a connection again and again, and gives no reason.
         match tokio::time::timeout(PROBED, store.probe()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(of_postgres(&error).into()),
+            Ok(Err(error)) => return Err(of_store(&store, &error).into()),
             Err(_) => return Err(Problem::new(Reason::PostgresUnreachable, "it did not answer within 5 s").into()),
         }
         let begun = match manifest {
@@ -200,12 +201,12 @@ impl Start<'_> {
     fn urls(&self, manifest: Option<&RecordPipeline>) -> Result<follow::Urls, Lack> {
         let spec = manifest.map(|manifest| &manifest.spec);
         let mut problems = Vec::new();
-        let mut taken = |server: &str, url: Result<String, SecretError>| match url {
+        let mut taken = |server: &str, url: Result<Endpoint, SecretError>| match url {
             Ok(url) => Ok(url),
             Err(error) => match error.problem() {
                 Some(problem) => {
                     problems.push(problem);
-                    Ok(String::new())
+                    Ok(Endpoint::default())
                 }
                 None => Err(Lack::Fatal(anyhow::anyhow!("the URL of {server}: {error}"))),
             },

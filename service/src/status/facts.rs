@@ -12,7 +12,7 @@ use millrace_crds::{
 
 use super::servers;
 use crate::{
-    board::{not_migrated, of_no_writes, of_postgres, of_redis, silent},
+    board::{not_migrated, of_no_writes, of_store, of_streams, silent},
     config::Setup,
     domain::ShardId,
     publish::{SinkPosition, sink_lag},
@@ -68,7 +68,7 @@ async fn of_pipeline(setup: &Setup) -> Facts {
             facts.problems.extend(external_stream(&backlog, &pipeline_id));
             Some(backlog)
         }
-        Some(Err(error)) => facts.lacks(of_redis(&error)),
+        Some(Err(error)) => facts.lacks(of_streams(&setup.streams, &error)),
         None => facts.lacks(Problem::new(Reason::RedisUnreachable, "it did not answer within 2 s")),
     };
     // Before tables are read: one of them may be locked.
@@ -79,18 +79,19 @@ async fn of_pipeline(setup: &Setup) -> Facts {
     let stored = match bounded(stored(&setup.store, &pipeline_id)).await {
         Some(Ok(stored)) => Some(stored),
         Some(Err(Lack::Problem(problem))) => facts.lacks(problem),
-        Some(Err(Lack::Store(error))) => facts.lacks(of_postgres(&error)),
+        Some(Err(Lack::Store(error))) => facts.lacks(of_store(&setup.store, &error)),
         None => facts.lacks(silent(&setup.store).await),
     };
     let Some(stored) = stored else { return facts };
     if let Some(backlog) = backlog {
         let streams: Vec<String> = stored.sinks.iter().filter_map(|(row, _)| row.stream.clone()).collect();
         let published = async {
-            let cursors = setup.streams.sink_cursors(&streams).await.map_err(|error| of_redis(&error))?;
+            let cursors =
+                setup.streams.sink_cursors(&streams).await.map_err(|error| of_streams(&setup.streams, &error))?;
             let external = external_cursor(&streams, &cursors, &pipeline_id);
             let cursors: HashMap<String, Cursor> = streams.iter().cloned().zip(cursors).collect();
             let behind = unpublished(&setup.store, &stored, &cursors, &pipeline_id).await;
-            Ok((behind.map_err(|error| of_postgres(&error))?, external))
+            Ok((behind.map_err(|error| of_store(&setup.store, &error))?, external))
         };
         match bounded(published).await {
             Some(Ok((unpublished, external))) => {

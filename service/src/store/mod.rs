@@ -36,6 +36,7 @@ mod stats;
 mod sums;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tls;
 mod verify;
 mod writes;
 

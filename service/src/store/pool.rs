@@ -14,7 +14,9 @@ use sqlx::{
 use super::{
     pooler,
     session::{BEGIN, Session},
+    tls,
 };
+use crate::tls::Endpoint;
 
 /// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +100,7 @@ pub struct Server(pub(super) i64);
 
 /// The server of the newest connection, and when it was first seen.
 #[derive(Debug, Default)]
-struct NewestServer(Mutex<(Server, Option<Instant>)>);
+pub(super) struct NewestServer(Mutex<(Server, Option<Instant>)>);
 
 impl NewestServer {
     fn get(&self) -> (Server, Option<Instant>) {
@@ -110,6 +112,11 @@ impl NewestServer {
         if newest.0 != server {
             *newest = (server, Some(Instant::now()));
         }
+    }
+
+    /// Ends the connections that are older than this call, each before its next use.
+    pub(super) fn renew(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(Instant::now());
     }
 
     /// Whether a connection of this age leads to the newest server. An older one leads to a replaced server, which may
@@ -127,15 +134,17 @@ pub struct Store {
     /// Connections only for commits, so that nothing else delays a commit.
     pub(super) commits: PgPool,
     session: Session,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// State that the pools of a store share.
 #[derive(Debug, Default)]
-struct Shared {
-    newest: NewestServer,
+pub(super) struct Shared {
+    pub(super) newest: NewestServer,
     pooler: pooler::Watch,
-    /// The options of new connections.
+    /// Whom new connections lead to.
+    endpoint: Mutex<Endpoint>,
+    /// Their options.
     options: Mutex<PgConnectOptions>,
 }
 
@@ -144,7 +153,12 @@ impl Shared {
         self.options.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_options(&self, options: PgConnectOptions) {
+    pub(super) fn endpoint(&self) -> Endpoint {
+        self.endpoint.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn lead_to(&self, endpoint: Endpoint, options: PgConnectOptions) {
+        *self.endpoint.lock().unwrap_or_else(PoisonError::into_inner) = endpoint;
         *self.options.lock().unwrap_or_else(PoisonError::into_inner) = options;
         self.pooler.redirected();
     }
@@ -204,24 +218,30 @@ impl Store {
     ///
     /// # Errors
     /// When the URL is not a Postgres URL.
-    pub fn connect(url: &str, pipeline: &str, connections: u32) -> Result<Self, Error> {
-        Self::connect_as(Session::of_queries(pipeline), url, pipeline, connections)
+    pub fn connect(endpoint: impl Into<Endpoint>, pipeline: &str, connections: u32) -> Result<Self, Error> {
+        Self::connect_as(Session::of_queries(pipeline), endpoint.into(), pipeline, connections)
     }
 
     /// The same for a command that waits for a lock at most this long.
     ///
     /// # Errors
     /// When the URL is not a Postgres URL.
-    pub fn connect_waiting(url: &str, pipeline: &str, connections: u32, longest: Duration) -> Result<Self, Error> {
-        Self::connect_as(Session::of_queries(pipeline).waiting_at_most(longest), url, pipeline, connections)
+    pub fn connect_waiting(
+        endpoint: impl Into<Endpoint>,
+        pipeline: &str,
+        connections: u32,
+        longest: Duration,
+    ) -> Result<Self, Error> {
+        let session = Session::of_queries(pipeline).waiting_at_most(longest);
+        Self::connect_as(session, endpoint.into(), pipeline, connections)
     }
 
-    fn connect_as(session: Session, url: &str, pipeline: &str, connections: u32) -> Result<Self, Error> {
+    fn connect_as(session: Session, endpoint: Endpoint, pipeline: &str, connections: u32) -> Result<Self, Error> {
         let shared = Arc::new(Shared::default());
-        shared.set_options(Self::options(url, &session)?);
+        shared.lead_to(endpoint.clone(), Self::options(&endpoint, &session)?);
         let pool = |connections, session: Session| -> Result<PgPool, Error> {
             let (connecting, acquiring) = (Arc::clone(&shared), Arc::clone(&shared));
-            let options = Self::options(url, &session)?;
+            let options = Self::options(&endpoint, &session)?;
             let pool = PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(5))
@@ -256,11 +276,13 @@ impl Store {
     ///
     /// # Errors
     /// When the URL is not a Postgres URL.
-    pub fn redirect(&self, url: &str, pipeline: &str) -> Result<(), Error> {
-        let options = Self::options(url, &self.session)?;
-        self.shared.set_options(options.clone());
+    pub fn redirect(&self, endpoint: impl Into<Endpoint>, pipeline: &str) -> Result<(), Error> {
+        let endpoint = endpoint.into();
+        let options = Self::options(&endpoint, &self.session)?;
+        let commits = Self::options(&endpoint, &Session::of_commits(pipeline))?;
+        self.shared.lead_to(endpoint, options.clone());
         self.pool.set_connect_options(options);
-        self.commits.set_connect_options(Self::options(url, &Session::of_commits(pipeline))?);
+        self.commits.set_connect_options(commits);
         Ok(())
     }
 
@@ -269,9 +291,10 @@ impl Store {
         self.pool.begin_with(BEGIN).await
     }
 
-    fn options(url: &str, session: &Session) -> Result<PgConnectOptions, Error> {
+    fn options(endpoint: &Endpoint, session: &Session) -> Result<PgConnectOptions, Error> {
+        let options = tls::options(PgConnectOptions::from_str(endpoint.url())?, endpoint);
         // Of the options of a startup message only those that every pooler knows: the session sets all others.
-        let options = PgConnectOptions::from_str(url)?.application_name(session.application).extra_float_digits(None);
+        let options = options.application_name(session.application).extra_float_digits(None);
         // The log of the driver has the text of statements. `slow` has a log without it.
         Ok(options.disable_statement_logging())
     }
@@ -288,9 +311,20 @@ impl Store {
     /// # Errors
     /// Why Postgres cannot be reached, or cannot be used by this URL.
     pub async fn probe(&self) -> Result<(), Error> {
-        let options = self.pool.connect_options();
-        let mut one = PgConnection::connect_with(&options).await?;
-        let mut other = PgConnection::connect_with(&options).await?;
+        self.probe_with(&self.pool.connect_options()).await
+    }
+
+    /// As [`Self::probe`], of an endpoint that is not used yet.
+    ///
+    /// # Errors
+    /// As of [`Self::probe`].
+    pub async fn probe_endpoint(&self, endpoint: &Endpoint) -> Result<(), Error> {
+        self.probe_with(&Self::options(endpoint, &self.session)?).await
+    }
+
+    async fn probe_with(&self, options: &PgConnectOptions) -> Result<(), Error> {
+        let mut one = PgConnection::connect_with(options).await?;
+        let mut other = PgConnection::connect_with(options).await?;
         let outcome = async {
             pooler::check(&mut one, &mut other).await?;
             self.session.establish(&mut one).await

@@ -2,11 +2,15 @@
 //!
 //! `redis://[user:password@]host[:port][/db]`, the common form;
 //! `redis+sentinel://[user:password@]host[:port],…/primary[/db][?sentinelUser=…&sentinelPassword=…]`;
-//! `redis+cluster://[user:password@]host[:port],…`. User and password are those of the data servers.
+//! `redis+cluster://[user:password@]host[:port],…`. User and password are those of the data servers. With `rediss` in
+//! place of `redis`, every connection is one of TLS, those to the sentinels too.
 
 use std::{fmt, str::FromStr};
 
 use redis::{ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, RedisError, RedisResult};
+
+use super::tls;
+use crate::tls::Endpoint;
 
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26_379;
@@ -62,6 +66,21 @@ impl Address {
         }
     }
 
+    /// Gives the connections of TLS their files; other connections stay as they are.
+    ///
+    /// # Errors
+    /// When a file cannot be used.
+    pub(super) fn with_files(self, endpoint: &Endpoint) -> RedisResult<Self> {
+        let with = |info: ConnectionInfo| tls::with_files(info, endpoint);
+        Ok(match self {
+            Self::One(info) => Self::One(with(info)?),
+            Self::Cluster { each, seeds } => Self::Cluster { each: with(each)?, seeds },
+            Self::Sentinel { each, seeds, sentinel, primary } => {
+                Self::Sentinel { each: with(each)?, seeds, sentinel: with(sentinel)?, primary }
+            }
+        })
+    }
+
     /// The servers of the URL, for the first discovery.
     pub(super) fn seeds(&self) -> &[Node] {
         match self {
@@ -73,7 +92,14 @@ impl Address {
 
 /// The same connection settings for another server.
 fn at(info: &ConnectionInfo, node: &Node) -> ConnectionInfo {
-    info.clone().set_addr(ConnectionAddr::Tcp(node.host.clone(), node.port))
+    let (host, port) = (node.host.clone(), node.port);
+    let addr = match info.addr() {
+        ConnectionAddr::TcpTls { tls_params, .. } => {
+            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: tls_params.clone() }
+        }
+        _ => ConnectionAddr::Tcp(host, port),
+    };
+    info.clone().set_addr(addr)
 }
 
 fn wrong(why: &'static str) -> RedisError {
@@ -114,9 +140,11 @@ impl FromStr for Address {
 
     fn from_str(url: &str) -> RedisResult<Self> {
         let Some((scheme, rest)) = url.split_once("://") else { return Ok(Self::One(url.into_connection_info()?)) };
-        let sentinel = match scheme {
-            "redis+sentinel" => true,
-            "redis+cluster" => false,
+        let (each_scheme, sentinel) = match scheme {
+            "redis+sentinel" => ("redis", true),
+            "rediss+sentinel" => ("rediss", true),
+            "redis+cluster" => ("redis", false),
+            "rediss+cluster" => ("rediss", false),
             _ => return Ok(Self::One(url.into_connection_info()?)),
         };
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -130,7 +158,7 @@ impl FromStr for Address {
         // The parts become the URL of one server, so that they have the same meaning as there.
         let info = |user: &str, db: &str| {
             let at = if user.is_empty() { "" } else { "@" };
-            format!("redis://{user}{at}{}/{db}", seeds[0]).into_connection_info()
+            format!("{each_scheme}://{user}{at}{}/{db}", seeds[0]).into_connection_info()
         };
         if !user.is_empty() && user.split_once(':').is_none_or(|(_, password)| password.is_empty()) {
             return Err(wrong("it has a user without a password: put a colon before a password that has no user"));

@@ -9,7 +9,7 @@ use futures::future::try_join_all;
 use redis::{ErrorKind, RedisError, aio::MultiplexedConnection};
 
 use super::servers::{self, Link, RedisServer, Servers, Topology};
-use crate::domain::StreamId;
+use crate::{domain::StreamId, tls::Endpoint};
 
 const RIGHTS: &str = "grant it the pipeline's keys, the streams of its sinks, and the commands that docs/servers.md lists \
                       under Redis; ACL LOG on the server names what was refused";
@@ -129,8 +129,8 @@ impl Streams {
     ///
     /// # Errors
     /// When the URL is not a Redis URL.
-    pub fn connect(url: &str, pipeline: &str) -> Result<Self, Error> {
-        let servers = Arc::new(RwLock::new(Servers::open(url)?));
+    pub fn connect(endpoint: impl Into<Endpoint>, pipeline: &str) -> Result<Self, Error> {
+        let servers = Arc::new(RwLock::new(Servers::open(&endpoint.into())?));
         Ok(Self { servers, pipeline: pipeline.to_owned() })
     }
 
@@ -139,13 +139,13 @@ impl Streams {
     ///
     /// # Errors
     /// When the URL is not a Redis URL; then nothing changes.
-    pub fn redirect(&self, url: &str) -> Result<(), Error> {
-        let servers = Servers::open(url)?;
+    pub fn redirect(&self, endpoint: &Endpoint) -> Result<(), Error> {
+        let servers = Servers::open(endpoint)?;
         *self.servers.write().unwrap_or_else(PoisonError::into_inner) = servers;
         Ok(())
     }
 
-    fn servers(&self) -> Servers {
+    pub(super) fn servers(&self) -> Servers {
         self.servers.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

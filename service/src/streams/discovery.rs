@@ -1,10 +1,15 @@
 //! Discovery of the primaries of Redis: a task queries the sentinels or the cluster, and publishes the topology.
 
-use std::{cmp::Reverse, collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::future::join_all;
 use redis::{
-    Client, Cmd, FromRedisValue as _, RedisResult, Value,
+    Client, Cmd, FromRedisValue as _, RedisError, RedisResult, Value,
     aio::{ConnectionLike as _, MultiplexedConnection},
 };
 use tokio::{
@@ -30,11 +35,17 @@ pub(super) struct Discovery {
     /// Connections to the queried servers.
     connections: HashMap<Node, MultiplexedConnection>,
     failing: bool,
+    /// Why the last discovery failed.
+    failure: Arc<Mutex<Option<RedisError>>>,
 }
 
 impl Discovery {
-    pub(super) fn new(address: Address, topology: watch::Sender<Option<Arc<Topology>>>) -> Self {
-        Self { address, topology, connections: HashMap::new(), failing: false }
+    pub(super) fn new(
+        address: Address,
+        topology: watch::Sender<Option<Arc<Topology>>>,
+        failure: Arc<Mutex<Option<RedisError>>>,
+    ) -> Self {
+        Self { address, topology, failure, connections: HashMap::new(), failing: false }
     }
 
     /// Publishes the topology each second, and at once after `refresh`. Never ends, unless the URL names one server.
@@ -56,6 +67,11 @@ impl Discovery {
                             "the servers of Redis cannot be found"
                         );
                     }
+                    let failure = match error {
+                        Error::Redis(error) => Some(error),
+                        _ => None,
+                    };
+                    *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
                 }
             }
             let _ = timeout(INTERVAL, refresh.notified()).await;

@@ -24,6 +24,7 @@ mod servers;
 mod shared;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tls;
 mod verify;
 
 pub use address::check_url;

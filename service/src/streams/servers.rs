@@ -4,7 +4,10 @@
 //! command that may have taken effect must never be sent again: only a command that a server refused to run is
 //! repeated.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, Pipeline, RedisError, RedisFuture, RedisResult,
@@ -23,7 +26,9 @@ use super::{
     address::{Address, Node},
     discovery::Discovery,
     shared::Shared,
+    tls,
 };
+use crate::tls::Endpoint;
 
 /// How long a command that a server refused to run waits for another server.
 const REDIRECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -157,9 +162,28 @@ pub(super) fn unavailable(why: String) -> RedisError {
     RedisError::from(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, why))
 }
 
+const UNDISCOVERED: &str = "the primaries are not discovered yet";
+
+/// As [`unavailable`], with the cause.
+pub(super) fn unavailable_for(why: &'static str, cause: RedisError) -> RedisError {
+    RedisError::from(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, Unavailable { why, cause }))
+}
+
+/// Why nothing was sent.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}: {cause}")]
+struct Unavailable {
+    why: &'static str,
+    #[source]
+    cause: RedisError,
+}
+
 /// The current servers of one URL.
 #[derive(Clone)]
 pub(super) struct Servers {
+    pub(super) endpoint: Arc<Endpoint>,
+    /// Why the last discovery failed.
+    failure: Arc<Mutex<Option<RedisError>>>,
     topology: watch::Receiver<Option<Arc<Topology>>>,
     /// Starts a discovery at once.
     refresh: Arc<Notify>,
@@ -169,17 +193,20 @@ pub(super) struct Servers {
 
 impl Servers {
     /// Prepares connections; servers may still be unavailable.
-    pub(super) fn open(url: &str) -> Result<Self, Error> {
-        let address: Address = url.parse()?;
+    pub(super) fn open(endpoint: &Endpoint) -> Result<Self, Error> {
+        let address = endpoint.url().parse::<Address>()?.with_files(endpoint)?;
+        let (endpoint, failure) = (Arc::new(endpoint.clone()), Arc::default());
         let refresh = Arc::new(Notify::new());
         if let Address::One(info) = address {
             let node = Node { host: info.addr().to_string(), port: 0 };
             let alone = Topology::alone(Arc::new(RedisServer::open(info, node)?));
-            return Ok(Self { topology: watch::channel(Some(Arc::new(alone))).1, refresh, discovery: None });
+            let topology = watch::channel(Some(Arc::new(alone))).1;
+            return Ok(Self { endpoint, topology, failure, refresh, discovery: None });
         }
         let (sender, topology) = watch::channel(None);
-        let task = tokio::spawn(Discovery::new(address, sender).run(Arc::clone(&refresh)));
-        Ok(Self { topology, refresh, discovery: Some(Arc::new(AbortOnDropHandle::new(task))) })
+        let task = tokio::spawn(Discovery::new(address, sender, Arc::clone(&failure)).run(Arc::clone(&refresh)));
+        let discovery = Some(Arc::new(AbortOnDropHandle::new(task)));
+        Ok(Self { endpoint, topology, failure, refresh, discovery })
     }
 
     /// The current topology. Waits up to 2 s for the first discovery.
@@ -187,10 +214,22 @@ impl Servers {
         if let Some(topology) = &*self.topology.borrow() {
             return Ok(Arc::clone(topology));
         }
+        if let Some(failure) = self.failed().filter(|failure| tls::is_cause(failure)) {
+            // No retry of this moment helps, and the caller may not wait long enough to see the cause.
+            return Err(unavailable_for(UNDISCOVERED, failure));
+        }
         let mut topology = self.topology.clone();
         let found = timeout(CONNECT_TIMEOUT, topology.wait_for(Option::is_some)).await;
         let found = found.ok().and_then(Result::ok).and_then(|topology| topology.clone());
-        found.ok_or_else(|| unavailable("the primaries are not discovered yet".to_owned()))
+        found.ok_or_else(|| match self.failed() {
+            Some(failure) => unavailable_for(UNDISCOVERED, failure),
+            None => unavailable(UNDISCOVERED.to_owned()),
+        })
+    }
+
+    /// Why the last discovery failed.
+    fn failed(&self) -> Option<RedisError> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A connection to the server of a key.

@@ -11,7 +11,7 @@ use redis::{
 };
 use tokio::{sync::Mutex, time::Instant};
 
-use super::servers::{connection_config, unavailable};
+use super::servers::{connection_config, unavailable_for};
 
 /// How long a failure to connect is returned to all callers, which would otherwise wait for one another's attempts.
 const FAILURE_KEPT: Duration = Duration::from_millis(200);
@@ -80,7 +80,7 @@ impl Shared {
             Err(error) => {
                 // Only the handshake was sent; the error itself does not show that.
                 let error = match error.kind() {
-                    ErrorKind::Io | ErrorKind::Parse => unavailable(format!("no connection: {error}")),
+                    ErrorKind::Io | ErrorKind::Parse => unavailable_for("no connection", error),
                     _ => error,
                 };
                 state.failed = Some((Instant::now(), error.clone()));

@@ -1,0 +1,19 @@
+//! Problems for errors of a server that may be those of TLS: they name the Secret to change.
+
+use millrace_crds::status_api::Problem;
+
+use super::{of_postgres, of_redis};
+use crate::{
+    store::{self, Store},
+    streams::{self, Streams},
+};
+
+/// The problem for an error of this Postgres.
+pub(crate) fn of_store(store: &Store, error: &store::Error) -> Problem {
+    store.tls_problem(error).unwrap_or_else(|| of_postgres(error))
+}
+
+/// The problem for an error of this Redis.
+pub(crate) fn of_streams(streams: &Streams, error: &streams::Error) -> Problem {
+    streams.tls_problem(error).unwrap_or_else(|| of_redis(error))
+}
