@@ -13,6 +13,20 @@ seccompProfile: { type: RuntimeDefault }
 {{- end }}
 {{- end }}
 
+{{/* The Secret with the servers' certificate; empty: no TLS. */}}
+{{- define "millrace.devTlsSecret" -}}
+{{- with (.Values.dev).tls }}
+{{- if .enabled }}
+{{- default (printf "%s-tls" (include "millrace.devName" $)) .existingSecret }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Its volume. Postgres takes a key only if no other user may read it: the files are root's, and of the pod's group. */}}
+{{- define "millrace.devTlsVolume" -}}
+- { name: tls, secret: { secretName: {{ . }}, defaultMode: 288 } }
+{{- end }}
+
 {{- define "millrace.devServer" -}}
 {{- $name := printf "%s-%s" (include "millrace.devName" .root) .server }}
 {{- $selector := printf "app.kubernetes.io/name: millrace-dev\napp.kubernetes.io/instance: %s\napp.kubernetes.io/component: %s" .root.Release.Name .server }}
