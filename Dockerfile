@@ -43,6 +43,8 @@ COPY operator/Cargo.toml operator/
 COPY hack/compare/Cargo.toml hack/compare/
 COPY hack/faults/Cargo.toml hack/faults/
 COPY hack/model/Cargo.toml hack/model/
+# Whole: a dependency of dependencies.
+COPY vendor vendor
 RUN set -eu; \
     for crate in crds service operator hack/compare hack/faults hack/model; do \
       mkdir -p "$crate/src"; \

@@ -18,7 +18,7 @@ pub(crate) enum Failure {
     NameMismatch(String),
     /// The server refused the client; its alert.
     ClientRefused(AlertDescription),
-    /// The server does not speak TLS.
+    /// The server has no TLS at this port.
     NotOffered,
 }
 
