@@ -16,6 +16,8 @@ from load import Sender, api, applied, compare, entries, records, redis, stats
 RATE = int(os.environ.get("MILLRACE_E2E_RATE", "60"))
 LONGEST = 1800  # Seconds; the load ends when all steps were done.
 EXAMPLE = "examples/records/pipeline.yaml"
+# The one that the chart makes for the development servers.
+AUTHORITY = {"caSecretRef": {"name": "millrace-dev-tls", "key": "ca.crt"}}
 SERVICE, NEXT = "localhost/millrace/service:dev", "localhost/millrace/service:next"
 
 
@@ -26,6 +28,7 @@ def chart(operator, image):
         "--set", "dev.enabled=true,dev.redis.image.repository=localhost/redis",
         "--set", "dev.postgres.image.repository=localhost/postgres",
         "--set-string", "dev.postgres.image.tag=15",
+        "--set", f"dev.tls.enabled={str(load.TLS).lower()}",
         "--set", "extraEnv[0].name=MILLRACE_SCALE_DOWN_SECONDS", "--set-string", "extraEnv[0].value=15",
     ]  # fmt: skip
 
@@ -39,9 +42,17 @@ def install():
     return "operator, Redis and Postgres run; helm test passed"
 
 
+def apply_example():
+    """Applies the example's pipeline, which trusts the authority of the development servers where they have TLS."""
+    example = json.loads(kubectl("create", "--dry-run=client", "--output=json", "-f", EXAMPLE))
+    if load.TLS:
+        example["spec"]["redis"]["tls"] = example["spec"]["postgres"]["tls"] = AUTHORITY
+    kubectl("apply", "-f", "-", text=json.dumps(example))
+
+
 @step("kubectl apply, until Ready")
 def apply():
-    kubectl("apply", "-f", EXAMPLE)
+    apply_example()
     kubectl("wait", "--for=condition=Ready", "rpl/records", "--timeout=180s")
     spec = {"containers": [{"name": "toolbox", "image": "localhost/toolbox:1", "imagePullPolicy": "Never"}]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "toolbox"}}
@@ -131,7 +142,8 @@ def remove_sink():
 @step("a Secret that comes late")
 def late_secret():
     late = {"apiVersion": "millrace.dev/v1alpha1", "kind": "RecordPipeline", "metadata": {"name": "late"}}
-    reference = lambda name, key: {"urlSecretRef": {"name": name, "key": key}}
+    tls = {"tls": AUTHORITY} if load.TLS else {}
+    reference = lambda name, key: {"urlSecretRef": {"name": name, "key": key}, **tls}
     late["spec"] = {
         "shards": 2,
         "redis": reference("late-redis", "url"),
@@ -316,7 +328,7 @@ def drain():
     Sender("last", lines).end()
     kubectl("delete", "rpl", "records", "--timeout=180s")
     until("its pods to go", lambda: not get("pods", selector="app.kubernetes.io/instance=records,app.kubernetes.io/component=work"), 90)
-    kubectl("apply", "-f", EXAMPLE)
+    apply_example()
     kubectl("wait", "--for=condition=Ready", "rpl/records", "--timeout=180s")
     found = until("the pipeline's answer", stats, 60)
     if (found["processed"], found["backlog"]) != (processed + 2000, 0):

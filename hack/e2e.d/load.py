@@ -1,6 +1,7 @@
 """Records, what should become of them, and what did."""
 
 import json
+import os
 import random
 import subprocess
 import threading
@@ -11,6 +12,7 @@ from decimal import Decimal
 from kube import NAMESPACE, Failed, kubectl, run, until
 
 KEY = None  # The API key; read from its Secret.
+TLS = os.environ.get("MILLRACE_E2E_TLS") == "1"  # Whether the development servers offer TLS.
 
 
 def records(prefix, count, seed, duplicates=0.1):
@@ -119,7 +121,8 @@ def api(path, method="GET", body=None, key=None, pipeline="records"):
 
 def redis(*arguments):
     """redis-cli against the development Redis."""
-    return run("kubectl", "-n", NAMESPACE, "exec", "millrace-dev-redis-0", "--", "redis-cli", *arguments)
+    tls = ("--tls", "--cacert", "/tls/ca.crt") if TLS else ()
+    return run("kubectl", "-n", NAMESPACE, "exec", "millrace-dev-redis-0", "--", "redis-cli", *tls, *arguments)
 
 
 def entries(stream):
