@@ -40,5 +40,6 @@ mod sinks;
 mod start;
 mod stress;
 mod take;
+mod tls;
 mod together;
 mod verify;

@@ -1,5 +1,7 @@
 //! The harness of all tests: servers, a pipeline for each test, its processes, and checks of their results.
 
+#[path = "../../../src/tls/testing.rs"]
+mod certificates;
 mod checks;
 mod failover;
 mod http;
@@ -12,6 +14,7 @@ mod servers;
 
 use std::time::{Duration, Instant};
 
+pub(crate) use certificates::{Authority, Issued};
 pub(crate) use checks::{SinkEntry, check_stream, lost};
 pub(crate) use failover::ManyRedis;
 pub(crate) use http::{Answer, answer};

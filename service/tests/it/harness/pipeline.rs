@@ -241,6 +241,19 @@ impl Pipeline {
         for (variable, file) in files.map(|(name, file)| (format!("MILLRACE_{name}"), dir.join(file))) {
             command.env_remove(&variable).env(format!("{variable}_FILE"), file);
         }
+        for (variable, file) in [
+            ("MILLRACE_REDIS_TLS_CA_FILE", "redis-ca"),
+            ("MILLRACE_REDIS_TLS_CERT_FILE", "redis-client.crt"),
+            ("MILLRACE_REDIS_TLS_KEY_FILE", "redis-client.key"),
+            ("MILLRACE_POSTGRES_TLS_CA_FILE", "postgres-ca"),
+            ("MILLRACE_POSTGRES_TLS_CERT_FILE", "postgres-client.crt"),
+            ("MILLRACE_POSTGRES_TLS_KEY_FILE", "postgres-client.key"),
+        ] {
+            // As the operator does it for the fields that the manifest has.
+            if dir.join(file).exists() {
+                command.env(variable, dir.join(file));
+            }
+        }
         command.env("MILLRACE_PIPELINE_NAME", &self.name).env("MILLRACE_LOG_FORMAT", "json");
         command.env("MILLRACE_TERMINATION_LOG", dir.join("termination")).env("MILLRACE_WAIT_MS", "300");
         command.env("MILLRACE_LISTEN", "0.0.0.0:8080").env("MILLRACE_HEALTH_LISTEN", "0.0.0.0:8081");

@@ -149,6 +149,37 @@ impl PrivatePostgres {
         this
     }
 
+    /// Starts a server that offers TLS. `files` are written into its directory, `hba` replaces its rules for clients.
+    pub(crate) async fn with_tls(files: &[(&str, &str)], hba: &str) -> Self {
+        let dir = server_dir();
+        let data = initialise(dir.path());
+        let settings =
+            "ssl = on\nssl_cert_file = 'server.crt'\nssl_key_file = 'server.key'\nssl_ca_file = 'clients.crt'\n";
+        let configuration = data.join("postgresql.conf");
+        fs::write(&configuration, fs::read_to_string(&configuration).unwrap() + settings).unwrap();
+        fs::write(data.join("pg_hba.conf"), hba).unwrap();
+        let mut this = Self { dir, port: free_port(), child: None };
+        this.install(files);
+        this.restart().await;
+        this
+    }
+
+    /// Writes files into its directory, which only it may read. It reads them when it is reloaded.
+    pub(crate) fn install(&self, files: &[(&str, &str)]) {
+        for (name, content) in files {
+            let file = self.dir.path().join("postgres").join(name);
+            fs::write(&file, content).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+            if let Some(user) = postgres_user() {
+                chown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+            }
+        }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Starts it again with its data.
     pub(crate) async fn restart(&mut self) {
         let command = postgres_command(&self.dir.path().join("postgres"), self.port, Some("INT"));
