@@ -82,6 +82,12 @@ fn needs_a_change(reason: &Reason) -> bool {
             | Reason::GatewayApiMissing
             | Reason::Refused
             | Reason::SecretNotFound
+            | Reason::TlsFilesInvalid
+            | Reason::TlsExpired
+            | Reason::TlsUntrusted
+            | Reason::TlsNameMismatch
+            | Reason::TlsClientRefused
+            | Reason::TlsNotOffered
             | Reason::ImagePullBackOff
             | Reason::QuotaExceeded
             | Reason::LimitRangeViolated

@@ -27,6 +27,17 @@ pub(super) struct PodTouch {
     purpose: String,
 }
 
+/// Problems that another content of a Secret may end.
+const SECRETS: [Reason; 7] = [
+    Reason::SecretNotFound,
+    Reason::SecretInvalid,
+    Reason::TlsFilesInvalid,
+    Reason::TlsExpired,
+    Reason::TlsUntrusted,
+    Reason::TlsNameMismatch,
+    Reason::TlsClientRefused,
+];
+
 /// The pods whose files are behind. Drops the touches of those whose files are current.
 pub(super) fn wanted(observed: &Observed<'_>, pipeline: &Validated, memory: &mut Memory) -> Vec<PodTouch> {
     let permits = &pipeline.manifest.metadata.annotations;
@@ -41,7 +52,7 @@ pub(super) fn wanted(observed: &Observed<'_>, pipeline: &Validated, memory: &mut
             |reasons: &[Reason]| response.answer.problems.iter().any(|problem| reasons.contains(&problem.reason));
         let purpose = if !current {
             format!("g{}", pipeline.generation)
-        } else if reports(&[Reason::SecretNotFound, Reason::SecretInvalid]) {
+        } else if reports(&SECRETS) {
             "secret".to_owned()
         } else if let Some(permitted) = &permitted
             && reports(&[Reason::OtherPipeline, Reason::UidNotClaimed, Reason::ManifestRefused])

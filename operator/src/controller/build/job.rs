@@ -35,8 +35,11 @@ pub(crate) fn migration(pipeline: &Validated, image: &str, key: &str, attempt: u
 pub(crate) fn migration_key(pipeline: &Validated, image: &str, contract: bool) -> String {
     let millrace_crds::SecretKeyRef { name, key } = &pipeline.postgres;
     // JSON separates the texts without ambiguity.
-    let parts = json!([image, name, key, pipeline.uid, pipeline.manifest.annotation(ADOPT), contract]);
-    hex::encode(&Sha256::digest(parts.to_string())[..4])
+    let mut parts = vec![json!([image, name, key, pipeline.uid, pipeline.manifest.annotation(ADOPT), contract])];
+    // A migration without TLS keeps its key.
+    parts.extend(pipeline.spec.postgres.as_ref().and_then(|postgres| postgres.tls.as_ref()).map(|tls| json!(tls)));
+    let parts: String = parts.iter().map(ToString::to_string).collect();
+    hex::encode(&Sha256::digest(parts)[..4])
 }
 
 /// The Job that removes the pipeline's schema and its Redis keys, `NAME-purge-ATTEMPT`.

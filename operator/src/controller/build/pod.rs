@@ -13,7 +13,7 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
 use kube::api::ObjectMeta;
-use millrace_crds::{Auth, JobPod, Pod, PullPolicy, Resources, SecretKeyRef};
+use millrace_crds::{Auth, ClientTls, JobPod, Pod, PullPolicy, Resources, SecretKeyRef, TlsSecretRef};
 
 use super::{Validated, config_map, labels, overrides, pods_of, service_account, unless_empty};
 
@@ -134,6 +134,9 @@ impl Template {
         template.mount("manifest", Volume { config_map: Some(manifest), ..Volume::default() });
         template.secret("redis", &pipeline.redis, "url", "MILLRACE_REDIS_URL_FILE");
         template.secret("postgres", &pipeline.postgres, "url", "MILLRACE_POSTGRES_URL_FILE");
+        let spec = &pipeline.spec;
+        template.tls("redis", spec.redis.as_ref().and_then(|redis| redis.tls.as_ref()));
+        template.tls("postgres", spec.postgres.as_ref().and_then(|postgres| postgres.tls.as_ref()));
         template
     }
 
@@ -157,14 +160,36 @@ impl Template {
     /// Secret exists.
     fn secret(&mut self, folder: &str, reference: &SecretKeyRef, file: &str, variable: &str) {
         let SecretKeyRef { name, key } = reference;
+        self.keys(folder, name, &[(key, file, variable)]);
+    }
+
+    /// Mounts keys of one Secret in one folder, so that they change together. Optional as [`Self::secret`].
+    fn keys(&mut self, folder: &str, secret: &str, keys: &[(&str, &str, &str)]) {
+        let item = |key: &str, file: &str| KeyToPath { key: key.to_owned(), path: file.to_owned(), mode: None };
         let source = SecretVolumeSource {
-            secret_name: Some(name.clone()),
+            secret_name: Some(secret.to_owned()),
             optional: Some(true),
-            items: Some(vec![KeyToPath { key: key.clone(), path: file.to_owned(), mode: None }]),
+            items: Some(keys.iter().map(|(key, file, _)| item(key, file)).collect()),
             default_mode: None,
         };
         self.mount(folder, Volume { secret: Some(source), ..Volume::default() });
-        self.env(variable, &format!("/etc/millrace/{folder}/{file}"));
+        for (_, file, variable) in keys {
+            self.env(variable, &format!("/etc/millrace/{folder}/{file}"));
+        }
+    }
+
+    /// Mounts the files of TLS connections to a server, `redis` or `postgres`.
+    fn tls(&mut self, server: &str, tls: Option<&ClientTls>) {
+        let Some(ClientTls { ca_secret_ref, client_cert_secret_ref }) = tls else { return };
+        let variable = |file: &str| format!("MILLRACE_{}_TLS_{file}_FILE", server.to_uppercase());
+        if let Some(reference) = ca_secret_ref {
+            self.secret(&format!("{server}-ca"), reference, "ca.crt", &variable("CA"));
+        }
+        if let Some(TlsSecretRef { name }) = client_cert_secret_ref {
+            let (certificate, key) = (TlsSecretRef::CERTIFICATE, TlsSecretRef::KEY);
+            let keys = [(certificate, certificate, &*variable("CERT")), (key, key, &*variable("KEY"))];
+            self.keys(&format!("{server}-client"), name, &keys);
+        }
     }
 
     /// Adds the parts of a pod that runs until it is stopped: ports, probes, grace period, spread over nodes and zones.

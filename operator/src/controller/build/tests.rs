@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
-use millrace_crds::{RecordPipeline, RecordPipelineResource};
+use millrace_crds::{ClientTls, RecordPipeline, RecordPipelineResource};
 use serde_json::Value;
 
 use super::{
@@ -292,7 +292,11 @@ fn the_migration_key_changes_with_everything_it_depends_on() {
     }));
     keys.insert(change(|it| it.spec.postgres.as_mut().unwrap().url_secret_ref.name = "b".to_owned()));
     keys.insert(change(|it| it.spec.postgres.as_mut().unwrap().url_secret_ref.key = "b".to_owned()));
-    assert_eq!(keys.len(), 7);
+    keys.insert(change(|it| {
+        let ca_secret_ref = Some(it.spec.postgres.as_ref().unwrap().url_secret_ref.clone());
+        it.spec.postgres.as_mut().unwrap().tls = Some(ClientTls { ca_secret_ref, client_cert_secret_ref: None });
+    }));
+    assert_eq!(keys.len(), 8);
     assert!(keys.iter().all(|key| key.len() == 8 && key.bytes().all(|byte| byte.is_ascii_hexdigit())), "{keys:?}");
     let same = change(|it| {
         it.spec.threshold = None;
