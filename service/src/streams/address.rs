@@ -39,7 +39,7 @@ pub(super) enum Address {
     /// Servers of a cluster, which return the primaries.
     Cluster { each: ConnectionInfo, seeds: Vec<Node> },
     /// Sentinels that return the primary of this name, with the settings of their connections.
-    Sentinel { each: ConnectionInfo, seeds: Vec<Node>, sentinel: ConnectionInfo, primary: String },
+    Sentinel { each: ConnectionInfo, seeds: Vec<Node>, sentinel: Box<ConnectionInfo>, primary: String },
 }
 
 /// Checks that a URL is a Redis URL.
@@ -76,7 +76,7 @@ impl Address {
             Self::One(info) => Self::One(with(info)?),
             Self::Cluster { each, seeds } => Self::Cluster { each: with(each)?, seeds },
             Self::Sentinel { each, seeds, sentinel, primary } => {
-                Self::Sentinel { each: with(each)?, seeds, sentinel: with(sentinel)?, primary }
+                Self::Sentinel { each: with(each)?, seeds, sentinel: Box::new(with(*sentinel)?), primary }
             }
         })
     }
@@ -180,7 +180,7 @@ impl FromStr for Address {
         let credentials = sentinel_credentials(query)?;
         Ok(Self::Sentinel {
             each: info(user, db)?,
-            sentinel: info(&credentials, "")?,
+            sentinel: Box::new(info(&credentials, "")?),
             primary: primary.to_owned(),
             seeds,
         })

@@ -214,7 +214,7 @@ impl Servers {
         if let Some(topology) = &*self.topology.borrow() {
             return Ok(Arc::clone(topology));
         }
-        if let Some(failure) = self.failed().filter(|failure| tls::is_cause(failure)) {
+        if let Some(failure) = self.failed().filter(tls::is_cause) {
             // No retry of this moment helps, and the caller may not wait long enough to see the cause.
             return Err(unavailable_for(UNDISCOVERED, failure));
         }
