@@ -29,12 +29,11 @@ macro_rules! fenced_script {
         })
     };
 }
+pub(super) use fenced_script;
 
 static PREPARE: LazyLock<Script> = fenced_script!("prepare");
 static CLAIM: LazyLock<Script> = fenced_script!("claim");
 static TURN: LazyLock<Script> = fenced_script!("turn");
-static RECONCILE: LazyLock<Script> = fenced_script!("reconcile");
-static DROP: LazyLock<Script> = fenced_script!("drop");
 
 /// The input stream of one shard for its owner.
 #[derive(Debug, Clone)]
@@ -105,32 +104,6 @@ pub struct Prepared {
     pub created: bool,
     /// What is acknowledged.
     pub acknowledged: Acknowledged,
-}
-
-/// A producer, with the number of records that it has appended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProducerCount {
-    /// Its name.
-    pub producer: String,
-    /// Number of records.
-    pub count: i64,
-}
-
-/// The counts of Redis, raised to those of Postgres.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reconciled {
-    /// The offset of the last appended record.
-    pub appended: Offset,
-    /// That offset as the producers count it.
-    pub counted: Offset,
-    /// Number of records by which counts were raised: Redis was rewound.
-    pub raised: i64,
-    /// Number of seconds for which the owners have seen this server: before that it can have been another one.
-    pub seen_for: i64,
-    /// The count that Redis held for each producer that was given, in their order.
-    pub held: Vec<i64>,
-    /// Producers that were not given. While there are any, no count is raised.
-    pub unknown_producers: Vec<ProducerCount>,
 }
 
 /// The result of a step that compares the lease.
@@ -228,44 +201,6 @@ impl Input {
         if is(&reply, b"raised") { Ok(Step::Raised) } else { read(reply).map(Step::Done) }
     }
 
-    /// Raises the counts of Redis to those of Postgres: `folded`, the number of records of producers that [`Self::drop_producers`]
-    /// removed, and the count of each other producer.
-    ///
-    /// # Errors
-    /// [`Error::Fenced`] when the lease beside the stream is higher.
-    pub async fn reconcile(
-        &self,
-        lease: &Lease,
-        folded: i64,
-        producers: &[ProducerCount],
-    ) -> Result<Step<Reconciled>, Error> {
-        let mut args = vec![folded.to_string()];
-        args.extend(producers.iter().flat_map(|by| [by.producer.clone(), by.count.to_string()]));
-        let reply = self.run(&RECONCILE, lease, &args).await?;
-        if is(&reply, b"raised") {
-            return Ok(Step::Raised);
-        }
-        let held = Vec::<i64>::from_redis_value(reply.get(5).cloned().unwrap_or(Value::Nil));
-        let unknown_producers = Vec::<(String, i64)>::from_redis_value(reply.get(6).cloned().unwrap_or(Value::Nil));
-        let unknown_producers = unknown_producers.map_err(redis::RedisError::from)?.into_iter();
-        Ok(Step::Done(Reconciled {
-            appended: Offset::new(integer(&reply, 1)),
-            counted: Offset::new(integer(&reply, 2)),
-            raised: integer(&reply, 3),
-            seen_for: integer(&reply, 4),
-            held: held.map_err(redis::RedisError::from)?,
-            unknown_producers: unknown_producers.map(|(producer, count)| ProducerCount { producer, count }).collect(),
-        }))
-    }
-
-    /// Removes the counts of producers that Postgres has folded into one sum.
-    ///
-    /// # Errors
-    /// [`Error::Fenced`] when the lease beside the stream is higher.
-    pub async fn drop_producers(&self, lease: &Lease, producers: &[String]) -> Result<(), Error> {
-        self.run(&DROP, lease, producers).await.map(|_| ())
-    }
-
     /// Acknowledges applied entries, trims the stream, and stores what is acknowledged beside it. Returns the number of
     /// records that wait.
     ///
@@ -337,7 +272,7 @@ impl Input {
     }
 
     /// Runs a script. Its refusals become errors.
-    async fn run(
+    pub(super) async fn run(
         &self,
         script: &'static Script,
         lease: &Lease,
@@ -392,12 +327,12 @@ fn read(reply: Vec<Value>) -> Result<Read, Error> {
     Ok(Read::Nothing(End { last, appended, pending }))
 }
 
-fn is(reply: &[Value], word: &[u8]) -> bool {
+pub(super) fn is(reply: &[Value], word: &[u8]) -> bool {
     matches!(reply.first(), Some(Value::BulkString(text)) if text == word)
 }
 
 /// The integer at an index of a reply; 0 where there is none.
-fn integer(reply: &[Value], index: usize) -> i64 {
+pub(super) fn integer(reply: &[Value], index: usize) -> i64 {
     match reply.get(index) {
         Some(Value::Int(number)) => *number,
         _ => 0,
