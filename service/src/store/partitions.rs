@@ -71,6 +71,8 @@ async fn exists(connection: &mut PgConnection, name: &str) -> Result<bool, Error
 
 #[cfg(test)]
 mod tests {
+    use chrono::Datelike as _;
+
     use super::*;
     use crate::store::testing::TestPipeline;
 
@@ -84,10 +86,10 @@ mod tests {
         created.sort();
         let now = sqlx::query_scalar("select clock_timestamp()").fetch_one(&store.pool).await.unwrap();
         let first = Period::of(now, Partition::Day);
-        assert!(created.contains(&first.next(Partition::Day)), "{created:?}");
-        let mut once = created.clone();
-        once.dedup();
-        assert_eq!(created, once);
+        let next = first.next(Partition::Day);
+        let wanted = [first, next, next.next(Partition::Day)].into_iter();
+        // The first day of a month has the partition of that month, which the migration has created.
+        assert_eq!(created, wanted.filter(|period| period.first().day() != 1).collect::<Vec<_>>());
         assert!(store.create_partitions(Partition::Day).await.unwrap().is_empty());
         let indexes = "select count(*) from pg_inherits i join pg_class c on c.oid = inhrelid where relkind = 'i'";
         let of_each: i64 = sqlx::query_scalar(indexes).fetch_one(&store.pool).await.unwrap();
