@@ -80,7 +80,7 @@ pub(crate) enum Beside {
     Nobody,
     /// Both records have ids of their own
     TwoIds,
-    /// Both have one id, so that two shards want it
+    /// Both have one id, in two shards
     OneId,
 }
 
