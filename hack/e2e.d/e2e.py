@@ -18,6 +18,7 @@ LONGEST = 1800  # Seconds; the load ends when all steps were done.
 EXAMPLE = "examples/records/pipeline.yaml"
 # The one that the chart makes for the development servers.
 AUTHORITY = {"caSecretRef": {"name": "millrace-dev-tls", "key": "ca.crt"}}
+HELM3, HELM4 = os.environ["HELM3"], os.environ["HELM4"]
 SERVICE, NEXT = "localhost/millrace/service:dev", "localhost/millrace/service:next"
 
 
@@ -33,10 +34,10 @@ def chart(operator, image):
     ]  # fmt: skip
 
 
-@step("helm install")
+@step("installed by Helm 3")
 def install():
-    run("helm", "install", "millrace", "charts/millrace", "--create-namespace", *chart("dev", SERVICE))
-    run("helm", "test", "millrace", "--namespace", NAMESPACE)
+    run(HELM3, "install", "millrace", "charts/millrace", "--create-namespace", *chart("dev", SERVICE))
+    run(HELM3, "test", "millrace", "--namespace", NAMESPACE)
     found = get("secret", "millrace-dev-key")
     load.KEY = base64.b64decode(found["data"]["key"]).decode()
     return "operator, Redis and Postgres run; helm test passed"
@@ -272,10 +273,10 @@ def kill_operator():
     return "its successor takes the Lease"
 
 
-@step("the chart upgraded: the operator's image")
+@step("the chart upgraded by Helm 4: the operator's image")
 def upgrade_operator():
     before, templates = {**pods("serve"), **pods("work")}, [get("deploy", f"records-{role}")["spec"]["template"] for role in ("serve", "work")]
-    run("helm", "upgrade", "millrace", "charts/millrace", *chart("next", SERVICE))
+    run(HELM4, "upgrade", "millrace", "charts/millrace", *chart("next", SERVICE))
     patch("records", {"metadata": {"annotations": {"example.org/seen": "yes"}}})
     until("Ready", lambda: ready("records"), 120)
     if [get("deploy", f"records-{role}")["spec"]["template"] for role in ("serve", "work")] != templates:
@@ -285,17 +286,53 @@ def upgrade_operator():
     return "no pod template changed, no pod restarted"
 
 
-@step("the chart upgraded: the default image")
+@step("the chart upgraded by Helm 4: the default image")
 def upgrade_default():
-    run("helm", "upgrade", "millrace", "charts/millrace", *chart("next", NEXT))
+    run(HELM4, "upgrade", "millrace", "charts/millrace", *chart("next", NEXT))
     images = lambda: {p["spec"]["containers"][0]["image"] for p in {**pods("serve"), **pods("work")}.values()}
     until("the pods to follow", lambda: images() == {NEXT} and ready("records"), 240)
     return f"the pods follow: {NEXT}"
 
 
+def upgrade_charted(changes, check=True):
+    """Installs or upgrades a pipeline by its chart and waits as Helm 4 does; gives Helm's end and the seconds until it."""
+    reference = lambda name, key: {"urlSecretRef": {"name": name, "key": key}}
+    spec = {
+        "shards": 2,
+        "redis": reference("millrace-dev-redis", "url"),
+        "postgres": reference("millrace-dev-postgres", "url"),
+        "auth": {"bootstrapKeySecretRef": {"name": "millrace-dev-key", "key": "key"}},
+    }
+    values = json.dumps({"spec": {**spec, **changes(reference)}})
+    begun = time.monotonic()
+    command = [HELM4, "upgrade", "--install", "charted", "charts/millrace-pipeline", "--namespace", NAMESPACE, "--values", "-"]
+    done = run(*command, "--wait", "--timeout", "4m", text=values, check=check)
+    return done, time.monotonic() - begun
+
+
+@step("a pipeline by its chart: --wait of Helm 4 follows its status")
+def follow():
+    """Helm ends when the pipeline is Ready of its newest generation, and at once when only a change by hand helps."""
+    took = []
+    for generation, threshold in ((1, "5"), (2, "7")):
+        took.append(upgrade_charted(lambda reference: {"threshold": threshold})[1])
+        found = get("rpl", "charted")["metadata"]["generation"]
+        if found != generation or not ready("charted"):
+            raise Failed(f"helm ended at generation {found}: {condition('charted', 'Ready')}")
+    missing = lambda reference: {"redis": reference("missing", "url")}
+    failed, seconds = upgrade_charted(missing, check=False)
+    if failed.returncode == 0 or "status: Failed" not in failed.stderr or seconds > 200:
+        raise Failed(f"with a missing Secret: exit {failed.returncode} after {seconds:.0f} s: {failed.stderr}")
+    upgrade_charted(lambda reference: {})
+    run(HELM4, "uninstall", "charted", "--namespace", NAMESPACE, "--wait", "--timeout", "120s")
+    if get("rpl", "charted"):
+        raise Failed("helm ended, and the pipeline is still there")
+    return f"Ready when helm ended, after {took[0]:.0f} s and {took[1]:.0f} s; failed after {seconds:.0f} s: {failed.stderr.strip()[-160:]}"
+
+
 @step("an uninstall, refused")
 def refuse_uninstall():
-    refused = run("helm", "uninstall", "millrace", "--namespace", NAMESPACE, "--timeout", "60s", check=False)
+    refused = run(HELM4, "uninstall", "millrace", "--namespace", NAMESPACE, "--timeout", "60s", check=False)
     if refused.returncode == 0:
         raise Failed("helm uninstall went through")
     if not get("deploy", "millrace"):
@@ -342,7 +379,7 @@ def drain():
 @step("deleted, and the release uninstalled")
 def uninstall():
     kubectl("delete", "rpl", "records", "--timeout=180s")
-    run("helm", "uninstall", "millrace", "--namespace", NAMESPACE, "--timeout", "120s")
+    run(HELM4, "uninstall", "millrace", "--namespace", NAMESPACE, "--timeout", "120s")
     return "nothing is left of it"
 
 
@@ -370,6 +407,7 @@ def main():
     threshold("500.00")
     upgrade_operator()
     upgrade_default()
+    follow()
     refuse_uninstall()
     counted(lines, sender)
     by_hand()
