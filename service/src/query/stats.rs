@@ -114,7 +114,7 @@ pub(super) struct RedisStats {
     pub appendfsync: String,
     /// `noeviction`: it never evicts entries.
     pub maxmemory_policy: String,
-    /// Its version.
+    /// Its version; of Valkey, `valkey` and the version.
     pub version: String,
 }
 

@@ -27,7 +27,7 @@ pub struct RedisPromises {
     pub appendfsync: String,
     /// `maxmemory-policy`.
     pub maxmemory_policy: String,
-    /// `redis_version`.
+    /// `redis_version`; of Valkey, which returns an old version of Redis there, `valkey` and its own.
     pub version: String,
 }
 
@@ -91,6 +91,12 @@ fn said(values: BTreeSet<String>) -> String {
     }
 }
 
+/// The version of a server, by its `INFO`.
+fn version(info: &str) -> Option<String> {
+    let valkey = field(info, "valkey_version").map(|version| format!("valkey {version}"));
+    valkey.or_else(|| field(info, "redis_version").map(str::to_owned))
+}
+
 /// `CONFIG GET` of each server; empty where it is refused.
 async fn configurations(queries: &Queries) -> Result<Vec<HashMap<String, String>>, Error> {
     let mut configurations = Vec::new();
@@ -123,7 +129,7 @@ impl Streams {
                 config.get("appendonly").cloned().or_else(aof),
                 config.get("appendfsync").cloned(),
                 config.get("maxmemory-policy").cloned().or_else(|| shown("maxmemory_policy")),
-                shown("redis_version"),
+                info.as_deref().and_then(version),
             ];
             values.iter_mut().zip(of_server).for_each(|(values, value)| values.extend(value));
         }
@@ -153,6 +159,15 @@ mod tests {
     fn promises(appendonly: &str, appendfsync: &str, policy: &str) -> RedisPromises {
         let [appendonly, appendfsync, maxmemory_policy] = [appendonly, appendfsync, policy].map(str::to_owned);
         RedisPromises { appendonly, appendfsync, maxmemory_policy, version: "7.0.0".to_owned() }
+    }
+
+    #[test]
+    fn the_version_of_valkey_is_its_own() {
+        let redis = "# Server\r\nredis_version:7.0.15\r\nredis_git_sha1:00000000\r\n";
+        assert_eq!(version(redis).as_deref(), Some("7.0.15"));
+        let valkey = "# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.1.2\r\n";
+        assert_eq!(version(valkey).as_deref(), Some("valkey 9.1.2"));
+        assert_eq!(version("# Memory\r\n"), None);
     }
 
     #[test]
