@@ -8,8 +8,11 @@ use serde::{Deserialize, Serialize};
 /// The last observed state of a pipeline. Numbers are as of the last response of a pod, and absent before the first.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+// kstatus takes an object without a status for one that is ready. A generation that none has makes it wait for the
+// operator's first look: `helm upgrade --wait` of Helm 4, and Flux, would otherwise end before it.
+#[schemars(extend("default" = { "observedGeneration": -1 }))]
 pub struct RecordPipelineStatus {
-    /// The generation that Ready describes, or the newest one while Stalled is True.
+    /// The generation that Ready describes, or the newest one while Stalled is True; -1 before an operator has looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Ready, Migrated, Progressing, Reconciling, Degraded, Stalled. Each names its own generation, reason and message.

@@ -106,3 +106,15 @@ async fn the_durability_of_redis_is_a_condition() {
     set(|behaviour| behaviour.durability = Some(RedisDurability::Durable));
     world.waits("payments", "RedisDurable", "True", "AsExpected").await;
 }
+
+/// kstatus (Flux, `helm --wait` of Helm 4) takes an object without a status for one that is ready.
+#[tokio::test]
+async fn a_pipeline_that_no_operator_has_seen_observes_no_generation() {
+    let world = World::new("unseen").await;
+    let created = world.create("payments", json!({})).await;
+    assert_eq!(created.metadata.generation, Some(1));
+    assert_eq!(created.status.and_then(|status| status.observed_generation), Some(-1));
+    let _operator = world.operator("a", &[]);
+    let ready = world.ready("payments", 1).await;
+    assert_eq!(ready.status.and_then(|status| status.observed_generation), Some(1));
+}
