@@ -7,8 +7,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cors::Cors,
     quantity::Quantity,
     schemas::{affinity, annotation_map, free_objects, label_map, mounts, tolerations, variables, volumes},
+    tls::ServeTls,
 };
 
 /// An object that Kubernetes defines, passed on as it was written. It has no type in the resource: the operator reads it
@@ -55,6 +57,13 @@ pub struct Serve {
     /// Instead of `replicas`: a HorizontalPodAutoscaler for these pods, on their CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<ServeAutoscaling>,
+    /// HTTPS in place of HTTP at the port of the API. The health port stays HTTP. A change rolls the pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ServeTls>,
+    /// The web pages that may call the API from a browser; absent: none. A change is active within seconds and restarts no
+    /// pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Cors>,
     /// The Service in front of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<Service>,
@@ -67,6 +76,17 @@ pub struct Serve {
     /// How the pods differ from the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
+}
+
+impl Serve {
+    /// The fields that concern the pods; `None` where there is none.
+    #[must_use]
+    pub fn for_pods(&self) -> Option<Self> {
+        // Without `..`: the compiler then asks for a decision about each new field.
+        let Self { tls, cors, replicas: _, autoscaling: _, service: _, ingress: _, http_route: _, pod: _ } = self;
+        let is_any = tls.is_some() || cors.is_some();
+        is_any.then(|| Self { tls: tls.clone(), cors: cors.clone(), ..Self::default() })
+    }
 }
 
 /// The pods that apply records and publish outcomes. Their number is `spec.replicas` or `spec.autoscaling`.

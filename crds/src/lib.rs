@@ -3,6 +3,8 @@
 //! One set of types serves the local manifest (`millrace dev --pipeline FILE`) and the cluster's custom resource.
 //! This crate must never do I/O, and must not depend on the code that runs a pipeline.
 
+#[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
+mod cors;
 mod decimal;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod deploy;
@@ -24,6 +26,7 @@ mod text;
 mod tls;
 mod validate;
 
+pub use cors::Cors;
 pub use decimal::{DecimalString, InvalidDecimal};
 pub use deploy::{
     DeletionPolicy, Gateway, HttpRoute, Ingress, JobPod, Jobs, NetworkPolicy, Object, PathType, Pod, PullPolicy,
@@ -40,5 +43,5 @@ pub use spec::{
 };
 pub use status::{Migrated, RecordPipelineStatus};
 pub use text::{InvalidText, check_text};
-pub use tls::{ClientTls, TlsSecretRef};
+pub use tls::{ClientTls, ServeTls, TlsSecretRef};
 pub use validate::Violation;

@@ -1,4 +1,5 @@
-//! The fields `tls` of `spec.redis` and `spec.postgres`: the files of a TLS client, from Secrets.
+//! The fields `tls`: of `spec.redis` and `spec.postgres` the files of a TLS client, of `spec.serve` those of a server, from
+//! Secrets.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -20,6 +21,15 @@ pub struct ClientTls {
     /// kubernetes.io/tls). Absent: the client presents none. The pods follow a change without a restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_cert_secret_ref: Option<TlsSecretRef>,
+}
+
+/// HTTPS at the port of the API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServeTls {
+    /// The Secret that holds the certificate and key, under the keys `tls.crt` and `tls.key` (type kubernetes.io/tls), as
+    /// cert-manager writes it. The pods follow a change without a restart and without ending a connection.
+    pub cert_secret_ref: TlsSecretRef,
 }
 
 /// A Secret of type kubernetes.io/tls.

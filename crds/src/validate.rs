@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, fmt};
 
 use crate::{
-    API_VERSION, ClientTls, KIND, Object, Pod, RecordPipeline, RecordPipelineSpec, RedisStream, SecretKeyRef, Sink,
-    check_text,
+    API_VERSION, ClientTls, KIND, Object, Pod, RecordPipeline, RecordPipelineSpec, RedisStream, SecretKeyRef, Serve,
+    ServeTls, Sink, check_text,
     schemas::{OWN_MOUNTS, OWN_VOLUMES},
 };
 
@@ -67,10 +67,10 @@ impl RecordPipeline {
 }
 
 #[derive(Default)]
-struct Found(Vec<Violation>);
+pub(crate) struct Found(Vec<Violation>);
 
 impl Found {
-    fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
+    pub(crate) fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.0.push(Violation { field: field.into(), message: message.into() });
     }
 }
@@ -114,6 +114,9 @@ impl RecordPipelineSpec {
             if let Some(tls) = tls {
                 tls.check(at, found);
             }
+        }
+        if let Some(serve) = &self.serve {
+            serve.check(found);
         }
         self.check_sinks(pipeline, found);
         self.check_rollups(found);
@@ -269,6 +272,17 @@ impl ClientTls {
         }
         if let Some(reference) = client_cert_secret_ref {
             check_secret_name(&reference.name, &format!("{at}.clientCertSecretRef"), found);
+        }
+    }
+}
+
+impl Serve {
+    fn check(&self, found: &mut Found) {
+        if let Some(ServeTls { cert_secret_ref }) = &self.tls {
+            check_secret_name(&cert_secret_ref.name, "spec.serve.tls.certSecretRef", found);
+        }
+        if let Some(cors) = &self.cors {
+            cors.check("spec.serve.cors", found);
         }
     }
 }

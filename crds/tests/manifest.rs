@@ -325,6 +325,26 @@ const RULES: &[Rule] = &[
         message: "spec.postgres.tls.clientCertSecretRef.name",
     },
     Rule {
+        kept: "serve: {tls: {certSecretRef: {name: a.b}}}",
+        broken: "serve: {tls: {certSecretRef: {name: A}}}",
+        message: "spec.serve.tls.certSecretRef.name",
+    },
+    Rule {
+        kept: "serve: {cors: {allowedOrigins: ['https://a.example.com', 'http://localhost:3000']}}",
+        broken: "serve: {cors: {allowedOrigins: ['https://a.example.com', 'https://b.example.com/']}}",
+        message: "spec.serve.cors.allowedOrigins[1]: must be an origin such as",
+    },
+    Rule {
+        kept: "serve: {cors: {allowedOrigins: ['*']}}",
+        broken: "serve: {cors: {allowedOrigins: ['https://a', '*']}}",
+        message: "spec.serve.cors.allowedOrigins[1]: * must be the only one",
+    },
+    Rule {
+        kept: "serve: {cors: {allowedOrigins: ['https://a']}}",
+        broken: "serve: {cors: {allowedOrigins: []}}",
+        message: "spec.serve.cors.allowedOrigins: must be 1 to 32 origins",
+    },
+    Rule {
         kept: "auth: {bootstrapKeySecretRef: {name: a, key: k}}",
         broken: "auth: {bootstrapKeySecretRef: {name: a..b, key: k}}",
         message: "spec.auth.bootstrapKeySecretRef.name",

@@ -348,6 +348,28 @@ const RULES: &[Rule] = &[
         message: "spec.serve.replicas: Invalid value",
     },
     Rule {
+        kept: serve!("tls: {certSecretRef: {name: a.b}}"),
+        broken: serve!("tls: {certSecretRef: {name: A}}"),
+        message: "spec.serve.tls.certSecretRef.name: Invalid value",
+    },
+    Rule {
+        kept: serve!(
+            "cors: {allowedOrigins: ['https://a.example.com', 'http://localhost:3000', 'https://[::1]:8443']}"
+        ),
+        broken: serve!("cors: {allowedOrigins: ['https://a.example.com/']}"),
+        message: "each must be an origin such as https://app.example.com",
+    },
+    Rule {
+        kept: serve!("cors: {allowedOrigins: ['*']}"),
+        broken: serve!("cors: {allowedOrigins: ['*', 'https://a.example.com']}"),
+        message: "* must be the only one",
+    },
+    Rule {
+        kept: serve!("cors: {allowedOrigins: ['https://a']}"),
+        broken: serve!("cors: {allowedOrigins: []}"),
+        message: "spec.serve.cors.allowedOrigins: Invalid value",
+    },
+    Rule {
         kept: serve!("replicas: null, autoscaling: {minReplicas: 2, maxReplicas: 2}"),
         broken: serve!("replicas: 2, autoscaling: {minReplicas: 1, maxReplicas: 2}"),
         message: "spec.serve.replicas must be left out beside spec.serve.autoscaling",
