@@ -25,7 +25,8 @@ fn service() -> OpenApiService<Apis, ()> {
         .description(
             "Streams of business records into exact totals, notifications and alerts. One record counts once, whatever is \
              killed.\n\nErrors are `application/problem+json` with a stable `code`. Paths without `/v1` mean v1 for good; \
-             within it, fields, codes and enum values are only added.",
+             within it, fields, codes and enum values are only added. \
+             HEAD is taken wherever GET is. A client that sends `Expect: 100-continue` gets it once its body is wanted, or a refusal.",
         )
         .license(LicenseObject::new("Apache-2.0").url("https://www.apache.org/licenses/LICENSE-2.0"))
         .server(ServerObject::new("/"))
@@ -70,11 +71,12 @@ pub fn routes(app: App, acceptor: Acceptor, heartbeats: Heartbeats) -> impl Endp
             poem::get(make_sync(move |_| Response::builder().content_type("application/json").body(json.clone()))),
         )
         .at(DOCS, poem::get(make_sync(move |_| Html(html.clone()))));
+    let manifest = app.manifest.clone();
     let routes = Routes { documents, operations: service.into_endpoint() }
         .data(app)
         .data(acceptor)
         .data(heartbeats)
         .with(CatchPanic::new().with_handler(errors::panicked))
         .map_to_response();
-    Front::new(routes, operations)
+    Front::new(routes, operations, manifest)
 }

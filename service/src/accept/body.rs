@@ -91,6 +91,17 @@ pub(super) fn reader(request: &Request, body: Body) -> Result<Reader, Failure> {
     }
 }
 
+/// Refuses a body that the client has not sent yet, and that is longer than `limit`.
+///
+/// # Errors
+/// 413 where the client waits for a word (`Expect: 100-continue`) and gives a length that is too long.
+pub(super) fn refuse_unsent(request: &Request, limit: usize) -> Result<(), Failure> {
+    if guard::waits_with_more_than(limit, request) {
+        return Err(too_long(limit));
+    }
+    Ok(())
+}
+
 /// JSON without the byte order mark that some programs write before it.
 pub(super) fn without_mark(json: &[u8]) -> &[u8] {
     json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json)

@@ -50,6 +50,7 @@ impl<'a> ApiExtractor<'a> for OneRecord {
         if body::format(request, other)? != Format::Json {
             return Err(Failure::new(415, "unsupported_media_type", other).into());
         }
+        body::refuse_unsent(request, body::RECORD_BYTES)?;
         Ok(Self(raw(request, body)?))
     }
 }
@@ -88,6 +89,9 @@ impl<'a> ApiExtractor<'a> for ManyRecords {
     ) -> poem::Result<Self> {
         let other = "send an array as Content-Type: application/json, or lines as Content-Type: application/x-ndjson";
         let format = body::format(request, other)?;
+        if format == Format::Json {
+            body::refuse_unsent(request, body::BATCH_BYTES)?;
+        }
         Ok(Self { format, reader: raw(request, body)? })
     }
 }

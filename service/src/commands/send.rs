@@ -10,6 +10,7 @@ mod client;
 mod export;
 mod generate;
 mod header;
+mod http;
 mod input;
 mod latencies;
 mod numbers;
@@ -51,6 +52,9 @@ pub struct Args {
     /// Where the pipeline listens.
     #[arg(long, env = "MILLRACE_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
+    /// A PEM file of the authorities that sign the certificate of an https:// URL, in place of the system's.
+    #[arg(long, value_name = "FILE", env = "MILLRACE_CA_FILE")]
+    ca_file: Option<PathBuf>,
     /// API key, where the pipeline asks for one.
     #[arg(long, env = "MILLRACE_API_KEY", hide_env_values = true)]
     key: Option<String>,

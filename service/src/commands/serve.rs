@@ -8,7 +8,8 @@ use crate::{
     http::{
         App,
         auth::KeyRing,
-        connections::{self, Bounds},
+        certificate::CertificateArgs,
+        connections::{self, Bounds, Tls},
         health::{self, Health},
         keyring::{self, Bootstrap},
     },
@@ -45,6 +46,8 @@ pub struct Args {
     /// Where /health, /ready, /metrics and /status are answered, without a key
     #[arg(long, value_name = "ADDRESS", env = "MILLRACE_HEALTH_LISTEN", default_value = "0.0.0.0:8081")]
     health_listen: SocketAddr,
+    #[command(flatten)]
+    certificate: CertificateArgs,
     /// The first API key, an administrator's: mk_ and at least 29 letters, digits, - or _
     #[arg(long, value_name = "KEY", env = "MILLRACE_BOOTSTRAP_KEY", hide_env_values = true)]
     bootstrap_key: Option<Secret>,
@@ -75,7 +78,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
-    let Args { place, listen, health_listen, bootstrap_key, bootstrap_key_file, telemetry: _ } = args;
+    let Args { place, listen, health_listen, certificate, bootstrap_key, bootstrap_key_file, telemetry: _ } = args;
     let given =
         bootstrap_key.map(|Secret(key)| keyring::hash(key.trim()).context("MILLRACE_BOOTSTRAP_KEY")).transpose()?;
     let lifecycle = Lifecycle::new();
@@ -96,7 +99,8 @@ async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
             (None, None) => Bootstrap::None,
         };
         let keys = KeyRing::follow(&setup.store, bootstrap, &lifecycle).await?;
-        serve(setup, listen, keys, &lifecycle).await.map(|_| ())
+        let tls = certificate.follow(&setup.active_manifest, &lifecycle).await?;
+        serve(setup, listen, tls, keys, &lifecycle).await.map(|_| ())
     };
     lifecycle.clone().run_from(starting, LONGEST_STOP).await
 }
@@ -108,10 +112,16 @@ async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
 pub async fn start(setup: Setup, options: Options, lifecycle: &Lifecycle) -> anyhow::Result<SocketAddr> {
     let keys =
         if options.open { KeyRing::open() } else { KeyRing::follow(&setup.store, Bootstrap::None, lifecycle).await? };
-    serve(setup, options.listen, keys, lifecycle).await
+    serve(setup, options.listen, None, keys, lifecycle).await
 }
 
-async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Lifecycle) -> anyhow::Result<SocketAddr> {
+async fn serve(
+    setup: Setup,
+    listen: SocketAddr,
+    tls: Option<Tls>,
+    keys: KeyRing,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<SocketAddr> {
     let Setup { store, streams, active_manifest, process, name } = setup;
     let listener = listen::bind(listen).await?;
     let address = listener.local_addr()?;
@@ -129,17 +139,17 @@ async fn serve(setup: Setup, listen: SocketAddr, keys: KeyRing, lifecycle: &Life
         process: Arc::clone(&process),
     };
     let endpoint = crate::routes::routes(app, acceptor.clone(), lifecycle.heartbeats.clone());
-    let soft = lifecycle.soft.clone();
+    let (soft, https) = (lifecycle.soft.clone(), tls.is_some());
     lifecycle.spawn("serve.http", async move {
         tokio::select! {
             () = acceptor.open(&store, &producer, &process) => {}
             () = soft.cancelled() => return Ok(()),
         }
-        connections::run(listener, endpoint, Bounds::default(), soft).await;
+        connections::run(listener, tls, endpoint, Bounds::default(), soft).await;
         acceptor.close(&store, &producer, &process).await;
         Ok(())
     });
-    tracing::info!(event = "serve.http.listening", %address, pipeline = &*name, "listening for the API");
+    tracing::info!(event = "serve.http.listening", %address, https, pipeline = &*name, "listening for the API");
     Ok(address)
 }
 

@@ -79,18 +79,24 @@ fn read(
         let name = secret::name(named.and_then(|named| named.ca_secret_ref.as_ref()), file);
         Ok::<_, SecretError>(CaBundle::parse(&name, content(file, &name)?)?)
     });
-    let identity = given(certificate).zip(given(key)).map(|(certificate, key)| {
-        let secret = named.and_then(|named| named.client_cert_secret_ref.as_ref());
-        let name_of = |file: &Path, key: &str| match secret {
-            Some(TlsSecretRef { name }) => format!("{name}, key {key}"),
-            None => file.display().to_string(),
-        };
-        let whole = secret.map_or_else(|| certificate.display().to_string(), |TlsSecretRef { name }| name.clone());
-        let certificate = content(certificate, &name_of(certificate, TlsSecretRef::CERTIFICATE))?;
-        let key = content(key, &name_of(key, TlsSecretRef::KEY))?;
-        Ok::<_, SecretError>(Identity::parse(&whole, certificate, key)?)
-    });
+    let secret = named.and_then(|named| named.client_cert_secret_ref.as_ref());
+    let identity = given(certificate).zip(given(key)).map(|(certificate, key)| identity(secret, certificate, key));
     Ok(ClientFiles { ca: ca.transpose()?, identity: identity.transpose()? })
+}
+
+/// A certificate and its key; `secret` is the Secret that the files come from.
+///
+/// # Errors
+/// When one is not there, or cannot be used.
+pub(crate) fn identity(secret: Option<&TlsSecretRef>, certificate: &Path, key: &Path) -> Result<Identity, SecretError> {
+    let name_of = |file: &Path, key: &str| match secret {
+        Some(TlsSecretRef { name }) => format!("{name}, key {key}"),
+        None => file.display().to_string(),
+    };
+    let whole = secret.map_or_else(|| certificate.display().to_string(), |TlsSecretRef { name }| name.clone());
+    let certificate = content(certificate, &name_of(certificate, TlsSecretRef::CERTIFICATE))?;
+    let key = content(key, &name_of(key, TlsSecretRef::KEY))?;
+    Ok(Identity::parse(&whole, certificate, key)?)
 }
 
 /// A variable that is set to nothing is as good as none.

@@ -1,7 +1,10 @@
 //! Connections of a port: taken up to a bound, served, and ended in order when the process stops.
 //!
-//! Must never take more connections than there are files for: Redis, Postgres and the manifest need theirs. Serves HTTP/1.1
-//! only, for which [`Paced`] holds the state of a connection.
+//! Must never take more connections than there are files for: Redis, Postgres and the manifest need theirs. A handshake of
+//! TLS is within the same bounds as requests. Serves HTTP/1.1 only, for which [`Paced`] holds the state of a connection.
+
+#[cfg(test)]
+mod https_tests;
 
 use std::{
     convert::Infallible,
@@ -19,7 +22,7 @@ use hyper::{
 };
 use hyper_util::{
     rt::TokioIo,
-    server::graceful::{GracefulConnection, GracefulShutdown},
+    server::graceful::{GracefulConnection, GracefulShutdown, Watcher},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use poem::{
@@ -27,11 +30,13 @@ use poem::{
     http::{Request, uri::Scheme},
     web::{LocalAddr, RemoteAddr},
 };
+use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -46,6 +51,9 @@ const OTHER_FILES: usize = 256;
 const HEAD_BYTES: usize = 96 * 1024;
 /// Connections that are told at the same time that there are too many; any more are closed without a word.
 const TOLD_AT_ONCE: usize = 64;
+
+/// Most bytes of an answer that TLS holds until the client takes them; a client that stalls is cut off with these.
+const TLS_BUFFER_BYTES: usize = 16 * 1024;
 
 /// Limits of connections in number and time.
 #[derive(Debug, Clone, Copy)]
@@ -65,9 +73,13 @@ impl Default for Bounds {
     }
 }
 
-/// Serves until `stop`, then lets open requests end, for a bounded time.
-pub async fn run(
+/// Settings of TLS for new connections; a change does not concern open ones.
+pub(crate) type Tls = watch::Receiver<Arc<ServerConfig>>;
+
+/// Serves until `stop`, then lets open requests end, for a bounded time. Without `tls`: HTTP.
+pub(crate) async fn run(
     listener: TcpListener,
+    tls: Option<Tls>,
     endpoint: impl Endpoint<Output = Response> + 'static,
     bounds: Bounds,
     stop: CancellationToken,
@@ -99,20 +111,20 @@ pub async fn run(
             }
         };
         failing = false;
+        let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(Arc::clone(&tls.borrow())));
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             metrics::counter!(REFUSED_CONNECTIONS).increment(1);
             if let Ok(telling) = Arc::clone(&told).try_acquire_owned() {
-                tokio::spawn(refuse(stream, telling));
+                tokio::spawn(refuse(stream, acceptor, telling));
             }
             continue;
         };
-        let Some(connection) = connection(stream, Arc::clone(&endpoint), bounds.pace) else { continue };
-        let (serving, hard) = (graceful.watch(connection), hard.clone());
+        let serving = serve(stream, acceptor, Arc::clone(&endpoint), bounds.pace, graceful.watcher(), stop.clone());
+        let hard = hard.clone();
         tokio::spawn(async move {
             let _place = place;
             tokio::select! {
-                // The client ended it: it disconnected, was late, or did not send HTTP.
-                _ = serving => {}
+                () = serving => {}
                 () = hard.cancelled() => {}
             }
         });
@@ -127,27 +139,62 @@ pub async fn run(
     }
 }
 
-/// A connection that serves itself; `None` where it is gone already.
-fn connection<E: Endpoint<Output = Response> + 'static>(
+/// Serves one connection to its end: the client ended it, was late, did not send HTTP, or the process stops.
+async fn serve<E: Endpoint<Output = Response> + 'static>(
     stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
     endpoint: Arc<E>,
     pace: Pace,
-) -> Option<impl GracefulConnection + Send> {
+    watcher: Watcher,
+    stop: CancellationToken,
+) {
     // Answers are small, and written whole.
-    stream.set_nodelay(true).ok()?;
-    let local = LocalAddr(Addr::SocketAddr(stream.local_addr().ok()?));
-    let remote = RemoteAddr(Addr::SocketAddr(stream.peer_addr().ok()?));
+    let (Ok(()), Ok(local), Ok(remote)) = (stream.set_nodelay(true), stream.local_addr(), stream.peer_addr()) else {
+        return;
+    };
+    let ends = (LocalAddr(Addr::SocketAddr(local)), RemoteAddr(Addr::SocketAddr(remote)));
+    let Some(acceptor) = acceptor else {
+        let _ = watcher.watch(connection(stream, ends, Scheme::HTTP, endpoint, pace)).await;
+        return;
+    };
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(pace.head, handshake(&acceptor, stream)) => shaken,
+        // No request has begun.
+        () = stop.cancelled() => return,
+    };
+    match shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(stream) => {
+            let _ = watcher.watch(connection(stream, ends, Scheme::HTTPS, endpoint, pace)).await;
+        }
+        Err(error) => {
+            tracing::debug!(event = "http.handshake.failed", %error, client = %remote, "a client's TLS handshake failed");
+        }
+    }
+}
+
+async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    acceptor.accept_with(stream, |connection| connection.set_buffer_limit(Some(TLS_BUFFER_BYTES))).await
+}
+
+/// A connection that serves itself.
+fn connection<E: Endpoint<Output = Response> + 'static>(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    (local, remote): (LocalAddr, RemoteAddr),
+    scheme: Scheme,
+    endpoint: Arc<E>,
+    pace: Pace,
+) -> impl GracefulConnection + Send {
     let (stream, turns) = Paced::new(stream, pace);
     let service = service_fn(move |request: Request<Incoming>| {
         let turn = turns.begin();
-        let request = (request, local.clone(), remote.clone(), Scheme::HTTP).into();
+        let request = (request, local.clone(), remote.clone(), scheme.clone()).into();
         let endpoint = Arc::clone(&endpoint);
         async move {
             let response = hyper::Response::from(endpoint.get_response(request).await);
             Ok::<_, Infallible>(response.map(|body| InTurn { body, _turn: turn }))
         }
     });
-    Some(http1::Builder::new().max_buf_size(HEAD_BYTES).serve_connection(TokioIo::new(stream), service))
+    http1::Builder::new().max_buf_size(HEAD_BYTES).serve_connection(TokioIo::new(stream), service)
 }
 
 /// A body that keeps its request's turn until it is sent.
@@ -177,17 +224,24 @@ impl<B: Body + Unpin> Body for InTurn<B> {
 }
 
 /// Tells a connection that there are too many.
-async fn refuse(mut stream: TcpStream, _telling: OwnedSemaphorePermit) {
-    let detail = "as many connections as this process takes are open; send it again";
+async fn refuse(stream: TcpStream, acceptor: Option<TlsAcceptor>, _telling: OwnedSemaphorePermit) {
     let telling = async {
-        stream.write_all(&problem::bare(503, "too_many_connections", detail)).await?;
-        stream.shutdown().await?;
-        // Closed while there is something to read, it would be a reset, and the answer lost.
-        let mut rest = [0; 1024];
-        while stream.read(&mut rest).await? > 0 {}
-        io::Result::Ok(())
+        match acceptor {
+            Some(acceptor) => tell(handshake(&acceptor, stream).await?).await,
+            None => tell(stream).await,
+        }
     };
     let _ = tokio::time::timeout(Duration::from_secs(1), telling).await;
+}
+
+async fn tell(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    let detail = "as many connections as this process takes are open; send it again";
+    stream.write_all(&problem::bare(503, "too_many_connections", detail)).await?;
+    stream.shutdown().await?;
+    // Closed while there is something to read, it would be a reset, and the answer lost.
+    let mut rest = [0; 1024];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
 }
 
 /// How many files this process may have open, once it asked for as many as it may ask for.
@@ -203,14 +257,21 @@ mod tests {
 
     use super::*;
 
-    const SHORT: Duration = Duration::from_millis(150);
-    const LONG: Duration = Duration::from_secs(60);
+    pub(super) const SHORT: Duration = Duration::from_millis(150);
+    pub(super) const LONG: Duration = Duration::from_secs(60);
 
     /// Says that `/slow` was asked for.
     static ASKED: tokio::sync::Notify = tokio::sync::Notify::const_new();
 
     /// Serves `/slow` and `/late`, whose answers come late, `/endless`, whose answer has no end, and everything else at once.
     async fn serve(bounds: Bounds) -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
+        serve_with(None, bounds).await
+    }
+
+    pub(super) async fn serve_with(
+        tls: Option<Tls>,
+        bounds: Bounds,
+    ) -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let endpoint = make(async |request: PoemRequest| {
@@ -229,11 +290,12 @@ mod tests {
             Ok(Response::builder().body("well"))
         });
         let stop = CancellationToken::new();
-        let serving = tokio::spawn(run(listener, poem::EndpointExt::map_to_response(endpoint), bounds, stop.clone()));
+        let serving =
+            tokio::spawn(run(listener, tls, poem::EndpointExt::map_to_response(endpoint), bounds, stop.clone()));
         (address, stop, serving)
     }
 
-    fn bounds(pace: Pace) -> Bounds {
+    pub(super) fn bounds(pace: Pace) -> Bounds {
         Bounds { pace, ..Bounds::default() }
     }
 

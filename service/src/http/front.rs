@@ -1,4 +1,4 @@
-//! Middleware of every path: `/v1`, unknown parameters, bounds of bodies, errors as problems, metrics.
+//! Middleware of every path: `/v1`, HEAD, unknown parameters, bounds of bodies, errors as problems, other origins, metrics.
 
 use std::time::Instant;
 
@@ -7,10 +7,16 @@ use poem::{
     http::{HeaderValue, Method, StatusCode, Uri, header::ALLOW, uri::PathAndQuery},
 };
 
+use tokio::sync::watch;
 use tracing::Instrument as _;
 
-use super::{durations::Durations, errors, guard, operations::Operations};
-use crate::telemetry::trace;
+use super::{
+    cross_origin::CrossOrigin,
+    durations::Durations,
+    errors, guard, head,
+    operations::{Operations, Path},
+};
+use crate::{config::ActiveManifest, telemetry::trace};
 
 /// Most bytes of a body, but where records are taken.
 const SMALL_BODY: usize = 64 * 1024;
@@ -19,13 +25,33 @@ const SMALL_BODY: usize = 64 * 1024;
 pub(crate) struct Front<E> {
     inner: E,
     operations: Operations,
+    cross_origin: CrossOrigin,
     /// Durations of requests for a path that is not documented: there are endlessly many, so their path is no label.
     other: Durations,
 }
 
 impl<E> Front<E> {
-    pub(crate) fn new(inner: E, operations: Operations) -> Self {
-        Self { inner, operations, other: Durations::new("other") }
+    /// `manifest` names the origins that are allowed.
+    pub(crate) fn new(inner: E, operations: Operations, manifest: watch::Receiver<ActiveManifest>) -> Self {
+        Self { inner, operations, cross_origin: CrossOrigin::new(manifest), other: Durations::new("other") }
+    }
+}
+
+impl<E: Endpoint<Output = Response>> Front<E> {
+    async fn answer(&self, mut request: Request, path: Option<&Path>) -> Response {
+        let method = request.method();
+        match path.map(|path| path.check_query(method, request.uri().query().unwrap_or_default())) {
+            Some(Err(failure)) => return errors::render(failure.into()),
+            Some(Ok(())) if method == Method::OPTIONS => {
+                return Response::builder().status(StatusCode::NO_CONTENT).finish();
+            }
+            _ => {}
+        }
+        let takes_records = path.is_some_and(|path| matches!(path.template.as_str(), "/records" | "/records/batch"));
+        let limit = (!takes_records).then_some(SMALL_BODY);
+        let body = guard::guard(request.take_body(), limit, guard::TIMEOUT);
+        request.set_body(body);
+        self.inner.call(head::as_get(request)).await.unwrap_or_else(errors::render)
     }
 }
 
@@ -40,27 +66,15 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
         let span = tracing::info_span!("http.request.handle", route = path.map(|path| path.template.as_str()));
         let parent = request.headers().get("traceparent").and_then(|header| header.to_str().ok());
         trace::continue_from(&span, parent);
-        let mut response = match path.map(|path| path.check_query(&method, request.uri().query().unwrap_or_default())) {
-            Some(Err(failure)) => errors::render(failure.into()),
-            Some(Ok(())) if method == Method::OPTIONS => Response::builder().status(StatusCode::NO_CONTENT).finish(),
-            _ => {
-                let takes_records =
-                    path.is_some_and(|path| matches!(path.template.as_str(), "/records" | "/records/batch"));
-                let limit = (!takes_records).then_some(SMALL_BODY);
-                let body = guard::guard(request.take_body(), limit, guard::TIMEOUT);
-                request.set_body(body);
-                match self.inner.call(request).instrument(span).await {
-                    Ok(response) => response,
-                    Err(error) => errors::render(error),
-                }
-            }
-        };
-        if let Some(path) = path
+        let judgement = self.cross_origin.judge(&method, request.headers());
+        let mut response = self.answer(request, path).instrument(span).await;
+        let methods = path.and_then(|path| HeaderValue::from_str(&path.allow()).ok());
+        if let Some(methods) = &methods
             && (method == Method::OPTIONS || response.status() == StatusCode::METHOD_NOT_ALLOWED)
-            && let Ok(allow) = HeaderValue::from_str(&path.allow())
         {
-            response.headers_mut().insert(ALLOW, allow);
+            response.headers_mut().insert(ALLOW, methods.clone());
         }
+        judgement.mark(&mut response, methods.as_ref());
         let route = path.map_or("other", |path| path.template.as_str());
         let (status, took) = (response.status().as_u16(), began.elapsed());
         tracing::debug!(

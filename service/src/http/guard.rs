@@ -5,7 +5,11 @@
 use std::{io, time::Duration};
 
 use futures::StreamExt as _;
-use poem::{Body, error::ReadBodyError};
+use poem::{
+    Body, Request,
+    error::ReadBodyError,
+    http::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT},
+};
 use tokio::time::Instant;
 
 use super::problem::Failure;
@@ -22,6 +26,16 @@ enum Cut {
     Slow,
     #[error("the body is too large")]
     Large,
+}
+
+/// Whether the client waits for a word before it sends a body that is longer than `limit` bytes: what is not asked for, it
+/// does not send.
+#[must_use]
+pub(crate) fn waits_with_more_than(limit: usize, request: &Request) -> bool {
+    let headers = request.headers();
+    let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    let waits = headers.get(EXPECT).is_some_and(|word| word.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    waits && !headers.contains_key(CONTENT_ENCODING) && length.is_some_and(|length| length > limit)
 }
 
 /// Passes a body on, until it is longer than `limit` bytes, or less than [`LEAST`] of it came in a wait of `timeout`. Time

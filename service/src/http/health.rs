@@ -6,7 +6,10 @@ use millrace_crds::status_api::ProcessStatus;
 use poem::{Endpoint, EndpointExt as _, IntoResponse as _, Response, Route, get, handler, http::StatusCode, web::Data};
 use serde_json::{Value, json};
 
-use super::connections::{self, Bounds};
+use super::{
+    connections::{self, Bounds},
+    head,
+};
 use crate::{
     lifecycle::{Heartbeats, Lifecycle},
     status::Reporter,
@@ -47,7 +50,7 @@ pub async fn serve(listen: SocketAddr, health: Health, lifecycle: &Lifecycle) ->
     let soft = lifecycle.soft.clone();
     let bounds = Bounds { most: 100, last: Duration::from_secs(2), ..Bounds::default() };
     lifecycle.spawn("health", async move {
-        connections::run(listener, routes(health).map_to_response(), bounds, soft).await;
+        connections::run(listener, None, routes(health).map_to_response(), bounds, soft).await;
         Ok(())
     });
     Ok(address)
@@ -61,6 +64,7 @@ pub fn routes(health: Health) -> impl Endpoint {
         .at("/metrics", get(tell_metrics))
         .at("/status", get(tell_status))
         .data(health)
+        .before(async |request| Ok(head::as_get(request)))
 }
 
 /// The answer of `/health`: the process lives.

@@ -3,11 +3,14 @@
 //! Must never depend on records: these are of `accept` (in) and `query` (out). `routes` puts all paths together.
 
 pub mod auth;
+pub(crate) mod certificate;
 pub mod connections;
+mod cross_origin;
 mod durations;
 pub(crate) mod errors;
 pub(crate) mod front;
 pub(crate) mod guard;
+mod head;
 pub mod health;
 pub mod keyring;
 pub(crate) mod merged;

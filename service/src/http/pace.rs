@@ -15,7 +15,6 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     time::{Instant, Sleep, sleep_until},
 };
 
@@ -85,10 +84,10 @@ impl Drop for Turn {
     }
 }
 
-/// The bytes of a connection, in both directions.
+/// The bytes of a connection, in both directions; with TLS, what it protects.
 #[derive(Debug)]
-pub(super) struct Paced {
-    stream: TcpStream,
+pub(super) struct Paced<S> {
+    stream: S,
     pace: Pace,
     turns: Turns,
     /// For reading and for writing; of no meaning until something waits.
@@ -99,9 +98,9 @@ pub(super) struct Paced {
     lingers: Option<Instant>,
 }
 
-impl Paced {
+impl<S> Paced<S> {
     /// A connection that was just made.
-    pub(super) fn new(stream: TcpStream, pace: Pace) -> (Self, Turns) {
+    pub(super) fn new(stream: S, pace: Pace) -> (Self, Turns) {
         let now = Instant::now();
         let turns = Turns(Arc::new(Mutex::new(State { phase: Phase::Idle(now), reader: None })));
         let alarm = [(); 2].map(|()| Box::pin(sleep_until(now + pace.idle)));
@@ -127,7 +126,7 @@ impl Paced {
     }
 }
 
-impl AsyncRead for Paced {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Paced<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -159,13 +158,15 @@ impl AsyncRead for Paced {
             // this may follow; what does not fit at once is not worth waiting for.
             let detail =
                 format!("the head of the request took longer than {} s; send it again", self.pace.head.as_secs());
-            let _ = self.stream.try_write(&super::problem::bare(408, "request_timeout", &detail));
+            let answer = super::problem::bare(408, "request_timeout", &detail);
+            let _ = Pin::new(&mut self.stream).poll_write(context, &answer);
+            let _ = Pin::new(&mut self.stream).poll_flush(context);
         }
         Poll::Ready(Err(late))
     }
 }
 
-impl AsyncWrite for Paced {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Paced<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.written(outcome, context)
@@ -185,14 +186,17 @@ impl AsyncWrite for Paced {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        // TLS holds bytes that the reader has not taken.
+        let outcome = Pin::new(&mut self.stream).poll_flush(context);
+        self.written(outcome, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let until = match self.lingers {
             Some(until) => until,
             None => {
-                ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+                let outcome = Pin::new(&mut self.stream).poll_shutdown(context);
+                ready!(self.written(outcome, context))?;
                 *self.lingers.insert(Instant::now() + LINGER)
             }
         };

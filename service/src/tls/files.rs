@@ -6,7 +6,7 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 
@@ -75,7 +75,7 @@ impl CaBundle {
     }
 }
 
-/// A client's certificate and its key.
+/// A certificate and its key: of a client, or of the API's port.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
     /// The Secret, or the files.
@@ -109,9 +109,25 @@ impl Identity {
             .with_client_auth_cert(chain, key)
             .map_err(|error| FileError::Invalid(format!("{name}: certificate and key do not fit: {error}")))?;
         if end < now() {
-            return Err(FileError::Expired(format!("{name}: the client's certificate expired: replace it")));
+            return Err(FileError::Expired(format!("{name}: the certificate expired: replace it")));
         }
         Ok(Self { name: name.to_owned(), certificates: certificates_pem, key: key_pem })
+    }
+
+    /// The settings of a server with this certificate: HTTP/1.1, and no certificates of clients.
+    ///
+    /// # Errors
+    /// As [`Self::parse`], which has seen the same.
+    pub(crate) fn server_config(&self) -> Result<ServerConfig, FileError> {
+        let Self { name, certificates: pem, key } = self;
+        let key = PrivateKeyDer::from_pem_slice(key)
+            .map_err(|_| FileError::Invalid(format!("{name}: the key is no private key in PEM (-----BEGIN …)")))?;
+        let mut config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(certificates(name, pem)?, key)
+            .map_err(|error| FileError::Invalid(format!("{name}: certificate and key do not fit: {error}")))?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(config)
     }
 }
 

@@ -1,4 +1,5 @@
-//! TLS towards Redis and Postgres: whom a client trusts, what it presents, and why a handshake failed.
+//! TLS towards Redis and Postgres, and of the API's port: whom a client trusts, what client and server present, and why a
+//! handshake failed.
 //!
 //! The clients trust only the authorities that they are given here: those of a bundle or, without one, the system's. A
 //! bundle must never be added to the system's authorities: with `sslmode=verify-ca`, any holder of a public certificate
@@ -9,10 +10,15 @@ mod files;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::sync::Once;
+use std::{path::Path, sync::Once};
 
+use anyhow::Context as _;
 use base64::Engine as _;
-use rustls::{RootCertStore, crypto::CryptoProvider};
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
 
 pub(crate) use failure::Failure;
 pub(crate) use files::{CaBundle, ClientFiles, FileError, Identity};
@@ -82,6 +88,24 @@ fn system_roots() -> Vec<u8> {
     }
     let usable = found.certs.into_iter().filter(|certificate| RootCertStore::empty().add(certificate.clone()).is_ok());
     usable.flat_map(|certificate| pem(&certificate).into_bytes()).collect()
+}
+
+/// The settings of a client of HTTPS, which trusts the authorities of a file; `None`: the system's.
+///
+/// # Errors
+/// When the file cannot be read or used.
+pub(crate) fn client_config(ca_file: Option<&Path>) -> anyhow::Result<ClientConfig> {
+    install_provider();
+    let pem = match ca_file {
+        Some(file) => {
+            let name = file.display().to_string();
+            CaBundle::parse(&name, std::fs::read(file).with_context(|| format!("cannot read {name}"))?)?.pem
+        }
+        None => system_roots(),
+    };
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok));
+    Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
 }
 
 fn pem(der: &[u8]) -> String {

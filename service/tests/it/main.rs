@@ -16,6 +16,8 @@ mod group;
 mod harness;
 mod health;
 mod history;
+mod http;
+mod https;
 mod identity;
 mod inject;
 mod limits;

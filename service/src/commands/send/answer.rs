@@ -4,7 +4,7 @@
 
 use std::{fmt, time::Duration};
 
-use reqwest::{
+use hyper::{
     StatusCode,
     header::{self, HeaderMap},
 };

@@ -6,12 +6,15 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use reqwest::header;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, Uri, header};
 use tokio::time::Instant;
 
 use super::{
     Args, Batch,
     answer::{Answer, External, ItemError, Response},
+    http::Http,
 };
 
 /// First pause before a repetition; doubles up to [`LONGEST_PAUSE`].
@@ -21,8 +24,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Sends batches to one pipeline.
 #[derive(Debug)]
 pub(super) struct Client {
-    http: reqwest::Client,
-    url: String,
+    http: Http,
+    url: Uri,
     authorization: Option<header::HeaderValue>,
     give_up_after: Duration,
     /// Most bytes of a request's body: what a proxy refused is sent in smaller parts.
@@ -84,8 +87,11 @@ impl Client {
     /// A client for the pipeline that the flags name.
     pub(super) fn new(args: &Args) -> anyhow::Result<Self> {
         let base = reqwest::Url::parse(&args.url).with_context(|| format!("--url {} is no URL", args.url))?;
-        if base.scheme() != "http" {
-            bail!("--url {}: only http is supported", args.url);
+        if !["http", "https"].contains(&base.scheme()) {
+            bail!("--url {}: must begin with http:// or https://", args.url);
+        }
+        if base.scheme() == "http" && args.ca_file.is_some() {
+            bail!("--url {}: --ca-file is for https:// only", args.url);
         }
         let authorization = match &args.key {
             Some(key) => {
@@ -96,16 +102,11 @@ impl Client {
             }
             None => None,
         };
-        let http = reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(5))
-            .timeout(Duration::from_secs(60))
-            // A redirected POST becomes a GET, whose answer says nothing about the rows.
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .context("cannot make an HTTP client")?;
+        let http = Http::new(args.ca_file.as_deref())?;
+        let url = format!("{}/records/batch", args.url.trim_end_matches('/'));
         Ok(Self {
             http,
-            url: format!("{}/records/batch", args.url.trim_end_matches('/')),
+            url: url.parse().with_context(|| format!("--url {} is no URL", args.url))?,
             authorization,
             give_up_after: Duration::from_secs(args.give_up_after),
             most_bytes: AtomicUsize::new(usize::MAX),
@@ -132,7 +133,7 @@ impl Client {
                     self.judge(&batch, &part, &response, &mut open, &mut outcome)?
                 }
                 Err(error) => {
-                    let reason = format!("{:#}", anyhow::Error::from(error.without_url()));
+                    let reason = format!("{error:#}");
                     Verdict::Again { reason, retry_after: None }
                 }
             };
@@ -182,15 +183,12 @@ impl Client {
         part
     }
 
-    async fn post(&self, part: &Part) -> Result<Response, reqwest::Error> {
-        let mut request =
-            self.http.post(&self.url).header(header::CONTENT_TYPE, "application/x-ndjson").body(part.body.clone());
+    async fn post(&self, part: &Part) -> anyhow::Result<Response> {
+        let mut request = Request::post(self.url.clone()).header(header::CONTENT_TYPE, "application/x-ndjson");
         if let Some(value) = &self.authorization {
             request = request.header(header::AUTHORIZATION, value.clone());
         }
-        let response = request.send().await?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        Ok(Response { status, headers, body: response.bytes().await?.to_vec() })
+        self.http.send(request.body(Full::new(Bytes::from(part.body.clone())))?).await
     }
 
     /// Meaning of an answer; removes the rows that have their outcome from `open`.

@@ -307,6 +307,11 @@ impl Pipeline {
         self.start(role, arguments, environment)
     }
 
+    /// Starts a serve process on this address, and does not wait until it answers.
+    pub(crate) fn start_listening(&self, listen: &str) -> Process {
+        self.start("serve", &["--listen", listen], &[])
+    }
+
     /// Starts a worker.
     pub(crate) fn work(&self) -> Process {
         self.work_with(&[])

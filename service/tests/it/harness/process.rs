@@ -15,7 +15,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{eventually, obtain};
+use super::{Answer, answer, eventually, obtain};
 
 /// Sends a child a signal.
 pub(super) fn send(child: &Child, signal: Signal) -> nix::Result<()> {
@@ -118,6 +118,11 @@ impl Process {
     /// The body of a path of its health port, of any status.
     pub(crate) async fn text(&self, path: &str) -> String {
         reqwest::get(format!("{}{path}", self.health)).await.unwrap().text().await.unwrap()
+    }
+
+    /// The answer to a HEAD of a path of its health port.
+    pub(crate) async fn head(&self, path: &str) -> Answer {
+        answer(reqwest::Client::new().head(format!("{}{path}", self.health))).await
     }
 
     /// The body of `/status` of its health port; null while the port refuses connections.

@@ -1,0 +1,57 @@
+//! Requests of `send`, by HTTP or HTTPS.
+//!
+//! Must never follow a redirect: a redirected POST becomes a GET, whose answer says nothing about the rows.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::Request;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+
+use super::answer::Response;
+use crate::tls;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// From the beginning of a request to the end of its answer.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A client that keeps its connections.
+#[derive(Debug)]
+pub(super) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+
+impl Http {
+    /// A client that trusts the authorities of a file; `None`: the system's.
+    ///
+    /// # Errors
+    /// When the file cannot be read or used.
+    pub(super) fn new(ca_file: Option<&Path>) -> anyhow::Result<Self> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let config = tls::client_config(ca_file)?;
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(tcp);
+        Ok(Self(Client::builder(TokioExecutor::new()).build(connector)))
+    }
+
+    /// Sends a request and reads the whole answer.
+    ///
+    /// # Errors
+    /// When there is none within 60 seconds.
+    pub(super) async fn send(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Response> {
+        let answering = async {
+            let response = self.0.request(request).await?;
+            let (head, body) = response.into_parts();
+            let body = body.collect().await?.to_bytes().to_vec();
+            anyhow::Ok(Response { status: head.status, headers: head.headers, body })
+        };
+        tokio::time::timeout(TIMEOUT, answering).await.context("no answer within 60 s")?
+    }
+}
