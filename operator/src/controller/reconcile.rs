@@ -216,7 +216,7 @@ impl Report<'_> {
             processed: counts.map(|counts| counts.processed).or(before.processed),
             alerts: counts.map(|counts| counts.alerts).or(before.alerts),
             dead_letters: counts.map(|counts| counts.dead_letters).or(before.dead_letters),
-            endpoint: Some(format!("http://{}-serve.{}.svc:8080", pipeline.name, pipeline.namespace)),
+            endpoint: Some(build::endpoint(pipeline)),
             pipeline_id: newest.and_then(|answer| answer.pipeline_id.clone()).or_else(|| before.pipeline_id.clone()),
             migrated: before.migrated.clone(),
             draining_since: None,

@@ -4,7 +4,7 @@ use k8s_openapi::api::networking::v1 as api;
 use kube::api::ObjectMeta;
 use millrace_crds::{Ingress, PathType};
 
-use super::{Child, Object, Validated, metadata, service, unless_empty};
+use super::{Child, Object, Validated, metadata, pod, service, unless_empty};
 
 /// The Ingress of serve, where the manifest has one.
 pub(super) fn serve(pipeline: &Validated) -> Option<Child> {
@@ -16,7 +16,7 @@ pub(super) fn serve(pipeline: &Validated) -> Option<Child> {
         PathType::Exact => "Exact",
         PathType::ImplementationSpecific => "ImplementationSpecific",
     };
-    let port = api::ServiceBackendPort { name: Some("http".to_owned()), number: None };
+    let port = api::ServiceBackendPort { name: Some(pod::scheme(pipeline).to_owned()), number: None };
     let backend = api::IngressServiceBackend { name: service.clone(), port: Some(port) };
     let path = api::HTTPIngressPath {
         path: Some(path.clone().unwrap_or_else(|| "/".to_owned())),

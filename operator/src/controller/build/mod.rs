@@ -59,6 +59,12 @@ pub(crate) struct Plan<'a> {
     pub(crate) operator_namespace: &'a str,
 }
 
+/// The URL of the API within the cluster.
+pub(crate) fn endpoint(pipeline: &Validated) -> String {
+    let (scheme, service) = (pod::scheme(pipeline), service::serve_name(pipeline));
+    format!("{scheme}://{service}.{}.svc:{}", pipeline.namespace, pod::HTTP)
+}
+
 /// One object that belongs to a pipeline.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Child {

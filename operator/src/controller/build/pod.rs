@@ -13,14 +13,23 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
 use kube::api::ObjectMeta;
-use millrace_crds::{Auth, ClientTls, JobPod, Pod, PullPolicy, Resources, SecretKeyRef, TlsSecretRef};
+use millrace_crds::{Auth, ClientTls, JobPod, Pod, PullPolicy, Resources, SecretKeyRef, ServeTls, TlsSecretRef};
 
 use super::{Validated, config_map, labels, overrides, pods_of, service_account, unless_empty};
 
-/// The port of the HTTP API, named `http`.
+/// The port of the API, named as [`scheme`] gives.
 pub(super) const HTTP: i32 = 8080;
 /// The port of `/health`, `/ready`, `/metrics` and `/status`, named `health`.
 pub(super) const HEALTH: i32 = 8081;
+
+/// The scheme of the API, `http` or `https`, which is also the name of its port.
+pub(super) fn scheme(pipeline: &Validated) -> &'static str {
+    if serve_tls(pipeline).is_some() { "https" } else { "http" }
+}
+
+fn serve_tls(pipeline: &Validated) -> Option<&ServeTls> {
+    pipeline.spec.serve.as_ref()?.tls.as_ref()
+}
 
 /// User and group of the processes; the image names the same.
 const USER: i64 = 65532;
@@ -56,7 +65,10 @@ pub(super) fn serve(pipeline: &Validated, image: &str) -> Result<PodTemplateSpec
         template.secret("bootstrap-key", reference, "key", "MILLRACE_BOOTSTRAP_KEY_FILE");
     }
     template.env("MILLRACE_LISTEN", &format!("[::]:{HTTP}"));
-    template.runs(pipeline, &[("http", HTTP), ("health", HEALTH)]);
+    if let Some(ServeTls { cert_secret_ref }) = serve_tls(pipeline) {
+        template.certificate("certificate", cert_secret_ref, "MILLRACE_TLS_CERT_FILE", "MILLRACE_TLS_KEY_FILE");
+    }
+    template.runs(pipeline, &[(scheme(pipeline), HTTP), ("health", HEALTH)]);
     let sleep = SleepAction { seconds: STOP_AFTER_SECONDS };
     let pre_stop = Some(LifecycleHandler { sleep: Some(sleep), ..LifecycleHandler::default() });
     template.container.lifecycle = Some(Lifecycle { pre_stop, ..Lifecycle::default() });
@@ -185,11 +197,15 @@ impl Template {
         if let Some(reference) = ca_secret_ref {
             self.secret(&format!("{server}-ca"), reference, "ca.crt", &variable("CA"));
         }
-        if let Some(TlsSecretRef { name }) = client_cert_secret_ref {
-            let (certificate, key) = (TlsSecretRef::CERTIFICATE, TlsSecretRef::KEY);
-            let keys = [(certificate, certificate, &*variable("CERT")), (key, key, &*variable("KEY"))];
-            self.keys(&format!("{server}-client"), name, &keys);
+        if let Some(reference) = client_cert_secret_ref {
+            self.certificate(&format!("{server}-client"), reference, &variable("CERT"), &variable("KEY"));
         }
+    }
+
+    /// Mounts a certificate and its key.
+    fn certificate(&mut self, folder: &str, TlsSecretRef { name }: &TlsSecretRef, cert_file: &str, key_file: &str) {
+        let (certificate, key) = (TlsSecretRef::CERTIFICATE, TlsSecretRef::KEY);
+        self.keys(folder, name, &[(certificate, certificate, cert_file), (key, key, key_file)]);
     }
 
     /// Adds the parts of a pod that runs until it is stopped: ports, probes, grace period, spread over nodes and zones.

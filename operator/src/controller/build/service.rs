@@ -26,11 +26,14 @@ fn serve(pipeline: &Validated) -> Child {
         Some(ServiceType::NodePort) => "NodePort",
         Some(ServiceType::LoadBalancer) => "LoadBalancer",
     };
+    let scheme = pod::scheme(pipeline);
+    // The protocol of proxies and meshes towards the pods; without it they assume HTTP.
+    let app_protocol = (scheme == "https").then(|| scheme.to_owned());
     let metadata = metadata(pipeline, serve_name(pipeline), Some("serve"));
     let spec = ServiceSpec {
         type_: Some(type_.to_owned()),
         selector: Some(selector(pipeline, "serve")),
-        ports: Some(vec![port("http", pod::HTTP)]),
+        ports: Some(vec![ServicePort { app_protocol, ..port(scheme, pod::HTTP) }]),
         ..ServiceSpec::default()
     };
     let metadata = ObjectMeta { annotations: unless_empty(given.annotations), ..metadata };

@@ -146,6 +146,7 @@ fn live_changes_and_the_number_of_pods_do_not_change_the_templates() {
     changed.spec.replicas = Some(9);
     changed.spec.drain_seconds = Some(1);
     changed.spec.network_policy = None;
+    changed.spec.serve.as_mut().unwrap().cors = None;
     let after = Validated::new(&changed).unwrap();
     assert_eq!(templates(&plan(&before)), templates(&plan(&after)));
     let manifest = |pipeline: &Validated| base(&plan(pipeline)).into_iter().find(|child| child.kind == Kind::ConfigMap);
@@ -265,9 +266,14 @@ fn the_manifest_of_the_pods_has_only_the_fields_that_concern_them() {
         let text = json(config)["data"]["pipeline.yaml"].as_str().unwrap().to_owned();
         assert_eq!(RecordPipeline::from_yaml(&text).unwrap(), pipeline.manifest, "{text}");
         let manifest: Value = serde_saphyr::from_str(&text).unwrap();
-        let allowed = "threshold thresholds shards backlogLimit sinks policy redis postgres auth";
+        let allowed = "threshold thresholds shards backlogLimit sinks policy redis postgres auth serve";
         let fields = manifest["spec"].as_object().unwrap();
         assert!(fields.keys().all(|field| allowed.split(' ').any(|name| name == field)), "{text}");
+        let mut serve: Vec<&String> =
+            fields.get("serve").and_then(Value::as_object).into_iter().flatten().map(|(name, _)| name).collect();
+        serve.sort();
+        let kept: &[&str] = &["cors", "tls"];
+        assert_eq!(serve, if case == "everything" { kept } else { &[] });
         let annotations: Vec<&String> =
             manifest["metadata"]["annotations"].as_object().into_iter().flatten().map(|(name, _)| name).collect();
         let kept: &[&str] = &["millrace.dev/accept-generation", "millrace.dev/adopt"];
