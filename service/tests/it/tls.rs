@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::harness::{
     Authority, Issued, KEY, Load, Pipeline, PrivatePostgres, PrivateRedis, Process, eventually, free_port, record,
-    shared,
+    shared, tls_redis,
 };
 
 /// The name that the servers' certificates have; their address is not in them.
@@ -455,7 +455,7 @@ impl Sentinel {
         );
         mount(dir.path(), "sentinel.conf", &content);
         let mut command = std::process::Command::new("setpriv");
-        command.args(["--pdeathsig=KILL", "redis-server", &path("sentinel.conf"), "--sentinel"]);
+        command.args(["--pdeathsig=KILL", &tls_redis(), &path("sentinel.conf"), "--sentinel"]);
         let server = Some(command.stdout(std::process::Stdio::null()).spawn().unwrap());
         Self { server, port, _dir: dir }
     }

@@ -23,7 +23,7 @@ pub(crate) use pooler::Pooler;
 pub(crate) use process::{Process, free_port};
 pub(crate) use proxy::Proxy;
 pub(crate) use records::{Load, record};
-pub(crate) use servers::{PrivatePostgres, PrivateRedis, shared};
+pub(crate) use servers::{PrivatePostgres, PrivateRedis, shared, tls_redis};
 
 /// Longest wait for a condition.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);

@@ -72,11 +72,17 @@ fn start_guarded() -> Shared {
     Shared { redis: redis_url(redis_port), postgres: postgres_url(postgres_port), _guard: Some(guard) }
 }
 
+/// The program of a Redis with TLS. `MILLRACE_TEST_TLS_REDIS` names it where the usual one is built without.
+pub(crate) fn tls_redis() -> String {
+    std::env::var("MILLRACE_TEST_TLS_REDIS").unwrap_or_else(|_| "redis-server".to_owned())
+}
+
 /// A Redis for one test. It keeps its data when it is killed.
 #[derive(Debug)]
 pub(crate) struct PrivateRedis {
     dir: TempDir,
     port: u16,
+    program: String,
     child: Option<Child>,
 }
 
@@ -86,7 +92,9 @@ impl PrivateRedis {
         let dir = server_dir();
         let port = free_port();
         fs::write(dir.path().join("redis.conf"), redis_configuration(dir.path(), port, settings)).unwrap();
-        let mut this = Self { dir, port, child: None };
+        let with_tls = settings.iter().any(|setting| setting.starts_with("tls-port"));
+        let program = if with_tls { tls_redis() } else { "redis-server".to_owned() };
+        let mut this = Self { dir, port, program, child: None };
         this.restart().await;
         this
     }
@@ -94,7 +102,7 @@ impl PrivateRedis {
     /// Starts it again with its data.
     pub(crate) async fn restart(&mut self) {
         let mut command = guarded(None);
-        command.arg("redis-server").arg(self.dir.path().join("redis.conf"));
+        command.arg(&self.program).arg(self.dir.path().join("redis.conf"));
         self.child = Some(spawn(command, self.dir.path()));
         wait_for_redis(&self.url()).await;
     }
