@@ -120,7 +120,7 @@ async fn a_config_map_that_swaps_its_link_is_followed() {
     let file = dir.path().join("pipeline.yaml");
     let old = fs::read_to_string(&file).unwrap();
     fs::remove_file(&file).unwrap();
-    for (version, text) in [("v1", old.clone()), ("v2", old.replace("10", "20"))] {
+    for (version, text) in [("v1", old.clone()), ("v2", old.replace("'10'", "'20'"))] {
         fs::create_dir(dir.path().join(version)).unwrap();
         fs::write(dir.path().join(version).join("pipeline.yaml"), text).unwrap();
     }
