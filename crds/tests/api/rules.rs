@@ -1,6 +1,6 @@
 //! Each rule of the schema, with a spec that keeps it and a spec that breaks it.
 
-use crate::{bounds::BOUNDS, kube::Namespace, manifest};
+use crate::{bounds::BOUNDS, kube::Namespace, manifest, shows};
 
 /// One rule of the schema.
 struct Rule {
@@ -458,7 +458,7 @@ fn each_rule_of_the_schema_refuses_with_field_and_remedy() {
     for (n, (_, broken, message)) in rules.iter().enumerate() {
         let start = format!("\"broken-{n}\" is invalid: ");
         let found = refused.err.lines().find(|line| line.contains(&start)).unwrap_or("nothing");
-        if !found.contains(message) {
+        if !shows(found, message) {
             wrong.push(format!("{broken}\n  is refused with: {found}\n  and not with: {message}\n"));
         }
     }
