@@ -128,25 +128,26 @@ def check_ports(services, exposed):
 
 
 def check_servers(services, volumes):
-    """Redis and Postgres are as docs/configuration.md wants them: versions, settings, and data that is kept."""
-    page = text_of("docs/configuration.md")
-    found = re.search(r"^Redis (\d+)\.\d+ or later(.*?)Postgres\s+(\d+) or later(.*?)\.", page, re.M | re.S)
-    if not found:
-        return fault(False, "docs/configuration.md does not name the servers and their settings")
+    """Redis and Postgres are as docs/servers.md wants them: versions, settings, and data that is kept."""
+    page = text_of("docs/servers.md")
+    of_redis = re.search(r"^Redis (\d+)\.\d+ or later with\n\n```\n(.*?)```", page, re.M | re.S)
+    of_postgres = re.search(r"^Postgres (\d+) or later(.*?)\.", page, re.M | re.S)
+    if not of_redis or not of_postgres:
+        return fault(False, "docs/servers.md does not name the servers and their settings")
     redis, postgres = services["redis"], services["postgres"]
-    for name, least in (("redis", found[1]), ("postgres", found[3])):
+    for name, least in (("redis", of_redis[1]), ("postgres", of_postgres[1])):
         repository, _, tag = services[name]["image"].partition(":")
         fault(repository == f"docker.io/library/{name}", f"{name}: {repository} is not the official image")
-        fault(int(tag) >= int(least), f"{name}: {tag} is older than docs/configuration.md wants")
+        fault(int(tag) >= int(least), f"{name}: {tag} is older than docs/servers.md wants")
         kept = [volume.split(":")[0] for volume in services[name]["volumes"]]
         fault(kept == [name] and name in volumes, f"{name}: its data is in no volume of its own")
-    settings = re.findall(r"`([\w-]+) (\w+)`", found[2])
-    fault(len(settings) == 3, f"docs/configuration.md wants {settings} of Redis, not three settings")
+    settings = re.findall(r"^([\w-]+) (\w+)$", of_redis[2], re.M)
+    fault(len(settings) == 3, f"docs/servers.md wants {settings} of Redis, not three settings")
     for setting, value in settings:
         given = (f"--{setting}", value) in zip(redis["command"], redis["command"][1:])
         fault(given, f"redis: {setting} is not {value}")
-    settings = re.findall(r"`(\w+)`", found[4])
-    fault(len(settings) == 3, f"docs/configuration.md wants {settings} of Postgres, not three settings")
+    settings = re.findall(r"`(\w+)`", of_postgres[2])
+    fault(len(settings) == 3, f"docs/servers.md wants {settings} of Postgres, not three settings")
     for setting in settings:
         fault(f"{setting}=on" in postgres["command"], f"postgres: {setting} is not on")
 

@@ -79,6 +79,7 @@ def dockerfile(path):
     with open("Cargo.toml", "rb") as file:
         members = tomllib.load(file)["workspace"]["members"]
     for member in members:
-        expect(f"{member}/Cargo.toml" in copied, f"{path}: no COPY of {member}/Cargo.toml: cargo would refuse the workspace")
+        whole = any(member.startswith(f"{folder}/") for folder in copied)
+        expect(whole or f"{member}/Cargo.toml" in copied, f"{path}: no COPY of {member}/Cargo.toml: cargo would refuse the workspace")
     expect(stages[-2:] == ["service", "operator"], f"{path}: its last stages are service and operator")
     return stages, arguments
