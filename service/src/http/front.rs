@@ -68,10 +68,9 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
         trace::continue_from(&span, parent);
         let judgement = self.cross_origin.judge(&method, request.headers());
         let mut response = self.answer(request, path).instrument(span).await;
-        let methods = path.and_then(|path| HeaderValue::from_str(&path.allow()).ok());
-        if let Some(methods) = &methods
-            && (method == Method::OPTIONS || response.status() == StatusCode::METHOD_NOT_ALLOWED)
-        {
+        let names_methods = method == Method::OPTIONS || response.status() == StatusCode::METHOD_NOT_ALLOWED;
+        let methods = path.filter(|_| names_methods).and_then(|path| HeaderValue::from_str(&path.allow()).ok());
+        if let Some(methods) = &methods {
             response.headers_mut().insert(ALLOW, methods.clone());
         }
         judgement.mark(&mut response, methods.as_ref());
