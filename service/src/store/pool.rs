@@ -238,11 +238,12 @@ impl Store {
 
     fn connect_as(session: Session, endpoint: Endpoint, pipeline: &str, connections: u32) -> Result<Self, Error> {
         let shared = Arc::new(Shared::default());
-        shared.lead_to(endpoint.clone(), Self::options(&endpoint, &session)?);
-        let pool = |connections, session: Session| -> Result<PgPool, Error> {
+        let options = Self::options(&endpoint)?;
+        shared.lead_to(endpoint, session.named(options.clone()));
+        let pool = |connections, session: Session| {
             let (connecting, acquiring) = (Arc::clone(&shared), Arc::clone(&shared));
-            let options = Self::options(&endpoint, &session)?;
-            let pool = PgPoolOptions::new()
+            let options = session.named(options.clone());
+            PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(5))
                 .after_connect(move |connection, _| {
@@ -258,10 +259,9 @@ impl Store {
                     let stays = acquiring.newest.is_of(of.age);
                     Box::pin(async move { Ok(stays && answers(connection, ACQUIRE_PING_TIMEOUT).await?) })
                 })
-                .connect_lazy_with(options);
-            Ok(pool)
+                .connect_lazy_with(options)
         };
-        let (commits, pool) = (pool(COMMITS, Session::of_commits(pipeline))?, pool(connections, session.clone())?);
+        let (commits, pool) = (pool(COMMITS, Session::of_commits(pipeline)), pool(connections, session.clone()));
         Ok(Self { pool, commits, session, shared })
     }
 
@@ -278,11 +278,11 @@ impl Store {
     /// When the URL is not a Postgres URL.
     pub fn redirect(&self, endpoint: impl Into<Endpoint>, pipeline: &str) -> Result<(), Error> {
         let endpoint = endpoint.into();
-        let options = Self::options(&endpoint, &self.session)?;
-        let commits = Self::options(&endpoint, &Session::of_commits(pipeline))?;
-        self.shared.lead_to(endpoint, options.clone());
-        self.pool.set_connect_options(options);
-        self.commits.set_connect_options(commits);
+        let options = Self::options(&endpoint)?;
+        let of_queries = self.session.named(options.clone());
+        self.shared.lead_to(endpoint, of_queries.clone());
+        self.pool.set_connect_options(of_queries);
+        self.commits.set_connect_options(Session::of_commits(pipeline).named(options));
         Ok(())
     }
 
@@ -291,10 +291,11 @@ impl Store {
         self.pool.begin_with(BEGIN).await
     }
 
-    fn options(endpoint: &Endpoint, session: &Session) -> Result<PgConnectOptions, Error> {
+    /// The options of all connections to an endpoint, but for their name. Reads the system's authorities where they count.
+    fn options(endpoint: &Endpoint) -> Result<PgConnectOptions, Error> {
         let options = tls::options(PgConnectOptions::from_str(endpoint.url())?, endpoint);
         // Of the options of a startup message only those that every pooler knows: the session sets all others.
-        let options = options.application_name(session.application).extra_float_digits(None);
+        let options = options.extra_float_digits(None);
         // The log of the driver has the text of statements. `slow` has a log without it.
         Ok(options.disable_statement_logging())
     }
@@ -319,7 +320,7 @@ impl Store {
     /// # Errors
     /// As of [`Self::probe`].
     pub async fn probe_endpoint(&self, endpoint: &Endpoint) -> Result<(), Error> {
-        self.probe_with(&Self::options(endpoint, &self.session)?).await
+        self.probe_with(&self.session.named(Self::options(endpoint)?)).await
     }
 
     async fn probe_with(&self, options: &PgConnectOptions) -> Result<(), Error> {

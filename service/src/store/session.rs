@@ -7,7 +7,10 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgConnection, Row as _, postgres::PgRow};
+use sqlx::{
+    AssertSqlSafe, PgConnection, Row as _,
+    postgres::{PgConnectOptions, PgRow},
+};
 
 use super::{Error, Store, pool::Server};
 
@@ -91,6 +94,11 @@ impl Session {
         Self { application, settings }
     }
 
+    /// Options of a connection that shows the session's name from its start.
+    pub(super) fn named(&self, options: PgConnectOptions) -> PgConnectOptions {
+        options.application_name(self.application)
+    }
+
     /// The same session with a shorter wait for locks.
     pub(super) fn waiting_at_most(mut self, longest: Duration) -> Self {
         let lock_timeout = self.settings.iter_mut().find(|setting| setting.name == "lock_timeout");
@@ -169,7 +177,7 @@ fn duration(value: &str) -> Option<u64> {
 mod tests {
     use std::str::FromStr as _;
 
-    use sqlx::{Connection as _, postgres::PgConnectOptions};
+    use sqlx::Connection as _;
 
     use super::*;
     use crate::store::testing;
