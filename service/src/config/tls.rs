@@ -100,7 +100,7 @@ pub(crate) fn identity(secret: Option<&TlsSecretRef>, certificate: &Path, key: &
 }
 
 /// A variable that is set to nothing is as good as none.
-fn given(file: &Option<PathBuf>) -> Option<&Path> {
+pub(crate) fn given(file: &Option<PathBuf>) -> Option<&Path> {
     file.as_deref().filter(|file| !file.as_os_str().is_empty())
 }
 

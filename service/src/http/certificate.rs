@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::connections::Tls;
 use crate::{
     board::Board,
-    config::{ActiveManifest, SecretError, identity},
+    config::{ActiveManifest, SecretError, given, identity},
     lifecycle::Lifecycle,
     tls::Identity,
 };
@@ -47,11 +47,10 @@ impl CertificateArgs {
         manifest: &watch::Receiver<ActiveManifest>,
         lifecycle: &Lifecycle,
     ) -> anyhow::Result<Option<Tls>> {
-        // A variable that is set to nothing is as good as none.
-        let given = |file: Option<PathBuf>| file.filter(|file| !file.as_os_str().is_empty());
-        let (Some(certificate), Some(key)) = (given(self.tls_cert_file), given(self.tls_key_file)) else {
+        let (Some(certificate), Some(key)) = (given(&self.tls_cert_file), given(&self.tls_key_file)) else {
             return Ok(None);
         };
+        let (certificate, key) = (certificate.to_owned(), key.to_owned());
         let mut follower =
             Follower { certificate, key, manifest: manifest.clone(), board: lifecycle.board.clone(), used: None };
         let _still = lifecycle.heartbeats.register(WAITING, Duration::ZERO);

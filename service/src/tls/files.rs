@@ -100,14 +100,12 @@ impl Identity {
     pub(crate) fn parse(name: &str, certificates_pem: Vec<u8>, key_pem: Vec<u8>) -> Result<Self, FileError> {
         super::install_provider();
         let chain = certificates(name, &certificates_pem)?;
-        // The error of the parser may show a part of the text.
-        let key = PrivateKeyDer::from_pem_slice(&key_pem)
-            .map_err(|_| FileError::Invalid(format!("{name}: the key is no private key in PEM (-----BEGIN …)")))?;
+        let key = private_key(name, &key_pem)?;
         let end = end(name, &chain[0])?;
         ClientConfig::builder()
             .with_root_certificates(RootCertStore::empty())
             .with_client_auth_cert(chain, key)
-            .map_err(|error| FileError::Invalid(format!("{name}: certificate and key do not fit: {error}")))?;
+            .map_err(|error| misfit(name, &error))?;
         if end < now() {
             return Err(FileError::Expired(format!("{name}: the certificate expired: replace it")));
         }
@@ -120,12 +118,10 @@ impl Identity {
     /// As [`Self::parse`], which has seen the same.
     pub(crate) fn server_config(&self) -> Result<ServerConfig, FileError> {
         let Self { name, certificates: pem, key } = self;
-        let key = PrivateKeyDer::from_pem_slice(key)
-            .map_err(|_| FileError::Invalid(format!("{name}: the key is no private key in PEM (-----BEGIN …)")))?;
         let mut config = ServerConfig::builder()
             .with_no_client_auth()
-            .with_single_cert(certificates(name, pem)?, key)
-            .map_err(|error| FileError::Invalid(format!("{name}: certificate and key do not fit: {error}")))?;
+            .with_single_cert(certificates(name, pem)?, private_key(name, key)?)
+            .map_err(|error| misfit(name, &error))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)
     }
@@ -138,6 +134,16 @@ fn certificates(name: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
         Ok(found) if !found.is_empty() => Ok(found),
         _ => Err(FileError::Invalid(format!("{name}: holds no certificate in PEM (-----BEGIN CERTIFICATE-----)"))),
     }
+}
+
+/// A private key. The error of the parser may show a part of the text, so it is left out.
+fn private_key(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'static>, FileError> {
+    PrivateKeyDer::from_pem_slice(pem)
+        .map_err(|_| FileError::Invalid(format!("{name}: the key is no private key in PEM (-----BEGIN …)")))
+}
+
+fn misfit(name: &str, error: &rustls::Error) -> FileError {
+    FileError::Invalid(format!("{name}: certificate and key do not fit: {error}"))
 }
 
 /// When a certificate expires, in seconds of Unix time.
