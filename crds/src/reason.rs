@@ -192,6 +192,22 @@ reasons! {
     NamespaceTerminating,
 }
 
+impl Reason {
+    /// Whether a TLS connection cannot be made: its files, or one of the two certificates, have to change.
+    #[must_use]
+    pub fn is_of_tls(&self) -> bool {
+        matches!(
+            self,
+            Self::TlsFilesInvalid
+                | Self::TlsExpired
+                | Self::TlsUntrusted
+                | Self::TlsNameMismatch
+                | Self::TlsClientRefused
+                | Self::TlsNotOffered
+        )
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

@@ -69,7 +69,7 @@ pub(super) fn find(conditions: &[Condition], kind: ConditionType, status: Status
 
 /// Whether no retry removes the cause: a change by hand is needed.
 fn needs_a_change(reason: &Reason) -> bool {
-    matches!(
+    let named = matches!(
         reason,
         Reason::InvalidSpec
             | Reason::NameClash
@@ -82,19 +82,14 @@ fn needs_a_change(reason: &Reason) -> bool {
             | Reason::GatewayApiMissing
             | Reason::Refused
             | Reason::SecretNotFound
-            | Reason::TlsFilesInvalid
-            | Reason::TlsExpired
-            | Reason::TlsUntrusted
-            | Reason::TlsNameMismatch
-            | Reason::TlsClientRefused
-            | Reason::TlsNotOffered
             | Reason::ImagePullBackOff
             | Reason::QuotaExceeded
             | Reason::LimitRangeViolated
             | Reason::PodSecurityViolated
             | Reason::PolicyDenied
             | Reason::WebhookDenied
-    )
+    );
+    named || reason.is_of_tls()
 }
 
 /// Most characters of a condition's message: an admission may answer with several pages.

@@ -54,7 +54,7 @@ impl Failure {
 
     /// Whether it may be fixed while it is waited.
     fn may_pass(&self) -> bool {
-        matches!(
+        let named = matches!(
             self.reason,
             Reason::SecretNotFound
                 | Reason::SecretInvalid
@@ -66,13 +66,8 @@ impl Failure {
                 | Reason::PostgresAccessDenied
                 | Reason::PostgresDatabaseNotFound
                 | Reason::RedisAccessDenied
-                | Reason::TlsFilesInvalid
-                | Reason::TlsExpired
-                | Reason::TlsUntrusted
-                | Reason::TlsNameMismatch
-                | Reason::TlsClientRefused
-                | Reason::TlsNotOffered
-        )
+        );
+        named || self.reason.is_of_tls()
     }
 
     /// Of an error of this Redis.
@@ -132,7 +127,7 @@ impl JobArgs {
         Self { place: place.clone(), wait_ms: 60_000, termination_log: None }
     }
 
-    /// Tries until it succeeds, fails for good, or time is up. An attempt is told how much time is left.
+    /// Tries until it succeeds, fails for good, or time is up. An attempt gets the time that is left.
     pub(super) async fn retry<T>(
         &self,
         mut attempt: impl AsyncFnMut(Duration) -> Result<T, Failure>,
