@@ -61,12 +61,18 @@ async fn active_manifest(place: &Place, name: &str) -> anyhow::Result<Option<New
 /// The files of TLS connections.
 fn tls_files(place: &Place) -> impl Iterator<Item = (&'static str, String, String)> {
     place.tls.all().map(|(name, variable, file)| match file {
-        Some(file) => {
-            let origin = if env::var_os(variable).is_some() { variable } else { "flag" };
-            (name, file.display().to_string(), origin.to_owned())
-        }
-        None => (name, "none".to_owned(), "default".to_owned()),
+        Some(file) => (name, file.display().to_string(), origin(true, variable)),
+        None => (name, "none".to_owned(), origin(false, variable)),
     })
+}
+
+/// Where a setting came from.
+fn origin(is_set: bool, variable: &'static str) -> String {
+    match (is_set, env::var_os(variable)) {
+        (false, _) => "default".to_owned(),
+        (true, Some(_)) => variable.to_owned(),
+        (true, None) => "flag".to_owned(),
+    }
 }
 
 /// One line a setting: its name, its value, where it came from.
@@ -75,22 +81,17 @@ fn settings(place: &Place, telemetry: &TelemetryArgs) -> Vec<String> {
         endpoint.map_or_else(|error| format!("({error:#})"), |endpoint| hide_password(endpoint.url()))
     };
     let path = |path: &Path| path.display().to_string();
-    let given = |set: bool, variable: &'static str| match (set, env::var_os(variable)) {
-        (false, _) => "default".to_owned(),
-        (true, Some(_)) => variable.to_owned(),
-        (true, None) => "flag".to_owned(),
-    };
     let server = |direct: bool, file: Option<&Path>, variable: &'static str, file_variable: &'static str| match file {
-        Some(file) if !direct => format!("file {} ({})", file.display(), given(true, file_variable)),
-        _ if direct => given(true, variable),
+        Some(file) if !direct => format!("file {} ({})", file.display(), origin(true, file_variable)),
+        _ if direct => origin(true, variable),
         _ => "not given".to_owned(),
     };
     let place_lines = [
-        ("pipeline", path(&place.pipeline), given(true, "MILLRACE_PIPELINE")),
+        ("pipeline", path(&place.pipeline), origin(true, "MILLRACE_PIPELINE")),
         (
             "pipeline-name",
             place.pipeline_name.clone().unwrap_or_else(|| "the manifest's".to_owned()),
-            given(place.pipeline_name.is_some(), "MILLRACE_PIPELINE_NAME"),
+            origin(place.pipeline_name.is_some(), "MILLRACE_PIPELINE_NAME"),
         ),
         (
             "redis-url",
