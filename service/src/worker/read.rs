@@ -120,10 +120,10 @@ impl Shard {
     /// Acknowledges applied entries of a batch that is done, and reads the next ones in the same step, unless the shard is
     /// to be returned, is not in order, or memory is short: a shard that held some while it waits could stop all others.
     pub(super) async fn turn(&mut self, ids: &[StreamId]) -> Result<(), Error> {
-        let memory = Arc::clone(&self.context.memory).try_acquire_many_owned(READ_KIB).ok();
         // The counts are compared while nothing is in flight.
         let reads = self.mode == Mode::Read && !self.stop.is_cancelled() && !self.reconciler.is_due();
-        let Some(memory) = memory.filter(|_| reads) else { return self.acknowledge(ids).await };
+        let memory = || Arc::clone(&self.context.memory).try_acquire_many_owned(READ_KIB).ok();
+        let Some(memory) = reads.then(memory).flatten() else { return self.acknowledge(ids).await };
         let committed = self.committed();
         crate::fault::point("before_read");
         match self.input.ack_and_read(&current(&self.lease), committed, ids, self.context.options.batch).await? {
