@@ -43,6 +43,11 @@ def install():
     return "operator, Redis and Postgres run; helm test passed"
 
 
+def reference(name, key):
+    """A server by the Secret of its URL, with the authority of the development servers where they have TLS."""
+    return {"urlSecretRef": {"name": name, "key": key}, **({"tls": AUTHORITY} if load.TLS else {})}
+
+
 def apply_example():
     """Applies the example's pipeline, which trusts the authority of the development servers where they have TLS."""
     example = json.loads(kubectl("create", "--dry-run=client", "--output=json", "-f", EXAMPLE))
@@ -143,8 +148,6 @@ def remove_sink():
 @step("a Secret that comes late")
 def late_secret():
     late = {"apiVersion": "millrace.dev/v1alpha1", "kind": "RecordPipeline", "metadata": {"name": "late"}}
-    tls = {"tls": AUTHORITY} if load.TLS else {}
-    reference = lambda name, key: {"urlSecretRef": {"name": name, "key": key}, **tls}
     late["spec"] = {
         "shards": 2,
         "redis": reference("late-redis", "url"),
@@ -296,14 +299,13 @@ def upgrade_default():
 
 def upgrade_charted(changes, check=True):
     """Installs or upgrades a pipeline by its chart and waits as Helm 4 does; gives Helm's end and the seconds until it."""
-    reference = lambda name, key: {"urlSecretRef": {"name": name, "key": key}}
     spec = {
         "shards": 2,
         "redis": reference("millrace-dev-redis", "url"),
         "postgres": reference("millrace-dev-postgres", "url"),
         "auth": {"bootstrapKeySecretRef": {"name": "millrace-dev-key", "key": "key"}},
     }
-    values = json.dumps({"spec": {**spec, **changes(reference)}})
+    values = json.dumps({"spec": {**spec, **changes}})
     begun = time.monotonic()
     command = [HELM4, "upgrade", "--install", "charted", "charts/millrace-pipeline", "--namespace", NAMESPACE, "--values", "-"]
     done = run(*command, "--wait", "--timeout", "4m", text=values, check=check)
@@ -315,16 +317,15 @@ def follow():
     """Helm ends when the pipeline is Ready of its newest generation, and at once when only a change by hand helps."""
     took = []
     for generation, threshold in ((1, "5"), (2, "7")):
-        took.append(upgrade_charted(lambda reference: {"threshold": threshold})[1])
+        took.append(upgrade_charted({"threshold": threshold})[1])
         found = get("rpl", "charted")["metadata"]["generation"]
         if found != generation or not ready("charted"):
             raise Failed(f"helm ended at generation {found}: {condition('charted', 'Ready')}")
-    missing = lambda reference: {"redis": reference("missing", "url")}
-    failed, seconds = upgrade_charted(missing, check=False)
+    failed, seconds = upgrade_charted({"redis": reference("missing", "url")}, check=False)
     if failed.returncode == 0 or "status: Failed" not in failed.stderr or seconds > 200:
         raise Failed(f"with a missing Secret: exit {failed.returncode} after {seconds:.0f} s: {failed.stderr}")
     # The pipeline stays stalled until its pods are replaced, so Helm may end as failed at once.
-    upgrade_charted(lambda reference: {}, check=False)
+    upgrade_charted({}, check=False)
     until("the repaired pipeline to be Ready", lambda: ready("charted"))
     run(HELM4, "uninstall", "charted", "--namespace", NAMESPACE, "--wait", "--timeout", "120s")
     if get("rpl", "charted"):
