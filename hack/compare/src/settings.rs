@@ -71,7 +71,7 @@ pub(crate) struct Settings {
     pub(crate) beside: Beside,
 }
 
-/// A client that sends two records at once, to two destinations, for ever. They are not counted.
+/// A client that sends two records at once, to two destinations, until the load ends. They are not counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Beside {

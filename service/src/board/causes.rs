@@ -58,8 +58,8 @@ pub(crate) fn of_no_writes(why: NoWrites) -> Problem {
     Problem::new(reason, why.to_string())
 }
 
-/// The problem for an error of Postgres, which is asked why it refused a write: the error does not tell a standby from a
-/// server that is read-only by a setting.
+/// The problem for an error of Postgres. A query finds why it refused a write: the error does not distinguish a standby from
+/// a server that is read-only by a setting.
 pub(crate) async fn cause(store: &Store, error: &store::Error) -> Problem {
     if error.refuses_write()
         && let Ok(Ok(Some(why))) = tokio::time::timeout(LONGEST, store.takes_no_writes()).await

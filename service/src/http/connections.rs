@@ -227,14 +227,14 @@ impl<B: Body + Unpin> Body for InTurn<B> {
 async fn refuse(stream: TcpStream, acceptor: Option<TlsAcceptor>, _telling: OwnedSemaphorePermit) {
     let telling = async {
         match acceptor {
-            Some(acceptor) => tell(handshake(&acceptor, stream).await?).await,
-            None => tell(stream).await,
+            Some(acceptor) => write_refusal(handshake(&acceptor, stream).await?).await,
+            None => write_refusal(stream).await,
         }
     };
     let _ = tokio::time::timeout(Duration::from_secs(1), telling).await;
 }
 
-async fn tell(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+async fn write_refusal(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     let detail = "as many connections as this process takes are open; send it again";
     stream.write_all(&problem::bare(503, "too_many_connections", detail)).await?;
     stream.shutdown().await?;

@@ -104,7 +104,7 @@ async fn configurations(queries: &Queries) -> Result<Vec<HashMap<String, String>
         let mut command = redis::cmd("CONFIG");
         command.arg("GET").arg(&["appendonly", "appendfsync", "maxmemory-policy"]);
         configurations.push(match command.query_async(&mut connection).await {
-            Ok(told) => told,
+            Ok(found) => found,
             Err(error) if error.code().is_some() => HashMap::new(),
             Err(error) => return Err(Error::of(error)),
         });

@@ -1,4 +1,4 @@
-//! The client beside a load: two records at once, to two destinations, for ever.
+//! The client beside a load: two records at once, to two destinations, until the load ends.
 //!
 //! Its records must never be counted among those of the load.
 
