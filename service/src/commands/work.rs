@@ -103,7 +103,7 @@ pub fn start(setup: Setup, tuning: &Tuning, lifecycle: &Lifecycle) {
         },
         heartbeats: lifecycle.heartbeats.clone(),
         memory: Arc::new(Semaphore::new(MEMORY_KIB)),
-        ready: worker::ReadyShards::default(),
+        ready: Arc::default(),
         deciding: RwLock::default(),
     };
     lifecycle.spawn("own", worker::own(Arc::new(context), lifecycle.clone()));

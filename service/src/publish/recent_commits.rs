@@ -100,7 +100,8 @@ impl RecentCommits {
             return None;
         }
         let mut found = Vec::new();
-        for (batch, _) in &recent.batches {
+        let begin = recent.batches.partition_point(|(batch, _)| batch.last().is_none_or(|last| last.seq <= after));
+        for (batch, _) in recent.batches.range(begin..) {
             let from = batch.partition_point(|row| row.seq <= after);
             for index in from..batch.len() {
                 if found.len() == most || batch[index].seq > upto {

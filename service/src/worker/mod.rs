@@ -63,7 +63,7 @@ pub struct Context {
     /// Memory for entries that were read and are not acknowledged, in KiB. A shard that waits for it gets a larger batch.
     pub memory: Arc<Semaphore>,
     /// Entries that are ready to be decided.
-    pub ready: ReadyShards,
+    pub ready: Arc<ReadyShards>,
     /// Held while records are decided; exclusively for one that is noted, so that a crash is due to that one.
     pub deciding: RwLock<()>,
     /// Problems of this process.

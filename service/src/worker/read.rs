@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::sleep_until};
 
 use super::{
     loss,
@@ -61,7 +61,7 @@ impl Shard {
             );
         }
         let _memory = used(memory.ok(), &claimed.entries);
-        self.apply(claimed.entries).await?;
+        self.apply(claimed.entries, None).await?;
         if self.mode != Mode::Prepare {
             self.mode = claimed.next.map_or(Mode::Read, Mode::Claim);
         }
@@ -73,11 +73,16 @@ impl Shard {
     }
 
     pub(super) async fn read(&mut self) -> Result<(), Error> {
+        let mut reading = None;
         let Ahead { read, memory } = match self.ahead.take() {
             Some(ahead) => ahead,
             None => {
+                if let Some(due) = self.context.ready.reads_at() {
+                    sleep_until(due).await;
+                }
                 let memory = Arc::clone(&self.context.memory).acquire_many_owned(READ_KIB).await;
                 let memory = memory.map_err(|_| Error::Returned)?;
+                reading = Some(self.context.ready.reading());
                 crate::fault::point("before_read");
                 match self.input.read(&current(&self.lease), self.context.options.batch).await? {
                     Step::Done(read) => Ahead { read: Ok(read), memory },
@@ -89,11 +94,11 @@ impl Shard {
         match read? {
             Read::Entries(entries) => {
                 let _memory = used(Some(memory), &entries);
-                self.apply(entries).await?;
+                self.apply(entries, reading).await?;
                 self.reconcile().await
             }
             Read::Nothing(end) => {
-                drop(memory);
+                drop((memory, reading));
                 self.end_reached(&end).await?;
                 self.reconcile().await?;
                 if self.mode == Mode::Read { self.wait(&end.last).await } else { Ok(()) }
@@ -117,11 +122,13 @@ impl Shard {
         self.ahead.as_ref().is_some_and(|ahead| matches!(ahead.read, Ok(Read::Entries(_))))
     }
 
-    /// Acknowledges applied entries of a batch that is done, and reads the next ones in the same step, unless the shard is
-    /// to be returned, is not in order, or memory is short: a shard that held some while it waits could stop all others.
+    /// Acknowledges applied entries of a batch that is done, and reads the next ones in the same step, unless they would
+    /// wait for the next group, the shard is to be returned or is not in order, or memory is short: a shard that held some
+    /// while it waits could stop all others.
     pub(super) async fn turn(&mut self, ids: &[StreamId]) -> Result<(), Error> {
         // The counts are compared while nothing is in flight.
-        let reads = self.mode == Mode::Read && !self.stop.is_cancelled() && !self.reconciler.is_due();
+        let is_early = self.context.ready.reads_at().is_some();
+        let reads = self.mode == Mode::Read && !is_early && !self.stop.is_cancelled() && !self.reconciler.is_due();
         let memory = || Arc::clone(&self.context.memory).try_acquire_many_owned(READ_KIB).ok();
         let Some(memory) = reads.then(memory).flatten() else { return self.acknowledge(ids).await };
         let committed = self.committed();

@@ -181,9 +181,34 @@ struct State {
     /// Shards that are alone, with the number of their commits that are still to be so.
     alone: HashMap<ShardId, u8>,
     pace: Pace,
+    /// Number of shards that read entries for the next group.
+    reading: usize,
+}
+
+/// A shard reads for the next group, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Reading(Arc<ReadyShards>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.lock().reading -= 1;
+        self.0.changed.notify_one();
+    }
 }
 
 impl ReadyShards {
+    /// Until when a shard is to wait before it reads, because its entries would wait for the next group; `None`: not at
+    /// all.
+    pub(super) fn reads_at(&self) -> Option<Instant> {
+        self.lock().pace.reads_at(Instant::now())
+    }
+
+    /// Notes that a shard reads, so that the next group waits a little for its entries.
+    pub(super) fn reading(self: &Arc<Self>) -> Reading {
+        self.lock().reading += 1;
+        Reading(Arc::clone(self))
+    }
+
     pub(super) fn hand_over(&self, ready: Ready) {
         self.lock().waiting.push_back(ready);
         self.changed.notify_one();
@@ -193,7 +218,8 @@ impl ReadyShards {
     /// many others as fit. While another shard has ready records, one takes at most half. At least one entry is taken, and
     /// entries are whole.
     ///
-    /// Less than half of `most` wait for the [`Pace`]: a commit costs the same for one record as for a hundred.
+    /// Less than half of `most` wait for the [`Pace`], and for shards that read: a commit costs the same for one record as
+    /// for a hundred.
     pub(super) async fn take(&self, most: usize) -> Group {
         loop {
             let next = match self.try_take(most) {
@@ -218,8 +244,10 @@ impl ReadyShards {
         let mut state = self.lock();
         let now = Instant::now();
         let waiting: usize = state.waiting.iter().map(|ready| ready.batch.size()).sum();
-        if let Some(next) = state.pace.next().filter(|next| *next > now && waiting > 0 && waiting < most.div_ceil(2)) {
-            return Step::Early(next);
+        let is_full = waiting >= most.div_ceil(2);
+        let waits = waiting > 0 && !is_full;
+        if let Some(until) = state.pace.taken_at(state.reading > 0, now).filter(|_| waits) {
+            return Step::Early(until);
         }
         let Some(first) = state.waiting.pop_front() else { return Step::Nothing };
         let is_alone = state.is_alone(&first);
@@ -248,7 +276,7 @@ impl ReadyShards {
                 shards.push(taken);
             }
         }
-        state.pace.taken(shards.iter().map(|taken| taken.batch.items.len()).sum(), now);
+        state.pace.taken(shards.iter().map(|taken| taken.batch.items.len()).sum(), is_full, now);
         if !state.waiting.is_empty() {
             self.changed.notify_one();
         }

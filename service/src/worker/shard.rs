@@ -17,7 +17,7 @@ use super::{
     loss::{self, Reconciler},
     parse, publishers,
     read::Ahead,
-    ready::{Answer, Applied, Ready},
+    ready::{Answer, Applied, Reading, Ready},
 };
 use crate::{
     board::of_postgres,
@@ -297,8 +297,8 @@ impl Shard {
         }
     }
 
-    /// Lets entries be decided and committed, and acknowledges them.
-    pub(super) async fn apply(&mut self, entries: Vec<Entry>) -> Result<(), Error> {
+    /// Lets entries be decided and committed, and acknowledges them. `reading`: they were read for the next group.
+    pub(super) async fn apply(&mut self, entries: Vec<Entry>, mut reading: Option<Reading>) -> Result<(), Error> {
         let mut batch = {
             let _together = self.context.deciding.read().await;
             parse::batch(entries)
@@ -308,6 +308,7 @@ impl Shard {
             let (answer, answered) = oneshot::channel();
             let (lease, left) = (Arc::clone(&self.lease), self.log);
             self.context.ready.hand_over(Ready { shard: self.shard, lease, left, batch, answer });
+            drop(reading.take());
             let Answer { rest, outcome } = answered.await.map_err(|_| Error::ApplierEnded)?;
             batch = rest;
             match outcome {
