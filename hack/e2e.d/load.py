@@ -13,6 +13,8 @@ from kube import NAMESPACE, Failed, kubectl, run, until
 
 KEY = None  # The API key; read from its Secret.
 TLS = os.environ.get("MILLRACE_E2E_TLS") == "1"  # Whether the development servers offer TLS.
+# The one that the chart makes for the development servers.
+AUTHORITY = {"caSecretRef": {"name": "millrace-dev-tls", "key": "ca.crt"}}
 
 
 def records(prefix, count, seed, duplicates=0.1):
@@ -55,13 +57,16 @@ class Sender:
 
     def __init__(self, name, lines, rate=None, pipeline="records"):
         self.name, self.pod, self.written = name, f"sender-{name}", 0
-        arguments = ["send", "--concurrency", "1", "--url", f"http://{pipeline}-serve:8080", "--key", KEY]
+        arguments = ["send", "--concurrency", "1", "--url", f"http://{pipeline}-serve:8080"]
         arguments += ["--batch-size", "10"] if rate else []
-        overrides = {"spec": {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 0}}
+        # As an argument the key would be in the object and in the process's title.
+        key = {"name": "MILLRACE_API_KEY", "valueFrom": {"secretKeyRef": {"name": "millrace-dev-key", "key": "key"}}}
+        overrides = {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 0}
+        overrides["containers"] = [{"name": self.pod, "env": [key]}]
         self.process = subprocess.Popen(
             ["kubectl", "-n", NAMESPACE, "run", self.pod, "--image=localhost/millrace/service:dev", "--restart=Never"]
             + ["--image-pull-policy=Never", "--stdin", "--quiet", "--pod-running-timeout=2m"]
-            + ["--overrides", json.dumps(overrides), "--", *arguments],
+            + ["--override-type=strategic", "--overrides", json.dumps({"spec": overrides}), "--", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
