@@ -6,6 +6,8 @@ use k8s_openapi::{
 };
 use millrace_crds::{Reason, status_api::Problem};
 
+use super::observe::Finding;
+
 /// The type of a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ConditionType {
@@ -148,13 +150,15 @@ impl Maker<'_> {
         self.make(ConditionType::Reconciling, status, &Reason::from(progressing.reason.clone()), &progressing.message)
     }
 
-    /// Degraded and Stalled.
-    pub(super) fn degraded_and_stalled(&self, problem: Option<&Problem>) -> [Condition; 2] {
+    /// Degraded, and Stalled for a problem of the newest generation that needs a change.
+    pub(super) fn degraded_and_stalled(&self, finding: Option<&Finding>) -> [Condition; 2] {
         let condition = |kind, problem: Option<&Problem>, otherwise| match problem {
             Some(problem) => self.of(kind, Status::True, problem),
             None => self.make(kind, Status::False, &Reason::AsExpected, otherwise),
         };
-        let stalling = problem.filter(|problem| needs_a_change(&problem.reason));
+        let problem = finding.map(|finding| &finding.problem);
+        let is_stalling = |finding: &&Finding| finding.is_current && needs_a_change(&finding.problem.reason);
+        let stalling = finding.filter(is_stalling).map(|finding| &finding.problem);
         [
             condition(ConditionType::Degraded, problem, "nothing is known to be wrong"),
             condition(ConditionType::Stalled, stalling, "nothing waits for a change by hand"),

@@ -167,7 +167,7 @@ impl Desired {
                 Some(step)
             }
             MigrationState::Running(problem) => {
-                let wanted = |number| build::template_hash(&build::purge(pipeline, image, number));
+                let wanted = |number| build::template_of(&build::purge(pipeline, image, number));
                 for waits in observed.purges.iter().filter(|attempt| attempt.is_replaceable(&wanted(attempt.number))) {
                     self.delete_job(observed, waits);
                 }
@@ -243,7 +243,15 @@ mod tests {
 
     fn role(replicas: i32) -> Option<Role> {
         let meta = ObjectMeta::default();
-        Some(Role { meta, replicas, available: replicas, image: "i".to_owned(), incomplete: None, problem: None })
+        Some(Role {
+            meta,
+            replicas,
+            available: replicas,
+            image: "i".to_owned(),
+            template: String::new(),
+            incomplete: None,
+            problem: None,
+        })
     }
 
     fn pod(component: &str, backlog: u64, now: Now) -> ObservedPod {
@@ -252,6 +260,7 @@ mod tests {
         ObservedPod {
             name: component.to_owned(),
             component: component.to_owned(),
+            template: String::new(),
             image: "i".to_owned(),
             address: None,
             problem: None,

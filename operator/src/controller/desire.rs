@@ -67,6 +67,22 @@ pub(super) struct Run {
     pub(super) contract: Option<Problem>,
     /// Why the Deployments are not complete; `None` when they are.
     pub(super) incomplete: Option<String>,
+    /// The pods of the newest generation.
+    pub(super) templates: Templates,
+}
+
+/// The hash of each role's wanted pod template: pods of another one are replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Templates {
+    pub(super) serve: String,
+    pub(super) work: String,
+}
+
+impl Templates {
+    /// The hash of a role: `serve` or `work`.
+    pub(super) fn of(&self, component: &str) -> &str {
+        if component == "serve" { &self.serve } else { &self.work }
+    }
 }
 
 /// An object to delete.
@@ -108,8 +124,11 @@ impl Desired {
         let verify = build::verify(&plan);
         desired.unwanted = unwanted(observed, desired.base.iter().chain(&verify));
         let migration = desired.migrate(observed, pipeline, &image, memory);
+        let deployments = build::deployments(&plan);
+        let [serve, work] = &deployments;
+        let templates = Templates { serve: build::template_of(serve), work: build::template_of(work) };
         if migration.is_done() {
-            desired.deployments = build::deployments(&plan);
+            desired.deployments = deployments.into();
             // Its image has to fit the schema, as theirs.
             desired.deployments.extend(verify);
         } else {
@@ -127,7 +146,7 @@ impl Desired {
         } else {
             contract = desired.contract(observed, pipeline, &image, &migration);
         }
-        desired.goal = Goal::Run(Run { image, workers, waits_for, migration, contract, incomplete });
+        desired.goal = Goal::Run(Run { image, workers, waits_for, migration, contract, incomplete, templates });
         desired
     }
 
@@ -165,7 +184,7 @@ impl Desired {
         }
         let wanted = |attempt: &Attempt| {
             let contracts = attempt.key == contract;
-            build::template_hash(&build::migration(pipeline, image, &attempt.key, attempt.number, contracts))
+            build::template_of(&build::migration(pipeline, image, &attempt.key, attempt.number, contracts))
         };
         let replaceable = attempts
             .iter()

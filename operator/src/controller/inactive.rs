@@ -3,7 +3,10 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use millrace_crds::{Reason, status_api::Problem};
 
-use super::condition::{ConditionType, Maker, Status};
+use super::{
+    condition::{ConditionType, Maker, Status},
+    observe::Finding,
+};
 
 /// The conditions of an invalid pipeline: its pods stay as they are until it changes.
 #[must_use]
@@ -45,7 +48,8 @@ pub(super) fn deleted(maker: &Maker<'_>, progress: &Problem, problem: Option<&Pr
         maker.make(ConditionType::Ready, Status::False, &Reason::Draining, "it is being deleted"),
         maker.of(ConditionType::Progressing, Status::True, progress),
     ];
-    next.extend(maker.degraded_and_stalled(problem));
+    let problem = problem.cloned().map(Finding::current);
+    next.extend(maker.degraded_and_stalled(problem.as_ref()));
     next.extend(migrated(maker.before));
     next
 }

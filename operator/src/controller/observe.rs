@@ -12,11 +12,16 @@ use millrace_crds::{
 
 use super::{
     Scope,
-    build::{Kind, labels::COMPONENT},
+    build::{
+        Kind,
+        labels::{COMPONENT, TEMPLATE},
+    },
     condition::Maker,
+    desire::Templates,
     memory::Memory,
     migration::Attempt,
     refusal,
+    validate::Validated,
 };
 use crate::{
     cache::{self, Cache, Guarded},
@@ -51,6 +56,23 @@ pub(crate) struct Observed<'a> {
     pub(crate) now: Now,
 }
 
+/// A problem, and whether the newest generation has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Finding {
+    /// The problem.
+    pub(super) problem: Problem,
+    /// False for a report of a pod that the newest generation replaces, or that has not read it yet: the newest
+    /// generation may be the repair.
+    pub(super) is_current: bool,
+}
+
+impl Finding {
+    /// A problem of the newest generation.
+    pub(super) fn current(problem: Problem) -> Self {
+        Self { problem, is_current: true }
+    }
+}
+
 /// A Deployment: the role serve or the role work.
 #[derive(Debug, Clone)]
 pub(crate) struct Role {
@@ -62,6 +84,8 @@ pub(crate) struct Role {
     pub(crate) available: i32,
     /// The image of its pods.
     pub(crate) image: String,
+    /// The hash of its pod template; empty while its controller has not observed it.
+    pub(crate) template: String,
     /// Why its rollout is not complete; `None` when it is.
     pub(crate) incomplete: Option<String>,
     /// The problem that keeps it from creating pods.
@@ -75,6 +99,8 @@ pub(crate) struct ObservedPod {
     pub(crate) name: String,
     /// `serve` or `work`.
     pub(crate) component: String,
+    /// The hash of its template.
+    pub(crate) template: String,
     /// Its image; empty while the kubelet reports no container.
     pub(crate) image: String,
     /// Its IP address, once it runs.
@@ -181,23 +207,43 @@ impl<'a> Observed<'a> {
         self.pods.iter().filter(move |pod| pod.component == component)
     }
 
-    /// The problems of Deployments and pods, each reason once, then those that the pods report, worst first.
+    /// The problems of Deployments and pods, each reason once, then those that the pods report, worst first. Those of
+    /// the newest generation, whose pods have these templates, come before all others.
     #[must_use]
-    pub(crate) fn problems(&self) -> Vec<Problem> {
-        let roles = [&self.serve, &self.work].into_iter().flatten().filter_map(|role| role.problem.clone());
+    pub(super) fn problems(&self, pipeline: &Validated, templates: &Templates) -> Vec<Finding> {
+        let of_role = |(role, template): (&Option<Role>, &String)| {
+            let role = role.as_ref()?;
+            Some(Finding { problem: role.problem.clone()?, is_current: role.template == *template })
+        };
+        let roles = [(&self.serve, &templates.serve), (&self.work, &templates.work)].into_iter().filter_map(of_role);
         let pods = || self.pods.iter().filter(|pod| !pod.deleting);
-        let mut found: Vec<_> = roles.chain(pods().filter_map(|pod| pod.problem.clone())).collect();
-        found.sort_by(|a, b| (a.reason.as_str(), &a.message).cmp(&(b.reason.as_str(), &b.message)));
-        found.dedup_by(|a, b| a.reason == b.reason);
-        let mut reported: Vec<Problem> = Vec::new();
-        for problem in pods().filter_map(|pod| pod.response.as_ref()).flat_map(|response| &response.answer.problems) {
-            if !reported.iter().any(|known| known.reason == problem.reason) {
-                reported.push(problem.clone());
+        let is_new = |pod: &ObservedPod| pod.template == templates.of(&pod.component);
+        let of_pod = |pod: &ObservedPod| Some(Finding { problem: pod.problem.clone()?, is_current: is_new(pod) });
+        let mut found: Vec<_> = roles.chain(pods().filter_map(of_pod)).collect();
+        found.sort_by(|a, b| {
+            let (a, b) = (&a.problem, &b.problem);
+            (a.reason.as_str(), &a.message).cmp(&(b.reason.as_str(), &b.message))
+        });
+        for pod in pods() {
+            let Some(response) = &pod.response else { continue };
+            let is_current = is_new(pod) && !is_behind(response, pipeline);
+            found.extend(response.answer.problems.iter().cloned().map(|problem| Finding { problem, is_current }));
+        }
+        found.sort_by_key(|finding| !finding.is_current);
+        let mut unique: Vec<Finding> = Vec::new();
+        for finding in found {
+            if !unique.iter().any(|known| known.problem.reason == finding.problem.reason) {
+                unique.push(finding);
             }
         }
-        found.extend(reported);
-        found
+        unique
     }
+}
+
+/// Whether the manifest that a pod last read is of an older generation.
+pub(super) fn is_behind(response: &PodResponse, pipeline: &Validated) -> bool {
+    let read = response.answer.manifest.as_ref();
+    read.is_some_and(|read| read.uid.as_deref() != Some(&pipeline.uid) || read.generation < pipeline.generation)
 }
 
 /// Whether a child belongs to the resource with this uid.
@@ -209,6 +255,11 @@ pub(crate) fn is_owned(meta: &ObjectMeta, uid: &str) -> bool {
 /// A child's component label; empty where it has none.
 pub(super) fn component_of(meta: &ObjectMeta) -> &str {
     meta.labels.as_ref().and_then(|labels| labels.get(COMPONENT)).map_or("", String::as_str)
+}
+
+/// The label with the hash of a pod template; empty where there is none.
+fn template_of(meta: &ObjectMeta) -> String {
+    meta.labels.as_ref().and_then(|labels| labels.get(TEMPLATE)).cloned().unwrap_or_default()
 }
 
 impl Role {
@@ -255,7 +306,9 @@ impl Role {
             find_condition("Progressing", "False")
                 .map(|found| Problem::new(Reason::RolloutFailed, format!("{name}: {}", message(found))))
         };
-        Self { meta: deployment.metadata.clone(), replicas, available, image, incomplete, problem }
+        let observed = status.observed_generation >= deployment.metadata.generation;
+        let template = if observed { template_of(&deployment.metadata) } else { String::new() };
+        Self { meta: deployment.metadata.clone(), replicas, available, image, template, incomplete, problem }
     }
 }
 
@@ -273,6 +326,7 @@ impl ObservedPod {
             containers().any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
         Some(Self {
             name: pod.name_any(),
+            template: template_of(&pod.metadata),
             image: main.map(|main| main.image.clone()).unwrap_or_default(),
             component,
             address: status.pod_ip.clone().filter(|_| running),

@@ -16,7 +16,7 @@ use super::{
     inactive,
     memory::Memory,
     migration::{JobState, MigrationState},
-    observe::Observed,
+    observe::{Finding, Observed},
     status::View,
     touch::PodTouch,
     validate::Validated,
@@ -140,18 +140,19 @@ impl Report<'_> {
     /// Of a pipeline that runs.
     async fn running(&self, memory: &mut Memory, mut run: Run, applied: Applied) -> Result<Action, Error> {
         let observed = self.observed;
-        let Applied { mut problems, job } = applied;
+        let Applied { problems, job } = applied;
+        let mut problems: Vec<_> = problems.into_iter().map(Finding::current).collect();
         // The Job is that of the migration, or that of the contracting steps.
         let contract = match (job, &run.migration) {
             (Some(refused), MigrationState::Create(_)) => {
-                problems.push(refused.clone());
+                problems.push(Finding::current(refused.clone()));
                 run.migration = MigrationState::Running(Some(refused));
                 None
             }
             (refused, _) => refused.or(run.contract.take()),
         };
-        problems.extend(observed.problems());
-        problems.extend(contract);
+        problems.extend(observed.problems(self.pipeline, &run.templates));
+        problems.extend(contract.map(Finding::current));
         let view = View {
             pipeline: self.pipeline,
             run: &run,

@@ -15,6 +15,7 @@ use super::{
     condition::{self, ConditionType, Maker, Status},
     desire::Run,
     migration::MigrationState,
+    observe::Finding,
     validate::Validated,
 };
 use crate::facts::PodResponse;
@@ -26,8 +27,8 @@ pub(super) struct View<'a> {
     pub(super) pipeline: &'a Validated,
     /// The decisions about it.
     pub(super) run: &'a Run,
-    /// Problems of the pods and the objects, worst first.
-    pub(super) problems: &'a [Problem],
+    /// Problems of the pods and the objects, worst first, those of the newest generation before all others.
+    pub(super) problems: &'a [Finding],
     /// The answer of a pod with current shards and publishers; `None` while they are unknown.
     pub(super) newest: Option<&'a PodResponse>,
     /// The time since all shards were last known to have an owner, or since the operator first observed the pipeline.
@@ -40,12 +41,16 @@ pub(super) struct View<'a> {
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 impl View<'_> {
-    /// The worst problem, including publishers that do not publish.
-    fn worst(&self) -> Option<Problem> {
+    /// The worst problem, including publishers that do not publish, and `failure`, which is of the migration. Those of
+    /// the newest generation come first.
+    fn worst(&self, failure: Option<Problem>) -> Option<Finding> {
         let publishers = self.newest.and_then(|newest| newest.answer.sinks.as_deref()).unwrap_or_default();
         let halted = |publisher: &&PublisherStatus| publisher.state == PublisherState::Halted;
         let publisher = || publishers.iter().find(halted).or(publishers.first());
-        self.problems.first().cloned().or_else(|| publisher().map(problem_of))
+        let current = self.problems.iter().find(|finding| finding.is_current).cloned();
+        current
+            .or_else(|| publisher().map(problem_of).or(failure).map(Finding::current))
+            .or_else(|| self.problems.first().cloned())
     }
 
     /// The number of shards for which this is not true; `None` while it is unknown.
@@ -97,7 +102,7 @@ impl View<'_> {
     /// All conditions, by a maker that has the previous ones and the generation of the spec.
     #[must_use]
     pub(super) fn conditions(&self, maker: &Maker<'_>) -> Vec<Condition> {
-        let (worst, progress) = (self.worst(), self.progress());
+        let progress = self.progress();
         let (migrated, failure) = match &self.run.migration {
             MigrationState::Done { .. } => {
                 let message = format!("by {}", self.run.image);
@@ -110,7 +115,7 @@ impl View<'_> {
                 (maker.of(ConditionType::Migrated, Status::False, &self.migrating()), None)
             }
         };
-        let trouble = worst.or(failure);
+        let trouble = self.worst(failure);
         let kind = ConditionType::Progressing;
         let progressing = match &progress {
             Some(step) => maker.of(kind, Status::True, step),
@@ -121,6 +126,7 @@ impl View<'_> {
             }
         };
         let [degraded, stalled] = maker.degraded_and_stalled(trouble.as_ref());
+        let trouble = trouble.map(|finding| finding.problem);
         let ready = self.ready(maker, progress.as_ref(), trouble.as_ref());
         let reconciling = maker.reconciling(&progressing, &stalled);
         vec![ready, migrated, progressing, reconciling, degraded, stalled, self.redis_durable(maker)]
@@ -130,8 +136,8 @@ impl View<'_> {
     fn redis_durable(&self, maker: &Maker<'_>) -> Condition {
         let kind = ConditionType::RedisDurable;
         let weak = [Reason::RedisNotDurable, Reason::RedisEvicts];
-        if let Some(problem) = self.problems.iter().find(|problem| weak.contains(&problem.reason)) {
-            return maker.of(kind, Status::False, problem);
+        if let Some(finding) = self.problems.iter().find(|finding| weak.contains(&finding.problem.reason)) {
+            return maker.of(kind, Status::False, &finding.problem);
         }
         match self.newest.and_then(|newest| newest.answer.redis_durability) {
             Some(RedisDurability::Durable) => {

@@ -12,7 +12,12 @@ use millrace_crds::Reason;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::{apply::Error, memory::Memory, observe::Observed, validate::Validated};
+use super::{
+    apply::Error,
+    memory::Memory,
+    observe::{Observed, is_behind},
+    validate::Validated,
+};
 use crate::{clock::Now, context::Context};
 
 /// The annotation that a touch changes.
@@ -45,9 +50,7 @@ pub(super) fn wanted(observed: &Observed<'_>, pipeline: &Validated, memory: &mut
     let mut found = Vec::new();
     for pod in observed.pods.iter().filter(|pod| !pod.deleting) {
         let Some(response) = &pod.response else { continue };
-        let read = response.answer.manifest.as_ref();
-        let current = read
-            .is_some_and(|read| read.uid.as_deref() == Some(&pipeline.uid) && read.generation >= pipeline.generation);
+        let current = response.answer.manifest.is_some() && !is_behind(response, pipeline);
         let reports =
             |reasons: &[Reason]| response.answer.problems.iter().any(|problem| reasons.contains(&problem.reason));
         let purpose = if !current {

@@ -17,4 +17,5 @@ mod repair;
 mod rollout;
 mod scaling;
 mod server;
+mod stalled;
 mod world;

@@ -164,6 +164,16 @@ impl World {
         .await
     }
 
+    /// Waits until a condition describes a generation, and returns the resource.
+    pub(crate) async fn waits_of(&self, name: &str, kind: &str, generation: i64) -> RecordPipelineResource {
+        eventually(&format!("{kind} of {name} describes generation {generation}"), async || {
+            let found = self.get(name).await;
+            let is = condition(&found, kind).is_some_and(|one| one.observed_generation == Some(generation));
+            so(is, || format!("{:#?}", conditions(&found))).map(|()| found)
+        })
+        .await
+    }
+
     /// Waits until a pipeline is ready for a generation.
     pub(crate) async fn ready(&self, name: &str, generation: i64) -> RecordPipelineResource {
         eventually(&format!("{name} is ready for generation {generation}"), async || {

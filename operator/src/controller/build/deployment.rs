@@ -7,8 +7,9 @@ use k8s_openapi::{
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
+use kube::api::ObjectMeta;
 
-use super::{Child, Kind, Object, Plan, Validated, metadata, pod, pods_of};
+use super::{Child, Kind, Object, Plan, Validated, labels::TEMPLATE, metadata, pod, pods_of, template_hash};
 
 /// The pods that accept records and answer queries.
 pub(super) fn serve(plan: &Plan<'_>) -> Child {
@@ -32,10 +33,14 @@ fn deployment(
     template: Result<PodTemplateSpec, String>,
 ) -> Child {
     let name = name(pipeline, component);
-    let template = match template {
+    let mut template = match template {
         Ok(template) => template,
         Err(cause) => return Child::refused(Kind::Deployment, name, &cause),
     };
+    // It tells the pods of this template from older ones.
+    let hash = template_hash(&template);
+    let label = |meta: &mut ObjectMeta| meta.labels.get_or_insert_default().insert(TEMPLATE.to_owned(), hash.clone());
+    label(template.metadata.get_or_insert_default());
     // A new pod is ready before an old one ends: with one replica there is no gap.
     let rolling =
         RollingUpdateDeployment { max_surge: Some(IntOrString::Int(1)), max_unavailable: Some(IntOrString::Int(0)) };
@@ -48,6 +53,7 @@ fn deployment(
         template,
         ..DeploymentSpec::default()
     };
-    let metadata = metadata(pipeline, name, Some(component));
+    let mut metadata = metadata(pipeline, name, Some(component));
+    label(&mut metadata);
     Child::new(Object::Deployment(Deployment { metadata, spec: Some(spec), status: None }))
 }

@@ -6,10 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::{
-    batch::v1::{Job, JobSpec},
-    core::v1::PodTemplateSpec,
-};
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use millrace_crds::ADOPT;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -17,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Child, Kind, Object, Validated,
     labels::{ATTEMPT, KEY, TEMPLATE},
-    metadata, pod,
+    metadata, pod, template_hash,
 };
 
 /// The migration's Job, `NAME-migrate-KEY-ATTEMPT`. With `contract` it runs the contracting steps, which break pods of
@@ -64,7 +61,7 @@ fn job(
         Err(cause) => return Child::refused(Kind::Job, name, &cause),
     };
     let mut metadata = metadata(pipeline, name, Some(component));
-    let own = labels.into_iter().chain([(TEMPLATE.to_owned(), hash(&template))]);
+    let own = labels.into_iter().chain([(TEMPLATE.to_owned(), template_hash(&template))]);
     metadata.labels.get_or_insert_default().extend(own);
     let spec = JobSpec {
         backoff_limit: Some(0),
@@ -73,21 +70,4 @@ fn job(
         ..JobSpec::default()
     };
     Child::new(Object::Job(Job { metadata, spec: Some(spec), status: None }))
-}
-
-/// The hash of a Job's pod template; empty where the Job cannot be made. The attempt's number is left out: the next
-/// attempt has the same pod.
-pub(crate) fn template_hash(job: &Child) -> String {
-    match &job.object {
-        Ok(Object::Job(Job { spec: Some(spec), .. })) => hash(&spec.template),
-        _ => String::new(),
-    }
-}
-
-fn hash(template: &PodTemplateSpec) -> String {
-    let mut template = json!(template);
-    if let Some(labels) = template["metadata"]["labels"].as_object_mut() {
-        labels.remove(ATTEMPT);
-    }
-    hex::encode(&Sha256::digest(template.to_string())[..4])
 }

@@ -10,7 +10,7 @@ pub(crate) const INSTANCE: &str = "app.kubernetes.io/instance";
 pub(crate) const COMPONENT: &str = "app.kubernetes.io/component";
 /// The hash of everything that a Job depends on.
 pub(crate) const KEY: &str = "millrace.dev/migration-key";
-/// The hash of a Job's pod template.
+/// The hash of the pod template of a Job or a Deployment, on it and on the pods of a Deployment.
 pub(crate) const TEMPLATE: &str = "millrace.dev/template";
 /// The number of a Job's attempt.
 pub(crate) const ATTEMPT: &str = "millrace.dev/attempt";

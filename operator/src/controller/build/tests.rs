@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     super::validate::{Invalid, Validated},
-    Child, Kind, Plan, base, deployments, migration, migration_key, purge, selector, template_hash, verify,
+    Child, Kind, Plan, base, deployments, migration, migration_key, purge, selector, template_of, verify,
 };
 
 const CASES: [&str; 4] = ["minimal", "everything", "autoscaling", "longest-name"];
@@ -204,8 +204,8 @@ fn the_template_hash_of_a_job_depends_on_its_pod_and_not_its_attempt() {
     let of = |resource: &RecordPipelineResource, number| {
         let pipeline = Validated::new(resource).unwrap();
         let job = migration(&pipeline, IMAGE, "k", number, false);
-        assert_eq!(json(&job)["metadata"]["labels"]["millrace.dev/template"], template_hash(&job));
-        template_hash(&job)
+        assert_eq!(json(&job)["metadata"]["labels"]["millrace.dev/template"], template_of(&job));
+        template_of(&job)
     };
     let mut changed = resource("minimal");
     let before = of(&changed, 1);
