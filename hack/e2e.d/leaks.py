@@ -144,8 +144,8 @@ def answers():
         for words in (("config",), ("sinks", "list"), ("keys", "list")) if component in ("serve", "work") else ():
             one = ("kubectl", "-n", NAMESPACE, "exec", name, "--", "millrace", *words)
             commands[f"millrace {' '.join(words)} in {name}"] = one
-    psql = ("psql", "-U", "millrace", "-Atc", "select application_name, query from pg_stat_activity")
-    commands["pg_stat_activity"] = ("kubectl", "-n", NAMESPACE, "exec", "millrace-dev-postgres-0", "--", *psql)
+    psql = "PGPASSWORD=$POSTGRES_PASSWORD exec psql -h 127.0.0.1 -U millrace -Atc 'select application_name, query from pg_stat_activity'"
+    commands["pg_stat_activity"] = ("kubectl", "-n", NAMESPACE, "exec", "millrace-dev-postgres-0", "--", "sh", "-c", psql)
     return commands
 
 
