@@ -10,7 +10,7 @@ use std::{
 };
 
 use millrace_crds::{
-    RecordPipeline,
+    Metadata,
     status_api::{ActivePolicy, ManifestOrigin, Problem},
 };
 
@@ -55,12 +55,10 @@ impl Board {
         self.written().pipeline = Some(name.to_owned());
     }
 
-    /// Sets the manifest of the file; `None`: the file cannot be read.
-    pub fn manifest(&self, manifest: Option<&RecordPipeline>) {
-        self.written().manifest = manifest.map(|manifest| ManifestOrigin {
-            uid: manifest.metadata.uid.clone(),
-            generation: manifest.metadata.generation.unwrap_or(0),
-        });
+    /// Sets the object that the manifest of the file was made from; `None`: the file cannot be read.
+    pub fn manifest(&self, metadata: Option<&Metadata>) {
+        self.written().manifest = metadata
+            .map(|metadata| ManifestOrigin { uid: metadata.uid.clone(), generation: metadata.generation.unwrap_or(0) });
     }
 
     /// Sets the version that this process runs.

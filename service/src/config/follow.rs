@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ActiveManifest, Place, SecretError,
-    place::unbuilt,
+    place::{metadata, unbuilt},
     setup::{FILE, Refusal, active_policy, offer, other_uid, say},
     trial::Trials,
 };
@@ -168,13 +168,13 @@ impl Follower {
         if let Some((before, problems)) = self.unreadable.take() {
             self.active_manifest.send_modify(|active_manifest| active_manifest.refusal = before);
             self.board.set(FILE, problems);
-            self.board.manifest(RecordPipeline::from_yaml(&content).ok().as_ref());
+            self.board.manifest(metadata(&content).as_ref());
         }
         if self.content.as_ref() == Some(&content) {
             return;
         }
         let parsed = RecordPipeline::from_yaml(&content);
-        self.board.manifest(parsed.as_ref().ok());
+        let origin = metadata(&content);
         let first = self.content.replace(content).is_none();
         match parsed {
             // Offered at the start already, unless it was fixed since.
@@ -185,12 +185,17 @@ impl Follower {
                     format!("metadata.name changed from {was} to {is}: a pipeline keeps its name; start another one");
                 self.refuse(Reason::ManifestRefused, &why);
             }
+            // Nothing is known against it yet: the operator takes a refusal of an earlier content for one of this.
             Ok(manifest) => match unbuilt(&manifest) {
-                Ok(()) => self.pending = Some(manifest),
+                Ok(()) => {
+                    self.accept();
+                    self.pending = Some(manifest);
+                }
                 Err(error) => self.refuse(Reason::ManifestRefused, &error.to_string()),
             },
             Err(error) => self.refuse(Reason::ManifestInvalid, &error.to_string()),
         }
+        self.board.manifest(origin.as_ref());
     }
 
     /// A changed URL of Postgres holds for new connections, one of Redis for all. One that is gone or is none changes
@@ -322,8 +327,7 @@ impl Follower {
             Some(refusal) => self.note_refusal(&refusal),
             None => {
                 say(&registered);
-                self.active_manifest.send_if_modified(|active_manifest| active_manifest.refusal.take().is_some());
-                self.board.set(FILE, []);
+                self.accept();
             }
         }
         if matches!(registered, Registered::AsNew(_) | Registered::Same(_)) {
@@ -334,6 +338,12 @@ impl Follower {
 
     fn was_invalid(&self) -> bool {
         self.board.of(FILE).iter().any(|problem| problem.reason == Reason::ManifestInvalid)
+    }
+
+    /// Drops the refusal of an earlier content.
+    fn accept(&self) {
+        self.active_manifest.send_if_modified(|active_manifest| active_manifest.refusal.take().is_some());
+        self.board.set(FILE, []);
     }
 
     fn refuse(&self, reason: Reason, why: &str) {

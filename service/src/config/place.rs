@@ -109,12 +109,7 @@ impl Place {
     /// The metadata of a manifest whose rest breaks rules, such as one for a newer version; `None` where not even that can
     /// be read.
     pub(super) fn metadata(&self) -> Option<Metadata> {
-        #[derive(Deserialize)]
-        struct Head {
-            metadata: Metadata,
-        }
-        let text = fs::read_to_string(&self.pipeline).ok()?;
-        serde_saphyr::from_str::<Head>(&text).ok().map(|head| head.metadata)
+        metadata(&fs::read_to_string(&self.pipeline).ok()?)
     }
 
     /// The URL of Redis.
@@ -160,6 +155,15 @@ impl Place {
             url("postgres", self.postgres_url.as_ref(), self.postgres_url_file.as_ref(), named, checked)?;
         Ok(Endpoint { url_name, files, ..Endpoint::new(url) })
     }
+}
+
+/// As [`Place::metadata`], of a manifest's text.
+pub(super) fn metadata(manifest: &str) -> Option<Metadata> {
+    #[derive(Deserialize)]
+    struct Head {
+        metadata: Metadata,
+    }
+    serde_saphyr::from_str::<Head>(manifest).ok().map(|head| head.metadata)
 }
 
 /// A pipeline's name, for it comes to stand in SQL and in keys; or nothing, as a variable may be set to.

@@ -23,8 +23,6 @@ use crate::{
 
 /// Heartbeat that is stalled until the pipeline exists.
 const WAITING: &str = "waiting for the pipeline";
-/// Longest that a first connection to Postgres is waited for.
-const PROBED: Duration = Duration::from_secs(5);
 /// Part of the board for problems of the start.
 const PART: &str = "start";
 /// Part of the board for a file that is not active.
@@ -151,7 +149,7 @@ impl Start<'_> {
     async fn attempt(&mut self) -> Result<Found, Lack> {
         // Read again each time: it may be fixed, or annotated, while it is waited.
         let manifest = self.place.manifest();
-        self.board.manifest(manifest.as_ref().ok());
+        self.board.manifest(self.place.metadata().as_ref());
         let manifest = match manifest {
             Ok(manifest) => {
                 self.name = Some(manifest.metadata.name.clone());
@@ -175,11 +173,7 @@ impl Start<'_> {
         };
         self.store = Some(store.clone());
         // The pool would try such a connection again and again, and gives no reason.
-        match tokio::time::timeout(PROBED, store.probe()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(of_store(&store, &error).into()),
-            Err(_) => return Err(Problem::new(Reason::PostgresUnreachable, "it did not answer within 5 s").into()),
-        }
+        store.probe().await.map_err(|error| of_store(&store, &error))?;
         let begun = match manifest {
             Ok(manifest) => begin(manifest, &store).await,
             Err(why) => continue_with_stored(self.place, why, &store).await,

@@ -152,6 +152,34 @@ async fn a_lower_generation_is_refused_and_a_new_uid_waits_for_its_claim() {
     process.until(|active_manifest| active_manifest.policy.version == 2).await;
 }
 
+/// The operator counts a refusal for the generation that `/status` names beside it.
+#[tokio::test]
+async fn a_refusal_comes_with_the_generation_that_it_is_about() {
+    let (mut test, dir) = (TestPipeline::new("shards: 1").await, tempfile::tempdir().unwrap());
+    test.manifest.metadata.uid = Some("u1".to_owned());
+    test.store.claim(&test.manifest, "x").await.unwrap();
+    write(&test, &dir, ", uid: u1, generation: 1", "shards: 1, threshold: '1'");
+    let process = Process::start(&place(&dir)).await;
+    let content_of = async |generation: i64| {
+        let board = &process.lifecycle.board;
+        let reads =
+            || Some(board.content()).filter(|one| one.manifest.as_ref().map(|one| one.generation) == Some(generation));
+        until("the file is read", async || reads().is_some()).await;
+        reads().unwrap().problems.into_iter().map(|problem| problem.reason).collect::<Vec<_>>()
+    };
+    for round in [2, 4] {
+        write(&test, &dir, &format!(", uid: u1, generation: {round}"), "shards: 1, whatIsThis: 1");
+        assert_eq!(content_of(round).await, [Reason::ManifestInvalid]);
+        write(
+            &test,
+            &dir,
+            &format!(", uid: u1, generation: {}", round + 1),
+            &format!("shards: 1, threshold: '{round}'"),
+        );
+        assert_eq!(content_of(round + 1).await, []);
+    }
+}
+
 #[tokio::test]
 async fn a_missing_shard_row_is_recreated() {
     let (test, dir) = (TestPipeline::new("shards: 2").await, tempfile::tempdir().unwrap());
