@@ -1,4 +1,5 @@
-//! Shared parts of commands that run as a Job: they retry for a while, and leave one line about their outcome.
+//! Shared parts of commands: why one failed. Those that run as a Job retry for a while, and leave one line about their
+//! outcome.
 
 use std::{
     fs,
@@ -21,8 +22,6 @@ use crate::{
 
 /// Longest message: what Kubernetes keeps of a termination log has an end.
 const LONGEST_MESSAGE: usize = 2_000;
-/// Longest wait for a server that says nothing.
-const LONGEST_SILENCE: Duration = Duration::from_secs(5);
 /// Longest wait of one attempt for a lock. A waiting migration makes others wait behind it, so it tries again and again.
 const LONGEST_LOCK: Duration = Duration::from_secs(5);
 
@@ -41,7 +40,7 @@ pub(super) struct JobArgs {
 
 /// Why a command did not do what it should.
 #[derive(Debug, thiserror::Error)]
-#[error("{message}")]
+#[error("{reason}: {message}")]
 pub(super) struct Failure {
     pub(super) reason: Reason,
     pub(super) message: String,
@@ -68,6 +67,16 @@ impl Failure {
                 | Reason::RedisAccessDenied
         );
         named || self.reason.is_of_tls()
+    }
+
+    /// The store if its server answers. It comes with the error of its URL.
+    pub(super) async fn unless_answers(store: Result<Store, store::Error>) -> Result<Store, Self> {
+        // That it is a URL was seen when it was read; options in it may still be wrong.
+        let store = store.map_err(|_| Self::new(Reason::SecretInvalid, "the URL of Postgres is not understood"))?;
+        match store.probe().await {
+            Ok(()) => Ok(store),
+            Err(error) => Err(store.tls_problem(&error).map_or_else(|| Self::from(error), Self::from)),
+        }
     }
 
     /// Of an error of this Redis.
@@ -141,7 +150,7 @@ impl JobArgs {
                 outcome => return outcome,
             };
             if failure.message != said {
-                eprintln!("waiting: {}: {failure}", failure.reason);
+                eprintln!("waiting: {failure}");
                 said = failure.message;
             }
             tokio::time::sleep(pause.min(longest.saturating_sub(began.elapsed()))).await;
@@ -152,17 +161,7 @@ impl JobArgs {
     /// A store whose server answers. Its sessions wait for a lock no longer than there is time.
     pub(super) async fn reach(endpoint: &Endpoint, pipeline: &str, left: Duration) -> Result<Store, Failure> {
         let longest = left.min(LONGEST_LOCK);
-        // That it is a URL was seen when it was read; options in it may still be wrong.
-        let store = Store::connect_waiting(endpoint, pipeline, 2, longest)
-            .map_err(|_| Failure::new(Reason::SecretInvalid, "the URL of Postgres is not understood"))?;
-        match tokio::time::timeout(LONGEST_SILENCE, store.probe()).await {
-            Ok(Ok(())) => Ok(store),
-            Ok(Err(error)) => Err(store.tls_problem(&error).map_or_else(|| Failure::from(error), Failure::from)),
-            Err(_) => {
-                let message = format!("Postgres did not answer within {LONGEST_SILENCE:?}");
-                Err(Failure::new(Reason::PostgresUnreachable, message))
-            }
-        }
+        Failure::unless_answers(Store::connect_waiting(endpoint, pipeline, 2, longest)).await
     }
 
     /// Leaves a line about how it ended, and gives it on as the command's own end.

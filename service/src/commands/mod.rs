@@ -14,11 +14,15 @@ pub mod sinks;
 pub mod verify;
 pub mod work;
 
-use std::time::Duration;
+use millrace_crds::{Reason, RecordPipelineSpec, status_api::Problem};
 
-use anyhow::Context as _;
-
-use crate::{config::Place, store::Store};
+use self::job::Failure;
+use crate::{
+    board::{not_migrated, of_postgres},
+    config::Place,
+    store::{self, Store},
+    streams::Streams,
+};
 
 /// Streams of business records into exact totals, notifications and alerts.
 #[derive(Debug, clap::Parser)]
@@ -50,12 +54,34 @@ pub enum Command {
     Config(config::Args),
 }
 
-/// Connects a command to the schema of a pipeline, by a session of its own.
-async fn postgres(place: &Place, pipeline: &str, connections: u32) -> anyhow::Result<Store> {
-    let store = Store::connect(&place.postgres_url()?, pipeline, connections).context("the URL of Postgres")?;
-    let probed = tokio::time::timeout(Duration::from_secs(5), store.probe()).await;
-    probed.context("Postgres did not answer within 5 s")??;
+/// Connects a command to the schema of a pipeline, which has to exist.
+async fn postgres(place: &Place, pipeline: &str, connections: u32) -> Result<Store, Failure> {
+    let endpoint = place.postgres(spec(place).as_ref()).map_err(|error| Failure::of_url("Postgres", &error))?;
+    let store = Failure::unless_answers(Store::connect(&endpoint, pipeline, connections)).await?;
+    // Also whether the role may use the schema.
+    store.pipeline().await?.ok_or_else(not_migrated)?;
     Ok(store)
+}
+
+/// Prepares a command's connections to Redis, which are opened when they are used.
+fn redis(place: &Place, pipeline: &str) -> Result<Streams, Failure> {
+    let endpoint = place.redis(spec(place).as_ref()).map_err(|error| Failure::of_url("Redis", &error))?;
+    Ok(Streams::connect(&endpoint, pipeline)?)
+}
+
+/// The spec of the manifest, which names the Secrets; a command with a pipeline's name needs no manifest.
+fn spec(place: &Place) -> Option<RecordPipelineSpec> {
+    place.manifest().ok().map(|manifest| manifest.spec)
+}
+
+/// Adds the reason of an error of Postgres, in the words of `/status`.
+fn with_reason(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<store::Error>().map(of_postgres) {
+        Some(Problem {
+            reason: reason @ (Reason::PostgresPermissionDenied | Reason::PostgresReadOnlyOrFull), ..
+        }) => error.context(reason),
+        _ => error,
+    }
 }
 
 impl Command {
@@ -64,7 +90,7 @@ impl Command {
     /// # Errors
     /// A failure, described for a person.
     pub async fn run(self) -> anyhow::Result<()> {
-        match self {
+        let outcome = match self {
             Self::Serve(args) => serve::run(args).await,
             Self::Work(args) => work::run(args).await,
             Self::Migrate(args) => migrate::run(args).await,
@@ -77,6 +103,7 @@ impl Command {
             Self::Losses(args) => losses::run(args).await,
             Self::Keys(args) => keys::run(args).await,
             Self::Config(args) => config::run(args).await,
-        }
+        };
+        outcome.map_err(with_reason)
     }
 }

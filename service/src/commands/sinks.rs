@@ -2,7 +2,7 @@
 //!
 //! Must never touch a stream: it writes in Postgres where a sink starts again, and the workers make its cursor.
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use millrace_crds::status_api::{PublisherState, PublisherStatus};
 
 use super::keys::actor;
@@ -54,7 +54,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { place, action } = args;
     let pipeline = place.name()?;
     let store = super::postgres(&place, &pipeline, 1).await?;
-    let streams = Streams::connect(&place.redis_url()?, &pipeline).context("the URL of Redis")?;
+    let streams = super::redis(&place, &pipeline)?;
     let outcome = match action.unwrap_or(Action::List) {
         Action::List => list(&store).await,
         Action::Resume { name, from, repeat } => resume(&store, &streams, &name, from, repeat).await,

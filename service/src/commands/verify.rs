@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 
+use super::job::Failure;
 use crate::{
     config::Place,
     domain::{ShardId, parse_time},
     store::{Difference, Scope, Store, VerifyRun},
-    streams::Streams,
 };
 use compare::{Comparison, compare, connections};
 use sinks::SinkReport;
@@ -66,10 +66,11 @@ struct Verdict<'a> {
 /// That something differs, or why nothing could be compared.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let pipeline = args.place.name()?;
-    let streams = Streams::connect(&args.place.redis_url()?, &pipeline)?;
-    // A Redis that does not answer is reported below.
-    if let Ok(missing) = streams.missing_for_verify().await {
-        anyhow::ensure!(missing.is_empty(), "{missing}");
+    let streams = super::redis(&args.place, &pipeline)?;
+    match streams.missing_for_verify().await {
+        Ok(missing) => anyhow::ensure!(missing.is_empty(), "{missing}"),
+        // Any other Redis that does not answer is reported below.
+        Err(error) => streams.tls_problem(&error).map_or(Ok(()), |problem| Err(Failure::from(problem)))?,
     }
     // One for the checks of Postgres, one for the result.
     let most = u32::try_from(connections())? + 2;

@@ -183,6 +183,8 @@ const COMMITS: u32 = 9;
 /// Timeout of a background step. A host that is lost during a statement never answers, and no packet ends the
 /// connection.
 const STEP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest wait for an answer to [`Store::probe`].
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of the ping when a connection returns to its pool. It includes the rest of an abandoned statement.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -201,8 +203,13 @@ async fn answers(connection: &mut PgConnection, longest: Duration) -> Result<boo
 /// The error of the step, or after the timeout one that [`Error::is_unavailable`]: then it is unknown whether the step
 /// wrote.
 pub async fn within<T, E: From<Error>>(step: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    tokio::time::timeout(STEP_TIMEOUT, step).await.unwrap_or_else(|_| {
-        let why = format!("no answer within {} s", STEP_TIMEOUT.as_secs());
+    limited(STEP_TIMEOUT, step).await
+}
+
+/// Runs a step that uses Postgres; after this time its error [`Error::is_unavailable`].
+async fn limited<T, E: From<Error>>(timeout: Duration, step: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    tokio::time::timeout(timeout, step).await.unwrap_or_else(|_| {
+        let why = format!("no answer within {} s", timeout.as_secs());
         Err(Error::Sql(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, why))).into())
     })
 }
@@ -310,9 +317,9 @@ impl Store {
     /// returns a timeout; this returns the cause.
     ///
     /// # Errors
-    /// Why Postgres cannot be reached, or cannot be used by this URL.
+    /// Why Postgres cannot be reached, or cannot be used by this URL; after 5 seconds without an answer, that.
     pub async fn probe(&self) -> Result<(), Error> {
-        self.probe_with(&self.pool.connect_options()).await
+        limited(PROBE_TIMEOUT, self.probe_with(&self.pool.connect_options())).await
     }
 
     /// As [`Self::probe`], of an endpoint that is not used yet.

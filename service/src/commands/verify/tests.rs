@@ -11,6 +11,7 @@ use crate::{
         VerifyResult,
         testing::{UnclaimedPipeline, url},
     },
+    streams::Streams,
 };
 
 const CONSISTENT: &str = "
