@@ -36,6 +36,7 @@ mod restricted;
 mod rewinds;
 mod roles;
 mod rollups;
+mod secrets;
 mod send;
 mod share;
 mod sinks;

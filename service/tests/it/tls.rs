@@ -12,15 +12,15 @@ use crate::harness::{
 };
 
 /// The name that the servers' certificates have; their address is not in them.
-const HOST: &str = "localhost";
+pub(crate) const HOST: &str = "localhost";
 /// Plain connections and those of TLS of any user, except that `client` needs a certificate of its name.
 const HBA: &str = "hostssl all client 127.0.0.1/32 cert\nhost all all 127.0.0.1/32 trust\n";
 
 /// A Redis with a port for TLS beside its plain one, which the harness uses.
-struct Redis {
-    server: PrivateRedis,
+pub(crate) struct Redis {
+    pub(crate) server: PrivateRedis,
     files: TempDir,
-    port: u16,
+    pub(crate) port: u16,
 }
 
 impl Redis {
@@ -57,6 +57,13 @@ impl Redis {
         self.set(&["tls-cert-file", &path("server.crt"), "tls-key-file", &path("server.key")]);
     }
 
+    /// A field of its state of replication.
+    fn replication(&self, field: &str) -> Option<String> {
+        let mut connection = redis::Client::open(self.server.url()).unwrap().get_connection().unwrap();
+        let about: String = redis::cmd("INFO").arg("replication").query(&mut connection).unwrap();
+        about.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':').map(str::to_owned))
+    }
+
     /// Closes the connections of all clients.
     fn disconnect(&self) {
         let mut connection = redis::Client::open(self.server.url()).unwrap().get_connection().unwrap();
@@ -74,13 +81,13 @@ async fn postgres(certificate: &Issued, clients: &Authority) -> PrivatePostgres 
 }
 
 /// Writes a certificate and its key.
-fn install(dir: &Path, name: &str, Issued { certificate, key }: &Issued) {
+pub(crate) fn install(dir: &Path, name: &str, Issued { certificate, key }: &Issued) {
     mount(dir, &format!("{name}.crt"), certificate);
     mount(dir, &format!("{name}.key"), key);
 }
 
 /// Mounts a file of a Secret in one step.
-fn mount(dir: &Path, name: &str, content: &str) {
+pub(crate) fn mount(dir: &Path, name: &str, content: &str) {
     fs::write(dir.join("new"), content).unwrap();
     fs::rename(dir.join("new"), dir.join(name)).unwrap();
 }
@@ -106,7 +113,7 @@ fn postgres_url(pipeline: &Pipeline, server: &PrivatePostgres, user: &str, host:
 }
 
 /// The message of the only problem of this reason.
-async fn problem(process: &Process, reason: &str) -> String {
+pub(crate) async fn problem(process: &Process, reason: &str) -> String {
     let status = process
         .reports(reason, |status| {
             status["problems"].as_array().is_some_and(|all| all.iter().any(|problem| problem["reason"] == reason))
@@ -117,17 +124,17 @@ async fn problem(process: &Process, reason: &str) -> String {
 }
 
 /// Everything of one test of both servers.
-struct World {
-    authority: Authority,
-    redis: Redis,
-    postgres: PrivatePostgres,
-    pipeline: Pipeline,
-    dir: TempDir,
+pub(crate) struct World {
+    pub(crate) authority: Authority,
+    pub(crate) redis: Redis,
+    pub(crate) postgres: PrivatePostgres,
+    pub(crate) pipeline: Pipeline,
+    pub(crate) dir: TempDir,
 }
 
 impl World {
     /// Servers whose certificates have the name [`HOST`], and a pipeline's mounted Secrets.
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let authority = Authority::new("first");
         let redis = Redis::start(&authority.issue(&[HOST]), &authority, &[]).await;
         let postgres = postgres(&authority.issue(&[HOST]), &authority).await;
@@ -152,7 +159,7 @@ impl World {
     }
 
     /// Ends all connections, so that new ones are made.
-    async fn disconnect(&self) {
+    pub(crate) async fn disconnect(&self) {
         self.redis.disconnect();
         let mut connection = PgConnection::connect(&self.postgres.url()).await.unwrap();
         let end = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'millrace%'";
@@ -160,7 +167,7 @@ impl World {
     }
 
     /// Sends records and waits until they are applied.
-    async fn carries(&self, name: &str) {
+    pub(crate) async fn carries(&self, name: &str) {
         self.pipeline.send_through(&Load::new(name, 50).records).await;
         self.pipeline.applied().await;
     }
@@ -380,6 +387,44 @@ async fn a_migration_ends_with_the_reason_of_tls() {
 }
 
 #[tokio::test]
+async fn each_command_names_the_secret_and_the_reason() {
+    let world = World::new().await;
+    let dir = world.dir.path();
+    let says = async |command: &[&str], words: &[&str]| {
+        let ended = world.pipeline.command_in_pod(command[0], dir, &command[1..]).await;
+        let error = String::from_utf8(ended.stderr).unwrap();
+        assert!(!ended.status.success() && !error.contains("s3cret"), "{command:?}: {error}");
+        for word in words {
+            assert!(error.contains(word), "{command:?}: {word} is not in: {error}");
+        }
+    };
+    let commands: [&[&str]; 4] = [&["keys", "list"], &["sinks", "list"], &["losses", "acknowledge"], &["verify"]];
+    mount(dir, "postgres-ca", &Authority::new("other").pem);
+    for command in commands {
+        says(command, &["TlsUntrusted", "payments-postgres, key url", "postgres-ca, key ca.crt"]).await;
+    }
+    mount(dir, "postgres-ca", &world.authority.pem);
+    // The certificate is of another user, and the database is not there.
+    let url = postgres_url(&world.pipeline, &world.postgres, "client", HOST, "verify-full");
+    let cases = [
+        (url.replace("/it_", "/none_it_"), "PostgresDatabaseNotFound"),
+        (url.replace("client@", "nobody:s3cret@"), "PostgresAccessDenied"),
+        (url.replace("client@", "reader@"), "PostgresPermissionDenied"),
+    ];
+    let mut connection = PgConnection::connect(&world.postgres.url()).await.unwrap();
+    connection.execute("create role reader login").await.unwrap();
+    for (url, reason) in &cases {
+        mount(dir, "postgres", url);
+        for command in commands {
+            says(command, &[reason]).await;
+        }
+    }
+    world.restore();
+    mount(dir, "redis-ca", &Authority::new("other").pem);
+    says(&["verify"], &["TlsUntrusted", "payments-redis, key url", "redis-ca, key ca.crt"]).await;
+}
+
+#[tokio::test]
 async fn sslmode_decides_what_is_verified() {
     let world = World::new().await;
     let dir = world.dir.path();
@@ -430,11 +475,52 @@ async fn sentinels_and_the_primary_are_reached_by_tls() {
     pipeline.applied().await;
 }
 
+#[tokio::test]
+async fn a_failover_among_servers_with_tls_is_followed() {
+    let authority = Authority::new("a");
+    let certificate = authority.issue(&[HOST]);
+    let secure = ["tls-replication yes", "repl-diskless-sync-delay 0", "replica-announce-ip localhost"];
+    let mut primary = Redis::start(&certificate, &authority, &secure).await;
+    let pipeline = Pipeline::on(&primary.server.url(), &shared().await.postgres, spec()).await;
+    let of_primary = format!("replicaof {HOST} {}", primary.port);
+    let replica = Redis::start(&certificate, &authority, &[&secure[..], &[&of_primary]].concat()).await;
+    let sentinel = Sentinel::start(&primary, &certificate, &authority).await;
+    let known = format!("sentinel known-replica primary {HOST} {}", replica.port);
+    eventually("the sentinel has found the replica", async || sentinel.configuration().contains(&known)).await;
+    let dir = tempfile::tempdir().unwrap();
+    mount(dir.path(), "key", KEY);
+    mount(dir.path(), "postgres", pipeline.postgres_url());
+    mount(dir.path(), "redis", &format!("rediss+sentinel://{HOST}:{}/primary", sentinel.port));
+    mount(dir.path(), "redis-ca", &authority.pem);
+    let (mut serve, mut work) = (pipeline.start_in_pod("serve", dir.path()), pipeline.start_in_pod("work", dir.path()));
+    serve.ready().await;
+    work.ready().await;
+    pipeline.send_through(&Load::new("before", 50).records).await;
+    eventually("all are applied", async || pipeline.number("select count(*) from records").await == 50).await;
+    let offset = |redis: &Redis| redis.replication("master_repl_offset");
+    eventually("the replica has all", async || offset(&primary) == offset(&replica)).await;
+
+    primary.server.kill();
+    let promoted = async || replica.replication("role").as_deref() == Some("master");
+    eventually("the replica is the primary", promoted).await;
+    let after = Load::new("after", 50).records;
+    eventually("records are accepted again", async || {
+        let body = serde_json::to_string(&after).unwrap();
+        pipeline.post_json("/records/batch", body).await.status == 202
+    })
+    .await;
+    eventually("all are applied", async || pipeline.number("select count(*) from records").await == 100).await;
+    for process in [&serve, &work] {
+        process.has_problems(&[]).await;
+    }
+    assert!(!serve.has_ended() && !work.has_ended());
+}
+
 /// A sentinel of one primary, whose name it announces.
 struct Sentinel {
     server: Option<std::process::Child>,
     port: u16,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Sentinel {
@@ -446,7 +532,8 @@ impl Sentinel {
         let content = format!(
             "bind 127.0.0.1\nport 0\ntls-port {port}\ndir {}\ntls-cert-file {}\ntls-key-file {}\ntls-ca-cert-file {}\n\
              tls-auth-clients no\ntls-replication yes\nsentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n\
-             sentinel monitor primary {HOST} {} 1\n",
+             sentinel monitor primary {HOST} {} 1\nsentinel down-after-milliseconds primary 1000\n\
+             sentinel failover-timeout primary 3000\n",
             dir.path().display(),
             path("server.crt"),
             path("server.key"),
@@ -457,7 +544,12 @@ impl Sentinel {
         let mut command = std::process::Command::new("setpriv");
         command.args(["--pdeathsig=KILL", &tls_redis(), &path("sentinel.conf"), "--sentinel"]);
         let server = Some(command.stdout(std::process::Stdio::null()).spawn().unwrap());
-        Self { server, port, _dir: dir }
+        Self { server, port, dir }
+    }
+
+    /// Its file, into which it writes the servers that it found.
+    fn configuration(&self) -> String {
+        fs::read_to_string(self.dir.path().join("sentinel.conf")).unwrap()
     }
 }
 
