@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 use kube::api::ObjectMeta;
 
-use super::{Child, Kind, Object, Plan, Validated, labels::TEMPLATE, metadata, pod, pods_of, template_hash};
+use super::{Child, Kind, Object, Plan, Validated, labels::TEMPLATE, metadata, pod, pods_of, template};
 
 /// The pods that accept records and answer queries.
 pub(super) fn serve(plan: &Plan<'_>) -> Child {
@@ -38,7 +38,7 @@ fn deployment(
         Err(cause) => return Child::refused(Kind::Deployment, name, &cause),
     };
     // It tells the pods of this template from older ones.
-    let hash = template_hash(&template);
+    let hash = template::hash(&template);
     let label = |meta: &mut ObjectMeta| meta.labels.get_or_insert_default().insert(TEMPLATE.to_owned(), hash.clone());
     label(template.metadata.get_or_insert_default());
     // A new pod is ready before an old one ends: with one replica there is no gap.

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Child, Kind, Object, Validated,
     labels::{ATTEMPT, KEY, TEMPLATE},
-    metadata, pod, template_hash,
+    metadata, pod, template,
 };
 
 /// The migration's Job, `NAME-migrate-KEY-ATTEMPT`. With `contract` it runs the contracting steps, which break pods of
@@ -61,7 +61,7 @@ fn job(
         Err(cause) => return Child::refused(Kind::Job, name, &cause),
     };
     let mut metadata = metadata(pipeline, name, Some(component));
-    let own = labels.into_iter().chain([(TEMPLATE.to_owned(), template_hash(&template))]);
+    let own = labels.into_iter().chain([(TEMPLATE.to_owned(), template::hash(&template))]);
     metadata.labels.get_or_insert_default().extend(own);
     let spec = JobSpec {
         backoff_limit: Some(0),

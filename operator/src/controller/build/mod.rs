@@ -18,6 +18,7 @@ mod pod;
 mod pod_disruption_budget;
 mod service;
 mod service_account;
+mod template;
 #[cfg(test)]
 mod tests;
 
@@ -28,7 +29,7 @@ use k8s_openapi::{
         apps::v1::Deployment,
         autoscaling::v2::HorizontalPodAutoscaler,
         batch::v1::{CronJob, Job},
-        core::v1::{ConfigMap, PodTemplateSpec, Service, ServiceAccount},
+        core::v1::{ConfigMap, Service, ServiceAccount},
         networking::v1::{Ingress, NetworkPolicy},
         policy::v1::PodDisruptionBudget,
     },
@@ -40,11 +41,9 @@ use kube::{
 };
 use millrace_crds::{Reason, status_api::Problem};
 use serde::Serialize;
-use serde_json::json;
-use sha2::{Digest as _, Sha256};
 
 pub(crate) use self::job::{migration, migration_key, purge};
-use self::labels::{ATTEMPT, TEMPLATE};
+use self::labels::TEMPLATE;
 use super::validate::Validated;
 
 /// The input of a build; the objects depend on nothing else.
@@ -207,15 +206,6 @@ pub(crate) fn verify(plan: &Plan<'_>) -> Option<Child> {
 /// The Deployments of serve and work.
 pub(crate) fn deployments(plan: &Plan<'_>) -> [Child; 2] {
     [deployment::serve(plan), deployment::work(plan)]
-}
-
-/// The hash of a pod template. The attempt's number is left out: the next attempt of a Job has the same pod.
-fn template_hash(template: &PodTemplateSpec) -> String {
-    let mut template = json!(template);
-    if let Some(labels) = template["metadata"]["labels"].as_object_mut() {
-        labels.remove(ATTEMPT);
-    }
-    hex::encode(&Sha256::digest(template.to_string())[..4])
 }
 
 /// The hash of the pod template of a Job or a Deployment; empty where the object cannot be made.
