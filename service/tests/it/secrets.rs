@@ -169,7 +169,25 @@ impl Shown {
         }
     }
 
-    /// The outputs whose name begins so, joined; it must not be empty.
+    /// Each kind of output was read, in each situation: else a search without a finding would mean nothing.
+    fn has_read_all(&self) {
+        for (begin, words) in [
+            ("the log of", "PostgresAccessDenied"),
+            ("the log of", "SecretInvalid"),
+            ("/status of", "TlsFilesInvalid"),
+            ("/metrics of", "millrace_"),
+            ("[\"config\"] in use", "rediss://planted:"),
+            ("[\"migrate\"] with wrong passwords", "PostgresAccessDenied"),
+            ("the termination message", "SecretInvalid"),
+            ("session", "millrace"),
+            ("the clients of Redis", "user=planted"),
+            ("the title of", "millrace"),
+        ] {
+            assert!(self.of(begin).contains(words), "{words} is not in {begin}: {}", self.of(begin));
+        }
+    }
+
+    /// The outputs whose name begins so, joined.
     fn of(&self, begin: &str) -> String {
         self.outputs.iter().filter(|(name, _)| name.starts_with(begin)).map(|(_, text)| text.as_str()).collect()
     }
@@ -247,21 +265,7 @@ async fn no_output_of_a_process_shows_a_secret() {
     invalid(&late).await;
     shown.look("with wrong URLs", &[&serve, &work, &late]).await;
 
-    // Each kind of output was read, in each situation.
-    for (begin, words) in [
-        ("the log of", "PostgresAccessDenied"),
-        ("the log of", "SecretInvalid"),
-        ("/status of", "TlsFilesInvalid"),
-        ("/metrics of", "millrace_"),
-        ("[\"config\"] in use", "rediss://planted:"),
-        ("[\"migrate\"] with wrong passwords", "PostgresAccessDenied"),
-        ("the termination message", "SecretInvalid"),
-        ("session", "millrace"),
-        ("the clients of Redis", "user=planted"),
-        ("the title of", "millrace"),
-    ] {
-        assert!(shown.of(begin).contains(words), "{words} is not in {begin}: {}", shown.of(begin));
-    }
+    shown.has_read_all();
     assert_eq!(leaks(&shown.secrets, &shown.outputs), <[String; 0]>::default());
     // It continues once the secrets are right.
     let [redis, postgres] = good;
