@@ -12,6 +12,7 @@ use sqlx::{
 };
 
 use super::{
+    limit::{PROBE_TIMEOUT, limited},
     pooler,
     session::{BEGIN, Session},
     tls,
@@ -180,11 +181,6 @@ impl Shared {
 /// Maximum number of connections for commits: of all appliers, and one to read the progress of a shard.
 const COMMITS: u32 = 9;
 
-/// Timeout of a background step. A host that is lost during a statement never answers, and no packet ends the
-/// connection.
-const STEP_TIMEOUT: Duration = Duration::from_secs(20);
-/// Longest wait for an answer to [`Store::probe`].
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of the ping when a connection returns to its pool. It includes the rest of an abandoned statement.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -195,23 +191,6 @@ const ACQUIRE_PING_TIMEOUT: Duration = Duration::from_secs(2);
 async fn answers(connection: &mut PgConnection, longest: Duration) -> Result<bool, sqlx::Error> {
     let answer = tokio::time::timeout(longest, connection.ping()).await;
     answer.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?.map(|()| true)
-}
-
-/// Runs a step that uses Postgres, and abandons it when Postgres does not answer within 20 seconds.
-///
-/// # Errors
-/// The error of the step, or after the timeout one that [`Error::is_unavailable`]: then it is unknown whether the step
-/// wrote.
-pub async fn within<T, E: From<Error>>(step: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    limited(STEP_TIMEOUT, step).await
-}
-
-/// Runs a step that uses Postgres; after this time its error [`Error::is_unavailable`].
-async fn limited<T, E: From<Error>>(timeout: Duration, step: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    tokio::time::timeout(timeout, step).await.unwrap_or_else(|_| {
-        let why = format!("no answer within {} s", timeout.as_secs());
-        Err(Error::Sql(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, why))).into())
-    })
 }
 
 impl Store {
