@@ -23,6 +23,7 @@ pub mod fuzzing;
 pub mod http;
 pub mod lifecycle;
 mod listen;
+pub mod protocol_trace;
 pub mod publish;
 pub mod query;
 pub mod routes;

@@ -255,6 +255,13 @@ impl Watermarks {
         self.records < other.records || self.dead_letters < other.dead_letters || self.conflicts < other.conflicts
     }
 
+    /// As facts of the protocol trace: the inside of a JSON object.
+    #[must_use]
+    pub fn facts(self) -> String {
+        let Self { records, dead_letters, conflicts } = self;
+        format!("\"numbers\":[{records},{conflicts},{dead_letters}]")
+    }
+
     /// Outcomes that have numbers.
     #[must_use]
     pub fn sum(self) -> i64 {
@@ -350,6 +357,14 @@ pub struct Lease {
     pub epoch: i64,
     /// The fencing token: of one owner only.
     pub token: String,
+}
+
+impl Lease {
+    /// As facts of the protocol trace.
+    #[must_use]
+    pub fn facts(&self) -> String {
+        format!("\"token\":\"{}\",\"epoch\":{}", self.token, self.epoch)
+    }
 }
 
 #[cfg(test)]

@@ -55,6 +55,18 @@ impl OffsetRange {
         is_range.then_some(Self { first: Offset(first), last: Offset(last) })
     }
 
+    /// The first.
+    #[must_use]
+    pub fn first(self) -> Offset {
+        self.first
+    }
+
+    /// The last.
+    #[must_use]
+    pub fn last(self) -> Offset {
+        self.last
+    }
+
     /// Number of offsets.
     #[must_use]
     pub fn count(self) -> i64 {

@@ -1,7 +1,10 @@
 //! Skipped sequence numbers: after Postgres was rewound, no number is assigned twice.
 
 use super::{Error, Store, pool::Server};
-use crate::domain::{Lease, Offset, Seq, ShardId, StreamId, Watermarks};
+use crate::{
+    domain::{Lease, Offset, Seq, ShardId, StreamId, Watermarks},
+    protocol_trace,
+};
 
 /// The highest numbers and counts of a shard's log, and the server that holds it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -14,6 +17,17 @@ pub struct ShardProgress {
     pub applied: Option<StreamId>,
     /// A server that was restored, or replaced another one, counts as another server.
     pub server: Server,
+}
+
+impl ShardProgress {
+    /// As facts of the protocol trace.
+    #[must_use]
+    pub fn facts(&self) -> String {
+        let applied = self.applied.map(|applied| applied.to_string()).unwrap_or_default();
+        let Server(server) = self.server;
+        let numbers = self.watermarks.facts();
+        format!("{numbers},\"accounted\":{},\"applied\":\"{applied}\",\"server\":{server}", self.accounted)
+    }
 }
 
 impl Store {
@@ -46,6 +60,7 @@ impl Store {
     /// # Errors
     /// [`Error::Fenced`] when another worker owns the shard by now.
     pub async fn skip_to(&self, shard: ShardId, fence: &Lease, least: Watermarks) -> Result<Watermarks, Error> {
+        let step = protocol_trace::begin(shard.get(), "skip", || format!("{},{}", fence.facts(), least.facts()));
         let row = sqlx::query!(
             r#"with previous as (
                    select records, dead_letters, conflicts from shards
@@ -74,7 +89,9 @@ impl Store {
         .fetch_optional(&self.pool)
         .await?
         .ok_or(Error::Fenced)?;
-        Ok(Watermarks { records: row.records, dead_letters: row.dead_letters, conflicts: row.conflicts })
+        let skipped = Watermarks { records: row.records, dead_letters: row.dead_letters, conflicts: row.conflicts };
+        step.end("done", || skipped.facts());
+        Ok(skipped)
     }
 }
 

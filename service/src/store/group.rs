@@ -10,8 +10,11 @@ use millrace_crds::Partition;
 use sqlx::{Postgres, Transaction};
 
 use super::{Error, ShardProgress, Store, pool::Server, session::BEGIN};
-use crate::domain::{
-    Account, Decision, IdLedger, Item, Lease, Offset, Period, Policy, Position, Seq, ShardId, StreamId, Watermarks,
+use crate::{
+    domain::{
+        Account, Decision, IdLedger, Item, Lease, Offset, Period, Policy, Position, Seq, ShardId, StreamId, Watermarks,
+    },
+    protocol_trace,
 };
 
 /// A transaction over the rows of some shards.
@@ -37,6 +40,8 @@ pub struct LockedShard {
     period_before: Period,
     pub(super) period: Period,
     counts: Counts,
+    /// Its entries that are decided.
+    entries: Vec<StreamId>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -131,6 +136,7 @@ impl Store {
                         period_before: period,
                         period,
                         counts: Counts::default(),
+                        entries: Vec::new(),
                     };
                     (row.shard, locked)
                 });
@@ -165,6 +171,13 @@ impl GroupCommit {
         } else {
             return Ok(());
         };
+        let facts = || format!("{},\"version\":{version},{}", lease.facts(), left.facts());
+        match why {
+            LeftOut::Fenced => protocol_trace::begin(shard.get(), "left", facts).is("fenced"),
+            LeftOut::Changed => protocol_trace::begin(shard.get(), "left", facts).is("changed"),
+            LeftOut::OldPolicy(_) => protocol_trace::begin(shard.get(), "left", facts).is("old_policy"),
+            LeftOut::Locked => {}
+        }
         self.shards.remove(&shard);
         Err(why)
     }
@@ -225,6 +238,8 @@ impl GroupCommit {
             counts.duplicates += decision.duplicates.len();
             counts.alerts += decision.alerts;
             counts.without_threshold += decision.without_threshold;
+            // A piece that was rolled back to its savepoint is decided again, with the same entries.
+            locked.entries.extend(part.batch.iter().map(|item| item.input.position.entry));
         }
         Ok(())
     }
@@ -307,8 +322,11 @@ impl GroupCommit {
         .await?;
         assert_eq!(written, self.shards.len() as i64, "the shards' rows are locked by this transaction");
         crate::fault::point("before_commit");
+        let facts = |locked: &LockedShard| locked.facts(self.server, version);
+        let steps = protocol_trace::begin_group(self.shards.iter().map(|(shard, locked)| (shard.get(), facts(locked))));
         self.transaction.commit().await?;
         crate::fault::point("after_commit");
+        steps.into_iter().for_each(|step| step.is("done"));
         let after = self.shards.into_iter().map(|(shard, locked)| {
             let lost = locked.position.account.lost - locked.before.account.lost;
             (shard, AfterCommit { progress: locked.progress(self.server), lost })
@@ -321,6 +339,20 @@ impl LockedShard {
     fn progress(&self, server: Server) -> ShardProgress {
         let Position { watermarks, account, applied, .. } = self.position;
         ShardProgress { watermarks, accounted: account.accounted, applied, server }
+    }
+
+    /// The commit as facts of the protocol trace: the row before it and after it.
+    fn facts(&self, server: Server, version: i64) -> String {
+        let before = LockedShard { position: self.before, ..self.clone() };
+        let [before, after] = [&before, self].map(|locked| locked.progress(server).facts());
+        let mut entries = self.entries.clone();
+        entries.dedup();
+        format!(
+            "{},\"version\":[{},{version}],\"before\":{{{before}}},\"after\":{{{after}}},\"entries\":[{}]",
+            self.lease.facts(),
+            self.policy_version,
+            protocol_trace::list(entries)
+        )
     }
 
     /// The epoch of its owner.

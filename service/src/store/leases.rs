@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use sqlx::{Postgres, Transaction};
 
 use super::{Error, Store, columns::index_column};
-use crate::domain::{Lease, Offset, ShardId, StreamId, StreamPosition};
+use crate::{
+    domain::{Lease, Offset, ShardId, StreamId, StreamPosition},
+    protocol_trace,
+};
 
 /// Longest lease, in milliseconds; as in `is_alive` of the schema.
 pub const LONGEST_LEASE_MS: u64 = 300_000;
@@ -127,6 +130,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn take(&self, worker: &str, shard: ShardId, token: &str, ttl_ms: i64) -> Result<Option<Lease>, Error> {
+        let step = protocol_trace::begin(shard.get(), "take", || format!("\"token\":\"{token}\""));
         let mut turn = self.begin_with_timeouts().await?;
         let epoch = sqlx::query_scalar!(
             "with free as (
@@ -150,6 +154,10 @@ impl Store {
         .fetch_optional(&mut *turn)
         .await?;
         turn.commit().await?;
+        match epoch {
+            Some(epoch) => step.end("done", || format!("\"epoch\":{epoch}")),
+            None => step.is("none"),
+        }
         Ok(epoch.map(|epoch| Lease { epoch, token: token.to_owned() }))
     }
 
@@ -158,6 +166,7 @@ impl Store {
     /// # Errors
     /// [`Error::Fenced`] when another worker owns the shard by now.
     pub async fn raise_epoch(&self, worker: &str, shard: ShardId, lease: &Lease, above: i64) -> Result<Lease, Error> {
+        let step = protocol_trace::begin(shard.get(), "raise", || format!("{},\"above\":{above}", lease.facts()));
         let epoch = sqlx::query_scalar!(
             "with raised as (
                  update shards set epoch = greatest(epoch, $4) + 1
@@ -176,7 +185,9 @@ impl Store {
         )
         .fetch_optional(&self.pool)
         .await?;
-        epoch.map(|epoch| Lease { epoch, token: lease.token.clone() }).ok_or(Error::Fenced)
+        let epoch = epoch.ok_or(Error::Fenced)?;
+        step.end("done", || format!("\"now\":{epoch}"));
+        Ok(Lease { epoch, token: lease.token.clone() })
     }
 
     /// Releases a shard.
@@ -184,6 +195,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer; the lease then expires by itself.
     pub async fn release(&self, shard: ShardId, lease: &Lease) -> Result<(), Error> {
+        let step = protocol_trace::begin(shard.get(), "release", || lease.facts());
         sqlx::query!(
             "update shards set owner = null, lease_until = null where shard = $1 and epoch = $2 and token = $3",
             shard as ShardId,
@@ -192,6 +204,7 @@ impl Store {
         )
         .execute(&self.pool)
         .await?;
+        step.is("done");
         Ok(())
     }
 
@@ -201,6 +214,9 @@ impl Store {
     /// # Errors
     /// [`Error::Fenced`] when another worker owns the shard by now.
     pub async fn open_account(&self, shard: ShardId, lease: &Lease, acknowledged: Offset) -> Result<Offset, Error> {
+        let step = protocol_trace::begin(shard.get(), "account", || {
+            format!("{},\"acknowledged\":{acknowledged}", lease.facts())
+        });
         let accounted = sqlx::query_scalar!(
             r#"update shards set accounted = coalesce(accounted, $4) where shard = $1 and epoch = $2 and token = $3
                returning accounted as "accounted!: Offset""#,
@@ -212,6 +228,7 @@ impl Store {
         .fetch_optional(&self.pool)
         .await?
         .ok_or(Error::Fenced)?;
+        step.end("done", || format!("\"accounted\":{accounted}"));
         Ok(accounted)
     }
 
@@ -309,7 +326,8 @@ impl Store {
     /// # Errors
     /// [`Error::Fenced`] when another worker owns the shard by now.
     pub async fn apply_policy(&self, shard: ShardId, lease: &Lease, version: i64) -> Result<i64, Error> {
-        sqlx::query_scalar!(
+        let step = protocol_trace::begin(shard.get(), "policy", || format!("{},\"version\":{version}", lease.facts()));
+        let applied = sqlx::query_scalar!(
             r#"with held as (
                  select policy_version as before, records from shards
                  where shard = $1 and epoch = $2 and token = $3 for update
@@ -328,7 +346,9 @@ impl Store {
         )
         .fetch_optional(&self.pool)
         .await?
-        .ok_or(Error::Fenced)
+        .ok_or(Error::Fenced)?;
+        step.end("done", || format!("\"applied\":{applied}"));
+        Ok(applied)
     }
 }
 

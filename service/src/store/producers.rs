@@ -4,7 +4,10 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::{Error, Store};
-use crate::domain::{AppendCount, Lease, Offset, ShardId};
+use crate::{
+    domain::{AppendCount, Lease, Offset, ShardId},
+    protocol_trace,
+};
 
 /// A producer whose counts were not noted for this many seconds is dead: it notes them every second.
 const DEAD_SECONDS: f64 = 5.0;
@@ -219,7 +222,10 @@ impl Store {
         accounted: Offset,
         appended: Offset,
     ) -> Result<i64, Error> {
-        sqlx::query_scalar!(
+        let step = protocol_trace::begin(shard.get(), "lose", || {
+            format!("{},\"accounted\":{accounted},\"appended\":{appended}", lease.facts())
+        });
+        let lost = sqlx::query_scalar!(
             r#"update shards set lost = lost + ($5::bigint - $4::bigint), accounted = $5
                where shard = $1 and epoch = $2 and token = $3 and owner is not null and coalesce(accounted, 0) = $4
                returning $5::bigint - $4::bigint as "lost!""#,
@@ -231,7 +237,9 @@ impl Store {
         )
         .fetch_optional(&self.pool)
         .await?
-        .ok_or(Error::Fenced)
+        .ok_or(Error::Fenced)?;
+        step.is("done");
+        Ok(lost)
     }
 
     /// Acknowledges that records can be lost whose number no server holds. Returns the shards for which that was noted.

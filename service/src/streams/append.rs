@@ -10,7 +10,10 @@ use super::{
     entry::{FORMAT, Outgoing, pack},
     keys,
 };
-use crate::domain::{ShardId, StreamPosition};
+use crate::{
+    domain::{ShardId, StreamPosition},
+    protocol_trace,
+};
 
 /// Why records were not appended, or may not have been. In every case but [`AppendError::Unknown`] none was.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -118,6 +121,10 @@ impl Streams {
         for entry in &entries {
             call.command.arg(entry.count).arg(&entry.bytes);
         }
+        let step = protocol_trace::begin(shard.get(), "append", || {
+            let counts = entries.iter().map(|entry| entry.count.to_string()).collect::<Vec<_>>().join(",");
+            format!("\"producer\":\"{}\",\"known\":{},\"counts\":[{counts}]", settings.producer, settings.known)
+        });
         let mut redis = self.shared(&stream);
         let mut answer: Result<Vec<Value>, RedisError> = call.command.query_async(&mut redis).await;
         if answer.as_ref().is_err_and(call::is_not_loaded) {
@@ -134,14 +141,23 @@ impl Streams {
             b"ok" => {
                 let counts = entries.iter().map(|entry| entry.count);
                 // An answer of another form is no proof that the records were appended.
-                appended(&answer[1..], counts).ok_or_else(|| AppendError::unknown("the append returned other than ids"))
+                let appended = appended(&answer[1..], counts)
+                    .ok_or_else(|| AppendError::unknown("the append returned other than ids"))?;
+                let first = |position: &&StreamPosition| position.index == 0;
+                let ids = || appended.positions.iter().filter(first).map(|position| position.entry);
+                step.end("done", || format!("\"count\":{},\"ids\":[{}]", appended.count, protocol_trace::list(ids())));
+                Ok(appended)
             }
             b"refused" => Err(AppendError::Refused(shard)),
             b"exhausted" => Err(AppendError::Exhausted(shard)),
-            b"backlog" => match answer.get(1) {
-                Some(Value::Int(room)) => Err(AppendError::Backlog { room: room.unsigned_abs() }),
-                _ => Err(AppendError::Backlog { room: 0 }),
-            },
+            b"backlog" => {
+                step.is("refused");
+                let room = match answer.get(1) {
+                    Some(Value::Int(room)) => room.unsigned_abs(),
+                    _ => 0,
+                };
+                Err(AppendError::Backlog { room })
+            }
             // The last ids went to the first entries; when they are sent again they are duplicates.
             b"part" => Err(AppendError::unknown("the append ended between two entries")),
             _ => Err(AppendError::unknown("the append returned an unknown word")),

@@ -12,7 +12,10 @@ use millrace_crds::ADOPT;
 use redis::{AsyncCommands as _, FromRedisValue, Script, ToRedisArgs, Value, streams::StreamReadOptions};
 
 use super::{Blocking, Error, Streams, call::Call, entry::entries, keys};
-use crate::domain::{Entry, Lease, Offset, Seq, Sequence, ShardId, StreamId, Watermarks};
+use crate::{
+    domain::{Entry, Lease, Offset, Seq, Sequence, ShardId, StreamId, Watermarks},
+    protocol_trace,
+};
 
 /// Number of bytes after which no further step is read: four large entries.
 const READ_BYTES: usize = 256 << 10;
@@ -57,6 +60,13 @@ pub struct Acknowledged {
     pub offset: Offset,
 }
 
+impl Acknowledged {
+    /// As facts of the protocol trace.
+    fn facts(&self) -> String {
+        format!("{},\"offset\":{}", self.watermarks.facts(), self.offset)
+    }
+}
+
 /// Pending entries that were reclaimed.
 #[derive(Debug)]
 pub struct Claimed {
@@ -75,6 +85,18 @@ pub enum Read {
     Entries(Vec<Entry>),
     /// There are none.
     Nothing(End),
+}
+
+impl Read {
+    /// As facts of the protocol trace.
+    fn facts(&self) -> String {
+        match self {
+            Self::Entries(entries) => format!("\"entries\":[{}]", facts_of(entries)),
+            Self::Nothing(End { last, appended, pending }) => {
+                format!("\"entries\":[],\"last\":\"{last}\",\"appended\":{appended},\"pending\":{pending}")
+            }
+        }
+    }
 }
 
 /// The result of an acknowledgement and a read in one step.
@@ -149,7 +171,7 @@ impl Input {
     /// [`Error::Fenced`] when the lease beside the stream is higher, [`Error::Refused`] when the stream is another
     /// pipeline's.
     pub async fn prepare(&self, lease: &Lease, adopt: &str) -> Result<Prepared, Error> {
-        let reply = self.run(&PREPARE, lease, &[adopt]).await?;
+        let (reply, step) = self.traced(&PREPARE, "prepare", lease, &[adopt], String::new).await?;
         if matches!(reply.get(2), Some(Value::Int(1))) {
             tracing::warn!(
                 event = "streams.stream.adopted",
@@ -168,7 +190,9 @@ impl Input {
             offset: Offset::new(integer(&reply, 6)),
         };
         *self.known() = acknowledged;
-        Ok(Prepared { created: integer(&reply, 1) == 1, acknowledged })
+        let created = integer(&reply, 1) == 1;
+        step.end("done", || format!("\"created\":{created},{}", acknowledged.facts()));
+        Ok(Prepared { created, acknowledged })
     }
 
     /// Reclaims pending entries from `start` on (`-` for the first), until they have `records` records or 256 KiB.
@@ -178,8 +202,11 @@ impl Input {
     /// [`Error::UnknownFormat`] when an entry is of another version.
     pub async fn claim(&self, lease: &Lease, start: &str, records: usize) -> Result<Step<Claimed>, Error> {
         let [records, bytes] = [records, READ_BYTES].map(|number| number.to_string());
-        let reply = self.run(&CLAIM, lease, &[&self.consumer, start, &records, &bytes]).await?;
+        let args = [&self.consumer, start, &records, &bytes];
+        let from = || format!(",\"start\":\"{}\"", start.trim_start_matches('('));
+        let (reply, step) = self.traced(&CLAIM, "claim", lease, &args, from).await?;
         if is(&reply, b"raised") {
+            step.is("raised");
             return Ok(Step::Raised);
         }
         let mut reply = reply.into_iter().skip(1);
@@ -189,6 +216,9 @@ impl Input {
         let deliveries =
             Vec::<u64>::from_redis_value(reply.next().unwrap_or(Value::Nil)).map_err(redis::RedisError::from)?;
         let entries = entries(found, &deliveries)?;
+        step.end("done", || {
+            format!("\"entries\":[{}],\"deleted\":{deleted},\"more\":{}", facts_of(&entries), !next.is_empty())
+        });
         Ok(Step::Done(Claimed { next: (!next.is_empty()).then_some(next), deleted, entries }))
     }
 
@@ -197,8 +227,14 @@ impl Input {
     /// # Errors
     /// As those of [`Self::claim`].
     pub async fn read(&self, lease: &Lease, records: usize) -> Result<Step<Read>, Error> {
-        let reply = self.run(&TURN, lease, &self.reading(records)).await?;
-        if is(&reply, b"raised") { Ok(Step::Raised) } else { read(reply).map(Step::Done) }
+        let (reply, step) = self.traced(&TURN, "turn", lease, &self.reading(records), || READS.to_owned()).await?;
+        if is(&reply, b"raised") {
+            step.is("raised");
+            return Ok(Step::Raised);
+        }
+        let read = read(reply)?;
+        step.end("done", || read.facts());
+        Ok(Step::Done(read))
     }
 
     /// Acknowledges applied entries, trims the stream, and stores what is acknowledged beside it. Returns the number of
@@ -209,8 +245,10 @@ impl Input {
     pub async fn ack(&self, lease: &Lease, acknowledged: Acknowledged, ids: &[StreamId]) -> Result<Step<i64>, Error> {
         let mut args = [const { String::new() }; 3].to_vec();
         args.extend(acknowledging(acknowledged, ids));
-        let reply = self.run(&TURN, lease, &args).await?;
-        Ok(self.acknowledged(&reply, acknowledged).map_or(Step::Raised, Step::Done))
+        let (reply, step) = self.traced(&TURN, "turn", lease, &args, || acks(acknowledged, ids)).await?;
+        let waiting = self.acknowledged(&reply, acknowledged);
+        step.is(if waiting.is_some() { "done" } else { "raised" });
+        Ok(waiting.map_or(Step::Raised, Step::Done))
     }
 
     /// Acknowledges as [`Self::ack`], then reads as [`Self::read`], in one step.
@@ -226,11 +264,17 @@ impl Input {
     ) -> Result<Step<Turn>, Error> {
         let mut args = self.reading(records).to_vec();
         args.extend(acknowledging(acknowledged, ids));
-        let reply = self.run(&TURN, lease, &args).await?;
-        Ok(match self.acknowledged(&reply, acknowledged) {
-            Some(waiting) => Step::Done(Turn { waiting, read: read(reply) }),
-            None => Step::Raised,
-        })
+        let facts = || format!("{}{READS}", acks(acknowledged, ids));
+        let (reply, step) = self.traced(&TURN, "turn", lease, &args, facts).await?;
+        let Some(waiting) = self.acknowledged(&reply, acknowledged) else {
+            step.is("raised");
+            return Ok(Step::Raised);
+        };
+        let read = read(reply);
+        if let Ok(read) = &read {
+            step.end("done", || read.facts());
+        }
+        Ok(Step::Done(Turn { waiting, read }))
     }
 
     /// Arguments to read.
@@ -269,6 +313,32 @@ impl Input {
         let options = StreamReadOptions::default().count(1).block(longest.as_millis() as usize);
         let _: Value = connection.xread_options(&[&self.stream], &[last], &options).await.map_err(Error::of)?;
         Ok(())
+    }
+
+    /// Runs a script as a step of the protocol trace, with the values that the script compares. The caller ends the step.
+    pub(super) async fn traced(
+        &self,
+        script: &'static Script,
+        name: &'static str,
+        lease: &Lease,
+        args: &[impl ToRedisArgs],
+        facts: impl FnOnce() -> String,
+    ) -> Result<(Vec<Value>, protocol_trace::Step), Error> {
+        let known = *self.known();
+        let step = protocol_trace::begin(self.shard.get(), name, || {
+            format!("{},\"known\":{{{}}}{}", lease.facts(), known.facts(), facts())
+        });
+        match self.run(script, lease, args).await {
+            Ok(reply) => Ok((reply, step)),
+            Err(error) => {
+                match error {
+                    Error::Fenced(above) => step.end("fenced", || format!("\"above\":{above}")),
+                    Error::NoGroup => step.is("no_group"),
+                    _ => {}
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Runs a script. Its refusals become errors.
@@ -312,6 +382,24 @@ fn acknowledging(Acknowledged { watermarks, offset }: Acknowledged, ids: &[Strea
     let Watermarks { records, dead_letters, conflicts } = watermarks;
     let numbers = [records.get(), dead_letters.get(), conflicts.get(), offset.get()];
     numbers.into_iter().map(|number| number.to_string()).chain(ids.iter().map(ToString::to_string))
+}
+
+/// A fact of the protocol trace: the step reads.
+const READS: &str = ",\"reads\":true";
+
+/// The facts of an acknowledgement, for the protocol trace.
+fn acks(acknowledged: Acknowledged, ids: &[StreamId]) -> String {
+    format!(",\"acks\":{{{},\"ids\":[{}]}}", acknowledged.facts(), protocol_trace::list(ids))
+}
+
+/// Entries as facts of the protocol trace: id, first and last offset; offsets of 0 where another program appended it.
+fn facts_of(entries: &[Entry]) -> String {
+    let facts = entries.iter().map(|entry| {
+        let first = entry.records.first().and_then(|record| record.offsets).map_or(0, |offsets| offsets.first().get());
+        let last = entry.records.last().and_then(|record| record.offsets).map_or(0, |offsets| offsets.last().get());
+        format!("[\"{}\",{first},{last}]", entry.id)
+    });
+    facts.collect::<Vec<_>>().join(",")
 }
 
 /// The part of a reply that was read.

@@ -11,7 +11,10 @@ use millrace_crds::ADOPT;
 use redis::{AsyncCommands as _, FromRedisValue, Script, Value};
 
 use super::{Error, Streams, call::Call, keys};
-use crate::domain::{Seq, SeqRange, ShardId, ShardSeq};
+use crate::{
+    domain::{Seq, SeqRange, ShardId, ShardSeq},
+    protocol_trace,
+};
 
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/publish.lua")));
 static START: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/start.lua")));
@@ -103,9 +106,16 @@ impl Streams {
                 .arg(notice.traceparent.as_deref().unwrap_or_default())
                 .arg(&notice.data);
         }
+        let step = protocol_trace::begin(shard.get(), "publish", || {
+            let Output { sink, cursor_generation, .. } = output;
+            let SeqRange { after, upto } = range;
+            format!(
+                "\"sink\":\"{sink}\",\"generation\":\"{cursor_generation}\",\"type\":\"{kind}\",\"after\":{after},\"upto\":{upto}"
+            )
+        });
         let reply = call.send(&mut self.shared(&output.stream)).await.map_err(Error::of)?;
         let word: String = at(&reply, 0)?;
-        Ok(match word.as_str() {
+        let published = match word.as_str() {
             "ok" => Published::All { trimmed_unread: at(&reply, 2)? },
             "full" => Published::Full {
                 cursor: Seq::new(at(&reply, 1)?),
@@ -113,7 +123,14 @@ impl Streams {
             },
             "moved" => Published::Moved(Seq::new(at(&reply, 1)?)),
             _ => Published::Gone,
-        })
+        };
+        match &published {
+            Published::All { .. } => step.end("done", || format!("\"cursor\":{}", range.upto)),
+            Published::Full { cursor, .. } => step.end("done", || format!("\"cursor\":{cursor}")),
+            Published::Moved(cursor) => step.end("moved", || format!("\"cursor\":{cursor}")),
+            Published::Gone => step.is("gone"),
+        }
+        Ok(published)
     }
 
     /// The position of a shard's cursor; `None` if the cursor is missing, retired, or of another generation.

@@ -55,10 +55,12 @@ impl Input {
     ) -> Result<Step<Reconciled>, Error> {
         let mut args = vec![folded.to_string()];
         args.extend(producers.iter().flat_map(|by| [by.producer.clone(), by.count.to_string()]));
-        let reply = self.run(&RECONCILE, lease, &args).await?;
+        let (reply, step) = self.traced(&RECONCILE, "reconcile", lease, &args, String::new).await?;
         if is(&reply, b"raised") {
+            step.is("raised");
             return Ok(Step::Raised);
         }
+        step.end("done", || format!("\"appended\":{},\"raised\":{}", integer(&reply, 1), integer(&reply, 3)));
         let held = Vec::<i64>::from_redis_value(reply.get(5).cloned().unwrap_or(Value::Nil));
         let unknown_producers = Vec::<(String, i64)>::from_redis_value(reply.get(6).cloned().unwrap_or(Value::Nil));
         let unknown_producers = unknown_producers.map_err(redis::RedisError::from)?.into_iter();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use millrace_crds::ADOPT;
 
 use super::shard::{Error, Mode, Shard, current};
-use crate::{domain::Watermarks, streams::Acknowledged, telemetry::metrics as names};
+use crate::{domain::Watermarks, protocol_trace, streams::Acknowledged, telemetry::metrics as names};
 
 impl Shard {
     /// Sets the lease, and compares both servers, before anything is read or committed.
@@ -44,6 +44,7 @@ impl Shard {
         let watermarks = prepared.acknowledged.watermarks.min(log.watermarks);
         self.acknowledged = Acknowledged { watermarks, ..prepared.acknowledged };
         self.log = log;
+        protocol_trace::begin(self.shard.get(), "compare", || format!("{},{}", lease.facts(), log.facts())).is("done");
         // Rows in memory can be of a Postgres that was rewound: publishers read the log until there are new ones.
         self.recent.reset(watermarks);
         self.reconciler.restart();
