@@ -8,7 +8,8 @@ use crate::{
     guards::Guard,
     own::is_locked,
     protocol::Protocol,
-    state::{Batch, Change, DeadLetter, DeadLetterState, Discard, Holder, Next, Own, Stage, State, Transaction},
+    state::{Batch, Change, DeadLetter, DeadLetterState, Discard, Holder, Own, Stage, State, Transaction},
+    steps,
 };
 
 /// The result of comparing a shard's row: whether it can take part in a transaction.
@@ -89,20 +90,14 @@ impl Protocol {
         if is_locked(state, shard) {
             return Comparison::NotNow;
         }
-        if self.has(Guard::FenceOnWrite) && !self.is_owner(state, shard, own.fence) {
-            return Comparison::Lost;
+        let is_restarted = own.boot != state.observer.rewound.1 && !self.config.in_place;
+        let version = state.workers[worker].policy.version;
+        match steps::compare_row(self.config.guards, &state.postgres.shards[shard].head(), own, is_restarted, version) {
+            steps::Comparison::Ready => Comparison::Ready,
+            steps::Comparison::OldPolicy => Comparison::NotNow,
+            steps::Comparison::Lost => Comparison::Lost,
+            steps::Comparison::Changed => Comparison::Changed,
         }
-        let row = &state.postgres.shards[shard];
-        let restarted = own.boot != state.observer.rewound.1 && !self.config.in_place;
-        let numbers = (own.numbers, own.accounted) != (row.numbers(), row.accounted);
-        if restarted && self.has(Guard::CompareAgain)
-            || numbers && self.has(Guard::CompareNumbers)
-            || own.applied != row.applied && self.has(Guard::CompareApplied)
-        {
-            return Comparison::Changed;
-        }
-        let is_old = row.version > state.workers[worker].policy.version;
-        if self.has(Guard::PolicyVersion) && is_old { Comparison::NotNow } else { Comparison::Ready }
     }
 
     /// Decides the batches in the order of the shards, over one map of the ids.
@@ -182,7 +177,7 @@ impl Protocol {
             let Some(mut own) = state.workers[worker].owns[shard].take() else { continue };
             if let Stage::Write(batch, decided) = own.stage.clone() {
                 self.write(state, worker, shard, &mut own, &batch, &decided);
-                own.stage = self.after_commit(batch);
+                own.stage = steps::after_commit(self.config.guards, batch);
             }
             state.workers[worker].owns[shard] = Some(own);
         }
@@ -197,14 +192,6 @@ impl Protocol {
         };
         let closes = batch.records.iter().zip(decided).filter(|(_, decided)| decided.closes);
         closes.map(|(input, _)| input.replay_of).collect()
-    }
-
-    fn after_commit(&self, batch: Batch) -> Stage {
-        match batch.next {
-            _ if self.has(Guard::AckAfterCommit) => Stage::Ack(batch),
-            Next::Claim(above) => Stage::Claim(above),
-            Next::Read => Stage::Read,
-        }
     }
 
     /// As [`Protocol::commit`] of these shards, or as the next step of their transaction, but no owner gets an answer,

@@ -113,4 +113,5 @@ pub mod servers;
 pub mod sinks;
 pub mod sizes;
 pub mod state;
+pub mod steps;
 pub mod write;

@@ -8,7 +8,8 @@
 use crate::{
     guards::Guard,
     protocol::Protocol,
-    state::{Account, Batch, Input, Next, Own, Producer, Stage, State},
+    state::{Account, Input, Own, Producer, Stage, State},
+    steps,
 };
 
 impl Protocol {
@@ -32,15 +33,10 @@ impl Protocol {
 
     /// The rest of the stream is lost: one transaction under the fence. It was read with nothing in flight.
     pub(crate) fn lose(&self, state: &mut State, shard: usize, own: &mut Own, appended: u8) -> Option<bool> {
-        let is_owner = self.is_owner(state, shard, own.fence);
         let row = &mut state.postgres.shards[shard];
-        if !is_owner || row.accounted != own.accounted {
-            return None;
-        }
-        row.lost += appended - row.accounted;
-        row.accounted = appended;
-        own.accounted = appended;
-        own.stage = Stage::Ack(Batch { records: Vec::new(), next: Next::Read });
+        let mut head = row.head();
+        row.lost += steps::lose(self.config.guards, &mut head, own, appended)?;
+        row.accounted = head.accounted;
         Some(true)
     }
 

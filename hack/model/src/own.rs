@@ -4,37 +4,24 @@
 //! A step returns whether it did anything; a step that cannot run now runs later. `None`: the shard is another owner's.
 
 use crate::{
-    guards::Guard,
+    guards::{Guard, Guards},
     protocol::Protocol,
-    state::{Batch, Fence, Input, InputRecord, Next, Own, Policy, Stage, State},
+    state::{Batch, Fence, Input, Own, Policy, Stage, State},
+    steps::{self, Answer},
 };
 
-/// The result of the script that compares the fence.
-enum FenceResult {
-    /// The stream has the caller's fence.
-    Same,
-    /// The stream had a lower one; the script set the caller's.
-    Raised,
-    /// The stream has a higher one, of this epoch.
-    Higher(u8),
-}
-
 impl Protocol {
+    fn guards(&self) -> Guards {
+        self.config.guards
+    }
+
     pub(crate) fn same(&self, a: Fence, b: Fence) -> bool {
-        a.epoch == b.epoch && (a.token == b.token || !self.has(Guard::Token))
+        steps::is_same(self.guards(), a, b)
     }
 
     /// Whether Postgres has this fence for the shard.
     pub(crate) fn is_owner(&self, state: &State, shard: usize, fence: Fence) -> bool {
         self.same(state.postgres.shards[shard].fence, fence)
-    }
-
-    fn compare_fence(&self, input: &mut Input, mine: Fence) -> FenceResult {
-        if input.fence.epoch < mine.epoch {
-            input.fence = mine;
-            return FenceResult::Raised;
-        }
-        if self.same(input.fence, mine) { FenceResult::Same } else { FenceResult::Higher(input.fence.epoch) }
     }
 
     /// A worker takes a free shard.
@@ -45,9 +32,8 @@ impl Protocol {
         }
         let row = &mut state.postgres.shards[shard];
         // Equal to no token in use: each state numbers its tokens again from 0.
-        row.fence = Fence { epoch: row.fence.epoch + 1, token: 100 };
+        let fence = steps::take(&mut row.fence, 100);
         row.free = false;
-        let fence = row.fence;
         let publishers = vec![None; state.workers[worker].active.len()];
         state.workers[worker].owns[shard] = Some(Own {
             fence,
@@ -140,34 +126,24 @@ impl Protocol {
         true
     }
 
-    fn found_higher(&self, own: &mut Own, above: u8) -> Option<bool> {
-        if !self.has(Guard::RaiseEpoch) {
-            // The owner tries again, for ever.
-            return Some(std::mem::replace(&mut own.stage, Stage::Prepare) != Stage::Prepare);
+    /// What a script did. Without [`Guard::RaiseEpoch`] an owner with a lower fence tries again, for ever.
+    fn done(before: &Stage, own: &Own, answer: Answer) -> Option<bool> {
+        match answer {
+            Answer::Done | Answer::Raised => Some(true),
+            Answer::Nothing => Some(false),
+            Answer::Higher(_) => Some(*before != own.stage),
         }
-        own.stage = Stage::Raise(above);
-        Some(true)
     }
 
-    /// The fence first: after it no older owner's ack moves the watermarks that this script returns.
     fn prepare(&self, state: &mut State, shard: usize, own: &mut Own) -> Option<bool> {
-        let input = &mut state.redis.inputs[shard];
-        if let FenceResult::Higher(above) = self.compare_fence(input, own.fence) {
-            return self.found_higher(own, above);
+        let answer = steps::prepare(self.guards(), &mut state.redis.inputs[shard], own);
+        if let Stage::Cursors(watermarks) = own.stage
+            && self.config.faults.postgres_rewind == 0
+        {
+            // A log that is never rewound is never behind a cursor.
+            own.stage = Stage::Compare(watermarks, 0);
         }
-        own.acknowledged = input.acknowledged;
-        if self.has(Guard::WaitAgain) {
-            own.surplus = None;
-        }
-        let watermarks = if self.has(Guard::Watermark) { input.watermarks } else { [0; 3] };
-        // A log that is never rewound is never behind a cursor.
-        let rewinds = self.config.faults.postgres_rewind > 0;
-        own.stage = if rewinds { Stage::Cursors(watermarks) } else { Stage::Compare(watermarks, 0) };
-        if self.has(Guard::EmptyPublishers) {
-            own.recent.clear();
-            own.publishers.fill(None);
-        }
-        Some(true)
+        Self::done(&Stage::Prepare, own, answer)
     }
 
     fn raise(&self, state: &mut State, shard: usize, own: &mut Own, above: u8) -> Option<bool> {
@@ -178,8 +154,8 @@ impl Protocol {
             return None;
         }
         let row = &mut state.postgres.shards[shard];
-        row.fence.epoch = row.fence.epoch.max(above) + 1;
-        *own = Own { fence: row.fence, stage: Stage::Prepare, ..own.clone() };
+        let fence = steps::raise(&mut row.fence, above);
+        *own = Own { fence, stage: Stage::Prepare, ..own.clone() };
         Some(true)
     }
 
@@ -200,19 +176,13 @@ impl Protocol {
             return None;
         }
         let row = &mut state.postgres.shards[shard];
-        let top = row.top.max(watermarks[0]).max(cursor);
-        if top > row.top && self.has(Guard::CompareLog) {
+        let least = [watermarks[0].max(cursor), 0, watermarks[2]];
+        let [top, _, last_dead_letter] = steps::skip_to(self.guards(), row.numbers(), least);
+        if top > row.top {
             row.gaps.push((row.top, top));
-            row.top = top;
         }
-        if self.has(Guard::CompareLog) {
-            row.last_dead_letter = row.last_dead_letter.max(watermarks[2]);
-        }
-        own.numbers = row.numbers();
-        own.boot = state.observer.rewound.1;
-        own.watermarks = Some(watermarks);
-        (own.accounted, own.applied) = (row.accounted, row.applied);
-        own.stage = if self.has(Guard::PendingFirst) { Stage::Claim(0) } else { Stage::Read };
+        (row.top, row.last_dead_letter) = (top, last_dead_letter);
+        steps::compared(self.guards(), own, row.head(), watermarks, state.observer.rewound.1);
         if self.has(Guard::ReadPolicyAgain) && state.workers[worker].policy.boot != own.boot {
             state.workers[worker].policy = newest(state);
         }
@@ -222,54 +192,14 @@ impl Protocol {
     /// Reclaims pending entries, of any consumer. When there are none any more, Redis has an ack for all committed
     /// entries, and the owner sets the watermarks again where Redis lost them.
     fn claim(&self, state: &mut State, shard: usize, own: &mut Own, above: u8) -> Option<bool> {
-        let input = &mut state.redis.inputs[shard];
-        match self.compare_fence(input, own.fence) {
-            FenceResult::Higher(above) => return self.found_higher(own, above),
-            FenceResult::Raised if above > 0 && self.has(Guard::ReclaimAgain) => {
-                own.stage = Stage::Prepare;
-                return Some(true);
+        let answer = steps::claim(self.guards(), &mut state.redis.inputs[shard], own, above, self.config.batch);
+        if answer == Answer::Nothing {
+            if own.stage == Stage::Read {
+                self.note_compared(state, shard, own);
             }
-            FenceResult::Raised | FenceResult::Same => {}
-        }
-        if self.rewound(input, own) {
-            own.stage = Stage::Prepare;
             return Some(true);
         }
-        let pending = |entry: &InputRecord| entry.sid > above && input.pending.contains(&entry.sid);
-        let records = self.first_entries(input.entries.iter().filter(|entry| pending(entry)));
-        if let Some(last) = records.last() {
-            let next = Next::Claim(last.sid);
-            own.stage = self.with_batch(records, next);
-            return Some(true);
-        }
-        let whole = |known: [u8; 3]| known.iter().zip(own.numbers).all(|(known, number)| *known >= number);
-        let stored = own.watermarks.is_some_and(whole) && own.acknowledged == own.accounted;
-        own.stage = if stored || !self.has(Guard::RestoreWatermark) {
-            self.note_compared(state, shard, own);
-            Stage::Read
-        } else {
-            Stage::Ack(Batch { records: Vec::new(), next: Next::Read })
-        };
-        Some(true)
-    }
-
-    /// The records of the first entries.
-    fn first_entries<'a>(&self, records: impl Iterator<Item = &'a InputRecord>) -> Vec<InputRecord> {
-        let mut batch: Vec<InputRecord> = Vec::new();
-        let mut entries = 0;
-        for record in records {
-            entries += usize::from(batch.last().is_none_or(|last| last.sid != record.sid));
-            if entries > self.config.batch {
-                break;
-            }
-            batch.push(*record);
-        }
-        batch
-    }
-
-    fn with_batch(&self, records: Vec<InputRecord>, next: Next) -> Stage {
-        let batch = Batch { records, next };
-        if self.has(Guard::AckAfterCommit) { Stage::Commit(batch) } else { Stage::Ack(batch) }
+        Self::done(&Stage::Claim(above), own, answer)
     }
 
     /// Whether reading the stream changes anything.
@@ -281,96 +211,33 @@ impl Protocol {
 
     fn read(&self, state: &mut State, shard: usize, own: &mut Own) -> Option<bool> {
         let input = &mut state.redis.inputs[shard];
-        if self.has(Guard::FenceOnRead) {
-            match self.compare_fence(input, own.fence) {
-                FenceResult::Same => {}
-                FenceResult::Raised if !self.has(Guard::ReclaimAgain) => return Some(true),
-                FenceResult::Raised => {
-                    own.stage = Stage::Prepare;
-                    return Some(true);
-                }
-                FenceResult::Higher(above) => return self.found_higher(own, above),
-            }
+        let answer = steps::read(self.guards(), input, own, self.config.batch);
+        if answer != Answer::Nothing {
+            return Self::done(&Stage::Read, own, answer);
         }
-        if self.rewound(input, own) {
-            own.stage = Stage::Prepare;
-            return Some(true);
-        }
-        let records = self.first_entries(input.entries.iter().filter(|entry| entry.sid > input.delivered));
-        let Some(last) = records.last() else {
-            let next = self.after_end(input, own);
-            let done = next.is_some();
-            own.stage = next.unwrap_or(Stage::Read);
-            return Some(done);
-        };
-        input.delivered = last.sid;
-        let mut sids: Vec<u8> = records.iter().map(|entry| entry.sid).collect();
-        sids.dedup();
-        input.pending.extend(sids);
-        own.stage = self.with_batch(records, Next::Read);
-        Some(true)
+        let next = self.after_end(input, own);
+        let done = next.is_some();
+        own.stage = next.unwrap_or(Stage::Read);
+        Some(done)
     }
 
     fn ack(&self, state: &mut State, shard: usize, own: &mut Own, batch: Batch) -> Option<bool> {
-        let input = &mut state.redis.inputs[shard];
-        if self.has(Guard::FenceOnAck) {
-            match self.compare_fence(input, own.fence) {
-                FenceResult::Same => {}
-                FenceResult::Raised => {
-                    own.stage = Stage::Prepare;
-                    return Some(true);
-                }
-                FenceResult::Higher(above) => return self.found_higher(own, above),
-            }
-        }
-        if self.rewound(input, own) {
-            own.stage = Stage::Prepare;
-            return Some(true);
-        }
-        let mut all = true;
-        for entry in batch.records.iter().filter(|record| record.index == 0) {
-            let Some(at) = input.pending.iter().position(|sid| *sid == entry.sid) else {
-                all = false;
-                continue;
-            };
-            input.pending.remove(at);
-            let acked = input.entries.iter().filter(|there| there.sid == entry.sid);
+        let (before, observer) = (own.stage.clone(), &mut state.observer);
+        let observe = |input: &Input, sid: u8| {
+            let acked = input.entries.iter().filter(|there| there.sid == sid);
             let acked = acked.fold(0, |all, there| all | 1 << there.uid);
-            state.observer.acked_uncommitted |= acked & !state.observer.decided != 0;
-        }
-        if !all && self.has(Guard::NoticeRedisRewind) {
-            own.stage = Stage::Prepare;
-            return Some(true);
-        }
-        // By the group: up to the lowest pending id, else just above the last delivered one.
-        let keep = input.pending.iter().copied().min().unwrap_or(input.delivered + 1);
-        input.entries.retain(|entry| entry.sid >= keep);
-        self.set_watermarks(state, shard, own);
-        let next = batch.next;
-        own.stage = match next {
-            _ if !self.has(Guard::AckAfterCommit) && !batch.records.is_empty() => Stage::Commit(batch),
-            Next::Claim(above) => Stage::Claim(above),
-            Next::Read => Stage::Read,
+            observer.acked_uncommitted |= acked & !observer.decided != 0;
         };
-        Some(true)
+        let answer = steps::ack(self.guards(), &mut state.redis.inputs[shard], own, batch, observe);
+        if answer == Answer::Done {
+            self.note_compared(state, shard, own);
+        }
+        Self::done(&before, own, answer)
     }
 
     /// Whether Redis has lost an ack of this owner.
     pub(crate) fn rewound(&self, input: &Input, own: &Own) -> bool {
-        let lower = |own: [u8; 3]| input.watermarks.iter().zip(own).any(|(here, own)| *here < own);
-        let other = self.has(Guard::CompareAcknowledged) && input.acknowledged != own.acknowledged;
-        self.has(Guard::NoticeRedisRewind) && own.watermarks.is_some_and(|known| other || lower(known))
-    }
-
-    fn set_watermarks(&self, state: &mut State, shard: usize, own: &mut Own) {
-        let input = &mut state.redis.inputs[shard];
-        for (watermark, number) in input.watermarks.iter_mut().zip(own.numbers) {
-            *watermark = number.max(*watermark);
-        }
-        input.acknowledged = own.accounted;
-        own.watermarks = Some(input.watermarks);
-        own.acknowledged = own.accounted;
-        self.note_compared(state, shard, own);
+        steps::is_rewound(self.guards(), input, own)
     }
 
     /// Notes, for the observer, that the watermarks have all that is committed.

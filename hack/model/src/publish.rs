@@ -1,9 +1,9 @@
 //! Publishers: fetch the row behind the cursor, append it.
 
 use crate::{
-    guards::Guard,
     protocol::Protocol,
     state::{Cursor, Notice, Own, Row, State, Worker},
+    steps,
 };
 
 impl Protocol {
@@ -21,7 +21,7 @@ impl Protocol {
         let watermarks = own.watermarks?;
         let cursor = cursor_of(state, it.active[usize::from(sink)], sink)?;
         let at = cursor.at[usize::from(shard)];
-        let below = |row: &&Row| row.seq > at && (row.seq <= watermarks[0] || !self.has(Guard::BelowWatermark));
+        let below = |row: &&Row| row.seq > at && steps::may_publish(self.config.guards, row.seq, watermarks[0]);
         let log = &state.postgres.shards[usize::from(shard)].log;
         let from_memory = own.recent.first().is_some_and(|first| first.seq <= at + 1);
         let row = if from_memory { own.recent.iter().find(below) } else { log.iter().find(below) };
@@ -39,9 +39,8 @@ impl Protocol {
         if answered {
             self.publisher(state, worker, shard, sink, None);
         }
-        let compare = self.has(Guard::CompareInAppend);
-        let unmoved =
-            cursor_of(state, target, sink).is_some_and(|cursor| cursor.at[usize::from(shard)] == at || !compare);
+        let is_unmoved = |cursor: &Cursor| steps::is_unmoved(self.config.guards, cursor.at[usize::from(shard)], at);
+        let unmoved = cursor_of(state, target, sink).is_some_and(is_unmoved);
         let Some((out, _)) = target.filter(|_| unmoved) else { return answered };
         let out = &mut state.redis.outs[usize::from(out)];
         if let Some(cursor) = &mut out.cursor {

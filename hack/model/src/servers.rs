@@ -1,25 +1,25 @@
 //! The state of the two servers. Postgres is rewound as a whole; Redis as a whole, or in parts.
 
-use crate::rollup::Rollup;
+use crate::{rollup::Rollup, steps::Head};
 
 /// The fence of an owner. Tokens are random: a new one equals no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct Fence {
+pub struct Fence<N = u8> {
     /// Rises with every owner, as far as the servers hold it.
-    pub epoch: u8,
+    pub epoch: N,
     /// Distinguishes two owners of the same epoch.
-    pub token: u8,
+    pub token: N,
 }
 
 /// A record of an entry of an input stream. The records of an entry are neighbours, with one stream id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct InputRecord {
+pub struct InputRecord<N = u8> {
     /// The stream id of its entry: may come again after a rewind of Redis.
-    pub sid: u8,
+    pub sid: N,
     /// Its index in the entry.
     pub index: u8,
     /// Its offset, from 1: may come again after a rewind of Redis. 0 where losses are not counted.
-    pub offset: u8,
+    pub offset: N,
     /// The number of its append over the whole run. For the observer only; no step may look at it.
     pub uid: u8,
     /// Which record.
@@ -160,6 +160,13 @@ impl Shard {
         [self.top, self.noted.len() as u8, self.last_dead_letter]
     }
 
+    /// The values that an owner compares.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        let (numbers, Self { fence, accounted, applied, version, .. }) = (self.numbers(), self);
+        Head { fence: *fence, numbers, accounted: *accounted, applied: *applied, version: *version }
+    }
+
     /// A dead letter.
     #[must_use]
     pub fn dead_letter(&self, number: u8) -> Option<&DeadLetter> {
@@ -199,25 +206,25 @@ pub struct Postgres {
 
 /// An input stream, its group, and the values beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct Input {
+pub struct Input<N = u8> {
     /// The last stream id given.
-    pub last: u8,
+    pub last: N,
     /// The records of the entries that are not trimmed.
-    pub entries: Vec<InputRecord>,
+    pub entries: Vec<InputRecord<N>>,
     /// The group's last delivered id.
-    pub delivered: u8,
+    pub delivered: N,
     /// Delivered and not acknowledged. The consumer has no part in it: an owner reclaims all.
-    pub pending: Vec<u8>,
+    pub pending: Vec<N>,
     /// The fence.
-    pub fence: Fence,
+    pub fence: Fence<N>,
     /// The watermarks: the highest committed numbers that an ack carried.
-    pub watermarks: [u8; 3],
+    pub watermarks: [N; 3],
     /// The offset of the last record that was appended.
-    pub appended: u8,
+    pub appended: N,
     /// The offset up to which records are applied or lost, as the last ack carried it.
-    pub acknowledged: u8,
+    pub acknowledged: N,
     /// By producer: number of records that it appended. Empty where losses are not counted.
-    pub by: Vec<u8>,
+    pub by: Vec<N>,
 }
 
 /// A notification: `<shard>-<seq>` and its content.

@@ -10,27 +10,27 @@ pub use crate::servers::{
 
 /// The next step of an owner with its shard.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Stage {
+pub enum Stage<N = u8> {
     /// Set the fence beside the stream, read the watermarks.
     Prepare,
     /// Raise the epoch above this one.
-    Raise(u8),
+    Raise(N),
     /// Read the cursors; the watermarks were these.
-    Cursors([u8; 3]),
+    Cursors([N; 3]),
     /// Compare the log with the watermarks and the highest cursor.
-    Compare([u8; 3], u8),
+    Compare([N; 3], N),
     /// Reclaim pending entries above this id.
-    Claim(u8),
+    Claim(N),
     /// Read new entries.
     Read,
     /// Decide and commit the batch in flight, alone or together with those of other shards.
-    Commit(Batch),
+    Commit(Batch<N>),
     /// The batch is in an open transaction, which has locked the shard's row.
-    Write(Batch, Vec<Decided>),
+    Write(Batch<N>, Vec<Decided>),
     /// Acknowledge the batch in flight.
-    Ack(Batch),
+    Ack(Batch<N>),
     /// The records above the accounted offset, up to this one, are lost: write that.
-    Lose(u8),
+    Lose(N),
     /// Compare these counts of Postgres with those of Redis.
     Reconcile(Account),
     /// Where the sum of the folded producers is the first number, add the second.
@@ -39,11 +39,11 @@ pub enum Stage {
 
 /// A batch in flight.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Batch {
+pub struct Batch<N = u8> {
     /// The records of its entries, which are whole.
-    pub records: Vec<InputRecord>,
+    pub records: Vec<InputRecord<N>>,
     /// How the owner continues.
-    pub next: Next,
+    pub next: Next<N>,
 }
 
 /// The counts of a shard in Postgres, as an owner read them.
@@ -61,9 +61,9 @@ pub struct Account {
 
 /// The stage of an owner after a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Next {
+pub enum Next<N = u8> {
     /// With pending entries above this id.
-    Claim(u8),
+    Claim(N),
     /// With new entries.
     Read,
 }
@@ -127,25 +127,25 @@ pub struct Discard {
 
 /// A shard that a worker owns, or did when it last looked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Own {
+pub struct Own<N = u8> {
     /// The fence that it presents.
-    pub fence: Fence,
+    pub fence: Fence<N>,
     /// The start of Postgres whose log it compared.
-    pub boot: u8,
+    pub boot: N,
     /// The shard's highest numbers as it last read them.
-    pub numbers: [u8; 3],
+    pub numbers: [N; 3],
     /// The applied entry as it last read or wrote it.
-    pub applied: u8,
+    pub applied: N,
     /// The watermarks as it last read them: its publishers publish up to there. None before the first comparison.
-    pub watermarks: Option<[u8; 3]>,
+    pub watermarks: Option<[N; 3]>,
     /// The accounted offset as it last read or wrote it.
-    pub accounted: u8,
+    pub accounted: N,
     /// The acknowledged offset as it last read or wrote it.
-    pub acknowledged: u8,
+    pub acknowledged: N,
     /// More records are accounted for than appended; these producers have not noted their counts since that was seen.
     pub surplus: Option<u8>,
     /// Its next step.
-    pub stage: Stage,
+    pub stage: Stage<N>,
     /// Recent commits: committed rows in memory.
     pub recent: Vec<Row>,
     /// By sink: the notification that its publisher appends next, and the position of the cursor as it read it.

@@ -6,6 +6,7 @@ use crate::{
     state::{
         Batch, DeadLetter, DeadLetterState, Decided, Decision, InputRecord, Noted, Own, Policy, Row, Shard, State,
     },
+    steps,
 };
 
 impl Protocol {
@@ -56,7 +57,7 @@ impl Protocol {
         self.count_in_rollup(row, version, first);
         row.version = version;
         if let Some(last) = batch.records.last() {
-            row.applied = if self.has(Guard::AppliedNeverFalls) { row.applied.max(last.sid) } else { last.sid };
+            row.applied = steps::applied(self.config.guards, row.applied, last.sid);
         }
         self.note_period(row, first);
         if self.config.faults.postgres_rewind > 0 {
@@ -99,17 +100,13 @@ impl Protocol {
         }
     }
 
-    /// Accounts for a record. Offsets that are missing before it are lost records: the stream has all records in order. A
-    /// rewound Redis gives offsets again: new records with such an offset count as the next ones.
+    /// Accounts for a record.
     fn account(&self, row: &mut Shard, input: InputRecord, decision: Decision) {
-        if !self.config.count {
-            return;
-        }
-        if input.offset > row.accounted {
-            row.lost += input.offset - row.accounted - 1;
-            row.accounted = input.offset;
-        } else if decision != Decision::Redelivered && self.has(Guard::CountOldOffsets) {
-            row.accounted += 1;
+        if self.config.count {
+            let is_redelivered = decision == Decision::Redelivered;
+            let (accounted, lost) = steps::account(self.config.guards, row.accounted, input.offset, is_redelivered);
+            row.accounted = accounted;
+            row.lost += lost;
         }
     }
 }

@@ -97,6 +97,7 @@ impl World {
     /// Starts servers, creates the pipeline, and starts its processes.
     pub(crate) async fn start(setup: Setup) -> anyhow::Result<Arc<Self>> {
         fs::create_dir_all(setup.dir.join("logs"))?;
+        fs::create_dir_all(setup.dir.join("traces"))?;
         // The user of Postgres needs to enter it.
         fs::set_permissions(&setup.dir, fs::Permissions::from_mode(0o711))?;
         let redis = Redis::start(&setup.dir).await?;

@@ -86,6 +86,8 @@ impl Slot {
             command.args(["--listen", &format!("127.0.0.1:{}", self.port)]);
         }
         command.env_clear().envs(world.environment(redis, postgres, how.role.unwrap_or(OWNER)));
+        let trace = world.setup.dir.join(format!("traces/{n:05}-{}.jsonl", self.name));
+        command.env("MILLRACE_PROTOCOL_TRACE", trace);
         command.envs(how.environment.iter().map(|(name, value)| (*name, value.as_str())));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
         self.child = Some(command.spawn().context("setpriv")?);
