@@ -22,6 +22,7 @@ use crate::{
     plan::{Fault, Harm, Kind, Plan},
     read::{Readers, whole_stream},
     report::Report,
+    traces::Traces,
     world::{ADDED, SINKS, Setup, World, postgres},
 };
 
@@ -90,16 +91,18 @@ struct PipelineRun {
     stage: Stage,
     readers: Readers,
     check: Check,
+    traces: Traces,
     base: Option<(u64, u64)>,
 }
 
 impl PipelineRun {
     async fn start(orders: &Orders, dir: PathBuf, n: u64) -> anyhow::Result<Self> {
+        let traces = Traces::new(dir.join("traces"));
         let world = World::start(Setup { dir, ..orders.setup.clone() }).await?;
         let readers = Readers::start(world.redis.lock().await.port).await?;
         let load = Load::new(orders.seed.wrapping_add(n), world.urls().await?, orders.rate);
         let check = Check::new(&load);
-        Ok(Self { stage: Stage { world, load }, readers, check, base: None })
+        Ok(Self { stage: Stage { world, load }, readers, check, traces, base: None })
     }
 
     /// One round. False: the pipeline does not become idle and cannot be used any more, or something is wrong and the
@@ -126,6 +129,7 @@ impl PipelineRun {
                 false
             }
         };
+        self.check_trace(round, faults, report);
         self.check_memory(round, report).await;
         for (wrong, detail) in self.stage.world.take_found() {
             self.wrong(round, wrong, detail);
@@ -282,6 +286,18 @@ impl PipelineRun {
     fn wrong(&mut self, round: u64, wrong: Wrong, detail: String) {
         self.check.round = round;
         self.check.wrong(wrong, || detail);
+    }
+
+    /// Each step of the protocol is one that the model allows.
+    fn check_trace(&mut self, round: u64, faults: &[Fault], report: &mut Report) {
+        match self.traces.judge(faults) {
+            Ok(judged) => {
+                report.judged.0 += judged.steps;
+                report.judged.1 += judged.unanswered;
+                report.judged_rounds += u64::from(judged.steps > 0);
+            }
+            Err(why) => self.wrong(round, Wrong::Rejected, why),
+        }
     }
 
     /// Processes return memory that they took.

@@ -13,6 +13,7 @@ mod load;
 mod plan;
 mod read;
 mod report;
+mod traces;
 mod world;
 
 use std::{

@@ -42,6 +42,9 @@ pub(crate) struct Report {
     pub(crate) lossy_rounds: u64,
     pub(crate) uncertain: u64,
     pub(crate) unsaid: u64,
+    /// Steps of the protocol that the model has judged; of them those without an answer; and rounds with such steps.
+    pub(crate) judged: (u64, u64),
+    pub(crate) judged_rounds: u64,
     /// Kinds of violations, with how often each was found.
     pub(crate) wrong: BTreeMap<Wrong, u64>,
     pub(crate) violations: Vec<Violation>,
@@ -134,6 +137,10 @@ impl Report {
             ("stuck", self.times(Wrong::Stuck)),
             ("memory not returned", self.times(Wrong::Memory)),
             ("not reported", self.times(Wrong::Unreported)),
+            ("steps of the protocol that the model has judged", self.judged.0),
+            ("of them without an answer", self.judged.1),
+            ("rounds whose trace was judged", self.judged_rounds),
+            ("traces rejected", self.times(Wrong::Rejected)),
         ] {
             let _ = writeln!(text, "| {what} | {number} |");
         }

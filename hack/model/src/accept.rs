@@ -3,7 +3,8 @@
 use crate::{
     guards::Guard,
     protocol::Protocol,
-    state::{InputRecord, Producer, Serve, State},
+    state::{Producer, Serve, State},
+    steps,
 };
 
 impl Protocol {
@@ -32,12 +33,9 @@ impl Protocol {
     fn append(&self, state: &mut State, client: u8, records: &[u8]) -> (u16, u8) {
         let input = &mut state.redis.inputs[self.shard_of(records[0])];
         let serve = state.serve.get(usize::from(client));
-        if let Some(serve) = serve {
-            let by = &mut input.by[usize::from(serve.producer)];
-            if self.has(Guard::RaiseInAppend) && serve.appended > *by {
-                input.appended += serve.appended - *by;
-                *by = serve.appended;
-            }
+        let producer = serve.map(|serve| usize::from(serve.producer));
+        if let (Some(serve), Some(producer)) = (serve, producer) {
+            steps::raise_in_append(self.config.guards, input, producer, serve.appended);
         }
         input.last += 1;
         let mut uids = 0;
@@ -45,12 +43,7 @@ impl Protocol {
             let uid = state.observer.appended;
             state.observer.appended += 1;
             uids |= 1 << uid;
-            if let Some(serve) = serve {
-                input.appended += 1;
-                input.by[usize::from(serve.producer)] += 1;
-            }
-            let (sid, offset) = (input.last, input.appended);
-            input.entries.push(InputRecord { sid, index, offset, uid, record: *record, replay_of: 0 });
+            steps::append(input, producer, (input.last, index), (uid, *record, 0));
         }
         (uids, serve.map_or(0, |serve| input.by[usize::from(serve.producer)]))
     }

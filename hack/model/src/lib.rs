@@ -1,5 +1,5 @@
 //! The protocol of ownership, epochs, transactions, acks, the log, the id ledger, dead letters and the sinks' cursors, as a
-//! model that is checked exhaustively for small sizes. No other crate links it. Read it to learn the protocol: each step is
+//! model that is checked exhaustively for small sizes. `hack/faults` links it to judge protocol traces ([`replay`]). Read it to learn the protocol: each step is
 //! one script, one transaction, or one statement of it.
 //!
 //! # The way of a record
@@ -108,6 +108,7 @@ pub mod normalise;
 pub mod own;
 pub mod protocol;
 pub mod publish;
+pub mod replay;
 pub mod rollup;
 pub mod servers;
 pub mod sinks;

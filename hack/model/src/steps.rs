@@ -95,6 +95,31 @@ pub fn raise<N: Number>(fence: &mut Fence<N>, above: N) -> Fence<N> {
     *fence
 }
 
+/// Raises the counts of a rewound Redis to the one that a producer knows, so that offsets are not given again.
+pub fn raise_in_append<N: Number>(guards: Guards, input: &mut Input<N>, producer: usize, known: N) {
+    let by = &mut input.by[producer];
+    if guards.has(Guard::RaiseInAppend) && known > *by {
+        input.appended = input.appended + known - *by;
+        *by = known;
+    }
+}
+
+/// Appends a record at a place: it gets the next offset, where offsets are counted. Its uid, content, and what it replays
+/// are as given.
+pub fn append<N: Number>(
+    input: &mut Input<N>,
+    producer: Option<usize>,
+    (sid, index): (N, u8),
+    (uid, record, replay_of): (u8, u8, u8),
+) {
+    if let Some(producer) = producer {
+        input.appended = input.appended + N::from(1);
+        input.by[producer] = input.by[producer] + N::from(1);
+    }
+    let offset = input.appended;
+    input.entries.push(InputRecord { sid, index, offset, uid, record, replay_of });
+}
+
 /// The fence first: after it no older owner's ack moves the watermarks that this script returns.
 pub fn prepare<N: Number>(guards: Guards, input: &mut Input<N>, own: &mut Own<N>) -> Answer<N> {
     if let Answer::Higher(above) = compare_fence(guards, input, own.fence) {

@@ -17,6 +17,7 @@ impl Shard {
         let active_manifest = context.active_manifest.borrow().clone();
         // Sets the lease first, so that no earlier owner acknowledges any more.
         let prepared = self.input.prepare(&lease, active_manifest.manifest.annotation(ADOPT)).await?;
+        let compare = protocol_trace::begin(self.shard.get(), "compare", || lease.facts());
         let mut log = context.store.progress_of(self.shard).await?;
         if !context.store.knows_policy(active_manifest.policy.version, &active_manifest.manifest.spec).await? {
             // The task that follows the manifest registers it again, or continues with a stored version.
@@ -44,7 +45,7 @@ impl Shard {
         let watermarks = prepared.acknowledged.watermarks.min(log.watermarks);
         self.acknowledged = Acknowledged { watermarks, ..prepared.acknowledged };
         self.log = log;
-        protocol_trace::begin(self.shard.get(), "compare", || format!("{},{}", lease.facts(), log.facts())).is("done");
+        compare.end("done", || log.facts());
         // Rows in memory can be of a Postgres that was rewound: publishers read the log until there are new ones.
         self.recent.reset(watermarks);
         self.reconciler.restart();

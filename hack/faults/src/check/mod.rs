@@ -54,6 +54,8 @@ pub(crate) enum Wrong {
     Memory,
     /// A problem is not reported, or reported where there is none.
     Unreported,
+    /// A step of the protocol that the model does not allow.
+    Rejected,
 }
 
 /// A violation, found in a round.

@@ -1,0 +1,87 @@
+//! Replays the protocol trace of a real run: each of its steps is judged by the model's step ([`crate::steps`]).
+//!
+//! A trace is accepted if its steps have an order in which each of them fits. Which steps there are, and what happens to
+//! one without an answer, is in docs/decisions/0020.
+
+mod postgres;
+mod redis;
+mod search;
+mod shard;
+pub mod trace;
+
+use std::{collections::BTreeMap, fmt};
+
+use search::Search;
+pub use shard::Disturbed;
+use trace::{Process, Step};
+
+/// How many steps were taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Judged {
+    /// Those that have an answer.
+    pub steps: u64,
+    /// Those without an answer that have taken effect.
+    pub unanswered: u64,
+}
+
+/// The first step of a trace that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// Its shard.
+    pub shard: u16,
+    /// The step.
+    pub step: String,
+    /// The reason.
+    pub why: String,
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "shard {}: {}; the step was {}", self.shard, self.why, self.step)
+    }
+}
+
+/// The replay of one pipeline, from its first step on.
+#[derive(Debug, Default)]
+pub struct Replay {
+    processes: BTreeMap<usize, Process>,
+    steps: Vec<Step>,
+    /// How many of the steps are in a queue, or taken.
+    queued: usize,
+    shards: BTreeMap<u16, Search>,
+}
+
+impl Replay {
+    /// Adds what a process wrote since the last call.
+    ///
+    /// # Errors
+    /// A line that is none of a trace.
+    pub fn read(&mut self, process: usize, text: &str) -> Result<(), String> {
+        self.processes.entry(process).or_default().read(process, text, &mut self.steps)
+    }
+
+    /// Adds steps.
+    pub fn add(&mut self, steps: impl IntoIterator<Item = Step>) {
+        self.steps.extend(steps);
+    }
+
+    /// Judges all steps that were added. `disturbed`: what faults may have done to the servers meanwhile.
+    ///
+    /// # Errors
+    /// The first step that does not fit. The replay cannot continue behind it, but with more lines of the same steps.
+    pub fn judge(&mut self, disturbed: Disturbed) -> Result<Judged, Rejected> {
+        for at in self.queued..self.steps.len() {
+            let step = &self.steps[at];
+            let search = self.shards.entry(step.shard).or_insert_with(Search::new);
+            search.queues.entry(step.process).or_default().push(at);
+        }
+        self.queued = self.steps.len();
+        let mut sum = Judged::default();
+        for search in self.shards.values_mut() {
+            let judged = search.run(&mut self.steps, disturbed)?;
+            sum.steps += judged.steps;
+            sum.unanswered += judged.unanswered;
+        }
+        Ok(sum)
+    }
+}

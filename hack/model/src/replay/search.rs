@@ -1,0 +1,253 @@
+//! The order of a shard's steps over both servers: one that every step fits in, if there is one.
+//!
+//! Steps of one process come in the order of its lines, as far as one was answered before the other was sent. Across
+//! processes only the values decide. Must never take a step without an answer where one with an answer fits.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Judged, Rejected,
+    shard::{Disturbed, Shard, Why},
+    trace::{Answered, Number, Sent, Step, Word},
+};
+
+/// Most steps without an answer that are taken together.
+const TOGETHER: usize = 3;
+
+/// The steps of a shard that are not taken yet, and its state.
+#[derive(Debug)]
+pub(super) struct Search {
+    pub(super) state: Shard,
+    /// By process, in the order of its lines: places among the steps.
+    pub(super) queues: BTreeMap<usize, Vec<usize>>,
+}
+
+/// What comes next.
+enum Next {
+    /// This step was taken.
+    Taken(usize),
+    /// No step with an answer is left.
+    Nothing,
+    /// None fits; this one of the lowest epoch should, but for this reason.
+    Stuck(usize, Why),
+}
+
+impl Search {
+    pub(super) fn new() -> Self {
+        Self { state: Shard::new(), queues: BTreeMap::new() }
+    }
+
+    /// Takes all steps that have an answer.
+    pub(super) fn run(&mut self, steps: &mut [Step], disturbed: Disturbed) -> Result<Judged, Rejected> {
+        self.state.disturbed = disturbed;
+        self.find_unanswered_appends(steps);
+        let mut judged = Judged::default();
+        loop {
+            match self.next(steps) {
+                Next::Taken(at) => {
+                    judged.steps += 1;
+                    self.remove(steps, at);
+                }
+                Next::Nothing => return Ok(judged),
+                Next::Stuck(at, why) => {
+                    let taken = self.take_unanswered(steps).or_else(|| self.rewind(steps, disturbed));
+                    let Some(taken) = taken else {
+                        let step = &steps[at];
+                        let (sent, answer) = (&step.sent, &step.answer);
+                        let step = format!("process {}, line {}: {sent:?}: {answer:?}", step.process, step.lines.0);
+                        return Err(Rejected { shard: steps[at].shard, step, why });
+                    };
+                    judged.unanswered += taken.len() as u64;
+                    taken.into_iter().for_each(|at| self.remove(steps, at));
+                }
+            }
+        }
+    }
+
+    fn remove(&mut self, steps: &mut [Step], at: usize) {
+        if let Some(queue) = self.queues.get_mut(&steps[at].process) {
+            queue.retain(|there| *there != at);
+        }
+        // What it held is in the state now.
+        if let Some(answer) = &mut steps[at].answer {
+            (answer.entries, answer.ids) = (Vec::new(), Vec::new());
+        }
+    }
+
+    /// The steps that may come next: no other one of their process was answered before they were sent.
+    fn candidates(&self, steps: &[Step]) -> Vec<usize> {
+        let mut found = Vec::new();
+        for queue in self.queues.values() {
+            let mut first_answer = usize::MAX;
+            for at in queue.iter().copied() {
+                if steps[at].lines.0 > first_answer {
+                    break;
+                }
+                found.push(at);
+                first_answer = first_answer.min(steps[at].lines.1.unwrap_or(usize::MAX));
+            }
+        }
+        found
+    }
+
+    fn next(&mut self, steps: &[Step]) -> Next {
+        let mut found = self.candidates(steps);
+        found.retain(|at| steps[*at].answer.is_some());
+        let (mut appends, mut others): (Vec<_>, Vec<_>) = found.into_iter().partition(|at| is_append(&steps[*at]));
+        appends.sort_by_key(|at| steps[*at].answer.as_ref().and_then(|answer| answer.ids.first().copied()));
+        // Lower epochs first: a higher one shows that they are over.
+        others.sort_by_key(|at| (epoch(&steps[*at]), *at));
+        let mut stuck = None;
+        for at in others.iter().copied() {
+            match self.fits(&steps[at]) {
+                Ok(state) => {
+                    self.state = state;
+                    return Next::Taken(at);
+                }
+                Err(why) => {
+                    if let Some(append) =
+                        appends.first().copied().filter(|append| self.awaits(&steps[at], &steps[*append]))
+                        && let Ok(state) = self.fits(&steps[append])
+                    {
+                        self.state = state;
+                        return Next::Taken(append);
+                    }
+                    stuck = stuck.or(Some((at, why)));
+                }
+            }
+        }
+        if let Some((at, why)) = stuck {
+            return Next::Stuck(at, why);
+        }
+        let Some(at) = appends.first().copied() else { return Next::Nothing };
+        match self.fits(&steps[at]) {
+            Ok(state) => {
+                self.state = state;
+                Next::Taken(at)
+            }
+            Err(why) => Next::Stuck(at, why),
+        }
+    }
+
+    fn fits(&self, step: &Step) -> Result<Shard, Why> {
+        let mut state = self.state.clone();
+        let answer = step.answer.as_ref().ok_or("it has no answer")?;
+        state.take(step, answer).map(|()| state)
+    }
+
+    /// Whether a step shows that an append came before it.
+    fn awaits(&self, step: &Step, append: &Step) -> bool {
+        let (Some(answer), Some(appended)) = (&step.answer, &append.answer) else { return false };
+        let id = appended.ids.first().copied().unwrap_or_default();
+        let reads = matches!(step.sent, Sent::Claim { .. } | Sent::Turn { .. } | Sent::Reconcile { .. });
+        let is_read = answer.entries.last().is_some_and(|last| last[0] >= id);
+        reads && (is_read || answer.appended.0 > self.state.input.appended)
+    }
+
+    /// Takes steps without an answer, as few as possible, so that one with an answer fits.
+    fn take_unanswered(&mut self, steps: &[Step]) -> Option<Vec<usize>> {
+        let mut open = self.candidates(steps);
+        open.retain(|at| steps[*at].answer.is_none());
+        let mut chosen: Vec<Vec<usize>> = vec![Vec::new()];
+        for _ in 0..TOGETHER {
+            let longer = |some: &Vec<usize>| {
+                let last = some.last().copied();
+                let more = open.iter().copied().filter(move |at| last.is_none_or(|last| *at > last));
+                more.map(|at| some.iter().copied().chain([at]).collect()).collect::<Vec<Vec<usize>>>()
+            };
+            chosen = chosen.iter().flat_map(longer).collect();
+            for some in &chosen {
+                let mut tried = Self { state: self.state.clone(), queues: self.queues.clone() };
+                if some.iter().all(|at| tried.state.take_unanswered(&steps[*at]).is_ok()) && tried.continues(steps) {
+                    // The step that fits is taken next.
+                    let mut state = self.state.clone();
+                    some.iter().for_each(|at| drop(state.take_unanswered(&steps[*at])));
+                    self.state = state;
+                    return Some(some.clone());
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether a step fits.
+    fn continues(&mut self, steps: &[Step]) -> bool {
+        matches!(self.next(steps), Next::Taken(at) if !is_append(&steps[at]))
+    }
+
+    /// A server was rewound, where a fault may have done so.
+    fn rewind(&mut self, steps: &[Step], disturbed: Disturbed) -> Option<Vec<usize>> {
+        let before = self.state.clone();
+        for (redis, postgres) in [(true, false), (false, true), (true, true)] {
+            if redis && !disturbed.redis || postgres && !disturbed.postgres {
+                continue;
+            }
+            let mut tried = Self { state: before.clone(), queues: self.queues.clone() };
+            [(redis, true), (postgres, false)]
+                .into_iter()
+                .filter(|(does, _)| *does)
+                .for_each(|(_, which)| tried.state.rewind(which));
+            let rewound = tried.state.clone();
+            if tried.continues(steps) {
+                self.state = rewound;
+                return Some(Vec::new());
+            }
+        }
+        None
+    }
+
+    /// Finds the ids of appends without an answer: those that were read, and that no other append has.
+    fn find_unanswered_appends(&mut self, steps: &mut [Step]) {
+        let places: Vec<usize> = self.queues.values().flatten().copied().collect();
+        let mut seen: BTreeMap<Number, u128> = BTreeMap::new();
+        for at in &places {
+            let entries = steps[*at].answer.iter().flat_map(|answer| &answer.entries);
+            seen.extend(entries.filter(|entry| entry[1].0 > 0).map(|entry| (entry[0], entry[2].0 - entry[1].0 + 1)));
+        }
+        let answers = places.iter().filter_map(|at| steps[*at].answer.as_ref());
+        let mut known: BTreeSet<Number> = answers.flat_map(|answer| &answer.ids).copied().collect();
+        known.extend(self.state.input.entries.iter().map(|entry| Number(entry.sid)));
+        seen.retain(|id, _| !known.contains(id) && id.0 > self.state.input.delivered);
+        for at in places {
+            let Sent::Append { counts, producer, .. } = &steps[at].sent else { continue };
+            if steps[at].answer.is_some() {
+                continue;
+            }
+            self.state.uncounted.insert(producer.clone());
+            let ids: Vec<(Number, u128)> = seen.iter().map(|(id, count)| (*id, *count)).collect();
+            let is_it = |ids: &&[(Number, u128)]| {
+                ids.iter().zip(counts).all(|((_, there), count)| *there == u128::from(*count))
+            };
+            if let Some(found) = ids.windows(counts.len().max(1)).find(is_it) {
+                let ids: Vec<Number> = found.iter().map(|(id, _)| *id).collect();
+                seen.retain(|id, _| !ids.contains(id));
+                steps[at].answer = Some(Answered { result: Word::Done, ids, ..Answered::default() });
+            }
+        }
+    }
+}
+
+fn is_append(step: &Step) -> bool {
+    matches!(step.sent, Sent::Append { .. })
+}
+
+/// The epoch of a step's owner. A publisher follows its owner's acknowledgements, whatever the epoch.
+fn epoch(step: &Step) -> Number {
+    match &step.sent {
+        Sent::Take { .. } => step.answer.as_ref().map(|answer| answer.epoch).unwrap_or_default(),
+        Sent::Raise { epoch, .. }
+        | Sent::Release { epoch, .. }
+        | Sent::Policy { epoch, .. }
+        | Sent::Account { epoch, .. }
+        | Sent::Compare { epoch, .. }
+        | Sent::Skip { epoch, .. }
+        | Sent::Lose { epoch, .. }
+        | Sent::Left { epoch, .. }
+        | Sent::Commit { epoch, .. }
+        | Sent::Prepare { epoch, .. }
+        | Sent::Claim { epoch, .. }
+        | Sent::Turn { epoch, .. }
+        | Sent::Reconcile { epoch, .. } => *epoch,
+        Sent::Append { .. } | Sent::Publish { .. } => Number(0),
+    }
+}

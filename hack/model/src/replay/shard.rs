@@ -1,0 +1,220 @@
+//! The state of one shard in a replay: both servers, the owners, and which step fits.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::trace::{Answered, Number, Sent, Step, Word};
+use crate::{
+    guards::Guards,
+    state::{Fence, Input, InputRecord, Own, Stage},
+    steps::Head,
+};
+
+/// The numbers of a real run.
+pub(super) type N = u128;
+/// Why a step does not fit.
+pub(super) type Why = String;
+
+/// What faults of a round may do to the servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Disturbed {
+    /// Redis is rewound, loses keys, or is written into by another program.
+    pub redis: bool,
+    /// Postgres is rewound.
+    pub postgres: bool,
+}
+
+/// An owner.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    pub(super) own: Own<N>,
+    /// Its process.
+    pub(super) process: usize,
+    /// Records that were read and are not in the batch.
+    pub(super) rest: Vec<InputRecord<N>>,
+    /// The claim that returned the batch has found nothing behind it.
+    pub(super) claimed_all: bool,
+    /// The highest numbers that its publishers may publish.
+    pub(super) publishable: [N; 3],
+}
+
+/// The state of one shard.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Shard {
+    pub(super) guards: Option<Guards>,
+    pub(super) head: Head<N>,
+    /// Whether fence and numbers of the row are those of `head`: not behind a rewind, until a step shows them.
+    pub(super) is_fence_known: bool,
+    pub(super) is_head_known: bool,
+    pub(super) input: Input<N>,
+    /// As above, of the values beside the stream, and of the stream with its group.
+    pub(super) is_beside_known: bool,
+    pub(super) is_stream_known: bool,
+    pub(super) has_group: bool,
+    /// The last id of the stream when it was found at its end in an unknown state.
+    pub(super) known_from: N,
+    /// Redis was rewound in an earlier round, or may be in this one: offsets may come again.
+    pub(super) was_rewound: bool,
+    /// By producer: its place in the counts.
+    pub(super) producers: BTreeMap<String, usize>,
+    /// Producers with an append of unknown outcome: their count may be higher.
+    pub(super) uncounted: BTreeSet<String>,
+    /// A read of unknown outcome may have delivered entries.
+    pub(super) may_be_delivered: bool,
+    pub(super) owners: BTreeMap<N, Held>,
+    /// By sink, generation and sequence.
+    pub(super) cursors: BTreeMap<(String, String, usize), N>,
+    pub(super) disturbed: Disturbed,
+}
+
+/// Fails with a reason unless a condition holds.
+macro_rules! ensure {
+    ($holds:expr, $($why:tt)+) => {
+        if !$holds {
+            return Err(format!($($why)+));
+        }
+    };
+}
+pub(super) use ensure;
+
+impl Shard {
+    /// The shard of a new pipeline.
+    pub(super) fn new() -> Self {
+        let known = Self { is_fence_known: true, is_head_known: true, is_beside_known: true, ..Self::default() };
+        Self { is_stream_known: true, ..known }
+    }
+
+    pub(super) fn guards(&self) -> Guards {
+        self.guards.unwrap_or(Guards::ALL)
+    }
+
+    /// Forgets the state of Redis, or of Postgres.
+    pub(super) fn rewind(&mut self, redis: bool) {
+        if redis {
+            (self.is_beside_known, self.is_stream_known, self.was_rewound) = (false, false, true);
+            self.cursors.clear();
+        } else {
+            (self.is_fence_known, self.is_head_known) = (false, false);
+        }
+    }
+
+    /// Takes a step that has an answer, if it fits.
+    pub(super) fn take(&mut self, step: &Step, answer: &Answered) -> Result<(), Why> {
+        match &step.sent {
+            Sent::Take { token } => self.taken(token.0, step.process, answer),
+            Sent::Raise { token, above, .. } => self.raised(token.0, above.0, answer),
+            Sent::Release { token, .. } => self.released(token.0),
+            Sent::Policy { token, version, .. } => self.policy(token.0, version.0),
+            Sent::Account { token, .. } => self.account(token.0, answer),
+            Sent::Compare { token, .. } => self.compared(token.0, answer),
+            Sent::Skip { token, numbers, .. } => self.skipped(token.0, numbers.map(|number| number.0), answer),
+            Sent::Lose { token, appended, .. } => self.lost(token.0, appended.0),
+            Sent::Left { token, version, own, .. } => self.left(token.0, version.0, own, answer.result),
+            Sent::Commit { .. } => self.committed(&step.sent),
+            Sent::Prepare { token, epoch } => self.prepared(token.0, epoch.0, answer),
+            Sent::Claim { token, known, start, .. } => self.claimed(token.0, known, start.0, answer),
+            Sent::Turn { token, known, acks, reads, .. } => self.turned(token.0, known, acks.as_ref(), *reads, answer),
+            Sent::Reconcile { token, known, .. } => self.reconciled(token.0, known, answer),
+            Sent::Append { producer, known, counts } => self.appended(producer, known.0, counts, answer),
+            Sent::Publish { .. } => self.published(step, answer),
+        }
+    }
+
+    /// Lets a step without an answer take effect, if it can. Its owner knows nothing of it.
+    pub(super) fn take_unanswered(&mut self, step: &Step) -> Result<(), Why> {
+        let owner = |token: &Number| self.owners.get(&token.0).cloned();
+        match &step.sent {
+            Sent::Take { token } => {
+                let epoch = Number(self.head.fence.epoch + 1);
+                self.taken(token.0, step.process, &Answered { epoch, ..Answered::default() })
+            }
+            Sent::Raise { token, above, .. } => {
+                let before = owner(token);
+                self.fenced_write(token.0)?;
+                crate::steps::raise(&mut self.head.fence, above.0);
+                self.restore(token.0, before);
+                Ok(())
+            }
+            Sent::Release { token, .. } => self.released(token.0),
+            Sent::Policy { token, version, .. } => self.policy(token.0, version.0),
+            Sent::Account { .. } | Sent::Compare { .. } | Sent::Left { .. } | Sent::Reconcile { .. } => {
+                Err("it has no effect".to_owned())
+            }
+            Sent::Skip { token, numbers, .. } => {
+                let before = owner(token);
+                self.fenced_write(token.0)?;
+                self.head.numbers =
+                    crate::steps::skip_to(self.guards(), self.head.numbers, numbers.map(|number| number.0));
+                self.restore(token.0, before);
+                Ok(())
+            }
+            Sent::Lose { token, appended, .. } => {
+                let before = owner(token);
+                self.lost(token.0, appended.0)?;
+                self.restore(token.0, before);
+                Ok(())
+            }
+            Sent::Commit { token, .. } => {
+                let before = owner(token);
+                self.committed(&step.sent)?;
+                self.restore(token.0, before);
+                Ok(())
+            }
+            Sent::Prepare { token, .. } => {
+                let before = owner(token);
+                self.set_fence(token.0)?;
+                self.restore(token.0, before);
+                Ok(())
+            }
+            Sent::Claim { .. } => Err("it has no effect".to_owned()),
+            Sent::Turn { token, acks, reads, .. } => {
+                let before = owner(token);
+                if let Some(acks) = acks {
+                    self.acked(token.0, acks)?;
+                }
+                self.may_be_delivered |= reads;
+                self.restore(token.0, before);
+                Ok(())
+            }
+            Sent::Append { producer, known, counts } => {
+                let ids = step.answer.as_ref().map(|answer| answer.ids.clone()).unwrap_or_default();
+                let answer = Answered { result: Word::Done, ids, ..Answered::default() };
+                self.appended(producer, known.0, counts, &answer)
+            }
+            Sent::Publish { upto, .. } => self.published(step, &Answered { cursor: *upto, ..Answered::default() }),
+        }
+    }
+
+    fn restore(&mut self, token: N, before: Option<Held>) {
+        if let Some(before) = before {
+            self.owners.insert(token, before);
+        }
+    }
+
+    /// The owner of a token. The replay of a known pipeline has seen each take.
+    pub(super) fn owner(&self, token: N) -> Result<&Held, Why> {
+        self.owners.get(&token).ok_or_else(|| "no owner has taken the shard with this token".to_owned())
+    }
+
+    /// Takes an owner out, for a step of it; the step puts it back.
+    pub(super) fn owner_of(&mut self, token: N) -> Result<Held, Why> {
+        self.owner(token).cloned()
+    }
+
+    pub(super) fn new_owner(&mut self, fence: Fence<N>, process: usize) {
+        let own = Own {
+            fence,
+            boot: 0,
+            numbers: [0; 3],
+            applied: 0,
+            watermarks: None,
+            accounted: 0,
+            acknowledged: 0,
+            surplus: None,
+            stage: Stage::Prepare,
+            recent: Vec::new(),
+            publishers: Vec::new(),
+        };
+        let held = Held { own, process, rest: Vec::new(), claimed_all: false, publishable: [0; 3] };
+        self.owners.insert(fence.token, held);
+    }
+}
