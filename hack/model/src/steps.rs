@@ -195,10 +195,10 @@ pub fn claim<N: Number>(guards: Guards, input: &mut Input<N>, own: &mut Own<N>, 
 }
 
 /// The records of the first entries.
-fn first_entries<'a, N: Number>(most: usize, records: impl Iterator<Item = &'a InputRecord<N>>) -> Vec<InputRecord<N>>
-where
-    N: 'a,
-{
+fn first_entries<'a, N: Number + 'a>(
+    most: usize,
+    records: impl Iterator<Item = &'a InputRecord<N>>,
+) -> Vec<InputRecord<N>> {
     let mut batch: Vec<InputRecord<N>> = Vec::new();
     let mut entries = 0;
     for record in records {

@@ -2,7 +2,7 @@
 
 use super::{
     shard::{Held, N, Shard, Why, ensure},
-    trace::{Answered, Progress, Sent, Word},
+    trace::{Answered, Number, Progress, Sent, Word},
 };
 use crate::{
     state::{Batch, Fence, InputRecord, Own, Stage},
@@ -86,7 +86,7 @@ impl Shard {
             ..self.head
         };
         if self.is_head_known {
-            ensure!(found == self.head, "the row has {:?}", self.head);
+            ensure!(found == self.head, "the row has {}", row(&self.head));
         }
         (self.head, self.is_head_known) = (found, true);
         let highest: Vec<N> = watermarks.iter().zip(found.numbers).map(|(here, number)| number.min(*here)).collect();
@@ -149,7 +149,7 @@ impl Shard {
             (self.head, self.is_head_known) = (Head { fence: self.head.fence, ..before_head }, true);
         }
         let found = Head { fence: self.head.fence, version: self.head.version, ..before_head };
-        ensure!(found == self.head, "the row has {:?}", self.head);
+        ensure!(found == self.head, "the row has {}", row(&self.head));
         let mut held = self.owner_of(token.0)?;
         let is_restarted = held.own.boot != before.server.0;
         let compared = steps::compare_row(self.guards(), &self.head, &held.own, is_restarted, version[1].0);
@@ -199,6 +199,12 @@ impl Shard {
         ensure!(is_right, "the account behind it is {accounted}");
         Ok(())
     }
+}
+
+/// A row, for a reason.
+fn row(head: &Head<N>) -> String {
+    let [epoch, accounted, applied] = [head.fence.epoch, head.accounted, head.applied].map(Number);
+    format!("epoch {epoch:?}, numbers {:?}, account {accounted:?}, applied entry {applied:?}", head.numbers)
 }
 
 /// Whether an owner has left the log there.

@@ -1,7 +1,7 @@
 //! The order of a shard's steps over both servers: one that every step fits in, if there is one.
 //!
 //! Steps of one process come in the order of its lines, as far as one was answered before the other was sent. Across
-//! processes only the values decide. Must never take a step without an answer where one with an answer fits.
+//! processes only the values decide. Must never take a step without an answer where the next one with an answer fits.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,8 +24,8 @@ pub(super) struct Search {
 
 /// What comes next.
 enum Next {
-    /// This step was taken.
-    Taken(usize),
+    /// This step was taken, behind so many without an answer, which are these.
+    Taken(usize, Vec<usize>),
     /// No step with an answer is left.
     Nothing,
     /// None fits; this one of the lowest epoch should, but for this reason.
@@ -44,21 +44,17 @@ impl Search {
         let mut judged = Judged::default();
         loop {
             match self.next(steps) {
-                Next::Taken(at) => {
+                Next::Taken(at, unanswered) => {
                     judged.steps += 1;
-                    self.remove(steps, at);
+                    judged.unanswered += unanswered.len() as u64;
+                    unanswered.into_iter().chain([at]).for_each(|at| self.remove(steps, at));
                 }
                 Next::Nothing => return Ok(judged),
+                Next::Stuck(_, _) if self.rewind(steps, disturbed) => {}
                 Next::Stuck(at, why) => {
-                    let taken = self.take_unanswered(steps).or_else(|| self.rewind(steps, disturbed));
-                    let Some(taken) = taken else {
-                        let step = &steps[at];
-                        let (sent, answer) = (&step.sent, &step.answer);
-                        let step = format!("process {}, line {}: {sent:?}: {answer:?}", step.process, step.lines.0);
-                        return Err(Rejected { shard: steps[at].shard, step, why });
-                    };
-                    judged.unanswered += taken.len() as u64;
-                    taken.into_iter().for_each(|at| self.remove(steps, at));
+                    let Step { shard, process, lines, sent, answer } = &steps[at];
+                    let step = format!("process {process}, line {}: {sent:?}: {answer:?}", lines.0);
+                    return Err(Rejected { shard: *shard, step, why });
                 }
             }
         }
@@ -91,42 +87,42 @@ impl Search {
     }
 
     fn next(&mut self, steps: &[Step]) -> Next {
-        let mut found = self.candidates(steps);
-        found.retain(|at| steps[*at].answer.is_some());
-        let (mut appends, mut others): (Vec<_>, Vec<_>) = found.into_iter().partition(|at| is_append(&steps[*at]));
+        let (answered, open): (Vec<_>, Vec<_>) =
+            self.candidates(steps).into_iter().partition(|at| steps[*at].answer.is_some());
+        let (mut appends, mut others): (Vec<_>, Vec<_>) = answered.into_iter().partition(|at| is_append(&steps[*at]));
         appends.sort_by_key(|at| steps[*at].answer.as_ref().and_then(|answer| answer.ids.first().copied()));
         // Lower epochs first: a higher one shows that they are over.
         others.sort_by_key(|at| (epoch(&steps[*at]), *at));
         let mut stuck = None;
-        for at in others.iter().copied() {
-            match self.fits(&steps[at]) {
-                Ok(state) => {
-                    self.state = state;
-                    return Next::Taken(at);
-                }
-                Err(why) => {
-                    if let Some(append) =
-                        appends.first().copied().filter(|append| self.awaits(&steps[at], &steps[*append]))
-                        && let Ok(state) = self.fits(&steps[append])
-                    {
-                        self.state = state;
-                        return Next::Taken(append);
-                    }
-                    stuck = stuck.or(Some((at, why)));
-                }
+        for at in others {
+            let why = match self.fits(&steps[at]) {
+                Ok(state) => return self.taken(state, at, Vec::new()),
+                Err(why) => why,
+            };
+            let append = appends.first().copied().filter(|append| self.awaits(&steps[at], &steps[*append]));
+            if let Some(append) = append
+                && let Ok(state) = self.fits(&steps[append])
+            {
+                return self.taken(state, append, Vec::new());
             }
-        }
-        if let Some((at, why)) = stuck {
-            return Next::Stuck(at, why);
-        }
-        let Some(at) = appends.first().copied() else { return Next::Nothing };
-        match self.fits(&steps[at]) {
-            Ok(state) => {
-                self.state = state;
-                Next::Taken(at)
+            if let Some((state, unanswered)) = self.fits_behind(steps, at, &open) {
+                return self.taken(state, at, unanswered);
             }
-            Err(why) => Next::Stuck(at, why),
+            stuck = stuck.or(Some((at, why)));
         }
+        match (stuck, appends.first().copied()) {
+            (Some((at, why)), _) => Next::Stuck(at, why),
+            (None, Some(at)) => match self.fits(&steps[at]) {
+                Ok(state) => self.taken(state, at, Vec::new()),
+                Err(why) => Next::Stuck(at, why),
+            },
+            (None, None) => Next::Nothing,
+        }
+    }
+
+    fn taken(&mut self, state: Shard, at: usize, unanswered: Vec<usize>) -> Next {
+        self.state = state;
+        Next::Taken(at, unanswered)
     }
 
     fn fits(&self, step: &Step) -> Result<Shard, Why> {
@@ -144,56 +140,51 @@ impl Search {
         reads && (is_read || answer.appended.0 > self.state.input.appended)
     }
 
-    /// Takes steps without an answer, as few as possible, so that one with an answer fits.
-    fn take_unanswered(&mut self, steps: &[Step]) -> Option<Vec<usize>> {
-        let mut open = self.candidates(steps);
-        open.retain(|at| steps[*at].answer.is_none());
-        let mut chosen: Vec<Vec<usize>> = vec![Vec::new()];
+    /// The state behind a step that fits only behind some without an answer: as few as possible.
+    fn fits_behind(&self, steps: &[Step], at: usize, open: &[usize]) -> Option<(Shard, Vec<usize>)> {
+        let mut chosen: Vec<(Shard, Vec<usize>)> = vec![(self.state.clone(), Vec::new())];
         for _ in 0..TOGETHER {
-            let longer = |some: &Vec<usize>| {
-                let last = some.last().copied();
-                let more = open.iter().copied().filter(move |at| last.is_none_or(|last| *at > last));
-                more.map(|at| some.iter().copied().chain([at]).collect()).collect::<Vec<Vec<usize>>>()
-            };
-            chosen = chosen.iter().flat_map(longer).collect();
-            for some in &chosen {
-                let mut tried = Self { state: self.state.clone(), queues: self.queues.clone() };
-                if some.iter().all(|at| tried.state.take_unanswered(&steps[*at]).is_ok()) && tried.continues(steps) {
-                    // The step that fits is taken next.
-                    let mut state = self.state.clone();
-                    some.iter().for_each(|at| drop(state.take_unanswered(&steps[*at])));
-                    self.state = state;
-                    return Some(some.clone());
+            let mut longer = Vec::new();
+            for (state, some) in &chosen {
+                for next in open.iter().copied().filter(|next| !some.contains(next)) {
+                    let mut state = state.clone();
+                    if state.take_unanswered(&steps[next]).is_err() {
+                        continue;
+                    }
+                    let some: Vec<usize> = some.iter().copied().chain([next]).collect();
+                    let mut behind = state.clone();
+                    let answer = steps[at].answer.as_ref()?;
+                    if behind.take(&steps[at], answer).is_ok() {
+                        return Some((behind, some));
+                    }
+                    longer.push((state, some));
                 }
             }
+            chosen = longer;
         }
         None
     }
 
-    /// Whether a step fits.
-    fn continues(&mut self, steps: &[Step]) -> bool {
-        matches!(self.next(steps), Next::Taken(at) if !is_append(&steps[at]))
-    }
-
-    /// A server was rewound, where a fault may have done so.
-    fn rewind(&mut self, steps: &[Step], disturbed: Disturbed) -> Option<Vec<usize>> {
-        let before = self.state.clone();
+    /// A server was rewound, where a fault may have done so, and a step fits behind it. False: neither.
+    fn rewind(&mut self, steps: &[Step], disturbed: Disturbed) -> bool {
         for (redis, postgres) in [(true, false), (false, true), (true, true)] {
             if redis && !disturbed.redis || postgres && !disturbed.postgres {
                 continue;
             }
-            let mut tried = Self { state: before.clone(), queues: self.queues.clone() };
-            [(redis, true), (postgres, false)]
-                .into_iter()
-                .filter(|(does, _)| *does)
-                .for_each(|(_, which)| tried.state.rewind(which));
-            let rewound = tried.state.clone();
-            if tried.continues(steps) {
+            let mut rewound = self.state.clone();
+            if redis {
+                rewound.rewind_redis();
+            }
+            if postgres {
+                rewound.rewind_postgres();
+            }
+            let mut tried = Self { state: rewound.clone(), queues: self.queues.clone() };
+            if matches!(tried.next(steps), Next::Taken(at, _) if !is_append(&steps[at])) {
                 self.state = rewound;
-                return Some(Vec::new());
+                return true;
             }
         }
-        None
+        false
     }
 
     /// Finds the ids of appends without an answer: those that were read, and that no other append has.

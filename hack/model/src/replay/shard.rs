@@ -6,7 +6,7 @@ use super::trace::{Answered, Number, Sent, Step, Word};
 use crate::{
     guards::Guards,
     state::{Fence, Input, InputRecord, Own, Stage},
-    steps::Head,
+    steps::{self, Head},
 };
 
 /// The numbers of a real run.
@@ -87,14 +87,15 @@ impl Shard {
         self.guards.unwrap_or(Guards::ALL)
     }
 
-    /// Forgets the state of Redis, or of Postgres.
-    pub(super) fn rewind(&mut self, redis: bool) {
-        if redis {
-            (self.is_beside_known, self.is_stream_known, self.was_rewound) = (false, false, true);
-            self.cursors.clear();
-        } else {
-            (self.is_fence_known, self.is_head_known) = (false, false);
-        }
+    /// Forgets the state of Redis.
+    pub(super) fn rewind_redis(&mut self) {
+        (self.is_beside_known, self.is_stream_known, self.was_rewound) = (false, false, true);
+        self.cursors.clear();
+    }
+
+    /// Forgets the state of Postgres.
+    pub(super) fn rewind_postgres(&mut self) {
+        (self.is_fence_known, self.is_head_known) = (false, false);
     }
 
     /// Takes a step that has an answer, if it fits.
@@ -130,7 +131,7 @@ impl Shard {
             Sent::Raise { token, above, .. } => {
                 let before = owner(token);
                 self.fenced_write(token.0)?;
-                crate::steps::raise(&mut self.head.fence, above.0);
+                steps::raise(&mut self.head.fence, above.0);
                 self.restore(token.0, before);
                 Ok(())
             }
@@ -139,23 +140,12 @@ impl Shard {
             Sent::Account { .. } | Sent::Compare { .. } | Sent::Left { .. } | Sent::Reconcile { .. } => {
                 Err("it has no effect".to_owned())
             }
-            Sent::Skip { token, numbers, .. } => {
-                let before = owner(token);
-                self.fenced_write(token.0)?;
-                self.head.numbers =
-                    crate::steps::skip_to(self.guards(), self.head.numbers, numbers.map(|number| number.0));
-                self.restore(token.0, before);
-                Ok(())
-            }
-            Sent::Lose { token, appended, .. } => {
-                let before = owner(token);
-                self.lost(token.0, appended.0)?;
-                self.restore(token.0, before);
-                Ok(())
-            }
-            Sent::Commit { token, .. } => {
-                let before = owner(token);
-                self.committed(&step.sent)?;
+            Sent::Skip { token, .. } | Sent::Lose { token, .. } | Sent::Commit { token, .. } => {
+                // It may have come before a fence that was set since: its values show that no other write did.
+                let (before, fence) = (owner(token), self.head.fence);
+                self.head.fence = self.owner(token.0)?.own.fence;
+                self.write_unanswered(step)?;
+                self.head.fence = fence;
                 self.restore(token.0, before);
                 Ok(())
             }
@@ -181,6 +171,18 @@ impl Shard {
                 self.appended(producer, known.0, counts, &answer)
             }
             Sent::Publish { upto, .. } => self.published(step, &Answered { cursor: *upto, ..Answered::default() }),
+        }
+    }
+
+    fn write_unanswered(&mut self, step: &Step) -> Result<(), Why> {
+        match &step.sent {
+            Sent::Skip { numbers, .. } => {
+                let least = numbers.map(|number| number.0);
+                self.head.numbers = steps::skip_to(self.guards(), self.head.numbers, least);
+                Ok(())
+            }
+            Sent::Lose { token, appended, .. } => self.lost(token.0, appended.0),
+            sent => self.committed(sent),
         }
     }
 
