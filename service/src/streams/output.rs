@@ -160,8 +160,16 @@ impl Streams {
         for start in starts {
             call.arg(start.shard.get()).arg(start.seq.get());
         }
+        let steps = starts.iter().map(|ShardSeq { shard, seq }| {
+            let Output { sink, cursor_generation, .. } = output;
+            let facts = || format!("\"sink\":\"{sink}\",\"generation\":\"{cursor_generation}\",\"at\":{seq}");
+            protocol_trace::begin(shard.get(), "start", facts)
+        });
+        let steps: Vec<protocol_trace::Step> = steps.collect();
         let mut connection = self.shared(&output.stream);
         let reply: Vec<String> = call.invoke_async(&mut connection).await.map_err(Error::of)?;
+        let is_started = matches!(reply.as_slice(), [word] if word == "ok");
+        steps.into_iter().for_each(|step| step.is(if is_started { "done" } else { "refused" }));
         match reply.as_slice() {
             [_, pipeline, sink] => {
                 let belongs =

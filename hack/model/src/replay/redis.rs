@@ -313,8 +313,10 @@ impl Shard {
             "record.dead_lettered" => 2,
             _ => 0,
         };
-        let key = (sink.clone(), generation.clone(), sequence);
+        let key = (sink.clone(), generation.clone());
         let known = self.cursors.get(&key).copied();
+        let is_gone = matches!(answer.result, Word::Gone);
+        ensure!(known.is_some() || is_gone || self.was_rewound, "its cursor was not started");
         match answer.result {
             Word::Done => {
                 let at = known.unwrap_or(after.0);

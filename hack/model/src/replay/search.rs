@@ -224,21 +224,8 @@ fn is_append(step: &Step) -> bool {
 
 /// The epoch of a step's owner. A publisher follows its owner's acknowledgements, whatever the epoch.
 fn epoch(step: &Step) -> Number {
-    match &step.sent {
-        Sent::Take { .. } => step.answer.as_ref().map(|answer| answer.epoch).unwrap_or_default(),
-        Sent::Raise { epoch, .. }
-        | Sent::Release { epoch, .. }
-        | Sent::Policy { epoch, .. }
-        | Sent::Account { epoch, .. }
-        | Sent::Compare { epoch, .. }
-        | Sent::Skip { epoch, .. }
-        | Sent::Lose { epoch, .. }
-        | Sent::Left { epoch, .. }
-        | Sent::Commit { epoch, .. }
-        | Sent::Prepare { epoch, .. }
-        | Sent::Claim { epoch, .. }
-        | Sent::Turn { epoch, .. }
-        | Sent::Reconcile { epoch, .. } => *epoch,
-        Sent::Append { .. } | Sent::Publish { .. } => Number(0),
+    match (&step.sent, &step.answer) {
+        (Sent::Take { .. }, Some(answer)) => answer.epoch,
+        (sent, _) => sent.fence().map(|(_, epoch)| epoch).unwrap_or_default(),
     }
 }

@@ -61,8 +61,8 @@ pub(super) struct Shard {
     /// A read of unknown outcome may have delivered entries.
     pub(super) may_be_delivered: bool,
     pub(super) owners: BTreeMap<N, Held>,
-    /// By sink, generation and sequence.
-    pub(super) cursors: BTreeMap<(String, String, usize), N>,
+    /// By sink and generation.
+    pub(super) cursors: BTreeMap<(String, String), N>,
     pub(super) disturbed: Disturbed,
 }
 
@@ -100,6 +100,10 @@ impl Shard {
 
     /// Takes a step that has an answer, if it fits.
     pub(super) fn take(&mut self, step: &Step, answer: &Answered) -> Result<(), Why> {
+        if let Some((token, epoch)) = step.sent.fence() {
+            let there = self.owner(token.0)?.own.fence.epoch;
+            ensure!(there == epoch.0, "the epoch of its owner is {there}");
+        }
         match &step.sent {
             Sent::Take { token } => self.taken(token.0, step.process, answer),
             Sent::Raise { token, above, .. } => self.raised(token.0, above.0, answer),
@@ -116,6 +120,12 @@ impl Shard {
             Sent::Turn { token, known, acks, reads, .. } => self.turned(token.0, known, acks.as_ref(), *reads, answer),
             Sent::Reconcile { token, known, .. } => self.reconciled(token.0, known, answer),
             Sent::Append { producer, known, counts } => self.appended(producer, known.0, counts, answer),
+            Sent::Start { sink, generation, at } => {
+                if answer.result == Word::Done {
+                    self.cursors.entry((sink.clone(), generation.clone())).or_insert(at.0);
+                }
+                Ok(())
+            }
             Sent::Publish { .. } => self.published(step, answer),
         }
     }
@@ -170,6 +180,7 @@ impl Shard {
                 let answer = Answered { result: Word::Done, ids, ..Answered::default() };
                 self.appended(producer, known.0, counts, &answer)
             }
+            Sent::Start { .. } => self.take(step, &Answered::default()),
             Sent::Publish { upto, .. } => self.published(step, &Answered { cursor: *upto, ..Answered::default() }),
         }
     }

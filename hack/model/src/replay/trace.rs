@@ -136,8 +136,33 @@ pub enum Sent {
     Reconcile { token: Number, epoch: Number, known: Beside },
     /// Redis: a producer appends entries of so many records.
     Append { producer: String, known: Number, counts: Vec<u8> },
+    /// Redis: a sink's cursor is made for a generation, unless it is there.
+    Start { sink: String, generation: String, at: Number },
     /// Redis: a publisher appends to a sink's stream.
     Publish { sink: String, generation: String, r#type: String, after: Number, upto: Number },
+}
+
+impl Sent {
+    /// Token and epoch of its owner; `None`: it has none yet, or is no step of an owner.
+    #[must_use]
+    pub fn fence(&self) -> Option<(Number, Number)> {
+        match self {
+            Self::Raise { token, epoch, .. }
+            | Self::Release { token, epoch }
+            | Self::Policy { token, epoch, .. }
+            | Self::Account { token, epoch, .. }
+            | Self::Compare { token, epoch }
+            | Self::Skip { token, epoch, .. }
+            | Self::Lose { token, epoch, .. }
+            | Self::Left { token, epoch, .. }
+            | Self::Commit { token, epoch, .. }
+            | Self::Prepare { token, epoch }
+            | Self::Claim { token, epoch, .. }
+            | Self::Turn { token, epoch, .. }
+            | Self::Reconcile { token, epoch, .. } => Some((*token, *epoch)),
+            Self::Take { .. } | Self::Append { .. } | Self::Start { .. } | Self::Publish { .. } => None,
+        }
+    }
 }
 
 /// What an answer says.

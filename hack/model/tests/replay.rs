@@ -1,0 +1,192 @@
+//! A protocol trace of the running program is accepted; with one mistake in it, it is rejected.
+//!
+//! `tests/traces` holds two shards of a round of the campaign: workers were killed behind commits and before
+//! acknowledgements, and dead letters replayed. It has groups of both shards, entries of two and more records, and steps
+//! without an answer.
+
+use std::{fs, path::Path};
+
+use millrace_model::replay::{
+    Disturbed, Judged, Rejected, Replay,
+    trace::{Answered, Number, Process, Sent, Step, Word},
+};
+
+fn recorded() -> Vec<Step> {
+    let mut files: Vec<_> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traces"))
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .collect();
+    files.sort();
+    let mut steps = Vec::new();
+    for (process, file) in files.iter().enumerate() {
+        Process::default().read(process, &fs::read_to_string(file).unwrap(), &mut steps).unwrap();
+    }
+    steps
+}
+
+fn judge(steps: Vec<Step>) -> Result<Judged, Rejected> {
+    let mut replay = Replay::default();
+    replay.add(steps);
+    replay.judge(Disturbed::default())
+}
+
+/// The answer of a step that took effect.
+fn done(step: &Step) -> Option<&Answered> {
+    step.answer.as_ref().filter(|answer| answer.result == Word::Done)
+}
+
+/// Whether a step changes a server or its owner, and another step depends on it.
+fn matters(steps: &[Step], at: usize) -> bool {
+    let step = &steps[at];
+    let Some(answer) = done(step) else { return false };
+    let later = |test: &dyn Fn(&Sent) -> bool| {
+        steps.iter().any(|other| {
+            (other.process, other.shard) == (step.process, step.shard)
+                && other.lines.0 > step.lines.0
+                && done(other).is_some()
+                && test(&other.sent)
+        })
+    };
+    match &step.sent {
+        Sent::Take { token } => later(&|sent| sent.fence().is_some_and(|(there, _)| there == *token)),
+        Sent::Prepare { .. } | Sent::Compare { .. } => later(&|sent| matches!(sent, Sent::Claim { .. })),
+        Sent::Claim { .. } => later(&|sent| matches!(sent, Sent::Turn { .. } | Sent::Commit { .. })),
+        Sent::Turn { acks, .. } => {
+            let has_effect = acks.is_some() || !answer.entries.is_empty();
+            has_effect && later(&|sent| matches!(sent, Sent::Turn { .. } | Sent::Commit { .. }))
+        }
+        Sent::Commit { .. } => later(&|sent| matches!(sent, Sent::Turn { .. })),
+        Sent::Publish { sink, r#type, .. } => {
+            let same =
+                |sent: &Sent| matches!(sent, Sent::Publish { sink: s, r#type: t, .. } if (s, t) == (sink, r#type));
+            later(&same)
+        }
+        Sent::Append { .. } => true,
+        _ => false,
+    }
+}
+
+/// A step, with the number of its kind in a list of them.
+fn places(steps: &[Step]) -> Vec<usize> {
+    (0..steps.len()).filter(|at| matters(steps, *at)).collect()
+}
+
+/// Each of these traces is rejected.
+fn all_rejected(what: &str, mutated: Vec<(usize, Vec<Step>)>, at_least: usize) {
+    assert!(mutated.len() >= at_least, "{what}: only {} places", mutated.len());
+    let recorded = recorded();
+    let accepted: Vec<String> = mutated
+        .into_iter()
+        .filter_map(|(at, steps)| judge(steps).ok().map(|_| format!("{:?}", recorded[at])))
+        .collect();
+    assert!(accepted.is_empty(), "{what}: {} were accepted:\n{}", accepted.len(), accepted.join("\n"));
+}
+
+#[test]
+fn a_trace_of_the_running_program_is_accepted() {
+    let steps = recorded();
+    let open = steps.iter().filter(|step| step.answer.is_none()).count();
+    let judged = judge(steps.clone()).unwrap();
+    assert_eq!(judged.steps, (steps.len() - open) as u64, "every step with an answer was judged");
+    assert!(judged.unanswered > 0, "a step without an answer took effect");
+    let is_group = |step: &&Step| matches!(step.sent, Sent::Commit { .. });
+    let groups = |shard| steps.iter().filter(is_group).filter(move |step| step.shard == shard);
+    let group = |step: &Step| match step.sent {
+        Sent::Commit { group, .. } => (step.process, group),
+        _ => unreachable!("only commits are asked"),
+    };
+    assert!(groups(0).any(|a| groups(5).any(|b| group(a) == group(b))), "both shards were committed together");
+}
+
+#[test]
+fn a_trace_without_one_of_its_steps_is_rejected() {
+    let steps = recorded();
+    let without = |at: usize| {
+        let mut steps = steps.clone();
+        steps.remove(at);
+        (at, steps)
+    };
+    all_rejected("dropped", places(&steps).into_iter().map(without).collect(), 60);
+}
+
+#[test]
+fn a_trace_with_a_step_repeated_is_rejected() {
+    let steps = recorded();
+    let repeats = |at: &usize| !matches!(steps[*at].sent, Sent::Prepare { .. } | Sent::Claim { .. });
+    let twice = |at: usize| {
+        let mut steps = steps.clone();
+        steps.insert(at + 1, steps[at].clone());
+        (at, steps)
+    };
+    all_rejected("repeated", places(&steps).into_iter().filter(repeats).map(twice).collect(), 60);
+}
+
+#[test]
+fn a_trace_with_two_steps_swapped_is_rejected() {
+    let steps = recorded();
+    let swapped = places(&steps).into_iter().filter_map(|at| {
+        let next = steps.iter().enumerate().position(|(next, step)| {
+            next > at
+                && (step.process, step.shard) == (steps[at].process, steps[at].shard)
+                && matters(&steps, next)
+                && sink(step) == sink(&steps[at])
+        })?;
+        let is_over = steps[at].lines.1.is_some_and(|end| end < steps[next].lines.0);
+        is_over.then(|| {
+            let mut steps = steps.clone();
+            let lines = (steps[at].lines, steps[next].lines);
+            steps.swap(at, next);
+            (steps[at].lines, steps[next].lines) = lines;
+            (at, steps)
+        })
+    });
+    all_rejected("swapped", swapped.collect(), 60);
+}
+
+/// The sink of a publisher's step.
+fn sink(step: &Step) -> Option<&str> {
+    match &step.sent {
+        Sent::Publish { sink, .. } => Some(sink),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_trace_with_another_epoch_is_rejected() {
+    let steps = recorded();
+    let mut mutated = Vec::new();
+    for at in (0..steps.len()).filter(|at| done(&steps[*at]).is_some()) {
+        let mut steps = steps.clone();
+        let step = &mut steps[at];
+        let epoch = match &mut step.sent {
+            Sent::Take { .. } => step.answer.as_mut().map(|answer| &mut answer.epoch),
+            Sent::Prepare { epoch, .. }
+            | Sent::Claim { epoch, .. }
+            | Sent::Turn { epoch, .. }
+            | Sent::Commit { epoch, .. }
+            | Sent::Compare { epoch, .. } => Some(epoch),
+            _ => None,
+        };
+        if let Some(epoch) = epoch {
+            epoch.0 += 1;
+            mutated.push((at, steps));
+        }
+    }
+    all_rejected("another epoch", mutated, 60);
+}
+
+#[test]
+fn a_trace_with_a_cursor_one_too_high_is_rejected() {
+    let steps = recorded();
+    let mut mutated = Vec::new();
+    for at in places(&steps) {
+        let mut steps = steps.clone();
+        let step = &mut steps[at];
+        if let (Sent::Publish { upto, .. }, Some(answer)) = (&mut step.sent, &mut step.answer) {
+            *upto = Number(upto.0 + 1);
+            answer.cursor = *upto;
+            mutated.push((at, steps));
+        }
+    }
+    all_rejected("a cursor too high", mutated, 20);
+}
