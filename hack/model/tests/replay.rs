@@ -66,7 +66,7 @@ fn matters(steps: &[Step], at: usize) -> bool {
     }
 }
 
-/// A step, with the number of its kind in a list of them.
+/// The steps that others depend on.
 fn places(steps: &[Step]) -> Vec<usize> {
     (0..steps.len()).filter(|at| matters(steps, *at)).collect()
 }
@@ -75,6 +75,7 @@ fn places(steps: &[Step]) -> Vec<usize> {
 fn all_rejected(what: &str, mutated: Vec<(usize, Vec<Step>)>, at_least: usize) {
     assert!(mutated.len() >= at_least, "{what}: only {} places", mutated.len());
     let recorded = recorded();
+    assert!(judge(recorded.clone()).is_ok(), "{what}: the trace is accepted without it");
     let accepted: Vec<String> = mutated
         .into_iter()
         .filter_map(|(at, steps)| judge(steps).ok().map(|_| format!("{:?}", recorded[at])))

@@ -11,11 +11,14 @@ use std::{
 use millrace_crds::ADOPT;
 use redis::{AsyncCommands as _, FromRedisValue, Script, ToRedisArgs, Value, streams::StreamReadOptions};
 
-use super::{Blocking, Error, Streams, call::Call, entry::entries, keys};
-use crate::{
-    domain::{Entry, Lease, Offset, Seq, Sequence, ShardId, StreamId, Watermarks},
-    protocol_trace,
+use super::{
+    Blocking, Error, Streams,
+    call::Call,
+    entry::entries,
+    facts::{READS, acks, facts_of},
+    keys,
 };
+use crate::domain::{Entry, Lease, Offset, Seq, Sequence, ShardId, StreamId, Watermarks};
 
 /// Number of bytes after which no further step is read: four large entries.
 const READ_BYTES: usize = 256 << 10;
@@ -60,13 +63,6 @@ pub struct Acknowledged {
     pub offset: Offset,
 }
 
-impl Acknowledged {
-    /// As facts of the protocol trace.
-    fn facts(&self) -> String {
-        format!("{},\"offset\":{}", self.watermarks.facts(), self.offset)
-    }
-}
-
 /// Pending entries that were reclaimed.
 #[derive(Debug)]
 pub struct Claimed {
@@ -85,18 +81,6 @@ pub enum Read {
     Entries(Vec<Entry>),
     /// There are none.
     Nothing(End),
-}
-
-impl Read {
-    /// As facts of the protocol trace.
-    fn facts(&self) -> String {
-        match self {
-            Self::Entries(entries) => format!("\"entries\":[{}]", facts_of(entries)),
-            Self::Nothing(End { last, appended, pending }) => {
-                format!("\"entries\":[],\"last\":\"{last}\",\"appended\":{appended},\"pending\":{pending}")
-            }
-        }
-    }
 }
 
 /// The result of an acknowledgement and a read in one step.
@@ -160,7 +144,7 @@ impl Input {
         self.shard
     }
 
-    fn known(&self) -> MutexGuard<'_, Acknowledged> {
+    pub(super) fn known(&self) -> MutexGuard<'_, Acknowledged> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -315,32 +299,6 @@ impl Input {
         Ok(())
     }
 
-    /// Runs a script as a step of the protocol trace, with the values that the script compares. The caller ends the step.
-    pub(super) async fn traced(
-        &self,
-        script: &'static Script,
-        name: &'static str,
-        lease: &Lease,
-        args: &[impl ToRedisArgs],
-        facts: impl FnOnce() -> String,
-    ) -> Result<(Vec<Value>, protocol_trace::Step), Error> {
-        let known = *self.known();
-        let step = protocol_trace::begin(self.shard.get(), name, || {
-            format!("{},\"known\":{{{}}}{}", lease.facts(), known.facts(), facts())
-        });
-        match self.run(script, lease, args).await {
-            Ok(reply) => Ok((reply, step)),
-            Err(error) => {
-                match error {
-                    Error::Fenced(above) => step.end("fenced", || format!("\"above\":{above}")),
-                    Error::NoGroup => step.is("no_group"),
-                    _ => {}
-                }
-                Err(error)
-            }
-        }
-    }
-
     /// Runs a script. Its refusals become errors.
     pub(super) async fn run(
         &self,
@@ -382,24 +340,6 @@ fn acknowledging(Acknowledged { watermarks, offset }: Acknowledged, ids: &[Strea
     let Watermarks { records, dead_letters, conflicts } = watermarks;
     let numbers = [records.get(), dead_letters.get(), conflicts.get(), offset.get()];
     numbers.into_iter().map(|number| number.to_string()).chain(ids.iter().map(ToString::to_string))
-}
-
-/// A fact of the protocol trace: the step reads.
-const READS: &str = ",\"reads\":true";
-
-/// The facts of an acknowledgement, for the protocol trace.
-fn acks(acknowledged: Acknowledged, ids: &[StreamId]) -> String {
-    format!(",\"acks\":{{{},\"ids\":[{}]}}", acknowledged.facts(), protocol_trace::list(ids))
-}
-
-/// Entries as facts of the protocol trace: id, first and last offset; offsets of 0 where another program appended it.
-fn facts_of(entries: &[Entry]) -> String {
-    let facts = entries.iter().map(|entry| {
-        let first = entry.records.first().and_then(|record| record.offsets).map_or(0, |offsets| offsets.first().get());
-        let last = entry.records.last().and_then(|record| record.offsets).map_or(0, |offsets| offsets.last().get());
-        format!("[\"{}\",{first},{last}]", entry.id)
-    });
-    facts.collect::<Vec<_>>().join(",")
 }
 
 /// The part of a reply that was read.

@@ -9,6 +9,7 @@ mod call;
 mod connect;
 mod discovery;
 mod entry;
+mod facts;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod info;

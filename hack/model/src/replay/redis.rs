@@ -59,7 +59,7 @@ impl Shard {
         // The script compares the watermarks that were read; the log may have had lower ones only where it was rewound.
         let numbers = known.numbers.map(|number| number.0);
         let is_same = numbers == watermarks && known.offset.0 == held.own.acknowledged;
-        ensure!(is_same, "its owner knows {watermarks:?}, {}", held.own.acknowledged);
+        ensure!(is_same, "its owner holds {watermarks:?}, {}", held.own.acknowledged);
         Ok(())
     }
 

@@ -19,7 +19,7 @@ const TOGETHER: usize = 3;
 pub(super) struct Search {
     pub(super) state: Shard,
     /// By process, in the order of its lines: places among the steps.
-    pub(super) queues: BTreeMap<usize, Vec<usize>>,
+    pub(super) open: BTreeMap<usize, Vec<usize>>,
 }
 
 /// What comes next.
@@ -34,7 +34,7 @@ enum Next {
 
 impl Search {
     pub(super) fn new() -> Self {
-        Self { state: Shard::new(), queues: BTreeMap::new() }
+        Self { state: Shard::new(), open: BTreeMap::new() }
     }
 
     /// Takes all steps that have an answer.
@@ -61,8 +61,8 @@ impl Search {
     }
 
     fn remove(&mut self, steps: &mut [Step], at: usize) {
-        if let Some(queue) = self.queues.get_mut(&steps[at].process) {
-            queue.retain(|there| *there != at);
+        if let Some(list) = self.open.get_mut(&steps[at].process) {
+            list.retain(|there| *there != at);
         }
         // What it held is in the state now.
         if let Some(answer) = &mut steps[at].answer {
@@ -73,9 +73,9 @@ impl Search {
     /// The steps that may come next: no other one of their process was answered before they were sent.
     fn candidates(&self, steps: &[Step]) -> Vec<usize> {
         let mut found = Vec::new();
-        for queue in self.queues.values() {
+        for list in self.open.values() {
             let mut first_answer = usize::MAX;
-            for at in queue.iter().copied() {
+            for at in list.iter().copied() {
                 if steps[at].lines.0 > first_answer {
                     break;
                 }
@@ -178,7 +178,7 @@ impl Search {
             if postgres {
                 rewound.rewind_postgres();
             }
-            let mut tried = Self { state: rewound.clone(), queues: self.queues.clone() };
+            let mut tried = Self { state: rewound.clone(), open: self.open.clone() };
             if matches!(tried.next(steps), Next::Taken(at, _) if !is_append(&steps[at])) {
                 self.state = rewound;
                 return true;
@@ -189,7 +189,7 @@ impl Search {
 
     /// Finds the ids of appends without an answer: those that were read, and that no other append has.
     fn find_unanswered_appends(&mut self, steps: &mut [Step]) {
-        let places: Vec<usize> = self.queues.values().flatten().copied().collect();
+        let places: Vec<usize> = self.open.values().flatten().copied().collect();
         let mut seen: BTreeMap<Number, u128> = BTreeMap::new();
         for at in &places {
             let entries = steps[*at].answer.iter().flat_map(|answer| &answer.entries);

@@ -87,13 +87,13 @@ impl Shard {
         self.guards.unwrap_or(Guards::ALL)
     }
 
-    /// Forgets the state of Redis.
+    /// Redis was rewound: its state is unknown.
     pub(super) fn rewind_redis(&mut self) {
         (self.is_beside_known, self.is_stream_known, self.was_rewound) = (false, false, true);
         self.cursors.clear();
     }
 
-    /// Forgets the state of Postgres.
+    /// Postgres was rewound: its state is unknown.
     pub(super) fn rewind_postgres(&mut self) {
         (self.is_fence_known, self.is_head_known) = (false, false);
     }
@@ -130,7 +130,7 @@ impl Shard {
         }
     }
 
-    /// Lets a step without an answer take effect, if it can. Its owner knows nothing of it.
+    /// Lets a step without an answer take effect, if it can. Its owner does not change.
     pub(super) fn take_unanswered(&mut self, step: &Step) -> Result<(), Why> {
         let owner = |token: &Number| self.owners.get(&token.0).cloned();
         match &step.sent {

@@ -60,7 +60,7 @@ pub struct Progress {
     pub server: Number,
 }
 
-/// The values beside a stream, as an owner knows or stores them.
+/// The values beside a stream, as an owner holds or stores them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct Beside {
     /// The watermarks.
