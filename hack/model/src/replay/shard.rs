@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::trace::{Answered, Number, Sent, Step, Word};
 use crate::{
     guards::Guards,
-    state::{Fence, Input, InputRecord, Own, Stage},
+    state::{Batch, Fence, Input, InputRecord, Next, Own, Stage},
     steps::{self, Head},
 };
 
@@ -185,6 +185,7 @@ impl Shard {
         }
     }
 
+    /// Its owner may have prepared again since: it is judged as its owner was when it was sent.
     fn write_unanswered(&mut self, step: &Step) -> Result<(), Why> {
         match &step.sent {
             Sent::Skip { numbers, .. } => {
@@ -192,8 +193,29 @@ impl Shard {
                 self.head.numbers = steps::skip_to(self.guards(), self.head.numbers, least);
                 Ok(())
             }
-            Sent::Lose { token, appended, .. } => self.lost(token.0, appended.0),
-            sent => self.committed(sent),
+            Sent::Lose { token, accounted, appended, .. } => {
+                let mut held = self.owner_of(token.0)?;
+                (held.own.accounted, held.own.stage) = (accounted.0, Stage::Lose(appended.0));
+                self.owners.insert(token.0, held);
+                self.lost(token.0, appended.0)
+            }
+            Sent::Commit { token, before, entries, .. } => {
+                let mut held = self.owner_of(token.0)?;
+                if !matches!(held.own.stage, Stage::Commit(_)) {
+                    let of_entry = |entry: &&InputRecord<N>| entries.contains(&Number(entry.sid));
+                    let is_pending = |entry: &&InputRecord<N>| self.input.pending.contains(&entry.sid);
+                    let records = self.input.entries.iter().filter(of_entry).filter(is_pending);
+                    let records = records.copied().collect();
+                    let own = &mut held.own;
+                    own.stage = Stage::Commit(Batch { records, next: Next::Read });
+                    own.numbers = before.numbers.map(|number| number.0);
+                    (own.accounted, own.applied) = (before.accounted.0, before.applied.0);
+                    own.boot = before.server.0;
+                    self.owners.insert(token.0, held);
+                }
+                self.committed(&step.sent)
+            }
+            _ => Ok(()),
         }
     }
 
