@@ -191,3 +191,19 @@ fn a_trace_with_a_cursor_one_too_high_is_rejected() {
     }
     all_rejected("a cursor too high", mutated, 15);
 }
+
+/// A commit whose answer was lost took effect in one shard. In the other one, another commit has come in its place.
+#[test]
+fn a_group_that_was_committed_in_part_is_rejected() {
+    let mut steps = recorded();
+    let is_commit = |step: &&Step| matches!(step.sent, Sent::Commit { .. });
+    let lost = steps.iter().filter(is_commit).find(|step| step.answer.is_none()).unwrap().clone();
+    let is_other = |step: &&Step| step.shard != lost.shard && done(step).is_some();
+    let mut part = steps.iter().filter(is_commit).find(is_other).unwrap().clone();
+    if let (Sent::Commit { group, .. }, Sent::Commit { group: of_lost, .. }) = (&mut part.sent, &lost.sent) {
+        *group = *of_lost;
+    }
+    steps.push(Step { process: lost.process, lines: (lost.lines.0, None), answer: None, ..part });
+    let rejected = judge(steps).unwrap_err();
+    assert!(rejected.why.contains("in part"), "{rejected}");
+}

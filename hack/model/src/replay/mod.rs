@@ -82,6 +82,22 @@ impl Replay {
             sum.steps += judged.steps;
             sum.unanswered += judged.unanswered;
         }
+        self.check_groups()?;
         Ok(sum)
+    }
+
+    /// A transaction over several shards took effect in all of them, or in none.
+    fn check_groups(&self) -> Result<(), Rejected> {
+        let late = self.shards.values().flat_map(|search| &search.late_commits);
+        for step in late.map(|at| &self.steps[*at]) {
+            let trace::Sent::Commit { group, .. } = step.sent else { continue };
+            let missed = self.shards.values().find_map(|search| search.missed(&self.steps, step.process, group));
+            if let Some(missed) = missed {
+                let Step { shard, process, lines, sent, .. } = &self.steps[missed];
+                let step = format!("process {process}, line {}: {sent:?}", lines.0);
+                return Err(Rejected { shard: *shard, step, why: "its group was committed in part".to_owned() });
+            }
+        }
+        Ok(())
     }
 }

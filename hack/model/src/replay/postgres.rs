@@ -170,6 +170,11 @@ impl Shard {
         Ok(())
     }
 
+    /// Whether the row has these values, or may have them.
+    pub(super) fn is_at(&self, progress: &Progress) -> bool {
+        !self.is_head_known || self.with(progress, self.head.version) == self.head
+    }
+
     fn with(&self, progress: &Progress, version: N) -> Head<N> {
         Head {
             fence: self.head.fence,

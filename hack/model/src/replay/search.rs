@@ -20,6 +20,8 @@ pub(super) struct Search {
     pub(super) state: Shard,
     /// By process, in the order of its lines: places among the steps.
     pub(super) open: BTreeMap<usize, Vec<usize>>,
+    /// Commits without an answer that took effect.
+    pub(super) late_commits: Vec<usize>,
 }
 
 /// What comes next.
@@ -34,7 +36,7 @@ enum Next {
 
 impl Search {
     pub(super) fn new() -> Self {
-        Self { state: Shard::new(), open: BTreeMap::new() }
+        Self { state: Shard::new(), open: BTreeMap::new(), late_commits: Vec::new() }
     }
 
     /// Takes all steps that have an answer.
@@ -47,6 +49,8 @@ impl Search {
                 Next::Taken(at, unanswered) => {
                     judged.steps += 1;
                     judged.unanswered += unanswered.len() as u64;
+                    let is_commit = |at: &&usize| matches!(steps[**at].sent, Sent::Commit { .. });
+                    self.late_commits.extend(unanswered.iter().filter(is_commit));
                     unanswered.into_iter().chain([at]).for_each(|at| self.remove(steps, at));
                 }
                 Next::Nothing => return Ok(judged),
@@ -58,6 +62,18 @@ impl Search {
                 }
             }
         }
+    }
+
+    /// A commit of a group that can no longer have taken effect: the row has moved on from the values before it.
+    pub(super) fn missed(&self, steps: &[Step], process: usize, group: u64) -> Option<usize> {
+        let is_missed = |step: &Step| match &step.sent {
+            Sent::Commit { group: there, before, after, .. } if *there == group && before != after => {
+                !self.state.is_at(before)
+            }
+            _ => false,
+        };
+        let open = self.open.get(&process)?.iter().copied();
+        open.filter(|at| steps[*at].answer.is_none()).find(|at| is_missed(&steps[*at]))
     }
 
     fn remove(&mut self, steps: &mut [Step], at: usize) {
@@ -178,7 +194,7 @@ impl Search {
             if postgres {
                 rewound.rewind_postgres();
             }
-            let mut tried = Self { state: rewound.clone(), open: self.open.clone() };
+            let mut tried = Self { state: rewound.clone(), open: self.open.clone(), late_commits: Vec::new() };
             if matches!(tried.next(steps), Next::Taken(at, _) if !is_append(&steps[at])) {
                 self.state = rewound;
                 return true;
