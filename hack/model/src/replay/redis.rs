@@ -204,6 +204,8 @@ impl Shard {
         ensure!(held.own.stage == Stage::Read, "its next step is {:?}", held.own.stage);
         if answer.result == Word::Done && !self.is_stream_known {
             self.learn_read(answer);
+        } else if self.disturbed.redis {
+            self.add_foreign(answer);
         }
         let most = answer.entries.len().max(1);
         let found = steps::read(self.guards(), &mut self.input, &mut held.own, most);
@@ -226,6 +228,16 @@ impl Shard {
         }
         self.owners.insert(token, held);
         Ok(())
+    }
+
+    /// Entries of other programs, which have no offsets, come with a fault.
+    fn add_foreign(&mut self, answer: &Answered) {
+        for entry in answer.entries.iter().filter(|entry| entry[1].0 == 0) {
+            let at = self.input.entries.partition_point(|there| there.sid < entry[0].0);
+            if self.input.entries.get(at).is_none_or(|there| there.sid != entry[0].0) {
+                self.input.entries.splice(at..at, expand(entry));
+            }
+        }
     }
 
     /// The stream is unknown: a read shows its next entries, or its end.

@@ -54,7 +54,6 @@ impl Search {
                     unanswered.into_iter().chain([at]).for_each(|at| self.remove(steps, at));
                 }
                 Next::Nothing => return Ok(judged),
-                Next::Stuck(_, _) if self.rewind(steps, disturbed) => {}
                 Next::Stuck(at, why) => {
                     let Step { shard, process, lines, sent, answer } = &steps[at];
                     let step = format!("process {process}, line {}: {sent:?}: {answer:?}", lines.0);
@@ -124,6 +123,11 @@ impl Search {
             if let Some((state, unanswered)) = self.fits_behind(steps, at, &open) {
                 return self.taken(state, at, unanswered);
             }
+            // A fence that is higher is no sign of a rewind.
+            let is_fenced = steps[at].answer.as_ref().is_some_and(|answer| answer.result == Word::Fenced);
+            if let Some(state) = self.fits_rewound(&steps[at]).filter(|_| !is_fenced) {
+                return self.taken(state, at, Vec::new());
+            }
             stuck = stuck.or(Some((at, why)));
         }
         match (stuck, appends.first().copied()) {
@@ -181,12 +185,10 @@ impl Search {
         None
     }
 
-    /// A server was rewound, where a fault may have done so, and a step fits behind it. False: neither.
-    fn rewind(&mut self, steps: &[Step], disturbed: Disturbed) -> bool {
-        for (redis, postgres) in [(true, false), (false, true), (true, true)] {
-            if redis && !disturbed.redis || postgres && !disturbed.postgres {
-                continue;
-            }
+    /// The state behind a step that fits only where a server was rewound, which a fault may have done.
+    fn fits_rewound(&self, step: &Step) -> Option<Shard> {
+        let Disturbed { redis, postgres } = self.state.disturbed;
+        for (redis, postgres) in [(redis, false), (false, postgres), (redis, postgres)] {
             let mut rewound = self.state.clone();
             if redis {
                 rewound.rewind_redis();
@@ -194,13 +196,11 @@ impl Search {
             if postgres {
                 rewound.rewind_postgres();
             }
-            let mut tried = Self { state: rewound.clone(), open: self.open.clone(), late_commits: Vec::new() };
-            if matches!(tried.next(steps), Next::Taken(at, _) if !is_append(&steps[at])) {
-                self.state = rewound;
-                return true;
+            if redis | postgres && rewound.take(step, step.answer.as_ref()?).is_ok() {
+                return Some(rewound);
             }
         }
-        false
+        None
     }
 
     /// Finds the ids of appends without an answer: those that were read, and that no other append has.
