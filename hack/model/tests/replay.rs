@@ -11,6 +11,7 @@ use millrace_model::replay::{
     trace::{Answered, Number, Process, Sent, Step, Word},
 };
 
+#[expect(clippy::unwrap_used, reason = "without the files there is nothing to test")]
 fn recorded() -> Vec<Step> {
     let mut files: Vec<_> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traces"))
         .unwrap()

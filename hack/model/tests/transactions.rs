@@ -49,6 +49,13 @@ fn dead_letters_are_replayed_and_discarded() {
     holds("a replay beside another record, 2 shards, steps", replayed_beside());
 }
 
+/// All of it at once: groups of two shards, entries of two records, a dead letter and its replay.
+#[test]
+fn two_workers_and_two_shards_with_a_replay() {
+    let faults = Faults { expire: 1, ..replayed_beside().faults };
+    holds("2 workers, 2 shards, a replay", Config { workers: 2, ..replayed_beside() }.faults(faults));
+}
+
 #[test]
 fn dead_letters_and_rewound_servers() {
     let asked = Faults { replay: 1, discard: 1, admit: 1, ..none() };

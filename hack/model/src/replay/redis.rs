@@ -294,14 +294,19 @@ impl Shard {
             return Ok(());
         }
         ensure!(answer.ids.len() == counts.len(), "its ids are unknown");
-        if answer.ids.last().is_some_and(|last| last.0 <= self.known_from) || !self.is_stream_known {
-            return Ok(());
-        }
         let by = self.producers.len();
         let by = *self.producers.entry(producer.to_owned()).or_insert(by);
         if self.input.by.len() <= by {
-            // Another producer's first append; or Redis was rewound, and holds what this one knows.
             self.input.by.resize(by + 1, 0);
+        }
+        if answer.ids.last().is_some_and(|last| last.0 <= self.known_from) || !self.is_stream_known {
+            // The stream's end shows it.
+            self.input.by[by] = self.input.by[by].max(answer.count.0);
+            return Ok(());
+        }
+        if self.was_rewound && !self.disturbed.redis {
+            // Since the rewind an owner has raised the counts to those that the producers hold.
+            self.input.by[by] = self.input.by[by].max(known);
         }
         steps::raise_in_append(self.guards(), &mut self.input, by, known);
         for (id, count) in answer.ids.iter().zip(counts) {
