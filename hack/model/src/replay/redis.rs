@@ -205,7 +205,7 @@ impl Shard {
         if answer.result == Word::Done && !self.is_stream_known {
             self.learn_read(answer);
         } else if self.disturbed.redis {
-            self.add_foreign(answer);
+            self.add_external(answer);
         }
         let most = answer.entries.len().max(1);
         let found = steps::read(self.guards(), &mut self.input, &mut held.own, most);
@@ -231,7 +231,7 @@ impl Shard {
     }
 
     /// Entries of other programs, which have no offsets, come with a fault.
-    fn add_foreign(&mut self, answer: &Answered) {
+    fn add_external(&mut self, answer: &Answered) {
         for entry in answer.entries.iter().filter(|entry| entry[1].0 == 0) {
             let at = self.input.entries.partition_point(|there| there.sid < entry[0].0);
             if self.input.entries.get(at).is_none_or(|there| there.sid != entry[0].0) {
