@@ -274,7 +274,7 @@ impl Shard {
         }
         ensure!(fits || !self.is_beside_known, "the fence or the watermarks beside the stream are others");
         let appended = answer.appended.0;
-        if !self.is_stream_known || self.was_rewound {
+        if !self.is_stream_known || answer.raised.0 > 0 && self.disturbed.redis {
             self.input.appended = self.input.appended.max(appended);
         }
         ensure!(appended == self.input.appended, "{} records were appended", self.input.appended);
