@@ -46,8 +46,8 @@ impl fmt::Display for Rejected {
 pub struct Replay {
     processes: BTreeMap<usize, Process>,
     steps: Vec<Step>,
-    /// How many of the steps are in a list, or taken.
-    placed: usize,
+    /// How many of the steps are in a list, or taken; and how many were at the call before.
+    placed: (usize, usize),
     shards: BTreeMap<u16, Search>,
 }
 
@@ -70,12 +70,12 @@ impl Replay {
     /// # Errors
     /// The first step that does not fit. The replay cannot continue behind it, but with more lines of the same steps.
     pub fn judge(&mut self, disturbed: Disturbed) -> Result<Judged, Rejected> {
-        for at in self.placed..self.steps.len() {
+        for at in self.placed.0..self.steps.len() {
             let step = &self.steps[at];
             let search = self.shards.entry(step.shard).or_insert_with(Search::new);
             search.open.entry(step.process).or_default().push(at);
         }
-        self.placed = self.steps.len();
+        self.placed = (self.steps.len(), self.placed.0);
         let mut sum = Judged::default();
         for search in self.shards.values_mut() {
             let judged = search.run(&mut self.steps, disturbed)?;
@@ -83,6 +83,8 @@ impl Replay {
             sum.unanswered += judged.unanswered;
         }
         self.check_groups()?;
+        let (_, before) = self.placed;
+        self.shards.values_mut().for_each(|search| search.drop_before(before));
         Ok(sum)
     }
 

@@ -63,6 +63,12 @@ impl Search {
         }
     }
 
+    /// Drops steps without an answer that were sent before a place: their connections are gone.
+    pub(super) fn drop_before(&mut self, place: usize) {
+        self.open.values_mut().for_each(|open| open.retain(|at| *at >= place));
+        self.late_commits.retain(|at| *at >= place);
+    }
+
     /// A commit of a group that can no longer have taken effect: the row has moved on from the values before it.
     pub(super) fn missed(&self, steps: &[Step], process: usize, group: u64) -> Option<usize> {
         let is_missed = |step: &Step| match &step.sent {
@@ -104,6 +110,7 @@ impl Search {
     fn next(&mut self, steps: &[Step]) -> Next {
         let (answered, open): (Vec<_>, Vec<_>) =
             self.candidates(steps).into_iter().partition(|at| steps[*at].answer.is_some());
+        let open: Vec<usize> = open.into_iter().filter(|at| steps[*at].sent.shows_late()).collect();
         let (mut appends, mut others): (Vec<_>, Vec<_>) = answered.into_iter().partition(|at| is_append(&steps[*at]));
         appends.sort_by_key(|at| steps[*at].answer.as_ref().and_then(|answer| answer.ids.first().copied()));
         // Lower epochs first: a higher one shows that they are over.

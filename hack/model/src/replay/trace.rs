@@ -143,6 +143,20 @@ pub enum Sent {
 }
 
 impl Sent {
+    /// Whether it can show later that it took effect, though it has no answer. An append shows by its ids.
+    #[must_use]
+    pub fn shows_late(&self) -> bool {
+        let nothing = matches!(
+            self,
+            Self::Account { .. }
+                | Self::Compare { .. }
+                | Self::Left { .. }
+                | Self::Claim { .. }
+                | Self::Reconcile { .. }
+        );
+        !nothing && !matches!(self, Self::Append { .. } | Self::Policy { .. })
+    }
+
     /// Token and epoch of its owner; `None`: it has none yet, or is no step of an owner.
     #[must_use]
     pub fn fence(&self) -> Option<(Number, Number)> {
