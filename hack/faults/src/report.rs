@@ -45,6 +45,7 @@ pub(crate) struct Report {
     /// Steps of the protocol that the model has judged; of them those without an answer; and rounds with such steps.
     pub(crate) judged: (u64, u64),
     pub(crate) judged_rounds: u64,
+    pub(crate) rejected: u64,
     /// Kinds of violations, with how often each was found.
     pub(crate) wrong: BTreeMap<Wrong, u64>,
     pub(crate) violations: Vec<Violation>,
@@ -140,7 +141,7 @@ impl Report {
             ("steps of the protocol that the model has judged", self.judged.0),
             ("of them without an answer", self.judged.1),
             ("rounds whose trace was judged", self.judged_rounds),
-            ("traces rejected", self.times(Wrong::Rejected)),
+            ("traces rejected", self.rejected),
         ] {
             let _ = writeln!(text, "| {what} | {number} |");
         }
