@@ -34,20 +34,8 @@ impl Protocol {
         // Equal to no token in use: each state numbers its tokens again from 0.
         let fence = steps::take(&mut row.fence, 100);
         row.free = false;
-        let publishers = vec![None; state.workers[worker].active.len()];
-        state.workers[worker].owns[shard] = Some(Own {
-            fence,
-            boot: 0,
-            numbers: [0; 3],
-            applied: 0,
-            watermarks: None,
-            accounted: 0,
-            acknowledged: 0,
-            surplus: None,
-            stage: Stage::Prepare,
-            recent: Vec::new(),
-            publishers,
-        });
+        let sinks = state.workers[worker].active.len();
+        state.workers[worker].owns[shard] = Some(Own::new(fence, sinks));
         true
     }
 
@@ -126,7 +114,7 @@ impl Protocol {
         true
     }
 
-    /// What a script did. Without [`Guard::RaiseEpoch`] an owner with a lower fence tries again, for ever.
+    /// What a script did. Without [`Guard::RaiseEpoch`] an owner with a lower fence retries for ever.
     fn done(before: &Stage, own: &Own, answer: Answer) -> Option<bool> {
         match answer {
             Answer::Done | Answer::Raised => Some(true),

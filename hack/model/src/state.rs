@@ -152,6 +152,25 @@ pub struct Own<N = u8> {
     pub publishers: Vec<Option<(u8, Notice)>>,
 }
 
+impl<N: Default> Own<N> {
+    /// Of an owner that has only taken the shard, with so many sinks.
+    pub(crate) fn new(fence: Fence<N>, sinks: usize) -> Self {
+        Self {
+            fence,
+            boot: N::default(),
+            numbers: Default::default(),
+            applied: N::default(),
+            watermarks: None,
+            accounted: N::default(),
+            acknowledged: N::default(),
+            surplus: None,
+            stage: Stage::Prepare,
+            recent: Vec::new(),
+            publishers: vec![None; sinks],
+        }
+    }
+}
+
 /// The work of a worker on a sink: the row as it read it, and its progress.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Plan {

@@ -230,25 +230,13 @@ impl Shard {
         self.owners.get(&token).ok_or_else(|| "no owner has taken the shard with this token".to_owned())
     }
 
-    /// Takes an owner out, for a step of it; the step puts it back.
+    /// A copy of an owner, for a step of it; a step that fits stores it.
     pub(super) fn owner_of(&mut self, token: N) -> Result<Held, Why> {
         self.owner(token).cloned()
     }
 
     pub(super) fn new_owner(&mut self, fence: Fence<N>, process: usize) {
-        let own = Own {
-            fence,
-            boot: 0,
-            numbers: [0; 3],
-            applied: 0,
-            watermarks: None,
-            accounted: 0,
-            acknowledged: 0,
-            surplus: None,
-            stage: Stage::Prepare,
-            recent: Vec::new(),
-            publishers: Vec::new(),
-        };
+        let own = Own::new(fence, 0);
         let held = Held { own, process, rest: Vec::new(), claimed_all: false, publishable: [0; 3] };
         self.owners.insert(fence.token, held);
     }
