@@ -6,6 +6,9 @@
 
 use std::fmt;
 
+/// Whether this build can write traces, so that facts have to be collected for them.
+pub const IS_BUILT: bool = cfg!(feature = "fault-points");
+
 /// A step that was sent. Dropped without [`Self::end`], its outcome is unknown.
 #[must_use]
 #[derive(Debug)]
