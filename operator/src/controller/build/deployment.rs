@@ -37,7 +37,7 @@ fn deployment(
         Ok(template) => template,
         Err(cause) => return Child::refused(Kind::Deployment, name, &cause),
     };
-    // It tells the pods of this template from older ones.
+    // It distinguishes the pods of this template from older ones.
     let hash = template::hash(&template);
     let label = |meta: &mut ObjectMeta| meta.labels.get_or_insert_default().insert(TEMPLATE.to_owned(), hash.clone());
     label(template.metadata.get_or_insert_default());

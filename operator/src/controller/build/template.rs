@@ -1,4 +1,4 @@
-//! The hash of a pod template, by which pods of a template are told from older ones.
+//! The hash of a pod template, which distinguishes the pods of a template from older ones.
 //!
 //! Templates that are equal to the API server must have the same hash: another one rolls every pod.
 
