@@ -5,11 +5,11 @@
 use anyhow::bail;
 use millrace_crds::status_api::{PublisherState, PublisherStatus};
 
-use super::keys::actor;
+use super::{job::Failure, keys::actor};
 use crate::{
     config::Place,
     store::{SinkRow, Store},
-    streams::Streams,
+    streams::{SinkSnapshot, Streams},
 };
 
 /// Flags of `millrace sinks`.
@@ -82,10 +82,14 @@ async fn list(store: &Store) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn snapshot(streams: &Streams, stream: &str) -> Result<SinkSnapshot, Failure> {
+    streams.sink_snapshot(stream).await.map_err(|error| Failure::of_streams(streams, error))
+}
+
 /// Whether the cursor of a sink's newest start is beside its stream; one that was never made is not gone.
 async fn has_cursor(streams: &Streams, row: &SinkRow) -> anyhow::Result<bool> {
     let Some(stream) = row.stream.as_ref().filter(|_| row.started) else { return Ok(true) };
-    Ok(streams.sink_snapshot(stream).await?.cursor_generation.as_ref() == Some(&row.cursor_generation))
+    Ok(snapshot(streams, stream).await?.cursor_generation.as_ref() == Some(&row.cursor_generation))
 }
 
 async fn resume(store: &Store, streams: &Streams, name: &str, from: Start, repeat: bool) -> anyhow::Result<()> {
@@ -103,7 +107,7 @@ async fn resume(store: &Store, streams: &Streams, name: &str, from: Start, repea
         bail!("{name} is not halted: it continues without a command; `millrace sinks list` shows what it waits for");
     }
     if let Some(stream) = row.stream.as_ref().filter(|_| from == Start::Beginning && !repeat)
-        && streams.sink_snapshot(stream).await?.newest.is_some()
+        && snapshot(streams, stream).await?.newest.is_some()
     {
         bail!(
             "{stream} still has entries, and from the beginning all ids come again behind them: empty it first \

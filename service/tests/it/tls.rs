@@ -420,8 +420,14 @@ async fn each_command_names_the_secret_and_the_reason() {
         }
     }
     world.restore();
+    // A sink that has started, so that the command asks for its cursor.
+    let work = world.pipeline.start_in_pod("work", dir);
+    work.ready().await;
+    drop(work);
     mount(dir, "redis-ca", &Authority::new("other").pem);
-    says(&["verify"], &["TlsUntrusted", "payments-redis, key url", "redis-ca, key ca.crt"]).await;
+    for command in [&["verify"] as &[&str], &["sinks", "resume", "notifications", "--from", "now"]] {
+        says(command, &["TlsUntrusted", "payments-redis, key url", "redis-ca, key ca.crt"]).await;
+    }
 }
 
 #[tokio::test]
