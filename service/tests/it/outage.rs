@@ -175,8 +175,8 @@ async fn a_deadlock_is_no_data_error() {
     // Postgres looks for a deadlock once, a second after the commit began to wait: on a slow machine too early.
     for attempt in 0.. {
         assert!(attempt < 10, "no commit ended in a deadlock");
-        // Records with the same keys.
-        let more = Load::from("r", 140 + 60 * attempt, 60);
+        // Records with the same keys, which repeat after 140 of them.
+        let more = Load::from("r", 140 * (attempt + 1), 60);
         let error = commit_against_locked_totals(&pipeline, &work, &more.records).await;
         pipeline.applied().await;
         ids.extend(more.ids);
