@@ -164,11 +164,24 @@ impl Shared {
         self.pooler.redirected();
     }
 
+    /// Whether an idle connection of a pool may be used again: it answers, in its own session. Once one has another session,
+    /// none is used again, and the next one that is opened finds why.
+    async fn may_continue(&self, ties: &pooler::Ties, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let hold = ties.hold(connection).await?;
+        if !hold {
+            self.newest.renew();
+            self.pooler.redirected();
+        }
+        Ok(hold)
+    }
+
     /// Makes the session of a new connection of a pool.
     async fn establish(&self, session: &Session, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let established = async {
             self.pooler.check(connection, &self.options()).await?;
-            session.establish(connection).await
+            let server = session.establish(connection).await?;
+            pooler::tie(connection).await?;
+            Ok(server)
         };
         self.newest.see(established.await.map_err(|error| match error {
             Error::Sql(error) => error,
@@ -184,13 +197,13 @@ const COMMITS: u32 = 9;
 /// Timeout of the ping when a connection returns to its pool. It includes the rest of an abandoned statement.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Timeout of the ping before an idle connection is used.
-const ACQUIRE_PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// Timeout of the check before an idle connection is used.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Pings Postgres over a connection. Fails after `longest`.
-async fn answers(connection: &mut PgConnection, longest: Duration) -> Result<bool, sqlx::Error> {
-    let answer = tokio::time::timeout(longest, connection.ping()).await;
-    answer.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?.map(|()| true)
+/// The answer of Postgres, or an error after `longest`.
+async fn within<T>(longest: Duration, answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    let answer = tokio::time::timeout(longest, answer).await;
+    answer.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?
 }
 
 impl Store {
@@ -229,6 +242,7 @@ impl Store {
         let pool = |connections, session: Session| {
             let (connecting, acquiring) = (Arc::clone(&shared), Arc::clone(&shared));
             let options = session.named(options.clone());
+            let ties = Arc::new(pooler::Ties::default());
             PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(5))
@@ -237,13 +251,18 @@ impl Store {
                     Box::pin(async move { shared.establish(&session, connection).await })
                 })
                 // Without this, a connection whose statement was abandoned would keep its place in the pool for ever.
-                .after_release(|connection, _| Box::pin(answers(connection, RELEASE_TIMEOUT)))
+                .after_release(|connection, _| {
+                    Box::pin(async { within(RELEASE_TIMEOUT, connection.ping()).await.map(|()| true) })
+                })
                 // The test of sqlx has no timeout: each broken idle connection would cost one caller its whole time.
                 // `before_acquire` tests with a timeout instead.
                 .test_before_acquire(false)
                 .before_acquire(move |connection, of| {
-                    let stays = acquiring.newest.is_of(of.age);
-                    Box::pin(async move { Ok(stays && answers(connection, ACQUIRE_PING_TIMEOUT).await?) })
+                    let (shared, ties) = (Arc::clone(&acquiring), Arc::clone(&ties));
+                    Box::pin(async move {
+                        let continues = shared.may_continue(&ties, connection);
+                        Ok(shared.newest.is_of(of.age) && within(ACQUIRE_TIMEOUT, continues).await?)
+                    })
                 })
                 .connect_lazy_with(options)
         };

@@ -113,7 +113,8 @@ impl Session {
     /// # Errors
     /// [`Error::Pooler`] names the setting that the session does not have, and the remedy.
     pub(super) async fn establish(&self, connection: &mut PgConnection) -> Result<Server, Error> {
-        run(connection, &self.set()).await?;
+        // A session from a pooler may have prepared statements of another connection, under the names that the driver uses.
+        run(connection, &format!("deallocate all; {}", self.set())).await?;
         self.check(connection).await
     }
 

@@ -35,7 +35,12 @@ impl Error {
     /// Whether Postgres does not admit the user or its password: SQLSTATE class 28.
     #[must_use]
     pub fn denies_access(&self) -> bool {
-        self.is_one_of(&["28"])
+        // PgBouncer has no code of its own for a wrong password.
+        let is_refused_by_pooler = || {
+            let Self::Sql(sqlx::Error::Database(error)) = self else { return false };
+            error.code().as_deref() == Some("08P01") && error.message().contains("authentication failed")
+        };
+        self.is_one_of(&["28"]) || is_refused_by_pooler()
     }
 
     /// Whether there is no such database: SQLSTATE 3D000.

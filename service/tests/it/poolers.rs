@@ -96,3 +96,35 @@ async fn a_pooler_that_changes_to_transaction_mode_is_noticed_at_the_next_connec
         process.has_problems(&[]).await;
     }
 }
+
+#[tokio::test]
+async fn a_pooler_that_changes_its_mode_under_open_connections_is_noticed_and_nothing_is_lost() {
+    let pooler = Pooler::start(&shared().await.postgres, "pool_mode = session").await;
+    let pipeline = Pipeline::behind(&pooler, json!({})).await;
+    let (serve, work) = (pipeline.serve().await, pipeline.work());
+    let load = Load::new("r", 600);
+    for records in load.records.chunks(200) {
+        let (before, during) = records.split_at(records.len() / 2);
+        pipeline.send(before).await;
+        pipeline.applied().await;
+        pooler.reload("pool_mode = transaction");
+        for few in during.chunks(5) {
+            pipeline.send(few).await;
+        }
+        for process in [&serve, &work] {
+            process
+                .reports("the mode of the pooler", |status| {
+                    let problems = status["problems"].as_array();
+                    problems.is_some_and(|all| all.iter().any(|one| one["reason"] == "PoolerInTransactionMode"))
+                })
+                .await;
+        }
+        pooler.reload("pool_mode = session");
+        pipeline.applied().await;
+        for process in [&serve, &work] {
+            process.has_problems(&[]).await;
+        }
+    }
+    pipeline.check_exactly_once(&load.ids).await;
+    pipeline.verify().await;
+}

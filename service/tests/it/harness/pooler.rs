@@ -1,6 +1,6 @@
 //! A PgBouncer before a Postgres, in any mode.
 
-use std::{fs, process::Child, str::FromStr as _};
+use std::{fs, path::PathBuf, process::Child, str::FromStr as _};
 
 use nix::sys::signal::Signal;
 use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use super::{
     eventually, free_port,
+    process::send,
     servers::{as_postgres, end, server_dir, spawn},
 };
 
@@ -31,6 +32,23 @@ impl Pooler {
     /// Starts it again, on the same port, with other settings.
     pub(crate) async fn restart(&mut self, settings: &str) {
         end(&mut self.child, Signal::SIGKILL);
+        let file = self.configure(settings);
+        let mut command = as_postgres(Some("KILL"));
+        let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].into_iter().find(|path| fs::exists(path).unwrap());
+        command.arg(program.expect("pgbouncer is not installed; hack/install-deps does it")).arg(&file);
+        self.child = Some(spawn(command, self.dir.path()));
+        // Without the startup option of the driver that it refuses.
+        let options = PgConnectOptions::from_str(&self.url("postgres")).unwrap().extra_float_digits(None);
+        eventually("the pooler answers", async || PgConnection::connect_with(&options).await.is_ok()).await;
+    }
+
+    /// Gives it other settings while it runs.
+    pub(crate) fn reload(&self, settings: &str) {
+        self.configure(settings);
+        send(self.child.as_ref().expect("it runs"), Signal::SIGHUP).unwrap();
+    }
+
+    fn configure(&self, settings: &str) -> PathBuf {
         let server = PgConnectOptions::from_str(&self.server).unwrap();
         let configuration = format!(
             "[databases]\n* = host={} port={} user={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\n\
@@ -42,13 +60,7 @@ impl Pooler {
         );
         let file = self.dir.path().join("pgbouncer.ini");
         fs::write(&file, configuration).unwrap();
-        let mut command = as_postgres(Some("KILL"));
-        let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].into_iter().find(|path| fs::exists(path).unwrap());
-        command.arg(program.expect("pgbouncer is not installed; hack/install-deps does it")).arg(&file);
-        self.child = Some(spawn(command, self.dir.path()));
-        // Without the startup option of the driver that it refuses.
-        let options = PgConnectOptions::from_str(&self.url("postgres")).unwrap().extra_float_digits(None);
-        eventually("the pooler answers", async || PgConnection::connect_with(&options).await.is_ok()).await;
+        file
     }
 
     /// The URL of its server.
