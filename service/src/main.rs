@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use millrace::commands::verify::NotCompared;
 
 /// Measured beside the allocator of glibc: 1.05 times the single records per second (docs/decisions/0015).
 #[global_allocator]
@@ -14,7 +15,8 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("millrace: {error:#}");
-            ExitCode::FAILURE
+            // As for flags that are wrong.
+            if error.is::<NotCompared>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -15,5 +15,12 @@ pub(crate) fn of_store(store: &Store, error: &store::Error) -> Problem {
 
 /// The problem for an error of this Redis.
 pub(crate) fn of_streams(streams: &Streams, error: &streams::Error) -> Problem {
-    streams.tls_problem(error).unwrap_or_else(|| of_redis(error))
+    if let Some(problem) = streams.tls_problem(error) {
+        return problem;
+    }
+    let mut problem = of_redis(error);
+    if let Some(hint) = streams.scheme_hint(error) {
+        problem.message = format!("{}: {hint}", problem.message);
+    }
+    problem
 }

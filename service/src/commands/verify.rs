@@ -60,11 +60,22 @@ struct Verdict<'a> {
     first: &'a [Difference],
 }
 
+/// Nothing is known about the records.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("nothing was compared")]
+pub struct NotCompared;
+
 /// Runs the command.
 ///
 /// # Errors
-/// That something differs, or why nothing could be compared.
+/// That something differs; or why nothing could be compared, with [`NotCompared`].
 pub async fn run(args: Args) -> anyhow::Result<()> {
+    let as_json = args.json;
+    let compared = compare_all(args).await.context(NotCompared)?;
+    report(&compared, as_json)
+}
+
+async fn compare_all(args: Args) -> anyhow::Result<Comparison> {
     let pipeline = args.place.name()?;
     let streams = super::redis(&args.place, &pipeline)?;
     match streams.missing_for_verify().await {
@@ -83,7 +94,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let outcome = compare(&store, &streams, &scope).await;
     note(&store, &scope, start.elapsed(), &outcome).await;
     store.close().await;
-    report(&outcome?, args.json)
+    outcome
 }
 
 /// Stores the result. Where that fails, a line reports it: the comparison is valid all the same.

@@ -1,6 +1,7 @@
 //! Looks again and again whether Redis grants a process the rights that it needs.
 //!
-//! A Redis that is unavailable changes nothing here: that is the problem of others.
+//! A Redis that is unavailable changes nothing here: that is the problem of others. One that fails by TLS, by contrast, is
+//! refused or refuses until somebody changes a Secret.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,23 +11,23 @@ use tokio::sync::watch;
 use crate::{
     board::of_redis,
     config::ActiveManifest,
-    lifecycle::{Heartbeat, Lifecycle},
+    lifecycle::Lifecycle,
     streams::{self, Streams},
 };
 
 /// Pause between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Longest time without access, one answer that comes late included, until a `serve` process is not ready.
+/// Longest time without access, one answer that comes late included, until a process is not ready.
 const LONGEST_DENIAL: Duration = Duration::from_secs(20);
 
 /// The name of the look of `serve`, among loops and problems.
 const OF_SERVE: &str = "serve.redis";
-/// The name of the look of `work`, among problems.
+/// The name of the look of `work`, among loops and problems.
 const OF_WORK: &str = "work.redis";
 
 /// What a look has found.
 enum Access {
-    /// All rights, or an unavailable server.
+    /// All rights, or a server that is unavailable by another cause than TLS.
     Granted,
     /// Some rights are missing; whether the input streams are affected.
     Lacks(Problem, bool),
@@ -35,22 +36,22 @@ enum Access {
 /// Follows the access of a `serve` process. While it is denied, every record would be refused: the process is not ready, so
 /// that no traffic comes to it.
 pub(crate) fn watch_serve(streams: &Streams, manifest: &watch::Receiver<ActiveManifest>, lifecycle: &Lifecycle) {
-    let heartbeat = lifecycle.heartbeats.register(OF_SERVE, LONGEST_DENIAL);
-    watch_access(OF_SERVE, Some(heartbeat), streams, manifest, lifecycle);
+    watch_access(OF_SERVE, streams, manifest, lifecycle);
 }
 
-/// Follows the access of a `work` process.
+/// Follows the access of a `work` process. While it is denied, the process is not ready, so that a rollout keeps the previous
+/// ones.
 pub(crate) fn watch_work(streams: &Streams, manifest: &watch::Receiver<ActiveManifest>, lifecycle: &Lifecycle) {
-    watch_access(OF_WORK, None, streams, manifest, lifecycle);
+    watch_access(OF_WORK, streams, manifest, lifecycle);
 }
 
 fn watch_access(
     part: &'static str,
-    heartbeat: Option<Arc<Heartbeat>>,
     streams: &Streams,
     manifest: &watch::Receiver<ActiveManifest>,
     lifecycle: &Lifecycle,
 ) {
+    let heartbeat = lifecycle.heartbeats.register(part, LONGEST_DENIAL);
     let (streams, manifest) = (streams.clone(), manifest.clone());
     let (board, soft) = (lifecycle.board.clone(), lifecycle.soft.clone());
     lifecycle.spawn(part, async move {
@@ -77,7 +78,7 @@ fn watch_access(
             }
             said.clone_from(&problem);
             board.set(part, problem);
-            if let Some(heartbeat) = heartbeat.as_ref().filter(|_| is_ready) {
+            if is_ready {
                 heartbeat.record();
             }
             if tokio::time::timeout(LOOK_EVERY, soft.cancelled()).await.is_ok() {
@@ -101,6 +102,7 @@ async fn look(streams: &Streams, sinks: &[String]) -> Access {
             Access::Lacks(Problem::new(Reason::RedisAclMissing, missing.to_string()), is_serious)
         }
         // A server of another make may not know the question: what it refuses then shows itself.
-        Ok(_) | Err(_) => Access::Granted,
+        Ok(_) => Access::Granted,
+        Err(error) => streams.tls_problem(&error).map_or(Access::Granted, |problem| Access::Lacks(problem, true)),
     }
 }

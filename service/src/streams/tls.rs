@@ -32,6 +32,21 @@ impl Streams {
         problem(error, &self.servers().endpoint)
     }
 
+    /// What else may be the cause of an error: a server that expects TLS ends a connection without it, and one that does not
+    /// expect TLS waits for the end of a command.
+    #[must_use]
+    pub fn scheme_hint(&self, error: &Error) -> Option<&'static str> {
+        let Error::Redis(error) = error else { return None };
+        let is_tls = self.servers().endpoint.url().starts_with("rediss");
+        if !is_tls && error.is_connection_dropped() {
+            Some("if this port expects TLS, its URL is rediss://")
+        } else if is_tls && error.is_timeout() {
+            Some("if this port has no TLS, its URL is redis://")
+        } else {
+            None
+        }
+    }
+
     /// Probes an endpoint that is not used yet, such as one with new certificates.
     ///
     /// # Errors

@@ -60,20 +60,23 @@ impl Failure {
 
     /// The problem of a server, `Redis` or `Postgres`.
     pub(crate) fn problem(&self, server: &str, endpoint: &Endpoint) -> Problem {
-        let field = format!("spec.{}.tls", server.to_lowercase());
+        let of = server.to_lowercase();
         let Endpoint { url: _, url_name, files } = endpoint;
         let url = url_name.as_ref().map_or_else(|| "the URL".to_owned(), |name| format!("the URL in {name}"));
         let trusted = files.ca.as_ref().map(|ca| ca.name.as_str());
         match self {
             Self::Untrusted(cause) => {
                 let why = match trusted {
+                    _ if cause.contains("CaUsedAsEndEntity") => "it presents the certificate of an authority (CA:TRUE): \
+                                                                 give it one of its own, which that authority has signed"
+                        .to_owned(),
                     Some(name) => format!(
                         "its certificate is not signed by an authority in {name} ({cause}): put the certificate of its \
                          authority there"
                     ),
                     None => format!(
                         "its certificate is not signed by an authority of the system ({cause}): name its own authority \
-                         in {field}.caSecretRef"
+                         in spec.{of}.tls.caSecretRef, or by --{of}-tls-ca-file"
                     ),
                 };
                 Problem::new(Reason::TlsUntrusted, format!("{server}, {url}: {why}"))
@@ -89,9 +92,14 @@ impl Failure {
             ),
             Self::ClientRefused(alert) => {
                 let why = match &files.identity {
-                    Some(identity) => format!("it does not accept the certificate in {} ({alert:?})", identity.name),
+                    Some(identity) => format!(
+                        "it does not accept the certificate in {} ({alert:?}): add its authority to those that the \
+                         server trusts for clients, or use another certificate",
+                        identity.name
+                    ),
                     None => format!(
-                        "it refuses a client without a certificate ({alert:?}): name one in {field}.clientCertSecretRef"
+                        "it refuses a client without a certificate ({alert:?}): name one in \
+                         spec.{of}.tls.clientCertSecretRef, or by --{of}-tls-cert-file and --{of}-tls-key-file"
                     ),
                 };
                 Problem::new(Reason::TlsClientRefused, format!("{server}, {url}: {why}"))
