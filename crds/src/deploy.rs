@@ -64,6 +64,13 @@ pub struct Serve {
     /// pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cors: Option<Cors>,
+    /// Networks of proxies in front of the pods, at most 32, such as `10.0.0.0/8`: the audit trail takes the address of a
+    /// client from their `X-Forwarded-For`, and from no other. A change is active within seconds and restarts no pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 50)))]
+    #[x_kube(validation = Rule::new("self.all(network, isCIDR(network))")
+        .message("each must be a network such as 10.0.0.0/8 or fd00::/8"))]
+    pub trusted_proxies: Vec<String>,
     /// The Service in front of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<Service>,
@@ -83,9 +90,24 @@ impl Serve {
     #[must_use]
     pub fn for_pods(&self) -> Option<Self> {
         // Without `..`: the compiler then asks for a decision about each new field.
-        let Self { tls, cors, replicas: _, autoscaling: _, service: _, ingress: _, http_route: _, pod: _ } = self;
-        let is_any = tls.is_some() || cors.is_some();
-        is_any.then(|| Self { tls: tls.clone(), cors: cors.clone(), ..Self::default() })
+        let Self {
+            tls,
+            cors,
+            trusted_proxies,
+            replicas: _,
+            autoscaling: _,
+            service: _,
+            ingress: _,
+            http_route: _,
+            pod: _,
+        } = self;
+        let is_any = tls.is_some() || cors.is_some() || !trusted_proxies.is_empty();
+        is_any.then(|| Self {
+            tls: tls.clone(),
+            cors: cors.clone(),
+            trusted_proxies: trusted_proxies.clone(),
+            ..Self::default()
+        })
     }
 }
 

@@ -284,6 +284,15 @@ impl Serve {
         if let Some(cors) = &self.cors {
             cors.check("spec.serve.cors", found);
         }
+        if self.trusted_proxies.len() > 32 {
+            found.add("spec.serve.trustedProxies", "must be at most 32 networks");
+        }
+        for (index, network) in self.trusted_proxies.iter().enumerate() {
+            if network.parse::<ipnet::IpNet>().is_err() {
+                let at = format!("spec.serve.trustedProxies[{index}]");
+                found.add(at, "must be a network such as 10.0.0.0/8 or fd00::/8; one address is 203.0.113.9/32");
+            }
+        }
     }
 }
 
