@@ -32,6 +32,13 @@ create function is_alive(until timestamptz) returns boolean language sql volatil
     select until between clock_timestamp() and clock_timestamp() + interval '5 minutes'
 $$;
 
+-- Whether an id is in one of the ranges from `starts` up to, not including, `ends`; null: any id is. The ranges are sorted
+-- and do not overlap. The bounds around all of them come first: an index can use these.
+create function is_in_ranges(id text, starts text[], ends text[]) returns boolean language sql immutable parallel safe
+return starts is null
+    or (id collate "C" >= starts[1] and id collate "C" < ends[cardinality(ends)]
+        and id collate "C" < ends[width_bucket(id collate "C", starts)]);
+
 -- Live workers, which share the shards evenly. Only the clock of this server counts.
 create table workers (
     worker     text        primary key,
@@ -270,6 +277,8 @@ create table conflicts (
     payload        bytea       not null,
     traceparent    text,
     stream_index   smallint    not null default 0,
+    -- Source of the refused content.
+    source_id      text        collate "C" not null,
     primary key (shard, n)
 );
 create index conflicts_id on conflicts (record_id, stream_id);
@@ -299,6 +308,8 @@ create table dead_letters (
     -- The dead letter whose replay this one is: `<shard>-d<n>`.
     replay_of      text,
     stream_index   smallint    not null default 0,
+    -- Null where the payload could not be read.
+    source_id      text        collate "C",
     primary key (shard, n)
 );
 create index dead_letters_id on dead_letters (record_id);
@@ -372,23 +383,42 @@ create table producers (
 );
 create index producers_not_folded on producers (shard) where not folded;
 
--- API keys: only the hash is kept.
+-- API keys, with their scopes and limits.
 create table api_keys (
-    id         text        primary key,
-    name       text        not null,
-    hash       bytea       not null unique,
-    scopes     text[]      not null,
-    created_at timestamptz not null default now(),
-    revoked_at timestamptz
+    id              text        primary key,
+    name            text        not null,
+    scopes          text[]      not null,
+    -- The sources and destinations that it is limited to: JSON arrays of {"exact": id} and {"prefix": text}. []: any.
+    source_ids      text        not null default '[]',
+    destination_ids text        not null default '[]',
+    created_at      timestamptz not null default now(),
+    expires_at      timestamptz,
+    revoked_at      timestamptz
 );
 
--- Actions of administrators that no dead letter records.
+-- The secrets of keys: one, or two while a key is rotated. Only the hash is kept.
+create table api_key_secrets (
+    id           text        primary key,
+    key_id       text        not null references api_keys (id),
+    hash         bytea       not null unique,
+    created_at   timestamptz not null default now(),
+    -- Noted at most once a minute by each process.
+    last_used_at timestamptz,
+    revoked_at   timestamptz
+);
+create index api_key_secrets_key on api_key_secrets (key_id);
+
+-- Actions of administrators. Replays and discards are here, too, beside what the dead letters record.
 create table admin_actions (
-    n      bigint      generated always as identity primary key,
-    time   timestamptz not null default now(),
-    actor  text        not null,
-    action text        not null,
-    reason text        not null default ''
+    n        bigint      generated always as identity primary key,
+    time     timestamptz not null default now(),
+    -- The name of the API key, or the user of a command.
+    actor    text        not null,
+    action   text        not null,
+    reason   text        not null default '',
+    -- The id of the API key, and the address of its client; null: by a command.
+    actor_id text,
+    address  text
 );
 create index admin_actions_time on admin_actions (time);
 
@@ -423,8 +453,8 @@ create view audit_records as
 select r.processed_at as applied, r.shard, 1 as kind, r.seq as n, f.step,
        case f.step when 1 then 'RECEIVED' when 2 then 'QUEUED' when 3 then 'PROCESSED' else 'ALERTED' end as action,
        case f.step when 1 then r.received_at when 2 then queued_at(r.stream_id, r.received_at) else r.processed_at end as time,
-       r.record_id, r.destination_id, case when f.step > 2 then r.epoch end as epoch, null::text as actor,
-       case when f.step = 4 then 'above ' || r.threshold::text end as reason
+       r.record_id, r.destination_id, r.source_id, case when f.step > 2 then r.epoch end as epoch, null::text as actor,
+       null::text as actor_id, null::text as address, case when f.step = 4 then 'above ' || r.threshold::text end as reason
 from records r cross join (values (1), (2), (3), (4)) f (step)
 where (f.step < 4 or r.threshold is not null)
   and (f.step > 2 or not exists (select from dead_letters d where d.record_id = r.record_id and d.state = 'replayed'
@@ -440,7 +470,12 @@ select u.noted_at as applied, u.shard, 2 as kind, hashtextextended(u.record_id |
                  where i.record_id = u.record_id),
                 (select d.destination_id from dead_letters d where d.record_id = u.record_id
                  order by d.opened_at limit 1)) as destination_id,
-       case when f.step > 2 then u.epoch end as epoch, null::text as actor,
+       coalesce((select r.source_id from record_ids i join records r
+                     on r.shard = i.shard and r.seq = i.number and r.period = i.period
+                 where i.record_id = u.record_id),
+                (select d.source_id from dead_letters d where d.record_id = u.record_id
+                 order by d.opened_at limit 1)) as source_id,
+       case when f.step > 2 then u.epoch end as epoch, null::text as actor, null::text as actor_id, null::text as address,
        case when f.step = 3 then 'duplicate' end as reason
 from duplicates u cross join (values (1), (2), (3)) f (step)
 where f.step > 2 or not exists (select from dead_letters d where d.record_id = u.record_id and d.state = 'replayed'
@@ -450,8 +485,8 @@ create view audit_conflicts as
 select c.noted_at as applied, c.shard, 3 as kind, c.n, f.step,
        case f.step when 1 then 'RECEIVED' when 2 then 'QUEUED' when 3 then 'CONFLICT' end as action,
        case f.step when 1 then c.received_at when 2 then queued_at(c.stream_id, c.received_at) else c.noted_at end as time,
-       c.record_id, c.destination_id,
-       case when f.step > 2 then c.epoch end as epoch, null::text as actor,
+       c.record_id, c.destination_id, c.source_id,
+       case when f.step > 2 then c.epoch end as epoch, null::text as actor, null::text as actor_id, null::text as address,
        case when f.step = 3 then 'record_conflict' end as reason
 from conflicts c cross join (values (1), (2), (3)) f (step)
 where f.step > 2 or not exists (select from dead_letters d where d.record_id = c.record_id and d.state = 'replayed'
@@ -461,21 +496,22 @@ create view audit_dead_letters as
 select d.opened_at as applied, d.shard, 4 as kind, d.n, f.step,
        case f.step when 1 then 'RECEIVED' when 2 then 'QUEUED' when 3 then 'DEAD_LETTERED' end as action,
        case f.step when 1 then d.received_at when 2 then queued_at(d.stream_id, d.received_at) else d.opened_at end as time,
-       d.record_id, d.destination_id,
-       case when f.step > 2 then d.epoch end as epoch, null::text as actor,
+       d.record_id, d.destination_id, d.source_id,
+       case when f.step > 2 then d.epoch end as epoch, null::text as actor, null::text as actor_id, null::text as address,
        case when f.step = 3 then d.reason end as reason
 from dead_letters d cross join (values (1), (2), (3)) f (step)
 where f.step > 2 or d.replay_of is null;
 
 create view audit_closed as
 select d.closed_at as applied, d.shard, 5 as kind, d.n, 1 as step, upper(d.state) as action, d.closed_at as time,
-       d.record_id, d.destination_id, null::bigint as epoch, coalesce(d.closed_by, d.requested_by) as actor, d.reason
+       d.record_id, d.destination_id, d.source_id, null::bigint as epoch, coalesce(d.closed_by, d.requested_by) as actor,
+       null::text as actor_id, null::text as address, d.reason
 from dead_letters d
 where d.closed_at is not null;
 
 create view audit_admin as
 select a.time as applied, -1 as shard, 6 as kind, a.n, 1 as step, 'ADMIN' as action, a.time, null::text as record_id,
-       null::text as destination_id, null::bigint as epoch, a.actor,
+       null::text as destination_id, null::text as source_id, null::bigint as epoch, a.actor, a.actor_id, a.address,
        case when a.reason = '' then a.action else a.action || ': ' || a.reason end as reason
 from admin_actions a;
 

@@ -58,7 +58,8 @@ pub struct Processed {
     pub shard: u16,
     /// Its number in the shard: the notification's id is `<shard>-<seq>`.
     pub seq: i64,
-    /// Records before it. Absent of a duplicate whose original is no longer kept.
+    /// Records before it. Absent of a duplicate whose original is no longer kept, and for a key that is limited to some
+    /// sources: it would count records of others.
     pub summary: Option<Summary>,
     /// True when the id was taken by the same content before: this is how the original stands.
     pub duplicate: Option<bool>,
@@ -105,11 +106,13 @@ impl RecordsApi {
     /// `Prefer: wait=5` the answer is how the record was applied, if that happens within so many seconds (at most 60):
     /// 200 processed, 409 `record_conflict` when its id is taken by other content, 422 `dead_lettered` when it could not
     /// be applied.
+    ///
+    /// A record that is outside the limit of the key is a 403 `outside_limit`.
     #[oai(path = "/records", method = "post", operation_id = "sendRecord")]
     #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
     async fn send_record(
         &self,
-        _caller: Ingester,
+        caller: Ingester,
         app: Data<&App>,
         acceptor: Data<&Acceptor>,
         request: &Request,
@@ -126,7 +129,7 @@ impl RecordsApi {
         body: OneRecord,
     ) -> Result<Taken, Failure> {
         let key = idempotency::key(request)?;
-        single::send(app.0, acceptor.0, request, key.as_deref(), body).await
+        single::send(app.0, acceptor.0, request, caller.0.limit(), key.as_deref(), body).await
     }
 
     /// Send many records
@@ -135,12 +138,12 @@ impl RecordsApi {
     /// neighbours are: 202 lists those that were not, each with a code. After 1,000 errors reading of NDJSON stops, and
     /// `nextIndex` says where. Nothing taken: 503 or 429 if any item may succeed later, else 422, with the same list.
     /// Items of one shard in a JSON array are taken all or none, in order. Lines end with U+000A. `Prefer` is not taken
-    /// here.
+    /// here. An item that is outside the limit of the key is an error `outside_limit`; when all are, the answer is 403.
     #[oai(path = "/records/batch", method = "post", operation_id = "sendRecords")]
     #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
     async fn send_records(
         &self,
-        _caller: Ingester,
+        caller: Ingester,
         app: Data<&App>,
         acceptor: Data<&Acceptor>,
         request: &Request,
@@ -154,6 +157,6 @@ impl RecordsApi {
         body: ManyRecords,
     ) -> Result<BatchTaken, Failure> {
         let key = idempotency::key(request)?;
-        batch::send(app.0, acceptor.0, request, key.as_deref(), body).await
+        batch::send(app.0, acceptor.0, request, caller.0.limit(), key.as_deref(), body).await
     }
 }

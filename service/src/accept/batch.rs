@@ -19,7 +19,7 @@ use super::{
     single, traceparent,
 };
 use crate::{
-    domain::{Invalid, ShardId, code},
+    domain::{AccessLimit, Invalid, ShardId, code},
     http::{
         App,
         problem::{Failure, ItemError},
@@ -44,6 +44,7 @@ struct Item {
 /// A request under way.
 struct Batch<'a> {
     app: &'a App,
+    limit: &'a AccessLimit,
     key: Option<&'a str>,
     traceparent: Option<Arc<str>>,
     received_at: DateTime<Utc>,
@@ -60,12 +61,14 @@ pub(super) async fn send(
     app: &App,
     acceptor: &Acceptor,
     request: &Request,
+    limit: &AccessLimit,
     key: Option<&str>,
     body: ManyRecords,
 ) -> Result<BatchTaken, Failure> {
     let shards = app.manifest.borrow().manifest.spec.shards;
     let mut batch = Batch {
         app,
+        limit,
         key,
         traceparent: traceparent(request),
         received_at: now(),
@@ -141,7 +144,7 @@ impl Batch<'_> {
         if json.len() > body::RECORD_BYTES {
             return self.reject(index, items::id_of(json), &too_large());
         }
-        match single::parse(json, self.key, index) {
+        match single::read(json, self.limit, self.key, index) {
             Ok(record) => {
                 let shard = ShardId::of(&record.destination_id, self.shards);
                 let outgoing = Outgoing {
@@ -227,6 +230,10 @@ impl Batch<'_> {
         }
         let failure = match self.retryable {
             Some((status, code, detail)) => Failure::new(status, code, format!("no item was confirmed: {detail}")),
+            None if self.errors.iter().all(|error| error.code == code::OUTSIDE_LIMIT) => {
+                let detail = "nothing was taken: each item is outside the limit of this API key";
+                Failure::new(403, code::OUTSIDE_LIMIT, detail)
+            }
             None => Failure::new(422, "batch_refused", "nothing was taken; errors says what is wrong with each item"),
         };
         Err(failure.with(|problem| {

@@ -13,7 +13,7 @@ use super::{
     traceparent,
 };
 use crate::{
-    domain::{Invalid, Record, RecordId, ShardId, code},
+    domain::{AccessLimit, Invalid, Record, RecordId, ShardId, code},
     http::{App, problem::Failure},
     store::{Applied, Awaited, Before, Outcome},
     streams::Outgoing,
@@ -27,13 +27,14 @@ pub(super) async fn send(
     app: &App,
     acceptor: &Acceptor,
     request: &Request,
+    limit: &AccessLimit,
     key: Option<&str>,
     body: OneRecord,
 ) -> Result<Taken, Failure> {
     let wait = wait_asked_for(request);
     let traceparent = traceparent(request);
     let bytes = body::whole(body.0, body::RECORD_BYTES).await?;
-    let record = parse(body::without_mark(&bytes), key, 0).map_err(|invalid| {
+    let record = read(body::without_mark(&bytes), limit, key, 0).map_err(|invalid| {
         count_rejected(invalid.code, 1);
         Failure::from(invalid)
     })?;
@@ -55,8 +56,27 @@ pub(super) async fn send(
     let (Some(wait), Some(position)) = (wait, positions.first()) else { return Ok(queued(record_id)) };
     let awaited = Awaited { shard, record_id: record_id.clone(), position: *position };
     match acceptor.0.waiters.wait(awaited, wait).await {
-        Some(applied) => answer(record_id, shard, applied),
+        Some(applied) if is_shown(&applied, limit) => answer(record_id, shard, limit, applied),
+        // It was applied as a duplicate of a record that is gone since, and its id is taken by a record out of reach.
+        Some(_) => Ok(queued(record_id)),
         None => Ok(queued(record_id)),
+    }
+}
+
+/// Whether a caller may see an outcome: that of its own record, or of an original that it may reach.
+fn is_shown(applied: &Applied, limit: &AccessLimit) -> bool {
+    applied.original.as_ref().is_none_or(|original| limit.allows(&original.source_id, &original.destination_id))
+}
+
+/// Reads a record that the caller may send, as [`parse`] does.
+pub(super) fn read(json: &[u8], limit: &AccessLimit, key: Option<&str>, index: u64) -> Result<Record, Invalid> {
+    let record = parse(json, key, index)?;
+    match limit.outside(&record.source_id, &record.destination_id) {
+        None => Ok(record),
+        Some(pointer) => {
+            let detail = "is outside the limit of this API key; send the record with a key that may reach it";
+            Err(Invalid::new(code::OUTSIDE_LIMIT, pointer, detail))
+        }
     }
 }
 
@@ -84,7 +104,7 @@ fn queued(record_id: RecordId) -> Taken {
     Taken::Queued(Json(Queued { record_id: record_id.to_string(), status: "queued".to_owned() }))
 }
 
-fn answer(record_id: RecordId, shard: ShardId, applied: Applied) -> Result<Taken, Failure> {
+fn answer(record_id: RecordId, shard: ShardId, limit: &AccessLimit, applied: Applied) -> Result<Taken, Failure> {
     let duplicate = applied.duplicate.then_some(true);
     match applied.outcome {
         Outcome::Processed { seq, before } => Ok(Taken::Processed(Json(Processed {
@@ -92,7 +112,8 @@ fn answer(record_id: RecordId, shard: ShardId, applied: Applied) -> Result<Taken
             status: "processed".to_owned(),
             shard: shard.get(),
             seq: seq.get(),
-            summary: before.map(|Before { count, total, unit }| Summary {
+            // The records before it are of any source.
+            summary: before.filter(|_| limit.sources().is_none()).map(|Before { count, total, unit }| Summary {
                 previous_count: count,
                 previous_total: total,
                 unit,
@@ -102,7 +123,9 @@ fn answer(record_id: RecordId, shard: ShardId, applied: Applied) -> Result<Taken
         Outcome::Conflict { seq } => Err(Failure::new(
             409,
             "record_conflict",
-            format!("this recordId is taken by other content; both are kept, see /conflicts ({shard}-c{seq})"),
+            format!(
+                "this recordId is taken by other content; the refused record is kept, see /conflicts ({shard}-c{seq})"
+            ),
         )),
         Outcome::DeadLettered { dead_letter, reason, detail } => {
             Err(Failure::new(422, "dead_lettered", detail).with(|problem| {

@@ -1,12 +1,12 @@
-//! `millrace keys`: make, list and revoke API keys.
+//! `millrace keys`: create, list, rotate and revoke API keys.
 
-use anyhow::{bail, ensure};
-use sha2::{Digest as _, Sha256};
+use chrono::{DateTime, Utc};
 
 use crate::{
     config::Place,
-    domain::{Text, render_time},
-    store::Store,
+    domain::{IdPattern, Scope, parse_time, render_time},
+    http::new_key::{BrokenRule, FreshSecret, KeyWishes},
+    store::{Actor, ApiKey, Store},
 };
 
 /// Flags of `millrace keys`.
@@ -27,35 +27,32 @@ enum Action {
         name: String,
         /// A permission; may be given several times
         #[arg(long = "scope", required = true)]
-        scopes: Vec<ScopeName>,
+        scopes: Vec<Scope>,
+        /// Limit it to this source (exact=ID), or to those that begin with a text (prefix=TEXT); may be given several times
+        #[arg(long = "source-id", value_name = "PATTERN")]
+        source_ids: Vec<IdPattern>,
+        /// Limit it to this destination (exact=ID), or to those that begin with a text (prefix=TEXT); may be given several times
+        #[arg(long = "destination-id", value_name = "PATTERN")]
+        destination_ids: Vec<IdPattern>,
+        /// When it expires, such as 2027-01-31T00:00:00Z; never, unless given
+        #[arg(long, value_name = "TIME", value_parser = parse_time)]
+        expires_at: Option<DateTime<Utc>>,
     },
-    /// List all keys, without the keys themselves
+    /// List all keys and their secrets' ids, without the secrets themselves
     List,
-    /// Revoke a key; it is refused within two seconds
-    Revoke {
+    /// Make a second secret for a key and print it; the first one stays valid until it is revoked
+    Rotate {
         /// Its id, as listed
         id: String,
     },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-enum ScopeName {
-    /// Sending records
-    Ingest,
-    /// Asking
-    Read,
-    /// Dead letters and other changes; allows all else, too
-    Admin,
-}
-
-impl ScopeName {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Ingest => "ingest",
-            Self::Read => "read",
-            Self::Admin => "admin",
-        }
-    }
+    /// Revoke a key, or one secret of it; it is refused within two seconds
+    Revoke {
+        /// Its id, as listed
+        id: String,
+        /// Only this secret of it, by its id
+        #[arg(long, value_name = "ID")]
+        secret: Option<String>,
+    },
 }
 
 /// Runs the command.
@@ -73,38 +70,72 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 async fn act(store: &Store, action: Action) -> anyhow::Result<()> {
     match action {
-        Action::Create { name, mut scopes } => {
-            if let Err(rule) = Text::parse(name.as_str()) {
-                bail!("--name {rule}");
-            }
-            scopes.sort_unstable();
-            scopes.dedup();
-            let scopes: Vec<String> = scopes.into_iter().map(|scope| scope.as_str().to_owned()).collect();
-            let key = format!("mk_{}", hex::encode(rand::random::<[u8; 32]>()));
-            let id = format!("key_{}", hex::encode(rand::random::<[u8; 6]>()));
-            let hash: [u8; 32] = Sha256::digest(key.as_bytes()).into();
-            store.create_key(&id, &name, &hash, &scopes, &actor()).await?;
-            eprintln!("{id}, {name}: {}. The key is shown only now:", scopes.join(", "));
-            say!("{key}");
+        Action::Create { name, scopes, source_ids, destination_ids, expires_at } => {
+            let key = KeyWishes { name, scopes, source_ids, destination_ids, expires_at }.key().map_err(flag)?;
+            let secret = FreshSecret::random();
+            store.create_key(&key, secret.stored(), &actor()).await??;
+            let scopes: Vec<&str> = key.scopes.iter().map(|scope| scope.as_str()).collect();
+            eprintln!("{}, {}: {}. The key is shown only now:", key.id, key.name, scopes.join(", "));
+            say!("{}", secret.secret);
         }
         Action::List => {
-            for key in store.list_keys().await? {
-                let state =
-                    key.revoked_at.map_or_else(|| "active".to_owned(), |at| format!("revoked {}", render_time(at)));
-                let (made, scopes) = (render_time(key.created_at), key.scopes.join(","));
-                say!("{}\t{}\t{scopes}\tmade {made}\t{state}", key.id, key.name);
+            for key in store.list_keys(None, i64::MAX).await? {
+                list(&key);
             }
         }
-        Action::Revoke { id } => {
-            ensure!(store.revoke_key(&id, &actor()).await?, "no active key has the id {id}; see `millrace keys list`");
+        Action::Rotate { id } => {
+            let secret = FreshSecret::random();
+            store.rotate_key(&id, secret.stored(), &actor()).await??;
+            eprintln!("{id} has the secret {}, too. It is shown only now:", secret.id);
+            say!("{}", secret.secret);
+        }
+        Action::Revoke { id, secret: None } => {
+            store.revoke_key(&id, &actor()).await??;
             eprintln!("{id} is revoked");
+        }
+        Action::Revoke { id, secret: Some(secret) } => {
+            store.revoke_secret(&id, &secret, &actor()).await??;
+            eprintln!("the secret {secret} of {id} is revoked");
         }
     }
     Ok(())
 }
 
+/// A line a key, and one a secret.
+fn list(key: &ApiKey) {
+    let state = match (key.revoked_at, key.expires_at) {
+        (Some(at), _) => format!("revoked {}", render_time(at)),
+        (None, Some(at)) => format!("active until {}", render_time(at)),
+        (None, None) => "active".to_owned(),
+    };
+    say!("{}\t{}\t{}\tmade {}\t{state}", key.id, key.name, key.scopes.join(","), render_time(key.created_at));
+    for (field, patterns) in [("sourceIds", &key.source_ids), ("destinationIds", &key.destination_ids)] {
+        for pattern in patterns {
+            say!("\t{field}\t{pattern}");
+        }
+    }
+    for secret in &key.secrets {
+        let used =
+            secret.last_used_at.map_or_else(|| "never used".to_owned(), |at| format!("used {}", render_time(at)));
+        let revoked = secret.revoked_at.map_or_else(String::new, |at| format!("\trevoked {}", render_time(at)));
+        say!("\t{}\tmade {}\t{used}{revoked}", secret.id, render_time(secret.created_at));
+    }
+}
+
+/// The flag that breaks a rule.
+fn flag(broken: BrokenRule) -> anyhow::Error {
+    let BrokenRule { field, rule } = broken;
+    let flag = match field {
+        "scopes" => "--scope",
+        "sourceIds" => "--source-id",
+        "destinationIds" => "--destination-id",
+        _ => "--name",
+    };
+    anyhow::anyhow!("{flag} {rule}")
+}
+
 /// The person that runs the command, for the audit trail.
-pub(super) fn actor() -> String {
+pub(super) fn actor() -> Actor {
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
-    user.map_or_else(|| "command".to_owned(), |user| format!("command:{}", user.name))
+    Actor::command(user.as_ref().map(|user| user.name.as_str()))
 }

@@ -48,7 +48,7 @@ pub enum Command {
     Sinks(sinks::Args),
     /// Acknowledge losses whose number no server holds.
     Losses(losses::Args),
-    /// Make, list and revoke API keys.
+    /// Make, list, rotate and revoke API keys.
     Keys(keys::Args),
     /// Print the configuration that is active, secrets hidden.
     Config(config::Args),

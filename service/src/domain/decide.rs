@@ -230,6 +230,7 @@ impl<'a> Judge<'a> {
             seq,
             item: index,
             record_id: parsed.map(|parsed| parsed.record.record_id.clone()),
+            source_id: parsed.map(|parsed| parsed.record.source_id.clone()),
             destination_id: parsed.map(|parsed| parsed.record.destination_id.clone()),
             reason: refusal.reason,
             detail: refusal.detail,

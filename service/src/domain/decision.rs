@@ -6,7 +6,7 @@ use rust_decimal::Decimal;
 
 use super::{
     Account, ContentDigest, DeadLetterId, DeadLetterReason, DestinationId, InputRecord, Invalid, Key, Kind, Position,
-    Record, RecordId, Seq, StreamId, Total,
+    Record, RecordId, Seq, SourceId, StreamId, Total,
 };
 
 /// Why a record becomes a dead letter.
@@ -103,6 +103,8 @@ pub struct NewDeadLetter {
     pub item: usize,
     /// The id that it takes while it is open; `None` where the payload could not be read.
     pub record_id: Option<RecordId>,
+    /// Where the payload could be read.
+    pub source_id: Option<SourceId>,
     /// Where the payload could be read.
     pub destination_id: Option<DestinationId>,
     /// For programs.
@@ -218,6 +220,7 @@ mod tests {
             seq: Seq::new(seq),
             item,
             record_id: None,
+            source_id: None,
             destination_id: None,
             reason: DeadLetterReason::Malformed,
             detail: String::new(),

@@ -24,6 +24,8 @@ pub mod code {
     pub const WRONG_TYPE: &str = "wrong_type";
     /// A value of the right type that breaks a rule.
     pub const INVALID_VALUE: &str = "invalid_value";
+    /// Of a source or a destination that the caller may not reach.
+    pub const OUTSIDE_LIMIT: &str = "outside_limit";
     /// Larger than allowed.
     pub const TOO_LARGE: &str = "too_large";
 }

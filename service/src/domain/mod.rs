@@ -2,6 +2,7 @@
 //!
 //! Must never do I/O, read a clock, draw random numbers, or depend on Redis, Postgres or HTTP.
 
+mod access;
 mod amount;
 mod dead_letter;
 mod decide;
@@ -21,6 +22,7 @@ mod record;
 mod rollup;
 mod time;
 
+pub use access::{AccessLimit, IdPattern, IdRanges, Scope};
 pub use amount::{Amount, total_in_bounds, total_nanos};
 pub use dead_letter::{DeadLetterId, DeadLetterReason, DeadLetterState};
 pub use decide::decide;

@@ -1,8 +1,9 @@
-//! Access: API keys as bearer tokens, checked against a snapshot that is refreshed every 500 ms.
+//! Access: who sends a request, and what it may do. API keys are bearer tokens, checked against a snapshot that is
+//! refreshed every 500 ms.
 //!
-//! Must never read Postgres for a request, and must never log or keep a key itself.
+//! Must never read Postgres for a request, and must never log or keep a secret itself.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use poem::{Request, RequestBody, http::header::AUTHORIZATION};
 use poem_openapi::{
@@ -12,87 +13,128 @@ use poem_openapi::{
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use super::{App, problem::Failure};
+use super::{App, client_address::client_address, last_use::LastUse, problem::Failure};
+use crate::{
+    domain::{AccessLimit, Scope},
+    store::Actor,
+};
 
-/// A permission of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// Sending records.
-    Ingest,
-    /// Asking.
-    Read,
-    /// Dead letters and other changes; implies the others.
-    Admin,
+/// Who may send requests, and what it may do: an API key.
+#[derive(Debug)]
+pub struct Identity {
+    /// Its name: the actor in the audit trail.
+    pub name: Arc<str>,
+    /// The id of the API key; `None`: access is open.
+    pub key_id: Option<Arc<str>>,
+    /// Its permissions.
+    pub scopes: Vec<Scope>,
+    /// The records that it may reach.
+    pub limit: AccessLimit,
 }
 
-impl Scope {
-    /// The scope by its name.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        match name {
-            "ingest" => Some(Self::Ingest),
-            "read" => Some(Self::Read),
-            "admin" => Some(Self::Admin),
-            _ => None,
-        }
+impl Identity {
+    fn has(&self, scope: Scope) -> bool {
+        self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
     }
 }
 
-/// A key that is active.
+/// A secret that is active.
 #[derive(Debug, Clone)]
-pub struct KnownKey {
-    /// Its name: the actor in the audit trail.
-    pub name: Arc<str>,
-    /// Its permissions.
-    pub scopes: Vec<Scope>,
+pub struct KnownSecret {
+    /// The identity that it proves.
+    pub identity: Arc<Identity>,
+    /// When it expires, also while Postgres is unavailable; `None`: never.
+    pub expires: Option<Instant>,
+    /// When it was last used.
+    pub last_use: Arc<LastUse>,
 }
 
-/// The keys active, by the SHA-256 of the whole key; `None` inside: access is open (development mode).
-pub type Snapshot = Option<HashMap<[u8; 32], KnownKey>>;
+/// The secrets active, by the SHA-256 of the whole secret; `None` inside: access is open (development mode).
+pub type Snapshot = Option<HashMap<[u8; 32], KnownSecret>>;
 
-/// The keys active, as of the last refresh.
+/// The secrets active, as of the last refresh.
 #[derive(Debug, Clone)]
-pub struct KeyRing(pub watch::Receiver<Snapshot>);
+pub struct KeyRing {
+    pub(super) secrets: watch::Receiver<Snapshot>,
+    /// The identity of everyone where access is open.
+    pub(super) open: Arc<Identity>,
+}
 
-/// A caller that has the required scope.
-#[derive(Debug, Clone)]
-pub struct Caller {
-    /// The key's name; `dev` where access is open.
-    pub name: Arc<str>,
+/// The records that a path is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Those that the caller may reach: the path applies the limit.
+    Limited,
+    /// All: a limited caller is refused.
+    All,
 }
 
 impl KeyRing {
-    fn admit(&self, request: &Request, scope: Scope) -> Result<Caller, Failure> {
-        let snapshot = self.0.borrow();
-        let Some(keys) = snapshot.as_ref() else { return Ok(Caller { name: "dev".into() }) };
+    /// The identity of the sender of a request.
+    fn authenticate(&self, request: &Request) -> Result<Arc<Identity>, Failure> {
+        let snapshot = self.secrets.borrow();
+        let Some(secrets) = snapshot.as_ref() else { return Ok(Arc::clone(&self.open)) };
         let Some(header) = request.headers().get(AUTHORIZATION) else {
             return Err(Failure::new(401, "missing_key", "send an API key: Authorization: Bearer mk_…"));
         };
-        let key = header
+        let secret = header
             .to_str()
             .ok()
             .and_then(|header| header.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, key)| key.trim());
-        let digest: Option<[u8; 32]> = key.map(|key| Sha256::digest(key.as_bytes()).into());
-        let known = digest.and_then(|digest| keys.get(&digest));
-        let Some(known) = known else {
-            return Err(Failure::new(401, "invalid_key", "this API key is not known, or it was revoked"));
+            .map(|(_, secret)| secret.trim());
+        let digest: Option<[u8; 32]> = secret.map(|secret| Sha256::digest(secret.as_bytes()).into());
+        let known = digest.and_then(|digest| secrets.get(&digest));
+        let Some(known) = known.filter(|known| known.expires.is_none_or(|expires| Instant::now() < expires)) else {
+            return Err(Failure::new(401, "invalid_key", "this API key is not known, it expired, or it was revoked"));
         };
-        if known.scopes.contains(&scope) || known.scopes.contains(&Scope::Admin) {
-            Ok(Caller { name: Arc::clone(&known.name) })
-        } else {
-            let detail = format!("this API key lacks the scope {}", format!("{scope:?}").to_lowercase());
-            Err(Failure::new(403, "insufficient_scope", detail))
+        known.last_use.note();
+        Ok(Arc::clone(&known.identity))
+    }
+
+    fn admit(&self, request: &Request, scope: Scope, reach: Reach) -> Result<Caller, Failure> {
+        let identity = self.authenticate(request)?;
+        if !identity.has(scope) {
+            let detail = format!("this API key lacks the scope {}", scope.as_str());
+            return Err(Failure::new(403, "insufficient_scope", detail));
+        }
+        if reach == Reach::All && identity.limit.is_limited() {
+            let detail = "this path is about all records, and this API key is limited to some sources or destinations; \
+                          use a key without limits";
+            return Err(Failure::new(403, "limited_key", detail));
+        }
+        Ok(Caller(identity))
+    }
+}
+
+/// A caller that has the required scope.
+#[derive(Debug, Clone)]
+pub struct Caller(Arc<Identity>);
+
+impl Caller {
+    /// The records that it may reach.
+    #[must_use]
+    pub fn limit(&self) -> &AccessLimit {
+        &self.0.limit
+    }
+
+    /// The actor of an administrative action, with the address of the client that sent the request.
+    fn actor(&self, request: &Request, app: &App) -> Actor {
+        let serve = app.manifest.borrow().manifest.spec.serve.clone();
+        let trusted = serve.map(|serve| serve.trusted_proxies).unwrap_or_default();
+        Actor {
+            name: Arc::clone(&self.0.name),
+            key_id: self.0.key_id.clone(),
+            address: client_address(request, &trusted),
         }
     }
 }
 
 macro_rules! caller {
-    ($name:ident, $scope:expr, $doc:literal) => {
-        #[doc = $doc]
+    ($(#[doc = $doc:literal])+ $name:ident($inner:ty), |$app:ident, $request:ident| $admit:expr) => {
+        $(#[doc = $doc])+
         #[derive(Debug, Clone)]
-        pub struct $name(pub Caller);
+        pub struct $name(pub $inner);
 
         impl<'a> ApiExtractor<'a> for $name {
             const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::SecurityScheme];
@@ -104,7 +146,7 @@ macro_rules! caller {
                     "apiKey",
                     MetaSecurityScheme {
                         ty: "http",
-                        description: Some("An API key, `mk_…`, made by `millrace keys create`."),
+                        description: Some("An API key, `mk_…`, made by `POST /keys` or `millrace keys create`."),
                         name: None,
                         key_in: None,
                         scheme: Some("bearer"),
@@ -120,19 +162,32 @@ macro_rules! caller {
             }
 
             async fn from_request(
-                request: &'a Request,
+                $request: &'a Request,
                 _: &mut RequestBody,
                 _: ExtractParamOptions<()>,
             ) -> poem::Result<Self> {
-                let app: &App = request
+                let $app: &App = $request
                     .data()
                     .ok_or_else(|| Failure::new(500, "internal", "the service failed; the log says why"))?;
-                Ok(Self(app.keys.admit(request, $scope)?))
+                Ok(Self($admit))
             }
         }
     };
 }
 
-caller!(Ingester, Scope::Ingest, "A caller that may send records.");
-caller!(Reader, Scope::Read, "A caller that may ask.");
-caller!(Administrator, Scope::Admin, "A caller that may change things.");
+caller! {
+    /// A caller that may send records: those that it may reach.
+    Ingester(Caller), |app, request| app.keys.admit(request, Scope::Ingest, Reach::Limited)?
+}
+caller! {
+    /// A caller that may ask. The path answers with what the caller may reach only.
+    Reader(Caller), |app, request| app.keys.admit(request, Scope::Read, Reach::Limited)?
+}
+caller! {
+    /// A caller that may ask about all records.
+    ReaderOfAll(Caller), |app, request| app.keys.admit(request, Scope::Read, Reach::All)?
+}
+caller! {
+    /// A caller that may change things, as the actor of the change.
+    Administrator(Actor), |app, request| app.keys.admit(request, Scope::Admin, Reach::All)?.actor(request, app)
+}

@@ -2,19 +2,28 @@
 //!
 //! Must never keep a key itself longer than it takes to hash it.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::ensure;
 use millrace_crds::status_api::Problem;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
-use super::auth::{KeyRing, KnownKey, Scope};
+use super::{
+    auth::{Identity, KeyRing, KnownSecret, Snapshot},
+    last_use::LastUses,
+};
 use crate::{
     board::Board,
     config::{SecretError, secret},
+    domain::{AccessLimit, IdPattern, Scope},
     lifecycle::Lifecycle,
-    store::{self, Error, LiveKey, Store},
+    store::{self, Error, LiveSecret, Store},
 };
 
 /// How often the keys are read; a revoked key is refused within this and the time of one query.
@@ -76,7 +85,13 @@ impl KeyRing {
     #[must_use]
     pub fn open() -> Self {
         // A receiver keeps its last value when the sender is gone.
-        Self(watch::channel(None).1)
+        Self::of(watch::channel(None).1)
+    }
+
+    fn of(secrets: watch::Receiver<Snapshot>) -> Self {
+        let open =
+            Identity { name: "dev".into(), key_id: None, scopes: vec![Scope::Admin], limit: AccessLimit::default() };
+        Self { secrets, open: Arc::new(open) }
     }
 
     /// Registers the first key, reads the keys, and keeps them up to date by a task of `lifecycle`. While Postgres is
@@ -86,88 +101,118 @@ impl KeyRing {
     /// # Errors
     /// When the process stops before there were keys.
     pub async fn follow(store: &Store, bootstrap: Bootstrap, lifecycle: &Lifecycle) -> anyhow::Result<Self> {
-        let mut registered = None;
         let board = lifecycle.board.clone();
+        let mut follower =
+            Follower { store: store.clone(), bootstrap, board, registered: None, last_uses: LastUses::new() };
         // Without keys every request is refused: not ready.
         let heartbeat = lifecycle.heartbeats.register("serve.keys", Duration::from_secs(30));
-        let keys = loop {
-            let first = first_key(&bootstrap, &board);
-            let is_missing = first.is_none() && matches!(bootstrap, Bootstrap::File { .. });
-            match store::within(refresh(store, first, &mut registered)).await {
-                Ok(keys) if is_missing && keys.is_empty() => {}
-                Ok(keys) => break keys,
-                Err(error) => {
-                    tracing::warn!(event = "http.keys.unavailable", %error, "the API keys cannot be read from Postgres")
-                }
+        let secrets = loop {
+            let first = follower.first_key();
+            let is_missing = first.is_none() && matches!(follower.bootstrap, Bootstrap::File { .. });
+            match store::within(follower.refresh(first)).await {
+                Ok(secrets) if is_missing && secrets.is_empty() => {}
+                Ok(secrets) => break secrets,
+                Err(error) => unavailable(&error),
             }
             tokio::select! {
                 () = tokio::time::sleep(2 * REFRESH) => {}
                 () = lifecycle.soft.cancelled() => anyhow::bail!("stopped before the API keys could be read"),
             }
         };
-        let (sender, receiver) = watch::channel(Some(keys));
-        let (store, soft) = (store.clone(), lifecycle.soft.clone());
+        let (sender, receiver) = watch::channel(Some(secrets));
+        let soft = lifecycle.soft.clone();
         // The keys were read just now.
         heartbeat.record();
         lifecycle.spawn("serve.keys", async move {
             let mut failing = false;
             while tokio::time::timeout(REFRESH, soft.cancelled()).await.is_err() {
                 heartbeat.record();
-                let first = first_key(&bootstrap, &board);
-                match store::within(refresh(&store, first, &mut registered)).await {
-                    Ok(keys) => {
-                        sender.send_replace(Some(keys));
-                        failing = false;
-                    }
-                    Err(error) => {
-                        if !failing {
-                            tracing::warn!(event = "http.keys.unavailable", %error, "the API keys cannot be read from Postgres");
-                        }
-                        failing = true;
-                    }
+                let first = follower.first_key();
+                let refreshed = store::within(follower.refresh(first)).await;
+                if let (Err(error), false) = (&refreshed, failing) {
+                    unavailable(error);
+                }
+                failing = refreshed.is_err();
+                if let Ok(secrets) = refreshed {
+                    sender.send_replace(Some(secrets));
+                    follower.note_uses(false).await;
                 }
             }
+            follower.note_uses(true).await;
             Ok(())
         });
-        Ok(Self(receiver))
+        Ok(Self::of(receiver))
     }
 }
 
-/// The first key; `None`: there is none, or what is wrong with it stands on the board.
-fn first_key(bootstrap: &Bootstrap, board: &Board) -> Option<Hash> {
-    let read = bootstrap.hash();
-    let problem = read.as_ref().err().and_then(SecretError::problem);
-    if board.of(PART).first() != problem.as_ref() {
-        if let Some(Problem { reason, message }) = &problem {
-            tracing::warn!(event = "http.keys.bootstrap_refused", ?reason, message, "the first API key cannot be used");
+fn unavailable(error: &Error) {
+    tracing::warn!(event = "http.keys.unavailable", %error, "the API keys cannot be read from Postgres");
+}
+
+/// Reads the keys again and again.
+struct Follower {
+    store: Store,
+    bootstrap: Bootstrap,
+    board: Board,
+    /// The first key that was registered.
+    registered: Option<Hash>,
+    last_uses: LastUses,
+}
+
+impl Follower {
+    /// The first key; `None`: there is none, or what is wrong with it stands on the board.
+    fn first_key(&self) -> Option<Hash> {
+        let read = self.bootstrap.hash();
+        let problem = read.as_ref().err().and_then(SecretError::problem);
+        if self.board.of(PART).first() != problem.as_ref() {
+            if let Some(Problem { reason, message }) = &problem {
+                tracing::warn!(
+                    event = "http.keys.bootstrap_refused",
+                    ?reason,
+                    message,
+                    "the first API key cannot be used"
+                );
+            }
+            self.board.set(PART, problem);
         }
-        board.set(PART, problem);
+        read.ok().flatten()
     }
-    read.ok().flatten()
-}
 
-/// Registers the first key if it is another than before, and reads all keys.
-async fn refresh(
-    store: &Store,
-    first: Option<Hash>,
-    registered: &mut Option<Hash>,
-) -> Result<HashMap<Hash, KnownKey>, Error> {
-    if let Some(hash) = first.filter(|hash| registered.as_ref() != Some(hash)) {
-        if store.bootstrap_key(&hash).await? {
-            tracing::info!(event = "http.keys.bootstrapped", "stored the first API key");
+    /// Registers the first key if it is another than before, and reads all secrets.
+    async fn refresh(&mut self, first: Option<Hash>) -> Result<HashMap<Hash, KnownSecret>, Error> {
+        if let Some(hash) = first.filter(|hash| self.registered.as_ref() != Some(hash)) {
+            if self.store.bootstrap_key(&hash).await? {
+                tracing::info!(event = "http.keys.bootstrapped", "stored the first API key");
+            }
+            self.registered = Some(hash);
         }
-        *registered = Some(hash);
+        let read_at = Instant::now();
+        let secrets = self.store.live_secrets().await?;
+        let active: HashSet<String> = secrets.iter().map(|secret| secret.secret_id.clone()).collect();
+        self.last_uses.keep(|secret| active.contains(secret));
+        Ok(secrets.into_iter().filter_map(|secret| known(secret, read_at, &mut self.last_uses)).collect())
     }
-    Ok(known(store.live_keys().await?))
+
+    async fn note_uses(&mut self, all: bool) {
+        // It stays due, and a failing Postgres is logged by what needs it.
+        if let Err(error) = store::within(self.last_uses.note(&self.store, all)).await {
+            tracing::debug!(event = "http.keys.use_unnoted", %error, "the last uses of API keys cannot be noted");
+        }
+    }
 }
 
-fn known(keys: Vec<LiveKey>) -> HashMap<Hash, KnownKey> {
-    let known = keys.into_iter().filter_map(|key| {
-        // A scope of a later version allows nothing here.
-        let scopes = key.scopes.iter().filter_map(|scope| Scope::parse(scope)).collect();
-        Some((key.hash.try_into().ok()?, KnownKey { name: Arc::from(key.name), scopes }))
-    });
-    known.collect()
+/// A secret as requests are checked against it; `None`: nobody can use it here.
+fn known(secret: LiveSecret, read_at: Instant, last_uses: &mut LastUses) -> Option<(Hash, KnownSecret)> {
+    let hash = secret.hash.try_into().ok()?;
+    // A limit of a later version must not become none.
+    let patterns = |json: &str| serde_json::from_str::<Vec<IdPattern>>(json).ok();
+    let limit = AccessLimit::new(&patterns(&secret.source_ids)?, &patterns(&secret.destination_ids)?).ok()?;
+    // A scope of a later version allows nothing here.
+    let scopes = secret.scopes.iter().filter_map(|scope| Scope::parse(scope)).collect();
+    let identity = Identity { name: secret.name.into(), key_id: Some(secret.key_id.into()), scopes, limit };
+    let left = secret.expires_in_ms.map(|ms| Duration::from_millis(ms.try_into().unwrap_or(0)));
+    let expires = left.and_then(|left| read_at.checked_add(left));
+    Some((hash, KnownSecret { identity: Arc::new(identity), expires, last_use: last_uses.of(&secret.secret_id) }))
 }
 
 #[cfg(test)]

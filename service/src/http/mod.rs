@@ -4,6 +4,7 @@
 
 pub mod auth;
 pub(crate) mod certificate;
+mod client_address;
 pub mod connections;
 mod cross_origin;
 mod durations;
@@ -13,7 +14,9 @@ pub(crate) mod guard;
 mod head;
 pub mod health;
 pub mod keyring;
+mod last_use;
 pub(crate) mod merged;
+pub mod new_key;
 pub(crate) mod operations;
 mod pace;
 pub(crate) mod probes;

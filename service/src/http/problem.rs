@@ -62,10 +62,10 @@ pub enum Failure {
     /// The request is not understood: wrong JSON, an unknown or repeated parameter, a cursor of another request.
     #[oai(status = 400, content_type = "application/problem+json")]
     BadRequest(Json<Box<Problem>>),
-    /// No API key, or one that is not known or revoked.
+    /// No API key, or one that is not known, expired or revoked.
     #[oai(status = 401, content_type = "application/problem+json")]
     Unauthorized(Json<Box<Problem>>, #[oai(header = "WWW-Authenticate")] String),
-    /// The API key lacks the scope.
+    /// The API key lacks the scope, or its limit excludes the record or the path.
     #[oai(status = 403, content_type = "application/problem+json")]
     Forbidden(Json<Box<Problem>>, #[oai(header = "WWW-Authenticate")] String),
     /// There is nothing by that name.
@@ -214,6 +214,7 @@ impl From<domain::Invalid> for Failure {
     fn from(invalid: domain::Invalid) -> Self {
         let status = match invalid.code {
             domain::code::INVALID_JSON if invalid.pointer.is_empty() => 400,
+            domain::code::OUTSIDE_LIMIT => 403,
             _ => 422,
         };
         let pointer = (!invalid.pointer.is_empty()).then_some(invalid.pointer);

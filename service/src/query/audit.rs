@@ -11,6 +11,7 @@ use super::{
     types::{Time, Word},
 };
 use crate::{
+    domain::AccessLimit,
     http::{App, auth::Reader, problem::Failure},
     store::{AuditFilter, AuditPlace, Fact},
 };
@@ -37,7 +38,7 @@ pub(super) enum Action {
     Replayed,
     /// An administrator discarded a dead letter.
     Discarded,
-    /// An administrator made another change.
+    /// An administrator acted: a replay, a discard, a change of keys, an acknowledged loss, a resumed sink.
     Admin,
 }
 
@@ -76,9 +77,15 @@ pub(super) struct AuditFact {
     /// The worker that did it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
-    /// The person or client that did it.
+    /// The name of the API key, or the user of the command, that did it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub actor: Option<String>,
+    /// The id of that API key; only of `ADMIN`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actor_id: Option<String>,
+    /// The address of the client that did it; only of `ADMIN`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     /// The reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -93,6 +100,8 @@ impl Example for AuditFact {
             destination_id: Some("account-42".to_owned()),
             worker: Some("worker-0".to_owned()),
             actor: None,
+            actor_id: None,
+            address: None,
             reason: None,
         }
     }
@@ -100,8 +109,8 @@ impl Example for AuditFact {
 
 impl From<Fact> for AuditFact {
     fn from(fact: Fact) -> Self {
-        let Fact { action, time, record_id, destination_id, worker, actor, reason, .. } = fact;
-        Self { action, time: Time(time), record_id, destination_id, worker, actor, reason }
+        let Fact { action, time, record_id, destination_id, worker, actor, actor_id, address, reason, .. } = fact;
+        Self { action, time: Time(time), record_id, destination_id, worker, actor, actor_id, address, reason }
     }
 }
 
@@ -124,7 +133,7 @@ impl AuditApi {
     async fn list(
         &self,
         app: Data<&App>,
-        _reader: Reader,
+        reader: Reader,
         /// Only this action; repeat it for several.
         #[oai(default)]
         action: Query<Vec<Action>>,
@@ -147,7 +156,10 @@ impl AuditApi {
         cursor: Query<Option<String>>,
     ) -> Result<Answer<Page<AuditFact>>, Failure> {
         in_order(start_time.0, end_time.0)?;
-        let filter = filter(action.0, record_id.0, destination_id.0, start_time.0, end_time.0);
+        let filter = AuditFilter {
+            limit: reader.0.limit().clone(),
+            ..filter(action.0, record_id.0, destination_id.0, start_time.0, end_time.0)
+        };
         let paging = Paging::<Place>::new("/audit", &filter, cursor.0, limit.0)?;
         let after = paging.after.map_or(BEGINNING, |(applied, shard, kind, n, step)| AuditPlace {
             applied: applied.0,
@@ -181,5 +193,6 @@ pub(super) fn filter(
         destination_id: destination_id.map(|id| id.0.to_string()),
         start: start.map(|time| time.0),
         end: end.map(|time| time.0),
+        limit: AccessLimit::default(),
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     domain::Text,
-    http::{App, auth::Reader, problem::Failure},
+    http::{App, auth::ReaderOfAll, problem::Failure},
     store::{AuditFilter, Error, OutcomeCounts, Store},
 };
 
@@ -73,7 +73,7 @@ impl AuditSummaryApi {
     async fn summary(
         &self,
         app: Data<&App>,
-        _reader: Reader,
+        _reader: ReaderOfAll,
         /// Only this action; repeat it for several.
         #[oai(default)]
         action: Query<Vec<Action>>,
@@ -99,8 +99,11 @@ impl AuditSummaryApi {
         let filter = filter(action.0, record_id.0, destination_id.0, start_time.0, end_time.0);
         let paging = Paging::<Word>::new("/audit/summary", &filter, cursor.0, limit.0)?;
         let after = paging.after.as_ref().map_or("", |Word(destination)| destination.as_str());
-        let is_whole_trail =
-            matches!(filter, AuditFilter { actions: _, record_id: None, destination_id: None, start: None, end: None });
+        // Only callers without a limit come here.
+        let is_whole_trail = matches!(
+            filter,
+            AuditFilter { actions: _, record_id: None, destination_id: None, start: None, end: None, limit: _ }
+        );
         let counts = if is_whole_trail {
             kept_counts(&app.store, &filter, after, paging.rows()).await?
         } else {

@@ -30,10 +30,10 @@ pub(super) struct Conflict {
     pub time: Time,
     /// When the refused entry was received.
     pub received_at: Time,
-    /// The content that has the id, when it is a processed record.
+    /// The content that has the id, when it is a processed record that the caller may reach.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<RecordView>,
-    /// The content that has, or had, the id, when it is a dead letter.
+    /// The content that has, or had, the id, when it is a dead letter that the caller may reach.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dead_letter: Option<RawJson>,
     /// The refused content, byte for byte.
@@ -78,7 +78,7 @@ impl ConflictsApi {
     async fn list(
         &self,
         app: Data<&App>,
-        _reader: Reader,
+        reader: Reader,
         /// Only conflicts about this id.
         #[oai(name = "recordId")]
         record_id: Query<Option<Word>>,
@@ -103,6 +103,7 @@ impl ConflictsApi {
             destination_id: destination_id.0.map(|id| id.0.into()),
             start: start_time.0.map(|time| time.0),
             end: end_time.0.map(|time| time.0),
+            limit: reader.0.limit().clone(),
         };
         let paging = Paging::<ShardSeq>::new("/conflicts", &filter, cursor.0, limit.0)?;
         let rows = app.store.list_conflicts(&filter, paging.after.unwrap_or_default(), paging.rows()).await?;

@@ -19,13 +19,13 @@ use super::{
     types::{Time, Word},
 };
 use crate::{
-    domain::{DeadLetterId, DeadLetterReason, DeadLetterState, Seq, ShardId, ShardSeq},
+    domain::{AccessLimit, DeadLetterId, DeadLetterReason, DeadLetterState, Seq, ShardId, ShardSeq},
     http::{
         App,
         auth::{Administrator, Reader},
         problem::Failure,
     },
-    store::{DeadLetterFilter, StoredDeadLetter},
+    store::{Actor, DeadLetterFilter, StoredDeadLetter},
     streams::{AppendError, AppendSettings, Outgoing},
     telemetry::limits,
 };
@@ -76,7 +76,7 @@ impl DeadLettersApi {
     async fn list(
         &self,
         app: Data<&App>,
-        _reader: Reader,
+        reader: Reader,
         /// Only dead letters in this state; absent: all.
         state: Query<Option<DeadLetterState>>,
         /// Only dead letters with this reason.
@@ -107,6 +107,7 @@ impl DeadLettersApi {
             destination_id: destination_id.0.map(|id| id.0.into()),
             start: start_time.0.map(|time| time.0),
             end: end_time.0.map(|time| time.0),
+            limit: reader.0.limit().clone(),
         };
         let paging = Paging::<ShardSeq>::new("/dead-letters", &filter, cursor.0, limit.0)?;
         let rows = app.store.list_dead_letters(&filter, paging.after.unwrap_or_default(), paging.rows()).await?;
@@ -136,7 +137,7 @@ impl DeadLettersApi {
             Failure::new(409, "dead_letter_not_replayable", detail)
         })?;
         let replays = Replays { shard: id.shard, numbers: vec![id.seq], records: vec![record] };
-        append(app.0, &replays, &caller.0.name).await?;
+        append(app.0, &replays, &caller.0).await?;
         Ok(Answer(DeadLetterAction { id: id.to_string(), status: "queued".to_owned() }))
     }
 
@@ -152,7 +153,7 @@ impl DeadLettersApi {
         id: Path<String>,
     ) -> Result<Answer<DeadLetterAction>, Failure> {
         let id = dead_letter_id(&id.0)?;
-        if !app.store.discard_dead_letter(id, &caller.0.name).await? {
+        if !app.store.discard_dead_letter(id, &caller.0).await? {
             let dead_letter = app.store.find_dead_letter(id).await?.ok_or_else(|| no_dead_letter(id))?;
             return Err(not_open(id, dead_letter.state));
         }
@@ -203,6 +204,7 @@ impl DeadLettersApi {
             destination_id: destination_id.0.map(|id| id.0.into()),
             start: start_time.0.map(|time| time.0),
             end: end_time.0.map(|time| time.0),
+            limit: AccessLimit::default(),
         };
         let paging = Paging::<ShardSeq>::new("/dead-letters/replay", &filter, cursor.0, limit.0)?;
         let matching = app.store.count_dead_letters(&filter).await?;
@@ -220,7 +222,7 @@ impl DeadLettersApi {
             }
             for replays in by_shard(dead_letters, &mut result) {
                 if !dry_run.0 {
-                    append(app.0, &replays, &caller.0.name).await?;
+                    append(app.0, &replays, &caller.0).await?;
                     result.queued += replays.numbers.len() as i64;
                 }
             }
@@ -296,7 +298,7 @@ fn by_shard(dead_letters: Vec<StoredDeadLetter>, result: &mut ReplayResult) -> V
     groups
 }
 
-async fn append(app: &App, replays: &Replays, actor: &str) -> Result<(), Failure> {
+async fn append(app: &App, replays: &Replays, actor: &Actor) -> Result<(), Failure> {
     let Replays { shard, numbers, records } = replays;
     let shard = *shard;
     // The request is stored first: a worker may decide the replay before the append returns.
@@ -342,7 +344,7 @@ async fn append(app: &App, replays: &Replays, actor: &str) -> Result<(), Failure
         event = "query.dead_letter.replayed",
         shard = shard.get(),
         dead_letters = numbers.len(),
-        actor,
+        actor = &*actor.name,
         "replayed dead letters"
     );
     Ok(())

@@ -13,7 +13,7 @@ use super::{
     views::RecordView,
 };
 use crate::{
-    domain::{DeadLetterState, OutcomeKind, RecordId, StreamId},
+    domain::{AccessLimit, DeadLetterState, OutcomeKind, RecordId, StreamId},
     http::{App, auth::Reader, problem::Failure},
     store::{FoundRecord, RecordHistory, StoredDeadLetter, StoredRecord},
     streams::Search,
@@ -120,7 +120,7 @@ pub(super) struct History {
     /// When it was processed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processed_at: Option<Time>,
-    /// The records of its key and unit before it, once it is processed.
+    /// The records of its key and unit before it, once it is processed. Absent for a key that is limited to some sources.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub summary: Option<Summary>,
     /// The threshold that its value exceeds; absent: no alert.
@@ -130,7 +130,7 @@ pub(super) struct History {
     pub published: Vec<SinkPublished>,
     /// Entries with the same id and content that were dropped.
     pub duplicates: i64,
-    /// Entries with the same id and other content that were refused.
+    /// Entries with the same id and other content that were refused, as far as the caller may reach them.
     pub conflicts: i64,
     /// Its dead letters, oldest first.
     pub dead_letters: Vec<RecordDeadLetter>,
@@ -146,37 +146,40 @@ impl HistoryApi {
     ///
     /// The service searches the input streams for a record that is still queued, newest entries first, up to 5,000
     /// entries per shard and 10,000 overall. If it reaches that bound, or cannot reach Redis, the response is 404
-    /// `not_found_or_queued` with `retryable`. A record whose period is no longer kept is 410 `record_expired`. The ids `aggregations`, `rollups` and `batch` are names of other paths:
+    /// `not_found_or_queued` with `retryable`. A record whose period is no longer kept is 410 `record_expired`; for a limited key it is a 404, as any record that
+    /// the key may not reach. The ids `aggregations`, `rollups` and `batch` are names of other paths:
     /// use `GET /records?recordId=…` for such a record.
     #[oai(path = "/records/:recordId", method = "get", operation_id = "getRecord")]
     async fn record(
         &self,
         app: Data<&App>,
-        _reader: Reader,
+        reader: Reader,
         /// The id, percent-encoded as one segment.
         #[oai(name = "recordId")]
         record_id: Path<Word>,
     ) -> Result<Answer<History>, Failure> {
-        let (app, id) = (app.0, RecordId::from(record_id.0.0));
-        if let Some(history) = applied(app, &id, false).await? {
+        let (app, id, limit) = (app.0, RecordId::from(record_id.0.0), reader.0.limit());
+        if let Some(history) = applied(app, &id, limit, false).await? {
             return Ok(Answer(history));
         }
-        if let Some(period) = app.store.expired_period(&id).await? {
+        // The id ledger holds neither source nor destination.
+        let expired = if limit.is_limited() { None } else { app.store.expired_period(&id).await? };
+        if let Some(period) = expired {
             let detail =
                 format!("the record was processed in the period that began on {period}, which is no longer kept");
             return Err(Failure::new(410, "record_expired", detail));
         }
         let shards = app.manifest.borrow().manifest.spec.shards;
-        let search = app.streams.search(&id, shards).await;
+        let search = app.streams.search(&id, limit, shards).await;
         // A worker may have decided it during the search, and an acknowledged entry stays until it is trimmed.
-        if let Some(history) = applied(app, &id, false).await? {
+        if let Some(history) = applied(app, &id, limit, false).await? {
             return Ok(Answer(history));
         }
         match search {
             Ok(Search::Found(queued)) => {
                 let received_at = Some(Time(queued.input.received_at));
-                let traces = app.store.traces(&id).await?;
-                let dead_letters = app.store.dead_letters_of(&id).await?;
+                let traces = app.store.traces(&id, limit).await?;
+                let dead_letters = app.store.dead_letters_of(&id, limit).await?;
                 let record = RecordView { received_at, ..RecordView::from(&queued.record) };
                 Ok(Answer(History {
                     record_id: id.into(),
@@ -196,7 +199,7 @@ impl HistoryApi {
                     dead_letters: dead_letters.iter().map(dead_letter).collect(),
                 }))
             }
-            Ok(Search::Absent) => match applied(app, &id, true).await? {
+            Ok(Search::Absent) => match applied(app, &id, limit, true).await? {
                 Some(history) => Ok(Answer(history)),
                 None => Err(Failure::new(404, "not_found", "there is no record of this id, and none is queued")),
             },
@@ -221,18 +224,20 @@ fn perhaps_queued(detail: &str) -> Failure {
     failure
 }
 
-/// The history in Postgres of an id that is taken. With `free`, also of an id whose dead letter was discarded.
-async fn applied(app: &App, id: &RecordId, free: bool) -> Result<Option<History>, Failure> {
+/// The history in Postgres of an id that is taken, as far as the caller may reach it. With `free`, also of an id whose dead
+/// letter was discarded.
+async fn applied(app: &App, id: &RecordId, limit: &AccessLimit, free: bool) -> Result<Option<History>, Failure> {
     let found = app.store.find_record(id).await?;
-    let dead_letters = app.store.dead_letters_of(id).await?;
+    let found = found.filter(|found| limit.allows(&found.record.source_id, &found.record.destination_id));
+    let dead_letters = app.store.dead_letters_of(id, limit).await?;
     if let Some(FoundRecord { record, history }) = found {
         let published = published(app, &record, history.threshold.is_some()).await?;
-        return Ok(Some(processed(app, record, history, published, &dead_letters).await?));
+        return Ok(Some(processed(app, record, history, limit, published, &dead_letters).await?));
     }
     let open = dead_letters.iter().rev().find(|dead_letter| dead_letter.state == DeadLetterState::Open);
     let Some(last) = open.or_else(|| dead_letters.last().filter(|_| free)) else { return Ok(None) };
     let record = crate::domain::Record::parse(&last.payload).ok();
-    let traces = app.store.traces(id).await?;
+    let traces = app.store.traces(id, limit).await?;
     Ok(Some(History {
         record_id: id.to_string(),
         status: if last.state == DeadLetterState::Open { Status::DeadLettered } else { Status::Discarded },
@@ -258,10 +263,11 @@ async fn processed(
     app: &App,
     record: StoredRecord,
     history: RecordHistory,
+    limit: &AccessLimit,
     published: Vec<SinkPublished>,
     dead_letters: &[StoredDeadLetter],
 ) -> Result<History, Failure> {
-    let traces = app.store.traces(&record.record_id).await?;
+    let traces = app.store.traces(&record.record_id, limit).await?;
     Ok(History {
         record_id: record.record_id.to_string(),
         status: Status::Processed,
@@ -271,7 +277,8 @@ async fn processed(
         received_at: Some(Time(record.received_at)),
         queued_at: time_of(history.position.entry),
         processed_at: Some(Time(record.processed_at)),
-        summary: Some(Summary {
+        // The records before it are of any source.
+        summary: limit.sources().is_none().then(|| Summary {
             previous_count: history.previous_count,
             previous_total: history.previous_total,
             unit: record.unit.to_string(),

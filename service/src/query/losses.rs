@@ -33,8 +33,8 @@ impl LossesApi {
         reason: Query<Option<Word>>,
     ) -> Result<Answer<AcknowledgedLosses>, Failure> {
         let reason = reason.0.map_or_else(String::new, |reason| reason.0.to_string());
+        let shards = app.store.acknowledge_losses(&caller.0, &reason).await?;
         let actor = &caller.0.name;
-        let shards = app.store.acknowledge_losses(actor, &reason).await?;
         tracing::info!(event = "query.losses.acknowledged", shards = shards.len(), %actor, "acknowledged uncertain losses");
         Ok(Answer(AcknowledgedLosses { shards: shards.into_iter().map(|shard| shard.get()).collect() }))
     }

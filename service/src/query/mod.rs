@@ -15,6 +15,8 @@ mod format;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod history;
+mod key_view;
+mod keys;
 mod losses;
 mod record_filter;
 mod record_text;
@@ -33,6 +35,7 @@ pub use audit_summary::AuditSummaryApi;
 pub use conflicts::ConflictsApi;
 pub use dead_letters::DeadLettersApi;
 pub use history::HistoryApi;
+pub use keys::KeysApi;
 pub use losses::LossesApi;
 pub use records::RecordList;
 pub use rollups::RollupsApi;
@@ -49,6 +52,8 @@ enum Tags {
     DeadLetters,
     /// The audit trail, and counts.
     Audit,
+    /// API keys.
+    Keys,
 }
 
 /// The APIs of all queries.
@@ -59,6 +64,7 @@ pub type Apis = (
     ConflictsApi,
     DeadLettersApi,
     LossesApi,
+    KeysApi,
     AuditApi,
     AuditSummaryApi,
     HistoryApi,
@@ -76,6 +82,7 @@ pub fn apis() -> Apis {
         ConflictsApi,
         DeadLettersApi,
         LossesApi,
+        KeysApi,
         AuditApi,
         AuditSummaryApi,
         HistoryApi,

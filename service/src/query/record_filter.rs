@@ -6,7 +6,7 @@ use super::{
     views::RecordType,
 };
 use crate::{
-    domain::{DestinationId, RecordId, Reference, ShardId, SourceId, Unit},
+    domain::{AccessLimit, DestinationId, RecordId, Reference, ShardId, SourceId, Unit},
     http::{App, problem::Failure},
     store::RecordFilter,
 };
@@ -29,7 +29,7 @@ pub(super) struct RecordParams {
 }
 
 impl RecordParams {
-    pub(super) fn filter(self, app: &App) -> Result<RecordFilter, Failure> {
+    pub(super) fn filter(self, app: &App, limit: &AccessLimit) -> Result<RecordFilter, Failure> {
         if self.record_id.len() > IDS {
             return Err(invalid_parameter("recordId", "may be given up to 100 times"));
         }
@@ -48,6 +48,7 @@ impl RecordParams {
             start: self.start_time.map(|time| time.0),
             end: self.end_time.map(|time| time.0),
             alerted: self.alerted,
+            limit: limit.clone(),
         })
     }
 }
@@ -68,7 +69,7 @@ macro_rules! filtered_operation {
             async fn $name(
                 &$self,
                 $app: poem::web::Data<&App>,
-                _reader: Reader,
+                reader: Reader,
                 $($before)*
                 /// Only records with one of these ids; up to 100 times.
                 #[oai(name = "recordId", default)]
@@ -106,7 +107,7 @@ macro_rules! filtered_operation {
                     end_time: end_time.0,
                     alerted: alerted.0,
                 }
-                .filter($app.0)?;
+                .filter($app.0, reader.0.limit())?;
                 $body
             }
         }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Tags, answer::Answer, types::Time};
 use crate::{
     domain::{OutcomeKind, ShardId},
-    http::{App, auth::Reader, problem::Failure},
+    http::{App, auth::ReaderOfAll, problem::Failure},
     publish::{SinkPosition, sink_lag},
     store::{Counts, RollupState, ShardCounts, StoredVerifyRun},
     streams::{Backlog, RedisPromises},
@@ -252,7 +252,7 @@ impl StatsApi {
     /// The counts come from the servers, so they cover restarts and all replicas. While Redis is unavailable, the
     /// fields that depend on it are absent and `missing` names them.
     #[oai(path = "/stats", method = "get", operation_id = "getStats")]
-    async fn stats(&self, app: Data<&App>, _reader: Reader) -> Result<Answer<Stats>, Failure> {
+    async fn stats(&self, app: Data<&App>, _reader: ReaderOfAll) -> Result<Answer<Stats>, Failure> {
         let app = app.0;
         let shards = app.manifest.borrow().manifest.spec.shards;
         let policy_version = app.manifest.borrow().policy.version;

@@ -5,8 +5,12 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{Error, Store, slow::Watch};
-use crate::domain::{Seq, ShardId, ShardSeq};
+use super::{
+    Error, Store,
+    filter::{LimitArguments, is_unlimited},
+    slow::Watch,
+};
+use crate::domain::{AccessLimit, Seq, ShardId, ShardSeq};
 
 /// A fact of the audit trail. It is derived from a *source* row.
 #[derive(Debug, Clone)]
@@ -34,6 +38,10 @@ pub struct Fact {
     pub worker: Option<String>,
     /// The administrator that did it.
     pub actor: Option<String>,
+    /// The id of the administrator's API key.
+    pub actor_id: Option<String>,
+    /// The address of the administrator's client.
+    pub address: Option<String>,
     /// The reason.
     pub reason: Option<String>,
 }
@@ -51,6 +59,9 @@ pub struct AuditFilter {
     pub start: Option<DateTime<Utc>>,
     /// Happened before this.
     pub end: Option<DateTime<Utc>>,
+    /// What the caller may reach: facts of other records, and of none, are left out.
+    #[serde(skip_serializing_if = "is_unlimited")]
+    pub limit: AccessLimit,
 }
 
 /// A position in the trail: (applied, shard, kind, n, step) of a fact, as in [`Fact`].
@@ -97,6 +108,7 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn list_facts(&self, filter: &AuditFilter, after: AuditPlace, limit: i64) -> Result<Vec<Fact>, Error> {
         let place = self.place_of(filter).await?;
+        let access = LimitArguments::from(&filter.limit);
         let _watch = Watch::start("audit.list");
         let facts = sqlx::query_file_as!(
             Fact,
@@ -114,6 +126,10 @@ impl Store {
             limit,
             place.map(|place| place.shard) as Option<ShardId>,
             place.map(|place| place.seq) as Option<Seq>,
+            access.source_starts,
+            access.source_ends,
+            access.destination_starts,
+            access.destination_ends,
         )
         .fetch_all(&self.pool)
         .await?;

@@ -4,8 +4,15 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use super::{Error, Store, slow::Watch};
-use crate::domain::{DeadLetterId, DeadLetterReason, DeadLetterState, DestinationId, RecordId, Seq, ShardId, ShardSeq};
+use super::{
+    Actor, Error, Store,
+    admin::note_action,
+    filter::{LimitArguments, is_unlimited},
+    slow::Watch,
+};
+use crate::domain::{
+    AccessLimit, DeadLetterId, DeadLetterReason, DeadLetterState, DestinationId, RecordId, Seq, ShardId, ShardSeq,
+};
 
 /// A dead letter as it is stored.
 #[derive(Debug, Clone)]
@@ -57,6 +64,9 @@ pub struct DeadLetterFilter {
     pub start: Option<DateTime<Utc>>,
     /// Opened before this.
     pub end: Option<DateTime<Utc>>,
+    /// What the caller may reach: dead letters of other records, and those whose payload could not be read, are left out.
+    #[serde(skip_serializing_if = "is_unlimited")]
+    pub limit: AccessLimit,
 }
 
 impl Store {
@@ -70,6 +80,7 @@ impl Store {
         after: ShardSeq,
         limit: i64,
     ) -> Result<Vec<StoredDeadLetter>, Error> {
+        let access = LimitArguments::from(&filter.limit);
         let _watch = Watch::start("dead_letters.list");
         let dead_letters = sqlx::query_as!(
             StoredDeadLetter,
@@ -85,6 +96,7 @@ impl Store {
                  and ($6::text is null or destination_id = $6)
                  and ($7::timestamptz is null or opened_at >= $7)
                  and ($8::timestamptz is null or opened_at < $8)
+                 and is_in_ranges(source_id, $10, $11) and is_in_ranges(destination_id, $12, $13)
                order by shard, n
                limit $9"#,
             after.shard as ShardId,
@@ -95,7 +107,11 @@ impl Store {
             filter.destination_id.as_ref() as Option<&DestinationId>,
             filter.start,
             filter.end,
-            limit
+            limit,
+            access.source_starts,
+            access.source_ends,
+            access.destination_starts,
+            access.destination_ends,
         )
         .fetch_all(&self.pool)
         .await?;
@@ -107,6 +123,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn count_dead_letters(&self, filter: &DeadLetterFilter) -> Result<i64, Error> {
+        let access = LimitArguments::from(&filter.limit);
         let _watch = Watch::start("dead_letters.count");
         let count = sqlx::query_scalar!(
             r#"select count(*) as "count!" from dead_letters
@@ -115,13 +132,18 @@ impl Store {
                  and ($3::text is null or record_id = $3)
                  and ($4::text is null or destination_id = $4)
                  and ($5::timestamptz is null or opened_at >= $5)
-                 and ($6::timestamptz is null or opened_at < $6)"#,
+                 and ($6::timestamptz is null or opened_at < $6)
+                 and is_in_ranges(source_id, $7, $8) and is_in_ranges(destination_id, $9, $10)"#,
             filter.state as Option<DeadLetterState>,
             filter.reason as Option<DeadLetterReason>,
             filter.record_id.as_ref() as Option<&RecordId>,
             filter.destination_id.as_ref() as Option<&DestinationId>,
             filter.start,
-            filter.end
+            filter.end,
+            access.source_starts,
+            access.source_ends,
+            access.destination_starts,
+            access.destination_ends,
         )
         .fetch_one(&self.pool)
         .await?;
@@ -148,11 +170,16 @@ impl Store {
         Ok(dead_letter)
     }
 
-    /// The dead letters of an id, oldest first, at most 100.
+    /// The dead letters of an id that a caller may reach, oldest first, at most 100.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn dead_letters_of(&self, record_id: &RecordId) -> Result<Vec<StoredDeadLetter>, Error> {
+    pub async fn dead_letters_of(
+        &self,
+        record_id: &RecordId,
+        limit: &AccessLimit,
+    ) -> Result<Vec<StoredDeadLetter>, Error> {
+        let access = LimitArguments::from(limit);
         let _watch = Watch::start("dead_letters.of_record");
         let dead_letters = sqlx::query_as!(
             StoredDeadLetter,
@@ -160,37 +187,49 @@ impl Store {
                       reason as "reason: DeadLetterReason", detail, record_id as "record_id: RecordId",
                       destination_id as "destination_id: DestinationId", opened_at, received_at, closed_at, closed_by,
                       requested_by, replay_of, payload, traceparent
-               from dead_letters where record_id = $1
+               from dead_letters
+               where record_id = $1 and is_in_ranges(source_id, $2, $3) and is_in_ranges(destination_id, $4, $5)
                order by opened_at desc, shard desc, n desc limit 100"#,
-            record_id as &RecordId
+            record_id as &RecordId,
+            access.source_starts,
+            access.source_ends,
+            access.destination_starts,
+            access.destination_ends,
         )
         .fetch_all(&self.pool)
         .await?;
         Ok(dead_letters.into_iter().rev().collect())
     }
 
-    /// Stores the actor that requests the replay of open dead letters of one shard. Dead letters that are no longer
-    /// open stay unchanged.
+    /// Stores the actor that requests the replay of open dead letters of one shard, and adds the action to the audit
+    /// trail. Dead letters that are no longer open stay unchanged.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn note_replay(&self, shard: ShardId, numbers: &[Seq], actor: &str) -> Result<(), Error> {
-        sqlx::query!(
-            "update dead_letters set requested_by = $3 where shard = $1 and n = any($2) and state = 'open'",
+    pub async fn note_replay(&self, shard: ShardId, numbers: &[Seq], actor: &Actor) -> Result<(), Error> {
+        let mut transaction = self.begin().await?;
+        let noted = sqlx::query_scalar!(
+            r#"update dead_letters set requested_by = $3 where shard = $1 and n = any($2) and state = 'open'
+               returning n as "n: Seq""#,
             shard as ShardId,
             numbers as &[Seq],
-            actor
+            &actor.name
         )
-        .execute(&self.pool)
+        .fetch_all(&mut *transaction)
         .await?;
+        if !noted.is_empty() {
+            let ids: Vec<String> = noted.into_iter().map(|seq| DeadLetterId { shard, seq }.to_string()).collect();
+            note_action(&mut transaction, actor, "dead_letters.replay", &ids.join(", ")).await?;
+        }
+        transaction.commit().await?;
         Ok(())
     }
 
-    /// Discards a dead letter. Returns false if it is not open or does not exist.
+    /// Discards a dead letter, and adds the action to the audit trail. Returns false if it is not open or does not exist.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn discard_dead_letter(&self, id: DeadLetterId, actor: &str) -> Result<bool, Error> {
+    pub async fn discard_dead_letter(&self, id: DeadLetterId, actor: &Actor) -> Result<bool, Error> {
         let mut turn = self.begin().await?;
         // The dead letter first, then its id, as the commit of a replay.
         let discarded = sqlx::query!(
@@ -199,7 +238,7 @@ impl Store {
                returning record_id as "record_id: RecordId""#,
             id.shard as ShardId,
             id.seq as Seq,
-            actor
+            &actor.name
         )
         .fetch_optional(&mut *turn)
         .await?;
@@ -207,6 +246,7 @@ impl Store {
         if let Some(record_id) = discarded.record_id {
             free_id(&mut turn, &record_id, id).await?;
         }
+        note_action(&mut turn, actor, "dead_letters.discard", &id.to_string()).await?;
         turn.commit().await?;
         Ok(true)
     }

@@ -1,91 +1,276 @@
-//! API keys: Postgres holds only their hashes.
+//! API keys with their secrets: Postgres holds only the hashes of secrets.
 
 use chrono::{DateTime, Utc};
 
-use super::{Error, Store};
+use super::{Actor, Error, Store, admin::note_action};
+use crate::domain::{IdPattern, Scope, Text};
 
-/// Id and name of the key that comes from the environment.
+/// Id and name of the key that comes from the environment; also the id of its secret.
 const BOOTSTRAP: &str = "bootstrap";
+/// Most secrets of a key that are active at once.
+const MOST_SECRETS: i64 = 2;
 
 /// A key as a list shows it.
 #[derive(Debug, Clone)]
 pub struct ApiKey {
-    /// Its id, which is not secret and selects it when it is revoked.
+    /// Its id, which is not secret.
     pub id: String,
     /// Its name, the actor in the audit trail.
     pub name: String,
     /// Its scopes.
     pub scopes: Vec<String>,
+    /// The sources that it is limited to; empty: any.
+    pub source_ids: Vec<IdPattern>,
+    /// The destinations that it is limited to; empty: any.
+    pub destination_ids: Vec<IdPattern>,
     /// When it was created.
     pub created_at: DateTime<Utc>,
+    /// When it expires; `None`: never.
+    pub expires_at: Option<DateTime<Utc>>,
     /// When it was revoked; `None` for an active key.
+    pub revoked_at: Option<DateTime<Utc>>,
+    /// Its secrets, oldest first.
+    pub secrets: Vec<KeySecret>,
+}
+
+/// A secret of a key, without the secret itself.
+#[derive(Debug, Clone)]
+pub struct KeySecret {
+    /// Its id, which is not secret.
+    pub id: String,
+    /// When it was created.
+    pub created_at: DateTime<Utc>,
+    /// When it was last used, up to a minute ago; `None`: never.
+    pub last_used_at: Option<DateTime<Utc>>,
+    /// When it was revoked by itself; `None`: it is active while its key is.
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
-/// An active key with its hash.
+/// A key to create.
 #[derive(Debug, Clone)]
-pub struct LiveKey {
-    /// SHA-256 of the whole key.
-    pub hash: Vec<u8>,
+pub struct NewKey {
+    /// Its id.
+    pub id: String,
     /// Its name.
-    pub name: String,
+    pub name: Text,
     /// Its scopes.
+    pub scopes: Vec<Scope>,
+    /// The sources that it is limited to; empty: any.
+    pub source_ids: Vec<IdPattern>,
+    /// The destinations that it is limited to; empty: any.
+    pub destination_ids: Vec<IdPattern>,
+    /// When it expires; `None`: never.
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// A secret to store.
+#[derive(Debug, Clone, Copy)]
+pub struct NewSecret<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// SHA-256 of the whole secret.
+    pub hash: &'a [u8],
+}
+
+/// A secret that can be used, with its key.
+#[derive(Debug, Clone)]
+pub struct LiveSecret {
+    /// Its id.
+    pub secret_id: String,
+    /// SHA-256 of the whole secret.
+    pub hash: Vec<u8>,
+    /// The id of its key.
+    pub key_id: String,
+    /// The name of its key.
+    pub name: String,
+    /// The scopes of its key.
     pub scopes: Vec<String>,
+    /// The sources that its key is limited to, as JSON.
+    pub source_ids: String,
+    /// The destinations that its key is limited to, as JSON.
+    pub destination_ids: String,
+    /// For how many milliseconds its key has not expired yet; `None`: for ever.
+    pub expires_in_ms: Option<i64>,
+}
+
+/// Why a key was not changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeyRefusal {
+    /// No active key, or secret of it, has the id.
+    #[error("no active key, or no active secret of it, has this id; list the keys to see their ids")]
+    Unknown,
+    /// It would expire before it exists.
+    #[error("the time of expiry is not in the future")]
+    Expired,
+    /// It has two secrets already.
+    #[error("the key has two secrets already; revoke the one that is no longer used")]
+    TwoSecrets,
+    /// The environment has its secret.
+    #[error("the secret of the key bootstrap is what the environment holds; change it there")]
+    Bootstrap,
 }
 
 impl Store {
-    /// The active keys.
+    /// The secrets that can be used.
     ///
     /// # Errors
     /// When Postgres is unavailable.
-    pub async fn live_keys(&self) -> Result<Vec<LiveKey>, Error> {
-        Ok(sqlx::query_as!(LiveKey, "select hash, name, scopes from api_keys where revoked_at is null")
-            .fetch_all(&self.pool)
-            .await?)
+    pub async fn live_secrets(&self) -> Result<Vec<LiveSecret>, Error> {
+        let secrets = sqlx::query_as!(
+            LiveSecret,
+            r#"select s.id as secret_id, s.hash, k.id as key_id, k.name, k.scopes, k.source_ids, k.destination_ids,
+                      (extract(epoch from k.expires_at - now()) * 1000)::bigint as expires_in_ms
+               from api_keys k join api_key_secrets s on s.key_id = k.id
+               where k.revoked_at is null and s.revoked_at is null and (k.expires_at is null or k.expires_at > now())"#
+        );
+        Ok(secrets.fetch_all(&self.pool).await?)
     }
 
-    /// All keys, oldest first.
+    /// Keys in the order of their creation, after a key, at most `limit`.
     ///
     /// # Errors
     /// When Postgres is unavailable.
-    pub async fn list_keys(&self) -> Result<Vec<ApiKey>, Error> {
-        Ok(sqlx::query_as!(
-            ApiKey,
-            "select id, name, scopes, created_at, revoked_at from api_keys order by created_at, id"
+    pub async fn list_keys(&self, after: Option<(DateTime<Utc>, &str)>, limit: i64) -> Result<Vec<ApiKey>, Error> {
+        self.read_keys(None, after, limit).await
+    }
+
+    /// One key.
+    ///
+    /// # Errors
+    /// When Postgres is unavailable.
+    pub async fn find_key(&self, id: &str) -> Result<Option<ApiKey>, Error> {
+        Ok(self.read_keys(Some(id), None, 1).await?.pop())
+    }
+
+    async fn read_keys(
+        &self,
+        id: Option<&str>,
+        after: Option<(DateTime<Utc>, &str)>,
+        limit: i64,
+    ) -> Result<Vec<ApiKey>, Error> {
+        let (after_time, after_id) = after.unzip();
+        let rows = sqlx::query!(
+            "select id, name, scopes, source_ids, destination_ids, created_at, expires_at, revoked_at from api_keys
+             where ($1::timestamptz is null or (created_at, id) > ($1, $2)) and ($3::text is null or id = $3)
+             order by created_at, id limit $4",
+            after_time,
+            after_id,
+            id,
+            limit,
         )
         .fetch_all(&self.pool)
-        .await?)
+        .await?;
+        let ids: Vec<String> = rows.iter().map(|row| row.id.clone()).collect();
+        let mut secrets = self.secrets_of(&ids).await?;
+        let keys = rows.into_iter().map(|row| {
+            Ok(ApiKey {
+                secrets: secrets.extract_if(.., |(key, _)| *key == row.id).map(|(_, secret)| secret).collect(),
+                id: row.id,
+                name: row.name,
+                scopes: row.scopes,
+                source_ids: patterns(&row.source_ids)?,
+                destination_ids: patterns(&row.destination_ids)?,
+                created_at: row.created_at,
+                expires_at: row.expires_at,
+                revoked_at: row.revoked_at,
+            })
+        });
+        keys.collect()
     }
 
-    /// Stores a new key's hash, and adds the action to the audit trail.
+    /// The secrets of keys, oldest first, each with the id of its key.
+    async fn secrets_of(&self, keys: &[String]) -> Result<Vec<(String, KeySecret)>, Error> {
+        let rows = sqlx::query!(
+            "select key_id, id, created_at, last_used_at, revoked_at from api_key_secrets
+             where key_id = any($1) order by created_at, id",
+            keys
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let secrets = rows.into_iter().map(|row| {
+            let (created_at, last_used_at, revoked_at) = (row.created_at, row.last_used_at, row.revoked_at);
+            (row.key_id, KeySecret { id: row.id, created_at, last_used_at, revoked_at })
+        });
+        Ok(secrets.collect())
+    }
+
+    /// Stores a new key with its first secret, and adds the action to the audit trail.
     ///
     /// # Errors
     /// When Postgres cannot be written.
     pub async fn create_key(
         &self,
-        id: &str,
-        name: &str,
-        hash: &[u8],
-        scopes: &[String],
-        actor: &str,
-    ) -> Result<(), Error> {
+        key: &NewKey,
+        secret: NewSecret<'_>,
+        actor: &Actor,
+    ) -> Result<Result<(), KeyRefusal>, Error> {
         let mut transaction = self.begin().await?;
-        sqlx::query!("insert into api_keys (id, name, hash, scopes) values ($1, $2, $3, $4)", id, name, hash, scopes)
-            .execute(&mut *transaction)
-            .await?;
-        let reason = format!("key {id} ({name}) with scopes {}", scopes.join(", "));
-        sqlx::query!("insert into admin_actions (actor, action, reason) values ($1, 'keys.create', $2)", actor, reason)
-            .execute(&mut *transaction)
-            .await?;
+        let scopes: Vec<String> = key.scopes.iter().map(|scope| scope.as_str().to_owned()).collect();
+        let is_live = sqlx::query_scalar!(
+            r#"insert into api_keys (id, name, scopes, source_ids, destination_ids, expires_at)
+               values ($1, $2, $3, $4, $5, $6) returning $6::timestamptz is null or $6 > now() as "is_live!""#,
+            key.id,
+            key.name.as_str(),
+            &scopes,
+            json(&key.source_ids),
+            json(&key.destination_ids),
+            key.expires_at,
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        if !is_live {
+            return Ok(Err(KeyRefusal::Expired));
+        }
+        insert_secret(&mut transaction, &key.id, secret).await?;
+        note_action(&mut transaction, actor, "keys.create", &described(key, &scopes)).await?;
         transaction.commit().await?;
-        Ok(())
+        Ok(Ok(()))
     }
 
-    /// Revokes a key, and adds the action to the audit trail. Returns false if no active key has this id.
+    /// Adds a second secret to an active key, and the action to the audit trail. The first one stays active.
     ///
     /// # Errors
     /// When Postgres cannot be written.
-    pub async fn revoke_key(&self, id: &str, actor: &str) -> Result<bool, Error> {
+    pub async fn rotate_key(
+        &self,
+        id: &str,
+        secret: NewSecret<'_>,
+        actor: &Actor,
+    ) -> Result<Result<(), KeyRefusal>, Error> {
+        if id == BOOTSTRAP {
+            return Ok(Err(KeyRefusal::Bootstrap));
+        }
+        let mut transaction = self.begin().await?;
+        // Its lock keeps others from adding a third secret.
+        let name = sqlx::query_scalar!(
+            "select name from api_keys where id = $1 and revoked_at is null
+                 and (expires_at is null or expires_at > now()) for update",
+            id
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let Some(name) = name else { return Ok(Err(KeyRefusal::Unknown)) };
+        let active = sqlx::query_scalar!(
+            r#"select count(*) as "count!" from api_key_secrets where key_id = $1 and revoked_at is null"#,
+            id
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        if active >= MOST_SECRETS {
+            return Ok(Err(KeyRefusal::TwoSecrets));
+        }
+        insert_secret(&mut transaction, id, secret).await?;
+        let reason = format!("key {id} ({name}), new secret {}", secret.id);
+        note_action(&mut transaction, actor, "keys.rotate", &reason).await?;
+        transaction.commit().await?;
+        Ok(Ok(()))
+    }
+
+    /// Revokes a key with all its secrets, and adds the action to the audit trail.
+    ///
+    /// # Errors
+    /// When Postgres cannot be written.
+    pub async fn revoke_key(&self, id: &str, actor: &Actor) -> Result<Result<(), KeyRefusal>, Error> {
         let mut transaction = self.begin().await?;
         let name = sqlx::query_scalar!(
             "update api_keys set revoked_at = now() where id = $1 and revoked_at is null returning name",
@@ -93,13 +278,49 @@ impl Store {
         )
         .fetch_optional(&mut *transaction)
         .await?;
-        let Some(name) = name else { return Ok(false) };
-        let reason = format!("key {id} ({name})");
-        sqlx::query!("insert into admin_actions (actor, action, reason) values ($1, 'keys.revoke', $2)", actor, reason)
-            .execute(&mut *transaction)
-            .await?;
+        let Some(name) = name else { return Ok(Err(KeyRefusal::Unknown)) };
+        note_action(&mut transaction, actor, "keys.revoke", &format!("key {id} ({name})")).await?;
         transaction.commit().await?;
-        Ok(true)
+        Ok(Ok(()))
+    }
+
+    /// Revokes one secret of an active key, and adds the action to the audit trail.
+    ///
+    /// # Errors
+    /// When Postgres cannot be written.
+    pub async fn revoke_secret(&self, key: &str, secret: &str, actor: &Actor) -> Result<Result<(), KeyRefusal>, Error> {
+        let mut transaction = self.begin().await?;
+        let name = sqlx::query_scalar!(
+            "update api_key_secrets s set revoked_at = now() from api_keys k
+             where s.id = $2 and s.key_id = $1 and s.revoked_at is null and k.id = s.key_id and k.revoked_at is null
+             returning k.name",
+            key,
+            secret,
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let Some(name) = name else { return Ok(Err(KeyRefusal::Unknown)) };
+        let reason = format!("secret {secret} of key {key} ({name})");
+        note_action(&mut transaction, actor, "keys.revoke_secret", &reason).await?;
+        transaction.commit().await?;
+        Ok(Ok(()))
+    }
+
+    /// Notes when secrets were last used: so many milliseconds ago. A noted time never falls.
+    ///
+    /// # Errors
+    /// When Postgres cannot be written.
+    pub async fn note_last_use(&self, secrets: &[String], ago_ms: &[i64]) -> Result<(), Error> {
+        sqlx::query!(
+            "update api_key_secrets s
+             set last_used_at = greatest(s.last_used_at, clock_timestamp() - used.ago_ms * interval '1 millisecond')
+             from unnest($1::text[], $2::bigint[]) as used (id, ago_ms) where s.id = used.id",
+            secrets,
+            ago_ms,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     /// Stores the key from the environment as the key `bootstrap` with scope `admin`. A revoked one stays revoked until
@@ -109,10 +330,19 @@ impl Store {
     /// When Postgres cannot be written.
     pub async fn bootstrap_key(&self, hash: &[u8]) -> Result<bool, Error> {
         let mut transaction = self.begin().await?;
+        // Its row is locked first, as by every change of a key.
+        sqlx::query!(
+            "insert into api_keys (id, name, scopes) values ($1, $1, array['admin'])
+             on conflict (id) do update set name = excluded.name",
+            BOOTSTRAP,
+        )
+        .execute(&mut *transaction)
+        .await?;
         let written = sqlx::query!(
-            "insert into api_keys (id, name, hash, scopes) values ($1, $1, $2, array['admin'])
-             on conflict (id) do update set hash = excluded.hash, created_at = now(), revoked_at = null
-             where api_keys.hash <> excluded.hash",
+            "insert into api_key_secrets as s (id, key_id, hash) values ($1, $1, $2)
+             on conflict (id) do update
+             set hash = excluded.hash, created_at = now(), last_used_at = null, revoked_at = null
+             where s.hash <> excluded.hash",
             BOOTSTRAP,
             hash,
         )
@@ -120,17 +350,46 @@ impl Store {
         .await?
         .rows_affected();
         if written > 0 {
-            sqlx::query!(
-                "insert into admin_actions (actor, action, reason)
-                 values ($1, 'keys.bootstrap', 'key bootstrap from the environment')",
-                BOOTSTRAP
-            )
-            .execute(&mut *transaction)
-            .await?;
+            sqlx::query!("update api_keys set created_at = now(), revoked_at = null where id = $1", BOOTSTRAP)
+                .execute(&mut *transaction)
+                .await?;
+            let environment = Actor { name: BOOTSTRAP.into(), key_id: Some(BOOTSTRAP.into()), address: None };
+            note_action(&mut transaction, &environment, "keys.bootstrap", "key bootstrap from the environment").await?;
         }
         transaction.commit().await?;
         Ok(written > 0)
     }
+}
+
+async fn insert_secret(connection: &mut sqlx::PgConnection, key: &str, secret: NewSecret<'_>) -> Result<(), Error> {
+    let NewSecret { id, hash } = secret;
+    sqlx::query!("insert into api_key_secrets (id, key_id, hash) values ($1, $2, $3)", id, key, hash)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+fn json(patterns: &[IdPattern]) -> String {
+    serde_json::to_string(patterns).unwrap_or_default()
+}
+
+fn patterns(json: &str) -> Result<Vec<IdPattern>, Error> {
+    serde_json::from_str(json).map_err(|error| Error::Sql(sqlx::Error::Decode(Box::new(error))))
+}
+
+/// A new key for the audit trail.
+fn described(key: &NewKey, scopes: &[String]) -> String {
+    let mut text = format!("key {} ({}) with scopes {}", key.id, key.name, scopes.join(", "));
+    for (field, patterns) in [("sourceIds", &key.source_ids), ("destinationIds", &key.destination_ids)] {
+        if !patterns.is_empty() {
+            let patterns: Vec<String> = patterns.iter().map(ToString::to_string).collect();
+            text += &format!("; {field} {}", patterns.join(", "));
+        }
+    }
+    if let Some(expiry) = key.expires_at {
+        text += &format!("; until {}", crate::domain::render_time(expiry));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -139,36 +398,111 @@ mod tests {
 
     use super::*;
 
-    async fn names(store: &Store) -> Vec<String> {
-        let mut names: Vec<String> = store.live_keys().await.expect("keys").into_iter().map(|key| key.name).collect();
-        names.sort();
-        names
+    async fn secrets(store: &Store) -> Vec<String> {
+        let mut ids: Vec<String> =
+            store.live_secrets().await.expect("secrets").into_iter().map(|secret| secret.secret_id).collect();
+        ids.sort();
+        ids
+    }
+
+    fn key(id: &str) -> NewKey {
+        NewKey {
+            id: id.to_owned(),
+            name: Text::stored("a"),
+            scopes: vec![Scope::Read],
+            source_ids: vec!["prefix=eu-".parse().unwrap()],
+            destination_ids: Vec::new(),
+            expires_at: None,
+        }
+    }
+
+    fn secret(id: &str) -> NewSecret<'_> {
+        NewSecret { id, hash: id.as_bytes() }
+    }
+
+    async fn actions(pool: &PgPool) -> Vec<String> {
+        sqlx::query_scalar("select actor || ' ' || action || ' ' || reason from admin_actions order by n")
+            .fetch_all(pool)
+            .await
+            .expect("rows")
     }
 
     #[sqlx::test(migrations = "../migrations")]
     async fn keys_are_active_until_they_are_revoked_and_each_action_is_audited(pool: PgPool) {
-        let store = Store::of_test(pool.clone());
-        store.create_key("key_1", "a", b"hash", &["read".to_owned()], "me").await.expect("made");
+        let (store, me) = (Store::of_test(pool.clone()), Actor::command(Some("me")));
+        store.create_key(&key("key_1"), secret("sec_1"), &me).await.expect("written").expect("made");
         assert!(store.bootstrap_key(b"first").await.expect("written"));
         assert!(!store.bootstrap_key(b"first").await.expect("the same"));
-        assert_eq!(names(&store).await, ["a", "bootstrap"]);
-        assert!(store.revoke_key("key_1", "me").await.expect("revoked"));
-        assert!(!store.revoke_key("key_1", "me").await.expect("only once"));
-        assert!(store.revoke_key("bootstrap", "me").await.expect("revoked"));
+        assert_eq!(secrets(&store).await, ["bootstrap", "sec_1"]);
+        store.revoke_key("key_1", &me).await.expect("written").expect("revoked");
+        assert_eq!(store.revoke_key("key_1", &me).await.expect("only once"), Err(KeyRefusal::Unknown));
+        store.revoke_key("bootstrap", &me).await.expect("written").expect("revoked");
         // A restart must not activate a revoked key again; another key replaces it.
         assert!(!store.bootstrap_key(b"first").await.expect("still revoked"));
-        assert_eq!(names(&store).await, [""; 0]);
+        assert_eq!(secrets(&store).await, [""; 0]);
         assert!(store.bootstrap_key(b"second").await.expect("another"));
-        assert_eq!(names(&store).await, ["bootstrap"]);
-        let actions: Vec<(String, String)> =
-            sqlx::query_as("select actor, action from admin_actions order by n").fetch_all(&pool).await.expect("rows");
+        assert_eq!(secrets(&store).await, ["bootstrap"]);
         let expected = [
-            ("me", "keys.create"),
-            ("bootstrap", "keys.bootstrap"),
-            ("me", "keys.revoke"),
-            ("me", "keys.revoke"),
-            ("bootstrap", "keys.bootstrap"),
+            "command:me keys.create key key_1 (a) with scopes read; sourceIds prefix=eu-",
+            "bootstrap keys.bootstrap key bootstrap from the environment",
+            "command:me keys.revoke key key_1 (a)",
+            "command:me keys.revoke key bootstrap (bootstrap)",
+            "bootstrap keys.bootstrap key bootstrap from the environment",
         ];
-        assert_eq!(actions, expected.map(|(actor, action)| (actor.to_owned(), action.to_owned())));
+        assert_eq!(actions(&pool).await, expected);
+    }
+
+    #[sqlx::test(migrations = "../migrations")]
+    async fn a_rotated_key_has_two_secrets_until_one_is_revoked(pool: PgPool) {
+        let (store, me) = (Store::of_test(pool.clone()), Actor::command(None));
+        store.create_key(&key("key_1"), secret("sec_1"), &me).await.expect("written").expect("made");
+        store.create_key(&key("key_2"), secret("sec_o"), &me).await.expect("written").expect("made");
+        store.rotate_key("key_1", secret("sec_2"), &me).await.expect("written").expect("rotated");
+        let third = store.rotate_key("key_1", secret("sec_3"), &me).await.expect("answered");
+        assert_eq!(third, Err(KeyRefusal::TwoSecrets));
+        assert_eq!(secrets(&store).await, ["sec_1", "sec_2", "sec_o"]);
+        let of_another = store.revoke_secret("key_2", "sec_1", &me).await.expect("answered");
+        assert_eq!(of_another, Err(KeyRefusal::Unknown));
+        store.revoke_secret("key_1", "sec_1", &me).await.expect("written").expect("revoked");
+        assert_eq!(secrets(&store).await, ["sec_2", "sec_o"]);
+        store.rotate_key("key_1", secret("sec_3"), &me).await.expect("written").expect("room again");
+        store.bootstrap_key(b"first").await.expect("written");
+        for (id, refusal) in [("bootstrap", KeyRefusal::Bootstrap), ("key_9", KeyRefusal::Unknown)] {
+            assert_eq!(store.rotate_key(id, secret("sec_4"), &me).await.expect("answered"), Err(refusal));
+        }
+        let listed = store.list_keys(None, 10).await.expect("listed");
+        let of_first: Vec<(&str, bool)> =
+            listed[0].secrets.iter().map(|secret| (secret.id.as_str(), secret.revoked_at.is_some())).collect();
+        assert_eq!(of_first, [("sec_1", true), ("sec_2", false), ("sec_3", false)]);
+        assert_eq!(listed[0].source_ids, key("key_1").source_ids);
+        let rest = store.list_keys(Some((listed[0].created_at, "key_1")), 1).await.expect("listed");
+        assert_eq!(rest[0].id, "key_2");
+        assert_eq!(store.find_key("key_2").await.expect("asked").expect("found").secrets[0].id, "sec_o");
+    }
+
+    #[sqlx::test(migrations = "../migrations")]
+    async fn an_expired_key_is_not_live_and_a_last_use_never_falls(pool: PgPool) {
+        let (store, me) = (Store::of_test(pool.clone()), Actor::command(None));
+        let past = NewKey { expires_at: Some(DateTime::UNIX_EPOCH), ..key("key_0") };
+        let refused = store.create_key(&past, secret("sec_0"), &me).await.expect("answered");
+        assert_eq!(refused, Err(KeyRefusal::Expired));
+        store.create_key(&key("key_1"), secret("sec_1"), &me).await.expect("written").expect("made");
+        for ago_ms in [0, 60_000] {
+            store.note_last_use(&["sec_1".to_owned()], &[ago_ms]).await.expect("noted");
+        }
+        let seconds: f64 = sqlx::query_scalar(
+            "select extract(epoch from clock_timestamp() - last_used_at)::float8 from api_key_secrets",
+        )
+        .fetch_one(&pool)
+        .await
+        .expect("a time");
+        assert!(seconds < 50.0, "{seconds}");
+        sqlx::query("update api_keys set expires_at = now() + interval '1 hour'").execute(&pool).await.expect("set");
+        let left = store.live_secrets().await.expect("secrets")[0].expires_in_ms.expect("an expiry");
+        assert!((3_500_000..=3_600_000).contains(&left), "{left}");
+        sqlx::query("update api_keys set expires_at = now() - interval '1 ms'").execute(&pool).await.expect("set");
+        assert_eq!(secrets(&store).await, [""; 0]);
+        let rotated = store.rotate_key("key_1", secret("sec_2"), &me).await.expect("answered");
+        assert_eq!(rotated, Err(KeyRefusal::Unknown));
     }
 }

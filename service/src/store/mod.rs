@@ -2,6 +2,7 @@
 //!
 //! It must never use Redis, and must never decide anything about a record: it reads, writes, and asserts its writes.
 
+mod admin;
 mod audit;
 mod audit_summary;
 mod columns;
@@ -41,19 +42,20 @@ mod tls;
 mod verify;
 mod writes;
 
+pub use admin::Actor;
 pub use audit::{AuditFilter, AuditPlace, AuditTotals, DestinationFacts, Fact};
 pub use audit_summary::{OutcomeCounts, TrailCounts};
 pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
 pub use filter::RecordFilter;
 pub use gaps::ShardProgress;
 pub use group::{AfterCommit, DecidedPart, GroupCommit, LeftOut, Part};
-pub use keys::{ApiKey, LiveKey};
+pub use keys::{ApiKey, KeyRefusal, KeySecret, LiveSecret, NewKey, NewSecret};
 pub use known::GroupKnown;
 pub use leases::{LONGEST_LEASE_MS, Rank};
 pub use limit::within;
 pub use log::{LogPage, LogRow, Page, RefusedRow};
 pub use migrations::Migrated;
-pub use outcomes::{Applied, Awaited, Before, Outcome};
+pub use outcomes::{Applied, Awaited, Before, Original, Outcome};
 pub use pipeline::Pipeline;
 pub use policies::{Newest, Offer, Registered};
 pub use pool::{Error, Server, Store};

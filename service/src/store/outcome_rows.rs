@@ -60,7 +60,8 @@ impl GroupCommit {
             let (input, record) = (&part.batch[conflict.item].input, &conflict.record);
             sqlx::query!(
                 "insert into conflicts (shard, n, epoch, noted_at, received_at, record_id, destination_id, stream_id,
-                     payload, traceparent, stream_index) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                     payload, traceparent, stream_index, source_id)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
                 part.shard as ShardId,
                 conflict.seq as Seq,
                 epoch,
@@ -72,6 +73,7 @@ impl GroupCommit {
                 &input.payload[..],
                 input.traceparent.as_deref(),
                 index_column(input.position),
+                record.source_id.as_str(),
             )
             .execute(&mut *self.transaction)
             .await?;

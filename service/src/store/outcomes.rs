@@ -1,7 +1,9 @@
 //! The outcomes of appended records, for requests that wait.
 
 use super::{Error, Store, columns::index_column};
-use crate::domain::{DeadLetterId, DeadLetterReason, RecordId, Seq, ShardId, StreamId, StreamPosition};
+use crate::domain::{
+    DeadLetterId, DeadLetterReason, DestinationId, RecordId, Seq, ShardId, SourceId, StreamId, StreamPosition,
+};
 
 /// A record whose outcome a request waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +23,18 @@ pub struct Applied {
     pub outcome: Outcome,
     /// Whether its id was taken by the same content.
     pub duplicate: bool,
+    /// Of a duplicate: the record or dead letter whose outcome it is, where that could be read. Its id can be taken by
+    /// other content since.
+    pub original: Option<Original>,
+}
+
+/// The source and the destination of the original of a duplicate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Original {
+    /// Its source.
+    pub source_id: SourceId,
+    /// Its destination.
+    pub destination_id: DestinationId,
 }
 
 /// The records before a record on the same destination, reference and unit.
@@ -113,7 +127,8 @@ impl Store {
             select h.at as "at!", h.duplicate as "duplicate!", h.shard as "shard!: ShardId",
                 h.seq as "seq?: Seq", h.conflict as "conflict?: Seq", h.dead_letter as "dead_letter?: Seq",
                 r.previous_count as "previous_count?", r.previous_total::text as previous_total, r.unit as "unit?",
-                l.reason as "reason?: DeadLetterReason", l.detail as "detail?"
+                coalesce(r.source_id, l.source_id) as "source_id?: SourceId",
+                coalesce(r.destination_id, l.destination_id) as "destination_id?: DestinationId", l.reason as "reason?: DeadLetterReason", l.detail as "detail?"
             from hits h left join records r on r.shard = h.shard and r.seq = h.seq and r.period = h.period
                 left join dead_letters l on l.shard = h.shard and l.n = h.dead_letter
             "#,
@@ -137,7 +152,10 @@ impl Store {
                     let dead_letter = DeadLetterId { shard: row.shard, seq: row.dead_letter? };
                     Outcome::DeadLettered { dead_letter, reason: row.reason?, detail: row.detail? }
                 };
-                Some((usize::try_from(row.at - 1).ok()?, Applied { outcome, duplicate: row.duplicate }))
+                let original = row.source_id.zip(row.destination_id).filter(|_| row.duplicate);
+                let original = original.map(|(source_id, destination_id)| Original { source_id, destination_id });
+                let applied = Applied { outcome, duplicate: row.duplicate, original };
+                Some((usize::try_from(row.at - 1).ok()?, applied))
             })
             .collect())
     }
@@ -181,7 +199,7 @@ mod tests {
             "insert into duplicates values (1, 1, now(), now(), 'r', '6-0', 2, gen_random_uuid()), (1, 1, now(), now(), 'l', '9-0', 2, gen_random_uuid())",
         )
         .await;
-        run(&pool, "insert into conflicts values (1, 4, 1, now(), now(), 'r', 'd', '7-0', 'x', null, 2)").await;
+        run(&pool, "insert into conflicts values (1, 4, 1, now(), now(), 'r', 'd', '7-0', 'x', null, 2, 's')").await;
         run(
             &pool,
             "insert into dead_letters (shard, n, epoch, opened_at, received_at, record_id, stream_id, stream_index, payload, reason, detail)
@@ -219,7 +237,12 @@ mod tests {
             (dead_letter.clone(), false),
             (dead_letter, true),
         ];
-        let expected = expected.map(|(outcome, duplicate)| Applied { outcome, duplicate });
+        // The payload of the dead letter could not be read.
+        let original = Original { source_id: SourceId::stored("s"), destination_id: DestinationId::stored("d") };
+        let expected = expected.map(|(outcome, duplicate)| {
+            let is_record = matches!(outcome, Outcome::Processed { .. });
+            Applied { outcome, duplicate, original: Some(original.clone()).filter(|_| duplicate && is_record) }
+        });
         assert_eq!(applied, expected.into_iter().enumerate().collect::<Vec<_>>());
     }
 }

@@ -287,7 +287,7 @@ mod tests {
             insert into duplicates values (1, 7, now(), now(), '1', '2-1', 0, gen_random_uuid());
             insert into dead_letters (shard, n, epoch, opened_at, received_at, stream_id, payload, reason, detail)
             values (1, 3, 7, now(), now(), '1-2', '', 'x', 'x');
-            insert into conflicts values (1, 2, 7, now(), now(), '1', 'd', '3-1', '');
+            insert into conflicts values (1, 2, 7, now(), now(), '1', 'd', '3-1', '', null, 0, 's');
             delete from shards where shard = 1;";
         testing::create_partition(pool).await;
         sqlx::raw_sql(fill).execute(pool).await.unwrap();

@@ -48,7 +48,7 @@ impl Store {
                    value::text as "value!", unit as "unit: Unit", reference as "reference: Reference", attributes,
                    received_at, processed_at
                from (select listed.*, max(listed.processed_at) over (partition by listed.shard order by listed.seq) as place
-                     from unnest($11::int[], $12::bigint[], $13::bigint[], $14::bigint[]) as page (shard, after, upto, most)
+                     from unnest($15::int[], $16::bigint[], $17::bigint[], $18::bigint[]) as page (shard, after, upto, most)
                      cross join lateral (select * from records"#,
             "and shard = page.shard and seq > page.after and seq <= page.upto order by seq limit page.most) listed) placed
              order by place, shard, seq",

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::{Error, Store};
+use super::{Actor, Error, Store};
 use crate::{
     domain::{AppendCount, Lease, Offset, ShardId},
     protocol_trace,
@@ -246,19 +246,21 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres refuses the write.
-    pub async fn acknowledge_losses(&self, actor: &str, reason: &str) -> Result<Vec<ShardId>, Error> {
+    pub async fn acknowledge_losses(&self, actor: &Actor, reason: &str) -> Result<Vec<ShardId>, Error> {
         let shards = sqlx::query_scalar!(
             r#"with acknowledged as (
                    update shards set loss_uncertain_since = null where loss_uncertain_since is not null returning shard
                ), noted as (
-                   insert into admin_actions (actor, action, reason)
-                   select $1, 'losses.acknowledge',
+                   insert into admin_actions (actor, actor_id, address, action, reason)
+                   select $1, $3, $4, 'losses.acknowledge',
                           concat_ws(': ', 'shards ' || string_agg(shard::text, ', ' order by shard), nullif($2, ''))
                    from acknowledged having count(*) > 0
                )
                select shard as "shard!: ShardId" from acknowledged order by shard"#,
-            actor,
+            &actor.name,
             reason,
+            actor.key_id.as_deref(),
+            actor.address_column(),
         )
         .fetch_all(&self.pool)
         .await?;
@@ -343,15 +345,16 @@ mod tests {
             .execute(&pool)
             .await
             .expect("shards");
+        let ops = Actor::command(Some("ops"));
         for (shard, uncertain) in [(3, false), (4, true)] {
             store.note_appends("p", || vec![count(shard, 5)], false).await.expect("noted");
             store.close_dead_producer("p", count(shard, 6), uncertain).await.expect("closed");
         }
-        assert_eq!(store.acknowledge_losses("ops", "checked").await.expect("acknowledged"), [ShardId::new(4)]);
-        assert!(store.acknowledge_losses("ops", "checked").await.expect("acknowledged").is_empty());
+        assert_eq!(store.acknowledge_losses(&ops, "checked").await.expect("acknowledged"), [ShardId::new(4)]);
+        assert!(store.acknowledge_losses(&ops, "checked").await.expect("acknowledged").is_empty());
         let actions: Vec<(String, String, String)> =
             sqlx::query_as("select actor, action, reason from admin_actions").fetch_all(&pool).await.expect("actions");
-        let expected = ["ops", "losses.acknowledge", "shards 4: checked"].map(str::to_owned);
+        let expected = ["command:ops", "losses.acknowledge", "shards 4: checked"].map(str::to_owned);
         assert_eq!(actions, [expected.into()]);
     }
 }

@@ -3,9 +3,15 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Serialize;
 
-use super::{Error, RecordFilter, Store, columns::stream_position, filter::filtered_records, slow::Watch};
+use super::{
+    Error, RecordFilter, Store,
+    columns::stream_position,
+    filter::{LimitArguments, filtered_records, is_unlimited},
+    slow::Watch,
+};
 use crate::domain::{
-    DestinationId, Period, RecordId, Reference, Seq, ShardId, ShardSeq, SourceId, StreamId, StreamPosition, Unit,
+    AccessLimit, DestinationId, Period, RecordId, Reference, Seq, ShardId, ShardSeq, SourceId, StreamId,
+    StreamPosition, Unit,
 };
 
 /// A processed record. Its value is text, which keeps the scale.
@@ -102,6 +108,9 @@ pub struct ConflictFilter {
     pub start: Option<DateTime<Utc>>,
     /// Stored before this.
     pub end: Option<DateTime<Utc>>,
+    /// What the caller may reach, of the refused content and of the content that has the id.
+    #[serde(skip_serializing_if = "is_unlimited")]
+    pub limit: AccessLimit,
 }
 
 impl Store {
@@ -125,7 +134,7 @@ impl Store {
                    value::text as "value!", unit as "unit: Unit", reference as "reference: Reference", attributes,
                    received_at, processed_at
                from records"#,
-            "and (shard, seq) > ($11, $12) and ($14::bigint is null or seq > $14) order by shard, seq limit $13",
+            "and (shard, seq) > ($15, $16) and ($18::bigint is null or seq > $18) order by shard, seq limit $17",
             filter,
             after.shard as ShardId,
             after.seq as Seq,
@@ -199,17 +208,25 @@ impl Store {
         }))
     }
 
-    /// The number of duplicates and conflicts of an id.
+    /// The number of duplicates of an id, and of its conflicts that a caller may reach. A duplicate has the content of its
+    /// record, so a caller that may reach one may reach the other.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn traces(&self, record_id: &RecordId) -> Result<Traces, Error> {
+    pub async fn traces(&self, record_id: &RecordId, limit: &AccessLimit) -> Result<Traces, Error> {
+        let access = LimitArguments::from(limit);
         let _watch = Watch::start("records.traces");
         let traces = sqlx::query_as!(
             Traces,
             r#"select (select count(*) from duplicates where record_id = $1) as "duplicates!",
-                      (select count(*) from conflicts where record_id = $1) as "conflicts!""#,
-            record_id as &RecordId
+                      (select count(*) from conflicts
+                       where record_id = $1 and is_in_ranges(source_id, $2, $3)
+                         and is_in_ranges(destination_id, $4, $5)) as "conflicts!""#,
+            record_id as &RecordId,
+            access.source_starts,
+            access.source_ends,
+            access.destination_starts,
+            access.destination_ends,
         )
         .fetch_one(&self.pool)
         .await?;
@@ -226,6 +243,7 @@ impl Store {
         after: ShardSeq,
         limit: i64,
     ) -> Result<Vec<StoredConflict>, Error> {
+        let access = LimitArguments::from(&filter.limit);
         let _watch = Watch::start("conflicts.list");
         let rows = sqlx::query!(
             r#"select c.shard as "shard: ShardId", c.n as "seq: Seq", c.record_id as "record_id: RecordId", c.noted_at, c.received_at, c.payload,
@@ -234,16 +252,20 @@ impl Store {
                       r.destination_id as "destination_id?: DestinationId", r.positive as "positive?", r.value::text as value,
                       r.unit as "unit?: Unit", r.reference as "reference?: Reference", r.attributes as "attributes?",
                       r.received_at as "record_received_at?", r.processed_at as "processed_at?",
-                      (select d.payload from dead_letters d where d.record_id = c.record_id
+                      (select d.payload from dead_letters d
+                       where d.record_id = c.record_id and is_in_ranges(d.source_id, $8, $9)
+                         and is_in_ranges(d.destination_id, $10, $11)
                        order by d.opened_at desc limit 1) as dead_letter
                from conflicts c
                left join (record_ids i join records r on r.shard = i.shard and r.seq = i.number and r.period = i.period)
-                   on i.record_id = c.record_id
+                   on i.record_id = c.record_id and is_in_ranges(r.source_id, $8, $9)
+                      and is_in_ranges(r.destination_id, $10, $11)
                where (c.shard, c.n) > ($1, $2)
                  and ($3::text is null or c.record_id = $3)
                  and ($4::text is null or c.destination_id = $4)
                  and ($5::timestamptz is null or c.noted_at >= $5)
                  and ($6::timestamptz is null or c.noted_at < $6)
+                 and is_in_ranges(c.source_id, $8, $9) and is_in_ranges(c.destination_id, $10, $11)
                order by c.shard, c.n
                limit $7"#,
             after.shard as ShardId,
@@ -252,7 +274,11 @@ impl Store {
             filter.destination_id.as_ref() as Option<&DestinationId>,
             filter.start,
             filter.end,
-            limit
+            limit,
+            access.source_starts,
+            access.source_ends,
+            access.destination_starts,
+            access.destination_ends,
         )
         .fetch_all(&self.pool)
         .await?;

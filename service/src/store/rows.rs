@@ -11,7 +11,7 @@ use super::{
 };
 use crate::domain::{
     Attributes, ContentDigest, DeadLetterId, DeadLetterReason, Decision, DestinationId, Holder, IdChange, IdLedger,
-    Kind, RecordId, Seq, ShardId, StreamId, TakenId,
+    Kind, RecordId, Seq, ShardId, SourceId, StreamId, TakenId,
 };
 
 /// SQLSTATE of a unique violation.
@@ -265,8 +265,8 @@ impl GroupCommit {
             let input = &part.batch[dead_letter.item].input;
             sqlx::query!(
                 "insert into dead_letters (shard, n, epoch, opened_at, received_at, record_id, destination_id, stream_id,
-                     payload, reason, detail, traceparent, replay_of, stream_index)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+                     payload, reason, detail, traceparent, replay_of, stream_index, source_id)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
                 part.shard as ShardId,
                 dead_letter.seq as Seq,
                 epoch,
@@ -281,6 +281,7 @@ impl GroupCommit {
                 input.traceparent.as_deref(),
                 dead_letter.replay_of.map(|dead_letter| dead_letter.to_string()),
                 index_column(input.position),
+                dead_letter.source_id.as_ref().map(SourceId::as_str),
             )
             .execute(&mut *self.transaction)
             .await?;

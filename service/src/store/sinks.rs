@@ -3,7 +3,7 @@
 use millrace_crds::status_api::{PublisherState, PublisherStatus};
 use rand::Rng as _;
 
-use super::{Error, Store};
+use super::{Actor, Error, Store};
 use crate::domain::{OutcomeKind, Seq, ShardId, ShardSeq};
 
 /// A sink in Postgres.
@@ -106,7 +106,7 @@ impl Store {
         name: &str,
         cursor_generation: &str,
         from_beginning: bool,
-        actor: &str,
+        actor: &Actor,
     ) -> Result<bool, Error> {
         let done = sqlx::query!(
             "with resumed as (
@@ -115,8 +115,8 @@ impl Store {
              ), cleared as (
                  delete from sink_states where sink = $1
              ), noted as (
-                 insert into admin_actions (actor, action, reason)
-                 select $4, 'sinks.resume', 'sink ' || name || case when $3 then ' from beginning' else ' from now' end
+                 insert into admin_actions (actor, actor_id, address, action, reason)
+                 select $4, $5, $6, 'sinks.resume', 'sink ' || name || case when $3 then ' from beginning' else ' from now' end
                  from resumed
              )
              insert into sink_starts (sink, shard, after)
@@ -128,7 +128,9 @@ impl Store {
             name,
             cursor_generation,
             from_beginning,
-            actor,
+            &actor.name,
+            actor.key_id.as_deref(),
+            actor.address_column(),
         )
         .execute(&self.pool)
         .await?;

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 
 use super::{
     Error, RecordFilter, Store,
-    filter::filtered_records,
+    filter::{LimitArguments, filtered_records},
     slow::Watched,
     sums::{RollupBy, filtered_sums, rolled},
 };
@@ -153,14 +153,14 @@ macro_rules! rollup_parts {
                       sum(signed)::text as "total!", "#
             $distinct_source_ids
             r#" as "distinct_source_ids?"
-               from (select case when $16::float8 is not null
-                                 then date_bin(make_interval(secs => $16), time, timestamptz '1970-01-01 00:00:00+00') end
+               from (select case when $20::float8 is not null
+                                 then date_bin(make_interval(secs => $20), time, timestamptz '1970-01-01 00:00:00+00') end
                                 as window_start,
-                            case when $17::boolean then destination_id end as group_destination_id,
-                            case when $18::boolean then reference end as group_reference,
-                            case when $19::boolean then source_id end as group_source_id,
-                            case when $20::boolean then positive end as group_positive,
-                            case when $21::boolean then unit end as group_unit,
+                            case when $21::boolean then destination_id end as group_destination_id,
+                            case when $22::boolean then reference end as group_reference,
+                            case when $23::boolean then source_id end as group_source_id,
+                            case when $24::boolean then positive end as group_positive,
+                            case when $25::boolean then unit end as group_unit,
                             unit, source_id, count, case when positive then sum else -sum end as signed
                      from matching) matching
                group by grouping sets (
@@ -215,6 +215,7 @@ impl Snapshot {
     pub async fn totals<'a>(&'a mut self, filter: &'a RecordFilter) -> Result<Rows<'a, UnitTotal>, Error> {
         let connection = self.connection()?;
         if filter.has_stored_totals() {
+            let limit = LimitArguments::from(&filter.limit);
             let rows = sqlx::query_as!(
                 UnitTotal,
                 r#"select destination_id as "destination_id: DestinationId", unit as "unit: Unit",
@@ -228,7 +229,8 @@ impl Snapshot {
                          where ($1::text is null or destination_id = $1)
                            and ($2::int is null or shard = $2)
                            and ($3::text is null or reference = $3)
-                           and ($4::text is null or unit = $4)) keys
+                           and ($4::text is null or unit = $4)
+                           and is_in_ranges(destination_id, $6, $7)) keys
                    where count > 0
                    group by destination_id, unit order by destination_id, unit"#,
                 filter.destination_id.as_ref() as Option<&DestinationId>,
@@ -236,6 +238,8 @@ impl Snapshot {
                 filter.reference.as_ref() as Option<&Reference>,
                 filter.unit.as_ref() as Option<&Unit>,
                 filter.positive,
+                limit.destination_starts,
+                limit.destination_ends,
             )
             .fetch(connection);
             return Ok(Watched::new("aggregation.totals", rows).boxed());

@@ -56,10 +56,10 @@ pub(super) struct Rolled {
 
 impl CompleteRollup {
     fn fits(&self, filter: &RecordFilter, by: &RollupBy) -> bool {
-        let RecordFilter { record_ids, destination_id, reference, source_id, alerted, .. } = filter;
-        let by_destination = by.destination_id || destination_id.is_some();
+        let RecordFilter { record_ids, destination_id, reference, source_id, alerted, limit, .. } = filter;
+        let by_destination = by.destination_id || destination_id.is_some() || limit.destinations().is_some();
         let by_reference = by.reference || reference.is_some();
-        let by_source = by.source_id || by.distinct_source_ids || source_id.is_some();
+        let by_source = by.source_id || by.distinct_source_ids || source_id.is_some() || limit.sources().is_some();
         let own = u64::from(self.window_seconds.unsigned_abs());
         record_ids.is_none()
             && alerted.is_none()
@@ -100,8 +100,9 @@ impl RecordFilter {
     /// Whether the stored totals have the sums of the matching records per destination and unit.
     pub(super) fn has_stored_totals(&self) -> bool {
         let Self { record_ids, destination_id: _, shard: _, reference: _, source_id, positive: _, unit: _, .. } = self;
-        let Self { start, end, alerted, .. } = self;
-        let by_record = record_ids.is_some() || source_id.is_some() || alerted.is_some();
+        let Self { start, end, alerted, limit, .. } = self;
+        let by_source = source_id.is_some() || limit.sources().is_some();
+        let by_record = record_ids.is_some() || by_source || alerted.is_some();
         !by_record && start.is_none() && end.is_none()
     }
 }
@@ -137,7 +138,7 @@ fn cheapest(complete: &[CompleteRollup], filter: &RecordFilter, by: &RollupBy) -
 
 /// A query over the sums of filtered records: the statement behind `with matching (time, destination_id, reference,
 /// source_id, unit, positive, count, sum)`, the filter, the part that a rollup has, and the further arguments, which are
-/// `$16` and so on. A row of `matching` is a record, or a row of the rollup, whose time is the start of its window.
+/// `$20` and so on. A row of `matching` is a record, or a row of the rollup, whose time is the start of its window.
 macro_rules! filtered_sums {
     ($row:ident, $($select:literal)+, $filter:expr, $rolled:expr $(, $argument:expr)* $(,)?) => {
         crate::store::filter::filtered_records!(
@@ -145,18 +146,19 @@ macro_rules! filtered_sums {
             "with matching as (
                  select window_start as time, destination_id, reference, source_id, unit, positive, count, sum
                  from rollup_totals
-                 where rollup_id = $11::int
-                   and ($12::timestamptz is null or window_start >= $12)
-                   and ($13::timestamptz is null or window_start < $13)
+                 where rollup_id = $15::int
+                   and ($16::timestamptz is null or window_start >= $16)
+                   and ($17::timestamptz is null or window_start < $17)
                    and ($2::text is null or destination_id = $2)
                    and ($4::text is null or reference = $4)
                    and ($5::text is null or source_id = $5)
                    and ($6::boolean is null or positive = $6)
                    and ($7::text is null or unit = $7)
+                   and is_in_ranges(source_id, $11, $12) and is_in_ranges(destination_id, $13, $14)
                  union all
                  select time, destination_id, reference, source_id, unit, positive, 1::bigint, value
                  from records",
-            "and ($11::int is null or time >= $8 and time < $14::timestamptz or time >= $15::timestamptz and time < $9)) "
+            "and ($15::int is null or time >= $8 and time < $18::timestamptz or time >= $19::timestamptz and time < $9)) "
             $($select)+,
             $filter,
             $rolled.rollup_id,

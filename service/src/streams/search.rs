@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use redis::{FromRedisValue as _, Value};
 
 use super::{Error, Streams, entry, keys};
-use crate::domain::{InputRecord, Record, RecordId, ShardId};
+use crate::domain::{AccessLimit, InputRecord, Record, RecordId, ShardId};
 
 /// Maximum number of records that are read of one shard, up to the last entry.
 const SHARD_RECORDS: usize = 5_000;
@@ -47,11 +47,11 @@ struct ShardSearch {
 }
 
 impl Streams {
-    /// Searches all shards for a record, newest entries first.
+    /// Searches all shards for a record that a caller may reach, newest entries first.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn search(&self, record_id: &RecordId, shards: u16) -> Result<Search, Error> {
+    pub async fn search(&self, record_id: &RecordId, limit: &AccessLimit, shards: u16) -> Result<Search, Error> {
         let queries = self.queries().await?;
         let needle = serde_json::Value::from(record_id.as_str()).to_string();
         let start = |shard| ShardSearch { shard, before: Some(Cow::Borrowed("+")), records: 0 };
@@ -88,7 +88,7 @@ impl Streams {
                     records += found.records.len();
                     search.records += found.records.len();
                     for input in found.records.into_iter().rev() {
-                        if let Some(record) = matching(&input, &needle, record_id) {
+                        if let Some(record) = matching(&input, &needle, record_id, limit) {
                             return Ok(Search::Found(Box::new(Queued { shard: search.shard, input, record })));
                         }
                     }
@@ -103,13 +103,15 @@ impl Streams {
     }
 }
 
-fn matching(input: &InputRecord, needle: &str, record_id: &RecordId) -> Option<Record> {
+fn matching(input: &InputRecord, needle: &str, record_id: &RecordId, limit: &AccessLimit) -> Option<Record> {
     // The cheap check first. With a backslash, another program may have spelt the id in another way.
     let text = std::str::from_utf8(&input.payload).ok()?;
     if !text.contains(needle) && !text.contains('\\') {
         return None;
     }
-    Record::parse(&input.payload).ok().filter(|record| record.record_id == *record_id)
+    let is_it =
+        |record: &Record| record.record_id == *record_id && limit.allows(&record.source_id, &record.destination_id);
+    Record::parse(&input.payload).ok().filter(is_it)
 }
 
 #[cfg(test)]
@@ -124,6 +126,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_queued_record_is_found_up_to_the_bound() {
+        let any = AccessLimit::default();
         let url = crate::streams::testing::url();
         let name = format!("search-{:016x}", rand::random::<u64>());
         let streams = Streams::connect(&url, &name).expect("URL");
@@ -136,16 +139,16 @@ mod tests {
             add.xadd(&key, "*", &[("record", json(&format!("x{n}")).as_str())]).ignore();
         }
         let () = add.query_async(&mut redis).await.expect("XADD");
-        let Ok(Search::Found(found)) = streams.search(&RecordId::stored("first"), 2).await else {
+        let Ok(Search::Found(found)) = streams.search(&RecordId::stored("first"), &any, 2).await else {
             panic!("the oldest is found")
         };
         assert_eq!(found.shard, ShardId::new(1));
         assert!(
-            matches!(streams.search(&RecordId::stored("abc"), 2).await, Ok(Search::Found(_))),
+            matches!(streams.search(&RecordId::stored("abc"), &any, 2).await, Ok(Search::Found(_))),
             "with any spelling of its id"
         );
         assert!(
-            matches!(streams.search(&RecordId::stored("d"), 2).await, Ok(Search::Absent)),
+            matches!(streams.search(&RecordId::stored("d"), &any, 2).await, Ok(Search::Absent)),
             "another field is not an id"
         );
 
@@ -154,7 +157,7 @@ mod tests {
             more.xadd(&key, "*", &[("record", json(&format!("y{n}")).as_str())]).ignore();
         }
         let () = more.query_async(&mut redis).await.expect("XADD");
-        assert!(matches!(streams.search(&RecordId::stored("first"), 2).await, Ok(Search::BoundReached)));
+        assert!(matches!(streams.search(&RecordId::stored("first"), &any, 2).await, Ok(Search::BoundReached)));
         let () = redis::AsyncCommands::del(&mut redis, key).await.expect("DEL");
     }
 }

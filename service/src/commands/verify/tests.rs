@@ -45,8 +45,8 @@ const CONSISTENT: &str = "
         (1, 'd6', 1, 1, 0), (1, '', 0, 0, 1);
     insert into duplicates (shard, epoch, noted_at, received_at, record_id, stream_id, digest)
         values (1, 1, now(), now(), 'r1', '9-1', gen_random_uuid());
-    insert into conflicts (shard, n, epoch, noted_at, received_at, record_id, destination_id, stream_id, payload)
-        values (1, 1, 1, now(), now(), 'r1', 'd6', '9-2', '');
+    insert into conflicts (shard, n, epoch, noted_at, received_at, record_id, destination_id, stream_id, payload, source_id)
+        values (1, 1, 1, now(), now(), 'r1', 'd6', '9-2', '', 's');
     insert into dead_letters (shard, n, epoch, opened_at, received_at, stream_id, payload, reason, detail)
         values (1, 1, 1, now(), now(), '9-3', '', 'invalid_json', '');
 ";

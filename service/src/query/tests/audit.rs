@@ -12,7 +12,7 @@ async fn filled(pool: PgPool) -> World {
                  (0, 1, '2026-02-01T00:00:03Z', '2026-02-01T00:00:01Z', 'a', '1769904001500-0', 0, gen_random_uuid()),
                  (0, 1, '2026-02-01T00:00:03Z', '2026-02-01T00:00:01Z', 'b', '18446744073709551615-7', 0, gen_random_uuid());
              insert into conflicts values
-                 (0, 1, 1, '2026-02-01T00:00:04Z', '2026-02-01T00:00:01Z', 'a', 'd', '1769904001500-1', '{}');
+                 (0, 1, 1, '2026-02-01T00:00:04Z', '2026-02-01T00:00:01Z', 'a', 'd', '1769904001500-1', '{}', null, 0, 's');
              update dead_letters set state = 'discarded', closed_at = '2026-02-01T00:00:05Z', closed_by = 'ann' where n = 1;
              insert into admin_actions (time, actor, action, reason)
              values ('2026-02-01T00:00:06Z', 'ben', 'sinks resume alerts', 'moved');

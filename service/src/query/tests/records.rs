@@ -103,9 +103,9 @@ async fn conflicts_show_both_contents(pool: PgPool) {
     world
         .run(
             r#"insert into conflicts values
-               (0, 1, 1, '2026-02-01T00:00:03Z', '2026-02-01T00:00:02Z', 'taken', 'd', '1-0', '{"value": 6.00}'),
-               (0, 2, 1, '2026-02-01T00:00:04Z', '2026-02-01T00:00:02Z', 'refused', 'e', '1-1', 'no json'),
-               (1, 1, 1, '2026-02-01T00:00:05Z', '2026-02-01T00:00:02Z', 'taken', 'd', '1-2', '{}')"#,
+               (0, 1, 1, '2026-02-01T00:00:03Z', '2026-02-01T00:00:02Z', 'taken', 'd', '1-0', '{"value": 6.00}', null, 0, 's'),
+               (0, 2, 1, '2026-02-01T00:00:04Z', '2026-02-01T00:00:02Z', 'refused', 'e', '1-1', 'no json', null, 0, 's'),
+               (1, 1, 1, '2026-02-01T00:00:05Z', '2026-02-01T00:00:02Z', 'taken', 'd', '1-2', '{}', null, 0, 's')"#,
         )
         .await;
     let items = world.all("/conflicts", 1).await;

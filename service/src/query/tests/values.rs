@@ -160,7 +160,7 @@ async fn every_value_of_a_response_is_accepted_as_a_filter(pool: PgPool) {
     world
         .run(
             "insert into conflicts values
-                 (0, 1, 1, '2026-02-01T00:00:03.25Z', '2026-02-01T00:00:02Z', 'a/b%2Fc', 'a&b=c#d?e', '1-0', '{}')",
+                 (0, 1, 1, '2026-02-01T00:00:03.25Z', '2026-02-01T00:00:02Z', 'a/b%2Fc', 'a&b=c#d?e', '1-0', '{}', null, 0, 's')",
         )
         .await;
     let mut found = Vec::new();
