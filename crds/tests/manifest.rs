@@ -345,6 +345,11 @@ const RULES: &[Rule] = &[
         message: "spec.serve.cors.allowedOrigins: must be 1 to 32 origins",
     },
     Rule {
+        kept: "serve: {trustedProxies: ['10.0.0.0/8', 'fd00::/8', '203.0.113.9/32']}",
+        broken: "serve: {trustedProxies: ['10.0.0.0/8', '203.0.113.9']}",
+        message: "spec.serve.trustedProxies[1]: must be a network such as 10.0.0.0/8",
+    },
+    Rule {
         kept: "auth: {bootstrapKeySecretRef: {name: a, key: k}}",
         broken: "auth: {bootstrapKeySecretRef: {name: a..b, key: k}}",
         message: "spec.auth.bootstrapKeySecretRef.name",

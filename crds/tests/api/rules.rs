@@ -370,6 +370,11 @@ const RULES: &[Rule] = &[
         message: "spec.serve.cors.allowedOrigins: Invalid value",
     },
     Rule {
+        kept: serve!("trustedProxies: ['10.0.0.0/8', 'fd00::/8', '203.0.113.9/32']"),
+        broken: serve!("trustedProxies: ['10.0.0.0/8', '203.0.113.9']"),
+        message: "each must be a network such as 10.0.0.0/8 or fd00::/8",
+    },
+    Rule {
         kept: serve!("replicas: null, autoscaling: {minReplicas: 2, maxReplicas: 2}"),
         broken: serve!("replicas: 2, autoscaling: {minReplicas: 1, maxReplicas: 2}"),
         message: "spec.serve.replicas must be left out beside spec.serve.autoscaling",

@@ -1,4 +1,4 @@
-//! The life of API keys, by the API and by commands, and the trail of what administrators do.
+//! API keys from their creation to their revocation, by the API and by commands, and the trail of what administrators do.
 
 use std::time::{Duration, Instant};
 

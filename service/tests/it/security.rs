@@ -11,7 +11,7 @@ use crate::harness::{Answer, Pipeline, Process, answer, eventually, record};
 const OUTSIDER: &str = "outsider";
 const ELSEWHERE: &str = "elsewhere";
 /// A record that is outside both.
-const FOREIGN: &str = "outsider-elsewhere";
+const OUTSIDE: &str = "outsider-elsewhere";
 
 /// A row of the table.
 #[derive(Debug)]
@@ -78,12 +78,12 @@ async fn filled() -> (Pipeline, Process, Process, Vec<Limited>) {
         ("r1", "insider", "here"),
         ("r2", OUTSIDER, "here"),
         ("r3", "insider", ELSEWHERE),
-        (FOREIGN, OUTSIDER, ELSEWHERE),
+        (OUTSIDE, OUTSIDER, ELSEWHERE),
     ] {
         pipeline.apply(&of(id, source, destination, "positive")).await.expect(200);
         // The same id from the other side: a conflict whose two contents are of different limits.
         let mut other = of(id, if source == OUTSIDER { "insider" } else { OUTSIDER }, destination, "positive");
-        if id == FOREIGN {
+        if id == OUTSIDE {
             other = of(id, source, destination, "negative");
         }
         pipeline.apply(&other).await.refused(409, "record_conflict");
@@ -175,8 +175,8 @@ async fn limited_cell(pipeline: &Pipeline, row: &Row, path: &str, body: Option<&
         "403" => drop(ask(pipeline, key, row, path, body).await.refused(403, "limited_key")),
         "yes" => assert_eq!(ask(pipeline, key, row, path, body).await.status, 200, "{row:?}"),
         "its records" => {
-            let foreign = of("r8", OUTSIDER, ELSEWHERE, "positive");
-            let body = if row.path.ends_with("batch") { json!([foreign]) } else { foreign };
+            let outside = of("r8", OUTSIDER, ELSEWHERE, "positive");
+            let body = if row.path.ends_with("batch") { json!([outside]) } else { outside };
             ask(pipeline, key, row, path, Some(&body)).await.refused(403, "outside_limit");
             let own = of("r9", "insider", "here", "positive");
             let body = if row.path.ends_with("batch") { json!([own]) } else { own };
@@ -184,9 +184,9 @@ async fn limited_cell(pipeline: &Pipeline, row: &Row, path: &str, body: Option<&
         }
         "matching, else 404" => {
             ask(pipeline, key, row, "/records/r1", None).await.expect(200);
-            let foreign = ask(pipeline, key, row, &format!("/records/{FOREIGN}"), None).await;
+            let outside = ask(pipeline, key, row, &format!("/records/{OUTSIDE}"), None).await;
             let absent = ask(pipeline, key, row, "/records/absent", None).await;
-            assert_eq!((foreign.status, foreign.text), (404, absent.text));
+            assert_eq!((outside.status, outside.text), (404, absent.text));
         }
         "matching" => {
             for query in ["", "?records=false", "?groupBy=sourceId,destinationId,reference", "?order=processed"] {
@@ -214,12 +214,13 @@ async fn only_matching(pipeline: &Pipeline, row: &Row, path: &str, key: Option<&
     all.expect(200);
     let found = ask(pipeline, key, row, path, None).await;
     found.expect(200);
-    assert!(found.text.len() > 100 || path.ends_with("rollups"), "{path}: {}", found.text);
-    assert_ne!(found.text, all.text, "{path}");
+    // Sums that are not grouped by source are compared below.
+    let names_all = !path.ends_with("records=false") && !path.ends_with("/rollups");
     for hidden in hidden {
-        assert!(all.text.contains(hidden) || path.ends_with("rollups"), "{path}: {}", all.text);
+        assert!(all.text.contains(hidden) || !names_all, "{path}: {}", all.text);
         assert!(!found.text.contains(hidden), "{path}: {}", found.text);
     }
+    assert!(found.text.contains("here") || !names_all || path.ends_with("/audit"), "{path}: {}", found.text);
 }
 
 #[tokio::test]
@@ -324,8 +325,8 @@ async fn a_queued_record_out_of_reach_is_not_found() {
     let get = async |path: &str| ask(&pipeline, Some(&own), &row, path, None).await;
     eventually("serve has the key", async || get("/records/b").await.status == 200).await;
     assert_eq!(pipeline.get("/records/a").await["status"], "queued");
-    let (foreign, absent) = (get("/records/a").await, get("/records/absent").await);
-    assert_eq!((foreign.status, foreign.text), (404, absent.text));
+    let (outside, absent) = (get("/records/a").await, get("/records/absent").await);
+    assert_eq!((outside.status, outside.text), (404, absent.text));
     assert_eq!(pipeline.get("/records/c").await["record"]["sourceId"], OUTSIDER, "the newest");
     assert_eq!(get("/records/c").await.expect(200)["record"]["sourceId"], "insider");
 }

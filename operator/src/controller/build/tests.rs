@@ -147,6 +147,7 @@ fn live_changes_and_the_number_of_pods_do_not_change_the_templates() {
     changed.spec.drain_seconds = Some(1);
     changed.spec.network_policy = None;
     changed.spec.serve.as_mut().unwrap().cors = None;
+    changed.spec.serve.as_mut().unwrap().trusted_proxies.clear();
     let after = Validated::new(&changed).unwrap();
     assert_eq!(templates(&plan(&before)), templates(&plan(&after)));
     let manifest = |pipeline: &Validated| base(&plan(pipeline)).into_iter().find(|child| child.kind == Kind::ConfigMap);
@@ -272,7 +273,7 @@ fn the_manifest_of_the_pods_has_only_the_fields_that_concern_them() {
         let mut serve: Vec<&String> =
             fields.get("serve").and_then(Value::as_object).into_iter().flatten().map(|(name, _)| name).collect();
         serve.sort();
-        let kept: &[&str] = &["cors", "tls"];
+        let kept: &[&str] = &["cors", "tls", "trustedProxies"];
         assert_eq!(serve, if case == "everything" { kept } else { &[] });
         let annotations: Vec<&String> =
             manifest["metadata"]["annotations"].as_object().into_iter().flatten().map(|(name, _)| name).collect();
