@@ -245,13 +245,14 @@ impl Store {
     ) -> Result<Vec<StoredConflict>, Error> {
         let access = LimitArguments::from(&filter.limit);
         let _watch = Watch::start("conflicts.list");
-        let rows = sqlx::query!(
+        let rows = sqlx::query_as!(
+            ConflictColumns,
             r#"select c.shard as "shard: ShardId", c.n as "seq: Seq", c.record_id as "record_id: RecordId", c.noted_at, c.received_at, c.payload,
                       r.shard as "record_shard?: ShardId", r.seq as "record_seq?: Seq", r.time as "time?",
                       r.source_id as "source_id?: SourceId",
                       r.destination_id as "destination_id?: DestinationId", r.positive as "positive?", r.value::text as value,
                       r.unit as "unit?: Unit", r.reference as "reference?: Reference", r.attributes as "attributes?",
-                      r.received_at as "record_received_at?", r.processed_at as "processed_at?",
+                      r.received_at as "record_received_at?", r.processed_at as "record_processed_at?",
                       (select d.payload from dead_letters d
                        where d.record_id = c.record_id and is_in_ranges(d.source_id, $8, $9)
                          and is_in_ranges(d.destination_id, $10, $11)
@@ -282,37 +283,62 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| {
-                let record = (|| {
-                    Some(StoredRecord {
-                        shard: row.record_shard?,
-                        seq: row.record_seq?,
-                        record_id: row.record_id.clone(),
-                        time: row.time?,
-                        source_id: row.source_id?,
-                        destination_id: row.destination_id?,
-                        positive: row.positive?,
-                        value: row.value?,
-                        unit: row.unit?,
-                        reference: row.reference?,
-                        attributes: row.attributes,
-                        received_at: row.record_received_at?,
-                        processed_at: row.processed_at?,
-                    })
-                })();
-                StoredConflict {
-                    shard: row.shard,
-                    seq: row.seq,
-                    record_id: row.record_id,
-                    noted_at: row.noted_at,
-                    received_at: row.received_at,
-                    payload: row.payload,
-                    dead_letter: if record.is_none() { row.dead_letter } else { None },
-                    record,
-                }
+        Ok(rows.into_iter().map(ConflictColumns::into_conflict).collect())
+    }
+}
+
+/// The columns of a conflict, and of the record that has its id.
+struct ConflictColumns {
+    shard: ShardId,
+    seq: Seq,
+    record_id: RecordId,
+    noted_at: DateTime<Utc>,
+    received_at: DateTime<Utc>,
+    payload: Vec<u8>,
+    record_shard: Option<ShardId>,
+    record_seq: Option<Seq>,
+    time: Option<DateTime<Utc>>,
+    source_id: Option<SourceId>,
+    destination_id: Option<DestinationId>,
+    positive: Option<bool>,
+    value: Option<String>,
+    unit: Option<Unit>,
+    reference: Option<Reference>,
+    attributes: Option<String>,
+    record_received_at: Option<DateTime<Utc>>,
+    record_processed_at: Option<DateTime<Utc>>,
+    dead_letter: Option<Vec<u8>>,
+}
+
+impl ConflictColumns {
+    fn into_conflict(self) -> StoredConflict {
+        let record_id = self.record_id.clone();
+        let record = (|| {
+            Some(StoredRecord {
+                shard: self.record_shard?,
+                seq: self.record_seq?,
+                record_id: self.record_id,
+                time: self.time?,
+                source_id: self.source_id?,
+                destination_id: self.destination_id?,
+                positive: self.positive?,
+                value: self.value?,
+                unit: self.unit?,
+                reference: self.reference?,
+                attributes: self.attributes,
+                received_at: self.record_received_at?,
+                processed_at: self.record_processed_at?,
             })
-            .collect())
+        })();
+        StoredConflict {
+            shard: self.shard,
+            seq: self.seq,
+            record_id,
+            noted_at: self.noted_at,
+            received_at: self.received_at,
+            payload: self.payload,
+            dead_letter: if record.is_none() { self.dead_letter } else { None },
+            record,
+        }
     }
 }
