@@ -231,6 +231,8 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn discard_dead_letter(&self, id: DeadLetterId, actor: &Actor) -> Result<bool, Error> {
         let mut turn = self.begin().await?;
+        // Rolled back with the transaction unless the dead letter is discarded.
+        note_action(&mut turn, actor, "dead_letters.discard", &id.to_string()).await?;
         // The dead letter first, then its id, as the commit of a replay.
         let discarded = sqlx::query!(
             r#"update dead_letters set state = 'discarded', closed_at = clock_timestamp(), closed_by = $3
@@ -246,7 +248,6 @@ impl Store {
         if let Some(record_id) = discarded.record_id {
             free_id(&mut turn, &record_id, id).await?;
         }
-        note_action(&mut turn, actor, "dead_letters.discard", &id.to_string()).await?;
         turn.commit().await?;
         Ok(true)
     }
