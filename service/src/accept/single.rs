@@ -168,6 +168,22 @@ mod tests {
     }
 
     #[test]
+    fn the_outcome_of_an_original_out_of_reach_is_not_shown() {
+        let limit = AccessLimit::new(&["exact=own".parse().expect("a pattern")], &[]).expect("a limit");
+        let applied = |source: Option<&str>| Applied {
+            outcome: Outcome::Processed { seq: crate::domain::Seq::new(7), before: None },
+            duplicate: source.is_some(),
+            original: source.map(|source| crate::store::Original {
+                source_id: crate::domain::SourceId::stored(source),
+                destination_id: crate::domain::DestinationId::stored("d"),
+            }),
+        };
+        assert!(is_shown(&applied(None), &limit) && is_shown(&applied(Some("own")), &limit));
+        assert!(!is_shown(&applied(Some("other")), &limit));
+        assert!(is_shown(&applied(Some("other")), &AccessLimit::default()));
+    }
+
+    #[test]
     fn an_id_is_derived_from_key_and_index() {
         let without = r#"{"time":"2026-01-31T12:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":1,"unit":"u","reference":"r"}"#;
         let derived = parse(without.as_bytes(), Some("k"), 3).expect("valid").record_id;

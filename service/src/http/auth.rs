@@ -191,3 +191,47 @@ caller! {
     /// A caller that may change things, as the actor of the change.
     Administrator(Actor), |app, request| app.keys.admit(request, Scope::Admin, Reach::All)?.actor(request, app)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{domain::IdPattern, http::last_use::LastUses};
+
+    /// A ring whose only secret expires at a time.
+    fn ring(expires: Option<Instant>, scope: Scope, sources: &[IdPattern]) -> KeyRing {
+        let limit = AccessLimit::new(sources, &[]).unwrap();
+        let identity = Identity { name: "a".into(), key_id: Some("key_1".into()), scopes: vec![scope], limit };
+        let identity = Arc::new(identity);
+        let secret = KnownSecret { identity: Arc::clone(&identity), expires, last_use: LastUses::new().of("sec_1") };
+        let secrets = HashMap::from([(Sha256::digest(b"mk_a").into(), secret)]);
+        KeyRing { secrets: watch::channel(Some(secrets)).1, open: identity }
+    }
+
+    fn refusal(ring: &KeyRing, scope: Scope, reach: Reach) -> Option<String> {
+        let request = Request::builder().header(AUTHORIZATION, "Bearer mk_a").finish();
+        ring.admit(&request, scope, reach).err().map(|failure| failure.problem().code.clone())
+    }
+
+    #[test]
+    fn a_key_expires_while_the_snapshot_stays_the_same() {
+        let now = Instant::now();
+        for (expires, code) in
+            [(None, None), (Some(now + Duration::from_secs(3600)), None), (Some(now), Some("invalid_key".to_owned()))]
+        {
+            assert_eq!(refusal(&ring(expires, Scope::Read, &[]), Scope::Read, Reach::All), code, "{expires:?}");
+        }
+    }
+
+    #[test]
+    fn a_limited_key_is_refused_where_a_path_is_about_all_records() {
+        let limited = ring(None, Scope::Admin, &["exact=s".parse().unwrap()]);
+        assert_eq!(refusal(&limited, Scope::Read, Reach::Limited), None);
+        for scope in [Scope::Read, Scope::Admin] {
+            assert_eq!(refusal(&limited, scope, Reach::All).as_deref(), Some("limited_key"));
+        }
+        let reader = ring(None, Scope::Read, &[]);
+        assert_eq!(refusal(&reader, Scope::Ingest, Reach::Limited).as_deref(), Some("insufficient_scope"));
+    }
+}

@@ -98,3 +98,45 @@ macro_rules! filtered_records {
 }
 
 pub(super) use filtered_records;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{domain::IdPattern, store::testing::TestPipeline};
+
+    #[tokio::test]
+    async fn postgres_and_this_process_agree_on_which_ids_are_within_a_limit() {
+        let test = TestPipeline::new("threshold: '1'").await;
+        let ids = ["a", "ab", "b", "B", "z", "a\u{7f}", "a\u{d7ff}", "a\u{e000}", "a\u{10ffff}b", "\u{10ffff}", "é"];
+        let destination = DestinationId::stored("any");
+        for patterns in [
+            &["exact=a"][..],
+            &["prefix=a"],
+            &["prefix=a\u{d7ff}", "exact=z", "exact=B"],
+            &["prefix=\u{10ffff}", "exact=ab", "prefix=a\u{10ffff}"],
+            &["prefix=é", "prefix=a", "exact=ab"],
+        ] {
+            let patterns: Vec<IdPattern> = patterns.iter().map(|pattern| pattern.parse().unwrap()).collect();
+            let limit = AccessLimit::new(&patterns, &[]).unwrap();
+            let access = LimitArguments::from(&limit);
+            let within: Vec<bool> = sqlx::query_scalar(
+                "select is_in_ranges(id, $2, $3) from unnest($1::text[]) with ordinality as i (id, n) order by n",
+            )
+            .bind(ids.map(str::to_owned).to_vec())
+            .bind(access.source_starts)
+            .bind(access.source_ends)
+            .fetch_all(&test.store.pool)
+            .await
+            .unwrap();
+            let expected = ids.map(|id| limit.allows(&SourceId::stored(id), &destination));
+            assert_eq!(within, expected, "{patterns:?}");
+            assert!(expected.contains(&true) && expected.contains(&false), "{patterns:?}");
+        }
+        let unlimited: bool =
+            sqlx::query_scalar("select is_in_ranges(null, null, null)").fetch_one(&test.store.pool).await.unwrap();
+        assert!(unlimited, "without a limit also what has no source");
+        let without: Option<bool> =
+            sqlx::query_scalar("select is_in_ranges(null, '{a}', '{b}')").fetch_one(&test.store.pool).await.unwrap();
+        assert_ne!(without, Some(true), "with a limit nothing that has no source");
+    }
+}
