@@ -31,3 +31,12 @@ pub(super) async fn limited<T, E: From<Error>>(
         Err(Error::Sql(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, why))).into())
     })
 }
+
+/// The answer of Postgres, or an error of the driver after `longest`.
+pub(super) async fn answer_within<T>(
+    longest: Duration,
+    answer: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let answer = tokio::time::timeout(longest, answer).await;
+    answer.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?
+}

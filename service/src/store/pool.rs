@@ -12,7 +12,7 @@ use sqlx::{
 };
 
 use super::{
-    limit::{PROBE_TIMEOUT, limited},
+    limit::{PROBE_TIMEOUT, answer_within, limited},
     pooler,
     session::{BEGIN, Session},
     tls,
@@ -200,12 +200,6 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout of the check before an idle connection is used.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The answer of Postgres, or an error after `longest`.
-async fn within<T>(longest: Duration, answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
-    let answer = tokio::time::timeout(longest, answer).await;
-    answer.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?
-}
-
 impl Store {
     /// The schema of a pipeline: `millrace_` and its name, with `_` for `-`.
     #[must_use]
@@ -252,7 +246,7 @@ impl Store {
                 })
                 // Without this, a connection whose statement was abandoned would keep its place in the pool for ever.
                 .after_release(|connection, _| {
-                    Box::pin(async { within(RELEASE_TIMEOUT, connection.ping()).await.map(|()| true) })
+                    Box::pin(async { answer_within(RELEASE_TIMEOUT, connection.ping()).await.map(|()| true) })
                 })
                 // The test of sqlx has no timeout: each broken idle connection would cost one caller its whole time.
                 // `before_acquire` tests with a timeout instead.
@@ -261,7 +255,7 @@ impl Store {
                     let (shared, ties) = (Arc::clone(&acquiring), Arc::clone(&ties));
                     Box::pin(async move {
                         let continues = shared.may_continue(&ties, connection);
-                        Ok(shared.newest.is_of(of.age) && within(ACQUIRE_TIMEOUT, continues).await?)
+                        Ok(shared.newest.is_of(of.age) && answer_within(ACQUIRE_TIMEOUT, continues).await?)
                     })
                 })
                 .connect_lazy_with(options)
