@@ -49,8 +49,6 @@ pub(crate) struct Orders {
     pub(crate) kinds: Vec<Kind>,
     pub(crate) until_wrong: bool,
     pub(crate) verbose: bool,
-    /// A rejected trace is a violation.
-    pub(crate) strict: bool,
 }
 
 /// Carries out a run. `report` holds its findings, also when an error ends it.
@@ -131,7 +129,7 @@ impl PipelineRun {
                 false
             }
         };
-        self.check_trace(round, faults, orders.strict, report);
+        self.check_trace(round, faults, report);
         self.check_memory(round, report).await;
         for (wrong, detail) in self.stage.world.take_found() {
             self.wrong(round, wrong, detail);
@@ -291,8 +289,8 @@ impl PipelineRun {
     }
 
     /// Each step of the protocol is one that the model allows.
-    fn check_trace(&mut self, round: u64, faults: &[Fault], is_strict: bool, report: &mut Report) {
-        match self.traces.judge(faults) {
+    fn check_trace(&mut self, round: u64, faults: &[Fault], report: &mut Report) {
+        match self.traces.judge(round, faults) {
             Ok(judged) => {
                 report.judged.0 += judged.steps;
                 report.judged.1 += judged.unanswered;
@@ -300,10 +298,7 @@ impl PipelineRun {
             }
             Err(why) => {
                 report.rejected += 1;
-                println!("round {round}: the trace was rejected: {why}");
-                if is_strict {
-                    self.wrong(round, Wrong::Rejected, why);
-                }
+                self.wrong(round, Wrong::Rejected, why);
             }
         }
     }

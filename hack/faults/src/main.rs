@@ -80,9 +80,6 @@ struct Args {
     /// Prints the victim of each fault
     #[arg(long)]
     verbose: bool,
-    /// Takes a protocol trace that the model rejects for a violation
-    #[arg(long)]
-    strict: bool,
     /// Lists the kinds
     #[arg(long)]
     list: bool,
@@ -144,7 +141,6 @@ async fn run(args: Args) -> anyhow::Result<bool> {
         kinds,
         until_wrong: args.until_wrong,
         verbose: args.verbose,
-        strict: args.strict,
     };
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;
     let mut terminated = signal(SignalKind::terminate())?;

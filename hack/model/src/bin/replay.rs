@@ -1,34 +1,31 @@
-//! replay FILE…: judges the protocol traces of one pipeline's processes, from its first step on.
+//! replay FOLDER: judges the protocol traces in a folder again, round by round: `traces/` of a kept run of the campaign.
 
-use std::{fs, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
-use millrace_model::replay::{Disturbed, Replay};
+use millrace_model::replay::rounds::judge_again;
 
 fn main() -> ExitCode {
-    match judge() {
-        Ok(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
-        }
+    let Some(dir) = std::env::args_os().nth(1).map(PathBuf::from) else {
+        eprintln!("usage: replay FOLDER");
+        return ExitCode::from(2);
+    };
+    let rounds = match judge_again(&dir) {
+        Ok(rounds) => rounds,
         Err(why) => {
-            eprintln!("rejected: {why}");
-            ExitCode::FAILURE
+            eprintln!("{why}");
+            return ExitCode::from(2);
         }
-    }
-}
-
-fn judge() -> Result<String, String> {
-    let (mut replay, mut disturbed) = (Replay::default(), Disturbed::default());
-    for (process, name) in std::env::args().skip(1).enumerate() {
-        match name.as_str() {
-            "--redis-rewound" => disturbed.redis = true,
-            "--postgres-rewound" => disturbed.postgres = true,
-            _ => {
-                let text = fs::read_to_string(&name).map_err(|error| format!("{name}: {error}"))?;
-                replay.read(process, &text).map_err(|error| format!("{name}: {error}"))?;
+    };
+    let mut is_accepted = true;
+    for (round, judged) in rounds {
+        let verdict = match judged {
+            Ok(judged) => format!("accepted: {} steps, {} without an answer", judged.steps, judged.unanswered),
+            Err(why) => {
+                is_accepted = false;
+                format!("rejected: {why}")
             }
-        }
+        };
+        println!("round {}: {verdict} ({})", round.round, round.faults.join(", "));
     }
-    let judged = replay.judge(disturbed).map_err(|rejected| rejected.to_string())?;
-    Ok(format!("accepted: {} steps, {} without an answer", judged.steps, judged.unanswered))
+    if is_accepted { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

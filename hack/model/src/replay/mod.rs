@@ -5,6 +5,7 @@
 
 mod postgres;
 mod redis;
+pub mod rounds;
 mod search;
 mod shard;
 pub mod trace;
@@ -46,7 +47,7 @@ impl fmt::Display for Rejected {
 pub struct Replay {
     processes: BTreeMap<usize, Process>,
     steps: Vec<Step>,
-    /// How many of the steps are in a list, or taken; and how many were at the call before.
+    /// How many of the steps are in a list, or taken; and how many were when a round was accepted last.
     placed: (usize, usize),
     shards: BTreeMap<u16, Search>,
 }
@@ -75,7 +76,7 @@ impl Replay {
             let search = self.shards.entry(step.shard).or_insert_with(Search::new);
             search.open.entry(step.process).or_default().push(at);
         }
-        self.placed = (self.steps.len(), self.placed.0);
+        self.placed.0 = self.steps.len();
         let mut sum = Judged::default();
         for search in self.shards.values_mut() {
             let judged = search.run(&mut self.steps, disturbed)?;
@@ -83,7 +84,7 @@ impl Replay {
             sum.unanswered += judged.unanswered;
         }
         self.check_groups()?;
-        let (_, before) = self.placed;
+        let before = std::mem::replace(&mut self.placed.1, self.placed.0);
         self.shards.values_mut().for_each(|search| search.drop_before(before));
         Ok(sum)
     }

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::trace::{Answered, Number, Sent, Step, Word};
 use crate::{
     guards::Guards,
@@ -15,7 +17,7 @@ pub(super) type N = u128;
 pub(super) type Why = String;
 
 /// What faults of a round may do to the servers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Disturbed {
     /// Redis is rewound, loses keys, or is written into by another program.
     pub redis: bool,
