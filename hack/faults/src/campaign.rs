@@ -49,6 +49,8 @@ pub(crate) struct Orders {
     pub(crate) kinds: Vec<Kind>,
     pub(crate) until_wrong: bool,
     pub(crate) verbose: bool,
+    /// The folders of all pipelines are kept.
+    pub(crate) keeps: bool,
 }
 
 /// Carries out a run. `report` holds its findings, also when an error ends it.
@@ -73,7 +75,7 @@ pub(crate) async fn run(orders: &Orders, report: &mut Report) -> anyhow::Result<
         }
         report.destroyed += pipeline.check.destroyed;
         report.said_lost += pipeline.check.reported_lost;
-        if pipeline.check.violations.is_empty() {
+        if pipeline.check.violations.is_empty() && !orders.keeps {
             fs::remove_dir_all(&dir)?;
         } else {
             println!("its folder is kept: {}", dir.display());
@@ -129,7 +131,7 @@ impl PipelineRun {
                 false
             }
         };
-        self.check_trace(round, faults, report);
+        let continues = self.check_trace(round, faults, report) && continues;
         self.check_memory(round, report).await;
         for (wrong, detail) in self.stage.world.take_found() {
             self.wrong(round, wrong, detail);
@@ -288,17 +290,19 @@ impl PipelineRun {
         self.check.wrong(wrong, || detail);
     }
 
-    /// Each step of the protocol is one that the model allows.
-    fn check_trace(&mut self, round: u64, faults: &[Fault], report: &mut Report) {
+    /// Each step of the protocol is one that the model allows. False: one was not, and the replay has no state any more.
+    fn check_trace(&mut self, round: u64, faults: &[Fault], report: &mut Report) -> bool {
         match self.traces.judge(round, faults) {
             Ok(judged) => {
                 report.judged.0 += judged.steps;
                 report.judged.1 += judged.unanswered;
                 report.judged_rounds += u64::from(judged.steps > 0);
+                true
             }
             Err(why) => {
                 report.rejected += 1;
                 self.wrong(round, Wrong::Rejected, why);
+                false
             }
         }
     }

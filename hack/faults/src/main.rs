@@ -80,6 +80,9 @@ struct Args {
     /// Prints the victim of each fault
     #[arg(long)]
     verbose: bool,
+    /// Keeps data, logs and traces, also of a run without violations
+    #[arg(long)]
+    keep: bool,
     /// Lists the kinds
     #[arg(long)]
     list: bool,
@@ -141,6 +144,7 @@ async fn run(args: Args) -> anyhow::Result<bool> {
         kinds,
         until_wrong: args.until_wrong,
         verbose: args.verbose,
+        keeps: args.keep,
     };
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;
     let mut terminated = signal(SignalKind::terminate())?;
@@ -156,7 +160,7 @@ async fn run(args: Args) -> anyhow::Result<bool> {
         report.write(dir)?;
     }
     let well = report.violations.is_empty();
-    if !well {
+    if !well || args.keep {
         println!("kept: {}", dir.keep().display());
     }
     ran?;

@@ -10,14 +10,12 @@ use crate::plan::{Fault, Kind};
 #[derive(Debug)]
 pub(crate) struct Traces {
     folder: Folder,
-    /// A trace was rejected: the replay has no state any more.
-    ended: bool,
 }
 
 impl Traces {
     /// The traces in a folder.
     pub(crate) fn new(dir: PathBuf) -> Self {
-        Self { folder: Folder::new(dir), ended: false }
+        Self { folder: Folder::new(dir) }
     }
 
     /// Judges what was written since the last call.
@@ -25,13 +23,8 @@ impl Traces {
     /// # Errors
     /// The first step that does not fit, or a line that is none of a trace.
     pub(crate) fn judge(&mut self, round: u64, faults: &[Fault]) -> Result<Judged, String> {
-        if self.ended {
-            return Ok(Judged::default());
-        }
         let names = faults.iter().map(|fault| fault.kind.name().to_owned()).collect();
-        let judged = self.folder.judge(round, names, disturbed(faults));
-        self.ended = judged.is_err();
-        judged
+        self.folder.judge(round, names, disturbed(faults))
     }
 }
 

@@ -85,7 +85,7 @@ impl Replay {
         }
         self.check_groups()?;
         let before = std::mem::replace(&mut self.placed.1, self.placed.0);
-        self.shards.values_mut().for_each(|search| search.drop_before(before));
+        self.shards.values_mut().for_each(|search| search.end_round(before));
         Ok(sum)
     }
 

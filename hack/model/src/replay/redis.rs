@@ -274,7 +274,9 @@ impl Shard {
         }
         ensure!(fits || !self.is_beside_known, "the fence or the watermarks beside the stream are others");
         let appended = answer.appended.0;
-        if !self.is_stream_known || answer.raised.0 > 0 && self.disturbed.redis {
+        if !self.is_stream_known {
+            self.input.appended = appended;
+        } else if answer.raised.0 > 0 && self.disturbed.redis {
             self.input.appended = self.input.appended.max(appended);
         }
         ensure!(appended == self.input.appended, "{} records were appended", self.input.appended);
@@ -310,6 +312,12 @@ impl Shard {
         }
         steps::raise_in_append(self.guards(), &mut self.input, by, known);
         for (id, count) in answer.ids.iter().zip(counts) {
+            if self.disturbed.redis && !self.read.contains(id) {
+                // It was removed before it was read, perhaps with the stream, whose ids then begin again.
+                let count = N::from(*count);
+                (self.input.appended, self.input.by[by]) = (self.input.appended + count, self.input.by[by] + count);
+                continue;
+            }
             ensure!(id.0 > self.input.last, "the last id of the stream is {:?}", Number(self.input.last));
             self.input.last = id.0;
             for index in 0..*count {

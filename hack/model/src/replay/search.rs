@@ -15,13 +15,18 @@ use super::{
 const TOGETHER: usize = 3;
 
 /// The steps of a shard that are not taken yet, and its state.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Search {
     pub(super) state: Shard,
     /// By process, in the order of its lines: places among the steps.
     pub(super) open: BTreeMap<usize, Vec<usize>>,
     /// Commits without an answer that took effect.
     pub(super) late_commits: Vec<usize>,
+    /// What the faults of this round may have done; what a step of it has shown; and what one of the round before may
+    /// have done that no step has shown yet.
+    allowed: Disturbed,
+    shown: Disturbed,
+    late: Disturbed,
 }
 
 /// What comes next.
@@ -36,12 +41,16 @@ enum Next {
 
 impl Search {
     pub(super) fn new() -> Self {
-        Self { state: Shard::new(), open: BTreeMap::new(), late_commits: Vec::new() }
+        Self { state: Shard::new(), ..Self::default() }
     }
 
     /// Takes all steps that have an answer.
     pub(super) fn run(&mut self, steps: &mut [Step], disturbed: Disturbed) -> Result<Judged, Rejected> {
-        self.state.disturbed = disturbed;
+        self.allowed = disturbed;
+        let Disturbed { redis, postgres } = self.late;
+        self.state.disturbed =
+            Disturbed { redis: disturbed.redis || redis, postgres: disturbed.postgres || postgres };
+        self.find_read(steps);
         self.find_unanswered_appends(steps);
         let mut judged = Judged::default();
         loop {
@@ -63,8 +72,12 @@ impl Search {
         }
     }
 
-    /// Drops steps without an answer that were sent before a place: their connections are gone.
-    pub(super) fn drop_before(&mut self, place: usize) {
+    /// The end of a round. Drops steps without an answer that were sent before a place: their connections are gone.
+    pub(super) fn end_round(&mut self, place: usize) {
+        let (allowed, shown) = (self.allowed, std::mem::take(&mut self.shown));
+        self.late.redis = allowed.redis && !shown.redis;
+        self.late.postgres = allowed.postgres && !shown.postgres;
+        self.state.read.clear();
         self.open.values_mut().for_each(|open| open.retain(|at| *at >= place));
         self.late_commits.retain(|at| *at >= place);
     }
@@ -116,35 +129,66 @@ impl Search {
         // Lower epochs first: a higher one shows that they are over.
         others.sort_by_key(|at| (epoch(&steps[*at]), *at));
         let mut stuck = None;
-        for at in others {
-            let why = match self.fits(&steps[at]) {
-                Ok(state) => return self.taken(state, at, Vec::new()),
-                Err(why) => why,
-            };
-            let append = appends.first().copied().filter(|append| self.awaits(&steps[at], &steps[*append]));
-            if let Some(append) = append
-                && let Ok(state) = self.fits(&steps[append])
+        for at in others.iter().copied() {
+            // No owner follows another one whose step does not fit, but behind a rewind (below).
+            if stuck.is_some() && self.is_behind_lower(steps, at) {
+                continue;
+            }
+            match self.next_is(steps, at, appends.first().copied(), &open) {
+                Ok(next) => return next,
+                Err(why) => stuck = stuck.or(Some((at, why))),
+            }
+        }
+        let is_disturbed = self.state.disturbed != Disturbed::default();
+        for at in others.into_iter().filter(|_| is_disturbed) {
+            if self.is_behind_lower(steps, at)
+                && let Ok(next) = self.next_is(steps, at, appends.first().copied(), &open)
             {
-                return self.taken(state, append, Vec::new());
+                return next;
             }
-            if let Some((state, unanswered)) = self.fits_behind(steps, at, &open) {
-                return self.taken(state, at, unanswered);
-            }
-            // A fence that is higher is no sign of a rewind.
-            let is_fenced = steps[at].answer.as_ref().is_some_and(|answer| answer.result == Word::Fenced);
-            if let Some(state) = self.fits_rewound(&steps[at]).filter(|_| !is_fenced) {
-                return self.taken(state, at, Vec::new());
-            }
-            stuck = stuck.or(Some((at, why)));
         }
         match (stuck, appends.first().copied()) {
             (Some((at, why)), _) => Next::Stuck(at, why),
-            (None, Some(at)) => match self.fits(&steps[at]) {
+            (None, Some(at)) => match self.fits(&steps[at]).or_else(|why| self.fits_rewound(&steps[at]).ok_or(why)) {
                 Ok(state) => self.taken(state, at, Vec::new()),
                 Err(why) => Next::Stuck(at, why),
             },
             (None, None) => Next::Nothing,
         }
+    }
+
+    /// A step with an answer, or the append that it awaits, as the next one.
+    fn next_is(&mut self, steps: &[Step], at: usize, append: Option<usize>, open: &[usize]) -> Result<Next, Why> {
+        let why = match self.fits(&steps[at]) {
+            Ok(state) => return Ok(self.taken(state, at, Vec::new())),
+            Err(why) => why,
+        };
+        let append = append.filter(|append| self.awaits(&steps[at], &steps[*append]));
+        if let Some(append) = append
+            && let Ok(state) = self.fits(&steps[append])
+        {
+            return Ok(self.taken(state, append, Vec::new()));
+        }
+        if let Some((state, unanswered)) = self.fits_behind(steps, at, open) {
+            return Ok(self.taken(state, at, unanswered));
+        }
+        // A fence that is higher is no sign of a rewind.
+        let is_fenced = steps[at].answer.as_ref().is_some_and(|answer| answer.result == Word::Fenced);
+        match self.fits_rewound(&steps[at]).filter(|_| !is_fenced) {
+            Some(state) => Ok(self.taken(state, at, Vec::new())),
+            None => Err(why),
+        }
+    }
+
+    /// Whether an owner of a lower epoch has still a step that its server's fence let through: without a rewind it came
+    /// before this one.
+    fn is_behind_lower(&self, steps: &[Step], at: usize) -> bool {
+        let Some(server) = steps[at].sent.server() else { return false };
+        let is_lower = |other: &Step| {
+            let is_done = other.answer.as_ref().is_some_and(|answer| answer.result == Word::Done);
+            is_done && other.sent.fenced_by() == Some(server) && epoch(other) < epoch(&steps[at])
+        };
+        self.open.values().flatten().any(|other| is_lower(&steps[*other]))
     }
 
     fn taken(&mut self, state: Shard, at: usize, unanswered: Vec<usize>) -> Next {
@@ -193,7 +237,7 @@ impl Search {
     }
 
     /// The state behind a step that fits only where a server was rewound, which a fault may have done.
-    fn fits_rewound(&self, step: &Step) -> Option<Shard> {
+    fn fits_rewound(&mut self, step: &Step) -> Option<Shard> {
         let Disturbed { redis, postgres } = self.state.disturbed;
         for (redis, postgres) in [(redis, false), (false, postgres), (redis, postgres)] {
             let mut rewound = self.state.clone();
@@ -204,10 +248,18 @@ impl Search {
                 rewound.rewind_postgres();
             }
             if redis | postgres && rewound.take(step, step.answer.as_ref()?).is_ok() {
+                self.shown.redis |= redis;
+                self.shown.postgres |= postgres;
                 return Some(rewound);
             }
         }
         None
+    }
+
+    /// Notes the entries that were read: a disturbed Redis may have lost the others.
+    fn find_read(&mut self, steps: &[Step]) {
+        let answers = self.open.values().flatten().filter_map(|at| steps[*at].answer.as_ref());
+        self.state.read.extend(answers.flat_map(|answer| &answer.entries).map(|entry| entry[0]));
     }
 
     /// Finds the ids of appends without an answer: those that were read, and that no other append has.
@@ -221,7 +273,8 @@ impl Search {
         let answers = places.iter().filter_map(|at| steps[*at].answer.as_ref());
         let mut known: BTreeSet<Number> = answers.flat_map(|answer| &answer.ids).copied().collect();
         known.extend(self.state.input.entries.iter().map(|entry| Number(entry.sid)));
-        seen.retain(|id, _| !known.contains(id) && id.0 > self.state.input.delivered);
+        let is_new = |id: &Number| id.0 > self.state.input.delivered || self.state.disturbed.redis;
+        seen.retain(|id, _| !known.contains(id) && is_new(id));
         for at in places {
             let Sent::Append { counts, producer, .. } = &steps[at].sent else { continue };
             if steps[at].answer.is_some() {

@@ -66,6 +66,8 @@ pub(super) struct Shard {
     /// By sink and generation.
     pub(super) cursors: BTreeMap<(String, String), N>,
     pub(super) disturbed: Disturbed,
+    /// Entries that were read in this round.
+    pub(super) read: BTreeSet<Number>,
 }
 
 /// Fails with a reason unless a condition holds.

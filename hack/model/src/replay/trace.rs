@@ -79,6 +79,15 @@ pub struct Acks {
     pub ids: Vec<Number>,
 }
 
+/// A server that holds a fence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Server {
+    /// The row of the shard.
+    Postgres,
+    /// The hash beside the stream.
+    Redis,
+}
+
 /// A step as it is sent.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
@@ -155,6 +164,22 @@ impl Sent {
                 | Self::Reconcile { .. }
         );
         !nothing && !matches!(self, Self::Append { .. } | Self::Policy { .. })
+    }
+
+    /// The server that lets it through only under its owner's fence.
+    #[must_use]
+    pub fn fenced_by(&self) -> Option<Server> {
+        match self {
+            Self::Raise { .. } | Self::Skip { .. } | Self::Lose { .. } | Self::Commit { .. } => Some(Server::Postgres),
+            Self::Prepare { .. } | Self::Claim { .. } | Self::Turn { .. } | Self::Reconcile { .. } => Some(Server::Redis),
+            _ => None,
+        }
+    }
+
+    /// The server that it shows the fence of.
+    #[must_use]
+    pub fn server(&self) -> Option<Server> {
+        if matches!(self, Self::Take { .. }) { Some(Server::Postgres) } else { self.fenced_by() }
     }
 
     /// Token and epoch of its owner; `None`: it has none yet, or is no step of an owner.
