@@ -132,6 +132,7 @@ impl PipelineRun {
             }
         };
         let continues = self.check_trace(round, faults, report) && continues;
+        self.check_reads(round, faults, report);
         self.check_memory(round, report).await;
         for (wrong, detail) in self.stage.world.take_found() {
             self.wrong(round, wrong, detail);
@@ -248,7 +249,7 @@ impl PipelineRun {
     async fn check_round(&mut self, round: u64, faults: &[Fault], last: bool, stats: &Value) -> bool {
         let world = &self.stage.world;
         let has = |test: &dyn Fn(Kind) -> bool| faults.iter().any(|fault| test(fault.kind));
-        let sinks_lost = has(&|kind| matches!(kind, Kind::RedisCut | Kind::RedisFlush | Kind::RedisIds));
+        let sinks_lost = has(&Kind::cuts_redis);
         let redis_lost = has(&|kind| kind.harm() == Harm::Redis);
         let trimmed = world.trimmed.swap(0, Ordering::Relaxed);
         let allowed = Allowed {
@@ -279,6 +280,19 @@ impl PipelineRun {
             return false;
         }
         true
+    }
+
+    /// No client has read less than it knew.
+    fn check_reads(&mut self, round: u64, faults: &[Fault], report: &mut Report) {
+        let load = Arc::clone(&self.stage.load);
+        let mut history = load.history();
+        report.reads += std::mem::take(&mut history.reads.checked);
+        if faults.iter().any(|fault| fault.kind.harm() == Harm::Postgres) {
+            history.reads.forget();
+        }
+        for detail in std::mem::take(&mut history.reads.stale) {
+            self.wrong(round, Wrong::Stale, detail);
+        }
     }
 
     fn stuck(&mut self, round: u64, detail: String) {

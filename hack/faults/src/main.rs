@@ -132,7 +132,7 @@ async fn run(args: Args) -> anyhow::Result<bool> {
             binary,
             other_binary,
             toxiproxy: args.toxiproxy,
-            small_disk: kinds.contains(&Kind::PostgresFull),
+            disks: kinds.iter().any(|kind| *kind == Kind::PostgresFull || kind.loses_power()),
             dir: dir.path().to_owned(),
         },
         seed,
@@ -198,6 +198,7 @@ fn missing(kind: Kind, args: &Args, binary: &Path) -> Option<&'static str> {
         {
             Some("the binary has no fault points")
         }
+        _ if kind.loses_power() && !world::disk::can_lose_power() => Some("no disk of its own can lose power"),
         Kind::PostgresFull if !world::disk::can_mount() => Some("a disk of its own could not be mounted"),
         Kind::PostgresSyncStandby | Kind::PostgresAsyncStandby if args.toxiproxy.is_none() => {
             Some("without toxiproxy no process can reach the standby")

@@ -34,6 +34,17 @@ pub(crate) enum Kind {
     RedisStream,
     RedisHash,
     RedisIds,
+    /// The power of Redis fails, of Postgres, or of both at once; and of a Redis that flushes each second.
+    PowerRedis,
+    PowerPostgres,
+    PowerBoth,
+    PowerEverysec,
+    /// The last bytes of Redis's log are cut; or half of a command that nobody was answered is behind them.
+    RedisTorn,
+    RedisHalf,
+    /// A bit of an entry that waits in Redis's log is flipped; one of Postgres's log since its last checkpoint.
+    RedisBit,
+    PostgresBit,
     PostgresKill,
     PostgresTerminate,
     PostgresPause,
@@ -150,6 +161,14 @@ pub(crate) const KINDS: &[(Kind, &str)] = &[
     (Kind::RedisStream, "redis-stream"),
     (Kind::RedisHash, "redis-hash"),
     (Kind::RedisIds, "redis-ids"),
+    (Kind::PowerRedis, "power-redis"),
+    (Kind::PowerPostgres, "power-postgres"),
+    (Kind::PowerBoth, "power-both"),
+    (Kind::PowerEverysec, "power-everysec"),
+    (Kind::RedisTorn, "redis-torn"),
+    (Kind::RedisHalf, "redis-half"),
+    (Kind::RedisBit, "redis-bit"),
+    (Kind::PostgresBit, "postgres-bit"),
     (Kind::PostgresKill, "postgres-kill"),
     (Kind::PostgresTerminate, "postgres-terminate"),
     (Kind::PostgresPause, "postgres-pause"),
@@ -185,11 +204,27 @@ impl Kind {
         KINDS.iter().find(|(kind, _)| *kind == self).map_or("?", |(_, name)| name)
     }
 
+    /// Whether a disk loses power.
+    pub(crate) fn loses_power(self) -> bool {
+        matches!(self, Self::PowerRedis | Self::PowerPostgres | Self::PowerBoth | Self::PowerEverysec)
+    }
+
+    /// Whether Redis may lose what it acknowledged at the end of its log, entries of the sinks included.
+    pub(crate) fn cuts_redis(self) -> bool {
+        matches!(self, Self::RedisCut | Self::RedisFlush | Self::RedisIds | Self::PowerEverysec | Self::RedisTorn)
+    }
+
     /// Its harm to acknowledged writes.
     pub(crate) fn harm(self) -> Harm {
         match self {
-            Self::RedisCut | Self::RedisFlush | Self::RedisTrim | Self::RedisStream | Self::RedisIds => Harm::Redis,
-            Self::PostgresAsyncStandby | Self::PostgresRestore => Harm::Postgres,
+            Self::RedisCut
+            | Self::RedisFlush
+            | Self::RedisTrim
+            | Self::RedisStream
+            | Self::RedisIds
+            | Self::PowerEverysec
+            | Self::RedisTorn => Harm::Redis,
+            Self::PostgresAsyncStandby | Self::PostgresRestore | Self::PostgresBit => Harm::Postgres,
             Self::PostgresSyncStandby
             | Self::PostgresClock
             | Self::PostgresRole
@@ -199,6 +234,7 @@ impl Kind {
             | Self::SinkStart(_)
             | Self::Collide
             | Self::DeadLetters
+            | Self::RedisBit
             | Self::RestartIdle
             | Self::Rollups => Harm::Long,
             _ => Harm::None,

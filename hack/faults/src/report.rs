@@ -46,6 +46,8 @@ pub(crate) struct Report {
     pub(crate) judged: (u64, u64),
     pub(crate) judged_rounds: u64,
     pub(crate) rejected: u64,
+    /// Reads that were compared with the history of their client.
+    pub(crate) reads: u64,
     /// Kinds of violations, with how often each was found.
     pub(crate) wrong: BTreeMap<Wrong, u64>,
     pub(crate) violations: Vec<Violation>,
@@ -138,6 +140,8 @@ impl Report {
             ("stuck", self.times(Wrong::Stuck)),
             ("memory not returned", self.times(Wrong::Memory)),
             ("not reported", self.times(Wrong::Unreported)),
+            ("reads that were compared with their client's history", self.reads),
+            ("of them older than it", self.times(Wrong::Stale)),
             ("steps of the protocol that the model has judged", self.judged.0),
             ("of them without an answer", self.judged.1),
             ("rounds whose trace was judged", self.judged_rounds),

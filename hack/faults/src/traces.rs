@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use millrace_model::replay::{Disturbed, Judged, rounds::Folder};
 
-use crate::plan::{Fault, Kind};
+use crate::plan::{Fault, Harm, Kind};
 
 /// The traces of one pipeline, and their replay.
 #[derive(Debug)]
@@ -30,18 +30,10 @@ impl Traces {
 
 /// What faults may have done to the servers.
 fn disturbed(faults: &[Fault]) -> Disturbed {
-    let has = |kinds: &[Kind]| faults.iter().any(|fault| kinds.contains(&fault.kind));
+    let has = |test: &dyn Fn(Kind) -> bool| faults.iter().any(|fault| test(fault.kind));
+    let writes = |kind| matches!(kind, Kind::RedisGroup | Kind::RedisMalformed | Kind::RedisHash);
     Disturbed {
-        redis: has(&[
-            Kind::RedisGroup,
-            Kind::RedisMalformed,
-            Kind::RedisCut,
-            Kind::RedisFlush,
-            Kind::RedisTrim,
-            Kind::RedisStream,
-            Kind::RedisHash,
-            Kind::RedisIds,
-        ]),
-        postgres: has(&[Kind::PostgresAsyncStandby, Kind::PostgresRestore]),
+        redis: has(&|kind| kind.harm() == Harm::Redis || writes(kind)),
+        postgres: has(&|kind| kind.harm() == Harm::Postgres),
     }
 }

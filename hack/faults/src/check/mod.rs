@@ -54,6 +54,8 @@ pub(crate) enum Wrong {
     Memory,
     /// A problem is not reported, or reported where there is none.
     Unreported,
+    /// A read that is older than the history of its client.
+    Stale,
     /// A step of the protocol that the model does not allow.
     Rejected,
 }

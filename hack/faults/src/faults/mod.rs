@@ -11,6 +11,7 @@ mod poison;
 mod postgres;
 mod postgres_back;
 mod postgres_role;
+mod power;
 mod process;
 mod redis;
 mod restart;
@@ -80,6 +81,14 @@ impl Stage {
             Kind::RedisStream => self.redis_stream(fault.pick).await,
             Kind::RedisHash => self.redis_hash(fault.pick).await,
             Kind::RedisIds => self.redis_ids().await,
+            Kind::PowerRedis => self.power(true, false).await,
+            Kind::PowerPostgres => self.power(false, true).await,
+            Kind::PowerBoth => self.power(true, true).await,
+            Kind::PowerEverysec => self.power_everysec(lasts).await,
+            Kind::RedisTorn => self.redis_torn(fault.pick).await,
+            Kind::RedisHalf => self.redis_half().await,
+            Kind::RedisBit => self.redis_bit(fault.pick).await,
+            Kind::PostgresBit => self.postgres_bit(lasts, fault.pick).await,
             Kind::PostgresKill => self.postgres_kill(lasts).await,
             Kind::PostgresTerminate => self.postgres_terminate().await,
             Kind::PostgresPause => self.postgres_pause(lasts).await,

@@ -96,7 +96,7 @@ impl Stage {
 }
 
 /// How many sequence numbers were given.
-async fn log_length(sql: &mut PgConnection) -> anyhow::Result<i64> {
+pub(super) async fn log_length(sql: &mut PgConnection) -> anyhow::Result<i64> {
     Ok(sqlx::query_scalar("select sum(records)::bigint from shards").fetch_one(sql).await?)
 }
 

@@ -20,13 +20,15 @@ pub(super) struct Client {
     load: Arc<Load>,
     author: u16,
     dice: StdRng,
+    /// How many records of its last request were answered to be processed.
+    processed: i64,
 }
 
 impl Client {
     /// A client whose choices follow from the seed, its number and the round's.
     pub(super) fn new(load: &Arc<Load>, author: u16, round: u64) -> Self {
         let dice = StdRng::seed_from_u64(load.seed ^ round << 16 ^ u64::from(author) << 8);
-        Self { load: Arc::clone(load), author, dice }
+        Self { load: Arc::clone(load), author, dice, processed: 0 }
     }
 
     /// Sends until the load ends, and then until requests in flight are answered.
@@ -90,12 +92,20 @@ impl Client {
 
     /// One record, often with a wait for its outcome.
     async fn one(&mut self) -> usize {
-        let code = match self.earlier() {
-            Some(code) if self.dice.random_bool(0.2) => code,
-            _ => self.load.history().begin(self.author),
+        let (code, is_new) = match self.earlier() {
+            Some(code) if self.dice.random_bool(0.2) => (code, false),
+            _ => (self.load.history().begin(self.author), true),
         };
-        let how = if self.dice.random_bool(0.7) { How::Waited } else { How::Single };
-        self.deliver(vec![code], how).await
+        if self.dice.random_bool(0.3) {
+            return self.deliver(vec![code], How::Single).await;
+        }
+        let url = |dice: &mut StdRng| self.load.urls[dice.random_range(0..self.load.urls.len())].clone();
+        let (before, behind) = (url(&mut self.dice), url(&mut self.dice));
+        self.load.read_key(&before, code, 0).await;
+        let sent = self.deliver(vec![code], How::Waited).await;
+        let more = if is_new { self.processed } else { 0 };
+        self.load.read_key(&behind, code, more).await;
+        sent
     }
 
     /// Sends an id again with other content: after its record, or beside it to a destination of another shard, which
@@ -104,7 +114,7 @@ impl Client {
         if self.dice.random_bool(0.3) {
             let code = self.load.history().begin(self.author);
             self.load.history().flag(code, UNORDERED, true);
-            let mut other = Self { load: Arc::clone(&self.load), author: self.author, dice: self.dice.fork() };
+            let mut other = Self::new(&self.load, self.author, self.dice.random());
             let (one, two) = tokio::join!(
                 self.deliver(vec![code], How::Single),
                 other.deliver(vec![code.with_variant(ELSEWHERE)], How::Single)
@@ -122,7 +132,7 @@ impl Client {
         let codes: Vec<Code> = (0..n).map(|_| self.load.history().begin(HERD)).collect();
         let five: Vec<_> = (0..5)
             .map(|k| {
-                let mut one = Self { load: Arc::clone(&self.load), author: HERD, dice: self.dice.fork() };
+                let mut one = Self::new(&self.load, HERD, self.dice.random());
                 let codes = codes.clone();
                 tokio::task::spawn_local(async move {
                     one.deliver(codes, if k % 2 == 0 { How::Array } else { How::Lines }).await
@@ -166,6 +176,7 @@ impl Client {
     /// Sends entries until each was accepted. Those that are not when the load gives up have no order any more.
     async fn deliver(&mut self, codes: Vec<Code>, how: How) -> usize {
         let (n, mut rest) = (codes.len(), codes);
+        self.processed = 0;
         let mut pause = Duration::from_millis(20);
         loop {
             let url = &self.load.urls[self.dice.random_range(0..self.load.urls.len())];
@@ -184,13 +195,15 @@ impl Client {
     }
 
     /// Notes the outcome of each entry; returns those that have to be sent again, in their order.
-    fn note(&self, codes: Vec<Code>, outcomes: &[Outcome]) -> Vec<Code> {
+    fn note(&mut self, codes: Vec<Code>, outcomes: &[Outcome]) -> Vec<Code> {
+        let processed = outcomes.iter().filter(|outcome| **outcome == Outcome::Processed).count();
+        self.processed += processed.cast_signed() as i64;
         let mut history = self.load.history();
         history.answers.sent += codes.len() as u64;
         let mut again = Vec::new();
         for (code, outcome) in codes.into_iter().zip(outcomes) {
             match outcome {
-                Outcome::Taken => history.note_answer(code, Answer::Taken),
+                Outcome::Taken | Outcome::Processed => history.note_answer(code, Answer::Taken),
                 Outcome::Unknown => {
                     history.note_answer(code, Answer::Unknown);
                     again.push(code);

@@ -2,7 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::record::{AUTHORS, Code, VARIANTS};
+use super::{
+    reads::Reads,
+    record::{AUTHORS, Code, VARIANTS},
+};
 
 /// The answer about one sent entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +119,7 @@ pub(crate) struct History {
     pub(crate) duplicates: u64,
     pub(crate) placed: u64,
     pub(crate) answers: Answers,
+    pub(crate) reads: Reads,
 }
 
 impl Default for History {
@@ -130,6 +134,7 @@ impl Default for History {
             duplicates: 0,
             placed: 0,
             answers: Answers::default(),
+            reads: Reads::default(),
         }
     }
 }

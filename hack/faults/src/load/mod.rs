@@ -2,6 +2,7 @@
 
 mod client;
 pub(crate) mod history;
+pub(crate) mod reads;
 pub(crate) mod record;
 mod send;
 
@@ -174,6 +175,15 @@ impl Load {
     /// Sends records in one request, again until each is accepted.
     pub(crate) async fn send(self: &Arc<Self>, codes: Vec<Code>) {
         Client::new(self, LARGE, 0).large(codes).await;
+    }
+
+    /// Sends a record that no client knows, alone. Returns the status; `None`: there was no answer.
+    pub(crate) async fn send_unknown(&self, id: &str) -> Option<u16> {
+        let record = serde_json::json!({"recordId": id, "time": "2026-01-31T12:00:00Z", "sourceId": "disk",
+            "destinationId": id, "type": "positive", "value": "1", "unit": "EUR", "reference": "bit"});
+        let request = self.http.post(format!("{}/records", self.urls[0])).bearer_auth(KEY);
+        let request = request.header("content-type", "application/json").body(record.to_string());
+        Some(request.timeout(Duration::from_secs(5)).send().await.ok()?.status().as_u16())
     }
 
     /// Requests an action of an administrator once. Returns the status; `None`: there was no answer.

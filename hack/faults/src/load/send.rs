@@ -32,6 +32,8 @@ pub(super) enum How {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     Taken,
+    /// Taken, and processed.
+    Processed,
     Unknown,
     /// Surely not accepted, for now.
     Refused,
@@ -146,7 +148,8 @@ fn outcomes(n: usize, status: u16, body: &Value) -> Vec<Outcome> {
         Some(_) => Outcome::Refused,
     };
     let rest = match status {
-        200 | 202 | 409 => Outcome::Taken,
+        200 => Outcome::Processed,
+        202 | 409 => Outcome::Taken,
         422 if body["code"] == "dead_lettered" => Outcome::Taken,
         500 => Outcome::Unknown,
         _ => of_code(&body["code"]),
@@ -169,9 +172,10 @@ mod tests {
 
     #[test]
     fn an_answer_has_an_outcome_for_each_entry() {
-        use Outcome::{Refused, Taken, Unknown};
+        use Outcome::{Processed, Refused, Taken, Unknown};
         let body = serde_json::json!({"errors": [{"index": 1, "code": "outcome_unknown"}, {"index": 2, "code": "redis_full"}]});
         assert_eq!(outcomes(4, 202, &body), [Taken, Unknown, Refused, Taken]);
+        assert_eq!(outcomes(1, 200, &serde_json::json!({"status": "processed"})), [Processed]);
         assert_eq!(outcomes(1, 503, &serde_json::json!({"code": "outcome_unknown"})), [Unknown]);
         assert_eq!(outcomes(1, 429, &serde_json::json!({"code": "backlog_full"})), [Refused]);
         assert_eq!(outcomes(1, 422, &serde_json::json!({"code": "dead_lettered"})), [Taken]);

@@ -56,8 +56,8 @@ pub(crate) struct Setup {
     pub(crate) binary: PathBuf,
     pub(crate) other_binary: Option<PathBuf>,
     pub(crate) toxiproxy: Option<PathBuf>,
-    /// Whether Postgres gets a disk of its own, which can be filled.
-    pub(crate) small_disk: bool,
+    /// Whether each server gets a disk of its own, which can be filled and can lose power.
+    pub(crate) disks: bool,
     /// The folder of data and logs.
     pub(crate) dir: PathBuf,
 }
@@ -100,8 +100,8 @@ impl World {
         fs::create_dir_all(setup.dir.join("traces"))?;
         // The user of Postgres needs to enter it.
         fs::set_permissions(&setup.dir, fs::Permissions::from_mode(0o711))?;
-        let redis = Redis::start(&setup.dir).await?;
-        let postgres = Postgres::start(&setup.dir, setup.small_disk).await?;
+        let redis = Redis::start(&setup.dir, setup.disks).await?;
+        let postgres = Postgres::start(&setup.dir, setup.disks).await?;
         let proxies = match &setup.toxiproxy {
             Some(program) => Some(Proxies::start(program, &setup.dir).await?),
             None => None,
@@ -322,7 +322,9 @@ impl World {
         for slot in self.serves.iter().chain(&self.workers) {
             slot.lock().await.kill().await;
         }
-        self.redis.lock().await.kill().await;
+        let mut redis = self.redis.lock().await;
+        redis.kill().await;
+        redis.disk = None;
         let mut postgres = self.postgres.lock().await;
         postgres.end().await;
         postgres.disk = None;

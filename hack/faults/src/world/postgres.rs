@@ -35,6 +35,8 @@ pub(crate) struct Postgres {
     pub(crate) disk: Option<Disk>,
     /// How far its clock is moved, such as `+100d`, from its next start on.
     pub(crate) clock: Option<String>,
+    /// Whether it flushes what it commits: its disk can lose power.
+    is_durable: bool,
     child: Option<Child>,
 }
 
@@ -48,18 +50,19 @@ pub(crate) fn url(role: &str, port: u16) -> String {
 
 impl Postgres {
     /// Starts one below `dir`.
-    pub(super) async fn start(dir: &Path, small_disk: bool) -> anyhow::Result<Self> {
+    pub(super) async fn start(dir: &Path, has_disk: bool) -> anyhow::Result<Self> {
         let image = dir.join("postgres.disk");
         let dir = dir.join("postgres");
         fs::create_dir_all(&dir)?;
-        let disk = small_disk.then(|| Disk::mount(&image, &dir)).transpose()?;
+        let disk = has_disk.then(|| Disk::mount(&image, &dir)).transpose()?;
         make_dir(&dir)?;
         let data = dir.join("data");
         let mut command = program("initdb")?;
         command.arg("--pgdata").arg(&data).args(["--username=postgres", "--auth=trust", "--encoding=UTF8"]);
         let output = command.args(["--no-locale", "--no-sync"]).output().await?;
         ensure!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
-        let mut this = Self { dir, port: free_port(), data, disk, clock: None, child: None };
+        disk.iter().try_for_each(Disk::flush)?;
+        let mut this = Self { dir, port: free_port(), data, disk, clock: None, is_durable: has_disk, child: None };
         this.ensure().await?;
         Ok(this)
     }
@@ -90,9 +93,13 @@ impl Postgres {
             "--username=postgres",
             "--checkpoint=fast",
         ]);
-        let output = command.args(["--no-sync", "--pgdata"]).arg(&data).args(more).output().await?;
+        if !self.is_durable {
+            command.arg("--no-sync");
+        }
+        let output = command.arg("--pgdata").arg(&data).args(more).output().await?;
         ensure!(output.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(Self { dir: self.dir.clone(), port: self.port, data, disk: None, clock: None, child: None })
+        let (dir, port, is_durable) = (self.dir.clone(), self.port, self.is_durable);
+        Ok(Self { dir, port, data, disk: None, clock: None, is_durable, child: None })
     }
 
     /// Puts another one in its place; this one is killed and its data directory removed.
@@ -127,8 +134,10 @@ impl Postgres {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
         let clock = self.clock.iter().flat_map(|offset| clock_environment(offset));
         let mut command = program_with("postgres", clock)?;
-        // No fault is a power failure: the files need not be flushed.
-        let settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=300", "fsync=off"];
+        let fsync = if self.is_durable { "fsync=on" } else { "fsync=off" };
+        // No page is written before a checkpoint, so that a log that ends early is an older state.
+        let writer = "bgwriter_lru_maxpages=0";
+        let settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=300", fsync, writer];
         command.arg("-D").arg(&self.data).args(settings.iter().flat_map(|setting| ["-c", setting]));
         command.args(["-c", &format!("port={}", self.port)]);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -167,6 +176,12 @@ impl Postgres {
         }
         // A new one refuses to start beside processes of the old one.
         eventually(Duration::from_secs(20), async || !rest.iter().any(|pid| alive(*pid))).await
+    }
+
+    /// Kills all of its processes at once. Returns whether all ended.
+    pub(crate) async fn kill_all(&mut self) -> bool {
+        self.signal_all(Signal::SIGKILL);
+        self.kill().await
     }
 
     /// Ends it in order, its sessions at once.

@@ -15,7 +15,7 @@ use nix::{
 use redis::{FromRedisValue, aio::MultiplexedConnection};
 use tokio::process::{Child, Command};
 
-use super::{eventually, free_port};
+use super::{disk::Disk, eventually, free_port};
 
 /// Longest wait for it to start.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -25,22 +25,29 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Redis {
     dir: PathBuf,
     pub(crate) port: u16,
+    /// The disk of its data, where it has one of its own.
+    pub(crate) disk: Option<Disk>,
+    /// Its configuration and its log, which are on no disk of its own.
+    configuration: PathBuf,
+    text: PathBuf,
     child: Option<Child>,
 }
 
 impl Redis {
     /// Starts one below `dir`.
-    pub(super) async fn start(dir: &Path) -> anyhow::Result<Self> {
+    pub(super) async fn start(dir: &Path, has_disk: bool) -> anyhow::Result<Self> {
+        let (image, file, text) = (dir.join("redis.disk"), dir.join("redis.conf"), dir.join("redis.log"));
         let dir = dir.join("redis");
         fs::create_dir_all(&dir)?;
+        let disk = has_disk.then(|| Disk::mount(&image, &dir)).transpose()?;
         let port = free_port();
         let configuration = format!(
             "bind 127.0.0.1\nport {port}\ndir {}\nappendonly yes\nappendfsync always\nsave \"\"\n\
              maxmemory-policy noeviction\naof-load-truncated yes\n",
             dir.display()
         );
-        fs::write(dir.join("redis.conf"), configuration)?;
-        let mut this = Self { dir, port, child: None };
+        fs::write(&file, configuration)?;
+        let mut this = Self { dir, port, disk, configuration: file, text, child: None };
         this.ensure().await?;
         Ok(this)
     }
@@ -58,9 +65,9 @@ impl Redis {
 
     fn start_if_ended(&mut self) -> anyhow::Result<()> {
         if !self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))) {
-            let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("redis.log"))?;
+            let log = fs::OpenOptions::new().create(true).append(true).open(&self.text)?;
             let mut command = Command::new("setpriv");
-            command.args(["--pdeathsig=KILL", "--", "redis-server"]).arg(self.dir.join("redis.conf"));
+            command.args(["--pdeathsig=KILL", "--", "redis-server"]).arg(&self.configuration);
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
             self.child = Some(command.spawn().context("redis-server")?);
         }

@@ -48,8 +48,7 @@ impl Search {
     pub(super) fn run(&mut self, steps: &mut [Step], disturbed: Disturbed) -> Result<Judged, Rejected> {
         self.allowed = disturbed;
         let Disturbed { redis, postgres } = self.late;
-        self.state.disturbed =
-            Disturbed { redis: disturbed.redis || redis, postgres: disturbed.postgres || postgres };
+        self.state.disturbed = Disturbed { redis: disturbed.redis || redis, postgres: disturbed.postgres || postgres };
         self.find_read(steps);
         self.find_unanswered_appends(steps);
         let mut judged = Judged::default();

@@ -171,7 +171,9 @@ impl Sent {
     pub fn fenced_by(&self) -> Option<Server> {
         match self {
             Self::Raise { .. } | Self::Skip { .. } | Self::Lose { .. } | Self::Commit { .. } => Some(Server::Postgres),
-            Self::Prepare { .. } | Self::Claim { .. } | Self::Turn { .. } | Self::Reconcile { .. } => Some(Server::Redis),
+            Self::Prepare { .. } | Self::Claim { .. } | Self::Turn { .. } | Self::Reconcile { .. } => {
+                Some(Server::Redis)
+            }
             _ => None,
         }
     }
