@@ -127,23 +127,34 @@ impl Search {
         appends.sort_by_key(|at| steps[*at].answer.as_ref().and_then(|answer| answer.ids.first().copied()));
         // Lower epochs first: a higher one shows that they are over.
         others.sort_by_key(|at| (epoch(&steps[*at]), *at));
-        let mut stuck = None;
-        for at in others.iter().copied() {
-            // No owner follows another one whose step does not fit, but behind a rewind (below).
+        // No owner follows another one whose step does not fit, but behind a rewind.
+        let (mut stuck, mut waiting, mut blocked) = (None, Vec::new(), Vec::new());
+        for at in others {
             if stuck.is_some() && self.is_behind_lower(steps, at) {
+                blocked.push(at);
                 continue;
             }
-            match self.next_is(steps, at, appends.first().copied(), &open) {
+            match self.fits_now(steps, at, appends.first().copied()) {
                 Ok(next) => return next,
                 Err(why) => stuck = stuck.or(Some((at, why))),
             }
+            waiting.push(at);
+        }
+        // Only where nothing fits as it is: a step without an answer that is taken too early hides those that come.
+        for at in waiting {
+            if let Some(next) = self.fits_late(steps, at, &open) {
+                return next;
+            }
         }
         let is_disturbed = self.state.disturbed != Disturbed::default();
-        for at in others.into_iter().filter(|_| is_disturbed) {
-            if self.is_behind_lower(steps, at)
-                && let Ok(next) = self.next_is(steps, at, appends.first().copied(), &open)
-            {
-                return next;
+        for at in blocked.into_iter().filter(|_| is_disturbed) {
+            match self.fits_now(steps, at, appends.first().copied()) {
+                Ok(next) => return next,
+                Err(_) => {
+                    if let Some(next) = self.fits_late(steps, at, &open) {
+                        return next;
+                    }
+                }
             }
         }
         match (stuck, appends.first().copied()) {
@@ -157,7 +168,7 @@ impl Search {
     }
 
     /// A step with an answer, or the append that it awaits, as the next one.
-    fn next_is(&mut self, steps: &[Step], at: usize, append: Option<usize>, open: &[usize]) -> Result<Next, Why> {
+    fn fits_now(&mut self, steps: &[Step], at: usize, append: Option<usize>) -> Result<Next, Why> {
         let why = match self.fits(&steps[at]) {
             Ok(state) => return Ok(self.taken(state, at, Vec::new())),
             Err(why) => why,
@@ -168,15 +179,18 @@ impl Search {
         {
             return Ok(self.taken(state, append, Vec::new()));
         }
+        Err(why)
+    }
+
+    /// A step with an answer as the next one, behind some without one, or behind a rewind.
+    fn fits_late(&mut self, steps: &[Step], at: usize, open: &[usize]) -> Option<Next> {
         if let Some((state, unanswered)) = self.fits_behind(steps, at, open) {
-            return Ok(self.taken(state, at, unanswered));
+            return Some(self.taken(state, at, unanswered));
         }
         // A fence that is higher is no sign of a rewind.
         let is_fenced = steps[at].answer.as_ref().is_some_and(|answer| answer.result == Word::Fenced);
-        match self.fits_rewound(&steps[at]).filter(|_| !is_fenced) {
-            Some(state) => Ok(self.taken(state, at, Vec::new())),
-            None => Err(why),
-        }
+        let state = self.fits_rewound(&steps[at]).filter(|_| !is_fenced)?;
+        Some(self.taken(state, at, Vec::new()))
     }
 
     /// Whether an owner of a lower epoch has still a step that its server's fence let through: without a rewind it came
