@@ -32,6 +32,8 @@ const IDLE: Duration = Duration::from_secs(150);
 const ANSWERS: Duration = Duration::from_secs(60);
 /// Time within which the pipeline reports a loss, with its lower and its upper bound.
 const REPORTED: Duration = Duration::from_secs(5);
+/// Most power losses that a round gets because a run has to have some.
+const MOST_LOSSES: u64 = 3;
 /// Memory that processes may hold beyond their base, in kB.
 const MEMORY_KB: u64 = 96 << 10;
 
@@ -41,6 +43,9 @@ pub(crate) struct Orders {
     pub(crate) setup: Setup,
     pub(crate) seed: u64,
     pub(crate) until: Instant,
+    pub(crate) minutes: f64,
+    /// Power losses that have to take effect.
+    pub(crate) power_losses: u64,
     pub(crate) rounds: u64,
     /// Rounds of one pipeline.
     pub(crate) rounds_each: u64,
@@ -53,19 +58,37 @@ pub(crate) struct Orders {
     pub(crate) keeps: bool,
 }
 
+impl Orders {
+    /// Whether a round begins now: there is time, or a power loss is due.
+    fn begins(&self, report: &Report) -> bool {
+        let more = Duration::from_secs_f64(self.minutes * 30.0);
+        let now = Instant::now();
+        now < self.until || report.power_losses() < self.power_losses && now < self.until + more
+    }
+
+    /// How many power losses are due in the next round, so that all are when the time is over.
+    fn due_losses(&self, report: &Report) -> u64 {
+        let left = self.until.saturating_duration_since(Instant::now() + self.round * 2).as_secs_f64();
+        let share = 1.0 - left / (self.minutes * 60.0).max(1.0);
+        let due = (self.power_losses as f64 * share.clamp(0.0, 1.0)).ceil() as u64;
+        due.saturating_sub(report.power_losses()).min(MOST_LOSSES)
+    }
+}
+
 /// Carries out a run. `report` holds its findings, also when an error ends it.
 pub(crate) async fn run(orders: &Orders, report: &mut Report) -> anyhow::Result<()> {
     let mut plan = Plan::new(orders.seed, &orders.kinds, orders.round.as_millis() as u64);
     let done = |report: &Report| orders.until_wrong && !report.violations.is_empty();
-    while !done(report) && report.rounds < orders.rounds && Instant::now() < orders.until {
+    while !done(report) && report.rounds < orders.rounds && orders.begins(report) {
         let dir: PathBuf = orders.setup.dir.join(format!("pipeline-{}", report.pipelines));
         let mut pipeline = PipelineRun::start(orders, dir.clone(), report.pipelines).await?;
         report.pipelines += 1;
         let last = report.rounds + orders.rounds_each;
         let mut continues = true;
-        while continues && report.rounds < last.min(orders.rounds) && Instant::now() < orders.until {
+        while continues && report.rounds < last.min(orders.rounds) && orders.begins(report) {
             report.rounds += 1;
-            continues = pipeline.round(report.rounds, &plan.next_round(), report.rounds == last, orders, report).await;
+            let faults = plan.next_round(&report.coverage, orders.due_losses(report));
+            continues = pipeline.round(report.rounds, &faults, report.rounds == last, orders, report).await;
         }
         pipeline.stage.world.end().await;
         {
@@ -104,7 +127,7 @@ impl PipelineRun {
         let readers = Readers::start(world.redis.lock().await.port).await?;
         let load = Load::new(orders.seed.wrapping_add(n), world.urls().await?, orders.rate);
         let check = Check::new(&load);
-        Ok(Self { stage: Stage { world, load }, readers, check, traces, base: None })
+        Ok(Self { stage: Stage::new(world, load), readers, check, traces, base: None })
     }
 
     /// One round. False: the pipeline does not become idle and cannot be used any more, or something is wrong and the
@@ -288,7 +311,7 @@ impl PipelineRun {
         let mut history = load.history();
         report.reads += std::mem::take(&mut history.reads.checked);
         if faults.iter().any(|fault| fault.kind.harm() == Harm::Postgres) {
-            history.reads.forget();
+            history.reads.clear();
         }
         for detail in std::mem::take(&mut history.reads.stale) {
             self.wrong(round, Wrong::Stale, detail);

@@ -10,6 +10,7 @@ mod faults;
 #[path = "../../free_port.rs"]
 mod free_port;
 mod load;
+mod phases;
 mod plan;
 mod read;
 mod report;
@@ -68,6 +69,9 @@ struct Args {
     /// Records a second, over all clients
     #[arg(long, default_value_t = 2_000.0)]
     rate: f64,
+    /// Power losses that have to take effect; more rounds begin until they have, at most half as many minutes
+    #[arg(long, default_value_t = 0)]
+    power_losses: u64,
     /// Kinds of faults by name or by the beginning of one, with commas; all of them without this
     #[arg(long, value_delimiter = ',')]
     kinds: Vec<String>,
@@ -126,17 +130,24 @@ async fn run(args: Args) -> anyhow::Result<bool> {
     });
     ensure!(!kinds.is_empty(), "no kind of fault is left");
     println!("seed {seed}; {} kinds of faults", kinds.len());
+    let mut power_losses = args.power_losses;
+    if power_losses > 0 && !world::disk::can_lose_power() {
+        println!("skipped: {power_losses} power losses: {NO_POWER_LOSS}");
+        power_losses = 0;
+    }
     let dir = tempfile::Builder::new().prefix("millrace-faults.").tempdir_in("/var/tmp")?;
     let orders = Orders {
         setup: Setup {
             binary,
             other_binary,
             toxiproxy: args.toxiproxy,
-            disks: kinds.iter().any(|kind| *kind == Kind::PostgresFull || kind.loses_power()),
+            disks: power_losses > 0 || kinds.iter().any(|kind| *kind == Kind::PostgresFull || kind.loses_power()),
             dir: dir.path().to_owned(),
         },
         seed,
         until: began + Duration::from_secs_f64(args.minutes * 60.0),
+        minutes: args.minutes,
+        power_losses,
         rounds: args.rounds,
         rounds_each: args.rounds_each,
         round: Duration::from_secs_f64(args.round_seconds),
@@ -159,7 +170,10 @@ async fn run(args: Args) -> anyhow::Result<bool> {
     if let Some(dir) = &args.report {
         report.write(dir)?;
     }
-    let well = report.violations.is_empty();
+    let well = report.violations.is_empty() && report.power_losses() >= power_losses;
+    if report.power_losses() < power_losses {
+        println!("{} power losses took effect, of {power_losses}", report.power_losses());
+    }
     if !well || args.keep {
         println!("kept: {}", dir.keep().display());
     }
@@ -177,6 +191,9 @@ fn chosen(names: &[String]) -> anyhow::Result<Vec<Kind>> {
     let named = |kind: &Kind| names.is_empty() || names.iter().any(|name| kind.name().starts_with(name.as_str()));
     Ok(KINDS.iter().map(|(kind, _)| *kind).filter(named).collect())
 }
+
+/// The reason why no disk can lose power here.
+const NO_POWER_LOSS: &str = "no disk of its own can lose power: root, loop devices, mkfs.ext4 or python3 is missing";
 
 /// The reason why a kind cannot run here, if any.
 fn missing(kind: Kind, args: &Args, binary: &Path) -> Option<&'static str> {
@@ -198,7 +215,7 @@ fn missing(kind: Kind, args: &Args, binary: &Path) -> Option<&'static str> {
         {
             Some("the binary has no fault points")
         }
-        _ if kind.loses_power() && !world::disk::can_lose_power() => Some("no disk of its own can lose power"),
+        _ if kind.loses_power() && !world::disk::can_lose_power() => Some(NO_POWER_LOSS),
         Kind::PostgresFull if !world::disk::can_mount() => Some("a disk of its own could not be mounted"),
         Kind::PostgresSyncStandby | Kind::PostgresAsyncStandby if args.toxiproxy.is_none() => {
             Some("without toxiproxy no process can reach the standby")

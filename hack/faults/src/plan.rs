@@ -1,6 +1,9 @@
-//! The plan of a run: faults, their times and victims. It follows from the seed alone.
+//! The plan of a run: faults, their times and victims. It follows from the seed alone, but for the phases that faults aim
+//! at: those that none of their kind has hit.
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+
+use crate::phases::{Coverage, Phase};
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -250,7 +253,12 @@ pub(crate) struct Fault {
     pub(crate) at_ms: u64,
     pub(crate) for_ms: u64,
     pub(crate) pick: u64,
+    /// The phase that it waits for, for a while.
+    pub(crate) aim: Option<Phase>,
 }
+
+/// The kinds that a demanded number of power losses is made of.
+const POWER: [Kind; 3] = [Kind::PowerRedis, Kind::PowerPostgres, Kind::PowerBoth];
 
 /// Draws rounds, each kind as often as any other.
 #[derive(Debug)]
@@ -286,8 +294,8 @@ impl Plan {
         Self { dice: StdRng::seed_from_u64(seed), round_ms, free: deck(free), harmful: deck(harmful), round: 0 }
     }
 
-    /// The faults of the next round: one with harm every third time, and some without.
-    pub(crate) fn next_round(&mut self) -> Vec<Fault> {
+    /// The faults of the next round: one with harm every third time, some without, and so many power losses.
+    pub(crate) fn next_round(&mut self, coverage: &Coverage, power_losses: u64) -> Vec<Fault> {
         let harm = self.free.kinds.is_empty() || self.round % 3 == 2;
         self.round += 1;
         let mut kinds: Vec<Kind> = Vec::new();
@@ -298,15 +306,17 @@ impl Plan {
         for _ in 0..more {
             kinds.extend(self.free.draw(&mut self.dice));
         }
-        kinds
-            .into_iter()
-            .map(|kind| Fault {
-                kind,
-                at_ms: self.dice.random_range(500..self.round_ms.max(3_000) - 1_500),
-                for_ms: self.dice.random_range(300..4_000),
-                pick: self.dice.random(),
-            })
-            .collect()
+        kinds.extend((0..power_losses).map(|_| POWER[self.dice.random_range(0..POWER.len())]));
+        kinds.into_iter().map(|kind| self.fault(kind, coverage)).collect()
+    }
+
+    fn fault(&mut self, kind: Kind, coverage: &Coverage) -> Fault {
+        let at_ms = self.dice.random_range(500..self.round_ms.max(3_000) - 1_500);
+        let (for_ms, pick) = (self.dice.random_range(300..4_000), self.dice.random());
+        // Whatever was hit, a seed draws as much.
+        let (empty, choice) = (coverage.empty(kind), self.dice.random::<u32>() as usize);
+        let aim = (!empty.is_empty()).then(|| empty[choice % empty.len()]);
+        Fault { kind, at_ms, for_ms, pick, aim }
     }
 }
 
@@ -319,7 +329,7 @@ mod tests {
         let kinds: Vec<Kind> = KINDS.iter().map(|(kind, _)| *kind).collect();
         let draw = |seed| {
             let mut plan = Plan::new(seed, &kinds, 10_000);
-            (0..360).map(|_| plan.next_round()).collect::<Vec<_>>()
+            (0..360).map(|_| plan.next_round(&Coverage::default(), 0)).collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
@@ -328,6 +338,9 @@ mod tests {
             let times = drawn.iter().filter(|drawn| *drawn == kind).count();
             assert!(times >= 5, "{}: {times}", kind.name());
         }
+        let mut plan = Plan::new(7, &kinds[..1], 10_000);
+        let losses = plan.next_round(&Coverage::default(), 3).iter().filter(|fault| fault.kind.loses_power()).count();
+        assert_eq!(losses, 3, "as many as are wanted");
         assert!(draw(7).iter().all(|round| round.iter().filter(|fault| fault.kind.harm() != Harm::None).count() <= 1));
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     check::{Counts, Violation, Wrong},
     faults::Injected,
     load::history::Answers,
+    phases::Coverage,
     plan::{KINDS, Kind},
 };
 
@@ -28,6 +29,8 @@ pub(crate) struct Report {
     /// Pipelines: each serves some rounds.
     pub(crate) pipelines: u64,
     pub(crate) kinds: BTreeMap<&'static str, Tally>,
+    /// The phases of the protocol that the faults hit.
+    pub(crate) coverage: Coverage,
     pub(crate) skipped: BTreeMap<&'static str, String>,
     /// Ids that clients sent.
     pub(crate) records: u64,
@@ -64,6 +67,15 @@ impl Report {
         let tally = self.kinds.entry(injected.kind.name()).or_default();
         tally.asked += 1;
         tally.took += u64::from(injected.took);
+        if injected.took {
+            self.coverage.note(injected.kind, &injected.phases);
+        }
+    }
+
+    /// Power losses that took effect.
+    pub(crate) fn power_losses(&self) -> u64 {
+        let of_power = KINDS.iter().filter(|(kind, _)| kind.loses_power());
+        of_power.filter_map(|(_, name)| self.kinds.get(name)).map(|tally| tally.took).sum()
     }
 
     /// Notes that a kind is left out.
@@ -116,6 +128,7 @@ impl Report {
         let _ = writeln!(text, "| **all** | | **{}** |\n\n| what | number |\n|---|---:|", self.took());
         for (what, number) in [
             ("records", self.records),
+            ("power losses that took effect", self.power_losses()),
             ("entries sent", self.answers.sent),
             ("of them accepted", self.answers.taken),
             ("outcome unknown", self.answers.unknown),
@@ -149,6 +162,7 @@ impl Report {
         ] {
             let _ = writeln!(text, "| {what} | {number} |");
         }
+        let _ = writeln!(text, "\nPhases of the protocol that the faults hit:\n\n{}", self.coverage.markdown());
         for violation in self.violations.iter().take(50) {
             let _ = writeln!(text, "\n- round {}: {:?}: {}", violation.round, violation.wrong, violation.detail);
         }

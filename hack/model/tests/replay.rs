@@ -208,3 +208,20 @@ fn a_group_that_was_committed_in_part_is_rejected() {
     let rejected = judge(steps).unwrap_err();
     assert!(rejected.why.contains("in part"), "{rejected}");
 }
+
+/// A process was killed while it took the shard, and had no effect: another take has come in its place.
+#[test]
+fn a_take_without_an_answer_hides_no_other() {
+    let mut steps = recorded();
+    let is_fenced = |step: &Step| step.answer.as_ref().is_some_and(|answer| answer.result == Word::Fenced);
+    let shard = steps.iter().find(|step| is_fenced(step)).unwrap().shard;
+    let killed = Step {
+        process: usize::MAX,
+        shard,
+        lines: (1, None),
+        sent: Sent::Take { token: Number(7) },
+        answer: None,
+    };
+    steps.insert(0, killed);
+    judge(steps).unwrap();
+}

@@ -17,24 +17,36 @@ mod redis;
 mod restart;
 mod rollups;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use tokio::{sync::MutexGuard, time::sleep};
+use tokio::{
+    sync::MutexGuard,
+    time::{Instant, sleep},
+};
 
 use crate::{
     load::{Held, Load, Mode},
+    phases::{Moment, Phase},
     plan::{Fault, Kind},
     world::{World, process::Slot},
 };
 
 /// Longest wait for an idle pipeline.
 const IDLE: Duration = Duration::from_secs(30);
+/// Longest wait for the phase that a fault aims at.
+const AIM: Duration = Duration::from_millis(1_500);
 
 /// The world and the load, which all faults share.
 #[derive(Debug, Clone)]
 pub(crate) struct Stage {
     pub(crate) world: Arc<World>,
     pub(crate) load: Arc<Load>,
+    /// When the fault took effect.
+    moment: Arc<Mutex<Moment>>,
 }
 
 /// The effect of a fault.
@@ -45,15 +57,27 @@ pub(crate) struct Injected {
     pub(crate) took: bool,
     /// The victim, or the reason why it took no effect.
     pub(crate) note: String,
+    /// The phases that it hit: of the victim, or of all processes.
+    pub(crate) phases: BTreeSet<Phase>,
 }
 
 /// Whether a fault took effect, and a note.
 type Effect = anyhow::Result<(bool, String)>;
 
 impl Stage {
+    /// For the faults of a pipeline.
+    pub(crate) fn new(world: Arc<World>, load: Arc<Load>) -> Self {
+        Self { world, load, moment: Arc::default() }
+    }
+
     /// Waits for the fault's time and injects it.
-    pub(crate) async fn inject(self, fault: Fault) -> Injected {
+    pub(crate) async fn inject(mut self, mut fault: Fault) -> Injected {
         sleep(Duration::from_millis(fault.at_ms)).await;
+        self.moment = Arc::default();
+        if let Some(slot) = self.aim(fault).await {
+            fault.pick = slot;
+        }
+        self.mark();
         let lasts = Duration::from_millis(fault.for_ms);
         let effect = match fault.kind {
             Kind::KillWork => self.end("work", fault, false).await,
@@ -115,7 +139,38 @@ impl Stage {
             Kind::Rollups => self.rollups_again(lasts).await,
         };
         let (took, note) = effect.unwrap_or_else(|error| (false, format!("{error:#}")));
-        Injected { kind: fault.kind, took, note }
+        let phases = self.hit(&note);
+        Injected { kind: fault.kind, took, note, phases }
+    }
+
+    /// Notes that the fault takes effect now.
+    fn mark(&self) {
+        *self.moment.lock().unwrap_or_else(PoisonError::into_inner) = Moment::now(&self.world.traces());
+    }
+
+    /// The phases at the moment of the fault: of the processes that the note names, or of all.
+    fn hit(&self, note: &str) -> BTreeSet<Phase> {
+        let moment = self.moment.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let phases = moment.phases(&self.world.traces());
+        let is_named = phases.keys().any(|slot| note.contains(slot));
+        let of_victim = phases.into_iter().filter(|(slot, _)| !is_named || note.contains(slot));
+        of_victim.flat_map(|(_, phases)| phases).collect()
+    }
+
+    /// Waits until a process is in the phase that a fault aims at; its number, where the fault takes one process.
+    async fn aim(&self, fault: Fault) -> Option<u64> {
+        let (aim, until) = (fault.aim?, Instant::now() + AIM);
+        let role = ["serve-", "work-"].into_iter().find(|role| fault.kind.name().starts_with(role));
+        while Instant::now() < until {
+            let moment = Moment::now(&self.world.traces());
+            let phases = moment.phases(&self.world.traces());
+            let in_role = phases.iter().filter(|(slot, _)| role.is_none_or(|role| slot.starts_with(role)));
+            if let Some((slot, _)) = in_role.into_iter().find(|(_, phases)| phases.contains(&aim)) {
+                return role.and_then(|role| slot.strip_prefix(role)?.parse().ok());
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        None
     }
 
     /// Holds the load until the pipeline is idle, and for as long as the result lives. `None`: it was not idle in time.

@@ -12,6 +12,7 @@ use crate::world::is_stopped;
 impl Stage {
     pub(super) async fn postgres_kill(&self, lasts: Duration) -> Effect {
         let mut postgres = self.world.postgres.lock().await;
+        self.mark();
         let died = postgres.kill().await;
         sleep(lasts / 3).await;
         postgres.ensure().await?;
@@ -21,6 +22,7 @@ impl Stage {
     pub(super) async fn postgres_terminate(&self) -> Effect {
         let postgres = self.world.postgres.lock().await;
         let mut connection = postgres.connect().await?;
+        self.mark();
         let ended: i64 = sqlx::query_scalar(
             "select count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity
              where pid <> pg_backend_pid() and backend_type = 'client backend'",
@@ -32,6 +34,7 @@ impl Stage {
 
     pub(super) async fn postgres_pause(&self, lasts: Duration) -> Effect {
         let postgres = self.world.postgres.lock().await;
+        self.mark();
         postgres.signal_all(Signal::SIGSTOP);
         // Also processes that Postgres started in between.
         let stopped = postgres.signal_all(Signal::SIGSTOP);

@@ -56,6 +56,7 @@ impl Stage {
             sleep(Duration::from_millis(1_500)).await;
         }
         let before = log_length(&mut primary.connect().await?).await?;
+        self.mark();
         primary.kill().await;
         if let (false, Some(receiver)) = (synchronous, receiver) {
             // It never receives the rest.
@@ -86,6 +87,7 @@ impl Stage {
         let older = postgres.copy("restored", &[]).await?;
         sleep(lasts).await;
         let before = log_length(&mut postgres.connect().await?).await?;
+        self.mark();
         postgres.replace(older).await?;
         postgres.ensure().await?;
         let lost = (before - log_length(&mut postgres.connect().await?).await?).max(0);

@@ -28,6 +28,7 @@ impl Stage {
         let mut redis = if of_redis { Some(self.world.redis.lock().await) } else { None };
         let mut postgres = if of_postgres { Some(self.world.postgres.lock().await) } else { None };
         let disks = redis.iter().map(|redis| &redis.disk).chain(postgres.iter().map(|postgres| &postgres.disk));
+        self.mark();
         for disk in disks {
             disk.as_ref().context("it has no disk of its own")?.lose_power()?;
         }
@@ -56,6 +57,7 @@ impl Stage {
         redis.command::<String>(&["CONFIG", "SET", "appendfsync", "everysec"]).await?;
         sleep(Duration::from_millis(1_500) + lasts / 2).await;
         let written = redis.log();
+        self.mark();
         redis.disk.as_ref().context("it has no disk of its own")?.lose_power()?;
         redis.kill().await;
         let is_gone = redis.disk.as_ref().context("it has no disk of its own")?.restore_power().await?;
@@ -73,6 +75,7 @@ impl Stage {
     pub(super) async fn redis_torn(&self, pick: u64) -> Effect {
         let before = self.world.reported_losses().await.unwrap_or_default();
         let mut redis = self.world.redis.lock().await;
+        self.mark();
         redis.kill().await;
         let (file, length) = redis.log().context("there is no log")?;
         let cut = (pick % TORN + 1).min(length);
@@ -86,6 +89,7 @@ impl Stage {
     /// A write that Redis acknowledged to nobody is half in its log: nothing may be lost.
     pub(super) async fn redis_half(&self) -> Effect {
         let mut redis = self.world.redis.lock().await;
+        self.mark();
         redis.kill().await;
         let (file, length) = redis.log().context("there is no log")?;
         fs::OpenOptions::new().append(true).open(&file)?.write_all(HALF.as_bytes())?;
@@ -141,6 +145,7 @@ impl Stage {
         let name = "select pg_walfile_name('0/0'::pg_lsn + $1::bigint::numeric)";
         let name: String = sqlx::query_scalar(name).bind(at.cast_signed()).fetch_one(&mut sql).await?;
         let log = postgres.data.join("pg_wal").join(name);
+        self.mark();
         ensure!(postgres.kill_all().await, "it did not end");
         flip(&log, at % SEGMENT, pick)?;
         postgres.ensure().await?;

@@ -30,6 +30,7 @@ impl Stage {
     /// A process is killed, or asked to end (`in_order`); another starts after a while.
     pub(super) async fn end(&self, role: &str, fault: Fault, in_order: bool) -> Effect {
         let Some(mut slot) = self.victim(role, fault.pick) else { return none() };
+        self.mark();
         let ended = if in_order { slot.stop().await } else { slot.kill().await };
         sleep(Duration::from_millis(fault.for_ms / 4)).await;
         slot.start(&self.world, &Start::default())?;
@@ -39,6 +40,7 @@ impl Stage {
     /// A process is suspended for longer than a lease lasts.
     pub(super) async fn pause(&self, role: &str, fault: Fault) -> Effect {
         let Some(slot) = self.victim(role, fault.pick) else { return none() };
+        self.mark();
         slot.signal(Signal::SIGSTOP);
         sleep(LEASE + Duration::from_millis(fault.for_ms)).await;
         let suspended = slot.pid().is_some_and(is_stopped);
@@ -59,6 +61,7 @@ impl Stage {
             self.end("serve", fault, true).await?;
         }
         let reached = eventually(TO_POINT, async || has_reached(&mut slot, act)).await;
+        self.mark();
         self.resume_or_restart(&mut slot, fault).await?;
         Ok((reached, slot.name.clone()))
     }

@@ -18,6 +18,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 impl Stage {
     pub(super) async fn redis_kill(&self, lasts: Duration) -> Effect {
         let mut redis = self.world.redis.lock().await;
+        self.mark();
         let died = redis.kill().await;
         sleep(lasts / 3).await;
         redis.ensure().await?;
@@ -26,6 +27,7 @@ impl Stage {
 
     pub(super) async fn redis_restart(&self) -> Effect {
         let mut redis = self.world.redis.lock().await;
+        self.mark();
         let ended = redis.stop().await;
         redis.ensure().await?;
         Ok((ended, String::new()))
@@ -33,6 +35,7 @@ impl Stage {
 
     pub(super) async fn redis_pause(&self, lasts: Duration) -> Effect {
         let redis = self.world.redis.lock().await;
+        self.mark();
         redis.signal(Signal::SIGSTOP);
         sleep(lasts).await;
         let suspended = redis.pid().is_some_and(is_stopped);
@@ -106,6 +109,7 @@ impl Stage {
         sleep(Duration::from_millis(1_500)).await;
         let Some((file, kept)) = redis.log() else { return Ok((false, "there is no log".to_owned())) };
         sleep(Duration::from_millis(1_000)).await;
+        self.mark();
         redis.kill().await;
         let newest = redis.log();
         let cut = match &newest {

@@ -177,7 +177,7 @@ impl Load {
         Client::new(self, LARGE, 0).large(codes).await;
     }
 
-    /// Sends a record that no client knows, alone. Returns the status; `None`: there was no answer.
+    /// Sends a record of no client, alone. Returns the status; `None`: there was no answer.
     pub(crate) async fn send_unknown(&self, id: &str) -> Option<u16> {
         let record = serde_json::json!({"recordId": id, "time": "2026-01-31T12:00:00Z", "sourceId": "disk",
             "destinationId": id, "type": "positive", "value": "1", "unit": "EUR", "reference": "bit"});

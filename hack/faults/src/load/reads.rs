@@ -47,7 +47,7 @@ impl Reads {
     }
 
     /// Postgres was rewound: what was read before is no lower bound any more.
-    pub(crate) fn forget(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.last.clear();
         self.stale.clear();
     }

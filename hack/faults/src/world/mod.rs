@@ -149,6 +149,11 @@ impl World {
         self.setup.dir.join("pipeline.yaml")
     }
 
+    /// The folder of the protocol traces.
+    pub(crate) fn traces(&self) -> PathBuf {
+        self.setup.dir.join("traces")
+    }
+
     /// URLs of the serve processes.
     pub(crate) async fn urls(&self) -> anyhow::Result<Vec<String>> {
         let mut urls = Vec::new();
