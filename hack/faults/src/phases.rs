@@ -57,15 +57,16 @@ pub(crate) const PHASES: [Phase; 12] = [
 ];
 
 impl Kind {
-    /// The phases in which it can hit a process.
-    pub(crate) fn can_hit(self) -> impl Iterator<Item = Phase> {
+    /// The phases that it can aim at. What a process does at a named point is no choice.
+    fn aims(self) -> impl Iterator<Item = Phase> {
         let (serves, works) = (self.name().starts_with("serve-"), self.name().starts_with("work-"));
+        let has_point = matches!(self, Self::Point(..) | Self::SinkStart(_));
         let is_possible = move |phase: &Phase| match phase {
             Phase::Idle => true,
             Phase::Appending => !works,
             _ => !serves,
         };
-        PHASES.into_iter().filter(is_possible)
+        PHASES.into_iter().filter(move |phase| !has_point && is_possible(phase))
     }
 }
 
@@ -84,9 +85,9 @@ impl Coverage {
         self.0.get(kind.name()).and_then(|cells| cells.get(&phase)).copied().unwrap_or(0)
     }
 
-    /// The phases that no fault of a kind has hit.
+    /// The phases that a kind can aim at, and that none of its faults has hit.
     pub(crate) fn empty(&self, kind: Kind) -> Vec<Phase> {
-        kind.can_hit().filter(|phase| self.times(kind, *phase) == 0).collect()
+        kind.aims().filter(|phase| self.times(kind, *phase) == 0).collect()
     }
 
     /// A table of the kinds that were used, and the cells that are empty.
@@ -96,9 +97,11 @@ impl Coverage {
         let mut text = row("kind", &PHASES.map(|phase| format!("{phase:?}").to_lowercase()));
         text += &row("---", &PHASES.map(|_| "---:".to_owned()));
         for kind in used() {
-            let possible: Vec<Phase> = kind.can_hit().collect();
-            let cell =
-                |phase| if possible.contains(&phase) { self.times(kind, phase).to_string() } else { String::new() };
+            let aims: Vec<Phase> = kind.aims().collect();
+            let cell = |phase| match self.times(kind, phase) {
+                0 if !aims.contains(&phase) => String::new(),
+                times => times.to_string(),
+            };
             text += &row(kind.name(), &PHASES.map(cell));
         }
         let empty: Vec<(Kind, Vec<Phase>)> = used().map(|kind| (kind, self.empty(kind))).collect();

@@ -2,12 +2,14 @@
 //!
 //! `tests/traces` holds two shards of a round of the campaign: workers were killed behind commits and before
 //! acknowledgements, and dead letters replayed. It has groups of both shards, entries of two and more records, and steps
-//! without an answer.
+//! without an answer. `tests/deleted-*` hold one shard of kept runs, with the files of their rounds and without its publishers:
+//! faults deleted the hash beside its stream, or the stream, whose ids then began again below those of before.
 
 use std::{fs, path::Path};
 
 use millrace_model::replay::{
     Disturbed, Judged, Rejected, Replay,
+    rounds::judge_again,
     trace::{Answered, Number, Process, Sent, Step, Word},
 };
 
@@ -215,13 +217,35 @@ fn a_take_without_an_answer_hides_no_other() {
     let mut steps = recorded();
     let is_fenced = |step: &Step| step.answer.as_ref().is_some_and(|answer| answer.result == Word::Fenced);
     let shard = steps.iter().find(|step| is_fenced(step)).unwrap().shard;
-    let killed = Step {
-        process: usize::MAX,
-        shard,
-        lines: (1, None),
-        sent: Sent::Take { token: Number(7) },
-        answer: None,
-    };
+    let killed =
+        Step { process: usize::MAX, shard, lines: (1, None), sent: Sent::Take { token: Number(7) }, answer: None };
     steps.insert(0, killed);
     judge(steps).unwrap();
+}
+
+/// Without its round's flags, no step shows a rewind: the first one behind it is rejected.
+#[test]
+fn kept_rounds_are_judged_again_by_what_their_faults_may_have_done() {
+    for name in ["deleted-hash", "deleted-stream"] {
+        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name);
+        let judged = judge_again(&kept).unwrap();
+        assert!(judged.len() > 1, "{name} has rounds");
+        for (round, judged) in judged {
+            let judged = judged.unwrap_or_else(|why| panic!("{name}, round {}: {why}", round.round));
+            assert!(judged.steps > 0, "{name}, round {} has steps", round.round);
+        }
+        let without_flags = Replay::default();
+        assert!(all_at_once(without_flags, &kept).is_err(), "{name}: the faults have done something");
+    }
+}
+
+/// Judges the traces of a folder as one round without faults.
+fn all_at_once(mut replay: Replay, folder: &Path) -> Result<Judged, String> {
+    let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    let mut files: Vec<_> = files.filter(|file| file.extension().is_some_and(|kind| kind == "jsonl")).collect();
+    files.sort();
+    for (process, file) in files.iter().enumerate() {
+        replay.read(process, &fs::read_to_string(file).unwrap())?;
+    }
+    replay.judge(Disturbed::default()).map_err(|rejected| rejected.to_string())
 }

@@ -29,6 +29,9 @@ impl Stage {
         let mut postgres = if of_postgres { Some(self.world.postgres.lock().await) } else { None };
         let disks = redis.iter().map(|redis| &redis.disk).chain(postgres.iter().map(|postgres| &postgres.disk));
         self.mark();
+        // Without power nobody is answered: a flush that fails meanwhile is reported to none.
+        redis.iter().for_each(|redis| _ = redis.signal(Signal::SIGSTOP));
+        postgres.iter().for_each(|postgres| _ = postgres.signal_all(Signal::SIGSTOP));
         for disk in disks {
             disk.as_ref().context("it has no disk of its own")?.lose_power()?;
         }
@@ -58,6 +61,7 @@ impl Stage {
         sleep(Duration::from_millis(1_500) + lasts / 2).await;
         let written = redis.log();
         self.mark();
+        redis.signal(Signal::SIGSTOP);
         redis.disk.as_ref().context("it has no disk of its own")?.lose_power()?;
         redis.kill().await;
         let is_gone = redis.disk.as_ref().context("it has no disk of its own")?.restore_power().await?;

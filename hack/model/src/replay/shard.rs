@@ -155,11 +155,15 @@ impl Shard {
                 Err("it has no effect".to_owned())
             }
             Sent::Skip { token, .. } | Sent::Lose { token, .. } | Sent::Commit { token, .. } => {
-                // It may have come before a fence that was set since: its values show that no other write did.
-                let (before, fence) = (owner(token), self.head.fence);
+                // It may have come before a fence and a policy that were set since: its values show that no other write
+                // did.
+                let (before, since) = (owner(token), self.head);
                 self.head.fence = self.owner(token.0)?.own.fence;
+                if let Sent::Commit { version, .. } = &step.sent {
+                    self.head.version = version[0].0;
+                }
                 self.write_unanswered(step)?;
-                self.head.fence = fence;
+                self.head = Head { fence: since.fence, version: self.head.version.max(since.version), ..self.head };
                 self.restore(token.0, before);
                 Ok(())
             }
