@@ -211,15 +211,28 @@ fn a_group_that_was_committed_in_part_is_rejected() {
     assert!(rejected.why.contains("in part"), "{rejected}");
 }
 
-/// A process was killed while it took the shard, and had no effect: another take has come in its place.
+/// A process was killed while it took the shard, and had no effect. An owner before found that it had lost the shard: to
+/// the take that was answered.
 #[test]
 fn a_take_without_an_answer_hides_no_other() {
     let mut steps = recorded();
-    let is_fenced = |step: &Step| step.answer.as_ref().is_some_and(|answer| answer.result == Word::Fenced);
-    let shard = steps.iter().find(|step| is_fenced(step)).unwrap().shard;
-    let killed =
-        Step { process: usize::MAX, shard, lines: (1, None), sent: Sent::Take { token: Number(7) }, answer: None };
-    steps.insert(0, killed);
+    let takes = |shard: u16, next: u128| {
+        steps.iter().any(|step| {
+            let is_next = done(step).is_some_and(|answer| answer.epoch == Number(next));
+            step.shard == shard && is_next && matches!(step.sent, Sent::Take { .. })
+        })
+    };
+    let last_commit = steps.iter().rfind(|step| match &step.sent {
+        Sent::Commit { epoch, .. } => done(step).is_some() && takes(step.shard, epoch.0 + 1),
+        _ => false,
+    });
+    let owner = last_commit.unwrap().clone();
+    let Sent::Commit { token, epoch, version, after, .. } = owner.sent else { unreachable!("only commits are found") };
+    let fenced = Answered { result: Word::Fenced, ..Answered::default() };
+    let left = Sent::Left { token, epoch, version: version[1], own: after };
+    let taken = Sent::Take { token: Number(7) };
+    steps.push(Step { lines: (usize::MAX - 1, Some(usize::MAX)), sent: left, answer: Some(fenced), ..owner.clone() });
+    steps.push(Step { process: usize::MAX, lines: (1, None), sent: taken, answer: None, ..owner });
     judge(steps).unwrap();
 }
 
