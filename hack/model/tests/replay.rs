@@ -13,12 +13,15 @@ use millrace_model::replay::{
     trace::{Answered, Number, Process, Sent, Step, Word},
 };
 
-#[expect(clippy::unwrap_used, reason = "without the files there is nothing to test")]
 fn recorded() -> Vec<Step> {
-    let mut files: Vec<_> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traces"))
-        .unwrap()
-        .map(|file| file.unwrap().path())
-        .collect();
+    steps_of("traces")
+}
+
+#[expect(clippy::unwrap_used, reason = "without the files there is nothing to test")]
+fn steps_of(folder: &str) -> Vec<Step> {
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder)).unwrap();
+    let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|kind| kind == "jsonl"));
     files.sort();
     let mut steps = Vec::new();
     for (process, file) in files.iter().enumerate() {
@@ -247,18 +250,6 @@ fn kept_rounds_are_judged_again_by_what_their_faults_may_have_done() {
             let judged = judged.unwrap_or_else(|why| panic!("{name}, round {}: {why}", round.round));
             assert!(judged.steps > 0, "{name}, round {} has steps", round.round);
         }
-        let without_flags = Replay::default();
-        assert!(all_at_once(without_flags, &kept).is_err(), "{name}: the faults have done something");
+        assert!(judge(steps_of(name)).is_err(), "{name}: the faults have done something");
     }
-}
-
-/// Judges the traces of a folder as one round without faults.
-fn all_at_once(mut replay: Replay, folder: &Path) -> Result<Judged, String> {
-    let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
-    let mut files: Vec<_> = files.filter(|file| file.extension().is_some_and(|kind| kind == "jsonl")).collect();
-    files.sort();
-    for (process, file) in files.iter().enumerate() {
-        replay.read(process, &fs::read_to_string(file).unwrap())?;
-    }
-    replay.judge(Disturbed::default()).map_err(|rejected| rejected.to_string())
 }

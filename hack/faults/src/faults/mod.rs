@@ -78,8 +78,15 @@ impl Stage {
             fault.pick = slot;
         }
         self.mark();
+        let effect = self.act(fault).await;
+        let (took, note) = effect.unwrap_or_else(|error| (false, format!("{error:#}")));
+        let phases = self.hit(&note);
+        Injected { kind: fault.kind, took, note, phases }
+    }
+
+    async fn act(&self, fault: Fault) -> Effect {
         let lasts = Duration::from_millis(fault.for_ms);
-        let effect = match fault.kind {
+        match fault.kind {
             Kind::KillWork => self.end("work", fault, false).await,
             Kind::KillServe => self.end("serve", fault, false).await,
             Kind::PauseWork => self.pause("work", fault).await,
@@ -137,10 +144,7 @@ impl Stage {
             Kind::DeadLetters => self.dead_letters_at_once(fault.pick).await,
             Kind::RestartIdle => self.restart_idle(lasts).await,
             Kind::Rollups => self.rollups_again(lasts).await,
-        };
-        let (took, note) = effect.unwrap_or_else(|error| (false, format!("{error:#}")));
-        let phases = self.hit(&note);
-        Injected { kind: fault.kind, took, note, phases }
+        }
     }
 
     /// Notes that the fault takes effect now.

@@ -25,6 +25,9 @@ pub struct Round {
     pub lengths: BTreeMap<String, u64>,
 }
 
+/// What was judged of a round; an error names the first step that does not fit.
+pub type Verdict = Result<Judged, String>;
+
 /// The traces in a folder, and their replay.
 #[derive(Debug)]
 pub struct Folder {
@@ -100,7 +103,7 @@ impl Folder {
 ///
 /// # Errors
 /// The folder cannot be read.
-pub fn judge_again(dir: &Path) -> Result<Vec<(Round, Result<Judged, String>)>, String> {
+pub fn judge_again(dir: &Path) -> Result<Vec<(Round, Verdict)>, String> {
     let mut folder = Folder::new(dir.to_owned());
     let mut rounds = Vec::new();
     for name in names(dir, "json")?.into_iter().collect::<BTreeSet<_>>() {

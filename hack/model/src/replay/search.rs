@@ -15,7 +15,7 @@ use super::{
 const TOGETHER: usize = 3;
 
 /// The steps of a shard that are not taken yet, and its state.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Search {
     pub(super) state: Shard,
     /// By process, in the order of its lines: places among the steps.
@@ -41,7 +41,9 @@ enum Next {
 
 impl Search {
     pub(super) fn new() -> Self {
-        Self { state: Shard::new(), ..Self::default() }
+        let none = Disturbed::default();
+        let (open, late_commits) = (BTreeMap::new(), Vec::new());
+        Self { state: Shard::new(), open, late_commits, allowed: none, shown: none, late: none }
     }
 
     /// Takes all steps that have an answer.
