@@ -8,6 +8,8 @@ mod cors;
 mod decimal;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod deploy;
+#[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
+mod filter;
 mod manifest;
 mod quantity;
 mod reason;
@@ -25,6 +27,8 @@ mod text;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod tls;
 mod validate;
+#[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
+mod webhook;
 
 pub use cors::Cors;
 pub use decimal::{DecimalString, InvalidDecimal};
@@ -32,11 +36,12 @@ pub use deploy::{
     DeletionPolicy, Gateway, HttpRoute, Ingress, JobPod, Jobs, NetworkPolicy, Object, PathType, Pod, PullPolicy,
     Resources, Serve, ServeAutoscaling, Service, ServiceType, Work,
 };
+pub use filter::{Filter, Prefixes, RecordType};
 pub use manifest::{ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, ParseError, RecordPipeline};
 pub use quantity::{InvalidQuantity, Quantity};
 pub use reason::Reason;
 pub use rollups::{Distinct, GroupField, Rollup, Window};
-pub use sinks::{From, Overflow, RedisStream, Sink, SinkEvent, Webhook};
+pub use sinks::{From, Overflow, RedisStream, Sink, SinkEvent};
 pub use spec::{
     Auth, Autoscaling, Partition, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef, Retention,
     SecretKeyRef,
@@ -45,3 +50,4 @@ pub use status::{Migrated, RecordPipelineStatus};
 pub use text::{InvalidText, check_text};
 pub use tls::{ClientTls, ServeTls, TlsSecretRef};
 pub use validate::Violation;
+pub use webhook::{Ordering, Webhook};

@@ -152,7 +152,9 @@ reasons! {
     InvalidSpec,
     /// A sink is halted.
     SinkHalted,
-    /// The stream of a sink is full.
+    /// The endpoint of a webhook answered that it is gone.
+    SinkDisabled,
+    /// The stream of a sink is full, or too many of its deliveries wait.
     SinkWaiting,
     /// A sink cannot publish.
     SinkFailing,

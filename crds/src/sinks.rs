@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::SecretKeyRef;
+use crate::{filter::Filter, webhook::Webhook};
 
 /// A sink publishes the outcomes of one kind to one place: exactly one of `redisStream` and `webhook`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -27,6 +27,9 @@ pub struct Sink {
     /// Where a new sink starts. Absent: `Beginning` in a new pipeline, `Now` in a running one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<From>,
+    /// Which of these outcomes it publishes. Absent: all. A change concerns the outcomes that are not published yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<Filter>,
     /// Append to a Redis stream, each outcome once and in order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redis_stream: Option<RedisStream>,
@@ -93,18 +96,4 @@ pub enum Overflow {
     Wait,
     /// The oldest entries are trimmed; unread ones among them are counted.
     Trim,
-}
-
-/// An HTTP endpoint as a sink.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Webhook {
-    /// The URL to post to: http or https, at most 2,000 characters, without a user or password.
-    #[schemars(length(max = 2000))]
-    #[x_kube(validation = Rule::new(r"self.matches(r'^https?://[^/?#@\s]+([/?#]\S*)?$')").message(
-        "must be an http or https URL without spaces, user or password"
-    ))]
-    pub url: String,
-    /// The Secret key that holds the signing key, as Standard Webhooks defines it.
-    pub secret_ref: SecretKeyRef,
 }

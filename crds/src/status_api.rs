@@ -130,7 +130,9 @@ pub struct PublisherStatus {
 pub enum PublisherState {
     /// Until the sink is resumed by hand.
     Halted,
-    /// The stream is full.
+    /// The endpoint answered that it is gone; until the sink is resumed by hand.
+    Disabled,
+    /// The stream is full, or as many deliveries as there may be wait for a retry.
     Waiting,
     /// A server is unavailable; the publisher retries. Also a state of another version.
     #[serde(other)]
@@ -143,6 +145,7 @@ impl PublisherState {
     pub fn parse(word: &str) -> Self {
         match word {
             "halted" => Self::Halted,
+            "disabled" => Self::Disabled,
             "waiting" => Self::Waiting,
             _ => Self::Failing,
         }
@@ -153,6 +156,7 @@ impl PublisherState {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Halted => "halted",
+            Self::Disabled => "disabled",
             Self::Waiting => "waiting",
             Self::Failing => "failing",
         }

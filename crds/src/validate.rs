@@ -200,15 +200,12 @@ impl RecordPipelineSpec {
                     }
                 }
                 (None, Some(webhook)) => {
-                    if !is_web_url(&webhook.url) {
-                        found.add(
-                            at(".webhook.url"),
-                            "must be an http(s) URL of at most 2,000 characters, without spaces, user or password",
-                        );
-                    }
-                    webhook.secret_ref.check(&at(".webhook.secretRef"), found);
+                    webhook.check(&at(".webhook"), found);
                 }
                 _ => found.add(at(""), "needs exactly one of redisStream and webhook"),
+            }
+            if let Some(filter) = &sink.filter {
+                filter.check(sink.event, &at(".filter"), found);
             }
         }
     }
@@ -304,7 +301,7 @@ fn check_secret_name(name: &str, at: &str, found: &mut Found) {
 }
 
 impl SecretKeyRef {
-    fn check(&self, at: &str, found: &mut Found) {
+    pub(crate) fn check(&self, at: &str, found: &mut Found) {
         check_secret_name(&self.name, at, found);
         let is_key = (1..=253).contains(&self.key.len())
             && self.key.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
@@ -355,12 +352,6 @@ fn is_key(text: &str) -> bool {
     (1..=200).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
 }
 
-fn is_word(text: &str, longest: usize) -> bool {
+pub(crate) fn is_word(text: &str, longest: usize) -> bool {
     (1..=longest).contains(&text.len()) && !text.contains(|c: char| c.is_whitespace() || c.is_control())
-}
-
-fn is_web_url(text: &str) -> bool {
-    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    let host = host.and_then(|rest| rest.split(['/', '?', '#']).next());
-    is_word(text, 2000) && host.is_some_and(|host| !host.is_empty() && !host.contains('@'))
 }

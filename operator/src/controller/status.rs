@@ -45,7 +45,8 @@ impl View<'_> {
     /// the newest generation come first.
     fn worst(&self, failure: Option<Problem>) -> Option<Finding> {
         let publishers = self.newest.and_then(|newest| newest.answer.sinks.as_deref()).unwrap_or_default();
-        let halted = |publisher: &&PublisherStatus| publisher.state == PublisherState::Halted;
+        let halted =
+            |publisher: &&PublisherStatus| matches!(publisher.state, PublisherState::Halted | PublisherState::Disabled);
         let publisher = || publishers.iter().find(halted).or(publishers.first());
         let current = self.problems.iter().find(|finding| finding.is_current).cloned();
         current
@@ -193,6 +194,7 @@ impl View<'_> {
 fn problem_of(publisher: &PublisherStatus) -> Problem {
     let reason = match publisher.state {
         PublisherState::Halted => Reason::SinkHalted,
+        PublisherState::Disabled => Reason::SinkDisabled,
         PublisherState::Waiting => Reason::SinkWaiting,
         PublisherState::Failing => Reason::SinkFailing,
     };

@@ -2,7 +2,7 @@
 //!
 //! Pure: the objects depend on nothing but the plan, and the same plan gives the same bytes. The pods' template must
 //! never depend on the operator's version, nor on the fields of the manifest that change live (threshold, policy,
-//! sinks, generation): an upgrade or a new threshold would roll every pod.
+//! sinks but the Secrets of webhooks, generation): an upgrade or a new threshold would roll every pod.
 
 mod config_map;
 mod cron_job;

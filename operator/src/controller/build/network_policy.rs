@@ -3,7 +3,8 @@
 
 use k8s_openapi::{
     api::networking::v1::{
-        NetworkPolicy as Policy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+        IPBlock, NetworkPolicy as Policy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
+        NetworkPolicyPort, NetworkPolicySpec,
     },
     apimachinery::pkg::{
         apis::meta::v1::{LabelSelector, LabelSelectorRequirement},
@@ -36,7 +37,7 @@ pub(super) fn all(pipeline: &Validated, operator_namespace: &str) -> Vec<Child> 
 struct Rules {
     http: NetworkPolicyIngressRule,
     health: NetworkPolicyIngressRule,
-    egress: Vec<k8s_openapi::api::networking::v1::NetworkPolicyEgressRule>,
+    egress: Vec<NetworkPolicyEgressRule>,
 }
 
 fn rules(given: &NetworkPolicy, operator_namespace: &str) -> Result<Rules, String> {
@@ -70,16 +71,48 @@ fn policy(pipeline: &Validated, component: &str, name: String, rules: &Rules) ->
             Vec::new()
         }
     };
+    let mut egress = rules.egress.clone();
+    // Without a rule of the manifest, egress is unrestricted, and must stay so.
+    if component == "work" && !egress.is_empty() {
+        egress.extend(webhooks(pipeline));
+    }
     let types = if rules.egress.is_empty() { &["Ingress"][..] } else { &["Ingress", "Egress"] };
     let spec = NetworkPolicySpec {
         pod_selector: Some(pods),
         policy_types: Some(types.iter().map(|name| (*name).to_owned()).collect()),
         ingress: unless_empty(ingress),
-        egress: unless_empty(rules.egress.clone()),
+        egress: unless_empty(egress),
     };
     let metadata = metadata(pipeline, name, Some(component));
     Child::new(Object::NetworkPolicy(Policy { metadata, spec: Some(spec) }))
 }
+
+/// The endpoints of webhooks: their ports, at public addresses and at those that the manifest allows. The names behind the
+/// addresses change, so the processes check the addresses themselves.
+fn webhooks(pipeline: &Validated) -> Vec<NetworkPolicyEgressRule> {
+    let webhooks = pipeline.spec.sinks.iter().filter_map(|sink| sink.webhook.as_ref());
+    let mut rules: Vec<NetworkPolicyEgressRule> = Vec::new();
+    for webhook in webhooks {
+        let block = |cidr: &str, except: &[&str]| NetworkPolicyPeer {
+            ip_block: Some(IPBlock {
+                cidr: cidr.to_owned(),
+                except: unless_empty(except.iter().map(|&range| range.to_owned()).collect::<Vec<_>>()),
+            }),
+            ..NetworkPolicyPeer::default()
+        };
+        let mut to = vec![block("0.0.0.0/0", &PRIVATE_V4), block("2000::/3", &[])];
+        to.extend(webhook.allowed().iter().map(|range| block(&range.trunc().to_string(), &[])));
+        let rule = NetworkPolicyEgressRule { ports: Some(vec![tcp(webhook.port())]), to: Some(to) };
+        if !rules.contains(&rule) {
+            rules.push(rule);
+        }
+    }
+    rules
+}
+
+/// Ranges that no webhook needs unless the manifest allows them.
+const PRIVATE_V4: [&str; 6] =
+    ["10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"];
 
 fn tcp(number: i32) -> NetworkPolicyPort {
     NetworkPolicyPort {

@@ -1,14 +1,14 @@
 //! The pods' templates. They must not depend on fields that change live, nor on the operator's version: each difference
 //! rolls every pod.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, HTTPGetAction, KeyToPath, Lifecycle,
         LifecycleHandler, LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-        ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, SleepAction,
-        TopologySpreadConstraint, Volume, VolumeMount,
+        ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection, SecretVolumeSource,
+        SecurityContext, SleepAction, TopologySpreadConstraint, Volume, VolumeMount, VolumeProjection,
     },
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
@@ -79,6 +79,7 @@ pub(super) fn serve(pipeline: &Validated, image: &str) -> Result<PodTemplateSpec
 /// The template of the Deployment of work.
 pub(super) fn work(pipeline: &Validated, image: &str) -> Result<PodTemplateSpec, String> {
     let mut template = Template::new(pipeline, "work", image, &["work"]);
+    template.webhook_secrets(pipeline);
     template.runs(pipeline, &[("health", HEALTH)]);
     template.finish(pipeline, "work", work_pod(pipeline))
 }
@@ -188,6 +189,29 @@ impl Template {
         for (_, file, variable) in keys {
             self.env(variable, &format!("/etc/millrace/{folder}/{file}"));
         }
+    }
+
+    /// Mounts the Secrets that webhooks name as one folder, each key as `<Secret>/<key>`. Optional as [`Self::secret`]. The
+    /// template depends on the Secrets, and on nothing else of the sinks: other changes of sinks roll no pod.
+    fn webhook_secrets(&mut self, pipeline: &Validated) {
+        let webhooks = pipeline.spec.sinks.iter().filter_map(|sink| sink.webhook.as_ref());
+        let keys: BTreeSet<(&str, &str)> = webhooks
+            .flat_map(|webhook| webhook.secrets().map(|SecretKeyRef { name, key }| (name.as_str(), key.as_str())))
+            .collect();
+        if keys.is_empty() {
+            return;
+        }
+        let sources = keys.into_iter().map(|(name, key)| VolumeProjection {
+            secret: Some(SecretProjection {
+                name: name.to_owned(),
+                optional: Some(true),
+                items: Some(vec![KeyToPath { key: key.to_owned(), path: format!("{name}/{key}"), mode: None }]),
+            }),
+            ..VolumeProjection::default()
+        });
+        let projected = ProjectedVolumeSource { sources: Some(sources.collect()), default_mode: None };
+        self.mount("webhooks", Volume { projected: Some(projected), ..Volume::default() });
+        self.env("MILLRACE_WEBHOOK_SECRETS_DIR", "/etc/millrace/webhooks");
     }
 
     /// Mounts the files of TLS connections to a server, `redis` or `postgres`.
