@@ -283,6 +283,8 @@ create table conflicts (
 );
 create index conflicts_id on conflicts (record_id, stream_id);
 create index conflicts_noted_at on conflicts (noted_at);
+-- For webhooks: the outcome of a destination before another.
+create index conflicts_destination on conflicts (destination_id, shard, n);
 
 -- Records that could not be applied, and entries that hold none, with the reason; open until replayed or discarded.
 create table dead_letters (
@@ -315,6 +317,8 @@ create table dead_letters (
 create index dead_letters_id on dead_letters (record_id);
 create index dead_letters_stream on dead_letters (stream_id);
 create index dead_letters_opened_at on dead_letters (opened_at);
+-- For webhooks: the outcome of a destination before another.
+create index dead_letters_destination on dead_letters (coalesce(destination_id, ''), shard, n);
 create index dead_letters_closed_at on dead_letters (closed_at) where closed_at is not null;
 -- Few rows: an administrator discards one at a time.
 create index dead_letters_discarded on dead_letters (destination_id) where state = 'discarded';
@@ -331,7 +335,7 @@ create table attempts (
     primary key (shard, stream_id)
 );
 
--- Started sinks, by name. The cursor itself is beside the sink's stream.
+-- Started sinks, by name. The cursor of a Redis stream is beside the stream, that of a webhook in webhook_cursors.
 create table sinks (
     name        text    primary key,
     kind        text    not null check (kind in ('Processed', 'Alert', 'DeadLettered', 'Conflicted')),
@@ -345,6 +349,10 @@ create table sinks (
     old_cursor_generation text,
     -- Removed from the manifest; the row is deleted after the cursor.
     removed     boolean not null default false,
+    -- A webhook that answered 410: nothing is delivered until `millrace sinks resume`.
+    disabled    boolean not null default false,
+    -- Whether it had a filter at some time: then any outcome can be missing in its stream.
+    filtered    boolean not null default false,
     version     bigint  not null
 );
 
@@ -360,11 +368,51 @@ create table sink_starts (
 create table sink_states (
     sink   text        not null references sinks (name) on delete cascade,
     shard  integer     not null,
-    state  text        not null check (state in ('waiting', 'halted', 'failing')),
+    state  text        not null check (state in ('waiting', 'halted', 'failing', 'disabled')),
     detail text        not null,
     since  timestamptz not null default now(),
     primary key (sink, shard)
 );
+
+-- The position of a webhook in each shard. Each outcome up to `cursor` is delivered, or is not of the sink, or is in
+-- deliveries; so is each number of `done`, which are above it.
+create table webhook_cursors (
+    sink          text    not null references sinks (name) on delete cascade,
+    shard         integer not null,
+    cursor        bigint  not null,
+    done          bigint[] not null default '{}',
+    -- The lease of the publisher that may write. It is compared by each write.
+    epoch         bigint  not null default 0,
+    token         text    not null default '',
+    -- Since when the endpoint fails as a whole; null: it does not.
+    failing_since timestamptz,
+    -- The filter that its publisher uses, and the number above which it used it.
+    filter        text    not null default '',
+    filter_after  bigint  not null,
+    primary key (sink, shard)
+) with (fillfactor = 20);
+
+-- Deliveries of webhooks that did not succeed: they wait for a retry, or failed for good.
+create table deliveries (
+    sink            text        not null references sinks (name) on delete cascade,
+    shard           integer     not null,
+    -- Number of the outcome.
+    n               bigint      not null,
+    destination_id  text        collate "C" not null,
+    state           text        not null check (state in ('waiting', 'failed')),
+    -- Whether later outcomes of the destination wait for this one: those up to the cursor are implied by this row.
+    ordered         boolean     not null,
+    -- Whether an administrator asked for a retry that was not made yet.
+    requested       boolean     not null default false,
+    attempts        integer     not null,
+    first_attempt_at timestamptz not null,
+    next_attempt_at timestamptz not null,
+    failed_at       timestamptz,
+    -- The last attempts, as JSON.
+    log             text        not null,
+    primary key (sink, shard, n)
+);
+create index deliveries_requested on deliveries (sink, shard) where requested;
 
 -- How many records each producer (serve process) has appended, flushed every second.
 create table producers (

@@ -33,4 +33,5 @@ pub mod streams;
 pub mod telemetry;
 pub mod tls;
 mod url;
+pub mod webhook;
 pub mod worker;

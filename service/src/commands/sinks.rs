@@ -25,13 +25,14 @@ pub struct Args {
 enum Action {
     /// List the sinks that were started, and what stops them; also without a word
     List,
-    /// Start a halted sink again: its old position is lost
+    /// Start a halted sink again, whose old position is lost; or enable a webhook that is disabled
     Resume {
         /// Its name
         name: String,
-        /// Where it starts: with what happens from now on, or with all that is stored
+        /// Where it starts: with what happens from now on, or with all that is stored; without it, a disabled webhook
+        /// continues at its position
         #[arg(long)]
-        from: Start,
+        from: Option<Start>,
         /// Start from the beginning although the stream still has entries: readers see their ids again
         #[arg(long)]
         repeat: bool,
@@ -67,7 +68,7 @@ async fn list(store: &Store) -> anyhow::Result<()> {
     let states = store.sink_states().await?;
     for row in store.sinks().await? {
         let SinkRow { name, kind, stream, started, old_stream, removed, .. } = row;
-        let stream = stream.unwrap_or_else(|| "-".to_owned());
+        let stream = stream.unwrap_or_else(|| "webhook".to_owned());
         let phase = match (removed, started, old_stream) {
             (true, _, _) => "being removed".to_owned(),
             (false, false, Some(old)) => format!("moving here from {old}"),
@@ -92,18 +93,19 @@ async fn has_cursor(streams: &Streams, row: &SinkRow) -> anyhow::Result<bool> {
     Ok(snapshot(streams, stream).await?.cursor_generation.as_ref() == Some(&row.cursor_generation))
 }
 
-async fn resume(store: &Store, streams: &Streams, name: &str, from: Start, repeat: bool) -> anyhow::Result<()> {
+async fn resume(store: &Store, streams: &Streams, name: &str, from: Option<Start>, repeat: bool) -> anyhow::Result<()> {
     let mut known = store.sinks().await?;
     let Some(index) = known.iter().position(|known| known.name == name) else {
         let known: Vec<String> = known.into_iter().map(|row| row.name).collect();
         bail!("there is no sink {name}; there are: {}", known.join(", "));
     };
     let row = known.swap_remove(index);
-    // A sink that runs would repeat all of its stream, or leave a gap. One whose shards are idle has not noticed yet that
+    let Some(from) = from else { return enable(store, &row).await };
+    // A sink that runs would repeat all of its outcomes, or leave a gap. One whose shards are idle has not noticed yet that
     // its cursor is gone.
     let halted =
         store.sink_states().await?.iter().any(|status| status.sink == name && status.state == PublisherState::Halted);
-    if !halted && has_cursor(streams, &row).await? {
+    if !halted && !row.disabled && has_cursor(streams, &row).await? {
         bail!("{name} is not halted: it continues without a command; `millrace sinks list` shows what it waits for");
     }
     if let Some(stream) = row.stream.as_ref().filter(|_| from == Start::Beginning && !repeat)
@@ -123,5 +125,18 @@ async fn resume(store: &Store, streams: &Streams, name: &str, from: Start, repea
         Start::Beginning => "all that is stored",
     };
     say!("{name}: starts again with {from}, as soon as a worker has read the change");
+    Ok(())
+}
+
+/// Lets a disabled webhook continue at its position.
+async fn enable(store: &Store, row: &SinkRow) -> anyhow::Result<()> {
+    let name = &row.name;
+    if row.stream.is_some() {
+        bail!("{name}: --from is needed, now or beginning: the position of a halted sink is lost");
+    }
+    if !store.enable_webhook(name, &actor()).await? {
+        bail!("{name} is not disabled: it continues without a command; `millrace sinks list` shows what it waits for");
+    }
+    say!("{name}: continues at its position, as soon as a worker has read the change");
     Ok(())
 }

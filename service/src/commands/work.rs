@@ -1,6 +1,6 @@
 //! `millrace work`: the worker role: own, decide, commit, publish.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::{RwLock, Semaphore, watch};
 
@@ -8,7 +8,7 @@ use crate::{
     config::{Place, Setup, process_name},
     http::health::{self, Health},
     lifecycle::Lifecycle,
-    publish::SinkReconciler,
+    publish::{SinkReconciler, WebhookSecrets},
     status::{self, Reporter},
     store::LONGEST_LEASE_MS,
     telemetry::{self, Telemetry, TelemetryArgs},
@@ -41,6 +41,9 @@ pub struct Tuning {
     /// Number of transactions that run at once.
     #[arg(long, env = "MILLRACE_APPLIERS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=8))]
     appliers: u16,
+    /// The folder of the Secrets that webhooks name, each key a file: DIR/SECRET/KEY. They are followed.
+    #[arg(long, value_name = "DIR", env = "MILLRACE_WEBHOOK_SECRETS_DIR")]
+    webhook_secrets_dir: Option<PathBuf>,
 }
 
 /// Memory for entries that were read and are not acknowledged, in KiB.
@@ -95,6 +98,7 @@ pub fn start(setup: Setup, tuning: &Tuning, lifecycle: &Lifecycle) {
         streams: setup.streams,
         active_manifest: setup.active_manifest,
         sinks,
+        secrets: WebhookSecrets::new(tuning.webhook_secrets_dir.clone()),
         options: worker::Options {
             worker: setup.process,
             lease: Duration::from_millis(tuning.lease_ms),

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ActiveManifest, Place, SecretError,
-    place::{metadata, unbuilt},
+    place::metadata,
     setup::{FILE, Refusal, active_policy, offer, other_uid, say},
     trial::Trials,
 };
@@ -186,13 +186,10 @@ impl Follower {
                 self.refuse(Reason::ManifestRefused, &why);
             }
             // Nothing is known against it yet: the operator takes a refusal of an earlier content for one of this.
-            Ok(manifest) => match unbuilt(&manifest) {
-                Ok(()) => {
-                    self.accept();
-                    self.pending = Some(manifest);
-                }
-                Err(error) => self.refuse(Reason::ManifestRefused, &error.to_string()),
-            },
+            Ok(manifest) => {
+                self.accept();
+                self.pending = Some(manifest);
+            }
             Err(error) => self.refuse(Reason::ManifestInvalid, &error.to_string()),
         }
         self.board.manifest(origin.as_ref());

@@ -2,7 +2,7 @@
 
 use std::{fmt, fs, path::PathBuf};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use millrace_crds::{Metadata, RecordPipeline, RecordPipelineSpec, SecretKeyRef};
 use serde::Deserialize;
 
@@ -84,7 +84,6 @@ impl Place {
         let text =
             fs::read_to_string(&self.pipeline).with_context(|| format!("cannot read {}", self.pipeline.display()))?;
         let manifest = RecordPipeline::from_yaml(&text).with_context(|| self.pipeline.display().to_string())?;
-        unbuilt(&manifest)?;
         Ok(manifest)
     }
 
@@ -172,15 +171,6 @@ fn name_or_nothing(text: &str) -> Result<String, &'static str> {
         return Ok(text.to_owned());
     }
     Err("must be 1 to 40 lower-case letters, digits or '-', start with a letter and end with a letter or digit")
-}
-
-/// Refuses what the resource allows and this version cannot do: a sink that silently carries nothing would be worse.
-pub(super) fn unbuilt(manifest: &RecordPipeline) -> anyhow::Result<()> {
-    let webhook = manifest.spec.sinks.iter().position(|sink| sink.webhook.is_some());
-    match webhook {
-        Some(index) => bail!("spec.sinks[{index}].webhook: this version has no webhook sinks yet; use redisStream"),
-        None => Ok(()),
-    }
 }
 
 fn url(

@@ -7,8 +7,10 @@ mod amount;
 mod dead_letter;
 mod decide;
 mod decision;
+mod delivery;
 mod digest;
 mod entry;
+mod filter;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod id_ledger;
@@ -27,8 +29,10 @@ pub use amount::{Amount, total_in_bounds, total_nanos};
 pub use dead_letter::{DeadLetterId, DeadLetterReason, DeadLetterState};
 pub use decide::decide;
 pub use decision::{Decision, Duplicate, Item, NewConflict, NewDeadLetter, NewRecord, Parsed, Refusal, TotalChange};
+pub use delivery::{Attempt, DeliveryId, DeliveryState, notification_id};
 pub use digest::ContentDigest;
 pub use entry::{Entry, InputRecord, StreamId, StreamPosition};
+pub use filter::OutcomeFilter;
 pub use id_ledger::{Holder, IdChange, IdLedger, TakenId};
 pub use ids::{
     DestinationId, Lease, OutcomeKind, RecordId, Reference, Seq, SeqRange, Sequence, ShardId, ShardSeq, SinkStream,

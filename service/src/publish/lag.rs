@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     domain::{OutcomeKind, Seq, ShardId, ShardSeq},
-    store::{self, ShardCounts, SinkBeginning, Store},
+    store::{self, ShardCounts, SinkBeginning, Store, WebhookCursor},
     streams::Cursor,
 };
 
@@ -47,4 +47,11 @@ pub async fn sink_lag(
         (shard.shard, highest.above(sink.at(shard.shard, pipeline_id)))
     };
     Ok(shards.iter().map(lag).collect())
+}
+
+/// The cursor of a webhook, as that of a Redis stream.
+#[must_use]
+pub fn webhook_cursor(cursors: &[WebhookCursor], sink: &str, pipeline_id: &str) -> Cursor {
+    let numbers = cursors.iter().filter(|cursor| cursor.sink == sink).map(|cursor| (cursor.shard, cursor.cursor));
+    Cursor { pipeline_id: Some(pipeline_id.to_owned()), numbers: numbers.collect() }
 }

@@ -4,12 +4,17 @@
 //! numbers may be given again.
 
 mod lag;
+mod outcomes;
 mod publisher;
 mod recent_commits;
 pub mod render;
+mod sink;
 mod sink_reconciler;
+mod state;
+mod webhook;
 
-pub use lag::{SinkPosition, sink_lag};
-pub use publisher::Publisher;
+pub use lag::{SinkPosition, sink_lag, webhook_cursor};
 pub use recent_commits::RecentCommits;
-pub use sink_reconciler::{ActiveSink, SinkReconciler};
+pub use sink::{ActiveSink, Publisher, Target, WebhookTarget};
+pub use sink_reconciler::SinkReconciler;
+pub use webhook::WebhookSecrets;

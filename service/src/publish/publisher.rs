@@ -1,6 +1,6 @@
-//! One publisher: a shard's outcomes of one kind to one sink, in order, from the sink's cursor on.
+//! One publisher of a Redis sink: a shard's outcomes of one kind, in order, from the sink's cursor on.
 //!
-//! Takes rows from recent commits when they are there, else from Postgres. Must never hold more than one
+//! Must never hold more than one
 //! call's worth of entries, and must never skip a number: an unexpected position halts it, with a message.
 
 use std::{sync::Arc, time::Duration};
@@ -9,18 +9,19 @@ use millrace_crds::status_api::PublisherState;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{ActiveSink, RecentCommits, render};
+use super::{
+    RecentCommits,
+    outcomes::{Outcomes, Previous},
+    render,
+    state::{Reported, measure_lag},
+};
 use crate::{
-    domain::{OutcomeKind, Seq, SeqRange, ShardId, Watermarks},
-    store::{self, Page, SinkState, Store},
-    streams::{self, Notice, Published, Streams},
+    domain::{Seq, SeqRange, Watermarks},
+    store::{self, SinkState},
+    streams::{self, Notice, Output, Published, Streams},
     telemetry::metrics as names,
 };
 
-/// Most entries of one append, and most bytes; one entry may be larger.
-const PAGE: Page = Page { rows: 200, bytes: 128 << 10 };
-/// Most numbers that one read of the log covers, for kinds that skip rows.
-const WINDOW: usize = 10_000;
 /// Pause before the next look at a cursor that is above the highest publishable number.
 const AGAIN: Duration = Duration::from_millis(50);
 /// How often the cursor is moved over outcomes that the sink does not carry.
@@ -31,21 +32,19 @@ const LOOK: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// A publisher and what it needs.
+/// A publisher of a Redis sink and what it needs.
 #[derive(Debug)]
-pub struct Publisher {
-    /// Postgres.
-    pub store: Store,
+pub(super) struct Publisher {
+    /// The outcomes to publish.
+    pub(super) outcomes: Outcomes,
     /// Redis.
-    pub streams: Streams,
-    /// The shard.
-    pub shard: ShardId,
-    /// Fencing token of its owner.
-    pub token: String,
+    pub(super) streams: Streams,
+    /// Fencing token of the shard's owner.
+    pub(super) token: String,
     /// Recent commits of the shard.
-    pub recent: Arc<RecentCommits>,
-    /// The sink.
-    pub sink: ActiveSink,
+    pub(super) recent: Arc<RecentCommits>,
+    /// The sink's stream and cursor.
+    pub(super) output: Output,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -85,19 +84,15 @@ struct Next {
 struct Progress {
     /// `None`: to be read from Redis.
     position: Option<Position>,
-    /// Of the last pass; `None`: it succeeded.
-    failure: Option<SinkState>,
-    /// Whether log and metric have this failure, or its absence.
-    is_reported: bool,
-    /// Whether Postgres has it.
-    is_stored: bool,
+    /// Of the last pass.
+    state: Reported,
     /// Before the next pass after a failure.
     pause: Duration,
 }
 
 impl Progress {
     fn new() -> Self {
-        Self { position: None, failure: None, is_reported: false, is_stored: false, pause: FIRST_PAUSE }
+        Self { position: None, state: Reported::default(), pause: FIRST_PAUSE }
     }
 
     fn end_pass(&mut self, outcome: Result<(), Error>) {
@@ -108,16 +103,13 @@ impl Progress {
             Err(error) => Some(SinkState { state: PublisherState::Failing, detail: error.to_string() }),
         };
         self.pause = if failure.is_some() { (self.pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
-        if self.failure != failure {
-            (self.is_reported, self.is_stored) = (false, false);
-        }
-        self.failure = failure;
+        self.state.set(failure);
     }
 }
 
 impl Publisher {
     /// Publishes until `stop` is cancelled, then the committed rest, as long as `drain` is not cancelled.
-    pub async fn run(self, stop: CancellationToken, drain: CancellationToken) {
+    pub(super) async fn run(self, stop: CancellationToken, drain: CancellationToken) {
         let mut numbers = self.recent.numbers();
         let mut resets = self.recent.resets();
         let mut progress = Progress::new();
@@ -127,20 +119,25 @@ impl Publisher {
             () = stop.cancelled() => return,
         }
         loop {
-            let highest = numbers.borrow_and_update().unwrap_or_default().of(self.sink.kind.sequence());
+            let highest = numbers.borrow_and_update().unwrap_or_default().of(self.outcomes.kind.sequence());
             if self.recent.resets() != resets {
                 // Redis may have been rewound with stream and cursor, or Postgres with the publisher's state, and no new
                 // record may come for long.
                 resets = self.recent.resets();
-                (progress.position, progress.is_stored) = (None, false);
+                progress.position = None;
+                progress.state.store_again();
             }
             let outcome = tokio::select! {
                 outcome = store::within(self.pass(&mut progress.position, highest)) => outcome,
                 () = drain.cancelled() => return,
             };
             progress.end_pass(outcome);
-            self.report(&mut progress, highest).await;
-            let has_failed = progress.failure.is_some();
+            let (store, sink, shard) = (&self.outcomes.store, &self.output.sink, self.outcomes.shard);
+            progress.state.report(store, sink, shard, &self.token).await;
+            if let Some(position) = progress.position {
+                measure_lag(sink, shard, highest, position.seen);
+            }
+            let has_failed = progress.state.failure.is_some();
             let may_stop = has_failed || progress.position.is_some_and(|position| position.seen >= highest);
             if may_stop && stop.is_cancelled() {
                 return;
@@ -155,13 +152,13 @@ impl Publisher {
 
     /// Waits until there is a reason for the next pass.
     async fn wait(&self, progress: &mut Progress, highest: Seq, numbers: &mut watch::Receiver<Option<Watermarks>>) {
-        let position = progress.position.filter(|_| progress.failure.is_none());
+        let position = progress.position.filter(|_| progress.state.failure.is_none());
         let Some(Position { cursor, seen }) = position else {
             progress.position = None;
             return tokio::time::sleep(progress.pause).await;
         };
         if seen < highest {
-        } else if cursor < seen || !progress.is_stored {
+        } else if cursor < seen || !progress.state.is_stored() {
             tokio::time::timeout(IDLE, numbers.changed()).await.ok();
         } else if cursor > highest {
             // Not the position that this publisher left: the next pass compares it with Postgres.
@@ -175,7 +172,7 @@ impl Publisher {
     async fn pass(&self, at: &mut Option<Position>, highest: Seq) -> Result<(), Error> {
         let position = match *at {
             Some(position) => position,
-            None => match self.streams.cursor(&self.sink.output, self.shard).await? {
+            None => match self.streams.cursor(&self.output, self.outcomes.shard).await? {
                 Some(cursor) => Position::at(cursor),
                 None => return Err(self.gone()),
             },
@@ -204,23 +201,24 @@ impl Publisher {
 
     /// Compares a cursor that is above the recent commits with the numbers in Postgres.
     async fn check_stored(&self, cursor: Seq) -> Result<(), Error> {
-        let stored = self.store.progress_of(self.shard).await?.watermarks.of(self.sink.kind.sequence());
+        let stored =
+            self.outcomes.store.progress_of(self.outcomes.shard).await?.watermarks.of(self.outcomes.kind.sequence());
         if cursor <= stored {
             return Ok(());
         }
         Err(Error::Halted(format!(
             "the cursor is {cursor}, above {stored}, the highest number of shard {}: Postgres was rewound, or the cursor \
              is another's; millrace sinks resume {} --from now|beginning",
-            self.shard, self.sink.output.sink
+            self.outcomes.shard, self.output.sink
         )))
     }
 
     async fn append(&self, at: &mut Option<Position>, cursor: Seq, next: &Next) -> Result<(), Error> {
-        let output = &self.sink.output;
+        let output = &self.output;
         crate::fault::point("before_publish");
-        let kind = render::event_type(self.sink.kind);
+        let kind = render::event_type(self.outcomes.kind);
         let range = SeqRange { after: cursor, upto: next.upto };
-        let published = self.streams.publish(output, self.shard, kind, range, &next.notices).await?;
+        let published = self.streams.publish(output, self.outcomes.shard, kind, range, &next.notices).await?;
         crate::fault::point("after_publish");
         match published {
             Published::All { trimmed_unread } => {
@@ -231,7 +229,7 @@ impl Publisher {
                     tracing::warn!(
                         event = "publish.entries.trimmed_unread",
                         sink = output.sink,
-                        shard = self.shard.get(),
+                        shard = self.outcomes.shard.get(),
                         trimmed_unread,
                         "entries were trimmed from a sink's stream before a consumer group read them"
                     );
@@ -259,103 +257,35 @@ impl Publisher {
     }
 
     fn gone(&self) -> Error {
-        let output = &self.sink.output;
+        let output = &self.output;
         Error::Halted(format!(
             "the cursor beside {} is gone or of another start; millrace sinks resume {} --from now|beginning",
             output.stream, output.sink
         ))
     }
 
-    /// Outcomes above `seen`.
+    /// Outcomes above `seen`. With a filter each names the one of its destination before it.
     async fn next(&self, seen: Seq, highest: Seq) -> Result<Next, Error> {
-        if seen >= highest {
-            return Ok(Next { notices: Vec::new(), upto: seen });
+        let next = self.outcomes.above(seen, highest).await?;
+        let mut notices: Vec<Notice> = Vec::with_capacity(next.outcomes.len());
+        if self.outcomes.filter.is_some() && !next.outcomes.is_empty() {
+            let begins = self.begins_after().await?;
+            let previous = Previous::above(begins).of(&self.outcomes, &next.outcomes).await?;
+            let previous = previous.into_iter().map(|(_, previous)| previous);
+            notices.extend(next.outcomes.into_iter().zip(previous).map(|(outcome, previous)| {
+                let data = render::with_previous(&outcome.notice.data, previous);
+                Notice { data, ..outcome.notice }
+            }));
+        } else {
+            notices.extend(next.outcomes.into_iter().map(|outcome| outcome.notice));
         }
-        let range = SeqRange { after: seen, upto: highest };
-        let refused = match self.sink.kind {
-            OutcomeKind::Processed | OutcomeKind::Alert => return self.next_records(range).await,
-            OutcomeKind::DeadLettered => self.store.dead_letter_rows(self.shard, range, PAGE).await?,
-            OutcomeKind::Conflicted => self.store.conflict_rows(self.shard, range, PAGE).await?,
-        };
-        let notices = refused.rows.iter().map(|row| render::refused(self.shard, row, self.sink.kind));
-        Ok(Next { notices: notices.collect(), upto: refused.upto })
+        Ok(Next { notices, upto: next.upto })
     }
 
-    async fn next_records(&self, range: SeqRange) -> Result<Next, Error> {
-        let alert = self.sink.kind == OutcomeKind::Alert;
-        if let Some(rows) = self.recent.after(range, if alert { WINDOW } else { PAGE.rows }) {
-            let mut upto = range.after;
-            let mut bytes = 0;
-            let mut notices = Vec::new();
-            for (batch, index) in &rows {
-                let row = &batch[*index];
-                if notices.len() == PAGE.rows || bytes >= PAGE.bytes {
-                    break;
-                }
-                upto = row.seq;
-                if !alert || row.threshold.is_some() {
-                    let notice = render::record(self.shard, row, alert);
-                    bytes += notice.data.len();
-                    notices.push(notice);
-                }
-            }
-            return Ok(Next { notices, upto });
-        }
-        let end = range.upto.min(range.after.plus(WINDOW));
-        let log = self.store.log_rows(self.shard, SeqRange { upto: end, ..range }, alert, PAGE).await?;
-        metrics::counter!(names::POSTGRES_READS, "sink" => self.sink.output.sink.clone()).increment(1);
-        let notices = log.rows.iter().map(|row| render::record(self.shard, row, alert)).collect();
-        Ok(Next { notices, upto: log.upto })
-    }
-
-    /// Reports a new failure, or its end, in the log, as a metric and to Postgres, and measures the lag.
-    async fn report(&self, progress: &mut Progress, highest: Seq) {
-        let (sink, shard) = (&self.sink.output.sink, self.shard);
-        if !progress.is_reported {
-            self.log(progress.failure.as_ref());
-            progress.is_reported = true;
-        }
-        if !progress.is_stored {
-            let stored = self.store.set_sink_state(sink, shard, Some(&self.token), progress.failure.as_ref());
-            match store::within(stored).await {
-                Ok(()) => progress.is_stored = true,
-                Err(error) => tracing::debug!(
-                    event = "publish.state.not_stored",
-                    sink,
-                    shard = shard.get(),
-                    error = %error,
-                    "the state of a publisher cannot be stored"
-                ),
-            }
-        }
-        if let Some(position) = progress.position {
-            metrics::gauge!(names::SINK_LAG, "sink" => sink.clone(), "shard" => shard.to_string())
-                .set(highest.above(position.seen) as f64);
-        }
-    }
-
-    fn log(&self, failure: Option<&SinkState>) {
-        let (sink, shard) = (&self.sink.output.sink, self.shard.get());
-        match failure {
-            Some(SinkState { state: PublisherState::Halted, detail }) => tracing::error!(
-                event = "publisher.halted",
-                sink,
-                shard,
-                detail,
-                "a publisher is halted until the sink is resumed by hand"
-            ),
-            Some(SinkState { state, detail }) => tracing::warn!(
-                event = "publisher.stopped",
-                sink,
-                shard,
-                state = state.as_str(),
-                detail,
-                "a publisher cannot publish and is retried"
-            ),
-            None => tracing::debug!(event = "publisher.running", sink, shard, "a publisher publishes again"),
-        }
-        let halted = failure.is_some_and(|failure| failure.state == PublisherState::Halted);
-        metrics::gauge!(names::SINK_HALTED, "sink" => sink.clone(), "shard" => shard.to_string())
-            .set(f64::from(u8::from(halted)));
+    /// The number after which the sink begins.
+    async fn begins_after(&self) -> Result<Seq, Error> {
+        let starts = self.outcomes.store.sink_starts(&self.output.sink).await?;
+        let start = starts.into_iter().find(|start| start.shard == self.outcomes.shard);
+        Ok(start.map(|start| start.seq).unwrap_or_default())
     }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    domain::{OutcomeKind, RecordId, ShardId, is_deep, render_time},
+    domain::{OutcomeKind, RecordId, Seq, ShardId, is_deep, notification_id, render_time},
     store::{LogRow, RefusedRow},
     streams::Notice,
 };
@@ -28,7 +28,7 @@ pub fn record(shard: ShardId, row: &LogRow, alert: bool) -> Notice {
     let time = render_time(row.processed_at);
     Notice {
         seq: row.seq,
-        id: format!("{shard}-{}{}", row.seq, if alert { "-alert" } else { "" }),
+        id: notification_id(if alert { OutcomeKind::Alert } else { OutcomeKind::Processed }, shard, row.seq),
         data: record_data(row, &time, alert),
         time,
         traceparent: row.traceparent.clone(),
@@ -57,10 +57,17 @@ fn record_data(row: &LogRow, processed_at: &str, alert: bool) -> String {
     data
 }
 
+/// The data of a sink with a filter: with the number of the outcome of its destination before it, or null.
+#[must_use]
+pub fn with_previous(data: &str, previous: Option<Seq>) -> String {
+    let fields = data.strip_suffix('}').unwrap_or(data);
+    let previous = previous.map_or_else(|| "null".to_owned(), |previous| previous.to_string());
+    format!(r#"{fields},"previousSeq":{previous}}}"#)
+}
+
 /// A dead letter's or a conflict's notification.
 #[must_use]
 pub fn refused(shard: ShardId, row: &RefusedRow, kind: OutcomeKind) -> Notice {
-    let mark = if kind == OutcomeKind::DeadLettered { 'd' } else { 'c' };
     let payload: Option<&RawValue> = serde_json::from_slice(&row.payload).ok().filter(|_| !is_deep(&row.payload));
     let data = RefusedData {
         record_id: row.record_id.as_ref().map(RecordId::as_str),
@@ -71,7 +78,7 @@ pub fn refused(shard: ShardId, row: &RefusedRow, kind: OutcomeKind) -> Notice {
     };
     Notice {
         seq: row.seq,
-        id: format!("{shard}-{mark}{}", row.seq),
+        id: notification_id(kind, shard, row.seq),
         time: render_time(row.noted_at),
         traceparent: row.traceparent.as_deref().map(Arc::from),
         data: serde_json::to_string(&data).unwrap_or_default(),

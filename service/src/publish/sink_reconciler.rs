@@ -8,22 +8,14 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use millrace_crds::{ADOPT, From, Overflow, RecordPipeline, RedisStream, Sink, status_api::PublisherState};
 use tokio::sync::watch;
 
+use super::{ActiveSink, Target, WebhookTarget};
 use crate::{
     config::ActiveManifest,
-    domain::{OutcomeKind, ShardId},
+    domain::{OutcomeFilter, OutcomeKind, ShardId},
     lifecycle::Lifecycle,
     store::{self, NewSink, SinkRow, SinkState, Store},
     streams::{Error as StreamsError, Output, Streams},
 };
-
-/// A sink that has a cursor: its publishers may run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ActiveSink {
-    /// Its outcomes.
-    pub kind: OutcomeKind,
-    /// Its stream and cursor.
-    pub output: Output,
-}
 
 /// The sinks of one worker.
 #[derive(Debug)]
@@ -110,8 +102,8 @@ impl SinkReconciler {
         let manifest = &active_manifest.manifest;
         let version = active_manifest.policy.version;
         let rows = self.store.sinks().await?;
-        for (sink, _) in redis_sinks(manifest) {
-            let stream = sink.stream(&manifest.metadata.name).unwrap_or_default();
+        for sink in &manifest.spec.sinks {
+            let stream = sink.stream(&manifest.metadata.name);
             let kind = OutcomeKind::from(sink.event);
             match rows.iter().find(|row| row.name == sink.name) {
                 None => {
@@ -120,34 +112,43 @@ impl SinkReconciler {
                     let new = NewSink {
                         name: &sink.name,
                         kind,
-                        stream: &stream,
+                        stream: stream.as_deref(),
                         cursor_generation: &self.store.cursor_generation().await?,
                         from_beginning: from == From::Beginning,
                     };
                     self.store.add_sink(&new, version).await?;
                     tracing::info!(event = "publish.sink.added", sink = sink.name, stream, from = ?from, "added a sink");
                 }
-                // Other outcomes have other numbers: a new sink of the old name.
-                Some(row) if row.kind != kind || row.removed => self.store.remove_sink(&sink.name, version).await?,
-                Some(row) if row.stream.as_ref() != Some(&stream) => {
-                    self.store.move_sink(row, &stream, &self.store.cursor_generation().await?, version).await?;
-                    tracing::info!(
-                        event = "publish.sink.moving",
-                        sink = sink.name,
-                        stream,
-                        "moving a sink to another stream"
-                    );
+                // Other outcomes have other numbers, and another kind of target has another cursor: a new sink of the old
+                // name.
+                Some(row) if row.kind != kind || row.removed || row.stream.is_some() != stream.is_some() => {
+                    self.store.remove_sink(&sink.name, version).await?;
                 }
-                Some(_) => {}
+                Some(row) => {
+                    if let Some(stream) = stream.filter(|stream| row.stream.as_ref() != Some(stream)) {
+                        self.store.move_sink(row, &stream, &self.store.cursor_generation().await?, version).await?;
+                        tracing::info!(
+                            event = "publish.sink.moving",
+                            sink = sink.name,
+                            stream,
+                            "moving a sink to another stream"
+                        );
+                    }
+                }
             }
         }
         for row in &rows {
-            if !redis_sinks(manifest).any(|(sink, _)| sink.name == row.name) {
+            if !manifest.spec.sinks.iter().any(|sink| sink.name == row.name) {
                 self.store.remove_sink(&row.name, version).await?;
             }
         }
         let mut active = Vec::new();
         let mut outcome = Ok(());
+        for sink in manifest.spec.sinks.iter().filter(|sink| sink.filter.is_some()) {
+            if rows.iter().any(|row| row.name == sink.name && !row.filtered) {
+                self.store.sink_filtered(&sink.name).await?;
+            }
+        }
         for row in self.store.sinks().await? {
             match self.apply(&row, active_manifest).await {
                 Ok(sink) => {
@@ -182,7 +183,7 @@ impl SinkReconciler {
 
     /// Brings one sink to the state of its row. Returns the sink for its publishers once it is there.
     async fn apply(&self, row: &SinkRow, active_manifest: &ActiveManifest) -> Result<Option<ActiveSink>, Error> {
-        let Some(stream) = row.stream.clone() else { return Ok(None) };
+        let Some(stream) = row.stream.clone() else { return self.apply_webhook(row, active_manifest).await };
         let output = |stream: String, cursor_generation: &str, target: Option<&RedisStream>| Output {
             pipeline_id: active_manifest.pipeline_id.to_string(),
             sink: row.name.clone(),
@@ -198,9 +199,7 @@ impl SinkReconciler {
             if let Some(old) = old {
                 self.streams.remove_cursor(&old).await?;
             }
-            self.store.delete_sink(row).await?;
-            tracing::info!(event = "publish.sink.removed", sink = row.name, "removed a sink");
-            return Ok(None);
+            return self.delete(row).await;
         }
         let manifest = &active_manifest.manifest;
         let declared = redis_sinks(manifest).find(|(sink, _)| sink.name == row.name);
@@ -239,9 +238,55 @@ impl SinkReconciler {
             self.streams.remove_cursor(old).await?;
             self.store.sink_moved(row).await?;
         }
-        let kind = OutcomeKind::from(sink.event);
-        Ok((row.kind == kind && row.stream.as_ref() == Some(&new.stream)).then_some(ActiveSink { kind, output: new }))
+        let is_noted = row.filtered || sink.filter.is_none();
+        let is_declared =
+            row.kind == OutcomeKind::from(sink.event) && row.stream.as_ref() == Some(&new.stream) && is_noted;
+        Ok(is_declared.then(|| active(sink, Target::Redis(new))))
     }
+
+    async fn delete(&self, row: &SinkRow) -> Result<Option<ActiveSink>, Error> {
+        self.store.delete_sink(row).await?;
+        tracing::info!(event = "publish.sink.removed", sink = row.name, "removed a sink");
+        Ok(None)
+    }
+
+    /// The same for a webhook, whose cursor is in Postgres.
+    async fn apply_webhook(
+        &self,
+        row: &SinkRow,
+        active_manifest: &ActiveManifest,
+    ) -> Result<Option<ActiveSink>, Error> {
+        if row.removed {
+            return self.delete(row).await;
+        }
+        let manifest = &active_manifest.manifest;
+        let declared = manifest.spec.sinks.iter().find(|sink| sink.name == row.name);
+        let Some((sink, webhook)) = declared.and_then(|sink| Some((sink, sink.webhook.clone()?))) else {
+            return Ok(None);
+        };
+        if !row.started {
+            // The row was read a while ago: it may have another generation by now.
+            if !self.store.start_webhook(&row.name, &row.cursor_generation).await? {
+                return Ok(None);
+            }
+            let cursor_generation = &row.cursor_generation;
+            tracing::info!(event = "publish.sink.started", sink = row.name, cursor_generation, "started a sink");
+        }
+        let pipeline_id = active_manifest.pipeline_id.to_string();
+        let target = WebhookTarget {
+            source: format!("{}/{pipeline_id}", manifest.metadata.name),
+            pipeline_id,
+            cursor_generation: row.cursor_generation.clone(),
+            webhook,
+        };
+        let may_run = row.kind == OutcomeKind::from(sink.event) && !row.disabled;
+        Ok(may_run.then(|| active(sink, Target::Webhook(Arc::new(target)))))
+    }
+}
+
+fn active(sink: &Sink, target: Target) -> ActiveSink {
+    let filter = OutcomeFilter::of(sink.filter.as_ref());
+    ActiveSink { name: sink.name.clone(), kind: OutcomeKind::from(sink.event), filter, target }
 }
 
 fn redis_sinks(manifest: &RecordPipeline) -> impl Iterator<Item = (&Sink, &RedisStream)> {

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use millrace_crds::{Filter, Sink};
 use poem::web::Data;
 use poem_openapi::{Enum, Object, OpenApi, param::Path, payload::Json};
 use serde::Serialize;
@@ -13,10 +14,11 @@ use super::{
     views::RecordView,
 };
 use crate::{
-    domain::{AccessLimit, DeadLetterState, OutcomeKind, RecordId, StreamId},
+    domain::{AccessLimit, DeadLetterState, DeliveryState, Kind, OutcomeFilter, OutcomeKind, RecordId, StreamId},
     http::{App, auth::Reader, problem::Failure},
+    publish::webhook_cursor,
     store::{FoundRecord, RecordHistory, StoredDeadLetter, StoredRecord},
-    streams::Search,
+    streams::{Cursor, Search},
     telemetry::limits,
 };
 
@@ -40,8 +42,10 @@ pub(super) enum Status {
 #[oai(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub(super) enum PublishedState {
-    /// It was appended to the sink's stream.
+    /// It was appended to the sink's stream, or delivered.
     Published,
+    /// Its delivery failed, and its retries ended.
+    Failed,
     /// The sink will carry it.
     Waiting,
     /// The sink began after it.
@@ -292,40 +296,64 @@ async fn processed(
     })
 }
 
-/// Whether each sink of the manifest has published a processed record.
+/// Whether each sink of the manifest that carries a processed record has published it.
 async fn published(app: &App, record: &StoredRecord, alerted: bool) -> Result<Vec<SinkPublished>, Failure> {
     let manifest = app.manifest.borrow().manifest.clone();
     let carried = |kind: OutcomeKind| kind == OutcomeKind::Processed || kind == OutcomeKind::Alert && alerted;
-    let (names, streams): (Vec<_>, Vec<_>) = manifest
+    let sinks: Vec<&Sink> = manifest
         .spec
         .sinks
         .iter()
-        .filter(|sink| carried(sink.event.into()))
-        .filter_map(|sink| Some((sink.name.clone(), sink.stream(&manifest.metadata.name)?)))
-        .unzip();
-    if names.is_empty() {
+        .filter(|sink| carried(sink.event.into()) && admits(sink.filter.as_ref(), record))
+        .collect();
+    if sinks.is_empty() {
         return Ok(Vec::new());
     }
     let started = app.store.sink_beginnings().await?;
+    let streams: Vec<String> = sinks.iter().filter_map(|sink| sink.stream(&manifest.metadata.name)).collect();
     let cursors = app.streams.sink_cursors(&streams).await.inspect_err(|error| {
         if limits::CURSORS_FAILED.allows(Instant::now()) {
             tracing::warn!(event = "query.cursors.failed", %error, "the cursors of sinks cannot be read");
         }
     });
-    let state = |index: usize, name: &str| {
-        let begins = started.iter().find(|sink| sink.name == name).and_then(|sink| sink.begins_after(record.shard));
+    let mut cursors = cursors.ok().map(Vec::into_iter);
+    let webhooks = app.store.webhook_cursors().await?;
+    let undelivered = app.store.undelivered(record.shard, record.seq, record.destination_id.as_str()).await?;
+    let state = |sink: &Sink, cursor: Option<Cursor>| {
+        let begins =
+            started.iter().find(|state| state.name == sink.name).and_then(|state| state.begins_after(record.shard));
         if begins.is_some_and(|after| record.seq <= after) {
             return PublishedState::BeforeStart;
         }
-        match cursors.as_ref().ok().and_then(|cursors| cursors.get(index)) {
+        match cursor {
             None => PublishedState::Unknown,
             Some(cursor) if cursor.numbers.get(&record.shard).is_some_and(|at| *at >= record.seq) => {
-                PublishedState::Published
+                let state = undelivered.iter().find(|(name, _)| *name == sink.name);
+                match state {
+                    None => PublishedState::Published,
+                    Some((_, DeliveryState::Waiting)) => PublishedState::Waiting,
+                    Some((_, DeliveryState::Failed)) => PublishedState::Failed,
+                }
             }
             Some(_) => PublishedState::Waiting,
         }
     };
-    Ok(names.into_iter().enumerate().map(|(index, sink)| SinkPublished { state: state(index, &sink), sink }).collect())
+    let published = sinks.into_iter().map(|sink| {
+        let cursor = match sink.webhook {
+            Some(_) => Some(webhook_cursor(&webhooks, &sink.name, "")),
+            None => cursors.as_mut().and_then(Iterator::next),
+        };
+        SinkPublished { state: state(sink, cursor), sink: sink.name.clone() }
+    });
+    Ok(published.collect())
+}
+
+fn admits(filter: Option<&Filter>, record: &StoredRecord) -> bool {
+    let filter = OutcomeFilter::of(filter);
+    let kind = if record.positive { Kind::Positive } else { Kind::Negative };
+    let StoredRecord { unit, source_id, destination_id, .. } = record;
+    let value = record.value.parse().unwrap_or_default();
+    filter.admits_fields(unit, kind, value, source_id, destination_id)
 }
 
 fn dead_letter(dead_letter: &StoredDeadLetter) -> RecordDeadLetter {

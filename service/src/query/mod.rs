@@ -10,6 +10,7 @@ mod audit_summary;
 mod conflicts;
 mod dead_letter_view;
 mod dead_letters;
+mod deliveries;
 mod follow;
 mod format;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -34,6 +35,7 @@ pub use audit::AuditApi;
 pub use audit_summary::AuditSummaryApi;
 pub use conflicts::ConflictsApi;
 pub use dead_letters::DeadLettersApi;
+pub use deliveries::DeliveriesApi;
 pub use history::HistoryApi;
 pub use keys::KeysApi;
 pub use losses::LossesApi;
@@ -50,6 +52,8 @@ enum Tags {
     Sums,
     /// Entries that could not be applied.
     DeadLetters,
+    /// Deliveries of webhooks that did not succeed.
+    Deliveries,
     /// The audit trail, and counts.
     Audit,
     /// API keys.
@@ -63,6 +67,7 @@ pub type Apis = (
     RollupsApi,
     ConflictsApi,
     DeadLettersApi,
+    DeliveriesApi,
     LossesApi,
     KeysApi,
     AuditApi,
@@ -81,6 +86,7 @@ pub fn apis() -> Apis {
         RollupsApi { slots },
         ConflictsApi,
         DeadLettersApi,
+        DeliveriesApi,
         LossesApi,
         KeysApi,
         AuditApi,

@@ -10,7 +10,7 @@ use super::{Tags, answer::Answer, types::Time};
 use crate::{
     domain::{OutcomeKind, ShardId},
     http::{App, auth::ReaderOfAll, problem::Failure},
-    publish::{SinkPosition, sink_lag},
+    publish::{SinkPosition, sink_lag, webhook_cursor},
     store::{Counts, RollupState, ShardCounts, StoredVerifyRun},
     streams::{Backlog, RedisPromises},
     telemetry::limits,
@@ -75,7 +75,8 @@ pub(super) struct SinkStats {
 pub(super) struct PublisherState {
     /// The shard.
     pub shard: u16,
-    /// `waiting`: for a consumer group; `failing`: it retries; `halted`: until `millrace sinks resume`.
+    /// `waiting`: for a consumer group, or because too many deliveries wait; `failing`: it retries; `halted` and `disabled`:
+    /// until `millrace sinks resume`.
     pub state: String,
     /// The cause, and what to do.
     pub detail: String,
@@ -372,16 +373,21 @@ async fn sinks_without_redis(app: &App) -> Result<Vec<SinkStats>, Failure> {
 async fn sinks(app: &App, counts: &Counts) -> Result<Vec<SinkStats>, Failure> {
     let mut sinks = sinks_without_redis(app).await?;
     let started = app.store.sink_beginnings().await?;
+    let webhooks = app.store.webhook_cursors().await?;
     let manifest = app.manifest.borrow().manifest.clone();
     let streams: Vec<String> = sinks.iter().filter_map(|sink| sink.stream.clone()).collect();
     let Ok(cursors) = app.streams.sink_cursors(&streams).await else { return Ok(sinks) };
     let cursors: HashMap<&String, _> = streams.iter().zip(&cursors).collect();
     let pipeline_id = Arc::clone(&app.manifest.borrow().pipeline_id);
     for sink in &mut sinks {
-        let Some(cursor) = sink.stream.as_ref().and_then(|stream| cursors.get(stream)) else { continue };
+        let cursor = match &sink.stream {
+            Some(stream) => cursors.get(stream).map(|cursor| (*cursor).clone()),
+            None => Some(webhook_cursor(&webhooks, &sink.name, &pipeline_id)),
+        };
+        let Some(cursor) = cursor else { continue };
         let Some(declared) = manifest.spec.sinks.iter().find(|declared| declared.name == sink.name) else { continue };
         let beginning = started.iter().find(|state| state.name == sink.name);
-        let position = SinkPosition { kind: declared.event.into(), beginning, cursor: Some(cursor) };
+        let position = SinkPosition { kind: declared.event.into(), beginning, cursor: Some(&cursor) };
         let lags = sink_lag(&app.store, &counts.shards, position, &pipeline_id).await?;
         sink.lag = Some(lags.values().sum());
         let behind = lags.into_iter().filter(|(_, lag)| *lag > 0);

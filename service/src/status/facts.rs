@@ -15,8 +15,8 @@ use crate::{
     board::{not_migrated, of_no_writes, of_store, of_streams, silent},
     config::Setup,
     domain::ShardId,
-    publish::{SinkPosition, sink_lag},
-    store::{self, Counts as Applied, SinkBeginning, SinkRow, Store},
+    publish::{SinkPosition, sink_lag, webhook_cursor},
+    store::{self, Counts as Applied, SinkBeginning, SinkRow, Store, WebhookCursor},
     streams::{Backlog, Cursor},
 };
 
@@ -40,6 +40,7 @@ struct Stored {
     states: Vec<PublisherStatus>,
     /// The sinks that are in the manifest, with where they began.
     sinks: Vec<(SinkRow, Option<SinkBeginning>)>,
+    webhooks: Vec<WebhookCursor>,
 }
 
 /// Gathers all facts. Each part is bounded by [`LONGEST`]; a part that depends on one that failed is left out.
@@ -150,6 +151,7 @@ async fn stored(store: &Store, pipeline_id: &str) -> Result<Stored, Lack> {
     let applied = store.stats().await?;
     let shard_states = store.shard_states().await?;
     let states = store.sink_states().await?;
+    let webhooks = store.webhook_cursors().await?;
     let mut beginnings = store.sink_beginnings().await?;
     let rows = store.sinks().await?.into_iter().filter(|row| !row.removed);
     let sinks = rows.map(|row| {
@@ -157,7 +159,7 @@ async fn stored(store: &Store, pipeline_id: &str) -> Result<Stored, Lack> {
         let beginning = at.map(|at| beginnings.swap_remove(at));
         (row, beginning)
     });
-    Ok(Stored { applied, shard_states, states, sinks: sinks.collect() })
+    Ok(Stored { applied, shard_states, states, sinks: sinks.collect(), webhooks })
 }
 
 /// The highest lag of a sink, over all shards.
@@ -169,8 +171,11 @@ async fn unpublished(
 ) -> Result<i64, store::Error> {
     let mut most = 0;
     for (row, beginning) in &stored.sinks {
-        let Some(stream) = &row.stream else { continue };
-        let sink = SinkPosition { kind: row.kind, beginning: beginning.as_ref(), cursor: cursors.get(stream) };
+        let cursor = match &row.stream {
+            Some(stream) => cursors.get(stream).cloned(),
+            None => Some(webhook_cursor(&stored.webhooks, &row.name, pipeline_id)),
+        };
+        let sink = SinkPosition { kind: row.kind, beginning: beginning.as_ref(), cursor: cursor.as_ref() };
         let lag = sink_lag(store, &stored.applied.shards, sink, pipeline_id).await?;
         most = most.max(lag.values().sum());
     }

@@ -8,8 +8,8 @@ use sqlx::{
 };
 
 use crate::domain::{
-    ContentDigest, DeadLetterReason, DeadLetterState, DestinationId, Offset, OutcomeKind, RecordId, Reference, Seq,
-    ShardId, SourceId, StreamId, StreamPosition, Unit,
+    ContentDigest, DeadLetterReason, DeadLetterState, DeliveryState, DestinationId, Offset, OutcomeKind, RecordId,
+    Reference, Seq, ShardId, SourceId, StreamId, StreamPosition, Unit,
 };
 
 /// `type as column: reads a column's value into a Result, writes a value as the column's`.
@@ -63,6 +63,7 @@ columns! {
     Unit as String: |text| Ok(Self::stored(text)), |text| text.as_str();
     OutcomeKind as String: |word| Self::parse(&word).ok_or_else(|| unknown(&word)), |kind| kind.as_str();
     DeadLetterState as String: |word| Self::parse(&word).ok_or_else(|| unknown(&word)), |state| state.as_str();
+    DeliveryState as String: |word| Self::parse(&word).ok_or_else(|| unknown(&word)), |state| state.as_str();
     DeadLetterReason as String: |word| Self::parse(&word).ok_or_else(|| unknown(&word)), |reason| reason.as_str();
 }
 

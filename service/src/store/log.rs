@@ -37,6 +37,8 @@ pub struct RefusedRow {
     pub seq: Seq,
     /// Absent when the payload could not be read.
     pub record_id: Option<RecordId>,
+    /// Empty when the payload could not be read.
+    pub destination_id: String,
     /// A stable code.
     pub reason: String,
     /// The reason as a sentence.
@@ -152,7 +154,8 @@ impl Store {
         let _watch = Watch::start("log.dead_letters");
         let rows = sqlx::query_as!(
             RefusedRow,
-            r#"select n as "seq!: Seq", record_id as "record_id: RecordId", reason as "reason!", detail as "detail!", payload as "payload!",
+            r#"select n as "seq!: Seq", record_id as "record_id: RecordId",
+                      coalesce(destination_id, '') as "destination_id!", reason as "reason!", detail as "detail!", payload as "payload!",
                       opened_at as "noted_at!", traceparent, bytes as "bytes!"
                from (select *, sum(octet_length(payload)) over (order by n rows unbounded preceding) as bytes
                      from dead_letters where shard = $1 and n > $2 and n <= $3 order by n limit $4) as page
@@ -183,7 +186,8 @@ impl Store {
         let _watch = Watch::start("log.conflicts");
         let rows = sqlx::query_as!(
             RefusedRow,
-            r#"select n as "seq!: Seq", record_id as "record_id: RecordId", 'record_conflict' as "reason!",
+            r#"select n as "seq!: Seq", record_id as "record_id: RecordId", destination_id as "destination_id!",
+                      'record_conflict' as "reason!",
                       'the recordId is taken by other content' as "detail!", payload as "payload!",
                       noted_at as "noted_at!", traceparent, bytes as "bytes!"
                from (select *, sum(octet_length(payload)) over (order by n rows unbounded preceding) as bytes

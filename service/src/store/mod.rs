@@ -7,6 +7,7 @@ mod audit;
 mod audit_summary;
 mod columns;
 mod dead_letters;
+mod deliveries;
 mod filter;
 mod gaps;
 mod group;
@@ -23,6 +24,7 @@ mod pipeline;
 mod policies;
 mod pool;
 mod pooler;
+mod previous;
 mod processed;
 mod producers;
 mod purge;
@@ -40,12 +42,14 @@ mod sums;
 pub(crate) mod testing;
 mod tls;
 mod verify;
+mod webhooks;
 mod writes;
 
 pub use admin::Actor;
 pub use audit::{AuditFilter, AuditPlace, AuditTotals, DestinationFacts, Fact};
 pub use audit_summary::{OutcomeCounts, TrailCounts};
 pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
+pub use deliveries::{DeliveryFilter, DeliveryPlace, StoredDelivery};
 pub use filter::RecordFilter;
 pub use gaps::ShardProgress;
 pub use group::{AfterCommit, DecidedPart, GroupCommit, LeftOut, Part};
@@ -72,4 +76,5 @@ pub use verify::{
     Difference, Differences, FirstSince, LoggedRecord, PolicyStart, RefusedOutcome, Scope, ShardCounters, ShardHead,
     SkippedNumbers, StartedSink, StoredPolicy, StoredTotal, StoredVerifyRun, Verification, VerifyResult, VerifyRun,
 };
+pub use webhooks::{DeliveryRow, RequestedDelivery, WebhookChanges, WebhookClaim, WebhookCursor, WebhookPosition};
 pub use writes::NoWrites;

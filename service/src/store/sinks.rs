@@ -25,6 +25,10 @@ pub struct SinkRow {
     pub old_cursor_generation: Option<String>,
     /// Removed from the manifest; its cursor is not deleted yet.
     pub removed: bool,
+    /// A webhook that answered 410.
+    pub disabled: bool,
+    /// Whether it had a filter at some time.
+    pub filtered: bool,
 }
 
 /// A sink to add.
@@ -34,8 +38,8 @@ pub struct NewSink<'a> {
     pub name: &'a str,
     /// The outcomes that it publishes.
     pub kind: OutcomeKind,
-    /// The Redis stream.
-    pub stream: &'a str,
+    /// The Redis stream; `None`: a webhook.
+    pub stream: Option<&'a str>,
     /// The generation of its cursor.
     pub cursor_generation: &'a str,
     /// Each shard starts at its first outcome; else after its current highest number.
@@ -60,7 +64,7 @@ impl Store {
         Ok(sqlx::query_as!(
             SinkRow,
             r#"select name, kind as "kind: OutcomeKind", stream, cursor_generation, started, old_stream,
-                      old_cursor_generation, removed
+                      old_cursor_generation, removed, disabled, filtered
                from sinks order by name"#,
         )
         .fetch_all(&self.pool)
@@ -110,7 +114,8 @@ impl Store {
     ) -> Result<bool, Error> {
         let done = sqlx::query!(
             "with resumed as (
-                 update sinks set cursor_generation = $2, started = false, old_stream = null, old_cursor_generation = null
+                 update sinks set cursor_generation = $2, started = false, disabled = false, old_stream = null,
+                        old_cursor_generation = null
                  where name = $1 and not removed returning name, kind
              ), cleared as (
                  delete from sink_states where sink = $1
@@ -262,6 +267,15 @@ impl Store {
         Ok(())
     }
 
+    /// Notes that a sink has a filter, before it leaves an outcome out.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn sink_filtered(&self, name: &str) -> Result<(), Error> {
+        sqlx::query!("update sinks set filtered = true where name = $1", name).execute(&self.pool).await?;
+        Ok(())
+    }
+
     /// Deletes a removed sink, once its cursor is deleted.
     ///
     /// # Errors
@@ -359,7 +373,7 @@ mod tests {
         let sink = NewSink {
             name: "s",
             kind: OutcomeKind::Processed,
-            stream: "one",
+            stream: Some("one"),
             cursor_generation: "a",
             from_beginning: true,
         };

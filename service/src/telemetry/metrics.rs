@@ -64,6 +64,10 @@ pub const POSTGRES_READS: &str = "millrace_publisher_postgres_reads_total";
 pub const TRIMMED_UNREAD: &str = "millrace_sink_trimmed_unread_total";
 /// Gauge by `sink` and `shard`: 1 while it is halted until someone resumes it.
 pub const SINK_HALTED: &str = "millrace_sink_halted";
+/// Counter by `sink` and `result` (delivered, failed): requests to the endpoints of webhooks.
+pub const DELIVERIES: &str = "millrace_delivery_attempts_total";
+/// Gauge by `sink` and `shard`: deliveries of webhooks that wait for a retry.
+pub const DELIVERIES_WAITING: &str = "millrace_deliveries_waiting";
 /// Gauge: the version of the manifest that is active.
 pub const POLICY_VERSION: &str = "millrace_policy_version";
 /// Gauge: 1 while this process's manifest file is not what is active.
@@ -162,6 +166,8 @@ fn describe() {
     describe_counter!(POSTGRES_READS, "Reads from Postgres by publishers too far behind for memory, by sink");
     describe_counter!(TRIMMED_UNREAD, "Entries trimmed before every group had acknowledged them, by sink");
     describe_counter!(PUBLISHED, "Outcomes published, by sink");
+    describe_counter!(DELIVERIES, "requests to the endpoints of webhooks, by result");
+    describe_gauge!(DELIVERIES_WAITING, "deliveries of webhooks that wait for a retry");
     describe_gauge!(SINK_HALTED, "1 while the sink is halted until someone resumes it");
     describe_gauge!(POLICY_VERSION, "The active version of the manifest");
     describe_gauge!(

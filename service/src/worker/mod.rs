@@ -25,7 +25,12 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::{RwLock, Semaphore, watch};
 
 use crate::{
-    board::Board, config::ActiveManifest, lifecycle::Heartbeats, publish::ActiveSink, store::Store, streams::Streams,
+    board::Board,
+    config::ActiveManifest,
+    lifecycle::Heartbeats,
+    publish::{ActiveSink, WebhookSecrets},
+    store::Store,
+    streams::Streams,
 };
 
 pub use owner::own;
@@ -56,6 +61,8 @@ pub struct Context {
     pub active_manifest: watch::Receiver<ActiveManifest>,
     /// Active sinks, followed.
     pub sinks: watch::Receiver<Arc<Vec<ActiveSink>>>,
+    /// The Secrets of webhooks.
+    pub secrets: WebhookSecrets,
     /// Settings.
     pub options: Options,
     /// Liveness of the loops.

@@ -2,14 +2,18 @@
 //!
 //! Must never let a publisher's panic pass unseen.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::{
-    domain::ShardId,
+    domain::{Lease, ShardId},
     publish::{ActiveSink, Publisher, RecentCommits},
 };
 
@@ -23,7 +27,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub(super) async fn run(
     context: Arc<Context>,
     shard: ShardId,
-    token: String,
+    lease: Arc<Mutex<Lease>>,
     recent: Arc<RecentCommits>,
     stopped: CancellationToken,
     lost: CancellationToken,
@@ -42,15 +46,16 @@ pub(super) async fn run(
             stays
         });
         for sink in active.iter() {
-            running.entry(sink.output.sink.clone()).or_insert_with(|| {
+            running.entry(sink.name.clone()).or_insert_with(|| {
                 let end = hard.child_token();
                 let publisher = Publisher {
                     store: context.store.clone(),
                     streams: context.streams.clone(),
                     shard,
-                    token: token.clone(),
+                    lease: Arc::clone(&lease),
                     recent: Arc::clone(&recent),
                     sink: sink.clone(),
+                    secrets: context.secrets.clone(),
                 };
                 tasks.spawn(publisher.run(stopped.clone(), end.clone()));
                 (sink.clone(), end)

@@ -134,9 +134,14 @@ pub(super) async fn work(
     context.board.set(part(shard), []);
     // The publishers end after the shard, so that they publish its last commit.
     let stopped = CancellationToken::new();
-    let token = current(&lease).token;
-    let publishers =
-        publishers::run(Arc::clone(&context), shard, token, Arc::clone(&recent), stopped.clone(), lost.clone());
+    let publishers = publishers::run(
+        Arc::clone(&context),
+        shard,
+        Arc::clone(&lease),
+        Arc::clone(&recent),
+        stopped.clone(),
+        lost.clone(),
+    );
     let mut this = Shard {
         context: Arc::clone(&context),
         shard,

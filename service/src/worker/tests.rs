@@ -381,7 +381,7 @@ async fn an_owner_that_is_out_of_date_says_nothing_of_its_sinks() {
     let sink = store::NewSink {
         name: "notifications",
         kind: OutcomeKind::Processed,
-        stream: "stream",
+        stream: Some("stream"),
         cursor_generation: "t1",
         from_beginning: false,
     };

@@ -48,3 +48,4 @@ mod take;
 mod tls;
 mod together;
 mod verify;
+mod webhooks;

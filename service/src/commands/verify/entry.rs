@@ -56,6 +56,8 @@ struct Data<'a> {
     summary: Summary<'a>,
     #[serde(borrow)]
     threshold: Option<Cow<'a, str>>,
+    /// Of a sink with a filter. It depends on the filters that the sink had.
+    previous_seq: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -148,8 +150,11 @@ impl Row<'_> {
 
 /// Compares `data` with a row, whose `processedAt` is rendered. The error is the expected content.
 fn row_is(row: &LoggedRecord, kind: OutcomeKind, processed_at: &str, data: &str) -> Result<(), String> {
-    let Data { record: shown, summary, threshold } =
+    let Data { record: shown, summary, threshold, previous_seq } =
         serde_json::from_str(data).map_err(|error| format!("data of the documented form ({error})"))?;
+    if previous_seq.is_some_and(|previous| previous >= row.seq.get()) {
+        return Err(format!("previousSeq below {}", row.seq));
+    }
     let received_at = render_time(row.received_at);
     for (field, found, expected) in
         [("receivedAt", &shown.received_at, &*received_at), ("processedAt", &shown.processed_at, processed_at)]

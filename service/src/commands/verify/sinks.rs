@@ -101,6 +101,11 @@ impl Sink {
         self.sink.kind
     }
 
+    /// Whether any outcome may be left out.
+    pub(super) fn is_filtered(&self) -> bool {
+        self.sink.filtered
+    }
+
     /// The highest appended number of a shard.
     pub(super) fn cursor(&self, shard: ShardId) -> Seq {
         self.state.cursor.get(&shard).copied().unwrap_or_default()

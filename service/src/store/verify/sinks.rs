@@ -17,6 +17,8 @@ pub struct StartedSink {
     pub stream: String,
     /// The generation of its cursor.
     pub cursor_generation: String,
+    /// Whether it had a filter at some time: it may have left any outcome out.
+    pub filtered: bool,
 }
 
 impl Verification {
@@ -27,7 +29,7 @@ impl Verification {
     pub async fn started_sinks(&mut self) -> Result<Vec<StartedSink>, Error> {
         let sinks = sqlx::query_as!(
             StartedSink,
-            r#"select name, kind as "kind: OutcomeKind", stream as "stream!", cursor_generation
+            r#"select name, kind as "kind: OutcomeKind", stream as "stream!", cursor_generation, filtered
                from sinks where stream is not null and started and not removed order by name"#
         )
         .fetch_all(&mut *self.snapshot)

@@ -9,6 +9,7 @@ mod pipeline;
 mod pooler;
 mod process;
 mod proxy;
+mod receiver;
 mod records;
 mod servers;
 
@@ -22,6 +23,7 @@ pub(crate) use pipeline::{KEY, LEASE_MS, Pipeline, sink};
 pub(crate) use pooler::Pooler;
 pub(crate) use process::{Process, free_port};
 pub(crate) use proxy::Proxy;
+pub(crate) use receiver::{Receiver, SIGNING_KEY};
 pub(crate) use records::{Load, record};
 pub(crate) use servers::{PrivatePostgres, PrivateRedis, shared, tls_redis};
 
