@@ -115,6 +115,16 @@ macro_rules! webhook {
         sink!("webhook: {url: '", $url, "', secretRef: {name: '", $name, "', key: '", $key, "'}}")
     };
 }
+macro_rules! target {
+    ($fields:literal) => {
+        sink!("webhook: {url: 'https://h', secretRef: {name: a, key: k}, ", $fields, "}")
+    };
+}
+macro_rules! filter {
+    ($event:literal, $fields:literal) => {
+        concat!("sinks: [{name: a, event: ", $event, ", redisStream: {}, filter: {", $fields, "}}]")
+    };
+}
 macro_rules! scaling {
     ($least:literal, $most:literal, $target:literal) => {
         concat!(
@@ -278,6 +288,43 @@ const RULES: &[Rule] = &[
         kept: webhook!("https://h", "a", "k"),
         broken: webhook!("https://h", "a", "k/2"),
         message: "spec.sinks[0].webhook.secretRef.key",
+    },
+    Rule {
+        kept: target!(
+            "timeoutSeconds: 60, maxInFlight: 256, ordering: None, allowedCidrs: ['10.1.0.0/16', 'fd00::/8']"
+        ),
+        broken: target!("timeoutSeconds: 61"),
+        message: "spec.sinks[0].webhook.timeoutSeconds: must be between 1 and 60",
+    },
+    Rule {
+        kept: target!("maxInFlight: 1"),
+        broken: target!("maxInFlight: 0"),
+        message: "spec.sinks[0].webhook.maxInFlight: must be between 1 and 256",
+    },
+    Rule {
+        kept: target!("allowedCidrs: ['127.0.0.1/32']"),
+        broken: target!("allowedCidrs: ['127.0.0.1/32', '10.0.0.0']"),
+        message: "spec.sinks[0].webhook.allowedCidrs[1]: must be a range",
+    },
+    Rule {
+        kept: target!("headersSecretRef: {name: a, key: k}"),
+        broken: target!("headersSecretRef: {name: A, key: k}"),
+        message: "spec.sinks[0].webhook.headersSecretRef.name",
+    },
+    Rule {
+        kept: filter!("Alert", "units: [EUR], types: [negative], sources: {prefixes: [a]}, minimumValue: '1.5'"),
+        broken: filter!("Conflicted", "units: [EUR]"),
+        message: "spec.sinks[0].filter: may only have destinations",
+    },
+    Rule {
+        kept: filter!("DeadLettered", "destinations: {prefixes: ['a b']}"),
+        broken: filter!("DeadLettered", "destinations: {prefixes: []}"),
+        message: "spec.sinks[0].filter.destinations.prefixes: must be at least 1",
+    },
+    Rule {
+        kept: filter!("Processed", "sources: {prefixes: ['a ']}"),
+        broken: filter!("Processed", "sources: {prefixes: ['']}"),
+        message: "spec.sinks[0].filter.sources.prefixes[0]: must not be empty",
     },
     Rule {
         kept: "rollups: [{name: a, window: 1h}, {name: b, window: 1h}]",

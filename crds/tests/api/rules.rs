@@ -30,6 +30,11 @@ macro_rules! hook {
         sink!("webhook: {url: '", $url, "', secretRef: {name: a, key: k}}")
     };
 }
+macro_rules! target {
+    ($fields:literal) => {
+        sink!("webhook: {url: 'https://h', secretRef: {name: a, key: k}, ", $fields, "}")
+    };
+}
 macro_rules! scaling {
     ($least:literal, $most:literal, $target:literal) => {
         concat!(
@@ -295,6 +300,23 @@ const RULES: &[Rule] = &[
         kept: hook!("http://h:1/a@b"),
         broken: hook!("https://u:p@h"),
         message: "must be an http or https URL without spaces, user or password",
+    },
+    Rule {
+        kept: target!("timeoutSeconds: 1, maxInFlight: 256, allowedCidrs: ['10.1.0.0/16', 'fd00::/8'], ordering: None"),
+        broken: target!("allowedCidrs: ['10.1.0.0']"),
+        message: "must be ranges such as 10.1.0.0/16 or fd00::/8",
+    },
+    Rule {
+        kept: target!("timeoutSeconds: 60"),
+        broken: target!("timeoutSeconds: 61"),
+        message: "spec.sinks[0].webhook.timeoutSeconds: Invalid value",
+    },
+    Rule {
+        kept: sink!(
+            "redisStream: {}, filter: {types: [positive], destinations: {prefixes: [a]}, minimumValue: '1.50'}"
+        ),
+        broken: sink!("redisStream: {}, filter: {destinations: {prefixes: []}}"),
+        message: "spec.sinks[0].filter.destinations.prefixes: Invalid value",
     },
     Rule { kept: secret!("a", "k"), broken: secret!("", "k"), message: "spec.redis.urlSecretRef.name: Invalid value" },
     Rule {

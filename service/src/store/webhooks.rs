@@ -70,7 +70,7 @@ pub struct WebhookChanges<'a> {
 }
 
 impl Store {
-    /// Creates the positions of a webhook where its sink starts, and marks it as started. Returns false if the sink has
+    /// Creates the positions of a webhook where its sink starts, and notes it as started. Returns false if the sink has
     /// another generation by now.
     ///
     /// # Errors

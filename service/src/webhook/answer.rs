@@ -83,7 +83,7 @@ mod tests {
         };
         assert_eq!(read("120"), Some(120));
         assert_eq!(read("Wed, 21 Oct 2015 07:28:00 GMT"), Some(80));
-        assert_eq!(read("Wed, 21 Oct 2014 07:28:00 GMT"), Some(0));
+        assert_eq!(read("Tue, 21 Oct 2014 07:28:00 GMT"), Some(0));
         assert_eq!(read("99999999999"), Some(86_400));
         assert_eq!((read("soon"), read("-1")), (None, None));
     }

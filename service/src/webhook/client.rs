@@ -24,6 +24,8 @@ use crate::tls;
 
 /// Most bytes that are read of an answer, so that its connection can be used again. Nothing in it matters.
 const ANSWER_BYTES: usize = 16 << 10;
+/// How long the rest of an answer is read.
+const DRAIN: Duration = Duration::from_millis(500);
 /// How long an unused connection is kept.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -110,12 +112,13 @@ impl Client {
         }
         let answering = async {
             let response = self.http.request(post).await.map_err(|error| failure(&error))?;
-            let answer = Answer::new(response.status(), response.headers(), now);
-            drain(response.into_body()).await;
-            Ok(answer)
+            Ok((Answer::new(response.status(), response.headers(), now), response.into_body()))
         };
-        let seconds = self.timeout.as_secs();
-        tokio::time::timeout(self.timeout, answering).await.unwrap_or(Err(Failure::TimedOut(seconds)))
+        let answered = tokio::time::timeout(self.timeout, answering).await;
+        let (answer, body) = answered.unwrap_or(Err(Failure::TimedOut(self.timeout.as_secs())))?;
+        // The head is the answer, whatever follows.
+        let _ = tokio::time::timeout(DRAIN, drain(body)).await;
+        Ok(answer)
     }
 }
 

@@ -6,6 +6,8 @@
 mod address;
 mod answer;
 mod client;
+#[cfg(test)]
+mod client_tests;
 mod connector;
 mod headers;
 mod keys;

@@ -307,3 +307,82 @@ async fn keys_rotate_without_a_restart_and_headers_are_sent() {
     .await
     .unwrap();
 }
+
+#[tokio::test]
+async fn a_filter_leaves_outcomes_out_and_the_previous_number_tells_them_from_a_gap() {
+    let filter = json!({
+        "units": ["EUR", "USD"], "types": ["positive"], "minimumValue": "10", "destinations": {"prefixes": ["a", "b-"]},
+        "sources": {"prefixes": ["shop"]},
+    });
+    let receiver = Receiver::start().await;
+    let (mut hook, mut stream) = (receiver.sink("hooks", "Processed"), crate::harness::sink("chosen", "Processed"));
+    (hook["filter"], stream["filter"]) = (filter.clone(), filter);
+    let pipeline = Pipeline::new(json!({"shards": 1, "sinks": [hook, stream]})).await;
+    let secrets = tempfile::tempdir().unwrap();
+    let hooked = Hooked { _serve: pipeline.serve().await, pipeline, receiver, secrets };
+    hooked.secret("signing", SIGNING_KEY);
+    let mut expected: Vec<String> = Vec::new();
+    let mut sent = 0;
+    for round in 0..3 {
+        // Each worker begins without a number in memory.
+        let mut work = hooked.work();
+        let mut records = Vec::new();
+        for n in 0..200 {
+            let mut one = record(&format!("r-{round}-{n}"), ["a1", "b-2", "b", "c", "a2"][n % 5]);
+            one["unit"] = ["EUR", "JPY", "USD"][n % 3].into();
+            one["type"] = if n % 7 == 0 { "negative" } else { "positive" }.into();
+            one["value"] = ["9.999999999", "10", "10.00", "250"][n % 4].into();
+            one["sourceId"] = if n % 11 == 0 { "other" } else { "shop-1" }.into();
+            let passes = n % 5 != 2 && n % 5 != 3 && n % 3 != 1 && n % 7 != 0 && n % 4 != 0 && n % 11 != 0;
+            expected.extend(passes.then(|| format!("r-{round}-{n}")));
+            records.push(one);
+        }
+        hooked.pipeline.send(&records).await;
+        sent += records.len();
+        hooked.received(expected.len()).await;
+        eventually("the cursor is at the end", async || hooked.cursor().await == sent as i64).await;
+        hooked.pipeline.applied().await;
+        work.stop().await;
+    }
+    hooked.receiver.check_order();
+    let got: BTreeSet<String> = hooked.receiver.received().iter().map(|one| one.record_id().to_owned()).collect();
+    assert_eq!(got, expected.iter().cloned().collect());
+    let entries = hooked.pipeline.sink_entries("chosen").await;
+    let ids: Vec<&str> = entries.iter().map(|entry| entry.record_id()).collect();
+    assert_eq!(ids, expected.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut last: std::collections::HashMap<String, i64> = std::collections::HashMap::new();
+    for entry in &entries {
+        let seq: i64 = entry.id.split_once('-').unwrap().1.parse().unwrap();
+        let before = last.insert(entry.data["record"]["destinationId"].as_str().unwrap().to_owned(), seq);
+        assert_eq!(entry.data["previousSeq"], json!(before), "{}", entry.id);
+    }
+    hooked.pipeline.verify().await;
+    // The history names the sinks that carry the record.
+    let published = async |id: &str| hooked.pipeline.get(&format!("/records/{id}")).await["published"].clone();
+    let both = json!([{"sink": "hooks", "state": "published"}, {"sink": "chosen", "state": "published"}]);
+    assert_eq!((published(&expected[0]).await, published("r-0-0").await), (both, json!([])));
+}
+
+#[tokio::test]
+async fn a_filter_that_changes_names_no_number_from_before() {
+    let hooked = Hooked::new(1, |_| {}).await;
+    let _work = hooked.work();
+    hooked.pipeline.send(&[record("one", "d"), record("two", "d")]).await;
+    hooked.received(2).await;
+    eventually("they are stored", async || hooked.cursor().await == 2).await;
+    hooked.pipeline.change(|spec| spec["sinks"][0]["filter"] = json!({"units": ["USD"]}));
+    eventually("the publisher has the filter", async || {
+        hooked.pipeline.number("select count(*) from webhook_cursors where filter like '%USD%'").await == 1
+    })
+    .await;
+    let mut dollars = record("four", "d");
+    dollars["unit"] = "USD".into();
+    hooked.pipeline.send(&[record("three", "d"), dollars.clone()]).await;
+    hooked.received(3).await;
+    dollars["recordId"] = "five".into();
+    hooked.pipeline.send(&[dollars]).await;
+    hooked.received(4).await;
+    let seen: Vec<Value> =
+        hooked.receiver.received().iter().map(|one| json!([one.seq(), one.body["previousSeq"]])).collect();
+    assert_eq!(seen, [json!([1, null]), json!([2, 1]), json!([4, null]), json!([5, 4])]);
+}

@@ -2,10 +2,7 @@
 //!
 //! It must never count a delivery as ended before its outcome is stored.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use millrace_crds::status_api::PublisherState;
@@ -15,19 +12,19 @@ use tokio_util::sync::CancellationToken;
 use super::{
     publisher::{End, Publisher},
     secrets::Signing,
-    task::{Event, Read, Task, Tried},
+    task::{Event, Read, Task, Tried, attempt, text},
     waiting::push,
     window::{Changes, MOST_WAITING, Next, Then, Window},
 };
 use crate::{
-    domain::{Attempt, DeliveryState, Seq, Watermarks},
+    domain::{DeliveryState, Seq, Watermarks},
     publish::{
         outcomes::Previous,
         state::{Reported, measure_lag},
     },
     store::{self, DeliveryRow, RequestedDelivery, SinkState, WebhookClaim, WebhookPosition},
     telemetry::metrics as names,
-    webhook::{Client, Failure},
+    webhook::Client,
 };
 
 /// Between two writes of the cursor while deliveries end one by one.
@@ -159,7 +156,7 @@ impl<'a> Session<'a> {
         if stopping {
             at = now + STORE;
         }
-        if self.window.has_settled() && !self.storing {
+        if self.window.has_ended() && !self.storing {
             at = at.min(self.stored_at + STORE);
         }
         if let Some(due) = self.window.wakes_at().filter(|_| !stopping) {
@@ -204,7 +201,7 @@ impl<'a> Session<'a> {
     fn store(&mut self, stopping: bool) {
         let since = self.stored_at.elapsed();
         let is_due = self.window.is_pressed() || since >= STORE || stopping;
-        if self.storing || !is_due || !self.window.has_settled() && since < IDLE && !stopping {
+        if self.storing || !is_due || !self.window.has_ended() && since < IDLE && !stopping {
             return;
         }
         self.stored_at = Instant::now();
@@ -378,25 +375,4 @@ impl<'a> Session<'a> {
         metrics::gauge!(names::DELIVERIES_WAITING, "sink" => sink.clone(), "shard" => shard.to_string())
             .set(self.window.waiting() as f64);
     }
-}
-
-fn attempt(result: &Result<crate::webhook::Answer, Failure>, latency: Duration, at: DateTime<Utc>) -> Attempt {
-    Attempt {
-        at,
-        latency_ms: u64::try_from(latency.as_millis()).unwrap_or(u64::MAX),
-        status: result.as_ref().ok().map(|answer| answer.status),
-        error: result.as_ref().err().map(ToString::to_string),
-    }
-}
-
-fn text(attempt: &Attempt) -> String {
-    match (attempt.status, &attempt.error) {
-        (Some(status), _) => format!("it answered {status}"),
-        (None, error) => error.clone().unwrap_or_default(),
-    }
-}
-
-/// The time that is signed.
-pub(super) fn wall_clock() -> SystemTime {
-    SystemTime::now()
 }

@@ -1,13 +1,17 @@
 //! The steps of a session that wait for a server. Each runs beside the others, and returns what it found.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use chrono::{DateTime, Utc};
 
 use tokio::time::Instant;
 
 use super::{
     body,
     secrets::Signing,
-    session::wall_clock,
     window::{Changes, Delivery},
 };
 use crate::{
@@ -160,4 +164,27 @@ impl Task {
     pub(super) async fn retried(&self, seq: Seq, log: Option<&[Attempt]>) -> Result<(), store::Error> {
         store::within(self.outcomes.store.store_retry(&self.claim, seq, log)).await
     }
+}
+
+/// An attempt as it is kept.
+pub(super) fn attempt(result: &Result<Answer, Failure>, latency: Duration, at: DateTime<Utc>) -> Attempt {
+    Attempt {
+        at,
+        latency_ms: u64::try_from(latency.as_millis()).unwrap_or(u64::MAX),
+        status: result.as_ref().ok().map(|answer| answer.status),
+        error: result.as_ref().err().map(ToString::to_string),
+    }
+}
+
+/// An attempt for a person.
+pub(super) fn text(attempt: &Attempt) -> String {
+    match (attempt.status, &attempt.error) {
+        (Some(status), _) => format!("it answered {status}"),
+        (None, error) => error.clone().unwrap_or_default(),
+    }
+}
+
+/// The time that is signed.
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
 }

@@ -1,6 +1,10 @@
 //! The window against a model of an endpoint, with a clock that is shifted.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use millrace_crds::Ordering;
@@ -74,8 +78,12 @@ struct Run {
     follows: Vec<(Seq, Seq)>,
     storing: Option<Changes>,
     received: Vec<Seq>,
+    /// Failed for good.
+    given_up: BTreeSet<Seq>,
     /// Receipts since Postgres held the last of them, per crash the most that can repeat.
     repeats: usize,
+    /// Number of receipts at the last crash.
+    crashed_at: usize,
 }
 
 impl Run {
@@ -83,8 +91,22 @@ impl Run {
         let now = DateTime::UNIX_EPOCH + TimeDelta::days(20_000);
         let stored = Stored::new(now);
         let window = stored.window(ordering, in_flight, now);
-        let (under_way, follows, received) = (Vec::new(), Vec::new(), Vec::new());
-        Self { ordering, in_flight, last, now, stored, window, under_way, follows, storing: None, received, repeats: 0 }
+        let (under_way, follows, received, given_up) = (Vec::new(), Vec::new(), Vec::new(), BTreeSet::new());
+        Self {
+            ordering,
+            in_flight,
+            last,
+            now,
+            stored,
+            window,
+            under_way,
+            follows,
+            storing: None,
+            received,
+            given_up,
+            repeats: 0,
+            crashed_at: 0,
+        }
     }
 
     fn read(&mut self) {
@@ -104,22 +126,14 @@ impl Run {
             if self.ordering == Ordering::Destination {
                 let busy = self.under_way.iter().any(|other| destination(*other) == destination(seq));
                 assert!(!busy, "a destination has one delivery under way");
-                let failed =
-                    |other: i64| self.stored.rows.get(&Seq::new(other)).is_some_and(|row| row.failed_at.is_some());
-                for earlier in (1..seq.get()).filter(|other| destination(Seq::new(*other)) == destination(seq)) {
-                    let given_up = failed(earlier) || self.given_up(earlier);
-                    assert!(given_up || self.received.contains(&Seq::new(earlier)), "{seq} overtakes {earlier}");
+                for earlier in (1..seq.get()).map(Seq::new).filter(|other| destination(*other) == destination(seq)) {
+                    let is_over = self.received.contains(&earlier) || self.given_up.contains(&earlier);
+                    assert!(is_over, "{seq} overtakes {earlier}");
                 }
             }
             self.under_way.push(seq);
             assert!(self.under_way.len() <= self.in_flight);
         }
-    }
-
-    /// Whether a delivery failed for good and that is being stored.
-    fn given_up(&self, seq: i64) -> bool {
-        let is_it = |row: &DeliveryRow| row.seq.get() == seq && row.failed_at.is_some();
-        self.storing.as_ref().is_some_and(|changes| changes.rows.iter().any(is_it))
     }
 
     fn then(&mut self, then: Then) {
@@ -139,6 +153,9 @@ impl Run {
         } else {
             self.window.failed(seq, attempt(self.now), None)
         };
+        if self.window.gives_up(seq) {
+            self.given_up.insert(seq);
+        }
         self.then(then);
     }
 
@@ -159,15 +176,15 @@ impl Run {
     }
 
     fn crash(&mut self) {
-        // What was received and Postgres does not hold is received again; so may be what is under way.
+        // What was received since the last crash and Postgres does not hold is received again; so may be what is under way.
         let held = |seq: &Seq| {
-            *seq <= self.stored.position.cursor && !self.waits(*seq)
-                || self.stored.position.done.contains(seq) && !self.waits(*seq)
+            let is_done = *seq <= self.stored.position.cursor || self.stored.position.done.contains(seq);
+            is_done && !self.waits(*seq)
         };
-        let mut open: Vec<Seq> = self.received.iter().filter(|seq| !held(seq)).copied().collect();
-        open.sort_unstable();
-        open.dedup();
-        self.repeats = self.repeats.max(open.len() + self.under_way.len());
+        let received = self.received[self.crashed_at..].iter().filter(|seq| !held(seq));
+        let repeats: BTreeSet<Seq> = received.chain(&self.under_way).copied().collect();
+        self.repeats = self.repeats.max(repeats.len());
+        self.crashed_at = self.received.len();
         (self.under_way, self.follows, self.storing) = (Vec::new(), Vec::new(), None);
         self.window = self.stored.window(self.ordering, self.in_flight, self.now);
     }
@@ -239,10 +256,9 @@ proptest! {
                 Step::Crash => run.crash(),
             }
             let through = run.window.delivered_through();
-            for seq in 1..=through.get() {
-                let failed = run.stored.rows.get(&Seq::new(seq)).is_some_and(|row| row.failed_at.is_some());
-                let known = failed || run.given_up(seq) || run.received.contains(&Seq::new(seq));
-                prop_assert!(known || run.window.gives_up(Seq::new(seq)), "{through} is above {seq}");
+            for seq in (1..=through.get()).map(Seq::new) {
+                let is_over = run.received.contains(&seq) || run.given_up.contains(&seq);
+                prop_assert!(is_over, "{through} is above {seq}");
             }
         }
         run.finish();

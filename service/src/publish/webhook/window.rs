@@ -69,7 +69,7 @@ pub(super) struct Changes {
     pub(super) rows: Vec<DeliveryRow>,
     pub(super) removed: Vec<Seq>,
     /// Deliveries that are no longer in flight once this is stored.
-    settled: usize,
+    ended: usize,
 }
 
 /// The outcomes of one shard and sink that are being delivered.
@@ -82,7 +82,7 @@ pub(super) struct Window {
     /// Read, and neither delivered nor waiting.
     open: BTreeMap<Seq, Arc<Delivery>>,
     /// The open ones by destination, in order; only with an order. The first may be under way.
-    queues: HashMap<Arc<str>, VecDeque<Seq>>,
+    destinations: HashMap<Arc<str>, VecDeque<Seq>>,
     /// The open ones that may start.
     ready: BTreeSet<Seq>,
     /// Above the cursor: delivered, or held by a row that waits.
@@ -94,7 +94,7 @@ pub(super) struct Window {
     /// Delivered, and not stored.
     unstored: usize,
     /// Of those, in the changes that come next.
-    settled: usize,
+    ended: usize,
     /// What was stored last.
     stored: (Seq, Option<DateTime<Utc>>),
 }
@@ -115,14 +115,14 @@ impl Window {
             most_in_flight,
             seen: position.cursor,
             open: BTreeMap::new(),
-            queues: HashMap::new(),
+            destinations: HashMap::new(),
             ready: BTreeSet::new(),
             done,
             waiting: Waiting::stored(rows, passed),
             health: Health::stored(position.failing_since, now),
             under_way: 0,
             unstored: 0,
-            settled: 0,
+            ended: 0,
             stored: (position.cursor, position.failing_since),
         }
     }
@@ -171,9 +171,9 @@ impl Window {
                 continue;
             }
             if self.ordering == Ordering::Destination {
-                let queue = self.queues.entry(Arc::clone(&delivery.destination)).or_default();
-                queue.push_back(seq);
-                if queue.len() == 1 {
+                let numbers = self.destinations.entry(Arc::clone(&delivery.destination)).or_default();
+                numbers.push_back(seq);
+                if numbers.len() == 1 {
                     self.ready.insert(seq);
                 }
             } else {
@@ -234,7 +234,7 @@ impl Window {
         }
         if let Some(delivery) = self.open.remove(&seq) {
             self.done.insert(seq);
-            self.settled += 1;
+            self.ended += 1;
             self.advance(&delivery.destination, seq);
             return Then::Nothing;
         }
@@ -243,14 +243,14 @@ impl Window {
 
     /// Lets the next delivery of a destination start.
     fn advance(&mut self, destination: &Arc<str>, seq: Seq) {
-        let Some(queue) = self.queues.get_mut(destination) else { return };
-        assert_eq!(queue.pop_front(), Some(seq), "deliveries of a destination end in order");
-        match queue.front() {
+        let Some(numbers) = self.destinations.get_mut(destination) else { return };
+        assert_eq!(numbers.pop_front(), Some(seq), "deliveries of a destination end in order");
+        match numbers.front() {
             Some(next) => {
                 self.ready.insert(*next);
             }
             None => {
-                self.queues.remove(destination);
+                self.destinations.remove(destination);
             }
         }
     }
@@ -280,7 +280,7 @@ impl Window {
 
     /// Lets a delivery wait, and with it the later ones of its destination.
     fn wait(&mut self, seq: Seq, destination: Arc<str>, attempt: Attempt, asked: Option<Duration>) {
-        let held = self.queues.remove(&destination).unwrap_or_else(|| VecDeque::from([seq]));
+        let held = self.destinations.remove(&destination).unwrap_or_else(|| VecDeque::from([seq]));
         let ordered = self.ordering == Ordering::Destination;
         for held in &held {
             self.open.remove(held);
@@ -301,7 +301,7 @@ impl Window {
     fn conclude(&mut self, seq: Seq) -> Then {
         match self.waiting.delivered(seq) {
             After::Free => {
-                self.settled += 1;
+                self.ended += 1;
                 Then::Nothing
             }
             After::Follow(upto) => Then::Follow { seq, upto },
@@ -323,7 +323,7 @@ impl Window {
         match self.waiting.followed(seq, asked, found, now) {
             Followed::Again(upto) => Then::Follow { seq, upto },
             Followed::Continued { was_delivered } => {
-                self.settled += usize::from(was_delivered);
+                self.ended += usize::from(was_delivered);
                 Then::Nothing
             }
         }
@@ -351,31 +351,31 @@ impl Window {
     }
 
     /// Whether something has ended that Postgres does not hold.
-    pub(super) fn has_settled(&self) -> bool {
-        self.settled > 0 || self.waiting.is_changed() || self.health.failing_since() != self.stored.1
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended > 0 || self.waiting.is_changed() || self.health.failing_since() != self.stored.1
     }
 
     /// Whether enough has ended that it is worth a write, rather than to wait for more.
     pub(super) fn is_pressed(&self) -> bool {
-        self.settled * 2 >= self.most_in_flight || self.unstored > 0 && self.under_way == 0
+        self.ended * 2 >= self.most_in_flight || self.unstored > 0 && self.under_way == 0
     }
 
     /// The changes since the last call; `None`: there are none.
     pub(super) fn changes(&mut self) -> Option<Changes> {
         let (cursor, failing_since) = (self.cursor(), self.health.failing_since());
-        if self.settled == 0 && (cursor, failing_since) == self.stored && !self.waiting.is_changed() {
+        if self.ended == 0 && (cursor, failing_since) == self.stored && !self.waiting.is_changed() {
             return None;
         }
         self.done = self.done.split_off(&cursor.next());
         self.stored = (cursor, failing_since);
         let (rows, removed) = self.waiting.changes();
-        let settled = std::mem::take(&mut self.settled);
-        Some(Changes { cursor, done: self.done.iter().copied().collect(), failing_since, rows, removed, settled })
+        let ended = std::mem::take(&mut self.ended);
+        Some(Changes { cursor, done: self.done.iter().copied().collect(), failing_since, rows, removed, ended })
     }
 
     /// Notes that changes are stored.
     pub(super) fn stored(&mut self, changes: &Changes) {
-        self.unstored -= changes.settled;
+        self.unstored -= changes.ended;
     }
 }
 

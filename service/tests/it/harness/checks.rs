@@ -89,7 +89,7 @@ impl Pipeline {
     /// Sinks that are not started, or whose cursor is below the highest stored number of a shard. `dead` are left out.
     async fn sinks_behind(&self, dead: &[&str]) -> Vec<String> {
         let sinks: Vec<(String, String, String, bool)> =
-            sqlx::query_as("select name, kind, stream, started from sinks where not removed")
+            sqlx::query_as("select name, kind, stream, started from sinks where not removed and stream is not null")
                 .fetch_all(&self.sql)
                 .await
                 .unwrap();
