@@ -103,39 +103,7 @@ impl SinkReconciler {
         let version = active_manifest.policy.version;
         let rows = self.store.sinks().await?;
         for sink in &manifest.spec.sinks {
-            let stream = sink.stream(&manifest.metadata.name);
-            let kind = OutcomeKind::from(sink.event);
-            match rows.iter().find(|row| row.name == sink.name) {
-                None => {
-                    // The default: all outcomes of a new pipeline, only new ones of a running one.
-                    let from = sink.from.unwrap_or(if version == 1 { From::Beginning } else { From::Now });
-                    let new = NewSink {
-                        name: &sink.name,
-                        kind,
-                        stream: stream.as_deref(),
-                        cursor_generation: &self.store.cursor_generation().await?,
-                        from_beginning: from == From::Beginning,
-                    };
-                    self.store.add_sink(&new, version).await?;
-                    tracing::info!(event = "publish.sink.added", sink = sink.name, stream, from = ?from, "added a sink");
-                }
-                // Other outcomes have other numbers, and another kind of target has another cursor: a new sink of the old
-                // name.
-                Some(row) if row.kind != kind || row.removed || row.stream.is_some() != stream.is_some() => {
-                    self.store.remove_sink(&sink.name, version).await?;
-                }
-                Some(row) => {
-                    if let Some(stream) = stream.filter(|stream| row.stream.as_ref() != Some(stream)) {
-                        self.store.move_sink(row, &stream, &self.store.cursor_generation().await?, version).await?;
-                        tracing::info!(
-                            event = "publish.sink.moving",
-                            sink = sink.name,
-                            stream,
-                            "moving a sink to another stream"
-                        );
-                    }
-                }
-            }
+            self.declare(sink, rows.iter().find(|row| row.name == sink.name), active_manifest).await?;
         }
         for row in &rows {
             if !manifest.spec.sinks.iter().any(|sink| sink.name == row.name) {
@@ -144,11 +112,6 @@ impl SinkReconciler {
         }
         let mut active = Vec::new();
         let mut outcome = Ok(());
-        for sink in manifest.spec.sinks.iter().filter(|sink| sink.filter.is_some()) {
-            if rows.iter().any(|row| row.name == sink.name && !row.filtered) {
-                self.store.sink_filtered(&sink.name).await?;
-            }
-        }
         for row in self.store.sinks().await? {
             match self.apply(&row, active_manifest).await {
                 Ok(sink) => {
@@ -179,6 +142,47 @@ impl SinkReconciler {
             changed
         });
         outcome
+    }
+
+    /// Writes to Postgres what the manifest asks for, for one sink.
+    async fn declare(&self, sink: &Sink, row: Option<&SinkRow>, active_manifest: &ActiveManifest) -> Result<(), Error> {
+        let version = active_manifest.policy.version;
+        let stream = sink.stream(&active_manifest.manifest.metadata.name);
+        let kind = OutcomeKind::from(sink.event);
+        match row {
+            None => {
+                // The default: all outcomes of a new pipeline, only new ones of a running one.
+                let from = sink.from.unwrap_or(if version == 1 { From::Beginning } else { From::Now });
+                let new = NewSink {
+                    name: &sink.name,
+                    kind,
+                    stream: stream.as_deref(),
+                    cursor_generation: &self.store.cursor_generation().await?,
+                    from_beginning: from == From::Beginning,
+                };
+                self.store.add_sink(&new, version).await?;
+                tracing::info!(event = "publish.sink.added", sink = sink.name, stream, from = ?from, "added a sink");
+            }
+            // Other outcomes have other numbers, and another kind of target has another cursor: a new sink of the old name.
+            Some(row) if row.kind != kind || row.removed || row.stream.is_some() != stream.is_some() => {
+                self.store.remove_sink(&sink.name, version).await?;
+            }
+            Some(row) => {
+                if sink.filter.is_some() && !row.filtered {
+                    self.store.sink_filtered(&sink.name).await?;
+                }
+                if let Some(stream) = stream.filter(|stream| row.stream.as_ref() != Some(stream)) {
+                    self.store.move_sink(row, &stream, &self.store.cursor_generation().await?, version).await?;
+                    tracing::info!(
+                        event = "publish.sink.moving",
+                        sink = sink.name,
+                        stream,
+                        "moving a sink to another stream"
+                    );
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Brings one sink to the state of its row. Returns the sink for its publishers once it is there.

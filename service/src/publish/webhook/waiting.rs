@@ -186,7 +186,8 @@ impl Waiting {
         }
         let failed = row.render(seq, Some(at));
         self.given_up.push(failed);
-        self.changed.remove(&seq);
+        // Until its successor is known, Postgres has to hold it as one that waits: the cursor may move over it.
+        self.changed.insert(seq);
         let after = self.after(seq);
         if after == After::Free {
             self.remove(seq);
