@@ -28,7 +28,7 @@ receive() {
   MILLRACE_SIGNING_KEYS=$1 "$python" "$here/receiver.py" 8737 "$work/receiver.db" >>"$work/receiver.log" 2>&1 &
   receiver=$!
 }
-received() { grep -c '^applied$' "$work/receiver.log" || true; }
+received() { "$python" -c 'import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute("select count(*) from seen").fetchone()[0])' "$work/receiver.db"; }
 has() { [ "$(received)" -ge "$1" ]; }
 
 say "records in three units: the filter of the sink leaves one out"
@@ -39,6 +39,7 @@ wait_for 60 "some deliveries" has 100
 
 say "the receiver dies, and starts again"
 kill -9 "$receiver"
+wait "$receiver" 2>/dev/null || true
 receive "$first"
 wait_for 120 "all deliveries" has 800
 
