@@ -18,7 +18,7 @@ use crate::{
     domain::{Attempt, DeliveryId, DeliveryState},
     http::{
         App,
-        auth::{Administrator, Reader},
+        auth::{Administrator, ReaderOfAll},
         problem::Failure,
     },
     store::{DeliveryFilter, DeliveryPlace, StoredDelivery},
@@ -159,7 +159,7 @@ impl DeliveriesApi {
     async fn list(
         &self,
         app: Data<&App>,
-        _reader: Reader,
+        _reader: ReaderOfAll,
         /// Only deliveries of this sink.
         sink: Query<Option<Word>>,
         /// Only deliveries of this destination.
@@ -210,7 +210,7 @@ impl DeliveriesApi {
             app.manifest.borrow().manifest.spec.sinks.iter().any(|declared| {
                 declared.name == place.sink && crate::domain::OutcomeKind::from(declared.event) == kind
             });
-        if !is_of_sink || app.store.request_deliveries(std::slice::from_ref(&place), &caller.0.name).await? == 0 {
+        if !is_of_sink || app.store.request_deliveries(std::slice::from_ref(&place), &caller.0).await? == 0 {
             return Err(none());
         }
         let (id, actor) = (id.0, &caller.0.name);
@@ -261,7 +261,7 @@ impl DeliveriesApi {
         let next_cursor = rows.last().filter(|_| more).and_then(|last| paging.cursor(&last.place));
         let (ids, places): (Vec<String>, Vec<DeliveryPlace>) =
             rows.into_iter().map(|row| (id_of(&row).to_string(), row.place)).unzip();
-        let requested = if dry_run.0 { 0 } else { app.store.request_deliveries(&places, &caller.0.name).await? };
+        let requested = if dry_run.0 { 0 } else { app.store.request_deliveries(&places, &caller.0).await? };
         if requested > 0 {
             let actor = &caller.0.name;
             tracing::info!(event = "query.delivery.requested", requested, %actor, "retries of deliveries were requested");

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Error, Store, webhooks::attempts};
+use super::{Actor, Error, Store, webhooks::attempts};
 use crate::domain::{Attempt, DeliveryState, OutcomeKind, Seq, ShardId};
 
 /// Deliveries that a query reads: those that match all given parts.
@@ -164,7 +164,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn request_deliveries(&self, places: &[DeliveryPlace], actor: &str) -> Result<u64, Error> {
+    pub async fn request_deliveries(&self, places: &[DeliveryPlace], actor: &Actor) -> Result<u64, Error> {
         let sinks: Vec<&str> = places.iter().map(|place| place.sink.as_str()).collect();
         let shards: Vec<ShardId> = places.iter().map(|place| place.shard).collect();
         let numbers: Vec<Seq> = places.iter().map(|place| place.seq).collect();
@@ -173,14 +173,16 @@ impl Store {
                    update deliveries set requested = true
                    where (sink, shard, n) in (select * from unnest($1::text[], $2::int[], $3::bigint[])) returning sink
                ), noted as (
-                   insert into admin_actions (actor, action, reason)
-                   select $4, 'deliveries.retry', count(*) || ' of sink ' || sink from requested group by sink
+                   insert into admin_actions (actor, action, reason, actor_id, address)
+                   select $4, 'deliveries.retry', count(*) || ' of sink ' || sink, $5, $6 from requested group by sink
                )
                select count(*) as "count!" from requested"#,
             &sinks as &[&str],
             &shards as &[ShardId],
             &numbers as &[Seq],
-            actor,
+            &actor.name,
+            actor.key_id.as_deref(),
+            actor.address_column(),
         )
         .fetch_one(&self.pool)
         .await?;

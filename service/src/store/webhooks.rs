@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Error, Store, slow::Watch};
+use super::{Actor, Error, Store, slow::Watch};
 use crate::domain::{Attempt, DeliveryState, Lease, OutcomeFilter, Seq, ShardId};
 
 /// The position of a webhook in a shard.
@@ -296,17 +296,19 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn enable_webhook(&self, sink: &str, actor: &str) -> Result<bool, Error> {
+    pub async fn enable_webhook(&self, sink: &str, actor: &Actor) -> Result<bool, Error> {
         let done = sqlx::query!(
             "with enabled as (
                  update sinks set disabled = false where name = $1 and disabled and not removed returning name
              ), cleared as (
                  delete from sink_states where sink = $1 and state = 'disabled'
              )
-             insert into admin_actions (actor, action, reason)
-             select $2, 'sinks.resume', 'sink ' || name || ' at its position' from enabled",
+             insert into admin_actions (actor, action, reason, actor_id, address)
+             select $2, 'sinks.resume', 'sink ' || name || ' at its position', $3, $4 from enabled",
             sink,
-            actor,
+            &actor.name,
+            actor.key_id.as_deref(),
+            actor.address_column(),
         )
         .execute(&self.pool)
         .await?;
