@@ -1,6 +1,9 @@
 //! A sink that may run, and its publisher for one shard.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use millrace_crds::Webhook;
 use tokio_util::sync::CancellationToken;
@@ -13,6 +16,7 @@ use crate::{
     domain::{Lease, OutcomeFilter, OutcomeKind, ShardId},
     store::Store,
     streams::{Output, Streams},
+    webhook::{Allowed, Client},
 };
 
 /// A sink that has a cursor: its publishers may run.
@@ -48,7 +52,36 @@ pub struct WebhookTarget {
     pub cursor_generation: String,
     /// The manifest's fields.
     pub webhook: Webhook,
+    /// The client of all shards of this process.
+    pub client: SharedClient,
 }
+
+impl WebhookTarget {
+    /// The client of all shards of this process.
+    ///
+    /// # Errors
+    /// When the URL is none.
+    pub(super) fn client(&self) -> Result<Client, String> {
+        let made = self.client.0.get_or_init(|| {
+            let timeout = Duration::from_secs(self.webhook.timeout_seconds.into());
+            let client = Client::new(&self.webhook.url, timeout, Allowed::new(self.webhook.allowed()));
+            client.map_err(|error| format!("{error:#}"))
+        });
+        made.clone()
+    }
+}
+
+/// A client that is made once and belongs to a target: it makes no difference between two.
+#[derive(Debug, Clone, Default)]
+pub struct SharedClient(OnceLock<Result<Client, String>>);
+
+impl PartialEq for SharedClient {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for SharedClient {}
 
 /// A publisher and what it needs.
 #[derive(Debug)]

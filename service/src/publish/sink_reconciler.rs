@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use millrace_crds::{ADOPT, From, Overflow, RecordPipeline, RedisStream, Sink, status_api::PublisherState};
 use tokio::sync::watch;
 
-use super::{ActiveSink, Target, WebhookTarget};
+use super::{ActiveSink, Target, WebhookTarget, sink::SharedClient};
 use crate::{
     config::ActiveManifest,
     domain::{OutcomeFilter, OutcomeKind, ShardId},
@@ -282,6 +282,7 @@ impl SinkReconciler {
             pipeline_id,
             cursor_generation: row.cursor_generation.clone(),
             webhook,
+            client: SharedClient::default(),
         };
         let may_run = row.kind == OutcomeKind::from(sink.event) && !row.disabled;
         Ok(may_run.then(|| active(sink, Target::Webhook(Arc::new(target)))))

@@ -360,3 +360,6 @@ fn log_text(log: &[Attempt]) -> String {
 pub(super) fn attempts(log: &str) -> Vec<Attempt> {
     serde_json::from_str(log).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 
 mod body;
 mod health;
+mod measures;
 mod publisher;
 mod retry;
 mod secrets;

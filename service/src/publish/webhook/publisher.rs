@@ -14,7 +14,6 @@ use crate::{
     domain::Lease,
     publish::{RecentCommits, WebhookTarget, outcomes::Outcomes, sink::current, state::Reported},
     store::{self, SinkState, WebhookClaim},
-    webhook::{Allowed, Client},
 };
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -97,10 +96,7 @@ impl Publisher {
     async fn begin(&self) -> Result<Session<'_>, End> {
         let resets = self.recent.resets();
         let signing = self.read_secrets().map_err(|error| End::Failed(error.to_string()))?;
-        let webhook = &self.target.webhook;
-        let timeout = Duration::from_secs(webhook.timeout_seconds.into());
-        let client = Client::new(&webhook.url, timeout, Allowed::new(webhook.allowed()))
-            .map_err(|error| End::Failed(format!("{error:#}")))?;
+        let client = self.target.client().map_err(End::Failed)?;
         let Outcomes { store, shard, sink, filter, .. } = &*self.outcomes;
         let claim = WebhookClaim { sink: sink.clone(), shard: *shard, lease: current(&self.lease) };
         let claimed = store::within(store.claim_webhook(&claim, &self.target.cursor_generation, filter)).await?;

@@ -6,10 +6,15 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use millrace_crds::status_api::PublisherState;
-use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    measures::Measures,
     publisher::{End, Publisher},
     secrets::Signing,
     task::{Event, Read, Task, Tried, attempt, text},
@@ -18,12 +23,8 @@ use super::{
 };
 use crate::{
     domain::{DeliveryState, Seq, Watermarks},
-    publish::{
-        outcomes::Previous,
-        state::{Reported, measure_lag},
-    },
+    publish::{outcomes::Previous, state::Reported},
     store::{self, DeliveryRow, RequestedDelivery, SinkState, WebhookClaim, WebhookPosition},
-    telemetry::metrics as names,
     webhook::Client,
 };
 
@@ -70,6 +71,7 @@ pub(super) struct Session<'a> {
     trouble: Option<String>,
     /// The last failure of an attempt.
     last_failure: String,
+    measures: Measures,
 }
 
 impl<'a> Session<'a> {
@@ -109,6 +111,7 @@ impl<'a> Session<'a> {
             retries: Vec::new(),
             trouble: None,
             last_failure: String::new(),
+            measures: Measures::new(&publisher.outcomes.sink, publisher.outcomes.shard),
         }
     }
 
@@ -138,10 +141,13 @@ impl<'a> Session<'a> {
             }
             let wakes_at = self.wakes_at(stopping);
             tokio::select! {
-                Some(ended) = self.tasks.join_next() => match ended {
-                    Ok(event) => if let Err(end) = self.take(event).await { return end },
-                    // A panic must not pass unseen.
-                    Err(error) => if let Ok(panic) = error.try_into_panic() { std::panic::resume_unwind(panic) },
+                Some(ended) = self.tasks.join_next() => {
+                    // All that have ended by now are taken together.
+                    let mut next = Some(ended);
+                    while let Some(ended) = next {
+                        if let Err(end) = self.take(event_of(ended)).await { return end }
+                        next = self.tasks.try_join_next();
+                    }
                 },
                 Ok(()) = self.numbers.changed(), if !stopping => {}
                 () = tokio::time::sleep_until(wakes_at) => {}
@@ -302,7 +308,8 @@ impl<'a> Session<'a> {
                 let attempt = attempt(&result, latency, now);
                 match result {
                     Ok(answer) if answer.is_success() => {
-                        self.count("delivered");
+                        self.measures.delivered.increment(1);
+                        self.measures.published.increment(1);
                         self.window.delivered(seq, now)
                     }
                     Ok(answer) if answer.is_gone() => {
@@ -314,7 +321,7 @@ impl<'a> Session<'a> {
                         )));
                     }
                     result => {
-                        self.count("failed");
+                        self.measures.failed.increment(1);
                         self.last_failure = text(&attempt);
                         self.window.failed(seq, attempt, result.ok().and_then(|answer| answer.retry_after))
                     }
@@ -364,15 +371,13 @@ impl<'a> Session<'a> {
         })
     }
 
-    fn count(&self, result: &'static str) {
-        let sink = self.task.outcomes.sink.clone();
-        metrics::counter!(names::DELIVERIES, "sink" => sink, "result" => result).increment(1);
-    }
-
     fn measure(&self, highest: Seq) {
-        let (sink, shard) = (&self.task.outcomes.sink, self.task.outcomes.shard);
-        measure_lag(sink, shard, highest, self.window.seen());
-        metrics::gauge!(names::DELIVERIES_WAITING, "sink" => sink.clone(), "shard" => shard.to_string())
-            .set(self.window.waiting() as f64);
+        self.measures.lag.set(highest.above(self.window.seen()) as f64);
+        self.measures.waiting.set(self.window.waiting() as f64);
     }
+}
+
+/// The event of a task that ended. No task is aborted while its session runs.
+fn event_of(ended: Result<Event, JoinError>) -> Event {
+    ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }

@@ -357,7 +357,7 @@ impl Window {
 
     /// Whether enough has ended that it is worth a write, rather than to wait for more.
     pub(super) fn is_pressed(&self) -> bool {
-        self.ended * 2 >= self.most_in_flight || self.unstored > 0 && self.under_way == 0
+        self.ended * 4 >= self.most_in_flight * 3 || self.unstored > 0 && self.under_way == 0
     }
 
     /// The changes since the last call; `None`: there are none.

@@ -1,0 +1,27 @@
+//! The metrics of one publisher of a webhook.
+
+use metrics::{Counter, Gauge};
+
+use crate::{domain::ShardId, telemetry::metrics as names};
+
+/// Metrics of one publisher. To look a metric up costs more than to set it.
+pub(super) struct Measures {
+    pub(super) published: Counter,
+    pub(super) delivered: Counter,
+    pub(super) failed: Counter,
+    pub(super) lag: Gauge,
+    pub(super) waiting: Gauge,
+}
+
+impl Measures {
+    pub(super) fn new(sink: &str, shard: ShardId) -> Self {
+        let (sink, shard) = (sink.to_owned(), shard.to_string());
+        Self {
+            published: metrics::counter!(names::PUBLISHED, "sink" => sink.clone()),
+            delivered: metrics::counter!(names::DELIVERIES, "sink" => sink.clone(), "result" => "delivered"),
+            failed: metrics::counter!(names::DELIVERIES, "sink" => sink.clone(), "result" => "failed"),
+            lag: metrics::gauge!(names::SINK_LAG, "sink" => sink.clone(), "shard" => shard.clone()),
+            waiting: metrics::gauge!(names::DELIVERIES_WAITING, "sink" => sink, "shard" => shard),
+        }
+    }
+}
