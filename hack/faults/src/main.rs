@@ -87,6 +87,9 @@ struct Args {
     /// Keeps data, logs and traces, also of a run without violations
     #[arg(long)]
     keep: bool,
+    /// Only counts protocol traces that the model rejects
+    #[arg(long)]
+    tolerate_rejected: bool,
     /// Lists the kinds
     #[arg(long)]
     list: bool,
@@ -155,6 +158,7 @@ async fn run(args: Args) -> anyhow::Result<bool> {
         kinds,
         until_wrong: args.until_wrong,
         verbose: args.verbose,
+        tolerates_rejected: args.tolerate_rejected,
         keeps: args.keep,
     };
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;

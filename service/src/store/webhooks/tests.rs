@@ -63,7 +63,7 @@ async fn an_owner_that_is_out_of_date_stores_no_delivery() {
     assert_eq!((position.cursor, rows), (Seq::new(8), vec![row(5)]), "nothing changed");
 
     // A sink that starts again fences its own publisher, and drops what waits.
-    assert!(store.resume_sink("hooks", "b", false, "me").await.unwrap());
+    assert!(store.resume_sink("hooks", "b", false, &crate::store::Actor::command(None)).await.unwrap());
     assert!(store.start_webhook("hooks", "b").await.unwrap());
     let fenced = store.store_deliveries(&claim(&second), changes(9, &[], &[])).await;
     assert!(matches!(fenced, Err(Error::Fenced)), "{fenced:?}");
