@@ -142,7 +142,10 @@ fn live_changes_and_the_number_of_pods_do_not_change_the_templates() {
     changed.spec.thresholds.clear();
     changed.spec.policy = None;
     changed.spec.backlog_limit = 7;
-    changed.spec.sinks.clear();
+    // Only what a webhook mounts rolls pods.
+    changed.spec.sinks.retain(|sink| sink.webhook.is_some());
+    assert_eq!(changed.spec.sinks.len(), 1);
+    changed.spec.sinks[0].name = "other".to_owned();
     changed.spec.replicas = Some(9);
     changed.spec.drain_seconds = Some(1);
     changed.spec.network_policy = None;
@@ -152,6 +155,13 @@ fn live_changes_and_the_number_of_pods_do_not_change_the_templates() {
     assert_eq!(templates(&plan(&before)), templates(&plan(&after)));
     let manifest = |pipeline: &Validated| base(&plan(pipeline)).into_iter().find(|child| child.kind == Kind::ConfigMap);
     assert_ne!(manifest(&before), manifest(&after), "the ConfigMap has the change");
+    changed.spec.sinks.clear();
+    let without_webhook = Validated::new(&changed).unwrap();
+    assert_ne!(
+        templates(&plan(&before)),
+        templates(&plan(&without_webhook)),
+        "the Secret of the webhook is mounted no longer"
+    );
 
     let one = Plan { workers: 1, serve: Some(1), ..plan(&before) };
     let other = Plan { workers: 5, serve: None, operator_namespace: "elsewhere", ..plan(&before) };
