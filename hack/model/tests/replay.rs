@@ -4,6 +4,7 @@
 //! acknowledgements, and dead letters replayed. It has groups of both shards, entries of two and more records, and steps
 //! without an answer. `tests/deleted-*` hold one shard of kept runs, with the files of their rounds and without its publishers:
 //! faults deleted the hash beside its stream, or the stream, whose ids then began again below those of before.
+//! `tests/late-commit` is one of an owner that was killed behind its commit, in a power loss of Postgres.
 
 use std::{fs, path::Path};
 
@@ -237,6 +238,15 @@ fn a_take_without_an_answer_hides_no_other() {
     steps.push(Step { lines: (usize::MAX - 1, Some(usize::MAX)), sent: left, answer: Some(fenced), ..owner.clone() });
     steps.push(Step { process: usize::MAX, lines: (1, None), sent: taken, answer: None, ..owner });
     judge(steps).unwrap();
+}
+
+/// The next owner opened the account that only this commit explains, and released the shard; two more followed. A take of
+/// theirs does not come before that account.
+#[test]
+fn a_commit_without_an_answer_is_found_before_the_next_owners() {
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/late-commit");
+    let judged: Vec<Judged> = judge_again(&kept).unwrap().into_iter().map(|(_, judged)| judged.unwrap()).collect();
+    assert_eq!(judged.last().map(|judged| judged.unanswered), Some(1), "the commit took effect");
 }
 
 /// Without its round's flags, no step shows a rewind: the first one behind it is rejected.

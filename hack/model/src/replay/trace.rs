@@ -166,11 +166,18 @@ impl Sent {
         !nothing && !matches!(self, Self::Append { .. } | Self::Policy { .. })
     }
 
-    /// The server that lets it through only under its owner's fence.
+    /// The server that lets it through only under its owner's fence. An owner compares the log before it opens the account,
+    /// which is fenced, and its answer comes behind both.
     #[must_use]
     pub fn fenced_by(&self) -> Option<Server> {
         match self {
-            Self::Raise { .. } | Self::Skip { .. } | Self::Lose { .. } | Self::Commit { .. } => Some(Server::Postgres),
+            Self::Raise { .. }
+            | Self::Policy { .. }
+            | Self::Account { .. }
+            | Self::Compare { .. }
+            | Self::Skip { .. }
+            | Self::Lose { .. }
+            | Self::Commit { .. } => Some(Server::Postgres),
             Self::Prepare { .. } | Self::Claim { .. } | Self::Turn { .. } | Self::Reconcile { .. } => {
                 Some(Server::Redis)
             }
