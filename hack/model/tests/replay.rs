@@ -5,6 +5,8 @@
 //! without an answer. `tests/deleted-*` hold one shard of kept runs, with the files of their rounds and without its publishers:
 //! faults deleted the hash beside its stream, or the stream, whose ids then began again below those of before.
 //! `tests/late-commit` is one of an owner that was killed behind its commit, in a power loss of Postgres.
+//! `tests/torn-log` is one with the publishers of one sink: Redis may have lost the end of its log, and three processes
+//! moved the cursor.
 
 use std::{fs, path::Path};
 
@@ -247,6 +249,16 @@ fn a_commit_without_an_answer_is_found_before_the_next_owners() {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/late-commit");
     let judged: Vec<Judged> = judge_again(&kept).unwrap().into_iter().map(|(_, judged)| judged.unwrap()).collect();
     assert_eq!(judged.last().map(|judged| judged.unanswered), Some(1), "the commit took effect");
+}
+
+/// A fault may have rewound Redis, and each cursor may be any: its numbers still give the order.
+#[test]
+fn publishers_of_three_processes_move_a_cursor_in_its_order() {
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/torn-log");
+    for (round, judged) in judge_again(&kept).unwrap() {
+        let judged = judged.unwrap_or_else(|why| panic!("round {}: {why}", round.round));
+        assert!(judged.steps > 0, "round {} has steps", round.round);
+    }
 }
 
 /// Without its round's flags, no step shows a rewind: the first one behind it is rejected.

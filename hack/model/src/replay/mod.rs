@@ -3,12 +3,16 @@
 //! A trace is accepted if its steps have an order in which each of them fits. Which steps there are, and what happens to
 //! one without an answer, is in docs/decisions/0020.
 
+mod appends;
+mod late;
+mod order;
 mod postgres;
 mod redis;
 pub mod rounds;
 mod search;
 mod shard;
 pub mod trace;
+mod unanswered;
 
 use std::{collections::BTreeMap, fmt};
 

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::trace::{Answered, Number, Sent, Step, Word};
 use crate::{
     guards::Guards,
-    state::{Batch, Fence, Input, InputRecord, Next, Own, Stage},
-    steps::{self, Head},
+    state::{Fence, Input, InputRecord, Own},
+    steps::Head,
 };
 
 /// The numbers of a real run.
@@ -131,105 +131,6 @@ impl Shard {
                 Ok(())
             }
             Sent::Publish { .. } => self.published(step, answer),
-        }
-    }
-
-    /// Lets a step without an answer take effect, if it can. Its owner does not change.
-    pub(super) fn take_unanswered(&mut self, step: &Step) -> Result<(), Why> {
-        let owner = |token: &Number| self.owners.get(&token.0).cloned();
-        match &step.sent {
-            Sent::Take { token } => {
-                let epoch = Number(self.head.fence.epoch + 1);
-                self.taken(token.0, step.process, &Answered { epoch, ..Answered::default() })
-            }
-            Sent::Raise { token, above, .. } => {
-                let before = owner(token);
-                self.fenced_write(token.0)?;
-                steps::raise(&mut self.head.fence, above.0);
-                self.restore(token.0, before);
-                Ok(())
-            }
-            Sent::Release { token, .. } => self.released(token.0),
-            Sent::Policy { token, version, .. } => self.policy(token.0, version.0),
-            Sent::Account { .. } | Sent::Compare { .. } | Sent::Left { .. } | Sent::Reconcile { .. } => {
-                Err("it has no effect".to_owned())
-            }
-            Sent::Skip { token, .. } | Sent::Lose { token, .. } | Sent::Commit { token, .. } => {
-                // It may have come before a fence and a policy that were set since: its values show that no other write
-                // did.
-                let (before, since) = (owner(token), self.head);
-                self.head.fence = self.owner(token.0)?.own.fence;
-                if let Sent::Commit { version, .. } = &step.sent {
-                    self.head.version = version[0].0;
-                }
-                self.write_unanswered(step)?;
-                self.head = Head { fence: since.fence, version: self.head.version.max(since.version), ..self.head };
-                self.restore(token.0, before);
-                Ok(())
-            }
-            Sent::Prepare { token, .. } => {
-                let before = owner(token);
-                self.set_fence(token.0)?;
-                self.restore(token.0, before);
-                Ok(())
-            }
-            Sent::Claim { .. } => Err("it has no effect".to_owned()),
-            Sent::Turn { token, acks, reads, .. } => {
-                let before = owner(token);
-                if let Some(acks) = acks {
-                    self.acked(token.0, acks)?;
-                }
-                self.may_be_delivered |= reads;
-                self.restore(token.0, before);
-                Ok(())
-            }
-            Sent::Append { producer, known, counts } => {
-                let ids = step.answer.as_ref().map(|answer| answer.ids.clone()).unwrap_or_default();
-                let answer = Answered { result: Word::Done, ids, ..Answered::default() };
-                self.appended(producer, known.0, counts, &answer)
-            }
-            Sent::Start { .. } => self.take(step, &Answered::default()),
-            Sent::Publish { upto, .. } => self.published(step, &Answered { cursor: *upto, ..Answered::default() }),
-        }
-    }
-
-    /// Its owner may have prepared again since: it is judged as its owner was when it was sent.
-    fn write_unanswered(&mut self, step: &Step) -> Result<(), Why> {
-        match &step.sent {
-            Sent::Skip { numbers, .. } => {
-                let least = numbers.map(|number| number.0);
-                self.head.numbers = steps::skip_to(self.guards(), self.head.numbers, least);
-                Ok(())
-            }
-            Sent::Lose { token, accounted, appended, .. } => {
-                let mut held = self.owner_of(token.0)?;
-                (held.own.accounted, held.own.stage) = (accounted.0, Stage::Lose(appended.0));
-                self.owners.insert(token.0, held);
-                self.lost(token.0, appended.0)
-            }
-            Sent::Commit { token, before, entries, .. } => {
-                let mut held = self.owner_of(token.0)?;
-                if !matches!(held.own.stage, Stage::Commit(_)) {
-                    let of_entry = |entry: &&InputRecord<N>| entries.contains(&Number(entry.sid));
-                    let is_pending = |entry: &&InputRecord<N>| self.input.pending.contains(&entry.sid);
-                    let records = self.input.entries.iter().filter(of_entry).filter(is_pending);
-                    let records = records.copied().collect();
-                    let own = &mut held.own;
-                    own.stage = Stage::Commit(Batch { records, next: Next::Read });
-                    own.numbers = before.numbers.map(|number| number.0);
-                    (own.accounted, own.applied) = (before.accounted.0, before.applied.0);
-                    own.boot = before.server.0;
-                    self.owners.insert(token.0, held);
-                }
-                self.committed(&step.sent)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn restore(&mut self, token: N, before: Option<Held>) {
-        if let Some(before) = before {
-            self.owners.insert(token, before);
         }
     }
 

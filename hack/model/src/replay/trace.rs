@@ -163,7 +163,7 @@ impl Sent {
                 | Self::Claim { .. }
                 | Self::Reconcile { .. }
         );
-        !nothing && !matches!(self, Self::Append { .. } | Self::Policy { .. })
+        !nothing && !matches!(self, Self::Append { .. })
     }
 
     /// The server that lets it through only under its owner's fence. An owner compares the log before it opens the account,
