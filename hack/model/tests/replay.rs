@@ -261,6 +261,72 @@ fn publishers_of_three_processes_move_a_cursor_in_its_order() {
     }
 }
 
+/// Each process may be killed between a step and its answer: the trace is as right without it.
+#[test]
+fn a_last_step_of_a_process_needs_no_answer() {
+    let steps = recorded();
+    let mut dropped = 0;
+    for at in 0..steps.len() {
+        let is_behind = |other: &Step| {
+            other.process == steps[at].process && other.shard == steps[at].shard && other.lines.0 > steps[at].lines.0
+        };
+        if done(&steps[at]).is_none() || steps.iter().any(is_behind) {
+            continue;
+        }
+        let mut steps = steps.clone();
+        (steps[at].answer, steps[at].lines.1) = (None, None);
+        dropped += 1;
+        let judged = judge(steps.clone());
+        assert!(judged.is_ok(), "{:?}: {judged:?}", steps[at]);
+    }
+    assert!(dropped >= 10, "only {dropped} processes end with such a step");
+}
+
+/// Beside each step, one of a process that was killed before it had any effect.
+#[test]
+fn steps_without_any_effect_hide_no_others() {
+    let steps = recorded();
+    let killed = steps.iter().enumerate().map(|(at, step)| {
+        let mut killed = Step { process: 1_000 + at, lines: (1, None), answer: None, ..step.clone() };
+        if let Sent::Take { token } = &mut killed.sent {
+            token.0 += 1;
+        }
+        killed
+    });
+    let is_owners = |step: &Step| !matches!(step.sent, Sent::Append { .. } | Sent::Start { .. } | Sent::Publish { .. });
+    let mut all = steps.clone();
+    all.extend(killed.filter(is_owners));
+    let judged = judge(all).unwrap();
+    assert_eq!(judged, judge(steps).unwrap(), "no more steps took effect");
+}
+
+/// Two policies without an answer explain that an owner found a newer one. With the first, its next commit does not fit.
+#[test]
+fn another_explanation_is_tried_where_the_first_leads_to_no_end() {
+    let mut steps = recorded();
+    let is_last = |at: &usize| {
+        let is_commit = |step: &Step| step.shard == steps[*at].shard && matches!(step.sent, Sent::Commit { .. });
+        is_commit(&steps[*at]) && done(&steps[*at]).is_some() && !steps[*at + 1..].iter().any(is_commit)
+    };
+    let last = (0..steps.len()).rfind(is_last).unwrap();
+    let commit = steps[last].clone();
+    let Sent::Commit { token, epoch, version: old, before, .. } = commit.sent.clone() else {
+        unreachable!("it is one")
+    };
+    if let Sent::Commit { version, .. } = &mut steps[last].sent {
+        *version = [Number(old[1].0 + 1); 2];
+    }
+    let answer = Answered { result: Word::OldPolicy, ..Answered::default() };
+    let line = commit.lines.0 - 1;
+    let sent = Sent::Left { token, epoch, version: old[1], own: before };
+    steps.insert(last, Step { lines: (line, Some(line)), sent, answer: Some(answer), ..commit.clone() });
+    for (process, higher) in [(1_000, 2), (1_001, 1)] {
+        let sent = Sent::Policy { token, epoch, version: Number(old[1].0 + higher) };
+        steps.push(Step { process, lines: (1, None), sent, answer: None, ..commit.clone() });
+    }
+    judge(steps).unwrap();
+}
+
 /// Without its round's flags, no step shows a rewind: the first one behind it is rejected.
 #[test]
 fn kept_rounds_are_judged_again_by_what_their_faults_may_have_done() {
