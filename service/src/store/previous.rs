@@ -5,6 +5,29 @@ use rust_decimal::Decimal;
 use super::{Error, Store, slow::Watch};
 use crate::domain::{Kind, OutcomeFilter, OutcomeKind, Seq, SeqRange, ShardId};
 
+/// A query over the records that a filter admits: the statement up to the filter, the statement behind it, the kind of the
+/// outcomes, the filter, and the three arguments `$1` to `$3`. Its own predicates are `$4` to `$8`.
+macro_rules! admitted_records {
+    ($head:literal, $tail:literal, $kind:expr, $filter:expr, $($argument:expr),+ $(,)?) => {{
+        let Columns { units, positive, sources, minimum } = Columns::of($filter);
+        sqlx::query_scalar!(
+            $head
+                + " and (not $4 or threshold is not null)
+                    and ($5::text[] is null or unit = any($5))
+                    and ($6::boolean is null or positive = $6)
+                    and ($7::text[] is null or exists (select from unnest($7) s where starts_with(source_id, s)))
+                    and ($8::text is null or value >= $8::numeric) "
+                + $tail,
+            $($argument,)+
+            $kind == OutcomeKind::Alert,
+            units,
+            positive,
+            sources,
+            minimum,
+        )
+    }};
+}
+
 /// The arguments of the filter in SQL; [`OutcomeFilter::admits`] has the same predicates.
 struct Columns<'a> {
     units: Option<&'a [String]>,
@@ -44,29 +67,19 @@ impl Store {
         let (destinations, below): (Vec<&str>, Vec<Seq>) = places.iter().copied().unzip();
         let rows = match kind {
             OutcomeKind::Processed | OutcomeKind::Alert => {
-                let Columns { units, positive, sources, minimum } = Columns::of(filter);
                 // Without the shard: the destination has one, and the primary key would be the wrong index.
-                sqlx::query_scalar!(
-                    r#"select (select seq from records
-                               where destination_id = p.destination_id and seq < p.below and seq > $3
-                                 and (not $4 or threshold is not null)
-                                 and ($5::text[] is null or unit = any($5))
-                                 and ($6::boolean is null or positive = $6)
-                                 and ($7::text[] is null or exists (select from unnest($7) s where starts_with(source_id, s)))
-                                 and ($8::text is null or value >= $8::numeric)
-                               order by seq desc limit 1) as "seq: Seq"
+                let rows = admitted_records!(
+                    "select (select seq from records
+                             where destination_id = p.destination_id and seq < p.below and seq > $3",
+                    r#"order by seq desc limit 1) as "seq: Seq"
                        from unnest($1::text[], $2::bigint[]) with ordinality as p (destination_id, below, at) order by at"#,
+                    kind,
+                    filter,
                     &destinations as &[&str],
                     &below as &[Seq],
                     after as Seq,
-                    kind == OutcomeKind::Alert,
-                    units,
-                    positive,
-                    sources,
-                    minimum,
-                )
-                .fetch_all(&self.pool)
-                .await?
+                );
+                rows.fetch_all(&self.pool).await?
             }
             OutcomeKind::DeadLettered => {
                 sqlx::query_scalar!(
@@ -118,27 +131,16 @@ impl Store {
         }
         let found = match kind {
             OutcomeKind::Processed | OutcomeKind::Alert => {
-                let Columns { units, positive, sources, minimum } = Columns::of(filter);
-                sqlx::query_scalar!(
-                    r#"select seq as "seq: Seq" from records
-                       where destination_id = $1 and seq > $2 and seq <= $3
-                         and (not $4 or threshold is not null)
-                         and ($5::text[] is null or unit = any($5))
-                         and ($6::boolean is null or positive = $6)
-                         and ($7::text[] is null or exists (select from unnest($7) s where starts_with(source_id, s)))
-                         and ($8::text is null or value >= $8::numeric)
-                       order by seq limit 1"#,
+                let found = admitted_records!(
+                    r#"select seq as "seq: Seq" from records where destination_id = $1 and seq > $2 and seq <= $3"#,
+                    "order by seq limit 1",
+                    kind,
+                    filter,
                     destination,
                     after as Seq,
                     upto as Seq,
-                    kind == OutcomeKind::Alert,
-                    units,
-                    positive,
-                    sources,
-                    minimum,
-                )
-                .fetch_optional(&self.pool)
-                .await?
+                );
+                found.fetch_optional(&self.pool).await?
             }
             OutcomeKind::DeadLettered => {
                 sqlx::query_scalar!(
