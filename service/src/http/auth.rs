@@ -120,12 +120,12 @@ impl Caller {
 
     /// The actor of an administrative action, with the address of the client that sent the request.
     fn actor(&self, request: &Request, app: &App) -> Actor {
-        let serve = app.manifest.borrow().manifest.spec.serve.clone();
-        let trusted = serve.map(|serve| serve.trusted_proxies).unwrap_or_default();
+        let manifest = Arc::clone(&app.manifest.borrow().manifest);
+        let trusted = manifest.spec.serve.as_ref().map_or(&[] as &[String], |serve| &serve.trusted_proxies);
         Actor {
             name: Arc::clone(&self.0.name),
             key_id: self.0.key_id.clone(),
-            address: client_address(request, &trusted),
+            address: client_address(request, trusted),
         }
     }
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::{
     Tags,
-    answer::{Answer, MAX_LIMIT, Page, Paging, in_order},
+    answer::{Answer, Page, Paging, in_order},
     dead_letter_view::DeadLetter,
     types::{Time, Word},
 };
@@ -191,7 +191,7 @@ impl DeadLettersApi {
         #[oai(name = "endTime")]
         end_time: Query<Option<Time>>,
         /// Maximum number of dead letters for this request.
-        #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "most")]
+        #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "super::max_limit")]
         limit: Query<u32>,
         /// `nextCursor` of the previous request, with the same filters.
         cursor: Query<Option<String>>,
@@ -236,10 +236,6 @@ impl DeadLettersApi {
         }
         Ok(Answer(result))
     }
-}
-
-fn most() -> u32 {
-    MAX_LIMIT
 }
 
 fn dead_letter_id(text: &str) -> Result<DeadLetterId, Failure> {

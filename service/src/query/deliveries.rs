@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{
     Tags,
-    answer::{Answer, MAX_LIMIT, Page, Paging, in_order},
+    answer::{Answer, Page, Paging, in_order},
     types::{Time, Word},
 };
 use crate::{
@@ -245,7 +245,7 @@ impl DeliveriesApi {
         #[oai(name = "endTime")]
         end_time: Query<Option<Time>>,
         /// Maximum number of deliveries for this request.
-        #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "most")]
+        #[oai(validator(minimum(value = "1"), maximum(value = "1000")), default = "super::max_limit")]
         limit: Query<u32>,
         /// `nextCursor` of the previous request, with the same filters.
         cursor: Query<Option<String>>,
@@ -268,10 +268,6 @@ impl DeliveriesApi {
         }
         Ok(Answer(RetryResult { dry_run: dry_run.0, matching, requested, ids, next_cursor }))
     }
-}
-
-fn most() -> u32 {
-    MAX_LIMIT
 }
 
 fn filter(

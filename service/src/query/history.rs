@@ -317,8 +317,11 @@ async fn published(app: &App, record: &StoredRecord, alerted: bool) -> Result<Ve
         }
     });
     let mut cursors = cursors.ok().map(Vec::into_iter);
-    let webhooks = app.store.webhook_cursors().await?;
-    let undelivered = app.store.undelivered(record.shard, record.seq, record.destination_id.as_str()).await?;
+    let (mut webhooks, mut undelivered) = (Vec::new(), Vec::new());
+    if sinks.iter().any(|sink| sink.webhook.is_some()) {
+        webhooks = app.store.webhook_cursors().await?;
+        undelivered = app.store.undelivered(record.shard, record.seq, record.destination_id.as_str()).await?;
+    }
     let state = |sink: &Sink, cursor: Option<Cursor>| {
         let begins =
             started.iter().find(|state| state.name == sink.name).and_then(|state| state.begins_after(record.shard));

@@ -99,3 +99,7 @@ pub fn apis() -> Apis {
 fn default_limit() -> u32 {
     answer::DEFAULT_LIMIT
 }
+
+fn max_limit() -> u32 {
+    answer::MAX_LIMIT
+}
