@@ -161,6 +161,12 @@ impl PublisherState {
             Self::Failing => "failing",
         }
     }
+
+    /// Whether nothing is published until the sink is resumed by hand.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Halted | Self::Disabled)
+    }
 }
 
 /// Counts of the whole pipeline.

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use ipnet::IpNet;
+
 use crate::{
     API_VERSION, ClientTls, KIND, Object, Pod, RecordPipeline, RecordPipelineSpec, RedisStream, SecretKeyRef, Serve,
     ServeTls, Sink, check_text,
@@ -72,6 +74,13 @@ pub(crate) struct Found(Vec<Violation>);
 impl Found {
     pub(crate) fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.0.push(Violation { field: field.into(), message: message.into() });
+    }
+
+    /// Adds each text that is no network in the form of CIDR.
+    pub(crate) fn check_networks(&mut self, at: &str, networks: &[String], message: &str) {
+        for (index, _) in networks.iter().enumerate().filter(|(_, network)| network.parse::<IpNet>().is_err()) {
+            self.add(format!("{at}[{index}]"), message);
+        }
     }
 }
 
@@ -284,12 +293,8 @@ impl Serve {
         if self.trusted_proxies.len() > 32 {
             found.add("spec.serve.trustedProxies", "must be at most 32 networks");
         }
-        for (index, network) in self.trusted_proxies.iter().enumerate() {
-            if network.parse::<ipnet::IpNet>().is_err() {
-                let at = format!("spec.serve.trustedProxies[{index}]");
-                found.add(at, "must be a network such as 10.0.0.0/8 or fd00::/8; one address is 203.0.113.9/32");
-            }
-        }
+        let rule = "must be a network such as 10.0.0.0/8 or fd00::/8; one address is 203.0.113.9/32";
+        found.check_networks("spec.serve.trustedProxies", &self.trusted_proxies, rule);
     }
 }
 

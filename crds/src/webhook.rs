@@ -109,9 +109,8 @@ impl Webhook {
         if self.allowed_cidrs.len() > MOST_CIDRS {
             found.add(format!("{at}.allowedCidrs"), "must be at most 16");
         }
-        for (index, _) in self.allowed_cidrs.iter().enumerate().filter(|(_, range)| range.parse::<IpNet>().is_err()) {
-            found.add(format!("{at}.allowedCidrs[{index}]"), "must be a range such as 10.1.0.0/16 or fd00::/8");
-        }
+        let rule = "must be a range such as 10.1.0.0/16 or fd00::/8";
+        found.check_networks(&format!("{at}.allowedCidrs"), &self.allowed_cidrs, rule);
     }
 }
 

@@ -45,8 +45,7 @@ impl View<'_> {
     /// the newest generation come first.
     fn worst(&self, failure: Option<Problem>) -> Option<Finding> {
         let publishers = self.newest.and_then(|newest| newest.answer.sinks.as_deref()).unwrap_or_default();
-        let halted =
-            |publisher: &&PublisherStatus| matches!(publisher.state, PublisherState::Halted | PublisherState::Disabled);
+        let halted = |publisher: &&PublisherStatus| publisher.state.is_final();
         let publisher = || publishers.iter().find(halted).or(publishers.first());
         let current = self.problems.iter().find(|finding| finding.is_current).cloned();
         current
