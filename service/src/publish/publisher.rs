@@ -6,14 +6,14 @@
 use std::{sync::Arc, time::Duration};
 
 use millrace_crds::status_api::PublisherState;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     RecentCommits,
     outcomes::{Outcomes, Previous},
     render,
-    state::{Reported, measure_lag},
+    state::{Reported, lag},
 };
 use crate::{
     domain::{Seq, SeqRange, Watermarks},
@@ -45,6 +45,8 @@ pub(super) struct Publisher {
     pub(super) recent: Arc<RecentCommits>,
     /// The sink's stream and cursor.
     pub(super) output: Output,
+    /// The number after which the sink begins, once it was read.
+    pub(super) begins_after: OnceCell<Seq>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +120,7 @@ impl Publisher {
             known = numbers.wait_for(Option::is_some) => if known.is_err() { return },
             () = stop.cancelled() => return,
         }
+        let lag = lag(&self.output.sink, self.outcomes.shard);
         loop {
             let highest = numbers.borrow_and_update().unwrap_or_default().of(self.outcomes.kind.sequence());
             if self.recent.resets() != resets {
@@ -135,7 +138,7 @@ impl Publisher {
             let (store, sink, shard) = (&self.outcomes.store, &self.output.sink, self.outcomes.shard);
             progress.state.report(store, sink, shard, &self.token).await;
             if let Some(position) = progress.position {
-                measure_lag(sink, shard, highest, position.seen);
+                lag.set(highest.above(position.seen) as f64);
             }
             let has_failed = progress.state.failure.is_some();
             let may_stop = has_failed || progress.position.is_some_and(|position| position.seen >= highest);
@@ -282,10 +285,13 @@ impl Publisher {
         Ok(Next { notices, upto: next.upto })
     }
 
-    /// The number after which the sink begins.
+    /// The number after which the sink begins. Another start is another cursor, with a publisher of its own.
     async fn begins_after(&self) -> Result<Seq, Error> {
-        let starts = self.outcomes.store.sink_starts(&self.output.sink).await?;
-        let start = starts.into_iter().find(|start| start.shard == self.outcomes.shard);
-        Ok(start.map(|start| start.seq).unwrap_or_default())
+        let read = async || {
+            let starts = self.outcomes.store.sink_starts(&self.output.sink).await?;
+            let start = starts.into_iter().find(|start| start.shard == self.outcomes.shard);
+            Ok::<Seq, Error>(start.map(|start| start.seq).unwrap_or_default())
+        };
+        self.begins_after.get_or_try_init(read).await.copied()
     }
 }

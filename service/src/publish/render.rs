@@ -61,8 +61,13 @@ fn record_data(row: &LogRow, processed_at: &str, alert: bool) -> String {
 #[must_use]
 pub fn with_previous(data: &str, previous: Option<Seq>) -> String {
     let fields = data.strip_suffix('}').unwrap_or(data);
-    let previous = previous.map_or_else(|| "null".to_owned(), |previous| previous.to_string());
-    format!(r#"{fields},"previousSeq":{previous}}}"#)
+    format!(r#"{fields},"previousSeq":{}}}"#, number(previous))
+}
+
+/// A number in JSON, or null.
+#[must_use]
+pub fn number(seq: Option<Seq>) -> String {
+    seq.map_or_else(|| "null".to_owned(), |seq| seq.to_string())
 }
 
 /// A dead letter's or a conflict's notification.

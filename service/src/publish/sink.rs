@@ -6,6 +6,7 @@ use std::{
 };
 
 use millrace_crds::Webhook;
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -111,7 +112,8 @@ impl Publisher {
         match target {
             Target::Redis(output) => {
                 let token = current(&lease).token;
-                RedisPublisher { outcomes, streams, token, recent, output }.run(stop, drain).await;
+                let begins_after = OnceCell::new();
+                RedisPublisher { outcomes, streams, token, recent, output, begins_after }.run(stop, drain).await;
             }
             Target::Webhook(target) => {
                 let outcomes = Arc::new(outcomes);

@@ -1,9 +1,9 @@
 //! The state of a publisher, in the log, as metrics and in Postgres.
 
-use millrace_crds::status_api::PublisherState;
+use metrics::Gauge;
 
 use crate::{
-    domain::{Seq, ShardId},
+    domain::ShardId,
     store::{self, SinkState, Store},
     telemetry::metrics as names,
 };
@@ -59,16 +59,15 @@ impl Reported {
     }
 }
 
-/// Measures the outcomes that a publisher has not read yet.
-pub(super) fn measure_lag(sink: &str, shard: ShardId, highest: Seq, seen: Seq) {
+/// The measure of the outcomes that a publisher has not read yet.
+pub(super) fn lag(sink: &str, shard: ShardId) -> Gauge {
     metrics::gauge!(names::SINK_LAG, "sink" => sink.to_owned(), "shard" => shard.to_string())
-        .set(highest.above(seen) as f64);
 }
 
 fn log(sink: &str, shard: ShardId, failure: Option<&SinkState>) {
     let number = shard.get();
     match failure {
-        Some(SinkState { state: PublisherState::Halted | PublisherState::Disabled, detail }) => tracing::error!(
+        Some(SinkState { state, detail }) if state.is_final() => tracing::error!(
             event = "publisher.halted",
             sink,
             shard = number,
@@ -85,8 +84,7 @@ fn log(sink: &str, shard: ShardId, failure: Option<&SinkState>) {
         ),
         None => tracing::debug!(event = "publisher.running", sink, shard = number, "a publisher publishes again"),
     }
-    let halted =
-        failure.is_some_and(|failure| matches!(failure.state, PublisherState::Halted | PublisherState::Disabled));
+    let halted = failure.is_some_and(|failure| failure.state.is_final());
     metrics::gauge!(names::SINK_HALTED, "sink" => sink.to_owned(), "shard" => shard.to_string())
         .set(f64::from(u8::from(halted)));
 }

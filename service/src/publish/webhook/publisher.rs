@@ -32,7 +32,7 @@ pub(in crate::publish) struct Publisher {
 /// Why a session ended, or could not begin.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The publisher was told to stop, and everything that was under way is stored.
+    /// The publisher was asked to stop, and everything that was under way is stored.
     Stopped,
     /// Postgres may have been rewound: the position has to be read again.
     Reset,

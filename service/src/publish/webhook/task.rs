@@ -124,7 +124,7 @@ impl Task {
         let request = Request {
             id: &format!("{}-{}", self.target.pipeline_id, notice.id),
             traceparent: notice.traceparent.as_deref(),
-            body: body::render(&self.target.source, kind, shard, delivery, through),
+            body: body::of(&self.target.source, kind, shard, delivery, through),
             keys: &signing.keys,
             headers: signing.headers.as_ref(),
         };
