@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use super::{Effect, IDLE, Stage, postgres_back::log_length};
 use crate::{
     check::Wrong,
-    world::{Redis, eventually},
+    world::{Redis, disk::Disk, eventually},
 };
 
 /// Bytes of a segment of Postgres's log.
@@ -33,16 +33,16 @@ impl Stage {
         redis.iter().for_each(|redis| _ = redis.signal(Signal::SIGSTOP));
         postgres.iter().for_each(|postgres| _ = postgres.signal_all(Signal::SIGSTOP));
         for disk in disks {
-            disk.as_ref().context("it has no disk of its own")?.lose_power()?;
+            own(disk)?.lose_power()?;
         }
         let mut is_gone = true;
         if let Some(redis) = &mut redis {
             redis.kill().await;
-            is_gone &= redis.disk.as_ref().context("it has no disk of its own")?.restore_power().await?;
+            is_gone &= own(&redis.disk)?.restore_power().await?;
         }
         if let Some(postgres) = &mut postgres {
             postgres.kill_all().await;
-            is_gone &= postgres.disk.as_ref().context("it has no disk of its own")?.restore_power().await?;
+            is_gone &= own(&postgres.disk)?.restore_power().await?;
         }
         if let Some(redis) = &mut redis {
             redis.ensure().await?;
@@ -62,9 +62,9 @@ impl Stage {
         let written = redis.log();
         self.mark();
         redis.signal(Signal::SIGSTOP);
-        redis.disk.as_ref().context("it has no disk of its own")?.lose_power()?;
+        own(&redis.disk)?.lose_power()?;
         redis.kill().await;
-        let is_gone = redis.disk.as_ref().context("it has no disk of its own")?.restore_power().await?;
+        let is_gone = own(&redis.disk)?.restore_power().await?;
         let lost = match (written, redis.log()) {
             (Some((file, written)), Some((newest, flushed))) if file == newest => written.saturating_sub(flushed),
             _ => 0,
@@ -158,6 +158,11 @@ impl Stage {
         let note = if lost > 0 { self.until_reported(reported).await } else { String::new() };
         Ok((lost > 0, format!("{lost} records fewer, {} of {} bytes; {note}", to - at.cast_signed(), to - from)))
     }
+}
+
+/// The disk of a server whose power can fail.
+fn own(disk: &Option<Disk>) -> anyhow::Result<&Disk> {
+    disk.as_ref().context("it has no disk of its own")
 }
 
 fn ends_half(log: &[u8]) -> bool {
