@@ -114,7 +114,7 @@ impl Protocol {
         true
     }
 
-    /// What a script did. Without [`Guard::RaiseEpoch`] an owner with a lower fence retries for ever.
+    /// What a script did. Without [`Guard::RaiseEpoch`] an owner with a lower fence retries without end.
     fn done(before: &Stage, own: &Own, answer: Answer) -> Option<bool> {
         match answer {
             Answer::Done | Answer::Raised => Some(true),

@@ -78,7 +78,7 @@ pub fn is_rewound<N: Number>(guards: Guards, input: &Input<N>, own: &Own<N>) -> 
 }
 
 fn found_higher<N: Number>(guards: Guards, own: &mut Own<N>, above: N) -> Answer<N> {
-    // Without the guard the owner retries for ever.
+    // Without the guard the owner retries without end.
     own.stage = if guards.has(Guard::RaiseEpoch) { Stage::Raise(above) } else { Stage::Prepare };
     Answer::Higher(above)
 }

@@ -89,7 +89,7 @@ pub struct LiveSecret {
     pub source_ids: String,
     /// The destinations that its key is limited to, as JSON.
     pub destination_ids: String,
-    /// For how many milliseconds its key has not expired yet; `None`: for ever.
+    /// For how many milliseconds its key has not expired yet; `None`: it never expires.
     pub expires_in_ms: Option<i64>,
 }
 
