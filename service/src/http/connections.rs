@@ -324,6 +324,12 @@ mod tests {
         };
         let said = tokio::select! { said = listen => said, () = drip => panic!("closed without a word") };
         assert!(said.starts_with("HTTP/1.1 408 ") && said.contains("\"code\":\"request_timeout\""), "{said}");
+        // A client that still sends is not reset: the answer could be lost on its way.
+        for _ in 0..10 {
+            slow.write_all(b"x").await.unwrap();
+            tokio::time::sleep(SHORT / 10).await;
+        }
+        assert_eq!(slow.read(&mut [0; 1]).await.unwrap(), 0);
         assert_eq!(reqwest::get(format!("http://{address}/")).await.unwrap().status(), 200);
     }
 

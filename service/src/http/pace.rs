@@ -37,7 +37,7 @@ impl Default for Pace {
 
 /// How long is read on after the last answer, for a client that is still sending: closed with something unread, a connection
 /// is reset, and the answer lost.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(5);
 
 /// State of a connection, and since when.
 #[derive(Debug, Clone, Copy)]
@@ -126,12 +126,35 @@ impl<S> Paced<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> Paced<S> {
+    /// Passes over what the client still sends, until it has ended the connection or its time has passed.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(until) = self.lingers else { return Poll::Ready(()) };
+        let mut passed_over = [0; 4096];
+        while Instant::now() < until {
+            let mut buffer = ReadBuf::new(&mut passed_over);
+            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) => break,
+                Poll::Pending => {
+                    let _late = ready!(self.wait(0, until, context));
+                }
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Paced<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.lingers.is_some() {
+            ready!(self.poll_linger(context));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         let before = buffer.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(context, buffer) {
             let mut state = self.turns.state();
@@ -161,6 +184,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Paced<S> {
             let answer = super::problem::bare(408, "request_timeout", &detail);
             let _ = Pin::new(&mut self.stream).poll_write(context, &answer);
             let _ = Pin::new(&mut self.stream).poll_flush(context);
+            let _ = Pin::new(&mut self.stream).poll_shutdown(context);
+            self.lingers = Some(Instant::now() + LINGER);
+            ready!(self.poll_linger(context));
         }
         Poll::Ready(Err(late))
     }
@@ -192,25 +218,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Paced<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let until = match self.lingers {
-            Some(until) => until,
-            None => {
-                let outcome = Pin::new(&mut self.stream).poll_shutdown(context);
-                ready!(self.written(outcome, context))?;
-                *self.lingers.insert(Instant::now() + LINGER)
-            }
-        };
-        let mut passed_over = [0; 4096];
-        while Instant::now() < until {
-            let mut buffer = ReadBuf::new(&mut passed_over);
-            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
-                Poll::Ready(_) => break,
-                Poll::Pending => {
-                    let _late = ready!(self.wait(0, until, context));
-                }
-            }
+        if self.lingers.is_none() {
+            let outcome = Pin::new(&mut self.stream).poll_shutdown(context);
+            ready!(self.written(outcome, context))?;
+            self.lingers = Some(Instant::now() + LINGER);
         }
-        Poll::Ready(Ok(()))
+        self.poll_linger(context).map(Ok)
     }
 }
