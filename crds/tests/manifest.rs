@@ -342,6 +342,16 @@ const RULES: &[Rule] = &[
         message: "spec.rollups[0].groupBy: has sourceId twice; remove one",
     },
     Rule {
+        kept: "rollups: [{name: a, window: 1d, timeZone: Europe/Berlin}]",
+        broken: "rollups: [{name: a, window: 1d, timeZone: Europe/Nowhere}]",
+        message: "spec.rollups[0].timeZone: \"Europe/Nowhere\" is no time zone of the IANA database",
+    },
+    Rule {
+        kept: "rollups: [{name: a, window: 1d, timeZone: UTC}]",
+        broken: "rollups: [{name: a, window: 1h, timeZone: Europe/Berlin}]",
+        message: "spec.rollups[0].timeZone: goes with window 1d only",
+    },
+    Rule {
         kept: "rollups: [{name: a, window: 1d}]",
         broken: "rollups: [{name: a, window: 1w}]",
         message: "unknown variant `1w`, expected one of 1m, 1h, 1d",

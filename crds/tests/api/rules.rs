@@ -242,6 +242,11 @@ const RULES: &[Rule] = &[
         message: "spec.rollups[0].groupBy[1]: Duplicate value: \"sourceId\"",
     },
     Rule {
+        kept: "rollups: [{name: a, window: 1d, timeZone: Europe/Berlin}]",
+        broken: "rollups: [{name: a, window: 1h, timeZone: Europe/Berlin}]",
+        message: "timeZone goes with window 1d only",
+    },
+    Rule {
         kept: "rollups: [{name: a, window: 1d, groupBy: []}]",
         broken: "rollups: [{name: a, window: 1w}]",
         message: "spec.rollups[0].window: Unsupported value: \"1w\"",

@@ -23,6 +23,7 @@ mod policy;
 mod record;
 mod rollup;
 mod time;
+mod zone;
 
 pub use access::{AccessLimit, IdPattern, IdRanges, Scope};
 pub use amount::{Amount, total_in_bounds, total_nanos};
@@ -46,3 +47,4 @@ pub use policy::Policy;
 pub use record::{Attributes, Draft, Kind, Record};
 pub use rollup::{DeclaredRollup, RollupChange, RollupKey, rollup_changes};
 pub use time::{TimeText, parse_time, render_time};
+pub use zone::{UnknownZone, Zone, ZoneArguments};

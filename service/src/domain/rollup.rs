@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use millrace_crds::{GroupField, Rollup};
 use rust_decimal::Decimal;
 
-use super::{Kind, Record, ShardId};
+use super::{Kind, Record, ShardId, UnknownZone, Zone};
 
 /// The definition of a declared rollup. Equal definitions are one rollup for as long as the manifest has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct DeclaredRollup {
     pub group_by: Vec<GroupField>,
     /// Whether distinct sources are counted.
     pub distinct_source: bool,
+    /// The time zone of its days. A version that a newer binary registered may name one that this binary does not know.
+    pub zone: Result<Zone, UnknownZone>,
 }
 
 /// The key of a row, in the order of the table's key. A field that the rollup does not keep is empty.
@@ -28,7 +30,7 @@ pub struct RollupKey<'a> {
     pub rollup: usize,
     /// The destination.
     pub destination_id: &'a str,
-    /// Start of the window.
+    /// Start of the window, in local time of the rollup's zone, as if it were UTC.
     pub window_start: DateTime<Utc>,
     /// The reference.
     pub reference: &'a str,
@@ -63,6 +65,7 @@ impl DeclaredRollup {
             window_seconds: rollup.window.seconds(),
             group_by,
             distinct_source: rollup.distinct.is_some(),
+            zone: rollup.time_zone.as_deref().map_or_else(|| Ok(Zone::default()), Zone::named),
         }
     }
 
@@ -72,10 +75,12 @@ impl DeclaredRollup {
         self.group_by.contains(&field) || (field == GroupField::SourceId && self.distinct_source)
     }
 
-    /// Start of the window that a time is in; windows begin at multiples of their length since 1970, in UTC.
+    /// Start of the window that a time is in, in local time as if it were UTC; windows begin at multiples of their length
+    /// since 1970.
     #[must_use]
     pub fn window_start(&self, time: DateTime<Utc>) -> DateTime<Utc> {
         let length = i64::from(self.window_seconds);
+        let time = self.zone.as_ref().map_or(time, |zone| zone.local(time));
         let seconds = time.timestamp().div_euclid(length) * length;
         DateTime::from_timestamp(seconds, 0).unwrap_or(time)
     }
@@ -117,7 +122,13 @@ mod tests {
     use super::*;
 
     fn rollup(window_seconds: i32, group_by: &[GroupField], distinct_source: bool) -> DeclaredRollup {
-        DeclaredRollup { name: "a".to_owned(), window_seconds, group_by: group_by.to_vec(), distinct_source }
+        DeclaredRollup {
+            name: "a".to_owned(),
+            window_seconds,
+            group_by: group_by.to_vec(),
+            distinct_source,
+            zone: Ok(Zone::default()),
+        }
     }
 
     fn record(time: &str, source: &str, kind: &str, value: &str) -> Record {
@@ -140,6 +151,9 @@ mod tests {
         ] {
             assert_eq!(rollup(seconds, &[], false).window_start(time(at)), time(start), "{at}");
         }
+        let daily = DeclaredRollup { zone: Zone::named("Europe/Berlin"), ..rollup(86_400, &[], false) };
+        assert_eq!(daily.window_start(time("2026-03-28T23:00:00Z")), time("2026-03-29T00:00:00Z"));
+        assert_eq!(daily.window_start(time("2026-03-29T21:59:59Z")), time("2026-03-29T00:00:00Z"));
     }
 
     #[test]

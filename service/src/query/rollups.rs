@@ -20,7 +20,7 @@ use super::{
     views::RecordType,
 };
 use crate::{
-    domain::{DestinationId, Reference, SourceId, Unit, render_time},
+    domain::{DestinationId, Reference, SourceId, Unit, Zone, render_time},
     http::{App, auth::Reader, problem::Failure},
     store::{RecordFilter, RollupBy, RollupPart, Snapshot},
 };
@@ -40,7 +40,7 @@ pub(super) enum Window {
     /// An hour.
     #[oai(rename = "1h")]
     Hour,
-    /// A day in UTC.
+    /// A day, in UTC or in `timeZone`.
     #[oai(rename = "1d")]
     Day,
 }
@@ -132,19 +132,21 @@ filtered_operation! {
     "Tags::Sums" RollupsApi;
     /// Totals per time window and group
     ///
-    /// A window covers the record's `time`, aligned to UTC. Empty windows are omitted. For days in a local time zone,
-    /// omit `window` and request each day with `startTime` and `endTime`: its two midnights with their offsets. Streams
-    /// a response of any size from one snapshot (`asOf`) as JSON, NDJSON (`{"row":…}` lines, then `{"end":…}`) or CSV
+    /// A window covers the record's `time`, aligned to UTC, or with `timeZone` to the days of that zone. Empty windows are
+    /// omitted. Streams a response of any size from one snapshot (`asOf`) as JSON, NDJSON (`{"row":…}` lines, then `{"end":…}`) or CSV
     /// (one line per row and unit).
     ///
     /// Reads a rollup that the manifest declares where one fits and is complete, with records only for the ends of the time
     /// range that are no whole windows of it: filters and groupBy use only its fields, type and unit, and `window` is a
-    /// multiple of its window, or absent. It also counts records that are no longer kept.
+    /// multiple of its window, or absent. With `timeZone` that rollup has the same zone, or windows that begin with each day of it. It also counts records that are no longer kept.
     #[oai(path = "/records/rollups", method = "get", operation_id = "rollUpRecords")]
     async fn rollups(self, app, filter; [
         headers: &HeaderMap,
         /// Length of a window; absent: one row per group.
         window: Query<Option<Window>>,
+        /// An IANA time zone such as `Europe/Berlin`, for `window=1d`: days from its midnight to the next. Absent: UTC.
+        #[oai(name = "timeZone")]
+        time_zone: Query<Option<String>>,
         /// Any of destinationId, reference, sourceId, type, unit; repeated, or separated by commas.
         #[oai(name = "groupBy", default)]
         group_by: Query<Vec<String>>,
@@ -153,19 +155,35 @@ filtered_operation! {
     ] [
     ]) -> Streamed<Rollups> {
         let format = Format::of(headers)?;
-        let by = rollup_by(window.0, &group_by.0, distinct.0)?;
+        let zone = zone(window.0, time_zone.0.as_deref())?;
+        let by = rollup_by(window.0, zone, &group_by.0, distinct.0)?;
         let slot = self.slots.take()?;
         let snapshot = app.store.snapshot().await?;
         let body = body(slot, move |out| {
-            roll_up(snapshot, filter, by, RollupWriter { out, format, by, rows: 0, first_total: true, row: None })
+            let writer = RollupWriter { out, format, by: by.clone(), rows: 0, first_total: true, row: None };
+            roll_up(snapshot, filter, by, writer)
         });
         Ok(Streamed::new(format, body))
     }
 }
 
-fn rollup_by(window: Option<Window>, group_by: &[String], distinct: Option<Distinct>) -> Result<RollupBy, Failure> {
+fn zone(window: Option<Window>, name: Option<&str>) -> Result<Zone, Failure> {
+    let Some(name) = name else { return Ok(Zone::default()) };
+    if !matches!(window, Some(Window::Day)) {
+        return Err(invalid_parameter("timeZone", "goes with window=1d"));
+    }
+    Zone::named(name)
+        .map_err(|_| invalid_parameter("timeZone", "must be a time zone of the IANA database, such as Europe/Berlin"))
+}
+
+fn rollup_by(
+    window: Option<Window>,
+    zone: Zone,
+    group_by: &[String],
+    distinct: Option<Distinct>,
+) -> Result<RollupBy, Failure> {
     let distinct_source_ids = distinct == Some(Distinct::SourceId);
-    let mut by = RollupBy { window: window.map(Window::length), distinct_source_ids, ..RollupBy::default() };
+    let mut by = RollupBy { window: window.map(Window::length), zone, distinct_source_ids, ..RollupBy::default() };
     for field in group_by.iter().flat_map(|fields| fields.split(',')) {
         let chosen = match field.trim() {
             "destinationId" => &mut by.destination_id,
@@ -230,7 +248,8 @@ impl RollupWriter {
     }
 
     fn groups(&self) -> [(bool, &'static str); 5] {
-        let RollupBy { window: _, distinct_source_ids: _, destination_id, reference, source_id, kind, unit } = self.by;
+        let RollupBy { window: _, zone: _, distinct_source_ids: _, destination_id, reference, source_id, kind, unit } =
+            self.by;
         [
             (destination_id, "destinationId"),
             (reference, "reference"),
@@ -296,7 +315,9 @@ impl RollupWriter {
     fn window(&self, part: &RollupPart) -> Option<(String, String)> {
         let (start, length) = (part.window_start?, self.by.window?);
         let end: DateTime<Utc> = start + TimeDelta::from_std(length).ok()?;
-        Some((render_time(start), render_time(end)))
+        let zone = &self.by.zone;
+        let instant = |local| if zone.is_utc() { local } else { zone.day_begins(local) };
+        Some((render_time(instant(start)), render_time(instant(end))))
     }
 
     fn total(&mut self, part: &RollupPart) -> Result<(), Cut> {

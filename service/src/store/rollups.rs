@@ -13,7 +13,7 @@ use millrace_crds::GroupField;
 use sqlx::{PgConnection, Postgres, Transaction};
 
 use super::{DecidedPart, Error, GroupCommit, Store, session::BEGIN, slow::Watch};
-use crate::domain::{DeclaredRollup, Policy, RollupKey, Seq, ShardId, rollup_changes};
+use crate::domain::{DeclaredRollup, Policy, RollupKey, Seq, ShardId, UnknownZone, Zone, rollup_changes};
 
 /// The work of one transaction on declared rollups.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +64,7 @@ struct Part {
     until: Seq,
     window_seconds: i32,
     keeps: [bool; 3],
+    zone: Zone,
 }
 
 /// The fields of a group as their column.
@@ -82,13 +83,15 @@ pub(super) async fn declare(
 ) -> Result<(), Error> {
     let mut kept = Vec::new();
     for rollup in rollups {
+        let zone = rollup.zone.as_ref().map_err(refused)?;
         let id = sqlx::query_scalar!(
             r#"with found as (
                    select id from rollups
                    where removed is null and name = $1 and window_seconds = $2 and group_by = $3 and distinct_source = $4
+                         and time_zone = $6
                ), declared as (
-                   insert into rollups (name, window_seconds, group_by, distinct_source, version)
-                   select $1, $2, $3, $4, $5 where not exists (select from found)
+                   insert into rollups (name, window_seconds, group_by, distinct_source, version, time_zone)
+                   select $1, $2, $3, $4, $5, $6 where not exists (select from found)
                    returning id
                )
                select id as "id!" from found union all select id from declared"#,
@@ -97,6 +100,7 @@ pub(super) async fn declare(
             &group_column(&rollup),
             rollup.distinct_source,
             version,
+            zone.name(),
         )
         .fetch_one(&mut *connection)
         .await?;
@@ -120,6 +124,8 @@ impl GroupCommit {
         if changes.is_empty() {
             return Ok(());
         }
+        let zones = rollups.iter().map(|rollup| rollup.zone.as_ref().map(Zone::name));
+        let zones = zones.collect::<Result<Vec<&str>, &UnknownZone>>().map_err(refused)?;
         let _watch = Watch::start("commit.rollups");
         let names: Vec<&str> = rollups.iter().map(|rollup| rollup.name.as_str()).collect();
         let windows: Vec<i32> = rollups.iter().map(|rollup| rollup.window_seconds).collect();
@@ -131,10 +137,10 @@ impl GroupCommit {
         let added = sqlx::query!(
             r#"with declared as materialized (
                    select d.n, r.id
-                   from unnest($1::text[], $2::int[], $3::text[], $4::boolean[]) with ordinality
-                       as d (name, window_seconds, group_by, distinct_source, n)
+                   from unnest($1::text[], $2::int[], $3::text[], $4::boolean[], $16::text[]) with ordinality
+                       as d (name, window_seconds, group_by, distinct_source, time_zone, n)
                    join rollups r on r.name = d.name and r.window_seconds = d.window_seconds
-                       and array_to_string(r.group_by, ',') = d.group_by and r.distinct_source = d.distinct_source
+                       and r.time_zone = d.time_zone and array_to_string(r.group_by, ',') = d.group_by and r.distinct_source = d.distinct_source
                        and r.version <= $5 and (r.removed is null or r.removed > $5)
                )
                insert into rollup_totals as t (rollup_id, shard, built, positive, window_start, count, destination_id,
@@ -162,6 +168,7 @@ impl GroupCommit {
             &column(|key| key.source_id) as &[&str],
             &column(|key| key.unit) as &[&str],
             &changes.values().map(|change| change.sum.to_string()).collect::<Vec<String>>(),
+            &zones as &[&str],
         )
         .execute(&mut *self.transaction)
         .await?
@@ -193,6 +200,7 @@ impl Store {
         let mut transaction = self.begin_background().await?;
         let Some(part) = lock_part(&mut transaction).await? else { return Ok(RollupStep::Nothing) };
         let [by_destination, by_reference, by_source] = part.keeps;
+        let zone = part.zone.arguments();
         let _watch = Watch::start("rollup.build");
         // A later statement than the lock: it sees what the previous holder has added.
         let row = sqlx::query!(
@@ -203,7 +211,8 @@ impl Store {
                    insert into rollup_totals as t (rollup_id, shard, built, positive, window_start, count, destination_id,
                        reference, source_id, unit, sum)
                    select $1, $2, true, positive,
-                       date_bin(make_interval(secs => $6::int), time, timestamptz '1970-01-01 00:00:00+00'), count(*),
+                       date_bin(make_interval(secs => $6::int), local_time(time, $10, $11), timestamptz '1970-01-01 00:00:00+00'),
+                       count(*),
                        case when $7 then destination_id else '' end, case when $8 then reference else '' end,
                        case when $9 then source_id else '' end, unit, sum(value)
                    from part group by 4, 5, 7, 8, 9, 10
@@ -224,6 +233,8 @@ impl Store {
             by_destination,
             by_reference,
             by_source,
+            &zone.transitions,
+            &zone.offsets,
         )
         .fetch_one(&mut *transaction)
         .await?;
@@ -311,7 +322,7 @@ impl Store {
 async fn lock_part(connection: &mut PgConnection) -> Result<Option<Part>, Error> {
     let row = sqlx::query!(
         r#"select r.id, r.name, b.shard as "shard: ShardId", b.next_seq as "next: Seq", b.until_seq as "until: Seq",
-                  r.window_seconds, r.group_by, r.distinct_source
+                  r.window_seconds, r.group_by, r.distinct_source, r.time_zone
            from rollup_builds b join rollups r on r.id = b.rollup_id
            where b.next_seq < b.until_seq and r.removed is null
            order by b.rollup_id, b.shard limit 1
@@ -319,9 +330,10 @@ async fn lock_part(connection: &mut PgConnection) -> Result<Option<Part>, Error>
     )
     .fetch_optional(connection)
     .await?;
-    Ok(row.map(|row| {
+    row.map(|row| {
         let by = |field: GroupField| row.group_by.iter().any(|name| name == field.as_str());
-        Part {
+        let zone = Zone::named(&row.time_zone).map_err(|unknown| refused(&unknown))?;
+        Ok(Part {
             id: row.id,
             name: row.name,
             shard: row.shard,
@@ -333,6 +345,12 @@ async fn lock_part(connection: &mut PgConnection) -> Result<Option<Part>, Error>
                 by(GroupField::Reference),
                 by(GroupField::SourceId) || row.distinct_source,
             ],
-        }
-    }))
+            zone,
+        })
+    })
+    .transpose()
+}
+
+fn refused(unknown: &UnknownZone) -> Error {
+    Error::Refused(format!("a declared rollup: {unknown}; a newer version registered the manifest"))
 }

@@ -42,7 +42,7 @@ pub struct UnitTotal {
 /// row.
 #[derive(Debug, Clone)]
 pub struct RollupPart {
-    /// Start of the window; `None` without windows.
+    /// Start of the window, in local time of the query's zone as if it were UTC; `None` without windows.
     pub window_start: Option<DateTime<Utc>>,
     /// Present when rows are grouped by it.
     pub destination_id: Option<DestinationId>,
@@ -143,7 +143,7 @@ impl AggregationColumns {
 
 /// The statement of a rollup with an expression for the number of distinct sources.
 macro_rules! rollup_parts {
-    ($distinct_source_ids:literal, $filter:expr, $rolled:expr, $by:expr) => {
+    ($distinct_source_ids:literal, $filter:expr, $rolled:expr, $by:expr, $zone:expr) => {
         filtered_sums!(
             RollupPart,
             r#"select window_start as "window_start?", group_destination_id as "destination_id?: DestinationId",
@@ -153,14 +153,17 @@ macro_rules! rollup_parts {
                       sum(signed)::text as "total!", "#
             $distinct_source_ids
             r#" as "distinct_source_ids?"
-               from (select case when $20::float8 is not null
-                                 then date_bin(make_interval(secs => $20), time, timestamptz '1970-01-01 00:00:00+00') end
-                                as window_start,
-                            case when $21::boolean then destination_id end as group_destination_id,
-                            case when $22::boolean then reference end as group_reference,
-                            case when $23::boolean then source_id end as group_source_id,
-                            case when $24::boolean then positive end as group_positive,
-                            case when $25::boolean then unit end as group_unit,
+               from (select case when $21::float8 is not null
+                                 then date_bin(
+                                     make_interval(secs => $21),
+                                     case when is_local or $27::timestamptz[] is null then time
+                                          else local_time(time, $27, $28) end,
+                                     timestamptz '1970-01-01 00:00:00+00') end as window_start,
+                            case when $22::boolean then destination_id end as group_destination_id,
+                            case when $23::boolean then reference end as group_reference,
+                            case when $24::boolean then source_id end as group_source_id,
+                            case when $25::boolean then positive end as group_positive,
+                            case when $26::boolean then unit end as group_unit,
                             unit, source_id, count, case when positive then sum else -sum end as signed
                      from matching) matching
                group by grouping sets (
@@ -175,7 +178,9 @@ macro_rules! rollup_parts {
             $by.reference,
             $by.source_id,
             $by.kind,
-            $by.unit
+            $by.unit,
+            $zone.as_ref().map(|zone| &*zone.transitions) as Option<&[DateTime<Utc>]>,
+            $zone.as_ref().map(|zone| &*zone.offsets) as Option<&[i32]>
         )
     };
 }
@@ -304,11 +309,12 @@ impl Snapshot {
     ) -> Result<Rows<'a, RollupPart>, Error> {
         let connection = self.connection()?;
         let rolled = rolled(connection, filter, &by).await?;
+        let zone = (!by.zone.is_utc()).then(|| by.zone.arguments());
         // Distinct sources need a sort by group, also where they are not returned: two statements.
         let rows = if by.distinct_source_ids {
-            rollup_parts!("count(distinct source_id)", filter, rolled, by).fetch(connection)
+            rollup_parts!("count(distinct source_id)", filter, rolled, by, zone).fetch(connection)
         } else {
-            rollup_parts!("null::bigint", filter, rolled, by).fetch(connection)
+            rollup_parts!("null::bigint", filter, rolled, by, zone).fetch(connection)
         };
         Ok(Watched::new("rollup", rows).boxed())
     }

@@ -5,16 +5,19 @@
 
 use std::{cmp::Reverse, time::Duration};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
 use super::{Error, RecordFilter};
+use crate::domain::Zone;
 
 /// The fields by which sums are grouped.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct RollupBy {
     /// Length of a window; `None`: one row per group.
     pub window: Option<Duration>,
+    /// The time zone of windows; other than UTC for days only.
+    pub zone: Zone,
     /// By destination.
     pub destination_id: bool,
     /// By reference.
@@ -30,13 +33,14 @@ pub struct RollupBy {
 }
 
 /// A declared rollup that queries may use, with the fields that its rows are kept by. They are always kept by unit and sign.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct CompleteRollup {
     id: i32,
     window_seconds: i32,
     destination_id: bool,
     reference: bool,
     source_id: bool,
+    zone: Zone,
 }
 
 /// The part of a time range that a declared rollup has. The default is none of it: all sums come from records.
@@ -44,14 +48,16 @@ struct CompleteRollup {
 pub(super) struct Rolled {
     /// The rollup.
     pub(super) rollup_id: Option<i32>,
-    /// Start of its first window; `None`: the range has no start.
+    /// Start of its first window, as its rows have it; `None`: the range has no start.
     pub(super) from: Option<DateTime<Utc>>,
-    /// End of its last window; `None`: the range has no end.
+    /// End of its last window, as its rows have it; `None`: the range has no end.
     pub(super) until: Option<DateTime<Utc>>,
     /// Records from the start of the range until this are read, too; `None`: none, the range starts with a window.
     pub(super) before: Option<DateTime<Utc>>,
     /// Records from this until the end of the range are read, too; `None`: none, the range ends with a window.
     pub(super) after: Option<DateTime<Utc>>,
+    /// Whether its rows have the local time of the query's zone. Otherwise they have UTC, as records have.
+    pub(super) is_local: bool,
 }
 
 impl CompleteRollup {
@@ -66,26 +72,34 @@ impl CompleteRollup {
             && (self.destination_id || !by_destination)
             && (self.reference || !by_reference)
             && (self.source_id || !by_source)
-            && by.window.is_none_or(|window| window.as_secs().is_multiple_of(own))
+            && by.window.is_none_or(|window| {
+                let aligned = || by.zone.is_aligned_to(i64::from(self.window_seconds), filter.start, filter.end);
+                window.as_secs().is_multiple_of(own) && (self.zone == by.zone || self.zone.is_utc() && aligned())
+            })
     }
 
     /// Its whole windows within the time range of a filter; `None`: the range has none.
     fn windows(&self, filter: &RecordFilter) -> Option<Rolled> {
         let length = i64::from(self.window_seconds) * 1_000_000;
-        let start_of = |micros: i64| DateTime::from_timestamp_micros(micros.div_euclid(length) * length);
+        let window_of = |time: DateTime<Utc>| {
+            DateTime::from_timestamp_micros(self.zone.local(time).timestamp_micros().div_euclid(length) * length)
+        };
+        let begins = |window: DateTime<Utc>| if self.zone.is_utc() { window } else { self.zone.day_begins(window) };
         let (mut from, mut until) = (None, None);
         if let Some(start) = filter.start {
-            from = Some(start_of(start.timestamp_micros().checked_add(length - 1)?)?);
+            let window = window_of(start)?;
+            let is_whole = begins(window) == start;
+            from = Some(if is_whole { window } else { window.checked_add_signed(TimeDelta::microseconds(length))? });
         }
         if let Some(end) = filter.end {
-            until = Some(start_of(end.timestamp_micros())?);
+            until = Some(window_of(end)?);
         }
         if from.zip(until).is_some_and(|(from, until)| from >= until) {
             return None;
         }
-        let before = from.filter(|_| from != filter.start);
-        let after = until.filter(|_| until != filter.end);
-        Some(Rolled { rollup_id: Some(self.id), from, until, before, after })
+        let before = from.map(begins).filter(|begins| Some(*begins) != filter.start);
+        let after = until.map(begins).filter(|begins| Some(*begins) != filter.end);
+        Some(Rolled { rollup_id: Some(self.id), from, until, before, after, is_local: !self.zone.is_utc() })
     }
 
     /// Orders rollups by their cost: those that need no records, then those with the fewest fields, then those with the
@@ -113,9 +127,8 @@ pub(super) async fn rolled(
     filter: &RecordFilter,
     by: &RollupBy,
 ) -> Result<Rolled, Error> {
-    let complete = sqlx::query_as!(
-        CompleteRollup,
-        r#"select id, window_seconds, 'destinationId' = any(group_by) as "destination_id!",
+    let declared = sqlx::query!(
+        r#"select id, window_seconds, time_zone, 'destinationId' = any(group_by) as "destination_id!",
                   'reference' = any(group_by) as "reference!",
                   distinct_source or 'sourceId' = any(group_by) as "source_id!"
            from rollups r
@@ -126,6 +139,20 @@ pub(super) async fn rolled(
     )
     .fetch_all(connection)
     .await?;
+    let complete: Vec<CompleteRollup> = declared
+        .into_iter()
+        .filter_map(|row| {
+            Some(CompleteRollup {
+                id: row.id,
+                window_seconds: row.window_seconds,
+                destination_id: row.destination_id,
+                reference: row.reference,
+                source_id: row.source_id,
+                // Without the rules of its zone it cannot be used.
+                zone: Zone::named(&row.time_zone).ok()?,
+            })
+        })
+        .collect();
     Ok(cheapest(&complete, filter, by))
 }
 
@@ -136,15 +163,16 @@ fn cheapest(complete: &[CompleteRollup], filter: &RecordFilter, by: &RollupBy) -
     cheapest.map_or_else(Rolled::default, |(_, rolled)| rolled)
 }
 
-/// A query over the sums of filtered records: the statement behind `with matching (time, destination_id, reference,
+/// A query over the sums of filtered records: the statement behind `with matching (time, is_local, destination_id, reference,
 /// source_id, unit, positive, count, sum)`, the filter, the part that a rollup has, and the further arguments, which are
-/// `$20` and so on. A row of `matching` is a record, or a row of the rollup, whose time is the start of its window.
+/// `$21` and so on. A row of `matching` is a record, or a row of the rollup, whose time is the start of its window: local time
+/// as if it were UTC, or UTC.
 macro_rules! filtered_sums {
     ($row:ident, $($select:literal)+, $filter:expr, $rolled:expr $(, $argument:expr)* $(,)?) => {
         crate::store::filter::filtered_records!(
             $row,
             "with matching as (
-                 select window_start as time, destination_id, reference, source_id, unit, positive, count, sum
+                 select window_start as time, $20::boolean as is_local, destination_id, reference, source_id, unit, positive, count, sum
                  from rollup_totals
                  where rollup_id = $15::int
                    and ($16::timestamptz is null or window_start >= $16)
@@ -156,7 +184,7 @@ macro_rules! filtered_sums {
                    and ($7::text is null or unit = $7)
                    and is_in_ranges(source_id, $11, $12) and is_in_ranges(destination_id, $13, $14)
                  union all
-                 select time, destination_id, reference, source_id, unit, positive, 1::bigint, value
+                 select time, false, destination_id, reference, source_id, unit, positive, 1::bigint, value
                  from records",
             "and ($15::int is null or time >= $8 and time < $18::timestamptz or time >= $19::timestamptz and time < $9)) "
             $($select)+,
@@ -165,7 +193,8 @@ macro_rules! filtered_sums {
             $rolled.from,
             $rolled.until,
             $rolled.before,
-            $rolled.after
+            $rolled.after,
+            $rolled.is_local
             $(, $argument)*
         )
     };
@@ -178,10 +207,18 @@ mod tests {
     use super::*;
     use crate::domain::{DestinationId, parse_time};
 
-    const HOURLY: CompleteRollup =
-        CompleteRollup { id: 1, window_seconds: 3_600, destination_id: true, reference: false, source_id: false };
-    const DAILY: CompleteRollup = CompleteRollup { id: 2, window_seconds: 86_400, ..HOURLY };
-    const HOURLY_BY_REFERENCE: CompleteRollup = CompleteRollup { id: 3, reference: true, ..HOURLY };
+    fn hourly() -> CompleteRollup {
+        let zone = Zone::default();
+        CompleteRollup { id: 1, window_seconds: 3_600, destination_id: true, reference: false, source_id: false, zone }
+    }
+
+    fn daily(zone: &str) -> CompleteRollup {
+        CompleteRollup { id: 2, window_seconds: 86_400, zone: Zone::named(zone).unwrap(), ..hourly() }
+    }
+
+    fn hourly_by_reference() -> CompleteRollup {
+        CompleteRollup { id: 3, reference: true, ..hourly() }
+    }
 
     fn time(text: &str) -> Option<DateTime<Utc>> {
         (!text.is_empty()).then(|| parse_time(text).unwrap())
@@ -208,16 +245,53 @@ mod tests {
                 "" => None,
                 clock => time(&format!("2026-01-01T{clock}:00Z")),
             });
-            let expected = expected.map(|_| Rolled { rollup_id: Some(1), from, until, before, after });
-            assert_eq!(HOURLY.windows(&range(start, end)), expected, "{start} to {end}");
+            let expected = expected.map(|_| Rolled { rollup_id: Some(1), from, until, before, after, is_local: false });
+            assert_eq!(hourly().windows(&range(start, end)), expected, "{start} to {end}");
         }
-        let old = HOURLY.windows(&range("1969-12-31T22:30:00Z", "1969-12-31T23:30:00Z"));
+        let old = hourly().windows(&range("1969-12-31T22:30:00Z", "1969-12-31T23:30:00Z"));
         assert_eq!(old, None, "windows before 1970 begin at whole hours, too");
     }
 
     #[test]
+    fn a_rollup_of_days_in_a_zone_has_the_days_that_are_whole_there() {
+        let daily = daily("Europe/Berlin");
+        for (start, end, expected) in [
+            // The day that has 23 hours.
+            ("2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", Some(["2026-03-29", "2026-03-30", "", ""])),
+            (
+                "2026-03-28T23:30:00Z",
+                "2026-03-30T23:30:00Z",
+                Some(["2026-03-30", "2026-03-31", "03-29T22", "03-30T22"]),
+            ),
+            ("2026-03-29T00:00:00Z", "2026-03-30T00:00:00Z", None),
+            // And the one that has 25.
+            ("2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z", Some(["2026-10-25", "2026-10-26", "", ""])),
+            ("2026-10-24T22:00:00Z", "2026-10-25T22:00:00Z", None),
+        ] {
+            let expected = expected.map(|[from, until, before, after]| {
+                let [from, until] = [from, until].map(|day| time(&format!("{day}T00:00:00Z")));
+                let [before, after] = [before, after].map(|hour| match hour {
+                    "" => None,
+                    hour => time(&format!("2026-{hour}:00:00Z")),
+                });
+                Rolled { rollup_id: Some(2), from, until, before, after, is_local: true }
+            });
+            assert_eq!(daily.windows(&range(start, end)), expected, "{start} to {end}");
+        }
+        let by = |zone: &str| RollupBy {
+            window: Some(Duration::from_secs(86_400)),
+            zone: Zone::named(zone).unwrap(),
+            ..RollupBy::default()
+        };
+        let since = range("2026-01-01T00:00:00Z", "");
+        assert!(daily.fits(&since, &by("Europe/Berlin")) && !daily.fits(&since, &by("Europe/Paris")));
+        assert!(!daily.fits(&since, &by("UTC")) && daily.fits(&since, &RollupBy::default()));
+        assert!(hourly().fits(&since, &by("Europe/Paris")) && !hourly().fits(&since, &by("Asia/Kathmandu")));
+    }
+
+    #[test]
     fn the_cheapest_rollup_needs_no_records_then_few_fields_then_long_windows() {
-        let all = [HOURLY_BY_REFERENCE, HOURLY, DAILY];
+        let all = [hourly_by_reference(), hourly(), daily("UTC")];
         let by = RollupBy { destination_id: true, ..RollupBy::default() };
         for (start, end, chosen) in [
             ("", "", 2),

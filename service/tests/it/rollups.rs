@@ -14,19 +14,19 @@ use crate::{
 fn rollups() -> Value {
     json!([
         {"name": "hourly", "window": "1h", "groupBy": ["destinationId"]},
-        {"name": "sources", "window": "1d", "groupBy": ["reference"], "distinct": "sourceId"},
+        {"name": "sources", "window": "1d", "timeZone": "Europe/Berlin", "groupBy": ["reference"], "distinct": "sourceId"},
     ])
 }
 
 /// A key of a row: group, window and sign.
 type Row = (String, String, bool);
 
-/// Records over five hours and eleven sources.
+/// Records over five hours, the last of which belongs to the next day in Berlin, and eleven sources.
 fn load(prefix: &str, start: usize, n: usize) -> Load {
     let mut load = Load::from(prefix, start, n);
     for record in &mut load.records {
         let n = record["attributes"]["n"].as_u64().unwrap();
-        record["time"] = format!("2026-01-31T{:02}:59:59.999999Z", n % 5).into();
+        record["time"] = format!("2026-01-31T{:02}:59:59.999999Z", 19 + n % 5).into();
         record["sourceId"] = format!("source-{}", n % 11).into();
     }
     load
@@ -73,18 +73,24 @@ async fn check(pipeline: &Pipeline, loads: &[&Load]) {
     for (name, expected) in [
         (
             "hourly",
-            by_hand(loads, |record| (text(record, "destinationId"), record["time"].as_str().unwrap()[11..13].into())),
+            by_hand(loads, |record| {
+                (text(record, "destinationId"), format!("31 {}", &record["time"].as_str().unwrap()[11..13]))
+            }),
         ),
         (
             "sources",
-            by_hand(loads, |record| (text(record, "reference") + " " + &text(record, "sourceId"), "00".into())),
+            by_hand(loads, |record| {
+                let is_next_day = &record["time"].as_str().unwrap()[11..13] == "23";
+                let day = if is_next_day { "01 00" } else { "31 00" };
+                (text(record, "reference") + " " + &text(record, "sourceId"), day.into())
+            }),
         ),
     ] {
         let rows: Vec<(String, String, bool, i64, String)> = sqlx::query_as(
             "select trim(concat_ws(' ', nullif(destination_id, ''), nullif(t.reference, ''), nullif(source_id, ''))),
-                    to_char(window_start, 'HH24'), positive, sum(count)::bigint, sum(sum)::text
+                    to_char(window_start, 'DD HH24'), positive, sum(count)::bigint, sum(sum)::text
              from rollup_totals t join rollups r on r.id = rollup_id
-             where r.name = $1 and r.removed is null and window_start >= '2026-01-31' and window_start < '2026-02-01'
+             where r.name = $1 and r.removed is null and window_start >= '2026-01-31' and window_start < '2026-02-02'
              group by 1, 2, 3",
         )
         .bind(name)

@@ -8,24 +8,27 @@ pub(super) struct Declared {
     pub(super) seconds: i32,
     pub(super) group_by: &'static [&'static str],
     pub(super) distinct: bool,
+    pub(super) zone: &'static str,
 }
 
-const HOURLY: Declared = Declared { name: "hourly", seconds: 3_600, group_by: &["destinationId"], distinct: false };
+pub(super) const HOURLY: Declared =
+    Declared { name: "hourly", seconds: 3_600, group_by: &["destinationId"], distinct: false, zone: "UTC" };
 
 impl World {
     /// Declares a complete rollup. The first half of each shard's records is built, the others are counted as by commits.
     /// Must not run beside a writer.
     pub(super) async fn declare(&self, declared: Declared) {
-        let Declared { name, seconds, group_by, distinct } = declared;
+        let Declared { name, seconds, group_by, distinct, zone } = declared;
         sqlx::query("update shards set policy_version = 1").execute(&self.pool).await.expect("version");
         let id: i32 = sqlx::query_scalar(
-            "insert into rollups (name, window_seconds, group_by, distinct_source, version) values ($1, $2, $3, $4, 1)
-             returning id",
+            "insert into rollups (name, window_seconds, group_by, distinct_source, time_zone, version)
+             values ($1, $2, $3, $4, $5, 1) returning id",
         )
         .bind(name)
         .bind(seconds)
         .bind(group_by)
         .bind(distinct)
+        .bind(zone)
         .fetch_one(&self.pool)
         .await
         .expect("declare");
@@ -36,7 +39,8 @@ impl World {
              insert into rollup_totals (rollup_id, shard, built, positive, window_start, count, destination_id, reference,
                                         source_id, unit, sum)
              select r.id, s.shard, s.seq < b.until_seq, s.positive,
-                    date_bin(make_interval(secs => r.window_seconds), s.time, timestamptz '1970-01-01 00:00:00+00'), count(*),
+                    date_bin(make_interval(secs => r.window_seconds), s.time at time zone r.time_zone at time zone 'UTC',
+                        timestamptz '1970-01-01 00:00:00+00'), count(*),
                     case when 'destinationId' = any(r.group_by) then s.destination_id else '' end,
                     case when 'reference' = any(r.group_by) then s.reference else '' end,
                     case when r.distinct_source or 'sourceId' = any(r.group_by) then s.source_id else '' end, s.unit,

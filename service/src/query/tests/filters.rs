@@ -116,7 +116,10 @@ impl Check<'_> {
     }
 
     async fn rollup(&self, filters: &Filters) -> Result<(), String> {
-        let window = filters.window.map_or_else(String::new, |(name, _)| format!("&window={name}"));
+        let window = filters.window.map_or_else(String::new, |window| {
+            let zone = window.zone.map_or_else(String::new, |zone| format!("&timeZone={zone}"));
+            format!("&window={}{zone}", window.name)
+        });
         let groups = filters.groups.iter().fold(String::new(), |all, name| format!("{all}&groupBy={name}"));
         let distinct = if filters.distinct { "&distinct=sourceId" } else { "" };
         let path = format!("/records/rollups?{}{window}{groups}{distinct}", filters.query());

@@ -114,7 +114,8 @@ impl Row<'_> {
                  insert into rollup_totals (rollup_id, shard, built, positive, window_start, count, destination_id,
                                             reference, source_id, unit, sum)
                  select id, $1, false, $4,
-                        date_bin(make_interval(secs => window_seconds), $3, timestamptz '1970-01-01 00:00:00+00'), 1,
+                        date_bin(make_interval(secs => window_seconds), $3 at time zone time_zone at time zone 'UTC',
+                            timestamptz '1970-01-01 00:00:00+00'), 1,
                         case when 'destinationId' = any(group_by) then $7 else '' end,
                         case when 'reference' = any(group_by) then $8 else '' end,
                         case when distinct_source or 'sourceId' = any(group_by) then $6 else '' end, $9, $10::numeric

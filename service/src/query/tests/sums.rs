@@ -107,6 +107,9 @@ async fn rollups_count_windows_and_distinct_sources(pool: PgPool) {
     let days = world.get("/records/rollups?window=1d").await;
     assert!(days["items"][0].get("distinctSourceIds").is_none(), "nobody asked for them");
     assert_eq!(days["items"][0]["windowStart"], "1969-12-31T00:00:00Z", "aligned to UTC, before 1970 as well");
+    let days = world.get("/records/rollups?window=1d&timeZone=America/New_York").await;
+    assert_eq!(days["items"][0]["windowStart"], "1969-12-31T05:00:00Z");
+    assert_eq!(days["items"][0]["windowEnd"], "1970-01-01T05:00:00Z");
     let both = world.get("/records/rollups?groupBy=sourceId,unit&groupBy=type&groupBy=reference").await;
     assert_eq!(both["items"].as_array().expect("items").len(), 3);
     let row = &both["items"][1];
@@ -133,6 +136,10 @@ async fn rollups_count_windows_and_distinct_sources(pool: PgPool) {
     assert_eq!(world.get("/records/rollups?reference=none").await["items"], serde_json::json!([]));
     assert_eq!(world.refusal("/records/rollups?groupBy=colour").await.1, "invalid_parameter");
     assert_eq!(world.refusal("/records/rollups?window=2m").await.0, 400);
+    for query in ["window=1h&timeZone=Europe/Berlin", "timeZone=Europe/Berlin", "window=1d&timeZone=Europe/Nowhere"] {
+        let refusal = world.refusal(&format!("/records/rollups?{query}")).await;
+        assert_eq!((refusal.0, &*refusal.1), (400, "invalid_parameter"), "{query}");
+    }
     let (status, _) = world.send("GET", "/records/rollups", "image/png").await;
     assert_eq!(status, 406);
 }

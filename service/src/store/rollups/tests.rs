@@ -106,6 +106,44 @@ async fn a_build_adds_each_record_below_the_first_of_the_declaring_version_once(
 }
 
 #[tokio::test]
+async fn a_build_uses_the_days_of_the_rollup_s_time_zone() {
+    let test = TestPipeline::new("shards: 2").await;
+    register(&test, "").await;
+    let daily = r#"{"name": "a", "window": "1d", "timeZone": "Europe/Berlin"}"#;
+    register(&test, daily).await;
+    execute(&test, RECORDS).await;
+    // The days on which clocks change have 23 and 25 hours.
+    execute(
+        &test,
+        "update records set time = case when seq <= 40
+             then timestamptz '2026-03-28 22:30:00+00' + seq * interval '40 minutes'
+             else timestamptz '2026-10-24 21:30:00+00' + (seq - 60) * interval '90 minutes' end",
+    )
+    .await;
+    build_all(&test, 7).await;
+    let days = text(
+        &test,
+        "select string_agg(concat_ws(' ', window_start::date, count), ', ' order by window_start) from (
+             select window_start, sum(count) as count from rollup_totals where built group by 1) t",
+    )
+    .await;
+    let expected = text(
+        &test,
+        "select string_agg(concat_ws(' ', day, count), ', ' order by day) from (
+             select (time at time zone 'Europe/Berlin')::date as day, count(*) as count
+             from records where seq < 81 group by 1) t",
+    )
+    .await;
+    assert_eq!(days, expected);
+    assert!(days.starts_with("2026-03-29 35, 2026-03-30 5, "), "{days}");
+    // Another zone is another rollup; UTC by its name is not.
+    register(&test, r#"{"name": "a", "window": "1d", "timeZone": "Europe/Paris"}"#).await;
+    register(&test, r#"{"name": "a", "window": "1d", "timeZone": "UTC"}"#).await;
+    register(&test, r#"{"name": "a", "window": "1d"}"#).await;
+    assert_eq!(text(&test, IDS).await, "1 a 2 3, 2 a 3 4, 3 a 4");
+}
+
+#[tokio::test]
 async fn a_removed_rollup_is_deleted_once_every_shard_runs_a_version_without_it() {
     let test = TestPipeline::new("shards: 2").await;
     register(&test, "").await;

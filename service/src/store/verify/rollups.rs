@@ -3,7 +3,15 @@
 use futures::TryStreamExt as _;
 
 use super::{Differences, Scope, Verification};
-use crate::store::Error;
+use crate::{domain::Zone, store::Error};
+
+/// The zones of declared rollups, as columns: their names, and their rules as literals of arrays.
+#[derive(Default)]
+struct Zones {
+    names: Vec<String>,
+    transitions: Vec<String>,
+    offsets: Vec<String>,
+}
 
 impl Verification {
     /// Compares the rows of each declared rollup with the records that they count: in the built part those that the build
@@ -20,12 +28,16 @@ impl Verification {
         if scope.since.is_some() || !has_any.fetch_one(&mut *self.snapshot).await? {
             return Ok(());
         }
+        let zones = self.zones_of_rollups().await?;
         let mut rows = sqlx::query!(
-            r#"with parts as (
-                   select r.*, s.shard, coalesce(b.next_seq, 0) as next_seq, live.from_seq,
+            r#"with zones as (
+                   select name, transitions::timestamptz[] as transitions, offsets::int[] as offsets
+                   from unnest($2::text[], $3::text[], $4::text[]) as z (name, transitions, offsets)
+               ), parts as (
+                   select r.*, z.transitions, z.offsets, s.shard, coalesce(b.next_seq, 0) as next_seq, live.from_seq,
                           'destinationId' = any(group_by) as by_destination, 'reference' = any(group_by) as by_reference,
                           'sourceId' = any(group_by) or distinct_source as by_source
-                   from rollups r cross join shards s
+                   from rollups r join zones z on z.name = r.time_zone cross join shards s
                    left join rollup_builds b on b.rollup_id = r.id and b.shard = s.shard
                    cross join lateral (
                        select min(from_seq) as from_seq from shard_policies p
@@ -34,8 +46,8 @@ impl Verification {
                    where r.removed is null and ($1::int[] is null or s.shard = any($1))
                ), derived as (
                    select p.id as rollup_id, p.shard, c.seq < p.from_seq as built, c.positive,
-                          date_bin(make_interval(secs => p.window_seconds), c.time, timestamptz '1970-01-01 00:00:00+00')
-                              as window_start,
+                          date_bin(make_interval(secs => p.window_seconds), local_time(c.time, p.transitions, p.offsets),
+                              timestamptz '1970-01-01 00:00:00+00') as window_start,
                           case when p.by_destination then c.destination_id else '' end as destination_id,
                           case when p.by_reference then c.reference else '' end as reference,
                           case when p.by_source then c.source_id else '' end as source_id,
@@ -56,7 +68,10 @@ impl Verification {
                full join stored t using (rollup_id, shard, built, positive, window_start, destination_id, reference, source_id, unit)
                left join rollups r on r.id = rollup_id
                where (d.count, d.sum) is distinct from (t.count, t.sum)"#,
-            scope.numbers() as Option<Vec<i32>>
+            scope.numbers() as Option<Vec<i32>>,
+            &zones.names,
+            &zones.transitions,
+            &zones.offsets,
         )
         .fetch(&mut *self.snapshot);
         let shown = |count: Option<i64>, sum: Option<String>| match count.zip(sum) {
@@ -74,5 +89,20 @@ impl Verification {
             differences.add("rollup", place, shown(row.derived, row.derived_sum), shown(row.stored, row.stored_sum));
         }
         Ok(())
+    }
+
+    async fn zones_of_rollups(&mut self) -> Result<Zones, Error> {
+        let names =
+            sqlx::query_scalar!("select distinct time_zone from rollups").fetch_all(&mut *self.snapshot).await?;
+        let mut zones = Zones::default();
+        for name in names {
+            let rules = Zone::named(&name).map_err(|unknown| Error::Refused(unknown.to_string()))?.arguments();
+            let transitions: Vec<String> = rules.transitions.iter().map(|at| crate::domain::render_time(*at)).collect();
+            let offsets: Vec<String> = rules.offsets.iter().map(i32::to_string).collect();
+            zones.names.push(name);
+            zones.transitions.push(format!("{{{}}}", transitions.join(",")));
+            zones.offsets.push(format!("{{{}}}", offsets.join(",")));
+        }
+        Ok(zones)
     }
 }

@@ -2,10 +2,14 @@
 
 use std::fmt::Write as _;
 
+use chrono_tz::Tz;
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use rust_decimal::Decimal;
 
-use super::super::{declared::Declared, *};
+use super::super::{
+    declared::{Declared, HOURLY},
+    *,
+};
 
 /// Random combinations of filters.
 pub(super) const CASES: usize = 500;
@@ -15,18 +19,55 @@ const ARRIVING: usize = CASES;
 pub(super) const RECORDS: usize = BEFORE + ARRIVING;
 const DESTINATIONS: [&str; 5] = ["a", "b c", "d/é", "e", "f"];
 const UNITS: [&str; 3] = ["EUR", "USD", "min"];
-const WINDOWS: [(&str, i64); 5] = [("1m", 60), ("5m", 300), ("15m", 900), ("1h", 3_600), ("1d", 86_400)];
+const WINDOWS: [Window; 8] = [
+    Window { name: "1m", seconds: 60, zone: None },
+    Window { name: "5m", seconds: 300, zone: None },
+    Window { name: "15m", seconds: 900, zone: None },
+    Window { name: "1h", seconds: 3_600, zone: None },
+    Window { name: "1d", seconds: 86_400, zone: None },
+    Window { name: "1d", seconds: 86_400, zone: Some(Tz::Europe__Berlin) },
+    Window { name: "1d", seconds: 86_400, zone: Some(Tz::America__New_York) },
+    Window { name: "1d", seconds: 86_400, zone: Some(Tz::Asia__Kathmandu) },
+];
 pub(super) const GROUPS: [&str; 5] = ["destinationId", "reference", "sourceId", "type", "unit"];
 
 /// Declared rollups, of which a random part is complete. The records that are stored before are built in part.
-pub(super) const DECLARED: [Declared; 6] = [
-    Declared { name: "daily", seconds: 86_400, group_by: &[], distinct: false },
-    Declared { name: "hourly", seconds: 3_600, group_by: &["destinationId"], distinct: false },
-    Declared { name: "minutes", seconds: 60, group_by: &["destinationId", "reference"], distinct: false },
-    Declared { name: "users", seconds: 3_600, group_by: &["destinationId"], distinct: true },
-    Declared { name: "sources", seconds: 86_400, group_by: &["reference", "sourceId"], distinct: false },
-    Declared { name: "all", seconds: 60, group_by: &["destinationId", "reference", "sourceId"], distinct: true },
+pub(super) const DECLARED: [Declared; 8] = [
+    Declared { name: "daily", seconds: 86_400, group_by: &[], ..HOURLY },
+    Declared { name: "berlin", seconds: 86_400, zone: "Europe/Berlin", ..HOURLY },
+    Declared { name: "nepal", seconds: 86_400, group_by: &[], zone: "Asia/Kathmandu", distinct: true },
+    HOURLY,
+    Declared { name: "minutes", seconds: 60, group_by: &["destinationId", "reference"], ..HOURLY },
+    Declared { name: "users", distinct: true, ..HOURLY },
+    Declared { name: "sources", seconds: 86_400, group_by: &["reference", "sourceId"], ..HOURLY },
+    Declared {
+        name: "all",
+        seconds: 60,
+        group_by: &["destinationId", "reference", "sourceId"],
+        distinct: true,
+        ..HOURLY
+    },
 ];
+
+/// A window of a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Window {
+    pub(super) name: &'static str,
+    seconds: i64,
+    /// The zone of its days: by another library than the product uses.
+    pub(super) zone: Option<Tz>,
+}
+
+impl Window {
+    fn start(&self, at: DateTime<Utc>) -> DateTime<Utc> {
+        let Some(zone) = self.zone else {
+            let start = at.timestamp().div_euclid(self.seconds) * self.seconds;
+            return DateTime::from_timestamp(start, 0).expect("a time");
+        };
+        let midnight = at.with_timezone(&zone).date_naive().and_time(chrono::NaiveTime::MIN);
+        midnight.and_local_timezone(zone).single().expect("one midnight").to_utc()
+    }
+}
 
 /// A record that will be stored.
 #[derive(Debug, Clone)]
@@ -83,12 +124,18 @@ impl Planned {
     }
 }
 
-/// A minute of two days, at its edges: just before, at, just after it, or between.
+/// A minute of two days, at its edges: just before, at, just after it, or between. Also the edges of the two days on which
+/// clocks change in Berlin.
 fn instants() -> impl Strategy<Value = DateTime<Utc>> {
     let minutes = select(vec![0_i64, 1, 4, 5, 15, 59, 60, 61, 1_439, 1_440, 1_441]);
+    let of_days = (Just("2026-01-31T00:00:00Z"), minutes);
+    let of_changes = (
+        select(vec!["2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", "2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z"]),
+        select(vec![-60_i64, 0, 60]),
+    );
     let micros = select(vec![-1_i64, 0, 1, 30_000_000]);
-    (minutes, micros).prop_map(|(minutes, micros)| {
-        time("2026-01-31T00:00:00Z") + chrono::TimeDelta::minutes(minutes) + chrono::TimeDelta::microseconds(micros)
+    (prop_oneof![of_days, of_changes], micros).prop_map(|((from, minutes), micros)| {
+        time(from) + chrono::TimeDelta::minutes(minutes) + chrono::TimeDelta::microseconds(micros)
     })
 }
 
@@ -129,7 +176,7 @@ pub(super) struct Filters {
     pub(super) distinct: bool,
     /// The names of the complete rollups.
     pub(super) declared: Vec<&'static str>,
-    pub(super) window: Option<(&'static str, i64)>,
+    pub(super) window: Option<Window>,
     pub(super) groups: Vec<&'static str>,
     pub(super) limit: u32,
 }
@@ -236,10 +283,7 @@ impl Filters {
 
     /// The window and the group of a record in a rollup.
     pub(super) fn group(&self, record: &Planned) -> Vec<String> {
-        let window = self.window.map(|(_, length)| {
-            let start = record.time.timestamp().div_euclid(length) * length;
-            crate::domain::render_time(DateTime::from_timestamp(start, 0).expect("a time"))
-        });
+        let window = self.window.map(|window| crate::domain::render_time(window.start(record.time)));
         window
             .into_iter()
             .chain(GROUPS.iter().filter(|name| self.groups.contains(name)).map(|name| record.field(name).to_owned()))
