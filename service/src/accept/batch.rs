@@ -104,7 +104,7 @@ impl Batch<'_> {
                     None
                 }
                 Ok(Some(Line::TooLong)) => {
-                    let detail = "is larger than 16 KiB; if it has more than one record, end each with a line recent (curl's -d \
+                    let detail = "is larger than 16 KiB; if it has more than one record, end each with a line feed (curl's -d \
                                   removes line feeds, --data-binary keeps them)";
                     self.reject(index, None, &Invalid::new(code::TOO_LARGE, "", detail));
                     None
@@ -115,7 +115,7 @@ impl Batch<'_> {
                 }
                 Err(LineError::Read(error)) => Some(body::unreadable(&error)),
                 Err(LineError::Endless) => {
-                    let detail = "a line is longer than 16 MiB; end each record with a line recent (curl's -d removes line feeds, \
+                    let detail = "a line is longer than 16 MiB; end each record with a line feed (curl's -d removes line feeds, \
                                   --data-binary keeps them)";
                     Some(Failure::new(413, "too_large", detail))
                 }

@@ -65,7 +65,7 @@ pub(super) fn explained(json: &[u8], invalid: Invalid) -> Invalid {
         code::INVALID_JSON if !invalid.pointer.is_empty() => return invalid,
         code::INVALID_JSON if is_utf16(json) => UTF_16,
         code::INVALID_JSON if has_several(json) => {
-            "has more than one JSON object; end each record with a line recent, and send many to /records/batch. curl's -d \
+            "has more than one JSON object; end each record with a line feed, and send many to /records/batch. curl's -d \
              removes line feeds, --data-binary keeps them"
         }
         code::WRONG_TYPE if invalid.pointer.is_empty() && is_array => {
