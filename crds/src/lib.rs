@@ -10,6 +10,8 @@ mod decimal;
 mod deploy;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod filter;
+#[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
+mod limits;
 mod manifest;
 mod quantity;
 mod reason;
@@ -37,6 +39,7 @@ pub use deploy::{
     Resources, Serve, ServeAutoscaling, Service, ServiceType, Work,
 };
 pub use filter::{Filter, Prefixes, RecordType};
+pub use limits::{Limits, RateLimits};
 pub use manifest::{ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, ParseError, RecordPipeline};
 pub use quantity::{InvalidQuantity, Quantity};
 pub use reason::Reason;

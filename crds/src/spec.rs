@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     DecimalString,
     deploy::{DeletionPolicy, Jobs, NetworkPolicy, PullPolicy, Serve, Verify, Work},
+    limits::Limits,
     rollups::Rollup,
     sinks::Sink,
     status::RecordPipelineStatus,
@@ -92,6 +93,10 @@ pub struct RecordPipelineSpec {
     #[serde(default = "default_backlog_limit")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub backlog_limit: u64,
+    /// How much clients may send to the paths that take records; what is more is answered with 429. Absent: no limit but
+    /// `backlogLimit`. A change is active within seconds and restarts no pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
     /// The image of the pods. A change rolls them. Absent: the operator's default image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 500))]
@@ -174,6 +179,7 @@ impl RecordPipelineSpec {
             thresholds,
             shards,
             backlog_limit,
+            limits,
             sinks,
             rollups,
             policy,
@@ -200,6 +206,7 @@ impl RecordPipelineSpec {
             thresholds: thresholds.clone(),
             shards: *shards,
             backlog_limit: *backlog_limit,
+            limits: *limits,
             sinks: sinks.clone(),
             rollups: rollups.clone(),
             policy: policy.clone(),

@@ -92,6 +92,9 @@ impl RecordPipelineSpec {
         if !(1..=1_000_000_000).contains(&self.backlog_limit) {
             found.add("spec.backlogLimit", "must be between 1 and 1,000,000,000");
         }
+        if let Some(limits) = &self.limits {
+            limits.check(found);
+        }
         if self.image.as_ref().is_some_and(|image| !is_word(image, 500)) {
             found.add("spec.image", "must be 1 to 500 characters without spaces");
         }

@@ -62,7 +62,7 @@ fn the_spec_for_pods_has_only_the_fields_that_concern_them() {
     let text = manifest(
         "name: a",
         "threshold: '1', thresholds: {a: '2'}, replicas: 0, autoscaling: {minReplicas: 1, maxReplicas: 2, targetBacklog: 9}, \
-         shards: 4, backlogLimit: 7, image: a, imagePullPolicy: Never, imagePullSecrets: [a], \
+         shards: 4, backlogLimit: 7, limits: {perKey: {bytesInFlight: 1}}, image: a, imagePullPolicy: Never, imagePullSecrets: [a], \
          sinks: [{name: a, event: Alert, redisStream: {}}], rollups: [{name: a, window: 1m}], policy: {minimumTotal: '0'}, \
          redis: {urlSecretRef: {name: a, key: k}}, postgres: {urlSecretRef: {name: b, key: k}}, \
          auth: {bootstrapKeySecretRef: {name: c, key: k}}, serve: {replicas: 2}, work: {pod: {}}, verify: {schedule: '@daily'}, jobs: {}, \
@@ -72,9 +72,9 @@ fn the_spec_for_pods_has_only_the_fields_that_concern_them() {
     let all: serde_json::Value = serde_json::from_str(&whole.canonical()).unwrap();
     let for_pods: serde_json::Value = serde_json::from_str(&whole.for_pods().canonical()).unwrap();
     let (all, for_pods) = (all.as_object().unwrap(), for_pods.as_object().unwrap());
-    assert_eq!(all.len(), 23, "set a new field above, and decide whether it concerns the pods: {all:?}");
+    assert_eq!(all.len(), 24, "set a new field above, and decide whether it concerns the pods: {all:?}");
     let names: BTreeSet<&str> = for_pods.keys().map(String::as_str).collect();
-    let concern = "threshold thresholds shards backlogLimit sinks rollups policy redis postgres auth";
+    let concern = "threshold thresholds shards backlogLimit limits sinks rollups policy redis postgres auth";
     assert_eq!(names, concern.split(' ').collect());
     assert!(for_pods.iter().all(|(name, value)| all[name] == *value), "as they were written");
     assert_eq!(whole.for_pods().for_pods(), whole.for_pods());
@@ -157,6 +157,16 @@ const RULES: &[Rule] = &[
         kept: "backlogLimit: 1000000000",
         broken: "backlogLimit: 1000000001",
         message: "spec.backlogLimit: must be between",
+    },
+    Rule {
+        kept: "limits: {perKey: {requestsPerSecond: 1}, pipeline: {bytesInFlight: 1000000000000}}",
+        broken: "limits: {perKey: {requestsPerSecond: 0}}",
+        message: "spec.limits.perKey.requestsPerSecond: must be between",
+    },
+    Rule {
+        kept: "limits: {}",
+        broken: "limits: {pipeline: {bytesInFlight: 1000000000001}}",
+        message: "spec.limits.pipeline.bytesInFlight: must be between",
     },
     Rule { kept: "image: a/b:1", broken: "image: 'a b'", message: "spec.image: must be" },
     Rule { kept: "replicas: 0", broken: "replicas: 257", message: "spec.replicas: must be at most 256" },

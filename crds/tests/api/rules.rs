@@ -149,6 +149,16 @@ const RULES: &[Rule] = &[
         broken: "backlogLimit: 1000000001",
         message: "spec.backlogLimit: Invalid value",
     },
+    Rule {
+        kept: "limits: {perKey: {requestsPerSecond: 1}, pipeline: {bytesInFlight: 1000000000000}}",
+        broken: "limits: {perKey: {requestsPerSecond: 0}}",
+        message: "spec.limits.perKey.requestsPerSecond: Invalid value",
+    },
+    Rule {
+        kept: "limits: {}",
+        broken: "limits: {pipeline: {bytesInFlight: 1000000000001}}",
+        message: "spec.limits.pipeline.bytesInFlight: Invalid value",
+    },
     Rule { kept: "replicas: 0", broken: "replicas: 257", message: "spec.replicas: Invalid value" },
     Rule { kept: "replicas: null", broken: "replicas: -1", message: "spec.replicas: Invalid value" },
     Rule {
