@@ -446,6 +446,8 @@ create table api_keys (
     -- The sources and destinations that it is limited to: JSON arrays of {"exact": id} and {"prefix": text}. []: any.
     source_ids      text        not null default '[]',
     destination_ids text        not null default '[]',
+    -- Its own limits of what it may send: JSON as in spec.limits.perKey. {}: those of the manifest only.
+    rate_limits     text        not null default '{}',
     created_at      timestamptz not null default now(),
     expires_at      timestamptz,
     revoked_at      timestamptz

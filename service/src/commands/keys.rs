@@ -1,6 +1,7 @@
 //! `millrace keys`: create, list, rotate and revoke API keys.
 
 use chrono::{DateTime, Utc};
+use millrace_crds::RateLimits;
 
 use crate::{
     config::Place,
@@ -37,6 +38,8 @@ enum Action {
         /// When it expires, such as 2027-01-31T00:00:00Z; never, unless given
         #[arg(long, value_name = "TIME", value_parser = parse_time)]
         expires_at: Option<DateTime<Utc>>,
+        #[command(flatten)]
+        limits: LimitArgs,
     },
     /// List all keys and their secrets' ids, without the secrets themselves
     List,
@@ -55,6 +58,27 @@ enum Action {
     },
 }
 
+/// Limits of a new key.
+#[derive(Debug, clap::Args)]
+struct LimitArgs {
+    /// Most requests a second, at most spec.limits.perKey.requestsPerSecond
+    #[arg(long, value_name = "N")]
+    requests_per_second: Option<u64>,
+    /// Most records a second, at most spec.limits.perKey.recordsPerSecond
+    #[arg(long, value_name = "N")]
+    records_per_second: Option<u64>,
+    /// Most bytes of request bodies at once, at most spec.limits.perKey.bytesInFlight
+    #[arg(long, value_name = "N")]
+    bytes_in_flight: Option<u64>,
+}
+
+impl From<LimitArgs> for RateLimits {
+    fn from(args: LimitArgs) -> Self {
+        let LimitArgs { requests_per_second, records_per_second, bytes_in_flight } = args;
+        Self { requests_per_second, records_per_second, bytes_in_flight }
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -70,8 +94,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 async fn act(store: &Store, action: Action) -> anyhow::Result<()> {
     match action {
-        Action::Create { name, scopes, source_ids, destination_ids, expires_at } => {
-            let key = KeyWishes { name, scopes, source_ids, destination_ids, expires_at }.key().map_err(flag)?;
+        Action::Create { name, scopes, source_ids, destination_ids, expires_at, limits } => {
+            let rate_limits = limits.into();
+            let wishes = KeyWishes { name, scopes, source_ids, destination_ids, rate_limits, expires_at };
+            let active = store.newest().await?.and_then(|newest| newest.spec.limits);
+            let key = wishes.key(active).map_err(flag)?;
             let secret = FreshSecret::random();
             store.create_key(&key, secret.stored(), &actor()).await??;
             let scopes: Vec<&str> = key.scopes.iter().map(|scope| scope.as_str()).collect();
@@ -114,6 +141,11 @@ fn list(key: &ApiKey) {
             say!("\t{field}\t{pattern}");
         }
     }
+    for (field, limit) in key.rate_limits.fields() {
+        if let Some(limit) = limit {
+            say!("\t{field}\t{limit}");
+        }
+    }
     for secret in &key.secrets {
         let used =
             secret.last_used_at.map_or_else(|| "never used".to_owned(), |at| format!("used {}", render_time(at)));
@@ -129,6 +161,9 @@ fn flag(broken: BrokenRule) -> anyhow::Error {
         "scopes" => "--scope",
         "sourceIds" => "--source-id",
         "destinationIds" => "--destination-id",
+        "limits/requestsPerSecond" => "--requests-per-second",
+        "limits/recordsPerSecond" => "--records-per-second",
+        "limits/bytesInFlight" => "--bytes-in-flight",
         _ => "--name",
     };
     anyhow::anyhow!("{flag} {rule}")

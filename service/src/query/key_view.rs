@@ -1,5 +1,6 @@
 //! API keys as the API takes and returns them: never with a secret, but in the answer that makes it.
 
+use millrace_crds::RateLimits;
 use poem_openapi::{Object, Union, types::Example};
 use serde::Serialize;
 
@@ -69,8 +70,41 @@ pub(super) struct KeyRequest {
     /// The destinations whose records it may send and read, at most 100 patterns; empty: any.
     #[oai(default)]
     pub destination_ids: Vec<Pattern>,
+    /// Its own limits of what it may send; absent: those of the manifest only.
+    pub limits: Option<KeyLimits>,
     /// When it expires; absent: never.
     pub expires_at: Option<Time>,
+}
+
+/// Limits of what a key may send. The processes that serve divide each among themselves. Absent fields: those of the
+/// manifest only.
+#[derive(Debug, Clone, Default, Object, Serialize)]
+#[oai(rename_all = "camelCase", deny_unknown_fields, skip_serializing_if_is_none)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct KeyLimits {
+    /// Most requests a second, at most that of the manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<u64>,
+    /// Most records a second, at most that of the manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub records_per_second: Option<u64>,
+    /// Most bytes of request bodies at once, at most that of the manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_in_flight: Option<u64>,
+}
+
+impl From<RateLimits> for KeyLimits {
+    fn from(limits: RateLimits) -> Self {
+        let RateLimits { requests_per_second, records_per_second, bytes_in_flight } = limits;
+        Self { requests_per_second, records_per_second, bytes_in_flight }
+    }
+}
+
+impl From<KeyLimits> for RateLimits {
+    fn from(limits: KeyLimits) -> Self {
+        let KeyLimits { requests_per_second, records_per_second, bytes_in_flight } = limits;
+        Self { requests_per_second, records_per_second, bytes_in_flight }
+    }
 }
 
 impl From<KeyRequest> for KeyWishes {
@@ -81,6 +115,7 @@ impl From<KeyRequest> for KeyWishes {
             scopes: request.scopes,
             source_ids: patterns(request.source_ids),
             destination_ids: patterns(request.destination_ids),
+            rate_limits: request.limits.map(RateLimits::from).unwrap_or_default(),
             expires_at: request.expires_at.map(|time| time.0),
         }
     }
@@ -129,6 +164,9 @@ pub(super) struct Key {
     pub source_ids: Vec<Pattern>,
     /// The destinations that it is limited to; empty: any.
     pub destination_ids: Vec<Pattern>,
+    /// Its own limits of what it may send; absent: those of the manifest only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<KeyLimits>,
     /// When it was created.
     pub created_at: Time,
     /// When it expires; absent: never.
@@ -149,6 +187,7 @@ impl From<ApiKey> for Key {
             scopes: key.scopes,
             source_ids: key.source_ids.into_iter().map(Pattern::from).collect(),
             destination_ids: key.destination_ids.into_iter().map(Pattern::from).collect(),
+            limits: (!key.rate_limits.is_empty()).then(|| key.rate_limits.into()),
             created_at: Time(key.created_at),
             expires_at: key.expires_at.map(Time),
             revoked_at: key.revoked_at.map(Time),
@@ -171,6 +210,7 @@ impl Example for Key {
             scopes: vec!["ingest".to_owned(), "read".to_owned()],
             source_ids: vec![IdPattern::Exact(crate::domain::Text::stored("shop-7")).into()],
             destination_ids: vec![IdPattern::Prefix(crate::domain::Text::stored("account-")).into()],
+            limits: Some(KeyLimits { records_per_second: Some(1_000), ..KeyLimits::default() }),
             created_at: Time::example(),
             expires_at: None,
             revoked_at: None,

@@ -33,7 +33,7 @@ impl KeysApi {
     /// Create an API key
     ///
     /// The answer has the secret; no other one has. A key with `sourceIds` or `destinationIds` is limited: it sends and reads
-    /// records of these only. Every process accepts it within two seconds.
+    /// records of these only. With `limits` it sends no more than these; each is at most that of the manifest. Every process accepts it within two seconds.
     #[oai(path = "/keys", method = "post", operation_id = "createKey")]
     async fn create(
         &self,
@@ -41,7 +41,7 @@ impl KeysApi {
         caller: Administrator,
         body: Json<KeyRequest>,
     ) -> Result<Answer<KeyWithSecret, 201>, Failure> {
-        let key = KeyWishes::from(body.0).key().map_err(broken)?;
+        let key = KeyWishes::from(body.0).key(app.manifest.borrow().manifest.spec.limits).map_err(broken)?;
         let fresh = FreshSecret::random();
         app.store.create_key(&key, fresh.stored(), &caller.0).await?.map_err(refused)?;
         let actor = &caller.0.name;

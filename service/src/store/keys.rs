@@ -1,7 +1,11 @@
 //! API keys with their secrets: Postgres holds only the hashes of secrets.
 
-use chrono::{DateTime, Utc};
+mod text;
 
+use chrono::{DateTime, Utc};
+use millrace_crds::RateLimits;
+
+use self::text::{described, json, parsed};
 use super::{Actor, Error, Store, admin::note_action};
 use crate::domain::{IdPattern, Scope, Text};
 
@@ -23,6 +27,8 @@ pub struct ApiKey {
     pub source_ids: Vec<IdPattern>,
     /// The destinations that it is limited to; empty: any.
     pub destination_ids: Vec<IdPattern>,
+    /// Its own limits of what it may send.
+    pub rate_limits: RateLimits,
     /// When it was created.
     pub created_at: DateTime<Utc>,
     /// When it expires; `None`: never.
@@ -59,6 +65,8 @@ pub struct NewKey {
     pub source_ids: Vec<IdPattern>,
     /// The destinations that it is limited to; empty: any.
     pub destination_ids: Vec<IdPattern>,
+    /// Its own limits of what it may send.
+    pub rate_limits: RateLimits,
     /// When it expires; `None`: never.
     pub expires_at: Option<DateTime<Utc>>,
 }
@@ -89,6 +97,8 @@ pub struct LiveSecret {
     pub source_ids: String,
     /// The destinations that its key is limited to, as JSON.
     pub destination_ids: String,
+    /// The limits of its key of what it may send, as JSON.
+    pub rate_limits: String,
     /// For how many milliseconds its key has not expired yet; `None`: it never expires.
     pub expires_in_ms: Option<i64>,
 }
@@ -118,7 +128,7 @@ impl Store {
     pub async fn live_secrets(&self) -> Result<Vec<LiveSecret>, Error> {
         let secrets = sqlx::query_as!(
             LiveSecret,
-            r#"select s.id as secret_id, s.hash, k.id as key_id, k.name, k.scopes, k.source_ids, k.destination_ids,
+            r#"select s.id as secret_id, s.hash, k.id as key_id, k.name, k.scopes, k.source_ids, k.destination_ids, k.rate_limits,
                       (extract(epoch from k.expires_at - now()) * 1000)::bigint as expires_in_ms
                from api_keys k join api_key_secrets s on s.key_id = k.id
                where k.revoked_at is null and s.revoked_at is null and (k.expires_at is null or k.expires_at > now())"#
@@ -150,7 +160,7 @@ impl Store {
     ) -> Result<Vec<ApiKey>, Error> {
         let (after_time, after_id) = after.unzip();
         let rows = sqlx::query!(
-            "select id, name, scopes, source_ids, destination_ids, created_at, expires_at, revoked_at from api_keys
+            "select id, name, scopes, source_ids, destination_ids, rate_limits, created_at, expires_at, revoked_at from api_keys
              where ($1::timestamptz is null or (created_at, id) > ($1, $2)) and ($3::text is null or id = $3)
              order by created_at, id limit $4",
             after_time,
@@ -168,8 +178,9 @@ impl Store {
                 id: row.id,
                 name: row.name,
                 scopes: row.scopes,
-                source_ids: patterns(&row.source_ids)?,
-                destination_ids: patterns(&row.destination_ids)?,
+                source_ids: parsed(&row.source_ids)?,
+                destination_ids: parsed(&row.destination_ids)?,
+                rate_limits: parsed(&row.rate_limits)?,
                 created_at: row.created_at,
                 expires_at: row.expires_at,
                 revoked_at: row.revoked_at,
@@ -207,13 +218,14 @@ impl Store {
         let mut transaction = self.begin().await?;
         let scopes: Vec<String> = key.scopes.iter().map(|scope| scope.as_str().to_owned()).collect();
         let is_live = sqlx::query_scalar!(
-            r#"insert into api_keys (id, name, scopes, source_ids, destination_ids, expires_at)
-               values ($1, $2, $3, $4, $5, $6) returning $6::timestamptz is null or $6 > now() as "is_live!""#,
+            r#"insert into api_keys (id, name, scopes, source_ids, destination_ids, rate_limits, expires_at)
+               values ($1, $2, $3, $4, $5, $6, $7) returning $7::timestamptz is null or $7 > now() as "is_live!""#,
             key.id,
             key.name.as_str(),
             &scopes,
             json(&key.source_ids),
             json(&key.destination_ids),
+            json(&key.rate_limits),
             key.expires_at,
         )
         .fetch_one(&mut *transaction)
@@ -367,29 +379,6 @@ async fn insert_secret(connection: &mut sqlx::PgConnection, key: &str, secret: N
         .execute(connection)
         .await?;
     Ok(())
-}
-
-fn json(patterns: &[IdPattern]) -> String {
-    serde_json::to_string(patterns).unwrap_or_default()
-}
-
-fn patterns(json: &str) -> Result<Vec<IdPattern>, Error> {
-    serde_json::from_str(json).map_err(|error| Error::Sql(sqlx::Error::Decode(Box::new(error))))
-}
-
-/// A new key for the audit trail.
-fn described(key: &NewKey, scopes: &[String]) -> String {
-    let mut text = format!("key {} ({}) with scopes {}", key.id, key.name, scopes.join(", "));
-    for (field, patterns) in [("sourceIds", &key.source_ids), ("destinationIds", &key.destination_ids)] {
-        if !patterns.is_empty() {
-            let patterns: Vec<String> = patterns.iter().map(ToString::to_string).collect();
-            text += &format!("; {field} {}", patterns.join(", "));
-        }
-    }
-    if let Some(expiry) = key.expires_at {
-        text += &format!("; until {}", crate::domain::render_time(expiry));
-    }
-    text
 }
 
 #[cfg(test)]

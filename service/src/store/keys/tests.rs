@@ -16,6 +16,7 @@ fn key(id: &str) -> NewKey {
         scopes: vec![Scope::Read],
         source_ids: vec!["prefix=eu-".parse().unwrap()],
         destination_ids: Vec::new(),
+        rate_limits: RateLimits { records_per_second: Some(50), ..RateLimits::default() },
         expires_at: None,
     }
 }
@@ -47,7 +48,7 @@ async fn keys_are_active_until_they_are_revoked_and_each_action_is_audited(pool:
     assert!(store.bootstrap_key(b"second").await.expect("another"));
     assert_eq!(secrets(&store).await, ["bootstrap"]);
     let expected = [
-        "command:me keys.create key key_1 (a) with scopes read; sourceIds prefix=eu-",
+        "command:me keys.create key key_1 (a) with scopes read; sourceIds prefix=eu-; recordsPerSecond 50",
         "bootstrap keys.bootstrap key bootstrap from the environment",
         "command:me keys.revoke key key_1 (a)",
         "command:me keys.revoke key bootstrap (bootstrap)",
