@@ -4,7 +4,9 @@ use poem::{Request, web::Data};
 use poem_openapi::{ApiResponse, Object, OpenApi, Tags, param::Header, payload::Json};
 
 use super::{
-    Acceptor, batch, idempotency,
+    Acceptor, batch,
+    body::{self, Format},
+    idempotency,
     schema::{ManyRecords, OneRecord},
     single,
 };
@@ -12,6 +14,7 @@ use crate::http::{
     App,
     auth::Ingester,
     problem::{Failure, ItemError},
+    rate_limits::Admission,
 };
 
 #[derive(Tags)]
@@ -98,6 +101,12 @@ pub enum BatchTaken {
     Report(Json<BatchReport>),
 }
 
+/// Admits a request before its body is read. `bytes`: the most that it holds, and whether it passes on what it reads.
+fn admit(app: &App, caller: &Ingester, request: &Request, bytes: (usize, bool)) -> Result<Admission, Failure> {
+    let limits = app.manifest.borrow().manifest.spec.limits;
+    app.limiter.admit(limits, caller.0.rate_limits(), request, bytes)
+}
+
 #[OpenApi(tag = "Tag::Records")]
 impl RecordsApi {
     /// Send one record
@@ -107,7 +116,9 @@ impl RecordsApi {
     /// 200 processed, 409 `record_conflict` when its id is taken by other content, 422 `dead_lettered` when it could not
     /// be applied.
     ///
-    /// A record that is outside the limit of the key is a 403 `outside_limit`.
+    /// A record that is outside the limit of the key is a 403 `outside_limit`. Where limits apply to what is sent, the answer
+    /// has `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-11), and over a limit it is a 429
+    /// `rate_limited`.
     #[oai(path = "/records", method = "post", operation_id = "sendRecord")]
     #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
     async fn send_record(
@@ -129,7 +140,8 @@ impl RecordsApi {
         body: OneRecord,
     ) -> Result<Taken, Failure> {
         let key = idempotency::key(request)?;
-        single::send(app.0, acceptor.0, request, caller.0.limit(), key.as_deref(), body).await
+        let admission = admit(app.0, &caller, request, (body::RECORD_BYTES, false))?;
+        single::send(app.0, acceptor.0, request, (caller.0.limit(), &admission), key.as_deref(), body).await
     }
 
     /// Send many records
@@ -137,7 +149,8 @@ impl RecordsApi {
     /// A JSON array, or NDJSON of any length, which is answered at its end. Good items are taken whatever their
     /// neighbours are: 202 lists those that were not, each with a code. After 1,000 errors reading of NDJSON stops, and
     /// `nextIndex` says where. Nothing taken: 503 or 429 if any item may succeed later, else 422, with the same list.
-    /// Items of one shard in a JSON array are taken all or none, in order. Lines end with U+000A. `Prefer` is not taken
+    /// Items of one shard in a JSON array are taken all or none, in order, but for those of a source that has its share of a
+    /// backlog (`source_over_share`). NDJSON waits for its turn at a limit of records. Lines end with U+000A. `Prefer` is not taken
     /// here. An item that is outside the limit of the key is an error `outside_limit`; when all are, the answer is 403.
     #[oai(path = "/records/batch", method = "post", operation_id = "sendRecords")]
     #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
@@ -157,6 +170,8 @@ impl RecordsApi {
         body: ManyRecords,
     ) -> Result<BatchTaken, Failure> {
         let key = idempotency::key(request)?;
-        batch::send(app.0, acceptor.0, request, caller.0.limit(), key.as_deref(), body).await
+        let most = if body.format == Format::Json { body::BATCH_BYTES } else { batch::STREAM_BYTES };
+        let admission = admit(app.0, &caller, request, (most, body.format == Format::Ndjson))?;
+        batch::send(app.0, acceptor.0, request, (caller.0.limit(), &admission), key.as_deref(), body).await
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! Must never hold more of NDJSON than one chunk of lines, nor more of JSON than there is room for.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use chrono::{DateTime, Utc};
 use futures::future::join_all;
@@ -10,11 +13,11 @@ use poem::Request;
 use poem_openapi::payload::Json;
 
 use super::{
-    Acceptor,
+    Acceptor, Refusal,
     api::{BatchReport, BatchTaken},
     append,
     body::{self, Format, Line, LineError, Lines},
-    count_rejected, items, now, refusal,
+    count_rejected, is_over_share, items, now,
     schema::ManyRecords,
     single, traceparent,
 };
@@ -23,14 +26,17 @@ use crate::{
     http::{
         App,
         problem::{Failure, ItemError},
+        rate_limits::Admission,
     },
-    streams::Outgoing,
+    streams::{Outgoing, SourceTag},
 };
 
 /// Lines that are appended together.
 const CHUNK_LINES: u64 = 1_000;
 /// Bytes of lines that are appended together.
 const CHUNK_BYTES: usize = 256 * 1024;
+/// Most bytes of NDJSON that are held at once.
+pub(super) const STREAM_BYTES: usize = CHUNK_BYTES + body::RECORD_BYTES;
 /// Errors after which reading of NDJSON stops.
 const MOST_ERRORS: usize = 1_000;
 
@@ -45,6 +51,7 @@ struct Item {
 struct Batch<'a> {
     app: &'a App,
     limit: &'a AccessLimit,
+    admission: &'a Admission,
     key: Option<&'a str>,
     traceparent: Option<Arc<str>>,
     received_at: DateTime<Utc>,
@@ -53,7 +60,7 @@ struct Batch<'a> {
     accepted: u64,
     errors: Vec<ItemError>,
     /// The gravest retryable failure, for the status of an answer that accepts nothing.
-    retryable: Option<(u16, &'static str, &'static str)>,
+    retryable: Option<Refusal>,
 }
 
 /// Takes many records.
@@ -61,7 +68,7 @@ pub(super) async fn send(
     app: &App,
     acceptor: &Acceptor,
     request: &Request,
-    limit: &AccessLimit,
+    (limit, admission): (&AccessLimit, &Admission),
     key: Option<&str>,
     body: ManyRecords,
 ) -> Result<BatchTaken, Failure> {
@@ -69,6 +76,7 @@ pub(super) async fn send(
     let mut batch = Batch {
         app,
         limit,
+        admission,
         key,
         traceparent: traceparent(request),
         received_at: now(),
@@ -80,12 +88,12 @@ pub(super) async fn send(
     };
     match body.format {
         Format::Json => {
-            let (bytes, _room) = body::whole_batch(body.reader, &acceptor.0.room).await?;
+            let (bytes, _room) = body::whole_batch(body.reader, &acceptor.0.room, admission).await?;
             for (index, item) in (0..).zip(items::of_array(body::without_mark(&bytes))?) {
                 batch.take(index, item.get().as_bytes());
             }
             drop(bytes);
-            batch.append_held().await;
+            batch.append_held(false).await;
             batch.answer(None)
         }
         Format::Ndjson => batch.read_lines(Lines::new(body.reader)).await,
@@ -95,6 +103,7 @@ pub(super) async fn send(
 impl Batch<'_> {
     async fn read_lines(mut self, mut lines: Lines) -> Result<BatchTaken, Failure> {
         let (mut index, mut held_lines, mut held_bytes) = (0_u64, 0_u64, 0_usize);
+        let most_lines = self.admission.step(CHUNK_LINES);
         loop {
             let line = lines.next().await;
             let stopped = match line {
@@ -110,7 +119,7 @@ impl Batch<'_> {
                     None
                 }
                 Ok(None) => {
-                    self.append_held().await;
+                    self.append_held(true).await;
                     return self.answer(None);
                 }
                 Err(LineError::Read(error)) => Some(body::unreadable(&error)),
@@ -121,14 +130,14 @@ impl Batch<'_> {
                 }
             };
             if let Some(failure) = stopped {
-                self.append_held().await;
+                self.append_held(true).await;
                 lines.drain().await;
                 return self.stop(index, failure);
             }
             index += 1;
             held_lines += 1;
-            if held_lines >= CHUNK_LINES || held_bytes >= CHUNK_BYTES || self.errors.len() >= MOST_ERRORS {
-                self.append_held().await;
+            if held_lines >= most_lines || held_bytes >= CHUNK_BYTES || self.errors.len() >= MOST_ERRORS {
+                self.append_held(true).await;
                 (held_lines, held_bytes) = (0, 0);
                 self.received_at = now();
                 if self.errors.len() >= MOST_ERRORS {
@@ -152,6 +161,7 @@ impl Batch<'_> {
                     received_at: self.received_at,
                     traceparent: self.traceparent.clone(),
                     replay_of: None,
+                    source: Some(SourceTag::of(&record.source_id)),
                 };
                 let item = Item { index, record_id: record.record_id.to_string(), record: outgoing };
                 self.by_shard.entry(shard).or_default().push(item);
@@ -172,9 +182,23 @@ impl Batch<'_> {
         });
     }
 
-    /// Appends what is held: one script a shard, the shards beside each other.
-    async fn append_held(&mut self) {
+    /// Appends what is held: one script a shard, the shards beside each other. `in_turn`: waits while the limit of records
+    /// is reached.
+    async fn append_held(&mut self, in_turn: bool) {
+        self.refuse_over_share().await;
         let held = std::mem::take(&mut self.by_shard);
+        let records = held.values().map(|items| items.len() as u64).sum();
+        if records == 0 {
+            return;
+        }
+        let admitted = match in_turn {
+            true => self.admission.records_in_turn(records).await,
+            false => self.admission.records(records),
+        };
+        if let Err(limited) = admitted {
+            let names = held.into_values().flatten().map(|item| (item.index, item.record_id)).collect();
+            return self.refuse(limited.into(), names);
+        }
         let app = self.app;
         let appends = held.into_iter().map(async |(shard, items)| {
             let (names, records): (Vec<_>, Vec<_>) =
@@ -186,20 +210,46 @@ impl Batch<'_> {
                 self.accepted += names.len() as u64;
                 continue;
             };
-            let (status, code, detail) = refusal(&error);
-            count_rejected(code, names.len() as u64);
-            // Of two reasons to send again later, 503 is the graver.
-            if self.retryable.is_none_or(|(held, ..)| held < status) {
-                self.retryable = Some((status, code, detail));
+            self.refuse(Refusal::from(&error), names);
+        }
+    }
+
+    /// Refuses the held items of sources that have their share of a shard's backlog.
+    async fn refuse_over_share(&mut self) {
+        let mut over = Vec::new();
+        for (shard, items) in &mut self.by_shard {
+            let mut judged: HashMap<SourceTag, bool> = HashMap::new();
+            for source in items.iter().filter_map(|item| item.record.source) {
+                if let Entry::Vacant(place) = judged.entry(source) {
+                    place.insert(is_over_share(self.app, *shard, source).await);
+                }
             }
-            self.errors.extend(names.into_iter().map(|(index, record_id)| ItemError {
-                index,
-                record_id: Some(record_id),
-                code: code.to_owned(),
-                retryable: true,
-                pointer: None,
-                detail: detail.to_owned(),
-            }));
+            if judged.values().any(|is_over| *is_over) {
+                let is_over = |item: &mut Item| item.record.source.is_some_and(|source| judged[&source]);
+                over.extend(items.extract_if(.., is_over).map(|item| (item.index, item.record_id)));
+            }
+        }
+        if !over.is_empty() {
+            self.by_shard.retain(|_, items| !items.is_empty());
+            self.refuse(Refusal::over_share(), over);
+        }
+    }
+
+    /// Refuses items that may be taken later, by index and id.
+    fn refuse(&mut self, refusal: Refusal, items: Vec<(u64, String)>) {
+        refusal.count(items.len() as u64);
+        self.errors.extend(items.into_iter().map(|(index, record_id)| ItemError {
+            index,
+            record_id: Some(record_id),
+            code: refusal.code.to_owned(),
+            retryable: true,
+            pointer: None,
+            detail: refusal.detail.clone().into_owned(),
+        }));
+        // Of two reasons to send again later, 503 is the graver, and then the longer wait.
+        let gravity = |refusal: &Refusal| (refusal.status, refusal.retry_after);
+        if self.retryable.as_ref().is_none_or(|held| gravity(held) < gravity(&refusal)) {
+            self.retryable = Some(refusal);
         }
     }
 
@@ -229,7 +279,9 @@ impl Batch<'_> {
             return Ok(BatchTaken::Report(Json(report)));
         }
         let failure = match self.retryable {
-            Some((status, code, detail)) => Failure::new(status, code, format!("no item was confirmed: {detail}")),
+            Some(Refusal { status, code, detail, retry_after }) => {
+                Failure::new(status, code, format!("no item was confirmed: {detail}")).retry_after(retry_after)
+            }
             None if self.errors.iter().all(|error| error.code == code::OUTSIDE_LIMIT) => {
                 let detail = "nothing was taken: each item is outside the limit of this API key";
                 Failure::new(403, code::OUTSIDE_LIMIT, detail)

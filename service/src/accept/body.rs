@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::io::StreamReader;
 
-use crate::http::{guard, problem::Failure};
+use crate::http::{guard, problem::Failure, rate_limits::Admission};
 
 /// Most bytes of one record.
 pub(super) const RECORD_BYTES: usize = 16 * 1024;
@@ -147,10 +147,11 @@ impl Default for Room {
 /// Reads a whole batch; its room is taken as it grows, and held until what is answered beside it is dropped.
 ///
 /// # Errors
-/// 413 when it is longer than [`BATCH_BYTES`], 503 when others take the room; else what stopped the reading.
+/// 413 when it is longer than [`BATCH_BYTES`], 429 when a limit of bytes in flight is reached, 503 when others take the room; else what stopped the reading.
 pub(super) async fn whole_batch(
     mut reader: Reader,
     room: &Room,
+    admission: &Admission,
 ) -> Result<(Vec<u8>, Vec<OwnedSemaphorePermit>), Failure> {
     let (mut bytes, mut held, mut units) = (Vec::new(), Vec::new(), 0);
     let failure = loop {
@@ -161,6 +162,9 @@ pub(super) async fn whole_batch(
         }
         if bytes.len() + n > BATCH_BYTES {
             break too_long(BATCH_BYTES);
+        }
+        if let Err(limited) = admission.read(bytes.len() + n) {
+            break limited;
         }
         let more = (bytes.len() + n).div_ceil(ROOM_UNIT) - units;
         if more > 0 {
@@ -320,7 +324,7 @@ mod tests {
         let room = Room(Arc::new(Semaphore::new(3)));
         let read = async |bytes: usize| {
             let body: &'static [u8] = vec![b'x'; bytes].leak();
-            whole_batch(Box::pin(body), &room).await
+            whole_batch(Box::pin(body), &room, &Admission::default()).await
         };
         let first = read(2 * ROOM_UNIT).await.expect("there is room");
         assert_eq!(first.0.len(), 2 * ROOM_UNIT);

@@ -13,7 +13,7 @@ mod schema;
 mod single;
 mod wait;
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 pub use api::RecordsApi;
 pub(crate) use idempotency::derive as derived_id;
@@ -21,10 +21,14 @@ pub(crate) use idempotency::derive as derived_id;
 use crate::{
     board::of_postgres,
     domain::{ShardId, StreamPosition},
-    http::App,
+    http::{
+        App,
+        problem::Failure,
+        rate_limits::{Admission, CODE, Limited, RateLimiter},
+    },
     lifecycle::Lifecycle,
     store::{self, Error, Store},
-    streams::{AppendError, AppendSettings, Outgoing, Producer},
+    streams::{AppendError, AppendSettings, Outgoing, Producer, SourceTag},
     telemetry::trace,
 };
 
@@ -43,7 +47,14 @@ struct Inner {
 
 impl Acceptor {
     /// Starts the background tasks of accepting: the poller of outcomes, and the task that notes the counts of appends.
-    pub fn spawn(&self, store: &Store, producer: &Producer, process: &Arc<str>, lifecycle: &Lifecycle) {
+    pub fn spawn(
+        &self,
+        store: &Store,
+        producer: &Producer,
+        limiter: &RateLimiter,
+        process: &Arc<str>,
+        lifecycle: &Lifecycle,
+    ) {
         let (this, store_, soft) = (self.clone(), store.clone(), lifecycle.soft.clone());
         let heartbeat = lifecycle.heartbeats.register("serve.outcomes", Duration::from_secs(30));
         lifecycle.spawn("serve.outcomes", async move {
@@ -52,6 +63,7 @@ impl Acceptor {
         });
         let (process, soft) = (Arc::clone(process), lifecycle.soft.clone());
         let (store, producer, board) = (store.clone(), producer.clone(), lifecycle.board.clone());
+        let limiter = limiter.clone();
         lifecycle.spawn("serve.appends", async move {
             let mut failing = false;
             loop {
@@ -60,6 +72,7 @@ impl Acceptor {
                     unflushed(error);
                 }
                 failing = flushed.is_err();
+                note_processes(&store, &limiter).await;
                 let refused = flushed.as_ref().err().filter(|error| error.refuses_write());
                 board.set("serve.appends", refused.map(of_postgres));
                 if tokio::time::timeout(FLUSH, soft.cancelled()).await.is_ok() {
@@ -70,11 +83,12 @@ impl Acceptor {
     }
 
     /// Notes this process as a producer before the server accepts any request: it may die of the first. Waits for Postgres.
-    pub async fn open(&self, store: &Store, producer: &Producer, process: &str) {
+    pub async fn open(&self, store: &Store, producer: &Producer, limiter: &RateLimiter, process: &str) {
         while let Err(error) = flush(store, producer, process, false).await {
             unflushed(&error);
             tokio::time::sleep(FLUSH).await;
         }
+        note_processes(store, limiter).await;
     }
 
     /// Notes the last counts of this process, when the server accepts no request any more.
@@ -91,8 +105,21 @@ async fn flush(store: &Store, producer: &Producer, process: &str, closed: bool) 
     store::within(store.note_appends(process, || producer.counts(), closed)).await
 }
 
+/// Notes how many processes serve: each has its part of the limits. While Postgres is unavailable, the last number counts.
+async fn note_processes(store: &Store, limiter: &RateLimiter) {
+    if let Ok(processes) = store::within(store.live_producers()).await {
+        limiter.set_processes(processes);
+    }
+}
+
 fn unflushed(error: &Error) {
     tracing::warn!(event = "accept.counts.unflushed", %error, "the counts of appends cannot be noted in Postgres");
+}
+
+/// Whether a source has its share of a shard's backlog already.
+async fn is_over_share(app: &App, shard: ShardId, source: SourceTag) -> bool {
+    let limit = app.manifest.borrow().manifest.spec.backlog_limit;
+    app.producer.is_over_share(shard, limit, app.limiter.processes(), source).await
 }
 
 /// Appends records of one shard.
@@ -117,6 +144,56 @@ fn now() -> chrono::DateTime<chrono::Utc> {
 /// The trace context that continues with a request's records.
 fn traceparent(request: &poem::Request) -> Option<Arc<str>> {
     trace::carry(request.headers().get("traceparent").and_then(|header| header.to_str().ok())).map(Arc::from)
+}
+
+/// Code of the refusal of a source that has its share.
+const OVER_SHARE: &str = "source_over_share";
+
+/// Why a record is refused that may be taken later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Refusal {
+    status: u16,
+    code: &'static str,
+    detail: Cow<'static, str>,
+    /// Seconds after which it may be taken.
+    retry_after: u64,
+}
+
+impl Refusal {
+    /// The refusal of a source that has its share of a shard's backlog.
+    fn over_share() -> Self {
+        let detail = "this source has its share of the backlog of this destination's shard; send again later";
+        Self { status: 429, code: OVER_SHARE, detail: detail.into(), retry_after: 1 }
+    }
+
+    /// Counts records that are refused for it.
+    fn count(&self, records: u64) {
+        count_rejected(self.code, records);
+        if self.code == OVER_SHARE {
+            metrics::counter!(crate::telemetry::metrics::OVER_SHARE).increment(records);
+        }
+    }
+}
+
+impl From<&AppendError> for Refusal {
+    fn from(error: &AppendError) -> Self {
+        let (status, code, detail) = refusal(error);
+        Self { status, code, detail: detail.into(), retry_after: 1 }
+    }
+}
+
+impl From<Limited> for Refusal {
+    fn from(limited: Limited) -> Self {
+        let limited = Admission::refused(limited);
+        Self { status: 429, code: CODE, detail: limited.detail().into(), retry_after: limited.retry_after() }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let Refusal { status, code, detail, retry_after } = refusal;
+        Self::new(status, code, detail).retry_after(retry_after)
+    }
 }
 
 /// Status, code and sentence of what was not appended.

@@ -6,17 +6,17 @@ use poem::Request;
 use poem_openapi::payload::Json;
 
 use super::{
-    Acceptor,
+    Acceptor, Refusal,
     api::{Processed, Queued, Summary, Taken},
-    append, body, count_rejected, idempotency, items, now, refusal,
+    append, body, count_rejected, idempotency, is_over_share, items, now,
     schema::OneRecord,
     traceparent,
 };
 use crate::{
     domain::{AccessLimit, Invalid, Record, RecordId, ShardId, code},
-    http::{App, problem::Failure},
+    http::{App, problem::Failure, rate_limits::Admission},
     store::{Applied, Awaited, Before, Outcome},
-    streams::Outgoing,
+    streams::{Outgoing, SourceTag},
 };
 
 /// Longest wait for an outcome.
@@ -27,25 +27,33 @@ pub(super) async fn send(
     app: &App,
     acceptor: &Acceptor,
     request: &Request,
-    limit: &AccessLimit,
+    (limit, admission): (&AccessLimit, &Admission),
     key: Option<&str>,
     body: OneRecord,
 ) -> Result<Taken, Failure> {
     let wait = wait_asked_for(request);
     let traceparent = traceparent(request);
     let bytes = body::whole(body.0, body::RECORD_BYTES).await?;
+    admission.read(bytes.len())?;
     let record = read(body::without_mark(&bytes), limit, key, 0).map_err(|invalid| {
         count_rejected(invalid.code, 1);
         Failure::from(invalid)
     })?;
     let shards = app.manifest.borrow().manifest.spec.shards;
     let shard = ShardId::of(&record.destination_id, shards);
-    let outgoing = Outgoing { record: record.to_json(), received_at: now(), traceparent, replay_of: None };
-    let positions = append(app, shard, vec![outgoing]).await.map_err(|error| {
-        let (status, code, detail) = refusal(&error);
-        count_rejected(code, 1);
-        Failure::new(status, code, detail)
-    })?;
+    let refuse = |refusal: Refusal| {
+        refusal.count(1);
+        Failure::from(refusal)
+    };
+    let source = SourceTag::of(&record.source_id);
+    if is_over_share(app, shard, source).await {
+        return Err(refuse(Refusal::over_share()));
+    }
+    admission.records(1).map_err(|limited| refuse(limited.into()))?;
+    let record_json = record.to_json();
+    let outgoing =
+        Outgoing { record: record_json, received_at: now(), traceparent, replay_of: None, source: Some(source) };
+    let positions = append(app, shard, vec![outgoing]).await.map_err(|error| refuse(Refusal::from(&error)))?;
     let record_id = record.record_id;
     tracing::debug!(
         event = "accept.record.queued",

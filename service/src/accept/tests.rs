@@ -53,6 +53,7 @@ fn api(redis: &str) -> Api {
         // A receiver keeps its last value when the sender is gone.
         manifest: watch::channel(active_manifest).1,
         keys: KeyRing::open(),
+        limiter: crate::http::rate_limits::RateLimiter::default(),
         process: Arc::from("serve-test"),
     };
     let endpoint = crate::routes::routes(app, Acceptor::default(), moving()).boxed();

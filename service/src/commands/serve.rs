@@ -12,6 +12,7 @@ use crate::{
         connections::{self, Bounds, Tls},
         health::{self, Health},
         keyring::{self, Bootstrap},
+        rate_limits::RateLimiter,
     },
     lifecycle::Lifecycle,
     listen,
@@ -129,20 +130,22 @@ async fn serve(
     let producer = Producer::new(&streams, &process, active_manifest.borrow().manifest.spec.shards);
     status::watch_serve(&streams, &active_manifest, lifecycle);
     measure_verify(&store, lifecycle);
-    acceptor.spawn(&store, &producer, &process, lifecycle);
+    let limiter = RateLimiter::default();
+    acceptor.spawn(&store, &producer, &limiter, &process, lifecycle);
     let app = App {
         store: store.clone(),
         streams: streams.clone(),
         manifest: active_manifest,
         producer: producer.clone(),
         keys,
+        limiter: limiter.clone(),
         process: Arc::clone(&process),
     };
     let endpoint = crate::routes::routes(app, acceptor.clone(), lifecycle.heartbeats.clone());
     let (soft, https) = (lifecycle.soft.clone(), tls.is_some());
     lifecycle.spawn("serve.http", async move {
         tokio::select! {
-            () = acceptor.open(&store, &producer, &process) => {}
+            () = acceptor.open(&store, &producer, &limiter, &process) => {}
             () = soft.cancelled() => return Ok(()),
         }
         connections::run(listener, tls, endpoint, Bounds::default(), soft).await;

@@ -5,6 +5,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
+use millrace_crds::RateLimits;
 use poem::{Request, RequestBody, http::header::AUTHORIZATION};
 use poem_openapi::{
     ApiExtractor, ApiExtractorType, ExtractParamOptions,
@@ -13,7 +14,7 @@ use poem_openapi::{
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use super::{App, client_address::client_address, last_use::LastUse, problem::Failure};
+use super::{App, client_address::client_address, last_use::LastUse, problem::Failure, rate_limits::Usage};
 use crate::{
     domain::{AccessLimit, Scope},
     store::Actor,
@@ -30,6 +31,10 @@ pub struct Identity {
     pub scopes: Vec<Scope>,
     /// The records that it may reach.
     pub limit: AccessLimit,
+    /// Its own limits of what it may send, beside those of the manifest.
+    pub rate_limits: RateLimits,
+    /// What it uses of these limits.
+    pub usage: Arc<Usage>,
 }
 
 impl Identity {
@@ -118,6 +123,11 @@ impl Caller {
         &self.0.limit
     }
 
+    /// Its own limits of what it may send, and what it uses of them.
+    pub(crate) fn rate_limits(&self) -> (RateLimits, &Arc<Usage>) {
+        (self.0.rate_limits, &self.0.usage)
+    }
+
     /// The actor of an administrative action, with the address of the client that sent the request.
     fn actor(&self, request: &Request, app: &App) -> Actor {
         let manifest = Arc::clone(&app.manifest.borrow().manifest);
@@ -202,7 +212,9 @@ mod tests {
     /// A ring whose only secret expires at a time.
     fn ring(expires: Option<Instant>, scope: Scope, sources: &[IdPattern]) -> KeyRing {
         let limit = AccessLimit::new(sources, &[]).unwrap();
-        let identity = Identity { name: "a".into(), key_id: Some("key_1".into()), scopes: vec![scope], limit };
+        let (key_id, rate_limits) = (Some("key_1".into()), RateLimits::default());
+        let usage = Arc::default();
+        let identity = Identity { name: "a".into(), key_id, scopes: vec![scope], limit, rate_limits, usage };
         let identity = Arc::new(identity);
         let secret = KnownSecret { identity: Arc::clone(&identity), expires, last_use: LastUses::new().of("sec_1") };
         let secrets = HashMap::from([(Sha256::digest(b"mk_a").into(), secret)]);

@@ -22,7 +22,7 @@ use crate::config::ActiveManifest;
 const SENT: &str =
     "accept, authorization, content-encoding, content-type, idempotency-key, prefer, traceparent, tracestate";
 /// Headers of answers that a page may read.
-const SHOWN: &str = "allow, retry-after, www-authenticate";
+const SHOWN: &str = "allow, ratelimit, ratelimit-policy, retry-after, www-authenticate";
 /// For how long a browser keeps the answer to a preflight, in seconds.
 const KEPT_SECONDS: &str = "600";
 

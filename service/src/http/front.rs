@@ -15,6 +15,7 @@ use super::{
     durations::Durations,
     errors, guard, head,
     operations::{Operations, Path},
+    rate_limits,
 };
 use crate::{config::ActiveManifest, telemetry::trace};
 
@@ -48,10 +49,18 @@ impl<E: Endpoint<Output = Response>> Front<E> {
             _ => {}
         }
         let takes_records = path.is_some_and(|path| matches!(path.template.as_str(), "/records" | "/records/batch"));
+        let slot = takes_records.then(rate_limits::Slot::default);
+        if let Some(slot) = &slot {
+            request.set_data(slot.clone());
+        }
         let limit = (!takes_records).then_some(SMALL_BODY);
         let body = guard::guard(request.take_body(), limit, guard::TIMEOUT);
         request.set_body(body);
-        self.inner.call(head::as_get(request)).await.unwrap_or_else(errors::render)
+        let mut response = self.inner.call(head::as_get(request)).await.unwrap_or_else(errors::render);
+        if let Some(slot) = &slot {
+            rate_limits::mark(slot, &mut response);
+        }
+        response
     }
 }
 

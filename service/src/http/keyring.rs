@@ -10,13 +10,14 @@ use std::{
 };
 
 use anyhow::ensure;
-use millrace_crds::status_api::Problem;
+use millrace_crds::{RateLimits, status_api::Problem};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::{
     auth::{Identity, KeyRing, KnownSecret, Snapshot},
     last_use::LastUses,
+    rate_limits::Usage,
 };
 use crate::{
     board::Board,
@@ -89,8 +90,14 @@ impl KeyRing {
     }
 
     fn of(secrets: watch::Receiver<Snapshot>) -> Self {
-        let open =
-            Identity { name: "dev".into(), key_id: None, scopes: vec![Scope::Admin], limit: AccessLimit::default() };
+        let open = Identity {
+            name: "dev".into(),
+            key_id: None,
+            scopes: vec![Scope::Admin],
+            limit: AccessLimit::default(),
+            rate_limits: RateLimits::default(),
+            usage: Arc::default(),
+        };
         Self { secrets, open: Arc::new(open) }
     }
 
@@ -102,8 +109,14 @@ impl KeyRing {
     /// When the process stops before there were keys.
     pub async fn follow(store: &Store, bootstrap: Bootstrap, lifecycle: &Lifecycle) -> anyhow::Result<Self> {
         let board = lifecycle.board.clone();
-        let mut follower =
-            Follower { store: store.clone(), bootstrap, board, registered: None, last_uses: LastUses::new() };
+        let mut follower = Follower {
+            store: store.clone(),
+            bootstrap,
+            board,
+            registered: None,
+            last_uses: LastUses::new(),
+            usages: HashMap::new(),
+        };
         // Without keys every request is refused: not ready.
         let heartbeat = lifecycle.heartbeats.register("serve.keys", Duration::from_secs(30));
         let secrets = loop {
@@ -157,6 +170,8 @@ struct Follower {
     /// The first key that was registered.
     registered: Option<Hash>,
     last_uses: LastUses,
+    /// What each key uses of its limits, by its id.
+    usages: HashMap<String, Arc<Usage>>,
 }
 
 impl Follower {
@@ -190,7 +205,14 @@ impl Follower {
         let secrets = self.store.live_secrets().await?;
         let active: HashSet<String> = secrets.iter().map(|secret| secret.secret_id.clone()).collect();
         self.last_uses.keep(|secret| active.contains(secret));
-        Ok(secrets.into_iter().filter_map(|secret| known(secret, read_at, &mut self.last_uses)).collect())
+        let keys: HashSet<&str> = secrets.iter().map(|secret| secret.key_id.as_str()).collect();
+        self.usages.retain(|key, _| keys.contains(key.as_str()));
+        let mut known_secrets = HashMap::new();
+        for secret in secrets {
+            let usage = Arc::clone(self.usages.entry(secret.key_id.clone()).or_default());
+            known_secrets.extend(known(secret, read_at, usage, &mut self.last_uses));
+        }
+        Ok(known_secrets)
     }
 
     async fn note_uses(&mut self, all: bool) {
@@ -202,14 +224,21 @@ impl Follower {
 }
 
 /// A secret as requests are checked against it; `None`: nobody can use it here.
-fn known(secret: LiveSecret, read_at: Instant, last_uses: &mut LastUses) -> Option<(Hash, KnownSecret)> {
+fn known(
+    secret: LiveSecret,
+    read_at: Instant,
+    usage: Arc<Usage>,
+    last_uses: &mut LastUses,
+) -> Option<(Hash, KnownSecret)> {
     let hash = secret.hash.try_into().ok()?;
     // A limit of a later version must not become none.
     let patterns = |json: &str| serde_json::from_str::<Vec<IdPattern>>(json).ok();
     let limit = AccessLimit::new(&patterns(&secret.source_ids)?, &patterns(&secret.destination_ids)?).ok()?;
+    let rate_limits = serde_json::from_str::<RateLimits>(&secret.rate_limits).ok()?;
     // A scope of a later version allows nothing here.
     let scopes = secret.scopes.iter().filter_map(|scope| Scope::parse(scope)).collect();
-    let identity = Identity { name: secret.name.into(), key_id: Some(secret.key_id.into()), scopes, limit };
+    let (name, key_id) = (secret.name.into(), Some(secret.key_id.into()));
+    let identity = Identity { name, key_id, scopes, limit, rate_limits, usage };
     let left = secret.expires_in_ms.map(|ms| Duration::from_millis(ms.try_into().unwrap_or(0)));
     let expires = left.and_then(|left| read_at.checked_add(left));
     Some((hash, KnownSecret { identity: Arc::new(identity), expires, last_use: last_uses.of(&secret.secret_id) }))

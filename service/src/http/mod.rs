@@ -21,6 +21,7 @@ pub(crate) mod operations;
 mod pace;
 pub(crate) mod probes;
 pub mod problem;
+pub mod rate_limits;
 
 use crate::{
     config::ActiveManifest,
@@ -41,6 +42,8 @@ pub struct App {
     pub producer: Producer,
     /// Keys of callers.
     pub keys: auth::KeyRing,
+    /// What API keys and all clients may send.
+    pub limiter: rate_limits::RateLimiter,
     /// This process's name, in logs and notes.
     pub process: std::sync::Arc<str>,
 }

@@ -95,7 +95,7 @@ pub enum Failure {
     /// The content breaks a rule.
     #[oai(status = 422, content_type = "application/problem+json")]
     Unprocessable(Json<Box<Problem>>),
-    /// Too much is queued; send again after the given seconds.
+    /// A limit is reached, or too much is queued; send again after the given seconds.
     #[oai(status = 429, content_type = "application/problem+json")]
     TooManyRequests(Json<Box<Problem>>, #[oai(header = "Retry-After")] u64),
     /// A fault of ours.
@@ -153,6 +153,15 @@ impl Failure {
             503 => Self::Unavailable(problem, 1),
             _ => Self::Internal(problem),
         }
+    }
+
+    /// The same with another number of seconds after which the request may succeed.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        if let Self::TooManyRequests(_, after) | Self::Unavailable(_, after) = &mut self {
+            *after = seconds.max(1);
+        }
+        self
     }
 
     /// Its body.

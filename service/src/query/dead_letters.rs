@@ -263,6 +263,7 @@ fn outgoing(id: DeadLetterId, dead_letter: StoredDeadLetter) -> Option<Outgoing>
         received_at: dead_letter.received_at,
         traceparent: dead_letter.traceparent.map(Arc::from),
         replay_of: Some(id),
+        source: None,
     })
 }
 

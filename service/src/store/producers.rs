@@ -91,6 +91,21 @@ impl Store {
         Ok(())
     }
 
+    /// Number of processes that have noted their counts within the time after which they are dead.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn live_producers(&self) -> Result<u32, Error> {
+        let live = sqlx::query_scalar!(
+            r#"select count(*) as "count!" from producers
+               where shard = 0 and not folded and not closed and noted_at > clock_timestamp() - $1 * interval '1 second'"#,
+            DEAD_SECONDS,
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(u32::try_from(live).unwrap_or(u32::MAX))
+    }
+
     /// Notes a producer that only Redis has. Returns false where its records are folded: Redis was rewound to before it
     /// was removed there.
     ///

@@ -78,6 +78,24 @@ pub(super) struct Appended {
     pub(super) positions: Vec<StreamPosition>,
     /// Number of records that the producer has ever appended to this shard, as Redis counts.
     pub(super) count: i64,
+    /// The shard after it.
+    pub(super) ends: Ends,
+}
+
+/// The numbers of a shard's records, as Redis counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ends {
+    /// Number of records that were appended.
+    pub(super) appended: i64,
+    /// Number of those that are acknowledged.
+    pub(super) acknowledged: i64,
+}
+
+impl Ends {
+    /// Number of records that wait.
+    pub(super) fn backlog(self) -> u64 {
+        u64::try_from(self.appended - self.acknowledged).unwrap_or(0)
+    }
 }
 
 /// The settings of an append.
@@ -175,12 +193,29 @@ impl Streams {
     }
 }
 
+impl Streams {
+    /// The numbers of a shard's records. In an empty stream all are acknowledged, whatever the counters hold.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub(super) async fn ends(&self, shard: ShardId) -> Result<Ends, Error> {
+        let (stream, fence) = (keys::records(&self.pipeline, shard), keys::fence(&self.pipeline, shard));
+        let mut redis = self.shared(&stream);
+        let (appended, acknowledged): (Option<i64>, Option<i64>) =
+            redis.hmget(&fence, &["appended", "acknowledged"]).await?;
+        let waiting: u64 = redis.xlen(&stream).await?;
+        let appended = appended.unwrap_or(0);
+        let acknowledged = if waiting == 0 { appended } else { acknowledged.unwrap_or(0) };
+        Ok(Ends { appended, acknowledged })
+    }
+}
+
 fn appended(answer: &[Value], counts: impl ExactSizeIterator<Item = usize>) -> Option<Appended> {
     let text = |value: &Value| match value {
         Value::BulkString(text) => String::from_utf8(text.clone()).ok(),
         _ => None,
     };
-    let (count, ids) = answer.split_first()?;
+    let ([count, appended, acknowledged], ids) = answer.split_first_chunk()?;
     if ids.len() != counts.len() {
         return None;
     }
@@ -189,5 +224,6 @@ fn appended(answer: &[Value], counts: impl ExactSizeIterator<Item = usize>) -> O
         let entry = text(id)?.parse().ok()?;
         positions.extend((0..records).map(|index| StreamPosition { entry, index: index as u16 }));
     }
-    Some(Appended { positions, count: text(count)?.parse().ok()? })
+    let ends = Ends { appended: text(appended)?.parse().ok()?, acknowledged: text(acknowledged)?.parse().ok()? };
+    Some(Appended { positions, count: text(count)?.parse().ok()?, ends })
 }

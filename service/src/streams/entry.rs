@@ -21,7 +21,7 @@ use chrono::{DateTime, Utc};
 use crc::{CRC_32_ISCSI, Crc, Table};
 use redis::Value;
 
-use super::Error;
+use super::{Error, SourceTag};
 use crate::domain::{DeadLetterId, Entry, InputRecord, OffsetRange, StreamId, StreamPosition};
 
 /// The format that this version writes, and the only one that it reads.
@@ -42,6 +42,7 @@ static CHECKSUM: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI)
 
 /// A record to be appended.
 #[derive(Debug, Clone)]
+#[cfg_attr(test, derive(Default))]
 pub struct Outgoing {
     /// The record as JSON, with its id.
     pub record: String,
@@ -51,6 +52,8 @@ pub struct Outgoing {
     pub traceparent: Option<Arc<str>>,
     /// The dead letter whose replay this is.
     pub replay_of: Option<DeadLetterId>,
+    /// Its source, which shares the backlog with others; `None`: a replay, or a record that belongs to no source.
+    pub source: Option<SourceTag>,
 }
 
 /// The value `records` of an entry.
@@ -257,6 +260,7 @@ mod tests {
             received_at: DateTime::from_timestamp_micros(1_700_000_000_000_000 + micros).expect("a time"),
             traceparent,
             replay_of: replay.map(|seq| DeadLetterId { shard: ShardId::new(3), seq: Seq::new(seq) }),
+            source: None,
         })
     }
 
@@ -316,6 +320,7 @@ mod tests {
             received_at: DateTime::UNIX_EPOCH,
             traceparent: None,
             replay_of: None,
+            source: None,
         };
         let counts = |records: &[Outgoing]| pack(records).iter().map(|packed| packed.count).collect::<Vec<_>>();
         assert_eq!(counts(&vec![record(10); 450]), [200, 200, 50]);
@@ -342,6 +347,7 @@ mod tests {
             received_at: DateTime::from_timestamp_micros(1).expect("a time"),
             traceparent: Some("t".into()),
             replay_of: Some(DeadLetterId { shard: ShardId::new(0), seq: Seq::new(7) }),
+            source: None,
         };
         let packed = pack(&[record.clone(), Outgoing { replay_of: None, ..record }]).remove(0);
         let frames = b"\x02\x01\0\0\0\0\0\0\0\x01t\x040-d7\x02\0\0\0{}\x01\x02\0\0\0{}";

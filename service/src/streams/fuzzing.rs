@@ -49,6 +49,7 @@ pub fn entry(bytes: &[u8]) {
                 received_at: input.received_at,
                 traceparent: input.traceparent.clone(),
                 replay_of: input.replay_of,
+                source: None,
             };
             let value = pack([&sent]).remove(0).bytes.into();
             let fields = [Bytes::from("format"), "1".into(), "offsets".into(), "7-7".into(), "records".into(), value];

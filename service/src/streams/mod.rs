@@ -24,6 +24,7 @@ mod rights;
 mod search;
 mod servers;
 mod shared;
+mod shares;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tls;
@@ -42,4 +43,5 @@ pub use purge::{Holding, Removed};
 pub use reconcile::{ProducerCount, Reconciled};
 pub use rights::MissingRights;
 pub use search::{Queued, Search};
+pub use shares::SourceTag;
 pub use verify::{SinkEntry, SinkPage, SinkSnapshot};

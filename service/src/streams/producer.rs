@@ -6,7 +6,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -20,6 +20,7 @@ use super::{
     AppendError, Streams,
     append::{AppendAs, Appended},
     entry::Outgoing,
+    shares::{Shares, runs},
 };
 use crate::{
     domain::{AppendCount, ShardId, StreamPosition},
@@ -44,6 +45,8 @@ struct Inner {
     streams: Streams,
     name: Arc<str>,
     shards: Vec<Mutex<Shard>>,
+    /// What sources hold of each shard's backlog.
+    shares: Vec<ShardShares>,
     appends: TaskTracker,
     /// Whether a task sends the waiting requests.
     is_led: AtomicBool,
@@ -59,6 +62,14 @@ struct Shard {
     appended: i64,
     /// Whether records whose append had no answer may be missing in `appended`.
     is_unresolved: bool,
+}
+
+/// What sources hold of a shard's backlog.
+#[derive(Debug, Default)]
+struct ShardShares {
+    /// Number of records that wait in the shard, as of the last answer of Redis.
+    backlog: AtomicU64,
+    shares: Mutex<Shares>,
 }
 
 #[derive(Debug)]
@@ -86,6 +97,7 @@ impl Producer {
             streams: streams.clone(),
             name: Arc::clone(name),
             shards: (0..shards).map(|_| Mutex::default()).collect(),
+            shares: (0..shards).map(|_| ShardShares::default()).collect(),
             appends: TaskTracker::new(),
             is_led: AtomicBool::new(false),
             failing: AtomicBool::new(false),
@@ -145,6 +157,10 @@ impl Inner {
 
     fn shard(&self, shard: ShardId) -> MutexGuard<'_, Shard> {
         self.shards[usize::from(shard.get())].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shares(&self, shard: ShardId) -> &ShardShares {
+        &self.shares[usize::from(shard.get())]
     }
 
     fn confirmed(&self, shard: ShardId, count: i64) {
@@ -256,6 +272,8 @@ impl Inner {
                 Ok(appended) => {
                     fault::point("after_append");
                     self.confirmed(shard, appended.count);
+                    let sources = requests.iter().flat_map(|request| &request.records).map(|record| record.source);
+                    self.shares(shard).appended(appended.ends, &runs(sources), settings.backlog_limit);
                     let mut positions = appended.positions.into_iter();
                     for request in requests {
                         let own = positions.by_ref().take(request.records.len()).collect();
@@ -265,7 +283,10 @@ impl Inner {
                     return;
                 }
                 // Those that fit are appended alone. At least one is refused, for together they did not fit.
-                Err(AppendError::Backlog { room }) => requests = refuse_above(room, requests),
+                Err(AppendError::Backlog { room }) => {
+                    self.shares(shard).backlog.store(settings.backlog_limit.saturating_sub(room), Ordering::Relaxed);
+                    requests = refuse_above(room, requests);
+                }
                 Err(error) => {
                     if matches!(error, AppendError::Unknown(_)) {
                         self.shard(shard).is_unresolved = true;
@@ -320,5 +341,6 @@ fn refuse_above(room: u64, requests: Vec<Request>) -> Vec<Request> {
     fitting
 }
 
+mod fairness;
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,10 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, 
 pub const ACCEPTED: &str = "millrace_accepted_records_total";
 /// Counter by `code`: records that were not accepted.
 pub const REJECTED: &str = "millrace_rejected_records_total";
+/// Counter by `limit` (`key-requests`, `pipeline-bytes` and so on): refusals by a limit of `spec.limits` or of a key.
+pub const LIMITED: &str = "millrace_limited_requests_total";
+/// Counter: records refused because their source holds more than its share of a shard's backlog.
+pub const OVER_SHARE: &str = "millrace_over_share_records_total";
 /// Histogram: from asking Redis to append until it has the entries on disk.
 pub const APPEND_SECONDS: &str = "millrace_append_seconds";
 /// Histogram: from a request's arrival until its answer begins, by `method`, `route`, `status`; its count is the
@@ -135,6 +139,8 @@ fn recorder() -> anyhow::Result<PrometheusRecorder> {
 fn describe() {
     describe_counter!(ACCEPTED, "Records that were accepted");
     describe_counter!(REJECTED, "Records that were not accepted, by code");
+    describe_counter!(LIMITED, "Refusals by a limit, by limit");
+    describe_counter!(OVER_SHARE, "Records refused because their source holds its share of a shard's backlog");
     describe_histogram!(APPEND_SECONDS, Unit::Seconds, "From asking Redis to append until it has the entries on disk");
     describe_histogram!(
         HTTP_SECONDS,

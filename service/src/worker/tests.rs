@@ -43,7 +43,7 @@ async fn append(pipeline: &TestPipeline, producer: &Producer, id: &str) {
     let record = format!(
         r#"{{"recordId":"{id}","time":"2026-01-31T12:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":"1","unit":"EUR","reference":"r"}}"#
     );
-    let record = Outgoing { record, received_at: chrono::DateTime::UNIX_EPOCH, traceparent: None, replay_of: None };
+    let record = Outgoing { record, ..Outgoing::default() };
     let settings = AppendSettings { pipeline_id: pipeline.pipeline.pipeline_id.as_str().into(), backlog_limit: 100 };
     producer.append(SHARD, settings, vec![record]).await.unwrap();
 }

@@ -169,6 +169,7 @@ impl World {
             streams,
             manifest: active_manifest,
             keys: KeyRing::open(),
+            limiter: crate::http::rate_limits::RateLimiter::default(),
             process: "test".into(),
         };
         let real = crate::streams::testing::url();

@@ -27,6 +27,7 @@ async fn requests_that_come_together_are_appended_together_and_refused_alone() {
         received_at: chrono::DateTime::UNIX_EPOCH,
         traceparent: None,
         replay_of: None,
+        source: None,
     };
     let settings = settings(300);
     let request = |records: usize| producer.append(SHARD, settings.clone(), (0..records).map(record).collect());
@@ -68,6 +69,7 @@ async fn a_stream_without_ids_accepts_nothing_and_its_counts_are_right() {
         received_at: chrono::DateTime::UNIX_EPOCH,
         traceparent: None,
         replay_of: None,
+        source: None,
     };
     let settings = settings(100);
     // Two entries, and one id is left.

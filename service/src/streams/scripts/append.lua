@@ -3,7 +3,8 @@
 -- before the first write.
 -- KEYS: stream, the hash beside it. ARGV: pipeline id, backlog limit in records, name of the producer, number of records
 -- that it is known to have appended, format, number of all records, then per entry: number of its records, value.
--- Returns {'ok', number of records that the producer has appended, ids...}, {'backlog', number of records that there is
+-- Returns {'ok', number of records that the producer has appended, number of all that were appended, number of those that
+-- are acknowledged, ids...}, {'backlog', number of records that there is
 -- room for}, {'refused'}, {'exhausted'}, or {'part'}.
 local stream, beside = KEYS[1], KEYS[2]
 local pipeline, limit, producer, known = ARGV[1], tonumber(ARGV[2]), 'by:' .. ARGV[3], tonumber(ARGV[4])
@@ -20,7 +21,7 @@ end
 local room = limit - math.max(0, appended - acknowledged)
 if room < count and redis.call('XLEN', stream) == 0 then room = limit end
 if room < count then return {'backlog', math.max(0, room)} end
-local reply = {'ok', 0}
+local reply = {'ok', 0, 0, 0}
 local first, last = appended, '18446744073709551615-18446744073709551615'
 for at = 7, #ARGV, 2 do
   local upto = appended + tonumber(ARGV[at])
@@ -47,5 +48,7 @@ end
 mine = mine + appended - first
 redis.call('HSET', beside, 'pipeline', pipeline, 'appended', string.format('%.0f', appended),
   producer, string.format('%.0f', mine))
-if reply[1] == 'ok' then reply[2] = string.format('%.0f', mine) end
+if reply[1] == 'ok' then
+  reply[2], reply[3], reply[4] = string.format('%.0f', mine), string.format('%.0f', appended), string.format('%.0f', acknowledged)
+end
 return reply
