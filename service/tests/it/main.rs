@@ -30,6 +30,7 @@ mod poison;
 mod policy;
 mod poolers;
 mod query;
+mod rate_limits;
 mod recreated;
 mod refuse;
 mod refusing;
