@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::settings::Settings;
@@ -26,6 +27,32 @@ pub(crate) struct Build {
     #[serde(skip)]
     pub(crate) binary: PathBuf,
     pub(crate) spelling: Spelling,
+    /// What its rounds have beside those of the base.
+    pub(crate) with: Option<With>,
+}
+
+/// What the rounds of a build have, and those of the base have not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum With {
+    /// Limits of requests, records and bytes in the manifest, far above the load
+    Limits,
+    /// In `answers`: a source beside the load that sends ten times its rate, refused or not
+    LoudSource,
+}
+
+impl With {
+    /// Lines of the manifest.
+    fn lines(self) -> &'static str {
+        match self {
+            Self::Limits => {
+                "  limits:\n    \
+                 perKey: { requestsPerSecond: 100000000, recordsPerSecond: 100000000, bytesInFlight: 100000000000 }\n    \
+                 pipeline: { requestsPerSecond: 100000000, recordsPerSecond: 100000000, bytesInFlight: 100000000000 }\n"
+            }
+            Self::LoudSource => "",
+        }
+    }
 }
 
 /// How a build's manifest names the outcomes of a sink.
@@ -84,16 +111,19 @@ impl Place {
         )
     }
 
-    fn write_manifest(&self, spelling: Spelling) -> anyhow::Result<()> {
+    fn write_manifest(&self, build: &Build) -> anyhow::Result<()> {
+        let spelling = build.spelling;
         let sink = |name: &str, event: &str| {
             let (field, stream) = (spelling.field(), self.stream(name));
             format!("  - {{ name: {name}, {field}: {event}, redisStream: {{ stream: {stream}, maxLength: 0 }} }}\n")
         };
         let text = format!(
             "apiVersion: millrace.dev/v1alpha1\nkind: RecordPipeline\nmetadata: {{ name: {} }}\nspec:\n  \
-             threshold: \"{THRESHOLD}\"\n  shards: {}\n  backlogLimit: 1000000000\n{}  sinks:\n{}{}{}",
+             threshold: \"{THRESHOLD}\"\n  shards: {}\n  backlogLimit: {}\n{}{}  sinks:\n{}{}{}",
             self.pipeline,
             self.settings.shards,
+            self.settings.backlog_limit,
+            build.with.map(With::lines).unwrap_or_default(),
             self.rollups(),
             sink("notifications", "Processed"),
             sink("alerts", "Alert"),
@@ -105,11 +135,11 @@ impl Place {
 
 impl Build {
     /// Finds out the spelling by a migration with each, in a database that is thrown away.
-    pub(crate) fn find(name: &str, binary: &Path, place: &Place) -> anyhow::Result<Self> {
+    pub(crate) fn find(name: &str, binary: &Path, with: Option<With>, place: &Place) -> anyhow::Result<Self> {
         let binary = binary.canonicalize().with_context(|| binary.display().to_string())?;
         let mut refusals = Vec::new();
         for spelling in Spelling::ALL {
-            let build = Self { name: name.to_owned(), binary: binary.clone(), spelling };
+            let build = Self { name: name.to_owned(), binary: binary.clone(), spelling, with };
             match build.migrate(place) {
                 Ok(()) => return Ok(build),
                 Err(refusal) => refusals.push(format!("{}: {refusal:#}", spelling.field())),
@@ -120,7 +150,7 @@ impl Build {
 
     /// Writes the manifest and migrates.
     pub(crate) fn migrate(&self, place: &Place) -> anyhow::Result<()> {
-        place.write_manifest(self.spelling)?;
+        place.write_manifest(self)?;
         let Output { status, stderr, .. } = self.command("migrate", place).output()?;
         if status.success() {
             return Ok(());

@@ -25,7 +25,7 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-use build::{Build, Place};
+use build::{Build, Place, With};
 use figures::{Figure, Figures};
 use machine::Machine;
 use report::{Report, Results};
@@ -57,6 +57,9 @@ struct Args {
     /// Postgres, with its usual durability, on this machine, as a superuser
     #[arg(long, env = "MILLRACE_TEST_POSTGRES_URL")]
     postgres_url: String,
+    /// What the checkout has, while the same build without it is the base
+    #[arg(long, value_enum, conflicts_with = "base")]
+    with: Option<With>,
     /// What to measure, with commas
     #[arg(long, value_delimiter = ',', default_values_t = Mode::USUAL)]
     modes: Vec<Mode>,
@@ -160,9 +163,10 @@ impl Names {
 
 /// The builds, each with its spelling of the manifest: the base first.
 async fn builds(args: &Args, servers: &mut Servers) -> anyhow::Result<Vec<Build>> {
-    let base = args.base.iter().map(|binary| (&args.base_name, binary));
+    let other = args.base.as_ref().or(args.with.is_some().then_some(&args.checkout));
+    let base = other.map(|binary| (&args.base_name, binary, None));
     let mut builds = Vec::new();
-    for (name, binary) in base.chain([(&args.checkout_name, &args.checkout)]) {
+    for (name, binary, with) in base.into_iter().chain([(&args.checkout_name, &args.checkout, args.with)]) {
         let dir = tempfile::tempdir()?;
         let pipeline = format!("compare-{}-spelling-{}", std::process::id(), builds.len());
         let place = Place {
@@ -172,7 +176,7 @@ async fn builds(args: &Args, servers: &mut Servers) -> anyhow::Result<Vec<Build>
             dir: dir.path().to_owned(),
             pipeline,
         };
-        builds.push(Build::find(name, binary, &place).context("a first migration")?);
+        builds.push(Build::find(name, binary, with, &place).context("a first migration")?);
         servers.remove(&place.pipeline).await?;
     }
     Ok(builds)

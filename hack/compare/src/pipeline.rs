@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    build::{Build, KEY, Place},
+    build::{Build, KEY, Place, With},
     free_port::free_port,
     load::http::Connection,
     usage::Roles,
@@ -93,6 +93,11 @@ impl Pipeline {
     /// Streams of the sinks that nobody reads.
     pub(crate) fn more_streams(&self) -> Vec<String> {
         self.place.more_sinks().map(|sink| self.place.stream(&sink)).collect()
+    }
+
+    /// What its rounds have beside those of the base.
+    pub(crate) fn with(&self) -> Option<With> {
+        self.build.with
     }
 
     /// The ids of its processes.

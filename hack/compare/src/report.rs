@@ -116,6 +116,7 @@ impl Report {
             Mode::Preloaded => format!("preloaded: {records} records, then work"),
             Mode::Latency => format!("latency: {rate} records/s for {seconds} s"),
             Mode::Wait => format!("wait: {rate} records/s for {seconds} s, each answer an outcome"),
+            Mode::Answers => format!("answers: {rate} records/s for {seconds} s, to the answer"),
             Mode::AcceptBatches => format!("accept-batches: {records} records, batches of {batch}, no worker"),
             Mode::AcceptSingles => {
                 format!("accept-singles: {singles} records, {SINGLE_CONNECTIONS} connections, no worker")

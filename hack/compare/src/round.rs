@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    build::{Build, Place},
+    build::{Build, Place, With},
     figures::{Figure, Figures},
     load::{
         beside,
@@ -50,6 +50,8 @@ pub(crate) enum Mode {
     Latency,
     /// As latency, and each answer is the outcome of its record: latency to the answer
     Wait,
+    /// Single records at a fixed rate, whatever the answers: latency to the answer
+    Answers,
     /// Batches of records, to the last answer; no worker runs
     AcceptBatches,
     /// Single records on 64 connections, to the last answer; no worker runs
@@ -105,7 +107,7 @@ pub(crate) async fn run(
     pipeline_processes.start_serve().await?;
     let notified = match mode {
         Mode::AcceptBatches | Mode::AcceptSingles => Records { measured: 0, ..records },
-        Mode::Batches | Mode::Singles | Mode::Preloaded | Mode::Latency | Mode::Wait => records,
+        Mode::Batches | Mode::Singles | Mode::Preloaded | Mode::Latency | Mode::Wait | Mode::Answers => records,
     };
     let reader = Reader::start(&servers.redis_url, streams, notified).await?;
     let figures = Figures::default();
@@ -123,7 +125,7 @@ pub(crate) async fn run(
         Mode::Batches => round.end_to_end(Kind::Batch).await?,
         Mode::Singles => round.end_to_end(Kind::Single).await?,
         Mode::Preloaded => round.preloaded().await?,
-        Mode::Latency => round.open_loop(Kind::Single, settings.rate).await?,
+        Mode::Latency | Mode::Answers => round.open_loop(Kind::Single, settings.rate).await?,
         Mode::Wait => round.open_loop(Kind::Awaited, settings.rate).await?,
         Mode::AcceptBatches => round.accepted(Kind::Batch).await?,
         Mode::AcceptSingles => round.accepted(Kind::Single).await?,
@@ -134,7 +136,7 @@ pub(crate) async fn run(
     figures.extend(usage.figures(servers).await?);
     let latency = match mode {
         Mode::Latency => Some(notified),
-        Mode::Wait => answered,
+        Mode::Wait | Mode::Answers => answered,
         _ => None,
     };
     if let Some(latency) = latency {
@@ -262,9 +264,22 @@ impl Round<'_> {
         let (port, wanted) = (self.pipeline.port, Counts::of_first(self.records.total(), self.records));
         let schedule = Schedule::new(self.records.primed, rate);
         self.reader.follow(schedule);
+        let loud = (self.pipeline.with() == Some(With::LoudSource)).then(|| beside::Client::loud(port, 10.0 * rate));
         let reader = &mut self.reader;
-        let both = async move { tokio::try_join!(open::send(port, kind, bodies, schedule), reader.wait_for(wanted)) };
-        let (answered, _) = self.pipeline.watch(both).await?;
+        let both = async move {
+            let answered = open::send(port, kind, bodies, schedule).await?;
+            // Its records are in the way of those that are awaited.
+            let refused = match loud {
+                Some(client) => Some(client.refused().await?),
+                None => None,
+            };
+            reader.wait_for(wanted).await?;
+            anyhow::Ok((answered, refused))
+        };
+        let (answered, refused) = self.pipeline.watch(both).await?;
+        if let Some(refused) = refused {
+            println!("the loud source was refused {refused} times");
+        }
         self.answered = Some(answered);
         self.close(window).await
     }

@@ -21,10 +21,10 @@ pub(crate) struct Settings {
     /// Records of a round of `singles`
     #[arg(long, default_value_t = 40_000)]
     pub(crate) singles: usize,
-    /// Records a second of `latency` and `wait`
+    /// Records a second of `latency`, `wait` and `answers`
     #[arg(long, default_value_t = 1_000.0)]
     pub(crate) rate: f64,
-    /// Seconds of `latency` and `wait`
+    /// Seconds of `latency`, `wait` and `answers`
     #[arg(long, default_value_t = 20.0)]
     pub(crate) seconds: f64,
     /// Shards of each pipeline
@@ -66,6 +66,9 @@ pub(crate) struct Settings {
     /// Partitions of earlier periods, without rows
     #[arg(long, default_value_t = 0)]
     pub(crate) partitions: u16,
+    /// Maximum backlog of a shard
+    #[arg(long, default_value_t = 1_000_000_000)]
+    pub(crate) backlog_limit: u64,
     /// Another client, beside the load
     #[arg(long, value_enum, default_value_t)]
     pub(crate) beside: Beside,
@@ -94,7 +97,7 @@ impl Settings {
             // Without a worker nothing can go ahead.
             Mode::Preloaded | Mode::AcceptBatches => (0, self.records),
             Mode::AcceptSingles => (0, self.singles),
-            Mode::Latency | Mode::Wait => (keys, (self.rate * self.seconds) as usize),
+            Mode::Latency | Mode::Wait | Mode::Answers => (keys, (self.rate * self.seconds) as usize),
         };
         Records {
             keys: self.keys,

@@ -2,9 +2,17 @@
 //!
 //! Its records must never be counted among those of the load.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
 use anyhow::bail;
 use bytes::Bytes;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::interval};
 
 use super::http::{Connection, Kind};
 use crate::settings::Beside;
@@ -25,6 +33,13 @@ impl Client {
     /// Starts it, with records of so many destinations.
     pub(crate) fn start(port: u16, beside: Beside, keys: usize) -> Self {
         Self((beside != Beside::Nobody).then(|| tokio::spawn(send(port, beside, keys.max(2)))))
+    }
+
+    /// Starts one that sends so many records a second, a hundredth of them at once, refused or not.
+    pub(crate) fn loud(port: u16, rate: f64) -> Loud {
+        let refused = Arc::new(AtomicU64::new(0));
+        let task = tokio::spawn(offer(port, (rate / 100.0).ceil() as usize, Arc::clone(&refused)));
+        Loud { client: Self(Some(task)), refused }
     }
 
     /// Ends it.
@@ -48,6 +63,37 @@ impl Drop for Client {
             task.abort();
         }
     }
+}
+
+/// A client that is refused now and then.
+#[derive(Debug)]
+pub(crate) struct Loud {
+    client: Client,
+    refused: Arc<AtomicU64>,
+}
+
+impl Loud {
+    /// Ends it. Returns how many requests were refused in part or whole.
+    ///
+    /// # Errors
+    /// When it has ended by itself.
+    pub(crate) async fn refused(self) -> anyhow::Result<u64> {
+        self.client.end().await?;
+        Ok(self.refused.load(Ordering::Relaxed))
+    }
+}
+
+async fn offer(port: u16, records: usize, refused: Arc<AtomicU64>) -> anyhow::Result<()> {
+    let (mut connection, mut ticks) = (Connection::open(port).await?, interval(Duration::from_millis(10)));
+    for n in 0_usize.. {
+        ticks.tick().await;
+        let lines = (0..records).map(|at| record(&format!("{PREFIX}{n}.{at}"), n % 100));
+        let body = lines.collect::<Vec<_>>().join(&b'\n');
+        if !connection.offer(body.into()).await? {
+            refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    Ok(())
 }
 
 async fn send(port: u16, beside: Beside, keys: usize) -> anyhow::Result<()> {

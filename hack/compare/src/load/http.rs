@@ -79,6 +79,24 @@ impl Connection {
         Ok(())
     }
 
+    /// Sends records as NDJSON, and reads the whole answer. Returns whether all were accepted.
+    ///
+    /// # Errors
+    /// When no answer comes, and for each status that is neither 202 nor 429.
+    pub(crate) async fn offer(&mut self, body: Bytes) -> anyhow::Result<bool> {
+        let request = Request::post("/records/batch")
+            .header(HOST, "127.0.0.1")
+            .header(AUTHORIZATION, format!("Bearer {KEY}"))
+            .header(CONTENT_TYPE, "application/x-ndjson")
+            .body(Full::new(body))?;
+        self.0.ready().await?;
+        let answer = timeout(TIMEOUT, self.0.send_request(request)).await.context("serve does not answer")??;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        ensure!([StatusCode::ACCEPTED, StatusCode::TOO_MANY_REQUESTS].contains(&status), "serve answers {status}");
+        Ok(status == StatusCode::ACCEPTED && body.windows(12).any(|part| part == b"\"rejected\":0"))
+    }
+
     async fn exchange(&mut self, request: Request<Full<Bytes>>) -> anyhow::Result<StatusCode> {
         self.0.ready().await?;
         let answer: Response<Incoming> = self.0.send_request(request).await?;
