@@ -278,7 +278,7 @@ async fn each_process_divides_its_part_of_the_backlog() {
         let request = reqwest::Client::new().post(format!("{url}/records")).bearer_auth(KEY).json(&record);
         answer(request).await
     };
-    // Each process knows of the other one within a second or two: until then, it can take more.
+    // Each process counts the other one within a second or two: until then, it can take more.
     pipeline.change(|spec| spec["limits"] = json!({"perKey": {"requestsPerSecond": 2_000_000}}));
     for url in [&first, &pipeline.url()] {
         eventually("both serve", async || {
