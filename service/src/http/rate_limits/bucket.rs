@@ -24,17 +24,20 @@ pub(super) struct UsedUp {
 }
 
 impl Bucket {
-    /// Takes `cells`, all or none: they are admitted while anything is left, also when they are more than that.
+    /// Takes `cells`, all or none: they are admitted while one is left, also when they are more than what is left. A bucket
+    /// of less than one cell has one when it is full.
     pub(super) fn take(&self, now: u64, cells: u64, per_second: f64) -> Result<(), UsedUp> {
         self.rescale(now, per_second);
-        let cost = cost(cells, per_second);
+        let (one, cost) = (cost(1, per_second), cost(cells, per_second));
+        // The most that may be unpaid, so that a cell is left.
+        let most = WINDOW.saturating_sub(one);
         let taken = self.paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid_at| {
-            (ahead(paid_at, now) < WINDOW).then(|| paid_at.max(now).saturating_add(cost))
+            (ahead(paid_at, now) <= most).then(|| paid_at.max(now).saturating_add(cost))
         });
-        taken.map(|_| ()).map_err(|paid_at| UsedUp { wait_ns: ahead(paid_at, now) - WINDOW + 1 })
+        taken.map(|_| ()).map_err(|paid_at| UsedUp { wait_ns: ahead(paid_at, now) - most })
     }
 
-    /// Whether anything is left.
+    /// Whether a cell is left.
     pub(super) fn check(&self, now: u64, per_second: f64) -> Result<(), UsedUp> {
         self.take(now, 0, per_second)
     }
@@ -104,7 +107,7 @@ mod tests {
         let bucket = Bucket::default();
         assert_eq!(bucket.take(0, 250, 100.0), Ok(()));
         let UsedUp { wait_ns } = bucket.check(0, 100.0).expect_err("in debt");
-        assert_eq!(wait_ns, 3 * SECOND / 2 + 1);
+        assert_eq!(wait_ns, 3 * SECOND / 2 + SECOND / 100);
         assert!(bucket.take(wait_ns - 1, 1, 100.0).is_err());
         assert_eq!(bucket.take(wait_ns, 1, 100.0), Ok(()));
     }
@@ -113,8 +116,8 @@ mod tests {
     fn a_rate_below_one_a_second_admits_one_at_a_time() {
         let bucket = Bucket::default();
         assert_eq!(bucket.take(0, 1, 0.25), Ok(()));
-        assert!(bucket.take(2 * SECOND, 1, 0.25).is_err());
-        assert_eq!(bucket.take(3 * SECOND + 1, 1, 0.25), Ok(()));
+        assert_eq!(bucket.take(3 * SECOND, 1, 0.25), Err(UsedUp { wait_ns: SECOND }));
+        assert_eq!(bucket.take(4 * SECOND, 1, 0.25), Ok(()));
     }
 
     #[test]
@@ -130,8 +133,8 @@ mod tests {
     fn another_rate_keeps_the_number_of_unpaid_cells() {
         let bucket = Bucket::default();
         assert_eq!(bucket.take(0, 1_000, 10.0), Ok(()));
-        assert_eq!(bucket.check(0, 1_000.0), Err(UsedUp { wait_ns: 1 }));
-        assert_eq!(bucket.check(1, 1_000.0), Ok(()));
+        assert_eq!(bucket.check(0, 1_000.0), Err(UsedUp { wait_ns: SECOND / 1_000 }));
+        assert_eq!(bucket.check(SECOND / 1_000, 1_000.0), Ok(()));
     }
 
     proptest! {

@@ -143,7 +143,7 @@ impl Limited {
 
     /// Whole seconds until there is something left, at least 1.
     pub(crate) fn retry_after(self) -> u64 {
-        self.wait_ns / 1_000_000_000 + 1
+        self.wait_ns.div_ceil(1_000_000_000).max(1)
     }
 
     fn count(self) {
