@@ -13,6 +13,8 @@ mod filter;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod limits;
 mod manifest;
+#[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
+mod oidc;
 mod quantity;
 mod reason;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
@@ -41,6 +43,7 @@ pub use deploy::{
 pub use filter::{Filter, Prefixes, RecordType};
 pub use limits::{Limits, RateLimits};
 pub use manifest::{ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, ParseError, RecordPipeline};
+pub use oidc::{Oidc, TokenClaims, TokenScope};
 pub use quantity::{InvalidQuantity, Quantity};
 pub use reason::Reason;
 pub use rollups::{Distinct, GroupField, Rollup, Window};

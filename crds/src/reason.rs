@@ -92,6 +92,8 @@ reasons! {
     RedisNotDurable,
     /// The clocks of this host and of a server differ.
     ClockDifference,
+    /// The issuer of access tokens does not return its keys.
+    IssuerUnreachable,
     /// A newer version appended an entry in a format that this one does not support.
     StreamFormatUnknown,
     /// The schema is not claimed for the manifest's uid.

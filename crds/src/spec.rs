@@ -10,6 +10,7 @@ use crate::{
     DecimalString,
     deploy::{DeletionPolicy, Jobs, NetworkPolicy, PullPolicy, Serve, Verify, Work},
     limits::Limits,
+    oidc::Oidc,
     rollups::Rollup,
     sinks::Sink,
     status::RecordPipelineStatus,
@@ -140,6 +141,10 @@ pub struct RecordPipelineSpec {
     /// Who may call the HTTP API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<Auth>,
+    /// The issuer whose access tokens may call the HTTP API, too. Absent: API keys only. A change is active within seconds;
+    /// one of `caSecretRef` rolls the pods of `serve`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oidc: Option<Oidc>,
     /// The pods that accept records and answer queries: their number, how they are reached, how they run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serve: Option<Serve>,
@@ -186,6 +191,7 @@ impl RecordPipelineSpec {
             redis,
             postgres,
             auth,
+            oidc,
             retention,
             serve,
             replicas: _,
@@ -213,6 +219,7 @@ impl RecordPipelineSpec {
             redis: redis.clone(),
             postgres: postgres.clone(),
             auth: auth.clone(),
+            oidc: oidc.clone(),
             retention: *retention,
             serve: serve.as_ref().and_then(Serve::for_pods),
             replicas: None,

@@ -130,6 +130,9 @@ impl RecordPipelineSpec {
         if let Some(serve) = &self.serve {
             serve.check(found);
         }
+        if let Some(oidc) = &self.oidc {
+            oidc.check("spec.oidc", found);
+        }
         self.check_sinks(pipeline, found);
         self.check_rollups(found);
         if self.verify.as_ref().is_some_and(|verify| !is_schedule(&verify.schedule)) {
@@ -369,6 +372,15 @@ fn is_label(text: &str, longest: usize) -> bool {
 
 fn is_key(text: &str) -> bool {
     (1..=200).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
+}
+
+/// The port that an http or https URL connects to.
+pub(crate) fn port_of(url: &str) -> i32 {
+    let default = if url.starts_with("https:") { 443 } else { 80 };
+    let host = url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
+    // Behind the address of IPv6, which has colons of its own.
+    let port = host.rsplit(']').next().and_then(|rest| rest.rsplit_once(':'));
+    port.and_then(|(_, port)| port.parse().ok()).unwrap_or(default)
 }
 
 pub(crate) fn is_word(text: &str, longest: usize) -> bool {

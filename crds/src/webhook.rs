@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     SecretKeyRef,
-    validate::{Found, is_word},
+    validate::{Found, is_word, port_of},
 };
 
 /// Most ranges of addresses of one webhook.
@@ -82,11 +82,7 @@ impl Webhook {
     /// The port that it connects to.
     #[must_use]
     pub fn port(&self) -> i32 {
-        let default = if self.url.starts_with("https:") { 443 } else { 80 };
-        let host = self.url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
-        // Behind the address of IPv6, which has colons of its own.
-        let port = host.rsplit(']').next().and_then(|rest| rest.rsplit_once(':'));
-        port.and_then(|(_, port)| port.parse().ok()).unwrap_or(default)
+        port_of(&self.url)
     }
 
     pub(crate) fn check(&self, at: &str, found: &mut Found) {

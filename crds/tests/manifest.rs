@@ -125,6 +125,11 @@ macro_rules! filter {
         concat!("sinks: [{name: a, event: ", $event, ", redisStream: {}, filter: {", $fields, "}}]")
     };
 }
+macro_rules! oidc {
+    ($issuer:literal, $fields:literal) => {
+        concat!("oidc: {audience: b, scopes: {write: [ingest]}, ", $issuer, ", ", $fields, "}")
+    };
+}
 macro_rules! scaling {
     ($least:literal, $most:literal, $target:literal) => {
         concat!(
@@ -390,6 +395,61 @@ const RULES: &[Rule] = &[
         kept: "postgres: {urlSecretRef: {name: a, key: k}, tls: {clientCertSecretRef: {name: a}}}",
         broken: "postgres: {urlSecretRef: {name: a, key: k}, tls: {clientCertSecretRef: {name: A}}}",
         message: "spec.postgres.tls.clientCertSecretRef.name",
+    },
+    Rule {
+        kept: oidc!("issuer: https://login.example.com/a", ""),
+        broken: oidc!("issuer: http://login.example.com/a", ""),
+        message: "spec.oidc.issuer: must be an https URL",
+    },
+    Rule {
+        kept: oidc!("issuer: 'http://127.0.0.1:3000'", ""),
+        broken: oidc!("issuer: 'https://login.example.com?a=b'", ""),
+        message: "spec.oidc.issuer: must be an https URL",
+    },
+    Rule {
+        kept: oidc!("issuer: https://a", "jwksUrl: 'https://a/keys?b=c'"),
+        broken: oidc!("issuer: https://a", "jwksUrl: 'http://a/keys'"),
+        message: "spec.oidc.jwksUrl: must be an https URL",
+    },
+    Rule {
+        kept: oidc!("issuer: https://a", "caSecretRef: {name: a, key: ca.crt}"),
+        broken: oidc!("issuer: https://a", "caSecretRef: {name: a, key: ''}"),
+        message: "spec.oidc.caSecretRef.key",
+    },
+    Rule {
+        kept: oidc!("issuer: https://a", "claims: {scopes: /realm_access/roles, sourceIds: a, destinationIds: b}"),
+        broken: oidc!("issuer: https://a", "claims: {sourceIds: ''}"),
+        message: "spec.oidc.claims.sourceIds: must be the name of a claim",
+    },
+    Rule {
+        kept: oidc!("issuer: https://a", "clockSkewSeconds: 0"),
+        broken: oidc!("issuer: https://a", "clockSkewSeconds: 301"),
+        message: "spec.oidc.clockSkewSeconds: must be at most 300",
+    },
+    Rule {
+        kept: "oidc: {issuer: https://a, audience: b, scopes: {write: [ingest, read], chief: [admin]}}",
+        broken: "oidc: {issuer: https://a, audience: b, scopes: {}}",
+        message: "spec.oidc.scopes: must be 1 to 64 values",
+    },
+    Rule {
+        kept: "oidc: {issuer: https://a, audience: b, scopes: {write: [ingest]}}",
+        broken: "oidc: {issuer: https://a, audience: b, scopes: {write: []}}",
+        message: "spec.oidc.scopes: each value must have",
+    },
+    Rule {
+        kept: "oidc: {issuer: https://a, audience: 'api://b', scopes: {write: [ingest]}}",
+        broken: "oidc: {issuer: https://a, audience: 'b c', scopes: {write: [ingest]}}",
+        message: "spec.oidc.audience: must be 1 to 500 characters without white space",
+    },
+    Rule {
+        kept: "oidc: {issuer: https://a, audience: b, scopes: {write: [ingest]}}",
+        broken: "oidc: {issuer: https://a, audience: b, scopes: {write: [write]}}",
+        message: "unknown variant `write`, expected one of ingest, read, admin",
+    },
+    Rule {
+        kept: "oidc: {issuer: https://a, audience: b, scopes: {write: [ingest]}}",
+        broken: "oidc: {issuer: https://a, audience: b, scopes: {write: [ingest]}, algorithms: [none]}",
+        message: "unknown field `algorithms`",
     },
     Rule {
         kept: "serve: {tls: {certSecretRef: {name: a.b}}}",

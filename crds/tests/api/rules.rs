@@ -58,6 +58,11 @@ macro_rules! tls {
         concat!("redis: {urlSecretRef: {name: a, key: k}, tls: {", $fields, "}}")
     };
 }
+macro_rules! oidc {
+    ($issuer:literal, $fields:literal) => {
+        concat!("oidc: {audience: b, scopes: {write: [ingest]}, ", $issuer, ", ", $fields, "}")
+    };
+}
 macro_rules! serve {
     ($($fields:tt)*) => { concat!("serve: {", $($fields)*, "}") };
 }
@@ -363,6 +368,46 @@ const RULES: &[Rule] = &[
         kept: tls!("caSecretRef: {name: a, key: k}"),
         broken: tls!("caSecretRef: {name: a}"),
         message: "spec.redis.tls.caSecretRef.key: Required value",
+    },
+    Rule {
+        kept: oidc!("issuer: https://login.example.com/a", "jwksUrl: null, caSecretRef: null"),
+        broken: oidc!("issuer: http://login.example.com/a", ""),
+        message: "spec.oidc.issuer: Invalid value: \"string\": must be an https URL without user",
+    },
+    Rule {
+        kept: oidc!("issuer: 'http://127.0.0.1:3000'", ""),
+        broken: oidc!("issuer: 'http://127.0.0.1.example.com'", ""),
+        message: "spec.oidc.issuer: Invalid value",
+    },
+    Rule {
+        kept: oidc!("issuer: 'http://[::1]:3000/a'", "jwksUrl: 'https://a/keys?b=c'"),
+        broken: oidc!("issuer: https://a", "jwksUrl: 'https://u:p@a/keys'"),
+        message: "spec.oidc.jwksUrl: Invalid value",
+    },
+    Rule {
+        kept: oidc!("issuer: https://a", "clockSkewSeconds: 300, claims: {sourceIds: a}"),
+        broken: oidc!("issuer: https://a", "clockSkewSeconds: 301"),
+        message: "spec.oidc.clockSkewSeconds: Invalid value",
+    },
+    Rule {
+        kept: oidc!("issuer: https://a", "claims: {scopes: /realm_access/roles, destinationIds: null}"),
+        broken: oidc!("issuer: https://a", "claims: {scopes: ''}"),
+        message: "spec.oidc.claims.scopes: Invalid value",
+    },
+    Rule {
+        kept: "oidc: {issuer: https://a, audience: b, scopes: {write: [ingest, read], chief: [admin]}}",
+        broken: "oidc: {issuer: https://a, audience: b, scopes: {write: []}}",
+        message: "spec.oidc.scopes: Invalid value: \"object\": each value must have 1 to 200 characters",
+    },
+    Rule {
+        kept: "oidc: {issuer: https://a, audience: b, scopes: {write: [ingest]}}",
+        broken: "oidc: {issuer: https://a, audience: b, scopes: {}}",
+        message: "spec.oidc.scopes: Invalid value",
+    },
+    Rule {
+        kept: "oidc: {issuer: https://a, audience: b, scopes: {write: [read]}}",
+        broken: "oidc: {issuer: https://a, audience: b, scopes: {write: [write]}}",
+        message: "spec.oidc.scopes.write[0]: Unsupported value",
     },
     Rule {
         kept: "postgres: {urlSecretRef: {name: a, key: k}, tls: {clientCertSecretRef: {name: a}}}",
