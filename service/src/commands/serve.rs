@@ -13,6 +13,7 @@ use crate::{
         health::{self, Health},
         keyring::{self, Bootstrap},
         rate_limits::RateLimiter,
+        oidc::{AccessTokens, OidcArgs},
     },
     lifecycle::Lifecycle,
     listen,
@@ -55,6 +56,8 @@ pub struct Args {
     /// A file that holds the first API key; it is followed
     #[arg(long, value_name = "FILE", env = "MILLRACE_BOOTSTRAP_KEY_FILE", conflicts_with = "bootstrap_key")]
     bootstrap_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    oidc: OidcArgs,
 }
 
 /// Settings of a server.
@@ -79,7 +82,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
-    let Args { place, listen, health_listen, certificate, bootstrap_key, bootstrap_key_file, telemetry: _ } = args;
+    let Args { place, listen, health_listen, certificate, bootstrap_key, bootstrap_key_file, oidc, telemetry: _ } =
+        args;
     let given =
         bootstrap_key.map(|Secret(key)| keyring::hash(key.trim()).context("MILLRACE_BOOTSTRAP_KEY")).transpose()?;
     let lifecycle = Lifecycle::new();
@@ -100,6 +104,7 @@ async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
             (None, None) => Bootstrap::None,
         };
         let keys = KeyRing::follow(&setup.store, bootstrap, &lifecycle).await?;
+        let keys = keys.with_tokens(AccessTokens::follow(oidc, &setup.active_manifest, &lifecycle));
         let tls = certificate.follow(&setup.active_manifest, &lifecycle).await?;
         serve(setup, listen, tls, keys, &lifecycle).await.map(|_| ())
     };

@@ -22,7 +22,7 @@ pub use place::{Place, Secret};
 pub use secret::SecretError;
 pub use setup::{Setup, process_name};
 pub use tls::TlsArgs;
-pub(crate) use tls::{given, identity};
+pub(crate) use tls::{given, identity, trusted};
 
 use crate::domain::Policy;
 

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use millrace_crds::{ClientTls, Reason, RecordPipelineSpec, TlsSecretRef};
+use millrace_crds::{ClientTls, Reason, RecordPipelineSpec, SecretKeyRef, TlsSecretRef};
 
 use super::secret::{self, SecretError};
 use crate::tls::{CaBundle, ClientFiles, FileError, Identity};
@@ -75,13 +75,19 @@ fn read(
     certificate: &Option<PathBuf>,
     key: &Option<PathBuf>,
 ) -> Result<ClientFiles, SecretError> {
-    let ca = given(ca).map(|file| {
-        let name = secret::name(named.and_then(|named| named.ca_secret_ref.as_ref()), file);
-        Ok::<_, SecretError>(CaBundle::parse(&name, content(file, &name)?)?)
-    });
+    let ca = given(ca).map(|file| trusted(named.and_then(|named| named.ca_secret_ref.as_ref()), file));
     let secret = named.and_then(|named| named.client_cert_secret_ref.as_ref());
     let identity = given(certificate).zip(given(key)).map(|(certificate, key)| identity(secret, certificate, key));
     Ok(ClientFiles { ca: ca.transpose()?, identity: identity.transpose()? })
+}
+
+/// The authorities to trust; `secret` is the Secret key that the file comes from.
+///
+/// # Errors
+/// When it is not there, or cannot be used.
+pub(crate) fn trusted(secret: Option<&SecretKeyRef>, file: &Path) -> Result<CaBundle, SecretError> {
+    let name = secret::name(secret, file);
+    Ok(CaBundle::parse(&name, content(file, &name)?)?)
 }
 
 /// A certificate and its key; `secret` is the Secret that the files come from.

@@ -1,5 +1,5 @@
 //! Access: who sends a request, and what it may do. API keys are bearer tokens, checked against a snapshot that is
-//! refreshed every 500 ms.
+//! refreshed every 500 ms; other bearer tokens are access tokens of the issuer that the manifest names.
 //!
 //! Must never read Postgres for a request, and must never log or keep a secret itself.
 
@@ -14,18 +14,20 @@ use poem_openapi::{
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use super::{App, client_address::client_address, last_use::LastUse, problem::Failure, rate_limits::Usage};
+use super::{
+    App, client_address::client_address, last_use::LastUse, oidc::AccessTokens, problem::Failure, rate_limits::Usage,
+};
 use crate::{
     domain::{AccessLimit, Scope},
     store::Actor,
 };
 
-/// Who may send requests, and what it may do: an API key.
-#[derive(Debug)]
+/// Who may send requests, and what it may do: an API key, or the holder of an access token.
+#[derive(Debug, Default)]
 pub struct Identity {
     /// Its name: the actor in the audit trail.
     pub name: Arc<str>,
-    /// The id of the API key; `None`: access is open.
+    /// The id of the API key; `None`: an access token, or access is open.
     pub key_id: Option<Arc<str>>,
     /// Its permissions.
     pub scopes: Vec<Scope>,
@@ -63,6 +65,15 @@ pub struct KeyRing {
     pub(super) secrets: watch::Receiver<Snapshot>,
     /// The identity of everyone where access is open.
     pub(super) open: Arc<Identity>,
+    /// Access tokens; `None`: there is no task that follows an issuer.
+    pub(super) tokens: Option<AccessTokens>,
+}
+
+/// What the API keys tell about a request.
+enum ByKey<'a> {
+    Known(Arc<Identity>),
+    /// The bearer token is no API key; its digest.
+    Unknown(&'a str, [u8; 32]),
 }
 
 /// The records that a path is about.
@@ -76,9 +87,21 @@ enum Reach {
 
 impl KeyRing {
     /// The identity of the sender of a request.
-    fn authenticate(&self, request: &Request) -> Result<Arc<Identity>, Failure> {
+    async fn authenticate(&self, request: &Request) -> Result<Arc<Identity>, Failure> {
+        let (token, digest) = match self.by_key(request)? {
+            ByKey::Known(identity) => return Ok(identity),
+            ByKey::Unknown(token, digest) => (token, digest),
+        };
+        match &self.tokens {
+            // No API key has a dot, and every JWT has two.
+            Some(tokens) if token.contains('.') && tokens.is_enabled() => tokens.identify(token, digest).await,
+            _ => Err(Failure::new(401, "invalid_key", "this API key is not known, it expired, or it was revoked")),
+        }
+    }
+
+    fn by_key<'a>(&self, request: &'a Request) -> Result<ByKey<'a>, Failure> {
         let snapshot = self.secrets.borrow();
-        let Some(secrets) = snapshot.as_ref() else { return Ok(Arc::clone(&self.open)) };
+        let Some(secrets) = snapshot.as_ref() else { return Ok(ByKey::Known(Arc::clone(&self.open))) };
         let Some(header) = request.headers().get(AUTHORIZATION) else {
             return Err(Failure::new(401, "missing_key", "send an API key: Authorization: Bearer mk_…"));
         };
@@ -87,25 +110,25 @@ impl KeyRing {
             .ok()
             .and_then(|header| header.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, secret)| secret.trim());
-        let digest: Option<[u8; 32]> = secret.map(|secret| Sha256::digest(secret.as_bytes()).into());
-        let known = digest.and_then(|digest| secrets.get(&digest));
+            .map_or("", |(_, secret)| secret.trim());
+        let digest: [u8; 32] = Sha256::digest(secret.as_bytes()).into();
+        let known = secrets.get(&digest);
         let Some(known) = known.filter(|known| known.expires.is_none_or(|expires| Instant::now() < expires)) else {
-            return Err(Failure::new(401, "invalid_key", "this API key is not known, it expired, or it was revoked"));
+            return Ok(ByKey::Unknown(secret, digest));
         };
         known.last_use.note();
-        Ok(Arc::clone(&known.identity))
+        Ok(ByKey::Known(Arc::clone(&known.identity)))
     }
 
-    fn admit(&self, request: &Request, scope: Scope, reach: Reach) -> Result<Caller, Failure> {
-        let identity = self.authenticate(request)?;
+    async fn admit(&self, request: &Request, scope: Scope, reach: Reach) -> Result<Caller, Failure> {
+        let identity = self.authenticate(request).await?;
         if !identity.has(scope) {
-            let detail = format!("this API key lacks the scope {}", scope.as_str());
+            let detail = format!("this API key or access token lacks the scope {}", scope.as_str());
             return Err(Failure::new(403, "insufficient_scope", detail));
         }
         if reach == Reach::All && identity.limit.is_limited() {
-            let detail = "this path is about all records, and this API key is limited to some sources or destinations; \
-                          use a key without limits";
+            let detail = "this path is about all records, and this API key or access token is limited to some sources or \
+                          destinations; use a key without limits";
             return Err(Failure::new(403, "limited_key", detail));
         }
         Ok(Caller(identity))
@@ -153,6 +176,19 @@ macro_rules! caller {
 
             fn register(registry: &mut Registry) {
                 registry.create_security_scheme(
+                    "accessToken",
+                    MetaSecurityScheme {
+                        ty: "http",
+                        description: Some("An access token (JWT) of the issuer in `spec.oidc`, where the manifest has one."),
+                        name: None,
+                        key_in: None,
+                        scheme: Some("bearer"),
+                        bearer_format: Some("JWT"),
+                        flows: None,
+                        openid_connect_url: None,
+                    },
+                );
+                registry.create_security_scheme(
                     "apiKey",
                     MetaSecurityScheme {
                         ty: "http",
@@ -168,7 +204,7 @@ macro_rules! caller {
             }
 
             fn security_schemes() -> Vec<&'static str> {
-                vec!["apiKey"]
+                vec!["apiKey", "accessToken"]
             }
 
             async fn from_request(
@@ -187,19 +223,19 @@ macro_rules! caller {
 
 caller! {
     /// A caller that may send records: those that it may reach.
-    Ingester(Caller), |app, request| app.keys.admit(request, Scope::Ingest, Reach::Limited)?
+    Ingester(Caller), |app, request| app.keys.admit(request, Scope::Ingest, Reach::Limited).await?
 }
 caller! {
     /// A caller that may ask. The path answers with what the caller may reach only.
-    Reader(Caller), |app, request| app.keys.admit(request, Scope::Read, Reach::Limited)?
+    Reader(Caller), |app, request| app.keys.admit(request, Scope::Read, Reach::Limited).await?
 }
 caller! {
     /// A caller that may ask about all records.
-    ReaderOfAll(Caller), |app, request| app.keys.admit(request, Scope::Read, Reach::All)?
+    ReaderOfAll(Caller), |app, request| app.keys.admit(request, Scope::Read, Reach::All).await?
 }
 caller! {
     /// A caller that may change things, as the actor of the change.
-    Administrator(Actor), |app, request| app.keys.admit(request, Scope::Admin, Reach::All)?.actor(request, app)
+    Administrator(Actor), |app, request| app.keys.admit(request, Scope::Admin, Reach::All).await?.actor(request, app)
 }
 
 #[cfg(test)]
@@ -218,32 +254,32 @@ mod tests {
         let identity = Arc::new(identity);
         let secret = KnownSecret { identity: Arc::clone(&identity), expires, last_use: LastUses::new().of("sec_1") };
         let secrets = HashMap::from([(Sha256::digest(b"mk_a").into(), secret)]);
-        KeyRing { secrets: watch::channel(Some(secrets)).1, open: identity }
+        KeyRing { secrets: watch::channel(Some(secrets)).1, open: identity, tokens: None }
     }
 
-    fn refusal(ring: &KeyRing, scope: Scope, reach: Reach) -> Option<String> {
+    async fn refusal(ring: &KeyRing, scope: Scope, reach: Reach) -> Option<String> {
         let request = Request::builder().header(AUTHORIZATION, "Bearer mk_a").finish();
-        ring.admit(&request, scope, reach).err().map(|failure| failure.problem().code.clone())
+        ring.admit(&request, scope, reach).await.err().map(|failure| failure.problem().code.clone())
     }
 
-    #[test]
-    fn a_key_expires_while_the_snapshot_stays_the_same() {
+    #[tokio::test]
+    async fn a_key_expires_while_the_snapshot_stays_the_same() {
         let now = Instant::now();
         for (expires, code) in
             [(None, None), (Some(now + Duration::from_secs(3600)), None), (Some(now), Some("invalid_key".to_owned()))]
         {
-            assert_eq!(refusal(&ring(expires, Scope::Read, &[]), Scope::Read, Reach::All), code, "{expires:?}");
+            assert_eq!(refusal(&ring(expires, Scope::Read, &[]), Scope::Read, Reach::All).await, code, "{expires:?}");
         }
     }
 
-    #[test]
-    fn a_limited_key_is_refused_where_a_path_is_about_all_records() {
+    #[tokio::test]
+    async fn a_limited_key_is_refused_where_a_path_is_about_all_records() {
         let limited = ring(None, Scope::Admin, &["exact=s".parse().unwrap()]);
-        assert_eq!(refusal(&limited, Scope::Read, Reach::Limited), None);
+        assert_eq!(refusal(&limited, Scope::Read, Reach::Limited).await, None);
         for scope in [Scope::Read, Scope::Admin] {
-            assert_eq!(refusal(&limited, scope, Reach::All).as_deref(), Some("limited_key"));
+            assert_eq!(refusal(&limited, scope, Reach::All).await.as_deref(), Some("limited_key"));
         }
         let reader = ring(None, Scope::Read, &[]);
-        assert_eq!(refusal(&reader, Scope::Ingest, Reach::Limited).as_deref(), Some("insufficient_scope"));
+        assert_eq!(refusal(&reader, Scope::Ingest, Reach::Limited).await.as_deref(), Some("insufficient_scope"));
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use super::{
     auth::{Identity, KeyRing, KnownSecret, Snapshot},
     last_use::LastUses,
+    oidc::AccessTokens,
     rate_limits::Usage,
 };
 use crate::{
@@ -98,7 +99,13 @@ impl KeyRing {
             rate_limits: RateLimits::default(),
             usage: Arc::default(),
         };
-        Self { secrets, open: Arc::new(open) }
+        Self { secrets, open: Arc::new(open), tokens: None }
+    }
+
+    /// The same keys, and access tokens beside them.
+    #[must_use]
+    pub fn with_tokens(self, tokens: AccessTokens) -> Self {
+        Self { tokens: Some(tokens), ..self }
     }
 
     /// Registers the first key, reads the keys, and keeps them up to date by a task of `lifecycle`. While Postgres is

@@ -17,6 +17,7 @@ pub mod keyring;
 mod last_use;
 pub(crate) mod merged;
 pub mod new_key;
+pub mod oidc;
 pub(crate) mod operations;
 mod pace;
 pub(crate) mod probes;

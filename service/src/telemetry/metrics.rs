@@ -23,6 +23,8 @@ pub const APPEND_SECONDS: &str = "millrace_append_seconds";
 pub const HTTP_SECONDS: &str = "millrace_http_request_seconds";
 /// Counter: connections that were refused because as many as there may be were open.
 pub const REFUSED_CONNECTIONS: &str = "millrace_http_refused_connections_total";
+/// Gauge: when the keys of the issuer in `spec.oidc` were last read, in seconds since 1970; absent without an issuer.
+pub const ISSUER_KEYS_READ: &str = "millrace_issuer_keys_read_timestamp_seconds";
 /// Gauge by `shard`: entries that are not applied yet.
 pub const BACKLOG: &str = "millrace_backlog_records";
 /// Histogram: entries in a micro-batch.
@@ -148,6 +150,10 @@ fn describe() {
         "From a request's arrival until its answer begins, by method, route and status"
     );
     describe_counter!(REFUSED_CONNECTIONS, "Connections refused because as many as there may be were open");
+    describe_gauge!(
+        ISSUER_KEYS_READ,
+        "When the keys of the issuer of access tokens were last read, in seconds since 1970"
+    );
     describe_gauge!(BACKLOG, "Records that are not applied yet, by shard");
     describe_histogram!(BATCH_RECORDS, "Records of a batch");
     describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "The transaction of a batch, from begin to commit");

@@ -23,6 +23,7 @@ mod inject;
 mod keys;
 mod limits;
 mod many;
+mod oidc;
 mod outage;
 mod outcome;
 mod pods;

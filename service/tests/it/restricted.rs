@@ -189,7 +189,7 @@ async fn a_redis_without_config_info_wait_and_debug_works_and_its_durability_is_
 }
 
 /// The library that gives a process another clock.
-fn libfaketime() -> String {
+pub(crate) fn libfaketime() -> String {
     let found =
         std::fs::read_dir("/usr/lib").unwrap().flatten().map(|dir| dir.path().join("faketime/libfaketimeMT.so.1"));
     let found = found.into_iter().find(|path| path.is_file());
