@@ -73,8 +73,12 @@ fn policy(pipeline: &Validated, component: &str, name: String, rules: &Rules) ->
     };
     let mut egress = rules.egress.clone();
     // Without a rule of the manifest, egress is unrestricted, and must stay so.
-    if component == "work" && !egress.is_empty() {
-        egress.extend(webhooks(pipeline));
+    if !egress.is_empty() {
+        match component {
+            "serve" => egress.extend(issuer(pipeline)),
+            "work" => egress.extend(webhooks(pipeline)),
+            _ => {}
+        }
     }
     let types = if rules.egress.is_empty() { &["Ingress"][..] } else { &["Ingress", "Egress"] };
     let spec = NetworkPolicySpec {
@@ -93,14 +97,7 @@ fn webhooks(pipeline: &Validated) -> Vec<NetworkPolicyEgressRule> {
     let webhooks = pipeline.spec.sinks.iter().filter_map(|sink| sink.webhook.as_ref());
     let mut rules: Vec<NetworkPolicyEgressRule> = Vec::new();
     for webhook in webhooks {
-        let block = |cidr: &str, except: &[&str]| NetworkPolicyPeer {
-            ip_block: Some(IPBlock {
-                cidr: cidr.to_owned(),
-                except: unless_empty(except.iter().map(|&range| range.to_owned()).collect::<Vec<_>>()),
-            }),
-            ..NetworkPolicyPeer::default()
-        };
-        let mut to = vec![block("0.0.0.0/0", &PRIVATE_V4), block("2000::/3", &[])];
+        let mut to = public();
         to.extend(webhook.allowed().iter().map(|range| block(&range.trunc().to_string(), &[])));
         let rule = NetworkPolicyEgressRule { ports: Some(vec![tcp(webhook.port())]), to: Some(to) };
         if !rules.contains(&rule) {
@@ -110,7 +107,28 @@ fn webhooks(pipeline: &Validated) -> Vec<NetworkPolicyEgressRule> {
     rules
 }
 
-/// Ranges that no webhook needs unless the manifest allows them.
+/// The issuer of access tokens: its ports, at public addresses. One in the cluster needs a rule of the manifest: a policy
+/// cannot name a host.
+fn issuer(pipeline: &Validated) -> Option<NetworkPolicyEgressRule> {
+    let ports = pipeline.spec.oidc.as_ref()?.ports();
+    Some(NetworkPolicyEgressRule { ports: Some(ports.into_iter().map(tcp).collect()), to: Some(public()) })
+}
+
+fn public() -> Vec<NetworkPolicyPeer> {
+    vec![block("0.0.0.0/0", &PRIVATE_V4), block("2000::/3", &[])]
+}
+
+fn block(cidr: &str, except: &[&str]) -> NetworkPolicyPeer {
+    NetworkPolicyPeer {
+        ip_block: Some(IPBlock {
+            cidr: cidr.to_owned(),
+            except: unless_empty(except.iter().map(|&range| range.to_owned()).collect::<Vec<_>>()),
+        }),
+        ..NetworkPolicyPeer::default()
+    }
+}
+
+/// Ranges that no webhook and no issuer needs unless the manifest allows them.
 const PRIVATE_V4: [&str; 6] =
     ["10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"];
 

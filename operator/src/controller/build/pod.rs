@@ -64,6 +64,10 @@ pub(super) fn serve(pipeline: &Validated, image: &str) -> Result<PodTemplateSpec
     if let Some(Auth { bootstrap_key_secret_ref: Some(reference) }) = auth {
         template.secret("bootstrap-key", reference, "key", "MILLRACE_BOOTSTRAP_KEY_FILE");
     }
+    let oidc = pipeline.spec.oidc.as_ref();
+    if let Some(reference) = oidc.and_then(|oidc| oidc.ca_secret_ref.as_ref()) {
+        template.secret("oidc-ca", reference, "ca.crt", "MILLRACE_OIDC_CA_FILE");
+    }
     template.env("MILLRACE_LISTEN", &format!("[::]:{HTTP}"));
     if let Some(ServeTls { cert_secret_ref }) = serve_tls(pipeline) {
         template.certificate("certificate", cert_secret_ref, "MILLRACE_TLS_CERT_FILE", "MILLRACE_TLS_KEY_FILE");
