@@ -360,6 +360,10 @@ create table sinks (
     disabled    boolean not null default false,
     -- Whether it had a filter at some time: then any outcome can be missing in its stream.
     filtered    boolean not null default false,
+    -- The sink ends before the first outcome at or after it; null: it has no end.
+    until       timestamptz,
+    -- When everything before its end was published; nothing is published after that. Null: not yet.
+    completed_at timestamptz,
     version     bigint  not null
 );
 
@@ -368,6 +372,10 @@ create table sink_starts (
     sink  text    not null references sinks (name) on delete cascade,
     shard integer not null,
     after bigint  not null,
+    -- Where a rewind lets it begin again, if its cursor is above that; null: no rewind is under way.
+    rewound_to bigint,
+    -- The last number before the end of the sink; null: it has no end, or its time has not passed.
+    upto  bigint,
     primary key (sink, shard)
 );
 

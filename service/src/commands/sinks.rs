@@ -1,6 +1,8 @@
-//! `millrace sinks`: list sinks, and resume one that is halted.
+//! `millrace sinks`: list sinks, resume one that is halted, and rewind one to an earlier point.
 //!
 //! Must never touch a stream: it writes in Postgres where a sink starts again, and the workers make its cursor.
+
+mod rewind;
 
 use anyhow::bail;
 use millrace_crds::status_api::{PublisherState, PublisherStatus};
@@ -37,6 +39,8 @@ enum Action {
         #[arg(long)]
         repeat: bool,
     },
+    /// Let a sink publish again from an earlier point
+    Rewind(rewind::Args),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -59,6 +63,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let outcome = match action.unwrap_or(Action::List) {
         Action::List => list(&store).await,
         Action::Resume { name, from, repeat } => resume(&store, &streams, &name, from, repeat).await,
+        Action::Rewind(args) => rewind::run(&store, &streams, args).await,
     };
     store.close().await;
     outcome
@@ -83,6 +88,20 @@ async fn list(store: &Store) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn find(store: &Store, name: &str) -> anyhow::Result<SinkRow> {
+    let mut known = store.sinks().await?;
+    let Some(index) = known.iter().position(|known| known.name == name) else {
+        let known: Vec<String> = known.into_iter().map(|row| row.name).collect();
+        bail!("there is no sink {name}; there are: {}", known.join(", "));
+    };
+    Ok(known.swap_remove(index))
+}
+
+async fn is_halted(store: &Store, name: &str) -> anyhow::Result<bool> {
+    let states = store.sink_states().await?;
+    Ok(states.iter().any(|status| status.sink == name && status.state == PublisherState::Halted))
+}
+
 async fn snapshot(streams: &Streams, stream: &str) -> Result<SinkSnapshot, Failure> {
     streams.sink_snapshot(stream).await.map_err(|error| Failure::of_streams(streams, error))
 }
@@ -94,18 +113,11 @@ async fn has_cursor(streams: &Streams, row: &SinkRow) -> anyhow::Result<bool> {
 }
 
 async fn resume(store: &Store, streams: &Streams, name: &str, from: Option<Start>, repeat: bool) -> anyhow::Result<()> {
-    let mut known = store.sinks().await?;
-    let Some(index) = known.iter().position(|known| known.name == name) else {
-        let known: Vec<String> = known.into_iter().map(|row| row.name).collect();
-        bail!("there is no sink {name}; there are: {}", known.join(", "));
-    };
-    let row = known.swap_remove(index);
+    let row = find(store, name).await?;
     let Some(from) = from else { return enable(store, &row).await };
     // A sink that runs would repeat all of its outcomes, or leave a gap. One whose shards are idle has not noticed yet that
     // its cursor is gone.
-    let halted =
-        store.sink_states().await?.iter().any(|status| status.sink == name && status.state == PublisherState::Halted);
-    if !halted && !row.disabled && has_cursor(streams, &row).await? {
+    if !is_halted(store, name).await? && !row.disabled && has_cursor(streams, &row).await? {
         bail!("{name} is not halted: it continues without a command; `millrace sinks list` shows what it waits for");
     }
     if let Some(stream) = row.stream.as_ref().filter(|_| from == Start::Beginning && !repeat)

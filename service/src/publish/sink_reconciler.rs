@@ -213,15 +213,7 @@ impl SinkReconciler {
             // Where the new cursor exists, the old one was ended before, and may have been in its very place.
             let exists = self.streams.cursor(&new, ShardId::new(0)).await?.is_some();
             if let Some(old) = old.as_ref().filter(|_| !exists) {
-                // Ends the old cursor first, so that no publisher appends to the old stream any more.
-                let Some(positions) = self.streams.retire_cursor(old).await? else {
-                    return Err(Error::Streams(StreamsError::Refused(format!(
-                        "the cursor beside {} is gone, so the position to continue from is not known; \
-                         millrace sinks resume {} --from now|beginning",
-                        old.stream, row.name
-                    ))));
-                };
-                self.store.set_starts(row, &positions).await?;
+                self.end_old(row, old, &new).await?;
             }
             let starts = self.store.sink_starts(&row.name).await?;
             let made = self.streams.start_cursor(&new, &starts, manifest.annotation(ADOPT)).await?;
@@ -246,6 +238,22 @@ impl SinkReconciler {
         let is_declared =
             row.kind == OutcomeKind::from(sink.event) && row.stream.as_ref() == Some(&new.stream) && is_noted;
         Ok(is_declared.then(|| active(sink, Target::Redis(new))))
+    }
+
+    /// Ends the old cursor of a sink, so that no publisher appends by it any more, and stores where the `new` one begins.
+    async fn end_old(&self, row: &SinkRow, old: &Output, new: &Output) -> Result<(), Error> {
+        let ended = self.streams.retire_cursor(old).await?;
+        crate::fault::point("after_retire");
+        match ended {
+            Some(positions) => Ok(self.store.set_starts(row, &positions).await?),
+            // Another worker has put the new cursor in its place meanwhile.
+            None if self.streams.cursor(new, ShardId::new(0)).await?.is_some() => Ok(()),
+            None => Err(Error::Streams(StreamsError::Refused(format!(
+                "the cursor beside {} is gone, so the position to continue from is not known; \
+                 millrace sinks resume {} --from now|beginning",
+                old.stream, row.name
+            )))),
+        }
     }
 
     async fn delete(&self, row: &SinkRow) -> Result<Option<ActiveSink>, Error> {

@@ -115,7 +115,7 @@ impl Store {
         let done = sqlx::query!(
             "with resumed as (
                  update sinks set cursor_generation = $2, started = false, disabled = false, old_stream = null,
-                        old_cursor_generation = null
+                        old_cursor_generation = null, completed_at = null
                  where name = $1 and not removed returning name, kind
              ), cleared as (
                  delete from sink_states where sink = $1
@@ -129,7 +129,7 @@ impl Store {
                     case when $3 then 0 when kind = 'DeadLettered' then dead_letters
                          when kind = 'Conflicted' then conflicts else records end
              from resumed, shards
-             on conflict (sink, shard) do update set after = excluded.after",
+             on conflict (sink, shard) do update set after = excluded.after, rewound_to = null",
             name,
             cursor_generation,
             from_beginning,
@@ -163,13 +163,19 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn sink_started(&self, name: &str, cursor_generation: &str) -> Result<bool, Error> {
         let started = sqlx::query!(
-            "update sinks set started = true where name = $1 and cursor_generation = $2",
+            "with started as (
+                 update sinks set started = true where name = $1 and cursor_generation = $2 returning name
+             ), begun as (
+                 update sink_starts set rewound_to = null
+                 from started where sink = name and rewound_to is not null
+             )
+             select name from started",
             name,
             cursor_generation
         )
-        .execute(&self.pool)
+        .fetch_optional(&self.pool)
         .await?;
-        Ok(started.rows_affected() > 0)
+        Ok(started.is_some())
     }
 
     /// A new cursor generation: unique, and later ones sort after earlier ones.
@@ -214,7 +220,8 @@ impl Store {
         Ok(())
     }
 
-    /// Stores the final positions of the old cursor of a moving sink: the new cursor starts there.
+    /// Stores the final positions of the old cursor of a sink that moves or is rewound: the new cursor starts there, or
+    /// where the rewind is below that.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -222,11 +229,14 @@ impl Store {
         let shards: Vec<ShardId> = starts.iter().map(|start| start.shard).collect();
         let after: Vec<Seq> = starts.iter().map(|start| start.seq).collect();
         sqlx::query!(
-            "insert into sink_starts (sink, shard, after)
-             select sinks.name, s.shard, s.after
-             from sinks, unnest($3::int[], $4::bigint[]) as s (shard, after)
-             where sinks.name = $1 and sinks.cursor_generation = $2 and not sinks.started
-             on conflict (sink, shard) do update set after = excluded.after",
+            // Locks the row of the sink: a start that ends meanwhile has ended the rewind, too.
+            "with sink as (
+                 select name from sinks where name = $1 and cursor_generation = $2 and not started for share
+             )
+             insert into sink_starts (sink, shard, after)
+             select sink.name, s.shard, s.after
+             from sink, unnest($3::int[], $4::bigint[]) as s (shard, after)
+             on conflict (sink, shard) do update set after = least(excluded.after, sink_starts.rewound_to)",
             row.name,
             row.cursor_generation,
             &shards as &[ShardId],
