@@ -47,6 +47,15 @@ pub struct Webhook {
     #[schemars(length(max = 16), inner(length(min = 1, max = 43)))]
     #[x_kube(validation = Rule::new("self.all(range, isCIDR(range))").message("must be ranges such as 10.1.0.0/16 or fd00::/8"))]
     pub allowed_cidrs: Vec<String>,
+    /// An HTTP proxy that tunnels the connections (CONNECT), such as http://proxy.example.com:3128, without a user or
+    /// password. It resolves the names: only an address in the URL itself is checked. Absent: none, whatever the environment
+    /// has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 300))]
+    #[x_kube(validation = Rule::new(r"self.matches(r'^http://[^/?#@\s]+:[0-9]{1,5}/?$')").message(
+        "must be http://host:port, without a user, a password or a path"
+    ))]
+    pub proxy: Option<String>,
 }
 
 /// What a delivery waits for.
@@ -79,10 +88,10 @@ impl Webhook {
         std::iter::once(&self.secret_ref).chain(&self.headers_secret_ref)
     }
 
-    /// The port that it connects to.
+    /// The port that it connects to: of its proxy, if it has one.
     #[must_use]
     pub fn port(&self) -> i32 {
-        port_of(&self.url)
+        port_of(self.proxy.as_ref().unwrap_or(&self.url))
     }
 
     pub(crate) fn check(&self, at: &str, found: &mut Found) {
@@ -105,9 +114,18 @@ impl Webhook {
         if self.allowed_cidrs.len() > MOST_CIDRS {
             found.add(format!("{at}.allowedCidrs"), "must be at most 16");
         }
+        if self.proxy.as_ref().is_some_and(|proxy| !is_proxy(proxy)) {
+            found.add(format!("{at}.proxy"), "must be http://host:port, without a user, a password or a path");
+        }
         let rule = "must be a range such as 10.1.0.0/16 or fd00::/8";
         found.check_networks(&format!("{at}.allowedCidrs"), &self.allowed_cidrs, rule);
     }
+}
+
+fn is_proxy(text: &str) -> bool {
+    let place = text.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    let port = place.and_then(|place| place.rsplit_once(':')).and_then(|(_, port)| port.parse::<u16>().ok());
+    is_web_url(text) && text.len() <= 300 && port.is_some_and(|port| port > 0)
 }
 
 fn is_web_url(text: &str) -> bool {

@@ -65,7 +65,8 @@ impl WebhookTarget {
     pub(super) fn client(&self) -> Result<Client, String> {
         let made = self.client.0.get_or_init(|| {
             let timeout = Duration::from_secs(self.webhook.timeout_seconds.into());
-            let client = Client::new(&self.webhook.url, timeout, Allowed::new(self.webhook.allowed()));
+            let Webhook { url, proxy, .. } = &self.webhook;
+            let client = Client::new(url, timeout, Allowed::new(self.webhook.allowed()), proxy.as_deref());
             client.map_err(|error| format!("{error:#}"))
         });
         made.clone()

@@ -60,27 +60,29 @@ pub struct Request<'a> {
 }
 
 impl Client {
-    /// A client for a URL.
+    /// A client for a URL, through a proxy.
     ///
     /// # Errors
     /// When the URL is none.
-    pub fn new(url: &str, timeout: Duration, allowed: Allowed) -> anyhow::Result<Self> {
-        Self::with(url, timeout, allowed, tls::client_config(None)?, Arc::new(System))
+    pub fn new(url: &str, timeout: Duration, allowed: Allowed, proxy: Option<&str>) -> anyhow::Result<Self> {
+        Self::with(url, timeout, allowed, proxy, tls::client_config(None)?, Arc::new(System))
     }
 
     pub(super) fn with(
         url: &str,
         timeout: Duration,
         allowed: Allowed,
+        proxy: Option<&str>,
         config: rustls::ClientConfig,
         resolver: Arc<dyn Resolve>,
     ) -> anyhow::Result<Self> {
         let url: Uri = url.split('#').next().unwrap_or_default().parse().context("webhook.url is no URL")?;
+        let proxy = proxy.map(str::parse::<Uri>).transpose().context("webhook.proxy is no URL")?;
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(config)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(Connector { allowed, resolver });
+            .wrap_connector(Connector { allowed, resolver, proxy });
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE)
             .pool_timer(TokioTimer::new())

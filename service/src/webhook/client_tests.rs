@@ -69,9 +69,9 @@ fn client(url: &str, allowed: &[&str], resolver: Option<Arc<dyn Resolve>>) -> Cl
     match resolver {
         Some(resolver) => {
             let config = tls::client_config(None).expect("settings");
-            Client::with(url, timeout, allowed, config, resolver).expect("a client")
+            Client::with(url, timeout, allowed, None, config, resolver).expect("a client")
         }
-        None => Client::new(url, timeout, allowed).expect("a client"),
+        None => Client::new(url, timeout, allowed, None).expect("a client"),
     }
 }
 
@@ -202,10 +202,85 @@ async fn a_certificate_that_is_not_trusted_or_of_another_name_is_a_failure() {
         let allowed = Allowed::new(vec!["127.0.0.0/8".parse().expect("a range")]);
         let url = format!("https://hooks.example:{port}/");
         let resolver = Changing::new(&[&["127.0.0.1"]]);
-        post(&Client::with(&url, Duration::from_secs(2), allowed, config, resolver).expect("a client")).await
+        post(&Client::with(&url, Duration::from_secs(2), allowed, None, config, resolver).expect("a client")).await
     };
     assert_eq!(ask(ports[0], Some(&file)).await.map(|answer| answer.status), Ok(200));
     for refused in [ask(ports[0], None).await, ask(ports[1], Some(&file)).await] {
         assert!(matches!(refused, Err(Failure::Connect(_))), "{refused:?}");
     }
+}
+
+/// A proxy that tunnels every connection to a port of this machine, as if it had resolved the name. Returns its URL, and the
+/// first line of each request.
+async fn proxy(to: u16) -> (String, Arc<Mutex<Vec<String>>>) {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&lines);
+    let (port, _) = server(move |mut client| {
+        let noted = Arc::clone(&noted);
+        async move {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = client.read_u8().await else { return };
+                head.push(byte);
+            }
+            let line = String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned();
+            let is_refused = line.contains("refused.example");
+            noted.lock().expect("one thread").push(line);
+            if is_refused {
+                let _ = client.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").await;
+                return;
+            }
+            let mut endpoint = TcpStream::connect(("127.0.0.1", to)).await.expect("the endpoint");
+            let _ = client.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").await;
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut endpoint).await;
+        }
+    })
+    .await;
+    (format!("http://127.0.0.1:{port}"), lines)
+}
+
+#[tokio::test]
+async fn a_proxy_gets_names_and_no_address_that_is_denied() {
+    let (port, connections) = server(|stream| says(stream, OK)).await;
+    let (proxy, lines) = proxy(port).await;
+    let through = |url: &str, allowed: &[&str]| {
+        let allowed = Allowed::new(allowed.iter().map(|range| range.parse().expect("a range")).collect());
+        Client::new(url, Duration::from_secs(2), allowed, Some(&proxy)).expect("a client")
+    };
+    // Only the proxy can resolve the name, and its own address needs no permission.
+    let answer = post(&through("http://hooks.example:8080/a", &[])).await;
+    assert_eq!(answer.map(|answer| answer.status), Ok(200));
+    let answer = post(&through("http://127.0.0.1/a", LOOPBACK)).await;
+    assert_eq!(answer.map(|answer| answer.status), Ok(200));
+    for denied in ["127.0.0.1", "[::1]", "169.254.169.254"] {
+        let refused = post(&through(&format!("http://{denied}/"), &[])).await;
+        assert!(matches!(refused, Err(Failure::Denied(_))), "{denied}: {refused:?}");
+    }
+    for number in ["2130706433", "127.1", "0x7f.1", "0x7f000001", "1."] {
+        let refused = post(&through(&format!("http://{number}/"), &[])).await;
+        assert_eq!(refused, Err(Failure::Unresolved), "{number}");
+    }
+    let refused = post(&through("https://refused.example/", &[])).await;
+    assert!(matches!(&refused, Err(Failure::Connect(why)) if why.contains("webhook.proxy")), "{refused:?}");
+    assert_eq!(
+        *lines.lock().expect("one thread"),
+        [
+            "CONNECT hooks.example:8080 HTTP/1.1",
+            "CONNECT 127.0.0.1:80 HTTP/1.1",
+            "CONNECT refused.example:443 HTTP/1.1"
+        ]
+    );
+    assert_eq!(*connections.lock().expect("one thread"), 2);
+}
+
+#[tokio::test]
+async fn the_certificate_is_verified_through_a_proxy_too() {
+    let (port, _) = server(|stream| says(stream, "HTTP/1.1 200 OK\r\n\r\n")).await;
+    let (proxy, lines) = proxy(port).await;
+    let allowed = Allowed::new(Vec::new());
+    let client =
+        Client::new("https://hooks.example/", Duration::from_secs(2), allowed, Some(&proxy)).expect("a client");
+    let refused = post(&client).await;
+    assert!(refused.is_err(), "an endpoint without TLS: {refused:?}");
+    assert_eq!(*lines.lock().expect("one thread"), ["CONNECT hooks.example:443 HTTP/1.1"]);
 }

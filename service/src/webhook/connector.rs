@@ -1,6 +1,7 @@
 //! Connections to endpoints: the name is resolved, its addresses are checked, and the connection goes to a checked one.
 //!
-//! There is no second look at the name between the check and the connection.
+//! There is no second look at the name between the check and the connection. A proxy resolves names itself: then the check
+//! covers addresses in the URL only.
 
 use std::{
     future::Future,
@@ -12,7 +13,10 @@ use std::{
 };
 
 use hyper::Uri;
-use hyper_util::rt::TokioIo;
+use hyper_util::{
+    client::legacy::connect::{HttpConnector, proxy::Tunnel},
+    rt::TokioIo,
+};
 use tokio::net::{TcpStream, lookup_host};
 use tower_service::Service;
 
@@ -39,6 +43,8 @@ impl Resolve for System {
 pub(super) struct Connector {
     pub(super) allowed: Allowed,
     pub(super) resolver: Arc<dyn Resolve>,
+    /// Through which it connects; `None`: directly.
+    pub(super) proxy: Option<Uri>,
 }
 
 impl Service<Uri> for Connector {
@@ -61,7 +67,16 @@ impl Connector {
         let host = url.host().unwrap_or_default();
         let literal = host.trim_start_matches('[').trim_end_matches(']');
         let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
-        let addresses = match literal.parse() {
+        let literal = literal.parse::<IpAddr>();
+        if let Some(proxy) = &self.proxy {
+            return match literal {
+                Ok(address) if !self.allowed.admits(address) => Err(Failure::Denied(address.to_string())),
+                // The resolver of the proxy may take it for an address in an old form, such as 2130706433 or 127.1.
+                Err(_) if ends_in_number(host) => Err(Failure::Unresolved),
+                _ => tunnel(proxy, host, port).await,
+            };
+        }
+        let addresses = match literal {
             Ok(address) => vec![address],
             Err(_) => self.resolver.resolve(host.to_owned()).await.map_err(|_| Failure::Unresolved)?,
         };
@@ -81,5 +96,25 @@ impl Connector {
             }
         }
         Err(failure)
+    }
+}
+
+/// A connection through a proxy. It has no TLS of its own: the endpoint's is inside.
+async fn tunnel(proxy: &Uri, host: &str, port: u16) -> Result<TokioIo<TcpStream>, Failure> {
+    let target = Uri::builder().scheme("http").authority(format!("{host}:{port}")).path_and_query("/").build();
+    let target = target.map_err(|error| Failure::Connect(error.to_string()))?;
+    let mut direct = HttpConnector::new();
+    direct.set_nodelay(true);
+    let connected = Tunnel::new(proxy.clone(), direct).call(target).await;
+    connected.map_err(|error| Failure::Connect(format!("by webhook.proxy: {error}")))
+}
+
+/// Whether the last label of a name is a number, decimal or hexadecimal: no domain ends in one.
+fn ends_in_number(host: &str) -> bool {
+    let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
+    let digits = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    match digits {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit()),
     }
 }
