@@ -47,7 +47,7 @@ pub use oidc::{Oidc, TokenClaims, TokenScope};
 pub use quantity::{InvalidQuantity, Quantity};
 pub use reason::Reason;
 pub use rollups::{Distinct, GroupField, Rollup, Window};
-pub use sinks::{From, Overflow, RedisStream, Sink, SinkEvent};
+pub use sinks::{From, FromPosition, Overflow, RedisStream, Sink, SinkEvent, Until};
 pub use spec::{
     Auth, Autoscaling, Partition, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef, Retention,
     SecretKeyRef,

@@ -1,5 +1,6 @@
 //! The fields of `spec.sinks`. `kubectl explain` shows their docs.
 
+use k8s_openapi::jiff::Timestamp;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,10 @@ use crate::{filter::Filter, webhook::Webhook};
 #[x_kube(validation = Rule::new(
     "(has(self.redisStream) && self.redisStream != null) != (has(self.webhook) && self.webhook != null)"
 ).message("needs exactly one of redisStream and webhook"))]
+#[x_kube(validation = Rule::new(
+    "!has(self.until) || self.until == null || !has(self.from) || self.from == null || !has(self.from.time) || \
+     self.from.time == null || timestamp(self.from.time) < timestamp(self.until.time)"
+).message("needs from.time before until.time"))]
 pub struct Sink {
     /// Its name, unique in the pipeline, up to 40 lower-case letters, digits or '-'. The sink's position belongs to the
     /// name: the same name with a new target continues at the position of the old one.
@@ -27,6 +32,10 @@ pub struct Sink {
     /// Where a new sink starts. Absent: `Beginning` in a new pipeline, `Now` in a running one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<From>,
+    /// Where the sink ends: before the first outcome that is committed at or after a time. Then it is complete, and publishes
+    /// nothing more. Absent: it has no end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Until>,
     /// Which of these outcomes it publishes. Absent: all. A change concerns the outcomes that are not published yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<Filter>,
@@ -51,14 +60,62 @@ pub enum SinkEvent {
     Conflicted,
 }
 
-/// Where a new sink starts. Now: with the next outcome. Beginning: with the first stored outcome. Absent: Beginning in
-/// a new pipeline, Now in a running one.
+/// Where a new sink starts: at a position or at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new(
+    "(has(self.position) && self.position != null) != (has(self.time) && self.time != null)"
+).message("needs exactly one of position and time"))]
+pub struct From {
+    /// Now: with the next outcome. Beginning: with the first stored outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<FromPosition>,
+    /// With the first outcome that is committed at or after this time, RFC 3339, such as 2026-01-31T12:00:00Z. A sink whose
+    /// time has not come waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 40), regex(pattern = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:[0-5]\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"))]
+    pub time: Option<String>,
+}
+
+/// Where a sink ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Until {
+    /// Before the first outcome that is committed at or after this time, RFC 3339, such as 2026-01-31T12:00:00Z.
+    #[schemars(length(max = 40), regex(pattern = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:[0-5]\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"))]
+    pub time: String,
+}
+
+/// A position of a new sink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum From {
+pub enum FromPosition {
     /// With the next outcome.
     Now,
     /// With the first stored outcome.
     Beginning,
+}
+
+impl From {
+    /// Its time in microseconds since 1970.
+    #[must_use]
+    pub fn micros(&self) -> Option<i64> {
+        self.time.as_deref().and_then(micros)
+    }
+}
+
+impl Until {
+    /// Its time in microseconds since 1970; `None`: it is no time, which the rules refuse.
+    #[must_use]
+    pub fn micros(&self) -> Option<i64> {
+        micros(&self.time)
+    }
+}
+
+/// A time of RFC 3339 with an offset and at most microseconds.
+fn micros(text: &str) -> Option<i64> {
+    let time: Timestamp = text.parse().ok()?;
+    let is_plain = text.get(10..11) == Some("T") && !text.ends_with(']') && time.subsec_nanosecond() % 1_000 == 0;
+    is_plain.then(|| time.as_microsecond())
 }
 
 /// A Redis stream as a sink.

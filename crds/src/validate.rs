@@ -219,9 +219,32 @@ impl RecordPipelineSpec {
                 }
                 _ => found.add(at(""), "needs exactly one of redisStream and webhook"),
             }
+            sink.check_ends(&at(""), found);
             if let Some(filter) = &sink.filter {
                 filter.check(sink.event, &at(".filter"), found);
             }
+        }
+    }
+}
+
+impl Sink {
+    fn check_ends(&self, at: &str, found: &mut Found) {
+        const TIME: &str = "must be an RFC 3339 time with an offset, such as \"2026-01-31T12:00:00Z\"";
+        if let Some(from) = &self.from {
+            if from.position.is_some() == from.time.is_some() {
+                found.add(format!("{at}.from"), "needs exactly one of position and time");
+            }
+            if from.time.is_some() && from.micros().is_none() {
+                found.add(format!("{at}.from.time"), TIME);
+            }
+        }
+        let Some(until) = &self.until else { return };
+        match (self.from.as_ref().and_then(crate::From::micros), until.micros()) {
+            (_, None) => found.add(format!("{at}.until.time"), TIME),
+            (Some(from), Some(until)) if from >= until => {
+                found.add(format!("{at}.until.time"), "must be after from.time");
+            }
+            _ => {}
         }
     }
 }

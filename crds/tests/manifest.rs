@@ -29,7 +29,7 @@ spec:
   image: millrace/service:1.0
   sinks:
     - { name: notifications, event: Processed, redisStream: { stream: payments.notifications, maxLength: 1000000, overflow: Wait } }
-    - { name: alerts, event: Alert, from: Now, redisStream: {} }
+    - { name: alerts, event: Alert, from: { position: Now }, redisStream: {} }
     - { name: pager, event: Alert, webhook: { url: "https://example.org/hook", secretRef: { name: pager, key: secret } } }
   rollups:
     - { name: hourly, window: 1h, groupBy: [destinationId] }

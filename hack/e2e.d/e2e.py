@@ -128,7 +128,7 @@ def turning_points(low, high):
 @step("a sink added")
 def add_sink():
     spec = get("rpl", "records")["spec"]
-    copy = {"name": "copy", "event": "Processed", "from": "Beginning", "redisStream": {"stream": "records.copy", "overflow": "Trim"}}
+    copy = {"name": "copy", "event": "Processed", "from": {"position": "Beginning"}, "redisStream": {"stream": "records.copy", "overflow": "Trim"}}
     patch("records", {"spec": {"sinks": [*spec["sinks"], copy]}})
     until("its first entries", lambda: int(redis("XLEN", "records.copy")) > 3000, 60)
     return f"{redis('XLEN', 'records.copy').strip()} entries from the beginning on"

@@ -292,9 +292,31 @@ const RULES: &[Rule] = &[
         message: "spec.sinks[0].event: Unsupported value: \"Processd\"",
     },
     Rule {
-        kept: sink!("from: Now, redisStream: {}"),
-        broken: sink!("from: Later, redisStream: {}"),
-        message: "spec.sinks[0].from: Unsupported value",
+        kept: sink!("from: {position: Now}, redisStream: {}"),
+        broken: sink!("from: {position: Later}, redisStream: {}"),
+        message: "spec.sinks[0].from.position: Unsupported value",
+    },
+    Rule {
+        kept: sink!("from: {position: Beginning, time: null}, redisStream: {}"),
+        broken: sink!("from: {position: Now, time: '2026-01-31T12:00:00Z'}, redisStream: {}"),
+        message: "needs exactly one of position and time",
+    },
+    Rule {
+        kept: sink!("from: {time: '2026-01-31T12:00:00.123456+01:00'}, redisStream: {}"),
+        broken: sink!("from: {time: '2026-01-31'}, redisStream: {}"),
+        message: "spec.sinks[0].from.time: Invalid value",
+    },
+    Rule {
+        kept: sink!("from: {position: Beginning}, until: {time: '2026-01-31T12:00:00Z'}, redisStream: {}"),
+        broken: sink!("until: {time: soon}, redisStream: {}"),
+        message: "spec.sinks[0].until.time: Invalid value",
+    },
+    Rule {
+        kept: sink!("from: {time: '2026-01-31T12:00:00Z'}, until: {time: '2026-01-31T12:30:00Z'}, redisStream: {}"),
+        broken: sink!(
+            "from: {time: '2026-01-31T12:00:00Z'}, until: {time: '2026-01-31T12:30:00+01:00'}, redisStream: {}"
+        ),
+        message: "needs from.time before until.time",
     },
     Rule {
         kept: stream!("stream: 'a.b:c_D-1'"),
@@ -310,6 +332,11 @@ const RULES: &[Rule] = &[
         kept: stream!("overflow: Trim"),
         broken: stream!("overflow: Drop"),
         message: "spec.sinks[0].redisStream.overflow: Unsupported value",
+    },
+    Rule {
+        kept: sink!("webhook: {url: 'https://h', secretRef: {name: a, key: k}, proxy: 'http://proxy.internal:3128'}"),
+        broken: sink!("webhook: {url: 'https://h', secretRef: {name: a, key: k}, proxy: 'http://u:p@proxy:3128'}"),
+        message: "must be http://host:port, without a user, a password or a path",
     },
     Rule {
         kept: hook!("https://h/x?y"),

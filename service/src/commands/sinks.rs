@@ -40,7 +40,7 @@ enum Action {
         repeat: bool,
     },
     /// Let a sink publish again from an earlier point
-    Rewind(rewind::Args),
+    Rewind(rewind::Rewind),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -72,10 +72,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 async fn list(store: &Store) -> anyhow::Result<()> {
     let states = store.sink_states().await?;
     for row in store.sinks().await? {
-        let SinkRow { name, kind, stream, started, old_stream, removed, .. } = row;
+        let SinkRow { name, kind, stream, started, old_stream, removed, completed, .. } = row;
         let stream = stream.unwrap_or_else(|| "webhook".to_owned());
         let phase = match (removed, started, old_stream) {
             (true, _, _) => "being removed".to_owned(),
+            (false, true, None) if completed => "complete".to_owned(),
             (false, false, Some(old)) => format!("moving here from {old}"),
             (false, false, None) => "not started yet".to_owned(),
             (false, true, _) => "started".to_owned(),

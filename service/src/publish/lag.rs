@@ -28,7 +28,7 @@ impl SinkPosition<'_> {
     }
 }
 
-/// The lag of a sink in each shard.
+/// The lag of a sink in each shard; none of a complete one.
 ///
 /// # Errors
 /// When Postgres does not answer.
@@ -38,6 +38,9 @@ pub async fn sink_lag(
     sink: SinkPosition<'_>,
     pipeline_id: &str,
 ) -> Result<BTreeMap<ShardId, i64>, store::Error> {
+    if sink.beginning.is_some_and(|beginning| beginning.completed) {
+        return Ok(shards.iter().map(|shard| (shard.shard, 0)).collect());
+    }
     if sink.kind == OutcomeKind::Alert {
         let place = |shard: &ShardCounts| ShardSeq { shard: shard.shard, seq: sink.at(shard.shard, pipeline_id) };
         return store.alerts_above(&shards.iter().map(place).collect::<Vec<_>>()).await;

@@ -1,10 +1,15 @@
 //! Reads of a shard's outcomes for one sink: from recent commits when they are there, else from Postgres.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
+
+use chrono::{DateTime, Utc};
 
 use super::{RecentCommits, render};
 use crate::{
-    domain::{OutcomeFilter, OutcomeKind, Record, Seq, SeqRange, ShardId},
+    domain::{OutcomeFilter, OutcomeKind, Record, Seq, SeqRange, ShardId, Watermarks},
     store::{self, LogRow, Page, RefusedRow, Store},
     streams::Notice,
     telemetry::metrics as names,
@@ -62,9 +67,28 @@ pub(super) struct Outcomes {
     pub(super) sink: String,
     pub(super) kind: OutcomeKind,
     pub(super) filter: OutcomeFilter,
+    /// Before the first outcome that was committed at or after it the sink ends.
+    pub(super) until: Option<DateTime<Utc>>,
+    /// The last number before the end, once the first one behind it was read.
+    pub(super) end: OnceLock<Seq>,
 }
 
 impl Outcomes {
+    /// The highest number that may be published.
+    pub(super) fn highest(&self, numbers: Watermarks) -> Seq {
+        let highest = numbers.of(self.kind.sequence());
+        self.end.get().map_or(highest, |end| highest.min(*end))
+    }
+
+    /// Whether the sink ends before an outcome; then the number before it is the last one.
+    fn ends_before(&self, seq: Seq, committed_at: DateTime<Utc>) -> bool {
+        let ends = self.until.is_some_and(|until| committed_at >= until);
+        if ends {
+            let _ = self.end.set(Seq::new(seq.get() - 1));
+        }
+        ends
+    }
+
     /// Outcomes above `seen`, up to `highest`.
     ///
     /// # Errors
@@ -78,9 +102,10 @@ impl Outcomes {
             OutcomeKind::Processed | OutcomeKind::Alert => self.records(range).await,
             OutcomeKind::DeadLettered | OutcomeKind::Conflicted => {
                 let refused = self.refused(range).await?;
-                let rows = refused.rows.iter().filter(|row| self.filter.admits_destination(&row.destination_id));
+                let rows = refused.rows.iter().take_while(|row| !self.ends_before(row.seq, row.noted_at));
+                let rows = rows.filter(|row| self.filter.admits_destination(&row.destination_id));
                 let outcomes = rows.map(|row| self.of_refused(row)).collect();
-                Ok(NextOutcomes { outcomes, upto: refused.upto })
+                Ok(NextOutcomes { outcomes, upto: self.up_to_end(refused.upto) })
             }
         }
     }
@@ -121,6 +146,9 @@ impl Outcomes {
                 if outcomes.len() == PAGE.rows || bytes >= PAGE.bytes {
                     break;
                 }
+                if self.ends_before(row.seq, row.processed_at) {
+                    break;
+                }
                 upto = row.seq;
                 if admits(row) {
                     let outcome = self.of_record(row);
@@ -133,8 +161,13 @@ impl Outcomes {
         let end = range.upto.min(range.after.plus(WINDOW));
         let log = self.store.log_rows(self.shard, SeqRange { upto: end, ..range }, alert, PAGE).await?;
         metrics::counter!(names::POSTGRES_READS, "sink" => self.sink.clone()).increment(1);
-        let outcomes = log.rows.iter().filter(|row| admits(row)).map(|row| self.of_record(row)).collect();
-        Ok(NextOutcomes { outcomes, upto: log.upto })
+        let rows = log.rows.iter().take_while(|row| !self.ends_before(row.seq, row.processed_at));
+        let outcomes = rows.filter(|row| admits(row)).map(|row| self.of_record(row)).collect();
+        Ok(NextOutcomes { outcomes, upto: self.up_to_end(log.upto) })
+    }
+
+    fn up_to_end(&self, upto: Seq) -> Seq {
+        self.end.get().map_or(upto, |end| upto.min(*end))
     }
 
     fn of_record(&self, row: &LogRow) -> Outcome {

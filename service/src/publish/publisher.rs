@@ -122,7 +122,7 @@ impl Publisher {
         }
         let lag = lag(&self.output.sink, self.outcomes.shard);
         loop {
-            let highest = numbers.borrow_and_update().unwrap_or_default().of(self.outcomes.kind.sequence());
+            let highest = self.outcomes.highest(numbers.borrow_and_update().unwrap_or_default());
             if self.recent.resets() != resets {
                 // Redis may have been rewound with stream and cursor, or Postgres with the publisher's state, and no new
                 // record may come for long.

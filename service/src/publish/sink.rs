@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use millrace_crds::Webhook;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,8 @@ pub struct ActiveSink {
     pub kind: OutcomeKind,
     /// Which of these it publishes.
     pub filter: OutcomeFilter,
+    /// Before the first outcome at or after it the sink ends.
+    pub until: Option<DateTime<Utc>>,
     /// Where it publishes them.
     pub target: Target,
 }
@@ -108,8 +111,9 @@ impl Publisher {
     /// Publishes until `stop` is cancelled, then ends in order, as long as `drain` is not cancelled.
     pub async fn run(self, stop: CancellationToken, drain: CancellationToken) {
         let Self { store, streams, shard, lease, recent, sink, secrets } = self;
-        let ActiveSink { name, kind, filter, target } = sink;
-        let outcomes = Outcomes { store, shard, recent: Arc::clone(&recent), sink: name, kind, filter };
+        let ActiveSink { name, kind, filter, until, target } = sink;
+        let end = OnceLock::new();
+        let outcomes = Outcomes { store, shard, recent: Arc::clone(&recent), sink: name, kind, filter, until, end };
         match target {
             Target::Redis(output) => {
                 let token = current(&lease).token;

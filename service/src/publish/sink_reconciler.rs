@@ -5,7 +5,8 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use millrace_crds::{ADOPT, From, Overflow, RecordPipeline, RedisStream, Sink, status_api::PublisherState};
+use chrono::{DateTime, TimeDelta, Utc};
+use millrace_crds::{ADOPT, FromPosition, Overflow, RecordPipeline, RedisStream, Sink, status_api::PublisherState};
 use tokio::sync::watch;
 
 use super::{ActiveSink, Target, WebhookTarget, sink::SharedClient};
@@ -13,9 +14,13 @@ use crate::{
     config::ActiveManifest,
     domain::{OutcomeFilter, OutcomeKind, ShardId},
     lifecycle::Lifecycle,
-    store::{self, NewSink, SinkRow, SinkState, Store},
+    store::{self, NewSink, SinkBegins, SinkRow, SinkState, Store},
     streams::{Error as StreamsError, Output, Streams},
 };
+
+/// A commit reads its time right before it locks its shards. So long after a time none that read an earlier one is without
+/// its locks.
+const COMMIT_AFTER_CLOCK: TimeDelta = TimeDelta::seconds(1);
 
 /// The sinks of one worker.
 #[derive(Debug)]
@@ -151,23 +156,16 @@ impl SinkReconciler {
         let kind = OutcomeKind::from(sink.event);
         match row {
             None => {
-                // The default: all outcomes of a new pipeline, only new ones of a running one.
-                let from = sink.from.unwrap_or(if version == 1 { From::Beginning } else { From::Now });
-                let new = NewSink {
-                    name: &sink.name,
-                    kind,
-                    stream: stream.as_deref(),
-                    cursor_generation: &self.store.cursor_generation().await?,
-                    from_beginning: from == From::Beginning,
-                };
-                self.store.add_sink(&new, version).await?;
-                tracing::info!(event = "publish.sink.added", sink = sink.name, stream, from = ?from, "added a sink");
+                self.add(sink, stream.as_deref(), version).await?;
             }
             // Other outcomes have other numbers, and another kind of target has another cursor: a new sink of the old name.
             Some(row) if row.kind != kind || row.removed || row.stream.is_some() != stream.is_some() => {
                 self.store.remove_sink(&sink.name, version).await?;
             }
             Some(row) => {
+                if until(sink) != row.until {
+                    self.store.set_sink_until(&sink.name, until(sink), version).await?;
+                }
                 if sink.filter.is_some() && !row.filtered {
                     self.store.sink_filtered(&sink.name).await?;
                 }
@@ -183,6 +181,65 @@ impl SinkReconciler {
             }
         }
         Ok(())
+    }
+
+    /// Adds a sink to Postgres, unless the time at which it begins has not passed.
+    async fn add(&self, sink: &Sink, stream: Option<&str>, version: i64) -> Result<(), Error> {
+        let kind = OutcomeKind::from(sink.event);
+        // The default: all outcomes of a new pipeline, only new ones of a running one.
+        let default = if version == 1 { FromPosition::Beginning } else { FromPosition::Now };
+        let from = sink.from.as_ref();
+        let points;
+        let begins = match from.and_then(|from| from.micros()).and_then(DateTime::from_timestamp_micros) {
+            Some(time) if !self.has_passed(time).await? => return Ok(()),
+            Some(time) => {
+                points = self.store.before_time(kind, time).await?;
+                SinkBegins::After(&points)
+            }
+            None if from.and_then(|from| from.position).unwrap_or(default) == FromPosition::Beginning => {
+                SinkBegins::Beginning
+            }
+            None => SinkBegins::Now,
+        };
+        let cursor_generation = &self.store.cursor_generation().await?;
+        let new = NewSink { name: &sink.name, kind, stream, cursor_generation, begins, until: until(sink) };
+        self.store.add_sink(&new, version).await?;
+        tracing::info!(event = "publish.sink.added", sink = sink.name, stream, from = ?from, "added a sink");
+        Ok(())
+    }
+
+    /// Whether everything from before a time is committed, or is being committed.
+    async fn has_passed(&self, time: DateTime<Utc>) -> Result<bool, Error> {
+        Ok(time + COMMIT_AFTER_CLOCK <= DateTime::<Utc>::from(self.store.clock().await?))
+    }
+
+    /// Completes a sink that has published everything before its end. Returns whether it is complete.
+    async fn complete(&self, row: &SinkRow) -> Result<bool, Error> {
+        let Some(until) = row.until.filter(|_| row.started && !row.completed) else { return Ok(row.completed) };
+        if !self.has_passed(until).await? {
+            return Ok(false);
+        }
+        let ends = match self.store.sink_ends(&row.name).await? {
+            Some(ends) => ends,
+            None => {
+                let ends = self.store.before_time(row.kind, until).await?;
+                self.store.set_sink_ends(&row.name, until, &ends).await?;
+                ends
+            }
+        };
+        let is_at_its_end = match &row.stream {
+            None => self.store.is_webhook_at(&row.name, &ends).await?,
+            Some(stream) => {
+                let cursors = self.streams.sink_cursors(std::slice::from_ref(stream)).await?;
+                let numbers = cursors.into_iter().next().map(|cursor| cursor.numbers).unwrap_or_default();
+                ends.iter().all(|end| numbers.get(&end.shard).is_some_and(|cursor| *cursor >= end.seq))
+            }
+        };
+        let is_complete = is_at_its_end && self.store.complete_sink(row, until).await?;
+        if is_complete {
+            tracing::info!(event = "publish.sink.completed", sink = row.name, %until, "a sink has reached its end");
+        }
+        Ok(is_complete)
     }
 
     /// Brings one sink to the state of its row. Returns the sink for its publishers once it is there.
@@ -237,7 +294,8 @@ impl SinkReconciler {
         let is_noted = row.filtered || sink.filter.is_none();
         let is_declared =
             row.kind == OutcomeKind::from(sink.event) && row.stream.as_ref() == Some(&new.stream) && is_noted;
-        Ok(is_declared.then(|| active(sink, Target::Redis(new))))
+        let may_run = is_declared && !self.complete(row).await?;
+        Ok(may_run.then(|| active(sink, Target::Redis(new))))
     }
 
     /// Ends the old cursor of a sink, so that no publisher appends by it any more, and stores where the `new` one begins.
@@ -292,14 +350,19 @@ impl SinkReconciler {
             webhook,
             client: SharedClient::default(),
         };
-        let may_run = row.kind == OutcomeKind::from(sink.event) && !row.disabled;
+        let may_run = row.kind == OutcomeKind::from(sink.event) && !row.disabled && !self.complete(row).await?;
         Ok(may_run.then(|| active(sink, Target::Webhook(Arc::new(target)))))
     }
 }
 
+/// The time of its end.
+fn until(sink: &Sink) -> Option<DateTime<Utc>> {
+    sink.until.as_ref().and_then(|until| until.micros()).and_then(DateTime::from_timestamp_micros)
+}
+
 fn active(sink: &Sink, target: Target) -> ActiveSink {
     let filter = OutcomeFilter::of(sink.filter.as_ref());
-    ActiveSink { name: sink.name.clone(), kind: OutcomeKind::from(sink.event), filter, target }
+    ActiveSink { name: sink.name.clone(), kind: OutcomeKind::from(sink.event), filter, until: until(sink), target }
 }
 
 fn redis_sinks(manifest: &RecordPipeline) -> impl Iterator<Item = (&Sink, &RedisStream)> {

@@ -60,6 +60,8 @@ pub(super) struct SinkStats {
     pub stream: Option<String>,
     /// Whether its cursor was created.
     pub started: bool,
+    /// Whether everything before its `until` was published: it publishes nothing more.
+    pub complete: bool,
     /// Outcomes that it has not published yet, over all shards; absent while Redis is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag: Option<i64>,
@@ -355,6 +357,7 @@ async fn sinks_without_redis(app: &App) -> Result<Vec<SinkStats>, Failure> {
         event: OutcomeKind::from(sink.event).as_str().to_owned(),
         stream: sink.stream(&manifest.metadata.name),
         started: started.iter().any(|state| state.name == sink.name && state.started && !state.removed),
+        complete: started.iter().any(|state| state.name == sink.name && state.completed && !state.removed),
         lag: None,
         lag_per_shard: None,
         states: states

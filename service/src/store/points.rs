@@ -35,8 +35,7 @@ impl Store {
             )
             .fetch_one(&self.pool)
             .await?;
-            let numbers =
-                Watermarks { records: row.records, dead_letters: row.dead_letters, conflicts: row.conflicts };
+            let numbers = Watermarks { records: row.records, dead_letters: row.dead_letters, conflicts: row.conflicts };
             heads.push(ShardSeq { shard, seq: numbers.of(kind.sequence()) });
         }
         Ok(heads)

@@ -1,5 +1,6 @@
 //! Sinks: their streams, cursor generations and start positions, and the states of their publishers.
 
+use chrono::{DateTime, Utc};
 use millrace_crds::status_api::{PublisherState, PublisherStatus};
 use rand::Rng as _;
 
@@ -29,6 +30,10 @@ pub struct SinkRow {
     pub disabled: bool,
     /// Whether it had a filter at some time.
     pub filtered: bool,
+    /// Before the first outcome at or after it the sink ends.
+    pub until: Option<DateTime<Utc>>,
+    /// Whether all before its end was published.
+    pub completed: bool,
 }
 
 /// A sink to add.
@@ -42,8 +47,21 @@ pub struct NewSink<'a> {
     pub stream: Option<&'a str>,
     /// The generation of its cursor.
     pub cursor_generation: &'a str,
-    /// Each shard starts at its first outcome; else after its current highest number.
-    pub from_beginning: bool,
+    /// Where each shard starts.
+    pub begins: SinkBegins<'a>,
+    /// Before the first outcome at or after it the sink ends.
+    pub until: Option<DateTime<Utc>>,
+}
+
+/// Where the shards of a sink start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SinkBegins<'a> {
+    /// At their first outcomes.
+    Beginning,
+    /// After their current highest numbers.
+    Now,
+    /// After these numbers.
+    After(&'a [ShardSeq]),
 }
 
 /// The state of a publisher that does not run.
@@ -64,7 +82,8 @@ impl Store {
         Ok(sqlx::query_as!(
             SinkRow,
             r#"select name, kind as "kind: OutcomeKind", stream, cursor_generation, started, old_stream,
-                      old_cursor_generation, removed, disabled, filtered
+                      old_cursor_generation, removed, disabled, filtered, until,
+                      completed_at is not null as "completed!"
                from sinks order by name"#,
         )
         .fetch_all(&self.pool)
@@ -76,24 +95,33 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn add_sink(&self, sink: &NewSink<'_>, version: i64) -> Result<(), Error> {
+        let after = match sink.begins {
+            SinkBegins::After(after) => after,
+            SinkBegins::Beginning | SinkBegins::Now => &[],
+        };
+        let shards: Vec<ShardId> = after.iter().map(|after| after.shard).collect();
+        let after: Vec<Seq> = after.iter().map(|after| after.seq).collect();
         sqlx::query!(
             "with added as (
-                 insert into sinks (name, kind, stream, cursor_generation, version)
-                 select $1, $2, $3, $4, $6 where $6 = (select max(version) from policies)
+                 insert into sinks (name, kind, stream, cursor_generation, version, until)
+                 select $1, $2, $3, $4, $6, $7 where $6 = (select max(version) from policies)
                  on conflict (name) do nothing
                  returning name
              )
              insert into sink_starts (sink, shard, after)
              select added.name, shards.shard,
-                    case when $5 then 0 when $2 = 'DeadLettered' then dead_letters when $2 = 'Conflicted' then conflicts
-                         else records end
-             from added, shards",
+                    case when b.after is not null then b.after when $5 then 0 when $2 = 'DeadLettered' then dead_letters
+                         when $2 = 'Conflicted' then conflicts else records end
+             from added, shards left join unnest($8::int[], $9::bigint[]) as b (shard, after) on b.shard = shards.shard",
             sink.name,
             sink.kind as OutcomeKind,
             sink.stream,
             sink.cursor_generation,
-            sink.from_beginning,
+            sink.begins == SinkBegins::Beginning,
             version,
+            sink.until,
+            &shards as &[ShardId],
+            &after as &[Seq],
         )
         .execute(&self.pool)
         .await?;
@@ -367,41 +395,4 @@ impl Store {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::testing::TestPipeline;
-
-    #[tokio::test]
-    async fn a_move_continues_from_the_last_started_stream() {
-        let pipeline = TestPipeline::new("shards: 1").await;
-        let store = &pipeline.store;
-        let policy = "insert into policies (version, uid, generation, spec) values (1, '', 1, '{}')";
-        sqlx::query(policy).execute(&store.pool).await.unwrap();
-        let names: Vec<String> =
-            [store.cursor_generation().await.unwrap(), store.cursor_generation().await.unwrap()].into();
-        assert!(names.is_sorted() && names[0] != names[1], "{names:?}");
-        let sink = NewSink {
-            name: "s",
-            kind: OutcomeKind::Processed,
-            stream: Some("one"),
-            cursor_generation: "a",
-            from_beginning: true,
-        };
-        store.add_sink(&sink, 1).await.unwrap();
-        let row = async || store.sinks().await.unwrap().remove(0);
-        let old = async || row().await.old_stream.zip(row().await.old_cursor_generation);
-        store.move_sink(&row().await, "two", "b", 1).await.unwrap();
-        assert_eq!(old().await, None, "nothing was published to the first");
-        assert!(!store.sink_started("s", "a").await.unwrap(), "the generation of an abandoned start");
-        assert!(store.sink_started("s", "b").await.unwrap());
-        store.move_sink(&row().await, "three", "c", 1).await.unwrap();
-        let two = Some(("two".to_owned(), "b".to_owned()));
-        assert_eq!(old().await, two);
-        store.move_sink(&row().await, "four", "d", 1).await.unwrap();
-        assert_eq!(old().await, two, "the third was never started");
-        assert!(store.sink_started("s", "d").await.unwrap());
-        // A move while the old cursor still exists.
-        store.move_sink(&row().await, "five", "e", 1).await.unwrap();
-        assert_eq!(old().await, Some(("four".to_owned(), "d".to_owned())));
-    }
-}
+mod tests;

@@ -76,6 +76,8 @@ pub struct SinkBeginning {
     pub started: bool,
     /// Whether it was removed from the manifest.
     pub removed: bool,
+    /// Whether everything before its end was published.
+    pub completed: bool,
     /// The shards of its start positions.
     pub start_shards: Vec<ShardId>,
     /// For each shard in `start_shards`, the number after which it publishes.
@@ -173,7 +175,7 @@ impl Store {
     pub async fn sink_beginnings(&self) -> Result<Vec<SinkBeginning>, Error> {
         let sinks = sqlx::query_as!(
             SinkBeginning,
-            r#"select name, started, removed,
+            r#"select name, started, removed, completed_at is not null as "completed!",
                       coalesce(array_agg(shard order by shard) filter (where shard is not null), '{}')
                           as "start_shards!: Vec<ShardId>",
                       coalesce(array_agg(after order by shard) filter (where shard is not null), '{}')

@@ -378,13 +378,8 @@ async fn an_owner_that_is_out_of_date_says_nothing_of_its_sinks() {
     let (pipeline, _streams, _input, held) = taken().await;
     let store = &pipeline.store;
     store.register_later(1, "{}").await;
-    let sink = store::NewSink {
-        name: "notifications",
-        kind: OutcomeKind::Processed,
-        stream: Some("stream"),
-        cursor_generation: "t1",
-        from_beginning: false,
-    };
+    let (kind, stream, begins) = (OutcomeKind::Processed, Some("stream"), store::SinkBegins::Now);
+    let sink = store::NewSink { name: "notifications", kind, stream, cursor_generation: "t1", begins, until: None };
     store.add_sink(&sink, 1).await.unwrap();
     let failing = store::SinkState { state: PublisherState::Failing, detail: "broken pipe".to_owned() };
     let says = async |fence: &Lease, state| {

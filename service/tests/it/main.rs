@@ -27,6 +27,7 @@ mod oidc;
 mod outage;
 mod outcome;
 mod pods;
+mod points;
 mod poison;
 mod policy;
 mod poolers;

@@ -66,7 +66,7 @@ async fn a_sink_that_is_added_starts_now_or_at_the_beginning() {
     work.stop().await;
     let work = pipeline.work();
     let mut whole = sink("whole", "Processed");
-    whole["from"] = "Beginning".into();
+    whole["from"] = json!({"position": "Beginning"});
     add(&pipeline, sink("late", "Processed"));
     add(&pipeline, whole);
     for sink in ["late", "whole"] {

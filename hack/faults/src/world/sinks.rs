@@ -37,7 +37,7 @@ impl World {
         let mut sinks = SINKS.map(|(name, event)| sink(name, event)).to_vec();
         sinks.extend(added.map(|name| {
             let mut added = sink(name, ADDED.1);
-            added["from"] = "Beginning".into();
+            added["from"] = serde_json::json!({"position": "Beginning"});
             added
         }));
         let mut rollups = vec![

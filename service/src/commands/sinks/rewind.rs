@@ -14,7 +14,7 @@ use crate::{
 
 /// Flags of `millrace sinks rewind`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct Rewind {
     /// Its name
     name: String,
     #[command(flatten)]
@@ -46,8 +46,8 @@ fn parse_place(text: &str) -> Result<ShardSeq, &'static str> {
 ///
 /// # Errors
 /// A failure, described for a person.
-pub(super) async fn run(store: &Store, streams: &Streams, args: Args) -> anyhow::Result<()> {
-    let Args { name, to, repeat } = args;
+pub(super) async fn run(store: &Store, streams: &Streams, args: Rewind) -> anyhow::Result<()> {
+    let Rewind { name, to, repeat } = args;
     let row = find(store, &name).await?;
     check_state(store, streams, &row).await?;
     let (points, text) = match (to.to_time, to.to_seq) {
@@ -81,7 +81,7 @@ pub(super) async fn run(store: &Store, streams: &Streams, args: Args) -> anyhow:
     Ok(())
 }
 
-/// Refuses a sink without a position to go back from.
+/// Refuses a sink without a position to rewind from.
 async fn check_state(store: &Store, streams: &Streams, row: &SinkRow) -> anyhow::Result<()> {
     let name = &row.name;
     ensure!(!row.removed, "{name} is being removed");
@@ -103,7 +103,8 @@ async fn points_of_time(store: &Store, row: &SinkRow, time: DateTime<Utc>) -> an
     let lost: Vec<Kept> =
         store.kept(row.kind).await?.into_iter().filter(|kept| kept.since.is_none_or(|since| time < since)).collect();
     if !lost.is_empty() {
-        let earliest = lost.iter().map(|kept| kept.since).max().flatten().filter(|_| lost.iter().all(|kept| kept.since.is_some()));
+        let earliest =
+            lost.iter().map(|kept| kept.since).max().flatten().filter(|_| lost.iter().all(|kept| kept.since.is_some()));
         return Err(match earliest {
             Some(since) => anyhow!(
                 "outcomes from before {0} were dropped; the earliest point is --to-time {0}",
@@ -134,7 +135,10 @@ async fn point_of_number(store: &Store, row: &SinkRow, place: ShardSeq) -> anyho
     let kept = store.kept(row.kind).await?;
     if let Some(kept) = kept.iter().find(|kept| kept.shard == shard && seq <= kept.after) {
         match kept.since {
-            Some(_) => bail!("{seq} of shard {shard} was dropped; the earliest point is --to-seq {shard}:{}", kept.after.next()),
+            Some(_) => bail!(
+                "{seq} of shard {shard} was dropped; the earliest point is --to-seq {shard}:{}",
+                kept.after.next()
+            ),
             None => bail!("all outcomes of shard {shard} were dropped"),
         }
     }

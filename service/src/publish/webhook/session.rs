@@ -123,7 +123,7 @@ impl<'a> Session<'a> {
                 return End::Reset;
             }
             let numbers = self.numbers.borrow_and_update().unwrap_or_default();
-            let highest = numbers.of(self.task.outcomes.kind.sequence());
+            let highest = self.task.outcomes.highest(numbers);
             if !stopping {
                 self.look();
                 self.read(highest);

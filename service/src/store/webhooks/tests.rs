@@ -36,7 +36,8 @@ async fn an_owner_that_is_out_of_date_stores_no_delivery() {
     let store = &pipeline.store;
     store.register_later(1, "{}").await;
     let (kind, filter) = (OutcomeKind::Processed, OutcomeFilter::default());
-    let sink = NewSink { name: "hooks", kind, stream: None, cursor_generation: "a", from_beginning: true };
+    let begins = crate::store::SinkBegins::Beginning;
+    let sink = NewSink { name: "hooks", kind, stream: None, cursor_generation: "a", begins, until: None };
     store.add_sink(&sink, 1).await.unwrap();
     let first = store.take("one", SHARD, "first", 60_000).await.unwrap().unwrap();
     assert!(store.claim_webhook(&claim(&first), "a", &filter).await.unwrap().is_none(), "it is not started");
