@@ -152,7 +152,7 @@ async fn a_worker_that_dies_while_it_rewinds_leaves_nothing_out() {
 }
 
 #[tokio::test]
-async fn a_rewind_without_a_point_to_go_back_to_is_refused() {
+async fn a_rewind_to_a_point_that_is_not_there_is_refused() {
     let pipeline = Pipeline::new(json!({"shards": 2})).await;
     let (_serve, _work) = (pipeline.serve().await, pipeline.work());
     pipeline.send(&Load::new("r", 100).records).await;
