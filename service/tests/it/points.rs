@@ -226,9 +226,9 @@ async fn a_webhook_that_is_rewound_delivers_again_from_there_on() {
     let again = hooked.receiver.deliveries().split_off(before);
     assert!(again.iter().all(|one| one.seq() > points[&one.body["shard"].as_u64().unwrap()]), "nothing before it");
     // What the old publisher had under way comes first. The last delivery of each number is in order.
-    let mut seen = BTreeMap::new();
+    let mut seen: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for one in again.iter().rev() {
-        let later = seen.entry(one.destination().to_owned()).or_insert_with(Vec::new);
+        let later = seen.entry(one.destination().to_owned()).or_default();
         if !later.contains(&one.seq()) {
             assert!(later.iter().all(|seq| one.seq() < *seq), "{later:?} came after {}", one.body);
             later.push(one.seq());
