@@ -285,6 +285,8 @@ impl PipelineRun {
             external: world.external.load(Ordering::Relaxed),
         };
         let read = self.readers.take();
+        let deliveries =
+            (self.stage.world.endpoint.take(), faults.iter().all(|fault| fault.kind.ends_workers_at_most()));
         let port = self.stage.world.postgres.lock().await.port;
         let mut sql = match postgres::connect(port).await {
             Ok(sql) => sql,
@@ -295,7 +297,7 @@ impl PipelineRun {
         };
         let totals = self.stage.world.get("/records/aggregations?records=false").await;
         let checked = async {
-            self.check.round(round, allowed, read, (stats, &totals?), &mut sql).await?;
+            self.check.round(round, allowed, read, deliveries, (stats, &totals?), &mut sql).await?;
             self.check_added_sink().await?;
             if sinks_lost || last { self.check_streams().await } else { Ok(()) }
         };

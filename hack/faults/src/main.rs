@@ -6,6 +6,7 @@
 mod campaign;
 mod check;
 mod decimal;
+mod endpoint;
 mod faults;
 #[path = "../../free_port.rs"]
 mod free_port;

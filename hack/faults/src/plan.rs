@@ -82,6 +82,13 @@ pub(crate) enum Kind {
     RestartIdle,
     /// The rollups are removed from the manifest and declared again.
     Rollups,
+    /// The endpoint of the webhook is closed; answers too late; cuts connections; answers 500 and redirects; its name does
+    /// not resolve.
+    WebhookDown,
+    WebhookSlow,
+    WebhookCut,
+    WebhookLie,
+    WebhookName,
 }
 
 /// The act of a process at a point.
@@ -199,6 +206,11 @@ pub(crate) const KINDS: &[(Kind, &str)] = &[
     (Kind::DeadLetters, "client-dead-letters"),
     (Kind::RestartIdle, "restart-idle"),
     (Kind::Rollups, "rollups-again"),
+    (Kind::WebhookDown, "webhook-down"),
+    (Kind::WebhookSlow, "webhook-slow"),
+    (Kind::WebhookCut, "webhook-cut"),
+    (Kind::WebhookLie, "webhook-lie"),
+    (Kind::WebhookName, "webhook-name"),
 ];
 
 impl Kind {
@@ -215,6 +227,25 @@ impl Kind {
     /// Whether Redis may lose what it acknowledged at the end of its log, entries of the sinks included.
     pub(crate) fn cuts_redis(self) -> bool {
         matches!(self, Self::RedisCut | Self::RedisFlush | Self::RedisIds | Self::PowerEverysec | Self::RedisTorn)
+    }
+
+    /// Whether it lets no connection of a worker break: deliveries then repeat only where a shard changes its owner.
+    pub(crate) fn ends_workers_at_most(self) -> bool {
+        [
+            "work-",
+            "serve-",
+            "scale",
+            "upgrade",
+            "point-",
+            "stop-",
+            "term-",
+            "client-",
+            "webhook-slow",
+            "webhook-cut",
+            "webhook-lie",
+        ]
+        .into_iter()
+        .any(|start| self.name().starts_with(start))
     }
 
     /// Its harm to acknowledged writes.
@@ -239,7 +270,8 @@ impl Kind {
             | Self::DeadLetters
             | Self::RedisBit
             | Self::RestartIdle
-            | Self::Rollups => Harm::Long,
+            | Self::Rollups
+            | Self::WebhookName => Harm::Long,
             _ => Harm::None,
         }
     }
@@ -329,7 +361,7 @@ mod tests {
         let kinds: Vec<Kind> = KINDS.iter().map(|(kind, _)| *kind).collect();
         let draw = |seed| {
             let mut plan = Plan::new(seed, &kinds, 10_000);
-            (0..360).map(|_| plan.next_round(&Coverage::default(), 0)).collect::<Vec<_>>()
+            (0..390).map(|_| plan.next_round(&Coverage::default(), 0)).collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));

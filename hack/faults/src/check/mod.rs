@@ -12,6 +12,7 @@ mod rollups;
 mod stored;
 #[cfg(test)]
 mod tests;
+mod webhook;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -22,6 +23,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
+    endpoint::Delivery,
     load::{
         Load,
         history::{DEAD_LETTERED, Final, MANY, PROCESSED, PROMISED, UNORDERED, Varied},
@@ -171,6 +173,7 @@ pub(crate) struct Check {
     counted_until: i64,
     /// Gaps of numbers that were applied to the state.
     gaps: HashMap<(usize, String, i64), i64>,
+    delivered: webhook::Delivered,
     /// How many gaps Postgres has noted, of all kinds.
     noted_gaps: usize,
     /// Accepted entries that faults destroyed where they may.
@@ -201,6 +204,7 @@ impl Check {
             counts: Counts::default(),
             counted_until: 0,
             gaps: HashMap::new(),
+            delivered: webhook::Delivered::default(),
             noted_gaps: 0,
             destroyed: 0,
             may_be_lost: 0,
@@ -214,12 +218,14 @@ impl Check {
     }
 
     /// Checks an idle pipeline after a round. `read`: the entries that each sink's reader read since the last round;
-    /// `answers`: `/stats` and `/records/aggregations`.
+    /// `deliveries`: of the webhook, and whether their repetitions have a bound; `answers`: `/stats` and
+    /// `/records/aggregations`.
     pub(crate) async fn round(
         &mut self,
         round: u64,
         allowed: Allowed,
         read: Vec<Vec<Entry>>,
+        deliveries: (Vec<Delivery>, bool),
         answers: (&Value, &Value),
         sql: &mut sqlx::PgConnection,
     ) -> anyhow::Result<()> {
@@ -231,6 +237,8 @@ impl Check {
         self.alerts(&alerts, &gaps);
         self.dead_letters(&dead_letters, &gaps);
         self.conflicts(&conflicts, &gaps);
+        let epochs: Vec<(i32, i64)> = sqlx::query_as("select shard, epoch from shards").fetch_all(&mut *sql).await?;
+        self.deliveries(deliveries.0, &gaps, &epochs, deliveries.1);
         self.duplicates(sql).await?;
         if allowed.postgres_lost {
             self.recount(sql).await?;

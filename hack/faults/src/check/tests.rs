@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Allowed, Check, Wrong, digest, stored::Gaps};
 use crate::{
+    endpoint::Delivery,
     load::{
         Load,
         history::{Answer, Closed},
@@ -348,4 +349,43 @@ fn record_id(entry: &Entry) -> String {
 
 fn content(entry: &Entry) -> Content {
     Content::of(SEED, Code::of_id(&record_id(entry)).unwrap())
+}
+
+/// The deliveries of a story, each to one of three destinations.
+fn deliveries(story: &Story) -> Vec<Delivery> {
+    let one = |(index, entry): (usize, &Entry)| Delivery {
+        shard: 0,
+        seq: index as i64 + 1,
+        previous: (index >= 3).then(|| index as i64 - 2),
+        destination: format!("d-{}", index % 3),
+        digest: digest(&entry.data),
+        is_signed: true,
+    };
+    story.records.iter().enumerate().map(one).collect()
+}
+
+#[test]
+fn wrong_deliveries_are_found() {
+    let found = |spoil: &dyn Fn(&mut Vec<Delivery>)| {
+        let mut story = story(40);
+        let mut deliveries = deliveries(&story);
+        spoil(&mut deliveries);
+        story.check.notifications(std::mem::take(&mut story.records), &Gaps::default());
+        story.check.deliveries(deliveries, &Gaps::default(), &[(0, 1)], true);
+        let mut found: Vec<Wrong> = story.check.violations.iter().map(|violation| violation.wrong).collect();
+        found.dedup();
+        found
+    };
+    assert_eq!(found(&|_| {}), []);
+    assert_eq!(found(&|all| all[7].is_signed = false), [Wrong::Miscounted]);
+    assert_eq!(found(&|all| all[7].digest += 1), [Wrong::Miscounted]);
+    assert_eq!(found(&|all| drop(all.pop())), [Wrong::Lost]);
+    assert_eq!(found(&|all| drop(all.remove(20))), [Wrong::Lost], "named by the next, and not there");
+    assert!(found(&|all| all.swap(6, 9)).contains(&Wrong::Reordered));
+    assert_eq!(found(&|all| all.swap(6, 7)), [], "of two destinations");
+    assert_eq!(found(&|all| all[7].previous = None), [Wrong::Lost]);
+    let repeat = |times: usize| move |all: &mut Vec<Delivery>| all.extend_from_within(40 - times..);
+    assert_eq!(found(&repeat(16)), [], "as many as were in flight");
+    assert_eq!(found(&repeat(17)), [Wrong::Doubled]);
+    assert!(found(&|all| all.push(Delivery { seq: 99, ..all[0].clone() })).contains(&Wrong::Ghost));
 }

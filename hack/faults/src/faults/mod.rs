@@ -16,6 +16,7 @@ mod process;
 mod redis;
 mod restart;
 mod rollups;
+mod webhook;
 
 use std::{
     collections::BTreeSet,
@@ -29,6 +30,7 @@ use tokio::{
 };
 
 use crate::{
+    endpoint::Behaviour,
     load::{Held, Load, Mode},
     phases::{Moment, Phase},
     plan::{Fault, Kind},
@@ -144,6 +146,11 @@ impl Stage {
             Kind::DeadLetters => self.dead_letters_at_once(fault.pick).await,
             Kind::RestartIdle => self.restart_idle(lasts).await,
             Kind::Rollups => self.rollups_again(lasts).await,
+            Kind::WebhookDown => self.webhook_down(lasts).await,
+            Kind::WebhookSlow => self.webhook_spoils(Behaviour::Slow, lasts).await,
+            Kind::WebhookCut => self.webhook_spoils(Behaviour::Cuts, lasts).await,
+            Kind::WebhookLie => self.webhook_spoils(Behaviour::Lies, lasts).await,
+            Kind::WebhookName => self.webhook_name(lasts).await,
         }
     }
 

@@ -37,6 +37,8 @@ impl World {
             let states = sink["states"].as_array().is_some_and(|states| !states.is_empty());
             ensure!(sink["lag"] == 0 && sink["started"] == true && !states, "/stats: {stats}");
         }
+        let waiting = self.number("select count(*) from deliveries").await?;
+        ensure!(waiting == 0, "{waiting} deliveries wait");
         self.all_are_ready().await?;
         let redis = self.redis.lock().await;
         for shard in 0..SHARDS {

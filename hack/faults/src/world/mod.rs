@@ -29,7 +29,11 @@ use tokio::{
 };
 
 pub(crate) use crate::free_port::free_port;
-use crate::{check::Wrong, load::KEY};
+use crate::{
+    check::Wrong,
+    endpoint::{self, Endpoint},
+    load::KEY,
+};
 use postgres::Postgres;
 use process::{Slot, Start};
 use proxy::{Link, Proxies};
@@ -41,6 +45,8 @@ pub(crate) use tools::{alive, children, clock_environment, clock_library, eventu
 pub(crate) const NAME: &str = "faults";
 /// How many shards it has.
 pub(crate) const SHARDS: usize = 6;
+/// Most deliveries of a shard at once.
+pub(crate) const IN_FLIGHT: i64 = 16;
 /// The duration of a lease: short, so that takeovers are quick.
 pub(crate) const LEASE: Duration = Duration::from_millis(2_000);
 /// Serve processes.
@@ -85,6 +91,9 @@ pub(crate) struct World {
     pub(crate) rollups: AtomicBool,
     /// A sink that a fault added, until the end of its round.
     pub(crate) added_sink: std::sync::Mutex<Option<String>>,
+    /// The endpoint of the webhook, and whether the manifest has its address, rather than a name that does not resolve.
+    pub(crate) endpoint: Endpoint,
+    pub(crate) has_name: AtomicBool,
     /// Malformed entries that faults have appended to input streams.
     pub(crate) external: AtomicU64,
     /// Records that were removed from input streams, since the last round.
@@ -98,6 +107,8 @@ impl World {
     pub(crate) async fn start(setup: Setup) -> anyhow::Result<Arc<Self>> {
         fs::create_dir_all(setup.dir.join("logs"))?;
         fs::create_dir_all(setup.dir.join("traces"))?;
+        fs::create_dir_all(setup.dir.join("secrets/hook"))?;
+        fs::write(setup.dir.join("secrets/hook/signing"), endpoint::KEY)?;
         // The user of Postgres needs to enter it.
         fs::set_permissions(&setup.dir, fs::Permissions::from_mode(0o711))?;
         let redis = Redis::start(&setup.dir, setup.disks).await?;
@@ -131,6 +142,8 @@ impl World {
             report_ms: std::sync::Mutex::default(),
             rollups: AtomicBool::new(true),
             added_sink: std::sync::Mutex::default(),
+            endpoint: Endpoint::start().await?,
+            has_name: AtomicBool::new(true),
             external: AtomicU64::new(0),
             trimmed: AtomicU64::new(0),
             http: reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?,
@@ -177,6 +190,7 @@ impl World {
             ("MILLRACE_BOOTSTRAP_KEY".to_owned(), KEY.to_owned()),
             ("MILLRACE_LEASE_MS".to_owned(), LEASE.as_millis().to_string()),
             ("MILLRACE_LOG_FORMAT".to_owned(), "json".to_owned()),
+            ("MILLRACE_WEBHOOK_SECRETS_DIR".to_owned(), self.setup.dir.join("secrets").display().to_string()),
         ]
     }
 

@@ -10,8 +10,8 @@ use anyhow::ensure;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{NAME, SHARDS, World, eventually};
-use crate::load::record;
+use super::{IN_FLIGHT, NAME, SHARDS, World, eventually};
+use crate::{endpoint::TIMEOUT_SECONDS, load::record};
 
 /// The sinks: name and event.
 pub(crate) const SINKS: [(&str, &str); 4] = [
@@ -40,6 +40,11 @@ impl World {
             added["from"] = serde_json::json!({"position": "Beginning"});
             added
         }));
+        let host = if self.has_name.load(Ordering::Relaxed) { "127.0.0.1" } else { "hook.invalid" };
+        sinks.push(json!({"name": "hook", "event": "Processed", "webhook": {
+            "url": format!("http://{host}:{}/", self.endpoint.port), "secretRef": {"name": "hook", "key": "signing"},
+            "allowedCidrs": ["127.0.0.0/8"], "timeoutSeconds": TIMEOUT_SECONDS, "maxInFlight": IN_FLIGHT,
+        }}));
         let mut rollups = vec![
             json!({"name": "hourly", "window": "1h", "groupBy": ["destinationId"]}),
             json!({"name": "daily", "window": "1d", "groupBy": ["reference"], "distinct": "sourceId"}),
