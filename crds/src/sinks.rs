@@ -14,8 +14,8 @@ use crate::{filter::Filter, webhook::Webhook};
     "(has(self.redisStream) && self.redisStream != null) != (has(self.webhook) && self.webhook != null)"
 ).message("needs exactly one of redisStream and webhook"))]
 #[x_kube(validation = Rule::new(
-    "!has(self.until) || self.until == null || !has(self.from) || self.from == null || !has(self.from.time) || \
-     self.from.time == null || timestamp(self.from.time) < timestamp(self.until.time)"
+    "!has(self.until) || dyn(self.until) == null || !has(self.from) || self.from == null || !has(self.from.time) || \
+     dyn(self.from.time) == null || timestamp(self.from.time) < timestamp(self.until.time)"
 ).message("needs from.time before until.time"))]
 pub struct Sink {
     /// Its name, unique in the pipeline, up to 40 lower-case letters, digits or '-'. The sink's position belongs to the
@@ -64,7 +64,7 @@ pub enum SinkEvent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new(
-    "(has(self.position) && self.position != null) != (has(self.time) && self.time != null)"
+    "(has(self.position) && dyn(self.position) != null) != (has(self.time) && dyn(self.time) != null)"
 ).message("needs exactly one of position and time"))]
 pub struct From {
     /// Now: with the next outcome. Beginning: with the first stored outcome.

@@ -329,12 +329,23 @@ impl Pipeline {
 
     /// Starts a serve process with further variables, and waits until it answers. Later requests go to it.
     pub(crate) async fn serve_with(&self, environment: &[(&str, &str)]) -> Process {
+        let process = self.starting_serve_with(environment);
+        self.answers().await;
+        process
+    }
+
+    /// Starts a serve process that need not answer yet. Later requests go to it.
+    pub(crate) fn starting_serve_with(&self, environment: &[(&str, &str)]) -> Process {
         let listen = format!("127.0.0.1:{}", free_port());
         let process = self.start("serve", &["--listen", &listen], environment);
-        let url = format!("http://{listen}");
-        eventually("serve answers", async || reqwest::get(format!("{url}/health")).await.is_ok()).await;
-        *self.serving.lock().unwrap() = Some(url);
+        *self.serving.lock().unwrap() = Some(format!("http://{listen}"));
         process
+    }
+
+    /// Waits until the newest serve process answers.
+    pub(crate) async fn answers(&self) {
+        let url = self.serving.lock().unwrap().clone().expect("a serve process was started");
+        eventually("serve answers", async || reqwest::get(format!("{url}/health")).await.is_ok()).await;
     }
 
     /// A request to the newest serve process, with the administrator's key.
