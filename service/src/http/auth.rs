@@ -94,7 +94,10 @@ impl KeyRing {
         };
         match &self.tokens {
             // No API key has a dot, and every JWT has two.
-            Some(tokens) if token.contains('.') && tokens.is_enabled() => tokens.identify(token, digest).await,
+            // In a box: the future of every request would have room for it, and is moved through many layers.
+            Some(tokens) if token.contains('.') && tokens.is_enabled() => {
+                Box::pin(tokens.identify(token, digest)).await
+            }
             _ => Err(Failure::new(401, "invalid_key", "this API key is not known, it expired, or it was revoked")),
         }
     }

@@ -32,7 +32,8 @@ impl Producer {
             shares.has_to_read(now)
         };
         if has_to_read {
-            match self.0.streams.ends(shard).await {
+            // In a box: it is rare, and every request would have room for it.
+            match Box::pin(self.0.streams.ends(shard)).await {
                 Ok(ends) => of_shard.noted(ends),
                 // The append returns what is wrong.
                 Err(error) => {
