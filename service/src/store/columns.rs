@@ -9,7 +9,7 @@ use sqlx::{
 
 use crate::domain::{
     ContentDigest, DeadLetterReason, DeadLetterState, DeliveryState, DestinationId, Offset, OutcomeKind, RecordId,
-    Reference, Seq, ShardId, SourceId, StreamId, StreamPosition, Unit,
+    Reference, Seq, ShardId, ShardSeq, SourceId, StreamId, StreamPosition, Unit,
 };
 
 /// `type as column: reads a column's value into a Result, writes a value as the column's`.
@@ -95,6 +95,11 @@ impl<'r> Decode<'r, Postgres> for ContentDigest {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
         Ok(Self::stored(value.as_bytes()?.try_into()?))
     }
+}
+
+/// Places as two columns, for `unnest`.
+pub(super) fn unzipped(places: &[ShardSeq]) -> (Vec<ShardId>, Vec<Seq>) {
+    places.iter().map(|place| (place.shard, place.seq)).unzip()
 }
 
 /// The column of a place's index in its entry.

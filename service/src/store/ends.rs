@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Error, SinkRow, Store};
+use super::{Error, SinkRow, Store, columns::unzipped};
 use crate::domain::{Seq, ShardId, ShardSeq};
 
 impl Store {
@@ -46,8 +46,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn set_sink_ends(&self, name: &str, until: DateTime<Utc>, ends: &[ShardSeq]) -> Result<(), Error> {
-        let shards: Vec<ShardId> = ends.iter().map(|end| end.shard).collect();
-        let upto: Vec<Seq> = ends.iter().map(|end| end.seq).collect();
+        let (shards, upto) = unzipped(ends);
         sqlx::query!(
             "with sink as (select name from sinks where name = $1 and until = $2 for share)
              update sink_starts s set upto = e.upto
@@ -67,8 +66,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn is_webhook_at(&self, name: &str, ends: &[ShardSeq]) -> Result<bool, Error> {
-        let shards: Vec<ShardId> = ends.iter().map(|end| end.shard).collect();
-        let upto: Vec<Seq> = ends.iter().map(|end| end.seq).collect();
+        let (shards, upto) = unzipped(ends);
         let is_at = sqlx::query_scalar!(
             r#"select not exists (select from unnest($2::int[], $3::bigint[]) as e (shard, upto)
                                   left join webhook_cursors c on c.sink = $1 and c.shard = e.shard

@@ -3,7 +3,7 @@
 //! A rewind is a new start of the sink, with a generation of its own, so that no publisher of the old one moves the cursor
 //! any more. It must never move a cursor forward: outcomes would be left out.
 
-use super::{Actor, Error, SinkRow, Store, admin::note_action, session::BEGIN};
+use super::{Actor, Error, SinkRow, Store, admin::note_action, columns::unzipped, session::BEGIN};
 use crate::domain::{Seq, ShardId, ShardSeq};
 
 impl Store {
@@ -21,8 +21,7 @@ impl Store {
         actor: &Actor,
         reason: &str,
     ) -> Result<bool, Error> {
-        let shards: Vec<ShardId> = points.iter().map(|point| point.shard).collect();
-        let after: Vec<Seq> = points.iter().map(|point| point.seq).collect();
+        let (shards, after) = unzipped(points);
         let mut turn = self.pool.begin_with(BEGIN).await?;
         // The cursor of a stream is ended by a worker, that of a webhook is here.
         let rewound = sqlx::query!(

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use millrace_crds::status_api::{PublisherState, PublisherStatus};
 use rand::Rng as _;
 
-use super::{Actor, Error, Store};
+use super::{Actor, Error, Store, columns::unzipped};
 use crate::domain::{OutcomeKind, Seq, ShardId, ShardSeq};
 
 /// A sink in Postgres.
@@ -99,8 +99,7 @@ impl Store {
             SinkBegins::After(after) => after,
             SinkBegins::Beginning | SinkBegins::Now => &[],
         };
-        let shards: Vec<ShardId> = after.iter().map(|after| after.shard).collect();
-        let after: Vec<Seq> = after.iter().map(|after| after.seq).collect();
+        let (shards, after) = unzipped(after);
         sqlx::query!(
             "with added as (
                  insert into sinks (name, kind, stream, cursor_generation, version, until)
@@ -254,8 +253,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn set_starts(&self, row: &SinkRow, starts: &[ShardSeq]) -> Result<(), Error> {
-        let shards: Vec<ShardId> = starts.iter().map(|start| start.shard).collect();
-        let after: Vec<Seq> = starts.iter().map(|start| start.seq).collect();
+        let (shards, after) = unzipped(starts);
         sqlx::query!(
             // Locks the row of the sink: a start that ends meanwhile has ended the rewind, too.
             "with sink as (

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 
 use chrono::{DateTime, Utc};
 
-use super::{Error, Store, slow::Watch};
+use super::{Error, Store, columns::unzipped, slow::Watch};
 use crate::domain::{Offset, Seq, ShardId, ShardSeq, Watermarks};
 
 /// Counts of one shard.
@@ -194,8 +194,7 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn alerts_above(&self, places: &[ShardSeq]) -> Result<BTreeMap<ShardId, i64>, Error> {
         let _watch = Watch::start("stats.alerts_above");
-        let shards: Vec<ShardId> = places.iter().map(|place| place.shard).collect();
-        let numbers: Vec<Seq> = places.iter().map(|place| place.seq).collect();
+        let (shards, numbers) = unzipped(places);
         let rows = sqlx::query!(
             r#"select place.shard as "shard!: ShardId", count(r.seq) as "count!"
                from unnest($1::int[], $2::bigint[]) as place (shard, after)
