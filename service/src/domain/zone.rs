@@ -103,15 +103,15 @@ impl Zone {
         shifted(time, self.offset_at(time.timestamp()))
     }
 
-    /// The first instant of the local day that begins at `midnight`, which is local time as if it were UTC. A day that the
-    /// zone passed over begins and ends at the same instant.
+    /// The first instant of the window that begins at `start`, which is local time as if it were UTC: a whole second, and
+    /// midnight where the zone is not UTC. A day that the zone passed over begins and ends at the same instant.
     #[must_use]
-    pub fn day_begins(&self, midnight: DateTime<Utc>) -> DateTime<Utc> {
-        let local = midnight.timestamp();
+    pub fn window_begins(&self, start: DateTime<Utc>) -> DateTime<Utc> {
+        let local = start.timestamp();
         let index = self.pieces.windows(2).position(|two| two[1].from + two[0].offset > local);
         let piece = self.pieces[index.unwrap_or(self.pieces.len() - 1)];
         let instant = (local - piece.offset).max(piece.from);
-        DateTime::from_timestamp(instant, 0).unwrap_or(midnight)
+        DateTime::from_timestamp(instant, 0).unwrap_or(start)
     }
 
     /// Whether all offsets between two instants, and the instants at which they begin, are multiples of a number of seconds:
@@ -180,8 +180,8 @@ mod tests {
         ] {
             let zone = Zone::named(zone).unwrap();
             let midnight = time(&format!("{day}T00:00:00Z"));
-            assert_eq!(zone.day_begins(midnight), time(begins), "{} {day}", zone.name());
-            assert_eq!(zone.day_begins(midnight + TimeDelta::days(1)), time(ends), "{} {day}", zone.name());
+            assert_eq!(zone.window_begins(midnight), time(begins), "{} {day}", zone.name());
+            assert_eq!(zone.window_begins(midnight + TimeDelta::days(1)), time(ends), "{} {day}", zone.name());
         }
         assert_eq!(Zone::named("Europe/Nowhere"), Err(UnknownZone("Europe/Nowhere".to_owned())));
     }
@@ -195,7 +195,8 @@ mod tests {
                     let at = DateTime::from_timestamp(piece.from + offset, 0).unwrap();
                     let today = day(zone.local(at));
                     let midnight = DateTime::from_timestamp(today * DAY, 0).unwrap();
-                    let (begins, ends) = (zone.day_begins(midnight), zone.day_begins(midnight + TimeDelta::days(1)));
+                    let (begins, ends) =
+                        (zone.window_begins(midnight), zone.window_begins(midnight + TimeDelta::days(1)));
                     assert!(begins <= at && at < ends, "{name} {at}: {begins} to {ends}");
                     assert!(
                         day(zone.local(begins)) == today && day(zone.local(begins - TimeDelta::seconds(1))) < today

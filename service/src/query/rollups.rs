@@ -315,9 +315,8 @@ impl RollupWriter {
     fn window(&self, part: &RollupPart) -> Option<(String, String)> {
         let (start, length) = (part.window_start?, self.by.window?);
         let end: DateTime<Utc> = start + TimeDelta::from_std(length).ok()?;
-        let zone = &self.by.zone;
-        let instant = |local| if zone.is_utc() { local } else { zone.day_begins(local) };
-        Some((render_time(instant(start)), render_time(instant(end))))
+        let begins = |window| render_time(self.by.zone.window_begins(window));
+        Some((begins(start), begins(end)))
     }
 
     fn total(&mut self, part: &RollupPart) -> Result<(), Cut> {

@@ -84,7 +84,7 @@ impl CompleteRollup {
         let window_of = |time: DateTime<Utc>| {
             DateTime::from_timestamp_micros(self.zone.local(time).timestamp_micros().div_euclid(length) * length)
         };
-        let begins = |window: DateTime<Utc>| if self.zone.is_utc() { window } else { self.zone.day_begins(window) };
+        let begins = |window| self.zone.window_begins(window);
         let (mut from, mut until) = (None, None);
         if let Some(start) = filter.start {
             let window = window_of(start)?;
