@@ -217,7 +217,9 @@ impl Batch<'_> {
     /// Refuses the held items of sources that have their share of a shard's backlog.
     async fn refuse_over_share(&mut self) {
         let mut over = Vec::new();
-        for (shard, items) in &mut self.by_shard {
+        let limit = self.app.manifest.borrow().manifest.spec.backlog_limit;
+        let above_half = self.by_shard.iter_mut().filter(|(shard, _)| self.app.producer.is_above_half(**shard, limit));
+        for (shard, items) in above_half {
             let mut judged: HashMap<SourceTag, bool> = HashMap::new();
             for source in items.iter().filter_map(|item| item.record.source) {
                 if let Entry::Vacant(place) = judged.entry(source) {

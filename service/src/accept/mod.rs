@@ -24,7 +24,7 @@ use crate::{
     http::{
         App,
         problem::Failure,
-        rate_limits::{Admission, CODE, Limited, RateLimiter},
+        rate_limits::{CODE, Limited, RateLimiter},
     },
     lifecycle::Lifecycle,
     store::{self, Error, Store},
@@ -184,7 +184,7 @@ impl From<&AppendError> for Refusal {
 
 impl From<Limited> for Refusal {
     fn from(limited: Limited) -> Self {
-        let limited = Admission::refused(limited);
+        limited.count();
         Self { status: 429, code: CODE, detail: limited.detail().into(), retry_after: limited.retry_after() }
     }
 }

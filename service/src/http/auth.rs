@@ -69,7 +69,7 @@ pub struct KeyRing {
     pub(super) tokens: Option<AccessTokens>,
 }
 
-/// What the API keys tell about a request.
+/// What the API keys show of the sender of a request.
 enum ByKey<'a> {
     Known(Arc<Identity>),
     /// The bearer token is no API key; its digest.

@@ -91,14 +91,7 @@ impl KeyRing {
     }
 
     fn of(secrets: watch::Receiver<Snapshot>) -> Self {
-        let open = Identity {
-            name: "dev".into(),
-            key_id: None,
-            scopes: vec![Scope::Admin],
-            limit: AccessLimit::default(),
-            rate_limits: RateLimits::default(),
-            usage: Arc::default(),
-        };
+        let open = Identity { name: "dev".into(), scopes: vec![Scope::Admin], ..Identity::default() };
         Self { secrets, open: Arc::new(open), tokens: None }
     }
 

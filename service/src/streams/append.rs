@@ -191,9 +191,7 @@ impl Streams {
         let held: Option<i64> = self.shared(&fence).hget(&fence, format!("by:{producer}")).await?;
         Ok(held.unwrap_or(0))
     }
-}
 
-impl Streams {
     /// The numbers of a shard's records. In an empty stream all are acknowledged, whatever the counters hold.
     ///
     /// # Errors

@@ -12,9 +12,9 @@ use std::{
 
 use crate::domain::SourceId;
 
-/// Parts of a backlog at its limit that are told apart.
+/// Parts of a backlog at its limit that are noted apart.
 const CHUNKS: u64 = 256;
-/// Most sources of a shard that are told apart.
+/// Most sources of a shard that are noted apart.
 const MOST_SOURCES: usize = 1_000;
 /// Sources that are kept when there are more: those that hold the most.
 const KEPT_SOURCES: usize = 500;
@@ -136,7 +136,7 @@ impl Shares {
         self.sources.insert(source, Source { held: 0, seen: now });
     }
 
-    /// Whether the end of the applied records has to be read again. Only one caller is told so.
+    /// Whether the end of the applied records has to be read again. Returns true to one caller only.
     pub(super) fn has_to_read(&mut self, now: Instant) -> bool {
         let is_stale = self.read_at.is_none_or(|at| now.duration_since(at) >= FRESH);
         if is_stale {

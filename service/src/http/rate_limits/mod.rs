@@ -146,7 +146,8 @@ impl Limited {
         self.wait_ns.div_ceil(1_000_000_000).max(1)
     }
 
-    fn count(self) {
+    /// Counts the refusal.
+    pub(crate) fn count(self) {
         metrics::counter!(LIMITED, "limit" => format!("{}-{}", self.of.name(), self.kind.name())).increment(1);
     }
 }
@@ -237,12 +238,6 @@ impl Admission {
             }
             tokio::time::sleep(wait).await;
         }
-    }
-
-    /// Counts a refusal that [`Self::records`] or [`Self::records_in_turn`] gave.
-    pub(crate) fn refused(limited: Limited) -> Limited {
-        limited.count();
-        limited
     }
 
     /// Number of records of a stream that are taken at once: about as many as are allowed in a second.

@@ -18,6 +18,12 @@ use crate::{
 };
 
 impl Producer {
+    /// Whether a shard's backlog is above half of `limit`: no source is over its share of any other.
+    #[must_use]
+    pub fn is_above_half(&self, shard: ShardId, limit: u64) -> bool {
+        self.0.shares(shard).is_above_half(limit)
+    }
+
     /// Whether a source has its share of a shard's backlog, which is above half of `limit`. Each of `processes` that serve
     /// divides its part of the limit among the sources that it has seen within a minute.
     pub async fn is_over_share(&self, shard: ShardId, limit: u64, processes: u32, source: SourceTag) -> bool {
