@@ -76,8 +76,7 @@ pub(super) struct Outcomes {
 impl Outcomes {
     /// The highest number that may be published.
     pub(super) fn highest(&self, numbers: Watermarks) -> Seq {
-        let highest = numbers.of(self.kind.sequence());
-        self.end.get().map_or(highest, |end| highest.min(*end))
+        self.up_to_end(numbers.of(self.kind.sequence()))
     }
 
     /// Whether the sink ends before an outcome; then the number before it is the last one.

@@ -1,7 +1,7 @@
 //! Faults of the endpoint of the webhook: it is down, slow, cuts connections, takes deliveries and denies it, or its name does
 //! not resolve.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use tokio::time::sleep;
 
@@ -10,8 +10,6 @@ use crate::{endpoint::Behaviour, world::eventually};
 
 /// Longest wait for a delivery that fails.
 const FAILS: Duration = Duration::from_secs(5);
-/// Longest wait until a process has registered a manifest.
-const REGISTERED: Duration = Duration::from_secs(8);
 const NAMED: &str = "select count(*) from policies where spec like '%//hook.invalid:%' and version = (select max(version) from policies)";
 const DOWN: &str = "select count(*) from deliveries where log like '%no connection%'";
 const UNRESOLVED: &str = "select count(*) from deliveries where log like '%does not resolve%'";
@@ -42,23 +40,10 @@ impl Stage {
         Ok((renamed && took && restored, "the name".to_owned()))
     }
 
-    /// Changes the manifest to one with the address of the endpoint, or with a name without one. Only a process that notices the
-    /// change of the file registers it, so it changes again until one does.
+    /// Changes the manifest to one with the address of the endpoint, or with a name without one.
     async fn name_endpoint(&self, resolves: bool) -> anyhow::Result<bool> {
         let world = &self.world;
-        for _ in 0..5 {
-            world.has_name.store(resolves, Ordering::Relaxed);
-            world.write_manifest(None)?;
-            let so = async || world.number(NAMED).await.is_ok_and(|named| (named == 0) == resolves);
-            if eventually(REGISTERED, so).await {
-                return Ok(true);
-            }
-            world.has_name.store(!resolves, Ordering::Relaxed);
-            world.write_manifest(None)?;
-            sleep(Duration::from_secs(1)).await;
-        }
-        world.has_name.store(true, Ordering::Relaxed);
-        world.write_manifest(None)?;
-        Ok(false)
+        let so = async || world.number(NAMED).await.is_ok_and(|named| (named == 0) == resolves);
+        world.change_manifest(&world.has_name, resolves, so).await
     }
 }

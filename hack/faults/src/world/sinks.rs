@@ -2,7 +2,10 @@
 
 use std::{
     fs,
-    sync::{PoisonError, atomic::Ordering},
+    sync::{
+        PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,7 +32,33 @@ pub(crate) fn stream(sink: &str) -> String {
     format!("{NAME}.{sink}")
 }
 
+/// Longest wait until a process has registered a manifest.
+const REGISTERED: Duration = Duration::from_secs(8);
+
 impl World {
+    /// Changes the manifest by one of the flags that it is written from, until `is_registered`. Only a process that notices the
+    /// change of the file registers it, so it changes again until one does. Returns false, with the flag set, if none does.
+    pub(crate) async fn change_manifest(
+        &self,
+        flag: &AtomicBool,
+        to: bool,
+        mut is_registered: impl AsyncFnMut() -> bool,
+    ) -> anyhow::Result<bool> {
+        for _ in 0..5 {
+            flag.store(to, Ordering::Relaxed);
+            self.write_manifest(None)?;
+            if eventually(REGISTERED, &mut is_registered).await {
+                return Ok(true);
+            }
+            flag.store(!to, Ordering::Relaxed);
+            self.write_manifest(None)?;
+            sleep(Duration::from_secs(1)).await;
+        }
+        flag.store(true, Ordering::Relaxed);
+        self.write_manifest(None)?;
+        Ok(false)
+    }
+
     /// Writes the manifest; `added` names one more sink, which starts from the beginning.
     pub(crate) fn write_manifest(&self, added: Option<&str>) -> anyhow::Result<()> {
         let sink =
