@@ -46,9 +46,8 @@ for at = 7, #ARGV, 2 do
   appended = upto
 end
 mine = mine + appended - first
-redis.call('HSET', beside, 'pipeline', pipeline, 'appended', string.format('%.0f', appended),
-  producer, string.format('%.0f', mine))
-if reply[1] == 'ok' then
-  reply[2], reply[3], reply[4] = string.format('%.0f', mine), string.format('%.0f', appended), string.format('%.0f', acknowledged)
-end
+local total, own = string.format('%.0f', appended), string.format('%.0f', mine)
+redis.call('HSET', beside, 'appended', total, producer, own)
+if not held[1] then redis.call('HSET', beside, 'pipeline', pipeline) end
+if reply[1] == 'ok' then reply[2], reply[3], reply[4] = own, total, held[3] or '0' end
 return reply
