@@ -4,7 +4,7 @@
 
 use std::{io, time::Duration};
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use poem::{
     Body, Request,
     error::ReadBodyError,
@@ -46,14 +46,22 @@ pub(crate) fn guard(body: Body, limit: Option<usize>, timeout: Duration) -> Body
     let state = (parts, limit.unwrap_or(usize::MAX), Wait { left: timeout, came: 0 });
     Body::from_bytes_stream(futures::stream::unfold(Some(state), move |state| async move {
         let (mut parts, left, mut wait) = state?;
-        let began = Instant::now();
-        match tokio::time::timeout(wait.left, parts.next()).await {
+        // Most parts are there already, and need no clock.
+        let next = match parts.next().now_or_never() {
+            Some(next) => Ok(next),
+            None => {
+                let began = Instant::now();
+                let next = tokio::time::timeout(wait.left, parts.next()).await;
+                wait.left = wait.left.saturating_sub(began.elapsed());
+                next
+            }
+        };
+        match next {
             Err(_) => Some((Err(io::Error::other(Cut::Slow)), None)),
             Ok(None) => None,
             Ok(Some(Err(error))) => Some((Err(error), None)),
             Ok(Some(Ok(part))) if part.len() > left => Some((Err(io::Error::other(Cut::Large)), None)),
             Ok(Some(Ok(part))) => {
-                wait.left = wait.left.saturating_sub(began.elapsed());
                 wait.came += part.len();
                 if wait.came >= LEAST {
                     wait = Wait { left: timeout, came: 0 };
