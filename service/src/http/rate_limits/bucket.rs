@@ -48,12 +48,15 @@ impl Bucket {
         let _ = self.paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |at| Some(at.saturating_sub(cost)));
     }
 
-    /// How many cells are left, and the seconds until all are.
+    /// How many cells are left, and the seconds in which no more than these can be used: until all are left or, where none
+    /// is, until one is.
     pub(super) fn left(&self, now: u64, per_second: f64) -> (u64, u64) {
         let ahead = ahead(self.paid_at.load(Ordering::Relaxed), now);
         let left = WINDOW.saturating_sub(ahead) as f64 / WINDOW as f64 * per_second;
         // A cell less for an error of the computation would be wrong for the first one.
-        ((left + 1e-6) as u64, ahead.div_ceil(WINDOW))
+        let left = (left + 1e-6) as u64;
+        let until = if left > 0 { ahead } else { ahead.saturating_sub(WINDOW.saturating_sub(cost(1, per_second))) };
+        (left, until.div_ceil(WINDOW))
     }
 
     /// Keeps the number of cells that are not paid for, when the rate is another.
@@ -107,6 +110,7 @@ mod tests {
         let bucket = Bucket::default();
         assert_eq!(bucket.take(0, 250, 100.0), Ok(()));
         let UsedUp { wait_ns } = bucket.check(0, 100.0).expect_err("in debt");
+        assert_eq!(bucket.left(0, 100.0), (0, wait_ns.div_ceil(SECOND)), "never later than Retry-After");
         assert_eq!(wait_ns, 3 * SECOND / 2 + SECOND / 100);
         assert!(bucket.take(wait_ns - 1, 1, 100.0).is_err());
         assert_eq!(bucket.take(wait_ns, 1, 100.0), Ok(()));
