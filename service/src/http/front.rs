@@ -73,10 +73,11 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
         let method = request.method().clone();
         let path = self.operations.find(request.uri().path());
         let span = tracing::info_span!("http.request.handle", route = path.map(|path| path.template.as_str()));
-        let parent = request.headers().get("traceparent").and_then(|header| header.to_str().ok());
-        trace::continue_from(&span, parent);
+        let parent = request.headers().get("traceparent").and_then(|header| header.to_str().ok()).map(str::to_owned);
+        trace::continue_from(&span, parent.as_deref());
         let judgement = self.cross_origin.judge(&method, request.headers());
-        let mut response = self.answer(request, path).instrument(span).await;
+        let answer = self.answer(request, path).instrument(span.clone());
+        let mut response = trace::of_request(&span, parent.as_deref(), answer).await;
         let names_methods = method == Method::OPTIONS || response.status() == StatusCode::METHOD_NOT_ALLOWED;
         let methods = path.filter(|_| names_methods).and_then(|path| HeaderValue::from_str(&path.allow()).ok());
         if let Some(methods) = &methods {

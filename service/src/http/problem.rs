@@ -6,7 +6,10 @@ use std::time::Instant;
 
 use poem_openapi::{ApiResponse, Object, payload::Json, types::ToJSON as _};
 
-use crate::{domain, store, streams, telemetry::limits};
+use crate::{
+    domain, store, streams,
+    telemetry::{limits, trace},
+};
 
 /// An error, in a form that programs can read.
 #[derive(Debug, Clone, Object)]
@@ -213,7 +216,7 @@ impl Failure {
     #[must_use]
     pub fn internal(error: &dyn std::error::Error) -> Self {
         if limits::FAILED.allows(Instant::now()) {
-            tracing::error!(event = "http.request.failed", error = %error, "a request failed with an internal error");
+            tracing::error!(event = "http.request.failed", trace_id = trace::current_id(), error = %error, "a request failed with an internal error");
         }
         Self::new(500, "internal", "the service failed; the log says why")
     }
@@ -242,7 +245,7 @@ impl From<store::Error> for Failure {
             }
             _ => {
                 if limits::POSTGRES_UNAVAILABLE.allows(Instant::now()) {
-                    tracing::warn!(event = "http.postgres.unavailable", error = %error, "a request failed because Postgres is unavailable");
+                    tracing::warn!(event = "http.postgres.unavailable", trace_id = trace::current_id(), error = %error, "a request failed because Postgres is unavailable");
                 }
                 Self::new(503, "postgres_unavailable", "the database cannot be asked now; ask again")
             }
@@ -273,7 +276,7 @@ fn error_is_ours(code: Option<&str>) -> bool {
 impl From<streams::Error> for Failure {
     fn from(error: streams::Error) -> Self {
         if limits::REDIS_UNAVAILABLE.allows(Instant::now()) {
-            tracing::warn!(event = "http.redis.unavailable", error = %error, "a request failed because Redis is unavailable");
+            tracing::warn!(event = "http.redis.unavailable", trace_id = trace::current_id(), error = %error, "a request failed because Redis is unavailable");
         }
         Self::new(503, "redis_unavailable", "Redis cannot be reached now; send again with the same recordId")
     }

@@ -6,7 +6,7 @@ use opentelemetry::{
     Context,
     trace::{SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState},
 };
-use tracing::Span;
+use tracing::{Span, field::DisplayValue};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 /// Length of `00-<32 hex>-<16 hex>-<2 hex>`.
@@ -26,12 +26,52 @@ pub fn carry(incoming: Option<&str>) -> Option<String> {
     if current.is_valid() { Some(render(&current)) } else { incoming.and_then(parse) }
 }
 
+tokio::task_local! {
+    /// The trace of the request that this task answers.
+    static REQUEST: Option<TraceId>;
+}
+
+/// Answers a request, whose log lines name its trace: that of its span where traces are exported, else the one that came.
+pub async fn of_request<F: Future>(span: &Span, traceparent: Option<&str>, answer: F) -> F::Output {
+    let own = span.context().span().span_context().clone();
+    let id = if own.is_valid() { Some(own.trace_id()) } else { traceparent.and_then(id) };
+    REQUEST.scope(id, answer).await
+}
+
+/// The trace of the request that this task answers, for log lines.
+#[must_use]
+pub fn current_id() -> Option<DisplayValue<TraceId>> {
+    REQUEST.try_with(|id| *id).ok().flatten().map(tracing::field::display)
+}
+
+/// The id of a `traceparent`, for log lines.
+#[must_use]
+pub fn id(traceparent: &str) -> Option<TraceId> {
+    context(traceparent).map(|context| context.trace_id())
+}
+
 /// Makes a span the child of a `traceparent`. Without export, or for a malformed one, it stays as it is.
 pub fn continue_from(span: &Span, traceparent: Option<&str>) {
+    if span.is_disabled() {
+        return;
+    }
     if let Some(parent) = traceparent.and_then(context) {
         // Refused only for a span that started already or that is not exported: then there is nothing to do.
         let _ = span.set_parent(Context::new().with_remote_span_context(parent));
     }
+}
+
+/// Most records whose traces get a span of their own in one step, and most requests that a span is linked to.
+pub const MOST_TRACED: usize = 32;
+
+/// A span for each of the first [`MOST_TRACED`] traces, which ends when it is dropped. None without export.
+pub fn children<'a>(make: impl Fn() -> Span, traceparents: impl Iterator<Item = &'a str>) -> Vec<Span> {
+    let child = |traceparent| {
+        let span = make();
+        continue_from(&span, Some(traceparent));
+        (!span.is_disabled()).then_some(span)
+    };
+    traceparents.take(MOST_TRACED).map_while(child).collect()
 }
 
 /// Links a span to the requests that its work came from. Without export it does nothing.

@@ -32,8 +32,6 @@ use crate::{
 
 /// Notes without an outcome after which a record becomes a dead letter.
 const ATTEMPTS: i32 = 3;
-/// Maximum number of requests that the span of a commit is linked to.
-const LINKS: usize = 32;
 /// Pause before a group is decided again because others took one of its ids.
 const RACED: Duration = Duration::from_millis(2);
 
@@ -137,8 +135,10 @@ impl Applier {
         };
         let records = shards.iter().map(|taken| taken.batch.items.len()).sum::<usize>();
         let span = tracing::info_span!("process.batch.commit", shards = shards.len(), records);
-        let items = shards.iter().flat_map(|taken| &taken.batch.items);
-        trace::link(&span, items.filter_map(|item| item.input.traceparent.as_deref()).take(LINKS));
+        let items = || shards.iter().flat_map(|taken| &taken.batch.items);
+        let traceparents = || items().filter_map(|item| item.input.traceparent.as_deref());
+        trace::link(&span, traceparents().take(trace::MOST_TRACED));
+        let _traced = trace::children(|| tracing::info_span!("process.record.commit"), traceparents());
         let committed = store::within(self.commit(shards, care, waits)).instrument(span).await;
         if care == Care::Note && committed.is_err() {
             self.withdraw_notes(shards).await;

@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use tracing::field::display;
 
 use super::ready::Taken;
 use crate::{
     domain::{Decision, Item, Policy, RecordId, ShardId},
     store::LogRow,
-    telemetry::{limits, metrics as names},
+    telemetry::{limits, metrics as names, trace},
 };
 
 /// The decision of some records of a shard.
@@ -28,7 +29,7 @@ pub(super) fn report(shards: &[Taken], decided: &[Decided], policy: &Policy, now
     for Decided { shard, from, decision, .. } in decided {
         let Some(taken) = shards.iter().find(|taken| taken.ready.shard == *shard) else { continue };
         count(&taken.batch.items[*from..], decision, now);
-        log(*shard, decision, policy);
+        log(*shard, &taken.batch.items[*from..], decision, policy);
     }
 }
 
@@ -53,8 +54,9 @@ fn count(batch: &[Item], decision: &Decision, now: DateTime<Utc>) {
 }
 
 /// Logs outcomes that a person may have to look at. Any client can cause any number of them, so lines are limited.
-fn log(shard: ShardId, decision: &Decision, policy: &Policy) {
+fn log(shard: ShardId, batch: &[Item], decision: &Decision, policy: &Policy) {
     let (shard, now) = (shard.get(), Instant::now());
+    let trace_id = |item: usize| batch[item].input.traceparent.as_deref().and_then(trace::id).map(display);
     for dead_letter in &decision.dead_letters {
         let limit =
             if dead_letter.reason.is_fault() { &limits::DEAD_LETTERED_BY_FAULT } else { &limits::DEAD_LETTERED };
@@ -65,6 +67,7 @@ fn log(shard: ShardId, decision: &Decision, policy: &Policy) {
                 shard,
                 n = dead_letter.seq.get(),
                 record_id,
+                trace_id = trace_id(dead_letter.item),
                 reason = dead_letter.reason.as_str(),
                 "a record became a dead letter"
             );
@@ -78,6 +81,7 @@ fn log(shard: ShardId, decision: &Decision, policy: &Policy) {
                 shard,
                 n = conflict.seq.get(),
                 record_id,
+                trace_id = trace_id(conflict.item),
                 "a record conflicts with another of the same id"
             );
         }
