@@ -22,7 +22,7 @@ use crate::{
     streams::Producer,
     telemetry::{
         self, Telemetry, TelemetryArgs,
-        metrics::{VERIFY_DIFFERENCES, VERIFY_LAST_SUCCESS},
+        metrics::{VERIFY_DIFFERENCES, VERIFY_FAILED, VERIFY_LAST_SUCCESS},
     },
 };
 use anyhow::Context as _;
@@ -167,12 +167,15 @@ fn measure_verify(store: &Store, lifecycle: &Lifecycle) {
     lifecycle.spawn("serve.verify", async move {
         loop {
             // While Postgres is unavailable, the last known result stays.
-            if let Ok(VerifyResult { last_success, differences }) = store::within(store.verify_result()).await {
+            if let Ok(VerifyResult { last_success, differences, failed }) = store::within(store.verify_result()).await {
                 if let Some(seconds) = last_success {
                     metrics::gauge!(VERIFY_LAST_SUCCESS).set(seconds as f64);
                 }
                 if let Some(differences) = differences {
                     metrics::gauge!(VERIFY_DIFFERENCES).set(differences as f64);
+                }
+                if let Some(failed) = failed {
+                    metrics::gauge!(VERIFY_FAILED).set(f64::from(u8::from(failed)));
                 }
             }
             if tokio::time::timeout(VERIFY_EVERY, soft.cancelled()).await.is_ok() {

@@ -96,7 +96,8 @@ fn tell_ready(health: Data<&Health>) -> Response {
 }
 
 #[handler]
-fn tell_metrics(health: Data<&Health>) -> Response {
+async fn tell_metrics(health: Data<&Health>) -> Response {
+    health.reporter.measure().await;
     health.metrics.render().with_content_type("text/plain; version=0.0.4; charset=utf-8").into_response()
 }
 

@@ -38,8 +38,14 @@ enum Of {
 impl Outcome {
     #[cfg(test)]
     pub(super) fn of_test(seq: Seq, destination: &str) -> Self {
-        let notice =
-            Notice { seq, id: format!("0-{seq}"), time: String::new(), traceparent: None, data: "{}".to_owned() };
+        let notice = Notice {
+            seq,
+            id: format!("0-{seq}"),
+            received_at: None,
+            time: String::new(),
+            traceparent: None,
+            data: "{}".to_owned(),
+        };
         Self { notice, of: Of::Refused(destination.to_owned()) }
     }
 

@@ -19,7 +19,7 @@ use crate::{
     domain::{Seq, SeqRange, Watermarks},
     store::{self, SinkState},
     streams::{self, Notice, Output, Published, Streams},
-    telemetry::metrics as names,
+    telemetry::{metrics as names, trace},
 };
 
 /// Pause before the next look at a cursor that is above the highest publishable number.
@@ -106,6 +106,15 @@ impl Progress {
         };
         self.pause = if failure.is_some() { (self.pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
         self.state.set(failure);
+    }
+}
+
+/// Measures how old records are whose outcomes were published.
+#[expect(clippy::disallowed_methods, reason = "a measure of people's time; nothing is decided by it")]
+fn measure(sink: &str, notices: &[Notice]) {
+    let (seconds, now) = (metrics::histogram!(names::PUBLISH_SECONDS, "sink" => sink.to_owned()), chrono::Utc::now());
+    for received_at in notices.iter().filter_map(|notice| notice.received_at) {
+        seconds.record((now - received_at).to_std().unwrap_or_default().as_secs_f64());
     }
 }
 
@@ -221,11 +230,15 @@ impl Publisher {
         crate::fault::point("before_publish");
         let kind = render::event_type(self.outcomes.kind);
         let range = SeqRange { after: cursor, upto: next.upto };
+        let traceparents = next.notices.iter().filter_map(|notice| notice.traceparent.as_deref());
+        let _traced =
+            trace::children(|| tracing::info_span!("publish.record.append", sink = output.sink), traceparents);
         let published = self.streams.publish(output, self.outcomes.shard, kind, range, &next.notices).await?;
         crate::fault::point("after_publish");
         match published {
             Published::All { trimmed_unread } => {
                 metrics::counter!(names::PUBLISHED, "sink" => output.sink.clone()).increment(next.notices.len() as u64);
+                measure(&output.sink, &next.notices);
                 if trimmed_unread > 0 {
                     metrics::counter!(names::TRIMMED_UNREAD, "sink" => output.sink.clone())
                         .increment(trimmed_unread as u64);

@@ -30,6 +30,7 @@ pub fn record(shard: ShardId, row: &LogRow, alert: bool) -> Notice {
         seq: row.seq,
         id: notification_id(if alert { OutcomeKind::Alert } else { OutcomeKind::Processed }, shard, row.seq),
         data: record_data(row, &time, alert),
+        received_at: Some(row.received_at),
         time,
         traceparent: row.traceparent.clone(),
     }
@@ -84,6 +85,7 @@ pub fn refused(shard: ShardId, row: &RefusedRow, kind: OutcomeKind) -> Notice {
     Notice {
         seq: row.seq,
         id: notification_id(kind, shard, row.seq),
+        received_at: None,
         time: render_time(row.noted_at),
         traceparent: row.traceparent.as_deref().map(Arc::from),
         data: serde_json::to_string(&data).unwrap_or_default(),

@@ -11,6 +11,7 @@ mod servers;
 mod tests;
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
@@ -19,11 +20,16 @@ use futures::{
     FutureExt as _,
     future::{BoxFuture, Shared},
 };
-use millrace_crds::status_api::{ProcessStatus, ShardStatus};
+use millrace_crds::{
+    Reason,
+    status_api::{ProcessStatus, ShardStatus},
+};
 
 use crate::{
     board::{self, Board},
     config::Setup,
+    store::Connections,
+    telemetry::metrics::{CONNECTIONS_MOST, CONNECTIONS_USED, PROBLEM},
 };
 pub(crate) use access::{watch_serve, watch_work};
 use facts::Facts;
@@ -44,6 +50,8 @@ struct Inner {
     board: Board,
     setup: OnceLock<Setup>,
     facts: Mutex<Gathered>,
+    /// Every reason that this process had so far: a metric cannot be taken back.
+    measured: Mutex<BTreeSet<Reason>>,
 }
 
 #[derive(Debug, Default)]
@@ -56,8 +64,8 @@ impl Reporter {
     /// For a process that has no pipeline yet: its problems are on the board.
     #[must_use]
     pub fn new(role: &'static str, process: &Arc<str>, board: &Board) -> Self {
-        let (setup, facts) = (OnceLock::new(), Mutex::default());
-        Self(Arc::new(Inner { role, process: Arc::clone(process), board: board.clone(), setup, facts }))
+        let (setup, facts, measured) = (OnceLock::new(), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { role, process: Arc::clone(process), board: board.clone(), setup, facts, measured }))
     }
 
     /// From now on answers have the state of the pipeline as well.
@@ -100,6 +108,22 @@ impl Reporter {
             status.age_ms = Some(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
         }
         status
+    }
+
+    /// Sets the metrics that are read when somebody asks for them: problems, and connections to Postgres.
+    pub async fn measure(&self) {
+        let problems = self.answer().await.problems;
+        let mut measured = self.0.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        measured.extend(problems.iter().map(|problem| problem.reason.clone()));
+        for reason in &*measured {
+            let is_set = problems.iter().any(|problem| problem.reason == *reason);
+            metrics::gauge!(PROBLEM, "reason" => reason.as_str().to_owned()).set(f64::from(u8::from(is_set)));
+        }
+        drop(measured);
+        for Connections { pool, used, most } in self.0.setup.get().iter().flat_map(|setup| setup.store.connections()) {
+            metrics::gauge!(CONNECTIONS_USED, "pool" => pool).set(f64::from(used));
+            metrics::gauge!(CONNECTIONS_MOST, "pool" => pool).set(f64::from(most));
+        }
     }
 
     /// The facts: new ones if they come soon, else the last ones; gathered at most once a second for all callers.

@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+use chrono::{DateTime, Utc};
 use millrace_crds::ADOPT;
 use redis::{AsyncCommands as _, FromRedisValue, Script, Value};
 
@@ -44,6 +45,8 @@ pub struct Notice {
     pub seq: Seq,
     /// `<shard>-<number>`, for its kind.
     pub id: String,
+    /// When its record was received; `None` for what was refused.
+    pub received_at: Option<DateTime<Utc>>,
     /// When it was committed, RFC 3339.
     pub time: String,
     /// W3C trace context of the request.

@@ -64,6 +64,9 @@ pub const SHARDS_OWNED: &str = "millrace_shards_owned";
 pub const SINK_LAG: &str = "millrace_sink_lag_outcomes";
 /// Counter by `sink`: outcomes published.
 pub const PUBLISHED: &str = "millrace_published_total";
+/// Histogram by `sink`: from accepting a record until its outcome is in the sink's stream. A sink that is rewound or begins in
+/// the past counts the age of what it publishes.
+pub const PUBLISH_SECONDS: &str = "millrace_accept_to_publish_seconds";
 /// Counter by `sink`: reads of the log by publishers that were too far behind for memory.
 pub const POSTGRES_READS: &str = "millrace_publisher_postgres_reads_total";
 /// Counter by `sink`: entries trimmed by `overflow: Trim` before every group had acknowledged them.
@@ -82,6 +85,14 @@ pub const MANIFEST_REFUSED: &str = "millrace_manifest_refused";
 pub const VERIFY_LAST_SUCCESS: &str = "millrace_verify_last_success_timestamp_seconds";
 /// Gauge: differences that the last `millrace verify` found; absent without one.
 pub const VERIFY_DIFFERENCES: &str = "millrace_verify_differences";
+/// Gauge: 1 while the last `millrace verify` could not compare; absent without one.
+pub const VERIFY_FAILED: &str = "millrace_verify_failed";
+/// Gauge by `reason`: 1 while `/status` of this process has the problem, 0 once it is over.
+pub const PROBLEM: &str = "millrace_process_problem";
+/// Gauge by `pool` (queries, commits): connections to Postgres that are in use.
+pub const CONNECTIONS_USED: &str = "millrace_postgres_connections_used";
+/// Gauge by `pool`: most connections to Postgres.
+pub const CONNECTIONS_MOST: &str = "millrace_postgres_connections_max";
 
 /// Half a millisecond to ten seconds.
 const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -178,6 +189,11 @@ fn describe() {
     describe_counter!(POSTGRES_READS, "Reads from Postgres by publishers too far behind for memory, by sink");
     describe_counter!(TRIMMED_UNREAD, "Entries trimmed before every group had acknowledged them, by sink");
     describe_counter!(PUBLISHED, "Outcomes published, by sink");
+    describe_histogram!(
+        PUBLISH_SECONDS,
+        Unit::Seconds,
+        "From accepting a record until its outcome is in the sink's stream, by sink"
+    );
     describe_counter!(DELIVERIES, "requests to the endpoints of webhooks, by result");
     describe_gauge!(DELIVERIES_WAITING, "deliveries of webhooks that wait for a retry");
     describe_gauge!(SINK_HALTED, "1 while the sink is halted until someone resumes it");
@@ -187,6 +203,10 @@ fn describe() {
         "When the last millrace verify without differences ended, in seconds since 1970"
     );
     describe_gauge!(VERIFY_DIFFERENCES, "Differences that the last millrace verify found");
+    describe_gauge!(VERIFY_FAILED, "1 while the last millrace verify could not compare");
+    describe_gauge!(PROBLEM, "1 while /status of this process has the problem, by reason");
+    describe_gauge!(CONNECTIONS_USED, "Connections to Postgres that are in use, by pool");
+    describe_gauge!(CONNECTIONS_MOST, "Most connections to Postgres, by pool");
     describe_gauge!(MANIFEST_REFUSED, "1 while this process's manifest file differs from the active one");
 }
 

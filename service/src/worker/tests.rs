@@ -297,6 +297,7 @@ async fn entries_are_published_only_from_where_the_cursor_stands() {
         let notice = |number| streams::Notice {
             seq: Seq::new(number),
             id: format!("0-{number}"),
+            received_at: None,
             time: String::new(),
             traceparent: None,
             data: "{}".to_owned(),

@@ -35,6 +35,8 @@ pub struct VerifyResult {
     pub last_success: Option<i64>,
     /// The differences of the last run.
     pub differences: Option<i64>,
+    /// Whether the last run, whatever its scope, could not compare.
+    pub failed: Option<bool>,
 }
 
 /// A stored run.
@@ -109,12 +111,13 @@ impl Store {
     pub async fn verify_result(&self) -> Result<VerifyResult, Error> {
         let row = sqlx::query!(
             r#"select extract(epoch from max(ended_at) filter (where differences = 0))::bigint as last_success,
-                      (array_agg(differences order by n desc))[1] as differences
+                      (array_agg(differences order by n desc))[1] as differences,
+                      (select differences is null from verifications order by n desc limit 1) as failed
                from verifications
                where differences > 0 or (differences = 0 and shards is null and since is null)"#
         )
         .fetch_one(&self.pool)
         .await?;
-        Ok(VerifyResult { last_success: row.last_success, differences: row.differences })
+        Ok(VerifyResult { last_success: row.last_success, differences: row.differences, failed: row.failed })
     }
 }
