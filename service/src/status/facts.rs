@@ -27,6 +27,8 @@ const LONGEST: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) problems: Vec<Problem>,
+    /// Records of each shard that are not applied.
+    pub(super) backlog: Option<Vec<(ShardId, i64)>>,
     pub(super) shards: Option<Vec<ShardStatus>>,
     pub(super) sinks: Option<Vec<PublisherStatus>>,
     pub(super) counts: Option<PipelineCounts>,
@@ -67,6 +69,7 @@ async fn of_pipeline(setup: &Setup) -> Facts {
         Some(Ok((backlog, refusal))) => {
             facts.problems.extend(refusal.map(|why| Problem::new(Reason::RedisReadOnlyOrFull, why)));
             facts.problems.extend(external_stream(&backlog, &pipeline_id));
+            facts.backlog = Some(backlog.iter().map(|shard| (shard.shard, shard.records())).collect());
             Some(backlog)
         }
         Some(Err(error)) => facts.lacks(of_streams(&setup.streams, &error)),

@@ -29,7 +29,7 @@ use crate::{
     board::{self, Board},
     config::Setup,
     store::Connections,
-    telemetry::metrics::{CONNECTIONS_MOST, CONNECTIONS_USED, PROBLEM},
+    telemetry::metrics::{BACKLOG, CONNECTIONS_MOST, CONNECTIONS_USED, PROBLEM},
 };
 pub(crate) use access::{watch_serve, watch_work};
 use facts::Facts;
@@ -110,7 +110,7 @@ impl Reporter {
         status
     }
 
-    /// Sets the metrics that are read when somebody asks for them: problems, and connections to Postgres.
+    /// Sets the metrics that are read when somebody asks for them: problems, the backlog, and connections to Postgres.
     pub async fn measure(&self) {
         let problems = self.answer().await.problems;
         let mut measured = self.0.measured.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,6 +120,11 @@ impl Reporter {
             metrics::gauge!(PROBLEM, "reason" => reason.as_str().to_owned()).set(f64::from(u8::from(is_set)));
         }
         drop(measured);
+        // Of every process, from Redis: a worker that cannot apply reports nothing else, and there may be none.
+        let facts = self.gathered().last.as_ref().map(|(_, facts)| Arc::clone(facts));
+        for (shard, records) in facts.iter().filter_map(|facts| facts.backlog.as_ref()).flatten() {
+            metrics::gauge!(BACKLOG, "shard" => shard.to_string()).set(*records as f64);
+        }
         for Connections { pool, used, most } in self.0.setup.get().iter().flat_map(|setup| setup.store.connections()) {
             metrics::gauge!(CONNECTIONS_USED, "pool" => pool).set(f64::from(used));
             metrics::gauge!(CONNECTIONS_MOST, "pool" => pool).set(f64::from(most));

@@ -25,7 +25,7 @@ pub const HTTP_SECONDS: &str = "millrace_http_request_seconds";
 pub const REFUSED_CONNECTIONS: &str = "millrace_http_refused_connections_total";
 /// Gauge: when the keys of the issuer in `spec.oidc` were last read, in seconds since 1970; absent without an issuer.
 pub const ISSUER_KEYS_READ: &str = "millrace_issuer_keys_read_timestamp_seconds";
-/// Gauge by `shard`: entries that are not applied yet.
+/// Gauge by `shard`: records that are not applied yet. Each process exports all shards, as Redis has them.
 pub const BACKLOG: &str = "millrace_backlog_records";
 /// Histogram: entries in a micro-batch.
 pub const BATCH_RECORDS: &str = "millrace_batch_records";
@@ -165,7 +165,7 @@ fn describe() {
         ISSUER_KEYS_READ,
         "When the keys of the issuer of access tokens were last read, in seconds since 1970"
     );
-    describe_gauge!(BACKLOG, "Records that are not applied yet, by shard");
+    describe_gauge!(BACKLOG, "Records that are not applied yet, by shard; each process exports all shards");
     describe_histogram!(BATCH_RECORDS, "Records of a batch");
     describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "The transaction of a batch, from begin to commit");
     describe_histogram!(PROCESS_SECONDS, Unit::Seconds, "From accepting a record until it is committed");

@@ -134,8 +134,8 @@ impl Shard {
         let committed = self.committed();
         crate::fault::point("before_read");
         match self.input.ack_and_read(&current(&self.lease), committed, ids, self.context.options.batch).await? {
-            Step::Done(Turn { waiting, read }) => {
-                self.acknowledged(committed, waiting);
+            Step::Done(Turn { read, .. }) => {
+                self.acknowledged(committed);
                 self.ahead = Some(Ahead { read, memory });
             }
             Step::Raised => self.mode = Mode::Prepare,

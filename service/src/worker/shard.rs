@@ -364,15 +364,14 @@ impl Shard {
     pub(super) async fn acknowledge(&mut self, ids: &[StreamId]) -> Result<(), Error> {
         let committed = self.committed();
         match self.input.ack(&current(&self.lease), committed, ids).await? {
-            Step::Done(waiting) => self.acknowledged(committed, waiting),
+            Step::Done(_) => self.acknowledged(committed),
             Step::Raised => self.mode = Mode::Prepare,
         }
         Ok(())
     }
 
     /// Lets the publishers publish what is acknowledged.
-    pub(super) fn acknowledged(&mut self, committed: Acknowledged, waiting: i64) {
-        metrics::gauge!(names::BACKLOG, "shard" => self.shard.to_string()).set(waiting as f64);
+    pub(super) fn acknowledged(&mut self, committed: Acknowledged) {
         self.acknowledged = committed;
         self.recent.advance(committed.watermarks);
     }
