@@ -18,6 +18,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+sys.dont_write_bytecode = True
+import traces
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 DASHBOARDS = sorted((ROOT / "charts/millrace/files/dashboards").glob("*.json"))
 KEY = "mk_" + "alerts-live-" * 3
@@ -99,8 +102,8 @@ class Receiver(http.server.BaseHTTPRequestHandler):
 
 class Live:
     def __init__(self, folder, stack):
-        self.folder, self.stack, self.cut = folder, stack, Cut()
-        self.number, self.sent, self.ports = itertools.count(), 0, {}
+        self.folder, self.stack, self.cut, self.name, self.free_port = folder, stack, Cut(), NAME, free_port
+        self.number, self.ports = itertools.count(), {}
         (folder / "secrets/hook").mkdir(parents=True)
         (folder / "secrets/hook/signing").write_text("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
         hooks = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
@@ -203,8 +206,8 @@ class Live:
     def firing(self):
         return {alert["labels"]["alertname"]: alert for alert in self.ask("alerts")["alerts"] if alert["state"] == "firing"}
 
-    def request(self, method, path, body=None, key=KEY):
-        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    def request(self, method, path, body=None, key=KEY, headers=None):
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"} | (headers or {})
         request = urllib.request.Request(self.url + path, body and json.dumps(body).encode(), headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
@@ -215,12 +218,14 @@ class Live:
         except OSError:
             return 0
 
+    def record(self, number=None, **of):
+        number = next(self.number) if number is None else number
+        return {"recordId": f"r{number}", "time": "2026-01-31T12:00:00Z", "sourceId": "s", "destinationId": f"d{number % 10}",
+                "type": "positive", "value": str(number % 600), "unit": "EUR", "reference": "x"} | of
+
     def batch(self):
         """Records of every outcome, most of them new."""
-        def record(number=None, **of):
-            number = next(self.number) if number is None else number
-            return {"recordId": f"r{number}", "time": "2026-01-31T12:00:00Z", "sourceId": "s", "destinationId": f"d{number % 10}",
-                    "type": "positive", "value": str(number % 600), "unit": "EUR", "reference": "x"} | of
+        record = self.record
         first = record(value="1")
         number = int(first["recordId"][1:])
         return [first, *(record() for _ in range(34)), first, record(number, value="2"),
@@ -296,7 +301,9 @@ def main():
     with tempfile.TemporaryDirectory(prefix="millrace-alerts.") as folder, contextlib.ExitStack() as stack:
         live = Live(pathlib.Path(folder), stack)
         try:
+            traces.start(live, os.environ["MILLRACE_COLLECTOR"])
             live.pipeline()
+            traces.check(live, wait_for, say)
             live.operator()
             live.prometheus()
             threading.Thread(target=live.load, daemon=True).start()
