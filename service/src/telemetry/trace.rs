@@ -141,4 +141,12 @@ mod tests {
         assert_eq!(carry(Some("nonsense")), None);
         assert_eq!(carry(None), None);
     }
+
+    #[tokio::test]
+    async fn log_lines_of_a_request_name_the_trace_that_came() {
+        let named = async || current_id().map(|id| format!("{id:?}"));
+        assert_eq!(of_request(&Span::none(), Some(GOOD), named()).await.as_deref(), Some(&GOOD[3..35]));
+        assert_eq!(of_request(&Span::none(), Some("nonsense"), named()).await, None);
+        assert_eq!(named().await, None, "outside of a request");
+    }
 }
