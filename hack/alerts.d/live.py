@@ -27,6 +27,8 @@ KEY = "mk_" + "alerts-live-" * 3
 NAME = f"live-{os.getpid()}"
 REDIS, POSTGRES = os.environ["MILLRACE_TEST_REDIS_URL"], os.environ["MILLRACE_TEST_POSTGRES_URL"]
 BEGAN = time.time()
+# By name: none ends before the run does.
+PROCESSES = {}
 
 
 def say(text):
@@ -43,6 +45,8 @@ def wait_for(what, condition, seconds=60):
     """Until the condition gives something true, which is returned."""
     until = time.monotonic() + seconds
     while not (found := condition()):
+        if ended := [name for name, process in PROCESSES.items() if process.poll() is not None]:
+            sys.exit(f"!! {ended} ended while waiting for {what}")
         if time.monotonic() > until:
             sys.exit(f"!! waited {seconds} s for {what}")
         time.sleep(0.2)
@@ -144,10 +148,9 @@ class Live:
 
     def start(self, name, *command):
         log = (self.folder / f"{name}.log").open("w")
-        process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
-        self.stack.callback(process.wait)
-        self.stack.callback(process.kill)
-        return process
+        PROCESSES[name] = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
+        self.stack.callback(PROCESSES[name].wait)
+        self.stack.callback(PROCESSES[name].kill)
 
     def pipeline(self):
         self.millrace("migrate", check=True)
