@@ -226,13 +226,13 @@ impl Publisher {
     }
 
     async fn append(&self, at: &mut Option<Position>, cursor: Seq, next: &Next) -> Result<(), Error> {
+        let traceparents = next.notices.iter().filter_map(|notice| notice.traceparent.as_deref());
+        let _traced =
+            trace::children(|| tracing::info_span!("publish.record.append", sink = self.output.sink), traceparents);
         let output = &self.output;
         crate::fault::point("before_publish");
         let kind = render::event_type(self.outcomes.kind);
         let range = SeqRange { after: cursor, upto: next.upto };
-        let traceparents = next.notices.iter().filter_map(|notice| notice.traceparent.as_deref());
-        let _traced =
-            trace::children(|| tracing::info_span!("publish.record.append", sink = output.sink), traceparents);
         let published = self.streams.publish(output, self.outcomes.shard, kind, range, &next.notices).await?;
         crate::fault::point("after_publish");
         match published {
