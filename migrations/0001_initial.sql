@@ -473,6 +473,16 @@ create table api_key_secrets (
 );
 create index api_key_secrets_key on api_key_secrets (key_id);
 
+-- Sessions of the console: who signed in with a secret that is active may call as its key. Only hashes are kept.
+create table console_sessions (
+    hash        bytea       primary key,
+    -- The hash of the secret: where an active secret has another one, or none has it, the session has ended.
+    secret_hash bytea       not null,
+    created_at  timestamptz not null default now(),
+    expires_at  timestamptz not null
+);
+create index console_sessions_secret on console_sessions (secret_hash, created_at);
+
 -- Actions of administrators. Replays and discards are here, too, beside what the dead letters record.
 create table admin_actions (
     n        bigint      generated always as identity primary key,

@@ -1,5 +1,5 @@
 //! Access: who sends a request, and what it may do. API keys are bearer tokens, checked against a snapshot that is
-//! refreshed every 500 ms; other bearer tokens are access tokens of the issuer that the manifest names.
+//! refreshed every 500 ms, and so are sessions of the console; other bearer tokens are access tokens of the issuer that the manifest names.
 //!
 //! Must never read Postgres for a request, and must never log or keep a secret itself.
 
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::{
     App, client_address::client_address, last_use::LastUse, oidc::AccessTokens, problem::Failure, rate_limits::Usage,
+    session,
 };
 use crate::{
     domain::{AccessLimit, Scope},
@@ -40,7 +41,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn has(&self, scope: Scope) -> bool {
+    pub(crate) fn has(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
     }
 }
@@ -54,6 +55,18 @@ pub struct KnownSecret {
     pub expires: Option<Instant>,
     /// When it was last used.
     pub last_use: Arc<LastUse>,
+    /// Whether it is a session of the console.
+    pub is_session: bool,
+}
+
+impl KnownSecret {
+    /// The identity, unless it expired.
+    fn used(&self) -> Option<Arc<Identity>> {
+        self.expires.is_none_or(|expires| Instant::now() < expires).then(|| {
+            self.last_use.note();
+            Arc::clone(&self.identity)
+        })
+    }
 }
 
 /// The secrets active, by the SHA-256 of the whole secret; `None` inside: access is open (development mode).
@@ -78,7 +91,7 @@ enum ByKey<'a> {
 
 /// The records that a path is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reach {
+pub(crate) enum Reach {
     /// Those that the caller may reach: the path applies the limit.
     Limited,
     /// All: a limited caller is refused.
@@ -106,6 +119,9 @@ impl KeyRing {
         let snapshot = self.secrets.borrow();
         let Some(secrets) = snapshot.as_ref() else { return Ok(ByKey::Known(Arc::clone(&self.open))) };
         let Some(header) = request.headers().get(AUTHORIZATION) else {
+            if let Some(session) = by_session(secrets, request) {
+                return session.map(ByKey::Known);
+            }
             return Err(Failure::new(401, "missing_key", "send an API key: Authorization: Bearer mk_…"));
         };
         let secret = header
@@ -115,15 +131,23 @@ impl KeyRing {
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map_or("", |(_, secret)| secret.trim());
         let digest: [u8; 32] = Sha256::digest(secret.as_bytes()).into();
-        let known = secrets.get(&digest);
-        let Some(known) = known.filter(|known| known.expires.is_none_or(|expires| Instant::now() < expires)) else {
-            return Ok(ByKey::Unknown(secret, digest));
-        };
-        known.last_use.note();
-        Ok(ByKey::Known(Arc::clone(&known.identity)))
+        let known = secrets.get(&digest).filter(|known| !known.is_session).and_then(KnownSecret::used);
+        Ok(known.map_or(ByKey::Unknown(secret, digest), ByKey::Known))
     }
 
-    async fn admit(&self, request: &Request, scope: Scope, reach: Reach) -> Result<Caller, Failure> {
+    /// The identity that a secret or a session proves, by its hash.
+    pub(crate) fn identity(&self, hash: &[u8; 32], is_session: bool) -> Option<Arc<Identity>> {
+        let snapshot = self.secrets.borrow();
+        let Some(secrets) = snapshot.as_ref() else { return Some(Arc::clone(&self.open)) };
+        secrets.get(hash).filter(|known| known.is_session == is_session).and_then(KnownSecret::used)
+    }
+
+    /// Whether anyone may call.
+    pub(crate) fn is_open(&self) -> bool {
+        self.secrets.borrow().is_none()
+    }
+
+    pub(crate) async fn admit(&self, request: &Request, scope: Scope, reach: Reach) -> Result<Caller, Failure> {
         let identity = self.authenticate(request).await?;
         if !identity.has(scope) {
             let detail = format!("this API key or access token lacks the scope {}", scope.as_str());
@@ -136,6 +160,21 @@ impl KeyRing {
         }
         Ok(Caller(identity))
     }
+}
+
+/// The identity of a session of the console; `None`: the request has none.
+fn by_session(secrets: &HashMap<[u8; 32], KnownSecret>, request: &Request) -> Option<Result<Arc<Identity>, Failure>> {
+    let mut is_ended = false;
+    for token in session::tokens(request.headers()) {
+        let known = secrets.get(&token.hash()).filter(|known| known.is_session).and_then(KnownSecret::used);
+        if let Some(identity) = known {
+            return Some(token.check_forgery(request).map(|()| identity));
+        }
+        is_ended = true;
+    }
+    let detail =
+        "this session of the console expired or was ended, or its API key was revoked; sign in again at /console";
+    is_ended.then(|| Err(Failure::new(401, "session_ended", detail)))
 }
 
 /// A caller that has the required scope.
@@ -255,7 +294,12 @@ mod tests {
         let usage = Arc::default();
         let identity = Identity { name: "a".into(), key_id, scopes: vec![scope], limit, rate_limits, usage };
         let identity = Arc::new(identity);
-        let secret = KnownSecret { identity: Arc::clone(&identity), expires, last_use: LastUses::new().of("sec_1") };
+        let secret = KnownSecret {
+            identity: Arc::clone(&identity),
+            expires,
+            last_use: LastUses::new().of("sec_1"),
+            is_session: false,
+        };
         let secrets = HashMap::from([(Sha256::digest(b"mk_a").into(), secret)]);
         KeyRing { secrets: watch::channel(Some(secrets)).1, open: identity, tokens: None }
     }

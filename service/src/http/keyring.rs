@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How often the keys are read; a revoked key is refused within this and the time of one query.
-const REFRESH: Duration = Duration::from_millis(500);
+pub(crate) const REFRESH: Duration = Duration::from_millis(500);
 /// Part of the board for a first key that cannot be used.
 const PART: &str = "keys";
 /// Fewest characters of a key.
@@ -93,6 +93,13 @@ impl KeyRing {
     fn of(secrets: watch::Receiver<Snapshot>) -> Self {
         let open = Identity { name: "dev".into(), scopes: vec![Scope::Admin], ..Identity::default() };
         Self { secrets, open: Arc::new(open), tokens: None }
+    }
+
+    /// Waits until this process knows a session; false: it did not in that time.
+    pub(crate) async fn knows_session(&self, hash: &Hash, longest: Duration) -> bool {
+        let mut secrets = self.secrets.clone();
+        let knows = secrets.wait_for(|secrets| secrets.as_ref().is_none_or(|secrets| secrets.contains_key(hash)));
+        matches!(tokio::time::timeout(longest, knows).await, Ok(Ok(_)))
     }
 
     /// The same keys, and access tokens beside them.
@@ -241,7 +248,8 @@ fn known(
     let identity = Identity { name, key_id, scopes, limit, rate_limits, usage };
     let left = secret.expires_in_ms.map(|ms| Duration::from_millis(ms.try_into().unwrap_or(0)));
     let expires = left.and_then(|left| read_at.checked_add(left));
-    Some((hash, KnownSecret { identity: Arc::new(identity), expires, last_use: last_uses.of(&secret.secret_id) }))
+    let (last_use, is_session) = (last_uses.of(&secret.secret_id), secret.is_session);
+    Some((hash, KnownSecret { identity: Arc::new(identity), expires, last_use, is_session }))
 }
 
 #[cfg(test)]

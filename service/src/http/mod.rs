@@ -23,6 +23,7 @@ mod pace;
 pub(crate) mod probes;
 pub mod problem;
 pub mod rate_limits;
+pub(crate) mod session;
 
 use crate::{
     config::ActiveManifest,

@@ -80,29 +80,6 @@ pub struct NewSecret<'a> {
     pub hash: &'a [u8],
 }
 
-/// A secret that can be used, with its key.
-#[derive(Debug, Clone)]
-pub struct LiveSecret {
-    /// Its id.
-    pub secret_id: String,
-    /// SHA-256 of the whole secret.
-    pub hash: Vec<u8>,
-    /// The id of its key.
-    pub key_id: String,
-    /// The name of its key.
-    pub name: String,
-    /// The scopes of its key.
-    pub scopes: Vec<String>,
-    /// The sources that its key is limited to, as JSON.
-    pub source_ids: String,
-    /// The destinations that its key is limited to, as JSON.
-    pub destination_ids: String,
-    /// The limits of its key of what it may send, as JSON.
-    pub rate_limits: String,
-    /// For how many milliseconds its key has not expired yet; `None`: it never expires.
-    pub expires_in_ms: Option<i64>,
-}
-
 /// Why a key was not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyRefusal {
@@ -121,21 +98,6 @@ pub enum KeyRefusal {
 }
 
 impl Store {
-    /// The secrets that can be used.
-    ///
-    /// # Errors
-    /// When Postgres is unavailable.
-    pub async fn live_secrets(&self) -> Result<Vec<LiveSecret>, Error> {
-        let secrets = sqlx::query_as!(
-            LiveSecret,
-            r#"select s.id as secret_id, s.hash, k.id as key_id, k.name, k.scopes, k.source_ids, k.destination_ids, k.rate_limits,
-                      (extract(epoch from k.expires_at - now()) * 1000)::bigint as expires_in_ms
-               from api_keys k join api_key_secrets s on s.key_id = k.id
-               where k.revoked_at is null and s.revoked_at is null and (k.expires_at is null or k.expires_at > now())"#
-        );
-        Ok(secrets.fetch_all(&self.pool).await?)
-    }
-
     /// Keys in the order of their creation, after a key, at most `limit`.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! Versions rise by one and never change. A version must never be registered without the lock on the pipeline's row:
 //! two processes that see the same change at once register one version.
 
+use chrono::{DateTime, Utc};
 use millrace_crds::{ACCEPT_GENERATION, RecordPipelineSpec};
 
 use super::{
@@ -25,6 +26,21 @@ pub struct Newest {
     pub uid: String,
     /// The generation of that manifest.
     pub generation: i64,
+}
+
+/// A version as a list shows it.
+#[derive(Debug, Clone)]
+pub struct ListedPolicy {
+    /// Its number.
+    pub version: i64,
+    /// The uid of its manifest; for a local file the pipeline id.
+    pub uid: String,
+    /// The generation of that manifest.
+    pub generation: i64,
+    /// Its content, as JSON.
+    pub spec: String,
+    /// When it was registered.
+    pub registered_at: DateTime<Utc>,
 }
 
 /// The content of a file, offered as the next version.
@@ -182,6 +198,21 @@ impl Store {
         rollups::declare(&mut tx, version, offer.spec.rollups.iter().map(DeclaredRollup::of)).await?;
         tx.commit().await?;
         Ok(Registered::AsNew(version))
+    }
+
+    /// Versions from the newest one down, below a version, at most `limit`.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn list_policies(&self, below: Option<i64>, limit: i64) -> Result<Vec<ListedPolicy>, Error> {
+        let policies = sqlx::query_as!(
+            ListedPolicy,
+            "select version, uid, generation, spec, registered_at from policies
+             where $1::bigint is null or version < $1 order by version desc limit $2",
+            below,
+            limit,
+        );
+        Ok(policies.fetch_all(&self.pool).await?)
     }
 
     /// Whether a version has this content, or a newer version exists. A Postgres that was rewound may have lost the
