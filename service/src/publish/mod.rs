@@ -8,6 +8,7 @@ mod outcomes;
 mod publisher;
 mod recent_commits;
 pub mod render;
+mod resume;
 mod sink;
 mod sink_reconciler;
 mod state;
@@ -15,6 +16,7 @@ mod webhook;
 
 pub use lag::{SinkPosition, sink_lag, webhook_cursor};
 pub use recent_commits::RecentCommits;
+pub use resume::{ResumeError, ResumeFrom, find_sink, has_cursor, is_halted, resume_sink};
 pub use sink::{ActiveSink, Publisher, Target, WebhookTarget};
 pub use sink_reconciler::SinkReconciler;
 pub use webhook::WebhookSecrets;

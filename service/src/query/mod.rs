@@ -19,16 +19,20 @@ mod history;
 mod key_view;
 mod keys;
 mod losses;
+mod policies;
 mod record_filter;
 mod record_text;
 mod records;
 mod rollups;
-mod stats;
+mod sinks;
+pub(crate) mod stats;
+mod stats_view;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod types;
 mod views;
+mod workers;
 
 pub use aggregations::AggregationsApi;
 pub use audit::AuditApi;
@@ -39,9 +43,12 @@ pub use deliveries::DeliveriesApi;
 pub use history::HistoryApi;
 pub use keys::KeysApi;
 pub use losses::LossesApi;
+pub use policies::PoliciesApi;
 pub use records::RecordList;
 pub use rollups::RollupsApi;
+pub use sinks::SinksApi;
 pub use stats::StatsApi;
+pub use workers::WorkersApi;
 
 /// The tags by which the OpenAPI document groups paths.
 #[derive(poem_openapi::Tags)]
@@ -58,6 +65,8 @@ enum Tags {
     Audit,
     /// API keys.
     Keys,
+    /// What works for the pipeline, and by which policy.
+    Pipeline,
 }
 
 /// The APIs of all queries.
@@ -74,6 +83,9 @@ pub type Apis = (
     AuditSummaryApi,
     HistoryApi,
     StatsApi,
+    WorkersApi,
+    PoliciesApi,
+    SinksApi,
 );
 
 /// Creates the APIs of all queries. Aggregations and rollups share one bound on concurrent streamed responses.
@@ -93,6 +105,9 @@ pub fn apis() -> Apis {
         AuditSummaryApi,
         HistoryApi,
         StatsApi::default(),
+        WorkersApi,
+        PoliciesApi,
+        SinksApi,
     )
 }
 

@@ -117,7 +117,7 @@ async fn filled() -> (Pipeline, Process, Process, Vec<Limited>) {
 
 /// The request of a row, and its body.
 fn request(row: &Row) -> (String, Option<Value>) {
-    let path = row.path.replace("{recordId}", "r1").replace("{secretId}", "sec_0");
+    let path = row.path.replace("{recordId}", "r1").replace("{secretId}", "sec_0").replace("{name}", "none");
     let path = path.replace("{id}", if row.path.starts_with("/keys") { "key_0" } else { "0-d9" });
     let body = match (row.method.as_str(), row.path.as_str()) {
         ("POST", "/records") => Some(record("r9", "here")),

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::{anyhow, bail, ensure};
 use chrono::{DateTime, Utc};
 
-use super::{actor, find, has_cursor, is_halted, snapshot};
+use super::{actor, failure, snapshot};
 use crate::{
     domain::{Seq, ShardId, ShardSeq, TimeText, parse_time},
+    publish::{find_sink, has_cursor, is_halted},
     store::{Kept, SinkRow, Store},
     streams::Streams,
 };
@@ -48,7 +49,7 @@ fn parse_place(text: &str) -> Result<ShardSeq, &'static str> {
 /// A failure, described for a person.
 pub(super) async fn run(store: &Store, streams: &Streams, args: Rewind) -> anyhow::Result<()> {
     let Rewind { name, to, repeat } = args;
-    let row = find(store, &name).await?;
+    let row = find_sink(store, &name).await.map_err(|error| failure(streams, error))?;
     check_state(store, streams, &row).await?;
     let (points, text) = match (to.to_time, to.to_seq) {
         (Some(time), _) => {
@@ -91,7 +92,8 @@ async fn check_state(store: &Store, streams: &Streams, row: &SinkRow) -> anyhow:
         "{name} starts or moves at this moment; once `millrace sinks list` shows it as started, try again"
     );
     ensure!(
-        !is_halted(store, &row.name).await? && has_cursor(streams, row).await?,
+        !is_halted(store, &row.name).await?
+            && has_cursor(streams, row).await.map_err(|error| failure(streams, error.into()))?,
         "{name} is halted: `millrace sinks resume {name} --from now|beginning` first"
     );
     Ok(())

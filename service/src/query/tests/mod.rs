@@ -20,6 +20,7 @@ use redis::AsyncCommands as _;
 use serde_json::Value;
 use sqlx::PgPool;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     accept::Acceptor,
@@ -179,7 +180,8 @@ impl World {
             .await
             .expect("a Redis for the tests");
         crate::store::testing::create_partition(&pool).await;
-        let api = crate::routes::routes(app, Acceptor::default(), Heartbeats::default()).boxed();
+        let api =
+            crate::routes::routes(app, Acceptor::default(), Heartbeats::default(), CancellationToken::new()).boxed();
         for shard in ShardId::all(SHARDS) {
             sqlx::query("insert into shards (shard, owner) values ($1, 'w1')")
                 .bind(shard)
