@@ -15,6 +15,7 @@ pub mod accept;
 pub mod board;
 pub mod commands;
 pub mod config;
+mod console;
 pub mod domain;
 pub mod fault;
 #[cfg(any(test, feature = "fuzzing"))]

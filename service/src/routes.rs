@@ -1,13 +1,15 @@
 //! The HTTP API: all its paths, and its document. The only place that has the paths of `accept` and `query` together.
 
 use poem::{
-    Endpoint, EndpointExt as _, IntoEndpoint as _, Request, Response, Result, Route, endpoint::make_sync,
+    Endpoint, EndpointExt as _, IntoEndpoint as _, Request, Response, Result, Route, endpoint::make_sync, http::Method,
     middleware::CatchPanic, web::Html,
 };
 use poem_openapi::{LicenseObject, OpenApi as _, OpenApiService, ServerObject, registry::Registry};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     accept::{Acceptor, RecordsApi},
+    console::{self, Console},
     http::{App, errors, front::Front, merged::Merged, operations::Operations, probes::ProbesApi},
     lifecycle::Heartbeats,
     query,
@@ -41,9 +43,10 @@ pub fn document() -> String {
     document
 }
 
-/// The operations, and beside them the documents. `Route::nest` would build the URI of each request again.
+/// The operations, and beside them the documents and the console. `Route::nest` would build the URI of each request again.
 struct Routes<E> {
     documents: Route,
+    console: Console,
     operations: E,
 }
 
@@ -53,18 +56,26 @@ impl<E: Endpoint<Output = Response>> Endpoint for Routes<E> {
     async fn call(&self, request: Request) -> Result<Response> {
         match request.uri().path() {
             OPENAPI | DOCS => self.documents.call(request).await,
+            path if console::has(path) => self.console.call(request).await,
             _ => self.operations.call(request).await,
         }
     }
 }
 
 /// All paths of the main port, each also under `/v1`.
-pub fn routes(app: App, acceptor: Acceptor, heartbeats: Heartbeats) -> impl Endpoint<Output = Response> {
+/// `stop` ends what would go on by itself, such as the console's events.
+pub fn routes(
+    app: App,
+    acceptor: Acceptor,
+    heartbeats: Heartbeats,
+    stop: CancellationToken,
+) -> impl Endpoint<Output = Response> {
     let service = service();
     let (json, html) = (document(), service.swagger_ui_html());
     let mut registry = Registry::new();
     Apis::register(&mut registry);
-    let operations = Operations::new(Apis::meta(), &registry, &[OPENAPI, DOCS]);
+    let plain = [(OPENAPI, &[Method::GET][..]), (DOCS, &[Method::GET])].into_iter().chain(console::PATHS);
+    let operations = Operations::new(Apis::meta(), &registry, plain);
     let documents = Route::new()
         .at(
             OPENAPI,
@@ -72,7 +83,7 @@ pub fn routes(app: App, acceptor: Acceptor, heartbeats: Heartbeats) -> impl Endp
         )
         .at(DOCS, poem::get(make_sync(move |_| Html(html.clone()))));
     let manifest = app.manifest.clone();
-    let routes = Routes { documents, operations: service.into_endpoint() }
+    let routes = Routes { documents, console: Console::new(stop), operations: service.into_endpoint() }
         .data(app)
         .data(acceptor)
         .data(heartbeats)

@@ -11,6 +11,7 @@ use poem::{
 use redis::AsyncCommands as _;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
@@ -56,7 +57,7 @@ fn api(redis: &str) -> Api {
         limiter: crate::http::rate_limits::RateLimiter::default(),
         process: Arc::from("serve-test"),
     };
-    let endpoint = crate::routes::routes(app, Acceptor::default(), moving()).boxed();
+    let endpoint = crate::routes::routes(app, Acceptor::default(), moving(), CancellationToken::new()).boxed();
     Api { endpoint, producer, streams, pipeline }
 }
 

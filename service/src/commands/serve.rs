@@ -146,8 +146,8 @@ async fn serve(
         limiter: limiter.clone(),
         process: Arc::clone(&process),
     };
-    let endpoint = crate::routes::routes(app, acceptor.clone(), lifecycle.heartbeats.clone());
     let (soft, https) = (lifecycle.soft.clone(), tls.is_some());
+    let endpoint = crate::routes::routes(app, acceptor.clone(), lifecycle.heartbeats.clone(), soft.clone());
     lifecycle.spawn("serve.http", async move {
         tokio::select! {
             () = acceptor.open(&store, &producer, &limiter, &process) => {}

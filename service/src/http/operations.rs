@@ -92,8 +92,12 @@ pub(crate) struct Path {
 pub(crate) struct Operations(Vec<Path>);
 
 impl Operations {
-    /// The paths of the APIs, and beside them `plain` ones that take GET and no parameters.
-    pub(crate) fn new(apis: Vec<MetaApi>, registry: &Registry, plain: &[&str]) -> Self {
+    /// The paths of the APIs, and beside them `plain` ones that take these methods and no parameters.
+    pub(crate) fn new(
+        apis: Vec<MetaApi>,
+        registry: &Registry,
+        plain: impl Iterator<Item = (&'static str, &'static [Method])>,
+    ) -> Self {
         let mut paths: Vec<Path> = Vec::new();
         for path in apis.into_iter().flat_map(|api| api.paths) {
             let operations = path.operations.into_iter().map(|operation| {
@@ -110,8 +114,9 @@ impl Operations {
                 None => paths.push(Path::new(path.path, operations.collect())),
             }
         }
-        paths.extend(plain.iter().map(|template| {
-            Path::new((*template).to_owned(), vec![Operation { method: Method::GET, query: Vec::new() }])
+        paths.extend(plain.map(|(template, methods)| {
+            let operations = methods.iter().map(|method| Operation { method: method.clone(), query: Vec::new() });
+            Path::new(template.to_owned(), operations.collect())
         }));
         // Of two that fit, the one with fewer variables is meant.
         paths.sort_by_key(|path| path.template.split('/').filter(|segment| is_variable(segment)).count());

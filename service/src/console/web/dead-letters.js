@@ -1,0 +1,82 @@
+// Records that could not be applied: look, replay, discard.
+
+import { post } from './api.js';
+import { button, confirm, h, json, problem, say, time } from './dom.js';
+import { DESTINATION, RECORD, listPage, times } from './list.js';
+import { destinationLink, payload, recordLink } from './views.js';
+
+const REASONS = ['', 'below_minimum_total', 'total_out_of_bounds', 'malformed', 'wrong_shard', 'refused_by_store', 'panicked', 'crashed_worker', 'corrupted'];
+const again = () => window.dispatchEvent(new HashChangeEvent('hashchange'));
+
+// Replays or discards one, after a question.
+async function act(place, letter, action) {
+  const what = action === 'replay'
+    ? `${letter.id} is appended to the input stream again, and decided by the policy that is active now.`
+    : `${letter.id} is closed for good: its record is never counted. Its id stays taken.`;
+  const title = action === 'replay' ? 'Replay this dead letter?' : 'Discard this dead letter?';
+  if (!await confirm(title, h('p', {}, what), action === 'replay' ? 'Replay' : 'Discard')) return;
+  try {
+    await post(`/dead-letters/${encodeURIComponent(letter.id)}/${action}`);
+    place.replaceChildren(action === 'replay' ? 'replay requested' : 'discarded');
+    say(`${letter.id}: ${place.textContent}.`);
+  } catch (error) {
+    place.append(problem(error));
+  }
+}
+
+function actions(letter) {
+  if (letter.state !== 'open') return letter.closedBy ?? '';
+  const place = h('div');
+  place.append(button('Replay', () => act(place, letter, 'replay'), { 'aria-label': `Replay ${letter.id}` }),
+    button('Discard', () => act(place, letter, 'discard'), { class: 'danger', 'aria-label': `Discard ${letter.id}` }));
+  return place;
+}
+
+// Replays all that match: first without doing it, then after a question.
+function replayMatching(parameters, app) {
+  if (!app.session.mayAct) return h('p', {}, 'To replay or discard, sign in with a key that has the scope admin.');
+  const { state, ...filter } = parameters;
+  const place = h('div');
+  const onclick = async () => {
+    place.replaceChildren();
+    try {
+      const dry = await post('/dead-letters/replay', { ...filter, dryRun: 'true' });
+      if (dry.matching === 0) {
+        place.append(h('p', {}, 'No open dead letter matches: nothing to replay.'));
+        return;
+      }
+      const rest = dry.matching > dry.ids.length ? `, of which this request replays ${dry.ids.length}` : '';
+      const question = h('div', {}, h('p', {}, `${dry.matching} open dead letters match${rest}.`), json(dry.ids.slice(0, 20).join('\n')));
+      if (!await confirm('Replay these dead letters?', question, 'Replay')) return;
+      const done = await post('/dead-letters/replay', filter);
+      say(`${done.queued} dead letters are replayed${done.unreadable ? `, ${done.unreadable} cannot be read` : ''}.`);
+      place.append(h('p', {}, `${done.queued} dead letters are replayed.`), button('Show the list again', again));
+    } catch (error) {
+      place.append(problem(error));
+    }
+  };
+  return h('div', {}, button('Replay all that match (dry run first)', onclick), place);
+}
+
+export default listPage({
+  page: 'dead-letters',
+  path: '/dead-letters',
+  fields: [
+    { name: 'state', label: 'State', kind: [['', 'open'], 'replayed', 'discarded', ['all', 'all']] },
+    { name: 'reason', label: 'Reason', kind: REASONS },
+    RECORD, DESTINATION, ...times(),
+  ],
+  query: ({ state, ...parameters }) => ({ ...parameters, state: state === 'all' ? undefined : (state || 'open') }),
+  before: replayMatching,
+  caption: 'Dead letters, by shard and number',
+  columns: (app) => [
+    ['Id', (letter) => letter.id],
+    ['Reason', (letter) => h('div', {}, h('strong', {}, letter.reason), h('div', {}, letter.detail)), 'wide'],
+    ['Record', (letter) => recordLink(letter.recordId)],
+    ['Destination', (letter) => destinationLink(letter.destinationId)],
+    ['State', (letter) => h('div', {}, letter.state, ' ', time(letter.closedAt ?? letter.openedAt))],
+    ['Content', (letter) => h('details', {}, h('summary', {}, `Show ${letter.id}`), payload(letter, 'payload'))],
+    ...(app.session.mayAct ? [['Actions', actions]] : []),
+  ],
+  none: 'No dead letter matches. Every record that came could be applied, or the others were replayed or discarded: choose another state.',
+});
