@@ -59,7 +59,7 @@ export class Person {
   }
 
   async sees(text) {
-    await this.page.getByText(text).first().waitFor();
+    await this.page.getByText(text).locator('visible=true').first().waitFor();
   }
 
   async click(name, role = 'button') {

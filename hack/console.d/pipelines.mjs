@@ -132,9 +132,10 @@ export class Pipeline {
     return (await run(this.millrace, words, { env: this.environment })).stdout;
   }
 
+  // The kernel kills it when this process ends, for any reason.
   start(role, environment = {}) {
     const log = fs.openSync(path.join(this.folder, `${role}.log`), 'a');
-    const child = spawn(this.millrace, [role], { env: { ...this.environment, ...environment }, stdio: ['ignore', log, log] });
+    const child = spawn('setpriv', ['--pdeathsig=KILL', '--', this.millrace, role], { env: { ...this.environment, ...environment }, stdio: ['ignore', log, log] });
     this.children.set(role, child);
   }
 
@@ -207,7 +208,7 @@ export function record(recordId, destinationId, value = '1.00', rest = {}) {
 const redisStream = (name, event) => ({ name, event, redisStream: {} });
 
 export async function empty(millrace) {
-  return new Pipeline(millrace, 'console-empty', { shards: 2 }).up();
+  return new Pipeline(millrace, `console-empty-${process.pid}`, { shards: 2 }).up();
 }
 
 // A pipeline with each kind of row, and a load that continues.
@@ -219,7 +220,7 @@ export async function busy(millrace) {
     shards: 4, threshold: '1000', policy: { minimumTotal: '0' },
     sinks: [redisStream('notifications', 'Processed'), redisStream('alerts', 'Alert'), { name: 'billing', event: 'Processed', webhook }],
   };
-  const pipeline = await new Pipeline(millrace, 'console-busy', { ...spec, shards: 4 }).up();
+  const pipeline = await new Pipeline(millrace, `console-busy-${process.pid}`, { ...spec, shards: 4 }).up();
   pipeline.receiver = receiver;
   receiver.refused.add('refused-1');
   await pipeline.send(
@@ -247,12 +248,12 @@ export async function busy(millrace) {
 export async function broken(millrace) {
   const proxy = new Proxy(process.env.MILLRACE_TEST_POSTGRES_URL);
   const spec = { shards: 2, sinks: [redisStream('notifications', 'Processed')] };
-  const pipeline = await new Pipeline(millrace, 'console-broken', spec, { postgres: await proxy.listen() }).up();
+  const pipeline = await new Pipeline(millrace, `console-broken-${process.pid}`, spec, { postgres: await proxy.listen() }).up();
   pipeline.proxy = proxy;
   await pipeline.send(record('old-1', 'account-1'), record('old-2', 'account-2'));
   await until('the sink', async () => (await pipeline.get('/stats')).sinks[0].lag === 0);
   const { port } = new URL(process.env.MILLRACE_TEST_REDIS_URL);
-  await run('redis-cli', ['-p', port, 'DEL', '{console-broken.notifications}:cursor']);
+  await run('redis-cli', ['-p', port, 'DEL', `{${pipeline.name}.notifications}:cursor`]);
   await pipeline.send(record('old-3', 'account-1'), record('old-4', 'account-2'));
   await until('the halt', async () => (await pipeline.get('/stats')).sinks[0].states.some(({ state }) => state === 'halted'));
   await pipeline.end('work');

@@ -63,7 +63,7 @@ impl<E: Endpoint<Output = Response>> Endpoint for Routes<E> {
 }
 
 /// All paths of the main port, each also under `/v1`.
-/// `stop` ends what would go on by itself, such as the console's events.
+/// `stop` ends answers that have no end, such as the console's events.
 pub fn routes(
     app: App,
     acceptor: Acceptor,

@@ -28,7 +28,7 @@ use crate::{
     store::SESSION_HOURS,
 };
 
-/// Longest wait until this process knows a new session.
+/// Longest wait until this process has read a new session.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 #[derive(Deserialize)]

@@ -95,7 +95,7 @@ impl KeyRing {
         Self { secrets, open: Arc::new(open), tokens: None }
     }
 
-    /// Waits until this process knows a session; false: it did not in that time.
+    /// Waits until this process has read a session; false: it did not in that time.
     pub(crate) async fn knows_session(&self, hash: &Hash, longest: Duration) -> bool {
         let mut secrets = self.secrets.clone();
         let knows = secrets.wait_for(|secrets| secrets.as_ref().is_none_or(|secrets| secrets.contains_key(hash)));

@@ -235,7 +235,7 @@ async fn a_secret_has_so_many_sessions_and_the_oldest_end_first() {
 }
 
 #[tokio::test]
-async fn the_pages_load_nothing_from_elsewhere_and_come_anew_only_when_they_changed() {
+async fn the_pages_load_nothing_from_elsewhere_and_come_again_only_when_they_changed() {
     let pipeline = Pipeline::new(json!({})).await;
     let _serve = pipeline.serve().await;
     let get = async |path: &str, tag: Option<&str>| {

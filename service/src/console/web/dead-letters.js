@@ -9,26 +9,26 @@ const REASONS = ['', 'below_minimum_total', 'total_out_of_bounds', 'malformed', 
 const again = () => window.dispatchEvent(new HashChangeEvent('hashchange'));
 
 // Replays or discards one, after a question.
-async function act(place, letter, action) {
+async function act(place, deadLetter, action) {
   const what = action === 'replay'
-    ? `${letter.id} is appended to the input stream again, and decided by the policy that is active now.`
-    : `${letter.id} is closed for good: its record is never counted. Its id stays taken.`;
-  const title = action === 'replay' ? 'Replay this dead letter?' : 'Discard this dead letter?';
+    ? `${deadLetter.id} is appended to the input stream again, and decided by the policy that is active now.`
+    : `${deadLetter.id} is closed for good: its record is never counted. Its id stays taken.`;
+  const title = action === 'replay' ? 'Replay this dead deadLetter?' : 'Discard this dead deadLetter?';
   if (!await confirm(title, h('p', {}, what), action === 'replay' ? 'Replay' : 'Discard')) return;
   try {
-    await post(`/dead-letters/${encodeURIComponent(letter.id)}/${action}`);
+    await post(`/dead-letters/${encodeURIComponent(deadLetter.id)}/${action}`);
     place.replaceChildren(action === 'replay' ? 'replay requested' : 'discarded');
-    say(`${letter.id}: ${place.textContent}.`);
+    say(`${deadLetter.id}: ${place.textContent}.`);
   } catch (error) {
     place.append(problem(error));
   }
 }
 
-function actions(letter) {
-  if (letter.state !== 'open') return letter.closedBy ?? '';
+function actions(deadLetter) {
+  if (deadLetter.state !== 'open') return deadLetter.closedBy ?? '';
   const place = h('div');
-  place.append(button('Replay', () => act(place, letter, 'replay'), { 'aria-label': `Replay ${letter.id}` }),
-    button('Discard', () => act(place, letter, 'discard'), { class: 'danger', 'aria-label': `Discard ${letter.id}` }));
+  place.append(button('Replay', () => act(place, deadLetter, 'replay'), { 'aria-label': `Replay ${deadLetter.id}` }),
+    button('Discard', () => act(place, deadLetter, 'discard'), { class: 'danger', 'aria-label': `Discard ${deadLetter.id}` }));
   return place;
 }
 
@@ -42,7 +42,7 @@ function replayMatching(parameters, app) {
     try {
       const dry = await post('/dead-letters/replay', { ...filter, dryRun: 'true' });
       if (dry.matching === 0) {
-        place.append(h('p', {}, 'No open dead letter matches: nothing to replay.'));
+        place.append(h('p', {}, 'No open dead deadLetter matches: nothing to replay.'));
         return;
       }
       const rest = dry.matching > dry.ids.length ? `, of which this request replays ${dry.ids.length}` : '';
@@ -70,13 +70,13 @@ export default listPage({
   before: replayMatching,
   caption: 'Dead letters, by shard and number',
   columns: (app) => [
-    ['Id', (letter) => letter.id],
-    ['Reason', (letter) => h('div', {}, h('strong', {}, letter.reason), h('div', {}, letter.detail)), 'wide'],
-    ['Record', (letter) => recordLink(letter.recordId)],
-    ['Destination', (letter) => destinationLink(letter.destinationId)],
-    ['State', (letter) => h('div', {}, letter.state, ' ', time(letter.closedAt ?? letter.openedAt))],
-    ['Content', (letter) => h('details', {}, h('summary', {}, `Show ${letter.id}`), payload(letter, 'payload'))],
+    ['Id', (deadLetter) => deadLetter.id],
+    ['Reason', (deadLetter) => h('div', {}, h('strong', {}, deadLetter.reason), h('div', {}, deadLetter.detail)), 'wide'],
+    ['Record', (deadLetter) => recordLink(deadLetter.recordId)],
+    ['Destination', (deadLetter) => destinationLink(deadLetter.destinationId)],
+    ['State', (deadLetter) => h('div', {}, deadLetter.state, ' ', time(deadLetter.closedAt ?? deadLetter.openedAt))],
+    ['Content', (deadLetter) => h('details', {}, h('summary', {}, `Show ${deadLetter.id}`), payload(deadLetter, 'payload'))],
     ...(app.session.mayAct ? [['Actions', actions]] : []),
   ],
-  none: 'No dead letter matches. Every record that came could be applied, or the others were replayed or discarded: choose another state.',
+  none: 'No dead deadLetter matches. Every record that came could be applied, or the others were replayed or discarded: choose another state.',
 });

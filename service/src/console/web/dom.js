@@ -54,7 +54,7 @@ export function problem(error, again) {
   return h('div', { class: 'problem', role: 'alert' },
     h('p', {}, h('strong', {}, error.code ?? 'failed'), error.pointer && ` at ${error.pointer}`),
     h('p', {}, error.message),
-    h('p', {}, error.retryable ? 'The same may succeed later.' : 'See docs/errors.md for this code.'),
+    h('p', {}, error.retryable ? 'The same may succeed later.' : 'The same fails again until something changes.'),
     again && button('Try again', again));
 }
 

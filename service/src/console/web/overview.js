@@ -1,11 +1,13 @@
 // What happens now: rates, backlog, lags, losses, and the last verify.
 
-import { events } from './api.js';
+import { events, get } from './api.js';
 import { count, empty, facts, h, link, problem, time } from './dom.js';
 import { bars, lines } from './plot.js';
 
 // Seconds that the plots show.
 const KEPT = 120;
+// Pause between two looks at the leases.
+const LEASES_MS = 10_000;
 
 const clock = (at) => new Date(at).toISOString().slice(11, 19);
 
@@ -36,11 +38,11 @@ function tiles(stats) {
 }
 
 // What a person should look at first.
-function troubles(stats) {
+function troubles(stats, leases) {
   const found = [];
   if (stats.missing) found.push(stats.missing);
-  const orphans = stats.shards.filter((shard) => !shard.worker).length;
-  if (orphans) found.push(link(`${orphans} shards have no worker.`, 'workers'));
+  const orphans = leases.filter((lease) => !lease.alive).length;
+  if (orphans) found.push(link(`${orphans} shards have no live worker: nothing of theirs is applied.`, 'workers'));
   for (const sink of stats.sinks) {
     for (const { shard, state, detail } of sink.states) found.push(link(`Sink ${sink.name}, shard ${shard}: ${state}: ${detail}`, 'sinks'));
   }
@@ -80,6 +82,16 @@ export default {
     const trouble = h('div');
     main.append(trouble, place);
     const samples = [];
+    let leases = [];
+    const look = async () => {
+      try {
+        leases = (await get('/workers')).leases;
+      } catch {
+        // The counts come from the same server, and show the problem.
+      }
+    };
+    look();
+    const looks = setInterval(look, LEASES_MS);
     let first;
     const ready = new Promise((resolve) => { first = resolve; });
     const source = events({
@@ -92,7 +104,7 @@ export default {
         if (place.contains(document.activeElement)) {
           place.querySelector('.plots')?.replaceWith(plots(samples));
         } else {
-          place.replaceChildren(troubles(stats), tiles(stats),
+          place.replaceChildren(troubles(stats, leases), tiles(stats),
             stats.processed === 0 && !stats.received ? empty('No record came yet. Send one: POST /records, or millrace send FILE.') : '',
             plots(samples));
         }
@@ -105,6 +117,9 @@ export default {
       },
     });
     await ready;
-    return source.stop;
+    return () => {
+      clearInterval(looks);
+      source.stop();
+    };
   },
 };

@@ -15,8 +15,8 @@ function stages(history) {
     ...history.published.map(({ sink, state }) => ['Sink ', link(sink, 'sinks'), `: ${state.replace('_', ' ')}`]),
     history.duplicates > 0 && ['Sent again', `${count(history.duplicates)} times with the same content: counted once`],
     history.conflicts > 0 && ['Conflicts', link(`${count(history.conflicts)} with other content`, 'conflicts', { recordId: history.recordId })],
-    ...history.deadLetters.map((letter) => ['Dead letter', link(letter.id, 'dead-letters', { recordId: history.recordId, state: letter.state }),
-      `: ${letter.reason}, ${letter.state}, `, time(letter.closedAt ?? letter.openedAt)]),
+    ...history.deadLetters.map((deadLetter) => ['Dead deadLetter', link(deadLetter.id, 'dead-letters', { recordId: history.recordId, state: deadLetter.state }),
+      `: ${deadLetter.reason}, ${deadLetter.state}, `, time(deadLetter.closedAt ?? deadLetter.openedAt)]),
   ];
   return h('ol', { class: 'stages' }, list.filter(Boolean).map(([name, ...rest]) => h('li', {}, h('strong', {}, name), ' ', rest)));
 }
