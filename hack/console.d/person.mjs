@@ -82,9 +82,9 @@ export class Person {
     assert.equal(kept, '[{},{},""]', 'the browser stores nothing that a script can read');
   }
 
-  async screenshot(name) {
+  async screenshot(name, height = 800) {
     if (!process.env.SCREENSHOTS) return;
-    await this.page.screenshot({ path: path.join(this.root, 'docs', 'console', `${name}.png`) });
+    await this.page.screenshot({ path: path.join(this.root, 'docs', 'console', `${name}.png`), clip: { x: 0, y: 0, width: this.page.viewportSize().width, height } });
   }
 
   async screen() {

@@ -128,6 +128,19 @@ export class Pipeline {
     fs.renameSync(`${this.manifest}.new`, this.manifest);
   }
 
+  // Starts `millrace dev`, with servers of its own.
+  async dev() {
+    // Root's Postgres runs as another user, who has to reach its folder.
+    fs.chmodSync(this.folder, 0o711);
+    const data = path.join(this.folder, 'data');
+    const log = fs.openSync(path.join(this.folder, 'dev.log'), 'a');
+    const words = ['dev', '--pipeline', this.manifest, '--listen', '127.0.0.1:0', '--data-dir', data];
+    this.children.set('dev', spawn(this.millrace, words, { env: { PATH: process.env.PATH }, stdio: ['ignore', log, log] }));
+    const read = () => fs.readFileSync(path.join(data, 'dev.env'), 'utf8').match(/^MILLRACE_URL='?([^'\n]+)/m)?.[1];
+    this.url = await until('millrace dev', read, 120);
+    return this;
+  }
+
   async command(...words) {
     return (await run(this.millrace, words, { env: this.environment })).stdout;
   }
@@ -163,7 +176,8 @@ export class Pipeline {
     const child = this.children.get(role);
     if (!child || child.exitCode !== null) return;
     const ended = new Promise((resolve) => { child.once('exit', resolve); });
-    child.kill('SIGKILL');
+    // It ends its own servers.
+    child.kill(role === 'dev' ? 'SIGTERM' : 'SIGKILL');
     await ended;
     this.children.delete(role);
   }
@@ -206,6 +220,10 @@ export function record(recordId, destinationId, value = '1.00', rest = {}) {
 }
 
 const redisStream = (name, event) => ({ name, event, redisStream: {} });
+
+export async function dev(millrace) {
+  return new Pipeline(millrace, `console-dev-${process.pid}`, { shards: 1 }).dev();
+}
 
 export async function empty(millrace) {
   return new Pipeline(millrace, `console-empty-${process.pid}`, { shards: 2 }).up();

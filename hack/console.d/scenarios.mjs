@@ -72,6 +72,15 @@ scenario('a limited key sees its rows and is told what it may not see', 'busy', 
   assert.equal(await person.page.locator('tbody tr').count(), 1);
 });
 
+scenario('under millrace dev there is no sign-in', 'dev', async (person, pipeline) => {
+  await person.visit();
+  await person.sees('Development: no sign-in');
+  await person.sees('No record came yet');
+  assert.ok(await until('a record', async () => (await pipeline.ask('POST', '/records', record('r1', 'd'))).ok));
+  await until('it is applied', async () => await tile(person, 'Applied').innerText() === '1');
+  assert.deepEqual(await person.context.cookies(), []);
+});
+
 // Each page in each state
 
 async function everyPage(person, each) {
@@ -175,7 +184,7 @@ scenario('the history of a record shows every stage', 'busy', async (person) => 
     || (await person.page.locator('.stages').innerText()).includes('notifications: published'));
   await person.go('record', '?id=alert-1');
   await person.sees('above the threshold 1000');
-  await person.screenshot('record');
+  await person.screenshot('record', 600);
   await person.go('record', '?id=minus-1');
   await person.sees('below_minimum_total');
   await person.go('record', '?id=none');

@@ -4,7 +4,11 @@ use std::time::Instant;
 
 use poem::{
     Endpoint, Request, Response, Result,
-    http::{HeaderValue, Method, StatusCode, Uri, header::ALLOW, uri::PathAndQuery},
+    http::{
+        HeaderValue, Method, StatusCode, Uri,
+        header::{ALLOW, CACHE_CONTROL, COOKIE},
+        uri::PathAndQuery,
+    },
 };
 
 use tokio::sync::watch;
@@ -76,8 +80,13 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
         let parent = request.headers().get("traceparent").and_then(|header| header.to_str().ok()).map(str::to_owned);
         trace::continue_from(&span, parent.as_deref());
         let judgement = self.cross_origin.judge(&method, request.headers());
+        let has_cookie = request.headers().contains_key(COOKIE);
         let answer = self.answer(request, path).instrument(span.clone());
         let mut response = trace::of_request(&span, parent.as_deref(), answer).await;
+        if has_cookie && !response.headers().contains_key(CACHE_CONTROL) {
+            // What is for one session: a cache must not keep it, which it would not do of an answer to an API key.
+            response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        }
         let names_methods = method == Method::OPTIONS || response.status() == StatusCode::METHOD_NOT_ALLOWED;
         let methods = path.filter(|_| names_methods).and_then(|path| HeaderValue::from_str(&path.allow()).ok());
         if let Some(methods) = &methods {

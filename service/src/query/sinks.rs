@@ -16,7 +16,7 @@ use crate::{
 /// Where a sink starts again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
 #[oai(rename_all = "camelCase")]
-pub(super) enum From {
+pub(super) enum SinkStart {
     /// With what happens from now on.
     Now,
     /// With all that is stored.
@@ -49,15 +49,15 @@ impl SinksApi {
         /// The name of the sink.
         name: Path<Word>,
         /// Where a halted sink starts, whose position is lost. Absent: a disabled webhook continues at its position.
-        from: Query<Option<From>>,
+        from: Query<Option<SinkStart>>,
         /// `true`: start from the beginning although the stream still has entries. Readers see their ids again.
         #[oai(default)]
         repeat: Query<bool>,
     ) -> Result<Answer<SinkAction, 202>, Failure> {
         let name = name.0.0.as_str();
         let from = from.0.map(|from| match from {
-            From::Now => ResumeFrom::Now,
-            From::Beginning => ResumeFrom::Beginning,
+            SinkStart::Now => ResumeFrom::Now,
+            SinkStart::Beginning => ResumeFrom::Beginning,
         });
         resume_sink(&app.store, &app.streams, name, from, repeat.0, &caller.0).await.map_err(failure)?;
         let actor = &caller.0.name;

@@ -89,7 +89,9 @@ async fn a_session_is_a_cookie_that_scripts_cannot_read_and_every_process_takes(
             (&shown["name"], &shown["mayAct"], &shown["open"]),
             (&"bootstrap".into(), &true.into(), &false.into())
         );
-        answer(browser.request(url, Method::GET, "/stats")).await.expect(200);
+        let stats = answer(browser.request(url, Method::GET, "/stats")).await;
+        stats.expect(200);
+        assert_eq!(stats.header("cache-control"), "no-store");
     }
     let token = browser.cookie.split_once('=').unwrap().1;
     let bearer = reqwest::Client::new().get(format!("{first}/stats")).bearer_auth(token);
@@ -268,4 +270,33 @@ async fn the_pages_load_nothing_from_elsewhere_and_come_again_only_when_they_cha
     let put = answer(put).await;
     put.refused(405, "method_not_allowed");
     assert_eq!(put.header("allow"), "GET, POST, DELETE, HEAD, OPTIONS");
+}
+
+/// The moments of the first three events that a new console gets.
+async fn moments(pipeline: &Pipeline) -> Vec<String> {
+    let mut stream = pipeline.request(Method::GET, "/console/events").send().await.unwrap();
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    let mut text = String::new();
+    while text.matches("\n\n").count() < 3 {
+        text.push_str(std::str::from_utf8(&stream.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    let events = text.split("\n\n").take(3).map(|event| event.split_once("event: stats\ndata: ").expect(event).1);
+    let stats = events.map(|data| serde_json::from_str::<Value>(data).unwrap());
+    stats.map(|stats| stats["asOf"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn open_consoles_share_one_reading_and_do_not_hold_up_the_end_of_a_process() {
+    let (pipeline, mut serve, _work) = Pipeline::running(json!({})).await;
+    let streams = (0..5).map(|_| moments(&pipeline));
+    let all = futures::future::join_all(streams).await.concat();
+    let distinct: std::collections::BTreeSet<&String> = all.iter().collect();
+    assert_eq!(all.len(), 15);
+    assert!((3..=5).contains(&distinct.len()), "{distinct:?}");
+    let mut open = pipeline.request(Method::GET, "/console/events").send().await.unwrap();
+    assert!(open.chunk().await.unwrap().is_some());
+    let begun = Instant::now();
+    serve.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "after {:?}", begun.elapsed());
+    while open.chunk().await.unwrap().is_some() {}
 }

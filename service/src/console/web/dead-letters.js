@@ -1,7 +1,7 @@
 // Records that could not be applied: look, replay, discard.
 
 import { post } from './api.js';
-import { button, confirm, h, json, problem, say, time } from './dom.js';
+import { button, confirm, done, h, json, problem, say, time } from './dom.js';
 import { DESTINATION, RECORD, listPage, times } from './list.js';
 import { destinationLink, payload, recordLink } from './views.js';
 
@@ -17,7 +17,7 @@ async function act(place, deadLetter, action) {
   if (!await confirm(title, h('p', {}, what), action === 'replay' ? 'Replay' : 'Discard')) return;
   try {
     await post(`/dead-letters/${encodeURIComponent(deadLetter.id)}/${action}`);
-    place.replaceChildren(action === 'replay' ? 'replay requested' : 'discarded');
+    done(place, action === 'replay' ? 'replay requested' : 'discarded');
     say(`${deadLetter.id}: ${place.textContent}.`);
   } catch (error) {
     place.append(problem(error));
@@ -48,9 +48,9 @@ function replayMatching(parameters, app) {
       const rest = dry.matching > dry.ids.length ? `, of which this request replays ${dry.ids.length}` : '';
       const question = h('div', {}, h('p', {}, `${dry.matching} open dead letters match${rest}.`), json(dry.ids.slice(0, 20).join('\n')));
       if (!await confirm('Replay these dead letters?', question, 'Replay')) return;
-      const done = await post('/dead-letters/replay', filter);
-      say(`${done.queued} dead letters are replayed${done.unreadable ? `, ${done.unreadable} cannot be read` : ''}.`);
-      place.append(h('p', {}, `${done.queued} dead letters are replayed.`), button('Show the list again', again));
+      const replayed = await post('/dead-letters/replay', filter);
+      say(`${replayed.queued} dead letters are replayed${replayed.unreadable ? `, ${replayed.unreadable} cannot be read` : ''}.`);
+      done(place, h('p', {}, `${replayed.queued} dead letters are replayed.`), button('Show the list again', again));
     } catch (error) {
       place.append(problem(error));
     }

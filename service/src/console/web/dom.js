@@ -49,6 +49,13 @@ export function button(text, onclick, properties = {}) {
   return h('button', { type: 'button', onclick, ...properties }, text);
 }
 
+// Puts the outcome of an act in place of its buttons, and the focus on it.
+export function done(place, ...outcome) {
+  place.replaceChildren(...outcome);
+  place.setAttribute('tabindex', '-1');
+  place.focus();
+}
+
 // A problem with its code, its message and what to do.
 export function problem(error, again) {
   return h('div', { class: 'problem', role: 'alert' },

@@ -1,7 +1,7 @@
 // API keys: list, create, rotate, revoke.
 
 import { post, remove } from './api.js';
-import { button, confirm, empty, h, problem, say, time } from './dom.js';
+import { button, confirm, done, empty, h, problem, say, time } from './dom.js';
 import { items } from './list.js';
 
 const again = () => window.dispatchEvent(new HashChangeEvent('hashchange'));
@@ -11,7 +11,7 @@ const patterns = (list) => (list.length ? list.map((one) => h('div', {}, 'exact'
 async function secret(place, ask) {
   try {
     const { key, secret: text } = await ask();
-    place.replaceChildren(h('div', { class: 'empty', role: 'alert' },
+    done(place, h('div', { class: 'empty', role: 'alert' },
       h('p', {}, `The secret of ${key.name} (${key.id}). It is shown only now:`), h('pre', {}, text), button('Done', again)));
   } catch (error) {
     place.replaceChildren(problem(error));
@@ -39,7 +39,7 @@ async function revoke(place, key) {
   if (!await confirm('Revoke this key?', what, 'Revoke')) return;
   try {
     await remove(`/keys/${encodeURIComponent(key.id)}`);
-    place.replaceChildren('revoked');
+    done(place, 'revoked');
     say(`${key.name} is revoked.`);
   } catch (error) {
     place.append(problem(error));

@@ -20,6 +20,7 @@ export async function items(main, { path, parameters, caption, columns, none, li
   let cursor;
   const more = button('More', () => next());
   const next = async () => {
+    const hadFocus = document.activeElement === more;
     more.disabled = true;
     try {
       const page = await get(path, { ...parameters, limit, cursor });
@@ -43,6 +44,7 @@ export async function items(main, { path, parameters, caption, columns, none, li
       else place.replaceChildren(problem(error, () => next()));
     } finally {
       more.disabled = false;
+      if (hadFocus && more.isConnected) more.focus();
       place.removeAttribute('aria-busy');
     }
   };

@@ -6,6 +6,8 @@ import { bars, lines } from './plot.js';
 
 // Seconds that the plots show.
 const KEPT = 120;
+// Most sinks whose lags are plotted; the page “Sinks” has all.
+const MOST_SINKS = 6;
 // Pause between two looks at the leases.
 const LEASES_MS = 10_000;
 
@@ -68,12 +70,16 @@ function plots(samples) {
     .map(([name, title]) => ({ name: title, points: rates(samples, name) }));
   const now = series.map(({ name, points }) => `${name} ${(points.at(-1)?.[1] ?? 0).toFixed(0)}`).join(', ');
   const backlog = stats.shards.filter((shard) => shard.backlog).map((shard) => [`shard ${shard.shard}`, shard.backlog.records]);
-  const lags = stats.sinks.filter((sink) => sink.lag !== undefined).map((sink) => [sink.name, sink.lag]);
+  const lags = stats.sinks.slice(0, MOST_SINKS).map(({ name }) => ({ name, points: samples.flatMap(({ at, stats: { sinks } }) => {
+    const lag = sinks.find((sink) => sink.name === name)?.lag;
+    return lag === undefined ? [] : [[at, lag]];
+  }) }));
+  const last = lags.map(({ name, points }) => [name, points.at(-1)?.[1]]);
   const words = (values) => values.filter(([, value]) => value).map(([name, value]) => `${name} ${value}`).join(', ') || 'none';
   return h('div', { class: 'plots' },
     lines('Records per second', `Records per second: ${now}`, series, clock),
     bars('Backlog per shard', `Backlog per shard: ${words(backlog)}`, backlog),
-    stats.sinks.length ? bars('Lag per sink', `Lag per sink: ${words(lags)}`, lags) : empty('No sink: nothing is published. Name sinks in the manifest.'));
+    stats.sinks.length ? lines('Lag per sink, in outcomes', `Lag per sink: ${words(last)}`, lags, clock) : empty('No sink: nothing is published. Name sinks in the manifest.'));
 }
 
 export default {

@@ -65,13 +65,16 @@ export function lines(title, label, series, nameOf) {
 // A bar for each of `values`, which are [name, number].
 export function bars(title, label, values) {
   const high = Math.max(1, ...values.map(([, value]) => value));
-  const { svg, y } = frame(label, 0, high, values.at(0)?.[0] ?? '', values.length > 1 ? values.at(-1)[0] : '');
+  const few = values.length <= 8;
+  const [first, last] = few ? ['', ''] : [values[0][0], values.at(-1)[0]];
+  const { svg, y } = frame(label, 0, high, first, last);
   const step = (WIDTH - LEFT) / Math.max(values.length, 1);
   values.forEach(([name, value], index) => {
     const bar = s('rect', {
       x: LEFT + index * step + step * 0.1, width: Math.min(step * 0.8, 60), y: y(value), height: Math.max(HEIGHT - BOTTOM - y(value), 0), class: 'series0',
     }, s('title', {}, `${name}: ${value}`));
     svg.append(bar);
+    if (few) svg.append(s('text', { x: LEFT + index * step + step * 0.1, y: HEIGHT - 4 }, name));
   });
   return figure(title, svg, []);
 }

@@ -8,7 +8,7 @@ function stages(history) {
   const { summary } = history;
   const list = [
     history.receivedAt && ['Accepted', time(history.receivedAt)],
-    history.queuedAt && ['Waits in the input stream', `of shard ${history.shard}, since `, time(history.queuedAt)],
+    history.queuedAt && [history.status === 'queued' ? 'Waits in the input stream' : 'In the input stream', `of shard ${history.shard}, since `, time(history.queuedAt)],
     history.processedAt && ['Applied', time(history.processedAt), ` as number ${history.seq} of shard ${history.shard}`,
       summary && `; before it: ${count(summary.previousCount)} records, ${summary.previousTotal} ${summary.unit}`],
     history.threshold && ['Alert', `above the threshold ${history.threshold}`],

@@ -1,7 +1,7 @@
 // Sinks with their cursors and lags, and deliveries of webhooks that did not succeed.
 
 import { get, post } from './api.js';
-import { button, confirm, count, empty, filters, h, json, problem, say, table, time } from './dom.js';
+import { button, confirm, count, done, empty, filters, h, json, problem, say, table, time } from './dom.js';
 import { DESTINATION, items, times } from './list.js';
 import { destinationLink } from './views.js';
 
@@ -20,7 +20,7 @@ async function resume(place, sink) {
   try {
     await post(`/sinks/${encodeURIComponent(sink.name)}/resume`, answers);
     say(`${sink.name} is resumed.`);
-    place.replaceChildren('resumed: the workers read it within seconds', button('Show again', again));
+    done(place, 'resumed: the workers read it within seconds', button('Show again', again));
   } catch (error) {
     place.append(problem(error));
   }
@@ -38,7 +38,7 @@ function states(sink, app) {
 async function sendAgain(place, delivery) {
   try {
     await post(`/deliveries/${encodeURIComponent(delivery.id)}/retry`);
-    place.replaceChildren('requested');
+    done(place, 'requested');
     say(`${delivery.id} is sent again within seconds.`);
   } catch (error) {
     place.append(problem(error));
@@ -54,9 +54,9 @@ function sendMatching(parameters) {
       const question = h('div', {}, h('p', {}, `${dry.matching} deliveries match.`), json(dry.ids.slice(0, 20).join('\n')));
       if (dry.matching === 0) place.append(h('p', {}, 'No delivery matches: nothing to send.'));
       else if (await confirm('Send these deliveries again?', question, 'Send')) {
-        const done = await post('/deliveries/retry', parameters);
-        place.append(h('p', {}, `${count(done.requested)} deliveries are sent again within seconds.`), button('Show the list again', again));
-        say(`${done.requested} deliveries are sent again.`);
+        const sent = await post('/deliveries/retry', parameters);
+        done(place, h('p', {}, `${count(sent.requested)} deliveries are sent again within seconds.`), button('Show the list again', again));
+        say(`${sent.requested} deliveries are sent again.`);
       }
     } catch (error) {
       place.append(problem(error));
