@@ -39,10 +39,10 @@ struct SignIn {
 
 /// Answers a request.
 pub(super) async fn answer(request: Request, app: &App) -> Result<Response, Failure> {
-    match request.method() {
-        &Method::GET => show(&request, app),
-        &Method::POST => begin(request, app).await,
-        &Method::DELETE => end(&request, app).await,
+    match *request.method() {
+        Method::GET => show(&request, app),
+        Method::POST => begin(request, app).await,
+        Method::DELETE => end(&request, app).await,
         _ => Ok(errors::render(poem::error::MethodNotAllowedError.into())),
     }
 }
