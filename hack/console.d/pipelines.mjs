@@ -205,6 +205,12 @@ export class Pipeline {
     for (const one of records) await this.ask('POST', '/records', one, KEY, { Prefer: 'wait=20' });
   }
 
+  // Changes a row as a fault would.
+  async sql(statement) {
+    const schema = `millrace_${this.name.replaceAll('-', '_')}`;
+    await run('psql', [process.env.MILLRACE_TEST_POSTGRES_URL, '--quiet', '--set', 'ON_ERROR_STOP=1', '--command', `set search_path = ${schema}; ${statement}`]);
+  }
+
   async key(wishes) {
     const answer = await (await this.ask('POST', '/keys', wishes)).json();
     await until('the key', async () => (await this.ask('GET', '/records', undefined, answer.secret)).status !== 401);

@@ -174,6 +174,19 @@ scenario('the overview follows what happens, by itself', 'busy', async (person) 
   await person.screenshot('overview');
 });
 
+scenario('uncertain losses are acknowledged with a note', 'empty', async (person, pipeline) => {
+  await pipeline.sql('update shards set loss_uncertain_since = now() where shard = 0');
+  await person.arrive();
+  await person.sees('More records can be lost than are counted');
+  await person.isAccessible('overview with a loss');
+  await person.click('Acknowledge');
+  await person.page.getByLabel('Note for the audit trail').fill('sent again by shop-1');
+  await person.page.locator('dialog').getByRole('button', { name: 'Acknowledge' }).click();
+  await until('the act', async () => (await pipeline.get('/stats')).lossUncertain === false);
+  const acts = (await pipeline.get('/audit?action=ADMIN')).items.map(({ reason }) => reason);
+  assert.ok(acts.some((reason) => reason.includes('sent again by shop-1')), acts.join());
+});
+
 scenario('the history of a record shows every stage', 'busy', async (person) => {
   await person.arrive();
   await person.go('record');

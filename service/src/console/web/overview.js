@@ -1,7 +1,7 @@
 // What happens now: rates, backlog, lags, losses, and the last verify.
 
-import { events, get } from './api.js';
-import { count, empty, facts, h, link, problem, time } from './dom.js';
+import { events, get, post } from './api.js';
+import { button, confirm, count, done, empty, facts, h, link, problem, time } from './dom.js';
 import { bars, lines } from './plot.js';
 
 // Seconds that the plots show.
@@ -54,6 +54,24 @@ function troubles(stats, leases) {
   return h('ul', { class: 'problem' }, found.map((one) => h('li', {}, one)));
 }
 
+// Uncertain losses, with the act that acknowledges them. It stays while the counts are shown again.
+function losses(app) {
+  const place = h('div', { class: 'problem' }, h('p', {}, 'More records can be lost than are counted: a process died while Redis lost writes. Ask the clients to send the records of that time again.'));
+  const acknowledge = async () => {
+    const what = h('p', {}, 'Only once the clients have sent the records of that time again. Records that were not lost are duplicates, and count once.');
+    const answers = await confirm('Acknowledge uncertain losses?', what, 'Acknowledge', [{ name: 'reason', label: 'Note for the audit trail' }]);
+    if (!answers) return;
+    try {
+      await post('/losses/acknowledge', answers);
+      done(place, 'acknowledged');
+    } catch (error) {
+      place.append(problem(error));
+    }
+  };
+  if (app.session.mayAct) place.append(button('Acknowledge', acknowledge));
+  return place;
+}
+
 // The rate of a count between neighbours, per second.
 function rates(samples, name) {
   return samples.slice(1).flatMap((sample, index) => {
@@ -83,10 +101,11 @@ function plots(samples) {
 }
 
 export default {
-  async show(main) {
+  async show(main, parameters, app) {
     const place = h('div', {}, h('p', {}, 'Waiting for the first counts…'));
     const trouble = h('div');
-    main.append(trouble, place);
+    const uncertain = h('div');
+    main.append(trouble, uncertain, place);
     const samples = [];
     let leases = [];
     const look = async () => {
@@ -106,6 +125,8 @@ export default {
         if (at !== samples.at(-1)?.at) samples.push({ at, stats });
         if (samples.length > KEPT) samples.shift();
         trouble.replaceChildren();
+        if (!stats.lossUncertain) uncertain.replaceChildren();
+        else if (!uncertain.hasChildNodes()) uncertain.append(losses(app));
         // A person who is on a link of it stays there.
         if (place.contains(document.activeElement)) {
           place.querySelector('.plots')?.replaceWith(plots(samples));
