@@ -66,11 +66,16 @@ export class Person {
     await this.page.getByRole(role, { name, exact: typeof name === 'string' }).first().click();
   }
 
-  // No violations of accessibility, and nothing that is wider than the screen.
+  // No violations of accessibility.
   async isAccessible(what) {
     const { violations } = await new this.AxeBuilder({ page: this.page }).analyze();
     const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).slice(0, 3).join(' | ')}`);
     assert.deepEqual(found, [], `${what}: accessibility`);
+    await this.fits(what);
+  }
+
+  // Nothing is wider than the screen.
+  async fits(what) {
     const wider = await this.page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
     assert.ok(wider <= 0, `${what}: ${wider} px wider than the screen`);
   }
