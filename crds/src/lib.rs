@@ -18,6 +18,8 @@ mod oidc;
 mod quantity;
 mod reason;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
+mod retention;
+#[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod rollups;
 mod schemas;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
@@ -46,11 +48,11 @@ pub use manifest::{ACCEPT_GENERATION, ADOPT, API_VERSION, KIND, Metadata, ParseE
 pub use oidc::{Oidc, TokenClaims, TokenScope};
 pub use quantity::{InvalidQuantity, Quantity};
 pub use reason::Reason;
+pub use retention::{InvalidKeepFor, KeepFor, Partition, Retention};
 pub use rollups::{Distinct, GroupField, Rollup, Window};
 pub use sinks::{From, FromPosition, Overflow, RedisStream, Sink, SinkEvent, Until};
 pub use spec::{
-    Auth, Autoscaling, Partition, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef, Retention,
-    SecretKeyRef,
+    Auth, Autoscaling, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef, SecretKeyRef,
 };
 pub use status::{Migrated, RecordPipelineStatus};
 pub use text::{InvalidText, check_text};

@@ -78,6 +78,8 @@ reasons! {
     PostgresLocked,
     /// A table partition for records to come is missing, and cannot be created.
     PartitionMissing,
+    /// A table partition whose records are no longer to be kept cannot be dropped.
+    PartitionOverdue,
     /// Redis does not answer.
     RedisUnreachable,
     /// Redis does not admit the user, or refuses it a command or key.

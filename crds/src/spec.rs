@@ -11,6 +11,7 @@ use crate::{
     deploy::{DeletionPolicy, Jobs, NetworkPolicy, PullPolicy, Serve, Verify, Work},
     limits::Limits,
     oidc::Oidc,
+    retention::Retention,
     rollups::Rollup,
     sinks::Sink,
     status::RecordPipelineStatus,
@@ -129,7 +130,7 @@ pub struct RecordPipelineSpec {
     /// Rules that a record has to meet beside its form; one that breaks a rule becomes a dead letter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
-    /// How stored records are kept.
+    /// How long records, ids, dead letters, duplicates and rollups are kept. Absent: for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
     /// Where Redis is. Needed on a cluster.
@@ -342,26 +343,4 @@ pub struct Auth {
     /// The Secret key that holds the first API key, an administrator's. Absent: only `millrace keys` creates keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bootstrap_key_secret_ref: Option<SecretKeyRef>,
-}
-
-/// How stored records are kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Retention {
-    /// The period of processing whose records share a table partition, Month unless given: old records are dropped by
-    /// whole partitions. A change holds from the next period on.
-    #[serde(default)]
-    pub partition: Partition,
-}
-
-/// A period of processing, in UTC. Day: from midnight. Week: from Monday. Month: from its first day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-pub enum Partition {
-    /// From midnight.
-    Day,
-    /// From Monday.
-    Week,
-    /// From the first day.
-    #[default]
-    Month,
 }

@@ -135,6 +135,9 @@ impl RecordPipelineSpec {
         }
         self.check_sinks(pipeline, found);
         self.check_rollups(found);
+        if let Some(retention) = &self.retention {
+            retention.check(found);
+        }
         if self.verify.as_ref().is_some_and(|verify| !is_schedule(&verify.schedule)) {
             found.add(
                 "spec.verify.schedule",
