@@ -84,7 +84,9 @@ create table shards (
     -- The highest id of an entry that was ever applied: an entry above it never was. Null: none yet.
     applied_entry  text,
     -- The period of its newest records; it never falls.
-    period         date        not null default '-infinity'
+    period         date        not null default '-infinity',
+    -- Records that came after retention had closed their window of a declared rollup, once per rollup.
+    late_after_retention bigint not null default 0
 ) with (fillfactor = 20);
 
 -- The first record of each period of a shard.
@@ -164,6 +166,42 @@ create index records_alerts on records (shard, seq) where threshold is not null;
 create index records_processed_at on records (processed_at);
 create index records_time on records using brin (time) with (pages_per_range = 32);
 
+-- The partitions of the records. One that is being detached holds no records for queries any more.
+create view partitions as
+select substring(pg_get_expr(c.relpartbound, c.oid) from '\d{4,}-\d\d-\d\d')::date as period, i.inhdetachpending as is_detaching
+from pg_inherits i join pg_class c on c.oid = i.inhrelid
+where i.inhparent = 'records'::regclass;
+
+-- Periods whose records are no longer kept. The row comes before the partition is detached: from then on its records count
+-- as deleted, also where a query still finds them.
+create table dropped_periods (
+    period     date        primary key,
+    noted_at   timestamptz not null default clock_timestamp(),
+    -- The highest time and the latest commit of its records; null: it had none.
+    last_time  timestamptz,
+    last_processed_at timestamptz,
+    -- When its partition was dropped; null: not yet.
+    dropped_at timestamptz,
+    -- When the deletion of its ids began, and when it ended; null: not yet.
+    ids_expired_at timestamptz,
+    ids_deleted_at timestamptz
+);
+
+-- Rows that retention deleted, so that counts can still be derived. destination_id is '' for records and duplicates, and
+-- for dead letters whose payload could not be read.
+create table expired_counts (
+    shard          integer not null,
+    kind           text    not null check (kind in ('records', 'duplicates', 'conflicts', 'dead_letters')),
+    count          bigint  not null,
+    -- The highest number; 0 for duplicates, which have none. No record up to it is kept.
+    upto           bigint  not null default 0,
+    -- Of records: those that raised an alert. Of dead letters: those that were replayed.
+    alerts         bigint  not null default 0,
+    replayed       bigint  not null default 0,
+    destination_id text    collate "C" not null default '',
+    primary key (shard, kind, destination_id)
+);
+
 -- The id ledger: each id that is taken, by a record or by an open dead letter. It is the only unique index on ids.
 create table record_ids (
     record_id text    collate "C" primary key,
@@ -210,7 +248,9 @@ create table rollups (
     -- are built, the others are counted by their commits.
     version        bigint   not null,
     -- The policy version that no longer has it; its rows are deleted. Null: declared.
-    removed        bigint
+    removed        bigint,
+    -- Windows that start before it are closed: retention deletes their rows, and late records are not added. Null: none.
+    closed_before  timestamptz
 );
 
 -- How far the background build of a rollup is, per shard. No row: not begun.

@@ -21,6 +21,17 @@ pub fn deciding<'a>(ids: impl Iterator<Item = &'a str>) {
     drop(ids);
 }
 
+/// How far the clock of commits and of retention is ahead of Postgres's. With the feature, `MILLRACE_FAULT_CLOCK_DAYS=<n>` sets
+/// it; a negative number sets it back.
+#[inline]
+#[must_use]
+pub fn clock_shift() -> chrono::TimeDelta {
+    #[cfg(feature = "fault-points")]
+    return *armed::CLOCK_SHIFT;
+    #[cfg(not(feature = "fault-points"))]
+    chrono::TimeDelta::zero()
+}
+
 #[cfg(feature = "fault-points")]
 mod armed {
     use std::sync::{
@@ -38,6 +49,10 @@ mod armed {
         let (name, at) = setting.split_once(':')?;
         let (n, act) = at.split_once(':').unwrap_or((at, "kill"));
         Some((name.to_owned(), n.parse().ok()?, act.to_owned()))
+    });
+    pub(super) static CLOCK_SHIFT: LazyLock<chrono::TimeDelta> = LazyLock::new(|| {
+        let days = std::env::var("MILLRACE_FAULT_CLOCK_DAYS").ok().and_then(|days| days.parse().ok());
+        chrono::TimeDelta::days(days.unwrap_or(0))
     });
     static PASSED: AtomicU64 = AtomicU64::new(0);
 

@@ -3,6 +3,7 @@
 //! Must never delay the processing or another sink, and must never publish what is not committed and acknowledged: its
 //! numbers may be given again.
 
+mod floor;
 mod lag;
 mod outcomes;
 mod publisher;
@@ -14,6 +15,7 @@ mod sink_reconciler;
 mod state;
 mod webhook;
 
+pub use floor::{Floor, floors};
 pub use lag::{SinkPosition, sink_lag, webhook_cursor};
 pub use recent_commits::RecentCommits;
 pub use resume::{ResumeError, ResumeFrom, find_sink, has_cursor, is_halted, resume_sink};

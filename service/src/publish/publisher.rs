@@ -29,6 +29,8 @@ const IDLE: Duration = Duration::from_secs(1);
 /// How often an idle publisher reads its cursor: the Redis that holds it may have been rewound and the shard's not, and
 /// nothing else reports that. One read for each publisher: 64 shards and 16 sinks are some 200 a second.
 const LOOK: Duration = Duration::from_secs(5);
+/// Numbers after which the cursor is moved over outcomes that the sink does not carry, also while others come.
+const LEAP: i64 = 100_000;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -196,8 +198,9 @@ impl Publisher {
             return Ok(());
         }
         let next = self.next(seen, highest).await?;
-        // With nothing to append, the cursor is moved when the publisher has been idle for a while.
-        if next.notices.is_empty() && seen < highest {
+        // With nothing to append, the cursor is moved when the publisher has been idle for a while, or is far behind: what
+        // is above it is not deleted.
+        if next.notices.is_empty() && seen < highest && next.upto.above(cursor) < LEAP {
             *at = Some(Position { cursor, seen: next.upto });
         } else if next.upto == cursor {
             *at = Some(Position::at(cursor));

@@ -50,6 +50,7 @@ struct Counts {
     duplicates: usize,
     alerts: i64,
     without_threshold: i64,
+    late_after_retention: i64,
 }
 
 /// A batch of a shard, to be decided.
@@ -120,7 +121,7 @@ impl Store {
                     shards as &[ShardId],
                 );
                 let rows = rows.fetch_all(&mut *transaction).await?;
-                let first = rows.first().map(|row| (row.now, Server(row.server)));
+                let first = rows.first().map(|row| (row.now + crate::fault::clock_shift(), Server(row.server)));
                 let locked = rows.into_iter().map(|row| {
                     let watermarks =
                         Watermarks { records: row.records, dead_letters: row.dead_letters, conflicts: row.conflicts };
@@ -225,7 +226,11 @@ impl GroupCommit {
     /// [`Error::Raced`] when an id or a dead letter was taken meanwhile.
     pub async fn write(&mut self, parts: &[DecidedPart<'_>], ids: &IdLedger, policy: &Policy) -> Result<(), Error> {
         self.write_rows(parts, ids).await?;
-        self.add_to_rollups(parts, policy).await?;
+        for (shard, late) in self.add_to_rollups(parts, policy).await? {
+            if let Some(locked) = self.shards.get_mut(&shard) {
+                locked.counts.late_after_retention += late;
+            }
+        }
         for DecidedPart { part, decision } in parts {
             let Some(locked) = self.shards.get_mut(&part.shard) else { continue };
             let Position { watermarks, account, applied, .. } = &mut locked.position;
@@ -256,7 +261,7 @@ impl GroupCommit {
         macro_rules! columns { ($($name:ident: $type:ty),+ $(,)?) => { $(let mut $name: Vec<$type> = Vec::with_capacity(self.shards.len());)+ } }
         columns!(
             shards: ShardId, records: Seq, dead_letters: Seq, conflicts: Seq, processed: i64, duplicates: i64, alerts: i64,
-            without_threshold: i64, accounted: Option<Offset>, lost: i64, applied: Option<StreamId>,
+            without_threshold: i64, late: i64, accounted: Option<Offset>, lost: i64, applied: Option<StreamId>,
             periods: Option<NaiveDate>, first: Seq, is_new_version: bool, is_new_period: bool,
         );
         for (shard, locked) in &self.shards {
@@ -270,6 +275,7 @@ impl GroupCommit {
             duplicates.push(locked.counts.duplicates as i64);
             alerts.push(locked.counts.alerts);
             without_threshold.push(locked.counts.without_threshold);
+            late.push(locked.counts.late_after_retention);
             accounted.push((account.accounted > Offset::ZERO).then_some(account.accounted));
             lost.push(account.lost);
             applied.push(entry);
@@ -282,13 +288,14 @@ impl GroupCommit {
             r#"with new as (
                  select * from unnest($1::int[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
                      $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::date[], $13::bigint[],
-                     $14::boolean[], $15::boolean[])
+                     $14::boolean[], $15::boolean[], $18::bigint[])
                  as n (shard, records, dead_letters, conflicts, processed, duplicates, alerts, without_threshold, accounted,
-                       lost, applied, period, first, is_new_version, is_new_period)
+                       lost, applied, period, first, is_new_version, is_new_period, late)
              ), written as (
                  update shards s set records = n.records, dead_letters = n.dead_letters, conflicts = n.conflicts,
                         processed = s.processed + n.processed, duplicates = s.duplicates + n.duplicates,
                         alerts = s.alerts + n.alerts, without_threshold = s.without_threshold + n.without_threshold,
+                        late_after_retention = s.late_after_retention + n.late,
                         accounted = coalesce(n.accounted, s.accounted), lost = n.lost, applied_entry = n.applied,
                         period = coalesce(n.period, s.period), policy_version = $16,
                         lease_until = clock_timestamp() + $17::bigint * interval '1 ms'
@@ -319,6 +326,7 @@ impl GroupCommit {
             &is_new_period,
             version,
             lease_ms,
+            &late,
         )
         .fetch_one(&mut *self.transaction)
         .await?;

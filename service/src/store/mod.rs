@@ -32,6 +32,7 @@ mod processed;
 mod producers;
 mod purge;
 mod query;
+mod retention;
 mod rewind;
 mod rollups;
 mod rows;
@@ -75,6 +76,7 @@ pub use processed::ShardPage;
 pub use producers::{Producer, ShardAccount};
 pub use purge::Purge;
 pub use query::{ConflictFilter, FoundRecord, RecordHistory, StoredConflict, StoredRecord, Traces};
+pub use retention::{Dropped, DuePeriod, Expired, IdStep, KeptSince, RetentionTurn};
 pub use rollups::{RollupState, RollupStep};
 pub use sessions::{LiveSecret, SESSION_HOURS};
 pub use sinks::{NewSink, SinkBegins, SinkRow, SinkState};
@@ -82,8 +84,9 @@ pub use snapshot::{AggregatedRecord, AggregationRow, RollupPart, Rows, Snapshot,
 pub use stats::{Counts, PostgresPromises, ShardCounts, SinkBeginning};
 pub use sums::RollupBy;
 pub use verify::{
-    Difference, Differences, FirstSince, LoggedRecord, PolicyStart, RefusedOutcome, Scope, ShardCounters, ShardHead,
-    SkippedNumbers, StartedSink, StoredPolicy, StoredTotal, StoredVerifyRun, Verification, VerifyResult, VerifyRun,
+    Difference, Differences, ExpiredOutcomes, FirstSince, LoggedRecord, PolicyStart, RefusedOutcome, Scope,
+    ShardCounters, ShardHead, SkippedNumbers, StartedSink, StoredPolicy, StoredTotal, StoredVerifyRun, Verification,
+    VerifyResult, VerifyRun,
 };
 pub use webhooks::{DeliveryRow, RequestedDelivery, WebhookChanges, WebhookClaim, WebhookCursor, WebhookPosition};
 pub use workers::{KnownLease, KnownWorker};

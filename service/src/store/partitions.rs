@@ -18,7 +18,7 @@ impl Store {
     /// # Errors
     /// When Postgres does not answer, the role may not create a partition, or a table stays locked.
     pub async fn create_partitions(&self, partition: Partition) -> Result<Vec<Period>, Error> {
-        let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(&self.pool).await?;
+        let now = self.now().await?;
         let mut period = Period::of(now, partition);
         let mut created = Vec::new();
         for _ in 0..=AHEAD {
@@ -31,9 +31,14 @@ impl Store {
     }
 }
 
+/// The table of a period. Safe in SQL: a name of digits.
+pub(super) fn table_of(period: Period) -> String {
+    format!("records_{}", period.first().format("%Y%m%d"))
+}
+
 /// Creates the partition of a period unless it exists. Returns whether it did.
 pub(super) async fn create_partition(pool: &PgPool, period: Period) -> Result<bool, Error> {
-    let name = format!("records_{}", period.first().format("%Y%m%d"));
+    let name = table_of(period);
     if exists(&mut *pool.acquire().await?, &name).await? {
         return Ok(false);
     }

@@ -141,19 +141,28 @@ impl Store {
                       (select coalesce(max(epoch), 0) from epochs e where e.shard = s.shard),
                       exists (select from epochs e where e.shard = s.shard),
                       (select coalesce(max(version), 0) from shard_policies p where p.shard = s.shard),
-                      greatest((select coalesce(max(seq), 0) from records r where r.shard = s.shard),
+                      greatest((select coalesce(max(seq), 0) from records r where r.shard = s.shard), e.records,
                                (select coalesce(max(to_n), 0) from gaps g where g.shard = s.shard and kind = 'records')),
-                      greatest((select coalesce(max(n), 0) from dead_letters d where d.shard = s.shard),
+                      greatest((select coalesce(max(n), 0) from dead_letters d where d.shard = s.shard), e.dead_letters,
                                (select coalesce(max(to_n), 0) from gaps g where g.shard = s.shard and kind = 'dead_letters')),
-                      greatest((select coalesce(max(n), 0) from conflicts c where c.shard = s.shard),
+                      greatest((select coalesce(max(n), 0) from conflicts c where c.shard = s.shard), e.conflicts,
                                (select coalesce(max(to_n), 0) from gaps g where g.shard = s.shard and kind = 'conflicts')),
-                      (select count(*) from records r where r.shard = s.shard),
-                      (select count(*) from duplicates d where d.shard = s.shard),
-                      (select count(threshold) from records r where r.shard = s.shard),
+                      (select count(*) from records r where r.shard = s.shard and r.seq > e.records) + e.processed,
+                      (select count(*) from duplicates d where d.shard = s.shard) + e.duplicates,
+                      (select count(threshold) from records r where r.shard = s.shard and r.seq > e.records) + e.alerts,
                       (select coalesce(max(period), '-infinity') from shard_periods p where p.shard = s.shard),
                       -- Unknown: then every entry can have been applied.
                       (select '18446744073709551615-18446744073709551615' from epochs e where e.shard = s.shard limit 1)
                from generate_series(0, $1 - 1) s (shard)
+               cross join lateral (
+                   select coalesce(max(upto) filter (where kind = 'records'), 0) as records,
+                          coalesce(max(upto) filter (where kind = 'dead_letters'), 0) as dead_letters,
+                          coalesce(max(upto) filter (where kind = 'conflicts'), 0) as conflicts,
+                          coalesce(sum(count) filter (where kind = 'records'), 0)::bigint as processed,
+                          coalesce(sum(count) filter (where kind = 'duplicates'), 0)::bigint as duplicates,
+                          coalesce(sum(x.alerts), 0)::bigint as alerts
+                   from expired_counts x where x.shard = s.shard
+               ) e
                where not exists (select from shards there where there.shard = s.shard)
                on conflict do nothing
                returning shard as "shard: ShardId", epoch, records"#,

@@ -114,15 +114,20 @@ pub(super) async fn declare(
 
 impl GroupCommit {
     /// Adds the records of decisions to the rollups of the policy version that decided them. Rows belong to a shard, whose
-    /// row this transaction has locked, so they are locked by no other commit.
-    pub(super) async fn add_to_rollups(&mut self, parts: &[DecidedPart<'_>], policy: &Policy) -> Result<(), Error> {
+    /// row this transaction has locked, so they are locked by no other commit. Returns how many records of each shard came
+    /// after their window was closed.
+    pub(super) async fn add_to_rollups(
+        &mut self,
+        parts: &[DecidedPart<'_>],
+        policy: &Policy,
+    ) -> Result<Vec<(ShardId, i64)>, Error> {
         let rollups = policy.rollups();
         let records = parts
             .iter()
             .flat_map(|DecidedPart { part, decision }| decision.records.iter().map(|new| (part.shard, &*new.record)));
         let changes = rollup_changes(rollups, records);
         if changes.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let zones = rollups.iter().map(|rollup| rollup.zone.as_ref().map(Zone::name));
         let zones = zones.collect::<Result<Vec<&str>, &UnknownZone>>().map_err(refused)?;
@@ -136,23 +141,30 @@ impl GroupCommit {
         // The ids belong to the policy version: a removed rollup is kept as long as a shard runs a version that has it.
         let added = sqlx::query!(
             r#"with declared as materialized (
-                   select d.n, r.id
+                   select d.n, r.id, r.closed_before
                    from unnest($1::text[], $2::int[], $3::text[], $4::boolean[], $16::text[]) with ordinality
                        as d (name, window_seconds, group_by, distinct_source, time_zone, n)
                    join rollups r on r.name = d.name and r.window_seconds = d.window_seconds
                        and r.time_zone = d.time_zone and array_to_string(r.group_by, ',') = d.group_by and r.distinct_source = d.distinct_source
                        and r.version <= $5 and (r.removed is null or r.removed > $5)
+               ), changes as materialized (
+                   select d.id, k.*, coalesce(k.window_start < d.closed_before, false) as is_late
+                   from unnest($6::bigint[], $7::int[], $8::boolean[], $9::timestamptz[], $10::bigint[], $11::text[],
+                           $12::text[], $13::text[], $14::text[], $15::text[])
+                       as k (n, shard, positive, window_start, count, destination_id, reference, source_id, unit, sum)
+                   join declared d using (n)
+               ), added as (
+                   insert into rollup_totals as t (rollup_id, shard, built, positive, window_start, count, destination_id,
+                       reference, source_id, unit, sum)
+                   select id, shard, false, positive, window_start, count, destination_id, reference, source_id, unit,
+                       sum::numeric
+                   from changes where not is_late
+                   on conflict (rollup_id, destination_id, window_start, reference, source_id, unit, positive, shard, built)
+                   do update set count = t.count + excluded.count, sum = t.sum + excluded.sum
                )
-               insert into rollup_totals as t (rollup_id, shard, built, positive, window_start, count, destination_id,
-                   reference, source_id, unit, sum)
-               select d.id, k.shard, false, k.positive, k.window_start, k.count, k.destination_id, k.reference, k.source_id,
-                   k.unit, k.sum::numeric
-               from unnest($6::bigint[], $7::int[], $8::boolean[], $9::timestamptz[], $10::bigint[], $11::text[],
-                       $12::text[], $13::text[], $14::text[], $15::text[])
-                   as k (n, shard, positive, window_start, count, destination_id, reference, source_id, unit, sum)
-               join declared d using (n)
-               on conflict (rollup_id, destination_id, window_start, reference, source_id, unit, positive, shard, built)
-               do update set count = t.count + excluded.count, sum = t.sum + excluded.sum"#,
+               select shard as "shard!: ShardId", count(*) as "changes!",
+                      coalesce(sum(count) filter (where is_late), 0)::bigint as "late!"
+               from changes group by shard"#,
             &names as &[&str],
             &windows,
             &groups,
@@ -170,11 +182,10 @@ impl GroupCommit {
             &changes.values().map(|change| change.sum.to_string()).collect::<Vec<String>>(),
             &zones as &[&str],
         )
-        .execute(&mut *self.transaction)
-        .await?
-        .rows_affected();
-        if added == changes.len() as u64 {
-            return Ok(());
+        .fetch_all(&mut *self.transaction)
+        .await?;
+        if added.iter().map(|of| of.changes).sum::<i64>() == changes.len() as i64 {
+            return Ok(added.into_iter().filter(|of| of.late > 0).map(|of| (of.shard, of.late)).collect());
         }
         let version = policy.version;
         Err(Error::Refused(format!("the rollups of version {version} of the manifest are missing in Postgres")))

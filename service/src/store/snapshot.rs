@@ -194,8 +194,10 @@ impl Store {
         let mut connection = self.pool.acquire().await?;
         // Timeouts of this transaction: a stalled reader must not hold back vacuum for ever, and a query must end when
         // its client has disconnected.
+        // The lock comes before the snapshot: no partition that the snapshot has is dropped before it ends.
         sqlx::raw_sql(
             "begin isolation level repeatable read read only; \
+             lock table only records in access share mode; \
              set local client_connection_check_interval = '1s'; \
              set local idle_in_transaction_session_timeout = '90s'",
         )

@@ -30,6 +30,8 @@ pub struct ShardCounts {
     pub alerts: i64,
     /// Number of records whose unit had no threshold while other units had one.
     pub without_threshold: i64,
+    /// Number of records that came after their window of a declared rollup was closed, once per rollup.
+    pub late_after_retention: i64,
     /// All records up to this offset are applied or lost.
     pub accounted: Offset,
     /// Number of lost records.
@@ -117,7 +119,7 @@ impl Store {
             ShardCounts,
             r#"select shard as "shard: ShardId", owner, policy_version, records as "records: Seq",
                       dead_letters as "dead_letters: Seq", conflicts as "conflicts: Seq", processed, duplicates, alerts,
-                      without_threshold, coalesce(accounted, 0) as "accounted!: Offset", lost, loss_uncertain_since,
+                      without_threshold, late_after_retention, coalesce(accounted, 0) as "accounted!: Offset", lost, loss_uncertain_since,
                       recreated_streams
                from shards order by shard"#
         )
@@ -125,8 +127,12 @@ impl Store {
         .await?;
         let counts = sqlx::query!(
             r#"select count(*) filter (where state = 'open') as "open!",
-                      count(*) filter (where state = 'discarded') as "discarded!",
-                      count(*) filter (where state = 'replayed') as "replayed!",
+                      count(*) filter (where state = 'discarded')
+                          + (select coalesce(sum(count - replayed), 0) from expired_counts where kind = 'dead_letters')::bigint
+                          as "discarded!",
+                      count(*) filter (where state = 'replayed')
+                          + (select coalesce(sum(replayed), 0) from expired_counts where kind = 'dead_letters')::bigint
+                          as "replayed!",
                       (select coalesce(sum(to_n - from_n + 1), 0)::bigint from gaps where kind = 'conflicts')
                           as "skipped_conflicts!",
                       (select created_at from pipeline) as created_at,

@@ -148,6 +148,21 @@ pub struct SkippedNumbers {
     pub range: SeqRange,
 }
 
+/// Outcomes of a shard's sequence that retention deleted.
+#[derive(Debug, Clone, Copy)]
+pub struct ExpiredOutcomes {
+    /// The shard.
+    pub shard: ShardId,
+    /// The sequence.
+    pub sequence: Sequence,
+    /// The highest number. Of records, none up to it is kept.
+    pub upto: Seq,
+    /// Their number.
+    pub count: i64,
+    /// Of records, the number of those that raised an alert.
+    pub alerts: i64,
+}
+
 /// The first number of a shard's sequence at or after a time.
 #[derive(Debug, Clone, Copy)]
 pub struct FirstSince {
@@ -170,7 +185,10 @@ impl Store {
     /// # Errors
     /// When Postgres is unavailable.
     pub async fn verification(&self) -> Result<Verification, Error> {
-        Ok(Verification { snapshot: self.pool.begin_with(BEGIN).await? })
+        let mut snapshot = self.pool.begin_with(BEGIN).await?;
+        // Before the first read, which takes the snapshot: no partition that it has is dropped before it ends.
+        sqlx::raw_sql("lock table only records in access share mode").execute(&mut *snapshot).await?;
+        Ok(Verification { snapshot })
     }
 }
 
@@ -209,7 +227,9 @@ impl Verification {
         let rows = sqlx::query!(
             r#"select g.shard as "shard!: ShardId", s.processed as "processed?", s.alerts as "alerts?",
                       s.records as "records?: Seq", s.dead_letters as "dead_letters?: Seq", s.conflicts as "conflicts?: Seq",
-                      coalesce((select max(seq) from records r where r.shard = g.shard), 0) as "last!: Seq"
+                      greatest((select max(seq) from records r where r.shard = g.shard),
+                               (select max(upto) from expired_counts e where e.shard = g.shard and e.kind = 'records'), 0)
+                          as "last!: Seq"
                from pipeline p
                cross join lateral generate_series(0, p.shards - 1) g (shard)
                left join shards s using (shard)
@@ -273,6 +293,28 @@ impl Verification {
         let first =
             rows.into_iter().map(|row| FirstSince { shard: row.shard, sequence: sequence(&row.kind), seq: row.n });
         Ok(first.collect())
+    }
+
+    /// The outcomes that retention deleted, by shard and sequence.
+    ///
+    /// # Errors
+    /// When Postgres is unavailable.
+    pub async fn expired(&mut self) -> Result<Vec<ExpiredOutcomes>, Error> {
+        let rows = sqlx::query!(
+            r#"select shard as "shard: ShardId", kind, max(upto) as "upto!: Seq", sum(count)::bigint as "count!",
+                      sum(alerts)::bigint as "alerts!"
+               from expired_counts where kind <> 'duplicates' group by shard, kind"#
+        )
+        .fetch_all(&mut *self.snapshot)
+        .await?;
+        let expired = rows.into_iter().map(|row| ExpiredOutcomes {
+            shard: row.shard,
+            sequence: sequence(&row.kind),
+            upto: row.upto,
+            count: row.count,
+            alerts: row.alerts,
+        });
+        Ok(expired.collect())
     }
 
     /// Ends the snapshot.

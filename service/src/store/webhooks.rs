@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 
 use super::{Actor, Error, Store, slow::Watch};
-use crate::domain::{Attempt, DeliveryState, Lease, OutcomeFilter, Seq, ShardId};
+use crate::domain::{Attempt, DeliveryState, Lease, OutcomeFilter, Seq, ShardId, ShardSeq};
 
 /// The position of a webhook in a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -313,6 +313,24 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(done.rows_affected() > 0)
+    }
+
+    /// For each shard, the number up to which a webhook has delivered all outcomes, or given them up.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn webhook_floors(&self, sink: &str) -> Result<Vec<ShardSeq>, Error> {
+        Ok(sqlx::query_as!(
+            ShardSeq,
+            r#"select c.shard as "shard: ShardId", least(c.cursor, waiting.n - 1) as "seq!: Seq"
+               from webhook_cursors c
+               left join (select shard, min(n) as n from deliveries where sink = $1 and state = 'waiting' group by shard) waiting
+                   using (shard)
+               where c.sink = $1 order by c.shard"#,
+            sink
+        )
+        .fetch_all(&self.pool)
+        .await?)
     }
 
     /// The cursors of all webhooks.

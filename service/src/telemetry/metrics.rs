@@ -58,6 +58,14 @@ pub const REWINDS: &str = "millrace_postgres_rewinds_total";
 pub const LEASE_CHANGES: &str = "millrace_lease_changes_total";
 /// Counter by `rollup`: stored records that the background build added to a declared rollup.
 pub const ROLLUP_RECORDS: &str = "millrace_rollup_built_records_total";
+/// Gauge: the first day of the oldest partition that is due to be dropped, in seconds since 1970; 0 while none is.
+pub const RETENTION_DUE: &str = "millrace_retention_due_partition_timestamp_seconds";
+/// Gauge: since when that partition is due, in seconds since 1970; 0 while none is.
+pub const RETENTION_DUE_SINCE: &str = "millrace_retention_due_since_timestamp_seconds";
+/// Counter: partitions that this worker dropped.
+pub const RETENTION_PARTITIONS: &str = "millrace_retention_dropped_partitions_total";
+/// Counter by `kind` (ids, duplicates, conflicts, dead_letters, rollup_rows): rows that retention deleted.
+pub const RETENTION_ROWS: &str = "millrace_retention_deleted_rows_total";
 /// Gauge: shards that this worker owns.
 pub const SHARDS_OWNED: &str = "millrace_shards_owned";
 /// Gauge by `shard` and `sink`: outcomes that are committed and not published yet.
@@ -182,6 +190,18 @@ fn describe() {
     );
     describe_counter!(LEASE_CHANGES, "Shards that changed owner, by change");
     describe_counter!(ROLLUP_RECORDS, "Stored records that the background build added to a declared rollup, by rollup");
+    describe_gauge!(
+        RETENTION_DUE,
+        Unit::Seconds,
+        "First day of the oldest partition that is due to be dropped, as a Unix time; 0 while none is"
+    );
+    describe_gauge!(
+        RETENTION_DUE_SINCE,
+        Unit::Seconds,
+        "Since when that partition is due, as a Unix time; 0 while none is"
+    );
+    describe_counter!(RETENTION_PARTITIONS, "Partitions that this worker dropped");
+    describe_counter!(RETENTION_ROWS, "Rows that retention deleted, by kind");
     describe_gauge!(SHARDS_OWNED, "Shards that this worker owns");
     describe_gauge!(SINK_LAG, "Outcomes that are committed and not published yet, by shard and sink");
     describe_counter!(RECREATED, "Recreations of a missing stream or group, by shard; above zero is an alarm");

@@ -14,6 +14,7 @@ mod prepare;
 mod publishers;
 mod read;
 mod ready;
+mod retention;
 mod rollups;
 mod shard;
 #[cfg(test)]

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Context, applier, partitions, rollups,
+    Context, applier, partitions, retention, rollups,
     shard::{self, End},
 };
 use crate::{
@@ -45,7 +45,7 @@ struct Ended {
 /// Owns shards until the process stops, then returns them.
 ///
 /// # Errors
-/// When the task of an applier, of the partitions, of the rollups or of a shard, or one of its publishers, panicked.
+/// When the task of an applier, of the partitions, of the retention, of the rollups or of a shard, or one of its publishers, panicked.
 pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<()> {
     let worker = Arc::clone(&context.options.worker);
     let heartbeat_every = context.options.lease / 4;
@@ -56,6 +56,7 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
     let mut tasks: JoinSet<Ended> = JoinSet::new();
     let mut helpers: JoinSet<()> = JoinSet::new();
     helpers.spawn(partitions::run(Arc::clone(&context)));
+    helpers.spawn(retention::run(Arc::clone(&context)));
     helpers.spawn(rollups::run(Arc::clone(&context)));
     for _ in 0..context.options.appliers {
         helpers.spawn(applier::run(Arc::clone(&context)));

@@ -12,7 +12,9 @@ use super::{
 };
 use crate::{
     domain::{Seq, SeqRange, Sequence, ShardId},
-    store::{Differences, FirstSince, Scope, ShardHead, SkippedNumbers, StartedSink, Store, Verification},
+    store::{
+        Differences, ExpiredOutcomes, FirstSince, Scope, ShardHead, SkippedNumbers, StartedSink, Store, Verification,
+    },
     streams::{SinkSnapshot, Streams},
 };
 
@@ -29,6 +31,7 @@ pub(super) struct Facts<'a> {
     scope: &'a Scope,
     heads: Vec<ShardHead>,
     skipped: Vec<SkippedNumbers>,
+    expired: Vec<ExpiredOutcomes>,
     first: Vec<FirstSince>,
     policies: Policies,
     source: Arc<str>,
@@ -67,6 +70,7 @@ impl<'a> Facts<'a> {
             scope,
             heads,
             skipped: snapshot.skipped().await?,
+            expired: snapshot.expired().await?,
             first: match scope.since {
                 Some(since) => snapshot.first_since(since).await?,
                 None => Vec::new(),
@@ -83,15 +87,29 @@ impl<'a> Facts<'a> {
 
     /// The number below the first of a shard's sequence in the scope.
     fn before(&self, head: &ShardHead, sequence: Sequence) -> Seq {
+        // Other outcomes that retention deleted have others between them.
+        let expired = self.expired(head.shard, Sequence::Records).filter(|_| sequence == Sequence::Records);
+        let kept = expired.map_or(Seq::ZERO, |expired| expired.upto);
         if self.scope.since.is_none() {
-            return Seq::ZERO;
+            return kept;
         }
         let first = self.first.iter().find(|first| first.shard == head.shard && first.sequence == sequence);
-        match (first, sequence) {
+        let before = match (first, sequence) {
             (Some(first), _) => Seq::new(first.seq.get() - 1),
             (None, Sequence::Records) => head.last,
             (None, _) => head.highest(sequence),
-        }
+        };
+        before.max(kept)
+    }
+
+    fn expired(&self, shard: ShardId, sequence: Sequence) -> Option<&ExpiredOutcomes> {
+        self.expired.iter().find(|expired| expired.shard == shard && expired.sequence == sequence)
+    }
+
+    /// Numbers whose entries in a sink need no row: those that were skipped, and those that retention deleted.
+    fn without_rows(&self, shard: ShardId, sequence: Sequence) -> Vec<SeqRange> {
+        let expired = self.expired(shard, sequence).map(|expired| SeqRange { after: Seq::ZERO, upto: expired.upto });
+        self.gaps(shard, sequence).into_iter().chain(expired).collect()
     }
 
     fn gaps(&self, shard: ShardId, sequence: Sequence) -> Vec<SeqRange> {
@@ -150,7 +168,7 @@ impl<'a> Facts<'a> {
             for sink in sinks {
                 let sequence = sink.kind().sequence();
                 let before = self.before(head, sequence);
-                pass.add_sink(sink, before, head.highest(sequence), self.gaps(shard, sequence));
+                pass.add_sink(sink, before, head.highest(sequence), self.without_rows(shard, sequence));
             }
             (shard, pass)
         };
@@ -164,8 +182,13 @@ impl<'a> Facts<'a> {
             let skipped = self.gaps(head.shard, Sequence::Records).into_iter().map(|gap| gap.upto).max();
             let highest = head.last.max(skipped.unwrap_or_default()).get();
             // The records before the scope are not counted.
-            let is_whole = self.before(head, Sequence::Records) == Seq::ZERO;
-            let counted = [("processed", checks.records, stored.processed), ("alerts", checks.alerts, stored.alerts)];
+            let is_whole = self.scope.since.is_none();
+            let (records, alerts) =
+                self.expired(head.shard, Sequence::Records).map_or((0, 0), |expired| (expired.count, expired.alerts));
+            let counted = [
+                ("processed", checks.records + records, stored.processed),
+                ("alerts", checks.alerts + alerts, stored.alerts),
+            ];
             let counted = counted.into_iter().filter(|_| is_whole);
             for (name, derived, stored) in counted.chain([("highest record", highest, stored.watermarks.records.get())])
             {

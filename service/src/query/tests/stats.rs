@@ -16,7 +16,8 @@ async fn counts_add_up_over_both_servers(pool: PgPool) {
             "update dead_letters set state = 'replayed' where n = 1;
              update dead_letters set state = 'discarded' where n = 2;
              update shards set duplicates = 7, conflicts = 4, lost = 2, accounted = 20 where shard = 1;
-             update shards set without_threshold = shard + 1;
+             update shards set without_threshold = shard + 1, late_after_retention = shard + 3;
+             insert into expired_counts (shard, kind, count, replayed) values (1, 'dead_letters', 5, 2);
              insert into gaps values (1, 'conflicts', 2, 3);
              insert into sinks (name, kind, cursor_generation, started, version) values ('late', 'Processed', 'i', true, 1);
              insert into sink_starts select 'late', shard, records from shards;",
@@ -32,10 +33,10 @@ async fn counts_add_up_over_both_servers(pool: PgPool) {
 
     let stats = world.get("/stats").await;
     assert_eq!((&stats["processed"], &stats["duplicates"], &stats["conflicts"]), (&5.into(), &7.into(), &2.into()));
-    assert_eq!(stats["deadLetters"], serde_json::json!({"open": 1, "discarded": 1, "replayed": 1}));
+    assert_eq!(stats["deadLetters"], serde_json::json!({"open": 1, "discarded": 4, "replayed": 3}));
     assert_eq!((&stats["backlog"], &stats["lost"], &stats["alerts"]), (&6.into(), &2.into(), &1.into()));
-    assert_eq!(stats["recordsWithoutThreshold"], 3);
-    assert_eq!(stats["received"], 5 + 7 + 2 + 2 + 6 + 2);
+    assert_eq!((&stats["recordsWithoutThreshold"], &stats["lateAfterRetention"]), (&3.into(), &7.into()));
+    assert_eq!(stats["received"], 5 + 7 + 2 + 2 + 5 + 6 + 2);
     assert_eq!(stats["destinations"], 2);
     assert_eq!(stats["shards"][1]["backlog"]["records"], 6);
     assert_eq!(stats["lossUncertain"], false);

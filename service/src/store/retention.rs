@@ -1,0 +1,272 @@
+//! Retention: drops old partitions of the records, and deletes old ids, outcomes and windows in bounded steps.
+//!
+//! A period is noted before its partition is detached: from then on `expired_counts` has its records, and whoever counts
+//! records adds them. It must never note a period before all older ones, nor drop a partition with a record that is not
+//! noted.
+
+mod rows;
+
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use millrace_crds::{KeepFor, Partition};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use super::{Error, Store, limit::limited, partitions::table_of, session::BEGIN, slow::Watch};
+use crate::domain::{Period, Seq, ShardId, ShardSeq};
+
+pub use rows::{Expired, IdStep};
+
+/// Longest wait of a detached partition for its readers.
+const READERS: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// The oldest partition that is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DuePeriod {
+    /// Its period.
+    pub period: Period,
+    /// Since when it is due.
+    pub since: DateTime<Utc>,
+    /// Whether its records count as dropped already.
+    pub is_noted: bool,
+}
+
+/// From which times on no record was dropped; `None`: from the beginning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KeptSince {
+    /// By `time` of the record.
+    pub time: Option<DateTime<Utc>>,
+    /// By the time of processing.
+    pub processed: Option<DateTime<Utc>>,
+}
+
+impl KeptSince {
+    /// The time from which an answer is complete; `None` if it is complete from the start of its range of `time` on.
+    #[must_use]
+    pub fn complete_since(&self, start: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
+        self.time.filter(|since| start.is_none_or(|start| start < *since))
+    }
+}
+
+/// The end of an attempt to drop a partition.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// It is dropped.
+    Done,
+    /// Readers used it for too long: it is tried again later.
+    HasReaders,
+}
+
+/// The right of one process to drop partitions, for as long as its connection lives.
+#[derive(Debug)]
+pub struct RetentionTurn {
+    connection: PgConnection,
+}
+
+impl Store {
+    /// The time by which commits and retention are dated.
+    pub(super) async fn now(&self) -> Result<DateTime<Utc>, Error> {
+        let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(&self.pool).await?;
+        Ok(now + crate::fault::clock_shift())
+    }
+
+    /// The time before which rows are too old to be kept; `None`: all are kept.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn keeps_since(&self, keep: KeepFor) -> Result<Option<DateTime<Utc>>, Error> {
+        match keep.days() {
+            Some(days) => Ok(Some(self.now().await? - TimeDelta::days(days.into()))),
+            None => Ok(None),
+        }
+    }
+
+    /// The oldest partition that is due: all of its records were processed before the time since which records are kept,
+    /// and its period is over.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn due_period(&self, keep: KeepFor, partition: Partition) -> Result<Option<DuePeriod>, Error> {
+        let noted = sqlx::query!(
+            "select period, noted_at from dropped_periods where dropped_at is null order by period limit 1"
+        );
+        if let Some(row) = noted.fetch_optional(&self.pool).await? {
+            let period = Period::stored(row.period);
+            return Ok(Some(DuePeriod { period, since: row.noted_at, is_noted: true }));
+        }
+        let Some(days) = keep.days() else { return Ok(None) };
+        let now = self.now().await?;
+        let oldest = sqlx::query_scalar!(r#"select period as "period!" from partitions order by period limit 1"#);
+        let Some(oldest) = oldest.fetch_optional(&self.pool).await? else { return Ok(None) };
+        let period = Period::stored(oldest);
+        if period >= Period::of(now, partition) {
+            return Ok(None);
+        }
+        let last = sqlx::query_scalar!("select max(processed_at) from records where period = $1", oldest)
+            .fetch_one(&self.pool)
+            .await?;
+        // An empty one ends when the next one begins.
+        let last =
+            last.unwrap_or_else(|| period.next(Partition::Day).first().and_time(chrono::NaiveTime::MIN).and_utc());
+        let since = last + TimeDelta::days(days.into());
+        Ok((since < now).then_some(DuePeriod { period, since, is_noted: false }))
+    }
+
+    /// The highest number of each shard in a period.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn period_ends(&self, period: Period) -> Result<Vec<ShardSeq>, Error> {
+        let ends = sqlx::query_as!(
+            ShardSeq,
+            r#"select s.shard as "shard!: ShardId", last.seq as "seq!: Seq"
+               from shards s
+               cross join lateral (select max(seq) as seq from records r where r.period = $1 and r.shard = s.shard) last
+               where last.seq is not null order by s.shard"#,
+            period.first()
+        );
+        Ok(ends.fetch_all(&self.pool).await?)
+    }
+
+    /// From which times on no record was dropped. Read it after the records: a period is noted before it is dropped.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn kept_since(&self) -> Result<KeptSince, Error> {
+        kept_since(&mut *self.pool.acquire().await?).await
+    }
+
+    /// Takes the turn to drop partitions; `None` while another process has it.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn begin_retention(&self) -> Result<Option<RetentionTurn>, Error> {
+        // Not back into the pool: the lock and the timeouts belong to its session.
+        let mut connection = self.pool.acquire().await?.detach();
+        let lock = sqlx::query_scalar!(
+            r#"select pg_try_advisory_lock(hashtextextended(current_schema() || ' retention', 0)) as "locked!""#
+        );
+        Ok(lock.fetch_one(&mut connection).await?.then_some(RetentionTurn { connection }))
+    }
+}
+
+impl RetentionTurn {
+    /// Notes that the records of the oldest period are no longer kept, with their counts.
+    ///
+    /// # Errors
+    /// When Postgres does not answer: it is noted, or not.
+    pub async fn note(&mut self, period: Period) -> Result<(), Error> {
+        let _watch = Watch::start("retention.note");
+        sqlx::query!(
+            "with parts as materialized (
+                 select shard, count(*) as count, max(seq) as upto, count(threshold) as alerts, max(time) as last_time,
+                        max(processed_at) as last_processed_at
+                 from records
+                 where period = $1 and not exists (select from dropped_periods where period = $1 and dropped_at is null)
+                 group by shard
+             ), noted as (
+                 insert into dropped_periods as d (period, last_time, last_processed_at)
+                 select $1, max(last_time), max(last_processed_at) from parts
+                 on conflict (period) do update
+                 set dropped_at = null, ids_expired_at = null, ids_deleted_at = null, last_time = greatest(d.last_time, excluded.last_time),
+                     last_processed_at = greatest(d.last_processed_at, excluded.last_processed_at)
+             )
+             insert into expired_counts as e (shard, kind, count, upto, alerts)
+             select shard, 'records', count, upto, alerts from parts
+             on conflict (shard, kind, destination_id) do update
+             set count = e.count + excluded.count, upto = excluded.upto, alerts = e.alerts + excluded.alerts",
+            period.first()
+        )
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
+    }
+
+    /// Detaches and drops the partition of a noted period. Each step continues where an earlier process was ended.
+    ///
+    /// # Errors
+    /// When Postgres does not answer, or the role is not the owner of the tables.
+    pub async fn drop_partition(&mut self, period: Period) -> Result<Dropped, Error> {
+        let detached = limited(READERS + READERS, self.detach(period)).await;
+        match detached {
+            Err(error) if error.met_lock() || error.is_one_of(&["57014"]) => return Ok(Dropped::HasReaders),
+            detached => detached?,
+        }
+        crate::fault::point("after_detach");
+        let table = table_of(period);
+        let mut transaction = self.connection.begin_with(BEGIN).await?;
+        let exists = sqlx::query_scalar!(r#"select to_regclass($1) is not null as "exists!""#, table);
+        if exists.fetch_one(&mut *transaction).await? {
+            // Safe in SQL: a name of digits.
+            let more = format!(
+                "select exists (select from {table} t left join expired_counts e
+                                    on e.kind = 'records' and e.destination_id = '' and e.shard = t.shard
+                                where t.seq > coalesce(e.upto, 0))"
+            );
+            if sqlx::query_scalar::<_, bool>(AssertSqlSafe(more)).fetch_one(&mut *transaction).await? {
+                return Err(Error::Refused(format!(
+                    "{table} has records that were committed after it was found to be due: it is detached and stays"
+                )));
+            }
+            sqlx::raw_sql(AssertSqlSafe(format!("drop table {table}"))).execute(&mut *transaction).await?;
+        }
+        sqlx::query!("update dropped_periods set dropped_at = clock_timestamp() where period = $1", period.first())
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(Dropped::Done)
+    }
+
+    async fn detach(&mut self, period: Period) -> Result<(), Error> {
+        let is_detaching = sqlx::query_scalar!(
+            r#"select is_detaching as "is_detaching!" from partitions where period = $1"#,
+            period.first()
+        );
+        let how = match is_detaching.fetch_optional(&mut self.connection).await? {
+            Some(false) => "concurrently",
+            // A process was ended while it waited for readers.
+            Some(true) => "finalize",
+            None => return Ok(()),
+        };
+        let longest = READERS.as_millis();
+        let set = format!("set lock_timeout = {longest}; set statement_timeout = {longest}");
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut self.connection).await?;
+        // Not in a transaction. Safe in SQL: a name of digits.
+        let detach = format!("alter table records detach partition {} {how}", table_of(period));
+        let done = sqlx::raw_sql(AssertSqlSafe(detach)).execute(&mut self.connection).await;
+        sqlx::raw_sql("set lock_timeout = 2000; set statement_timeout = 0").execute(&mut self.connection).await?;
+        done?;
+        Ok(())
+    }
+
+    /// Ends the turn.
+    ///
+    /// # Errors
+    /// When the connection to Postgres is lost.
+    pub async fn end(self) -> Result<(), Error> {
+        Ok(self.connection.close().await?)
+    }
+}
+
+/// From which times on no record was dropped.
+pub(super) async fn kept_since(connection: &mut PgConnection) -> Result<KeptSince, Error> {
+    let row = sqlx::query!(
+        "select max(last_time) + interval '1 microsecond' as time,
+                max(last_processed_at) + interval '1 microsecond' as processed
+         from dropped_periods"
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(KeptSince { time: row.time, processed: row.processed })
+}
+
+/// The dropped periods whose last commit was before this time, and whose ids are not deleted yet. From now on ids can be
+/// missing.
+async fn expire_ids(store: &Store, before: DateTime<Utc>) -> Result<Vec<NaiveDate>, Error> {
+    Ok(sqlx::query_scalar!(
+        "update dropped_periods set ids_expired_at = coalesce(ids_expired_at, clock_timestamp())
+         where dropped_at is not null and ids_deleted_at is null and coalesce(last_processed_at, noted_at) < $1
+         returning period",
+        before
+    )
+    .fetch_all(&store.pool)
+    .await?)
+}
