@@ -1,4 +1,4 @@
-//! Points at which the crash tests kill the process. Without the feature `fault-points` they are nothing.
+//! Points at which the crash tests kill the process, and settings of times. Without the feature `fault-points` they are nothing.
 
 /// A named point. With the feature, `MILLRACE_FAULT=<name>:<n>` kills the process with SIGKILL when it is passed the
 /// n-th time (n from 1), `<name>:<n>:panic` panics there, `<name>:<n>:stop` suspends it with SIGSTOP, and
@@ -32,6 +32,16 @@ pub fn clock_shift() -> chrono::TimeDelta {
     chrono::TimeDelta::zero()
 }
 
+/// How long a partition that is being detached waits for its readers. With the feature, `MILLRACE_FAULT_READERS_MS=<n>` sets it.
+#[inline]
+#[must_use]
+pub fn wait_for_readers(usual: std::time::Duration) -> std::time::Duration {
+    #[cfg(feature = "fault-points")]
+    return armed::READERS.unwrap_or(usual);
+    #[cfg(not(feature = "fault-points"))]
+    usual
+}
+
 #[cfg(feature = "fault-points")]
 mod armed {
     use std::sync::{
@@ -53,6 +63,10 @@ mod armed {
     pub(super) static CLOCK_SHIFT: LazyLock<chrono::TimeDelta> = LazyLock::new(|| {
         let days = std::env::var("MILLRACE_FAULT_CLOCK_DAYS").ok().and_then(|days| days.parse().ok());
         chrono::TimeDelta::days(days.unwrap_or(0))
+    });
+    pub(super) static READERS: LazyLock<Option<std::time::Duration>> = LazyLock::new(|| {
+        let ms = std::env::var("MILLRACE_FAULT_READERS_MS").ok()?.parse().ok()?;
+        Some(std::time::Duration::from_millis(ms))
     });
     static PASSED: AtomicU64 = AtomicU64::new(0);
 

@@ -69,7 +69,12 @@ async fn attempt(store: &Store, manifest: &RecordPipeline, contract: bool) -> Re
         Error::Refused(why) => Failure::new(Reason::ManifestInvalid, why),
         error => error.into(),
     })?;
-    store.create_partitions(manifest.spec.retention.unwrap_or_default().partition).await?;
+    let partition = manifest.spec.retention.unwrap_or_default().partition;
+    store.create_partitions(partition).await?;
+    // Those that the role of the workers may not drop. Workers note them, for only they see the sinks.
+    for period in store.drop_noted(partition).await? {
+        say!("dropped the partition of {period}, whose records are no longer kept");
+    }
     Ok((migrated, pipeline))
 }
 

@@ -134,6 +134,25 @@ impl Store {
         kept_since(&mut *self.pool.acquire().await?).await
     }
 
+    /// Drops the partitions of periods that are noted already, unless another process does so or readers use them. Returns
+    /// their periods.
+    ///
+    /// # Errors
+    /// When Postgres does not answer, or the role is not the owner of the tables.
+    pub async fn drop_noted(&self, partition: Partition) -> Result<Vec<Period>, Error> {
+        let mut dropped = Vec::new();
+        while let Some(due) = self.due_period(KeepFor::Forever, partition).await? {
+            let Some(mut turn) = self.begin_retention().await? else { break };
+            let done = turn.drop_partition(due.period).await?;
+            turn.end().await?;
+            if done == Dropped::HasReaders {
+                break;
+            }
+            dropped.push(due.period);
+        }
+        Ok(dropped)
+    }
+
     /// Takes the turn to drop partitions; `None` while another process has it.
     ///
     /// # Errors
@@ -226,7 +245,7 @@ impl RetentionTurn {
             Some(true) => "finalize",
             None => return Ok(()),
         };
-        let longest = READERS.as_millis();
+        let longest = crate::fault::wait_for_readers(READERS).as_millis();
         let set = format!("set lock_timeout = {longest}; set statement_timeout = {longest}");
         sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut self.connection).await?;
         // Not in a transaction. Safe in SQL: a name of digits.

@@ -45,16 +45,18 @@ enum Held {
 
 /// Applies the retention until the worker ends.
 pub(super) async fn run(context: Arc<Context>) {
-    let mut task = Task { context, held: None, emptied: HashMap::new(), is_failing: false };
+    let mut task = Task { context, held: None, emptied: HashMap::new(), failure: String::new() };
     loop {
         let pause = match task.pass().await {
             Ok(()) => {
-                task.is_failing = false;
-                PERIOD
+                task.failure.clear();
+                if task.held.is_none() { PERIOD } else { RETRY }
             }
             Err(error) => {
-                if !std::mem::replace(&mut task.is_failing, true) {
-                    tracing::warn!(event = "worker.retention.failed", error = %format!("{error:#}"), "old rows cannot be deleted; the worker retries");
+                let error = format!("{error:#}");
+                if task.failure != error {
+                    tracing::warn!(event = "worker.retention.failed", error, "old rows cannot be deleted; the worker retries");
+                    task.failure = error;
                 }
                 RETRY
             }
@@ -69,7 +71,8 @@ struct Task {
     held: Option<Held>,
     /// Rollups whose rows of windows before this time are deleted.
     emptied: HashMap<i32, DateTime<Utc>>,
-    is_failing: bool,
+    /// The error of the last pass; empty: it had none.
+    failure: String,
 }
 
 impl Task {
@@ -78,6 +81,7 @@ impl Task {
         let due = self.due(&retention).await?;
         report_due(due);
         if due.is_none() && (Retention { partition: retention.partition, ..Retention::default() }) == retention {
+            self.context.board.set(RETENTION, []);
             return Ok(());
         }
         self.check_clock().await?;

@@ -38,6 +38,7 @@ mod recreated;
 mod refuse;
 mod refusing;
 mod restricted;
+mod retention;
 mod rewinds;
 mod roles;
 mod rollups;
