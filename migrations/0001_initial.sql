@@ -202,6 +202,12 @@ create table expired_counts (
     primary key (shard, kind, destination_id)
 );
 
+-- For each kind of other rows that retention deletes: the latest time of one that it deleted.
+create table expired_until (
+    kind  text        primary key check (kind in ('duplicates', 'conflicts', 'dead_letters')),
+    until timestamptz not null
+);
+
 -- The id ledger: each id that is taken, by a record or by an open dead letter. It is the only unique index on ids.
 create table record_ids (
     record_id text    collate "C" primary key,
@@ -250,7 +256,9 @@ create table rollups (
     -- The policy version that no longer has it; its rows are deleted. Null: declared.
     removed        bigint,
     -- Windows that start before it are closed: retention deletes their rows, and late records are not added. Null: none.
-    closed_before  timestamptz
+    closed_before  timestamptz,
+    -- Records with an earlier time were dropped and may not be counted, because it was not complete then. Null: none.
+    missing_before timestamptz
 );
 
 -- How far the background build of a rollup is, per shard. No row: not begun.

@@ -64,7 +64,7 @@ fn the_spec_for_pods_has_only_the_fields_that_concern_them() {
         "threshold: '1', thresholds: {a: '2'}, replicas: 0, autoscaling: {minReplicas: 1, maxReplicas: 2, targetBacklog: 9}, \
          shards: 4, backlogLimit: 7, limits: {perKey: {bytesInFlight: 1}}, image: a, imagePullPolicy: Never, imagePullSecrets: [a], \
          sinks: [{name: a, event: Alert, redisStream: {}}], rollups: [{name: a, window: 1m}], policy: {minimumTotal: '0'}, \
-         redis: {urlSecretRef: {name: a, key: k}}, postgres: {urlSecretRef: {name: b, key: k}}, \
+         retention: {records: 400d, ids: Forever}, redis: {urlSecretRef: {name: a, key: k}}, postgres: {urlSecretRef: {name: b, key: k}}, \
          auth: {bootstrapKeySecretRef: {name: c, key: k}}, serve: {replicas: 2}, work: {pod: {}}, verify: {schedule: '@daily'}, jobs: {}, \
          networkPolicy: {enabled: false}, deletionPolicy: Now, drainSeconds: 3, paused: true",
     );
@@ -72,9 +72,9 @@ fn the_spec_for_pods_has_only_the_fields_that_concern_them() {
     let all: serde_json::Value = serde_json::from_str(&whole.canonical()).unwrap();
     let for_pods: serde_json::Value = serde_json::from_str(&whole.for_pods().canonical()).unwrap();
     let (all, for_pods) = (all.as_object().unwrap(), for_pods.as_object().unwrap());
-    assert_eq!(all.len(), 24, "set a new field above, and decide whether it concerns the pods: {all:?}");
+    assert_eq!(all.len(), 25, "set a new field above, and decide whether it concerns the pods: {all:?}");
     let names: BTreeSet<&str> = for_pods.keys().map(String::as_str).collect();
-    let concern = "threshold thresholds shards backlogLimit limits sinks rollups policy redis postgres auth";
+    let concern = "threshold thresholds shards backlogLimit limits sinks rollups policy redis postgres auth retention";
     assert_eq!(names, concern.split(' ').collect());
     assert!(for_pods.iter().all(|(name, value)| all[name] == *value), "as they were written");
     assert_eq!(whole.for_pods().for_pods(), whole.for_pods());
@@ -172,6 +172,21 @@ const RULES: &[Rule] = &[
         kept: "limits: {}",
         broken: "limits: {pipeline: {bytesInFlight: 1000000000001}}",
         message: "spec.limits.pipeline.bytesInFlight: must be between",
+    },
+    Rule {
+        kept: "retention: {records: 400d, ids: 400d, closedDeadLetters: 1d, duplicates: 99999d, rollups: Forever}",
+        broken: "retention: {records: 400d, ids: 399d}",
+        message: "spec.retention.ids: must be at least as long as spec.retention.records, 400d",
+    },
+    Rule {
+        kept: "retention: {records: 400d}",
+        broken: "retention: {ids: 400d}",
+        message: "spec.retention.ids: must be at least as long as spec.retention.records, Forever",
+    },
+    Rule {
+        kept: "retention: {records: 1d}",
+        broken: "retention: {records: 0d}",
+        message: "must be Forever, or 1 to 99999 days",
     },
     Rule { kept: "image: a/b:1", broken: "image: 'a b'", message: "spec.image: must be" },
     Rule { kept: "replicas: 0", broken: "replicas: 257", message: "spec.replicas: must be at most 256" },

@@ -242,6 +242,21 @@ const RULES: &[Rule] = &[
         message: "spec.sinks[1]: Duplicate value: {\"name\":\"a\"}",
     },
     Rule {
+        kept: "retention: {partition: Day, records: 400d, ids: 400d, duplicates: 1d, rollups: Forever}",
+        broken: "retention: {records: 400d, ids: 99d}",
+        message: "ids must be kept at least as long as records",
+    },
+    Rule {
+        kept: "retention: {records: 400d}",
+        broken: "retention: {ids: 400d}",
+        message: "ids must be kept at least as long as records",
+    },
+    Rule {
+        kept: "retention: {records: 99999d}",
+        broken: "retention: {records: 0d}",
+        message: "spec.retention.records in body should match",
+    },
+    Rule {
         kept: "rollups: [{name: a, window: 1h}, {name: b, window: 1h}]",
         broken: "rollups: [{name: a, window: 1h}, {name: a, window: 1d}]",
         message: "spec.rollups[1]: Duplicate value: {\"name\":\"a\"}",

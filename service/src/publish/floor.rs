@@ -10,7 +10,7 @@ use crate::{
     streams::Streams,
 };
 
-/// The lowest number up to which a sequence of a shard is published, and the sink that stands there.
+/// The lowest number up to which a sequence of a shard is published, and the sink whose position it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Floor {
     /// The number.
@@ -52,8 +52,8 @@ async fn positions(store: &Store, streams: &Streams, sink: &SinkRow) -> anyhow::
         return Ok(BTreeMap::new());
     }
     let Some(stream) = &sink.stream else {
-        let settled = store.webhook_floors(&sink.name).await?;
-        return Ok(settled.into_iter().map(|place| (place.shard, place.seq)).collect());
+        let delivered = store.webhook_floors(&sink.name).await?;
+        return Ok(delivered.into_iter().map(|place| (place.shard, place.seq)).collect());
     };
     let snapshot = streams.sink_snapshot(stream).await?;
     let is_its_own = snapshot.cursor_generation.as_deref() == Some(&sink.cursor_generation);

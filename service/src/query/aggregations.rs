@@ -2,11 +2,11 @@
 //!
 //! One statement reads both in the order of the response. Memory holds one row.
 
+use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
 use poem::http::HeaderMap;
 use poem_openapi::{Object, param::Query, types::Example};
 use serde::Serialize;
-use serde_json::json;
 
 use super::{
     Tags,
@@ -14,7 +14,7 @@ use super::{
     format::{Format, csv_line},
     record_filter::filtered_operation,
     record_text::{self, LineBreaks},
-    stream::{Cut, Out, Slots, body},
+    stream::{Cut, Out, Slots, body, head},
     types::{Time, Word},
     views::{RecordType, RecordView},
 };
@@ -57,6 +57,11 @@ pub(super) struct AggregationGroup {
 pub(super) struct Aggregations {
     /// When the snapshot was taken from which the whole response is read.
     pub as_of: Time,
+    /// Records with an earlier `time` can be missing: they are no longer kept. Absent where none is. Also the header
+    /// `Millrace-Complete-Since` of every format.
+    #[oai(skip_serializing_if_is_none)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub complete_since: Option<Time>,
     /// One group per destination, ordered by destinationId.
     pub groups: Vec<AggregationGroup>,
 }
@@ -71,7 +76,7 @@ impl Example for Aggregations {
             count: 1,
             records: Some(vec![record]),
         };
-        Self { as_of: Time::example(), groups: vec![group] }
+        Self { as_of: Time::example(), complete_since: None, groups: vec![group] }
     }
 }
 
@@ -104,13 +109,17 @@ filtered_operation! {
     ]) -> Streamed<Aggregations> {
         let format = Format::of(headers)?;
         let slot = self.slots.take()?;
-        let snapshot = app.store.snapshot().await?;
+        let mut snapshot = app.store.snapshot().await?;
         let with_records = records.0;
+        let since = match with_records {
+            true => snapshot.complete_since(&filter, None).await?,
+            false => snapshot.totals_complete_since(&filter).await?,
+        };
         let body = body(slot, move |out| {
-            let writer = AggregationWriter { out, format, with_records, group: None, groups: 0, records: 0 };
+            let writer = AggregationWriter { out, format, with_records, since, group: None, groups: 0, records: 0 };
             aggregate(snapshot, filter, writer)
         });
-        Ok(Streamed::new(format, body))
+        Ok(Streamed::new(format, body).complete_since(since))
     }
 }
 
@@ -146,6 +155,8 @@ struct AggregationWriter {
     out: Out,
     format: Format,
     with_records: bool,
+    /// The time from which it is complete.
+    since: Option<DateTime<Utc>>,
     /// The open group.
     group: Option<Group>,
     groups: u64,
@@ -164,7 +175,7 @@ struct Group {
 impl AggregationWriter {
     fn begin(&mut self, as_of: &str) {
         match self.format {
-            Format::Json => self.out.text(&format!("{{\"asOf\":\"{as_of}\",\"groups\":[")),
+            Format::Json => self.out.text(&format!("{{{},\"groups\":[", head(as_of, self.since))),
             Format::Ndjson => {}
             Format::Csv if self.with_records => csv_line(&mut self.out.buffer, record_text::COLUMNS),
             Format::Csv => csv_line(&mut self.out.buffer, ["destinationId", "unit", "count", "total"]),
@@ -271,8 +282,8 @@ impl AggregationWriter {
         match self.format {
             Format::Json => self.out.text("]}"),
             Format::Ndjson => {
-                let end = json!({"end": {"groups": self.groups, "records": self.records, "asOf": as_of}});
-                self.out.line("", &end, "")?;
+                let (groups, records, head) = (self.groups, self.records, head(as_of, self.since));
+                self.out.text(&format!("{{\"end\":{{\"groups\":{groups},\"records\":{records},{head}}}}}\n"));
             }
             Format::Csv => {}
         }

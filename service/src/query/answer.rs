@@ -1,6 +1,7 @@
 //! Response bodies with the schema of their type in the OpenAPI document, and pages with their cursors.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use chrono::{DateTime, Utc};
 use poem::{Body, IntoResponse, Response};
 use poem_openapi::{
     ApiResponse, Object,
@@ -11,8 +12,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 use super::{format::Format, types::Time};
-use crate::http::problem::Failure;
+use crate::{domain::render_time, http::problem::Failure, store::complete_since};
 
+/// The header of a streamed answer whose range starts before the records that are kept.
+const COMPLETE_SINCE: &str = "Millrace-Complete-Since";
 /// Items of a page when the client sends no limit.
 pub(super) const DEFAULT_LIMIT: u32 = 100;
 /// Maximum number of items of a page.
@@ -48,21 +51,29 @@ impl<T: Type, const STATUS: u16> ApiResponse for Answer<T, STATUS> {
 pub(super) struct Streamed<T> {
     format: Format,
     body: Body,
+    complete_since: Option<DateTime<Utc>>,
     json: std::marker::PhantomData<fn() -> T>,
 }
 
 impl<T> Streamed<T> {
     pub(super) fn new(format: Format, body: Body) -> Self {
-        Self { format, body, json: std::marker::PhantomData }
+        Self { format, body, complete_since: None, json: std::marker::PhantomData }
+    }
+
+    /// The same body, with the header that names the time from which it is complete.
+    pub(super) fn complete_since(self, complete_since: Option<DateTime<Utc>>) -> Self {
+        Self { complete_since, ..self }
     }
 }
 
 impl<T> IntoResponse for Streamed<T> {
     fn into_response(self) -> Response {
-        Response::builder()
-            .content_type(self.format.content_type())
-            .header(poem::http::header::VARY, "Accept")
-            .body(self.body)
+        let mut response =
+            Response::builder().content_type(self.format.content_type()).header(poem::http::header::VARY, "Accept");
+        if let Some(since) = self.complete_since {
+            response = response.header(COMPLETE_SINCE, render_time(since));
+        }
+        response.body(self.body)
     }
 }
 
@@ -110,6 +121,16 @@ pub(super) struct Page<T: ParseFromJSON + ToJSON + Send + Sync> {
     /// with `order=processed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
+    /// Items from before this time can be missing: they are no longer kept. Absent where none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub complete_since: Option<Time>,
+}
+
+impl<T: ParseFromJSON + ToJSON + Send + Sync> Page<T> {
+    /// The same page, with the time before which items were deleted, if its range starts before it.
+    pub(super) fn kept_since(self, kept: Option<DateTime<Utc>>, start: Option<DateTime<Utc>>) -> Self {
+        Self { complete_since: complete_since(kept, start).map(Time), ..self }
+    }
 }
 
 /// The pages of a list: their size, and the position after which the requested page begins.
@@ -154,7 +175,7 @@ impl<P: Serialize + DeserializeOwned> Paging<P> {
         let more = rows.len() > self.limit;
         rows.truncate(self.limit);
         let next_cursor = rows.last().filter(|_| more).and_then(|last| self.cursor(&place(last)));
-        Page { items: rows.into_iter().map(item).collect(), next_cursor }
+        Page { items: rows.into_iter().map(item).collect(), next_cursor, complete_since: None }
     }
 
     /// The cursor of a position.

@@ -170,7 +170,8 @@ impl AuditApi {
         });
         let rows = app.store.list_facts(&filter, after, paging.rows()).await?;
         let place = |fact: &Fact| (Time(fact.applied), fact.shard, fact.kind, fact.n, fact.step);
-        Ok(Answer(paging.page(rows, place, AuditFact::from)))
+        let page = paging.page(rows, place, AuditFact::from);
+        Ok(Answer(page.kept_since(app.store.kept_since().await?.facts(), start_time.0.map(|time| time.0))))
     }
 }
 

@@ -107,6 +107,7 @@ impl ConflictsApi {
         };
         let paging = Paging::<ShardSeq>::new("/conflicts", &filter, cursor.0, limit.0)?;
         let rows = app.store.list_conflicts(&filter, paging.after.unwrap_or_default(), paging.rows()).await?;
-        Ok(Answer(paging.page(rows, |row| ShardSeq { shard: row.shard, seq: row.seq }, Conflict::from)))
+        let page = paging.page(rows, |row| ShardSeq { shard: row.shard, seq: row.seq }, Conflict::from);
+        Ok(Answer(page.kept_since(app.store.kept_since().await?.conflicts, filter.start)))
     }
 }

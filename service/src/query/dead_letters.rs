@@ -111,7 +111,8 @@ impl DeadLettersApi {
         };
         let paging = Paging::<ShardSeq>::new("/dead-letters", &filter, cursor.0, limit.0)?;
         let rows = app.store.list_dead_letters(&filter, paging.after.unwrap_or_default(), paging.rows()).await?;
-        Ok(Answer(paging.page(rows, |row| ShardSeq { shard: row.shard, seq: row.seq }, DeadLetter::from)))
+        let page = paging.page(rows, |row| ShardSeq { shard: row.shard, seq: row.seq }, DeadLetter::from);
+        Ok(Answer(page.kept_since(app.store.kept_since().await?.dead_letters, filter.start)))
     }
 
     /// Replay a dead letter

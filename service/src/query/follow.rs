@@ -39,7 +39,8 @@ pub(super) async fn follow(
         let rows = app.store.list_processed(filter, &pages).await?;
         items.extend(taken(rows, &pages, left, &mut position).into_iter().map(RecordView::from));
     }
-    Ok(Page { items, next_cursor: paging.cursor(&position) })
+    let page = Page { items, next_cursor: paging.cursor(&position), complete_since: None };
+    Ok(page.kept_since(app.store.kept_since().await?.records, filter.start))
 }
 
 /// The parts of shards to read for so many records: of each shard about twice its share of the unread records. Where the

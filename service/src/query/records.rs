@@ -62,6 +62,7 @@ filtered_operation! {
         }
         let paging = Paging::<ShardSeq>::new("/records", &filter, cursor.0, limit.0)?;
         let rows = app.store.list_records(&filter, paging.after.unwrap_or_default(), paging.rows()).await?;
-        Ok(Answer(paging.page(rows, |row| ShardSeq { shard: row.shard, seq: row.seq }, RecordView::from)))
+        let page = paging.page(rows, |row| ShardSeq { shard: row.shard, seq: row.seq }, RecordView::from);
+        Ok(Answer(page.kept_since(app.store.kept_since().await?.records, filter.start)))
     }
 }

@@ -7,7 +7,6 @@ use futures::TryStreamExt as _;
 use poem::http::HeaderMap;
 use poem_openapi::{Enum, Object, param::Query, types::Example};
 use serde::Serialize;
-use serde_json::json;
 
 use super::{
     Tags,
@@ -15,7 +14,7 @@ use super::{
     answer::{Streamed, invalid_parameter},
     format::{Format, csv_line},
     record_filter::filtered_operation,
-    stream::{Cut, Out, Slots, body},
+    stream::{Cut, Out, Slots, body, head},
     types::{Time, Word},
     views::RecordType,
 };
@@ -99,6 +98,11 @@ pub(super) struct RollupRow {
 pub(super) struct Rollups {
     /// When the snapshot was taken from which the whole response is read.
     pub as_of: Time,
+    /// Records with an earlier `time` can be missing: they are no longer kept. Absent where none is. Also the header
+    /// `Millrace-Complete-Since` of every format.
+    #[oai(skip_serializing_if_is_none)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub complete_since: Option<Time>,
     /// Ordered by window, destinationId, reference, sourceId, type (negative first), unit. Empty windows are omitted.
     pub items: Vec<RollupRow>,
 }
@@ -118,7 +122,7 @@ impl Example for Rollups {
             distinct_source_ids: Some(1),
             totals: vec![Total { unit: "EUR".to_owned(), count: 2, total: "125.40".to_owned() }],
         };
-        Self { as_of: start, items: vec![row] }
+        Self { as_of: start, complete_since: None, items: vec![row] }
     }
 }
 
@@ -158,12 +162,13 @@ filtered_operation! {
         let zone = zone(window.0, time_zone.0.as_deref())?;
         let by = rollup_by(window.0, zone, &group_by.0, distinct.0)?;
         let slot = self.slots.take()?;
-        let snapshot = app.store.snapshot().await?;
+        let mut snapshot = app.store.snapshot().await?;
+        let since = snapshot.complete_since(&filter, Some(&by)).await?;
         let body = body(slot, move |out| {
-            let writer = RollupWriter { out, format, by: by.clone(), rows: 0, first_total: true, row: None };
+            let writer = RollupWriter { out, format, since, by: by.clone(), rows: 0, first_total: true, row: None };
             roll_up(snapshot, filter, by, writer)
         });
-        Ok(Streamed::new(format, body))
+        Ok(Streamed::new(format, body).complete_since(since))
     }
 }
 
@@ -221,6 +226,8 @@ async fn roll_up(
 struct RollupWriter {
     out: Out,
     format: Format,
+    /// The time from which it is complete.
+    since: Option<DateTime<Utc>>,
     by: RollupBy,
     rows: u64,
     first_total: bool,
@@ -231,7 +238,7 @@ struct RollupWriter {
 impl RollupWriter {
     fn begin(&mut self, as_of: &str) {
         match self.format {
-            Format::Json => self.out.text(&format!("{{\"asOf\":\"{as_of}\",\"items\":[")),
+            Format::Json => self.out.text(&format!("{{{},\"items\":[", head(as_of, self.since))),
             Format::Ndjson => {}
             Format::Csv => {
                 let mut columns = Vec::new();
@@ -353,7 +360,8 @@ impl RollupWriter {
         match self.format {
             Format::Json => self.out.text("]}"),
             Format::Ndjson => {
-                self.out.line("", &json!({"end": {"rows": self.rows, "asOf": as_of}}), "")?;
+                let (rows, head) = (self.rows, head(as_of, self.since));
+                self.out.text(&format!("{{\"end\":{{\"rows\":{rows},{head}}}}}\n"));
             }
             Format::Csv => {}
         }

@@ -188,6 +188,9 @@ pub(super) struct Stats {
     /// Records that raised no alert because their unit has no threshold although other units have one: the unit may be
     /// misspelt. `GET /records/rollups?groupBy=unit` lists all units.
     pub records_without_threshold: i64,
+    /// Records that came after retention had closed their window of a declared rollup, which does not count them; once per
+    /// rollup.
+    pub late_after_retention: i64,
     /// Records that are not applied; absent while Redis is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backlog: Option<i64>,

@@ -13,13 +13,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use futures::{StreamExt as _, stream};
 use poem::Body;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{http::problem::Failure, store, telemetry::limits};
+use crate::{domain::render_time, http::problem::Failure, store, telemetry::limits};
 
 /// Bytes of a chunk.
 const CHUNK: usize = 32 * 1024;
@@ -70,6 +71,12 @@ pub(super) struct Out {
     chunks: mpsc::Sender<Option<Bytes>>,
 }
 
+/// The fields `asOf` and `completeSince` of a streamed answer.
+pub(super) fn head(as_of: &str, since: Option<DateTime<Utc>>) -> String {
+    let since = since.map(|since| format!(",\"completeSince\":\"{}\"", render_time(since)));
+    format!("\"asOf\":\"{as_of}\"{}", since.unwrap_or_default())
+}
+
 impl Out {
     /// Writes text as it is.
     pub(super) fn text(&mut self, text: &str) {
@@ -79,22 +86,6 @@ impl Out {
     /// Writes a value as JSON.
     pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Cut> {
         Ok(serde_json::to_writer(&mut self.buffer, value)?)
-    }
-
-    /// Writes `before`, a value as JSON and `after` as one line. Line breaks in raw JSON become spaces: there they can
-    /// only be white space between values, so no value changes.
-    pub(super) fn line(&mut self, before: &str, value: &impl Serialize, after: &str) -> Result<(), Cut> {
-        self.text(before);
-        let from = self.buffer.len();
-        self.json(value)?;
-        for byte in &mut self.buffer[from..] {
-            if matches!(byte, b'\n' | b'\r') {
-                *byte = b' ';
-            }
-        }
-        self.text(after);
-        self.text("\n");
-        Ok(())
     }
 
     /// Sends the buffer when it is large enough for a chunk.

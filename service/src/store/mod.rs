@@ -76,7 +76,7 @@ pub use processed::ShardPage;
 pub use producers::{Producer, ShardAccount};
 pub use purge::Purge;
 pub use query::{ConflictFilter, FoundRecord, RecordHistory, StoredConflict, StoredRecord, Traces};
-pub use retention::{Dropped, DuePeriod, Expired, IdStep, KeptSince, RetentionTurn};
+pub use retention::{Dropped, DuePeriod, Expired, IdStep, KeptSince, RetentionTurn, complete_since};
 pub use rollups::{RollupState, RollupStep};
 pub use sessions::{LiveSecret, SESSION_HOURS};
 pub use sinks::{NewSink, SinkBegins, SinkRow, SinkState};

@@ -1,6 +1,6 @@
 //! Retention: drops old partitions of the records, and deletes old ids, outcomes and windows in bounded steps.
 //!
-//! A period is noted before its partition is detached: from then on `expired_counts` has its records, and whoever counts
+//! A period is noted before its partition is detached: from then on `expired_counts` has its records, and a count of
 //! records adds them. It must never note a period before all older ones, nor drop a partition with a record that is not
 //! noted.
 
@@ -29,21 +29,33 @@ pub struct DuePeriod {
     pub is_noted: bool,
 }
 
-/// From which times on no record was dropped; `None`: from the beginning.
+/// From which times on retention deleted nothing; `None`: from the beginning.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct KeptSince {
-    /// By `time` of the record.
-    pub time: Option<DateTime<Utc>>,
-    /// By the time of processing.
+    /// Of records, by their `time`.
+    pub records: Option<DateTime<Utc>>,
+    /// Of records, by the time of processing.
     pub processed: Option<DateTime<Utc>>,
+    /// Of duplicates.
+    pub duplicates: Option<DateTime<Utc>>,
+    /// Of conflicts.
+    pub conflicts: Option<DateTime<Utc>>,
+    /// Of dead letters.
+    pub dead_letters: Option<DateTime<Utc>>,
 }
 
 impl KeptSince {
-    /// The time from which an answer is complete; `None` if it is complete from the start of its range of `time` on.
+    /// Of the facts of the audit trail.
     #[must_use]
-    pub fn complete_since(&self, start: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
-        self.time.filter(|since| start.is_none_or(|start| start < *since))
+    pub fn facts(&self) -> Option<DateTime<Utc>> {
+        [self.processed, self.duplicates, self.conflicts, self.dead_letters].into_iter().flatten().max()
     }
+}
+
+/// The time from which an answer is complete; `None` if it is complete from the start of its range on.
+#[must_use]
+pub fn complete_since(kept: Option<DateTime<Utc>>, start: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
+    kept.filter(|kept| start.is_none_or(|start| start < *kept))
 }
 
 /// The end of an attempt to drop a partition.
@@ -126,7 +138,7 @@ impl Store {
         Ok(ends.fetch_all(&self.pool).await?)
     }
 
-    /// From which times on no record was dropped. Read it after the records: a period is noted before it is dropped.
+    /// From which times on nothing was deleted. Read it after the rows: a period is noted before it is dropped.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -187,6 +199,13 @@ impl RetentionTurn {
                  on conflict (period) do update
                  set dropped_at = null, ids_expired_at = null, ids_deleted_at = null, last_time = greatest(d.last_time, excluded.last_time),
                      last_processed_at = greatest(d.last_processed_at, excluded.last_processed_at)
+             ), incomplete as (
+                 -- Its build can miss these records.
+                 update rollups r
+                 set missing_before = greatest(r.missing_before, (select max(last_time) + interval '1 microsecond' from parts))
+                 where removed is null and exists (
+                     select from shards s left join rollup_builds b on b.rollup_id = r.id and b.shard = s.shard
+                     where s.policy_version < r.version or b.shard is null or b.next_seq < b.until_seq)
              )
              insert into expired_counts as e (shard, kind, count, upto, alerts)
              select shard, 'records', count, upto, alerts from parts
@@ -265,16 +284,18 @@ impl RetentionTurn {
     }
 }
 
-/// From which times on no record was dropped.
+/// From which times on nothing was deleted.
 pub(super) async fn kept_since(connection: &mut PgConnection) -> Result<KeptSince, Error> {
-    let row = sqlx::query!(
-        "select max(last_time) + interval '1 microsecond' as time,
-                max(last_processed_at) + interval '1 microsecond' as processed
+    let kept = sqlx::query_as!(
+        KeptSince,
+        "select max(last_time) + interval '1 microsecond' as records,
+                max(last_processed_at) + interval '1 microsecond' as processed,
+                (select until + interval '1 microsecond' from expired_until where kind = 'duplicates') as duplicates,
+                (select until + interval '1 microsecond' from expired_until where kind = 'conflicts') as conflicts,
+                (select until + interval '1 microsecond' from expired_until where kind = 'dead_letters') as dead_letters
          from dropped_periods"
-    )
-    .fetch_one(connection)
-    .await?;
-    Ok(KeptSince { time: row.time, processed: row.processed })
+    );
+    Ok(kept.fetch_one(connection).await?)
 }
 
 /// The dropped periods whose last commit was before this time, and whose ids are not deleted yet. From now on ids can be

@@ -90,8 +90,9 @@ pub(super) async fn declare(
                    where removed is null and name = $1 and window_seconds = $2 and group_by = $3 and distinct_source = $4
                          and time_zone = $6
                ), declared as (
-                   insert into rollups (name, window_seconds, group_by, distinct_source, version, time_zone)
-                   select $1, $2, $3, $4, $5, $6 where not exists (select from found)
+                   insert into rollups (name, window_seconds, group_by, distinct_source, version, time_zone, missing_before)
+                   select $1, $2, $3, $4, $5, $6, (select max(last_time) + interval '1 microsecond' from dropped_periods)
+                   where not exists (select from found)
                    returning id
                )
                select id as "id!" from found union all select id from declared"#,

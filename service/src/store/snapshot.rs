@@ -6,8 +6,9 @@ use futures::{StreamExt as _, stream::BoxStream};
 use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 
 use super::{
-    Error, RecordFilter, Store,
+    Error, RecordFilter, Store, complete_since,
     filter::{LimitArguments, filtered_records},
+    retention::kept_since,
     slow::Watched,
     sums::{RollupBy, filtered_sums, rolled},
 };
@@ -210,6 +211,37 @@ impl Store {
 }
 
 impl Snapshot {
+    /// The time from which the records of an answer, or its sums, are complete; `None`: all of it is. `by`: how the sums are
+    /// grouped; `None`: the records are listed.
+    ///
+    /// # Errors
+    /// When the snapshot is over, or Postgres does not answer.
+    pub async fn complete_since(
+        &mut self,
+        filter: &RecordFilter,
+        by: Option<&RollupBy>,
+    ) -> Result<Option<DateTime<Utc>>, Error> {
+        let connection = self.connection()?;
+        let kept = kept_since(connection).await?.records;
+        match by {
+            None => Ok(complete_since(kept, filter.start)),
+            // Also without a dropped record, a rollup is never used for its closed windows.
+            Some(_) if kept.is_none() => Ok(None),
+            Some(by) => Ok(rolled(connection, filter, by).await?.complete_since(kept, filter)),
+        }
+    }
+
+    /// As [`Self::complete_since`], of totals by destination and unit.
+    ///
+    /// # Errors
+    /// As of that.
+    pub async fn totals_complete_since(&mut self, filter: &RecordFilter) -> Result<Option<DateTime<Utc>>, Error> {
+        if filter.has_stored_totals() {
+            return Ok(None);
+        }
+        self.complete_since(filter, Some(&by_destination())).await
+    }
+
     fn connection(&mut self) -> Result<&mut PgConnection, Error> {
         self.connection.as_deref_mut().ok_or(Error::Sql(sqlx::Error::PoolClosed))
     }
@@ -251,8 +283,7 @@ impl Snapshot {
             .fetch(connection);
             return Ok(Watched::new("aggregation.totals", rows).boxed());
         }
-        let by = RollupBy { destination_id: true, unit: true, ..RollupBy::default() };
-        let rolled = rolled(connection, filter, &by).await?;
+        let rolled = rolled(connection, filter, &by_destination()).await?;
         let rows = filtered_sums!(
             UnitTotal,
             r#"select destination_id as "destination_id!: DestinationId", unit as "unit!: Unit",
@@ -331,6 +362,10 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+fn by_destination() -> RollupBy {
+    RollupBy { destination_id: true, unit: true, ..RollupBy::default() }
 }
 
 impl Drop for Snapshot {

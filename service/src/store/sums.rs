@@ -8,7 +8,7 @@ use std::{cmp::Reverse, time::Duration};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
-use super::{Error, RecordFilter};
+use super::{Error, RecordFilter, complete_since};
 use crate::domain::Zone;
 
 /// The fields by which sums are grouped.
@@ -41,6 +41,10 @@ struct CompleteRollup {
     reference: bool,
     source_id: bool,
     zone: Zone,
+    /// Its rows of windows that start before it are deleted; as its rows have it.
+    closed_before: Option<DateTime<Utc>>,
+    /// Records with an earlier time can be missing.
+    missing_before: Option<DateTime<Utc>>,
 }
 
 /// The part of a time range that a declared rollup has. The default is none of it: all sums come from records.
@@ -58,6 +62,8 @@ pub(super) struct Rolled {
     pub(super) after: Option<DateTime<Utc>>,
     /// Whether its rows have the local time of the query's zone. Otherwise they have UTC, as records have.
     pub(super) is_local: bool,
+    /// Records with an earlier time can be missing in it.
+    pub(super) missing_before: Option<DateTime<Utc>>,
 }
 
 impl CompleteRollup {
@@ -94,12 +100,15 @@ impl CompleteRollup {
         if let Some(end) = filter.end {
             until = Some(window_of(end)?);
         }
+        from = from.max(self.closed_before);
         if from.zip(until).is_some_and(|(from, until)| from >= until) {
             return None;
         }
         let before = from.map(begins).filter(|begins| Some(*begins) != filter.start);
         let after = until.map(begins).filter(|begins| Some(*begins) != filter.end);
-        Some(Rolled { rollup_id: Some(self.id), from, until, before, after, is_local: !self.zone.is_utc() })
+        let missing_before = self.missing_before.filter(|missing| from.map(begins).is_none_or(|from| from < *missing));
+        let is_local = !self.zone.is_utc();
+        Some(Rolled { rollup_id: Some(self.id), from, until, before, after, is_local, missing_before })
     }
 
     /// Orders rollups by their cost: those that need no records, then those with the fewest fields, then those with the
@@ -121,6 +130,18 @@ impl RecordFilter {
     }
 }
 
+impl Rolled {
+    /// The time from which sums are complete, where records with an earlier time than `kept` were dropped; `None`: all are.
+    pub(super) fn complete_since(&self, kept: Option<DateTime<Utc>>, filter: &RecordFilter) -> Option<DateTime<Utc>> {
+        if self.rollup_id.is_none() {
+            return complete_since(kept, filter.start);
+        }
+        let before = self.before.and_then(|end| complete_since(kept, filter.start).map(|kept| kept.min(end)));
+        let after = self.after.and_then(|start| complete_since(kept, Some(start)));
+        [self.missing_before, before, after].into_iter().flatten().max()
+    }
+}
+
 /// The cheapest declared rollup for the sums of a filter, among those that are complete in this snapshot.
 pub(super) async fn rolled(
     connection: &mut PgConnection,
@@ -128,7 +149,7 @@ pub(super) async fn rolled(
     by: &RollupBy,
 ) -> Result<Rolled, Error> {
     let declared = sqlx::query!(
-        r#"select id, window_seconds, time_zone, 'destinationId' = any(group_by) as "destination_id!",
+        r#"select id, window_seconds, time_zone, closed_before, missing_before, 'destinationId' = any(group_by) as "destination_id!",
                   'reference' = any(group_by) as "reference!",
                   distinct_source or 'sourceId' = any(group_by) as "source_id!"
            from rollups r
@@ -150,6 +171,8 @@ pub(super) async fn rolled(
                 source_id: row.source_id,
                 // Without the rules of its zone it cannot be used.
                 zone: Zone::named(&row.time_zone).ok()?,
+                closed_before: row.closed_before,
+                missing_before: row.missing_before,
             })
         })
         .collect();
@@ -186,7 +209,8 @@ macro_rules! filtered_sums {
                  union all
                  select time, false, destination_id, reference, source_id, unit, positive, 1::bigint, value
                  from records",
-            "and ($15::int is null or time >= $8 and time < $18::timestamptz or time >= $19::timestamptz and time < $9)) "
+            "and ($15::int is null or ($8::timestamptz is null or time >= $8) and time < $18::timestamptz
+                          or time >= $19::timestamptz and ($9::timestamptz is null or time < $9))) "
             $($select)+,
             $filter,
             $rolled.rollup_id,
@@ -209,7 +233,17 @@ mod tests {
 
     fn hourly() -> CompleteRollup {
         let zone = Zone::default();
-        CompleteRollup { id: 1, window_seconds: 3_600, destination_id: true, reference: false, source_id: false, zone }
+        let (closed_before, missing_before) = (None, None);
+        CompleteRollup {
+            id: 1,
+            window_seconds: 3_600,
+            destination_id: true,
+            reference: false,
+            source_id: false,
+            zone,
+            closed_before,
+            missing_before,
+        }
     }
 
     fn daily(zone: &str) -> CompleteRollup {
@@ -245,7 +279,16 @@ mod tests {
                 "" => None,
                 clock => time(&format!("2026-01-01T{clock}:00Z")),
             });
-            let expected = expected.map(|_| Rolled { rollup_id: Some(1), from, until, before, after, is_local: false });
+            let missing_before = None;
+            let expected = expected.map(|_| Rolled {
+                rollup_id: Some(1),
+                from,
+                until,
+                before,
+                after,
+                is_local: false,
+                missing_before,
+            });
             assert_eq!(hourly().windows(&range(start, end)), expected, "{start} to {end}");
         }
         let old = hourly().windows(&range("1969-12-31T22:30:00Z", "1969-12-31T23:30:00Z"));
@@ -274,7 +317,7 @@ mod tests {
                     "" => None,
                     hour => time(&format!("2026-{hour}:00:00Z")),
                 });
-                Rolled { rollup_id: Some(2), from, until, before, after, is_local: true }
+                Rolled { rollup_id: Some(2), from, until, before, after, is_local: true, missing_before: None }
             });
             assert_eq!(daily.windows(&range(start, end)), expected, "{start} to {end}");
         }

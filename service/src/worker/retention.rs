@@ -55,7 +55,11 @@ pub(super) async fn run(context: Arc<Context>) {
             Err(error) => {
                 let error = format!("{error:#}");
                 if task.failure != error {
-                    tracing::warn!(event = "worker.retention.failed", error, "old rows cannot be deleted; the worker retries");
+                    tracing::warn!(
+                        event = "worker.retention.failed",
+                        error,
+                        "old rows cannot be deleted; the worker retries"
+                    );
                     task.failure = error;
                 }
                 RETRY

@@ -70,6 +70,43 @@ impl Pipeline {
     }
 }
 
+impl Pipeline {
+    /// Answers that lack dropped records say from which `time` on they are complete; answers that count them do not.
+    async fn says_what_is_missing(&self) {
+        let since = "2026-01-31T12:00:00.000001Z";
+        for (path, lacks) in [
+            ("/records?limit=1", true),
+            ("/records?order=processed&limit=1", true),
+            ("/records/aggregations", true),
+            ("/records/aggregations?alerted=false&records=false", true),
+            ("/records/aggregations?endTime=2026-02-01T00:00:00Z&records=false", false),
+            ("/records/aggregations?records=false", false),
+            ("/records/rollups?window=1d&groupBy=destinationId", false),
+            ("/records/rollups?startTime=2026-01-31T11:00:00Z", true),
+            ("/records/rollups?groupBy=reference", true),
+        ] {
+            let answer = self.ask(path).await;
+            let (found, lacking) =
+                (answer.expect(200)["completeSince"].clone(), if lacks { since.into() } else { Value::Null });
+            assert_eq!(found, lacking, "{path}");
+            if !path.starts_with("/records?") {
+                assert_eq!(answer.header("millrace-complete-since"), found.as_str().unwrap_or_default(), "{path}");
+            }
+            let and = if path.contains('?') { '&' } else { '?' };
+            if lacks && !path.contains("startTime") {
+                let complete = self.get(&format!("{path}{and}startTime={since}")).await;
+                assert_eq!(complete.get("completeSince"), None, "{path} from that time on");
+            }
+        }
+        let processed = self.get("/audit?limit=1").await["completeSince"].as_str().unwrap().to_owned();
+        assert_eq!(self.get(&format!("/audit?startTime={processed}")).await.get("completeSince"), None);
+        // A late record of a kept partition is there, whatever its time.
+        let records = self.get("/records/aggregations").await;
+        let counts = records["groups"].as_array().unwrap().iter().map(|group| group["count"].as_i64().unwrap());
+        assert_eq!(counts.sum::<i64>(), 3_000);
+    }
+}
+
 /// How many partitions the test fills and drops.
 fn partitions() -> i64 {
     std::env::var("MILLRACE_RETENTION_PARTITIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(3)
@@ -107,6 +144,7 @@ async fn partitions_are_dropped_under_load_and_every_sum_stays_exact() {
     let ids: Vec<String> = sent.iter().flat_map(|load| load.ids.clone()).collect();
     check_stream(&pipeline.sink_entries("notifications").await, &ids);
     pipeline.verify().await;
+    pipeline.says_what_is_missing().await;
     // Dropped ids stay taken.
     pipeline.apply(&record("r-1", "destination-1")).await.refused(409, "record_conflict");
     pipeline.ask("/records/r-1").await.refused(410, "record_expired");
@@ -265,11 +303,11 @@ async fn ids_outcomes_and_windows_are_deleted_when_they_are_too_old() {
     let [open, closed] = refused;
     pipeline.applied_days_ago(8, &[one.clone(), other.clone(), one.clone(), conflict, closed, open]).await;
     assert_eq!(pipeline.number("select count(*) from rollup_totals").await, 1);
-    let closed: String =
-        pipeline.list("/dead-letters").await.iter().find(|letter| letter["recordId"] == "closed").unwrap()["id"]
-            .as_str()
-            .unwrap()
-            .to_owned();
+    let closed: String = pipeline.list("/dead-letters").await.iter().find(|dead| dead["recordId"] == "closed").unwrap()
+        ["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     pipeline.act(&format!("/dead-letters/{closed}/discard")).await.expect(200);
     pipeline
         .execute("update dead_letters set closed_at = closed_at - interval '8 days' where closed_at is not null")

@@ -92,6 +92,10 @@ impl World {
                 "policy": {"minimumTotal": record::MINIMUM_TOTAL},
                 "sinks": sinks,
                 "rollups": rollups,
+                // Nothing gets so old. While the clock of Postgres is moved ahead, everything is.
+                "retention": {
+                    "records": "400d", "ids": "400d", "closedDeadLetters": "400d", "duplicates": "400d", "rollups": "400d",
+                },
             },
         });
         // In one step: processes read it at any time.

@@ -92,7 +92,10 @@ impl Store {
             r#"with gone as (
                    delete from duplicates where ctid = any(array(
                        select ctid from duplicates where noted_at < $1 order by noted_at limit $2))
-                   returning shard
+                   returning shard, noted_at
+               ), dated as (
+                   insert into expired_until as e (kind, until) select 'duplicates', max(noted_at) from gone having count(*) > 0
+                   on conflict (kind) do update set until = greatest(e.until, excluded.until)
                ), counted as (
                    insert into expired_counts as e (shard, kind, count)
                    select shard, 'duplicates', count(*) from gone group by shard
@@ -124,7 +127,10 @@ impl Store {
             ($old:literal, $returning:literal, $kind:literal) => {
                 sqlx::query_scalar!(
                     "with gone as (delete from " + $old
-                        + " returning " + $returning + "), counted as (
+                        + " returning " + $returning + "), dated as (
+                           insert into expired_until as e (kind, until) select '" + $kind + "', max(until) from gone having count(*) > 0
+                           on conflict (kind) do update set until = greatest(e.until, excluded.until)
+                       ), counted as (
                            insert into expired_counts as e (shard, kind, destination_id, count, replayed, upto)
                            select shard, '" + $kind + r#"', destination_id, count(*), count(*) filter (where is_replayed), max(n)
                            from gone group by shard, destination_id
@@ -148,7 +154,7 @@ impl Store {
                      select o.ctid from conflicts o join unnest($2::int[], $3::bigint[]) p (shard, upto)
                          on p.shard = o.shard and o.n <= p.upto
                      where o.noted_at < $1 order by o.noted_at limit $4))",
-                "shard, n, destination_id, false as is_replayed",
+                "shard, n, destination_id, noted_at as until, false as is_replayed",
                 "conflicts"
             ),
             Expired::DeadLetters => delete!(
@@ -156,7 +162,8 @@ impl Store {
                      select o.ctid from dead_letters o join unnest($2::int[], $3::bigint[]) p (shard, upto)
                          on p.shard = o.shard and o.n <= p.upto
                      where o.closed_at < $1 and o.state <> 'open' order by o.closed_at limit $4))",
-                "shard, n, coalesce(destination_id, '') as destination_id, state = 'replayed' as is_replayed",
+                "shard, n, coalesce(destination_id, '') as destination_id, closed_at as until,
+                 state = 'replayed' as is_replayed",
                 "dead_letters"
             ),
         })
