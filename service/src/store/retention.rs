@@ -6,6 +6,8 @@
 
 mod rows;
 
+use std::time::Duration;
+
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use millrace_crds::{KeepFor, Partition};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
@@ -16,7 +18,10 @@ use crate::domain::{Period, Seq, ShardId, ShardSeq};
 pub use rows::{Expired, IdStep};
 
 /// Longest wait of a detached partition for its readers.
-const READERS: std::time::Duration = std::time::Duration::from_secs(60);
+const READERS: Duration = Duration::from_secs(60);
+
+/// Longest time to count the records of a partition.
+const LONGEST_READ: Duration = Duration::from_secs(1_800);
 
 /// The oldest partition that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,7 +191,7 @@ impl RetentionTurn {
     /// When Postgres does not answer: it is noted, or not.
     pub async fn note(&mut self, period: Period) -> Result<(), Error> {
         let _watch = Watch::start("retention.note");
-        sqlx::query!(
+        let noted = sqlx::query!(
             "with parts as materialized (
                  select shard, count(*) as count, max(seq) as upto, count(threshold) as alerts, max(time) as last_time,
                         max(processed_at) as last_processed_at
@@ -212,10 +217,9 @@ impl RetentionTurn {
              on conflict (shard, kind, destination_id) do update
              set count = e.count + excluded.count, upto = excluded.upto, alerts = e.alerts + excluded.alerts",
             period.first()
-        )
-        .execute(&mut self.connection)
-        .await?;
-        Ok(())
+        );
+        // It reads the whole partition.
+        limited(LONGEST_READ, async { Ok(noted.execute(&mut self.connection).await?) }).await.map(|_| ())
     }
 
     /// Detaches and drops the partition of a noted period. Each step continues where an earlier process was ended.
@@ -229,15 +233,22 @@ impl RetentionTurn {
             detached => detached?,
         }
         crate::fault::point("after_detach");
+        limited(READERS, self.drop_detached(period)).await?;
+        Ok(Dropped::Done)
+    }
+
+    async fn drop_detached(&mut self, period: Period) -> Result<(), Error> {
         let table = table_of(period);
         let mut transaction = self.connection.begin_with(BEGIN).await?;
         let exists = sqlx::query_scalar!(r#"select to_regclass($1) is not null as "exists!""#, table);
         if exists.fetch_one(&mut *transaction).await? {
             // Safe in SQL: a name of digits.
             let more = format!(
-                "select exists (select from {table} t left join expired_counts e
-                                    on e.kind = 'records' and e.destination_id = '' and e.shard = t.shard
-                                where t.seq > coalesce(e.upto, 0))"
+                "select exists (
+                     select from shards s
+                     cross join lateral (select seq from {table} t where t.shard = s.shard order by seq desc limit 1) last
+                     left join expired_counts e on e.shard = s.shard and e.kind = 'records' and e.destination_id = ''
+                     where last.seq > coalesce(e.upto, 0))"
             );
             if sqlx::query_scalar::<_, bool>(AssertSqlSafe(more)).fetch_one(&mut *transaction).await? {
                 return Err(Error::Refused(format!(
@@ -250,7 +261,7 @@ impl RetentionTurn {
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
-        Ok(Dropped::Done)
+        Ok(())
     }
 
     async fn detach(&mut self, period: Period) -> Result<(), Error> {

@@ -2,13 +2,14 @@
 
 use std::{str::FromStr as _, time::Duration};
 
+use chrono::NaiveDate;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use super::*;
 use crate::{
-    domain::DestinationId,
+    domain::{DestinationId, Period, Seq, ShardSeq},
     store::{
-        VerifyResult,
+        Dropped, Expired, VerifyResult,
         testing::{UnclaimedPipeline, url},
     },
     streams::Streams,
@@ -158,6 +159,41 @@ const ROLLUP_FAULTS: [(&str, &str, &[&str]); 5] = [
     ),
 ];
 
+/// As above, after retention deleted all but the last record, the duplicate and the conflict.
+const RETENTION_FAULTS: [(&str, &str, &[&str]); 7] = [
+    (
+        "update expired_counts set count = 4 where kind = 'records'",
+        "update expired_counts set count = 3 where kind = 'records'",
+        &["counter"],
+    ),
+    (
+        "update expired_counts set alerts = 1 where kind = 'records'",
+        "update expired_counts set alerts = 2 where kind = 'records'",
+        &["counter"],
+    ),
+    (
+        "update expired_counts set count = 2 where kind = 'conflicts'",
+        "update expired_counts set count = 1 where kind = 'conflicts'",
+        &["counter", "counter"],
+    ),
+    (
+        "update expired_counts set count = 2 where kind = 'duplicates'",
+        "update expired_counts set count = 1 where kind = 'duplicates'",
+        &["counter", "counter"],
+    ),
+    (
+        "update records set previous_count = 1 where seq = 5",
+        "update records set previous_count = 0 where seq = 5",
+        &["total"],
+    ),
+    ("delete from gaps", "insert into gaps (shard, kind, from_n, to_n) values (1, 'records', 4, 4)", &["number"]),
+    (
+        "update rollup_totals set count = 0 where unit = 'min'",
+        "update rollup_totals set count = 1 where unit = 'min'",
+        &["rollup"],
+    ),
+];
+
 /// The scopes that hold every row of the pipeline above.
 fn scopes() -> [Scope; 3] {
     let since = parse_time("2026-01-01T00:00:00Z").ok();
@@ -269,6 +305,37 @@ async fn since_a_time_a_pass_begins_at_the_stored_totals() {
     // What was before is not compared.
     sqlx::raw_sql("update records set threshold = null where seq = 2").execute(&sql).await.unwrap();
     assert_eq!(compared(&later).await, (2, 2, 0));
+}
+
+#[tokio::test]
+async fn what_retention_deleted_counts_as_it_was_noted() {
+    let (pipeline, sql) = consistent().await;
+    let store = &pipeline.store;
+    let moved = "update records set period = '2026-12-01' where seq = 5; update record_ids set period = '2026-12-01' where number = 5";
+    sqlx::raw_sql(moved).execute(&sql).await.unwrap();
+    let mut turn = store.begin_retention().await.unwrap().unwrap();
+    assert!(store.begin_retention().await.unwrap().is_none(), "one process at a time");
+    let compared = async |what: &str| {
+        for scope in &scopes()[..2] {
+            assert_eq!(differing(&pipeline, scope).await, [], "{what}, {scope:?}");
+        }
+    };
+    let old = Period::stored(NaiveDate::from_ymd_opt(2026, 11, 1).unwrap());
+    for _ in 0..2 {
+        turn.note(old).await.unwrap();
+        compared("noted, also twice, and not dropped").await;
+    }
+    assert_eq!(turn.drop_partition(old).await.unwrap(), Dropped::Done);
+    compared("dropped").await;
+    let later = store.clock().await.unwrap() + Duration::from_secs(60);
+    let all = [ShardSeq { shard: ShardId::new(1), seq: Seq::new(1) }];
+    assert_eq!(store.delete_duplicates(later.into(), 9).await.unwrap(), 1);
+    assert_eq!(store.delete_outcomes(Expired::Conflicts, later.into(), &[], 9).await.unwrap(), 0, "not published");
+    assert_eq!(store.delete_outcomes(Expired::Conflicts, later.into(), &all, 9).await.unwrap(), 1);
+    assert_eq!(store.delete_outcomes(Expired::DeadLetters, later.into(), &all, 9).await.unwrap(), 0, "it is open");
+    compared("with fewer outcomes").await;
+    assert_eq!(compare(store, &no_streams(), &Scope::default()).await.unwrap().records, 1);
+    find(&pipeline, &sql, &RETENTION_FAULTS, &scopes()[..2]).await;
 }
 
 #[tokio::test]

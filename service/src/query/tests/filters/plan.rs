@@ -170,8 +170,8 @@ pub(super) struct Filters {
     source: Option<u8>,
     negative: Option<bool>,
     unit: Option<&'static str>,
-    start: Option<DateTime<Utc>>,
-    end: Option<DateTime<Utc>>,
+    pub(super) start: Option<DateTime<Utc>>,
+    pub(super) end: Option<DateTime<Utc>>,
     alerted: Option<bool>,
     pub(super) distinct: bool,
     /// The names of the complete rollups.
