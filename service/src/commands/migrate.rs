@@ -69,10 +69,9 @@ async fn attempt(store: &Store, manifest: &RecordPipeline, contract: bool) -> Re
         Error::Refused(why) => Failure::new(Reason::ManifestInvalid, why),
         error => error.into(),
     })?;
-    let partition = manifest.spec.retention.unwrap_or_default().partition;
-    store.create_partitions(partition).await?;
+    store.create_partitions(manifest.spec.retention.unwrap_or_default().partition).await?;
     // Those that the role of the workers may not drop. Workers note them, for only they see the sinks.
-    for period in store.drop_noted(partition).await? {
+    for period in store.drop_noted().await? {
         say!("dropped the partition of {period}, whose records are no longer kept");
     }
     Ok((migrated, pipeline))

@@ -28,10 +28,8 @@ const LONGEST_READ: Duration = Duration::from_secs(1_800);
 pub struct DuePeriod {
     /// Its period.
     pub period: Period,
-    /// Since when it is due.
+    /// Since when it is due, or noted.
     pub since: DateTime<Utc>,
-    /// Whether its records count as dropped already.
-    pub is_noted: bool,
 }
 
 /// From which times on retention deleted nothing; `None`: from the beginning.
@@ -96,22 +94,31 @@ impl Store {
         }
     }
 
-    /// The oldest partition that is due: all of its records were processed before the time since which records are kept,
-    /// and its period is over.
+    /// The oldest period that is noted and whose partition is not dropped yet.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn noted_period(&self) -> Result<Option<DuePeriod>, Error> {
+        let noted = sqlx::query!(
+            "select period, noted_at from dropped_periods where dropped_at is null order by period limit 1"
+        );
+        let noted = noted.fetch_optional(&self.pool).await?;
+        Ok(noted.map(|row| DuePeriod { period: Period::stored(row.period), since: row.noted_at }))
+    }
+
+    /// The oldest partition that is not noted, if it is due: all of its records were processed before the time since which
+    /// records are kept, and its period is over.
     ///
     /// # Errors
     /// When Postgres does not answer.
     pub async fn due_period(&self, keep: KeepFor, partition: Partition) -> Result<Option<DuePeriod>, Error> {
-        let noted = sqlx::query!(
-            "select period, noted_at from dropped_periods where dropped_at is null order by period limit 1"
-        );
-        if let Some(row) = noted.fetch_optional(&self.pool).await? {
-            let period = Period::stored(row.period);
-            return Ok(Some(DuePeriod { period, since: row.noted_at, is_noted: true }));
-        }
         let Some(days) = keep.days() else { return Ok(None) };
         let now = self.now().await?;
-        let oldest = sqlx::query_scalar!(r#"select period as "period!" from partitions order by period limit 1"#);
+        let oldest = sqlx::query_scalar!(
+            r#"select period as "period!" from partitions p
+               where not exists (select from dropped_periods d where d.period = p.period and dropped_at is null)
+               order by period limit 1"#
+        );
         let Some(oldest) = oldest.fetch_optional(&self.pool).await? else { return Ok(None) };
         let period = Period::stored(oldest);
         if period >= Period::of(now, partition) {
@@ -120,11 +127,11 @@ impl Store {
         let last = sqlx::query_scalar!("select max(processed_at) from records where period = $1", oldest)
             .fetch_one(&self.pool)
             .await?;
-        // An empty one ends when the next one begins.
+        // An empty one may have had records until the next day, at least.
         let last =
             last.unwrap_or_else(|| period.next(Partition::Day).first().and_time(chrono::NaiveTime::MIN).and_utc());
         let since = last + TimeDelta::days(days.into());
-        Ok((since < now).then_some(DuePeriod { period, since, is_noted: false }))
+        Ok((since < now).then_some(DuePeriod { period, since }))
     }
 
     /// The highest number of each shard in a period.
@@ -156,9 +163,9 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres does not answer, or the role is not the owner of the tables.
-    pub async fn drop_noted(&self, partition: Partition) -> Result<Vec<Period>, Error> {
+    pub async fn drop_noted(&self) -> Result<Vec<Period>, Error> {
         let mut dropped = Vec::new();
-        while let Some(due) = self.due_period(KeepFor::Forever, partition).await? {
+        while let Some(due) = self.noted_period().await? {
             let Some(mut turn) = self.begin_retention().await? else { break };
             let done = turn.drop_partition(due.period).await?;
             turn.end().await?;

@@ -15,7 +15,7 @@ use millrace_crds::{Reason, Retention, status_api::Problem};
 
 use super::Context;
 use crate::{
-    domain::{Seq, Sequence, ShardId, ShardSeq},
+    domain::{Period, Seq, Sequence, ShardId, ShardSeq},
     publish::floors,
     store::{self, Dropped, DuePeriod, Expired, RetentionTurn},
     telemetry::metrics as names,
@@ -38,9 +38,9 @@ enum Held {
     /// Another worker has the turn.
     Elsewhere,
     /// A sink has not published it.
-    Sink { sink: String, shard: ShardId, at: Seq, end: Seq },
+    Sink { period: Period, sink: String, shard: ShardId, at: Seq, end: Seq },
     /// Readers use it.
-    Readers,
+    Readers { period: Period },
 }
 
 /// Applies the retention until the worker ends.
@@ -94,7 +94,7 @@ impl Task {
             return Ok(());
         };
         let done = async {
-            self.drop_partitions(&mut turn, &retention, due).await?;
+            self.drop_partitions(&mut turn, &retention).await?;
             self.delete_rows(&retention).await
         };
         let done = done.await;
@@ -114,51 +114,54 @@ impl Task {
         Ok(())
     }
 
+    /// The oldest partition that is to be dropped.
     async fn due(&self, retention: &Retention) -> Result<Option<DuePeriod>, store::Error> {
-        store::within(self.context.store.due_period(retention.records, retention.partition)).await
+        let store = &self.context.store;
+        match store::within(store.noted_period()).await? {
+            Some(noted) => Ok(Some(noted)),
+            None => store::within(store.due_period(retention.records, retention.partition)).await,
+        }
     }
 
-    /// Drops the partitions that are due, the oldest first.
-    async fn drop_partitions(
-        &mut self,
-        turn: &mut RetentionTurn,
-        retention: &Retention,
-        mut due: Option<DuePeriod>,
-    ) -> anyhow::Result<()> {
-        while let Some(oldest) = due {
-            let held = match self.drop_oldest(turn, oldest).await {
-                Ok(held) => held,
-                Err(error) => {
-                    self.report_refusal(&error, oldest);
-                    return Err(error);
+    /// Notes the periods that are due, and drops the partitions of those that are noted, each the oldest first.
+    async fn drop_partitions(&mut self, turn: &mut RetentionTurn, retention: &Retention) -> anyhow::Result<()> {
+        let store = self.context.store.clone();
+        let mut held = self.note_due(turn, retention).await?;
+        while let Some(noted) = store::within(store.noted_period()).await? {
+            let period = noted.period;
+            match turn.drop_partition(period).await {
+                Ok(Dropped::Done) => {
+                    metrics::counter!(names::RETENTION_PARTITIONS).increment(1);
+                    tracing::info!(event = "worker.retention.dropped", %period, "dropped a partition of records that are no longer kept");
                 }
-            };
-            self.report_held(oldest, held.as_ref());
-            if held.is_some() {
-                return Ok(());
+                Ok(Dropped::HasReaders) => held = Some(Held::Readers { period }),
+                Err(error) if error.met_lock() => held = Some(Held::Readers { period }),
+                Err(error) => {
+                    self.report_refusal(&error, period);
+                    return Err(error).with_context(|| format!("the partition of {period} cannot be dropped"));
+                }
             }
-            due = self.due(retention).await?;
-            report_due(due);
+            if matches!(held, Some(Held::Readers { .. })) {
+                break;
+            }
         }
-        self.held = None;
         self.context.board.set(RETENTION, []);
+        self.report_held(held);
+        report_due(self.due(retention).await?);
         Ok(())
     }
 
-    async fn drop_oldest(&self, turn: &mut RetentionTurn, due: DuePeriod) -> anyhow::Result<Option<Held>> {
-        if !due.is_noted {
+    /// Notes the periods that are due and that every sink has published. Returns what holds the next one.
+    async fn note_due(&self, turn: &mut RetentionTurn, retention: &Retention) -> anyhow::Result<Option<Held>> {
+        let store = &self.context.store;
+        while let Some(due) = store::within(store.due_period(retention.records, retention.partition)).await? {
             if let Some(behind) = self.sink_behind(due).await? {
                 return Ok(Some(behind));
             }
             turn.note(due.period).await?;
             crate::fault::point("after_period_noted");
         }
-        match turn.drop_partition(due.period).await {
-            Ok(Dropped::Done) => Ok(None),
-            Ok(Dropped::HasReaders) => Ok(Some(Held::Readers)),
-            Err(error) if error.met_lock() => Ok(Some(Held::Readers)),
-            Err(error) => Err(error).with_context(|| format!("the partition of {} cannot be dropped", due.period)),
-        }
+        Ok(None)
     }
 
     /// A sink that has not published all records of a period.
@@ -168,7 +171,7 @@ impl Task {
         let floors = floors(store, streams, Sequence::Records, self.shards()).await?;
         Ok(ends.into_iter().find_map(|ShardSeq { shard, seq: end }| {
             let floor = floors.get(&shard).filter(|floor| floor.seq < end)?;
-            Some(Held::Sink { sink: floor.sink.clone(), shard, at: floor.seq, end })
+            Some(Held::Sink { period: due.period, sink: floor.sink.clone(), shard, at: floor.seq, end })
         }))
     }
 
@@ -176,18 +179,12 @@ impl Task {
         self.context.active_manifest.borrow().manifest.spec.shards
     }
 
-    fn report_held(&mut self, due: DuePeriod, held: Option<&Held>) {
-        let period = due.period;
-        if held == self.held.as_ref() && held.is_some() {
+    fn report_held(&mut self, held: Option<Held>) {
+        if held == self.held {
             return;
         }
-        match held {
-            None => {
-                metrics::counter!(names::RETENTION_PARTITIONS).increment(1);
-                self.context.board.set(RETENTION, []);
-                tracing::info!(event = "worker.retention.dropped", %period, "dropped a partition of records that are no longer kept");
-            }
-            Some(Held::Sink { sink, shard, at, end }) => tracing::info!(
+        match &held {
+            Some(Held::Sink { period, sink, shard, at, end }) => tracing::info!(
                 event = "worker.retention.waiting",
                 %period,
                 sink,
@@ -196,24 +193,22 @@ impl Task {
                 end = end.get(),
                 "a partition is due and stays until this sink has published it"
             ),
-            Some(Held::Readers) => tracing::info!(
+            Some(Held::Readers { period }) => tracing::info!(
                 event = "worker.retention.waiting",
                 %period,
                 "a partition is due and stays while queries read the records; the worker tries again"
             ),
-            Some(Held::Elsewhere) => {}
+            Some(Held::Elsewhere) | None => {}
         }
-        self.held = held.cloned();
+        self.held = held;
     }
 
     /// A role that is not the owner of the tables: `millrace migrate` drops what is noted.
-    fn report_refusal(&self, error: &anyhow::Error, due: DuePeriod) {
-        let Some(error) = error.downcast_ref::<store::Error>() else { return };
+    fn report_refusal(&self, error: &store::Error, period: Period) {
         let problem = (error.lacks_right() || matches!(error, store::Error::Refused(_))).then(|| {
             let message = format!(
-                "the partition of {} is due and cannot be dropped: {error}; run `millrace migrate` as the owner of the \
-                 tables, or let this role own them",
-                due.period
+                "the partition of {period} is due and cannot be dropped: {error}; run `millrace migrate` as the owner of the \
+                 tables, or let this role own them"
             );
             Problem::new(Reason::PartitionOverdue, message)
         });
