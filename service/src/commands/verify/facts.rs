@@ -181,10 +181,11 @@ impl<'a> Facts<'a> {
             let (Some(checks), Some(stored)) = (passed.get(&head.shard), head.counters) else { continue };
             let skipped = self.gaps(head.shard, Sequence::Records).into_iter().map(|gap| gap.upto).max();
             let highest = head.last.max(skipped.unwrap_or_default()).get();
-            // The records before the scope are not counted.
-            let is_whole = self.scope.since.is_none();
-            let (records, alerts) =
-                self.expired(head.shard, Sequence::Records).map_or((0, 0), |expired| (expired.count, expired.alerts));
+            let expired = self.expired(head.shard, Sequence::Records);
+            let (kept, records, alerts) =
+                expired.map_or((Seq::ZERO, 0, 0), |expired| (expired.upto, expired.count, expired.alerts));
+            // Other records before the scope are not counted.
+            let is_whole = self.before(head, Sequence::Records) == kept;
             let counted = [
                 ("processed", checks.records + records, stored.processed),
                 ("alerts", checks.alerts + alerts, stored.alerts),
