@@ -91,7 +91,6 @@ impl KeepFor {
 
     /// Whether nothing is deleted.
     #[must_use]
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     pub fn is_forever(&self) -> bool {
         *self == Self::Forever
     }
