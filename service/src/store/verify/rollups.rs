@@ -21,6 +21,7 @@ impl Verification {
     ///
     /// # Errors
     /// When Postgres is unavailable.
+    #[expect(clippy::too_many_lines, reason = "one statement")]
     pub(super) async fn rollups(&mut self, scope: &Scope, differences: &mut Differences) -> Result<(), Error> {
         // Without any, the statement must not read the records.
         let has_any = sqlx::query_scalar!(
