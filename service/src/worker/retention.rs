@@ -45,6 +45,7 @@ enum Held {
 
 /// Applies the retention until the worker ends.
 pub(super) async fn run(context: Arc<Context>) {
+    let mut manifests = context.active_manifest.clone();
     let mut task = Task { context, held: None, emptied: HashMap::new(), failure: String::new() };
     loop {
         let pause = match task.pass().await {
@@ -65,7 +66,10 @@ pub(super) async fn run(context: Arc<Context>) {
                 RETRY
             }
         };
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            Ok(()) = manifests.changed() => {}
+        }
     }
 }
 

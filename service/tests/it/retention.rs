@@ -115,7 +115,7 @@ fn partitions() -> i64 {
 #[tokio::test]
 async fn partitions_are_dropped_under_load_and_every_sum_stays_exact() {
     let rollups = json!([{"name": "daily", "window": "1d", "groupBy": ["destinationId"], "distinct": "sourceId"}]);
-    let pipeline = Pipeline::new(spec(json!({ "rollups": rollups }))).await;
+    let pipeline = Pipeline::new(spec(json!({ "rollups": rollups, "retention": {"partition": "Day"} }))).await;
     let _serve = pipeline.serve().await;
     let (count, oldest) = (partitions(), KEPT + partitions());
     let mut sent = Vec::new();
@@ -126,7 +126,11 @@ async fn partitions_are_dropped_under_load_and_every_sum_stays_exact() {
     }
     assert_eq!(pipeline.totals().await, expected(&sent));
 
+    assert_eq!(pipeline.number("select count(*) from records").await, 300 * count, "all is kept");
+
     let mut work = pipeline.work();
+    work.ready().await;
+    pipeline.change(|spec| spec["retention"]["records"] = format!("{KEPT}d").into());
     let load = Load::from("r", 300 * count as usize, 3_000);
     let dropping = async {
         for n in 0..count {
@@ -137,7 +141,8 @@ async fn partitions_are_dropped_under_load_and_every_sum_stays_exact() {
     pipeline.applied().await;
     sent.push(load);
     assert_eq!(pipeline.number("select count(*) from records").await, 3_000, "only new records are kept");
-    assert!(work.metric("millrace_retention_dropped_partitions_total").await >= count as f64);
+    let metric = "millrace_retention_dropped_partitions_total";
+    eventually("a metric counts the partitions", async || work.metric(metric).await >= count as f64).await;
     work.has_problems(&[]).await;
 
     assert_eq!(pipeline.totals().await, expected(&sent), "totals also count what was dropped");
