@@ -264,7 +264,10 @@ impl Task {
 
     async fn delete_ids(&self, before: DateTime<Utc>) -> anyhow::Result<()> {
         let store = &self.context.store;
-        let mut step = store::within(store.begin_deleting_ids(before)).await?;
+        // A record that waits is judged as if it were decided when it came: its age counts on top.
+        let backlog = self.context.streams.backlog(self.shards()).await?;
+        let oldest = Duration::from_millis(backlog.iter().map(|shard| shard.lag_ms).max().unwrap_or(0));
+        let mut step = store::within(store.begin_deleting_ids(before - oldest)).await?;
         while let Some(at) = step {
             let (began, before) = (Instant::now(), at.deleted);
             step = store::within(store.delete_ids(at)).await?;
