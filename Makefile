@@ -1,6 +1,6 @@
 # Each target installs what is missing first. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run check test e2e demo faults fmt bench bench-operator install-deps
+.PHONY: help run check test full e2e demo faults fmt bench bench-operator install-deps
 
 install-deps:
 	@hack/install-deps
@@ -14,6 +14,10 @@ check: install-deps ## Check what needs no server: formatting, lints, words, len
 
 test: install-deps ## Run every test, after the checks
 	hack/test
+
+full: test e2e faults ## Run everything: the tests, a cluster, half an hour of faults, and what takes long
+	MILLRACE_SERVERS=newest MILLRACE_RETENTION_PARTITIONS=30 hack/with-servers cargo test --locked --package millrace \
+	  --features millrace/fault-points --test it -- retention::
 
 e2e: install-deps ## Run everything on a Kubernetes of its own, with real pods (Linux, as root)
 	hack/e2e
@@ -34,4 +38,4 @@ fmt: ## Format the code
 	cargo fmt --all
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
