@@ -1,6 +1,6 @@
 //! Middleware of every path: `/v1`, HEAD, unknown parameters, bounds of bodies, errors as problems, other origins, metrics.
 
-use std::time::Instant;
+use std::{pin::pin, time::Instant};
 
 use poem::{
     Endpoint, Request, Response, Result,
@@ -81,8 +81,9 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
         trace::continue_from(&span, parent.as_deref());
         let judgement = self.cross_origin.judge(&method, request.headers());
         let has_cookie = request.headers().contains_key(COOKIE);
-        let answer = self.answer(request, path).instrument(span.clone());
-        let mut response = trace::of_request(&span, parent.as_deref(), answer).await;
+        // Pinned here, because each wrapper would copy all of it.
+        let answer = pin!(self.answer(request, path));
+        let mut response = trace::of_request(&span, parent.as_deref(), answer.instrument(span.clone())).await;
         if has_cookie && !response.headers().contains_key(CACHE_CONTROL) {
             // What is for one session: a cache must not keep it, which it would not do of an answer to an API key.
             response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

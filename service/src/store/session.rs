@@ -188,7 +188,8 @@ mod tests {
         ("search_path", "public"),
         ("timezone", "Asia/Tokyo"),
         ("default_transaction_isolation", "serializable"),
-        ("statement_timeout", "1ms"),
+        // Long enough for the statement that sets it, also on a busy machine.
+        ("statement_timeout", "100ms"),
         ("lock_timeout", "1ms"),
         ("idle_in_transaction_session_timeout", "1ms"),
         ("idle_session_timeout", "1s"),

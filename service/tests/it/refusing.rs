@@ -56,8 +56,9 @@ async fn a_read_only_postgres_is_a_problem_until_it_takes_writes() {
     pipeline.applied().await;
     let database: String = sqlx::query_scalar("select current_database()").fetch_one(&pipeline.sql).await.unwrap();
     let set = async |how: &str| {
-        let statement = format!("alter database {database} {how}");
-        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&pipeline.sql).await.unwrap();
+        // The session may be one that began while the database was read-only.
+        let statement = format!("begin read write; alter database {database} {how}; commit");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&pipeline.sql).await.unwrap();
         end_sessions(&pipeline).await;
     };
     set("set default_transaction_read_only = on").await;
