@@ -10,11 +10,12 @@ use crate::{
 };
 
 /// Where a sink starts again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, poem_openapi::Enum)]
+#[oai(rename = "SinkStart", rename_all = "camelCase")]
 pub enum ResumeFrom {
-    /// With what happens from now on
+    /// With what happens from now on.
     Now,
-    /// With all that is stored
+    /// With all that is stored.
     Beginning,
 }
 

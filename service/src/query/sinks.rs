@@ -2,7 +2,7 @@
 
 use poem::web::Data;
 use poem_openapi::{
-    Enum, Object, OpenApi,
+    Object, OpenApi,
     param::{Path, Query},
 };
 use serde::Serialize;
@@ -12,16 +12,6 @@ use crate::{
     http::{App, auth::Administrator, problem::Failure},
     publish::{ResumeError, ResumeFrom, resume_sink},
 };
-
-/// Where a sink starts again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
-#[oai(rename_all = "camelCase")]
-pub(super) enum SinkStart {
-    /// With what happens from now on.
-    Now,
-    /// With all that is stored.
-    Beginning,
-}
 
 /// A sink that starts again.
 #[derive(Debug, Object, Serialize)]
@@ -49,17 +39,13 @@ impl SinksApi {
         /// The name of the sink.
         name: Path<Word>,
         /// Where a halted sink starts, whose position is lost. Absent: a disabled webhook continues at its position.
-        from: Query<Option<SinkStart>>,
+        from: Query<Option<ResumeFrom>>,
         /// `true`: start from the beginning although the stream still has entries. Readers see their ids again.
         #[oai(default)]
         repeat: Query<bool>,
     ) -> Result<Answer<SinkAction, 202>, Failure> {
         let name = name.0.0.as_str();
-        let from = from.0.map(|from| match from {
-            SinkStart::Now => ResumeFrom::Now,
-            SinkStart::Beginning => ResumeFrom::Beginning,
-        });
-        resume_sink(&app.store, &app.streams, name, from, repeat.0, &caller.0).await.map_err(failure)?;
+        resume_sink(&app.store, &app.streams, name, from.0, repeat.0, &caller.0).await.map_err(failure)?;
         let actor = &caller.0.name;
         tracing::info!(event = "query.sink.resumed", sink = name, %actor, "resumed a sink");
         Ok(Answer(SinkAction { name: name.to_owned(), status: "resumed".to_owned() }))

@@ -79,8 +79,7 @@ pub struct RetentionTurn {
 impl Store {
     /// The time by which commits and retention are dated.
     pub(super) async fn now(&self) -> Result<DateTime<Utc>, Error> {
-        let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(&self.pool).await?;
-        Ok(now + crate::fault::clock_shift())
+        Ok(DateTime::<Utc>::from(self.clock().await?) + crate::fault::clock_shift())
     }
 
     /// The time before which rows are too old to be kept; `None`: all are kept.
