@@ -20,6 +20,16 @@ def read(path):
     return json.loads(path.read_text())
 
 
+def joined(runs):
+    """One run of sweeps with the points of several, which must be alike in all else."""
+    alike = ("machine", "servers", "perf", "build", "mode", "pairs", "point_seconds")
+    for name in alike:
+        if len({json.dumps(run[name]) for run in runs}) > 1:
+            raise SystemExit(f"bench-report: the runs of the sweeps differ in {name}: measure them with one build, on one machine")
+    return {**runs[0], "ended_at": max(run["ended_at"] for run in runs),
+            **{name: [it for run in runs for it in run[name]] for name in ("points", "left_out")}}
+
+
 def write(content, path):
     """Writes figures with six digits, without white space."""
     def short(it):
