@@ -83,15 +83,6 @@ pub enum Read {
     Nothing(End),
 }
 
-/// The result of an acknowledgement and a read in one step.
-#[derive(Debug)]
-pub struct Turn {
-    /// Number of records that wait.
-    pub waiting: i64,
-    /// What was read. The acknowledgement has taken effect also where this is an error.
-    pub read: Result<Read, Error>,
-}
-
 /// The state of a stream that was read to its end.
 #[derive(Debug, PartialEq, Eq)]
 pub struct End {
@@ -221,21 +212,21 @@ impl Input {
         Ok(Step::Done(read))
     }
 
-    /// Acknowledges applied entries, trims the stream, and stores what is acknowledged beside it. Returns the number of
-    /// records that wait.
+    /// Acknowledges applied entries, trims the stream, and stores what is acknowledged beside it.
     ///
     /// # Errors
     /// [`Error::Fenced`] when the lease beside the stream is higher, [`Error::NoGroup`] when the group is missing.
-    pub async fn ack(&self, lease: &Lease, acknowledged: Acknowledged, ids: &[StreamId]) -> Result<Step<i64>, Error> {
+    pub async fn ack(&self, lease: &Lease, acknowledged: Acknowledged, ids: &[StreamId]) -> Result<Step<()>, Error> {
         let mut args = [const { String::new() }; 3].to_vec();
         args.extend(acknowledging(acknowledged, ids));
         let (reply, step) = self.traced(&TURN, "turn", lease, &args, || acks(acknowledged, ids)).await?;
-        let waiting = self.acknowledged(&reply, acknowledged);
-        step.is(if waiting.is_some() { "done" } else { "raised" });
-        Ok(waiting.map_or(Step::Raised, Step::Done))
+        let is_raised = self.is_raised(&reply, acknowledged);
+        step.is(if is_raised { "raised" } else { "done" });
+        Ok(if is_raised { Step::Raised } else { Step::Done(()) })
     }
 
-    /// Acknowledges as [`Self::ack`], then reads as [`Self::read`], in one step.
+    /// Acknowledges as [`Self::ack`], then reads as [`Self::read`], in one step. The acknowledgement has taken effect also
+    /// where what was read is an error.
     ///
     /// # Errors
     /// As those of [`Self::ack`].
@@ -245,20 +236,20 @@ impl Input {
         acknowledged: Acknowledged,
         ids: &[StreamId],
         records: usize,
-    ) -> Result<Step<Turn>, Error> {
+    ) -> Result<Step<Result<Read, Error>>, Error> {
         let mut args = self.reading(records).to_vec();
         args.extend(acknowledging(acknowledged, ids));
         let facts = || format!("{}{READS}", acks(acknowledged, ids));
         let (reply, step) = self.traced(&TURN, "turn", lease, &args, facts).await?;
-        let Some(waiting) = self.acknowledged(&reply, acknowledged) else {
+        if self.is_raised(&reply, acknowledged) {
             step.is("raised");
             return Ok(Step::Raised);
-        };
+        }
         let read = read(reply);
         if let Ok(read) = &read {
             step.end("done", || read.facts());
         }
-        Ok(Step::Done(Turn { waiting, read }))
+        Ok(Step::Done(read))
     }
 
     /// Arguments to read.
@@ -266,15 +257,17 @@ impl Input {
         [self.consumer.clone(), records.to_string(), READ_BYTES.to_string()]
     }
 
-    /// The number of records that wait after an acknowledgement; `None`: it did not take effect.
-    fn acknowledged(&self, reply: &[Value], acknowledged: Acknowledged) -> Option<i64> {
-        let Some(Value::Int(waiting)) = reply.get(1) else { return None };
+    /// Whether an acknowledgement did not take effect, as the server was rewound. One that did is noted.
+    fn is_raised(&self, reply: &[Value], acknowledged: Acknowledged) -> bool {
+        if !is(reply, b"ok") {
+            return true;
+        }
         let mut known = self.known();
         for sequence in [Sequence::Records, Sequence::DeadLetters, Sequence::Conflicts] {
             known.watermarks.raise(sequence, acknowledged.watermarks.of(sequence));
         }
         known.offset = acknowledged.offset;
-        Some(*waiting)
+        false
     }
 
     /// A connection of its own for [`Self::wait`].
@@ -344,7 +337,7 @@ fn acknowledging(Acknowledged { watermarks, offset }: Acknowledged, ids: &[Strea
 
 /// The part of a reply that was read.
 fn read(reply: Vec<Value>) -> Result<Read, Error> {
-    let mut reply = reply.into_iter().skip(2);
+    let mut reply = reply.into_iter().skip(1);
     let entries = entries(reply.next(), &[])?;
     if !entries.is_empty() {
         return Ok(Read::Entries(entries));

@@ -35,7 +35,7 @@ pub use append::AppendError;
 pub use connect::{Blocking, Error, Streams};
 pub use entry::Outgoing;
 pub use info::{Backlog, Cursor};
-pub use input::{Acknowledged, Claimed, End, Input, Prepared, Read, Step, Turn};
+pub use input::{Acknowledged, Claimed, End, Input, Prepared, Read, Step};
 pub use output::{Notice, Output, Published};
 pub use producer::{AppendSettings, Producer};
 pub use promises::{RedisPromises, Weakness};

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     domain::{Entry, StreamId},
     store,
-    streams::{self, End, Read, Step, Turn},
+    streams::{self, End, Read, Step},
 };
 
 /// Longest wait for an entry, and so the interval at which an idle shard reads its stream.
@@ -134,7 +134,7 @@ impl Shard {
         let committed = self.committed();
         crate::fault::point("before_read");
         match self.input.ack_and_read(&current(&self.lease), committed, ids, self.context.options.batch).await? {
-            Step::Done(Turn { read, .. }) => {
+            Step::Done(read) => {
                 self.acknowledged(committed);
                 self.ahead = Some(Ahead { read, memory });
             }

@@ -364,7 +364,7 @@ impl Shard {
     pub(super) async fn acknowledge(&mut self, ids: &[StreamId]) -> Result<(), Error> {
         let committed = self.committed();
         match self.input.ack(&current(&self.lease), committed, ids).await? {
-            Step::Done(_) => self.acknowledged(committed),
+            Step::Done(()) => self.acknowledged(committed),
             Step::Raised => self.mode = Mode::Prepare,
         }
         Ok(())

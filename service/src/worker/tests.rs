@@ -48,6 +48,10 @@ async fn append(pipeline: &TestPipeline, producer: &Producer, id: &str) {
     producer.append(SHARD, settings, vec![record]).await.unwrap();
 }
 
+async fn not_acknowledged(streams: &Streams) -> i64 {
+    streams.backlog(1).await.unwrap().iter().map(|shard| shard.above(shard.acknowledged)).sum()
+}
+
 fn producer(streams: &Streams) -> Producer {
     Producer::new(streams, &"s".into(), 1)
 }
@@ -120,8 +124,8 @@ async fn an_owner_that_is_out_of_date_reads_reclaims_and_acknowledges_nothing() 
     let new = read(&successor, &next, 10).await;
     assert_eq!(new.len(), 1);
     let all: Vec<_> = ids.into_iter().chain(new.iter().map(|entry| entry.id)).collect();
-    let left = successor.ack(&next, acknowledged(2, 2), &all).await.unwrap();
-    assert!(matches!(left, Step::Done(0)), "acknowledged and trimmed");
+    assert_eq!(successor.ack(&next, acknowledged(2, 2), &all).await.unwrap(), Step::Done(()));
+    assert_eq!(not_acknowledged(&streams).await, 0, "acknowledged and trimmed");
 }
 
 #[tokio::test]
@@ -150,12 +154,14 @@ async fn a_pending_entry_is_not_trimmed() {
     }
     let ids: Vec<_> = read(&input, &held, 2).await.iter().map(|entry| entry.id).collect();
     // The second of two is acknowledged: the first is pending, the third was not delivered.
-    assert!(matches!(input.ack(&held, acknowledged(1, 0), &ids[1..]).await.unwrap(), Step::Done(3)));
+    assert_eq!(input.ack(&held, acknowledged(1, 0), &ids[1..]).await.unwrap(), Step::Done(()));
+    assert_eq!(not_acknowledged(&streams).await, 3);
     assert_eq!(testing::entries(&streams, SHARD).await.len(), 3);
     let Step::Done(claimed) = input.claim(&held, "-", 10).await.unwrap() else { panic!("the lease is set") };
     assert_eq!(claimed.entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), ids[..1]);
     assert_eq!(claimed.deleted, 0);
-    assert!(matches!(input.ack(&held, acknowledged(2, 2), &ids[..1]).await.unwrap(), Step::Done(1)));
+    assert_eq!(input.ack(&held, acknowledged(2, 2), &ids[..1]).await.unwrap(), Step::Done(()));
+    assert_eq!(not_acknowledged(&streams).await, 1);
     assert_eq!(testing::entries(&streams, SHARD).await.len(), 1);
 }
 
@@ -168,16 +174,13 @@ async fn an_acknowledgement_and_the_next_read_are_one_step() {
     }
     let ids = |entries: &[Entry]| entries.iter().map(|entry| entry.id).collect::<Vec<_>>();
     let first = ids(&read(&input, &held, 2).await);
-    let Step::Done(turn) = input.ack_and_read(&held, acknowledged(2, 2), &first, 10).await.unwrap() else {
-        panic!("in order")
-    };
-    let (1, Ok(Read::Entries(entries))) = (turn.waiting, turn.read) else { panic!("one is left") };
+    let turn = input.ack_and_read(&held, acknowledged(2, 2), &first, 10).await.unwrap();
+    let Step::Done(Ok(Read::Entries(entries))) = turn else { panic!("one is left") };
     let second = ids(&entries);
-    let Step::Done(turn) = input.ack_and_read(&held, acknowledged(3, 3), &second, 10).await.unwrap() else {
-        panic!("in order")
-    };
+    assert_eq!(not_acknowledged(&streams).await, 1);
+    let turn = input.ack_and_read(&held, acknowledged(3, 3), &second, 10).await.unwrap();
     let end = End { last: second[0].to_string(), appended: Offset::new(3), pending: 0 };
-    assert!(matches!(turn.read.unwrap(), Read::Nothing(found) if found == end));
+    assert!(matches!(turn, Step::Done(Ok(Read::Nothing(found))) if found == end));
     append(&pipeline, &producer, "d").await;
     // Not pending any more: nothing is read.
     assert!(matches!(input.ack_and_read(&held, acknowledged(3, 3), &second, 10).await.unwrap(), Step::Raised));
@@ -205,7 +208,8 @@ async fn a_redis_that_was_rewound_under_the_same_lease_is_noticed_at_every_step(
         append(&pipeline, &producer, id).await;
     }
     let first: Vec<_> = read(&input, &held, 1).await.iter().map(|entry| entry.id).collect();
-    let Step::Done(1) = input.ack(&held, acknowledged(1, 1), &first).await.unwrap() else { panic!("one waits") };
+    assert_eq!(input.ack(&held, acknowledged(1, 1), &first).await.unwrap(), Step::Done(()));
+    assert_eq!(not_acknowledged(&streams).await, 1);
     // The acknowledgement of an entry that is not pending, as after a rewind to before its delivery.
     assert!(matches!(input.ack(&held, acknowledged(2, 2), &first).await.unwrap(), Step::Raised));
     assert_eq!(input.prepare(&held, "").await.unwrap().acknowledged, acknowledged(1, 1));

@@ -2,9 +2,8 @@
 -- because an owner whose batch is applied wants the next one.
 -- ARGV: consumer or '', records, bytes; then, to acknowledge: the watermarks as records, dead letters, conflicts, the offset
 -- up to which records are applied or lost, ids.
--- Returns {'ok', number of records that wait, or nil where nothing was to be acknowledged, entries as [id, fields]..., and
--- without an entry: last delivered id, offset of the last appended record, number of pending entries}, or {'raised'}, also
--- where ids were not pending; then nothing is read.
+-- Returns {'ok', where a consumer is given: entries as [id, fields]..., and without an entry: last delivered id, offset of
+-- the last appended record, number of pending entries}, or {'raised'}, also where ids were not pending; then nothing is read.
 
 -- The fields of the group.
 local seen
@@ -22,7 +21,7 @@ end
 
 -- Acknowledges, stores the watermarks, and trims the stream. It trims by the state of the group: all below the lowest
 -- pending id, or, if none is pending, all up to the last delivered one.
--- Returns a reply that ends the script or nil, and the number of records that wait.
+-- Returns a reply that ends the script, or nil.
 local function acknowledge()
   local n, known = #ARGV, 0
   for first = 13, n, 1000 do
@@ -50,8 +49,6 @@ local function acknowledge()
     if #seq <= 15 then seq = string.format('%.0f', tonumber(seq) + 1) end
     redis.call('XTRIM', KEYS[2], 'MINID', ms .. '-' .. seq)
   end
-  if redis.call('XLEN', KEYS[2]) == 0 then return nil, 0 end
-  return nil, math.max(0, tonumber(redis.call('HGET', KEYS[1], 'appended') or '0') - tonumber(ARGV[12]))
 end
 
 -- Reads new entries for the group, in steps, until they have enough records or bytes.
@@ -76,18 +73,14 @@ local function read()
   return nil, entries
 end
 
-local stop, waiting, entries
-stop = fenced()
+local stop, entries
+stop = fenced() or (ARGV[9] and acknowledge())
 if stop then return stop end
-if ARGV[9] then
-  stop, waiting = acknowledge()
-  if stop then return stop end
-end
-if ARGV[6] == '' then return {'ok', waiting} end
+if ARGV[6] == '' then return {'ok'} end
 stop, entries = read()
 if stop then return stop end
-if #entries > 0 then return {'ok', waiting or false, entries} end
+if #entries > 0 then return {'ok', entries} end
 -- Nothing was read since the acknowledgement.
 seen = seen or group() or {}
-return {'ok', waiting or false, entries, seen['last-delivered-id'] or '0-0',
+return {'ok', entries, seen['last-delivered-id'] or '0-0',
   redis.call('HGET', KEYS[1], 'appended') or '0', seen['pending'] or 0}
