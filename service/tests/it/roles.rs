@@ -120,7 +120,11 @@ async fn defaults_of_a_role_and_a_database_change_nothing() {
     pipeline.applied().await;
     for process in [&serve, &work] {
         process.has_problems(&[]).await;
-        assert!(process.logged("worker.shard.backing_off").is_empty());
+        // Until a session has its own settings it has those of the role: on a busy machine that takes longer than 1 ms, and
+        // the process connects again. A commit under that timeout would never end.
+        let mut backings_off = process.logged("worker.shard.backing_off");
+        backings_off.retain(|line| !line.to_string().contains("due to statement timeout"));
+        assert!(backings_off.is_empty(), "{backings_off:?}");
     }
     pipeline.check_exactly_once(&load.ids).await;
     let verified = pipeline.command("verify", &["--postgres-url", &url]).await;
