@@ -53,7 +53,7 @@ async fn a_pipeline_becomes_ready_with_one_write_for_each_child_and_none_after()
     .await;
     for ((kind, name), count) in &writes {
         match kind.as_str() {
-            // The test creates it. The operator sees the four pods become ready at once, or one by one.
+            // The test creates it. The four pods become ready at once, or one by one, with a write each.
             "RecordPipeline" => assert!(*count <= 4 + 1 + 3, "{count} writes on the resource"),
             // The cluster creates it and writes its status.
             "Pod" => assert!(*count <= 2, "{count} writes on pod {name}"),
