@@ -4,6 +4,8 @@
 //! This crate must never do I/O, and must not depend on the code that runs a pipeline.
 
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
+mod archive;
+#[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod cors;
 mod decimal;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
@@ -36,6 +38,7 @@ mod validate;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod webhook;
 
+pub use archive::{Archive, ArchiveDirectory, ArchiveS3};
 pub use cors::Cors;
 pub use decimal::{DecimalString, InvalidDecimal};
 pub use deploy::{

@@ -80,6 +80,8 @@ reasons! {
     PartitionMissing,
     /// A table partition whose records are no longer to be kept cannot be dropped.
     PartitionOverdue,
+    /// A table partition that is due cannot be written to the archive, and stays.
+    ArchiveFailing,
     /// Redis does not answer.
     RedisUnreachable,
     /// Redis does not admit the user, or refuses it a command or key.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     DecimalString,
+    archive::Archive,
     deploy::{DeletionPolicy, Jobs, NetworkPolicy, PullPolicy, Serve, Verify, Work},
     limits::Limits,
     oidc::Oidc,
@@ -53,6 +54,8 @@ use crate::{
 #[x_kube(
     validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || self.autoscaling.maxReplicas <= self.shards")
         .message("spec.autoscaling.maxReplicas must be at most spec.shards: more workers than shards would idle"),
+    validation = Rule::new("!has(self.archive) || self.archive == null || (has(self.retention) && self.retention != null && has(self.retention.records) && self.retention.records != 'Forever')")
+        .message("spec.archive needs spec.retention.records: a partition is archived before it is dropped, and none is dropped"),
     validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || self.replicas <= 1")
         .message("spec.replicas must be left out, or 0 to stop, beside spec.autoscaling: set autoscaling.minReplicas and maxReplicas instead"),
 )]
@@ -133,6 +136,10 @@ pub struct RecordPipelineSpec {
     /// How long records, ids, dead letters, duplicates and rollups are kept. Absent: for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
+    /// Where each partition of records is written before it is dropped. Absent: partitions are dropped without a copy. Needs
+    /// `retention.records`. A change is active within seconds; one of a Secret or claim that it names rolls the pods of work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<Archive>,
     /// Where Redis is. Needed on a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redis: Option<RedisRef>,
@@ -194,6 +201,7 @@ impl RecordPipelineSpec {
             auth,
             oidc,
             retention,
+            archive,
             serve,
             replicas: _,
             autoscaling: _,
@@ -222,6 +230,7 @@ impl RecordPipelineSpec {
             auth: auth.clone(),
             oidc: oidc.clone(),
             retention: *retention,
+            archive: archive.clone(),
             serve: serve.as_ref().and_then(Serve::for_pods),
             replicas: None,
             autoscaling: None,

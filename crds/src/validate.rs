@@ -138,6 +138,9 @@ impl RecordPipelineSpec {
         if let Some(retention) = &self.retention {
             retention.check(found);
         }
+        if let Some(archive) = &self.archive {
+            archive.check(&self.retention.unwrap_or_default(), found);
+        }
         if self.verify.as_ref().is_some_and(|verify| !is_schedule(&verify.schedule)) {
             found.add(
                 "spec.verify.schedule",

@@ -64,7 +64,7 @@ fn the_spec_for_pods_has_only_the_fields_that_concern_them() {
         "threshold: '1', thresholds: {a: '2'}, replicas: 0, autoscaling: {minReplicas: 1, maxReplicas: 2, targetBacklog: 9}, \
          shards: 4, backlogLimit: 7, limits: {perKey: {bytesInFlight: 1}}, image: a, imagePullPolicy: Never, imagePullSecrets: [a], \
          sinks: [{name: a, event: Alert, redisStream: {}}], rollups: [{name: a, window: 1m}], policy: {minimumTotal: '0'}, \
-         retention: {records: 400d, ids: Forever}, redis: {urlSecretRef: {name: a, key: k}}, postgres: {urlSecretRef: {name: b, key: k}}, \
+         retention: {records: 400d, ids: Forever}, archive: {directory: {path: /a}}, redis: {urlSecretRef: {name: a, key: k}}, postgres: {urlSecretRef: {name: b, key: k}}, \
          auth: {bootstrapKeySecretRef: {name: c, key: k}}, serve: {replicas: 2}, work: {pod: {}}, verify: {schedule: '@daily'}, jobs: {}, \
          networkPolicy: {enabled: false}, deletionPolicy: Now, drainSeconds: 3, paused: true",
     );
@@ -72,9 +72,10 @@ fn the_spec_for_pods_has_only_the_fields_that_concern_them() {
     let all: serde_json::Value = serde_json::from_str(&whole.canonical()).unwrap();
     let for_pods: serde_json::Value = serde_json::from_str(&whole.for_pods().canonical()).unwrap();
     let (all, for_pods) = (all.as_object().unwrap(), for_pods.as_object().unwrap());
-    assert_eq!(all.len(), 25, "set a new field above, and decide whether it concerns the pods: {all:?}");
+    assert_eq!(all.len(), 26, "set a new field above, and decide whether it concerns the pods: {all:?}");
     let names: BTreeSet<&str> = for_pods.keys().map(String::as_str).collect();
-    let concern = "threshold thresholds shards backlogLimit limits sinks rollups policy redis postgres auth retention";
+    let concern =
+        "threshold thresholds shards backlogLimit limits sinks rollups policy redis postgres auth retention archive";
     assert_eq!(names, concern.split(' ').collect());
     assert!(for_pods.iter().all(|(name, value)| all[name] == *value), "as they were written");
     assert_eq!(whole.for_pods().for_pods(), whole.for_pods());
@@ -128,6 +129,16 @@ macro_rules! filter {
 macro_rules! oidc {
     ($issuer:literal, $fields:literal) => {
         concat!("oidc: {audience: b, scopes: {write: [ingest]}, ", $issuer, ", ", $fields, "}")
+    };
+}
+macro_rules! bucket {
+    ($fields:literal) => {
+        concat!(
+            "retention: {records: 9d}, archive: {s3: {bucket: abc, accessKeyIdSecretRef: {name: a, key: k}, ",
+            "secretAccessKeySecretRef: {name: a, key: k}, ",
+            $fields,
+            "}}"
+        )
     };
 }
 macro_rules! scaling {
@@ -224,6 +235,33 @@ const RULES: &[Rule] = &[
         kept: "work: {pod: {resources: {requests: {cpu: 1, memory: 64Mi}}}}",
         broken: "work: {pod: {resources: {requests: {cpu: [1]}}}}",
         message: "must be an amount such as 100m, 2 or 256Mi",
+    },
+    Rule {
+        kept: "retention: {records: 9d}, archive: {directory: {path: /a, claimName: b.c-1}}",
+        broken: "retention: {ids: 9d}, archive: {directory: {path: /a}}",
+        message: "spec.archive: needs spec.retention.records",
+    },
+    Rule {
+        kept: "retention: {records: 9d}, archive: {directory: {path: /a}, s3: null}",
+        broken: "retention: {records: 9d}, archive: {}",
+        message: "spec.archive: needs exactly one of directory and s3",
+    },
+    Rule {
+        kept: "retention: {records: 9d}, archive: {directory: {path: /a/b}}",
+        broken: "retention: {records: 9d}, archive: {directory: {path: a/../b}}",
+        message: "spec.archive.directory.path: must be an absolute path of at most 1,000 bytes, without '..'",
+    },
+    Rule {
+        kept: bucket!(
+            "prefix: a/B_c=1.x, region: a-1, endpoint: 'https://s3:9000/', caSecretRef: {name: a, key: ca.crt}"
+        ),
+        broken: bucket!("prefix: a/.b"),
+        message: "spec.archive.s3.prefix: must be parts of letters, digits",
+    },
+    Rule {
+        kept: bucket!("endpoint: 'http://s3:9000'"),
+        broken: bucket!("endpoint: 'http://user@s3'"),
+        message: "spec.archive.s3.endpoint: must be http(s)://host:port",
     },
     Rule { kept: scaling!(1, 4, 1), broken: scaling!(0, 4, 1), message: "spec.autoscaling: needs 1 <= minReplicas" },
     Rule { kept: scaling!(4, 4, 1), broken: scaling!(3, 2, 1), message: "spec.autoscaling: needs" },

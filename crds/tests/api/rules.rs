@@ -63,6 +63,20 @@ macro_rules! oidc {
         concat!("oidc: {audience: b, scopes: {write: [ingest]}, ", $issuer, ", ", $fields, "}")
     };
 }
+macro_rules! archive {
+    ($($fields:tt)*) => { concat!("retention: {records: 9d}, archive: {", $($fields)*, "}") };
+}
+macro_rules! bucket {
+    ($bucket:literal, $fields:literal) => {
+        archive!(
+            "s3: {bucket: '",
+            $bucket,
+            "', accessKeyIdSecretRef: {name: a, key: k}, secretAccessKeySecretRef: {name: a, key: k}",
+            $fields,
+            "}"
+        )
+    };
+}
 macro_rules! serve {
     ($($fields:tt)*) => { concat!("serve: {", $($fields)*, "}") };
 }
@@ -280,6 +294,61 @@ const RULES: &[Rule] = &[
         kept: "rollups: [{name: a, window: 1d, groupBy: []}]",
         broken: "rollups: [{name: a, window: 1w}]",
         message: "spec.rollups[0].window: Unsupported value: \"1w\"",
+    },
+    Rule {
+        kept: archive!("directory: {path: /a}"),
+        broken: "archive: {directory: {path: /a}}",
+        message: "spec.archive needs spec.retention.records",
+    },
+    Rule {
+        kept: archive!("directory: {path: /a}, s3: null"),
+        broken: archive!(""),
+        message: "spec.archive: Invalid value: \"object\": needs exactly one of directory and s3",
+    },
+    Rule {
+        kept: archive!("directory: {path: /var/lib/archive, claimName: a.b-c}"),
+        broken: archive!("directory: {path: archive}"),
+        message: "must be an absolute path without '..'",
+    },
+    Rule {
+        kept: archive!("directory: {path: /a/.b/c}"),
+        broken: archive!("directory: {path: /a/../b}"),
+        message: "must be an absolute path without '..'",
+    },
+    Rule {
+        kept: archive!("directory: {path: /etc/archive}"),
+        broken: archive!("directory: {path: /etc/millrace/archive}"),
+        message: "must not be below /etc/millrace",
+    },
+    Rule {
+        kept: archive!("directory: {path: /a, claimName: null}"),
+        broken: archive!("directory: {path: /a, claimName: A}"),
+        message: "must be a PersistentVolumeClaim's name",
+    },
+    Rule {
+        kept: bucket!("a.b-c", ", prefix: a/B_c=1.x, region: eu-central-1, endpoint: 'https://s3.example.com:9000/'"),
+        broken: bucket!("A-bucket", ""),
+        message: "must be 3 to 63 lower-case letters, digits, '-' or '.'",
+    },
+    Rule {
+        kept: bucket!("abc", ", caSecretRef: {name: a, key: ca.crt}"),
+        broken: bucket!("ab", ""),
+        message: "spec.archive.s3.bucket: Invalid value",
+    },
+    Rule {
+        kept: bucket!("abc", ", prefix: null"),
+        broken: bucket!("abc", ", prefix: 'a//b'"),
+        message: "each beginning with a letter or digit",
+    },
+    Rule {
+        kept: bucket!("abc", ", endpoint: 'http://s3:9000'"),
+        broken: bucket!("abc", ", endpoint: 'https://s3/bucket'"),
+        message: "must be http(s)://host:port, without a user, a password or a path",
+    },
+    Rule {
+        kept: bucket!("abc", ", region: a"),
+        broken: bucket!("abc", ", region: 'a b'"),
+        message: "must be lower-case letters, digits or '-'",
     },
     Rule {
         kept: two!("name: a, redisStream: {stream: x}", "name: b, redisStream: {stream: z}"),

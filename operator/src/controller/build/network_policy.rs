@@ -76,7 +76,7 @@ fn policy(pipeline: &Validated, component: &str, name: String, rules: &Rules) ->
     if !egress.is_empty() {
         match component {
             "serve" => egress.extend(issuer(pipeline)),
-            "work" => egress.extend(webhooks(pipeline)),
+            "work" => egress.extend(webhooks(pipeline).into_iter().chain(bucket(pipeline))),
             _ => {}
         }
     }
@@ -112,6 +112,12 @@ fn webhooks(pipeline: &Validated) -> Vec<NetworkPolicyEgressRule> {
 fn issuer(pipeline: &Validated) -> Option<NetworkPolicyEgressRule> {
     let ports = pipeline.spec.oidc.as_ref()?.ports();
     Some(NetworkPolicyEgressRule { ports: Some(ports.into_iter().map(tcp).collect()), to: Some(public()) })
+}
+
+/// The server of the archive's bucket: its port, at public addresses. One in the cluster needs a rule of the manifest.
+fn bucket(pipeline: &Validated) -> Option<NetworkPolicyEgressRule> {
+    let port = pipeline.spec.archive.as_ref()?.s3.as_ref()?.port();
+    Some(NetworkPolicyEgressRule { ports: Some(vec![tcp(port)]), to: Some(public()) })
 }
 
 fn public() -> Vec<NetworkPolicyPeer> {

@@ -6,14 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, HTTPGetAction, KeyToPath, Lifecycle,
-        LifecycleHandler, LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-        ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection, SecretVolumeSource,
-        SecurityContext, SleepAction, TopologySpreadConstraint, Volume, VolumeMount, VolumeProjection,
+        LifecycleHandler, LocalObjectReference, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec,
+        PodTemplateSpec, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection,
+        SecretVolumeSource, SecurityContext, SleepAction, TopologySpreadConstraint, Volume, VolumeMount,
+        VolumeProjection,
     },
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
 use kube::api::ObjectMeta;
-use millrace_crds::{Auth, ClientTls, JobPod, Pod, PullPolicy, Resources, SecretKeyRef, ServeTls, TlsSecretRef};
+use millrace_crds::{
+    Archive, ArchiveDirectory, ArchiveS3, Auth, ClientTls, JobPod, Pod, PullPolicy, Resources, SecretKeyRef, ServeTls,
+    TlsSecretRef, Webhook,
+};
 
 use super::{Validated, config_map, labels, overrides, pods_of, service_account, unless_empty};
 
@@ -52,6 +56,8 @@ struct Template {
     volumes: Vec<Volume>,
     /// Labels beside those of every object.
     labels: BTreeMap<String, String>,
+    /// Whether it writes to a volume, which then has to belong to its group.
+    writes_volumes: bool,
 }
 
 /// The template of the Deployment of serve.
@@ -83,7 +89,9 @@ pub(super) fn serve(pipeline: &Validated, image: &str) -> Result<PodTemplateSpec
 /// The template of the Deployment of work.
 pub(super) fn work(pipeline: &Validated, image: &str) -> Result<PodTemplateSpec, String> {
     let mut template = Template::new(pipeline, "work", image, &["work"]);
-    template.webhook_secrets(pipeline);
+    let webhooks = pipeline.spec.sinks.iter().filter_map(|sink| sink.webhook.as_ref());
+    template.secrets("webhooks", webhooks.flat_map(Webhook::secrets), "MILLRACE_WEBHOOK_SECRETS_DIR");
+    template.archive(pipeline);
     template.runs(pipeline, &[("health", HEALTH)]);
     template.finish(pipeline, "work", work_pod(pipeline))
 }
@@ -142,7 +150,7 @@ impl Template {
             ..PodSpec::default()
         };
         let (env, mounts, volumes, labels) = (Vec::new(), Vec::new(), Vec::new(), BTreeMap::new());
-        let mut template = Self { component, container, env, mounts, pod, volumes, labels };
+        let mut template = Self { component, container, env, mounts, pod, volumes, labels, writes_volumes: false };
         template.env("MILLRACE_PIPELINE", &format!("/etc/millrace/manifest/{}", config_map::KEY));
         // A process that cannot read its manifest at its start runs the last accepted one of this name.
         template.env("MILLRACE_PIPELINE_NAME", &pipeline.name);
@@ -195,13 +203,11 @@ impl Template {
         }
     }
 
-    /// Mounts the Secrets that webhooks name as one folder, each key as `<Secret>/<key>`. Optional as [`Self::secret`]. The
-    /// template depends on the Secrets, and on nothing else of the sinks: other changes of sinks roll no pod.
-    fn webhook_secrets(&mut self, pipeline: &Validated) {
-        let webhooks = pipeline.spec.sinks.iter().filter_map(|sink| sink.webhook.as_ref());
-        let keys: BTreeSet<(&str, &str)> = webhooks
-            .flat_map(|webhook| webhook.secrets().map(|SecretKeyRef { name, key }| (name.as_str(), key.as_str())))
-            .collect();
+    /// Mounts Secrets as one folder, each key as `<Secret>/<key>`. Optional as [`Self::secret`]. The template depends on the
+    /// Secrets alone: other changes of what names them roll no pod.
+    fn secrets<'a>(&mut self, folder: &str, named: impl Iterator<Item = &'a SecretKeyRef>, variable: &str) {
+        let keys: BTreeSet<(&str, &str)> =
+            named.map(|SecretKeyRef { name, key }| (name.as_str(), key.as_str())).collect();
         if keys.is_empty() {
             return;
         }
@@ -214,8 +220,20 @@ impl Template {
             ..VolumeProjection::default()
         });
         let projected = ProjectedVolumeSource { sources: Some(sources.collect()), default_mode: None };
-        self.mount("webhooks", Volume { projected: Some(projected), ..Volume::default() });
-        self.env("MILLRACE_WEBHOOK_SECRETS_DIR", "/etc/millrace/webhooks");
+        self.mount(folder, Volume { projected: Some(projected), ..Volume::default() });
+        self.env(variable, &format!("/etc/millrace/{folder}"));
+    }
+
+    /// Mounts the Secrets of the archive, or its claim at the path of the manifest.
+    fn archive(&mut self, pipeline: &Validated) {
+        let Some(Archive { directory, s3 }) = &pipeline.spec.archive else { return };
+        self.secrets("archive", s3.iter().flat_map(ArchiveS3::secrets), "MILLRACE_ARCHIVE_SECRETS_DIR");
+        let Some(ArchiveDirectory { path, claim_name: Some(claim_name) }) = directory else { return };
+        let name = "millrace-archive-directory".to_owned();
+        let claim = PersistentVolumeClaimVolumeSource { claim_name: claim_name.clone(), read_only: None };
+        self.mounts.push(VolumeMount { name: name.clone(), mount_path: path.clone(), ..VolumeMount::default() });
+        self.volumes.push(Volume { name, persistent_volume_claim: Some(claim), ..Volume::default() });
+        self.writes_volumes = true;
     }
 
     /// Mounts the files of TLS connections to a server, `redis` or `postgres`.
@@ -278,7 +296,8 @@ impl Template {
 
     /// The pod's template, with the overrides that the manifest has for the pods of a role.
     fn finish(self, pipeline: &Validated, role: &str, overrides: Pod) -> Result<PodTemplateSpec, String> {
-        let Self { component, mut container, mut env, mut mounts, mut pod, mut volumes, labels: own_labels } = self;
+        let Self { component, mut container, mut env, mut mounts, mut pod, mut volumes, labels, writes_volumes } = self;
+        let own_labels = labels;
         let at = |name: &str| format!("spec.{role}.pod.{name}");
         // The operator's variables, then the extra ones whose names differ from these.
         let extra: Vec<EnvVar> = overrides::parse(&at("extraEnv"), &overrides.extra_env)?;
@@ -292,7 +311,9 @@ impl Template {
         container.resources = Some(resources(overrides.resources));
         pod.containers = vec![container];
         pod.volumes = Some(volumes);
-        pod.security_context = Some(security_context(overrides.fixed_user != Some(false)));
+        let has_fixed_user = overrides.fixed_user != Some(false);
+        let fs_group = (writes_volumes && has_fixed_user).then_some(USER);
+        pod.security_context = Some(PodSecurityContext { fs_group, ..security_context(has_fixed_user) });
         pod.node_selector = unless_empty(overrides.node_selector);
         pod.tolerations = unless_empty(overrides::parse::<Vec<_>>(&at("tolerations"), &overrides.tolerations)?);
         pod.affinity = overrides::parse(&at("affinity"), &overrides.affinity)?;
