@@ -182,9 +182,27 @@ create table dropped_periods (
     last_processed_at timestamptz,
     -- When its partition was dropped; null: not yet.
     dropped_at timestamptz,
+    -- Where its records were archived before; null: nowhere.
+    archive    text,
     -- When the deletion of its ids began, and when it ended; null: not yet.
     ids_expired_at timestamptz,
     ids_deleted_at timestamptz
+);
+
+-- Objects of the archive: the records of a shard in a period from first_seq to last_seq, as zstd-packed NDJSON.
+create table archive_objects (
+    period    date    not null,
+    shard     integer not null,
+    first_seq bigint  not null,
+    last_seq  bigint  not null,
+    -- The last number that it may hold; in its name.
+    until_seq bigint  not null,
+    records   bigint  not null,
+    bytes     bigint  not null,
+    sha256    text    not null,
+    -- The directory or bucket, with the pipeline's folder.
+    place     text    not null,
+    primary key (period, shard, first_seq)
 );
 
 -- Rows that retention deleted, so that counts can still be derived. destination_id is '' for records and duplicates, and

@@ -42,6 +42,16 @@ pub fn wait_for_readers(usual: std::time::Duration) -> std::time::Duration {
     usual
 }
 
+/// How many numbers of a shard are one object of an archive. With the feature, `MILLRACE_FAULT_ARCHIVE_NUMBERS=<n>` sets it.
+#[inline]
+#[must_use]
+pub fn archive_numbers(usual: i64) -> i64 {
+    #[cfg(feature = "fault-points")]
+    return armed::ARCHIVE_NUMBERS.unwrap_or(usual);
+    #[cfg(not(feature = "fault-points"))]
+    usual
+}
+
 #[cfg(feature = "fault-points")]
 mod armed {
     use std::sync::{
@@ -68,6 +78,8 @@ mod armed {
         let ms = std::env::var("MILLRACE_FAULT_READERS_MS").ok()?.parse().ok()?;
         Some(std::time::Duration::from_millis(ms))
     });
+    pub(super) static ARCHIVE_NUMBERS: LazyLock<Option<i64>> =
+        LazyLock::new(|| std::env::var("MILLRACE_FAULT_ARCHIVE_NUMBERS").ok()?.parse().ok());
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
     pub(super) fn pass(name: &str) {

@@ -12,6 +12,7 @@ macro_rules! say {
 }
 
 pub mod accept;
+pub mod archive;
 pub mod board;
 pub mod commands;
 pub mod config;

@@ -1,11 +1,16 @@
 //! `millrace work`: the worker role: own, decide, commit, publish.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::{RwLock, Semaphore, watch};
 
 use crate::{
-    config::{Place, Setup, process_name},
+    config::{Place, Setup, given, process_name},
     http::health::{self, Health},
     lifecycle::Lifecycle,
     publish::{SinkReconciler, WebhookSecrets},
@@ -44,6 +49,9 @@ pub struct Tuning {
     /// The folder of the Secrets that webhooks name, each key a file: DIR/SECRET/KEY. They are followed.
     #[arg(long, value_name = "DIR", env = "MILLRACE_WEBHOOK_SECRETS_DIR")]
     webhook_secrets_dir: Option<PathBuf>,
+    /// The folder of the Secrets that spec.archive names, each key a file: DIR/SECRET/KEY. They are followed.
+    #[arg(long, value_name = "DIR", env = "MILLRACE_ARCHIVE_SECRETS_DIR")]
+    archive_secrets_dir: Option<PathBuf>,
 }
 
 /// Memory for entries that were read and are not acknowledged, in KiB.
@@ -99,6 +107,7 @@ pub fn start(setup: Setup, tuning: &Tuning, lifecycle: &Lifecycle) {
         active_manifest: setup.active_manifest,
         sinks,
         secrets: WebhookSecrets::new(tuning.webhook_secrets_dir.clone()),
+        archive_secrets: given(&tuning.archive_secrets_dir).map(Path::to_owned),
         options: worker::Options {
             worker: setup.process,
             lease: Duration::from_millis(tuning.lease_ms),

@@ -3,6 +3,7 @@
 //! It must never use Redis, and must never decide anything about a record: it reads, writes, and asserts its writes.
 
 mod admin;
+mod archive;
 mod audit;
 mod audit_summary;
 mod columns;
@@ -53,6 +54,7 @@ mod workers;
 mod writes;
 
 pub use admin::Actor;
+pub use archive::{ArchiveObject, ArchiveRange, ArchivedRecord};
 pub use audit::{AuditFilter, AuditPlace, AuditTotals, DestinationFacts, Fact};
 pub use audit_summary::{OutcomeCounts, TrailCounts};
 pub use connections::Connections;
@@ -76,7 +78,7 @@ pub use processed::ShardPage;
 pub use producers::{Producer, ShardAccount};
 pub use purge::Purge;
 pub use query::{ConflictFilter, FoundRecord, RecordHistory, StoredConflict, StoredRecord, Traces};
-pub use retention::{Dropped, DuePeriod, Expired, IdStep, KeptSince, RetentionTurn, complete_since};
+pub use retention::{Dropped, DuePeriod, Expired, IdStep, KeptSince, Noted, RetentionTurn, complete_since};
 pub use rollups::{RollupState, RollupStep};
 pub use sessions::{LiveSecret, SESSION_HOURS};
 pub use sinks::{NewSink, SinkBegins, SinkRow, SinkState};

@@ -190,42 +190,67 @@ impl Store {
     }
 }
 
+/// The end of an attempt to note a period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noted {
+    /// It is noted.
+    Done,
+    /// It has records that the archive does not hold.
+    Unarchived,
+}
+
 impl RetentionTurn {
-    /// Notes that the records of the oldest period are no longer kept, with their counts.
+    /// Notes that the records of the oldest period are no longer kept, with their counts. `archive`: the place of the archive
+    /// that has to hold them; `None`: none has to.
     ///
     /// # Errors
     /// When Postgres does not answer: it is noted, or not.
-    pub async fn note(&mut self, period: Period) -> Result<(), Error> {
+    pub async fn note(&mut self, period: Period, archive: Option<&str>) -> Result<Noted, Error> {
         let _watch = Watch::start("retention.note");
-        let noted = sqlx::query!(
-            "with parts as materialized (
+        let noted = sqlx::query_scalar!(
+            r#"with parts as materialized (
                  select shard, count(*) as count, max(seq) as upto, count(threshold) as alerts, max(time) as last_time,
                         max(processed_at) as last_processed_at
                  from records
                  where period = $1 and not exists (select from dropped_periods where period = $1 and dropped_at is null)
                  group by shard
+             ), archived as (
+                 -- Those of an earlier drop of the period are not of these records.
+                 select o.shard, sum(o.records) as count, max(o.last_seq) as upto
+                 from archive_objects o
+                 left join expired_counts e on e.shard = o.shard and e.kind = 'records' and e.destination_id = ''
+                 where o.period = $1 and o.place = $2 and o.last_seq > coalesce(e.upto, 0)
+                 group by o.shard
+             ), unarchived as (
+                 select from parts p left join archived a on a.shard = p.shard
+                 where $2::text is not null and (a.count is distinct from p.count or a.upto is distinct from p.upto)
              ), noted as (
-                 insert into dropped_periods as d (period, last_time, last_processed_at)
-                 select $1, max(last_time), max(last_processed_at) from parts
+                 insert into dropped_periods as d (period, last_time, last_processed_at, archive)
+                 select $1, max(last_time), max(last_processed_at), $2 from parts having not exists (select from unarchived)
                  on conflict (period) do update
-                 set dropped_at = null, ids_expired_at = null, ids_deleted_at = null, last_time = greatest(d.last_time, excluded.last_time),
+                 set dropped_at = null, archive = excluded.archive, ids_expired_at = null, ids_deleted_at = null, last_time = greatest(d.last_time, excluded.last_time),
                      last_processed_at = greatest(d.last_processed_at, excluded.last_processed_at)
              ), incomplete as (
                  -- Its build can miss these records.
                  update rollups r
                  set missing_before = greatest(r.missing_before, (select max(last_time) + interval '1 microsecond' from parts))
-                 where removed is null and exists (
+                 where removed is null and not exists (select from unarchived) and exists (
                      select from shards s left join rollup_builds b on b.rollup_id = r.id and b.shard = s.shard
                      where s.policy_version < r.version or b.shard is null or b.next_seq < b.until_seq)
+             ), counted as (
+                 insert into expired_counts as e (shard, kind, count, upto, alerts)
+                 select shard, 'records', count, upto, alerts from parts where not exists (select from unarchived)
+                 on conflict (shard, kind, destination_id) do update
+                 set count = e.count + excluded.count, upto = excluded.upto, alerts = e.alerts + excluded.alerts
              )
-             insert into expired_counts as e (shard, kind, count, upto, alerts)
-             select shard, 'records', count, upto, alerts from parts
-             on conflict (shard, kind, destination_id) do update
-             set count = e.count + excluded.count, upto = excluded.upto, alerts = e.alerts + excluded.alerts",
-            period.first()
+             select exists (select from unarchived) as "is_unarchived!""#,
+            period.first(),
+            archive
         );
         // It reads the whole partition.
-        limited(LONGEST_READ, async { Ok(noted.execute(&mut self.connection).await?) }).await.map(|_| ())
+        let is_unarchived: Result<bool, Error> =
+            limited(LONGEST_READ, async { Ok(noted.fetch_one(&mut self.connection).await?) }).await;
+        Ok(if is_unarchived? { Noted::Unarchived } else { Noted::Done })
     }
 
     /// Detaches and drops the partition of a noted period. Each step continues where an earlier process was ended.

@@ -64,6 +64,10 @@ pub const RETENTION_DUE: &str = "millrace_retention_due_partition_timestamp_seco
 pub const RETENTION_DUE_SINCE: &str = "millrace_retention_due_since_timestamp_seconds";
 /// Counter: partitions that this worker dropped.
 pub const RETENTION_PARTITIONS: &str = "millrace_retention_dropped_partitions_total";
+/// Counter: records that this worker wrote to the archive.
+pub const ARCHIVED_RECORDS: &str = "millrace_archived_records_total";
+/// Counter: bytes of objects that this worker wrote to the archive.
+pub const ARCHIVED_BYTES: &str = "millrace_archived_bytes_total";
 /// Counter by `kind` (ids, duplicates, conflicts, dead_letters, rollup_rows): rows that retention deleted.
 pub const RETENTION_ROWS: &str = "millrace_retention_deleted_rows_total";
 /// Gauge: shards that this worker owns.
@@ -190,18 +194,6 @@ fn describe() {
     );
     describe_counter!(LEASE_CHANGES, "Shards that changed owner, by change");
     describe_counter!(ROLLUP_RECORDS, "Stored records that the background build added to a declared rollup, by rollup");
-    describe_gauge!(
-        RETENTION_DUE,
-        Unit::Seconds,
-        "First day of the oldest partition that is due to be dropped, as a Unix time; 0 while none is"
-    );
-    describe_gauge!(
-        RETENTION_DUE_SINCE,
-        Unit::Seconds,
-        "Since when that partition is due, as a Unix time; 0 while none is"
-    );
-    describe_counter!(RETENTION_PARTITIONS, "Partitions that this worker dropped");
-    describe_counter!(RETENTION_ROWS, "Rows that retention deleted, by kind");
     describe_gauge!(SHARDS_OWNED, "Shards that this worker owns");
     describe_gauge!(SINK_LAG, "Outcomes that are committed and not published yet, by shard and sink");
     describe_counter!(RECREATED, "Recreations of a missing stream or group, by shard; above zero is an alarm");
@@ -228,6 +220,25 @@ fn describe() {
     describe_gauge!(CONNECTIONS_USED, "Connections to Postgres that are in use, by pool");
     describe_gauge!(CONNECTIONS_MOST, "Most connections to Postgres, by pool");
     describe_gauge!(MANIFEST_REFUSED, "1 while this process's manifest file differs from the active one");
+    describe_retention();
+}
+
+/// The metrics of retention and of the archive.
+fn describe_retention() {
+    describe_gauge!(
+        RETENTION_DUE,
+        Unit::Seconds,
+        "First day of the oldest partition that is due to be dropped, as a Unix time; 0 while none is"
+    );
+    describe_gauge!(
+        RETENTION_DUE_SINCE,
+        Unit::Seconds,
+        "Since when that partition is due, as a Unix time; 0 while none is"
+    );
+    describe_counter!(RETENTION_PARTITIONS, "Partitions that this worker dropped");
+    describe_counter!(ARCHIVED_RECORDS, "Records that this worker wrote to the archive");
+    describe_counter!(ARCHIVED_BYTES, Unit::Bytes, "Bytes of objects that this worker wrote to the archive");
+    describe_counter!(RETENTION_ROWS, "Rows that retention deleted, by kind");
 }
 
 #[cfg(test)]

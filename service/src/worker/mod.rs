@@ -4,6 +4,7 @@
 //! Must never acknowledge before the commit, and must never act on a shard without a comparison of its lease.
 
 mod applier;
+mod archive;
 mod loss;
 mod outcomes;
 mod owner;
@@ -21,7 +22,7 @@ mod shard;
 mod tests;
 mod writes;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::{RwLock, Semaphore, watch};
 
@@ -64,6 +65,8 @@ pub struct Context {
     pub sinks: watch::Receiver<Arc<Vec<ActiveSink>>>,
     /// The Secrets of webhooks.
     pub secrets: WebhookSecrets,
+    /// The folder with the Secrets of the archive: `<Secret>/<key>`.
+    pub archive_secrets: Option<PathBuf>,
     /// Settings.
     pub options: Options,
     /// Liveness of the loops.

@@ -1,7 +1,7 @@
 //! Retention: drops the partitions that are due, and deletes other rows that are too old, for as long as the worker runs.
 //!
-//! One worker at a time does it. Must never drop a partition that a sink has not published, and must never delay commits: each
-//! delete is small, and is followed by a longer pause.
+//! One worker at a time does it. Must never drop a partition that a sink has not published or that the archive of the manifest
+//! does not hold, and must never delay commits: each delete is small, and is followed by a longer pause.
 
 use std::{
     collections::HashMap,
@@ -13,11 +13,14 @@ use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use millrace_crds::{Reason, Retention, status_api::Problem};
 
-use super::Context;
+use super::{
+    Context,
+    archive::{ARCHIVE, Archived, archive},
+};
 use crate::{
     domain::{Period, Seq, Sequence, ShardId, ShardSeq},
     publish::floors,
-    store::{self, Dropped, DuePeriod, Expired, RetentionTurn},
+    store::{self, Dropped, DuePeriod, Expired, Noted, RetentionTurn},
     telemetry::metrics as names,
 };
 
@@ -39,6 +42,8 @@ enum Held {
     Elsewhere,
     /// A sink has not published it.
     Sink { period: Period, sink: String, shard: ShardId, at: Seq, end: Seq },
+    /// It is not archived.
+    Archive { period: Period },
     /// Readers use it.
     Readers { period: Period },
 }
@@ -88,6 +93,9 @@ impl Task {
         let retention = self.context.active_manifest.borrow().manifest.spec.retention.unwrap_or_default();
         let due = self.due(&retention).await?;
         report_due(due);
+        if due.is_none() {
+            self.context.board.set(ARCHIVE, []);
+        }
         if due.is_none() && (Retention { partition: retention.partition, ..Retention::default() }) == retention {
             self.context.board.set(RETENTION, []);
             return Ok(());
@@ -155,14 +163,24 @@ impl Task {
         Ok(())
     }
 
-    /// Notes the periods that are due and that every sink has published. Returns what holds the next one.
+    /// Notes the periods that are due, that every sink has published, and that are archived where the manifest asks for it.
+    /// Returns what holds the next one.
     async fn note_due(&self, turn: &mut RetentionTurn, retention: &Retention) -> anyhow::Result<Option<Held>> {
         let store = &self.context.store;
         while let Some(due) = store::within(store.due_period(retention.records, retention.partition)).await? {
             if let Some(behind) = self.sink_behind(due).await? {
                 return Ok(Some(behind));
             }
-            turn.note(due.period).await?;
+            let period = due.period;
+            let place = match archive(&self.context, period).await? {
+                Archived::NotAsked => None,
+                Archived::At(place) => Some(place),
+                Archived::Not => return Ok(Some(Held::Archive { period })),
+            };
+            if turn.note(period, place.as_deref()).await? == Noted::Unarchived {
+                // Records came meanwhile: the next pass writes them.
+                return Ok(Some(Held::Archive { period }));
+            }
             crate::fault::point("after_period_noted");
         }
         Ok(None)
@@ -201,6 +219,11 @@ impl Task {
                 event = "worker.retention.waiting",
                 %period,
                 "a partition is due and stays while queries read the records; the worker tries again"
+            ),
+            Some(Held::Archive { period }) => tracing::info!(
+                event = "worker.retention.waiting",
+                %period,
+                "a partition is due and stays until it is archived"
             ),
             Some(Held::Elsewhere) | None => {}
         }

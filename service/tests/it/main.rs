@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 mod access;
+mod archive;
 mod console;
 mod counts;
 mod crash;

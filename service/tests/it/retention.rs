@@ -28,7 +28,7 @@ fn spec(more: Value) -> Value {
 
 impl Pipeline {
     /// Applies records by a worker whose clock is so many days back.
-    async fn applied_days_ago(&self, days: i64, records: &[Value]) {
+    pub(crate) async fn applied_days_ago(&self, days: i64, records: &[Value]) {
         let mut work = self.work_with(&[(CLOCK, &format!("-{days}"))]);
         work.ready().await;
         self.send(records).await;

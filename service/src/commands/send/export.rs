@@ -1,9 +1,9 @@
 //! Answers of the API as input: their records are sent, and the rest is left out and named.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use super::shape::{OUTPUT, Shape};
-use crate::domain::members;
+use crate::domain::{Raw, members};
 
 /// A line of NDJSON.
 pub(super) enum Line {
@@ -22,6 +22,16 @@ pub(super) fn line(text: &[u8]) -> Line {
         Ok([(key, raw)]) if (key == "group" || key == "end") && raw.get().starts_with('{') => Line::Frame,
         _ => Line::Record,
     }
+}
+
+/// The record of a line of an aggregation, `{"record":…}`, or of an archive, `{"record":…,"log":…}`.
+pub(super) fn record<'a>(members: &[(Cow<'_, str>, &'a Raw)]) -> Option<&'a Raw> {
+    let raw = match members {
+        [(record, raw)] if record == "record" => raw,
+        [(record, raw), (log, _)] if record == "record" && log == "log" => raw,
+        _ => return None,
+    };
+    raw.get().starts_with('{').then_some(raw)
 }
 
 /// Messages about keys and lines that are left out, each printed once.

@@ -4,6 +4,7 @@ use std::{io::Cursor, sync::Arc};
 
 use super::{
     args::Pair,
+    export,
     shape::Shape,
     table::{self, Frame},
     window::Window,
@@ -113,9 +114,7 @@ impl Locator {
             );
         }
         let mut all = members(text, "").ok()?;
-        if let [(key, raw)] = &all[..]
-            && key == "record"
-        {
+        if let Some(raw) = export::record(&all) {
             all = members(raw.get().as_bytes(), "").ok()?;
         }
         let value = |raw: &crate::domain::Raw| {

@@ -12,7 +12,7 @@ use super::{
     Args,
     amounts::Amounts,
     args::Pair,
-    export::Notes,
+    export::{self, Notes},
     parts::{Parts, quoted},
     times::Times,
     trim,
@@ -153,11 +153,7 @@ impl Shape {
     /// Faults of the row, by field.
     pub(super) fn json(&self, position: Position, json: &[u8], notes: &mut Notes) -> Result<Shaped, Invalid> {
         let mut members = members(json, "")?;
-        // A line of an exported aggregation.
-        if let [(key, raw)] = &members[..]
-            && key == "record"
-            && raw.get().starts_with('{')
-        {
+        if let Some(raw) = export::record(&members) {
             members = crate::domain::members(raw.get().as_bytes(), "")?;
         }
         let cells = members.into_iter().map(|(key, raw)| {

@@ -322,7 +322,7 @@ async fn what_retention_deleted_counts_as_it_was_noted() {
     };
     let old = Period::stored(NaiveDate::from_ymd_opt(2026, 11, 1).unwrap());
     for _ in 0..2 {
-        turn.note(old).await.unwrap();
+        turn.note(old, None).await.unwrap();
         compared("noted, also twice, and not dropped").await;
     }
     assert_eq!(turn.drop_partition(old).await.unwrap(), Dropped::Done);

@@ -254,7 +254,7 @@ async fn answers_equal_a_count_by_hand_for_random_filters_while_records_arrive(p
     let store = crate::store::Store::of_test(world.pool.clone());
     let mut turn = store.begin_retention().await.expect("Postgres").expect("the turn");
     let period = crate::domain::Period::stored(chrono::NaiveDate::from_ymd_opt(2026, 11, 1).expect("a date"));
-    turn.note(period).await.expect("noted");
+    turn.note(period, None).await.expect("noted");
     turn.drop_partition(period).await.expect("dropped");
     check.since = store.kept_since().await.expect("Postgres").records;
     assert!(check.since.is_some());

@@ -12,6 +12,7 @@ mod process;
 mod proxy;
 mod receiver;
 mod records;
+mod s3;
 mod servers;
 
 use std::time::{Duration, Instant};
@@ -27,6 +28,7 @@ pub(crate) use process::{Process, free_port};
 pub(crate) use proxy::Proxy;
 pub(crate) use receiver::{Receiver, SIGNING_KEY};
 pub(crate) use records::{Load, record};
+pub(crate) use s3::S3;
 pub(crate) use servers::{PrivatePostgres, PrivateRedis, shared, tls_redis};
 
 /// Longest wait for a condition.
