@@ -15,7 +15,7 @@ use super::{format::Format, types::Time};
 use crate::{domain::render_time, http::problem::Failure, store::complete_since};
 
 /// The header of a streamed answer whose range starts before the records that are kept.
-const COMPLETE_SINCE: &str = "Millrace-Complete-Since";
+pub(super) const COMPLETE_SINCE: &str = "Millrace-Complete-Since";
 /// Items of a page when the client sends no limit.
 pub(super) const DEFAULT_LIMIT: u32 = 100;
 /// Maximum number of items of a page.
@@ -106,7 +106,8 @@ impl<T: Type> ApiResponse for Streamed<T> {
     }
 }
 
-fn response(description: &'static str, status: u16, content: Vec<MetaMediaType>) -> MetaResponse {
+/// An entry of the document.
+pub(super) fn response(description: &'static str, status: u16, content: Vec<MetaMediaType>) -> MetaResponse {
     MetaResponse { description, status: Some(status), status_range: None, content, headers: Vec::new() }
 }
 

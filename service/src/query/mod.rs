@@ -21,6 +21,7 @@ mod keys;
 mod losses;
 mod policies;
 mod record_filter;
+mod record_page;
 mod record_text;
 mod records;
 mod rollups;

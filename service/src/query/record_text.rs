@@ -2,7 +2,10 @@
 //!
 //! Must have the fields of [`RecordView`](super::views::RecordView), in its order.
 
-use super::{format::csv_line, views::RecordType};
+use super::{
+    format::csv_line,
+    views::{RecordType, RecordView},
+};
 use crate::{domain::TimeText, store::AggregatedRecord};
 
 /// The columns of a record in CSV.
@@ -44,7 +47,7 @@ pub(super) fn json(out: &mut Vec<u8>, record: &AggregatedRecord, breaks: LineBre
         let from = out.len();
         out.extend_from_slice(attributes.as_bytes());
         if breaks == LineBreaks::Spaces {
-            out[from..].iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
+            on_one_line(&mut out[from..]);
         }
     }
     plain(out, ",\"receivedAt\":", TimeText::of(record.received_at).as_str());
@@ -70,6 +73,31 @@ pub(super) fn csv(out: &mut Vec<u8>, record: &AggregatedRecord) {
         processed_at.as_str(),
     ];
     csv_line(out, fields);
+}
+
+/// Writes a record of a page as a line of CSV.
+pub(super) fn csv_view(out: &mut Vec<u8>, record: &RecordView) {
+    let (time, received_at) = (TimeText::of(record.time.0), record.received_at.map(|at| TimeText::of(at.0)));
+    let processed_at = record.processed_at.map(|at| TimeText::of(at.0));
+    let fields = [
+        record.record_id.as_str(),
+        time.as_str(),
+        &record.source_id,
+        &record.destination_id,
+        record.r#type.as_str(),
+        &record.value,
+        &record.unit,
+        &record.reference,
+        record.attributes.as_ref().map_or("", |attributes| attributes.0.get()),
+        received_at.as_ref().map_or("", TimeText::as_str),
+        processed_at.as_ref().map_or("", TimeText::as_str),
+    ];
+    csv_line(out, fields);
+}
+
+/// Replaces line breaks in JSON by spaces. They are between values: in a string they are escaped.
+pub(super) fn on_one_line(json: &mut [u8]) {
+    json.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
 }
 
 /// Writes a key and a text that needs no escape.
@@ -98,7 +126,6 @@ mod tests {
     use super::*;
     use crate::{
         domain::{DestinationId, RecordId, Reference, Seq, ShardId, SourceId, Unit},
-        query::views::RecordView,
         store::StoredRecord,
     };
 
@@ -135,7 +162,12 @@ mod tests {
                 received_at: stored.received_at,
                 processed_at: stored.processed_at,
             };
-            let view = serde_json::to_string(&RecordView::from(stored)).expect("JSON");
+            let view = RecordView::from(stored);
+            let (mut line, mut same) = (Vec::new(), Vec::new());
+            csv(&mut line, &record);
+            csv_view(&mut same, &view);
+            assert_eq!(line, same, "CSV of an aggregation and of a page");
+            let view = serde_json::to_string(&view).expect("JSON");
             let mut out = Vec::new();
             json(&mut out, &record, LineBreaks::Kept);
             assert_eq!(String::from_utf8(out).expect("UTF-8"), view);

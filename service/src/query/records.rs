@@ -1,12 +1,15 @@
 //! `GET /records`: processed records in the order of the log, or in the order of processing.
 
+use poem::http::HeaderMap;
 use poem_openapi::{Enum, param::Query};
 
 use super::{
     Tags,
-    answer::{Answer, Page, Paging},
+    answer::Paging,
     follow::follow,
+    format::Format,
     record_filter::filtered_operation,
+    record_page::RecordPage,
     types::{Time, Word},
     views::{RecordType, RecordView},
 };
@@ -43,9 +46,11 @@ filtered_operation! {
     /// processed since. A reader that follows the cursors gets every matching record once, and those of a destination in
     /// the order of processing.
     ///
-    /// No record appears twice.
+    /// No record appears twice. `Accept` selects JSON, or for an export NDJSON (one record a line) or CSV: then the header
+    /// `Millrace-Next-Cursor` has the cursor. `millrace export` reads all pages into a file, and continues one that was cut.
     #[oai(path = "/records", method = "get", operation_id = "listRecords")]
     async fn list(self, app, filter; [
+        headers: &HeaderMap,
         /// The order of the list.
         #[oai(default)]
         order: Query<Order>,
@@ -55,14 +60,16 @@ filtered_operation! {
         limit: Query<u32>,
         /// `nextCursor` of the previous page, with the same filters and order.
         cursor: Query<Option<String>>,
-    ]) -> Answer<Page<RecordView>> {
+    ]) -> RecordPage {
+        let format = Format::of(headers)?;
         if order.0 == Order::Processed {
             let paging = Paging::<Vec<Seq>>::new("/records?order=processed", &filter, cursor.0, limit.0)?;
-            return follow(app.0, &filter, &paging).await.map(Answer);
+            return follow(app.0, &filter, &paging).await.map(|page| RecordPage { format, page });
         }
         let paging = Paging::<ShardSeq>::new("/records", &filter, cursor.0, limit.0)?;
         let rows = app.store.list_records(&filter, paging.after.unwrap_or_default(), paging.rows()).await?;
         let page = paging.page(rows, |row| ShardSeq { shard: row.shard, seq: row.seq }, RecordView::from);
-        Ok(Answer(page.kept_since(app.store.kept_since().await?.records, filter.start)))
+        let page = page.kept_since(app.store.kept_since().await?.records, filter.start);
+        Ok(RecordPage { format, page })
     }
 }
