@@ -1,7 +1,9 @@
 //! The subcommands of `millrace`, one file each.
 
+mod api;
 pub mod config;
 pub mod dev;
+pub mod export;
 mod job;
 pub mod keys;
 pub mod losses;
@@ -42,6 +44,8 @@ pub enum Command {
     Dev(dev::Args),
     /// Send records from a file, from standard input, or generated.
     Send(Box<send::Args>),
+    /// Write processed records to a file, as NDJSON or CSV, and continue one that was cut.
+    Export(export::Args),
     /// Re-derive totals, summaries and alerts from the records, and compare them with what is stored and published.
     Verify(verify::Args),
     /// List sinks, resume a halted one.
@@ -98,6 +102,7 @@ impl Command {
             Self::Openapi(args) => openapi::run(args).await,
             Self::Dev(args) => dev::run(args).await,
             Self::Send(args) => send::run(*args).await,
+            Self::Export(args) => export::run(args).await,
             Self::Verify(args) => verify::run(args).await,
             Self::Sinks(args) => sinks::run(args).await,
             Self::Losses(args) => losses::run(args).await,

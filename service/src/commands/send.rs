@@ -4,13 +4,13 @@
 //! there before gets the same ids. Values stay the text they were: no number passes through a float.
 
 mod amounts;
-mod answer;
+pub(super) mod answer;
 mod args;
 mod client;
 mod export;
 mod generate;
 mod header;
-mod http;
+pub(super) mod http;
 mod input;
 mod latencies;
 mod numbers;
@@ -39,6 +39,8 @@ use origin::{Origin, Refused};
 use report::Report;
 use rows::Reader;
 
+use super::api::ApiArgs;
+
 /// Records in a request, unless asked for otherwise.
 const BATCH: usize = 500;
 
@@ -49,15 +51,8 @@ pub struct Args {
     /// File of records, packed with gzip or not; `-` or absent: standard input.
     #[arg(conflicts_with = "generate")]
     file: Option<PathBuf>,
-    /// Where the pipeline listens.
-    #[arg(long, env = "MILLRACE_URL", default_value = "http://127.0.0.1:8080")]
-    url: String,
-    /// A PEM file of the authorities that sign the certificate of an https:// URL, in place of the system's.
-    #[arg(long, value_name = "FILE", env = "MILLRACE_CA_FILE")]
-    ca_file: Option<PathBuf>,
-    /// API key, where the pipeline asks for one.
-    #[arg(long, env = "MILLRACE_API_KEY", hide_env_values = true)]
-    key: Option<String>,
+    #[command(flatten)]
+    api: ApiArgs,
     #[command(flatten)]
     input: InputArgs,
     #[command(flatten)]

@@ -13,6 +13,7 @@ mod crash;
 mod dead_letters;
 mod entries;
 mod expired;
+mod export;
 mod failover;
 mod group;
 mod harness;

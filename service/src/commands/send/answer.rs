@@ -15,7 +15,7 @@ const SHOWN: usize = 200;
 
 /// An answer to one request.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(in crate::commands) enum Answer {
     /// The service's report: each row without an error is accepted.
     Report(Report),
     /// The service's problem: no row is accepted.
@@ -27,7 +27,7 @@ pub(super) enum Answer {
 /// The body of a 202 of `POST /records/batch`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Report {
+pub(in crate::commands) struct Report {
     accepted: usize,
     rejected: usize,
     pub(super) errors: Vec<ItemError>,
@@ -37,12 +37,12 @@ pub(super) struct Report {
 
 /// A problem document of the service.
 #[derive(Debug, Deserialize)]
-pub(super) struct Problem {
+pub(in crate::commands) struct Problem {
     code: String,
     #[serde(default)]
     detail: String,
     /// Whether the same request may succeed later.
-    pub(super) retryable: bool,
+    pub(in crate::commands) retryable: bool,
     /// Errors of single lines, where the problem is theirs.
     #[serde(default)]
     pub(super) errors: Vec<ItemError>,
@@ -64,7 +64,7 @@ pub(super) struct ItemError {
 
 /// An answer that the service did not write.
 #[derive(Debug)]
-pub(super) struct External {
+pub(in crate::commands) struct External {
     status: StatusCode,
     /// Target of a redirect.
     location: Option<String>,
@@ -74,15 +74,15 @@ pub(super) struct External {
 
 /// The status and headers of a response, and its whole body.
 #[derive(Debug)]
-pub(super) struct Response {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Vec<u8>,
+pub(in crate::commands) struct Response {
+    pub(in crate::commands) status: StatusCode,
+    pub(in crate::commands) headers: HeaderMap,
+    pub(in crate::commands) body: Vec<u8>,
 }
 
 impl Response {
     /// `Retry-After`; only in seconds.
-    pub(super) fn retry_after(&self) -> Option<Duration> {
+    pub(in crate::commands) fn retry_after(&self) -> Option<Duration> {
         let value = self.headers.get(header::RETRY_AFTER)?;
         value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
     }
@@ -90,20 +90,22 @@ impl Response {
     /// Reads the answer to a request of so many lines. The media type, the form of the body and the number of rows all
     /// have to be those of the service.
     pub(super) fn read(&self, lines: usize) -> Answer {
-        match self.media_type().as_str() {
-            "application/json" if self.status == StatusCode::ACCEPTED => {
-                if let Some(report) =
-                    serde_json::from_slice(&self.body).ok().filter(|report: &Report| report.fits(lines))
-                {
-                    return Answer::Report(report);
-                }
-            }
-            "application/problem+json" if self.status.is_client_error() || self.status.is_server_error() => {
-                if let Ok(problem) = serde_json::from_slice(&self.body) {
-                    return Answer::Problem(problem);
-                }
-            }
-            _ => {}
+        if self.media_type() == "application/json"
+            && self.status == StatusCode::ACCEPTED
+            && let Some(report) = serde_json::from_slice(&self.body).ok().filter(|report: &Report| report.fits(lines))
+        {
+            return Answer::Report(report);
+        }
+        self.failure()
+    }
+
+    /// Reads an answer that is not the wanted one.
+    pub(in crate::commands) fn failure(&self) -> Answer {
+        if self.media_type() == "application/problem+json"
+            && (self.status.is_client_error() || self.status.is_server_error())
+            && let Ok(problem) = serde_json::from_slice(&self.body)
+        {
+            return Answer::Problem(problem);
         }
         let text = String::from_utf8_lossy(&self.body);
         let location = self.headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
@@ -114,7 +116,8 @@ impl Response {
         })
     }
 
-    fn media_type(&self) -> String {
+    /// Its media type, without parameters.
+    pub(in crate::commands) fn media_type(&self) -> String {
         let value = self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
     }
@@ -141,7 +144,7 @@ impl fmt::Display for Problem {
 
 impl External {
     /// Whether a proxy may answer otherwise in a moment: it limits requests, or does not reach the service.
-    pub(super) fn may_pass(&self) -> bool {
+    pub(in crate::commands) fn may_pass(&self) -> bool {
         matches!(self.status.as_u16(), 408 | 429 | 502 | 503 | 504)
     }
 

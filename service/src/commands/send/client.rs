@@ -5,17 +5,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Request, Uri, header};
+use hyper::{Method, Uri, header};
 use tokio::time::Instant;
 
 use super::{
     Args, Batch,
     answer::{Answer, External, ItemError, Response},
-    http::Http,
 };
+use crate::commands::api::Api;
 
 /// First pause before a repetition; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -24,9 +24,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Sends batches to one pipeline.
 #[derive(Debug)]
 pub(super) struct Client {
-    http: Http,
+    api: Api,
     url: Uri,
-    authorization: Option<header::HeaderValue>,
     give_up_after: Duration,
     /// Most bytes of a request's body: what a proxy refused is sent in smaller parts.
     most_bytes: AtomicUsize,
@@ -86,28 +85,10 @@ enum Verdict {
 impl Client {
     /// A client for the pipeline that the flags name.
     pub(super) fn new(args: &Args) -> anyhow::Result<Self> {
-        let base = reqwest::Url::parse(&args.url).with_context(|| format!("--url {} is no URL", args.url))?;
-        if !["http", "https"].contains(&base.scheme()) {
-            bail!("--url {}: must begin with http:// or https://", args.url);
-        }
-        if base.scheme() == "http" && args.ca_file.is_some() {
-            bail!("--url {}: --ca-file is for https:// only", args.url);
-        }
-        let authorization = match &args.key {
-            Some(key) => {
-                let mut value = header::HeaderValue::try_from(format!("Bearer {key}"))
-                    .context("the API key holds characters that no header takes")?;
-                value.set_sensitive(true);
-                Some(value)
-            }
-            None => None,
-        };
-        let http = Http::new(args.ca_file.as_deref())?;
-        let url = format!("{}/records/batch", args.url.trim_end_matches('/'));
+        let api = args.api.open()?;
         Ok(Self {
-            http,
-            url: url.parse().with_context(|| format!("--url {} is no URL", args.url))?,
-            authorization,
+            url: api.url("/records/batch")?,
+            api,
             give_up_after: Duration::from_secs(args.give_up_after),
             most_bytes: AtomicUsize::new(usize::MAX),
             is_waiting: AtomicBool::new(false),
@@ -184,11 +165,8 @@ impl Client {
     }
 
     async fn post(&self, part: &Part) -> anyhow::Result<Response> {
-        let mut request = Request::post(self.url.clone()).header(header::CONTENT_TYPE, "application/x-ndjson");
-        if let Some(value) = &self.authorization {
-            request = request.header(header::AUTHORIZATION, value.clone());
-        }
-        self.http.send(request.body(Full::new(Bytes::from(part.body.clone())))?).await
+        let request = self.api.request(Method::POST, &self.url).header(header::CONTENT_TYPE, "application/x-ndjson");
+        self.api.http.send(request.body(Full::new(Bytes::from(part.body.clone())))?).await
     }
 
     /// Meaning of an answer; removes the rows that have their outcome from `open`.

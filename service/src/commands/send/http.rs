@@ -1,4 +1,4 @@
-//! Requests of `send`, by HTTP or HTTPS.
+//! Requests of commands, by HTTP or HTTPS.
 //!
 //! Must never follow a redirect: a redirected POST becomes a GET, whose answer says nothing about the rows.
 
@@ -23,14 +23,14 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A client that keeps its connections.
 #[derive(Debug)]
-pub(super) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+pub(in crate::commands) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
 impl Http {
     /// A client that trusts the authorities of a file; `None`: the system's.
     ///
     /// # Errors
     /// When the file cannot be read or used.
-    pub(super) fn new(ca_file: Option<&Path>) -> anyhow::Result<Self> {
+    pub(in crate::commands) fn new(ca_file: Option<&Path>) -> anyhow::Result<Self> {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -45,7 +45,7 @@ impl Http {
     ///
     /// # Errors
     /// When there is none within 60 seconds.
-    pub(super) async fn send(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Response> {
+    pub(in crate::commands) async fn send(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Response> {
         let answering = async {
             let response = self.0.request(request).await?;
             let (head, body) = response.into_parts();
