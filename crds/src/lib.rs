@@ -28,6 +28,7 @@ mod schemas;
 mod sinks;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod spec;
+mod staleness;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod status;
 pub mod status_api;
@@ -57,6 +58,7 @@ pub use sinks::{From, FromPosition, Overflow, RedisStream, Sink, SinkEvent, Unti
 pub use spec::{
     Auth, Autoscaling, Policy, PostgresRef, RecordPipelineResource, RecordPipelineSpec, RedisRef, SecretKeyRef,
 };
+pub use staleness::{InvalidMaxStaleness, MaxStaleness};
 pub use status::{Migrated, RecordPipelineStatus};
 pub use text::{InvalidText, check_text};
 pub use tls::{ClientTls, ServeTls, TlsSecretRef};

@@ -98,6 +98,10 @@ reasons! {
     ClockDifference,
     /// The issuer of access tokens does not return its keys.
     IssuerUnreachable,
+    /// The standby for queries does not answer, or cannot be used as one.
+    StandbyUnavailable,
+    /// The standby for queries is further behind than queries may be.
+    StandbyBehind,
     /// A newer version appended an entry in a format that this one does not support.
     StreamFormatUnknown,
     /// The schema is not claimed for the manifest's uid.

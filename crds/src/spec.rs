@@ -15,6 +15,7 @@ use crate::{
     retention::Retention,
     rollups::Rollup,
     sinks::Sink,
+    staleness::MaxStaleness,
     status::RecordPipelineStatus,
     tls::ClientTls,
 };
@@ -340,7 +341,16 @@ pub struct PostgresRef {
     /// The Secret key that holds the URL, with user and password where the server asks for them. The pods follow a
     /// change of the Secret without a restart.
     pub url_secret_ref: SecretKeyRef,
-    /// The files of TLS connections. A URL with `sslmode=verify-full` or `verify-ca` is needed beside it.
+    /// The Secret key that holds the URL of a standby. Queries that ask for it are answered from there. The pods follow a
+    /// change of the Secret without a restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_url_secret_ref: Option<SecretKeyRef>,
+    /// How far an answer of the standby may be behind: it has all that was committed this long before the request. Queries
+    /// read from the primary while the standby is further behind.
+    #[serde(default)]
+    pub max_staleness: MaxStaleness,
+    /// The files of TLS connections. A URL with `sslmode=verify-full` or `verify-ca` is needed beside it. They are those of
+    /// the standby, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ClientTls>,
 }

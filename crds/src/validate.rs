@@ -107,21 +107,21 @@ impl RecordPipelineSpec {
                 found.add("spec.thresholds", format!("the unit {unit:?} {rule}"));
             }
         }
+        let (redis, postgres) = (self.redis.as_ref(), self.postgres.as_ref());
+        let bootstrap_key = self.auth.as_ref().and_then(|auth| auth.bootstrap_key_secret_ref.as_ref());
         for (at, reference) in [
-            ("spec.redis.urlSecretRef", self.redis.as_ref().map(|redis| &redis.url_secret_ref)),
-            ("spec.postgres.urlSecretRef", self.postgres.as_ref().map(|postgres| &postgres.url_secret_ref)),
-            (
-                "spec.auth.bootstrapKeySecretRef",
-                self.auth.as_ref().and_then(|auth| auth.bootstrap_key_secret_ref.as_ref()),
-            ),
+            ("spec.redis.urlSecretRef", redis.map(|redis| &redis.url_secret_ref)),
+            ("spec.postgres.urlSecretRef", postgres.map(|postgres| &postgres.url_secret_ref)),
+            ("spec.postgres.readUrlSecretRef", postgres.and_then(|postgres| postgres.read_url_secret_ref.as_ref())),
+            ("spec.auth.bootstrapKeySecretRef", bootstrap_key),
         ] {
             if let Some(reference) = reference {
                 reference.check(at, found);
             }
         }
         for (at, tls) in [
-            ("spec.redis.tls", self.redis.as_ref().and_then(|redis| redis.tls.as_ref())),
-            ("spec.postgres.tls", self.postgres.as_ref().and_then(|postgres| postgres.tls.as_ref())),
+            ("spec.redis.tls", redis.and_then(|redis| redis.tls.as_ref())),
+            ("spec.postgres.tls", postgres.and_then(|postgres| postgres.tls.as_ref())),
         ] {
             if let Some(tls) = tls {
                 tls.check(at, found);

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     accept::{Acceptor, RecordsApi},
     console::{self, Console},
-    http::{App, errors, front::Front, merged::Merged, operations::Operations, probes::ProbesApi},
+    http::{App, errors, front::Front, merged::Merged, operations::Operations, probes::ProbesApi, standby::ReadFrom},
     lifecycle::Heartbeats,
     query,
 };
@@ -83,7 +83,7 @@ pub fn routes(
         )
         .at(DOCS, poem::get(make_sync(move |_| Html(html.clone()))));
     let manifest = app.manifest.clone();
-    let routes = Routes { documents, console: Console::new(stop), operations: service.into_endpoint() }
+    let routes = Routes { documents, console: Console::new(stop), operations: ReadFrom(service.into_endpoint()) }
         .data(app)
         .data(acceptor)
         .data(heartbeats)

@@ -17,7 +17,7 @@ use super::*;
 use crate::{
     config::ActiveManifest,
     domain::{AppendCount, DestinationId, ShardId},
-    http::auth::KeyRing,
+    http::{auth::KeyRing, standby::Standby},
     lifecycle::Heartbeats,
     streams::{Producer, Streams, keys},
 };
@@ -48,6 +48,7 @@ fn api(redis: &str) -> Api {
     let streams = Streams::connect(redis, &pipeline).expect("a URL of Redis");
     let producer = Producer::new(&streams, &Arc::from("serve-test"), SHARDS);
     let app = App {
+        standby: Standby::default(),
         store: Store::connect("postgres://127.0.0.1:1/none", &pipeline, 1).expect("a URL of Postgres"),
         streams: streams.clone(),
         producer: producer.clone(),

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
     accept::Acceptor,
-    config::{Place, Secret, Setup, process_name, secret},
+    config::{Place, Secret, Setup, StandbyArgs, StandbyPlace, process_name, secret},
     http::{
         App,
         auth::KeyRing,
@@ -14,6 +14,7 @@ use crate::{
         keyring::{self, Bootstrap},
         oidc::{AccessTokens, OidcArgs},
         rate_limits::RateLimiter,
+        standby::Standby,
     },
     lifecycle::Lifecycle,
     listen,
@@ -40,6 +41,8 @@ const VERIFY_EVERY: Duration = Duration::from_secs(15);
 pub struct Args {
     #[command(flatten)]
     place: Place,
+    #[command(flatten)]
+    standby: StandbyArgs,
     #[command(flatten)]
     telemetry: TelemetryArgs,
     /// Where records are taken and queries answered
@@ -82,8 +85,17 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
-    let Args { place, listen, health_listen, certificate, bootstrap_key, bootstrap_key_file, oidc, telemetry: _ } =
-        args;
+    let Args {
+        place,
+        standby,
+        listen,
+        health_listen,
+        certificate,
+        bootstrap_key,
+        bootstrap_key_file,
+        oidc,
+        telemetry: _,
+    } = args;
     let given =
         bootstrap_key.map(|Secret(key)| keyring::hash(key.trim()).context("MILLRACE_BOOTSTRAP_KEY")).transpose()?;
     let lifecycle = Lifecycle::new();
@@ -106,7 +118,8 @@ async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
         let keys = KeyRing::follow(&setup.store, bootstrap, &lifecycle).await?;
         let keys = keys.with_tokens(AccessTokens::follow(oidc, &setup.active_manifest, &lifecycle));
         let tls = certificate.follow(&setup.active_manifest, &lifecycle).await?;
-        serve(setup, listen, tls, keys, &lifecycle).await.map(|_| ())
+        let standby = StandbyPlace { args: standby, tls: place.tls.clone() };
+        serve(setup, listen, tls, keys, standby, &lifecycle).await.map(|_| ())
     };
     lifecycle.clone().run_from(starting, LONGEST_STOP).await
 }
@@ -118,7 +131,7 @@ async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
 pub async fn start(setup: Setup, options: Options, lifecycle: &Lifecycle) -> anyhow::Result<SocketAddr> {
     let keys =
         if options.open { KeyRing::open() } else { KeyRing::follow(&setup.store, Bootstrap::None, lifecycle).await? };
-    serve(setup, options.listen, None, keys, lifecycle).await
+    serve(setup, options.listen, None, keys, StandbyPlace::default(), lifecycle).await
 }
 
 async fn serve(
@@ -126,6 +139,7 @@ async fn serve(
     listen: SocketAddr,
     tls: Option<Tls>,
     keys: KeyRing,
+    standby: StandbyPlace,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<SocketAddr> {
     let Setup { store, streams, active_manifest, process, name } = setup;
@@ -137,8 +151,10 @@ async fn serve(
     measure_verify(&store, lifecycle);
     let limiter = RateLimiter::default();
     acceptor.spawn(&store, &producer, &limiter, &process, lifecycle);
+    let standby = Standby::follow(standby, &store, &active_manifest, &process, lifecycle);
     let app = App {
         store: store.clone(),
+        standby,
         streams: streams.clone(),
         manifest: active_manifest,
         producer: producer.clone(),

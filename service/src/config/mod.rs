@@ -9,6 +9,7 @@ mod redis_url;
 pub mod secret;
 mod server_url;
 mod setup;
+mod standby;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -21,6 +22,7 @@ use millrace_crds::{RecordPipeline, RecordPipelineSpec};
 pub use place::{Place, Secret};
 pub use secret::SecretError;
 pub use setup::{Setup, process_name};
+pub use standby::{StandbyArgs, StandbyPlace};
 pub use tls::TlsArgs;
 pub(crate) use tls::{given, identity, trusted};
 

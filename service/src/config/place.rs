@@ -173,7 +173,8 @@ fn name_or_nothing(text: &str) -> Result<String, &'static str> {
     Err("must be 1 to 40 lower-case letters, digits or '-', start with a letter and end with a letter or digit")
 }
 
-fn url(
+/// The URL that a flag or a file gives, and the name of the file.
+pub(super) fn url(
     server: &str,
     given: Option<&Secret>,
     file: Option<&PathBuf>,

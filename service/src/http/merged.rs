@@ -11,6 +11,8 @@ use poem_openapi::{
     registry::{MetaApi, MetaPath, Registry},
 };
 
+use super::standby;
+
 /// APIs whose shared paths stand in the document once.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Merged<T>(pub(crate) T);
@@ -33,6 +35,7 @@ impl<T: OpenApi> OpenApi for Merged<T> {
                 new
             });
         }
+        standby::document(&mut paths);
         vec![MetaApi { paths }]
     }
 

@@ -24,6 +24,7 @@ pub(crate) mod probes;
 pub mod problem;
 pub mod rate_limits;
 pub(crate) mod session;
+pub(crate) mod standby;
 
 use crate::{
     config::ActiveManifest,
@@ -36,6 +37,8 @@ use crate::{
 pub struct App {
     /// Postgres.
     pub store: Store,
+    /// The standby of Postgres for queries that ask for it.
+    pub standby: standby::Standby,
     /// Redis.
     pub streams: Streams,
     /// The manifest that is active, followed.

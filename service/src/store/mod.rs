@@ -43,6 +43,7 @@ mod shard_state;
 mod sinks;
 mod slow;
 mod snapshot;
+mod standby;
 mod stats;
 mod sums;
 #[cfg(test)]
@@ -83,6 +84,7 @@ pub use rollups::{RollupState, RollupStep};
 pub use sessions::{LiveSecret, SESSION_HOURS};
 pub use sinks::{NewSink, SinkBegins, SinkRow, SinkState};
 pub use snapshot::{AggregatedRecord, AggregationRow, RollupPart, Rows, Snapshot, UnitTotal};
+pub use standby::Replayed;
 pub use stats::{Counts, PostgresPromises, ShardCounts, SinkBeginning};
 pub use sums::RollupBy;
 pub use verify::{

@@ -15,6 +15,7 @@ use super::{
     limit::{PROBE_TIMEOUT, answer_within, limited},
     pooler,
     session::{BEGIN, Session},
+    standby::Notes,
     tls,
 };
 use crate::tls::Endpoint;
@@ -142,6 +143,7 @@ pub struct Store {
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     pub(super) newest: NewestServer,
+    pub(super) notes: Notes,
     pooler: pooler::Watch,
     /// Whom new connections lead to.
     endpoint: Mutex<Endpoint>,

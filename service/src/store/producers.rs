@@ -1,5 +1,7 @@
 //! How many records each producer has appended, and how many records are lost.
 
+use std::time::Instant;
+
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
@@ -58,7 +60,10 @@ impl Store {
         counts: impl FnOnce() -> Vec<AppendCount>,
         closed: bool,
     ) -> Result<(), Error> {
+        // Read first: a connection that is opened now can lead to a newer server, never to an older one.
+        let server = self.server();
         let mut connection = self.pool.acquire().await?;
+        let began = Instant::now();
         let at = sqlx::query_scalar!(r#"select clock_timestamp() as "at!""#).fetch_one(&mut *connection).await?;
         let counts = counts();
         let shards: Vec<ShardId> = counts.iter().map(|count| count.shard).collect();
@@ -83,6 +88,7 @@ impl Store {
             .await?
             .rows_affected();
             if written == shards.len() as u64 {
+                self.shared.notes.add(at, began, server);
                 break;
             }
             // A folded row is not written: this producer was taken for dead.

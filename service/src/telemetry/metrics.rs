@@ -91,6 +91,10 @@ pub const DELIVERIES: &str = "millrace_delivery_attempts_total";
 pub const DELIVERIES_WAITING: &str = "millrace_deliveries_waiting";
 /// Gauge: the version of the manifest that is active.
 pub const POLICY_VERSION: &str = "millrace_policy_version";
+/// Gauge: the age of the newest state of the primary that the standby for queries is known to have; absent without a standby.
+pub const STANDBY_STALENESS: &str = "millrace_standby_staleness_seconds";
+/// Counter by `outcome` (answered, not_fresh, failed): requests that asked for the standby; all but `answered` read from the primary.
+pub const STANDBY_QUERIES: &str = "millrace_standby_queries_total";
 /// Gauge: 1 while this process's manifest file is not what is active.
 pub const MANIFEST_REFUSED: &str = "millrace_manifest_refused";
 /// Gauge: when the last `millrace verify` without differences ended, in seconds since 1970; absent without one.
@@ -214,6 +218,12 @@ fn describe() {
         VERIFY_LAST_SUCCESS,
         "When the last millrace verify without differences ended, in seconds since 1970"
     );
+    describe_gauge!(
+        STANDBY_STALENESS,
+        Unit::Seconds,
+        "Age of the newest state of the primary that the standby for queries is known to have"
+    );
+    describe_counter!(STANDBY_QUERIES, "Requests that asked for the standby, by outcome");
     describe_gauge!(VERIFY_DIFFERENCES, "Differences that the last millrace verify found");
     describe_gauge!(VERIFY_FAILED, "1 while the last millrace verify could not compare");
     describe_gauge!(PROBLEM, "1 while /status of this process has the problem, by reason");

@@ -49,6 +49,7 @@ mod security;
 mod send;
 mod share;
 mod sinks;
+mod standby;
 mod start;
 mod stress;
 mod take;

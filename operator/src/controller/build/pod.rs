@@ -70,6 +70,10 @@ pub(super) fn serve(pipeline: &Validated, image: &str) -> Result<PodTemplateSpec
     if let Some(Auth { bootstrap_key_secret_ref: Some(reference) }) = auth {
         template.secret("bootstrap-key", reference, "key", "MILLRACE_BOOTSTRAP_KEY_FILE");
     }
+    let postgres = pipeline.spec.postgres.as_ref();
+    if let Some(reference) = postgres.and_then(|postgres| postgres.read_url_secret_ref.as_ref()) {
+        template.secret("postgres-read", reference, "url", "MILLRACE_POSTGRES_READ_URL_FILE");
+    }
     let oidc = pipeline.spec.oidc.as_ref();
     if let Some(reference) = oidc.and_then(|oidc| oidc.ca_secret_ref.as_ref()) {
         template.secret("oidc-ca", reference, "ca.crt", "MILLRACE_OIDC_CA_FILE");

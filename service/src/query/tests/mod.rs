@@ -26,7 +26,7 @@ use crate::{
     accept::Acceptor,
     config::ActiveManifest,
     domain::{DestinationId, Policy, ShardId, parse_time},
-    http::{App, auth::KeyRing},
+    http::{App, auth::KeyRing, standby::Standby},
     lifecycle::Heartbeats,
     store::Store,
     streams::{Producer, Streams, keys},
@@ -165,6 +165,7 @@ impl World {
             watch::channel(ActiveManifest { manifest, policy, pipeline_id: "test-pipeline".into(), refusal: None });
         let streams = Streams::connect(url, &name).expect("URL");
         let app = App {
+            standby: Standby::default(),
             store: Store::of_test(pool.clone()),
             producer: Producer::new(&streams, &"test".into(), SHARDS),
             streams,

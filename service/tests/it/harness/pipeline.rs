@@ -248,6 +248,7 @@ impl Pipeline {
             ("MILLRACE_POSTGRES_TLS_CA_FILE", "postgres-ca"),
             ("MILLRACE_POSTGRES_TLS_CERT_FILE", "postgres-client.crt"),
             ("MILLRACE_POSTGRES_TLS_KEY_FILE", "postgres-client.key"),
+            ("MILLRACE_POSTGRES_READ_URL_FILE", "postgres-read"),
         ] {
             // As the operator does it for the fields that the manifest has.
             if dir.join(file).exists() {

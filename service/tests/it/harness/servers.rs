@@ -204,6 +204,25 @@ impl PrivatePostgres {
         end(&mut self.child, Signal::SIGINT);
     }
 
+    /// Starts a standby that streams from it.
+    pub(crate) async fn standby(&self) -> Self {
+        let mut this = self.copied(&["--write-recovery-conf"]);
+        this.restart().await;
+        this
+    }
+
+    /// A server with a base backup of it, not started yet. `options` are of `pg_basebackup`.
+    fn copied(&self, options: &[&str]) -> Self {
+        let dir = server_dir();
+        let data = data_directory(dir.path());
+        let mut command = as_postgres(None);
+        command.arg(program("pg_basebackup")).arg("--pgdata").arg(&data).args(["--dbname", &self.url()]);
+        command.args(["--checkpoint=fast", "--wal-method=stream", "--no-sync"]).args(options);
+        let output = command.current_dir("/").output().unwrap();
+        assert!(output.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&output.stderr));
+        Self { dir, port: free_port(), child: None }
+    }
+
     /// Makes it a standby at its next start, until it is promoted. Only while it does not run.
     pub(crate) fn demote(&self) {
         assert!(self.child.is_none(), "a running server is demoted by nobody");
@@ -287,13 +306,20 @@ pub(super) fn spawn(mut command: Command, dir: &Path) -> Child {
     command.spawn().unwrap()
 }
 
-/// Runs `initdb` below `dir`, as a user that Postgres accepts; returns the data directory.
-fn initialise(dir: &Path) -> PathBuf {
+/// Makes the data directory below `dir`, empty, of a user that Postgres accepts.
+fn data_directory(dir: &Path) -> PathBuf {
     let data = dir.join("postgres");
     fs::create_dir(&data).unwrap();
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
     if let Some(user) = postgres_user() {
         chown(&data, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
     }
+    data
+}
+
+/// Runs `initdb` below `dir`, as a user that Postgres accepts; returns the data directory.
+fn initialise(dir: &Path) -> PathBuf {
+    let data = data_directory(dir);
     let mut command = as_postgres(None);
     command.arg(program("initdb")).arg("--pgdata").arg(&data);
     command.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]);

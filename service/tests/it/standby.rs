@@ -1,0 +1,178 @@
+//! Queries that read from a standby: they ask for it, the answer names its server, and none is older than it may be.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
+
+use crate::harness::{KEY, Load, Pipeline, PrivatePostgres, eventually, record, shared};
+
+/// The server that an answer names, and the answer.
+async fn read(pipeline: &Pipeline, path: &str, from: Option<&str>) -> (String, Value) {
+    let mut request = pipeline.request(Method::GET, path);
+    if let Some(from) = from {
+        request = request.header("Millrace-Read-From", from);
+    }
+    let answer = request.send().await.unwrap();
+    let server = answer.headers().get("millrace-read-from").map(|name| name.to_str().unwrap().to_owned());
+    let (status, body) = (answer.status(), answer.json().await.unwrap());
+    assert_eq!(status, StatusCode::OK, "{path} {from:?}: {body}");
+    (server.unwrap_or_default(), body)
+}
+
+/// The number of records of one destination, and the server that counted them.
+async fn count(pipeline: &Pipeline, from: Option<&str>) -> (String, i64) {
+    let (server, body) = read(pipeline, "/records/aggregations?records=false&destinationId=d", from).await;
+    (server, body["groups"][0]["count"].as_i64().unwrap_or_default())
+}
+
+async fn reads_from(pipeline: &Pipeline, server: &str) {
+    eventually(&format!("queries read from the {server}"), async || count(pipeline, Some("standby")).await.0 == server)
+        .await;
+}
+
+/// The URL of the pipeline's database on another server.
+fn on(server: &PrivatePostgres, pipeline: &Pipeline) -> String {
+    let url = server.url();
+    format!("{}/{}", url.rsplit_once('/').unwrap().0, pipeline.database())
+}
+
+async fn run(server: &PrivatePostgres, statement: &'static str) {
+    let mut connection = PgConnection::connect(&server.url()).await.unwrap();
+    sqlx::query(statement).execute(&mut connection).await.unwrap();
+}
+
+/// Lets a standby receive what is committed and not replay it.
+async fn pause(standby: &PrivatePostgres) {
+    run(standby, "select pg_wal_replay_pause()").await;
+    let mut connection = PgConnection::connect(&standby.url()).await.unwrap();
+    eventually("the replay is paused", async || {
+        let state = sqlx::query_scalar::<_, String>("select pg_get_wal_replay_pause_state()");
+        state.fetch_one(&mut connection).await.unwrap() == "paused"
+    })
+    .await;
+}
+
+async fn with_staleness(postgres: &PrivatePostgres, most: &str) -> Pipeline {
+    let read = json!({"urlSecretRef": {"name": "a", "key": "url"}, "maxStaleness": most});
+    Pipeline::on(&shared().await.redis, &postgres.url(), json!({"shards": 1, "postgres": read})).await
+}
+
+#[tokio::test]
+async fn queries_read_from_a_standby_only_when_they_ask_and_while_it_is_fresh() {
+    let primary = PrivatePostgres::start().await;
+    let pipeline = with_staleness(&primary, "2s").await;
+    let mut standby = primary.standby().await;
+    let serve = pipeline.serve_with(&[("MILLRACE_POSTGRES_READ_URL", &on(&standby, &pipeline))]).await;
+    let work = pipeline.work();
+    work.ready().await;
+    pipeline.apply(&record("a", "d")).await.expect(200);
+    reads_from(&pipeline, "standby").await;
+    eventually("the standby has the record", async || count(&pipeline, Some("standby")).await == ("standby".into(), 1))
+        .await;
+    for path in ["/records", "/records/rollups?window=1h", "/audit", "/audit/summary", "/conflicts", "/dead-letters"] {
+        assert_eq!(read(&pipeline, path, Some("standby")).await.0, "standby", "{path}");
+        for from in [None, Some("primary")] {
+            assert_eq!(read(&pipeline, path, from).await.0, "primary", "{path}");
+        }
+    }
+    for path in ["/records/a", "/stats"] {
+        assert_eq!(read(&pipeline, path, Some("standby")).await.0, "", "{path} always reads from the primary");
+    }
+    // A primary without new records is no reason to take a standby for late.
+    let notes = "select extract(epoch from max(noted_at))::bigint from producers";
+    let begun = pipeline.number(notes).await;
+    while pipeline.number(notes).await < begun + 4 {
+        assert_eq!(count(&pipeline, Some("standby")).await.0, "standby", "it stays fresh");
+    }
+    assert!(serve.metric("millrace_standby_staleness_seconds").await < 2.0);
+
+    // It receives what is committed, and does not replay it.
+    pause(&standby).await;
+    pipeline.apply(&record("b", "d")).await.expect(200);
+    assert_eq!(count(&pipeline, None).await, ("primary".into(), 2), "an awaited record is in the next query");
+    eventually("the standby is too far behind", async || {
+        let (server, records) = count(&pipeline, Some("standby")).await;
+        assert_eq!(records, if server == "standby" { 1 } else { 2 });
+        server == "primary"
+    })
+    .await;
+    serve.has_problems(&["StandbyBehind"]).await;
+    assert!(serve.is_ready().await, "it serves");
+    run(&standby, "select pg_wal_replay_resume()").await;
+    reads_from(&pipeline, "standby").await;
+    assert_eq!(count(&pipeline, Some("standby")).await.1, 2);
+    serve.has_problems(&[]).await;
+
+    // Each request is answered, also the first one after the standby has ended.
+    standby.stop();
+    for _ in 0..20 {
+        assert_eq!(count(&pipeline, Some("standby")).await, ("primary".into(), 2));
+    }
+    let status = serve.has_problems(&["StandbyUnavailable"]).await;
+    assert!(!status.to_string().contains("postgres://"), "{status}");
+    standby.restart().await;
+    reads_from(&pipeline, "standby").await;
+    let used = serve.metric("millrace_standby_queries_total{outcome=\"answered\"}").await;
+    assert!(used > 10.0, "{used}");
+}
+
+#[tokio::test]
+async fn a_header_that_names_no_server_is_refused() {
+    let pipeline = Pipeline::new(json!({})).await;
+    let _serve = pipeline.serve().await;
+    let ask = async |path: &str, from: &[&str]| {
+        let request = pipeline.request(Method::GET, path);
+        let request = from.iter().fold(request, |request, from| request.header("Millrace-Read-From", *from));
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    for wrong in [&["replica"][..], &["Standby"], &[""], &["standby", "standby"]] {
+        let (status, problem) = ask("/records", wrong).await;
+        assert_eq!((status, &problem["code"]), (400, &json!("invalid_parameter")), "{wrong:?}");
+        assert!(problem["detail"].as_str().unwrap().contains("Millrace-Read-From must be given once"), "{problem}");
+    }
+    // Without a standby the primary answers.
+    assert_eq!(ask("/records", &["standby"]).await.0, 200);
+    assert_eq!(read(&pipeline, "/records", Some("standby")).await.0, "primary");
+}
+
+#[tokio::test]
+async fn the_url_of_a_standby_is_followed_and_a_server_that_is_none_is_not_read() {
+    let primary = PrivatePostgres::start().await;
+    let reads = json!({
+        "urlSecretRef": {"name": "payments-postgres", "key": "url"},
+        "readUrlSecretRef": {"name": "payments-standby", "key": "dsn"},
+    });
+    let pipeline = Pipeline::on(&shared().await.redis, &primary.url(), json!({"shards": 1, "postgres": reads})).await;
+    let dir = tempfile::tempdir().unwrap();
+    let mount = |name: &str, value: &str| {
+        std::fs::write(dir.path().join("new"), value).unwrap();
+        std::fs::rename(dir.path().join("new"), dir.path().join(name)).unwrap();
+    };
+    mount("redis", pipeline.redis_url());
+    mount("postgres", pipeline.postgres_url());
+    mount("key", KEY);
+    mount("postgres-read", "http://me:s3cret@host");
+    let (serve, _work) = (pipeline.start_in_pod("serve", dir.path()), pipeline.work());
+    serve.ready().await;
+    let status = serve.has_problems(&["SecretInvalid"]).await;
+    assert!(status["problems"][0]["message"].as_str().unwrap().starts_with("payments-standby, key dsn: "), "{status}");
+    pipeline.send(&Load::new("r", 10).records).await;
+    pipeline.applied().await;
+    assert_eq!(count(&pipeline, Some("standby")).await.0, "primary");
+    mount("postgres-read", pipeline.postgres_url());
+    let status = serve.has_problems(&["StandbyUnavailable"]).await;
+    assert!(status.to_string().contains("a server that is no standby"), "{status}");
+    assert_eq!(count(&pipeline, Some("standby")).await.0, "primary");
+    let standby = primary.standby().await;
+    mount("postgres-read", &on(&standby, &pipeline));
+    reads_from(&pipeline, "standby").await;
+    serve.has_problems(&[]).await;
+    // The last URL that could be used stays in use.
+    mount("postgres-read", "postgres://h/d?unknown=1");
+    serve.has_problems(&["SecretInvalid"]).await;
+    assert_eq!(count(&pipeline, Some("standby")).await.0, "standby");
+    // Promoted, it follows the primary no longer.
+    run(&standby, "select pg_promote()").await;
+    reads_from(&pipeline, "primary").await;
+}
