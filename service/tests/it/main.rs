@@ -36,6 +36,7 @@ mod policy;
 mod poolers;
 mod query;
 mod rate_limits;
+mod recovery;
 mod recreated;
 mod refuse;
 mod refusing;

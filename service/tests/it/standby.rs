@@ -2,7 +2,6 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use sqlx::{Connection as _, PgConnection};
 
 use crate::harness::{KEY, Load, Pipeline, PrivatePostgres, eventually, record, shared};
 
@@ -34,22 +33,6 @@ async fn reads_from(pipeline: &Pipeline, server: &str) {
 fn on(server: &PrivatePostgres, pipeline: &Pipeline) -> String {
     let url = server.url();
     format!("{}/{}", url.rsplit_once('/').unwrap().0, pipeline.database())
-}
-
-async fn run(server: &PrivatePostgres, statement: &'static str) {
-    let mut connection = PgConnection::connect(&server.url()).await.unwrap();
-    sqlx::query(statement).execute(&mut connection).await.unwrap();
-}
-
-/// Lets a standby receive what is committed and not replay it.
-async fn pause(standby: &PrivatePostgres) {
-    run(standby, "select pg_wal_replay_pause()").await;
-    let mut connection = PgConnection::connect(&standby.url()).await.unwrap();
-    eventually("the replay is paused", async || {
-        let state = sqlx::query_scalar::<_, String>("select pg_get_wal_replay_pause_state()");
-        state.fetch_one(&mut connection).await.unwrap() == "paused"
-    })
-    .await;
 }
 
 async fn with_staleness(postgres: &PrivatePostgres, most: &str) -> Pipeline {
@@ -87,7 +70,7 @@ async fn queries_read_from_a_standby_only_when_they_ask_and_while_it_is_fresh() 
     assert!(serve.metric("millrace_standby_staleness_seconds").await < 2.0);
 
     // It receives what is committed, and does not replay it.
-    pause(&standby).await;
+    standby.pause_replay().await;
     pipeline.apply(&record("b", "d")).await.expect(200);
     assert_eq!(count(&pipeline, None).await, ("primary".into(), 2), "an awaited record is in the next query");
     eventually("the standby is too far behind", async || {
@@ -98,7 +81,7 @@ async fn queries_read_from_a_standby_only_when_they_ask_and_while_it_is_fresh() 
     .await;
     serve.has_problems(&["StandbyBehind"]).await;
     assert!(serve.is_ready().await, "it serves");
-    run(&standby, "select pg_wal_replay_resume()").await;
+    standby.run("select pg_wal_replay_resume()").await;
     reads_from(&pipeline, "standby").await;
     assert_eq!(count(&pipeline, Some("standby")).await.1, 2);
     serve.has_problems(&[]).await;
@@ -173,6 +156,6 @@ async fn the_url_of_a_standby_is_followed_and_a_server_that_is_none_is_not_read(
     serve.has_problems(&["SecretInvalid"]).await;
     assert_eq!(count(&pipeline, Some("standby")).await.0, "standby");
     // Promoted, it follows the primary no longer.
-    run(&standby, "select pg_promote()").await;
+    standby.promote().await;
     reads_from(&pipeline, "primary").await;
 }

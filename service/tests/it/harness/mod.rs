@@ -1,5 +1,6 @@
 //! The harness of all tests: servers, a pipeline for each test, its processes, and checks of their results.
 
+mod backups;
 #[path = "../../../src/tls/testing.rs"]
 mod certificates;
 mod checks;

@@ -110,8 +110,20 @@ impl Pipeline {
         Self::made(redis, None, database, database, given).await
     }
 
-    /// `database` is the URL for the test, `postgres_url` that for processes.
+    /// The same without a schema yet.
+    pub(crate) async fn beside_unmigrated(redis: &str, database: &str, given: Value) -> Self {
+        Self::written(redis, None, database, database, given).await
+    }
+
     async fn made(redis: &str, many: Option<Place>, database: &str, postgres_url: &str, given: Value) -> Self {
+        let this = Self::written(redis, many, database, postgres_url, given).await;
+        let migrated = this.command("migrate", &[]).await;
+        assert!(migrated.status.success(), "migrate: {}", String::from_utf8_lossy(&migrated.stderr));
+        this
+    }
+
+    /// `database` is the URL for the test, `postgres_url` that for processes.
+    async fn written(redis: &str, many: Option<Place>, database: &str, postgres_url: &str, given: Value) -> Self {
         let name = format!("t{:012x}", rand::random::<u64>() >> 16);
         let mut spec = json!({
             "shards": 2,
@@ -124,10 +136,7 @@ impl Pipeline {
         for (field, value) in given.as_object().unwrap() {
             spec[field] = value.clone();
         }
-        let sql = PgPoolOptions::new()
-            .max_connections(4)
-            .connect_lazy(&format!("{database}?options=-csearch_path%3Dmillrace_{name}"))
-            .unwrap();
+        let sql = connections(database, &name);
         let this = Self {
             sql,
             redis: match many {
@@ -148,9 +157,18 @@ impl Pipeline {
             http: reqwest::Client::new(),
         };
         this.write_manifest();
-        let migrated = this.command("migrate", &[]).await;
-        assert!(migrated.status.success(), "migrate: {}", String::from_utf8_lossy(&migrated.stderr));
         this
+    }
+
+    /// Uses other servers from now on: for commands, for processes that start, and for the test. The database has the same
+    /// name there.
+    pub(crate) async fn move_to(&mut self, redis: &str, postgres_server: &str) {
+        let client = redis::Client::open(redis).unwrap();
+        self.redis = Redis::One(Box::new(ConnectionManager::new(client).await.unwrap()));
+        redis.clone_into(&mut self.redis_url);
+        let (server, _) = postgres_server.rsplit_once('/').unwrap();
+        self.postgres_url = format!("{server}/{}", self.database());
+        self.sql = connections(&self.postgres_url, &self.name);
     }
 
     /// Changes the manifest's spec, in its file.
@@ -433,6 +451,12 @@ impl Pipeline {
         .await
         .unwrap()
     }
+}
+
+/// Connections to a database, with the schema of a pipeline as search path.
+fn connections(database: &str, pipeline: &str) -> PgPool {
+    let url = format!("{database}?options=-csearch_path%3Dmillrace_{pipeline}");
+    PgPoolOptions::new().max_connections(4).connect_lazy(&url).unwrap()
 }
 
 /// A sink of the manifest, with its default stream and without a bound.

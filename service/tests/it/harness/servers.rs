@@ -116,6 +116,16 @@ impl PrivateRedis {
         end(&mut self.child, Signal::SIGKILL);
     }
 
+    /// Removes its data, like a lost volume. Only while it does not run.
+    pub(crate) fn lose_data(&self) {
+        assert!(self.child.is_none(), "a running server holds its data in memory");
+        fs::remove_dir_all(self.dir.path().join("appendonlydir")).unwrap();
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         send(self.child.as_ref().unwrap(), signal).unwrap();
@@ -143,9 +153,9 @@ impl Drop for PrivateRedis {
 /// A Postgres for one test. It keeps its data when it is stopped.
 #[derive(Debug)]
 pub(crate) struct PrivatePostgres {
-    dir: TempDir,
-    port: u16,
-    child: Option<Child>,
+    pub(super) dir: TempDir,
+    pub(super) port: u16,
+    pub(super) child: Option<Child>,
 }
 
 impl PrivatePostgres {
@@ -202,25 +212,6 @@ impl PrivatePostgres {
     /// Stops it by a fast shutdown, which ends its sessions.
     pub(crate) fn stop(&mut self) {
         end(&mut self.child, Signal::SIGINT);
-    }
-
-    /// Starts a standby that streams from it.
-    pub(crate) async fn standby(&self) -> Self {
-        let mut this = self.copied(&["--write-recovery-conf"]);
-        this.restart().await;
-        this
-    }
-
-    /// A server with a base backup of it, not started yet. `options` are of `pg_basebackup`.
-    fn copied(&self, options: &[&str]) -> Self {
-        let dir = server_dir();
-        let data = data_directory(dir.path());
-        let mut command = as_postgres(None);
-        command.arg(program("pg_basebackup")).arg("--pgdata").arg(&data).args(["--dbname", &self.url()]);
-        command.args(["--checkpoint=fast", "--wal-method=stream", "--no-sync"]).args(options);
-        let output = command.current_dir("/").output().unwrap();
-        assert!(output.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&output.stderr));
-        Self { dir, port: free_port(), child: None }
     }
 
     /// Makes it a standby at its next start, until it is promoted. Only while it does not run.
@@ -307,7 +298,7 @@ pub(super) fn spawn(mut command: Command, dir: &Path) -> Child {
 }
 
 /// Makes the data directory below `dir`, empty, of a user that Postgres accepts.
-fn data_directory(dir: &Path) -> PathBuf {
+pub(super) fn data_directory(dir: &Path) -> PathBuf {
     let data = dir.join("postgres");
     fs::create_dir(&data).unwrap();
     fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
@@ -358,7 +349,7 @@ pub(super) fn as_postgres(death: Option<&str>) -> Command {
 }
 
 /// The path of a Postgres program, in PATH or in Debian's directory.
-fn program(name: &str) -> PathBuf {
+pub(super) fn program(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut debian: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .map(|versions| versions.flatten().map(|version| version.path().join("bin")).collect())
