@@ -93,7 +93,7 @@ pub const DELIVERIES_WAITING: &str = "millrace_deliveries_waiting";
 pub const POLICY_VERSION: &str = "millrace_policy_version";
 /// Gauge: the age of the newest state of the primary that the standby for queries is known to have; absent without a standby.
 pub const STANDBY_STALENESS: &str = "millrace_standby_staleness_seconds";
-/// Counter by `outcome` (answered, not_fresh, failed): requests that asked for the standby; all but `answered` read from the primary.
+/// Counter by `outcome` (answered, stale, failed): requests that asked for the standby; all but `answered` read from the primary.
 pub const STANDBY_QUERIES: &str = "millrace_standby_queries_total";
 /// Gauge: 1 while this process's manifest file is not what is active.
 pub const MANIFEST_REFUSED: &str = "millrace_manifest_refused";

@@ -76,7 +76,7 @@ fn standby_of(request: &Request) -> Option<Store> {
     let app = request.data::<App>()?;
     let store = app.standby.fresh(&app.store);
     if store.is_none() {
-        count("not_fresh");
+        count("stale");
     }
     store
 }
