@@ -19,10 +19,11 @@ use tokio::sync::watch;
 use crate::config::ActiveManifest;
 
 /// Headers that a page may send.
-const SENT: &str =
-    "accept, authorization, content-encoding, content-type, idempotency-key, prefer, traceparent, tracestate";
+const SENT: &str = "accept, authorization, content-encoding, content-type, idempotency-key, millrace-read-from, prefer, \
+                    traceparent, tracestate";
 /// Headers of answers that a page may read.
-const SHOWN: &str = "allow, ratelimit, ratelimit-policy, retry-after, www-authenticate";
+const SHOWN: &str = "allow, millrace-complete-since, millrace-read-from, ratelimit, ratelimit-policy, retry-after, \
+                     www-authenticate";
 /// For how long a browser keeps the answer to a preflight, in seconds.
 const KEPT_SECONDS: &str = "600";
 

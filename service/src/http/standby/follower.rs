@@ -146,17 +146,14 @@ impl Follower {
                 "the URL leads to a server that is no standby: give the URL of a standby of the primary, or leave it out",
             ));
         }
+        // Read first: the notes of a newer primary then count for none that queries know.
+        let primary = self.primary.server();
         let began = replayed.note.and_then(|note| self.primary.note_began(note));
         let Some(began) = began else { return Ok(None) };
         self.replayed = Some(Instant::from_std(began).max(since));
         self.has_note = true;
         let most = self.most();
-        let fresh = Fresh {
-            store: store.clone(),
-            server: replayed.server,
-            primary: self.primary.server(),
-            until: began + most,
-        };
+        let fresh = Fresh { store: store.clone(), server: replayed.server, primary, until: began + most };
         Ok((began.elapsed() < most).then_some(fresh))
     }
 
