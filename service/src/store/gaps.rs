@@ -1,6 +1,6 @@
 //! Skipped sequence numbers: after Postgres was rewound, no number is assigned twice.
 
-use super::{Error, Store, pool::Server};
+use super::{Error, Store, newest::Server};
 use crate::{
     domain::{Lease, Offset, Seq, ShardId, StreamId, Watermarks},
     protocol_trace,

@@ -9,7 +9,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use millrace_crds::Partition;
 use sqlx::{Postgres, Transaction};
 
-use super::{Error, ShardProgress, Store, pool::Server, session::BEGIN};
+use super::{Error, ShardProgress, Store, newest::Server, session::BEGIN};
 use crate::{
     domain::{
         Account, Decision, IdLedger, Item, Lease, Offset, Period, Policy, Position, Seq, ShardId, StreamId, Watermarks,

@@ -3,7 +3,7 @@
 use std::{
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use sqlx::{
@@ -13,6 +13,7 @@ use sqlx::{
 
 use super::{
     limit::{PROBE_TIMEOUT, answer_within, limited},
+    newest::{NewestServer, Server},
     pooler,
     session::{BEGIN, Session},
     standby::Notes,
@@ -95,39 +96,6 @@ impl Error {
     }
 }
 
-/// A server, identified by its start time in microseconds. A server that was restored, or replaced another one,
-/// differs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Server(pub(super) i64);
-
-/// The server of the newest connection, and when it was first seen.
-#[derive(Debug, Default)]
-pub(super) struct NewestServer(Mutex<(Server, Option<Instant>)>);
-
-impl NewestServer {
-    fn get(&self) -> (Server, Option<Instant>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn see(&self, server: Server) {
-        let mut newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if newest.0 != server {
-            *newest = (server, Some(Instant::now()));
-        }
-    }
-
-    /// Ends the connections that are older than this call, each before its next use.
-    pub(super) fn renew(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(Instant::now());
-    }
-
-    /// Whether a connection of this age leads to the newest server. An older one leads to a replaced server, which may
-    /// still run and return outdated rows.
-    fn is_of(&self, age: Duration) -> bool {
-        self.get().1.is_none_or(|since| age <= since.elapsed())
-    }
-}
-
 /// A pipeline's schema in Postgres.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -196,6 +164,21 @@ impl Shared {
 /// Maximum number of connections for commits: of all appliers, and one to read the progress of a shard.
 const COMMITS: u32 = 9;
 
+/// The connections for queries.
+#[derive(Clone, Copy)]
+pub(super) struct Size {
+    /// At the most.
+    pub(super) connections: u32,
+    /// Longest wait for one.
+    pub(super) acquire_timeout: Duration,
+}
+
+impl Size {
+    fn of(connections: u32) -> Self {
+        Self { connections, acquire_timeout: Duration::from_secs(5) }
+    }
+}
+
 /// Timeout of the ping when a connection returns to its pool. It includes the rest of an abandoned statement.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -214,7 +197,7 @@ impl Store {
     /// # Errors
     /// When the URL is not a Postgres URL.
     pub fn connect(endpoint: impl Into<Endpoint>, pipeline: &str, connections: u32) -> Result<Self, Error> {
-        Self::connect_as(Session::of_queries(pipeline), endpoint.into(), pipeline, connections)
+        Self::connect_as(Session::of_queries(pipeline), endpoint.into(), pipeline, Size::of(connections))
     }
 
     /// The same for a command that waits for a lock at most this long.
@@ -228,10 +211,10 @@ impl Store {
         longest: Duration,
     ) -> Result<Self, Error> {
         let session = Session::of_queries(pipeline).waiting_at_most(longest);
-        Self::connect_as(session, endpoint.into(), pipeline, connections)
+        Self::connect_as(session, endpoint.into(), pipeline, Size::of(connections))
     }
 
-    fn connect_as(session: Session, endpoint: Endpoint, pipeline: &str, connections: u32) -> Result<Self, Error> {
+    pub(super) fn connect_as(session: Session, endpoint: Endpoint, pipeline: &str, size: Size) -> Result<Self, Error> {
         let shared = Arc::new(Shared::default());
         let options = Self::options(&endpoint)?;
         shared.lead_to(endpoint, session.named(options.clone()));
@@ -241,7 +224,7 @@ impl Store {
             let ties = Arc::new(pooler::Ties::default());
             PgPoolOptions::new()
                 .max_connections(connections)
-                .acquire_timeout(Duration::from_secs(5))
+                .acquire_timeout(size.acquire_timeout)
                 .after_connect(move |connection, _| {
                     let (shared, session) = (Arc::clone(&connecting), session.clone());
                     Box::pin(async move { shared.establish(&session, connection).await })
@@ -262,7 +245,7 @@ impl Store {
                 })
                 .connect_lazy_with(options)
         };
-        let (commits, pool) = (pool(COMMITS, Session::of_commits(pipeline)), pool(connections, session.clone()));
+        let (commits, pool) = (pool(COMMITS, Session::of_commits(pipeline)), pool(size.connections, session.clone()));
         Ok(Self { pool, commits, session, shared })
     }
 

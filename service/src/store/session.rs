@@ -12,7 +12,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgRow},
 };
 
-use super::{Error, Store, pool::Server};
+use super::{Error, Server, Store};
 
 /// Begins a transaction with isolation `read committed`. It is explicit because a role or a database may have another
 /// default.

@@ -9,15 +9,18 @@
 use std::{
     collections::VecDeque,
     sync::{Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use chrono::{DateTime, Utc};
 
-use super::{Error, Server, Store};
+use super::{Error, Server, Store, pool::Size, session::Session};
+use crate::tls::Endpoint;
 
 /// Most notes that are kept: an hour of them, the longest `maxStaleness`.
 const KEPT: usize = 3_700;
+/// Longest wait for a connection to a standby.
+const LONGEST_ACQUIRE: Duration = Duration::from_secs(1);
 
 /// A note of this process that was committed.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +66,19 @@ pub struct Replayed {
 }
 
 impl Store {
+    /// As [`Store::connect`], of a standby. A caller that gets no connection within a second is to use the primary.
+    ///
+    /// # Errors
+    /// When the URL is not a Postgres URL.
+    pub fn connect_standby(endpoint: impl Into<Endpoint>, pipeline: &str, connections: u32) -> Result<Self, Error> {
+        Self::connect_as(
+            Session::of_queries(pipeline),
+            endpoint.into(),
+            pipeline,
+            Size { connections, acquire_timeout: LONGEST_ACQUIRE },
+        )
+    }
+
     /// What this server has of the notes of a process.
     ///
     /// # Errors
@@ -89,8 +105,6 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::domain::{AppendCount, ShardId};
 

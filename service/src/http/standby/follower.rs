@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Fresh, Standby};
 use crate::{
-    board::{Board, of_store},
+    board::{Board, of_store, silent},
     config::{ActiveManifest, StandbyPlace},
     lifecycle::Heartbeat,
-    store::Store,
+    store::{Error, Store},
     telemetry::metrics::STANDBY_STALENESS,
     tls::Endpoint,
 };
@@ -112,34 +112,36 @@ impl Follower {
         };
         let name = &spec.metadata.name;
         let unusable = |error| unavailable(&format!("{error}"));
-        let store = match self.connected.take() {
-            Some((_, store)) => {
+        match &mut self.connected {
+            Some((present, store)) => {
                 store.redirect(&endpoint, name).map_err(unusable)?;
                 store.renew_connections();
+                *present = endpoint;
                 (self.replayed, self.has_note) = (None, false);
                 tracing::info!(
                     event = "http.standby.redirected",
                     "the URL of the standby or its certificates changed; new connections use them"
                 );
-                store
             }
-            None => Store::connect(&endpoint, name, CONNECTIONS).map_err(unusable)?,
-        };
-        self.connected = Some((endpoint, store));
+            None => {
+                let store = Store::connect_standby(&endpoint, name, CONNECTIONS).map_err(unusable)?;
+                self.connected = Some((endpoint, store));
+            }
+        }
         Ok(())
     }
 
     /// Asks the standby. Returns it if queries may read from it.
     async fn ask(&mut self, store: &Store) -> Result<Option<Fresh>, Problem> {
-        let now = Instant::now();
-        let since = *self.replayed.get_or_insert(now);
+        self.replayed.get_or_insert(Instant::now());
         let replayed = match timeout(LONGEST, store.replayed(&self.process)).await {
             Ok(Ok(replayed)) => replayed,
-            Ok(Err(error)) => {
-                let problem = of_store(store, &error);
-                return Err(if problem.reason.is_of_tls() { problem } else { unavailable(&problem.message) });
+            Ok(Err(Error::Sql(sqlx::Error::PoolTimedOut))) | Err(_) => {
+                // Queries need not wait while the cause is found.
+                self.standby.set(None);
+                return Err(of_standby(silent(store).await));
             }
-            Err(_) => return Err(unavailable("it did not answer within 2 s")),
+            Ok(Err(error)) => return Err(of_standby(of_store(store, &error))),
         };
         if !replayed.is_standby {
             return Err(unavailable(
@@ -150,7 +152,7 @@ impl Follower {
         let primary = self.primary.server();
         let began = replayed.note.and_then(|note| self.primary.note_began(note));
         let Some(began) = began else { return Ok(None) };
-        self.replayed = Some(Instant::from_std(began).max(since));
+        self.replayed = Some(Instant::from_std(began));
         self.has_note = true;
         let most = self.most();
         let fresh = Fresh { store: store.clone(), server: replayed.server, primary, until: began + most };
@@ -173,6 +175,11 @@ impl Follower {
             Problem::new(Reason::StandbyBehind, message)
         })
     }
+}
+
+/// A problem of Postgres as one of the standby. Those of TLS name the Secret to change.
+fn of_standby(problem: Problem) -> Problem {
+    if problem.reason.is_of_tls() { problem } else { unavailable(&problem.message) }
 }
 
 fn unavailable(why: &str) -> Problem {
