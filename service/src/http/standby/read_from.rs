@@ -149,3 +149,25 @@ pub(crate) fn document(paths: &mut [MetaPath]) {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn the_document_has_the_header_on_each_of_these_paths_and_on_no_other() {
+        let document: Value = serde_json::from_str(&crate::routes::document()).expect("JSON");
+        let takes = |get: &Value| {
+            let parameters = get["parameters"].as_array().into_iter().flatten();
+            parameters.filter(|parameter| parameter["name"] == HEADER).count() == 1
+        };
+        let paths = document["paths"].as_object().expect("paths").iter();
+        let of_document: Vec<&String> = paths.filter(|(_, path)| takes(&path["get"])).map(|(path, _)| path).collect();
+        assert_eq!(of_document, PATHS);
+        for path in PATHS {
+            assert!(!document["paths"][path]["get"]["responses"]["200"]["headers"][HEADER].is_null(), "{path}");
+        }
+    }
+}
