@@ -218,19 +218,23 @@ fn describe() {
         VERIFY_LAST_SUCCESS,
         "When the last millrace verify without differences ended, in seconds since 1970"
     );
+    describe_gauge!(VERIFY_DIFFERENCES, "Differences that the last millrace verify found");
+    describe_gauge!(VERIFY_FAILED, "1 while the last millrace verify could not compare");
+    describe_gauge!(PROBLEM, "1 while /status of this process has the problem, by reason");
+    describe_gauge!(CONNECTIONS_USED, "Connections to Postgres that are in use, by pool");
+    describe_gauge!(CONNECTIONS_MOST, "Most connections to Postgres, by pool");
+    describe_standby();
+    describe_gauge!(MANIFEST_REFUSED, "1 while this process's manifest file differs from the active one");
+    describe_retention();
+}
+
+fn describe_standby() {
     describe_gauge!(
         STANDBY_STALENESS,
         Unit::Seconds,
         "Age of the newest state of the primary that the standby for queries is known to have"
     );
     describe_counter!(STANDBY_QUERIES, "Requests that asked for the standby, by outcome");
-    describe_gauge!(VERIFY_DIFFERENCES, "Differences that the last millrace verify found");
-    describe_gauge!(VERIFY_FAILED, "1 while the last millrace verify could not compare");
-    describe_gauge!(PROBLEM, "1 while /status of this process has the problem, by reason");
-    describe_gauge!(CONNECTIONS_USED, "Connections to Postgres that are in use, by pool");
-    describe_gauge!(CONNECTIONS_MOST, "Most connections to Postgres, by pool");
-    describe_gauge!(MANIFEST_REFUSED, "1 while this process's manifest file differs from the active one");
-    describe_retention();
 }
 
 /// The metrics of retention and of the archive.

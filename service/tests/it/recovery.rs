@@ -186,10 +186,10 @@ async fn a_redis_lost_entirely_costs_what_waited_there_and_its_streams_are_fille
     let mut redis = PrivateRedis::start(&[]).await;
     let pipeline = Pipeline::on(&redis.url(), &shared().await.postgres, json!({"shards": 2})).await;
     let (_serve, mut work) = (pipeline.serve().await, pipeline.work());
-    let kept = Load::new("kept", 200);
+    let kept = Load::new("r", 200);
     apply(&pipeline, &kept).await;
     work.stop().await;
-    let waiting = Load::new("waiting", 80);
+    let waiting = Load::from("r", 200, 80);
     pipeline.send(&waiting.records).await;
     eventually("serve has noted its counts", async || {
         let noted = "select coalesce(sum(appended), 0)::bigint from producers";
@@ -221,14 +221,14 @@ async fn a_move_to_another_redis_under_load_loses_nothing() {
     let new = PrivateRedis::start(&[&format!("replicaof 127.0.0.1 {}", old.port())]).await;
     let pipeline = Pipeline::on(&old.url(), &shared().await.postgres, json!({"shards": 2})).await;
     let mut pods = Pods::start(pipeline, &[]).await;
-    let before = Load::new("before", 300);
+    let before = Load::new("r", 300);
     apply(&pods.pipeline, &before).await;
     eventually("the new server is a replica in step", async || {
         let about: String = redis_command(&new, &["INFO", "replication"]).await;
         about.contains("master_link_status:up")
     })
     .await;
-    let during = Load::new("during", 2_000);
+    let during = Load::from("r", 300, 2_000);
     let moving = async {
         eventually("some of it is sent", async || stored(&pods.pipeline).await.len() > 400).await;
         // Redis itself stops writes, waits for the replica, and promotes it.
@@ -245,7 +245,7 @@ async fn a_move_to_another_redis_under_load_loses_nothing() {
     }
     let postgres = shared().await.postgres.clone();
     pods.move_to(&new.url(), &postgres).await;
-    let after = Load::new("after", 100);
+    let after = Load::from("r", 2_300, 100);
     apply(&pods.pipeline, &after).await;
     lost(&pods.pipeline, 0, false).await;
     pods.pipeline.check_exactly_once(&ids(&[&before, &during, &after])).await;

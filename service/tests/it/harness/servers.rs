@@ -321,7 +321,13 @@ fn initialise(dir: &Path) -> PathBuf {
 
 fn postgres_command(data: &Path, port: u16, death: Option<&str>) -> Command {
     let mut command = as_postgres(death);
-    command.arg(program("postgres")).arg("-D").arg(data);
+    let server = program("postgres");
+    // A standby loads the client library, which must be that of its version.
+    if let Some(libraries) = server.parent().map(|bin| bin.join("../lib")).filter(|lib| lib.join("libpq.so.5").exists())
+    {
+        command.env("LD_LIBRARY_PATH", libraries);
+    }
+    command.arg(server).arg("-D").arg(data);
     // No test cuts the power: the files need not be flushed.
     let settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=300", "fsync=off"];
     command.args(settings.iter().flat_map(|setting| ["-c", setting])).arg("-c").arg(format!("port={port}"));
