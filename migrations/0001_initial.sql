@@ -158,11 +158,18 @@ create table records (
     -- As received, byte for byte.
     attributes     text,
     traceparent    text,
+    -- Of a reversal: the id of the record that it takes back, the number of that record in the shard, and what remains of
+    -- its value after this reversal. Null: it is no reversal.
+    reverses       text        collate "C",
+    original_seq   bigint,
+    rest           numeric,
     primary key (shard, seq, period)
 ) partition by list (period);
 create index records_destination on records (destination_id, seq);
 -- Few rows: for the alert filter and the alert publishers.
 create index records_alerts on records (shard, seq) where threshold is not null;
+-- Few rows: the reversals of a record, in order.
+create index records_reversals on records (shard, original_seq, seq) where original_seq is not null;
 create index records_processed_at on records (processed_at);
 create index records_time on records using brin (time) with (pages_per_range = 32);
 

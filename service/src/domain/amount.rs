@@ -14,6 +14,9 @@ const FRACTION_DIGITS: usize = 9;
 pub struct Amount(Decimal);
 
 impl Amount {
+    /// Nothing.
+    pub const ZERO: Self = Self(Decimal::ZERO);
+
     /// Reads digits with an optional fraction, as they stand in a JSON number or string.
     ///
     /// # Errors

@@ -74,6 +74,14 @@ pub enum DeadLetterReason {
     BelowMinimumTotal,
     /// The total of its key would have more than 19 integer digits.
     TotalOutOfBounds,
+    /// It reverses a record that its destination does not have, or that is no longer kept.
+    OriginalNotFound,
+    /// It reverses a reversal.
+    ReversalOfReversal,
+    /// It is no reversal of the record that it names: another field than its type differs, or its type does not.
+    ReversalMismatch,
+    /// It reverses more than remains of the record.
+    ReversalExceedsOriginal,
     /// It is not a record.
     Malformed,
     /// It is in the stream of another shard than its destination's.
@@ -89,9 +97,13 @@ pub enum DeadLetterReason {
 }
 
 impl DeadLetterReason {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 12] = [
         Self::BelowMinimumTotal,
         Self::TotalOutOfBounds,
+        Self::OriginalNotFound,
+        Self::ReversalOfReversal,
+        Self::ReversalMismatch,
+        Self::ReversalExceedsOriginal,
         Self::Malformed,
         Self::WrongShard,
         Self::RefusedByStore,
@@ -106,6 +118,10 @@ impl DeadLetterReason {
         match self {
             Self::BelowMinimumTotal => "below_minimum_total",
             Self::TotalOutOfBounds => "total_out_of_bounds",
+            Self::OriginalNotFound => "original_not_found",
+            Self::ReversalOfReversal => "reversal_of_reversal",
+            Self::ReversalMismatch => "reversal_mismatch",
+            Self::ReversalExceedsOriginal => "reversal_exceeds_original",
             Self::Malformed => "malformed",
             Self::WrongShard => "wrong_shard",
             Self::RefusedByStore => "refused_by_store",

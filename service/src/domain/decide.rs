@@ -10,7 +10,7 @@ use rust_decimal::Decimal;
 use super::{
     Amount, ContentDigest, DeadLetterId, DeadLetterReason, Decision, DestinationUnit, Duplicate, Holder, IdLedger,
     InputRecord, Item, Key, Kind, Known, KnownDeadLetter, NewConflict, NewDeadLetter, NewRecord, Parsed, Policy,
-    Position, PositionOfRecord, Record, Refusal, Seq, ShardId, ShardSeq, StreamPosition, TakenId, Total,
+    Position, PositionOfRecord, Record, Refusal, Reversals, Seq, ShardId, ShardSeq, StreamPosition, TakenId, Total,
     total_in_bounds, total_nanos,
 };
 
@@ -46,6 +46,7 @@ struct Judge<'a> {
     conflicts: HashMap<PositionOfRecord, Vec<ContentDigest>>,
     totals: HashMap<Key, Total>,
     destinations: HashMap<DestinationUnit, i128>,
+    reversals: Reversals,
     decision: Decision,
 }
 
@@ -61,6 +62,7 @@ impl<'a> Judge<'a> {
             conflicts: known.conflicts,
             totals: known.totals,
             destinations: known.destinations,
+            reversals: Reversals::new(known.originals),
             decision: Decision::default(),
         };
         for dead_letter in known.dead_letters {
@@ -105,9 +107,13 @@ impl<'a> Judge<'a> {
             let detail = "the record is in the stream of another shard than that of its destinationId";
             return self.dead_letter(index, input, Some(record), Refusal::new(DeadLetterReason::WrongShard, detail));
         }
-        let threshold = self.threshold(&record.record);
-        match self.add(&record.record, threshold.is_some()) {
-            Ok(previous) => self.keep(index, input, record, previous, threshold),
+        let outcome = self.reversals.judge(record, &self.decision.records).and_then(|(content, reversal)| {
+            let threshold = self.threshold(&content);
+            let previous = self.add(&content, threshold.is_some())?;
+            Ok(NewRecord { seq: Seq::ZERO, item: index, record: content, previous, threshold, reversal })
+        });
+        match outcome {
+            Ok(new) => self.keep(input, record, new),
             Err(refusal) => self.dead_letter(index, input, Some(record), refusal),
         }
     }
@@ -202,21 +208,16 @@ impl<'a> Judge<'a> {
         threshold.filter(|threshold| record.value > Amount::stored(*threshold))
     }
 
-    fn keep(
-        &mut self,
-        index: usize,
-        input: &InputRecord,
-        parsed: &Parsed,
-        previous: Total,
-        threshold: Option<Decimal>,
-    ) {
-        let record = &parsed.record;
+    /// Gives a new record its number.
+    fn keep(&mut self, input: &InputRecord, parsed: &Parsed, new: NewRecord) {
         let seq = next(&mut self.position.watermarks.records);
         let holder = Holder::Record(ShardSeq { shard: self.position.shard, seq });
         self.take(holder, parsed, input.position);
-        self.decision.alerts += i64::from(threshold.is_some());
-        self.decision.without_threshold += i64::from(self.policy.lacks_threshold(record.unit.as_str()));
-        self.decision.records.push(NewRecord { seq, item: index, record: record.clone(), previous, threshold });
+        self.decision.alerts += i64::from(new.threshold.is_some());
+        self.decision.without_threshold += i64::from(self.policy.lacks_threshold(new.record.unit.as_str()));
+        let new = NewRecord { seq, ..new };
+        self.reversals.keep(&new);
+        self.decision.records.push(new);
     }
 
     fn dead_letter(&mut self, index: usize, input: &InputRecord, parsed: Option<&Parsed>, refusal: Refusal) {

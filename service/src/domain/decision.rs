@@ -6,7 +6,7 @@ use rust_decimal::Decimal;
 
 use super::{
     Account, ContentDigest, DeadLetterId, DeadLetterReason, DestinationId, InputRecord, Invalid, Key, Kind, Position,
-    Record, RecordId, Seq, SourceId, StreamId, Total,
+    Record, RecordId, Reversal, Seq, SourceId, StreamId, Total,
 };
 
 /// Why a record becomes a dead letter.
@@ -33,6 +33,8 @@ pub struct Parsed {
     pub record: Arc<Record>,
     /// The digest of its content.
     pub digest: ContentDigest,
+    /// Whether it reverses what remains of another record. The decision gives it its value, which is zero before.
+    pub takes_rest: bool,
 }
 
 impl Parsed {
@@ -41,8 +43,9 @@ impl Parsed {
     /// # Errors
     /// [`Invalid`] names the first field that is wrong and the remedy.
     pub fn read(payload: &[u8]) -> Result<Self, Invalid> {
-        let record = Record::parse(payload)?;
-        Ok(Self { digest: ContentDigest::of(&record), record: Arc::new(record) })
+        let (record, takes_rest) = Record::parse_payload(payload)?;
+        let digest = if takes_rest { ContentDigest::of_rest(&record) } else { ContentDigest::of(&record) };
+        Ok(Self { digest, record: Arc::new(record), takes_rest })
     }
 }
 
@@ -70,6 +73,8 @@ pub struct NewRecord {
     pub previous: Total,
     /// The threshold that its value is above.
     pub threshold: Option<Decimal>,
+    /// What it takes back; `None`: it is no reversal.
+    pub reversal: Option<Reversal>,
 }
 
 /// A record whose id is taken by the same content.

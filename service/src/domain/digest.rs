@@ -25,7 +25,17 @@ impl ContentDigest {
     /// The digest of a record.
     #[must_use]
     pub fn of(record: &Record) -> Self {
-        let hash = Sha256::digest(canonical_form(record));
+        Self::of_form(&canonical_form(record, false))
+    }
+
+    /// The digest of a reversal of what remains of another record: its value is no content.
+    #[must_use]
+    pub fn of_rest(record: &Record) -> Self {
+        Self::of_form(&canonical_form(record, true))
+    }
+
+    fn of_form(form: &[u8]) -> Self {
+        let hash = Sha256::digest(form);
         let mut bytes = [VERSION; 16];
         bytes[1..].copy_from_slice(&hash[..15]);
         Self(bytes)
@@ -57,9 +67,10 @@ impl fmt::Debug for ContentDigest {
 }
 
 /// Equal for equal records, and for no others.
-fn canonical_form(record: &Record) -> Vec<u8> {
+fn canonical_form(record: &Record, takes_rest: bool) -> Vec<u8> {
     // Every field is named here, so that none can be left out.
-    let Record { record_id, time, source_id, destination_id, kind, value, unit, reference, attributes } = record;
+    let Record { record_id, time, source_id, destination_id, kind, value, unit, reference, attributes, reverses } =
+        record;
     let mut form = Form(Vec::with_capacity(USUAL_BYTES));
     form.field(record_id.as_str().as_bytes());
     form.field(&time.timestamp_micros().to_be_bytes());
@@ -67,11 +78,16 @@ fn canonical_form(record: &Record) -> Vec<u8> {
     form.field(destination_id.as_str().as_bytes());
     form.field(kind.as_str().as_bytes());
     // Without trailing zeros behind the point, and zero without a sign.
-    form.written(|out| write!(out, "{}", value.get().normalize()));
+    form.written(|out| if takes_rest { Ok(()) } else { write!(out, "{}", value.get().normalize()) });
     form.field(unit.as_str().as_bytes());
     form.field(reference.as_str().as_bytes());
     if let Some(attributes) = attributes {
         form.field(attributes.canonical().as_bytes());
+    }
+    if let Some(reverses) = reverses {
+        // No attributes are empty: this cannot be read as theirs.
+        form.field(&[]);
+        form.field(reverses.as_str().as_bytes());
     }
     form.0
 }

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use rust_decimal::Decimal;
 
 use super::{
-    Account, ContentDigest, DeadLetterId, DestinationId, Record, RecordId, Reference, ShardId, StreamId,
-    StreamPosition, Unit, Watermarks,
+    Account, ContentDigest, DeadLetterId, DestinationId, OriginalRecord, Record, RecordId, Reference, ShardId,
+    StreamId, StreamPosition, Unit, Watermarks,
 };
 
 /// Under which a running total is kept.
@@ -72,6 +72,8 @@ pub struct Known {
     pub totals: HashMap<Key, Total>,
     /// Totals in billionths, where the policy has a minimum; absent: zero.
     pub destinations: HashMap<DestinationUnit, i128>,
+    /// The records that reversals of the batch take back; absent: the shard has none, or it is no longer kept.
+    pub originals: HashMap<RecordId, OriginalRecord>,
 }
 
 /// A dead letter that is stored.

@@ -85,13 +85,17 @@ pub struct Record {
     pub reference: Reference,
     /// Anything else, returned as received.
     pub attributes: Option<Attributes>,
+    /// The record that it takes back, wholly or in part; `None`: it is no reversal.
+    pub reverses: Option<RecordId>,
 }
 
-/// A record whose id may still have to be derived.
+/// A record whose id may still have to be derived, and its value by the record that it reverses.
 #[derive(Debug, Clone)]
 pub struct Draft {
     /// The id, if one was given.
     pub record_id: Option<RecordId>,
+    /// Whether it reverses what remains of another record: it has no value before it is decided.
+    takes_rest: bool,
     rest: Record,
 }
 
@@ -106,6 +110,29 @@ impl Draft {
     #[must_use]
     pub fn has_id(&self) -> bool {
         self.record_id.is_some()
+    }
+
+    /// Whether it is a reversal.
+    #[must_use]
+    pub fn is_reversal(&self) -> bool {
+        self.rest.reverses.is_some()
+    }
+
+    /// The record, which must have its id and its value.
+    ///
+    /// # Errors
+    /// [`Invalid`] names the field that is missing.
+    pub fn whole(self) -> Result<Record, Invalid> {
+        match self.payload()? {
+            (record, false) => Ok(record),
+            (_, true) => Err(missing("/value")),
+        }
+    }
+
+    /// The record, which must have its id, and whether it takes what remains of another.
+    fn payload(self) -> Result<(Record, bool), Invalid> {
+        let record_id = self.record_id.ok_or_else(|| missing("/recordId"))?;
+        Ok((Record { record_id, ..self.rest }, self.takes_rest))
     }
 
     /// The record, under `derived` unless it has an id of its own.
@@ -132,6 +159,7 @@ impl Record {
                 "value" => &mut fields.value,
                 "unit" => &mut fields.unit,
                 "reference" => &mut fields.reference,
+                "reverses" => &mut fields.reverses,
                 "attributes" => &mut fields.attributes,
                 _ => {
                     let pointer = child("", &key);
@@ -146,6 +174,8 @@ impl Record {
             *slot = (raw.get() != "null").then_some(raw);
         }
         let record_id = fields.record_id.map(|raw| text(raw, "/recordId").map(RecordId::from)).transpose()?;
+        let reverses = fields.reverses.map(|raw| text(raw, "/reverses").map(RecordId::from)).transpose()?;
+        let takes_rest = reverses.is_some() && fields.value.is_none();
         let rest = Record {
             // Replaced in `with_id`; an id that nothing may ever be stored under.
             record_id: RecordId::stored(""),
@@ -153,24 +183,30 @@ impl Record {
             source_id: text(required(fields.source_id, "/sourceId")?, "/sourceId")?.into(),
             destination_id: text(required(fields.destination_id, "/destinationId")?, "/destinationId")?.into(),
             kind: kind(required(fields.kind, "/type")?)?,
-            value: amount(required(fields.value, "/value")?)?,
+            value: if takes_rest { Amount::ZERO } else { amount(required(fields.value, "/value")?)? },
             unit: text(required(fields.unit, "/unit")?, "/unit")?.into(),
             reference: text(required(fields.reference, "/reference")?, "/reference")?.into(),
             attributes: fields.attributes.map(attributes).transpose()?,
+            reverses,
         };
-        Ok(Draft { record_id, rest })
+        Ok(Draft { record_id, takes_rest, rest })
     }
 
-    /// Reads a record that must have its id.
+    /// Reads a record that must have its id and its value.
     ///
     /// # Errors
     /// [`Invalid`] names the first field that is wrong and the remedy.
     pub fn parse(json: &[u8]) -> Result<Self, Invalid> {
-        let draft = Self::parse_draft(json)?;
-        if draft.record_id.is_none() {
-            return Err(missing("/recordId"));
-        }
-        Ok(draft.with_id(|| unreachable!("the id was checked above")))
+        Self::parse_draft(json)?.whole()
+    }
+
+    /// Reads a record of the input stream, and whether it reverses what remains of another record: then it has no value, and
+    /// that of the returned record is zero.
+    ///
+    /// # Errors
+    /// [`Invalid`] names the first field that is wrong and the remedy.
+    pub(super) fn parse_payload(json: &[u8]) -> Result<(Self, bool), Invalid> {
+        Self::parse_draft(json)?.payload()
     }
 
     /// The record as JSON, fields in the design's order, attributes as received.
@@ -195,14 +231,23 @@ impl Record {
     /// # Errors
     /// Those of the serializer.
     pub fn serialize_fields<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
+        self.serialize_with(map, true)
+    }
+
+    pub(super) fn serialize_with<M: SerializeMap>(&self, map: &mut M, has_value: bool) -> Result<(), M::Error> {
         map.serialize_entry("recordId", self.record_id.as_str())?;
         map.serialize_entry("time", TimeText::of(self.time).as_str())?;
         map.serialize_entry("sourceId", self.source_id.as_str())?;
         map.serialize_entry("destinationId", self.destination_id.as_str())?;
         map.serialize_entry("type", self.kind.as_str())?;
-        map.serialize_entry("value", &self.value.to_string())?;
+        if has_value {
+            map.serialize_entry("value", &self.value.to_string())?;
+        }
         map.serialize_entry("unit", self.unit.as_str())?;
         map.serialize_entry("reference", self.reference.as_str())?;
+        if let Some(reverses) = &self.reverses {
+            map.serialize_entry("reverses", reverses.as_str())?;
+        }
         if let Some(attributes) = &self.attributes {
             map.serialize_entry("attributes", &attributes.0)?;
         }
@@ -229,6 +274,7 @@ struct Fields<'a> {
     unit: Option<&'a RawValue>,
     reference: Option<&'a RawValue>,
     attributes: Option<&'a RawValue>,
+    reverses: Option<&'a RawValue>,
 }
 
 fn missing(pointer: &str) -> Invalid {
@@ -240,11 +286,11 @@ fn missing(pointer: &str) -> Invalid {
     Invalid::new(code::MISSING_FIELD, pointer, remedy)
 }
 
-fn required<'a>(raw: Option<&'a RawValue>, pointer: &str) -> Result<&'a RawValue, Invalid> {
+pub(super) fn required<'a>(raw: Option<&'a RawValue>, pointer: &str) -> Result<&'a RawValue, Invalid> {
     raw.ok_or_else(|| missing(pointer))
 }
 
-fn text(raw: &RawValue, pointer: &str) -> Result<Text, Invalid> {
+pub(super) fn text(raw: &RawValue, pointer: &str) -> Result<Text, Invalid> {
     Text::parse(string(raw, pointer)?).map_err(|rule| Invalid::new(code::INVALID_VALUE, pointer, rule.to_string()))
 }
 
@@ -256,7 +302,7 @@ fn kind(raw: &RawValue) -> Result<Kind, Invalid> {
     }
 }
 
-fn amount(raw: &RawValue) -> Result<Amount, Invalid> {
+pub(super) fn amount(raw: &RawValue) -> Result<Amount, Invalid> {
     let invalid = |rule| Invalid::new(code::INVALID_VALUE, "/value", rule);
     match raw.get().as_bytes().first() {
         Some(b'"') => Amount::parse(&string(raw, "/value")?).map_err(invalid),

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     domain::{DestinationId, render_time},
     http::{App, auth::Reader, problem::Failure},
-    store::{AggregatedRecord, AggregationRow, RecordFilter, Snapshot, UnitTotal},
+    store::{AggregatedRecord, AggregationRow, RecordFilter, ReversedRecords, Snapshot, UnitTotal},
 };
 
 /// Count and total of records in one unit.
@@ -106,18 +106,22 @@ filtered_operation! {
         #[oai(default = "default_true")]
         records: Query<bool>,
     ] [
+        /// `exclude`: without records that are wholly reversed, and without their reversals. Records that are reversed in part
+        /// stay, with their reversals. The sums are the same, unless a filter selects only some of them.
+        reversed: Query<Option<ReversedRecords>>,
     ]) -> Streamed<Aggregations> {
         let format = Format::of(headers)?;
         let slot = self.slots.take()?;
         let mut snapshot = app.store.snapshot().await?;
         let with_records = records.0;
+        let reversed = reversed.0.unwrap_or_default();
         let since = match with_records {
             true => snapshot.complete_since(&filter, None).await?,
-            false => snapshot.totals_complete_since(&filter).await?,
+            false => snapshot.totals_complete_since(&filter, reversed).await?,
         };
         let body = body(slot, move |out| {
             let writer = AggregationWriter { out, format, with_records, since, group: None, groups: 0, records: 0 };
-            aggregate(snapshot, filter, writer)
+            aggregate(snapshot, filter, reversed, writer)
         });
         Ok(Streamed::new(format, body).complete_since(since))
     }
@@ -127,11 +131,16 @@ fn default_true() -> bool {
     true
 }
 
-async fn aggregate(mut snapshot: Snapshot, filter: RecordFilter, mut writer: AggregationWriter) -> Result<Out, Cut> {
+async fn aggregate(
+    mut snapshot: Snapshot,
+    filter: RecordFilter,
+    reversed: ReversedRecords,
+    mut writer: AggregationWriter,
+) -> Result<Out, Cut> {
     let as_of = render_time(snapshot.as_of);
     writer.begin(&as_of);
     if writer.with_records {
-        let mut rows = snapshot.aggregation(&filter)?;
+        let mut rows = snapshot.aggregation(&filter, reversed)?;
         while let Some(row) = rows.try_next().await? {
             match row {
                 AggregationRow::Total(total) => writer.total(&total)?,
@@ -140,7 +149,7 @@ async fn aggregate(mut snapshot: Snapshot, filter: RecordFilter, mut writer: Agg
             writer.out.pass().await?;
         }
     } else {
-        let mut totals = snapshot.totals(&filter).await?;
+        let mut totals = snapshot.totals(&filter, reversed).await?;
         while let Some(total) = totals.try_next().await? {
             writer.total(&total)?;
             writer.out.pass().await?;

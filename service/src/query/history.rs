@@ -4,17 +4,20 @@ use std::time::Instant;
 
 use millrace_crds::{Filter, Sink};
 use poem::web::Data;
-use poem_openapi::{Enum, Object, OpenApi, param::Path, payload::Json};
-use serde::Serialize;
+use poem_openapi::{OpenApi, param::Path, payload::Json};
 
 use super::{
     Tags,
     answer::Answer,
+    history_view::{History, PublishedState, SinkPublished, Status, Summary, dead_letter, reversals},
     types::{Time, Word},
     views::RecordView,
 };
 use crate::{
-    domain::{AccessLimit, DeadLetterState, DeliveryState, Kind, OutcomeFilter, OutcomeKind, RecordId, StreamId},
+    domain::{
+        AccessLimit, DeadLetterState, DeliveryState, Kind, OutcomeFilter, OutcomeKind, Parsed, RecordId, ShardSeq,
+        StreamId,
+    },
     http::{App, auth::Reader, problem::Failure},
     publish::webhook_cursor,
     store::{FoundRecord, RecordHistory, StoredDeadLetter, StoredRecord},
@@ -22,123 +25,8 @@ use crate::{
     telemetry::limits,
 };
 
-/// The status of a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
-#[oai(rename = "RecordStatus", rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Status {
-    /// Its entry is in the input stream and not decided yet.
-    Queued,
-    /// It is processed and counts in the totals.
-    Processed,
-    /// It could not be applied; its dead letter is open.
-    DeadLettered,
-    /// It could not be applied, and its dead letter was discarded.
-    Discarded,
-}
-
-/// Whether a sink has carried the record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
-#[oai(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub(super) enum PublishedState {
-    /// It was appended to the sink's stream, or delivered.
-    Published,
-    /// Its delivery failed, and its retries ended.
-    Failed,
-    /// The sink will carry it.
-    Waiting,
-    /// The sink began after it.
-    BeforeStart,
-    /// Redis cannot be reached now.
-    Unknown,
-}
-
-/// One sink, and whether it has carried the record.
-#[derive(Debug, Clone, Object, Serialize)]
-#[oai(rename = "Published")]
-pub(super) struct SinkPublished {
-    /// The sink.
-    pub sink: String,
-    /// Whether it has carried the record.
-    pub state: PublishedState,
-}
-
-/// The records of the same key and unit before this record.
-#[derive(Debug, Clone, Object, Serialize)]
-#[oai(rename = "RecordSummary", rename_all = "camelCase")]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Summary {
-    /// Number of records.
-    pub previous_count: i64,
-    /// Their signed sum, exact.
-    pub previous_total: String,
-    /// The unit.
-    pub unit: String,
-}
-
-/// A dead letter of the record.
-#[derive(Debug, Clone, Object, Serialize)]
-#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct RecordDeadLetter {
-    /// `<shard>-d<n>`.
-    pub id: String,
-    /// Its state.
-    pub state: DeadLetterState,
-    /// A stable code.
-    pub reason: String,
-    /// When it was opened.
-    pub opened_at: Time,
-    /// When it was closed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub closed_at: Option<Time>,
-}
-
-/// The history of one record.
-#[derive(Debug, Clone, Object, Serialize)]
-#[oai(rename = "RecordHistory", rename_all = "camelCase", skip_serializing_if_is_none)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct History {
-    /// The id.
-    pub record_id: String,
-    /// Its status.
-    pub status: Status,
-    /// Its content; absent when only a dead letter with unreadable content remains.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub record: Option<RecordView>,
-    /// `<shard>-<seq>`: the id of its notifications.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-    /// Its shard.
-    pub shard: u16,
-    /// Its sequence number in the shard, once it is processed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seq: Option<i64>,
-    /// When it was received.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub received_at: Option<Time>,
-    /// When it was appended to the input stream, by Redis's clock.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub queued_at: Option<Time>,
-    /// When it was processed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub processed_at: Option<Time>,
-    /// The records of its key and unit before it, once it is processed. Absent for a key that is limited to some sources.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub summary: Option<Summary>,
-    /// The threshold that its value exceeds; absent: no alert.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub threshold: Option<String>,
-    /// The sinks of the manifest that carry it, once it is processed.
-    pub published: Vec<SinkPublished>,
-    /// Entries with the same id and content that were dropped.
-    pub duplicates: i64,
-    /// Entries with the same id and other content that were refused, as far as the caller may reach them.
-    pub conflicts: i64,
-    /// Its dead letters, oldest first.
-    pub dead_letters: Vec<RecordDeadLetter>,
-}
+/// Most reversals of a record in its history.
+const REVERSALS: i64 = 100;
 
 /// The history of records.
 #[derive(Debug, Clone, Default)]
@@ -169,9 +57,7 @@ impl HistoryApi {
         // The id ledger holds neither source nor destination.
         let expired = if limit.is_limited() { None } else { app.store.expired_period(&id).await? };
         if let Some(period) = expired {
-            let detail =
-                format!("the record was processed in the period that began on {period}, which is no longer kept");
-            return Err(Failure::new(410, "record_expired", detail));
+            return Err(Failure::record_expired(period));
         }
         let shards = app.manifest.borrow().manifest.spec.shards;
         let search = app.streams.search(&id, limit, shards).await;
@@ -184,11 +70,12 @@ impl HistoryApi {
                 let received_at = Some(Time(queued.input.received_at));
                 let traces = app.store.traces(&id, limit).await?;
                 let dead_letters = app.store.dead_letters_of(&id, limit).await?;
-                let record = RecordView { received_at, ..RecordView::from(&queued.record) };
+                let Parsed { record, takes_rest, .. } = &queued.parsed;
+                let view = (!takes_rest).then(|| RecordView { received_at, ..RecordView::from(&**record) });
                 Ok(Answer(History {
                     record_id: id.into(),
                     status: Status::Queued,
-                    record: Some(record),
+                    record: view,
                     id: None,
                     shard: queued.shard.get(),
                     seq: None,
@@ -197,6 +84,8 @@ impl HistoryApi {
                     processed_at: None,
                     summary: None,
                     threshold: None,
+                    reverses: record.reverses.as_ref().map(ToString::to_string),
+                    reversals: None,
                     published: Vec::new(),
                     duplicates: traces.duplicates,
                     conflicts: traces.conflicts,
@@ -240,14 +129,16 @@ async fn applied(app: &App, id: &RecordId, limit: &AccessLimit, free: bool) -> R
     }
     let open = dead_letters.iter().rev().find(|dead_letter| dead_letter.state == DeadLetterState::Open);
     let Some(last) = open.or_else(|| dead_letters.last().filter(|_| free)) else { return Ok(None) };
-    let record = crate::domain::Record::parse(&last.payload).ok();
+    let parsed = Parsed::read(&last.payload).ok();
+    let with_value = parsed.as_ref().filter(|parsed| !parsed.takes_rest);
     let traces = app.store.traces(id, limit).await?;
     Ok(Some(History {
         record_id: id.to_string(),
         status: if last.state == DeadLetterState::Open { Status::DeadLettered } else { Status::Discarded },
-        record: record
-            .as_ref()
-            .map(|record| RecordView { received_at: Some(Time(last.received_at)), ..RecordView::from(record) }),
+        record: with_value.map(|parsed| RecordView {
+            received_at: Some(Time(last.received_at)),
+            ..RecordView::from(&*parsed.record)
+        }),
         id: None,
         shard: last.shard.get(),
         seq: None,
@@ -256,6 +147,8 @@ async fn applied(app: &App, id: &RecordId, limit: &AccessLimit, free: bool) -> R
         processed_at: None,
         summary: None,
         threshold: None,
+        reverses: parsed.and_then(|parsed| parsed.record.reverses.as_ref().map(ToString::to_string)),
+        reversals: None,
         published: Vec::new(),
         duplicates: traces.duplicates,
         conflicts: traces.conflicts,
@@ -272,6 +165,7 @@ async fn processed(
     dead_letters: &[StoredDeadLetter],
 ) -> Result<History, Failure> {
     let traces = app.store.traces(&record.record_id, limit).await?;
+    let reversed = app.store.reversals_of(ShardSeq { shard: record.shard, seq: record.seq }, REVERSALS).await?;
     Ok(History {
         record_id: record.record_id.to_string(),
         status: Status::Processed,
@@ -288,6 +182,8 @@ async fn processed(
             unit: record.unit.to_string(),
         }),
         threshold: history.threshold,
+        reverses: record.reverses.as_ref().map(ToString::to_string),
+        reversals: reversals(record.shard, reversed),
         published,
         duplicates: traces.duplicates,
         conflicts: traces.conflicts,
@@ -357,16 +253,6 @@ fn admits(filter: Option<&Filter>, record: &StoredRecord) -> bool {
     let StoredRecord { unit, source_id, destination_id, .. } = record;
     let value = record.value.parse().unwrap_or_default();
     filter.admits_fields(unit, kind, value, source_id, destination_id)
-}
-
-fn dead_letter(dead_letter: &StoredDeadLetter) -> RecordDeadLetter {
-    RecordDeadLetter {
-        id: format!("{}-d{}", dead_letter.shard, dead_letter.seq),
-        state: dead_letter.state,
-        reason: dead_letter.reason.as_str().to_owned(),
-        opened_at: Time(dead_letter.opened_at),
-        closed_at: dead_letter.closed_at.map(Time),
-    }
 }
 
 /// The time in a stream id; `None` if the id is not from a clock.

@@ -16,6 +16,7 @@ mod format;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod history;
+mod history_view;
 mod key_view;
 mod keys;
 mod losses;

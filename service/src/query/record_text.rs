@@ -6,10 +6,13 @@ use super::{
     format::csv_line,
     views::{RecordType, RecordView},
 };
-use crate::{domain::TimeText, store::AggregatedRecord};
+use crate::{
+    domain::{RecordId, TimeText},
+    store::AggregatedRecord,
+};
 
 /// The columns of a record in CSV.
-pub(super) const COLUMNS: [&str; 11] = [
+pub(super) const COLUMNS: [&str; 12] = [
     "recordId",
     "time",
     "sourceId",
@@ -21,6 +24,7 @@ pub(super) const COLUMNS: [&str; 11] = [
     "attributes",
     "receivedAt",
     "processedAt",
+    "reverses",
 ];
 
 /// Whether line breaks between the values of attributes stay.
@@ -42,6 +46,9 @@ pub(super) fn json(out: &mut Vec<u8>, record: &AggregatedRecord, breaks: LineBre
     plain(out, ",\"value\":", &record.value);
     text(out, ",\"unit\":", record.unit.as_str());
     text(out, ",\"reference\":", record.reference.as_str());
+    if let Some(reverses) = &record.reverses {
+        text(out, ",\"reverses\":", reverses.as_str());
+    }
     if let Some(attributes) = &record.attributes {
         out.extend_from_slice(b",\"attributes\":");
         let from = out.len();
@@ -71,6 +78,7 @@ pub(super) fn csv(out: &mut Vec<u8>, record: &AggregatedRecord) {
         record.attributes.as_deref().unwrap_or_default(),
         received_at.as_str(),
         processed_at.as_str(),
+        record.reverses.as_ref().map(RecordId::as_str).unwrap_or_default(),
     ];
     csv_line(out, fields);
 }
@@ -125,7 +133,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        domain::{DestinationId, RecordId, Reference, Seq, ShardId, SourceId, Unit},
+        domain::{DestinationId, Reference, Seq, ShardId, SourceId, Unit},
         store::StoredRecord,
     };
 
@@ -146,6 +154,7 @@ mod tests {
                 unit: Unit::stored(word),
                 reference: Reference::stored(word),
                 attributes: attributes.map(str::to_owned),
+                reverses: attributes.map(|_| RecordId::stored(word)),
                 received_at: at(1_769_860_801_250_000),
                 processed_at: at(1_769_860_801_262_417),
             };
@@ -158,6 +167,7 @@ mod tests {
                 reference: stored.reference.clone(),
                 positive: stored.positive,
                 attributes: stored.attributes.clone(),
+                reverses: stored.reverses.clone(),
                 time: stored.time,
                 received_at: stored.received_at,
                 processed_at: stored.processed_at,

@@ -55,6 +55,9 @@ pub(super) struct RecordView {
     pub unit: String,
     /// Together with destinationId, the key of its totals.
     pub reference: String,
+    /// The id of the record that it takes back; absent if it is no reversal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reverses: Option<String>,
     /// An object, byte for byte as received; absent if there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attributes: Option<RawJson>,
@@ -78,6 +81,7 @@ impl Example for RecordView {
             value: "125.50".to_owned(),
             unit: "EUR".to_owned(),
             reference: "invoice-9".to_owned(),
+            reverses: None,
             attributes: RawJson::parse(r#"{"channel":"web"}"#.to_owned()),
             received_at: at(1_769_860_801_250_000),
             processed_at: at(1_769_860_801_262_417),
@@ -96,6 +100,7 @@ impl From<StoredRecord> for RecordView {
             value: record.value,
             unit: record.unit.into(),
             reference: record.reference.into(),
+            reverses: record.reverses.map(String::from),
             attributes: record.attributes.and_then(RawJson::parse),
             received_at: Some(Time(record.received_at)),
             processed_at: Some(Time(record.processed_at)),
@@ -114,6 +119,7 @@ impl From<&Record> for RecordView {
             value: record.value.to_string(),
             unit: record.unit.to_string(),
             reference: record.reference.to_string(),
+            reverses: record.reverses.as_ref().map(ToString::to_string),
             attributes: record.attributes.as_ref().and_then(|raw| RawJson::parse(raw.as_str().to_owned())),
             received_at: None,
             processed_at: None,

@@ -33,6 +33,17 @@ pub struct RecordFilter {
     pub limit: AccessLimit,
 }
 
+/// What sums have of records that are wholly reversed, and of their reversals.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, poem_openapi::Enum)]
+#[oai(rename_all = "lowercase")]
+pub enum ReversedRecords {
+    /// All of them.
+    #[default]
+    Include,
+    /// None. Records that are reversed in part stay, with their reversals.
+    Exclude,
+}
+
 /// Whether a limit is left out of a filter: a cursor is of the caller's limit, too.
 pub(super) fn is_unlimited(limit: &AccessLimit) -> bool {
     !limit.is_limited()
@@ -59,8 +70,22 @@ impl<'a> From<&'a AccessLimit> for LimitArguments<'a> {
 }
 
 /// A query over filtered records: the statement up to the filter, the statement behind it, the filter, and the further
-/// arguments, which are `$15` and so on. The predicates are `$1` to `$14`; `$11` to `$14` are the caller's limit.
+/// arguments, which are `$15` and so on. The predicates are `$1` to `$14`; `$11` to `$14` are the caller's limit. With
+/// `without_reversed` before it, the query leaves out records that are wholly reversed, and their reversals.
 macro_rules! filtered_records {
+    (without_reversed $row:ident, $head:literal, $($tail:literal)+, $filter:expr $(, $argument:expr)* $(,)?) => {
+        crate::store::filter::filtered_records!(
+            $row,
+            $head,
+            "and not exists (
+                 select from records c
+                 where c.shard = records.shard and c.original_seq = coalesce(records.original_seq, records.seq)
+                   and c.rest = 0) "
+            $($tail)+,
+            $filter
+            $(, $argument)*
+        )
+    };
     ($row:ident, $head:literal, $($tail:literal)+, $filter:expr $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
             $row,

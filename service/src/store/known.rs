@@ -37,6 +37,7 @@ impl GroupCommit {
         let mut ids = self.known_ids(parts).await?;
         self.known_places(parts, &mut shards, &mut ids).await?;
         self.known_totals(parts, &mut shards).await?;
+        self.known_originals(parts, &mut shards).await?;
         if policy.minimum_total_nanos().is_some() {
             self.known_destinations(parts, &mut shards).await?;
         }
@@ -272,7 +273,7 @@ impl GroupCommit {
     }
 }
 
-fn record_of(item: &Item) -> Option<&Record> {
+pub(super) fn record_of(item: &Item) -> Option<&Record> {
     item.record.as_ref().ok().map(|parsed| &*parsed.record)
 }
 
@@ -293,6 +294,7 @@ pub(super) struct RecordColumns {
     /// As text: the conversion of the driver drops the scale of a zero.
     pub(super) value: Option<String>,
     pub(super) attributes: Option<String>,
+    pub(super) reverses: Option<RecordId>,
 }
 
 impl RecordColumns {
@@ -308,6 +310,7 @@ impl RecordColumns {
             unit: Unit::stored(self.unit?),
             reference: Reference::stored(self.reference?),
             attributes: self.attributes.and_then(Attributes::stored),
+            reverses: self.reverses,
         })
     }
 }

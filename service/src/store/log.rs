@@ -98,7 +98,7 @@ impl Store {
                     previous_count as "previous_count!", positive as "positive!", record_id as "record_id!: RecordId",
                     source_id as "source_id!", destination_id as "destination_id!", reference as "reference!",
                     unit as "unit!", value::text as "value!", previous_total::text as "previous_total!",
-                    threshold::text as threshold, attributes, traceparent, bytes as "bytes!"
+                    threshold::text as threshold, attributes, traceparent, reverses as "reverses: RecordId", bytes as "bytes!"
              from (select *, sum(coalesce(octet_length(attributes), 0)) over (order by seq rows unbounded preceding) as bytes
                    from records
                    where shard = $1 and seq > $2 and seq <= $3 and (not $4 or threshold is not null)
@@ -126,6 +126,7 @@ impl Store {
                 positive: Some(row.positive),
                 value: Some(row.value),
                 attributes: row.attributes,
+                reverses: row.reverses,
             };
             Ok(LogRow {
                 seq: row.seq,

@@ -3,6 +3,7 @@
 //! It must never use Redis, and must never decide anything about a record: it reads, writes, and asserts its writes.
 
 mod admin;
+mod aggregation;
 mod archive;
 mod audit;
 mod audit_summary;
@@ -35,6 +36,7 @@ mod producers;
 mod purge;
 mod query;
 mod retention;
+mod reversals;
 mod rewind;
 mod rollups;
 mod rows;
@@ -56,13 +58,14 @@ mod workers;
 mod writes;
 
 pub use admin::Actor;
+pub use aggregation::{AggregatedRecord, AggregationRow};
 pub use archive::{ArchiveObject, ArchiveRange, ArchivedRecord};
 pub use audit::{AuditFilter, AuditPlace, AuditTotals, DestinationFacts, Fact};
 pub use audit_summary::{OutcomeCounts, TrailCounts};
 pub use connections::Connections;
 pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
 pub use deliveries::{DeliveryFilter, DeliveryPlace, StoredDelivery};
-pub use filter::RecordFilter;
+pub use filter::{RecordFilter, ReversedRecords};
 pub use gaps::ShardProgress;
 pub use group::{AfterCommit, DecidedPart, GroupCommit, LeftOut, Part};
 pub use keys::{ApiKey, KeyRefusal, KeySecret, NewKey, NewSecret};
@@ -82,10 +85,11 @@ pub use producers::{Producer, ShardAccount};
 pub use purge::Purge;
 pub use query::{ConflictFilter, FoundRecord, RecordHistory, StoredConflict, StoredRecord, Traces};
 pub use retention::{Dropped, DuePeriod, Expired, IdStep, KeptSince, Noted, RetentionTurn, complete_since};
+pub use reversals::{ReversalOf, Reversed};
 pub use rollups::{RollupState, RollupStep};
 pub use sessions::{LiveSecret, SESSION_HOURS};
 pub use sinks::{NewSink, SinkBegins, SinkRow, SinkState};
-pub use snapshot::{AggregatedRecord, AggregationRow, RollupPart, Rows, Snapshot, UnitTotal};
+pub use snapshot::{RollupPart, Rows, Snapshot, UnitTotal};
 pub use standby::Replayed;
 pub use stats::{Counts, PostgresPromises, ShardCounts, SinkBeginning};
 pub use sums::RollupBy;

@@ -46,7 +46,7 @@ impl Store {
             r#"select shard as "shard: ShardId", seq as "seq: Seq", record_id as "record_id: RecordId", time,
                    source_id as "source_id: SourceId", destination_id as "destination_id: DestinationId", positive,
                    value::text as "value!", unit as "unit: Unit", reference as "reference: Reference", attributes,
-                   received_at, processed_at
+                   reverses as "reverses: RecordId", received_at, processed_at
                from (select listed.*, max(listed.processed_at) over (partition by listed.shard order by listed.seq) as place
                      from unnest($15::int[], $16::bigint[], $17::bigint[], $18::bigint[]) as page (shard, after, upto, most)
                      cross join lateral (select * from records"#,

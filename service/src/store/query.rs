@@ -7,10 +7,11 @@ use super::{
     Error, RecordFilter, Store,
     columns::stream_position,
     filter::{LimitArguments, filtered_records, is_unlimited},
+    known::RecordColumns,
     slow::Watch,
 };
 use crate::domain::{
-    AccessLimit, DestinationId, Period, RecordId, Reference, Seq, ShardId, ShardSeq, SourceId, StreamId,
+    AccessLimit, DestinationId, Period, Record, RecordId, Reference, Seq, ShardId, ShardSeq, SourceId, StreamId,
     StreamPosition, Unit,
 };
 
@@ -39,10 +40,34 @@ pub struct StoredRecord {
     pub reference: Reference,
     /// JSON, byte for byte as received.
     pub attributes: Option<String>,
+    /// The record that it takes back.
+    pub reverses: Option<RecordId>,
     /// When `serve` received it.
     pub received_at: DateTime<Utc>,
     /// When it was committed.
     pub processed_at: DateTime<Utc>,
+}
+
+impl StoredRecord {
+    /// Its content.
+    ///
+    /// # Errors
+    /// When the value is none that this process can hold.
+    pub fn content(&self) -> Result<Record, Error> {
+        let columns = RecordColumns {
+            record_id: self.record_id.clone(),
+            time: Some(self.time),
+            source_id: Some(self.source_id.to_string()),
+            destination_id: Some(self.destination_id.to_string()),
+            reference: Some(self.reference.to_string()),
+            unit: Some(self.unit.to_string()),
+            positive: Some(self.positive),
+            value: Some(self.value.clone()),
+            attributes: self.attributes.clone(),
+            reverses: self.reverses.clone(),
+        };
+        columns.into_record().ok_or(Error::Sql(sqlx::Error::RowNotFound))
+    }
 }
 
 /// The stored circumstances of a record: the records before it with the same key, and its alert.
@@ -132,7 +157,7 @@ impl Store {
             r#"select shard as "shard: ShardId", seq as "seq: Seq", record_id as "record_id: RecordId", time,
                    source_id as "source_id: SourceId", destination_id as "destination_id: DestinationId", positive,
                    value::text as "value!", unit as "unit: Unit", reference as "reference: Reference", attributes,
-                   received_at, processed_at
+                   reverses as "reverses: RecordId", received_at, processed_at
                from records"#,
             "and (shard, seq) > ($15, $16) and ($18::bigint is null or seq > $18) order by shard, seq limit $17",
             filter,
@@ -144,6 +169,18 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         Ok(records)
+    }
+
+    /// Whether an id is taken, by a record or an open dead letter.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn is_taken(&self, record_id: &RecordId) -> Result<bool, Error> {
+        let taken = sqlx::query_scalar!(
+            r#"select exists (select from record_ids where record_id = $1) as "taken!""#,
+            record_id as &RecordId
+        );
+        Ok(taken.fetch_one(&self.pool).await?)
     }
 
     /// The period of a record that is no longer kept; its id is. `None`: it is kept, or its id is free.
@@ -172,7 +209,7 @@ impl Store {
             r#"select r.shard as "shard: ShardId", seq as "seq: Seq", r.record_id as "record_id: RecordId", time,
                    source_id as "source_id: SourceId", destination_id as "destination_id: DestinationId", positive,
                    value::text as "value!", unit as "unit: Unit", reference as "reference: Reference", attributes,
-                   received_at, processed_at, previous_count,
+                   reverses as "reverses: RecordId", received_at, processed_at, previous_count,
                       previous_total::text as "previous_total!", threshold::text as threshold,
                       stream_id as "stream_id: StreamId",
                       stream_index
@@ -195,6 +232,7 @@ impl Store {
                 unit: row.unit,
                 reference: row.reference,
                 attributes: row.attributes,
+                reverses: row.reverses,
                 received_at: row.received_at,
                 processed_at: row.processed_at,
             };
@@ -252,6 +290,7 @@ impl Store {
                       r.source_id as "source_id?: SourceId",
                       r.destination_id as "destination_id?: DestinationId", r.positive as "positive?", r.value::text as value,
                       r.unit as "unit?: Unit", r.reference as "reference?: Reference", r.attributes as "attributes?",
+                      r.reverses as "reverses?: RecordId",
                       r.received_at as "record_received_at?", r.processed_at as "record_processed_at?",
                       (select d.payload from dead_letters d
                        where d.record_id = c.record_id and is_in_ranges(d.source_id, $8, $9)
@@ -305,6 +344,7 @@ struct ConflictColumns {
     unit: Option<Unit>,
     reference: Option<Reference>,
     attributes: Option<String>,
+    reverses: Option<RecordId>,
     record_received_at: Option<DateTime<Utc>>,
     record_processed_at: Option<DateTime<Utc>>,
     dead_letter: Option<Vec<u8>>,
@@ -326,6 +366,7 @@ impl ConflictColumns {
                 unit: self.unit?,
                 reference: self.reference?,
                 attributes: self.attributes,
+                reverses: self.reverses,
                 received_at: self.record_received_at?,
                 processed_at: self.record_processed_at?,
             })

@@ -146,6 +146,7 @@ impl GroupCommit {
             values: String, previous_totals: String, thresholds: Option<String>, attributes: Option<&str>,
             traces: Option<&str>,
         );
+        let reversals = ReversalColumns::of(parts);
         let taken = self.id_columns(changes);
         let mut totals = TotalColumns::default();
         for DecidedPart { part, decision } in parts {
@@ -207,16 +208,18 @@ impl GroupCommit {
                )
                insert into records (shard, epoch, period, processed_at, seq, received_at, time, previous_count, positive,
                    record_id, source_id, destination_id, reference, unit, stream_id, stream_index, value, previous_total,
-                   threshold, attributes, traceparent)
+                   threshold, attributes, traceparent, reverses, original_seq, rest)
                select n.shard, n.epoch, n.period, $14, n.seq, n.received_at, n.time, n.previous_count, n.positive,
                    n.record_id, n.source_id, n.destination_id, n.reference, n.unit, n.stream_id, n.stream_index,
-                   n.value::numeric, n.previous_total::numeric, n.threshold::numeric, n.attributes, n.traceparent
+                   n.value::numeric, n.previous_total::numeric, n.threshold::numeric, n.attributes, n.traceparent,
+                   n.reverses, n.original_seq, n.rest::numeric
                from unnest($15::int[], $16::bigint[], $17::date[], $18::bigint[], $19::timestamptz[], $20::timestamptz[],
                        $21::bigint[], $22::boolean[], $23::text[], $24::text[], $25::text[], $26::text[], $27::text[],
-                       $28::text[], $29::smallint[], $30::text[], $31::text[], $32::text[], $33::text[], $34::text[])
+                       $28::text[], $29::smallint[], $30::text[], $31::text[], $32::text[], $33::text[], $34::text[],
+                       $36::text[], $37::bigint[], $38::text[])
                    as n (shard, epoch, period, seq, received_at, time, previous_count, positive, record_id, source_id,
                          destination_id, reference, unit, stream_id, stream_index, value, previous_total, threshold,
-                         attributes, traceparent)"#,
+                         attributes, traceparent, reverses, original_seq, rest)"#,
             &taken.ids as &[&str],
             &taken.shards as &[ShardId],
             &taken.numbers as &[Seq],
@@ -252,6 +255,9 @@ impl GroupCommit {
             &attributes as &[Option<&str>],
             &traces as &[Option<&str>],
             &totals.alerts,
+            &reversals.reverses as &[Option<&str>],
+            &reversals.originals as &[Option<Seq>],
+            &reversals.rests as &[Option<String>],
         )
         .execute(&mut *self.transaction)
         .await
@@ -314,6 +320,29 @@ struct IdRow {
     shard: ShardId,
     number: Seq,
     period: Option<NaiveDate>,
+}
+
+/// The columns of reversals: empty where no record is one, which Postgres takes for nulls.
+#[derive(Default)]
+struct ReversalColumns<'a> {
+    reverses: Vec<Option<&'a str>>,
+    originals: Vec<Option<Seq>>,
+    rests: Vec<Option<String>>,
+}
+
+impl<'a> ReversalColumns<'a> {
+    fn of(parts: &[DecidedPart<'a>]) -> Self {
+        let mut columns = Self::default();
+        let new = || parts.iter().flat_map(|part| &part.decision.records);
+        if new().any(|new| new.reversal.is_some()) {
+            for new in new() {
+                columns.reverses.push(new.record.reverses.as_ref().map(RecordId::as_str));
+                columns.originals.push(new.reversal.map(|reversal| reversal.original));
+                columns.rests.push(new.reversal.map(|reversal| reversal.rest.to_string()));
+            }
+        }
+        columns
+    }
 }
 
 /// Ids that are taken, as columns.

@@ -6,7 +6,7 @@ use futures::{StreamExt as _, stream::BoxStream};
 use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 
 use super::{
-    Error, RecordFilter, Store, complete_since,
+    Error, RecordFilter, ReversedRecords, Store, complete_since,
     filter::{LimitArguments, filtered_records},
     retention::kept_since,
     slow::Watched,
@@ -65,81 +65,6 @@ pub struct RollupPart {
     pub total: String,
     /// Exact number of distinct sources, where they are counted.
     pub distinct_source_ids: Option<i64>,
-}
-
-/// A total of a destination, or a record of it.
-#[derive(Debug, Clone)]
-pub enum AggregationRow {
-    /// The total of a unit.
-    Total(UnitTotal),
-    /// A record.
-    Record(AggregatedRecord),
-}
-
-/// A record of an aggregation.
-#[derive(Debug, Clone)]
-pub struct AggregatedRecord {
-    /// Its destination.
-    pub destination_id: DestinationId,
-    /// Its unit.
-    pub unit: Unit,
-    /// Its value, unsigned.
-    pub value: String,
-    /// Its id.
-    pub record_id: RecordId,
-    /// Its source.
-    pub source_id: SourceId,
-    /// Together with the destination, the key of its total.
-    pub reference: Reference,
-    /// Whether its value is positive.
-    pub positive: bool,
-    /// JSON, byte for byte as received.
-    pub attributes: Option<String>,
-    /// When it happened.
-    pub time: DateTime<Utc>,
-    /// When `serve` received it.
-    pub received_at: DateTime<Utc>,
-    /// When it was committed.
-    pub processed_at: DateTime<Utc>,
-}
-
-/// The columns of both kinds of rows of an aggregation.
-struct AggregationColumns {
-    destination_id: DestinationId,
-    unit: Unit,
-    amount: String,
-    count: i64,
-    record_id: Option<RecordId>,
-    source_id: Option<SourceId>,
-    reference: Option<Reference>,
-    positive: Option<bool>,
-    attributes: Option<String>,
-    time: Option<DateTime<Utc>>,
-    received_at: Option<DateTime<Utc>>,
-    processed_at: Option<DateTime<Utc>>,
-}
-
-impl AggregationColumns {
-    /// `None`: neither kind.
-    fn into_row(self) -> Option<AggregationRow> {
-        let Self { destination_id, unit, amount, .. } = self;
-        if self.count > 0 {
-            return Some(AggregationRow::Total(UnitTotal { destination_id, unit, count: self.count, total: amount }));
-        }
-        Some(AggregationRow::Record(AggregatedRecord {
-            destination_id,
-            unit,
-            value: amount,
-            record_id: self.record_id?,
-            source_id: self.source_id?,
-            reference: self.reference?,
-            positive: self.positive?,
-            attributes: self.attributes,
-            time: self.time?,
-            received_at: self.received_at?,
-            processed_at: self.processed_at?,
-        }))
-    }
 }
 
 /// The statement of a rollup with an expression for the number of distinct sources.
@@ -235,24 +160,47 @@ impl Snapshot {
     ///
     /// # Errors
     /// As of that.
-    pub async fn totals_complete_since(&mut self, filter: &RecordFilter) -> Result<Option<DateTime<Utc>>, Error> {
+    pub async fn totals_complete_since(
+        &mut self,
+        filter: &RecordFilter,
+        reversed: ReversedRecords,
+    ) -> Result<Option<DateTime<Utc>>, Error> {
+        if reversed == ReversedRecords::Exclude {
+            return self.complete_since(filter, None).await;
+        }
         if filter.has_stored_totals() {
             return Ok(None);
         }
         self.complete_since(filter, Some(&by_destination())).await
     }
 
-    fn connection(&mut self) -> Result<&mut PgConnection, Error> {
+    pub(super) fn connection(&mut self) -> Result<&mut PgConnection, Error> {
         self.connection.as_deref_mut().ok_or(Error::Sql(sqlx::Error::PoolClosed))
     }
 
     /// The totals of the matching records, by (destination, unit). From the stored totals where the filter allows it, or
-    /// from a declared rollup: both also count records that are no longer kept.
+    /// from a declared rollup: both also count records that are no longer kept. Without reversed records only from records.
     ///
     /// # Errors
     /// When the snapshot is over, or Postgres does not answer. The stream carries the errors of the server.
-    pub async fn totals<'a>(&'a mut self, filter: &'a RecordFilter) -> Result<Rows<'a, UnitTotal>, Error> {
+    pub async fn totals<'a>(
+        &'a mut self,
+        filter: &'a RecordFilter,
+        reversed: ReversedRecords,
+    ) -> Result<Rows<'a, UnitTotal>, Error> {
         let connection = self.connection()?;
+        if reversed == ReversedRecords::Exclude {
+            let rows = filtered_records!(
+                without_reversed UnitTotal,
+                r#"select destination_id as "destination_id: DestinationId", unit as "unit: Unit", count(*) as "count!",
+                          sum(case when positive then value else -value end)::text as "total!"
+                   from records"#,
+                "group by destination_id, unit order by destination_id, unit",
+                filter,
+            )
+            .fetch(connection);
+            return Ok(Watched::new("aggregation.not_reversed", rows).boxed());
+        }
         if filter.has_stored_totals() {
             let limit = LimitArguments::from(&filter.limit);
             let rows = sqlx::query_as!(
@@ -294,40 +242,6 @@ impl Snapshot {
         )
         .fetch(connection);
         Ok(Watched::new("aggregation.sums", rows).boxed())
-    }
-
-    /// The totals and the matching records themselves, by destination: first its totals by unit, then its records by
-    /// number.
-    ///
-    /// # Errors
-    /// When the snapshot is over. The stream carries the errors of the server.
-    pub fn aggregation<'a>(&'a mut self, filter: &'a RecordFilter) -> Result<Rows<'a, AggregationRow>, Error> {
-        let rows = filtered_records!(
-            AggregationColumns,
-            r#"with matching as not materialized (
-                   select destination_id, unit, seq, positive, value, record_id, source_id, reference, attributes, time,
-                          received_at, processed_at
-                   from records"#,
-            r#")
-               select destination_id as "destination_id!: DestinationId", unit as "unit!: Unit", amount as "amount!",
-                      count as "count!", record_id as "record_id?: RecordId", source_id as "source_id?: SourceId",
-                      reference as "reference?: Reference", positive as "positive?", attributes as "attributes?",
-                      time as "time?", received_at as "received_at?", processed_at as "processed_at?"
-               from (select destination_id, unit, sum(case when positive then value else -value end)::text as amount,
-                            count(*) as count, null::bigint as seq, null::boolean as positive, null::text as record_id,
-                            null::text as source_id, null::text as reference, null::text as attributes,
-                            null::timestamptz as time, null::timestamptz as received_at, null::timestamptz as processed_at
-                     from matching group by destination_id, unit
-                     union all
-                     select destination_id, unit, value::text, 0, seq, positive, record_id, source_id, reference,
-                            attributes, time, received_at, processed_at
-                     from matching) matching
-               order by destination_id, seq nulls first, unit"#,
-            filter,
-        )
-        .fetch(self.connection()?)
-        .map(|row| row?.into_row().ok_or_else(|| sqlx::Error::Decode("a row of an unknown kind".into())));
-        Ok(Watched::new("aggregation.records", rows).boxed())
     }
 
     /// A rollup in the order window, destination, reference, source, sign, unit. The totals of its units follow each

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use redis::{FromRedisValue as _, Value};
 
 use super::{Error, Streams, entry, keys};
-use crate::domain::{AccessLimit, InputRecord, Record, RecordId, ShardId};
+use crate::domain::{AccessLimit, InputRecord, Parsed, RecordId, ShardId};
 
 /// Maximum number of records that are read of one shard, up to the last entry.
 const SHARD_RECORDS: usize = 5_000;
@@ -24,7 +24,7 @@ pub struct Queued {
     /// As it came.
     pub input: InputRecord,
     /// Its content.
-    pub record: Record,
+    pub parsed: Parsed,
 }
 
 /// The result of a search.
@@ -88,8 +88,8 @@ impl Streams {
                     records += found.records.len();
                     search.records += found.records.len();
                     for input in found.records.into_iter().rev() {
-                        if let Some(record) = matching(&input, &needle, record_id, limit) {
-                            return Ok(Search::Found(Box::new(Queued { shard: search.shard, input, record })));
+                        if let Some(parsed) = matching(&input, &needle, record_id, limit) {
+                            return Ok(Search::Found(Box::new(Queued { shard: search.shard, input, parsed })));
                         }
                     }
                 }
@@ -103,15 +103,16 @@ impl Streams {
     }
 }
 
-fn matching(input: &InputRecord, needle: &str, record_id: &RecordId, limit: &AccessLimit) -> Option<Record> {
+fn matching(input: &InputRecord, needle: &str, record_id: &RecordId, limit: &AccessLimit) -> Option<Parsed> {
     // The cheap check first. With a backslash, another program may have spelt the id in another way.
     let text = std::str::from_utf8(&input.payload).ok()?;
     if !text.contains(needle) && !text.contains('\\') {
         return None;
     }
-    let is_it =
-        |record: &Record| record.record_id == *record_id && limit.allows(&record.source_id, &record.destination_id);
-    Record::parse(&input.payload).ok().filter(is_it)
+    let parsed = Parsed::read(&input.payload).ok()?;
+    let record = &parsed.record;
+    let is_it = record.record_id == *record_id && limit.allows(&record.source_id, &record.destination_id);
+    is_it.then_some(parsed)
 }
 
 #[cfg(test)]

@@ -103,12 +103,17 @@ fn log(shard: ShardId, batch: &[Item], decision: &Decision, policy: &Policy) {
     }
 }
 
+fn takes_rest(item: &Item) -> bool {
+    item.record.as_ref().is_ok_and(|parsed| parsed.takes_rest)
+}
+
 /// The committed rows of a shard, in order.
 pub(super) fn rows(batch: &[Item], decided: Vec<Decided>, processed_at: DateTime<Utc>) -> Vec<LogRow> {
     let mut rows = Vec::new();
     for Decided { from, decision, .. } in decided {
         rows.extend(decision.records.into_iter().map(|new| {
-            let input = &batch[from + new.item].input;
+            let item = &batch[from + new.item];
+            let input = &item.input;
             LogRow {
                 seq: new.seq,
                 record: new.record,
@@ -117,7 +122,8 @@ pub(super) fn rows(batch: &[Item], decided: Vec<Decided>, processed_at: DateTime
                 previous: new.previous,
                 threshold: new.threshold,
                 traceparent: input.traceparent.clone(),
-                json: input.is_canonical.then(|| input.payload.clone()),
+                // The payload of a reversal of what remains has no value.
+                json: (input.is_canonical && !takes_rest(item)).then(|| input.payload.clone()),
             }
         }));
     }

@@ -22,6 +22,8 @@ fn outcomes(decision: &Decision, items: usize) -> Vec<Decided> {
             id: new.record.record_id.to_string(),
             previous: (new.previous.count, new.previous.total),
             alert: new.threshold.is_some(),
+            value: new.record.value.get(),
+            rest: new.reversal.map(|reversal| reversal.rest),
         };
     }
     for duplicate in &decision.duplicates {
@@ -71,10 +73,38 @@ proptest! {
             let alerts = decision.records.iter().filter(|new| new.threshold.is_some()).count() as i64;
             prop_assert_eq!(decision.alerts, alerts);
             prop_assert_eq!(decision.totals.values().map(|change| change.alerts).sum::<i64>(), alerts);
+            model.assert_reversals();
             batch.clear();
             ends[index].into_iter().for_each(|n| model.discard(n));
         }
     }
+}
+
+#[test]
+fn random_streams_have_every_outcome_of_a_reversal() {
+    use proptest::{strategy::ValueTree as _, test_runner::TestRunner};
+    let (mut runner, mut refused, mut wholly, mut partly) = (TestRunner::deterministic(), HashMap::new(), 0, 0);
+    for _ in 0..500 {
+        let mut model = Model::default();
+        for item in items(&steps().new_tree(&mut runner).unwrap().current()) {
+            match model.judge(&item) {
+                Decided::Record { rest: Some(rest), .. } if rest.is_zero() => wholly += 1,
+                Decided::Record { rest: Some(_), .. } => partly += 1,
+                Decided::DeadLetter { reason, .. } => *refused.entry(reason).or_insert(0) += 1,
+                _ => {}
+            }
+        }
+    }
+    let of = |reason| refused.get(&reason).copied().unwrap_or(0);
+    let counts = [
+        of(DeadLetterReason::OriginalNotFound),
+        of(DeadLetterReason::ReversalOfReversal),
+        of(DeadLetterReason::ReversalMismatch),
+        of(DeadLetterReason::ReversalExceedsOriginal),
+        wholly,
+        partly,
+    ];
+    assert!(counts.iter().all(|count| *count >= 10), "{counts:?}");
 }
 
 fn shard_of_destinations() -> ShardId {

@@ -7,6 +7,7 @@ mod filters;
 mod following;
 mod history;
 mod records;
+mod reversals;
 mod stats;
 mod sums;
 mod values;

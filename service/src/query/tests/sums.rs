@@ -1,7 +1,7 @@
 use futures::TryStreamExt as _;
 
 use super::*;
-use crate::store::{AggregationRow, RecordFilter};
+use crate::store::{AggregationRow, RecordFilter, ReversedRecords};
 
 const AGGREGATIONS: &str = "/records/aggregations";
 
@@ -152,9 +152,11 @@ async fn totals_and_records_come_from_one_snapshot(pool: PgPool) {
     let mut snapshot = store.snapshot().await.expect("snapshot");
     world.add(Row { id: "after", ..ROW }).await;
     let filter = RecordFilter::default();
-    let totals: Vec<_> = snapshot.totals(&filter).await.expect("totals").try_collect().await.expect("totals");
+    let totals: Vec<_> =
+        snapshot.totals(&filter, ReversedRecords::Include).await.expect("totals").try_collect().await.expect("totals");
     assert_eq!((totals.len(), totals[0].count), (1, 1));
-    let rows: Vec<_> = snapshot.aggregation(&filter).expect("rows").try_collect().await.expect("rows");
+    let rows: Vec<_> =
+        snapshot.aggregation(&filter, ReversedRecords::Include).expect("rows").try_collect().await.expect("rows");
     assert!(
         matches!(&rows[..], [AggregationRow::Total(total), AggregationRow::Record(_)] if total.count == 1),
         "{rows:?}"

@@ -97,7 +97,7 @@ impl Verification {
         let rows = sqlx::query!(
             r#"select seq as "seq: Seq", received_at, processed_at, time, previous_count, positive, record_id, source_id, destination_id,
                  reference, unit, value::text as "value!", previous_total::text as "previous_total!",
-                 threshold::text as threshold, attributes, traceparent
+                 threshold::text as threshold, attributes, traceparent, reverses as "reverses: RecordId"
              from records where shard = $1 and seq > $2 and seq <= $3 order by seq"#,
             shard as ShardId,
             range.after as Seq,
@@ -119,6 +119,7 @@ impl Verification {
                         unit: Unit::stored(row.unit),
                         reference: Reference::stored(row.reference),
                         attributes: row.attributes.and_then(Attributes::stored),
+                        reverses: row.reverses,
                     },
                     received_at: row.received_at,
                     processed_at: row.processed_at,

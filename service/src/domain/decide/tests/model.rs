@@ -1,5 +1,7 @@
 //! Records by chance, and the plain model that judges them.
 
+mod reversals;
+
 use std::collections::HashSet;
 
 use proptest::prelude::*;
@@ -7,7 +9,8 @@ use proptest::prelude::*;
 use rust_decimal::Decimal;
 
 use super::super::*;
-use crate::domain::{Account, RecordId, StreamId, Watermarks};
+use crate::domain::{Account, OriginalRecord, RecordId, StreamId, Watermarks};
+use reversals::reversal;
 
 /// Destinations of which some belong to shard 0 of 2 and some do not.
 pub(super) const DESTINATIONS: [&str; 4] = ["a", "b", "c", "d"];
@@ -26,6 +29,13 @@ pub(super) enum Step {
     New {
         payload: String,
         isolated: bool,
+    },
+    /// Reverses an earlier record, or what remains of it.
+    Reverse {
+        which: usize,
+        id: u8,
+        value: Option<&'static str>,
+        fits: bool,
     },
     /// Delivers an earlier record again.
     Again(usize),
@@ -46,8 +56,12 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(Step, Option<i64>)>> {
     );
     let payload =
         prop_oneof![8 => well_formed, 1 => Just("garbage{".to_owned()), 1 => Just(r#"{"recordId":"id-1"}"#.to_owned())];
+    let value = prop::option::weighted(0.6, prop_oneof![Just("1"), Just("0.5"), Just("2"), Just("0.000000001")]);
+    let reversal = (0..40_usize, 0..5_u8, value, prop::bool::weighted(0.9))
+        .prop_map(|(which, id, value, fits)| Step::Reverse { which, id, value, fits });
     let step = prop_oneof![
         8 => (payload, prop::bool::weighted(0.05)).prop_map(|(payload, isolated)| Step::New { payload, isolated }),
+        4 => reversal,
         2 => (0..40_usize).prop_map(Step::Again),
         1 => (1..5_i64).prop_map(Step::Replay),
     ];
@@ -75,6 +89,10 @@ pub(super) fn items(steps: &[(Step, Option<i64>)]) -> Vec<Item> {
         let fresh = |payload: &str, replay_of| input(index as u64, payload, replay_of);
         made.push(match step {
             Step::New { payload, isolated } => (fresh(payload, None), *isolated),
+            Step::Reverse { which, id, value, fits } => {
+                let of = made.get(which % made.len().max(1)).map_or(&b""[..], |(input, _)| &input.payload);
+                (fresh(&reversal(of, *id, *value, *fits), None), false)
+            }
             Step::Again(_) if made.is_empty() => (fresh(&record(0, 0, "1", true, "EUR", "{}"), None), false),
             Step::Again(which) => made[which % made.len()].clone(),
             // Often, but not always, the payload of its dead letter.
@@ -99,7 +117,7 @@ pub(super) fn items(steps: &[(Step, Option<i64>)]) -> Vec<Item> {
 /// The outcome of a record, comparable between the decision and the model of the test.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Decided {
-    Record { seq: i64, id: String, previous: (i64, Decimal), alert: bool },
+    Record { seq: i64, id: String, previous: (i64, Decimal), alert: bool, value: Decimal, rest: Option<Decimal> },
     Duplicate { id: String },
     Conflict { n: i64, id: String },
     DeadLetter { n: i64, id: Option<String>, reason: DeadLetterReason },
@@ -119,9 +137,21 @@ pub(super) struct Kept {
     pub(super) outcome: Decided,
     position: StreamPosition,
     payload: Vec<u8>,
-    record: Option<Record>,
+    parsed: Option<Parsed>,
     /// Of a dead letter.
     open: bool,
+}
+
+impl Kept {
+    /// A processed record, with its value.
+    fn processed(&self) -> Option<Record> {
+        let Decided::Record { value, .. } = &self.outcome else { return None };
+        self.parsed.as_ref().map(|parsed| Record { value: Amount::stored(*value), ..Record::clone(&parsed.record) })
+    }
+
+    fn has_content(&self, parsed: &Parsed) -> bool {
+        self.parsed.as_ref().is_some_and(|own| own.record == parsed.record && own.takes_rest == parsed.takes_rest)
+    }
 }
 
 pub(super) const SHARD: ShardId = ShardId::new(0);
@@ -135,7 +165,7 @@ impl Model {
             outcome: outcome.clone(),
             position: item.input.position,
             payload: item.input.payload.to_vec(),
-            record: item.record.as_ref().ok().map(|parsed| Record::clone(&parsed.record)),
+            parsed: item.record.as_ref().ok().cloned(),
         });
         outcome
     }
@@ -181,7 +211,7 @@ impl Model {
             return self.dead_letter(item, isolated.unwrap_or(DeadLetterReason::Malformed));
         };
         let record = &parsed.record;
-        if let Some(outcome) = self.outcome_of_taken_id(item, record, is_new) {
+        if let Some(outcome) = self.outcome_of_taken_id(item, parsed, is_new) {
             return outcome;
         }
         if let Some(reason) = isolated {
@@ -190,13 +220,12 @@ impl Model {
         if ShardId::of(&record.destination_id, 2) != SHARD {
             return self.dead_letter(item, DeadLetterReason::WrongShard);
         }
-        let records: Vec<&Record> = self
-            .kept
-            .iter()
-            .filter(|kept| matches!(kept.outcome, Decided::Record { .. }))
-            .filter_map(|kept| kept.record.as_ref())
-            .collect();
-        let on_key: Vec<&&Record> = records.iter().filter(|other| Key::of(other) == Key::of(record)).collect();
+        let (record, rest) = match self.reversed(parsed) {
+            Ok(reversed) => reversed,
+            Err(reason) => return self.dead_letter(item, reason),
+        };
+        let records = self.records();
+        let on_key: Vec<&Record> = records.iter().filter(|other| Key::of(other) == Key::of(&record)).collect();
         let before: Decimal = on_key.iter().map(|record| record.signed()).sum();
         let destination: Decimal = records
             .iter()
@@ -211,21 +240,23 @@ impl Model {
             id: record.record_id.to_string(),
             previous: (on_key.len() as i64, before),
             alert: record.value.get() > Decimal::TWO,
+            value: record.value.get(),
+            rest,
         }
     }
 
     /// The outcome of a record whose id is taken, or was when it came first.
-    fn outcome_of_taken_id(&self, item: &Item, record: &Record, is_new: bool) -> Option<Decided> {
-        let id = record.record_id.to_string();
+    fn outcome_of_taken_id(&self, item: &Item, parsed: &Parsed, is_new: bool) -> Option<Decided> {
+        let id = parsed.record.record_id.to_string();
         let taken = self.kept.iter().find(|kept| match &kept.outcome {
             Decided::Record { id: taken, .. } => *taken == id,
             Decided::DeadLetter { id: Some(taken), .. } => kept.open && *taken == id,
             _ => false,
         });
-        let same = taken.is_some_and(|taken| taken.record.as_ref() == Some(record));
+        let same = taken.is_some_and(|taken| taken.has_content(parsed));
         let noted = self.kept.iter().any(|kept| {
             kept.position == item.input.position
-                && kept.record.as_ref() == Some(record)
+                && kept.has_content(parsed)
                 && match kept.outcome {
                     Decided::Record { .. } | Decided::Conflict { .. } | Decided::Duplicate { .. } => true,
                     Decided::DeadLetter { .. } => kept.open,
@@ -252,11 +283,22 @@ impl Model {
         let mut ids = HashMap::new();
         let asked: HashSet<&RecordId> =
             batch.iter().filter_map(|item| item.record.as_ref().ok()).map(|parsed| &parsed.record.record_id).collect();
-        let (mut records, digest) = (0, |record: &Record| ContentDigest::of(record));
+        let reversed: HashSet<&RecordId> = batch
+            .iter()
+            .filter_map(|item| item.record.as_ref().ok())
+            .filter_map(|parsed| parsed.record.reverses.as_ref())
+            .collect();
+        let mut records = 0;
         for kept in &self.kept {
-            match (&kept.outcome, &kept.record) {
-                (Decided::Record { .. }, Some(record)) => {
+            match (&kept.outcome, &kept.parsed) {
+                (Decided::Record { .. }, Some(parsed)) => {
                     records += 1;
+                    let record = &kept.processed().expect("a record");
+                    if reversed.contains(&record.record_id) {
+                        let rest = record.value.get() - self.taken_back(&record.record_id);
+                        let original = OriginalRecord { seq: Seq::new(records), record: record.clone().into(), rest };
+                        known.originals.insert(record.record_id.clone(), original);
+                    }
                     let total = known.totals.entry(Key::of(record)).or_default();
                     total.count += 1;
                     total.total += record.signed();
@@ -265,26 +307,26 @@ impl Model {
                     *known.destinations.entry(key).or_default() += total_nanos(record.signed());
                     if asked.contains(&record.record_id) {
                         let holder = Holder::Record(ShardSeq { shard: SHARD, seq: Seq::new(records) });
-                        let taken = TakenId { holder, digest: digest(record), position: Some(kept.position) };
+                        let taken = TakenId { holder, digest: parsed.digest, position: Some(kept.position) };
                         ids.insert(record.record_id.clone(), taken);
                     }
                 }
-                (Decided::Duplicate { .. }, Some(record)) => {
-                    known.duplicates.entry(position_of(record, kept)).or_default().push(digest(record));
+                (Decided::Duplicate { .. }, Some(parsed)) => {
+                    known.duplicates.entry(position_of(&parsed.record, kept)).or_default().push(parsed.digest);
                 }
-                (Decided::Conflict { .. }, Some(record)) => {
-                    known.conflicts.entry(position_of(record, kept)).or_default().push(digest(record));
+                (Decided::Conflict { .. }, Some(parsed)) => {
+                    known.conflicts.entry(position_of(&parsed.record, kept)).or_default().push(parsed.digest);
                 }
-                (Decided::DeadLetter { n, .. }, record) => {
+                (Decided::DeadLetter { n, .. }, parsed) => {
                     let id = DeadLetterId { shard: SHARD, seq: Seq::new(*n) };
-                    if let Some(record) = record.as_ref().filter(|_| kept.open) {
-                        let taken = TakenId { holder: Holder::DeadLetter(id), digest: digest(record), position: None };
-                        ids.insert(record.record_id.clone(), taken);
+                    if let Some(parsed) = parsed.as_ref().filter(|_| kept.open) {
+                        let taken = TakenId { holder: Holder::DeadLetter(id), digest: parsed.digest, position: None };
+                        ids.insert(parsed.record.record_id.clone(), taken);
                     }
                     known.dead_letters.push(KnownDeadLetter {
                         id,
                         open: kept.open,
-                        record_id: record.as_ref().map(|record| record.record_id.clone()),
+                        record_id: parsed.as_ref().map(|parsed| parsed.record.record_id.clone()),
                         position: kept.position,
                         payload: kept.payload.clone(),
                     });

@@ -34,10 +34,11 @@ pub(super) enum Field {
     Unit,
     Reference,
     Attributes,
+    Reverses,
 }
 
 impl Field {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::RecordId,
         Self::Time,
         Self::SourceId,
@@ -47,6 +48,7 @@ impl Field {
         Self::Unit,
         Self::Reference,
         Self::Attributes,
+        Self::Reverses,
     ];
 }
 
@@ -63,6 +65,7 @@ pub(super) struct Content {
     unit: String,
     reference: String,
     attributes: Option<BTreeMap<String, Json>>,
+    reverses: Option<String>,
 }
 
 impl Content {
@@ -77,6 +80,7 @@ impl Content {
             unit: "EUR".into(),
             reference: "f".into(),
             attributes: None,
+            reverses: None,
         }
     }
 
@@ -105,6 +109,7 @@ impl Content {
             Field::Unit => Self { unit: other.unit, ..self },
             Field::Reference => Self { reference: other.reference, ..self },
             Field::Attributes => Self { attributes: other.attributes, ..self },
+            Field::Reverses => Self { reverses: other.reverses, ..self },
         }
     }
 
@@ -142,6 +147,7 @@ impl Content {
             None if pen.flip() => members.push(("attributes", "null".into())),
             None => {}
         }
+        members.extend(self.reverses.as_ref().map(|reverses| ("reverses", pen.text(reverses))));
         let members = members.into_iter().map(|(key, value)| (pen.text(key), value)).collect();
         pen.braces(members)
     }
@@ -312,6 +318,11 @@ fn id() -> impl Strategy<Value = String> {
     characters(&['a', 'b', '1', '"', '\\', '/', ':', ',', 'é', 'e', '\u{301}', '🦀'], 3)
 }
 
+/// Also ids that look like attributes.
+fn reversed_id() -> impl Strategy<Value = String> {
+    prop_oneof![id(), Just("{}".to_owned()), Just("[]".to_owned())]
+}
+
 /// Characters of attributes: those that have escapes, and those whose order differs between UTF-8 and UTF-16.
 fn any_text() -> impl Strategy<Value = String> {
     const ALL: &[char] =
@@ -356,18 +367,21 @@ pub(super) fn content() -> impl Strategy<Value = Content> {
         Just(most),
         0..=most,
     ];
-    let attributes = proptest::option::of(object(json()));
-    (id(), micros, id(), id(), any::<bool>(), nanos, (id(), id()), attributes).prop_map(
-        |(record_id, micros, source_id, destination_id, positive, nanos, (unit, reference), attributes)| Content {
-            record_id,
-            micros,
-            source_id,
-            destination_id,
-            positive,
-            nanos,
-            unit,
-            reference,
-            attributes,
+    let (attributes, reverses) = (proptest::option::of(object(json())), proptest::option::of(reversed_id()));
+    (id(), micros, id(), id(), any::<bool>(), nanos, (id(), id()), (attributes, reverses)).prop_map(
+        |(record_id, micros, source_id, destination_id, positive, nanos, (unit, reference), (attributes, reverses))| {
+            Content {
+                record_id,
+                micros,
+                source_id,
+                destination_id,
+                positive,
+                nanos,
+                unit,
+                reference,
+                attributes,
+                reverses,
+            }
         },
     )
 }
