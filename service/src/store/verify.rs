@@ -4,6 +4,7 @@
 //! Except for `runs`, it must never write.
 
 mod log;
+mod reversals;
 mod rollups;
 mod runs;
 mod sinks;

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    domain::{Attributes, OutcomeKind, Record, Seq, ShardId, ShardSeq, render_time},
+    domain::{Attributes, OutcomeKind, Record, RecordId, Seq, ShardId, ShardSeq, render_time},
     store::{Differences, LoggedRecord, RefusedOutcome},
     streams::SinkEntry,
 };
@@ -79,6 +79,8 @@ struct Shown<'a> {
     unit: Cow<'a, str>,
     #[serde(borrow)]
     reference: Cow<'a, str>,
+    #[serde(borrow)]
+    reverses: Option<Cow<'a, str>>,
     #[serde(borrow)]
     attributes: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -195,6 +197,7 @@ impl Shown<'_> {
             && self.reference == record.reference.as_str()
             && self.unit == record.unit.as_str()
             && self.kind == record.kind.as_str()
+            && self.reverses.as_deref() == record.reverses.as_ref().map(RecordId::as_str)
             && self.value == record.value.to_string()
             && self.time == render_time(record.time)
     }
@@ -229,7 +232,7 @@ mod tests {
     fn row() -> LoggedRecord {
         let record =
             br#"{"recordId":"r","time":"2026-01-01T00:00:00Z","sourceId":"s","destinationId":"d","type":"positive",
-            "value":"12.50","unit":"EUR","reference":"x","attributes":{"a":1}}"#;
+            "value":"12.50","unit":"EUR","reference":"x","reverses":"o","attributes":{"a":1}}"#;
         let time = crate::domain::parse_time("2026-01-01T00:00:00Z").expect("time");
         LoggedRecord {
             seq: Seq::new(1),
@@ -245,7 +248,7 @@ mod tests {
 
     #[test]
     fn every_changed_part_of_data_is_seen() {
-        let good = r#"{"record":{"recordId":"r","time":"2026-01-01T00:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":"12.50","unit":"EUR","reference":"x","attributes":{"a":1.0},"receivedAt":"2026-01-01T00:00:00Z","processedAt":"2026-01-01T00:00:00Z"},"summary":{"previousCount":2,"previousTotal":"7.25","unit":"EUR"},"threshold":"10.00"}"#;
+        let good = r#"{"record":{"recordId":"r","time":"2026-01-01T00:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":"12.50","unit":"EUR","reference":"x","reverses":"o","attributes":{"a":1.0},"receivedAt":"2026-01-01T00:00:00Z","processedAt":"2026-01-01T00:00:00Z"},"summary":{"previousCount":2,"previousTotal":"7.25","unit":"EUR"},"threshold":"10.00"}"#;
         let row = row();
         let at = render_time(row.processed_at);
         let row_is = |data: &str| row_is(&row, OutcomeKind::Alert, &at, data);
@@ -254,6 +257,8 @@ mod tests {
             (r#""12.50""#, r#""12.51""#),
             (r#""a":1.0"#, r#""a":2"#),
             (r#""sourceId":"s""#, r#""sourceId":"t""#),
+            (r#""reverses":"o""#, r#""reverses":"p""#),
+            (r#""reverses":"o","#, ""),
             (r#""receivedAt":"2026"#, r#""receivedAt":"2025"#),
             (r#""previousCount":2"#, r#""previousCount":3"#),
             (r#""7.25""#, r#""7.26""#),

@@ -17,6 +17,7 @@ impl Verification {
         self.shards(differences).await?;
         self.originals(scope, differences).await?;
         self.ids(scope, differences).await?;
+        self.reversals(scope, differences).await?;
         self.rollups(scope, differences).await
     }
 
