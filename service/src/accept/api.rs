@@ -1,20 +1,27 @@
 //! The two paths that take records, as the OpenAPI document shows them.
 
 use poem::{Request, web::Data};
-use poem_openapi::{ApiResponse, Object, OpenApi, Tags, param::Header, payload::Json};
+use poem_openapi::{
+    ApiResponse, Object, OpenApi, Tags,
+    param::{Header, Path},
+    payload::Json,
+};
 
 use super::{
     Acceptor, batch,
     body::{self, Format},
-    idempotency,
-    schema::{ManyRecords, OneRecord},
+    idempotency, reversal,
+    schema::{ManyRecords, OneRecord, OneReversal},
     single,
 };
-use crate::http::{
-    App,
-    auth::Ingester,
-    problem::{Failure, ItemError},
-    rate_limits::Admission,
+use crate::{
+    domain::Text,
+    http::{
+        App,
+        auth::Ingester,
+        problem::{Failure, ItemError},
+        rate_limits::Admission,
+    },
 };
 
 #[derive(Tags)]
@@ -142,6 +149,47 @@ impl RecordsApi {
         let key = idempotency::key(request)?;
         let admission = admit(app.0, &caller, request, (body::RECORD_BYTES, false))?;
         single::send(app.0, acceptor.0, request, (caller.0.limit(), &admission), key.as_deref(), body).await
+    }
+
+    /// Reverse a record
+    ///
+    /// Takes back a processed record, wholly or in part, by another record with `reverses`: of the other type, with the time,
+    /// source, destination, unit and reference of the record. It is queued, processed and published as any record, and counts
+    /// as one. Without a value it takes what remains, and its id is derived from the record: sent again, it is a duplicate.
+    /// The reversals of a record never add up to more than the record.
+    ///
+    /// The caller has the scope `admin`, or the scope `ingest` and a key that is limited to the source of the record. 404
+    /// `not_found_or_queued` when the record is not processed, 410 `record_expired` when it is no longer kept, 409
+    /// `already_reversed` when nothing remains, 422 `original_is_reversal`, or `exceeds_original` when the value is
+    /// more than remains. A worker decides: where less remains by then, the reversal becomes a dead letter.
+    #[oai(path = "/records/:recordId/reversal", method = "post", operation_id = "reverseRecord")]
+    #[expect(clippy::too_many_arguments, reason = "each is a parameter in the document")]
+    async fn reverse_record(
+        &self,
+        caller: Ingester,
+        app: Data<&App>,
+        acceptor: Data<&Acceptor>,
+        request: &Request,
+        /// The id of the record, percent-encoded as one segment.
+        #[oai(name = "recordId")]
+        record_id: Path<String>,
+        /// A reversal of a value without a recordId gets an id derived from this key and the record. Without a value it is a 422.
+        #[oai(name = "Idempotency-Key", validator(min_length = 1, max_length = 200, pattern = "^[!-~]+$"))]
+        _key: Header<Option<String>>,
+        /// `wait=N`: wait up to N seconds for the outcome. Other preferences are ignored.
+        #[oai(name = "Prefer")]
+        _prefer: Header<Option<String>>,
+        /// W3C trace context; continues to the notification. Ignored when it is not well-formed.
+        #[oai(name = "traceparent")]
+        _traceparent: Header<Option<String>>,
+        body: OneReversal,
+    ) -> Result<Taken, Failure> {
+        let key = idempotency::key(request)?;
+        let original = Text::parse(record_id.0)
+            .map_err(|rule| Failure::new(400, "invalid_parameter", format!("recordId in the path {rule}")))?;
+        let admission = admit(app.0, &caller, request, (body::RECORD_BYTES, false))?;
+        reversal::send(app.0, acceptor.0, request, (&caller.0, &admission), key.as_deref(), &original.into(), body)
+            .await
     }
 
     /// Send many records

@@ -9,6 +9,7 @@ mod body;
 pub(crate) mod fuzzing;
 pub(crate) mod idempotency;
 mod items;
+mod reversal;
 mod schema;
 mod single;
 mod wait;

@@ -13,6 +13,9 @@ use crate::http::problem::Failure;
 /// The body of one record.
 pub(super) struct OneRecord(pub(super) Reader);
 
+/// The body of a reversal.
+pub(super) struct OneReversal(pub(super) Reader);
+
 /// The body of many records.
 pub(super) struct ManyRecords {
     pub(super) format: Format,
@@ -20,9 +23,19 @@ pub(super) struct ManyRecords {
 }
 
 const NAME: &str = "RecordInput";
+const REVERSAL: &str = "ReversalInput";
 
 fn raw(request: &Request, body: &mut RequestBody) -> poem::Result<Reader> {
     Ok(body::reader(request, body.take()?)?)
+}
+
+/// The body of a path that takes one JSON object; `other` is the remedy for another format.
+fn one(request: &Request, body: &mut RequestBody, other: &'static str) -> poem::Result<Reader> {
+    if body::format(request, other)? != Format::Json {
+        return Err(Failure::new(415, "unsupported_media_type", other).into());
+    }
+    body::refuse_unsent(request, body::RECORD_BYTES)?;
+    raw(request, body)
 }
 
 impl<'a> ApiExtractor<'a> for OneRecord {
@@ -46,12 +59,31 @@ impl<'a> ApiExtractor<'a> for OneRecord {
         body: &mut RequestBody,
         _: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
-        let other = "send one record as Content-Type: application/json";
-        if body::format(request, other)? != Format::Json {
-            return Err(Failure::new(415, "unsupported_media_type", other).into());
-        }
-        body::refuse_unsent(request, body::RECORD_BYTES)?;
-        Ok(Self(raw(request, body)?))
+        Ok(Self(one(request, body, "send one record as Content-Type: application/json")?))
+    }
+}
+
+impl<'a> ApiExtractor<'a> for OneReversal {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        registry.create_schema::<Self, _>(REVERSAL.to_owned(), |_| reversal());
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        let schema = MetaSchemaRef::Reference(REVERSAL.to_owned());
+        let content = vec![MetaMediaType { content_type: "application/json", schema }];
+        Some(MetaRequest { description: Some("How much to reverse, and why."), content, required: true })
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        Ok(Self(one(request, body, "send the reversal as Content-Type: application/json")?))
     }
 }
 
@@ -121,29 +153,64 @@ fn text_pattern() -> String {
     format!("^[^{refused}{space}]([^{refused}]*[^{refused}{space}])?$")
 }
 
-/// The schema of a record as it comes in.
-fn record() -> MetaSchema {
-    let inline = |schema: MetaSchema| MetaSchemaRef::Inline(Box::new(schema));
-    let text = |description, nullable| {
-        inline(MetaSchema {
-            description: Some(description),
-            min_length: Some(1),
-            max_length: Some(200),
-            pattern: Some(text_pattern()),
-            nullable,
-            ..MetaSchema::new("string")
-        })
-    };
+fn inline(schema: MetaSchema) -> MetaSchemaRef {
+    MetaSchemaRef::Inline(Box::new(schema))
+}
+
+fn text(description: &'static str, nullable: bool) -> MetaSchemaRef {
+    inline(MetaSchema {
+        description: Some(description),
+        min_length: Some(1),
+        max_length: Some(200),
+        pattern: Some(text_pattern()),
+        nullable,
+        ..MetaSchema::new("string")
+    })
+}
+
+fn decimal(description: &'static str, nullable: bool) -> MetaSchemaRef {
     let decimal = MetaSchema { pattern: Some(r"^[0-9]{1,15}(\.[0-9]{1,9})?$".to_owned()), ..MetaSchema::new("string") };
     let number = MetaSchema { minimum: Some(0.0), maximum: Some(999_999_999_999_999.0), ..MetaSchema::new("number") };
-    let value = MetaSchema {
-        description: Some(
-            "Unsigned decimal of at most 15 integer and 9 fractional digits, without an exponent, as a string or a number. \
-             A program that writes numbers with exponents sends a string. A number is read digit by digit, never through a float.",
-        ),
+    inline(MetaSchema {
+        description: Some(description),
         one_of: vec![inline(decimal), inline(number)],
+        nullable,
         ..MetaSchema::ANY
-    };
+    })
+}
+
+/// The schema of a request for a reversal.
+fn reversal() -> MetaSchema {
+    MetaSchema {
+        description: Some("A request for a reversal. Unknown fields are refused; null means absent."),
+        required: vec!["reason"],
+        properties: vec![
+            (
+                "recordId",
+                text(
+                    "The id of the reversal. With a value it is required, or an Idempotency-Key header in its place. Without a \
+                     value it is refused: the id is derived from the record.",
+                    true,
+                ),
+            ),
+            (
+                "value",
+                decimal("How much of the record, above zero; absent: what remains of it when this is processed.", true),
+            ),
+            ("reason", text("Why. The reversal has it in its attributes, as `reason`.", false)),
+        ],
+        example: Some(json!({ "reason": "the order was cancelled" })),
+        ..MetaSchema::new("object")
+    }
+}
+
+/// The schema of a record as it comes in.
+fn record() -> MetaSchema {
+    let value = decimal(
+        "Unsigned decimal of at most 15 integer and 9 fractional digits, without an exponent, as a string or a number. \
+         A program that writes numbers with exponents sends a string. A number is read digit by digit, never through a float.",
+        false,
+    );
     let kind = MetaSchema {
         description: Some("The sign of the value."),
         enum_items: vec!["positive".into(), "negative".into()],
@@ -175,7 +242,7 @@ fn record() -> MetaSchema {
             ("sourceId", text("Who or what it comes from.", false)),
             ("destinationId", text("What it is counted for; decides the shard.", false)),
             ("type", inline(kind)),
-            ("value", inline(value)),
+            ("value", value),
             (
                 "unit",
                 text(

@@ -13,7 +13,7 @@ use super::{
     traceparent,
 };
 use crate::{
-    domain::{AccessLimit, Invalid, Record, RecordId, ShardId, code},
+    domain::{AccessLimit, DestinationId, Invalid, Record, RecordId, ShardId, SourceId, code},
     http::{App, problem::Failure, rate_limits::Admission},
     store::{Applied, Awaited, Before, Outcome},
     streams::{Outgoing, SourceTag},
@@ -31,30 +31,51 @@ pub(super) async fn send(
     key: Option<&str>,
     body: OneRecord,
 ) -> Result<Taken, Failure> {
-    let wait = wait_asked_for(request);
-    let traceparent = traceparent(request);
     let bytes = body::whole(body.0, body::RECORD_BYTES).await?;
     admission.read(bytes.len())?;
     let record = read(body::without_mark(&bytes), limit, key, 0).map_err(|invalid| {
         count_rejected(invalid.code, 1);
         Failure::from(invalid)
     })?;
+    let json = record.to_json();
+    let Record { record_id, source_id, destination_id, .. } = record;
+    let ready = Ready { record_id, source_id, destination_id, json };
+    take(app, acceptor, request, (limit, admission), ready).await
+}
+
+/// A record that can be appended.
+pub(super) struct Ready {
+    pub(super) record_id: RecordId,
+    pub(super) source_id: SourceId,
+    pub(super) destination_id: DestinationId,
+    /// As the input stream has it.
+    pub(super) json: String,
+}
+
+/// Appends a record, and waits for its outcome if that was asked for.
+pub(super) async fn take(
+    app: &App,
+    acceptor: &Acceptor,
+    request: &Request,
+    (limit, admission): (&AccessLimit, &Admission),
+    ready: Ready,
+) -> Result<Taken, Failure> {
+    let wait = wait_asked_for(request);
+    let traceparent = traceparent(request);
+    let Ready { record_id, source_id, destination_id, json } = ready;
     let shards = app.manifest.borrow().manifest.spec.shards;
-    let shard = ShardId::of(&record.destination_id, shards);
+    let shard = ShardId::of(&destination_id, shards);
     let refuse = |refusal: Refusal| {
         refusal.count(1);
         Failure::from(refusal)
     };
-    let source = SourceTag::of(&record.source_id);
+    let source = SourceTag::of(&source_id);
     if is_over_share(app, shard, source).await {
         return Err(refuse(Refusal::over_share()));
     }
     admission.records(1).map_err(|limited| refuse(limited.into()))?;
-    let record_json = record.to_json();
-    let outgoing =
-        Outgoing { record: record_json, received_at: now(), traceparent, replay_of: None, source: Some(source) };
+    let outgoing = Outgoing { record: json, received_at: now(), traceparent, replay_of: None, source: Some(source) };
     let positions = append(app, shard, vec![outgoing]).await.map_err(|error| refuse(Refusal::from(&error)))?;
-    let record_id = record.record_id;
     tracing::debug!(
         event = "accept.record.queued",
         record_id = record_id.as_str(),
@@ -92,8 +113,15 @@ pub(super) fn read(json: &[u8], limit: &AccessLimit, key: Option<&str>, index: u
 /// each other: a client that gives both expects the key to decide, and the key would decide nothing.
 pub(super) fn parse(json: &[u8], key: Option<&str>, index: u64) -> Result<Record, Invalid> {
     let read = || {
-        let Some(key) = key else { return Record::parse(json) };
         let draft = Record::parse_draft(json)?;
+        if draft.is_reversal() {
+            return Err(Invalid::new(
+                code::UNKNOWN_FIELD,
+                "/reverses",
+                "is given by Millrace: take a record back with POST /records/{recordId}/reversal",
+            ));
+        }
+        let Some(key) = key else { return draft.whole() };
         if draft.has_id() {
             return Err(Invalid::new(
                 code::INVALID_VALUE,

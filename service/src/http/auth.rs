@@ -188,9 +188,20 @@ impl Caller {
         &self.0.limit
     }
 
+    /// Whether it may take back the records that it may reach: an administrator, or the source itself, whose key is limited to
+    /// its own records.
+    pub(crate) fn may_reverse(&self) -> bool {
+        self.0.has(Scope::Admin) || self.0.has(Scope::Ingest) && self.0.limit.sources().is_some()
+    }
+
     /// Its own limits of what it may send, and what it uses of them.
     pub(crate) fn rate_limits(&self) -> (RateLimits, &Arc<Usage>) {
         (self.0.rate_limits, &self.0.usage)
+    }
+
+    /// The actor of its requests where it is an administrator.
+    pub(crate) fn administrator(&self, request: &Request, app: &App) -> Option<Actor> {
+        self.0.has(Scope::Admin).then(|| self.actor(request, app))
     }
 
     /// The actor of an administrative action, with the address of the client that sent the request.

@@ -158,6 +158,13 @@ impl Failure {
         }
     }
 
+    /// The refusal of a record whose period is no longer kept.
+    #[must_use]
+    pub fn record_expired(period: domain::Period) -> Self {
+        let detail = format!("the record was processed in the period that began on {period}, which is no longer kept");
+        Self::new(410, "record_expired", detail)
+    }
+
     /// The same with another number of seconds after which the request may succeed.
     #[must_use]
     pub fn retry_after(mut self, seconds: u64) -> Self {

@@ -42,6 +42,7 @@ mod refuse;
 mod refusing;
 mod restricted;
 mod retention;
+mod reversals;
 mod rewinds;
 mod roles;
 mod rollups;

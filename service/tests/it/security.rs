@@ -121,6 +121,7 @@ fn request(row: &Row) -> (String, Option<Value>) {
     let path = path.replace("{id}", if row.path.starts_with("/keys") { "key_0" } else { "0-d9" });
     let body = match (row.method.as_str(), row.path.as_str()) {
         ("POST", "/records") => Some(record("r9", "here")),
+        ("POST", "/records/{recordId}/reversal") => Some(json!({"reason": "tested"})),
         ("POST", "/records/batch") => Some(json!([record("r9", "here")])),
         ("POST", "/keys") => Some(json!({"name": "another", "scopes": ["read"]})),
         _ => None,
@@ -183,9 +184,9 @@ async fn limited_cell(pipeline: &Pipeline, row: &Row, path: &str, body: Option<&
             ask(pipeline, key, row, path, Some(&body)).await.expect(202);
         }
         "matching, else 404" => {
-            ask(pipeline, key, row, "/records/r1", None).await.expect(200);
-            let outside = ask(pipeline, key, row, &format!("/records/{OUTSIDE}"), None).await;
-            let absent = ask(pipeline, key, row, "/records/absent", None).await;
+            let of = async |id: &str| ask(pipeline, key, row, &row.path.replace("{recordId}", id), body).await;
+            of("r1").await.expect(if row.method == Method::GET { 200 } else { 202 });
+            let (outside, absent) = (of(OUTSIDE).await, of("absent").await);
             assert_eq!((outside.status, outside.text), (404, absent.text));
         }
         "matching" => {
