@@ -98,6 +98,7 @@ impl Report {
         self.counts.conflicts += counts.conflicts;
         self.counts.dead_letters += counts.dead_letters;
         self.counts.alerts += counts.alerts;
+        self.counts.reversals += counts.reversals;
         self.counts.external += counts.external;
     }
 
@@ -137,6 +138,7 @@ impl Report {
             ("conflicts", self.counts.conflicts.cast_unsigned()),
             ("dead letters", self.counts.dead_letters.cast_unsigned()),
             ("alerts", self.counts.alerts.cast_unsigned()),
+            ("reversals", self.counts.reversals.cast_unsigned()),
             ("destroyed by faults that may destroy", self.destroyed),
             ("reported as lost, those of unknown outcome included", self.said_lost.cast_unsigned()),
             ("rounds in which something was destroyed", self.lossy_rounds),

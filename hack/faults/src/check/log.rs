@@ -106,6 +106,7 @@ impl Check {
             self.shards[shard].alerts.retain(|due| *due != seq);
         }
         self.counts.processed -= 1;
+        self.counts.reversals -= i64::from(code.reverses().is_some());
         *self.balances.entry((content.destination.clone(), content.unit)).or_default() -= signed;
         let sum = self.keys.entry(key(content)).or_default();
         (sum.count, sum.total) = (sum.count - 1, sum.total - signed);
@@ -157,6 +158,7 @@ impl Check {
         }
         self.shards[shard].log.push(Line { code: content.code, digest });
         self.counts.processed += 1;
+        self.counts.reversals += i64::from(code.reverses().is_some());
         // After a loss, a repeated send can take the place of the first one.
         let again = self.allowed.loses() && u16::from(known.taken) + u16::from(known.unknown) > 1;
         self.order_of(&content, again || known.is(UNORDERED));

@@ -8,6 +8,7 @@
 mod counts;
 mod log;
 mod refused;
+mod reversals;
 mod rollups;
 mod stored;
 #[cfg(test)]
@@ -152,6 +153,8 @@ pub(crate) struct Counts {
     pub(crate) conflicts: i64,
     pub(crate) dead_letters: i64,
     pub(crate) alerts: i64,
+    /// Those of the processed ones that are reversals.
+    pub(crate) reversals: i64,
     /// Dead letters of malformed entries that the campaign appended.
     pub(crate) external: i64,
 }
@@ -246,6 +249,7 @@ impl Check {
         self.stored(sql).await?;
         self.totals(sql).await?;
         self.rollups(sql).await?;
+        self.reversals(sql).await?;
         self.promises();
         self.every_id();
         self.stats(answers.0);

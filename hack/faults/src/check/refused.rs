@@ -36,6 +36,9 @@ impl Check {
             };
             let content = self.content_of(code, &data["payload"]);
             let due = match reason.as_str() {
+                "reversal_exceeds_original" => code.reverses().is_some(),
+                // Postgres lost the record, and then its reversal came.
+                "original_not_found" => code.reverses().is_some() && self.allowed.postgres_lost,
                 "below_minimum_total" => content.as_ref().is_some_and(|content| self.may_fall_below(content)),
                 "crashed_worker" | "panicked" => self.load.history().poisoned.contains(&code),
                 _ => false,

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     Load, Mode,
     history::{Answer, UNORDERED},
-    record::{CLIENTS, Code, Content, ELSEWHERE, HERD, HOT, OTHER_VALUE},
+    record::{CLIENTS, Code, Content, ELSEWHERE, HERD, HOT, OTHER_VALUE, REVERSALS, REVERSED},
     send::{How, Outcome},
 };
 
@@ -38,6 +38,7 @@ impl Client {
             let sends = match self.author {
                 HERD => self.load.has(Mode::HERD),
                 HOT => self.load.has(Mode::HOT),
+                REVERSED => true,
                 author => author < CLIENTS,
             };
             if !sends || self.load.is_held() {
@@ -48,6 +49,7 @@ impl Client {
             let sent = match self.author {
                 HERD => self.herd().await,
                 HOT => self.batch().await,
+                REVERSED => self.reverse().await,
                 _ => match self.dice.random_range(0..20) {
                     0..2 => self.contradict().await,
                     2..5 => self.one().await,
@@ -146,6 +148,42 @@ impl Client {
         sent
     }
 
+    /// Sends a record, and its reversals at once: together they are more than the record.
+    async fn reverse(&mut self) -> usize {
+        let codes: Vec<Code> = {
+            let mut history = self.load.history();
+            let codes: Vec<Code> = (0..=REVERSALS).map(|_| history.begin(REVERSED)).collect();
+            codes.iter().for_each(|code| history.flag(*code, UNORDERED, true));
+            codes
+        };
+        self.deliver(vec![codes[0]], How::Waited).await;
+        let reversals: Vec<_> = codes[1..]
+            .iter()
+            .map(|code| {
+                let (mut one, code) = (Self::new(&self.load, REVERSED, self.dice.random()), *code);
+                tokio::task::spawn_local(async move { one.request_reversal(code).await })
+            })
+            .collect();
+        for one in reversals {
+            let _ = one.await;
+        }
+        // Few of them: these are requests of one record each.
+        sleep(Duration::from_millis(200)).await;
+        codes.len()
+    }
+
+    /// Requests a reversal until it is accepted, or nothing remains. Its record can be lost, or still queued.
+    async fn request_reversal(&mut self, code: Code) {
+        for _ in 0..20 {
+            let url = &self.load.urls[self.dice.random_range(0..self.load.urls.len())];
+            let outcomes = self.load.attempt(url, &[code], How::Reversal).await;
+            if self.note(vec![code], &outcomes).is_empty() || self.load.gives_up() {
+                return;
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
     /// An id of its own that was surely accepted.
     fn earlier(&mut self) -> Option<Code> {
         let mut history = self.load.history();
@@ -212,6 +250,7 @@ impl Client {
                     history.answers.refused += 1;
                     again.push(code);
                 }
+                Outcome::Exceeds => history.answers.refused += 1,
             }
         }
         again

@@ -18,8 +18,12 @@ pub(crate) const LARGE: u16 = CLIENTS + 2;
 pub(crate) const COLLIDE: u16 = CLIENTS + 3;
 /// The author whose dead letters are replayed and discarded at once, by a fault.
 pub(crate) const DECIDED: u16 = CLIENTS + 4;
+/// The author whose records are reversed: each is followed by [`REVERSALS`] reversals, sent at once, of which not all fit.
+pub(crate) const REVERSED: u16 = CLIENTS + 5;
 /// How many authors there are.
-pub(crate) const AUTHORS: u16 = CLIENTS + 5;
+pub(crate) const AUTHORS: u16 = CLIENTS + 6;
+/// Reversals of each record of [`REVERSED`].
+pub(crate) const REVERSALS: u32 = 3;
 /// A destination with many records.
 const HOT_DESTINATION: &str = "hot";
 /// Other destinations.
@@ -34,6 +38,9 @@ pub(crate) const MINIMUM_TOTAL: &str = "0";
 pub(crate) const THRESHOLD: &str = "200";
 /// The manifest's threshold for USD.
 pub(crate) const THRESHOLD_USD: &str = "150.5";
+
+/// The reason of each reversal.
+const REASON: &str = "the campaign reverses it";
 
 /// Variant of a record whose value differs.
 pub(crate) const OTHER_VALUE: u8 = 1;
@@ -80,6 +87,12 @@ impl Code {
     pub(crate) fn variants(self) -> impl Iterator<Item = Self> {
         let variants = if self.author() == COLLIDE { VARIANTS as u8 } else { ELSEWHERE + 1 };
         (0..variants).map(move |variant| self.with_variant(variant))
+    }
+
+    /// The record that a reversal takes back; `None`: it is no reversal.
+    pub(crate) fn reverses(self) -> Option<Self> {
+        let of = self.n() % (REVERSALS + 1);
+        (self.author() == REVERSED && of > 0).then(|| Self::new(REVERSED, self.n() - of))
     }
 
     /// The recordId.
@@ -139,9 +152,16 @@ impl Content {
                 positive = code.n() % 2 == 1;
                 value = if positive { "100" } else { "5" }.to_owned();
             }
+            // Two of the three reversals fit.
+            REVERSED => {
+                destination = format!("reversed-{}", code.n() / (REVERSALS + 1) % 16);
+                positive = code.reverses().is_none();
+                value = if positive { "100.5" } else { "40.25" }.to_owned();
+            }
             _ => {}
         }
-        let (reference, unit) = if code.author() == DECIDED { (0, "EUR") } else { (reference, unit) };
+        let is_of_one_key = matches!(code.author(), DECIDED | REVERSED);
+        let (reference, unit) = if is_of_one_key { (0, "EUR") } else { (reference, unit) };
         Self { code, destination, reference: format!("r{reference}"), unit, positive, value }
     }
 
@@ -174,9 +194,16 @@ impl Content {
 
     /// The JSON that is sent; every seventh value is a number.
     pub(crate) fn json(&self) -> String {
-        let (n, quote) = (self.code.n(), if self.code.n().is_multiple_of(7) { "" } else { "\"" });
+        let reverses = self.code.reverses();
+        // A reversal has the time of its record, and is never sent as a record.
+        let n = reverses.unwrap_or(self.code).n();
+        let quote = if n.is_multiple_of(7) && reverses.is_none() { "" } else { "\"" };
+        let end = match reverses {
+            Some(reversed) => format!(r#""reverses":"{}","attributes":{{"reason":"{REASON}"}}"#, reversed.id()),
+            None => format!(r#""attributes":{{"n":{n}}}"#),
+        };
         format!(
-            r#"{{"recordId":"{}","time":"2026-01-{:02}T{:02}:{:02}:{:02}Z","sourceId":"source-{}","destinationId":"{}","type":"{}","value":{quote}{}{quote},"unit":"{}","reference":"{}","attributes":{{"n":{n}}}}}"#,
+            r#"{{"recordId":"{}","time":"2026-01-{:02}T{:02}:{:02}:{:02}Z","sourceId":"source-{}","destinationId":"{}","type":"{}","value":{quote}{}{quote},"unit":"{}","reference":"{}",{end}}}"#,
             self.code.id(),
             n / 86_400 % 28 + 1,
             n / 3_600 % 24,
@@ -189,6 +216,11 @@ impl Content {
             self.unit,
             self.reference,
         )
+    }
+
+    /// The JSON of the request for a reversal.
+    pub(crate) fn reversal_json(&self) -> String {
+        format!(r#"{{"recordId":"{}","value":"{}","reason":"{REASON}"}}"#, self.code.id(), self.value)
     }
 
     /// Whether a published record, as JSON, has this content.
@@ -236,6 +268,22 @@ mod tests {
         assert_eq!((contents.len(), destinations.len()), (VARIANTS, VARIANTS));
         assert!(contents.iter().all(|one| one.positive && !one.has_same_content(&contents[0]) || one == &contents[0]));
         assert_eq!(Code::new(0, 3).variants().count(), 3);
+    }
+
+    #[test]
+    fn reversals_have_the_key_and_the_time_of_their_record() {
+        let codes = (8..12).map(|n| Code::new(REVERSED, n));
+        let all: Vec<(Option<Code>, Value)> =
+            codes.map(|code| (code.reverses(), serde_json::from_str(&Content::of(1, code).json()).unwrap())).collect();
+        let (none, original) = &all[0];
+        assert_eq!((*none, &original["type"]), (None, &"positive".into()));
+        for (reverses, reversal) in &all[1..] {
+            assert_eq!(*reverses, Some(Code::new(REVERSED, 8)));
+            assert_eq!((&reversal["reverses"], &reversal["type"]), (&original["recordId"], &"negative".into()));
+            for field in ["time", "sourceId", "destinationId", "unit", "reference"] {
+                assert_eq!(reversal[field], original[field], "{field}");
+            }
+        }
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(super) enum How {
     Single,
     /// One, with a wait for its outcome.
     Waited,
+    /// One, as the reversal of its record.
+    Reversal,
 }
 
 /// The outcome of one entry, by the answer.
@@ -37,6 +39,8 @@ pub(super) enum Outcome {
     Unknown,
     /// Surely not accepted, for now.
     Refused,
+    /// Surely not accepted, and never will be: nothing remains to be reversed.
+    Exceeds,
 }
 
 /// Longest wait for an answer.
@@ -45,7 +49,13 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 impl Load {
     /// Sends entries once.
     pub(super) async fn attempt(&self, url: &str, codes: &[Code], how: How) -> Vec<Outcome> {
-        let path = if matches!(how, How::Array | How::Lines) { "/records/batch" } else { "/records" };
+        let path = match (how, codes) {
+            (How::Array | How::Lines, _) => "/records/batch".to_owned(),
+            (How::Reversal, [code]) => {
+                format!("/records/{}/reversal", code.reverses().unwrap_or(*code).id())
+            }
+            _ => "/records".to_owned(),
+        };
         let mut request = self.http.post(format!("{url}{path}")).bearer_auth(KEY).timeout(TIMEOUT);
         request = request.header("content-type", content_type(how)).body(self.body(codes, how));
         if how == How::Waited {
@@ -110,11 +120,14 @@ impl Load {
     }
 
     fn body(&self, codes: &[Code], how: How) -> String {
+        if how == How::Reversal {
+            return codes.iter().map(|code| Content::of(self.seed, *code).reversal_json()).collect();
+        }
         let records: Vec<String> = codes.iter().map(|code| Content::of(self.seed, *code).json()).collect();
         match how {
             How::Array => format!("[{}]", records.join(",")),
             How::Lines => records.join("\n") + "\n",
-            How::Single | How::Waited => records.concat(),
+            How::Single | How::Waited | How::Reversal => records.concat(),
         }
     }
 
@@ -145,11 +158,13 @@ fn content_type(how: How) -> &'static str {
 fn outcomes(n: usize, status: u16, body: &Value) -> Vec<Outcome> {
     let of_code = |code: &Value| match code.as_str() {
         Some("outcome_unknown") | None => Outcome::Unknown,
+        Some("already_reversed" | "exceeds_original") => Outcome::Exceeds,
         Some(_) => Outcome::Refused,
     };
     let rest = match status {
         200 => Outcome::Processed,
-        202 | 409 => Outcome::Taken,
+        202 => Outcome::Taken,
+        409 if body["code"] == "record_conflict" => Outcome::Taken,
         422 if body["code"] == "dead_lettered" => Outcome::Taken,
         500 => Outcome::Unknown,
         _ => of_code(&body["code"]),
@@ -181,5 +196,7 @@ mod tests {
         assert_eq!(outcomes(1, 422, &serde_json::json!({"code": "dead_lettered"})), [Taken]);
         assert_eq!(outcomes(1, 500, &serde_json::json!({"code": "internal"})), [Unknown]);
         assert_eq!(outcomes(1, 502, &Value::Null), [Unknown]);
+        assert_eq!(outcomes(1, 409, &serde_json::json!({"code": "record_conflict"})), [Taken]);
+        assert_eq!(outcomes(1, 409, &serde_json::json!({"code": "already_reversed"})), [Outcome::Exceeds]);
     }
 }
