@@ -148,7 +148,7 @@ impl RecordsApi {
     ) -> Result<Taken, Failure> {
         let key = idempotency::key(request)?;
         let admission = admit(app.0, &caller, request, (body::RECORD_BYTES, false))?;
-        single::send(app.0, acceptor.0, request, (caller.0.limit(), &admission), key.as_deref(), body).await
+        single::send(app.0, acceptor.0, request, (&caller.0, &admission), key.as_deref(), body).await
     }
 
     /// Reverse a record
@@ -220,6 +220,6 @@ impl RecordsApi {
         let key = idempotency::key(request)?;
         let most = if body.format == Format::Json { body::BATCH_BYTES } else { batch::STREAM_BYTES };
         let admission = admit(app.0, &caller, request, (most, body.format == Format::Ndjson))?;
-        batch::send(app.0, acceptor.0, request, (caller.0.limit(), &admission), key.as_deref(), body).await
+        batch::send(app.0, acceptor.0, request, (&caller.0, &admission), key.as_deref(), body).await
     }
 }

@@ -22,9 +22,10 @@ use super::{
     single, traceparent,
 };
 use crate::{
-    domain::{AccessLimit, Invalid, ShardId, code},
+    domain::{Invalid, ShardId, code},
     http::{
         App,
+        auth::Caller,
         problem::{Failure, ItemError},
         rate_limits::Admission,
     },
@@ -50,7 +51,7 @@ struct Item {
 /// A request under way.
 struct Batch<'a> {
     app: &'a App,
-    limit: &'a AccessLimit,
+    caller: &'a Caller,
     admission: &'a Admission,
     key: Option<&'a str>,
     traceparent: Option<Arc<str>>,
@@ -68,14 +69,14 @@ pub(super) async fn send(
     app: &App,
     acceptor: &Acceptor,
     request: &Request,
-    (limit, admission): (&AccessLimit, &Admission),
+    (caller, admission): (&Caller, &Admission),
     key: Option<&str>,
     body: ManyRecords,
 ) -> Result<BatchTaken, Failure> {
     let shards = app.manifest.borrow().manifest.spec.shards;
     let mut batch = Batch {
         app,
-        limit,
+        caller,
         admission,
         key,
         traceparent: traceparent(request),
@@ -153,7 +154,7 @@ impl Batch<'_> {
         if json.len() > body::RECORD_BYTES {
             return self.reject(index, items::id_of(json), &too_large());
         }
-        match single::read(json, self.limit, self.key, index) {
+        match single::read(json, self.caller, self.key, index) {
             Ok(record) => {
                 let shard = ShardId::of(&record.destination_id, self.shards);
                 let outgoing = Outgoing {

@@ -251,6 +251,14 @@ fn record() -> MetaSchema {
                 ),
             ),
             ("reference", text("With the destination, the key under which totals are kept.", false)),
+            (
+                "reverses",
+                text(
+                    "The id of the record that this one takes back, as an exported reversal has it. Other clients reverse a record \
+                     by POST /records/{recordId}/reversal.",
+                    true,
+                ),
+            ),
             ("attributes", inline(attributes)),
         ],
         example: Some(example()),

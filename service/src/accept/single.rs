@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     domain::{AccessLimit, DestinationId, Invalid, Record, RecordId, ShardId, SourceId, code},
-    http::{App, problem::Failure, rate_limits::Admission},
+    http::{App, auth::Caller, problem::Failure, rate_limits::Admission},
     store::{Applied, Awaited, Before, Outcome},
     streams::{Outgoing, SourceTag},
 };
@@ -27,20 +27,20 @@ pub(super) async fn send(
     app: &App,
     acceptor: &Acceptor,
     request: &Request,
-    (limit, admission): (&AccessLimit, &Admission),
+    (caller, admission): (&Caller, &Admission),
     key: Option<&str>,
     body: OneRecord,
 ) -> Result<Taken, Failure> {
     let bytes = body::whole(body.0, body::RECORD_BYTES).await?;
     admission.read(bytes.len())?;
-    let record = read(body::without_mark(&bytes), limit, key, 0).map_err(|invalid| {
+    let record = read(body::without_mark(&bytes), caller, key, 0).map_err(|invalid| {
         count_rejected(invalid.code, 1);
         Failure::from(invalid)
     })?;
     let json = record.to_json();
     let Record { record_id, source_id, destination_id, .. } = record;
     let ready = Ready { record_id, source_id, destination_id, json };
-    take(app, acceptor, request, (limit, admission), ready).await
+    take(app, acceptor, request, (caller.limit(), admission), ready).await
 }
 
 /// A record that can be appended.
@@ -98,9 +98,14 @@ fn is_shown(applied: &Applied, limit: &AccessLimit) -> bool {
 }
 
 /// Reads a record that the caller may send, as [`parse`] does.
-pub(super) fn read(json: &[u8], limit: &AccessLimit, key: Option<&str>, index: u64) -> Result<Record, Invalid> {
+pub(super) fn read(json: &[u8], caller: &Caller, key: Option<&str>, index: u64) -> Result<Record, Invalid> {
     let record = parse(json, key, index)?;
-    match limit.outside(&record.source_id, &record.destination_id) {
+    if record.reverses.is_some() && !caller.may_reverse() {
+        let detail =
+            "needs the scope admin, or the scope ingest of an API key that is limited to the source of the record";
+        return Err(Invalid::new(code::OUTSIDE_LIMIT, "/reverses", detail));
+    }
+    match caller.limit().outside(&record.source_id, &record.destination_id) {
         None => Ok(record),
         Some(pointer) => {
             let detail = "is outside the limit of this API key; send the record with a key that may reach it";
@@ -113,15 +118,8 @@ pub(super) fn read(json: &[u8], limit: &AccessLimit, key: Option<&str>, index: u
 /// each other: a client that gives both expects the key to decide, and the key would decide nothing.
 pub(super) fn parse(json: &[u8], key: Option<&str>, index: u64) -> Result<Record, Invalid> {
     let read = || {
+        let Some(key) = key else { return Record::parse(json) };
         let draft = Record::parse_draft(json)?;
-        if draft.is_reversal() {
-            return Err(Invalid::new(
-                code::UNKNOWN_FIELD,
-                "/reverses",
-                "is given by Millrace: take a record back with POST /records/{recordId}/reversal",
-            ));
-        }
-        let Some(key) = key else { return draft.whole() };
         if draft.has_id() {
             return Err(Invalid::new(
                 code::INVALID_VALUE,
@@ -131,7 +129,7 @@ pub(super) fn parse(json: &[u8], key: Option<&str>, index: u64) -> Result<Record
             ));
         }
         let source_id = draft.source_id().clone();
-        Ok(draft.with_id(|| idempotency::derive(&source_id, key, index)))
+        draft.with_id(|| idempotency::derive(&source_id, key, index))
     };
     read().map_err(|invalid| items::explained(json, invalid))
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    domain::{ShardId, render_time},
+    domain::{RecordId, Seq, ShardId, render_time},
     store::ArchivedRecord,
 };
 
@@ -27,6 +27,8 @@ struct Record<'a> {
     unit: &'a str,
     reference: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    reverses: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     attributes: Option<Box<RawValue>>,
     received_at: String,
     processed_at: String,
@@ -42,6 +44,10 @@ struct Log<'a> {
     previous_total: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     threshold: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_seq: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rest: Option<&'a str>,
     stream_id: String,
     stream_index: i16,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +71,7 @@ pub(super) fn write(out: &mut Vec<u8>, shard: ShardId, record: &ArchivedRecord) 
             value: &record.value,
             unit: record.unit.as_str(),
             reference: record.reference.as_str(),
+            reverses: record.reverses.as_ref().map(RecordId::as_str),
             attributes,
             received_at: render_time(record.received_at),
             processed_at: render_time(record.processed_at),
@@ -76,6 +83,8 @@ pub(super) fn write(out: &mut Vec<u8>, shard: ShardId, record: &ArchivedRecord) 
             previous_count: record.previous_count,
             previous_total: &record.previous_total,
             threshold: record.threshold.as_deref(),
+            original_seq: record.original_seq.map(Seq::get),
+            rest: record.rest.as_deref(),
             stream_id: record.stream_id.to_string(),
             stream_index: record.stream_index,
             traceparent: record.traceparent.as_deref(),

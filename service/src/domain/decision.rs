@@ -33,7 +33,7 @@ pub struct Parsed {
     pub record: Arc<Record>,
     /// The digest of its content.
     pub digest: ContentDigest,
-    /// Whether it reverses what remains of another record. The decision gives it its value, which is zero before.
+    /// Whether it reverses what remains of another record, and has no value: the decision gives it one. It is zero before.
     pub takes_rest: bool,
 }
 
@@ -44,8 +44,7 @@ impl Parsed {
     /// [`Invalid`] names the first field that is wrong and the remedy.
     pub fn read(payload: &[u8]) -> Result<Self, Invalid> {
         let (record, takes_rest) = Record::parse_payload(payload)?;
-        let digest = if takes_rest { ContentDigest::of_rest(&record) } else { ContentDigest::of(&record) };
-        Ok(Self { digest, record: Arc::new(record), takes_rest })
+        Ok(Self { digest: ContentDigest::of(&record), record: Arc::new(record), takes_rest })
     }
 }
 

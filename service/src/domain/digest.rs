@@ -25,17 +25,7 @@ impl ContentDigest {
     /// The digest of a record.
     #[must_use]
     pub fn of(record: &Record) -> Self {
-        Self::of_form(&canonical_form(record, false))
-    }
-
-    /// The digest of a reversal of what remains of another record: its value is no content.
-    #[must_use]
-    pub fn of_rest(record: &Record) -> Self {
-        Self::of_form(&canonical_form(record, true))
-    }
-
-    fn of_form(form: &[u8]) -> Self {
-        let hash = Sha256::digest(form);
+        let hash = Sha256::digest(canonical_form(record));
         let mut bytes = [VERSION; 16];
         bytes[1..].copy_from_slice(&hash[..15]);
         Self(bytes)
@@ -67,7 +57,7 @@ impl fmt::Debug for ContentDigest {
 }
 
 /// Equal for equal records, and for no others.
-fn canonical_form(record: &Record, takes_rest: bool) -> Vec<u8> {
+fn canonical_form(record: &Record) -> Vec<u8> {
     // Every field is named here, so that none can be left out.
     let Record { record_id, time, source_id, destination_id, kind, value, unit, reference, attributes, reverses } =
         record;
@@ -77,8 +67,8 @@ fn canonical_form(record: &Record, takes_rest: bool) -> Vec<u8> {
     form.field(source_id.as_str().as_bytes());
     form.field(destination_id.as_str().as_bytes());
     form.field(kind.as_str().as_bytes());
-    // Without trailing zeros behind the point, and zero without a sign.
-    form.written(|out| if takes_rest { Ok(()) } else { write!(out, "{}", value.get().normalize()) });
+    // Without trailing zeros behind the point, and zero without a sign. The decision gives a reversal of what remains its value.
+    form.written(|out| if record.is_whole_reversal() { Ok(()) } else { write!(out, "{}", value.get().normalize()) });
     form.field(unit.as_str().as_bytes());
     form.field(reference.as_str().as_bytes());
     if let Some(attributes) = attributes {

@@ -17,11 +17,10 @@ pub fn record(json: &[u8]) {
             assert_eq!(draft.record_id.as_ref(), Some(&record.record_id));
             record
         }
-        (Err(_), Ok(draft)) => {
-            return assert!(
-                draft.record_id.is_none() || draft.is_reversal(),
-                "only the id, or a reversal's value, is missing"
-            );
+        (Err(invalid), Ok(draft)) => {
+            // Only the id is missing, or the value of a reversal.
+            let is_missing = if draft.record_id.is_none() { "/recordId" } else { "/value" };
+            return assert_eq!(invalid.pointer, is_missing, "{invalid:?}");
         }
         (Err(invalid), Err(_)) => {
             assert!(!invalid.code.is_empty() && !invalid.detail.is_empty());

@@ -112,12 +112,6 @@ impl Draft {
         self.record_id.is_some()
     }
 
-    /// Whether it is a reversal.
-    #[must_use]
-    pub fn is_reversal(&self) -> bool {
-        self.rest.reverses.is_some()
-    }
-
     /// The record, which must have its id and its value.
     ///
     /// # Errors
@@ -129,16 +123,24 @@ impl Draft {
         }
     }
 
-    /// The record, which must have its id, and whether it takes what remains of another.
+    /// The record, which must have its id, and whether it takes what remains of another: only under the id that is derived
+    /// from that one.
     fn payload(self) -> Result<(Record, bool), Invalid> {
         let record_id = self.record_id.ok_or_else(|| missing("/recordId"))?;
-        Ok((Record { record_id, ..self.rest }, self.takes_rest))
+        let record = Record { record_id, ..self.rest };
+        if self.takes_rest && !record.is_whole_reversal() {
+            return Err(missing("/value"));
+        }
+        Ok((record, self.takes_rest))
     }
 
-    /// The record, under `derived` unless it has an id of its own.
-    #[must_use]
-    pub fn with_id(self, derived: impl FnOnce() -> RecordId) -> Record {
-        Record { record_id: self.record_id.unwrap_or_else(derived), ..self.rest }
+    /// The record, which must have its value, under `derived` unless it has an id of its own.
+    ///
+    /// # Errors
+    /// [`Invalid`] names the value that is missing.
+    pub fn with_id(self, derived: impl FnOnce() -> RecordId) -> Result<Record, Invalid> {
+        let record_id = self.record_id.unwrap_or_else(derived);
+        Self { record_id: Some(record_id), ..self }.whole()
     }
 }
 
@@ -200,8 +202,8 @@ impl Record {
         Self::parse_draft(json)?.whole()
     }
 
-    /// Reads a record of the input stream, and whether it reverses what remains of another record: then it has no value, and
-    /// that of the returned record is zero.
+    /// Reads a record of the input stream, and whether it has no value, because it reverses what remains of another record:
+    /// then the value of the returned record is zero.
     ///
     /// # Errors
     /// [`Invalid`] names the first field that is wrong and the remedy.

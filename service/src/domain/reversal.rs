@@ -92,6 +92,11 @@ impl Reversals {
 }
 
 impl Record {
+    /// Whether it reverses what remains of another record, by its id. Its value is no content: it follows from the others.
+    pub(super) fn is_whole_reversal(&self) -> bool {
+        self.reverses.as_ref().is_some_and(|reverses| reversal_id(reverses, None) == self.record_id)
+    }
+
     /// Checks that a record can take this one back: both have all fields of the key, the source and the time in common, and
     /// the other type.
     ///
@@ -243,7 +248,8 @@ mod tests {
     fn a_draft_is_read_as_the_reversal_of_its_record() {
         let (original, reason) = (original(), Text::stored("say \"no\""));
         for value in [None, Some(Amount::parse("2.50").expect("an amount"))] {
-            let draft = ReversalDraft::new(&original, RecordId::stored("x"), value, &reason);
+            let id = value.map_or_else(|| reversal_id(&original.record_id, None), |_| RecordId::stored("x"));
+            let draft = ReversalDraft::new(&original, id, value, &reason);
             let parsed = Parsed::read(draft.to_json().as_bytes()).expect("a record");
             assert_eq!((parsed.takes_rest, parsed.record.value), (value.is_none(), value.unwrap_or(Amount::ZERO)));
             assert_eq!(

@@ -99,6 +99,7 @@ pub(super) fn csv_view(out: &mut Vec<u8>, record: &RecordView) {
         record.attributes.as_ref().map_or("", |attributes| attributes.0.get()),
         received_at.as_ref().map_or("", TimeText::as_str),
         processed_at.as_ref().map_or("", TimeText::as_str),
+        record.reverses.as_deref().unwrap_or_default(),
     ];
     csv_line(out, fields);
 }

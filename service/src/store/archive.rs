@@ -53,6 +53,12 @@ pub struct ArchivedRecord {
     pub reference: Reference,
     /// JSON, byte for byte as received.
     pub attributes: Option<String>,
+    /// The record that it takes back.
+    pub reverses: Option<RecordId>,
+    /// The number of that record in the shard.
+    pub original_seq: Option<Seq>,
+    /// What remains of that record.
+    pub rest: Option<String>,
     /// When `serve` received it.
     pub received_at: DateTime<Utc>,
     /// When it was committed.
@@ -170,7 +176,9 @@ impl Store {
             ArchivedRecord,
             r#"select seq as "seq: Seq", epoch, record_id as "record_id: RecordId", time, source_id as "source_id: SourceId",
                       destination_id as "destination_id: DestinationId", positive, value::text as "value!",
-                      unit as "unit: Unit", reference as "reference: Reference", attributes, received_at, processed_at,
+                      unit as "unit: Unit", reference as "reference: Reference", attributes,
+                      reverses as "reverses: RecordId", original_seq as "original_seq: Seq", rest::text as rest,
+                      received_at, processed_at,
                       previous_count, previous_total::text as "previous_total!", threshold::text as threshold,
                       stream_id as "stream_id: StreamId", stream_index, traceparent
                from records where period = $1 and shard = $2 and seq > $3 and seq <= $4

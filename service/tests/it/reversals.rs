@@ -184,11 +184,14 @@ async fn a_reversal_that_cannot_be_is_refused_with_its_reason() {
 
     let reversal = reverse(&pipeline, "order", &reason()).await.expect(200)["recordId"].as_str().unwrap().to_owned();
     reverse(&pipeline, &reversal, &reason()).await.refused(422, "original_is_reversal");
-    // `reverses` is no field of records that clients send; another program that appends it is judged by the commit.
-    let mut own = of("own", "d", "1");
-    own["reverses"] = "order".into();
-    let problem = pipeline.apply(&own).await.refused(422, "unknown_field");
-    assert_eq!(problem["pointer"], "/reverses");
+    // A reversal that was exported is a duplicate, with the value that it got.
+    let mut exported = pipeline.get(&format!("/records/{reversal}")).await["record"].clone();
+    for added in ["receivedAt", "processedAt"] {
+        exported.as_object_mut().unwrap().remove(added);
+    }
+    assert_eq!(exported["value"], "10");
+    assert_eq!(pipeline.apply(&exported).await.expect(200)["duplicate"], true);
+    // Another program can append `reverses`, too: the commit decides.
     for (id, reverses, change) in [
         ("x-1", "nothing", json!({})),
         ("x-2", reversal.as_str(), json!({})),
@@ -244,6 +247,10 @@ async fn a_source_reverses_its_own_records_and_no_other() {
     send(&reader, "mine").await.refused(403, "insufficient_scope");
     send(&unlimited, "mine").await.refused(403, "insufficient_scope");
     send(&own, "theirs").await.refused(404, "not_found_or_queued");
+    let mut record = of("own", "d", "1");
+    record["reverses"] = "mine".into();
+    let sent = reqwest::Client::new().post(format!("{}/records", pipeline.url())).bearer_auth(&unlimited).json(&record);
+    assert_eq!(answer(sent).await.refused(403, "outside_limit")["pointer"], "/reverses");
     let taken = send(&own, "mine").await.expect(200);
     assert_eq!((&taken["status"], taken.get("summary")), (&"processed".into(), None));
     let keyed = async |request: reqwest::RequestBuilder| {

@@ -73,7 +73,7 @@ fn missing(shape: &Shape, names: &[String]) -> Vec<&'static str> {
             || shape.map.iter().any(|Pair(_, target)| target == field)
             || shape.set.iter().any(|Pair(target, _)| target == field)
             || shape.amounts.gives().contains(&field)
-            || field == "attributes"
+            || ["reverses", "attributes"].contains(&field)
             || field == "recordId" && shape.key.is_some()
     };
     FIELDS.into_iter().filter(|field| !is_given(field)).collect()

@@ -22,10 +22,10 @@ use crate::{
     domain::{Invalid, SourceId, Text, code, members},
 };
 
-pub(super) const FIELDS: [&str; 9] =
-    ["recordId", "time", "sourceId", "destinationId", "type", "value", "unit", "reference", "attributes"];
+pub(super) const FIELDS: [&str; 10] =
+    ["recordId", "time", "sourceId", "destinationId", "type", "value", "unit", "reference", "reverses", "attributes"];
 /// Fields that are texts: a number in their place is sent as the text that it is.
-const TEXTS: [&str; 5] = ["recordId", "sourceId", "destinationId", "unit", "reference"];
+const TEXTS: [&str; 6] = ["recordId", "sourceId", "destinationId", "unit", "reference", "reverses"];
 /// Fields that the API adds to a record in its answers. An exported record holds them, and they are no part of it.
 pub(super) const OUTPUT: [&str; 2] = ["receivedAt", "processedAt"];
 /// Largest record that the service takes.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use serde::Deserialize;
 
 use super::*;
-use crate::domain::{Attributes, Parsed};
+use crate::domain::{Amount, Attributes, Parsed};
 use spelling::{Content, Field, content, json};
 
 /// One content of `vectors.json`: records that spell it, its canonical form and its digest.
@@ -32,9 +32,12 @@ fn test_vectors_have_their_forms_and_digests() {
         let read =
             |json: &String| Parsed::read(json.as_bytes()).unwrap_or_else(|invalid| panic!("{invalid} in {json}"));
         let records: Vec<Parsed> = vector.records.iter().map(read).collect();
-        let is_same = |one: &Parsed| one.record == records[0].record && one.takes_rest == records[0].takes_rest;
+        // The value of a reversal of what remains is no content.
+        let value = |one: &Parsed| if one.record.is_whole_reversal() { Amount::ZERO } else { one.record.value };
+        let content = |one: &Parsed| Record { value: value(one), ..Record::clone(&one.record) };
+        let is_same = |one: &Parsed| content(one) == content(&records[0]);
         for parsed in &records {
-            let form = canonical_form(&parsed.record, parsed.takes_rest);
+            let form = canonical_form(&parsed.record);
             assert_eq!(hex::encode(form), vector.form, "{}", vector.content);
             assert_eq!(parsed.digest.to_string(), vector.digest, "{}", vector.content);
             assert!(is_same(parsed), "{}", vector.content);
@@ -52,7 +55,7 @@ fn a_digest_is_a_version_and_the_first_120_bits_of_the_hash() {
     let record = parsed(&Content::example().spelt(0));
     let digest = ContentDigest::of(&record);
     assert_eq!(digest.as_bytes()[0], 1);
-    assert_eq!(digest.as_bytes()[1..], Sha256::digest(canonical_form(&record, false))[..15]);
+    assert_eq!(digest.as_bytes()[1..], Sha256::digest(canonical_form(&record))[..15]);
     assert_eq!(ContentDigest::stored(*digest.as_bytes()), digest);
     assert_eq!((digest.to_string().len(), digest.to_string()), (32, hex::encode(digest.as_bytes())));
 }

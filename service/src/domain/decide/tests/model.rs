@@ -150,7 +150,11 @@ impl Kept {
     }
 
     fn has_content(&self, parsed: &Parsed) -> bool {
-        self.parsed.as_ref().is_some_and(|own| own.record == parsed.record && own.takes_rest == parsed.takes_rest)
+        let content = |parsed: &Parsed| {
+            let value = if parsed.record.is_whole_reversal() { Amount::ZERO } else { parsed.record.value };
+            Record { value, ..Record::clone(&parsed.record) }
+        };
+        self.parsed.as_ref().is_some_and(|own| content(own) == content(parsed))
     }
 }
 

@@ -1,19 +1,24 @@
 //! Reversals by chance, and the part of the model that judges them: it adds up all reversals of a record each time.
 
 use super::*;
+use crate::domain::reversal_id;
 
 /// The reversal of a payload; of one that is no record, the reversal of a record that does not come.
 pub(super) fn reversal(of: &[u8], id: u8, value: Option<&str>, fits: bool) -> String {
     let none = || serde_json::from_str(&record(9, 0, "1", true, "EUR", "{}")).expect("JSON");
     let mut payload: serde_json::Value = serde_json::from_slice(of).unwrap_or_else(|_| none());
     payload["reverses"] = payload["recordId"].take();
-    payload["recordId"] = format!("rv-{id}").into();
     payload["type"] = if payload["type"] == "positive" { "negative" } else { "positive" }.into();
     if !fits {
         payload["reference"] = "other".into();
     }
+    // Of what remains: with the derived id, and at times with a value, as a restored record has one.
+    let original = RecordId::stored(payload["reverses"].as_str().unwrap_or_default());
+    let derived = reversal_id(&original, None);
+    payload["recordId"] = value.map_or(derived.to_string(), |_| format!("rv-{id}")).into();
     match value {
         Some(value) => payload["value"] = value.into(),
+        None if id == 0 => payload["value"] = "1".into(),
         None => drop(payload.as_object_mut().expect("an object").remove("value")),
     }
     payload.to_string()
