@@ -181,9 +181,19 @@ async fn a_reversal_that_cannot_be_is_refused_with_its_reason() {
     pipeline.act(&format!("/dead-letters/{}/replay", dead_letter["id"].as_str().unwrap())).await;
     pipeline.applied().await;
     assert_eq!(pipeline.get("/records/spent").await["reversals"]["rest"], "0");
+    pipeline.verify().await;
+}
 
-    let reversal = reverse(&pipeline, "order", &reason()).await.expect(200)["recordId"].as_str().unwrap().to_owned();
-    reverse(&pipeline, &reversal, &reason()).await.refused(422, "original_is_reversal");
+#[tokio::test]
+async fn a_reversal_by_another_program_or_again_is_decided_by_the_same_rules() {
+    let (pipeline, _serve, _work) = Pipeline::running(json!({"shards": 1})).await;
+    pipeline.apply(&of("order", "d", "10")).await.expect(200);
+    let mut spending = of("spending", "e", "7");
+    spending["type"] = "negative".into();
+    pipeline.apply(&spending).await.expect(200);
+    let reason = json!({"reason": "tested"});
+    let reversal = reverse(&pipeline, "order", &reason).await.expect(200)["recordId"].as_str().unwrap().to_owned();
+    reverse(&pipeline, &reversal, &reason).await.refused(422, "original_is_reversal");
     // A reversal that was exported is a duplicate, with the value that it got.
     let mut exported = pipeline.get(&format!("/records/{reversal}")).await["record"].clone();
     for added in ["receivedAt", "processedAt"] {

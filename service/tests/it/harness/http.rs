@@ -40,7 +40,8 @@ impl Answer {
         assert!(self.header("content-type").starts_with("application/problem+json"), "{:?}", self.headers);
         let problem = self.json();
         assert_eq!((&problem["code"], &problem["status"]), (&code.into(), &status.into()), "{problem}");
-        assert_eq!(problem["retryable"], [408, 429, 503].contains(&status), "{problem}");
+        let is_retryable = [408, 429, 503].contains(&status) || code == "not_found_or_queued";
+        assert_eq!(problem["retryable"], is_retryable, "{problem}");
         assert!(problem["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{problem}");
         problem
     }
