@@ -43,7 +43,7 @@ async fn with_staleness(postgres: &PrivatePostgres, most: &str) -> Pipeline {
 #[tokio::test]
 async fn queries_read_from_a_standby_only_when_they_ask_and_while_it_is_fresh() {
     let primary = PrivatePostgres::start().await;
-    let pipeline = with_staleness(&primary, "2s").await;
+    let pipeline = with_staleness(&primary, "4s").await;
     let mut standby = primary.standby().await;
     let serve = pipeline.serve_with(&[("MILLRACE_POSTGRES_READ_URL", &on(&standby, &pipeline))]).await;
     let work = pipeline.work();
@@ -64,10 +64,10 @@ async fn queries_read_from_a_standby_only_when_they_ask_and_while_it_is_fresh() 
     // A primary without new records is no reason to take a standby for late.
     let notes = "select extract(epoch from max(noted_at))::bigint from producers";
     let begun = pipeline.number(notes).await;
-    while pipeline.number(notes).await < begun + 4 {
+    while pipeline.number(notes).await < begun + 6 {
         assert_eq!(count(&pipeline, Some("standby")).await.0, "standby", "it stays fresh");
     }
-    assert!(serve.metric("millrace_standby_staleness_seconds").await < 2.0);
+    assert!(serve.metric("millrace_standby_staleness_seconds").await < 4.0);
 
     // It receives what is committed, and does not replay it.
     standby.pause_replay().await;
