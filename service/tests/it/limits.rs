@@ -106,8 +106,9 @@ async fn an_invalid_choice_is_refused_with_the_valid_ones() {
         ("/dead-letters?state=closed", "state: must be one of open, replayed, discarded"),
         (
             "/dead-letters?reason=bogus",
-            "reason: must be one of below_minimum_total, total_out_of_bounds, malformed, wrong_shard, refused_by_store, \
-             panicked, crashed_worker, corrupted",
+            "reason: must be one of below_minimum_total, total_out_of_bounds, original_not_found, reversal_of_reversal, \
+             reversal_mismatch, reversal_exceeds_original, malformed, wrong_shard, refused_by_store, panicked, \
+             crashed_worker, corrupted",
         ),
         (
             "/audit?action=EATEN",

@@ -28,10 +28,10 @@ impl Check {
         // Each reversal of the campaign has the same value: one was refused, so no other fits now.
         let refused = "
             select d.record_id from dead_letters d
-            cross join lateral (select convert_from(d.payload, 'UTF8')::json as payload) p
-            join records o on o.record_id = payload ->> 'reverses'
+            cross join lateral (select convert_from(d.payload, 'UTF8')::json as sent) p
+            join records o on o.record_id = p.sent ->> 'reverses'
             where d.reason = 'reversal_exceeds_original' and d.state = 'open'
-              and (payload ->> 'value')::numeric <= o.value - (
+              and (p.sent ->> 'value')::numeric <= o.value - (
                   select coalesce(sum(r.value), 0) from records r where r.reverses = o.record_id)";
         let refused: Vec<String> = sqlx::query_scalar(refused).fetch_all(&mut *sql).await?;
         for id in refused {
