@@ -13,7 +13,6 @@ mod progress;
 mod sinks;
 #[cfg(test)]
 mod tests;
-mod totals;
 
 use std::time::{Duration, Instant};
 

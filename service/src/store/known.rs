@@ -38,10 +38,9 @@ impl GroupCommit {
         self.known_places(parts, &mut shards, &mut ids).await?;
         self.known_totals(parts, &mut shards).await?;
         self.known_originals(parts, &mut shards).await?;
-        if policy.needs_destinations() {
+        if policy.minimum_total_nanos().is_some() {
             self.known_destinations(parts, &mut shards).await?;
         }
-        self.known_windows(parts, policy, &mut shards).await?;
         Ok(GroupKnown { ids: IdLedger::new(ids), shards })
     }
 

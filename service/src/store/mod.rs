@@ -52,10 +52,8 @@ mod sums;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tls;
-mod totals_at;
 mod verify;
 mod webhooks;
-mod windows;
 mod workers;
 mod writes;
 
@@ -95,11 +93,10 @@ pub use snapshot::{RollupPart, Rows, Snapshot, UnitTotal};
 pub use standby::Replayed;
 pub use stats::{Counts, PostgresPromises, ShardCounts, SinkBeginning};
 pub use sums::RollupBy;
-pub use totals_at::{KeyTotal, TotalFilter};
 pub use verify::{
-    DestinationTotal, Difference, Differences, ExpiredOutcomes, FirstSince, LoggedRecord, PolicyStart, RefusedOutcome,
-    RollupFacts, Scope, ShardCounters, ShardHead, SkippedNumbers, StartedSink, StoredPolicy, StoredTotal,
-    StoredVerifyRun, Verification, VerifyResult, VerifyRun,
+    Difference, Differences, ExpiredOutcomes, FirstSince, LoggedRecord, PolicyStart, RefusedOutcome, Scope,
+    ShardCounters, ShardHead, SkippedNumbers, StartedSink, StoredPolicy, StoredTotal, StoredVerifyRun, Verification,
+    VerifyResult, VerifyRun,
 };
 pub use webhooks::{DeliveryRow, RequestedDelivery, WebhookChanges, WebhookClaim, WebhookCursor, WebhookPosition};
 pub use workers::{KnownLease, KnownWorker};

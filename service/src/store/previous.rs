@@ -12,15 +12,14 @@ macro_rules! admitted_records {
         let Columns { units, positive, sources, minimum } = Columns::of($filter);
         sqlx::query_scalar!(
             $head
-                + " and ($4::text = 'Processed' or $4 = 'Alert' and threshold is not null
-                         or $4 = 'TotalAlert' and total_alerts is not null)
+                + " and (not $4 or threshold is not null)
                     and ($5::text[] is null or unit = any($5))
                     and ($6::boolean is null or positive = $6)
                     and ($7::text[] is null or exists (select from unnest($7) s where starts_with(source_id, s)))
                     and ($8::text is null or value >= $8::numeric) "
                 + $tail,
             $($argument,)+
-            $kind as OutcomeKind,
+            $kind == OutcomeKind::Alert,
             units,
             positive,
             sources,
@@ -67,7 +66,7 @@ impl Store {
         let _watch = Watch::start("webhook.outcomes_before");
         let (destinations, below): (Vec<&str>, Vec<Seq>) = places.iter().copied().unzip();
         let rows = match kind {
-            OutcomeKind::Processed | OutcomeKind::Alert | OutcomeKind::TotalAlert => {
+            OutcomeKind::Processed | OutcomeKind::Alert => {
                 // Without the shard: the destination has one, and the primary key would be the wrong index.
                 let rows = admitted_records!(
                     "select (select seq from records
@@ -131,7 +130,7 @@ impl Store {
             return Ok(None);
         }
         let found = match kind {
-            OutcomeKind::Processed | OutcomeKind::Alert | OutcomeKind::TotalAlert => {
+            OutcomeKind::Processed | OutcomeKind::Alert => {
                 let found = admitted_records!(
                     r#"select seq as "seq: Seq" from records where destination_id = $1 and seq > $2 and seq <= $3"#,
                     "order by seq limit 1",

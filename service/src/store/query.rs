@@ -5,14 +5,14 @@ use serde::Serialize;
 
 use super::{
     Error, RecordFilter, Store,
-    columns::{stream_position, total_alerts},
+    columns::stream_position,
     filter::{LimitArguments, filtered_records, is_unlimited},
     known::RecordColumns,
     slow::Watch,
 };
 use crate::domain::{
     AccessLimit, DestinationId, Period, Record, RecordId, Reference, Seq, ShardId, ShardSeq, SourceId, StreamId,
-    StreamPosition, TotalAlert, Unit,
+    StreamPosition, Unit,
 };
 
 /// A processed record. Its value is text, which keeps the scale.
@@ -79,8 +79,6 @@ pub struct RecordHistory {
     pub previous_total: String,
     /// The threshold that its value exceeds.
     pub threshold: Option<String>,
-    /// The thresholds on totals that it took a total over.
-    pub total_alerts: Vec<TotalAlert>,
     /// Its place in the input stream.
     pub position: StreamPosition,
 }
@@ -212,7 +210,7 @@ impl Store {
                    source_id as "source_id: SourceId", destination_id as "destination_id: DestinationId", positive,
                    value::text as "value!", unit as "unit: Unit", reference as "reference: Reference", attributes,
                    reverses as "reverses: RecordId", received_at, processed_at, previous_count,
-                      previous_total::text as "previous_total!", threshold::text as threshold, total_alerts,
+                      previous_total::text as "previous_total!", threshold::text as threshold,
                       stream_id as "stream_id: StreamId",
                       stream_index
                from record_ids i join records r on r.shard = i.shard and r.seq = i.number and r.period = i.period
@@ -221,7 +219,7 @@ impl Store {
         )
         .fetch_optional(&self.pool)
         .await?;
-        row.map(|row| {
+        Ok(row.map(|row| {
             let record = StoredRecord {
                 shard: row.shard,
                 seq: row.seq,
@@ -242,12 +240,10 @@ impl Store {
                 previous_count: row.previous_count,
                 previous_total: row.previous_total,
                 threshold: row.threshold,
-                total_alerts: total_alerts(row.total_alerts.as_deref())?,
                 position: stream_position(row.stream_id, row.stream_index),
             };
-            Ok(FoundRecord { record, history })
-        })
-        .transpose()
+            FoundRecord { record, history }
+        }))
     }
 
     /// The number of duplicates of an id, and of its conflicts that a caller may reach. A duplicate has the content of its

@@ -57,6 +57,5 @@ mod stress;
 mod take;
 mod tls;
 mod together;
-mod total_alerts;
 mod verify;
 mod webhooks;

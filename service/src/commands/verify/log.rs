@@ -8,11 +8,7 @@ use std::{
 use rust_decimal::Decimal;
 use serde_json::Value;
 
-use super::{
-    keys::{Added, Keys},
-    pass::Extent,
-    totals::{Threshold, TotalChecks},
-};
+use super::{keys::Keys, pass::Extent};
 use crate::{
     domain::{Seq, SeqRange, ShardId},
     store::{Differences, LoggedRecord, PolicyStart, StoredPolicy},
@@ -23,7 +19,6 @@ use crate::{
 struct Thresholds {
     default: Option<Decimal>,
     of: HashMap<String, Decimal>,
-    totals: Vec<Threshold>,
 }
 
 /// A policy version from a record on; without thresholds where the version is not stored.
@@ -53,17 +48,6 @@ impl Policies {
         }
         Ok(Self(shards))
     }
-
-    /// Whether a version that a shard ran has a threshold on totals.
-    pub(super) fn has_totals(&self, shard: ShardId) -> bool {
-        self.0.get(&shard).is_some_and(|active| active.iter().any(|active| !active.totals().is_empty()))
-    }
-}
-
-impl Active {
-    fn totals(&self) -> &[Threshold] {
-        self.thresholds.as_ref().map_or(&[], |thresholds| &thresholds.totals)
-    }
 }
 
 impl Thresholds {
@@ -77,7 +61,6 @@ impl Thresholds {
         Self {
             default: spec.get("threshold").and_then(decimal),
             of: of.filter_map(|(unit, value)| Some((unit.clone(), decimal(value)?))).collect(),
-            totals: Threshold::of_spec(spec),
         }
     }
 }
@@ -93,31 +76,22 @@ pub(super) struct LogChecks {
     /// Destinations that belong to another shard, each named once.
     misplaced: HashSet<String>,
     pub(super) keys: Keys,
-    pub(super) totals: TotalChecks,
-    /// Whether a version that the shard ran has a threshold on totals.
-    has_totals: bool,
     pub(super) records: i64,
     pub(super) alerts: i64,
 }
 
 impl LogChecks {
     /// `gaps` are those of the shard's records.
-    pub(super) fn new(extent: Extent, gaps: Vec<SeqRange>, policies: &Policies, mut totals: TotalChecks) -> Self {
+    pub(super) fn new(extent: Extent, gaps: Vec<SeqRange>, policies: &Policies) -> Self {
         let Extent { shard, shards, before, .. } = extent;
-        let active: Vec<Active> = policies.0.get(&shard).cloned().unwrap_or_default();
-        for of_version in &active {
-            of_version.totals().iter().for_each(|threshold| totals.watch(of_version.version, threshold));
-        }
         Self {
             shard,
             shards,
             before,
             gaps,
-            active,
+            active: policies.0.get(&shard).cloned().unwrap_or_default(),
             misplaced: HashSet::new(),
             keys: Keys::new(before == Seq::ZERO),
-            totals,
-            has_totals: policies.has_totals(shard),
             records: 0,
             alerts: 0,
         }
@@ -133,8 +107,7 @@ impl LogChecks {
         self.records += 1;
         self.alerts += i64::from(row.threshold.is_some());
         self.alert(row, found);
-        let Added { is_new, before } = self.keys.add(row, || format!("record {shard}-{seq}"), found);
-        self.total_alerts(row, before, found);
+        let is_new = self.keys.add(row, || format!("record {shard}-{seq}"), found);
         if is_new {
             let destination = &row.record.destination_id;
             let expected = ShardId::of(destination, self.shards);
@@ -153,17 +126,6 @@ impl LogChecks {
             let place = format!("records of shard {}", self.shard);
             found.add("number", place, "numbers without gaps", format!("{first} to {last} missing"));
         }
-    }
-
-    /// A record has exactly the alerts of the totals that it takes over thresholds of the active policy version.
-    fn total_alerts(&mut self, row: &LoggedRecord, before: i128, found: &mut Differences) {
-        if !self.has_totals && row.total_alerts.is_none() {
-            return;
-        }
-        let active = self.active.partition_point(|active| active.from <= row.seq).checked_sub(1);
-        let active = active.and_then(|index| self.active.get(index)).filter(|active| active.thresholds.is_some());
-        let active = active.map(|active| (active.version, active.totals()));
-        self.totals.record(row, before, active, found);
     }
 
     /// A record has an alert exactly if its value exceeds the threshold of the policy version that was active.
