@@ -201,6 +201,9 @@ class Live:
             with urllib.request.urlopen(f"{self.api}/{path}?{urllib.parse.urlencode(parameters)}", timeout=30) as answer:
                 data = json.load(answer)["data"]
         except urllib.error.HTTPError as error:
+            # It answers so until it has read its files.
+            if error.code == 503:
+                return []
             sys.exit(f"!! {parameters}: {error.read().decode()}")
         except OSError:
             return []
