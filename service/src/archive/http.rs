@@ -3,7 +3,7 @@
 use std::{fmt, path::Path, pin::Pin, time::Duration};
 
 use http_body_util::{BodyExt as _, Full};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{self, Client, connect::HttpConnector as Tcp},
     rt::TokioExecutor,
@@ -18,7 +18,6 @@ use object_store::{
 
 use crate::tls;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// From the beginning of a request to the end of its answer; a part has 8 MiB.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -39,14 +38,7 @@ impl fmt::Debug for Http {
 impl Connector {
     /// A client that trusts the authorities of a file; `None`: the system's.
     pub(super) fn new(ca_file: Option<&Path>) -> anyhow::Result<Self> {
-        let mut tcp = Tcp::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let config = tls::client_config(ca_file)?;
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(tcp);
-        Ok(Self(Client::builder(TokioExecutor::new()).build(connector)))
+        Ok(Self(Client::builder(TokioExecutor::new()).build(tls::https_connector(ca_file)?)))
     }
 }
 

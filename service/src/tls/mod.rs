@@ -5,6 +5,7 @@
 //! bundle must never be added to the system's authorities: with `sslmode=verify-ca`, any holder of a public certificate
 //! could then answer as Postgres. This module must never show a key, and connects to no server.
 
+mod connector;
 mod failure;
 mod files;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject as _},
 };
 
+pub(crate) use connector::{https_connector, https_over};
 pub(crate) use failure::Failure;
 pub(crate) use files::{CaBundle, ClientFiles, FileError, Identity};
 

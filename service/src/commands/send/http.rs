@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -17,7 +17,6 @@ use hyper_util::{
 use super::answer::Response;
 use crate::tls;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// From the beginning of a request to the end of its answer.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -31,14 +30,7 @@ impl Http {
     /// # Errors
     /// When the file cannot be read or used.
     pub(in crate::commands) fn new(ca_file: Option<&Path>) -> anyhow::Result<Self> {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let config = tls::client_config(ca_file)?;
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(tcp);
-        Ok(Self(Client::builder(TokioExecutor::new()).build(connector)))
+        Ok(Self(Client::builder(TokioExecutor::new()).build(tls::https_connector(ca_file)?)))
     }
 
     /// Sends a request and reads the whole answer.

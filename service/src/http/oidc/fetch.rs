@@ -11,7 +11,6 @@ use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Uri, header};
-use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -54,10 +53,7 @@ impl Http {
     async fn new(ca_file: Option<PathBuf>) -> anyhow::Result<Self> {
         // Reading the system's authorities takes milliseconds, which requests would wait for.
         let config = tokio::task::spawn_blocking(move || tls::client_config(ca_file.as_deref())).await??;
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(tcp);
+        let connector = tls::https_over(HttpConnector::new(), config);
         Ok(Self(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1).build(connector)))
     }
 
