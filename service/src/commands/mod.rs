@@ -1,6 +1,7 @@
 //! The subcommands of `millrace`, one file each.
 
 mod api;
+mod backoff;
 pub mod config;
 pub mod dev;
 pub mod export;

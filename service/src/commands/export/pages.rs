@@ -11,12 +11,9 @@ use tokio::time::Instant;
 use super::Format;
 use crate::commands::{
     api::Api,
+    backoff::Backoff,
     send::answer::{Answer, Response},
 };
-
-/// First pause before a repetition; doubles up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Reads the pages of one export.
 #[derive(Debug)]
@@ -73,7 +70,7 @@ impl Pages {
     /// When the API refuses it, or does not answer for too long.
     pub(super) async fn read(&mut self, cursor: Option<&str>) -> anyhow::Result<Page> {
         let path = cursor.map_or_else(|| self.path.clone(), |cursor| format!("{}&cursor={cursor}", self.path));
-        let (mut pause, began) = (FIRST_PAUSE, Instant::now());
+        let (mut backoff, began) = (Backoff::default(), Instant::now());
         let mut said = false;
         loop {
             let (reason, retry_after) = match self.get(&path).await {
@@ -81,7 +78,7 @@ impl Pages {
                 Ok(response) => (refused(&response)?, response.retry_after()),
                 Err(error) => (format!("{error:#}"), None),
             };
-            let wait = retry_after.unwrap_or_default().max(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0));
+            let wait = backoff.next(retry_after);
             if began.elapsed() + wait > self.give_up_after {
                 bail!("no page within {} s: {reason}", self.give_up_after.as_secs());
             }
@@ -89,7 +86,6 @@ impl Pages {
                 eprintln!("waiting, for at most {} s: {reason}", self.give_up_after.as_secs());
             }
             tokio::time::sleep(wait).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 

@@ -15,11 +15,7 @@ use super::{
     Args, Batch,
     answer::{Answer, External, ItemError, Response},
 };
-use crate::commands::api::Api;
-
-/// First pause before a repetition; doubles up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+use crate::commands::{api::Api, backoff::Backoff};
 
 /// Sends batches to one pipeline.
 #[derive(Debug)]
@@ -103,7 +99,7 @@ impl Client {
         let mut outcome = BatchResult { rows: batch.rows.len() as u64, ..BatchResult::default() };
         // Indexes of rows whose outcome is open.
         let mut open: Vec<usize> = (0..batch.rows.len()).collect();
-        let (mut pause, mut failing_since) = (FIRST_PAUSE, None);
+        let (mut backoff, mut failing_since) = (Backoff::default(), None);
         while !open.is_empty() {
             let part = self.part(&batch, &open);
             let (began, before) = (Instant::now(), open.len());
@@ -119,13 +115,13 @@ impl Client {
                 }
             };
             if open.len() < before {
-                (pause, failing_since) = (FIRST_PAUSE, None);
+                (backoff, failing_since) = (Backoff::default(), None);
             }
             let Verdict::Again { reason, retry_after } = verdict else {
                 self.is_waiting.store(false, Ordering::Relaxed);
                 continue;
             };
-            let wait = retry_after.unwrap_or_default().max(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0));
+            let wait = backoff.next(retry_after);
             let since = *failing_since.get_or_insert(began);
             if since.elapsed() + wait > self.give_up_after {
                 outcome.given_up = Some((open.len() as u64, reason));
@@ -142,7 +138,6 @@ impl Client {
             }
             outcome.repetitions += 1;
             tokio::time::sleep(wait).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Ok(outcome)
     }
