@@ -55,8 +55,7 @@ pub struct Written {
 
 impl Archive {
     /// Writes the objects of a period that are not written yet, looks whether all are there, and writes the manifest; nothing
-    /// for a period without records. `None`:
-    /// `continues` returned false between two objects.
+    /// for a period without records. `None`: `continues` returned false between two objects.
     ///
     /// # Errors
     /// When Postgres or the archive fails: what was written stays and is not written again.
@@ -67,18 +66,16 @@ impl Archive {
         continues: impl Fn() -> bool,
     ) -> Result<Option<Written>, ArchiveError> {
         self.clean(period)?;
-        let mut found = self.write_missing(store, period, &continues).await?;
-        if let Some(objects) = &found
-            && self.remove_lost(store, period, objects).await? > 0
-        {
-            found = self.write_missing(store, period, &continues).await?;
-            if let Some(objects) = &found
-                && self.remove_lost(store, period, objects).await? > 0
-            {
+        let mut is_again = false;
+        let objects = loop {
+            let Some(objects) = self.write_missing(store, period, &continues).await? else { return Ok(None) };
+            if self.remove_lost(store, period, &objects).await? == 0 {
+                break objects;
+            }
+            if std::mem::replace(&mut is_again, true) {
                 return Err(self.error("an object that was written is not there, or has another size"));
             }
-        }
-        let Some(objects) = found else { return Ok(None) };
+        };
         if !objects.is_empty() {
             crate::fault::point("before_archive_manifest");
             let manifest = manifest::bytes(self, period, &objects);
