@@ -2,8 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use chrono::{DateTime, Utc};
-
 use super::{
     Error,
     columns::{index_column, stream_position},
@@ -11,9 +9,9 @@ use super::{
     pool::numeric,
 };
 use crate::domain::{
-    Amount, Attributes, ContentDigest, DeadLetterId, DestinationId, DestinationUnit, Holder, IdLedger, Item, Key, Kind,
-    Known, KnownDeadLetter, Parsed, Policy, PositionOfRecord, Record, RecordId, Reference, Seq, ShardId, ShardSeq,
-    SourceId, StreamId, TakenId, Total, Unit,
+    ContentDigest, DeadLetterId, DestinationId, DestinationUnit, Holder, IdLedger, Item, Key, Known, KnownDeadLetter,
+    Parsed, Policy, PositionOfRecord, Record, RecordId, Reference, Seq, ShardId, ShardSeq, StreamId, TakenId, Total,
+    Unit,
 };
 
 /// The stored state that the decisions of a group depend on.
@@ -281,36 +279,21 @@ fn id_of(item: &Item) -> Option<&RecordId> {
     Some(&record_of(item)?.record_id)
 }
 
-/// A record's columns.
-#[derive(Debug)]
-pub(super) struct RecordColumns {
-    pub(super) record_id: RecordId,
-    pub(super) time: Option<DateTime<Utc>>,
-    pub(super) source_id: Option<String>,
-    pub(super) destination_id: Option<String>,
-    pub(super) reference: Option<String>,
-    pub(super) unit: Option<String>,
-    pub(super) positive: Option<bool>,
-    /// As text: the conversion of the driver drops the scale of a zero.
-    pub(super) value: Option<String>,
-    pub(super) attributes: Option<String>,
-    pub(super) reverses: Option<RecordId>,
-}
-
-impl RecordColumns {
-    /// The record; `None` only where a column is null, which no row of `records` has.
-    pub(super) fn into_record(self) -> Option<Record> {
-        Some(Record {
-            record_id: self.record_id,
-            time: self.time?,
-            source_id: SourceId::stored(self.source_id?),
-            destination_id: DestinationId::stored(self.destination_id?),
-            kind: if self.positive? { Kind::Positive } else { Kind::Negative },
-            value: Amount::stored(numeric(&self.value?).ok()?),
-            unit: Unit::stored(self.unit?),
-            reference: Reference::stored(self.reference?),
-            attributes: self.attributes.and_then(Attributes::stored),
-            reverses: self.reverses,
+/// The record of a row, whose value is text: the conversion of the driver drops the scale of a zero.
+macro_rules! stored_record {
+    ($row:expr) => {
+        crate::store::pool::numeric(&$row.value).map(|value| crate::domain::Record {
+            record_id: $row.record_id,
+            time: $row.time,
+            source_id: crate::domain::SourceId::stored($row.source_id),
+            destination_id: crate::domain::DestinationId::stored($row.destination_id),
+            kind: if $row.positive { crate::domain::Kind::Positive } else { crate::domain::Kind::Negative },
+            value: crate::domain::Amount::stored(value),
+            unit: crate::domain::Unit::stored($row.unit),
+            reference: crate::domain::Reference::stored($row.reference),
+            attributes: $row.attributes.and_then(crate::domain::Attributes::stored),
+            reverses: $row.reverses,
         })
-    }
+    };
 }
+pub(super) use stored_record;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 
-use super::{Error, Store, known::RecordColumns, pool::numeric, slow::Watch};
+use super::{Error, Store, known::stored_record, pool::numeric, slow::Watch};
 use crate::domain::{Record, RecordId, Seq, SeqRange, ShardId, Total};
 
 /// A processed record in the log.
@@ -116,21 +116,9 @@ impl Store {
         .await?;
         let bytes = rows.last().map_or(0, |row| row.bytes);
         let rows = rows.into_iter().map(|row| {
-            let stored = RecordColumns {
-                record_id: row.record_id,
-                time: Some(row.time),
-                source_id: Some(row.source_id),
-                destination_id: Some(row.destination_id),
-                reference: Some(row.reference),
-                unit: Some(row.unit),
-                positive: Some(row.positive),
-                value: Some(row.value),
-                attributes: row.attributes,
-                reverses: row.reverses,
-            };
             Ok(LogRow {
                 seq: row.seq,
-                record: Arc::new(stored.into_record().ok_or(Error::Sql(sqlx::Error::RowNotFound))?),
+                record: Arc::new(stored_record!(row)?),
                 received_at: row.received_at,
                 processed_at: row.processed_at,
                 previous: Total { count: row.previous_count, total: numeric(&row.previous_total)? },

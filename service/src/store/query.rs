@@ -7,7 +7,7 @@ use super::{
     Error, RecordFilter, Store,
     columns::stream_position,
     filter::{LimitArguments, filtered_records, is_unlimited},
-    known::RecordColumns,
+    known::stored_record,
     slow::Watch,
 };
 use crate::domain::{
@@ -54,19 +54,8 @@ impl StoredRecord {
     /// # Errors
     /// When the value is none that this process can hold.
     pub fn content(&self) -> Result<Record, Error> {
-        let columns = RecordColumns {
-            record_id: self.record_id.clone(),
-            time: Some(self.time),
-            source_id: Some(self.source_id.to_string()),
-            destination_id: Some(self.destination_id.to_string()),
-            reference: Some(self.reference.to_string()),
-            unit: Some(self.unit.to_string()),
-            positive: Some(self.positive),
-            value: Some(self.value.clone()),
-            attributes: self.attributes.clone(),
-            reverses: self.reverses.clone(),
-        };
-        columns.into_record().ok_or(Error::Sql(sqlx::Error::RowNotFound))
+        let row = self.clone();
+        stored_record!(row)
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     Actor, Error, Store,
     admin::note_action,
     group::{GroupCommit, Part},
-    known::{RecordColumns, record_of},
+    known::{record_of, stored_record},
     pool::numeric,
     slow::Watch,
 };
@@ -83,20 +83,7 @@ impl GroupCommit {
         for row in rows {
             let Some(known) = shards.get_mut(&row.shard) else { continue };
             let (id, rest) = (row.record_id.clone(), numeric(&row.rest)?);
-            let columns = RecordColumns {
-                record_id: row.record_id,
-                time: Some(row.time),
-                source_id: Some(row.source_id),
-                destination_id: Some(row.destination_id),
-                reference: Some(row.reference),
-                unit: Some(row.unit),
-                positive: Some(row.positive),
-                value: Some(row.value),
-                attributes: row.attributes,
-                reverses: row.reverses,
-            };
-            let record = columns.into_record().ok_or(Error::Sql(sqlx::Error::RowNotFound))?;
-            known.originals.insert(id, OriginalRecord { seq: row.seq, record: record.into(), rest });
+            known.originals.insert(id, OriginalRecord { seq: row.seq, record: stored_record!(row)?.into(), rest });
         }
         Ok(())
     }
