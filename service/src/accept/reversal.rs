@@ -10,7 +10,7 @@ use super::{
     api::Taken,
     body, count_rejected,
     schema::OneReversal,
-    single::{self, Ready},
+    single::{self, RIGHT_TO_REVERSE, Ready},
 };
 use crate::{
     domain::{Amount, Invalid, RecordId, ReversalDraft, ReversalRequest, ShardSeq, code, reversal_id},
@@ -29,8 +29,7 @@ pub(super) async fn send(
     body: OneReversal,
 ) -> Result<Taken, Failure> {
     if !caller.may_reverse() {
-        let detail = "a reversal needs the scope admin, or the scope ingest of an API key that is limited to the source of \
-                      the record";
+        let detail = format!("a reversal {RIGHT_TO_REVERSE}");
         return Err(Failure::new(403, "insufficient_scope", detail));
     }
     let bytes = body::whole(body.0, body::RECORD_BYTES).await?;
@@ -84,9 +83,7 @@ async fn find(app: &App, caller: &Caller, original: &RecordId) -> Result<StoredR
     if let Some(found) = found.filter(|found| limit.allows(&found.source_id, &found.destination_id)) {
         return Ok(found);
     }
-    // The id ledger holds neither source nor destination.
-    let expired = if limit.is_limited() { None } else { app.store.expired_period(original).await? };
-    match expired {
+    match app.store.expired_period(original, limit).await? {
         Some(period) => Err(Failure::record_expired(period)),
         None => {
             let detail =

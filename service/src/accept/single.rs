@@ -21,6 +21,9 @@ use crate::{
 
 /// Longest wait for an outcome.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Who may take records back.
+pub(super) const RIGHT_TO_REVERSE: &str =
+    "needs the scope admin, or the scope ingest of an API key that is limited to the source of the record";
 
 /// Takes one record.
 pub(super) async fn send(
@@ -101,9 +104,7 @@ fn is_shown(applied: &Applied, limit: &AccessLimit) -> bool {
 pub(super) fn read(json: &[u8], caller: &Caller, key: Option<&str>, index: u64) -> Result<Record, Invalid> {
     let record = parse(json, key, index)?;
     if record.reverses.is_some() && !caller.may_reverse() {
-        let detail =
-            "needs the scope admin, or the scope ingest of an API key that is limited to the source of the record";
-        return Err(Invalid::new(code::OUTSIDE_LIMIT, "/reverses", detail));
+        return Err(Invalid::new(code::OUTSIDE_LIMIT, "/reverses", RIGHT_TO_REVERSE));
     }
     match caller.limit().outside(&record.source_id, &record.destination_id) {
         None => Ok(record),

@@ -54,9 +54,7 @@ impl HistoryApi {
         if let Some(history) = applied(app, &id, limit, false).await? {
             return Ok(Answer(history));
         }
-        // The id ledger holds neither source nor destination.
-        let expired = if limit.is_limited() { None } else { app.store.expired_period(&id).await? };
-        if let Some(period) = expired {
+        if let Some(period) = app.store.expired_period(&id, limit).await? {
             return Err(Failure::record_expired(period));
         }
         let shards = app.manifest.borrow().manifest.spec.shards;

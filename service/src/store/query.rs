@@ -172,11 +172,15 @@ impl Store {
         Ok(taken.fetch_one(&self.pool).await?)
     }
 
-    /// The period of a record that is no longer kept; its id is. `None`: it is kept, or its id is free.
+    /// The period of a record that is no longer kept; its id is. `None`: it is kept, its id is free, or the caller is limited:
+    /// the id ledger holds neither source nor destination.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn expired_period(&self, record_id: &RecordId) -> Result<Option<Period>, Error> {
+    pub async fn expired_period(&self, record_id: &RecordId, limit: &AccessLimit) -> Result<Option<Period>, Error> {
+        if limit.is_limited() {
+            return Ok(None);
+        }
         let period = sqlx::query_scalar!(
             r#"select i.period as "period!: NaiveDate" from record_ids i
                where i.record_id = $1 and i.period is not null and not exists (
