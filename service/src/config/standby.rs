@@ -28,24 +28,30 @@ pub struct StandbyPlace {
 }
 
 impl StandbyPlace {
+    /// Whether a URL or its file is named.
+    #[must_use]
+    pub fn is_given(&self) -> bool {
+        let StandbyArgs { postgres_read_url: text, postgres_read_url_file: file } = &self.args;
+        text.as_ref().is_some_and(|Secret(url)| !url.trim().is_empty()) || given(file).is_some()
+    }
+
     /// The URL of the standby and the files of its connections, `None` where none is given; `spec` names the Secrets that they
     /// come from.
     ///
     /// # Errors
     /// When a file is not there or cannot be used.
     pub fn endpoint(&self, spec: &RecordPipelineSpec) -> Result<Option<Endpoint>, SecretError> {
-        let Self { args: StandbyArgs { postgres_read_url: text, postgres_read_url_file }, tls } = self;
-        let (text, file) = (text.as_ref(), given(postgres_read_url_file));
-        if text.is_none_or(|Secret(url)| url.trim().is_empty()) && file.is_none() {
+        if !self.is_given() {
             return Ok(None);
         }
+        let Self { args: StandbyArgs { postgres_read_url: text, postgres_read_url_file }, tls } = self;
         let files = tls.postgres(Some(spec))?;
         let named = spec.postgres.as_ref().and_then(|postgres| postgres.read_url_secret_ref.as_ref());
         let checked = |text: &str| {
             let url = postgres_url::checked(text)?;
             fits_postgres(&postgres_url::mode(&url), &files).map(|()| url)
         };
-        let (url, url_name) = url("postgres-read", text, postgres_read_url_file.as_ref(), named, checked)?;
+        let (url, url_name) = url("postgres-read", text.as_ref(), postgres_read_url_file.as_ref(), named, checked)?;
         Ok(Some(Endpoint { url_name, files, ..Endpoint::new(url) }))
     }
 }

@@ -39,7 +39,7 @@ struct Fresh {
 }
 
 impl Standby {
-    /// Follows the standby at this place, by a task of `lifecycle`. `process` is this process's name as a producer.
+    /// Follows the standby at this place, if one is given, by a task of `lifecycle`. `process` is this process's name as a producer.
     pub(crate) fn follow(
         place: StandbyPlace,
         primary: &Store,
@@ -48,6 +48,9 @@ impl Standby {
         lifecycle: &Lifecycle,
     ) -> Self {
         let this = Self::default();
+        if !place.is_given() {
+            return this;
+        }
         let follower = Follower::new(this.clone(), place, primary.clone(), manifest.clone(), Arc::clone(process));
         let heartbeat = lifecycle.heartbeats.register("serve.standby", Duration::from_secs(30));
         let (board, soft) = (lifecycle.board.clone(), lifecycle.soft.clone());
