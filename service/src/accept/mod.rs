@@ -73,6 +73,7 @@ impl Acceptor {
                     unflushed(error);
                 }
                 failing = flushed.is_err();
+                store.note_write(flushed.as_ref().err());
                 note_processes(&store, &limiter).await;
                 let refused = flushed.as_ref().err().filter(|error| error.refuses_write());
                 board.set("serve.appends", refused.map(of_postgres));

@@ -2,7 +2,7 @@
 
 use std::{
     str::FromStr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -113,6 +113,8 @@ pub(super) struct Shared {
     pub(super) newest: NewestServer,
     pub(super) notes: Notes,
     pooler: pooler::Watch,
+    /// Whether the last periodic write was refused because its session is read-only.
+    pub(super) is_read_only: AtomicBool,
     /// Whom new connections lead to.
     endpoint: Mutex<Endpoint>,
     /// Their options.

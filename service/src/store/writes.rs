@@ -1,6 +1,6 @@
 //! The check whether Postgres accepts writes, and the texts of its errors.
 
-use std::fmt;
+use std::{fmt, sync::atomic::Ordering};
 
 use sqlx::migrate::MigrateError;
 
@@ -17,7 +17,12 @@ impl Error {
     /// lock was not available (55P03), or the role lacks a right (42501).
     #[must_use]
     pub fn refuses_write(&self) -> bool {
-        self.is_one_of(&["25006", "53100"]) || self.met_lock() || self.lacks_right()
+        self.is_read_only() || self.is_one_of(&["53100"]) || self.met_lock() || self.lacks_right()
+    }
+
+    /// Whether the session, or the server, is read-only: SQLSTATE 25006.
+    fn is_read_only(&self) -> bool {
+        self.is_one_of(&["25006"])
     }
 
     /// Whether a lock was not available in time: SQLSTATE 55P03.
@@ -100,6 +105,16 @@ pub(super) fn plain(error: &sqlx::Error) -> String {
 }
 
 impl Store {
+    /// Notes the outcome of a write that a process repeats every few seconds. A session keeps `default_transaction_read_only` as
+    /// it was when the session began: connections are opened again, each before its next use, while writes are refused, and
+    /// once more when they are accepted.
+    pub fn note_write(&self, error: Option<&Error>) {
+        let is_read_only = error.is_some_and(Error::is_read_only);
+        if self.shared.is_read_only.swap(is_read_only, Ordering::Relaxed) || is_read_only {
+            self.renew_connections();
+        }
+    }
+
     /// Why Postgres accepts no writes now; `None` if it accepts them. This reads no table, so that it works while
     /// tables are locked.
     ///

@@ -72,7 +72,9 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
         let began = Instant::now();
         // Another worker may support the formats of these; when none takes them, this one looks again.
         unsupported.retain(|_, since| since.elapsed() < context.options.lease * 3);
-        match store::within(pass(&context, &mut held, &unsupported, &mut tasks, stopping)).await {
+        let passed = store::within(pass(&context, &mut held, &unsupported, &mut tasks, stopping)).await;
+        context.store.note_write(passed.as_ref().err());
+        match passed {
             Ok(()) => {
                 heartbeat.record();
                 failing = false;

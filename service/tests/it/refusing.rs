@@ -59,9 +59,9 @@ async fn a_read_only_postgres_is_a_problem_until_it_takes_writes() {
         // The session may be one that began while the database was read-only.
         let statement = format!("begin read write; alter database {database} {how}; commit");
         sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&pipeline.sql).await.unwrap();
-        end_sessions(&pipeline).await;
     };
     set("set default_transaction_read_only = on").await;
+    end_sessions(&pipeline).await;
     pipeline.send(after).await;
     for process in [&serve, &work] {
         process
