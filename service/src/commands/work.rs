@@ -90,7 +90,7 @@ async fn try_run(args: Args, telemetry: &Telemetry) -> anyhow::Result<()> {
 
 /// Starts a worker.
 pub fn start(setup: Setup, tuning: &Tuning, lifecycle: &Lifecycle) {
-    status::watch_work(&setup.streams, &setup.active_manifest, lifecycle);
+    let may_own = status::watch_work(&setup.streams, &setup.active_manifest, lifecycle);
     let (active, sinks) = watch::channel(Arc::default());
     let sink_reconciler = SinkReconciler {
         store: setup.store.clone(),
@@ -104,6 +104,7 @@ pub fn start(setup: Setup, tuning: &Tuning, lifecycle: &Lifecycle) {
         writes: worker::Writes::default(),
         store: setup.store,
         streams: setup.streams,
+        may_own,
         active_manifest: setup.active_manifest,
         sinks,
         secrets: WebhookSecrets::new(tuning.webhook_secrets_dir.clone()),

@@ -1,7 +1,8 @@
 //! Looks again and again whether Redis grants a process the rights that it needs.
 //!
 //! A Redis that is unavailable changes nothing here: that is the problem of others. One that fails by TLS, by contrast, is
-//! refused or refuses until somebody changes a Secret.
+//! refused or refuses until somebody changes a Secret. Must never let a worker own shards that it cannot work, while another
+//! one may be able to.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,22 +28,32 @@ const OF_WORK: &str = "work.redis";
 
 /// What a look has found.
 enum Access {
-    /// All rights, or a server that is unavailable by another cause than TLS.
+    /// All rights.
     Granted,
-    /// Some rights are missing; whether the input streams are affected.
-    Lacks(Problem, bool),
+    /// The rights to the streams of some sinks are missing.
+    LacksSinks(Problem),
+    /// The rights to commands or to the input streams are missing.
+    Lacks(Problem),
+    /// No connection: the user, the password or a certificate is refused.
+    Denied(Problem),
+    /// A server that is unavailable by another cause than TLS.
+    Unavailable,
 }
 
 /// Follows the access of a `serve` process. While it is denied, every record would be refused: the process is not ready, so
 /// that no traffic comes to it.
 pub(crate) fn watch_serve(streams: &Streams, manifest: &watch::Receiver<ActiveManifest>, lifecycle: &Lifecycle) {
-    watch_access(OF_SERVE, streams, manifest, lifecycle);
+    let _ = watch_access(OF_SERVE, streams, manifest, lifecycle);
 }
 
 /// Follows the access of a `work` process. While it is denied, the process is not ready, so that a rollout keeps the previous
-/// ones.
-pub(crate) fn watch_work(streams: &Streams, manifest: &watch::Receiver<ActiveManifest>, lifecycle: &Lifecycle) {
-    watch_access(OF_WORK, streams, manifest, lifecycle);
+/// ones. Returns whether it may own shards: once it had all rights that these need, and until a connection is denied.
+pub(crate) fn watch_work(
+    streams: &Streams,
+    manifest: &watch::Receiver<ActiveManifest>,
+    lifecycle: &Lifecycle,
+) -> watch::Receiver<bool> {
+    watch_access(OF_WORK, streams, manifest, lifecycle)
 }
 
 fn watch_access(
@@ -50,7 +61,8 @@ fn watch_access(
     streams: &Streams,
     manifest: &watch::Receiver<ActiveManifest>,
     lifecycle: &Lifecycle,
-) {
+) -> watch::Receiver<bool> {
+    let (may_own, owner) = watch::channel(false);
     let heartbeat = lifecycle.heartbeats.register(part, LONGEST_DENIAL);
     let (streams, manifest) = (streams.clone(), manifest.clone());
     let (board, soft) = (lifecycle.board.clone(), lifecycle.soft.clone());
@@ -58,9 +70,16 @@ fn watch_access(
         let mut said: Option<Problem> = None;
         loop {
             let sinks = sinks(&manifest);
-            let (problem, is_ready) = match look(&streams, &sinks).await {
-                Access::Granted => (None, true),
-                Access::Lacks(problem, is_serious) => (Some(problem), !is_serious),
+            let access = look(&streams, &sinks).await;
+            match access {
+                Access::Granted | Access::LacksSinks(_) => _ = may_own.send_replace(true),
+                Access::Denied(_) => _ = may_own.send_replace(false),
+                Access::Lacks(_) | Access::Unavailable => {}
+            }
+            let (problem, is_ready) = match access {
+                Access::Granted | Access::Unavailable => (None, true),
+                Access::LacksSinks(problem) => (Some(problem), true),
+                Access::Lacks(problem) | Access::Denied(problem) => (Some(problem), false),
             };
             match &problem {
                 Some(Problem { reason, message }) if problem != said => {
@@ -86,6 +105,7 @@ fn watch_access(
             }
         }
     });
+    owner
 }
 
 /// The streams of the sinks of the active manifest.
@@ -95,14 +115,22 @@ fn sinks(manifest: &watch::Receiver<ActiveManifest>) -> Vec<String> {
 }
 
 async fn look(streams: &Streams, sinks: &[String]) -> Access {
-    match streams.missing_rights(sinks).await {
-        Err(error @ streams::Error::Denied(_)) => Access::Lacks(of_redis(&error), true),
-        Ok(missing) if !missing.is_empty() => {
-            let is_serious = !missing.commands.is_empty() || !streams.may_append(&missing);
-            Access::Lacks(Problem::new(Reason::RedisAclMissing, missing.to_string()), is_serious)
+    let error = match streams.missing_rights(sinks).await {
+        Ok(missing) if missing.is_empty() => return Access::Granted,
+        Ok(missing) => {
+            let problem = Problem::new(Reason::RedisAclMissing, missing.to_string());
+            let is_of_sinks = missing.commands.is_empty() && streams.may_append(&missing);
+            return if is_of_sinks { Access::LacksSinks(problem) } else { Access::Lacks(problem) };
         }
+        Err(error) => error,
+    };
+    if let streams::Error::Denied(_) = error {
+        return Access::Denied(of_redis(&error));
+    }
+    match streams.tls_problem(&error) {
+        Some(problem) => Access::Denied(problem),
         // A server of another make may not know the question: what it refuses then shows itself.
-        Ok(_) => Access::Granted,
-        Err(error) => streams.tls_problem(&error).map_or(Access::Granted, |problem| Access::Lacks(problem, true)),
+        None if error.is_answer() => Access::Granted,
+        None => Access::Unavailable,
     }
 }

@@ -77,6 +77,15 @@ impl Error {
         }
     }
 
+    /// Whether a server sent it, so that the connection works.
+    #[must_use]
+    pub(crate) fn is_answer(&self) -> bool {
+        match self {
+            Self::Redis(error) => error.code().is_some(),
+            _ => true,
+        }
+    }
+
     /// Classifies an error by its error code.
     #[must_use]
     pub fn of(error: RedisError) -> Self {

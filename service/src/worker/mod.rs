@@ -59,6 +59,8 @@ pub struct Context {
     pub store: Store,
     /// Redis.
     pub streams: Streams,
+    /// Whether Redis lets this worker work shards.
+    pub may_own: watch::Receiver<bool>,
     /// The manifest, followed.
     pub active_manifest: watch::Receiver<ActiveManifest>,
     /// Active sinks, followed.

@@ -1,6 +1,7 @@
 //! Ownership: takes a fair share of the shards, renews their leases, returns them.
 //!
-//! Must never decide by this machine's clock whether a lease has expired: Postgres's clock decides.
+//! Must never decide by this machine's clock whether a lease has expired: Postgres's clock decides. Must never keep a shard
+//! that Redis does not let this worker work.
 
 use std::{
     collections::BTreeMap,
@@ -53,6 +54,7 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
     let mut held: BTreeMap<ShardId, Held> = BTreeMap::new();
     let mut unsupported: BTreeMap<ShardId, Instant> = BTreeMap::new();
     let mut failing = false;
+    let mut may_own = context.may_own.clone();
     let mut tasks: JoinSet<Ended> = JoinSet::new();
     let mut helpers: JoinSet<()> = JoinSet::new();
     helpers.spawn(partitions::run(Arc::clone(&context)));
@@ -70,6 +72,7 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
             }
         }
         let began = Instant::now();
+        may_own.mark_unchanged();
         // Another worker may support the formats of these; when none takes them, this one looks again.
         unsupported.retain(|_, since| since.elapsed() < context.options.lease * 3);
         let passed = store::within(pass(&context, &mut held, &unsupported, &mut tasks, stopping)).await;
@@ -105,6 +108,8 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
             // They never end by themselves.
             Some(ended) = helpers.join_next() => ended?,
             () = tokio::time::sleep(heartbeat_every) => {}
+            // The process stops when nobody says so any more.
+            Ok(()) = may_own.changed() => {}
             () = lifecycle.soft.cancelled(), if !stopping => {}
             () = lifecycle.hard.cancelled() => break,
         }
@@ -126,6 +131,11 @@ async fn pass(
     renew(context, held, lease_ms).await?;
     if stopping {
         return Ok(());
+    }
+    if !*context.may_own.borrow() {
+        // Another worker may be let: without this one's row, all shards are the others'.
+        held.values().for_each(|shard| shard.stop.cancel());
+        return context.store.delete_worker(&context.options.worker).await;
     }
     let rank = context.store.heartbeat(&context.options.worker, lease_ms).await?;
     let shards = context.active_manifest.borrow().manifest.spec.shards;

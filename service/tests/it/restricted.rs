@@ -1,7 +1,7 @@
 //! A Redis with restricted rights, hidden settings or weak settings, and clocks that differ.
 
 use reqwest::StatusCode;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     harness::{Load, Pipeline, PrivateRedis, record, shared},
@@ -125,6 +125,33 @@ async fn missing_redis_rights_are_named_at_the_start() {
         process.logs("streams.access.granted").await;
         process.has_problems(&[]).await;
     }
+}
+
+#[tokio::test]
+async fn a_worker_that_redis_denies_owns_no_shard() {
+    let redis = PrivateRedis::start(&[]).await;
+    let pipeline = Pipeline::on(&redis.url(), &shared().await.postgres, json!({"shards": 4})).await;
+    let url = user(&pipeline, &redis, "wr0ng", &["~*", "+@all"]).await;
+    let owns = |count| move |status: &Value| status["owned"].as_array().is_some_and(|owned| owned.len() == count);
+    let (_serve, first) = (pipeline.serve().await, pipeline.work());
+    first.reports("all shards", owns(4)).await;
+
+    let second = pipeline.start_waiting("work", &[("MILLRACE_REDIS_URL", &url)]);
+    second.logs("streams.access.denied").await;
+    let load = Load::new("r", 200);
+    let (before, after) = load.records.split_at(100);
+    pipeline.send(before).await;
+    pipeline.applied().await;
+    second.reports("no shard", owns(0)).await;
+
+    let _: String = pipeline.redis(&["ACL", "SETUSER", "app", ">wr0ng"]).await;
+    second.reports("its share", owns(2)).await;
+    let _: String = pipeline.redis(&["ACL", "SETUSER", "app", "off"]).await;
+    let _: i64 = pipeline.redis(&["CLIENT", "KILL", "USER", "app"]).await;
+    first.reports("all shards again", owns(4)).await;
+    pipeline.send(after).await;
+    pipeline.applied().await;
+    pipeline.check_exactly_once(&load.ids).await;
 }
 
 #[tokio::test]
