@@ -106,8 +106,9 @@ async fn act(store: &Store, action: Action) -> anyhow::Result<()> {
             say!("{}", secret.secret);
         }
         Action::List => {
+            let now = store.clock().await?.into();
             for key in store.list_keys(None, i64::MAX).await? {
-                list(&key);
+                list(&key, now);
             }
         }
         Action::Rotate { id } => {
@@ -129,9 +130,10 @@ async fn act(store: &Store, action: Action) -> anyhow::Result<()> {
 }
 
 /// A line a key, and one a secret.
-fn list(key: &ApiKey) {
+fn list(key: &ApiKey, now: DateTime<Utc>) {
     let state = match (key.revoked_at, key.expires_at) {
         (Some(at), _) => format!("revoked {}", render_time(at)),
+        (None, Some(at)) if at <= now => format!("expired {}", render_time(at)),
         (None, Some(at)) => format!("active until {}", render_time(at)),
         (None, None) => "active".to_owned(),
     };

@@ -94,6 +94,9 @@ async fn a_key_is_refused_from_its_expiry_on() {
     .await
     .unwrap();
     assert!((0.0..2.0).contains(&after), "{after} s after it expired");
+    let listed = pipeline.command("keys", &["list"]).await;
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.lines().any(|line| line.contains("guest") && line.contains("expired 20")), "{listed}");
 }
 
 #[tokio::test]
