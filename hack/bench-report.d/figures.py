@@ -13,6 +13,7 @@ TITLES = {
     "sinks": "Further sinks", "attributes": "Characters of attributes",
     "rollups": "Declared rollups", "partitions": "Partitions of earlier periods",
     "collisions": "One id to two shards", "rows": "Rows in the tables before",
+    "rows-in-order": "Rows in the tables before, ids in order",
 }
 
 
@@ -71,6 +72,8 @@ def label(point):
             return f"{it['more_sinks']}"
         case "collisions":
             return it["beside"].replace("-", " ")
+        case "rows-in-order":
+            return f"{it['rows']:,}"
         case sweep:
             return f"{it.get(sweep, 0):,}"
 

@@ -39,6 +39,8 @@ pub(crate) enum With {
     Limits,
     /// In `answers`: a source beside the load that sends ten times its rate, refused or not
     LoudSource,
+    /// In `batches` and `singles`: an open console, which shows the overview
+    Console,
 }
 
 impl With {
@@ -50,7 +52,7 @@ impl With {
                  perKey: { requestsPerSecond: 100000000, recordsPerSecond: 100000000, bytesInFlight: 100000000000 }\n    \
                  pipeline: { requestsPerSecond: 100000000, recordsPerSecond: 100000000, bytesInFlight: 100000000000 }\n"
             }
-            Self::LoudSource => "",
+            Self::LoudSource | Self::Console => "",
         }
     }
 }

@@ -195,7 +195,10 @@ impl Round<'_> {
         self.prime().await?;
         let window = self.open().await?;
         let (port, wanted) = (self.pipeline.port, Counts::of_first(self.records.total(), self.records));
-        let client = beside::Client::start(port, self.settings.beside, self.settings.keys);
+        let client = match self.pipeline.with() {
+            Some(With::Console) => beside::Client::console(port),
+            _ => beside::Client::start(port, self.settings.beside, self.settings.keys),
+        };
         let reader = &mut self.reader;
         let both = async move { tokio::try_join!(closed::send(port, load), reader.wait_for(wanted)) };
         let (sent, progress) = self.pipeline.watch(both).await?;

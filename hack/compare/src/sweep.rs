@@ -87,6 +87,8 @@ pub(crate) enum Sweep {
     Collisions,
     /// Rows in the tables before; ids are random, or only one end of an index is used
     Rows,
+    /// The same with ids in order
+    RowsInOrder,
 }
 
 impl fmt::Display for Sweep {
@@ -122,7 +124,8 @@ impl Sweep {
             Self::Rollups => [1, 4].map(|rollups| Settings { rollups, ..it }).to_vec(),
             Self::Partitions => vec![Settings { partitions: 399, ..it }],
             Self::Collisions => vec![Settings { beside: Beside::OneId, ..it }],
-            Self::Rows => [1_000_000, 5_000_000].map(|rows| Settings { rows, ..it }).to_vec(),
+            Self::Rows => [1_000_000, 5_000_000, 20_000_000].map(|rows| Settings { rows, ..it }).to_vec(),
+            Self::RowsInOrder => vec![Settings { rows: 20_000_000, ..it }],
         }
     }
 }

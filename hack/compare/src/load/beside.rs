@@ -1,4 +1,4 @@
-//! The client beside a load: two records at once, to two destinations, until the load ends.
+//! The client beside a load, until the load ends: two records at once, to two destinations; a source that is loud; a console.
 //!
 //! Its records must never be counted among those of the load.
 
@@ -20,6 +20,9 @@ use crate::settings::Beside;
 /// How the ids of its records begin.
 const PREFIX: &str = "beside.";
 
+/// How often the console asks for the workers.
+const LOOK_AT_WORKERS: Duration = Duration::from_secs(10);
+
 /// Whether a record is of this client.
 pub(crate) fn is_of_it(id: &str) -> bool {
     id.starts_with(PREFIX)
@@ -40,6 +43,11 @@ impl Client {
         let refused = Arc::new(AtomicU64::new(0));
         let task = tokio::spawn(offer(port, (rate / 100.0).ceil() as usize, Arc::clone(&refused)));
         Loud { client: Self(Some(task)), refused }
+    }
+
+    /// Starts one that asks for what an open console shows.
+    pub(crate) fn console(port: u16) -> Self {
+        Self(Some(tokio::spawn(watch(port))))
     }
 
     /// Ends it.
@@ -80,6 +88,22 @@ impl Loud {
     pub(crate) async fn refused(self) -> anyhow::Result<u64> {
         self.client.end().await?;
         Ok(self.refused.load(Ordering::Relaxed))
+    }
+}
+
+/// The requests of the page `overview`.
+async fn watch(port: u16) -> anyhow::Result<()> {
+    let (mut events, mut workers) = (Connection::open(port).await?, Connection::open(port).await?);
+    let looks = async {
+        let mut ticks = interval(LOOK_AT_WORKERS);
+        loop {
+            ticks.tick().await;
+            workers.read("/workers").await?;
+        }
+    };
+    tokio::select! {
+        ended = events.read("/console/events") => ended,
+        failed = looks => failed,
     }
 }
 

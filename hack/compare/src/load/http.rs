@@ -97,6 +97,21 @@ impl Connection {
         Ok(status == StatusCode::ACCEPTED && body.windows(12).any(|part| part == b"\"rejected\":0"))
     }
 
+    /// Reads an answer until it ends, and keeps nothing of it.
+    ///
+    /// # Errors
+    /// When the answer is not 2xx, or ends early.
+    pub(crate) async fn read(&mut self, path: &str) -> anyhow::Result<()> {
+        let request = Request::get(path).header(HOST, "127.0.0.1").header(AUTHORIZATION, format!("Bearer {KEY}"));
+        self.0.ready().await?;
+        let mut answer = self.0.send_request(request.body(Full::default())?).await?;
+        ensure!(answer.status().is_success(), "serve answers {} to GET {path}", answer.status());
+        while let Some(frame) = answer.frame().await {
+            frame?;
+        }
+        Ok(())
+    }
+
     async fn exchange(&mut self, request: Request<Full<Bytes>>) -> anyhow::Result<StatusCode> {
         self.0.ready().await?;
         let answer: Response<Incoming> = self.0.send_request(request).await?;
