@@ -6,7 +6,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 
-use super::{Error, Store, known::stored_record, pool::numeric, slow::Watch};
+use super::{Error, Store, known::stored_record, periods::Periods, pool::numeric, slow::Watch};
 use crate::domain::{Record, RecordId, Seq, SeqRange, ShardId, Total};
 
 /// A processed record in the log.
@@ -93,6 +93,7 @@ impl Store {
         page: Page,
     ) -> Result<LogPage<LogRow>, Error> {
         let _watch = Watch::start("log.records");
+        let periods = Periods::of(&self.pool, shard, SeqRange { after, upto }).await?;
         let rows = sqlx::query!(
             r#"select seq as "seq!: Seq", received_at as "received_at!", processed_at as "processed_at!", time as "time!",
                     previous_count as "previous_count!", positive as "positive!", record_id as "record_id!: RecordId",
@@ -102,6 +103,7 @@ impl Store {
              from (select *, sum(coalesce(octet_length(attributes), 0)) over (order by seq rows unbounded preceding) as bytes
                    from records
                    where shard = $1 and seq > $2 and seq <= $3 and (not $4 or threshold is not null)
+                       and period >= coalesce($7::date, '-infinity') and period <= coalesce($8::date, 'infinity')
                    order by seq limit $5) as page
              where bytes - coalesce(octet_length(attributes), 0) < $6
              order by seq"#,
@@ -111,6 +113,8 @@ impl Store {
             alerts,
             page.rows as i64,
             page.bytes as i64,
+            periods.first,
+            periods.last,
         )
         .fetch_all(&self.pool)
         .await?;

@@ -25,6 +25,7 @@ mod newest;
 mod outcome_rows;
 mod outcomes;
 mod partitions;
+mod periods;
 mod pipeline;
 mod points;
 mod policies;

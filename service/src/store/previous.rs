@@ -2,17 +2,18 @@
 
 use rust_decimal::Decimal;
 
-use super::{Error, Store, slow::Watch};
+use super::{Error, Store, periods::Periods, slow::Watch};
 use crate::domain::{Kind, OutcomeFilter, OutcomeKind, Seq, SeqRange, ShardId};
 
 /// A query over the records that a filter admits: the statement up to the filter, the statement behind it, the kind of the
-/// outcomes, the filter, and the three arguments `$1` to `$3`. Its own predicates are `$4` to `$8`.
+/// outcomes, the filter, the periods, and the three arguments `$1` to `$3`. Its own predicates are `$4` to `$10`.
 macro_rules! admitted_records {
-    ($head:literal, $tail:literal, $kind:expr, $filter:expr, $($argument:expr),+ $(,)?) => {{
+    ($head:literal, $tail:literal, $kind:expr, $filter:expr, $periods:expr, $($argument:expr),+ $(,)?) => {{
         let Columns { units, positive, sources, minimum } = Columns::of($filter);
         sqlx::query_scalar!(
             $head
-                + " and (not $4 or threshold is not null)
+                + " and period >= coalesce($9::date, '-infinity') and period <= coalesce($10::date, 'infinity')
+                    and (not $4 or threshold is not null)
                     and ($5::text[] is null or unit = any($5))
                     and ($6::boolean is null or positive = $6)
                     and ($7::text[] is null or exists (select from unnest($7) s where starts_with(source_id, s)))
@@ -24,6 +25,8 @@ macro_rules! admitted_records {
             positive,
             sources,
             minimum,
+            $periods.first,
+            $periods.last,
         )
     }};
 }
@@ -67,6 +70,8 @@ impl Store {
         let (destinations, below): (Vec<&str>, Vec<Seq>) = places.iter().copied().unzip();
         let rows = match kind {
             OutcomeKind::Processed | OutcomeKind::Alert => {
+                let upto = below.iter().copied().max().unwrap_or(after);
+                let periods = Periods::of(&self.pool, shard, SeqRange { after, upto }).await?;
                 // Without the shard: the destination has one, and the primary key would be the wrong index.
                 let rows = admitted_records!(
                     "select (select seq from records
@@ -75,6 +80,7 @@ impl Store {
                        from unnest($1::text[], $2::bigint[]) with ordinality as p (destination_id, below, at) order by at"#,
                     kind,
                     filter,
+                    periods,
                     &destinations as &[&str],
                     &below as &[Seq],
                     after as Seq,
@@ -131,11 +137,13 @@ impl Store {
         }
         let found = match kind {
             OutcomeKind::Processed | OutcomeKind::Alert => {
+                let periods = Periods::of(&self.pool, shard, range).await?;
                 let found = admitted_records!(
                     r#"select seq as "seq: Seq" from records where destination_id = $1 and seq > $2 and seq <= $3"#,
                     "order by seq limit 1",
                     kind,
                     filter,
+                    periods,
                     destination,
                     after as Seq,
                     upto as Seq,

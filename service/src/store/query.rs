@@ -59,6 +59,13 @@ impl StoredRecord {
     }
 }
 
+/// The place of a record: a row of its period's partition, as long as that is kept.
+struct RecordPlace {
+    shard: ShardId,
+    seq: Seq,
+    period: NaiveDate,
+}
+
 /// The stored circumstances of a record: the records before it with the same key, and its alert.
 #[derive(Debug, Clone)]
 pub struct RecordHistory {
@@ -181,15 +188,27 @@ impl Store {
         if limit.is_limited() {
             return Ok(None);
         }
-        let period = sqlx::query_scalar!(
-            r#"select i.period as "period!: NaiveDate" from record_ids i
-               where i.record_id = $1 and i.period is not null and not exists (
-                   select from records r where r.shard = i.shard and r.seq = i.number and r.period = i.period)"#,
-            record_id as &RecordId
+        let Some(place) = self.record_place(record_id).await? else { return Ok(None) };
+        let kept = sqlx::query_scalar!(
+            r#"select exists (select from records where shard = $1 and seq = $2 and period = $3) as "kept!""#,
+            place.shard as ShardId,
+            place.seq as Seq,
+            place.period,
         )
-        .fetch_optional(&self.pool)
+        .fetch_one(&self.pool)
         .await?;
-        Ok(period.map(Period::stored))
+        Ok((!kept).then(|| Period::stored(place.period)))
+    }
+
+    /// Where a processed record is, or was.
+    async fn record_place(&self, record_id: &RecordId) -> Result<Option<RecordPlace>, Error> {
+        let place = sqlx::query_as!(
+            RecordPlace,
+            r#"select shard as "shard: ShardId", number as "seq: Seq", period as "period!: NaiveDate" from record_ids
+               where record_id = $1 and period is not null"#,
+            record_id as &RecordId
+        );
+        Ok(place.fetch_optional(&self.pool).await?)
     }
 
     /// One processed record with its stored circumstances; `None` also where it is no longer kept.
@@ -198,6 +217,8 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn find_record(&self, record_id: &RecordId) -> Result<Option<FoundRecord>, Error> {
         let _watch = Watch::start("records.find");
+        // Two statements: a plan that knows the period opens one partition.
+        let Some(place) = self.record_place(record_id).await? else { return Ok(None) };
         let row = sqlx::query!(
             r#"select r.shard as "shard: ShardId", seq as "seq: Seq", r.record_id as "record_id: RecordId", time,
                    source_id as "source_id: SourceId", destination_id as "destination_id: DestinationId", positive,
@@ -206,9 +227,10 @@ impl Store {
                       previous_total::text as "previous_total!", threshold::text as threshold,
                       stream_id as "stream_id: StreamId",
                       stream_index
-               from record_ids i join records r on r.shard = i.shard and r.seq = i.number and r.period = i.period
-               where i.record_id = $1"#,
-            record_id as &RecordId
+               from records r where r.shard = $1 and r.seq = $2 and r.period = $3"#,
+            place.shard as ShardId,
+            place.seq as Seq,
+            place.period,
         )
         .fetch_optional(&self.pool)
         .await?;

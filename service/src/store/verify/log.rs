@@ -10,7 +10,7 @@ use crate::{
         Amount, Attributes, DestinationId, Kind, OutcomeKind, Record, RecordId, Reference, Seq, SeqRange, ShardId,
         SourceId, Unit,
     },
-    store::{Error, pool::numeric},
+    store::{Error, periods::Periods, pool::numeric},
 };
 
 /// A processed record with all data of its notification.
@@ -94,14 +94,19 @@ impl Verification {
     /// # Errors
     /// When Postgres is unavailable.
     pub async fn log_page(&mut self, shard: ShardId, range: SeqRange) -> Result<Vec<LoggedRecord>, Error> {
+        let periods = Periods::of(&mut *self.snapshot, shard, range).await?;
         let rows = sqlx::query!(
             r#"select seq as "seq: Seq", received_at, processed_at, time, previous_count, positive, record_id, source_id, destination_id,
                  reference, unit, value::text as "value!", previous_total::text as "previous_total!",
                  threshold::text as threshold, attributes, traceparent, reverses as "reverses: RecordId"
-             from records where shard = $1 and seq > $2 and seq <= $3 order by seq"#,
+             from records where shard = $1 and seq > $2 and seq <= $3
+                 and period >= coalesce($4::date, '-infinity') and period <= coalesce($5::date, 'infinity')
+             order by seq"#,
             shard as ShardId,
             range.after as Seq,
-            range.upto as Seq
+            range.upto as Seq,
+            periods.first,
+            periods.last,
         )
         .fetch_all(&mut *self.snapshot)
         .await?;
