@@ -12,6 +12,7 @@ use super::{
     group::{GroupCommit, Part},
     known::{record_of, stored_record},
     pool::numeric,
+    session::BEGIN_WITH_KEPT_PLANS,
     slow::Watch,
 };
 use crate::domain::{Known, OriginalRecord, RecordId, Seq, ShardId, ShardSeq};
@@ -111,6 +112,7 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn reversals_of(&self, original: ShardSeq, most: i64) -> Result<Reversed, Error> {
         let _watch = Watch::start("records.reversals");
+        let mut transaction = self.pool.begin_with(BEGIN_WITH_KEPT_PLANS).await?;
         let rows = sqlx::query!(
             r#"select seq as "seq: Seq", record_id as "record_id: RecordId", value::text as "value!", rest::text as "rest!",
                       processed_at, count(*) over () as "count!"
@@ -119,8 +121,9 @@ impl Store {
             original.seq as Seq,
             most,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *transaction)
         .await?;
+        transaction.commit().await?;
         let count = rows.first().map_or(0, |row| row.count);
         let newest = rows.into_iter().map(|row| ReversalOf {
             seq: row.seq,
