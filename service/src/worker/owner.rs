@@ -132,6 +132,7 @@ async fn pass(
     if stopping {
         return Ok(());
     }
+    metrics::gauge!(names::SHARDS_OWNED).set(held.len() as f64);
     if !*context.may_own.borrow() {
         // Another worker may be let: without this one's row, all shards are the others'.
         held.values().for_each(|shard| shard.stop.cancel());
@@ -140,7 +141,6 @@ async fn pass(
     let rank = context.store.heartbeat(&context.options.worker, lease_ms).await?;
     let shards = context.active_manifest.borrow().manifest.spec.shards;
     let share = share(rank, shards);
-    metrics::gauge!(names::SHARDS_OWNED).set(held.len() as f64);
     let owned: Vec<ShardId> =
         held.iter().filter(|(_, shard)| !shard.stop.is_cancelled()).map(|(shard, _)| *shard).collect();
     for shard in owned.iter().skip(share) {
