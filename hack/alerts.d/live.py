@@ -19,9 +19,11 @@ import urllib.parse
 import urllib.request
 
 sys.dont_write_bytecode = True
-import traces
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.append(str(ROOT / "hack"))
+import traces
+from free_port import free_port
+
 DASHBOARDS = sorted((ROOT / "charts/millrace/files/dashboards").glob("*.json"))
 KEY = "mk_" + "alerts-live-" * 3
 NAME = f"live-{os.getpid()}"
@@ -33,12 +35,6 @@ PROCESSES = {}
 
 def say(text):
     print(f"== {time.time() - BEGAN:5.1f} s  {text}", file=sys.stderr, flush=True)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(what, condition, seconds=60):

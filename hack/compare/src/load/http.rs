@@ -12,6 +12,7 @@ use hyper::{
     body::Incoming,
     client::conn::http1::{self, SendRequest},
     header::{AUTHORIZATION, CONTENT_TYPE, HOST},
+    http::request::Builder,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::timeout};
@@ -30,6 +31,11 @@ pub(crate) enum Kind {
     Awaited,
     /// Records as NDJSON.
     Batch,
+}
+
+/// The headers of each request of the load.
+fn with_key(request: Builder) -> Builder {
+    request.header(HOST, "127.0.0.1").header(AUTHORIZATION, format!("Bearer {KEY}"))
 }
 
 /// A connection.
@@ -66,10 +72,7 @@ impl Connection {
             Kind::Single | Kind::Awaited => ("/records", "application/json"),
             Kind::Batch => ("/records/batch", "application/x-ndjson"),
         };
-        let mut request = Request::post(path)
-            .header(HOST, "127.0.0.1")
-            .header(AUTHORIZATION, format!("Bearer {KEY}"))
-            .header(CONTENT_TYPE, content_type);
+        let mut request = with_key(Request::post(path)).header(CONTENT_TYPE, content_type);
         if matches!(kind, Kind::Awaited) {
             request = request.header("prefer", "wait=30");
         }
@@ -84,9 +87,7 @@ impl Connection {
     /// # Errors
     /// When no answer comes, and for each status that is neither 202 nor 429.
     pub(crate) async fn offer(&mut self, body: Bytes) -> anyhow::Result<bool> {
-        let request = Request::post("/records/batch")
-            .header(HOST, "127.0.0.1")
-            .header(AUTHORIZATION, format!("Bearer {KEY}"))
+        let request = with_key(Request::post("/records/batch"))
             .header(CONTENT_TYPE, "application/x-ndjson")
             .body(Full::new(body))?;
         self.0.ready().await?;
@@ -102,9 +103,9 @@ impl Connection {
     /// # Errors
     /// When the answer is not 2xx, or ends early.
     pub(crate) async fn read(&mut self, path: &str) -> anyhow::Result<()> {
-        let request = Request::get(path).header(HOST, "127.0.0.1").header(AUTHORIZATION, format!("Bearer {KEY}"));
+        let request = with_key(Request::get(path)).body(Full::default())?;
         self.0.ready().await?;
-        let mut answer = self.0.send_request(request.body(Full::default())?).await?;
+        let mut answer = self.0.send_request(request).await?;
         ensure!(answer.status().is_success(), "serve answers {} to GET {path}", answer.status());
         while let Some(frame) = answer.frame().await {
             frame?;
