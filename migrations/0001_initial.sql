@@ -158,20 +158,29 @@ create table records (
     -- As received, byte for byte.
     attributes     text,
     traceparent    text,
-    -- Of a reversal: the id of the record that it takes back, the number of that record in the shard, and what remains of
-    -- its value after this reversal. Null: it is no reversal.
+    -- Of a reversal: the id of the record that it takes back, and the number of that record in the shard; the rest is in
+    -- `reversals`. Null: it is no reversal.
     reverses       text        collate "C",
     original_seq   bigint,
-    rest           numeric,
     primary key (shard, seq, period)
 ) partition by list (period);
 create index records_destination on records (destination_id, seq);
 -- Few rows: for the alert filter and the alert publishers.
 create index records_alerts on records (shard, seq) where threshold is not null;
--- Few rows: the reversals of a record, in order.
-create index records_reversals on records (shard, original_seq, seq) where original_seq is not null;
 create index records_processed_at on records (processed_at);
 create index records_time on records using brin (time) with (pages_per_range = 32);
+
+-- The reversals of each record, in order. Without it, a look at one record would read an index of every partition.
+create table reversals (
+    shard        integer not null,
+    original_seq bigint  not null,
+    seq          bigint  not null,
+    -- The period of the reversal.
+    period       date    not null,
+    -- What remains of the value of the original after it.
+    rest         numeric not null,
+    primary key (shard, original_seq, seq)
+);
 
 -- The partitions of the records. One that is being detached holds no records for queries any more.
 create view partitions as

@@ -174,15 +174,17 @@ impl Store {
         let _watch = Watch::start("archive.records");
         let rows = sqlx::query_as!(
             ArchivedRecord,
-            r#"select seq as "seq: Seq", epoch, record_id as "record_id: RecordId", time, source_id as "source_id: SourceId",
+            r#"select r.seq as "seq: Seq", epoch, record_id as "record_id: RecordId", time, source_id as "source_id: SourceId",
                       destination_id as "destination_id: DestinationId", positive, value::text as "value!",
                       unit as "unit: Unit", reference as "reference: Reference", attributes,
-                      reverses as "reverses: RecordId", original_seq as "original_seq: Seq", rest::text as rest,
+                      reverses as "reverses: RecordId", r.original_seq as "original_seq: Seq", v.rest::text as rest,
                       received_at, processed_at,
                       previous_count, previous_total::text as "previous_total!", threshold::text as threshold,
                       stream_id as "stream_id: StreamId", stream_index, traceparent
-               from records where period = $1 and shard = $2 and seq > $3 and seq <= $4
-               order by seq limit $5"#,
+               from records r
+               left join reversals v on v.shard = r.shard and v.original_seq = r.original_seq and v.seq = r.seq
+               where r.period = $1 and r.shard = $2 and r.seq > $3 and r.seq <= $4
+               order by r.seq limit $5"#,
             range.period.first(),
             range.shard as ShardId,
             range.after as Seq,

@@ -78,7 +78,7 @@ macro_rules! filtered_records {
             $row,
             $head,
             "and not exists (
-                 select from records c
+                 select from reversals c
                  where c.shard = records.shard and c.original_seq = coalesce(records.original_seq, records.seq)
                    and c.rest = 0) "
             $($tail)+,

@@ -288,6 +288,8 @@ impl RetentionTurn {
             }
             sqlx::raw_sql(AssertSqlSafe(format!("drop table {table}"))).execute(&mut *transaction).await?;
         }
+        // What they reversed was dropped before, or with them.
+        sqlx::query!("delete from reversals where period = $1", period.first()).execute(&mut *transaction).await?;
         sqlx::query!("update dropped_periods set dropped_at = clock_timestamp() where period = $1", period.first())
             .execute(&mut *transaction)
             .await?;

@@ -1,18 +1,18 @@
-//! Reversals: the records that a batch reverses, which a commit reads before it decides, and the reversals of one record.
+//! Reversals: the records that a batch reverses, which a commit reads before it decides, the rows of the reversals that it writes, and
+//! the reversals of one record.
 //!
 //! It must never read anything for a batch without a reversal.
 
 use std::collections::{HashMap, HashSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 
 use super::{
     Actor, Error, Store,
     admin::note_action,
-    group::{GroupCommit, Part},
+    group::{DecidedPart, GroupCommit, Part},
     known::{record_of, stored_record},
     pool::numeric,
-    session::BEGIN_WITH_KEPT_PLANS,
     slow::Watch,
 };
 use crate::domain::{Known, OriginalRecord, RecordId, Seq, ShardId, ShardSeq};
@@ -72,8 +72,7 @@ impl GroupCommit {
                join record_ids i on i.record_id = k.record_id and i.shard = k.shard
                join records r on r.shard = i.shard and r.seq = i.number and r.period = i.period
                left join lateral (
-                   select rest from records x
-                   where x.shard = r.shard and x.original_seq = r.seq and x.period >= r.period
+                   select rest from reversals x where x.shard = r.shard and x.original_seq = r.seq
                    order by x.seq desc limit 1
                ) last on true"#,
             &of_shards as &[ShardId],
@@ -86,6 +85,50 @@ impl GroupCommit {
             let (id, rest) = (row.record_id.clone(), numeric(&row.rest)?);
             known.originals.insert(id, OriginalRecord { seq: row.seq, record: stored_record!(row)?.into(), rest });
         }
+        Ok(())
+    }
+}
+
+/// Rows of reversals, as columns.
+#[derive(Default)]
+struct ReversalColumns {
+    shards: Vec<ShardId>,
+    originals: Vec<Seq>,
+    seqs: Vec<Seq>,
+    periods: Vec<NaiveDate>,
+    rests: Vec<String>,
+}
+
+impl GroupCommit {
+    /// Writes which records the reversals of the batches take back, and what remains of those.
+    pub(super) async fn insert_reversals(&mut self, parts: &[DecidedPart<'_>]) -> Result<(), Error> {
+        let mut columns = ReversalColumns::default();
+        for DecidedPart { part, decision } in parts {
+            for new in &decision.records {
+                let Some(reversal) = new.reversal else { continue };
+                columns.shards.push(part.shard);
+                columns.originals.push(reversal.original);
+                columns.seqs.push(new.seq);
+                columns.periods.push(self.shard(part.shard).period.first());
+                columns.rests.push(reversal.rest.to_string());
+            }
+        }
+        if columns.seqs.is_empty() {
+            return Ok(());
+        }
+        sqlx::query!(
+            "insert into reversals (shard, original_seq, seq, period, rest)
+             select shard, original_seq, seq, period, rest::numeric
+             from unnest($1::int[], $2::bigint[], $3::bigint[], $4::date[], $5::text[])
+                 as n (shard, original_seq, seq, period, rest)",
+            &columns.shards as &[ShardId],
+            &columns.originals as &[Seq],
+            &columns.seqs as &[Seq],
+            &columns.periods,
+            &columns.rests,
+        )
+        .execute(&mut *self.transaction)
+        .await?;
         Ok(())
     }
 }
@@ -112,18 +155,19 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn reversals_of(&self, original: ShardSeq, most: i64) -> Result<Reversed, Error> {
         let _watch = Watch::start("records.reversals");
-        let mut transaction = self.pool.begin_with(BEGIN_WITH_KEPT_PLANS).await?;
         let rows = sqlx::query!(
-            r#"select seq as "seq: Seq", record_id as "record_id: RecordId", value::text as "value!", rest::text as "rest!",
-                      processed_at, count(*) over () as "count!"
-               from records where shard = $1 and original_seq = $2 order by seq desc limit $3"#,
+            r#"select r.seq as "seq: Seq", r.record_id as "record_id: RecordId", r.value::text as "value!",
+                      newest.rest::text as "rest!", r.processed_at, newest.count as "count!"
+               from (select seq, period, rest, count(*) over () as count from reversals
+                     where shard = $1 and original_seq = $2 order by seq desc limit $3) newest
+               join records r on r.shard = $1 and r.seq = newest.seq and r.period = newest.period
+               order by r.seq desc"#,
             original.shard as ShardId,
             original.seq as Seq,
             most,
         )
-        .fetch_all(&mut *transaction)
+        .fetch_all(&self.pool)
         .await?;
-        transaction.commit().await?;
         let count = rows.first().map_or(0, |row| row.count);
         let newest = rows.into_iter().map(|row| ReversalOf {
             seq: row.seq,

@@ -42,7 +42,8 @@ impl GroupCommit {
         self.count_outcomes(parts).await?;
         let changes = ids.changes();
         if changes.iter().all(|change| matches!(change, IdChange::Take { .. })) {
-            return self.insert_records(parts, &changes).await;
+            self.insert_records(parts, &changes).await?;
+            return self.insert_reversals(parts).await;
         }
         // All changes in the order of ids.
         for changes in
@@ -53,7 +54,8 @@ impl GroupCommit {
                 taken => self.insert_ids(taken).await?,
             }
         }
-        self.insert_records(parts, &[]).await
+        self.insert_records(parts, &[]).await?;
+        self.insert_reversals(parts).await
     }
 
     /// Gives the id of a closed dead letter to its new holder.
@@ -208,18 +210,18 @@ impl GroupCommit {
                )
                insert into records (shard, epoch, period, processed_at, seq, received_at, time, previous_count, positive,
                    record_id, source_id, destination_id, reference, unit, stream_id, stream_index, value, previous_total,
-                   threshold, attributes, traceparent, reverses, original_seq, rest)
+                   threshold, attributes, traceparent, reverses, original_seq)
                select n.shard, n.epoch, n.period, $14, n.seq, n.received_at, n.time, n.previous_count, n.positive,
                    n.record_id, n.source_id, n.destination_id, n.reference, n.unit, n.stream_id, n.stream_index,
                    n.value::numeric, n.previous_total::numeric, n.threshold::numeric, n.attributes, n.traceparent,
-                   n.reverses, n.original_seq, n.rest::numeric
+                   n.reverses, n.original_seq
                from unnest($15::int[], $16::bigint[], $17::date[], $18::bigint[], $19::timestamptz[], $20::timestamptz[],
                        $21::bigint[], $22::boolean[], $23::text[], $24::text[], $25::text[], $26::text[], $27::text[],
                        $28::text[], $29::smallint[], $30::text[], $31::text[], $32::text[], $33::text[], $34::text[],
-                       $36::text[], $37::bigint[], $38::text[])
+                       $36::text[], $37::bigint[])
                    as n (shard, epoch, period, seq, received_at, time, previous_count, positive, record_id, source_id,
                          destination_id, reference, unit, stream_id, stream_index, value, previous_total, threshold,
-                         attributes, traceparent, reverses, original_seq, rest)"#,
+                         attributes, traceparent, reverses, original_seq)"#,
             &taken.ids as &[&str],
             &taken.shards as &[ShardId],
             &taken.numbers as &[Seq],
@@ -257,7 +259,6 @@ impl GroupCommit {
             &totals.alerts,
             &reversals.reverses as &[Option<&str>],
             &reversals.originals as &[Option<Seq>],
-            &reversals.rests as &[Option<String>],
         )
         .execute(&mut *self.transaction)
         .await
@@ -327,7 +328,6 @@ struct IdRow {
 struct ReversalColumns<'a> {
     reverses: Vec<Option<&'a str>>,
     originals: Vec<Option<Seq>>,
-    rests: Vec<Option<String>>,
 }
 
 impl<'a> ReversalColumns<'a> {
@@ -338,7 +338,6 @@ impl<'a> ReversalColumns<'a> {
             for new in new() {
                 columns.reverses.push(new.record.reverses.as_ref().map(RecordId::as_str));
                 columns.originals.push(new.reversal.map(|reversal| reversal.original));
-                columns.rests.push(new.reversal.map(|reversal| reversal.rest.to_string()));
             }
         }
         columns

@@ -18,10 +18,6 @@ use super::{Error, Server, Store};
 /// default.
 pub(super) const BEGIN: &str = "begin isolation level read committed";
 
-/// The same for a statement that reads the index of every partition: its plan, which takes longer than the statement, is kept.
-pub(super) const BEGIN_WITH_KEPT_PLANS: &str =
-    "begin isolation level read committed; set local plan_cache_mode = force_generic_plan";
-
 /// Longest wait for a lock. Without it, a session that locks a table would block this process without any error.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 

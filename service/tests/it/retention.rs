@@ -304,8 +304,14 @@ async fn ids_outcomes_and_windows_are_deleted_when_they_are_too_old() {
         (record["type"], record["value"]) = ("negative".into(), "1000".into());
     }
     let [open, closed] = refused;
-    pipeline.applied_days_ago(8, &[one.clone(), other.clone(), one.clone(), conflict, closed, open]).await;
-    assert_eq!(pipeline.number("select count(*) from rollup_totals").await, 1);
+    let [mut paid, mut returned] = [at("paid", 8).await, at("returned", 8).await];
+    paid["destinationId"] = "e".into();
+    (returned["destinationId"], returned["type"], returned["reverses"]) =
+        ("e".into(), "negative".into(), "paid".into());
+    let records = [one.clone(), other.clone(), one.clone(), conflict, closed, open, paid, returned];
+    pipeline.applied_days_ago(8, &records).await;
+    assert_eq!(pipeline.number("select count(*) from rollup_totals").await, 3);
+    assert_eq!(pipeline.number("select count(*) from reversals").await, 1);
     let closed: String = pipeline.list("/dead-letters").await.iter().find(|dead| dead["recordId"] == "closed").unwrap()
         ["id"]
         .as_str()
@@ -320,6 +326,7 @@ async fn ids_outcomes_and_windows_are_deleted_when_they_are_too_old() {
     let mut work = pipeline.work();
     for (what, left) in [
         ("select count(*) from records", 0),
+        ("select count(*) from reversals", 0),
         ("select count(*) from duplicates", 0),
         ("select count(*) from conflicts", 0),
         ("select count(*) from dead_letters", 1),

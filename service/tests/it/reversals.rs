@@ -90,12 +90,16 @@ async fn a_record_is_taken_back_in_parts_and_then_what_remains() {
     // A sum that is stored wrong, and an original that does not fit, are found.
     for (wrong, right) in [
         (
-            "update records set rest = rest + 1 where record_id = 'part'",
-            "update records set rest = rest - 1 where record_id = 'part'",
+            "update reversals set rest = rest + 1 where seq = (select seq from records where record_id = 'part')",
+            "update reversals set rest = rest - 1 where seq = (select seq from records where record_id = 'part')",
         ),
         (
             "update records set original_seq = seq where record_id = 'part'",
             "update records set original_seq = 1 where record_id = 'part'",
+        ),
+        (
+            "insert into reversals select shard, 1, 1000000, period, 0 from records where seq = 1",
+            "delete from reversals where seq = 1000000",
         ),
     ] {
         pipeline.execute(wrong).await;

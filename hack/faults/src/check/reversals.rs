@@ -6,11 +6,12 @@ use super::{Check, Wrong};
 
 /// The sum of the reversals of each record, and the number of those that do not fit it.
 const SUMS: &str = "
-    select o.record_id, o.value, coalesce(sum(r.value), 0) as reversed, min(r.rest) as rest,
+    select o.record_id, o.value, coalesce(sum(r.value), 0) as reversed, min(v.rest) as rest,
            count(*) filter (where (r.shard, r.destination_id, r.reference, r.unit, r.time, r.source_id, r.positive)
                                   is distinct from (o.shard, o.destination_id, o.reference, o.unit, o.time, o.source_id, not o.positive))
                as misfits
     from records o join records r on r.reverses = o.record_id
+    left join reversals v on v.shard = r.shard and v.original_seq = r.original_seq and v.seq = r.seq
     group by o.record_id, o.value";
 
 impl Check {

@@ -56,7 +56,11 @@ async fn store(world: &mut World, plan: &[Planned]) {
             let (destination, source, time) = (&record.destination, &record.source, &record.time);
             world.add(Row { id: &id, destination, source, value: &value, time, ..ROW }).await;
             let done = sqlx::query(
-                "update records set reverses = $1, original_seq = $2, rest = $3::numeric where record_id = $4",
+                "with reversed as (
+                     update records set reverses = $1, original_seq = $2 where record_id = $4
+                     returning shard, original_seq, seq, period
+                 )
+                 insert into reversals select *, $3::numeric from reversed",
             );
             let done = done.bind(&record.id).bind(original).bind(rest.to_string()).bind(&id);
             done.execute(&world.pool).await.expect("update");

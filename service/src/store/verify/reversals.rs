@@ -7,19 +7,23 @@ use crate::store::Error;
 
 impl Verification {
     /// Checks that each reversal takes back an earlier record of its shard that is none itself, with all fields of that record
-    /// but the type, and that what remains is the record's value without its reversals so far, never below zero. A record that
-    /// retention deleted cannot be compared.
+    /// but the type, and that what remains is the record's value without its reversals so far, never below zero. Nothing else may
+    /// count as a reversal. A record that retention deleted cannot be compared.
     pub(super) async fn reversals(&mut self, scope: &Scope, differences: &mut Differences) -> Result<(), Error> {
         let mut rows = sqlx::query!(
             r#"select shard as "shard!", seq as "seq!", coalesce(reverses, '') as "reverses!", original_seq as "original!",
                       fits as "fits!", coalesce(derived::text, '') as "derived!", coalesce(rest::text, 'nothing') as "rest!"
-               from (select r.*, o.value - r.reversed as derived,
+               from (select coalesce(r.shard, v.shard) as shard, coalesce(r.seq, v.seq) as seq,
+                            coalesce(r.original_seq, v.original_seq) as original_seq, r.reverses, r.processed_at, v.rest,
+                            o.value - r.reversed as derived,
                             coalesce(o.record_id = r.reverses and o.destination_id = r.destination_id
                                      and o.source_id = r.source_id and o.reference = r.reference and o.unit = r.unit
                                      and o.time = r.time and o.positive <> r.positive and o.reverses is null
                                      and o.seq < r.seq, false) as fits
                      from (select *, sum(value) over (partition by shard, original_seq order by seq) as reversed
                            from records where original_seq is not null) r
+                     full join reversals v on v.shard = r.shard and v.original_seq = r.original_seq and v.seq = r.seq
+                       and v.period = r.period
                      left join records o on o.shard = r.shard and o.seq = r.original_seq) compared
                where original_seq > coalesce((select upto from expired_counts e
                                               where e.shard = compared.shard and kind = 'records' and destination_id = ''), 0)
