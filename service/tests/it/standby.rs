@@ -3,7 +3,10 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::harness::{KEY, Load, Pipeline, PrivatePostgres, eventually, record, shared};
+use crate::{
+    harness::{Authority, KEY, Load, Pipeline, PrivatePostgres, eventually, record, shared},
+    tls::{HOST, World, mount, postgres_url, problem},
+};
 
 /// The server that an answer names, and the answer.
 async fn read(pipeline: &Pipeline, path: &str, from: Option<&str>) -> (String, Value) {
@@ -158,4 +161,43 @@ async fn the_url_of_a_standby_is_followed_and_a_server_that_is_none_is_not_read(
     // Promoted, it follows the primary no longer.
     standby.promote().await;
     reads_from(&pipeline, "primary").await;
+}
+
+#[tokio::test]
+async fn a_standby_is_verified_with_the_files_of_the_primary() {
+    let world = World::new().await;
+    let (pipeline, dir) = (&world.pipeline, world.dir.path());
+    let mut standby = world.postgres.standby().await;
+    pipeline.change(|spec| spec["postgres"]["readUrlSecretRef"] = json!({"name": "payments-standby", "key": "dsn"}));
+    let at = |host: &str| postgres_url(pipeline, &standby, "client", host, "verify-full");
+    mount(dir, "postgres-read", &at(HOST));
+    let (serve, work) = (pipeline.start_in_pod("serve", dir), pipeline.start_in_pod("work", dir));
+    serve.ready().await;
+    work.ready().await;
+    world.carries("a").await;
+    reads_from(pipeline, "standby").await;
+    let encrypted = "do $$ begin
+                         assert (select bool_and(ssl) from pg_stat_ssl join pg_stat_activity using (pid)
+                                 where application_name like 'millrace%');
+                     end $$";
+    standby.run(encrypted).await;
+
+    // The name in its certificate, and its authority, are checked; a failure leaves queries to the primary.
+    mount(dir, "postgres-read", &at("127.0.0.1"));
+    let message = problem(&serve, "TlsNameMismatch").await;
+    assert!(["payments-standby, key dsn", HOST].iter().all(|words| message.contains(words)), "{message}");
+    assert_eq!(count(pipeline, Some("standby")).await.0, "primary");
+    mount(dir, "postgres-read", &at(HOST));
+    reads_from(pipeline, "standby").await;
+    let other = Authority::new("other").issue(&[HOST]);
+    standby.install(&[("server.crt", &other.certificate), ("server.key", &other.key)]);
+    standby.stop();
+    standby.restart().await;
+    let message = problem(&serve, "TlsUntrusted").await;
+    assert!(
+        ["payments-standby, key dsn", "postgres-ca, key ca.crt"].iter().all(|words| message.contains(words)),
+        "{message}"
+    );
+    assert_eq!(count(pipeline, Some("standby")).await.0, "primary");
+    world.carries("b").await;
 }

@@ -13,8 +13,8 @@ use crate::harness::{
 
 /// The name that the servers' certificates have; their address is not in them.
 pub(crate) const HOST: &str = "localhost";
-/// Plain connections and those of TLS of any user, except that `client` needs a certificate of its name.
-const HBA: &str = "hostssl all client 127.0.0.1/32 cert\nhost all all 127.0.0.1/32 trust\n";
+/// Plain connections and those of TLS of any user, except that `client` needs a certificate of its name; standbys.
+const HBA: &str = "hostssl all client 127.0.0.1/32 cert\nhost all,replication all 127.0.0.1/32 trust\n";
 
 /// A Redis with a port for TLS beside its plain one, which the harness uses.
 pub(crate) struct Redis {
@@ -107,7 +107,13 @@ fn spec() -> Value {
 }
 
 /// The URL of the pipeline's database by TLS, as the user who has a certificate.
-fn postgres_url(pipeline: &Pipeline, server: &PrivatePostgres, user: &str, host: &str, mode: &str) -> String {
+pub(crate) fn postgres_url(
+    pipeline: &Pipeline,
+    server: &PrivatePostgres,
+    user: &str,
+    host: &str,
+    mode: &str,
+) -> String {
     let database = pipeline.postgres_url().rsplit('/').next().unwrap();
     format!("postgres://{user}@{host}:{}/{database}?sslmode={mode}", server.port())
 }
