@@ -90,9 +90,9 @@ impl Shard {
                 }
             }
         };
-        crate::fault::point("after_read");
         match read? {
             Read::Entries(entries) => {
+                crate::fault::point("after_read");
                 let _memory = used(Some(memory), &entries);
                 self.apply(entries, reading).await?;
                 self.reconcile().await

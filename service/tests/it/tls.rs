@@ -435,7 +435,10 @@ async fn each_command_names_the_secret_and_the_reason() {
     world.restore();
     // A sink that has started, so that the command asks for its cursor.
     let work = world.pipeline.start_in_pod("work", dir);
-    work.ready().await;
+    eventually("the sink is started", async || {
+        world.pipeline.number("select count(*) from sinks where name = 'notifications' and started").await == 1
+    })
+    .await;
     drop(work);
     mount(dir, "redis-ca", &Authority::new("other").pem);
     for command in [&["verify"] as &[&str], &["sinks", "resume", "notifications", "--from", "now"]] {
