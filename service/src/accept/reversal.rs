@@ -44,8 +44,10 @@ pub(super) async fn send(
         Failure::from(invalid)
     })?;
     let found = find(app, caller, original).await?;
+    let checked = check(app, &found, asked.value).await;
+    // Asked after what remains: the commit of this very reversal takes both.
     if !app.store.is_taken(&record_id).await? {
-        check(app, &found, asked.value).await.inspect_err(|failure| count_rejected(&failure.problem().code, 1))?;
+        checked.inspect_err(|failure| count_rejected(&failure.problem().code, 1))?;
         if let Some(actor) = caller.administrator(request, app) {
             // Before the append: a worker may decide the reversal before that returns.
             app.store.note_reversal(original, &record_id, asked.reason.as_str(), &actor).await?;

@@ -144,6 +144,26 @@ async fn concurrent_reversals_never_take_more_than_the_record() {
 }
 
 #[tokio::test]
+async fn a_reversal_of_what_remains_is_never_refused_when_it_is_sent_again() {
+    let (pipeline, _serve, _work) = Pipeline::running(json!({})).await;
+    for n in 0..30 {
+        let id = format!("order-{n}");
+        pipeline.apply(&of(&id, "d", "10")).await.expect(200);
+        let (path, body) = (format!("/records/{id}/reversal"), json!({"reason": "cancelled"}).to_string());
+        // Until the answers are those of a reversal that was applied long ago, each comes somewhere around its commit.
+        let send = async || {
+            for _ in 0..12 {
+                answer(pipeline.posting(&path, body.clone())).await.expect(202);
+            }
+        };
+        futures::join!(send(), send(), send());
+    }
+    pipeline.applied().await;
+    assert_eq!(pipeline.number("select count(*) from reversals").await, 30);
+    pipeline.verify().await;
+}
+
+#[tokio::test]
 async fn a_reversal_that_cannot_be_is_refused_with_its_reason() {
     let (pipeline, _serve, _work) = Pipeline::running(json!({"shards": 1, "policy": {"minimumTotal": "0"}})).await;
     pipeline.apply(&of("order", "d", "10")).await.expect(200);
