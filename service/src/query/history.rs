@@ -63,6 +63,13 @@ impl HistoryApi {
         if let Some(history) = applied(app, &id, limit, false).await? {
             return Ok(Answer(history));
         }
+        // It is a conflict with a record that this caller may not reach.
+        let search = match search {
+            Ok(Search::Found(found)) if app.store.is_conflict(&id, found.shard, found.input.position).await? => {
+                Ok(Search::Absent)
+            }
+            search => search,
+        };
         match search {
             Ok(Search::Found(queued)) => {
                 let received_at = Some(Time(queued.input.received_at));

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Error,
+    Error, Store,
     columns::index_column,
     group::{DecidedPart, GroupCommit, Part},
 };
-use crate::domain::{ContentDigest, DeadLetterId, Decision, DestinationId, Seq, ShardId, StreamId};
+use crate::domain::{
+    ContentDigest, DeadLetterId, Decision, DestinationId, RecordId, Seq, ShardId, StreamId, StreamPosition,
+};
 
 /// Outcomes of the records of a destination in a shard.
 #[derive(Debug, Clone, Copy, Default)]
@@ -15,6 +17,29 @@ struct Outcomes {
     duplicates: i64,
     conflicts: i64,
     dead_letters: i64,
+}
+
+impl Store {
+    /// Whether the record at a place of the input stream was refused as a conflict.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn is_conflict(
+        &self,
+        record_id: &RecordId,
+        shard: ShardId,
+        position: StreamPosition,
+    ) -> Result<bool, Error> {
+        let conflict = sqlx::query_scalar!(
+            r#"select exists (select from conflicts
+                              where record_id = $1 and stream_id = $2 and stream_index = $3 and shard = $4) as "conflict!""#,
+            record_id as &RecordId,
+            position.entry as StreamId,
+            index_column(position),
+            shard as ShardId,
+        );
+        Ok(conflict.fetch_one(&self.pool).await?)
+    }
 }
 
 impl GroupCommit {
