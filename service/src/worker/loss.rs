@@ -146,7 +146,7 @@ async fn close_dead(
     if context.store.takes_no_writes().await?.is_some() {
         context.writes.refused();
     }
-    if !context.writes.are_steady() {
+    if !context.writes.are_steady(context.store.server()) {
         return Ok(());
     }
     for (by, held) in producers.iter().zip(&counts.held) {

@@ -81,7 +81,7 @@ pub async fn own(context: Arc<Context>, lifecycle: Lifecycle) -> anyhow::Result<
             Ok(()) => {
                 heartbeat.record();
                 failing = false;
-                context.writes.taken(began);
+                context.writes.taken(began, context.store.server());
                 context.board.set(LEASES, []);
             }
             Err(error) => {

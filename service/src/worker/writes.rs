@@ -8,22 +8,31 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::store::Server;
+
 /// A write that takes longer met a lock, and others may still wait.
 const SLOW: Duration = Duration::from_secs(1);
-/// How long Postgres must accept writes until a producer without a note is dead: longer than a producer that waited for the
-/// same Postgres needs for its next note.
-const STEADY: Duration = Duration::from_secs(6);
+/// How long a server must accept writes until a producer without a note is dead: longer than a producer needs for its next
+/// note that waited five seconds for a connection to the server before it.
+const STEADY: Duration = Duration::from_secs(8);
 
 /// Since when Postgres has accepted writes without a break; `None` at first.
 #[derive(Debug, Default)]
-pub struct Writes(Mutex<Option<Instant>>);
+pub struct Writes(Mutex<Option<Since>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Since {
+    at: Instant,
+    /// The server that accepts them.
+    server: Server,
+}
 
 impl Writes {
-    /// Notes that a write that began at `began` was accepted.
-    pub(super) fn taken(&self, began: Instant) {
+    /// Notes that a write that began at `began` was accepted by this server.
+    pub(super) fn taken(&self, began: Instant, server: Server) {
         let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if since.is_none() || began.elapsed() > SLOW {
-            *since = Some(Instant::now());
+        if since.is_none_or(|since| since.server != server) || began.elapsed() > SLOW {
+            *since = Some(Since { at: Instant::now(), server });
         }
     }
 
@@ -32,8 +41,9 @@ impl Writes {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Whether every live producer has had time to write.
-    pub(super) fn are_steady(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|since| since.elapsed() > STEADY)
+    /// Whether every live producer has had time to write to this server.
+    pub(super) fn are_steady(&self, server: Server) -> bool {
+        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| since.server == server && since.at.elapsed() > STEADY)
     }
 }

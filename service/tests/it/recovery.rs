@@ -15,10 +15,11 @@ use crate::harness::{
 
 /// A pipeline whose processes read their URLs from files, as pods do.
 struct Pods {
-    pipeline: Pipeline,
-    dir: TempDir,
+    // They go before the folder of their logs.
     serve: Process,
     work: Process,
+    pipeline: Pipeline,
+    dir: TempDir,
 }
 
 impl Pods {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use redis::streams::StreamRangeReply;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Pipeline, eventually};
 
@@ -203,9 +203,16 @@ pub(crate) fn check_stream(entries: &[SinkEntry], expected: &[String]) {
 
 /// Waits until `/stats` has this number of lost records, and the loss is `uncertain` or not.
 pub(crate) async fn lost(pipeline: &Pipeline, records: i64, uncertain: bool) {
+    let mut shown = Value::Null;
     eventually(&format!("{records} records are lost, uncertain: {uncertain}"), async || {
-        let stats = pipeline.get("/stats").await;
-        stats["lost"] == records && stats["lossUncertain"] == uncertain
+        // After a move to another server it may not answer yet.
+        let stats = pipeline.ask("/stats").await.json();
+        let now = json!([stats["lost"], stats["lossUncertain"]]);
+        if now != shown {
+            eprintln!("lost, uncertain: {now}");
+        }
+        shown = now;
+        shown == json!([records, uncertain])
     })
     .await;
 }
