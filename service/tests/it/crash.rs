@@ -273,7 +273,8 @@ async fn an_owner_that_lost_its_shards_unnoticed_reads_nothing() {
     let (before, after) = load.records.split_at(100);
     pipeline.send(before).await;
     pipeline.applied().await;
-    // The owner renews its leases again after fifteen seconds.
+    // It stands still, so that it renews nothing, and notices nothing.
+    old.pause();
     pipeline.execute("update workers set seen_until = now() - interval '1 hour'").await;
     pipeline.execute("update shards set lease_until = now() - interval '1 hour'").await;
     let _successor = pipeline.work_with(&long_lease);
@@ -283,6 +284,7 @@ async fn an_owner_that_lost_its_shards_unnoticed_reads_nothing() {
         })
         .await;
     }
+    old.resume();
     pipeline.send(after).await;
     pipeline.applied().await;
     eventually("the former owner reports both as lost", async || old.logged("worker.shard.lost").len() == 2).await;
@@ -316,9 +318,12 @@ async fn an_owner_that_is_paused_during_a_commit_blocks_no_other_worker() {
     let _serve = pipeline.serve().await;
     let paused = pipeline.work();
     paused.ready().await;
-    eventually("the worker owns the shard", async || pipeline.shares().await == [1]).await;
     let load = Load::new("r", 40);
-    let (before, after) = load.records.split_at(20);
+    let (first, rest) = load.records.split_at(1);
+    let (before, after) = rest.split_at(20);
+    // From then on only its commits wait for the row of the shard.
+    pipeline.send(first).await;
+    pipeline.applied().await;
     let mut lock = pipeline.sql.begin_with("begin").await.unwrap();
     sqlx::query("select from shards for update").execute(&mut *lock).await.unwrap();
     pipeline.send(before).await;
