@@ -67,6 +67,8 @@ create table shards (
     processed      bigint      not null default 0,
     duplicates     bigint      not null default 0,
     alerts         bigint      not null default 0,
+    -- Thresholds on totals that records took a total over.
+    total_alerts   bigint      not null default 0,
     -- Records of a unit without a threshold while other units had one.
     without_threshold bigint   not null default 0,
     -- Whether its stream and group were created: a group that has to be created after that was lost.
@@ -155,6 +157,8 @@ create table records (
     previous_total numeric     not null,
     -- The threshold that was passed; null: no alert.
     threshold      numeric,
+    -- The thresholds on totals that it took a total over, a JSON array; null: none.
+    total_alerts   text,
     -- As received, byte for byte.
     attributes     text,
     traceparent    text,
@@ -167,6 +171,7 @@ create table records (
 create index records_destination on records (destination_id, seq);
 -- Few rows: for the alert filter and the alert publishers.
 create index records_alerts on records (shard, seq) where threshold is not null;
+create index records_total_alerts on records (shard, seq) where total_alerts is not null;
 create index records_processed_at on records (processed_at);
 create index records_time on records using brin (time) with (pages_per_range = 32);
 
@@ -229,8 +234,9 @@ create table expired_counts (
     count          bigint  not null,
     -- The highest number; 0 for duplicates, which have none. No record up to it is kept.
     upto           bigint  not null default 0,
-    -- Of records: those that raised an alert. Of dead letters: those that were replayed.
+    -- Of records: those that raised an alert, and the alerts of totals. Of dead letters: those that were replayed.
     alerts         bigint  not null default 0,
+    total_alerts   bigint  not null default 0,
     replayed       bigint  not null default 0,
     destination_id text    collate "C" not null default '',
     primary key (shard, kind, destination_id)
@@ -261,6 +267,9 @@ create table totals (
     negative_count bigint  not null default 0,
     -- How many of the records raised an alert.
     alerts         bigint  not null default 0,
+    -- The numbers of its first and of its last record.
+    first_seq      bigint  not null default 0,
+    last_seq       bigint  not null default 0,
     destination_id text    collate "C" not null,
     reference      text    collate "C" not null,
     unit           text    collate "C" not null,
@@ -303,6 +312,9 @@ create table rollup_builds (
     until_seq bigint  not null,
     -- Records below it are built.
     next_seq  bigint  not null,
+    -- Thresholds on its totals are decided for records from it on: the first one that was decided when the build was complete.
+    -- Null: none yet.
+    decided_from bigint,
     primary key (rollup_id, shard)
 );
 
@@ -427,7 +439,7 @@ create table attempts (
 -- Started sinks, by name. The cursor of a Redis stream is beside the stream, that of a webhook in webhook_cursors.
 create table sinks (
     name        text    primary key,
-    kind        text    not null check (kind in ('Processed', 'Alert', 'DeadLettered', 'Conflicted')),
+    kind        text    not null check (kind in ('Processed', 'Alert', 'TotalAlert', 'DeadLettered', 'Conflicted')),
     -- The Redis stream; null for another kind of sink.
     stream      text,
     cursor_generation text    not null,

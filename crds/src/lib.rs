@@ -35,6 +35,8 @@ pub mod status_api;
 mod text;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod tls;
+#[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
+mod totals;
 mod validate;
 #[expect(unreachable_pub, reason = "KubeSchema repeats each struct in a scope of its own")]
 mod webhook;
@@ -62,5 +64,6 @@ pub use staleness::{InvalidMaxStaleness, MaxStaleness};
 pub use status::{Migrated, RecordPipelineStatus};
 pub use text::{InvalidText, check_text};
 pub use tls::{ClientTls, ServeTls, TlsSecretRef};
+pub use totals::{TotalOf, TotalThreshold};
 pub use validate::Violation;
 pub use webhook::{Ordering, Webhook};

@@ -6,7 +6,10 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::validate::{Found, is_label};
+use crate::{
+    RecordPipelineSpec,
+    validate::{Found, is_label},
+};
 
 /// Count and sum of the records per window and group, kept up to date with each commit. Unit and sign always belong to the
 /// group.
@@ -55,6 +58,22 @@ impl Rollup {
         let mut fields = BTreeSet::new();
         for field in self.group_by.iter().filter(|field| !fields.insert(**field)) {
             found.add(format!("{at}.groupBy"), format!("has {} twice; remove one", field.as_str()));
+        }
+    }
+}
+
+impl RecordPipelineSpec {
+    pub(crate) fn check_rollups(&self, found: &mut Found) {
+        if self.rollups.len() > 8 {
+            found.add("spec.rollups", "must be at most 8: each is written to by every commit");
+        }
+        let mut names = BTreeSet::new();
+        for (index, rollup) in self.rollups.iter().enumerate() {
+            let at = |field: &str| format!("spec.rollups[{index}]{field}");
+            if !names.insert(&rollup.name) {
+                found.add(at(".name"), format!("{} is used twice; rollup names are unique", rollup.name));
+            }
+            rollup.check(&at(""), found);
         }
     }
 }

@@ -17,6 +17,10 @@ use crate::{filter::Filter, webhook::Webhook};
     "!has(self.until) || dyn(self.until) == null || !has(self.from) || self.from == null || !has(self.from.time) || \
      dyn(self.from.time) == null || timestamp(self.from.time) < timestamp(self.until.time)"
 ).message("needs from.time before until.time"))]
+#[x_kube(validation = Rule::new(
+    "self.event != 'TotalAlert' || !has(self.redisStream) || self.redisStream == null || self.redisStream.maxLength == 0 || \
+     self.redisStream.maxLength >= 16"
+).message("redisStream.maxLength must be 0, or at least 16 beside the event TotalAlert: the alerts of a record come together"))]
 pub struct Sink {
     /// Its name, unique in the pipeline, up to 40 lower-case letters, digits or '-'. The sink's position belongs to the
     /// name: the same name with a new target continues at the position of the old one.
@@ -26,8 +30,9 @@ pub struct Sink {
     #[schemars(length(max = 40), regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"))]
     pub name: String,
     /// Needed: the outcomes that it publishes. Processed: every record that was processed. Alert: processed records
-    /// whose value is above the threshold. DeadLettered: records that became dead letters. Conflicted: records refused
-    /// because their id is taken by other content.
+    /// whose value is above the threshold. TotalAlert: processed records that took a total over one of `totalThresholds`,
+    /// an entry for each. DeadLettered: records that became dead letters. Conflicted: records refused because their id is
+    /// taken by other content.
     pub event: SinkEvent,
     /// Where a new sink starts. Absent: `Beginning` in a new pipeline, `Now` in a running one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,6 +59,8 @@ pub enum SinkEvent {
     Processed,
     /// Processed records whose value is above the threshold.
     Alert,
+    /// Processed records that took a total over one of `totalThresholds`, an entry for each.
+    TotalAlert,
     /// Records that became dead letters.
     DeadLettered,
     /// Records refused because their id is taken by other content.

@@ -18,6 +18,7 @@ use crate::{
     staleness::MaxStaleness,
     status::RecordPipelineStatus,
     tls::ClientTls,
+    totals::TotalThreshold,
 };
 
 /// The definition of a pipeline: its shards, its alerts, the sinks of its outcomes, and how it runs on a cluster.
@@ -59,6 +60,8 @@ use crate::{
         .message("spec.archive needs spec.retention.records: a partition is archived before it is dropped, and none is dropped"),
     validation = Rule::new("!has(self.autoscaling) || self.autoscaling == null || !has(self.replicas) || self.replicas <= 1")
         .message("spec.replicas must be left out, or 0 to stop, beside spec.autoscaling: set autoscaling.minReplicas and maxReplicas instead"),
+    validation = Rule::new("!has(self.totalThresholds) || self.totalThresholds.all(t, !has(t.rollup) || dyn(t.rollup) == null || (has(self.rollups) && self.rollups.exists(r, r.name == t.rollup && has(r.groupBy) && 'destinationId' in r.groupBy && (t.per != 'Key' || 'reference' in r.groupBy))))")
+        .message("spec.totalThresholds: rollup must name one of spec.rollups that groups by destinationId, and for per: Key also by reference"),
 )]
 pub struct RecordPipelineSpec {
     /// A record whose value is above this raises an alert: a decimal string such as "1000.00". A change is active
@@ -76,6 +79,12 @@ pub struct RecordPipelineSpec {
             .message("a unit has white space at an end, or a character that cannot be seen: remove it, for units compare byte by byte"),
     )]
     pub thresholds: BTreeMap<String, DecimalString>,
+    /// Thresholds on totals, at most 16: the record that takes a total over one raises an alert, which sinks of the event
+    /// TotalAlert publish. A change is active within seconds, restarts no pod, and concerns later records only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub total_thresholds: Vec<TotalThreshold>,
     /// Number of workers, 1 unless given, at most 256; more than `shards` idle, 0 stops the pipeline. Leave it out
     /// beside `autoscaling`: there 0 stops the pipeline and 1, the default, has no effect. `kubectl scale rpl NAME
     /// --replicas=3` sets it, and a HorizontalPodAutoscaler may.
@@ -191,6 +200,7 @@ impl RecordPipelineSpec {
         let Self {
             threshold,
             thresholds,
+            total_thresholds,
             shards,
             backlog_limit,
             limits,
@@ -220,6 +230,7 @@ impl RecordPipelineSpec {
         Self {
             threshold: threshold.clone(),
             thresholds: thresholds.clone(),
+            total_thresholds: total_thresholds.clone(),
             shards: *shards,
             backlog_limit: *backlog_limit,
             limits: *limits,

@@ -135,6 +135,7 @@ impl RecordPipelineSpec {
         }
         self.check_sinks(pipeline, found);
         self.check_rollups(found);
+        self.check_total_thresholds(found);
         if let Some(retention) = &self.retention {
             retention.check(found);
         }
@@ -251,22 +252,6 @@ impl Sink {
                 found.add(format!("{at}.until.time"), "must be after from.time");
             }
             _ => {}
-        }
-    }
-}
-
-impl RecordPipelineSpec {
-    fn check_rollups(&self, found: &mut Found) {
-        if self.rollups.len() > 8 {
-            found.add("spec.rollups", "must be at most 8: each is written to by every commit");
-        }
-        let mut names = BTreeSet::new();
-        for (index, rollup) in self.rollups.iter().enumerate() {
-            let at = |field: &str| format!("spec.rollups[{index}]{field}");
-            if !names.insert(&rollup.name) {
-                found.add(at(".name"), format!("{} is used twice; rollup names are unique", rollup.name));
-            }
-            rollup.check(&at(""), found);
         }
     }
 }

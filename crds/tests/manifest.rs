@@ -61,7 +61,7 @@ fn the_shortest_manifest_has_defaults() {
 fn the_spec_for_pods_has_only_the_fields_that_concern_them() {
     let text = manifest(
         "name: a",
-        "threshold: '1', thresholds: {a: '2'}, replicas: 0, autoscaling: {minReplicas: 1, maxReplicas: 2, targetBacklog: 9}, \
+        "threshold: '1', thresholds: {a: '2'}, totalThresholds: [{name: a, unit: b, above: '1', per: Key}], replicas: 0, autoscaling: {minReplicas: 1, maxReplicas: 2, targetBacklog: 9}, \
          shards: 4, backlogLimit: 7, limits: {perKey: {bytesInFlight: 1}}, image: a, imagePullPolicy: Never, imagePullSecrets: [a], \
          sinks: [{name: a, event: Alert, redisStream: {}}], rollups: [{name: a, window: 1m}], policy: {minimumTotal: '0'}, \
          retention: {records: 400d, ids: Forever}, archive: {directory: {path: /a}}, redis: {urlSecretRef: {name: a, key: k}}, postgres: {urlSecretRef: {name: b, key: k}}, \
@@ -72,10 +72,10 @@ fn the_spec_for_pods_has_only_the_fields_that_concern_them() {
     let all: serde_json::Value = serde_json::from_str(&whole.canonical()).unwrap();
     let for_pods: serde_json::Value = serde_json::from_str(&whole.for_pods().canonical()).unwrap();
     let (all, for_pods) = (all.as_object().unwrap(), for_pods.as_object().unwrap());
-    assert_eq!(all.len(), 26, "set a new field above, and decide whether it concerns the pods: {all:?}");
+    assert_eq!(all.len(), 27, "set a new field above, and decide whether it concerns the pods: {all:?}");
     let names: BTreeSet<&str> = for_pods.keys().map(String::as_str).collect();
-    let concern =
-        "threshold thresholds shards backlogLimit limits sinks rollups policy redis postgres auth retention archive";
+    let concern = "threshold thresholds totalThresholds shards backlogLimit limits sinks rollups policy redis postgres auth \
+                   retention archive";
     assert_eq!(names, concern.split(' ').collect());
     assert!(for_pods.iter().all(|(name, value)| all[name] == *value), "as they were written");
     assert_eq!(whole.for_pods().for_pods(), whole.for_pods());
@@ -393,6 +393,44 @@ const RULES: &[Rule] = &[
         kept: filter!("Processed", "sources: {prefixes: ['a ']}"),
         broken: filter!("Processed", "sources: {prefixes: ['']}"),
         message: "spec.sinks[0].filter.sources.prefixes[0]: must not be empty",
+    },
+    Rule {
+        kept: "totalThresholds: [{name: a, unit: EUR, above: '1', per: Key}, {name: b, unit: EUR, below: '1', per: Key}]",
+        broken: "totalThresholds: [{name: a, unit: EUR, above: '1', per: Key}, {name: a, unit: USD, above: '1', per: Key}]",
+        message: "spec.totalThresholds[1].name: a is used twice",
+    },
+    Rule {
+        kept: "totalThresholds: [{name: a, unit: EUR, below: '0', every: '0.001', per: Destination}]",
+        broken: "totalThresholds: [{name: a, unit: EUR, above: '1', below: '0', per: Destination}]",
+        message: "spec.totalThresholds[0]: needs exactly one of above and below",
+    },
+    Rule {
+        kept: "totalThresholds: [{name: a, unit: EUR, above: '1', every: '1', per: Key}]",
+        broken: "totalThresholds: [{name: a, unit: EUR, above: '1', every: '0.00099', per: Key}]",
+        message: "spec.totalThresholds[0].every: must be at least 0.001",
+    },
+    Rule {
+        kept: "totalThresholds: [{name: a, unit: EUR, above: '1', per: Key}]",
+        broken: "totalThresholds: [{name: a, unit: ' EUR', above: '1', per: Key}]",
+        message: "spec.totalThresholds[0].unit: ",
+    },
+    Rule {
+        kept: "rollups: [{name: r, window: 1d, groupBy: [reference, destinationId]}], \
+               totalThresholds: [{name: a, unit: EUR, above: '1', per: Key, rollup: r}]",
+        broken: "rollups: [{name: r, window: 1d, groupBy: [destinationId]}], \
+                 totalThresholds: [{name: a, unit: EUR, above: '1', per: Key, rollup: r}]",
+        message: "spec.totalThresholds[0].rollup: r does not group by reference; add it to its groupBy",
+    },
+    Rule {
+        kept: "rollups: [{name: r, window: 1d, groupBy: [destinationId]}], \
+               totalThresholds: [{name: a, unit: EUR, above: '1', per: Destination, rollup: r}]",
+        broken: "totalThresholds: [{name: a, unit: EUR, above: '1', per: Destination, rollup: r}]",
+        message: "spec.totalThresholds[0].rollup: \"r\" is none of spec.rollups",
+    },
+    Rule {
+        kept: "sinks: [{name: a, event: TotalAlert, redisStream: {maxLength: 16}}]",
+        broken: "sinks: [{name: a, event: TotalAlert, redisStream: {maxLength: 15}}]",
+        message: "spec.sinks[0].redisStream.maxLength: must be 0, or at least 16",
     },
     Rule {
         kept: "rollups: [{name: a, window: 1h}, {name: b, window: 1h}]",

@@ -271,6 +271,31 @@ const RULES: &[Rule] = &[
         message: "spec.retention.records in body should match",
     },
     Rule {
+        kept: "totalThresholds: [{name: a, unit: EUR, above: '1', per: Key}, {name: b, unit: EUR, below: '1', per: Key}]",
+        broken: "totalThresholds: [{name: a, unit: EUR, above: '1', per: Key}, {name: a, unit: USD, above: '1', per: Key}]",
+        message: "spec.totalThresholds[1]: Duplicate value: {\"name\":\"a\"}",
+    },
+    Rule {
+        kept: "totalThresholds: [{name: a, unit: EUR, below: '0', every: '0.001', per: Destination}]",
+        broken: "totalThresholds: [{name: a, unit: EUR, above: '1', below: '0', per: Destination}]",
+        message: "needs exactly one of above and below",
+    },
+    Rule {
+        kept: "totalThresholds: [{name: a, unit: EUR, above: '1', every: '1', per: Key}]",
+        broken: "totalThresholds: [{name: a, unit: EUR, above: '1', every: '0.00099', per: Key}]",
+        message: "must be at least 0.001",
+    },
+    Rule {
+        kept: "rollups: [{name: r, window: 1d, groupBy: [reference, destinationId]}], totalThresholds: [{name: a, unit: EUR, above: '1', per: Key, rollup: r}]",
+        broken: "rollups: [{name: r, window: 1d, groupBy: [destinationId]}], totalThresholds: [{name: a, unit: EUR, above: '1', per: Key, rollup: r}]",
+        message: "rollup must name one of spec.rollups that groups by destinationId",
+    },
+    Rule {
+        kept: "sinks: [{name: a, event: TotalAlert, redisStream: {maxLength: 16}}]",
+        broken: "sinks: [{name: a, event: TotalAlert, redisStream: {maxLength: 15}}]",
+        message: "redisStream.maxLength must be 0, or at least 16",
+    },
+    Rule {
         kept: "rollups: [{name: a, window: 1h}, {name: b, window: 1h}]",
         broken: "rollups: [{name: a, window: 1h}, {name: a, window: 1d}]",
         message: "spec.rollups[1]: Duplicate value: {\"name\":\"a\"}",

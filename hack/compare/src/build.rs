@@ -37,6 +37,8 @@ pub(crate) struct Build {
 pub(crate) enum With {
     /// Limits of requests, records and bytes in the manifest, far above the load
     Limits,
+    /// Two thresholds on totals, of keys and of destinations, with steps that one record in some two hundred passes, and a sink
+    TotalThresholds,
     /// In `answers`: a source beside the load that sends ten times its rate, refused or not
     LoudSource,
     /// In `batches` and `singles`: an open console, which shows the overview
@@ -52,8 +54,18 @@ impl With {
                  perKey: { requestsPerSecond: 100000000, recordsPerSecond: 100000000, bytesInFlight: 100000000000 }\n    \
                  pipeline: { requestsPerSecond: 100000000, recordsPerSecond: 100000000, bytesInFlight: 100000000000 }\n"
             }
+            Self::TotalThresholds => {
+                "  totalThresholds:\n    \
+                 - { name: key, unit: EUR, above: \"100000\", every: \"100000\", per: Key }\n    \
+                 - { name: destination, unit: EUR, above: \"100000\", every: \"100000\", per: Destination }\n"
+            }
             Self::LoudSource | Self::Console => "",
         }
+    }
+
+    /// The event of a sink that it adds, which nobody reads.
+    fn sink(self) -> Option<&'static str> {
+        (self == Self::TotalThresholds).then_some("TotalAlert")
     }
 }
 
@@ -121,7 +133,7 @@ impl Place {
         };
         let text = format!(
             "apiVersion: millrace.dev/v1alpha1\nkind: RecordPipeline\nmetadata: {{ name: {} }}\nspec:\n  \
-             threshold: \"{THRESHOLD}\"\n  shards: {}\n  backlogLimit: {}\n{}{}  sinks:\n{}{}{}",
+             threshold: \"{THRESHOLD}\"\n  shards: {}\n  backlogLimit: {}\n{}{}  sinks:\n{}{}{}{}",
             self.pipeline,
             self.settings.shards,
             self.settings.backlog_limit,
@@ -129,6 +141,7 @@ impl Place {
             self.rollups(),
             sink("notifications", "Processed"),
             sink("alerts", "Alert"),
+            build.with.and_then(With::sink).map(|event| sink("total-alerts", event)).unwrap_or_default(),
             self.more_sinks().map(|name| sink(&name, "Processed")).collect::<String>(),
         );
         fs::write(self.manifest(), text).context("the manifest")

@@ -33,9 +33,10 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Shard and number of ids such as `0-1`, `0-1-alert`, `0-d1`, `0-c1`.
+    /// Shard and number of ids such as `0-1`, `0-1-alert`, `0-1-total-key`, `0-d1`, `0-c1`.
     pub(crate) fn place(&self) -> Option<(usize, i64)> {
         let (shard, rest) = self.id.split_once('-')?;
+        let rest = rest.split_once("-total-").map_or(rest, |(number, _)| number);
         let number = rest.trim_start_matches(['d', 'c']).trim_end_matches("-alert");
         Some((shard.parse().ok()?, number.parse().ok()?))
     }

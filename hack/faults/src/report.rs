@@ -99,6 +99,7 @@ impl Report {
         self.counts.dead_letters += counts.dead_letters;
         self.counts.alerts += counts.alerts;
         self.counts.reversals += counts.reversals;
+        self.counts.total_alerts += counts.total_alerts;
         self.counts.external += counts.external;
     }
 
@@ -139,6 +140,7 @@ impl Report {
             ("dead letters", self.counts.dead_letters.cast_unsigned()),
             ("alerts", self.counts.alerts.cast_unsigned()),
             ("reversals", self.counts.reversals.cast_unsigned()),
+            ("alerts of totals", self.counts.total_alerts.cast_unsigned()),
             ("destroyed by faults that may destroy", self.destroyed),
             ("reported as lost, those of unknown outcome included", self.said_lost.cast_unsigned()),
             ("rounds in which something was destroyed", self.lossy_rounds),

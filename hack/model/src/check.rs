@@ -19,6 +19,8 @@ pub const ORDER: &str = "per destination, records are processed in the order of 
 pub const SINK: &str = "a sink has each number once, in order, and skips none but noted gaps";
 /// The ids that a reader has seen.
 pub const IDS: &str = "no id of a notification is given twice";
+/// Alerts of totals.
+pub const TOTAL_ALERTS: &str = "a crossing of the total has one alert, of the record that made it, by its version";
 /// Alerts.
 pub const ALERTS: &str = "an alert is exact by its version, and versions never fall";
 /// Nothing is lost.
@@ -71,6 +73,17 @@ pub(crate) fn properties() -> Vec<Property<Protocol>> {
             let log_is_right =
                 |shard: &Shard| shard.log.iter().all(exact) && shard.log.is_sorted_by_key(|row| row.version);
             state.postgres.shards.iter().all(log_is_right)
+        }),
+        Property::always(TOTAL_ALERTS, |model, state: &State| {
+            state.postgres.shards.iter().all(|shard| {
+                let mut total = 0;
+                shard.log.iter().all(|row| {
+                    let before = total;
+                    total += model.config.records[usize::from(row.input.record)].value;
+                    let threshold = state.postgres.policies.get(usize::from(row.version) - 1).copied();
+                    threshold.is_some_and(|at| row.total_alert == (before <= at && at < total))
+                })
+            })
         }),
         Property::always(KEPT, |_, state: &State| {
             state.observer.rewound != (0, 0) || missing(state) & state.observer.acknowledged == 0
@@ -157,7 +170,8 @@ fn periods_are_found(shard: &Shard) -> bool {
 }
 
 fn same(row: &Row, notice: &Notice) -> bool {
-    (row.seq, row.input.record, row.alert, row.before) == (notice.seq, notice.record, notice.alert, notice.before)
+    let Notice { seq, record, alert, total_alert, before, .. } = *notice;
+    (row.seq, row.input.record, row.alert, row.total_alert, row.before) == (seq, record, alert, total_alert, before)
 }
 
 /// Each notification that a reader saw is in the log with the same content, or in a gap; above the log's end a

@@ -26,7 +26,8 @@ impl Protocol {
         let from_memory = own.recent.first().is_some_and(|first| first.seq <= at + 1);
         let row = if from_memory { own.recent.iter().find(below) } else { log.iter().find(below) };
         row.map(|row| {
-            (at, Notice { shard, seq: row.seq, record: row.input.record, alert: row.alert, before: row.before })
+            let Row { seq, alert, total_alert, before, .. } = *row;
+            (at, Notice { shard, seq, record: row.input.record, alert, total_alert, before })
         })
     }
 

@@ -47,6 +47,8 @@ pub struct Row {
     pub version: u8,
     /// Whether its value was above the threshold.
     pub alert: bool,
+    /// Whether it took the total over the threshold.
+    pub total_alert: bool,
     /// The total before it.
     pub before: u8,
     /// Its partition.
@@ -238,6 +240,8 @@ pub struct Notice {
     pub record: u8,
     /// Whether it alerts.
     pub alert: bool,
+    /// Whether it alerts of the total.
+    pub total_alert: bool,
     /// The summary.
     pub before: u8,
 }

@@ -204,7 +204,7 @@ pub enum PlanStep {
 pub struct Policy {
     /// Its version.
     pub version: u8,
-    /// Values above it raise an alert.
+    /// Values above it raise an alert, and so does a record that takes the total over it.
     pub threshold: u8,
     /// The start of Postgres that it was read from.
     pub boot: u8,

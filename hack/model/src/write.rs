@@ -38,7 +38,9 @@ impl Protocol {
                     row.top += 1;
                     let (seq, before) = (row.top, row.total);
                     let period = if self.has(Guard::PeriodNeverFalls) { row.period.max(clock) } else { clock };
-                    row.log.push(Row { seq, input: *input, version, alert: value > threshold, before, period });
+                    let total_alert = before <= threshold && before + value > threshold;
+                    let alert = value > threshold;
+                    row.log.push(Row { seq, input: *input, version, alert, total_alert, before, period });
                     row.total += value;
                 }
                 Decision::DeadLetter => {

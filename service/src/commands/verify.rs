@@ -13,6 +13,7 @@ mod progress;
 mod sinks;
 #[cfg(test)]
 mod tests;
+mod totals;
 
 use std::time::{Duration, Instant};
 

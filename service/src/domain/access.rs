@@ -221,6 +221,12 @@ impl AccessLimit {
         is_outside(&limits.destinations, destination_id.as_str()).then_some("/destinationId")
     }
 
+    /// Whether the caller may reach records of this destination, of some source at least.
+    #[must_use]
+    pub fn allows_destination(&self, destination_id: &DestinationId) -> bool {
+        self.destinations().is_none_or(|ranges| ranges.contains(destination_id.as_str()))
+    }
+
     /// Whether the caller may reach a record of this source and destination.
     #[must_use]
     pub fn allows(&self, source_id: &SourceId, destination_id: &DestinationId) -> bool {

@@ -5,13 +5,14 @@
 
 use std::collections::HashMap;
 
+use millrace_crds::TotalOf;
 use rust_decimal::Decimal;
 
 use super::{
     Amount, ContentDigest, DeadLetterId, DeadLetterReason, Decision, DestinationUnit, Duplicate, Holder, IdLedger,
     InputRecord, Item, Key, Kind, Known, KnownDeadLetter, NewConflict, NewDeadLetter, NewRecord, Parsed, Policy,
     Position, PositionOfRecord, Record, Refusal, Reversals, Seq, ShardId, ShardSeq, StreamPosition, TakenId, Total,
-    total_in_bounds, total_nanos,
+    TotalAlert, TotalStep, WindowKey, total_in_bounds, total_nanos,
 };
 
 /// Decides a batch of one shard, in order. `ids` holds every taken id of the batch, and takes those that it takes.
@@ -47,7 +48,14 @@ struct Judge<'a> {
     totals: HashMap<Key, Total>,
     destinations: HashMap<DestinationUnit, i128>,
     reversals: Reversals,
+    windows: HashMap<WindowKey, i128>,
     decision: Decision,
+}
+
+/// The totals that a record adds to, before it.
+struct Added {
+    previous: Total,
+    total_alerts: Vec<TotalAlert>,
 }
 
 impl<'a> Judge<'a> {
@@ -63,6 +71,7 @@ impl<'a> Judge<'a> {
             totals: known.totals,
             destinations: known.destinations,
             reversals: Reversals::new(known.originals),
+            windows: known.windows,
             decision: Decision::default(),
         };
         for dead_letter in known.dead_letters {
@@ -109,8 +118,8 @@ impl<'a> Judge<'a> {
         }
         let outcome = self.reversals.judge(record, &self.decision.records).and_then(|(content, reversal)| {
             let threshold = self.threshold(&content);
-            let previous = self.add(&content, threshold.is_some())?;
-            Ok(NewRecord { seq: Seq::ZERO, item: index, record: content, previous, threshold, reversal })
+            let Added { previous, total_alerts } = self.add(&content, threshold.is_some())?;
+            Ok(NewRecord { seq: Seq::ZERO, item: index, record: content, previous, threshold, total_alerts, reversal })
         });
         match outcome {
             Ok(new) => self.keep(input, record, new),
@@ -176,8 +185,8 @@ impl<'a> Judge<'a> {
         shard == self.position.shard && taken.position == Some(position)
     }
 
-    /// Adds a record to its totals, or refuses it. Returns the total before it.
-    fn add(&mut self, record: &Record, is_alert: bool) -> Result<Total, Refusal> {
+    /// Adds a record to its totals, or refuses it.
+    fn add(&mut self, record: &Record, is_alert: bool) -> Result<Added, Refusal> {
         let key = Key::of(record);
         let previous = self.totals.get(&key).copied().unwrap_or_default();
         let total =
@@ -186,20 +195,61 @@ impl<'a> Judge<'a> {
                     "the total of its destinationId, reference and unit would have more than 19 integer digits";
                 Refusal::new(DeadLetterReason::TotalOutOfBounds, detail)
             })?;
-        if let Some(minimum) = self.policy.minimum_total_nanos() {
+        let mut of_destination = None;
+        if self.policy.needs_destinations() {
             let of_unit = DestinationUnit { destination_id: key.destination_id.clone(), unit: key.unit.clone() };
-            let before = self.destinations.entry(of_unit).or_default();
-            let after = *before + total_nanos(record.signed());
-            if record.kind == Kind::Negative && after < minimum {
+            let stored = self.destinations.entry(of_unit).or_default();
+            let step = TotalStep { before: *stored, after: *stored + total_nanos(record.signed()) };
+            let is_below = self.policy.minimum_total_nanos().is_some_and(|minimum| step.after < minimum);
+            if record.kind == Kind::Negative && is_below {
                 let detail = "its destination's total in this unit would be below policy.minimumTotal";
                 return Err(Refusal::new(DeadLetterReason::BelowMinimumTotal, detail));
             }
-            *before = after;
+            *stored = step.after;
+            of_destination = Some(step);
         }
+        let of_key = TotalStep { before: total_nanos(previous.total), after: total_nanos(total) };
+        let total_alerts = self.total_alerts(record, of_key, of_destination);
         let next = Total { count: previous.count + 1, total };
         self.totals.insert(key.clone(), next);
-        self.decision.totals.entry(key).or_default().add(record, is_alert);
-        Ok(previous)
+        let seq = self.position.watermarks.records.next();
+        self.decision.totals.entry(key).or_default().add(record, seq, is_alert);
+        Ok(Added { previous, total_alerts })
+    }
+
+    /// The alerts of a record that changes totals, and adds it to the totals of its windows.
+    fn total_alerts(
+        &mut self,
+        record: &Record,
+        of_key: TotalStep,
+        of_destination: Option<TotalStep>,
+    ) -> Vec<TotalAlert> {
+        let policy = self.policy;
+        let (mut alerts, mut windows) = (Vec::new(), Vec::new());
+        for threshold in policy.total_thresholds().iter().filter(|threshold| threshold.is_of(record)) {
+            let window = threshold.window(record, policy.rollups());
+            let step = match (threshold.total_of(), &window) {
+                (Some(TotalOf::Key), _) => Some(of_key),
+                (Some(TotalOf::Destination), _) => of_destination,
+                (None, Some(window)) => self.windows.get(window).map(|before| {
+                    let before = *before;
+                    TotalStep { before, after: before + total_nanos(record.signed()) }
+                }),
+                (None, None) => None,
+            };
+            let begins = window
+                .as_ref()
+                .and_then(|window| Some(policy.rollups().get(window.rollup)?.window_begins(window.window_start)));
+            alerts.extend(step.and_then(|step| threshold.alert(record, step, begins)));
+            // Several thresholds can be on the same window.
+            windows.extend(window.filter(|window| !windows.contains(window)));
+        }
+        for window in windows {
+            if let Some(total) = self.windows.get_mut(&window) {
+                *total += total_nanos(record.signed());
+            }
+        }
+        alerts
     }
 
     /// The threshold that a record's value is above.
@@ -214,6 +264,7 @@ impl<'a> Judge<'a> {
         let holder = Holder::Record(ShardSeq { shard: self.position.shard, seq });
         self.take(holder, parsed, input.position);
         self.decision.alerts += i64::from(new.threshold.is_some());
+        self.decision.total_alerts += new.total_alerts.len() as i64;
         self.decision.without_threshold += i64::from(self.policy.lacks_threshold(new.record.unit.as_str()));
         let new = NewRecord { seq, ..new };
         self.reversals.keep(&new);

@@ -6,7 +6,7 @@ use rust_decimal::Decimal;
 
 use super::{
     Account, ContentDigest, DeadLetterId, DeadLetterReason, DestinationId, InputRecord, Invalid, Key, Kind, Position,
-    Record, RecordId, Reversal, Seq, SourceId, StreamId, Total,
+    Record, RecordId, Reversal, Seq, SourceId, StreamId, Total, TotalAlert,
 };
 
 /// Why a record becomes a dead letter.
@@ -72,6 +72,8 @@ pub struct NewRecord {
     pub previous: Total,
     /// The threshold that its value is above.
     pub threshold: Option<Decimal>,
+    /// The thresholds on totals that it takes a total over, in the order of the manifest.
+    pub total_alerts: Vec<TotalAlert>,
     /// What it takes back; `None`: it is no reversal.
     pub reversal: Option<Reversal>,
 }
@@ -132,11 +134,19 @@ pub struct TotalChange {
     pub negative_sum: Decimal,
     /// Number of records that raise an alert.
     pub alerts: i64,
+    /// The first of the records.
+    pub first: Seq,
+    /// The last of the records.
+    pub last: Seq,
 }
 
 impl TotalChange {
-    /// Adds a record. A batch is too small for its sums to leave the range.
-    pub fn add(&mut self, record: &Record, is_alert: bool) {
+    /// Adds the next record, of this number. A batch is too small for its sums to leave the range.
+    pub fn add(&mut self, record: &Record, seq: Seq, is_alert: bool) {
+        if self.positive_count + self.negative_count == 0 {
+            self.first = seq;
+        }
+        self.last = seq;
         self.alerts += i64::from(is_alert);
         match record.kind {
             Kind::Positive => {
@@ -168,6 +178,8 @@ pub struct Decision {
     pub closed: Vec<DeadLetterId>,
     /// Number of `records` above their threshold.
     pub alerts: i64,
+    /// Number of thresholds that `records` take a total over.
+    pub total_alerts: i64,
     /// Number of `records` of a unit without a threshold while other units have one.
     pub without_threshold: i64,
     /// Number of records that were applied before: counted nowhere.

@@ -48,18 +48,20 @@ impl DeliveryState {
 }
 
 /// The id of a notification: `<shard>-<seq>`, with `-alert` behind an alert, `d` or `c` before the number of a dead letter or a
-/// conflict.
+/// conflict. Behind `-total` each alert of a total has the name of its threshold, too.
 #[must_use]
 pub fn notification_id(kind: OutcomeKind, shard: ShardId, seq: Seq) -> String {
     match kind {
         OutcomeKind::Processed => format!("{shard}-{seq}"),
         OutcomeKind::Alert => format!("{shard}-{seq}-alert"),
+        OutcomeKind::TotalAlert => format!("{shard}-{seq}-total"),
         OutcomeKind::DeadLettered => format!("{shard}-d{seq}"),
         OutcomeKind::Conflicted => format!("{shard}-c{seq}"),
     }
 }
 
-/// The id of a delivery: `<sink>.<id of the notification>`.
+/// The id of a delivery: `<sink>.<id of the notification>`. Alerts of totals by one record are one delivery,
+/// `<sink>.<shard>-<seq>-total`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeliveryId {
     /// The sink.
@@ -90,6 +92,8 @@ impl FromStr for DeliveryId {
             (OutcomeKind::Conflicted, digits)
         } else if let Some(digits) = number.strip_suffix("-alert") {
             (OutcomeKind::Alert, digits)
+        } else if let Some(digits) = number.strip_suffix("-total") {
+            (OutcomeKind::TotalAlert, digits)
         } else {
             (OutcomeKind::Processed, number)
         };
@@ -110,12 +114,20 @@ mod tests {
 
     #[test]
     fn an_id_of_a_delivery_is_read_as_it_is_written() {
-        for text in ["hooks.3-17", "a-b.0-5-alert", "x.255-d1", "x.1-c9"] {
+        for text in ["hooks.3-17", "a-b.0-5-alert", "a-b.0-5-total", "x.255-d1", "x.1-c9"] {
             assert_eq!(text.parse::<DeliveryId>().expect(text).to_string(), text);
         }
-        for wrong in
-            ["", "hooks", "hooks.3", "hooks.3-", "hooks.03-1", "hooks.3-+1", "hooks.3-d1-alert", "hooks.999999-1"]
-        {
+        for wrong in [
+            "",
+            "hooks",
+            "hooks.3",
+            "hooks.3-",
+            "hooks.03-1",
+            "hooks.3-+1",
+            "hooks.3-d1-alert",
+            "hooks.3-1-total-a",
+            "hooks.999999-1",
+        ] {
             assert!(wrong.parse::<DeliveryId>().is_err(), "{wrong}");
         }
     }

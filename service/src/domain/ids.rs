@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use millrace_crds::{InvalidText, SinkEvent};
+use millrace_crds::InvalidText;
 use serde::{Deserialize, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
@@ -285,62 +285,6 @@ impl fmt::Display for Watermarks {
     }
 }
 
-/// Outcomes of a sink.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum OutcomeKind {
-    /// Every processed record.
-    Processed,
-    /// Processed records above their threshold.
-    Alert,
-    /// Dead letters.
-    DeadLettered,
-    /// Conflicts.
-    Conflicted,
-}
-
-impl OutcomeKind {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Processed, Self::Alert, Self::DeadLettered, Self::Conflicted];
-
-    /// The word in SQL and in manifests.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Processed => "Processed",
-            Self::Alert => "Alert",
-            Self::DeadLettered => "DeadLettered",
-            Self::Conflicted => "Conflicted",
-        }
-    }
-
-    /// The outcomes of a stored word; `None`: of another version.
-    #[must_use]
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
-    }
-
-    /// The sequence that numbers them.
-    #[must_use]
-    pub fn sequence(self) -> Sequence {
-        match self {
-            Self::Processed | Self::Alert => Sequence::Records,
-            Self::DeadLettered => Sequence::DeadLetters,
-            Self::Conflicted => Sequence::Conflicts,
-        }
-    }
-}
-
-impl From<SinkEvent> for OutcomeKind {
-    fn from(event: SinkEvent) -> Self {
-        match event {
-            SinkEvent::Processed => Self::Processed,
-            SinkEvent::Alert => Self::Alert,
-            SinkEvent::DeadLettered => Self::DeadLettered,
-            SinkEvent::Conflicted => Self::Conflicted,
-        }
-    }
-}
-
 /// A stream of a sink.
 #[derive(Debug, Clone)]
 pub struct SinkStream {
@@ -387,14 +331,5 @@ mod tests {
         raised.raise(Sequence::DeadLetters, Seq::new(9));
         raised.raise(Sequence::Records, Seq::new(1));
         assert_eq!(raised, watermarks(5, 9, 1));
-        assert_eq!(OutcomeKind::Alert.sequence(), OutcomeKind::Processed.sequence());
-    }
-
-    #[test]
-    fn outcome_kinds_are_read_as_they_are_written() {
-        for kind in OutcomeKind::ALL {
-            assert_eq!(OutcomeKind::parse(kind.as_str()), Some(kind));
-        }
-        assert_eq!(OutcomeKind::parse("Reversed"), None);
     }
 }

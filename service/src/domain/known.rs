@@ -6,7 +6,7 @@ use rust_decimal::Decimal;
 
 use super::{
     Account, ContentDigest, DeadLetterId, DestinationId, OriginalRecord, Record, RecordId, Reference, ShardId,
-    StreamId, StreamPosition, Unit, Watermarks,
+    StreamId, StreamPosition, Unit, Watermarks, WindowKey,
 };
 
 /// Under which a running total is kept.
@@ -70,10 +70,13 @@ pub struct Known {
     pub conflicts: HashMap<PositionOfRecord, Vec<ContentDigest>>,
     /// Totals of the batch's keys; absent: none yet.
     pub totals: HashMap<Key, Total>,
-    /// Totals in billionths, where the policy has a minimum; absent: zero.
+    /// Totals in billionths, where the policy needs them; absent: zero.
     pub destinations: HashMap<DestinationUnit, i128>,
     /// The records that reversals of the batch take back; absent: the shard has none, or it is no longer kept.
     pub originals: HashMap<RecordId, OriginalRecord>,
+    /// Totals of windows in billionths, where the policy needs them; absent: no total of the window is known, and it raises no
+    /// alert.
+    pub windows: HashMap<WindowKey, i128>,
 }
 
 /// A dead letter that is stored.

@@ -18,12 +18,14 @@ mod ids;
 mod json;
 mod known;
 mod offset;
+mod outcome_kind;
 mod period;
 mod policy;
 mod record;
 mod reversal;
 mod rollup;
 mod time;
+mod total_threshold;
 mod zone;
 
 pub use access::{AccessLimit, IdPattern, IdRanges, Scope};
@@ -37,12 +39,13 @@ pub use entry::{Entry, InputRecord, StreamId, StreamPosition};
 pub use filter::OutcomeFilter;
 pub use id_ledger::{Holder, IdChange, IdLedger, TakenId};
 pub use ids::{
-    DestinationId, Lease, OutcomeKind, RecordId, Reference, Seq, SeqRange, Sequence, ShardId, ShardSeq, SinkStream,
-    SourceId, Text, Unit, Watermarks,
+    DestinationId, Lease, RecordId, Reference, Seq, SeqRange, Sequence, ShardId, ShardSeq, SinkStream, SourceId, Text,
+    Unit, Watermarks,
 };
 pub use json::{Invalid, Raw, code, elements, is_deep, members};
 pub use known::{DestinationUnit, Key, Known, KnownDeadLetter, Position, PositionOfRecord, Total};
 pub use offset::{Account, AppendCount, Offset, OffsetRange};
+pub use outcome_kind::OutcomeKind;
 pub use period::Period;
 pub use policy::Policy;
 pub use record::{Attributes, Draft, Kind, Record};
@@ -50,4 +53,5 @@ pub(crate) use reversal::Reversals;
 pub use reversal::{OriginalRecord, Reversal, ReversalDraft, ReversalRequest, reversal_id};
 pub use rollup::{DeclaredRollup, RollupChange, RollupKey, rollup_changes};
 pub use time::{TimeText, parse_time, render_time};
+pub use total_threshold::{TotalAlert, TotalStep, TotalThreshold, WindowKey, render_nanos};
 pub use zone::{UnknownZone, Zone, ZoneArguments};

@@ -85,6 +85,12 @@ impl DeclaredRollup {
         DateTime::from_timestamp(seconds, 0).unwrap_or(time)
     }
 
+    /// The instant at which a window begins.
+    #[must_use]
+    pub fn window_begins(&self, window_start: DateTime<Utc>) -> DateTime<Utc> {
+        self.zone.as_ref().map_or(window_start, |zone| zone.window_begins(window_start))
+    }
+
     fn key<'a>(&self, rollup: usize, shard: ShardId, record: &'a Record) -> RollupKey<'a> {
         let kept = |field, value: &'a str| if self.keeps(field) { value } else { "" };
         RollupKey {

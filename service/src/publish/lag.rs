@@ -41,9 +41,11 @@ pub async fn sink_lag(
     if sink.beginning.is_some_and(|beginning| beginning.completed) {
         return Ok(shards.iter().map(|shard| (shard.shard, 0)).collect());
     }
-    if sink.kind == OutcomeKind::Alert {
+    if let OutcomeKind::Alert | OutcomeKind::TotalAlert = sink.kind {
         let place = |shard: &ShardCounts| ShardSeq { shard: shard.shard, seq: sink.at(shard.shard, pipeline_id) };
-        return store.alerts_above(&shards.iter().map(place).collect::<Vec<_>>()).await;
+        return store
+            .alerts_above(&shards.iter().map(place).collect::<Vec<_>>(), sink.kind == OutcomeKind::TotalAlert)
+            .await;
     }
     let lag = |shard: &ShardCounts| {
         let highest = shard.watermarks().of(sink.kind.sequence());

@@ -26,6 +26,8 @@ const MOST_DESTINATIONS: usize = 10_000;
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) notice: Notice,
+    /// Further ones of the same number, in order: a record can take several totals over a threshold.
+    pub(super) more: Vec<Notice>,
     of: Of,
 }
 
@@ -46,7 +48,12 @@ impl Outcome {
             traceparent: None,
             data: "{}".to_owned(),
         };
-        Self { notice, of: Of::Refused(destination.to_owned()) }
+        Self { notice, more: Vec::new(), of: Of::Refused(destination.to_owned()) }
+    }
+
+    /// Bytes of its content.
+    fn bytes(&self) -> usize {
+        self.notice.data.len() + self.more.iter().map(|notice| notice.data.len()).sum::<usize>()
     }
 
     /// Its destination; empty where none is known.
@@ -104,7 +111,7 @@ impl Outcomes {
         }
         let range = SeqRange { after: seen, upto: highest };
         match self.kind {
-            OutcomeKind::Processed | OutcomeKind::Alert => self.records(range).await,
+            OutcomeKind::Processed | OutcomeKind::Alert | OutcomeKind::TotalAlert => self.records(range).await,
             OutcomeKind::DeadLettered | OutcomeKind::Conflicted => {
                 let refused = self.refused(range).await?;
                 let rows = refused.rows.iter().take_while(|row| !self.ends_before(row.seq, row.noted_at));
@@ -122,10 +129,9 @@ impl Outcomes {
     pub(super) async fn at(&self, seq: Seq) -> Result<Option<Outcome>, store::Error> {
         let range = SeqRange { after: Seq::new(seq.get() - 1), upto: seq };
         match self.kind {
-            OutcomeKind::Processed | OutcomeKind::Alert => {
-                let alert = self.kind == OutcomeKind::Alert;
-                let log = self.store.log_rows(self.shard, range, alert, PAGE).await?;
-                Ok(log.rows.first().map(|row| self.of_record(row)))
+            OutcomeKind::Processed | OutcomeKind::Alert | OutcomeKind::TotalAlert => {
+                let log = self.store.log_rows(self.shard, range, self.kind, PAGE).await?;
+                Ok(log.rows.first().and_then(|row| self.of_record(row)))
             }
             OutcomeKind::DeadLettered | OutcomeKind::Conflicted => {
                 Ok(self.refused(range).await?.rows.first().map(|row| self.of_refused(row)))
@@ -141,9 +147,8 @@ impl Outcomes {
     }
 
     async fn records(&self, range: SeqRange) -> Result<NextOutcomes, store::Error> {
-        let alert = self.kind == OutcomeKind::Alert;
-        let is_sparse = alert || self.filter.is_some();
-        let admits = |row: &LogRow| (!alert || row.threshold.is_some()) && self.filter.admits(&row.record);
+        let is_sparse = self.kind != OutcomeKind::Processed || self.filter.is_some();
+        let admitted = |row: &LogRow| self.of_record(row).filter(|_| self.filter.admits(&row.record));
         if let Some(rows) = self.recent.after(range, if is_sparse { WINDOW } else { PAGE.rows }) {
             let (mut upto, mut bytes, mut outcomes) = (range.after, 0, Vec::new());
             for (batch, index) in &rows {
@@ -155,19 +160,18 @@ impl Outcomes {
                     break;
                 }
                 upto = row.seq;
-                if admits(row) {
-                    let outcome = self.of_record(row);
-                    bytes += outcome.notice.data.len();
+                if let Some(outcome) = admitted(row) {
+                    bytes += outcome.bytes();
                     outcomes.push(outcome);
                 }
             }
             return Ok(NextOutcomes { outcomes, upto });
         }
         let end = range.upto.min(range.after.plus(WINDOW));
-        let log = self.store.log_rows(self.shard, SeqRange { upto: end, ..range }, alert, PAGE).await?;
+        let log = self.store.log_rows(self.shard, SeqRange { upto: end, ..range }, self.kind, PAGE).await?;
         metrics::counter!(names::POSTGRES_READS, "sink" => self.sink.clone()).increment(1);
         let rows = log.rows.iter().take_while(|row| !self.ends_before(row.seq, row.processed_at));
-        let outcomes = rows.filter(|row| admits(row)).map(|row| self.of_record(row)).collect();
+        let outcomes = rows.filter_map(admitted).collect();
         Ok(NextOutcomes { outcomes, upto: self.up_to_end(log.upto) })
     }
 
@@ -175,14 +179,23 @@ impl Outcomes {
         self.end.get().map_or(upto, |end| upto.min(*end))
     }
 
-    fn of_record(&self, row: &LogRow) -> Outcome {
-        let notice = render::record(self.shard, row, self.kind == OutcomeKind::Alert);
-        Outcome { notice, of: Of::Record(Arc::clone(&row.record)) }
+    /// The outcome of a record; `None`: it has none of this kind.
+    fn of_record(&self, row: &LogRow) -> Option<Outcome> {
+        let alert = self.kind == OutcomeKind::Alert;
+        let (notice, more) = if self.kind == OutcomeKind::TotalAlert {
+            let mut notices = row.total_alerts.iter().map(|alert| render::total_alert(self.shard, row, alert));
+            (notices.next()?, notices.collect())
+        } else if alert && row.threshold.is_none() {
+            return None;
+        } else {
+            (render::record(self.shard, row, alert), Vec::new())
+        };
+        Some(Outcome { notice, more, of: Of::Record(Arc::clone(&row.record)) })
     }
 
     fn of_refused(&self, row: &RefusedRow) -> Outcome {
         let notice = render::refused(self.shard, row, self.kind);
-        Outcome { notice, of: Of::Refused(row.destination_id.clone()) }
+        Outcome { notice, more: Vec::new(), of: Of::Refused(row.destination_id.clone()) }
     }
 }
 

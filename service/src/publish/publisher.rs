@@ -3,7 +3,7 @@
 //! Must never hold more than one
 //! call's worth of entries, and must never skip a number: an unexpected position halts it, with a message.
 
-use std::{sync::Arc, time::Duration};
+use std::{iter, sync::Arc, time::Duration};
 
 use millrace_crds::status_api::PublisherState;
 use tokio::sync::{OnceCell, watch};
@@ -291,12 +291,16 @@ impl Publisher {
             let begins = self.begins_after().await?;
             let previous = Previous::above(begins).of(&self.outcomes, &next.outcomes).await?;
             let previous = previous.into_iter().map(|(_, previous)| previous);
-            notices.extend(next.outcomes.into_iter().zip(previous).map(|(outcome, previous)| {
-                let data = render::with_previous(&outcome.notice.data, previous);
-                Notice { data, ..outcome.notice }
-            }));
+            for (outcome, previous) in next.outcomes.into_iter().zip(previous) {
+                let all = iter::once(outcome.notice).chain(outcome.more);
+                notices.extend(all.map(|notice| {
+                    let data = render::with_previous(&notice.data, previous);
+                    Notice { data, ..notice }
+                }));
+            }
         } else {
-            notices.extend(next.outcomes.into_iter().map(|outcome| outcome.notice));
+            let all = next.outcomes.into_iter().flat_map(|outcome| iter::once(outcome.notice).chain(outcome.more));
+            notices.extend(all);
         }
         Ok(Next { notices, upto: next.upto })
     }

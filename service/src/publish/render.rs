@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    domain::{OutcomeKind, RecordId, Seq, ShardId, is_deep, notification_id, render_time},
+    domain::{OutcomeKind, RecordId, Seq, ShardId, TotalAlert, is_deep, notification_id, render_time},
     store::{LogRow, RefusedRow},
     streams::Notice,
 };
@@ -17,6 +17,7 @@ pub fn event_type(kind: OutcomeKind) -> &'static str {
     match kind {
         OutcomeKind::Processed => "record.processed",
         OutcomeKind::Alert => "record.alert",
+        OutcomeKind::TotalAlert => "record.total_alert",
         OutcomeKind::DeadLettered => "record.dead_lettered",
         OutcomeKind::Conflicted => "record.conflicted",
     }
@@ -25,20 +26,35 @@ pub fn event_type(kind: OutcomeKind) -> &'static str {
 /// A processed record's notification, or its alert.
 #[must_use]
 pub fn record(shard: ShardId, row: &LogRow, alert: bool) -> Notice {
+    let kind = if alert { OutcomeKind::Alert } else { OutcomeKind::Processed };
+    let threshold = row.threshold.filter(|_| alert).map(|threshold| format!(r#","threshold":"{threshold}""#));
+    notice(row, notification_id(kind, shard, row.seq), &threshold.unwrap_or_default())
+}
+
+/// The alert of a total that a processed record changed.
+#[must_use]
+pub fn total_alert(shard: ShardId, row: &LogRow, alert: &TotalAlert) -> Notice {
+    let id = format!("{}-{}", notification_id(OutcomeKind::TotalAlert, shard, row.seq), alert.name);
+    // A list of texts and numbers is JSON.
+    let alert = serde_json::to_string(alert).unwrap_or_default();
+    notice(row, id, &format!(r#","totalAlert":{alert}"#))
+}
+
+fn notice(row: &LogRow, id: String, more: &str) -> Notice {
     let time = render_time(row.processed_at);
     Notice {
         seq: row.seq,
-        id: notification_id(if alert { OutcomeKind::Alert } else { OutcomeKind::Processed }, shard, row.seq),
-        data: record_data(row, &time, alert),
+        id,
+        data: record_data(row, &time, more),
         received_at: Some(row.received_at),
         time,
         traceparent: row.traceparent.clone(),
     }
 }
 
-/// The record with `receivedAt` and `processedAt`, the summary, and the threshold of an alert. The bytes of the record
-/// are those of the entry where they are known: each path gives the same.
-fn record_data(row: &LogRow, processed_at: &str, alert: bool) -> String {
+/// The record with `receivedAt` and `processedAt`, the summary, and `more` fields. The bytes of the record are those of the
+/// entry where they are known: each path gives the same.
+fn record_data(row: &LogRow, processed_at: &str, more: &str) -> String {
     let record = match row.json.as_deref().and_then(|json| std::str::from_utf8(json).ok()) {
         Some(json) => Cow::Borrowed(json),
         None => Cow::Owned(row.record.to_json()),
@@ -47,13 +63,11 @@ fn record_data(row: &LogRow, processed_at: &str, alert: bool) -> String {
     let received_at = render_time(row.received_at);
     let unit = serde_json::to_string(row.record.unit.as_str()).unwrap_or_default();
     let (count, total) = (row.previous.count, row.previous.total);
-    let threshold = row.threshold.filter(|_| alert).map(|threshold| format!(r#","threshold":"{threshold}""#));
-    let threshold = threshold.unwrap_or_default();
     // None of these texts but the unit has a character that JSON escapes.
-    let mut data = String::with_capacity(fields.len() + 200);
+    let mut data = String::with_capacity(fields.len() + more.len() + 200);
     let _ = write!(
         data,
-        r#"{{"record":{fields},"receivedAt":"{received_at}","processedAt":"{processed_at}"}},"summary":{{"previousCount":{count},"previousTotal":"{total}","unit":{unit}}}{threshold}}}"#
+        r#"{{"record":{fields},"receivedAt":"{received_at}","processedAt":"{processed_at}"}},"summary":{{"previousCount":{count},"previousTotal":"{total}","unit":{unit}}}{more}}}"#
     );
     data
 }
@@ -114,7 +128,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        domain::{self, InputRecord, Item, Parsed, Policy, Record, Seq, SeqRange, StreamId, StreamPosition},
+        domain::{self, InputRecord, Item, NewRecord, Parsed, Policy, Record, Seq, SeqRange, StreamId, StreamPosition},
         store::{DecidedPart, Page, Part, Store, testing::TestPipeline},
     };
 
@@ -153,7 +167,7 @@ mod tests {
         let page = Page { rows: 5, bytes: 100 };
         let (mut read, mut after, mut cut_by_bytes) = (Vec::new(), all.after, false);
         while after < all.upto {
-            let part = store.log_rows(shard, SeqRange { after, ..all }, false, page).await.unwrap();
+            let part = store.log_rows(shard, SeqRange { after, ..all }, OutcomeKind::Processed, page).await.unwrap();
             let bytes = |row: &LogRow| row.record.attributes.as_ref().map_or(0, |attributes| attributes.as_str().len());
             let before_last = part.rows.iter().rev().skip(1).map(bytes).sum::<usize>();
             assert!(part.upto > after && part.rows.len() <= page.rows && before_last < page.bytes);
@@ -163,6 +177,26 @@ mod tests {
         }
         assert!(cut_by_bytes, "pages of fewer rows");
         read
+    }
+
+    /// Gives none, one and two of them to every three records.
+    fn give_total_alerts(records: &mut [NewRecord]) {
+        let alert = r#"{"name":"a","per":"Key","rollup":"r","windowStart":"2026-01-31T00:00:00Z","below":"0.0","every":"1","steps":7,"previousTotal":"1.50","total":"-7.00"}"#;
+        let alert: TotalAlert = serde_json::from_str(alert).unwrap();
+        for (n, new) in records.iter_mut().enumerate() {
+            new.total_alerts = vec![alert.clone(); n % 3];
+        }
+    }
+
+    fn render_the_same_total_alerts(shard: ShardId, decided: &LogRow, stored: &LogRow) {
+        assert_eq!(decided.total_alerts.len(), stored.total_alerts.len());
+        for (one, other) in decided.total_alerts.iter().zip(&stored.total_alerts) {
+            let (one, other) = (total_alert(shard, decided, one), total_alert(shard, stored, other));
+            assert_eq!(one, other);
+            assert!(one.id.ends_with("-total-a"), "{}", one.id);
+            let data: serde_json::Value = serde_json::from_str(&one.data).unwrap();
+            assert_eq!(data["totalAlert"]["windowStart"], "2026-01-31T00:00:00Z");
+        }
     }
 
     #[tokio::test]
@@ -198,14 +232,16 @@ mod tests {
         let mut known = commit.known(&[part], &policy).await.unwrap();
         let (position, now) = (commit.shard(shard).position, commit.now);
         let of_shard = known.shards.remove(&shard).unwrap();
-        let decision = domain::decide(&batch, of_shard, &mut known.ids, &policy, position);
+        let mut decision = domain::decide(&batch, of_shard, &mut known.ids, &policy, position);
+        give_total_alerts(&mut decision.records);
         commit.write(&[DecidedPart { part, decision: &decision }], &known.ids, &policy).await.unwrap();
         commit.finish(1, 10_000).await.unwrap();
         let all = SeqRange { after: Seq::ZERO, upto: Seq::new(1000) };
-        let stored = store.log_rows(shard, all, false, Page { rows: 1000, bytes: usize::MAX >> 1 }).await.unwrap().rows;
+        let page = Page { rows: 1000, bytes: usize::MAX >> 1 };
+        let stored = store.log_rows(shard, all, OutcomeKind::Processed, page).await.unwrap().rows;
         assert!(stored.len() > 500 && stored.len() == decision.records.len(), "{} records", stored.len());
         assert_eq!(in_pages(store, shard, all).await, stored.iter().map(|row| row.seq).collect::<Vec<_>>());
-        for (stored, new) in stored.iter().zip(decision.records) {
+        for (stored, new) in stored.into_iter().zip(decision.records) {
             let input = &batch[new.item].input;
             let row = LogRow {
                 seq: new.seq,
@@ -214,11 +250,12 @@ mod tests {
                 processed_at: now,
                 previous: new.previous,
                 threshold: Some(rust_decimal::Decimal::ONE),
+                total_alerts: new.total_alerts,
                 traceparent: input.traceparent.clone(),
                 json: Some(input.payload.clone()),
             };
             for alert in [false, true] {
-                let stored = LogRow { threshold: row.threshold, ..stored.clone() };
+                let stored = LogRow { threshold: row.threshold, ..LogRow::clone(&stored) };
                 let (one, other) = (record(shard, &row, alert), record(shard, &stored, alert));
                 assert_eq!(one, other);
                 let data: serde_json::Value = serde_json::from_str(&one.data).unwrap();
@@ -226,6 +263,7 @@ mod tests {
                 assert_eq!(data["summary"]["unit"], row.record.unit.as_str());
                 assert_eq!(data.get("threshold").is_some(), alert);
             }
+            render_the_same_total_alerts(shard, &row, &stored);
         }
     }
 }

@@ -10,6 +10,7 @@ use super::{
     Tags,
     answer::Answer,
     history_view::{History, PublishedState, SinkPublished, Status, Summary, dead_letter, reversals},
+    total_alerts::TotalAlertView,
     types::{Time, Word},
     views::RecordView,
 };
@@ -91,6 +92,7 @@ impl HistoryApi {
                     threshold: None,
                     reverses: record.reverses.as_ref().map(ToString::to_string),
                     reversals: None,
+                    total_alerts: Vec::new(),
                     published: Vec::new(),
                     duplicates: traces.duplicates,
                     conflicts: traces.conflicts,
@@ -129,7 +131,7 @@ async fn applied(app: &App, id: &RecordId, limit: &AccessLimit, free: bool) -> R
     let found = found.filter(|found| limit.allows(&found.record.source_id, &found.record.destination_id));
     let dead_letters = app.store.dead_letters_of(id, limit).await?;
     if let Some(FoundRecord { record, history }) = found {
-        let published = published(app, &record, history.threshold.is_some()).await?;
+        let published = published(app, &record, &history).await?;
         return Ok(Some(processed(app, record, history, limit, published, &dead_letters).await?));
     }
     let open = dead_letters.iter().rev().find(|dead_letter| dead_letter.state == DeadLetterState::Open);
@@ -154,6 +156,7 @@ async fn applied(app: &App, id: &RecordId, limit: &AccessLimit, free: bool) -> R
         threshold: None,
         reverses: parsed.and_then(|parsed| parsed.record.reverses.as_ref().map(ToString::to_string)),
         reversals: None,
+        total_alerts: Vec::new(),
         published: Vec::new(),
         duplicates: traces.duplicates,
         conflicts: traces.conflicts,
@@ -164,11 +167,15 @@ async fn applied(app: &App, id: &RecordId, limit: &AccessLimit, free: bool) -> R
 async fn processed(
     app: &App,
     record: StoredRecord,
-    history: RecordHistory,
+    mut history: RecordHistory,
     limit: &AccessLimit,
     published: Vec<SinkPublished>,
     dead_letters: &[StoredDeadLetter],
 ) -> Result<History, Failure> {
+    if limit.sources().is_some() {
+        // The totals are of records of any source.
+        history.total_alerts.clear();
+    }
     let traces = app.store.traces(&record.record_id, limit).await?;
     let reversed = app.store.reversals_of(ShardSeq { shard: record.shard, seq: record.seq }, REVERSALS).await?;
     Ok(History {
@@ -189,6 +196,7 @@ async fn processed(
         threshold: history.threshold,
         reverses: record.reverses.as_ref().map(ToString::to_string),
         reversals: reversals(record.shard, reversed),
+        total_alerts: history.total_alerts.into_iter().map(TotalAlertView::from).collect(),
         published,
         duplicates: traces.duplicates,
         conflicts: traces.conflicts,
@@ -198,9 +206,14 @@ async fn processed(
 }
 
 /// Whether each sink of the manifest that carries a processed record has published it.
-async fn published(app: &App, record: &StoredRecord, alerted: bool) -> Result<Vec<SinkPublished>, Failure> {
+async fn published(app: &App, record: &StoredRecord, history: &RecordHistory) -> Result<Vec<SinkPublished>, Failure> {
     let manifest = app.manifest.borrow().manifest.clone();
-    let carried = |kind: OutcomeKind| kind == OutcomeKind::Processed || kind == OutcomeKind::Alert && alerted;
+    let carried = |kind: OutcomeKind| match kind {
+        OutcomeKind::Processed => true,
+        OutcomeKind::Alert => history.threshold.is_some(),
+        OutcomeKind::TotalAlert => !history.total_alerts.is_empty(),
+        OutcomeKind::DeadLettered | OutcomeKind::Conflicted => false,
+    };
     let sinks: Vec<&Sink> = manifest
         .spec
         .sinks

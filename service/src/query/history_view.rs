@@ -3,7 +3,7 @@
 use poem_openapi::{Enum, Object};
 use serde::Serialize;
 
-use super::{types::Time, views::RecordView};
+use super::{total_alerts::TotalAlertView, types::Time, views::RecordView};
 use crate::{
     domain::{DeadLetterState, ShardId},
     store::{ReversalOf, Reversed, StoredDeadLetter},
@@ -154,6 +154,10 @@ pub(super) struct History {
     /// Its reversals; absent if it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reversals: Option<Reversals>,
+    /// The thresholds on totals that it took a total over. Absent: none, or for a key that is limited to some sources.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[oai(skip_serializing_if_is_empty)]
+    pub total_alerts: Vec<TotalAlertView>,
     /// The sinks of the manifest that carry it, once it is processed.
     pub published: Vec<SinkPublished>,
     /// Entries with the same id and content that were dropped.

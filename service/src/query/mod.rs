@@ -32,6 +32,8 @@ mod stats_view;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod total_alerts;
+mod totals;
 mod types;
 mod views;
 mod workers;
@@ -50,6 +52,7 @@ pub use records::RecordList;
 pub use rollups::RollupsApi;
 pub use sinks::SinksApi;
 pub use stats::StatsApi;
+pub use totals::TotalsApi;
 pub use workers::WorkersApi;
 
 /// The tags by which the OpenAPI document groups paths.
@@ -88,6 +91,7 @@ pub type Apis = (
     WorkersApi,
     PoliciesApi,
     SinksApi,
+    TotalsApi,
 );
 
 /// Creates the APIs of all queries. Aggregations and rollups share one bound on concurrent streamed responses.
@@ -110,6 +114,7 @@ pub fn apis() -> Apis {
         WorkersApi,
         PoliciesApi,
         SinksApi,
+        TotalsApi,
     )
 }
 

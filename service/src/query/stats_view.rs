@@ -185,6 +185,8 @@ pub(super) struct Stats {
     pub dead_letters: DeadLetterCounts,
     /// Records above their threshold.
     pub alerts: i64,
+    /// Alerts of totals: thresholds on totals that records took a total over.
+    pub total_alerts: i64,
     /// Records that raised no alert because their unit has no threshold although other units have one: the unit may be
     /// misspelt. `GET /records/rollups?groupBy=unit` lists all units.
     pub records_without_threshold: i64,

@@ -7,9 +7,10 @@ use sqlx::{
     postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef, types::Oid},
 };
 
+use super::Error;
 use crate::domain::{
     ContentDigest, DeadLetterReason, DeadLetterState, DeliveryState, DestinationId, Offset, OutcomeKind, RecordId,
-    Reference, Seq, ShardId, ShardSeq, SourceId, StreamId, StreamPosition, Unit,
+    Reference, Seq, ShardId, ShardSeq, SourceId, StreamId, StreamPosition, TotalAlert, Unit,
 };
 
 /// `type as column: reads a column's value into a Result, writes a value as the column's`.
@@ -95,6 +96,18 @@ impl<'r> Decode<'r, Postgres> for ContentDigest {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
         Ok(Self::stored(value.as_bytes()?.try_into()?))
     }
+}
+
+/// The alerts of totals by a record, as their column.
+pub(super) fn total_alerts_column(alerts: &[TotalAlert]) -> Option<String> {
+    // A list of texts and numbers is JSON.
+    (!alerts.is_empty()).then(|| serde_json::to_string(alerts).unwrap_or_default())
+}
+
+/// The alerts of totals in their column.
+pub(super) fn total_alerts(column: Option<&str>) -> Result<Vec<TotalAlert>, Error> {
+    let read = column.map_or(Ok(Vec::new()), serde_json::from_str);
+    read.map_err(|error| Error::Sql(sqlx::Error::Decode(Box::new(error))))
 }
 
 /// Places as two columns, for `unnest`.

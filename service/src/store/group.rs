@@ -49,6 +49,7 @@ struct Counts {
     processed: usize,
     duplicates: usize,
     alerts: i64,
+    total_alerts: i64,
     without_threshold: i64,
     late_after_retention: i64,
 }
@@ -242,6 +243,7 @@ impl GroupCommit {
             counts.processed += decision.records.len();
             counts.duplicates += decision.duplicates.len();
             counts.alerts += decision.alerts;
+            counts.total_alerts += decision.total_alerts;
             counts.without_threshold += decision.without_threshold;
             if protocol_trace::IS_BUILT {
                 // A piece that was rolled back to its savepoint is decided again, with the same entries.
@@ -261,7 +263,7 @@ impl GroupCommit {
         macro_rules! columns { ($($name:ident: $type:ty),+ $(,)?) => { $(let mut $name: Vec<$type> = Vec::with_capacity(self.shards.len());)+ } }
         columns!(
             shards: ShardId, records: Seq, dead_letters: Seq, conflicts: Seq, processed: i64, duplicates: i64, alerts: i64,
-            without_threshold: i64, late: i64, accounted: Option<Offset>, lost: i64, applied: Option<StreamId>,
+            total_alerts: i64, without_threshold: i64, late: i64, accounted: Option<Offset>, lost: i64, applied: Option<StreamId>,
             periods: Option<NaiveDate>, first: Seq, is_new_version: bool, is_new_period: bool,
         );
         for (shard, locked) in &self.shards {
@@ -274,13 +276,14 @@ impl GroupCommit {
             processed.push(locked.counts.processed as i64);
             duplicates.push(locked.counts.duplicates as i64);
             alerts.push(locked.counts.alerts);
+            total_alerts.push(locked.counts.total_alerts);
             without_threshold.push(locked.counts.without_threshold);
             late.push(locked.counts.late_after_retention);
             accounted.push((account.accounted > Offset::ZERO).then_some(account.accounted));
             lost.push(account.lost);
             applied.push(entry);
             periods.push(has_records.then_some(locked.period.first()));
-            first.push(locked.before.watermarks.records.next());
+            first.push(locked.first());
             is_new_version.push(locked.policy_version < version);
             is_new_period.push(has_records && locked.period > locked.period_before);
         }
@@ -288,13 +291,13 @@ impl GroupCommit {
             r#"with new as (
                  select * from unnest($1::int[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
                      $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::date[], $13::bigint[],
-                     $14::boolean[], $15::boolean[], $18::bigint[])
+                     $14::boolean[], $15::boolean[], $18::bigint[], $19::bigint[])
                  as n (shard, records, dead_letters, conflicts, processed, duplicates, alerts, without_threshold, accounted,
-                       lost, applied, period, first, is_new_version, is_new_period, late)
+                       lost, applied, period, first, is_new_version, is_new_period, late, total_alerts)
              ), written as (
                  update shards s set records = n.records, dead_letters = n.dead_letters, conflicts = n.conflicts,
                         processed = s.processed + n.processed, duplicates = s.duplicates + n.duplicates,
-                        alerts = s.alerts + n.alerts, without_threshold = s.without_threshold + n.without_threshold,
+                        alerts = s.alerts + n.alerts, total_alerts = s.total_alerts + n.total_alerts, without_threshold = s.without_threshold + n.without_threshold,
                         late_after_retention = s.late_after_retention + n.late,
                         accounted = coalesce(n.accounted, s.accounted), lost = n.lost, applied_entry = n.applied,
                         period = coalesce(n.period, s.period), policy_version = $16,
@@ -327,6 +330,7 @@ impl GroupCommit {
             version,
             lease_ms,
             &late,
+            &total_alerts,
         )
         .fetch_one(&mut *self.transaction)
         .await?;
@@ -363,6 +367,11 @@ impl LockedShard {
             self.policy_version,
             protocol_trace::list(entries)
         )
+    }
+
+    /// The number of the first record that this transaction can write.
+    pub(super) fn first(&self) -> Seq {
+        self.before.watermarks.records.next()
     }
 
     /// The epoch of its owner.

@@ -36,9 +36,10 @@ impl GroupCommit {
         self.known_places(parts, &mut shards, &mut ids).await?;
         self.known_totals(parts, &mut shards).await?;
         self.known_originals(parts, &mut shards).await?;
-        if policy.minimum_total_nanos().is_some() {
+        if policy.needs_destinations() {
             self.known_destinations(parts, &mut shards).await?;
         }
+        self.known_windows(parts, policy, &mut shards).await?;
         Ok(GroupKnown { ids: IdLedger::new(ids), shards })
     }
 

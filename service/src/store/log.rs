@@ -6,8 +6,8 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 
-use super::{Error, Store, known::stored_record, periods::Periods, pool::numeric, slow::Watch};
-use crate::domain::{Record, RecordId, Seq, SeqRange, ShardId, Total};
+use super::{Error, Store, columns::total_alerts, known::stored_record, periods::Periods, pool::numeric, slow::Watch};
+use crate::domain::{OutcomeKind, Record, RecordId, Seq, SeqRange, ShardId, Total, TotalAlert};
 
 /// A processed record in the log.
 #[derive(Debug, Clone)]
@@ -24,6 +24,8 @@ pub struct LogRow {
     pub previous: Total,
     /// The threshold that its value exceeds.
     pub threshold: Option<Decimal>,
+    /// The thresholds on totals that it took a total over.
+    pub total_alerts: Vec<TotalAlert>,
     /// W3C trace context of the request.
     pub traceparent: Option<Arc<str>>,
     /// The bytes of [`Record::to_json`], where they are known.
@@ -81,7 +83,7 @@ impl<T> LogPage<T> {
 }
 
 impl Store {
-    /// Records of a shard with `after` < seq ≤ `upto`, in order. With `alerts`, only those that raised an alert.
+    /// Records of a shard with `after` < seq ≤ `upto`, in order. Of the kinds of alerts only those that raised one.
     ///
     /// # Errors
     /// When Postgres does not answer.
@@ -89,7 +91,7 @@ impl Store {
         &self,
         shard: ShardId,
         SeqRange { after, upto }: SeqRange,
-        alerts: bool,
+        kind: OutcomeKind,
         page: Page,
     ) -> Result<LogPage<LogRow>, Error> {
         let _watch = Watch::start("log.records");
@@ -99,20 +101,22 @@ impl Store {
                     previous_count as "previous_count!", positive as "positive!", record_id as "record_id!: RecordId",
                     source_id as "source_id!", destination_id as "destination_id!", reference as "reference!",
                     unit as "unit!", value::text as "value!", previous_total::text as "previous_total!",
-                    threshold::text as threshold, attributes, traceparent, reverses as "reverses: RecordId", bytes as "bytes!"
+                    threshold::text as threshold, total_alerts, attributes, traceparent, reverses as "reverses: RecordId", bytes as "bytes!"
              from (select *, sum(coalesce(octet_length(attributes), 0)) over (order by seq rows unbounded preceding) as bytes
                    from records
                    where shard = $1 and seq > $2 and seq <= $3 and (not $4 or threshold is not null)
-                       and period >= coalesce($7::date, '-infinity') and period <= coalesce($8::date, 'infinity')
+                       and (not $7 or total_alerts is not null)
+                       and period >= coalesce($8::date, '-infinity') and period <= coalesce($9::date, 'infinity')
                    order by seq limit $5) as page
              where bytes - coalesce(octet_length(attributes), 0) < $6
              order by seq"#,
             shard as ShardId,
             after as Seq,
             upto as Seq,
-            alerts,
+            kind == OutcomeKind::Alert,
             page.rows as i64,
             page.bytes as i64,
+            kind == OutcomeKind::TotalAlert,
             periods.first,
             periods.last,
         )
@@ -127,6 +131,7 @@ impl Store {
                 processed_at: row.processed_at,
                 previous: Total { count: row.previous_count, total: numeric(&row.previous_total)? },
                 threshold: row.threshold.as_deref().map(numeric).transpose()?,
+                total_alerts: total_alerts(row.total_alerts.as_deref())?,
                 traceparent: row.traceparent.map(Arc::from),
                 json: None,
             })

@@ -53,8 +53,10 @@ mod sums;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tls;
+mod totals_at;
 mod verify;
 mod webhooks;
+mod windows;
 mod workers;
 mod writes;
 
@@ -94,10 +96,11 @@ pub use snapshot::{RollupPart, Rows, Snapshot, UnitTotal};
 pub use standby::Replayed;
 pub use stats::{Counts, PostgresPromises, ShardCounts, SinkBeginning};
 pub use sums::RollupBy;
+pub use totals_at::{KeyTotal, TotalFilter};
 pub use verify::{
-    Difference, Differences, ExpiredOutcomes, FirstSince, LoggedRecord, PolicyStart, RefusedOutcome, Scope,
-    ShardCounters, ShardHead, SkippedNumbers, StartedSink, StoredPolicy, StoredTotal, StoredVerifyRun, Verification,
-    VerifyResult, VerifyRun,
+    DestinationTotal, Difference, Differences, ExpiredOutcomes, FirstSince, LoggedRecord, PolicyStart, RefusedOutcome,
+    RollupFacts, Scope, ShardCounters, ShardHead, SkippedNumbers, StartedSink, StoredPolicy, StoredTotal,
+    StoredVerifyRun, Verification, VerifyResult, VerifyRun,
 };
 pub use webhooks::{DeliveryRow, RequestedDelivery, WebhookChanges, WebhookClaim, WebhookCursor, WebhookPosition};
 pub use workers::{KnownLease, KnownWorker};

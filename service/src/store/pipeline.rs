@@ -136,7 +136,7 @@ impl Store {
         }
         // No worker can commit for a shard without its row, so the counted rows do not change meanwhile.
         let made = sqlx::query!(
-            r#"insert into shards (shard, epoch, prepared, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts, period, applied_entry)
+            r#"insert into shards (shard, epoch, prepared, policy_version, records, dead_letters, conflicts, processed, duplicates, alerts, total_alerts, period, applied_entry)
                select shard,
                       (select coalesce(max(epoch), 0) from epochs e where e.shard = s.shard),
                       exists (select from epochs e where e.shard = s.shard),
@@ -150,6 +150,8 @@ impl Store {
                       (select count(*) from records r where r.shard = s.shard and r.seq > e.records) + e.processed,
                       (select count(*) from duplicates d where d.shard = s.shard) + e.duplicates,
                       (select count(threshold) from records r where r.shard = s.shard and r.seq > e.records) + e.alerts,
+                      (select coalesce(sum(json_array_length(total_alerts::json)), 0) from records r
+                       where r.shard = s.shard and r.seq > e.records and total_alerts is not null) + e.total_alerts,
                       (select coalesce(max(period), '-infinity') from shard_periods p where p.shard = s.shard),
                       -- Unknown: then every entry can have been applied.
                       (select '18446744073709551615-18446744073709551615' from epochs e where e.shard = s.shard limit 1)
@@ -160,7 +162,8 @@ impl Store {
                           coalesce(max(upto) filter (where kind = 'conflicts'), 0) as conflicts,
                           coalesce(sum(count) filter (where kind = 'records'), 0)::bigint as processed,
                           coalesce(sum(count) filter (where kind = 'duplicates'), 0)::bigint as duplicates,
-                          coalesce(sum(x.alerts), 0)::bigint as alerts
+                          coalesce(sum(x.alerts), 0)::bigint as alerts,
+                          coalesce(sum(x.total_alerts), 0)::bigint as total_alerts
                    from expired_counts x where x.shard = s.shard
                ) e
                where not exists (select from shards there where there.shard = s.shard)

@@ -50,7 +50,7 @@ impl Store {
         let _watch = Watch::start("points.before_time");
         let mut points = self.heads(kind).await?;
         let first = match kind {
-            OutcomeKind::Processed | OutcomeKind::Alert => {
+            OutcomeKind::Processed | OutcomeKind::Alert | OutcomeKind::TotalAlert => {
                 sqlx::query_as!(
                     ShardSeq,
                     r#"select shard as "shard: ShardId", min(seq) as "seq!: Seq" from records
@@ -101,7 +101,7 @@ impl Store {
                           'records' as kind
                    from shards h left join lateral
                        (select seq, period from records r where r.shard = h.shard order by seq limit 1) r on true
-                   where $1 in ('Processed', 'Alert')
+                   where $1 in ('Processed', 'Alert', 'TotalAlert')
                    union all
                    select h.shard, d.n, d.opened_at, h.dead_letters, 'dead_letters'
                    from shards h left join lateral

@@ -13,14 +13,15 @@ macro_rules! admitted_records {
         sqlx::query_scalar!(
             $head
                 + " and period >= coalesce($9::date, '-infinity') and period <= coalesce($10::date, 'infinity')
-                    and (not $4 or threshold is not null)
+                    and ($4::text = 'Processed' or $4 = 'Alert' and threshold is not null
+                         or $4 = 'TotalAlert' and total_alerts is not null)
                     and ($5::text[] is null or unit = any($5))
                     and ($6::boolean is null or positive = $6)
                     and ($7::text[] is null or exists (select from unnest($7) s where starts_with(source_id, s)))
                     and ($8::text is null or value >= $8::numeric) "
                 + $tail,
             $($argument,)+
-            $kind == OutcomeKind::Alert,
+            $kind as OutcomeKind,
             units,
             positive,
             sources,
@@ -69,7 +70,7 @@ impl Store {
         let _watch = Watch::start("webhook.outcomes_before");
         let (destinations, below): (Vec<&str>, Vec<Seq>) = places.iter().copied().unzip();
         let rows = match kind {
-            OutcomeKind::Processed | OutcomeKind::Alert => {
+            OutcomeKind::Processed | OutcomeKind::Alert | OutcomeKind::TotalAlert => {
                 let upto = below.iter().copied().max().unwrap_or(after);
                 let periods = Periods::of(&self.pool, shard, SeqRange { after, upto }).await?;
                 // Without the shard: the destination has one, and the primary key would be the wrong index.
@@ -136,7 +137,7 @@ impl Store {
             return Ok(None);
         }
         let found = match kind {
-            OutcomeKind::Processed | OutcomeKind::Alert => {
+            OutcomeKind::Processed | OutcomeKind::Alert | OutcomeKind::TotalAlert => {
                 let periods = Periods::of(&self.pool, shard, range).await?;
                 let found = admitted_records!(
                     r#"select seq as "seq: Seq" from records where destination_id = $1 and seq > $2 and seq <= $3"#,

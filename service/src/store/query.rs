@@ -5,14 +5,14 @@ use serde::Serialize;
 
 use super::{
     Error, RecordFilter, Store,
-    columns::stream_position,
+    columns::{stream_position, total_alerts},
     filter::{LimitArguments, filtered_records, is_unlimited},
     known::stored_record,
     slow::Watch,
 };
 use crate::domain::{
     AccessLimit, DestinationId, Period, Record, RecordId, Reference, Seq, ShardId, ShardSeq, SourceId, StreamId,
-    StreamPosition, Unit,
+    StreamPosition, TotalAlert, Unit,
 };
 
 /// A processed record. Its value is text, which keeps the scale.
@@ -75,6 +75,8 @@ pub struct RecordHistory {
     pub previous_total: String,
     /// The threshold that its value exceeds.
     pub threshold: Option<String>,
+    /// The thresholds on totals that it took a total over.
+    pub total_alerts: Vec<TotalAlert>,
     /// Its place in the input stream.
     pub position: StreamPosition,
 }
@@ -224,7 +226,7 @@ impl Store {
                    source_id as "source_id: SourceId", destination_id as "destination_id: DestinationId", positive,
                    value::text as "value!", unit as "unit: Unit", reference as "reference: Reference", attributes,
                    reverses as "reverses: RecordId", received_at, processed_at, previous_count,
-                      previous_total::text as "previous_total!", threshold::text as threshold,
+                      previous_total::text as "previous_total!", threshold::text as threshold, total_alerts,
                       stream_id as "stream_id: StreamId",
                       stream_index
                from records r where r.shard = $1 and r.seq = $2 and r.period = $3"#,
@@ -234,7 +236,7 @@ impl Store {
         )
         .fetch_optional(&self.pool)
         .await?;
-        Ok(row.map(|row| {
+        row.map(|row| {
             let record = StoredRecord {
                 shard: row.shard,
                 seq: row.seq,
@@ -255,10 +257,12 @@ impl Store {
                 previous_count: row.previous_count,
                 previous_total: row.previous_total,
                 threshold: row.threshold,
+                total_alerts: total_alerts(row.total_alerts.as_deref())?,
                 position: stream_position(row.stream_id, row.stream_index),
             };
-            FoundRecord { record, history }
-        }))
+            Ok(FoundRecord { record, history })
+        })
+        .transpose()
     }
 
     /// The number of duplicates of an id, and of its conflicts that a caller may reach. A duplicate has the content of its

@@ -209,7 +209,8 @@ impl RetentionTurn {
         let _watch = Watch::start("retention.note");
         let noted = sqlx::query_scalar!(
             r#"with parts as materialized (
-                 select shard, count(*) as count, max(seq) as upto, count(threshold) as alerts, max(time) as last_time,
+                 select shard, count(*) as count, max(seq) as upto, count(threshold) as alerts,
+                        coalesce(sum(json_array_length(total_alerts::json)), 0) as total_alerts, max(time) as last_time,
                         max(processed_at) as last_processed_at
                  from records
                  where period = $1 and not exists (select from dropped_periods where period = $1 and dropped_at is null)
@@ -238,10 +239,11 @@ impl RetentionTurn {
                      select from shards s left join rollup_builds b on b.rollup_id = r.id and b.shard = s.shard
                      where s.policy_version < r.version or b.shard is null or b.next_seq < b.until_seq)
              ), counted as (
-                 insert into expired_counts as e (shard, kind, count, upto, alerts)
-                 select shard, 'records', count, upto, alerts from parts where not exists (select from unarchived)
+                 insert into expired_counts as e (shard, kind, count, upto, alerts, total_alerts)
+                 select shard, 'records', count, upto, alerts, total_alerts from parts where not exists (select from unarchived)
                  on conflict (shard, kind, destination_id) do update
-                 set count = e.count + excluded.count, upto = excluded.upto, alerts = e.alerts + excluded.alerts
+                 set count = e.count + excluded.count, upto = excluded.upto, alerts = e.alerts + excluded.alerts,
+                     total_alerts = e.total_alerts + excluded.total_alerts
              )
              select exists (select from unarchived) as "is_unarchived!""#,
             period.first(),

@@ -4,7 +4,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 
 use super::{
     Error,
-    columns::index_column,
+    columns::{index_column, total_alerts_column},
     dead_letters::free_id,
     group::{DecidedPart, GroupCommit, Part},
     slow::Watch,
@@ -145,7 +145,7 @@ impl GroupCommit {
             shards: ShardId, epochs: i64, periods: NaiveDate,
             seqs: Seq, received: DateTime<Utc>, times: DateTime<Utc>, previous_counts: i64, positives: bool, indexes: i16,
             ids: &str, sources: &str, destinations: &str, references: &str, units: &str, stream_ids: StreamId,
-            values: String, previous_totals: String, thresholds: Option<String>, attributes: Option<&str>,
+            values: String, previous_totals: String, thresholds: Option<String>, total_alerts: Option<String>, attributes: Option<&str>,
             traces: Option<&str>,
         );
         let reversals = ReversalColumns::of(parts);
@@ -173,6 +173,7 @@ impl GroupCommit {
                 values.push(record.value.to_string());
                 previous_totals.push(new.previous.total.to_string());
                 thresholds.push(new.threshold.map(|threshold| threshold.to_string()));
+                total_alerts.push(total_alerts_column(&new.total_alerts));
                 attributes.push(record.attributes.as_ref().map(Attributes::as_str));
                 traces.push(input.traceparent.as_deref());
             }
@@ -186,6 +187,8 @@ impl GroupCommit {
                 totals.positive_sums.push(change.positive_sum.to_string());
                 totals.negative_sums.push(change.negative_sum.to_string());
                 totals.alerts.push(change.alerts);
+                totals.first.push(change.first);
+                totals.last.push(change.last);
             }
         }
         sqlx::query!(
@@ -194,34 +197,34 @@ impl GroupCommit {
                  select * from unnest($1::text[], $2::int[], $3::bigint[], $4::date[], $5::uuid[])
                ), summed as (
                  insert into totals as t (shard, destination_id, reference, unit, positive_count, negative_count,
-                     positive_sum, negative_sum, alerts)
+                     positive_sum, negative_sum, alerts, first_seq, last_seq)
                  select k.shard, k.destination_id, k.reference, k.unit, k.positive_count, k.negative_count,
-                     k.positive_sum::numeric, k.negative_sum::numeric, k.alerts
+                     k.positive_sum::numeric, k.negative_sum::numeric, k.alerts, k.first_seq, k.last_seq
                  from unnest($6::int[], $7::text[], $8::text[], $9::text[], $10::bigint[], $11::bigint[], $12::text[],
-                         $13::text[], $35::bigint[])
+                         $13::text[], $35::bigint[], $39::bigint[], $40::bigint[])
                      as k (shard, destination_id, reference, unit, positive_count, negative_count, positive_sum,
-                           negative_sum, alerts)
+                           negative_sum, alerts, first_seq, last_seq)
                  on conflict (destination_id, reference, unit, shard) do update
                  set positive_count = t.positive_count + excluded.positive_count,
                      negative_count = t.negative_count + excluded.negative_count,
                      positive_sum = t.positive_sum + excluded.positive_sum,
                      negative_sum = t.negative_sum + excluded.negative_sum,
-                     alerts = t.alerts + excluded.alerts
+                     alerts = t.alerts + excluded.alerts, last_seq = excluded.last_seq
                )
                insert into records (shard, epoch, period, processed_at, seq, received_at, time, previous_count, positive,
                    record_id, source_id, destination_id, reference, unit, stream_id, stream_index, value, previous_total,
-                   threshold, attributes, traceparent, reverses, original_seq)
+                   threshold, attributes, traceparent, reverses, original_seq, total_alerts)
                select n.shard, n.epoch, n.period, $14, n.seq, n.received_at, n.time, n.previous_count, n.positive,
                    n.record_id, n.source_id, n.destination_id, n.reference, n.unit, n.stream_id, n.stream_index,
                    n.value::numeric, n.previous_total::numeric, n.threshold::numeric, n.attributes, n.traceparent,
-                   n.reverses, n.original_seq
+                   n.reverses, n.original_seq, n.total_alerts
                from unnest($15::int[], $16::bigint[], $17::date[], $18::bigint[], $19::timestamptz[], $20::timestamptz[],
                        $21::bigint[], $22::boolean[], $23::text[], $24::text[], $25::text[], $26::text[], $27::text[],
                        $28::text[], $29::smallint[], $30::text[], $31::text[], $32::text[], $33::text[], $34::text[],
-                       $36::text[], $37::bigint[])
+                       $36::text[], $37::bigint[], $38::text[])
                    as n (shard, epoch, period, seq, received_at, time, previous_count, positive, record_id, source_id,
                          destination_id, reference, unit, stream_id, stream_index, value, previous_total, threshold,
-                         attributes, traceparent, reverses, original_seq)"#,
+                         attributes, traceparent, reverses, original_seq, total_alerts)"#,
             &taken.ids as &[&str],
             &taken.shards as &[ShardId],
             &taken.numbers as &[Seq],
@@ -259,6 +262,9 @@ impl GroupCommit {
             &totals.alerts,
             &reversals.reverses as &[Option<&str>],
             &reversals.originals as &[Option<Seq>],
+            &total_alerts as &[Option<String>],
+            &totals.first as &[Seq],
+            &totals.last as &[Seq],
         )
         .execute(&mut *self.transaction)
         .await
@@ -366,4 +372,6 @@ struct TotalColumns<'a> {
     positive_sums: Vec<String>,
     negative_sums: Vec<String>,
     alerts: Vec<i64>,
+    first: Vec<Seq>,
+    last: Vec<Seq>,
 }

@@ -28,6 +28,8 @@ pub struct ShardCounts {
     pub duplicates: i64,
     /// Number of alerts.
     pub alerts: i64,
+    /// Number of thresholds on totals that records took a total over.
+    pub total_alerts: i64,
     /// Number of records whose unit had no threshold while other units had one.
     pub without_threshold: i64,
     /// Number of records that came after their window of a declared rollup was closed, once per rollup.
@@ -119,7 +121,7 @@ impl Store {
             ShardCounts,
             r#"select shard as "shard: ShardId", owner, policy_version, records as "records: Seq",
                       dead_letters as "dead_letters: Seq", conflicts as "conflicts: Seq", processed, duplicates, alerts,
-                      without_threshold, late_after_retention, coalesce(accounted, 0) as "accounted!: Offset", lost, loss_uncertain_since,
+                      total_alerts, without_threshold, late_after_retention, coalesce(accounted, 0) as "accounted!: Offset", lost, loss_uncertain_since,
                       recreated_streams
                from shards order by shard"#
         )
@@ -194,20 +196,22 @@ impl Store {
         Ok(sinks)
     }
 
-    /// For each shard, the number of alerts above a sequence number.
+    /// For each shard, the number of records above a sequence number that raised an alert; with `of_totals`, one of a total.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn alerts_above(&self, places: &[ShardSeq]) -> Result<BTreeMap<ShardId, i64>, Error> {
+    pub async fn alerts_above(&self, places: &[ShardSeq], of_totals: bool) -> Result<BTreeMap<ShardId, i64>, Error> {
         let _watch = Watch::start("stats.alerts_above");
         let (shards, numbers) = unzipped(places);
         let rows = sqlx::query!(
             r#"select place.shard as "shard!: ShardId", count(r.seq) as "count!"
                from unnest($1::int[], $2::bigint[]) as place (shard, after)
-               left join records r on r.shard = place.shard and r.seq > place.after and r.threshold is not null
+               left join records r on r.shard = place.shard and r.seq > place.after
+                   and ($3 or r.threshold is not null) and (not $3 or r.total_alerts is not null)
                group by place.shard order by place.shard"#,
             &shards as &[ShardId],
-            &numbers as &[Seq]
+            &numbers as &[Seq],
+            of_totals,
         )
         .fetch_all(&self.pool)
         .await?;

@@ -9,6 +9,7 @@ mod rollups;
 mod runs;
 mod sinks;
 mod tables;
+mod totals;
 
 use std::fmt;
 
@@ -21,6 +22,7 @@ use crate::domain::{Seq, SeqRange, Sequence, ShardId, Watermarks};
 pub use log::{LoggedRecord, PolicyStart, RefusedOutcome, StoredPolicy, StoredTotal};
 pub use runs::{StoredVerifyRun, VerifyResult, VerifyRun};
 pub use sinks::StartedSink;
+pub use totals::{DestinationTotal, RollupFacts};
 
 /// Number of differences that are kept; further ones are only counted.
 const KEPT: usize = 100;
@@ -115,6 +117,8 @@ pub struct ShardCounters {
     pub processed: i64,
     /// Number of records above their threshold.
     pub alerts: i64,
+    /// Number of alerts of totals.
+    pub total_alerts: i64,
     /// Highest assigned numbers.
     pub watermarks: Watermarks,
 }
@@ -162,6 +166,8 @@ pub struct ExpiredOutcomes {
     pub count: i64,
     /// Of records, the number of those that raised an alert.
     pub alerts: i64,
+    /// Of records, the number of alerts of totals.
+    pub total_alerts: i64,
 }
 
 /// The first number of a shard's sequence at or after a time.
@@ -227,6 +233,7 @@ impl Verification {
     pub async fn heads(&mut self) -> Result<Vec<ShardHead>, Error> {
         let rows = sqlx::query!(
             r#"select g.shard as "shard!: ShardId", s.processed as "processed?", s.alerts as "alerts?",
+                      s.total_alerts as "total_alerts?",
                       s.records as "records?: Seq", s.dead_letters as "dead_letters?: Seq", s.conflicts as "conflicts?: Seq",
                       greatest((select max(seq) from records r where r.shard = g.shard),
                                (select max(upto) from expired_counts e where e.shard = g.shard and e.kind = 'records'), 0)
@@ -244,11 +251,14 @@ impl Verification {
                 .zip(row.dead_letters)
                 .zip(row.conflicts)
                 .map(|((records, dead_letters), conflicts)| Watermarks { records, dead_letters, conflicts });
-            let counters = row
-                .processed
-                .zip(row.alerts)
-                .zip(watermarks)
-                .map(|((processed, alerts), watermarks)| ShardCounters { processed, alerts, watermarks });
+            let counters = row.processed.zip(row.alerts).zip(row.total_alerts).zip(watermarks).map(
+                |(((processed, alerts), total_alerts), watermarks)| ShardCounters {
+                    processed,
+                    alerts,
+                    total_alerts,
+                    watermarks,
+                },
+            );
             ShardHead { shard: row.shard, counters, last: row.last }
         });
         Ok(heads.collect())
@@ -303,7 +313,7 @@ impl Verification {
     pub async fn expired(&mut self) -> Result<Vec<ExpiredOutcomes>, Error> {
         let rows = sqlx::query!(
             r#"select shard as "shard: ShardId", kind, max(upto) as "upto!: Seq", sum(count)::bigint as "count!",
-                      sum(alerts)::bigint as "alerts!"
+                      sum(alerts)::bigint as "alerts!", sum(total_alerts)::bigint as "total_alerts!"
                from expired_counts where kind <> 'duplicates' group by shard, kind"#
         )
         .fetch_all(&mut *self.snapshot)
@@ -314,6 +324,7 @@ impl Verification {
             upto: row.upto,
             count: row.count,
             alerts: row.alerts,
+            total_alerts: row.total_alerts,
         });
         Ok(expired.collect())
     }

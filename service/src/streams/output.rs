@@ -41,7 +41,7 @@ pub struct Output {
 /// An entry to be appended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
-    /// Its number in the shard.
+    /// Its number in the shard. Several in a row can have the same number; they are appended together.
     pub seq: Seq,
     /// `<shard>-<number>`, for its kind.
     pub id: String,

@@ -43,6 +43,8 @@ pub const CONFLICTS: &str = "millrace_conflicts_total";
 pub const DEAD_LETTERS: &str = "millrace_dead_letters_total";
 /// Counter: records above their threshold.
 pub const ALERTS: &str = "millrace_alerts_total";
+/// Counter: thresholds on totals that records took a total over.
+pub const TOTAL_ALERTS: &str = "millrace_total_alerts_total";
 /// Counter: entries delivered again after they were applied; they change nothing.
 pub const REDELIVERED: &str = "millrace_redelivered_total";
 /// Counter by `shard`: records that were lost before they were applied. Above zero is an alarm.
@@ -190,6 +192,7 @@ fn describe() {
     describe_counter!(CONFLICTS, "Entries whose id was taken by other content");
     describe_counter!(DEAD_LETTERS, "Dead letters opened, by reason");
     describe_counter!(ALERTS, "Records above their threshold");
+    describe_counter!(TOTAL_ALERTS, "Thresholds on totals that records took a total over");
     describe_counter!(REDELIVERED, "Entries delivered again after they were applied; they change nothing");
     describe_counter!(LOST, "Records that were lost before they were applied, by shard; above zero is an alarm");
     describe_counter!(

@@ -44,6 +44,7 @@ fn count(batch: &[Item], decision: &Decision, now: DateTime<Utc>) {
         (names::DUPLICATES, decision.duplicates.len()),
         (names::CONFLICTS, decision.conflicts.len()),
         (names::ALERTS, decision.alerts as usize),
+        (names::TOTAL_ALERTS, decision.total_alerts as usize),
         (names::REDELIVERED, decision.redelivered),
     ] {
         metrics::counter!(name).increment(n as u64);
@@ -121,6 +122,7 @@ pub(super) fn rows(batch: &[Item], decided: Vec<Decided>, processed_at: DateTime
                 processed_at,
                 previous: new.previous,
                 threshold: new.threshold,
+                total_alerts: new.total_alerts,
                 traceparent: input.traceparent.clone(),
                 // The payload of a reversal of what remains has no value.
                 json: (input.is_canonical && !takes_rest(item)).then(|| input.payload.clone()),

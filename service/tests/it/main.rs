@@ -57,5 +57,6 @@ mod stress;
 mod take;
 mod tls;
 mod together;
+mod total_alerts;
 mod verify;
 mod webhooks;

@@ -24,6 +24,7 @@ impl Check {
             ("conflicts", number("/conflicts"), counts.conflicts),
             ("deadLetters", Some(dead_letters.iter().sum()), counts.dead_letters),
             ("alerts", number("/alerts"), counts.alerts),
+            ("totalAlerts", number("/totalAlerts"), counts.total_alerts),
             ("received", number("/received"), received),
         ] {
             if reported != Some(due) {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Check, Key, Line, Sum, Wrong, digest, stored::Gaps};
+use super::{Check, Key, Line, Sum, Wrong, digest, stored::Gaps, totals::Step};
 use crate::{
     decimal,
     load::{
@@ -99,6 +99,8 @@ impl Check {
         if code == Code::NONE {
             return;
         }
+        self.counts.total_alerts -= i64::from(std::mem::take(&mut line.total_alerts));
+        self.shards[shard].total_alerts.drop_of(seq);
         let content = Content::of(self.load.seed, code);
         let signed = content.signed();
         if content.alerts() {
@@ -132,7 +134,7 @@ impl Check {
             self.wrong(Wrong::Miscounted, || {
                 format!("record {shard}-{seq} differs from the record that was sent as {id}: {record}")
             });
-            self.shards[shard].log.push(Line { code, digest });
+            self.shards[shard].log.push(Line { code, digest, total_alerts: 0 });
             return;
         };
         // A record that Postgres lost does not count, though its notification came; its id may count in another shard.
@@ -156,7 +158,7 @@ impl Check {
                 format!("{id} counts by the content that was sent after it, as record {shard}-{seq}")
             });
         }
-        self.shards[shard].log.push(Line { code: content.code, digest });
+        self.shards[shard].log.push(Line { code: content.code, digest, total_alerts: 0 });
         self.counts.processed += 1;
         self.counts.reversals += i64::from(code.reverses().is_some());
         // After a loss, a repeated send can take the place of the first one.
@@ -190,6 +192,7 @@ impl Check {
         let (signed, unit) = (content.signed(), content.unit);
         let balance = self.balances.entry((content.destination.clone(), unit)).or_default();
         let low = self.lows.entry((content.destination.clone(), unit)).or_insert(*balance);
+        let of_destination = Step { before: *balance, after: *balance + signed };
         *balance += signed;
         *low = (*low).min(*balance);
         if signed < 0 && Some(*balance) < decimal::parse(MINIMUM_TOTAL) {
@@ -199,6 +202,8 @@ impl Check {
         let sum = self.keys.entry(key(content)).or_default();
         let before = *sum;
         *sum = Sum { count: before.count + 1, total: before.total + signed };
+        let of_key = Step { before: before.total, after: before.total + signed };
+        self.total_alerts_due(shard, seq, unit, of_key, of_destination);
         let total = summary["previousTotal"].as_str().and_then(decimal::parse);
         if summary["previousCount"] != before.count || total != Some(before.total) || summary["unit"] != unit {
             self.wrong(Wrong::Miscounted, || {
@@ -263,13 +268,15 @@ impl Check {
         let mut found: Vec<Vec<i64>> = vec![Vec::new(); SHARDS];
         for (entry, digest) in entries {
             let Some((shard, n)) = entry.place().filter(|(shard, _)| *shard < SHARDS) else { continue };
-            if found[shard].last().is_some_and(|last| *last >= n) {
+            // A record can raise several alerts of totals.
+            let several = name == "total-alerts" && found[shard].last() == Some(&n);
+            if found[shard].last().is_some_and(|last| *last >= n) && !several {
                 self.wrong(Wrong::Doubled, || format!("{} is in {name} behind {:?}", entry.id, found[shard].last()));
                 continue;
             }
             found[shard].push(n);
             let line = self.shards[shard].lines(kind).get((n - 1).max(0) as usize);
-            if name != "alerts" && line.map(|line| line.digest) != Some(*digest) {
+            if !name.ends_with("alerts") && line.map(|line| line.digest) != Some(*digest) {
                 self.wrong(Wrong::Doubled, || {
                     format!("{} is in {name} with other content than the reader read", entry.id)
                 });
@@ -277,7 +284,11 @@ impl Check {
         }
         for (shard, found) in found.iter().enumerate() {
             let alerts = |line: &Line| line.code != Code::NONE && Content::of(self.load.seed, line.code).alerts();
-            let due = |line: &Line| line.digest != 0 && (name != "alerts" || alerts(line));
+            let due = |line: &Line| match name {
+                "alerts" => line.digest != 0 && alerts(line),
+                "total-alerts" => line.has_total_alerts(),
+                _ => line.digest != 0,
+            };
             let due = self.shards[shard].lines(kind).iter().enumerate().filter(|(_, line)| due(line));
             let skipped = |n: i64| {
                 self.gaps.iter().any(|(gap, to)| gap.0 == shard && gap.1 == kind && (gap.2..=*to).contains(&n))

@@ -13,6 +13,7 @@ mod rollups;
 mod stored;
 #[cfg(test)]
 mod tests;
+mod totals;
 mod webhook;
 
 use std::{
@@ -22,6 +23,7 @@ use std::{
 
 use serde::Serialize;
 use serde_json::Value;
+use totals::TotalAlerts;
 
 use crate::{
     endpoint::Delivery,
@@ -93,17 +95,18 @@ impl Allowed {
     }
 }
 
-/// A line of a shard's log: the record, and a digest of its notification.
+/// A line of a shard's log: the record, a digest of its notification, and the number of its alerts of totals.
 #[derive(Debug, Clone, Copy)]
 struct Line {
     code: Code,
     digest: u32,
+    total_alerts: u8,
 }
 
 impl Line {
     /// A line without a record, or with an unknown one.
     fn of_none(digest: u32) -> Self {
-        Self { code: Code::NONE, digest }
+        Self { code: Code::NONE, digest, total_alerts: 0 }
     }
 }
 
@@ -116,6 +119,7 @@ struct Shard {
     alerts: VecDeque<i64>,
     /// The last number whose alert came.
     alerted: i64,
+    total_alerts: TotalAlerts,
     /// Dead letters and conflicts, by number from 1; skipped numbers have lines without a record.
     dead_letters: Vec<Line>,
     conflicts: Vec<Line>,
@@ -155,6 +159,7 @@ pub(crate) struct Counts {
     pub(crate) alerts: i64,
     /// Those of the processed ones that are reversals.
     pub(crate) reversals: i64,
+    pub(crate) total_alerts: i64,
     /// Dead letters of malformed entries that the campaign appended.
     pub(crate) external: i64,
 }
@@ -235,9 +240,11 @@ impl Check {
         (self.round, self.allowed) = (round, allowed);
         self.lows.clear();
         let gaps = self.new_gaps(sql).await?;
-        let [records, alerts, dead_letters, conflicts]: [Vec<Entry>; 4] = read.try_into().unwrap_or_default();
+        let [records, alerts, dead_letters, conflicts, total_alerts]: [Vec<Entry>; 5] =
+            read.try_into().unwrap_or_default();
         self.notifications(records, &gaps);
         self.alerts(&alerts, &gaps);
+        self.total_alerts(&total_alerts, &gaps);
         self.dead_letters(&dead_letters, &gaps);
         self.conflicts(&conflicts, &gaps);
         let epochs: Vec<(i32, i64)> = sqlx::query_as("select shard, epoch from shards").fetch_all(&mut *sql).await?;

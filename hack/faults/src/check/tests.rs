@@ -10,7 +10,7 @@ use crate::{
     load::{
         Load,
         history::{Answer, Closed},
-        record::{COLLIDE, Code, Content, ELSEWHERE, OTHER_VALUE},
+        record::{COLLIDE, Code, Content, ELSEWHERE, OTHER_VALUE, TOTAL_THRESHOLDS, TotalThreshold},
     },
     read::Entry,
 };
@@ -23,12 +23,14 @@ struct Story {
     check: Check,
     records: Vec<Entry>,
     alerts: Vec<Entry>,
+    total_alerts: Vec<Entry>,
 }
 
 fn story(records: usize) -> Story {
     let load = Load::new(SEED, Vec::new(), 1.0);
     let check = Check::new(&load);
-    let mut story = Story { load, check, records: Vec::new(), alerts: Vec::new() };
+    let mut story = Story { load, check, records: Vec::new(), alerts: Vec::new(), total_alerts: Vec::new() };
+    let mut destinations: std::collections::BTreeMap<(String, &str), i128> = std::collections::BTreeMap::new();
     let mut sums: std::collections::BTreeMap<(String, String, &str), (i64, i128)> = std::collections::BTreeMap::new();
     while story.records.len() < records {
         let code = story.load.history().begin(0);
@@ -42,6 +44,22 @@ fn story(records: usize) -> Story {
         let sum = sums.entry((content.destination.clone(), content.reference.clone(), content.unit)).or_default();
         let mut data = notification(&content, *sum);
         story.records.push(entry(&format!("0-{n}"), "record.processed", &data));
+        let all = destinations.entry((content.destination.clone(), content.unit)).or_default();
+        for threshold in TOTAL_THRESHOLDS.iter().filter(|threshold| threshold.unit == content.unit) {
+            let before = if threshold.per == "Key" { sum.1 } else { *all };
+            let steps = steps_by_hand(threshold, before, before + signed);
+            if steps > 0 {
+                let mut data = data.clone();
+                data["totalAlert"] = json!({
+                    "name": threshold.name, "per": threshold.per, "every": threshold.every, "steps": steps,
+                    (if threshold.is_above { "above" } else { "below" }): threshold.bound,
+                    "previousTotal": decimal(before), "total": decimal(before + signed),
+                });
+                let id = format!("0-{n}-total-{}", threshold.name);
+                story.total_alerts.push(entry(&id, "record.total_alert", &data));
+            }
+        }
+        *all += signed;
         if alerts {
             data["threshold"] = content.threshold().into();
             story.alerts.push(entry(&format!("0-{n}-alert"), "record.alert", &data));
@@ -56,8 +74,19 @@ fn notification(content: &Content, (count, total): (i64, i128)) -> Value {
     record["value"] = content.value.clone().into();
     record["receivedAt"] = "then".into();
     record["processedAt"] = "now".into();
-    let total = format!("{}.{:09}", total / 1_000_000_000, total % 1_000_000_000);
-    json!({"record": record, "summary": {"previousCount": count, "previousTotal": total, "unit": content.unit}})
+    json!({"record": record, "summary": {"previousCount": count, "previousTotal": decimal(total), "unit": content.unit}})
+}
+
+fn decimal(billionths: i128) -> String {
+    format!("{}.{:09}", billionths / 1_000_000_000, billionths % 1_000_000_000)
+}
+
+/// Each step of a threshold by itself; no total of the story is so high that there are more.
+fn steps_by_hand(threshold: &TotalThreshold, before: i128, after: i128) -> usize {
+    let number = |text: &str| crate::decimal::parse(text).unwrap();
+    let at = |n: i128| number(threshold.bound) + n * number(threshold.every) * if threshold.is_above { 1 } else { -1 };
+    let passes = |at: i128| if threshold.is_above { before <= at && after > at } else { before >= at && after < at };
+    (0..10_000).filter(|n| passes(at(*n))).count()
 }
 
 fn entry(id: &str, kind: &str, data: &Value) -> Entry {
@@ -69,6 +98,7 @@ impl Story {
     fn found(mut self) -> Vec<Wrong> {
         self.check.notifications(std::mem::take(&mut self.records), &Gaps::default());
         self.check.alerts(&self.alerts, &Gaps::default());
+        self.check.total_alerts(&self.total_alerts, &Gaps::default());
         self.check.every_id();
         let mut found: Vec<Wrong> = self.check.violations.iter().map(|violation| violation.wrong).collect();
         found.dedup();
@@ -80,6 +110,7 @@ impl Story {
 fn correct_outcomes_are_no_violation() {
     let story = story(40);
     assert!(story.alerts.len() > 2, "the story has alerts");
+    assert!(story.total_alerts.len() > 5, "and alerts of totals");
     assert_eq!(story.found(), []);
 }
 
@@ -87,6 +118,7 @@ fn correct_outcomes_are_no_violation() {
 fn missing_outcomes_are_found() {
     let mut none = story(40);
     none.records.pop();
+    none.total_alerts.retain(|alert| !alert.id.starts_with("0-40-"));
     assert_eq!(none.found(), [Wrong::Lost]);
     let mut alert = story(40);
     alert.alerts.pop();
@@ -95,6 +127,12 @@ fn missing_outcomes_are_found() {
     let data = &mut threshold.alerts[1].data;
     *data = data.replace("\"threshold\":\"", "\"threshold\":\"1");
     assert_eq!(threshold.found(), [Wrong::Miscounted], "another threshold");
+    let mut total_alert = story(40);
+    total_alert.total_alerts.pop();
+    assert_eq!(total_alert.found(), [Wrong::Lost]);
+    let mut first = story(40);
+    first.total_alerts.remove(0);
+    assert!(first.found().contains(&Wrong::Miscounted), "the first crossing is left out");
     let mut middle = story(40);
     middle.records.remove(20);
     assert!(middle.found().contains(&Wrong::Reordered), "a number is left out");
@@ -105,6 +143,16 @@ fn repeated_outcomes_are_found() {
     let mut again = story(40);
     again.records.push(again.records[30].clone());
     assert_eq!(again.found(), [Wrong::Doubled], "the same number");
+    let mut alert = story(40);
+    alert.total_alerts.insert(3, alert.total_alerts[2].clone());
+    assert_eq!(alert.found(), [Wrong::Doubled], "the same alert of a total");
+    for (from, to) in [("\"steps\":", "\"steps\":1"), ("\"previousTotal\":\"", "\"previousTotal\":\"1")] {
+        let mut alert = story(40);
+        let data = &mut alert.total_alerts[2].data;
+        let at = data.find("totalAlert").unwrap();
+        *data = format!("{}{}", &data[..at], data[at..].replacen(from, to, 1));
+        assert_eq!(alert.found(), [Wrong::Miscounted], "{from}");
+    }
     let mut other = story(40);
     let id = format!("0-{}", other.records.len() + 1);
     other.records.push(Entry { id, ..other.records[30].clone() });

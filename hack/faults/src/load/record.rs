@@ -42,6 +42,24 @@ pub(crate) const THRESHOLD_USD: &str = "150.5";
 /// The reason of each reversal.
 const REASON: &str = "the campaign reverses it";
 
+/// A threshold of the manifest on totals.
+#[derive(Debug)]
+pub(crate) struct TotalThreshold {
+    pub(crate) name: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) per: &'static str,
+    pub(crate) is_above: bool,
+    pub(crate) bound: &'static str,
+    pub(crate) every: &'static str,
+}
+
+/// The manifest's thresholds on totals, in its order.
+pub(crate) const TOTAL_THRESHOLDS: [TotalThreshold; 3] = [
+    TotalThreshold { name: "key", unit: "EUR", per: "Key", is_above: true, bound: "500", every: "250.5" },
+    TotalThreshold { name: "all", unit: "EUR", per: "Destination", is_above: true, bound: "0", every: "1000" },
+    TotalThreshold { name: "low", unit: "USD", per: "Destination", is_above: false, bound: "300", every: "100" },
+];
+
 /// Variant of a record whose value differs.
 pub(crate) const OTHER_VALUE: u8 = 1;
 /// Variant of a record whose destination differs, mostly.

@@ -17,15 +17,26 @@ use super::{IN_FLIGHT, NAME, SHARDS, World, eventually};
 use crate::{endpoint::TIMEOUT_SECONDS, load::record};
 
 /// The sinks: name and event.
-pub(crate) const SINKS: [(&str, &str); 4] = [
+pub(crate) const SINKS: [(&str, &str); 5] = [
     ("notifications", "Processed"),
     ("alerts", "Alert"),
     ("dead-letters", "DeadLettered"),
     ("conflicts", "Conflicted"),
+    ("total-alerts", "TotalAlert"),
 ];
 
 /// The place in `SINKS` that an added sink is like, and its event, which is a rare one.
 pub(crate) const ADDED: (usize, &str) = (3, SINKS[3].1);
+
+/// The thresholds on totals of the manifest.
+fn total_thresholds() -> Vec<serde_json::Value> {
+    let thresholds = record::TOTAL_THRESHOLDS.iter().map(|threshold| {
+        let bound = if threshold.is_above { "above" } else { "below" };
+        let record::TotalThreshold { name, unit, per, every, .. } = threshold;
+        json!({"name": name, "unit": unit, "per": per, bound: threshold.bound, "every": every})
+    });
+    thresholds.collect()
+}
 
 /// A sink's stream.
 pub(crate) fn stream(sink: &str) -> String {
@@ -89,6 +100,7 @@ impl World {
                 "backlogLimit": 1_000_000,
                 "threshold": record::THRESHOLD,
                 "thresholds": {"USD": record::THRESHOLD_USD},
+                "totalThresholds": total_thresholds(),
                 "policy": {"minimumTotal": record::MINIMUM_TOTAL},
                 "sinks": sinks,
                 "rollups": rollups,

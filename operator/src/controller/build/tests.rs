@@ -277,8 +277,8 @@ fn the_manifest_of_the_pods_has_only_the_fields_that_concern_them() {
         let text = json(config)["data"]["pipeline.yaml"].as_str().unwrap().to_owned();
         assert_eq!(RecordPipeline::from_yaml(&text).unwrap(), pipeline.manifest, "{text}");
         let manifest: Value = serde_saphyr::from_str(&text).unwrap();
-        let allowed = "threshold thresholds shards backlogLimit limits sinks rollups policy redis postgres auth oidc serve \
-                       retention archive";
+        let allowed = "threshold thresholds totalThresholds shards backlogLimit limits sinks rollups policy redis postgres auth \
+                       oidc serve retention archive";
         let fields = manifest["spec"].as_object().unwrap();
         assert!(fields.keys().all(|field| allowed.split(' ').any(|name| name == field)), "{text}");
         let mut serve: Vec<&String> =

@@ -40,6 +40,7 @@ pub(super) fn commands(address: SocketAddr, env: &Path, manifest: &RecordPipelin
             let what = match sink.event {
                 SinkEvent::Processed => "notifications",
                 SinkEvent::Alert => "alerts",
+                SinkEvent::TotalAlert => "alerts of totals",
                 SinkEvent::DeadLettered => "dead letters",
                 SinkEvent::Conflicted => "conflicts",
             };

@@ -62,7 +62,7 @@ pub(super) async fn compare(store: &Store, streams: &Streams, scope: &Scope) -> 
     let reported = facts.sinks(published, &mut snapshot, &mut result.differences).await?;
     let sinks: Vec<Arc<Sink>> = reported.iter().filter_map(|reported| reported.sink.clone()).collect();
     let progress = Arc::new(Progress::default());
-    let passes = facts.passes(&sinks, &progress);
+    let passes = facts.passes(&sinks, &progress, &mut snapshot).await?;
     result.shards = passes.len();
     let shown = progress.show(u64::try_from(facts.records())?);
 

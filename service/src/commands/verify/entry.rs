@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::totals::Alert;
 use crate::{
     domain::{Attributes, OutcomeKind, Record, RecordId, Seq, ShardId, ShardSeq, render_time},
     store::{Differences, LoggedRecord, RefusedOutcome},
@@ -14,20 +15,23 @@ use crate::{
 /// The shard and number in an entry's id.
 pub(super) fn number(kind: OutcomeKind, id: &str) -> Option<ShardSeq> {
     let (shard, rest) = id.split_once('-')?;
-    let number = match kind {
-        OutcomeKind::Processed => rest,
-        OutcomeKind::Alert => rest.strip_suffix("-alert")?,
-        OutcomeKind::DeadLettered => rest.strip_prefix('d')?,
-        OutcomeKind::Conflicted => rest.strip_prefix('c')?,
+    let (number, name) = match kind {
+        OutcomeKind::Processed => (rest, ""),
+        OutcomeKind::Alert => (rest.strip_suffix("-alert")?, ""),
+        OutcomeKind::TotalAlert => rest.split_once("-total-")?,
+        OutcomeKind::DeadLettered => (rest.strip_prefix('d')?, ""),
+        OutcomeKind::Conflicted => (rest.strip_prefix('c')?, ""),
     };
     let place = ShardSeq { shard: ShardId::new(shard.parse().ok()?), seq: Seq::new(number.parse().ok()?) };
-    (place.seq > Seq::ZERO && render_id(kind, place) == id).then_some(place)
+    (place.seq > Seq::ZERO && render_id(kind, place, name) == id).then_some(place)
 }
 
-fn render_id(kind: OutcomeKind, ShardSeq { shard, seq }: ShardSeq) -> String {
+/// `name` is that of the threshold on a total.
+fn render_id(kind: OutcomeKind, ShardSeq { shard, seq }: ShardSeq, name: &str) -> String {
     match kind {
         OutcomeKind::Processed => format!("{shard}-{seq}"),
         OutcomeKind::Alert => format!("{shard}-{seq}-alert"),
+        OutcomeKind::TotalAlert => format!("{shard}-{seq}-total-{name}"),
         OutcomeKind::DeadLettered => format!("{shard}-d{seq}"),
         OutcomeKind::Conflicted => format!("{shard}-c{seq}"),
     }
@@ -43,6 +47,7 @@ pub(super) struct NumberedEntry {
 #[derive(Clone, Copy)]
 pub(super) enum Row<'a> {
     Record(&'a LoggedRecord),
+    TotalAlert(&'a LoggedRecord, &'a Alert),
     Refused(&'a RefusedOutcome),
 }
 
@@ -56,6 +61,7 @@ struct Data<'a> {
     summary: Summary<'a>,
     #[serde(borrow)]
     threshold: Option<Cow<'a, str>>,
+    total_alert: Option<Alert>,
     /// Of a sink with a filter. It depends on the filters that the sink had.
     previous_seq: Option<i64>,
 }
@@ -103,7 +109,7 @@ impl Row<'_> {
     /// The number.
     pub(super) fn seq(self) -> Seq {
         match self {
-            Self::Record(row) => row.seq,
+            Self::Record(row) | Self::TotalAlert(row, _) => row.seq,
             Self::Refused(row) => row.seq,
         }
     }
@@ -122,6 +128,7 @@ impl Row<'_> {
                 let what = if kind == OutcomeKind::Alert { "record.alert" } else { "record.processed" };
                 (what, row.processed_at, &row.traceparent)
             }
+            Self::TotalAlert(row, _) => ("record.total_alert", row.processed_at, &row.traceparent),
             Self::Refused(row) => {
                 let is_dead_letter = kind == OutcomeKind::DeadLettered;
                 let what = if is_dead_letter { "record.dead_lettered" } else { "record.conflicted" };
@@ -142,17 +149,31 @@ impl Row<'_> {
                 differences.add("entry", place(field), expected, found(field));
             }
         }
-        if let Self::Record(row) = self
-            && let Err(why) = row_is(row, kind, &at, found("data"))
+        let (row, alert) = match self {
+            Self::Record(row) => (row, None),
+            Self::TotalAlert(row, alert) => (row, Some(alert)),
+            Self::Refused(_) => return,
+        };
+        if let Some(alert) = alert
+            && !found("id").ends_with(&format!("-total-{}", alert.name))
         {
+            differences.add("entry", place("id"), format!("an alert of {}", alert.name), found("id"));
+        }
+        if let Err(why) = row_is(row, kind, alert, &at, found("data")) {
             differences.add("entry", place("data"), why, found("data"));
         }
     }
 }
 
 /// Compares `data` with a row, whose `processedAt` is rendered. The error is the expected content.
-fn row_is(row: &LoggedRecord, kind: OutcomeKind, processed_at: &str, data: &str) -> Result<(), String> {
-    let Data { record: shown, summary, threshold, previous_seq } =
+fn row_is(
+    row: &LoggedRecord,
+    kind: OutcomeKind,
+    alert: Option<&Alert>,
+    processed_at: &str,
+    data: &str,
+) -> Result<(), String> {
+    let Data { record: shown, summary, threshold, total_alert, previous_seq } =
         serde_json::from_str(data).map_err(|error| format!("data of the documented form ({error})"))?;
     if previous_seq.is_some_and(|previous| previous >= row.seq.get()) {
         return Err(format!("previousSeq below {}", row.seq));
@@ -175,6 +196,9 @@ fn row_is(row: &LoggedRecord, kind: OutcomeKind, processed_at: &str, data: &str)
     let expected = row.threshold.filter(|_| kind == OutcomeKind::Alert).map(|threshold| threshold.to_string());
     if threshold.as_deref() != expected.as_deref() {
         return Err(expected.map_or("no threshold".to_owned(), |expected| format!("threshold {expected}")));
+    }
+    if total_alert.as_ref() != alert {
+        return Err(alert.map_or("no alert of a total".to_owned(), |alert| format!("{alert:?}")));
     }
     Ok(())
 }
@@ -216,6 +240,8 @@ mod tests {
         for (kind, id, expected) in [
             (OutcomeKind::Processed, "3-17", Some(place(3, 17))),
             (OutcomeKind::Alert, "3-17-alert", Some(place(3, 17))),
+            (OutcomeKind::TotalAlert, "3-17-total-a-total-b", Some(place(3, 17))),
+            (OutcomeKind::TotalAlert, "3-17-total", None),
             (OutcomeKind::DeadLettered, "0-d1", Some(place(0, 1))),
             (OutcomeKind::Conflicted, "0-c1", Some(place(0, 1))),
             (OutcomeKind::Processed, "3-17-alert", None),
@@ -242,6 +268,7 @@ mod tests {
             previous_count: 2,
             previous_total: "7.25".parse().expect("decimal"),
             threshold: Some("10.00".parse().expect("decimal")),
+            total_alerts: None,
             traceparent: None,
         }
     }
@@ -251,7 +278,7 @@ mod tests {
         let good = r#"{"record":{"recordId":"r","time":"2026-01-01T00:00:00Z","sourceId":"s","destinationId":"d","type":"positive","value":"12.50","unit":"EUR","reference":"x","reverses":"o","attributes":{"a":1.0},"receivedAt":"2026-01-01T00:00:00Z","processedAt":"2026-01-01T00:00:00Z"},"summary":{"previousCount":2,"previousTotal":"7.25","unit":"EUR"},"threshold":"10.00"}"#;
         let row = row();
         let at = render_time(row.processed_at);
-        let row_is = |data: &str| row_is(&row, OutcomeKind::Alert, &at, data);
+        let row_is = |data: &str| row_is(&row, OutcomeKind::Alert, None, &at, data);
         assert_eq!(row_is(good), Ok(()));
         for (part, other) in [
             (r#""12.50""#, r#""12.51""#),

@@ -9,6 +9,7 @@ use super::{
     pass::{Extent, ShardPass},
     progress::Progress,
     sinks::{Sink, SinkReport},
+    totals::{Rollups, TotalChecks},
 };
 use crate::{
     domain::{Seq, SeqRange, Sequence, ShardId},
@@ -34,6 +35,7 @@ pub(super) struct Facts<'a> {
     expired: Vec<ExpiredOutcomes>,
     first: Vec<FirstSince>,
     policies: Policies,
+    rollups: Arc<Rollups>,
     source: Arc<str>,
 }
 
@@ -76,6 +78,11 @@ impl<'a> Facts<'a> {
                 None => Vec::new(),
             },
             policies: Policies::new(snapshot.stored_policies().await?, snapshot.policy_starts().await?)?,
+            rollups: Arc::new(Rollups::new(
+                snapshot.rollup_facts().await?,
+                snapshot.last_dropped().await?,
+                scope.since.is_none(),
+            )),
             source: snapshot.source().await?.into(),
         })
     }
@@ -158,21 +165,33 @@ impl<'a> Facts<'a> {
     }
 
     /// The passes over the shards of the scope.
-    pub(super) fn passes(&self, sinks: &[Arc<Sink>], progress: &Arc<Progress>) -> BTreeMap<ShardId, ShardPass> {
+    pub(super) async fn passes(
+        &self,
+        sinks: &[Arc<Sink>],
+        progress: &Arc<Progress>,
+        snapshot: &mut Verification,
+    ) -> anyhow::Result<BTreeMap<ShardId, ShardPass>> {
         let shards = u16::try_from(self.heads.len()).unwrap_or(u16::MAX);
-        let pass = |head: &ShardHead| {
+        let mut passes = BTreeMap::new();
+        for head in self.chosen() {
             let shard = head.shard;
             let extent = Extent { shard, shards, before: self.before(head, Sequence::Records), last: head.last };
-            let checks = LogChecks::new(extent, self.gaps(shard, Sequence::Records), &self.policies);
+            // Where a pass does not begin at the first record, the stored totals without its records are those before it.
+            let begin = match extent.before > Seq::ZERO && self.policies.has_totals(shard) {
+                true => snapshot.destination_totals(shard, extent.before).await?,
+                false => Vec::new(),
+            };
+            let totals = TotalChecks::new(shard, Arc::clone(&self.rollups), begin);
+            let checks = LogChecks::new(extent, self.gaps(shard, Sequence::Records), &self.policies, totals);
             let mut pass = ShardPass::new(extent, checks, Arc::clone(progress));
             for sink in sinks {
                 let sequence = sink.kind().sequence();
                 let before = self.before(head, sequence);
                 pass.add_sink(sink, before, head.highest(sequence), self.without_rows(shard, sequence));
             }
-            (shard, pass)
-        };
-        self.chosen().map(pass).collect()
+            passes.insert(shard, pass);
+        }
+        Ok(passes)
     }
 
     /// Compares the counters of records in each shard's row with what the pass counted.
@@ -182,13 +201,15 @@ impl<'a> Facts<'a> {
             let skipped = self.gaps(head.shard, Sequence::Records).into_iter().map(|gap| gap.upto).max();
             let highest = head.last.max(skipped.unwrap_or_default()).get();
             let expired = self.expired(head.shard, Sequence::Records);
-            let (kept, records, alerts) =
-                expired.map_or((Seq::ZERO, 0, 0), |expired| (expired.upto, expired.count, expired.alerts));
+            let (kept, records, alerts, total_alerts) = expired.map_or((Seq::ZERO, 0, 0, 0), |expired| {
+                (expired.upto, expired.count, expired.alerts, expired.total_alerts)
+            });
             // Other records before the scope are not counted.
             let is_whole = self.before(head, Sequence::Records) == kept;
             let counted = [
                 ("processed", checks.records + records, stored.processed),
                 ("alerts", checks.alerts + alerts, stored.alerts),
+                ("alerts of totals", checks.totals.alerts + total_alerts, stored.total_alerts),
             ];
             let counted = counted.into_iter().filter(|_| is_whole);
             for (name, derived, stored) in counted.chain([("highest record", highest, stored.watermarks.records.get())])

@@ -7,7 +7,7 @@ use std::{collections::HashMap, fmt::Write as _};
 use rust_decimal::Decimal;
 
 use crate::{
-    domain::Kind,
+    domain::{Kind, Seq},
     store::{Differences, LoggedRecord, StoredTotal},
 };
 
@@ -22,6 +22,17 @@ struct Running {
     positive_count: i64,
     positive_sum: i128,
     alerts: i64,
+    first: Seq,
+    last: Seq,
+}
+
+/// The key of a record that was added.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Added {
+    /// Whether it is its first one in the pass.
+    pub(super) is_new: bool,
+    /// Its total before the record, in billionths.
+    pub(super) before: i128,
 }
 
 /// Running totals of a shard.
@@ -44,8 +55,8 @@ impl Keys {
         self.of.len()
     }
 
-    /// Compares a record's summary with the records before it, and adds the record. Returns whether its key is new.
-    pub(super) fn add(&mut self, row: &LoggedRecord, place: impl FnOnce() -> String, found: &mut Differences) -> bool {
+    /// Compares a record's summary with the records before it, and adds the record.
+    pub(super) fn add(&mut self, row: &LoggedRecord, place: impl FnOnce() -> String, found: &mut Differences) -> Added {
         let record = &row.record;
         self.key.clear();
         let (destination_id, reference) = (record.destination_id.as_str(), record.reference.as_str());
@@ -60,7 +71,8 @@ impl Keys {
             };
             self.of.insert(self.key.as_str().into(), begin);
         }
-        let Some(running) = self.of.get_mut(&*self.key) else { return is_new };
+        let Some(running) = self.of.get_mut(&*self.key) else { return Added { is_new, before: 0 } };
+        let before = running.total;
         if (count, total) != (running.count, Some(running.total)) {
             found.add(
                 "summary",
@@ -71,6 +83,10 @@ impl Keys {
         }
         let value = billionths(record.value.get()).unwrap_or_default();
         running.count += 1;
+        if running.first == Seq::ZERO {
+            running.first = row.seq;
+        }
+        running.last = row.seq;
         running.alerts += i64::from(row.threshold.is_some());
         match record.kind {
             Kind::Positive => {
@@ -80,7 +96,7 @@ impl Keys {
             }
             Kind::Negative => running.total -= value,
         }
-        is_new
+        Added { is_new, before }
     }
 
     /// Compares a stored total with the records of its key, and takes the key out.
@@ -96,16 +112,18 @@ impl Keys {
         let (positive_sum, negative_sum) = (stored.positive_sum, stored.negative_sum);
         let total = positive_sum.zip(negative_sum).map(|(positive, negative)| positive - negative);
         let is_equal = running.is_some_and(|running| {
-            (running.count, Some(running.total)) == (positive_count + negative_count, total)
+            (running.count, Some(running.total), running.last) == (positive_count + negative_count, total, stored.last)
                 && (!self.is_whole
-                    || (running.positive_count, Some(running.positive_sum), running.alerts)
-                        == (*positive_count, positive_sum, *alerts))
+                    || (running.positive_count, Some(running.positive_sum), running.alerts, running.first)
+                        == (*positive_count, positive_sum, *alerts, stored.first))
         });
         if !is_equal {
             let shown = |sum: Option<i128>| sum.map_or("no such decimal".to_owned(), decimal);
             let stored = format!(
-                "{} records ({positive_count} positive, {alerts} alerts), total {} ({} positive)",
+                "{} records ({positive_count} positive, {alerts} alerts, {} to {}), total {} ({} positive)",
                 positive_count + negative_count,
+                stored.first,
+                stored.last,
                 shown(total),
                 shown(positive_sum)
             );
@@ -123,17 +141,17 @@ impl Keys {
     }
 
     fn shown(&self, running: Option<Running>) -> String {
-        let Some(Running { count, total, positive_count, positive_sum, alerts }) = running else {
+        let Some(Running { count, total, positive_count, positive_sum, alerts, first, last }) = running else {
             return "nothing".to_owned();
         };
         let total = decimal(total);
         if self.is_whole {
             let positive_sum = decimal(positive_sum);
             format!(
-                "{count} records ({positive_count} positive, {alerts} alerts), total {total} ({positive_sum} positive)"
+                "{count} records ({positive_count} positive, {alerts} alerts, {first} to {last}), total {total} ({positive_sum} positive)"
             )
         } else {
-            format!("{count} records, total {total}")
+            format!("{count} records up to {last}, total {total}")
         }
     }
 }
@@ -143,7 +161,7 @@ fn place(key: &str) -> String {
 }
 
 /// A decimal in billionths; `None` where it is no multiple of one.
-fn billionths(decimal: Decimal) -> Option<i128> {
+pub(super) fn billionths(decimal: Decimal) -> Option<i128> {
     let decimal = if decimal.scale() > 9 { decimal.normalize() } else { decimal };
     let factor = 10_i128.pow(9_u32.checked_sub(decimal.scale())?);
     decimal.mantissa().checked_mul(factor)

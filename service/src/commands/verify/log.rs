@@ -8,7 +8,11 @@ use std::{
 use rust_decimal::Decimal;
 use serde_json::Value;
 
-use super::{keys::Keys, pass::Extent};
+use super::{
+    keys::{Added, Keys},
+    pass::Extent,
+    totals::{Threshold, TotalChecks},
+};
 use crate::{
     domain::{Seq, SeqRange, ShardId},
     store::{Differences, LoggedRecord, PolicyStart, StoredPolicy},
@@ -19,6 +23,7 @@ use crate::{
 struct Thresholds {
     default: Option<Decimal>,
     of: HashMap<String, Decimal>,
+    totals: Vec<Threshold>,
 }
 
 /// A policy version from a record on; without thresholds where the version is not stored.
@@ -48,6 +53,17 @@ impl Policies {
         }
         Ok(Self(shards))
     }
+
+    /// Whether a version that a shard ran has a threshold on totals.
+    pub(super) fn has_totals(&self, shard: ShardId) -> bool {
+        self.0.get(&shard).is_some_and(|active| active.iter().any(|active| !active.totals().is_empty()))
+    }
+}
+
+impl Active {
+    fn totals(&self) -> &[Threshold] {
+        self.thresholds.as_ref().map_or(&[], |thresholds| &thresholds.totals)
+    }
 }
 
 impl Thresholds {
@@ -61,6 +77,7 @@ impl Thresholds {
         Self {
             default: spec.get("threshold").and_then(decimal),
             of: of.filter_map(|(unit, value)| Some((unit.clone(), decimal(value)?))).collect(),
+            totals: Threshold::of_spec(spec),
         }
     }
 }
@@ -76,22 +93,31 @@ pub(super) struct LogChecks {
     /// Destinations that belong to another shard, each named once.
     misplaced: HashSet<String>,
     pub(super) keys: Keys,
+    pub(super) totals: TotalChecks,
+    /// Whether a version that the shard ran has a threshold on totals.
+    has_totals: bool,
     pub(super) records: i64,
     pub(super) alerts: i64,
 }
 
 impl LogChecks {
     /// `gaps` are those of the shard's records.
-    pub(super) fn new(extent: Extent, gaps: Vec<SeqRange>, policies: &Policies) -> Self {
+    pub(super) fn new(extent: Extent, gaps: Vec<SeqRange>, policies: &Policies, mut totals: TotalChecks) -> Self {
         let Extent { shard, shards, before, .. } = extent;
+        let active: Vec<Active> = policies.0.get(&shard).cloned().unwrap_or_default();
+        for of_version in &active {
+            of_version.totals().iter().for_each(|threshold| totals.watch(of_version.version, threshold));
+        }
         Self {
             shard,
             shards,
             before,
             gaps,
-            active: policies.0.get(&shard).cloned().unwrap_or_default(),
+            active,
             misplaced: HashSet::new(),
             keys: Keys::new(before == Seq::ZERO),
+            totals,
+            has_totals: policies.has_totals(shard),
             records: 0,
             alerts: 0,
         }
@@ -107,7 +133,8 @@ impl LogChecks {
         self.records += 1;
         self.alerts += i64::from(row.threshold.is_some());
         self.alert(row, found);
-        let is_new = self.keys.add(row, || format!("record {shard}-{seq}"), found);
+        let Added { is_new, before } = self.keys.add(row, || format!("record {shard}-{seq}"), found);
+        self.total_alerts(row, before, found);
         if is_new {
             let destination = &row.record.destination_id;
             let expected = ShardId::of(destination, self.shards);
@@ -126,6 +153,17 @@ impl LogChecks {
             let place = format!("records of shard {}", self.shard);
             found.add("number", place, "numbers without gaps", format!("{first} to {last} missing"));
         }
+    }
+
+    /// A record has exactly the alerts of the totals that it takes over thresholds of the active policy version.
+    fn total_alerts(&mut self, row: &LoggedRecord, before: i128, found: &mut Differences) {
+        if !self.has_totals && row.total_alerts.is_none() {
+            return;
+        }
+        let active = self.active.partition_point(|active| active.from <= row.seq).checked_sub(1);
+        let active = active.and_then(|index| self.active.get(index)).filter(|active| active.thresholds.is_some());
+        let active = active.map(|active| (active.version, active.totals()));
+        self.totals.record(row, before, active, found);
     }
 
     /// A record has an alert exactly if its value exceeds the threshold of the policy version that was active.

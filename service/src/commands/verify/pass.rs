@@ -9,6 +9,7 @@ use super::{
     log::LogChecks,
     progress::Progress,
     sinks::Sink,
+    totals::{self, Alert},
 };
 use crate::{
     domain::{OutcomeKind, Seq, SeqRange, ShardId},
@@ -67,6 +68,8 @@ struct SinkState {
     cursor: Seq,
     skipped: Vec<SeqRange>,
     trims: u32,
+    /// Entries of the last number, which can have further ones.
+    held: Vec<NumberedEntry>,
 }
 
 /// Pages of the log, those that were read last.
@@ -113,6 +116,7 @@ impl ShardPass {
             cursor: sink.cursor(self.log.shard).min(highest),
             skipped,
             trims: 0,
+            held: Vec::new(),
         });
         self.sinks.push(state);
     }
@@ -122,21 +126,19 @@ impl ShardPass {
         let Some(state) = self.sinks.get_mut(part.sink).and_then(Option::as_mut) else { return Ok(()) };
         if part.trims > state.trims {
             (state.trims, state.at) = (part.trims, At::Anywhere);
+            state.held.clear();
         }
-        let entries = state.in_order(part.entries, &mut reader.differences);
-        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
-        let after = match state.at {
-            At::Number(after) => after,
-            At::Anywhere => Seq::new(first.seq.get() - 1),
-        };
-        let range = SeqRange { after, upto: last.seq };
-        state.at = At::Number(range.upto);
-        merge(&mut self.log, state, range, entries, reader).await
+        let entries = state.whole_numbers(part.entries);
+        compare(&mut self.log, state, entries, reader).await
     }
 
     /// Ends the pass once every sink is read: outcomes below a cursor that were not in the stream, and the rest of the log.
     pub(super) async fn finish(mut self, reader: &mut Reader) -> anyhow::Result<LogChecks> {
         for state in self.sinks.iter_mut().flatten() {
+            let held = std::mem::take(&mut state.held);
+            if state.trims == state.sink.trims() {
+                compare(&mut self.log, state, held, reader).await?;
+            }
             let At::Number(after) = state.at else { continue };
             if state.trims == state.sink.trims() && after < state.cursor {
                 let range = SeqRange { after, upto: state.cursor };
@@ -151,6 +153,24 @@ impl ShardPass {
 }
 
 impl SinkState {
+    /// Whether a number can have several entries.
+    fn has_several(&self) -> bool {
+        self.sink.kind() == OutcomeKind::TotalAlert
+    }
+
+    /// The entries of whole numbers, with those that were held; the last number is held, because more of it can come.
+    fn whole_numbers(&mut self, entries: Vec<NumberedEntry>) -> Vec<NumberedEntry> {
+        if !self.has_several() {
+            return entries;
+        }
+        let mut all = std::mem::take(&mut self.held);
+        all.extend(entries);
+        let last = all.last().map(|numbered| numbered.seq);
+        let whole = all.iter().rposition(|numbered| Some(numbered.seq) != last).map_or(0, |at| at + 1);
+        self.held = all.split_off(whole);
+        all
+    }
+
     /// The entries whose numbers come next; others are differences.
     fn in_order(&self, entries: Vec<NumberedEntry>, found: &mut Differences) -> Vec<NumberedEntry> {
         let mut last = match self.at {
@@ -162,7 +182,9 @@ impl SinkState {
             if numbered.seq.max(last) <= self.before {
                 continue;
             }
-            if numbered.seq <= last {
+            let continues =
+                self.has_several() && fresh.last().is_some_and(|one: &NumberedEntry| one.seq == numbered.seq);
+            if numbered.seq <= last && !continues {
                 self.sink.odd(&numbered.entry, &format!("a number above {last}: each once, in order"), found);
             } else if numbered.seq > self.cursor {
                 self.sink.odd(&numbered.entry, &format!("at most {}, the cursor", self.cursor), found);
@@ -211,6 +233,30 @@ impl SinkState {
     }
 }
 
+/// Compares the next entries of a sink with their rows.
+async fn compare(
+    log: &mut Log,
+    state: &mut SinkState,
+    entries: Vec<NumberedEntry>,
+    reader: &mut Reader,
+) -> anyhow::Result<()> {
+    let mut entries = state.in_order(entries, &mut reader.differences);
+    let after = match state.at {
+        At::Number(after) => after,
+        At::Anywhere => {
+            let Some(first) = entries.first().map(|first| first.seq) else { return Ok(()) };
+            // Of its first number, some entries can be trimmed.
+            let is_cut = state.has_several();
+            entries.retain(|numbered| !is_cut || numbered.seq > first);
+            if is_cut { first } else { Seq::new(first.get() - 1) }
+        }
+    };
+    let Some(last) = entries.last() else { return Ok(()) };
+    let range = SeqRange { after, upto: last.seq };
+    state.at = At::Number(range.upto);
+    merge(log, state, range, entries, reader).await
+}
+
 /// Merges a range of a sink with its rows, page by page.
 async fn merge(
     log: &mut Log,
@@ -227,10 +273,19 @@ async fn merge(
             let upto = Seq::new((index + 1) * log.size).min(range.upto);
             let at = log.read(index, reader).await?;
             let is_of = |row: &&LoggedRecord| {
-                range.after < row.seq && row.seq <= upto && (kind == OutcomeKind::Processed || row.threshold.is_some())
+                range.after < row.seq && row.seq <= upto && (kind != OutcomeKind::Alert || row.threshold.is_some())
             };
-            let rows = log.kept[at].rows.iter().filter(is_of).map(Row::Record);
-            state.merge(shard, rows, &mut entries, upto, &mut reader.differences);
+            let rows = log.kept[at].rows.iter().filter(is_of);
+            if kind == OutcomeKind::TotalAlert {
+                // What is stored in another form is a difference of the log.
+                let alerts =
+                    rows.flat_map(|row| totals::stored(row).unwrap_or_default().into_iter().map(move |of| (row, of)));
+                let alerts: Vec<(&LoggedRecord, Alert)> = alerts.collect();
+                let rows = alerts.iter().map(|(row, alert)| Row::TotalAlert(row, alert));
+                state.merge(shard, rows, &mut entries, upto, &mut reader.differences);
+            } else {
+                state.merge(shard, rows.map(Row::Record), &mut entries, upto, &mut reader.differences);
+            }
         }
         return Ok(());
     }

@@ -1,5 +1,7 @@
 //! A consistent pipeline with one fault at a time: the check for a fault finds it, also in a limited scope.
 
+mod totals;
+
 use std::{str::FromStr as _, time::Duration};
 
 use chrono::NaiveDate;
@@ -32,8 +34,8 @@ const CONSISTENT: &str = "
     ) r (seq, previous_count, positive, unit, value, previous_total, threshold);
     insert into gaps (shard, kind, from_n, to_n) values (1, 'records', 4, 4);
     insert into record_ids select record_id, shard, seq, period, gen_random_uuid() from records;
-    insert into totals (shard, destination_id, reference, unit, positive_count, positive_sum, negative_count, negative_sum, alerts)
-        values (1, 'd6', 'x', 'EUR', 2, 106.00, 1, 100.01, 2), (1, 'd6', 'x', 'min', 1, 50, 0, 0, 0);
+    insert into totals (shard, destination_id, reference, unit, positive_count, positive_sum, negative_count, negative_sum, alerts, first_seq, last_seq)
+        values (1, 'd6', 'x', 'EUR', 2, 106.00, 1, 100.01, 2, 1, 3), (1, 'd6', 'x', 'min', 1, 50, 0, 0, 0, 5, 5);
     insert into rollups (name, window_seconds, group_by, distinct_source, version)
         values ('daily', 86400, '{destinationId}', false, 2), ('removed', 60, '{}', false, 1);
     update rollups set removed = 2 where name = 'removed';

@@ -15,6 +15,8 @@ function stages(history) {
     ...(history.reversals?.newest ?? []).map((reversal) => ['Reversed', `by ${reversal.value}, `, recordLink(reversal.recordId), ', ',
       time(reversal.processedAt), `; ${reversal.rest} remains`]),
     history.threshold && ['Alert', `above the threshold ${history.threshold}`],
+    ...(history.totalAlerts ?? []).map(({ name, rollup, above, below, previousTotal, total }) =>
+      ['Alert of a total', `${name}: ${previousTotal} before it, ${total} with it, ${above ? `above ${above}` : `below ${below}`}${rollup ? ` in ${rollup}` : ''}`]),
     ...history.published.map(({ sink, state }) => ['Sink ', link(sink, 'sinks'), `: ${state.replace('_', ' ')}`]),
     history.duplicates > 0 && ['Sent again', `${count(history.duplicates)} times with the same content: counted once`],
     history.conflicts > 0 && ['Conflicts', link(`${count(history.conflicts)} with other content`, 'conflicts', { recordId: history.recordId })],

@@ -1,6 +1,7 @@
 //! The decision against a plain model that keeps everything in one list and looks through it for every entry.
 
 mod model;
+mod totals;
 
 use proptest::prelude::*;
 

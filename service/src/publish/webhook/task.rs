@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
 use super::{
-    body,
+    body::{self, Frame},
     secrets::Signing,
     window::{Changes, Delivery},
 };
@@ -18,10 +18,11 @@ use crate::{
     domain::{Attempt, Seq, SeqRange},
     publish::{
         WebhookTarget,
-        outcomes::{Outcomes, Previous},
+        outcomes::{Outcome, Outcomes, Previous},
         render,
     },
     store::{self, RequestedDelivery, WebhookChanges, WebhookClaim},
+    streams::Notice,
     webhook::{Answer, Client, Failure, Request},
 };
 
@@ -118,13 +119,32 @@ impl Task {
         Ok(Some(Delivery { outcome, destination, previous }))
     }
 
+    /// Posts all notices of an outcome, one after the other; the first that fails ends it, and a retry begins again.
     async fn post(&self, delivery: &Delivery, signing: &Signing, through: Seq) -> Tried {
-        let (kind, shard) = (render::event_type(self.outcomes.kind), self.outcomes.shard);
-        let notice = &delivery.outcome.notice;
+        let Outcome { notice, more, .. } = &delivery.outcome;
+        let frame = Frame {
+            source: &self.target.source,
+            kind: render::event_type(self.outcomes.kind),
+            shard: self.outcomes.shard,
+            previous: delivery.previous,
+            through,
+        };
+        let mut tried = self.post_one(frame, notice, signing).await;
+        for notice in more {
+            let Tried::Ended { result: Ok(answer), .. } = &tried else { break };
+            if !answer.is_success() {
+                break;
+            }
+            tried = self.post_one(frame, notice, signing).await;
+        }
+        tried
+    }
+
+    async fn post_one(&self, frame: Frame<'_>, notice: &Notice, signing: &Signing) -> Tried {
         let request = Request {
             id: &format!("{}-{}", self.target.pipeline_id, notice.id),
             traceparent: notice.traceparent.as_deref(),
-            body: body::of(&self.target.source, kind, shard, delivery, through),
+            body: body::of(frame, notice),
             keys: &signing.keys,
             headers: signing.headers.as_ref(),
         };

@@ -30,6 +30,8 @@ pub struct LoggedRecord {
     pub previous_total: Decimal,
     /// The threshold that its value exceeds.
     pub threshold: Option<Decimal>,
+    /// The alerts of totals that it raised, as they are stored.
+    pub total_alerts: Option<String>,
     /// W3C trace context.
     pub traceparent: Option<String>,
 }
@@ -82,6 +84,10 @@ pub struct StoredTotal {
     pub negative_count: i64,
     /// Number of records that raised an alert.
     pub alerts: i64,
+    /// The numbers of its first and of its last record.
+    pub first: Seq,
+    /// The numbers of its first and of its last record.
+    pub last: Seq,
     /// Sum of the positive records.
     pub positive_sum: Option<i128>,
     /// Sum of the negative records, without sign.
@@ -98,7 +104,7 @@ impl Verification {
         let rows = sqlx::query!(
             r#"select seq as "seq: Seq", received_at, processed_at, time, previous_count, positive, record_id, source_id, destination_id,
                  reference, unit, value::text as "value!", previous_total::text as "previous_total!",
-                 threshold::text as threshold, attributes, traceparent, reverses as "reverses: RecordId"
+                 threshold::text as threshold, total_alerts, attributes, traceparent, reverses as "reverses: RecordId"
              from records where shard = $1 and seq > $2 and seq <= $3
                  and period >= coalesce($4::date, '-infinity') and period <= coalesce($5::date, 'infinity')
              order by seq"#,
@@ -131,6 +137,7 @@ impl Verification {
                     previous_count: row.previous_count,
                     previous_total: numeric(&row.previous_total)?,
                     threshold: row.threshold.as_deref().map(numeric).transpose()?,
+                    total_alerts: row.total_alerts,
                     traceparent: row.traceparent,
                 })
             })
@@ -209,6 +216,7 @@ impl Verification {
     pub async fn each_total(&mut self, scope: &Scope, mut take: impl FnMut(StoredTotal)) -> Result<(), Error> {
         let mut rows = sqlx::query!(
             r#"select shard, destination_id, reference, unit, positive_count, negative_count, alerts,
+                      first_seq as "first: Seq", last_seq as "last: Seq",
                       trim_scale(positive_sum * 1000000000)::text as "positive_sum!",
                       trim_scale(negative_sum * 1000000000)::text as "negative_sum!"
                from totals where $1::int[] is null or shard = any($1)"#,
@@ -224,6 +232,8 @@ impl Verification {
                 positive_count: row.positive_count,
                 negative_count: row.negative_count,
                 alerts: row.alerts,
+                first: row.first,
+                last: row.last,
                 positive_sum: row.positive_sum.parse().ok(),
                 negative_sum: row.negative_sum.parse().ok(),
             });

@@ -64,6 +64,8 @@ if most > 0 then
     end
   end
 end
+-- The entries of one number come together: the cursor moves over all of them at once.
+while room > 0 and room < count and ARGV[6 + room * 5] == ARGV[11 + room * 5] do room = room - 1 end
 local call, key, source, kind, cursor = redis.call, KEYS[2], ARGV[9], ARGV[10], expected
 for at = 11, 10 + room * 5, 5 do
   -- Without a table of the fields: this is the cost of publishing.

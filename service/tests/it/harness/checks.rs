@@ -10,7 +10,7 @@ use super::{Pipeline, eventually};
 /// An entry of a sink's stream.
 #[derive(Debug, Clone)]
 pub(crate) struct SinkEntry {
-    /// Such as `0-1`, `0-1-alert`, `0-d1`, `0-c1`.
+    /// Such as `0-1`, `0-1-alert`, `0-1-total-a`, `0-d1`, `0-c1`.
     pub(crate) id: String,
     /// Such as `record.processed`.
     pub(crate) kind: String,
@@ -29,6 +29,7 @@ impl SinkEntry {
     /// Shard and sequence number.
     pub(crate) fn number(&self) -> (u64, i64) {
         let (shard, rest) = self.id.split_once('-').unwrap();
+        let rest = rest.split_once("-total-").map_or(rest, |(number, _)| number);
         let number = rest.trim_start_matches(['d', 'c']).trim_end_matches("-alert");
         (shard.parse().unwrap(), number.parse().unwrap())
     }
