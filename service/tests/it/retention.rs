@@ -280,6 +280,16 @@ async fn a_role_that_does_not_own_the_tables_leaves_the_drop_to_migrate() {
     pipeline.execute_as_owner(format!("drop owned by {role}; drop role {role}")).await;
 }
 
+/// Discards the dead letter of a record, as if that had been eight days ago.
+async fn discard_eight_days_ago(pipeline: &Pipeline, id: &str) {
+    let dead_letters = pipeline.list("/dead-letters").await;
+    let dead_letter = dead_letters.iter().find(|dead_letter| dead_letter["recordId"] == id).unwrap();
+    pipeline.act(&format!("/dead-letters/{}/discard", dead_letter["id"].as_str().unwrap())).await.expect(200);
+    pipeline
+        .execute("update dead_letters set closed_at = closed_at - interval '8 days' where closed_at is not null")
+        .await;
+}
+
 #[tokio::test]
 async fn ids_outcomes_and_windows_are_deleted_when_they_are_too_old() {
     let kept = json!({
@@ -312,15 +322,7 @@ async fn ids_outcomes_and_windows_are_deleted_when_they_are_too_old() {
     pipeline.applied_days_ago(8, &records).await;
     assert_eq!(pipeline.number("select count(*) from rollup_totals").await, 3);
     assert_eq!(pipeline.number("select count(*) from reversals").await, 1);
-    let closed: String = pipeline.list("/dead-letters").await.iter().find(|dead| dead["recordId"] == "closed").unwrap()
-        ["id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    pipeline.act(&format!("/dead-letters/{closed}/discard")).await.expect(200);
-    pipeline
-        .execute("update dead_letters set closed_at = closed_at - interval '8 days' where closed_at is not null")
-        .await;
+    discard_eight_days_ago(&pipeline, "closed").await;
     pipeline.verify().await;
 
     let mut work = pipeline.work();

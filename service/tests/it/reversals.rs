@@ -24,6 +24,30 @@ async fn total(pipeline: &Pipeline, destination: &str, query: &str) -> (Value, V
     (total["total"].clone(), total["count"].clone())
 }
 
+/// Spoils stored reversals of a record, one at a time: `verify` finds each.
+async fn find_what_is_wrong(pipeline: &Pipeline) {
+    for (wrong, right) in [
+        (
+            "update reversals set rest = rest + 1 where seq = (select seq from records where record_id = 'part')",
+            "update reversals set rest = rest - 1 where seq = (select seq from records where record_id = 'part')",
+        ),
+        (
+            "update records set original_seq = seq where record_id = 'part'",
+            "update records set original_seq = 1 where record_id = 'part'",
+        ),
+        (
+            "insert into reversals select shard, 1, 1000000, period, 0 from records where seq = 1",
+            "delete from reversals where seq = 1000000",
+        ),
+    ] {
+        pipeline.execute(wrong).await;
+        let verified = pipeline.command("verify", &["--json"]).await;
+        let verdict = String::from_utf8_lossy(&verified.stdout).into_owned();
+        assert!(!verified.status.success() && verdict.contains(r#""check":"reversal""#), "{wrong}: {verdict}");
+        pipeline.execute(right).await;
+    }
+}
+
 #[tokio::test]
 async fn a_record_is_taken_back_in_parts_and_then_what_remains() {
     let rollups = json!({"rollups": [{"name": "hourly", "window": "1h", "groupBy": ["destinationId"]}]});
@@ -87,27 +111,7 @@ async fn a_record_is_taken_back_in_parts_and_then_what_remains() {
         assert_eq!(excluded["groups"], json!([]), "{excluded}");
     }
     pipeline.verify().await;
-    // A sum that is stored wrong, and an original that does not fit, are found.
-    for (wrong, right) in [
-        (
-            "update reversals set rest = rest + 1 where seq = (select seq from records where record_id = 'part')",
-            "update reversals set rest = rest - 1 where seq = (select seq from records where record_id = 'part')",
-        ),
-        (
-            "update records set original_seq = seq where record_id = 'part'",
-            "update records set original_seq = 1 where record_id = 'part'",
-        ),
-        (
-            "insert into reversals select shard, 1, 1000000, period, 0 from records where seq = 1",
-            "delete from reversals where seq = 1000000",
-        ),
-    ] {
-        pipeline.execute(wrong).await;
-        let verified = pipeline.command("verify", &["--json"]).await;
-        let verdict = String::from_utf8_lossy(&verified.stdout).into_owned();
-        assert!(!verified.status.success() && verdict.contains(r#""check":"reversal""#), "{wrong}: {verdict}");
-        pipeline.execute(right).await;
-    }
+    find_what_is_wrong(&pipeline).await;
     pipeline.verify().await;
 }
 
