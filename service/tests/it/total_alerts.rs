@@ -224,6 +224,35 @@ async fn a_changed_threshold_fires_for_later_crossings_only() {
 }
 
 #[tokio::test]
+async fn a_reversal_takes_a_total_over_a_threshold_as_any_record_does() {
+    let thresholds = json!([
+        {"name": "low", "unit": "EUR", "below": "10", "per": "Key"},
+        {"name": "high", "unit": "EUR", "above": "40", "per": "Destination"},
+    ]);
+    let sinks = json!([sink("total-alerts", "TotalAlert")]);
+    let pipeline = Pipeline::new(json!({"shards": 1, "totalThresholds": thresholds, "sinks": sinks})).await;
+    let (_serve, _work) = (pipeline.serve().await, pipeline.work());
+    let mut paid = record("paid", "account");
+    paid["value"] = "50.00".into();
+    pipeline.send(&[paid]).await;
+    pipeline.applied().await;
+    let reverse = async |body: Value| {
+        pipeline.posting("/records/paid/reversal", body.to_string()).send().await.unwrap();
+        pipeline.applied().await;
+    };
+    // The second one takes what remains, which only the commit decides; the same again counts nowhere.
+    reverse(json!({"recordId": "part", "value": "20.00", "reason": "one was broken"})).await;
+    reverse(json!({"reason": "cancelled"})).await;
+    reverse(json!({"reason": "cancelled"})).await;
+    let alerts = published(&pipeline.sink_entries("total-alerts").await).remove(&0).unwrap();
+    let row = |id: &str, name: &str, before: &str, total: &str| {
+        (id.to_owned(), name.to_owned(), 1, before.parse::<Decimal>().unwrap(), total.parse::<Decimal>().unwrap())
+    };
+    assert_eq!(alerts, [row("0-1-total-high", "high", "0", "50"), row("0-3-total-low", "low", "30", "0")]);
+    pipeline.verify().await;
+}
+
+#[tokio::test]
 async fn a_webhook_delivers_each_alert_of_a_record_and_repeats_them_together() {
     let hooked = Hooked::new(1, |sink| sink["event"] = "TotalAlert".into()).await;
     let thresholds = json!([
