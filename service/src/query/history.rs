@@ -130,7 +130,11 @@ async fn applied(app: &App, id: &RecordId, limit: &AccessLimit, free: bool) -> R
     let found = app.store.find_record(id).await?;
     let found = found.filter(|found| limit.allows(&found.record.source_id, &found.record.destination_id));
     let dead_letters = app.store.dead_letters_of(id, limit).await?;
-    if let Some(FoundRecord { record, history }) = found {
+    if let Some(FoundRecord { record, mut history }) = found {
+        if limit.sources().is_some() {
+            // The totals are of records of any source.
+            history.total_alerts.clear();
+        }
         let published = published(app, &record, &history).await?;
         return Ok(Some(processed(app, record, history, limit, published, &dead_letters).await?));
     }
@@ -167,15 +171,11 @@ async fn applied(app: &App, id: &RecordId, limit: &AccessLimit, free: bool) -> R
 async fn processed(
     app: &App,
     record: StoredRecord,
-    mut history: RecordHistory,
+    history: RecordHistory,
     limit: &AccessLimit,
     published: Vec<SinkPublished>,
     dead_letters: &[StoredDeadLetter],
 ) -> Result<History, Failure> {
-    if limit.sources().is_some() {
-        // The totals are of records of any source.
-        history.total_alerts.clear();
-    }
     let traces = app.store.traces(&record.record_id, limit).await?;
     let reversed = app.store.reversals_of(ShardSeq { shard: record.shard, seq: record.seq }, REVERSALS).await?;
     Ok(History {

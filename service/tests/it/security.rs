@@ -119,6 +119,7 @@ async fn filled() -> (Pipeline, Process, Process, Vec<Limited>) {
 fn request(row: &Row) -> (String, Option<Value>) {
     let path = row.path.replace("{recordId}", "r1").replace("{secretId}", "sec_0").replace("{name}", "none");
     let path = path.replace("{id}", if row.path.starts_with("/keys") { "key_0" } else { "0-d9" });
+    let path = if path == "/totals" { format!("{path}?destinationId=here") } else { path };
     let body = match (row.method.as_str(), row.path.as_str()) {
         ("POST", "/records") => Some(record("r9", "here")),
         ("POST", "/records/{recordId}/reversal") => Some(json!({"reason": "tested"})),
@@ -182,6 +183,19 @@ async fn limited_cell(pipeline: &Pipeline, row: &Row, path: &str, body: Option<&
             let own = of("r9", "insider", "here", "positive");
             let body = if row.path.ends_with("batch") { json!([own]) } else { own };
             ask(pipeline, key, row, path, Some(&body)).await.expect(202);
+        }
+        "its destinations" => {
+            let of = async |destination: &str| {
+                ask(pipeline, key, row, &format!("{}?destinationId={destination}", row.path), None).await
+            };
+            if hidden.contains(&OUTSIDER) {
+                of("here").await.refused(403, "limited_key");
+                return;
+            }
+            assert_ne!(of("here").await.expect(200)["totals"], json!([]));
+            let all = pipeline.get(&format!("{}?destinationId={ELSEWHERE}", row.path)).await;
+            assert_ne!(all["totals"], json!([]), "the administrator sees it: {all}");
+            assert_eq!(of(ELSEWHERE).await.expect(200)["totals"], json!([]));
         }
         "matching, else 404" => {
             let of = async |id: &str| ask(pipeline, key, row, &row.path.replace("{recordId}", id), body).await;
