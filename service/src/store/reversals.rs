@@ -155,26 +155,37 @@ impl Store {
     /// When Postgres does not answer.
     pub async fn reversals_of(&self, original: ShardSeq, most: i64) -> Result<Reversed, Error> {
         let _watch = Watch::start("records.reversals");
-        let rows = sqlx::query!(
-            r#"select r.seq as "seq: Seq", r.record_id as "record_id: RecordId", r.value::text as "value!",
-                      newest.rest::text as "rest!", r.processed_at, newest.count as "count!"
-               from (select seq, period, rest, count(*) over () as count from reversals
-                     where shard = $1 and original_seq = $2 order by seq desc limit $3) newest
-               join records r on r.shard = $1 and r.seq = newest.seq and r.period = newest.period
-               order by r.seq desc"#,
+        let places = sqlx::query!(
+            r#"select seq as "seq: Seq", period, rest::text as "rest!", count(*) over () as "count!" from reversals
+               where shard = $1 and original_seq = $2 order by seq desc limit $3"#,
             original.shard as ShardId,
             original.seq as Seq,
             most,
         )
         .fetch_all(&self.pool)
         .await?;
-        let count = rows.first().map_or(0, |row| row.count);
-        let newest = rows.into_iter().map(|row| ReversalOf {
-            seq: row.seq,
-            record_id: row.record_id,
-            value: row.value,
-            rest: row.rest,
-            processed_at: row.processed_at,
+        let Some(count) = places.first().map(|place| place.count) else { return Ok(Reversed::default()) };
+        // Not a join: a plan that knows the periods opens only those.
+        let seqs: Vec<Seq> = places.iter().map(|place| place.seq).collect();
+        let periods: Vec<NaiveDate> = places.iter().map(|place| place.period).collect();
+        let rows = sqlx::query!(
+            r#"select seq as "seq: Seq", record_id as "record_id: RecordId", value::text as "value!", processed_at
+               from records where shard = $1 and seq = any($2) and period = any($3) order by seq desc"#,
+            original.shard as ShardId,
+            &seqs as &[Seq],
+            &periods,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut rests: HashMap<Seq, String> = places.into_iter().map(|place| (place.seq, place.rest)).collect();
+        let newest = rows.into_iter().filter_map(|row| {
+            Some(ReversalOf {
+                rest: rests.remove(&row.seq)?,
+                seq: row.seq,
+                record_id: row.record_id,
+                value: row.value,
+                processed_at: row.processed_at,
+            })
         });
         Ok(Reversed { count, newest: newest.collect() })
     }
