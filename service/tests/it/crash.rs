@@ -273,7 +273,7 @@ async fn an_owner_that_lost_its_shards_unnoticed_reads_nothing() {
     let (before, after) = load.records.split_at(100);
     pipeline.send(before).await;
     pipeline.applied().await;
-    // It stands still, so that it renews nothing, and notices nothing.
+    // Paused, it renews nothing and notices nothing.
     old.pause();
     pipeline.execute("update workers set seen_until = now() - interval '1 hour'").await;
     pipeline.execute("update shards set lease_until = now() - interval '1 hour'").await;
