@@ -40,10 +40,10 @@ impl GroupCommit {
         }
         self.insert_duplicates(parts).await?;
         self.count_outcomes(parts).await?;
+        self.insert_reversals(parts).await?;
         let changes = ids.changes();
         if changes.iter().all(|change| matches!(change, IdChange::Take { .. })) {
-            self.insert_records(parts, &changes).await?;
-            return self.insert_reversals(parts).await;
+            return self.insert_records(parts, &changes).await;
         }
         // All changes in the order of ids.
         for changes in
@@ -54,8 +54,7 @@ impl GroupCommit {
                 taken => self.insert_ids(taken).await?,
             }
         }
-        self.insert_records(parts, &[]).await?;
-        self.insert_reversals(parts).await
+        self.insert_records(parts, &[]).await
     }
 
     /// Gives the id of a closed dead letter to its new holder.

@@ -1,16 +1,19 @@
 //! Restore and disaster, step by step as in `docs/runbooks/`: after each, the loss is reported with its number, and `verify` finds
 //! no difference.
 
-use std::{collections::HashSet, fs, path::Path};
+use std::collections::HashSet;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tempfile::TempDir;
 
-use crate::harness::{
-    KEY, Load, Pipeline, PrivatePostgres, PrivateRedis, Process, SinkEntry, check_stream, eventually, lost, record,
-    shared, sink,
+use crate::{
+    harness::{
+        KEY, Load, Pipeline, PrivatePostgres, PrivateRedis, Process, SinkEntry, check_stream, eventually, lost, record,
+        shared, sink,
+    },
+    tls::mount,
 };
 
 /// A pipeline whose processes read their URLs from files, as pods do.
@@ -40,12 +43,6 @@ impl Pods {
         mount(self.dir.path(), "redis", redis);
         mount(self.dir.path(), "postgres", self.pipeline.postgres_url());
     }
-}
-
-/// Mounts a Secret in one step.
-fn mount(dir: &Path, name: &str, value: &str) {
-    fs::write(dir.join("new"), value).unwrap();
-    fs::rename(dir.join("new"), dir.join(name)).unwrap();
 }
 
 /// Runs `millrace sinks`, which must succeed.

@@ -131,10 +131,7 @@ async fn the_url_of_a_standby_is_followed_and_a_server_that_is_none_is_not_read(
     });
     let pipeline = Pipeline::on(&shared().await.redis, &primary.url(), json!({"shards": 1, "postgres": reads})).await;
     let dir = tempfile::tempdir().unwrap();
-    let mount = |name: &str, value: &str| {
-        std::fs::write(dir.path().join("new"), value).unwrap();
-        std::fs::rename(dir.path().join("new"), dir.path().join(name)).unwrap();
-    };
+    let mount = |name: &str, value: &str| mount(dir.path(), name, value);
     mount("redis", pipeline.redis_url());
     mount("postgres", pipeline.postgres_url());
     mount("key", KEY);
