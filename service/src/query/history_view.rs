@@ -154,9 +154,7 @@ pub(super) struct History {
     /// Its reversals; absent if it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reversals: Option<Reversals>,
-    /// The thresholds on totals that it took a total over. Absent: none, or for a key that is limited to some sources.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[oai(skip_serializing_if_is_empty)]
+    /// The thresholds on totals that it took a total over. None are shown to a key that is limited to some sources.
     pub total_alerts: Vec<TotalAlertView>,
     /// The sinks of the manifest that carry it, once it is processed.
     pub published: Vec<SinkPublished>,

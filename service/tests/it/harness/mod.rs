@@ -4,6 +4,7 @@ mod backups;
 #[path = "../../../src/tls/testing.rs"]
 mod certificates;
 mod checks;
+mod document;
 mod failover;
 mod http;
 mod issuer;

@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgPoolOptions};
 use tempfile::TempDir;
 
-use super::{ManyRedis, Pooler, Process, eventually, failover::Place, free_port, obtain, shared};
+use super::{
+    ManyRedis, Pooler, Process, document::assert_documented, eventually, failover::Place, free_port, obtain, shared,
+};
 
 /// The bootstrap key of every pipeline here, with all scopes.
 pub(crate) const KEY: &str = "mk_integration-tests-0123456789-abcdef";
@@ -373,13 +375,15 @@ impl Pipeline {
         self.http.request(method, format!("{url}{path}")).bearer_auth(KEY)
     }
 
-    /// The JSON body of a GET, which must be answered with 200.
+    /// The JSON body of a GET, which must be answered with 200 as the OpenAPI document says.
     pub(crate) async fn get(&self, path: &str) -> Value {
         let answer = self.request(Method::GET, path).send().await.unwrap();
         let status = answer.status();
         let text = answer.text().await.unwrap();
         assert_eq!(status, StatusCode::OK, "GET {path}: {text}");
-        serde_json::from_str(&text).unwrap()
+        let body = serde_json::from_str(&text).unwrap();
+        assert_documented(path, &body);
+        body
     }
 
     /// Sends a POST of JSON; returns status and body.
