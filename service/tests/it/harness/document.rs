@@ -21,7 +21,7 @@ pub(crate) fn assert_documented(path: &str, body: &Value) {
     let content = &paths[template]["get"]["responses"]["200"]["content"];
     let json = |(name, media): (&String, &'static Value)| name.starts_with("application/json").then_some(media);
     let Some(media) = content.as_object().into_iter().flatten().find_map(json) else { return };
-    assert_value(&format!("GET {template}: "), &media["schema"], body);
+    assert_value(&format!("GET {template}"), &media["schema"], body);
 }
 
 fn fits(template: &str, path: &str) -> bool {
